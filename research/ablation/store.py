@@ -1,0 +1,79 @@
+"""Run directories on disk. Everything in them is JSON, and appears whole or not at all.
+
+    <workdir>/<run id>/config.json        the resolved config
+                       environment.json   versions, device, git commit, command line
+                       metrics.jsonl      one line per logged step
+                       result.json        written last: the run is finished when it exists
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG, ENVIRONMENT, METRICS, RESULT = (
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "result.json",
+)
+
+COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
+"""Values of result["status"]: trained to the end; loss became NaN; raised an exception."""
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` with NaN and infinities as None: JSON has no word for them."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside the target, then renames over it, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Returns the parsed file, or None when it does not exist."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """Returns the rows of metrics.jsonl in order; a last line cut by a kill is dropped."""
+    try:
+        lines = (run / METRICS).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def result_of(run: Path) -> dict | None:
+    """Returns the run's result, or None while it is unfinished."""
+    return read_json(run / RESULT)
