@@ -1,0 +1,188 @@
+"""Claims as data: what a paper says, where, its figures, and the test that checks it.
+
+A test is a small frozen dataclass that names arms, a place on the axes and a margin. It holds no
+numbers of ours; `research.ablation.verdicts.judge` applies it to the measured runs. Everything here
+survives `dataclasses.asdict` and JSON, and `claim_from_json` brings it back.
+
+Common attributes of the tests:
+  at: partial axis point, {axis key: value}. Axes it leaves out are quantified over: the claim must
+    hold at every one of their values. Empty means at every point.
+  metric: name of the metric that is tested; "" is the outcome of the experiment. A sliced metric
+    (for example "accuracy_by_gap") adds the axis "slice", whose values are the slice labels.
+    "budget/NAME" is a budget column, "timing/NAME" a timing, "steps_to_threshold" the first
+    evaluated step at which the outcome reached `Outcome.solved`.
+  better: "higher" or "lower"; needed only for a metric whose direction the outcome does not tell.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from research.errors import UserError, check_name
+
+SLICE = "slice"
+"""Axis key of the labels of a sliced metric."""
+
+
+def _kind(name: str) -> Any:
+    return field(default=name, init=False)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Arm `a` is better than arm `b` by at least `margin` (in units of the metric)."""
+
+    a: str
+    b: str
+    margin: float = 0.0
+    at: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    better: str = ""
+    kind: str = _kind("direction")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The mean of `arm` is at least `at_least`, or at most `at_most` (exactly one of them)."""
+
+    arm: str
+    at_least: float | None = None
+    at_most: float | None = None
+    at: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    kind: str = _kind("threshold")
+
+    def __post_init__(self):
+        if (self.at_least is None) == (self.at_most is None):
+            raise UserError(
+                f"Threshold({self.arm!r}) takes exactly one of at_least and at_most, for example "
+                "at_least=0.95."
+            )
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Arms `a` and `b` differ by less than `margin` in either direction."""
+
+    a: str
+    b: str
+    margin: float
+    at: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    kind: str = _kind("equivalence")
+
+    def __post_init__(self):
+        _positive("Equivalence", self.margin)
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Going up the axis `along`, arm `a` is first better than `b` and then worse.
+
+    With `value`, `a` is better at every axis value below it and worse at every one above it (the
+    value itself is left out). Without, `a` is better at the first axis value and worse at the last,
+    with one change in between.
+    """
+
+    a: str
+    b: str
+    along: str
+    value: float | None = None
+    at: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    better: str = ""
+    kind: str = _kind("crossover")
+
+
+@dataclass(frozen=True)
+class Trend:
+    """The metric of `arm` rises, falls or stays flat along an axis.
+
+    The statistic is the change of a least-squares line from the first to the last axis value, one
+    line per seed. "increasing" and "decreasing" ask for a change of at least `margin`, "flat" for
+    one smaller than `margin`. `scale` "log" takes the logarithm of the axis values; values that are
+    not numbers count by their position.
+    """
+
+    arm: str
+    along: str
+    direction: str
+    margin: float = 0.0
+    scale: str = "linear"
+    at: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    kind: str = _kind("trend")
+
+    def __post_init__(self):
+        check_name("Trend.direction", self.direction, ("increasing", "decreasing", "flat"))
+        check_name("Trend.scale", self.scale, ("linear", "log"))
+        if self.direction == "flat":
+            _positive("Trend(direction='flat')", self.margin)
+
+
+def _positive(name: str, margin: float) -> None:
+    if not margin > 0:
+        raise UserError(f"{name} takes margin > 0, not {margin!r}: no two runs are exactly alike.")
+
+
+Test = Direction | Threshold | Equivalence | Crossover | Trend
+
+TESTS: dict[str, type] = {
+    "direction": Direction,
+    "threshold": Threshold,
+    "equivalence": Equivalence,
+    "crossover": Crossover,
+    "trend": Trend,
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published or expected statement.
+
+    Attributes:
+      text: the statement, one sentence.
+      source: where it is published, for example "Bahdanau 2015, Fig. 2"; "" for our own.
+      published: {label: figure}; a label that is an arm's name is shown beside that arm's mean.
+      test: what must hold on our runs; None shows the figures and passes no verdict.
+    """
+
+    text: str
+    source: str = ""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    test: Test | None = None
+
+    def arms(self) -> tuple[str, ...]:
+        """Returns the arms the test names."""
+        names = (getattr(self.test, key, None) for key in ("arm", "a", "b"))
+        return tuple(name for name in names if name is not None)
+
+    def axes(self) -> tuple[str, ...]:
+        """Returns the axis keys the test names, without the slices of a sliced metric."""
+        if self.test is None:
+            return ()
+        along = getattr(self.test, "along", None)
+        keys = (*self.test.at, *([along] if along else []))
+        return tuple(key for key in keys if key != SLICE)
+
+
+def restore_test(value: Mapping) -> Test:
+    """Inverse of `dataclasses.asdict` on a test. Raises UserError for an unknown kind or field."""
+    kind = value.get("kind", "")
+    check_name("test.kind", kind, TESTS)
+    cls = TESTS[kind]
+    arguments = {key: v for key, v in value.items() if key != "kind"}
+    for key in arguments:
+        check_name(f"field of test {kind!r}", key, [f.name for f in fields(cls) if f.init])
+    return cls(**arguments)
+
+
+def claim_from_json(value: Mapping) -> Claim:
+    """Inverse of `dataclasses.asdict` on a claim."""
+    test = value.get("test")
+    return Claim(
+        text=value["text"],
+        source=value.get("source", ""),
+        published=value.get("published") or {},
+        test=restore_test(test) if test else None,
+    )
