@@ -127,7 +127,7 @@ def _positive(name: str, margin: float) -> None:
 
 Test = Direction | Threshold | Equivalence | Crossover | Trend
 
-TESTS: dict[str, type] = {
+TESTS: dict[str, type[Test]] = {
     "direction": Direction,
     "threshold": Threshold,
     "equivalence": Equivalence,
@@ -143,13 +143,14 @@ class Claim:
     Attributes:
       text: the statement, one sentence.
       source: where it is published, for example "Bahdanau 2015, Fig. 2"; "" for our own.
-      published: {label: figure}; a label that is an arm's name is shown beside that arm's mean.
+      published: {label: figure}; a label that is an arm's name is shown beside that arm's mean. A
+        text or a number is shown as it is.
       test: what must hold on our runs; None shows the figures and passes no verdict.
     """
 
     text: str
     source: str = ""
-    published: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, Any] | str | float = field(default_factory=dict)
     test: Test | None = None
 
     def arms(self) -> tuple[str, ...]:
@@ -183,6 +184,6 @@ def claim_from_json(value: Mapping) -> Claim:
     return Claim(
         text=value["text"],
         source=value.get("source", ""),
-        published=value.get("published") or {},
+        published=value.get("published", {}),
         test=restore_test(test) if test else None,
     )
