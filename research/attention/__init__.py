@@ -1,0 +1,57 @@
+"""Attention mechanisms as pure functions of arrays.
+
+A mechanism is a composition of a score, a mask, biases and a normalizer; how it is computed is a
+separate choice. Arrays are named by one alphabet: B batch, T query length, S key length, H heads,
+K key/value heads, D head width, M model width.
+"""
+
+from research.attention.biases import Bias, alibi, softcap
+from research.attention.errors import MechanismError, Unsupported
+from research.attention.implementations import IMPLEMENTATIONS, attend
+from research.attention.masks import (
+    Mask,
+    causal,
+    full,
+    padding,
+    prefix,
+    segments,
+    window,
+)
+from research.attention.mixer import Mixer, Parameter, init_params, state_bytes
+from research.attention.normalizers import NORMALIZERS, Normalizer, softmax
+from research.attention.positions import rope, sinusoidal
+from research.attention.registry import MIXERS, Options, make_mixer
+from research.attention.scores import Score, cosine, dot, scaled_dot
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "MIXERS",
+    "NORMALIZERS",
+    "Bias",
+    "Mask",
+    "MechanismError",
+    "Mixer",
+    "Normalizer",
+    "Options",
+    "Parameter",
+    "Score",
+    "Unsupported",
+    "alibi",
+    "attend",
+    "causal",
+    "cosine",
+    "dot",
+    "full",
+    "init_params",
+    "make_mixer",
+    "padding",
+    "prefix",
+    "rope",
+    "scaled_dot",
+    "segments",
+    "sinusoidal",
+    "softcap",
+    "softmax",
+    "state_bytes",
+    "window",
+]

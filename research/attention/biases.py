@@ -1,0 +1,113 @@
+"""Biases: what is done to a score that depends on where query and key are.
+
+A bias is a frozen dataclass registered as a pytree, called as ``bias(score, head, q_index,
+kv_index) -> score`` on any block of scores. Float leaves are parameters: every implementation
+returns their gradients. A new bias is one dataclass here and one line in the registry.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+Index = Integer[Array | np.ndarray, "..."]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """The base of all biases. By itself it changes nothing."""
+
+    def __call__(
+        self,
+        score: Float[Array, "B H T S"],
+        head: Index,
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        """The new scores.
+
+        Args:
+            score: a block of scores, (B, H, T, S), float32 or wider.
+            head: the index of each query head, (H, 1, 1).
+            q_index: absolute query positions, (T, 1).
+            kv_index: absolute key positions, (1, S).
+        """
+        return score
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Alibi(Bias):
+    """score - slope of the head * |q - k|."""
+
+    slopes: tuple[float | Float[Array, ""], ...] | Float[Array, " H"]
+
+    def __call__(
+        self,
+        score: Float[Array, "B H T S"],
+        head: Index,
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        slopes = jnp.asarray(self.slopes, score.dtype)[head]
+        return score - slopes * jnp.abs(q_index - kv_index)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Softcap(Bias):
+    """cap * tanh(score / cap)."""
+
+    cap: float | Float[Array, ""]
+
+    def __call__(
+        self,
+        score: Float[Array, "B H T S"],
+        head: Index,
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        return self.cap * jnp.tanh(score / self.cap)
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """The slopes of Press et al. 2022, section 3, from steepest to flattest.
+
+    For n = 2**m heads they are 2**(-8/n), 2**(-16/n) ... 2**-8. For other counts, as in the
+    authors' code: those of the power of two below, then every second one of the power of two above.
+    """
+    below = 2 ** math.floor(math.log2(num_heads))
+
+    def geometric(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    return tuple(geometric(below) + geometric(2 * below)[0::2][: num_heads - below])
+
+
+def alibi(num_heads: int) -> Bias:
+    """Attention with linear biases (Press et al. 2022, section 3).
+
+    The distance is taken in both directions, which is the paper's penalty under a causal mask and
+    its usual symmetric form under a bidirectional one.
+
+    Raises:
+        ValueError: ``num_heads`` is less than 1.
+    """
+    if num_heads < 1:
+        raise ValueError(f"alibi: num_heads = {num_heads}; it must be at least 1")
+    return Alibi(alibi_slopes(num_heads))
+
+
+def softcap(cap: float) -> Bias:
+    """cap * tanh(score / cap) (Gemma Team 2024, Gemma 2, section 2, "logit soft-capping").
+
+    Raises:
+        ValueError: ``cap`` is not positive.
+    """
+    if cap <= 0:
+        raise ValueError(f"softcap: cap = {cap}; it must be positive")
+    return Softcap(cap)

@@ -1,0 +1,297 @@
+"""Masks: which keys a query may see, as composable functions of absolute positions.
+
+A mask is a frozen dataclass registered as a pytree. Sizes are static fields, so a mask without
+arrays is hashable and can be an option of a module; arrays (segment ids, padding) are leaves, so a
+mask can be passed through ``jax.jit``. Every mask answers four questions:
+
+``mask(q_index, kv_index)``
+    which pairs are allowed, evaluated on index arrays;
+``mask.blocks(...)``
+    which blocks of pairs are wholly allowed or wholly forbidden, without evaluating the pairs;
+``mask.reach``
+    how far back a query can see, which sizes the ring buffer of a decoder;
+``mask.together``
+    how many leading tokens see each other in both directions, which says whether (and with what
+    first chunk) the mask can be decoded token by token.
+
+A new mask is one dataclass here and one line in ``MASKS``.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Integer
+
+Index = Integer[Array | np.ndarray, "..."]
+Bounds = Integer[np.ndarray, "..."]
+Blocks = tuple[Bool[np.ndarray, "..."], Bool[np.ndarray, "..."]]
+
+
+def static(**options: Any) -> Any:
+    """A dataclass field that is part of the pytree's structure instead of a leaf."""
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """The base of all masks. By itself it allows every pair."""
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        """Whether each query may see each key.
+
+        Args:
+            q_index: absolute query positions, (T, 1).
+            kv_index: absolute key positions, (1, S).
+
+        Returns:
+            A boolean array that broadcasts to (B, H, T, S). True means allowed.
+        """
+        return jnp.ones(np.broadcast_shapes(q_index.shape, kv_index.shape), bool)
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        """Classifies blocks of pairs from their inclusive bounds, in three-valued logic.
+
+        The bounds broadcast against each other, so that a whole grid of blocks is one call on
+        (rows, 1) and (1, columns) arrays.
+
+        Returns:
+            ``(any, all)``. Where ``any`` is False no pair of the block is allowed; where ``all``
+            is True every pair is. A mask that cannot tell says (True, False).
+        """
+        shape = np.broadcast_shapes(*(np.shape(b) for b in (q_lo, q_hi, kv_lo, kv_hi)))
+        return np.ones(shape, bool), np.ones(shape, bool)
+
+    @property
+    def reach(self) -> int | None:
+        """An r such that no query sees a key r or more positions behind it; None if unbounded."""
+        return None
+
+    @property
+    def together(self) -> int | None:
+        """The smallest known n such that a query at t sees no key later than max(t, n - 1).
+
+        0 means causal: tokens can be decoded one at a time. n > 0 means that the first n tokens
+        have to be given together. None means that the mask cannot be decoded.
+        """
+        return None
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return And(self, other)
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return Or(self, other)
+
+    def __invert__(self) -> "Mask":
+        return Not(self)
+
+
+def _unknown(q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    """The answer of a mask whose arrays are not known while tracing."""
+    shape = np.broadcast_shapes(*(np.shape(b) for b in (q_lo, q_hi, kv_lo, kv_hi)))
+    return np.ones(shape, bool), np.zeros(shape, bool)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Window(Mask):
+    """Keys at distance 0 .. size - 1 behind the query; size None is plain causal."""
+
+    size: int | None = static(default=None)
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        allowed = jnp.asarray(kv_index <= q_index)
+        if self.size is not None:
+            allowed &= q_index - kv_index < self.size
+        return allowed
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        # The distances q - k inside a block are exactly the integers nearest .. farthest.
+        nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
+        some, every = farthest >= 0, nearest >= 0
+        if self.size is not None:
+            some, every = some & (nearest < self.size), every & (farthest < self.size)
+        return some, every
+
+    @property
+    def reach(self) -> int | None:
+        return self.size
+
+    @property
+    def together(self) -> int | None:
+        return 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix(Mask):
+    """Bidirectional among the first ``length`` positions, causal after them."""
+
+    length: int = static()
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return jnp.asarray(kv_index <= jnp.maximum(q_index, self.length - 1))
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        last = self.length - 1
+        return kv_lo <= np.maximum(q_hi, last), kv_hi <= np.maximum(q_lo, last)
+
+    @property
+    def together(self) -> int | None:
+        return self.length
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segments(Mask):
+    """A query sees the keys that carry its own segment id."""
+
+    q_segments: Any
+    kv_segments: Any
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        queries = jnp.take(self.q_segments, q_index, axis=1, mode="clip")
+        keys = jnp.take(self.kv_segments, kv_index, axis=1, mode="clip")
+        return (queries == keys)[:, None]
+
+    blocks = staticmethod(_unknown)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Padding(Mask):
+    """Every query sees the keys that are marked valid."""
+
+    valid: Any
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        keys = jnp.take(self.valid, kv_index, axis=1, mode="clip")
+        return jnp.broadcast_to(
+            keys, keys.shape[:1] + np.broadcast_shapes(q_index.shape, kv_index.shape)
+        )[:, None]
+
+    blocks = staticmethod(_unknown)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class And(Mask):
+    """Pairs that both masks allow; built by ``a & b``."""
+
+    left: Mask
+    right: Mask
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return self.left(q_index, kv_index) & self.right(q_index, kv_index)
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        some, every = self.left.blocks(q_lo, q_hi, kv_lo, kv_hi)
+        some2, every2 = self.right.blocks(q_lo, q_hi, kv_lo, kv_hi)
+        return some & some2, every & every2
+
+    @property
+    def reach(self) -> int | None:
+        return min(
+            (m.reach for m in (self.left, self.right) if m.reach is not None),
+            default=None,
+        )
+
+    @property
+    def together(self) -> int | None:
+        known = [m.together for m in (self.left, self.right) if m.together is not None]
+        return min(known, default=None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Or(Mask):
+    """Pairs that at least one of the masks allows; built by ``a | b``."""
+
+    left: Mask
+    right: Mask
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return self.left(q_index, kv_index) | self.right(q_index, kv_index)
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        some, every = self.left.blocks(q_lo, q_hi, kv_lo, kv_hi)
+        some2, every2 = self.right.blocks(q_lo, q_hi, kv_lo, kv_hi)
+        return some | some2, every | every2
+
+    @property
+    def reach(self) -> int | None:
+        reaches = (self.left.reach, self.right.reach)
+        return None if None in reaches else max(reaches)
+
+    @property
+    def together(self) -> int | None:
+        both = (self.left.together, self.right.together)
+        return None if None in both else max(both)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Not(Mask):
+    """Pairs that the mask forbids; built by ``~mask``."""
+
+    inner: Mask
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return ~self.inner(q_index, kv_index)
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        some, every = self.inner.blocks(q_lo, q_hi, kv_lo, kv_hi)
+        return ~every, ~some
+
+    def __invert__(self) -> Mask:
+        return self.inner
+
+
+def full() -> Mask:
+    """Every query sees every key (Vaswani et al. 2017, section 3.2.3, encoder self-attention)."""
+    return Mask()
+
+
+def causal() -> Mask:
+    """A query sees itself and what came before (Vaswani et al. 2017, section 3.2.3, decoder)."""
+    return Window()
+
+
+def window(size: int) -> Mask:
+    """A query sees the latest ``size`` keys, itself included (Beltagy et al. 2020, section 3.1).
+
+    Raises:
+        ValueError: ``size`` is less than 1.
+    """
+    if size < 1:
+        raise ValueError(f"window: size = {size}; it must be at least 1, the query itself")
+    return Window(size)
+
+
+def prefix(length: int) -> Mask:
+    """Prefix language model: bidirectional within the prefix, causal after it.
+
+    Source: Raffel et al. 2020, section 3.2.1, figure 4 (right).
+
+    Raises:
+        ValueError: ``length`` is negative.
+    """
+    if length < 0:
+        raise ValueError(f"prefix: length = {length}; it must not be negative")
+    return Prefix(length)
+
+
+def segments(q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"]) -> Mask:
+    """A query sees the keys of its own segment: packed documents (Krell et al. 2021, section 3.2).
+
+    The arrays are indexed by absolute position.
+    """
+    return Segments(q_segments, kv_segments)
+
+
+def padding(valid: Bool[Array, "B S"]) -> Mask:
+    """Every query sees the keys whose ``valid`` is True; indexed by absolute position."""
+    return Padding(valid)
