@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from research.errors import UserError, did_you_mean
@@ -156,13 +156,15 @@ def _stop(message: str) -> None:
 
 def define_config_flag() -> None:
     """Defines --config=FILE and --config.key=value overrides."""
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/NAME.py", True)
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/NAME.py", lock_config=True)
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command: parses flags, calls `main()`, turns UserError into one line, exit code 2."""
 
     def guarded(_: list[str]) -> None:
+        # Libraries narrate at INFO; a command's own lines would drown in it.
+        logging.set_verbosity(logging.WARNING)
         try:
             sys.exit(main() or 0)
         except UserError as error:

@@ -1,0 +1,82 @@
+"""Every key of a run, once, with its default. The other configs are this one plus a delta.
+
+    python -m research.train --config=configs/base.py --workdir=runs/base
+
+trains a small transformer on associative recall (about 30 seconds on 2 cores). Any key can be
+overridden on the command line: --config.model.num_heads=8. Tuples take a(1, 2) or repeated flags.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the base config."""
+    config = ConfigDict()
+    config.seed = 0  # initial parameters, order of the data and dropout follow from it
+    config.members = 1  # trains this many seeds (seed, seed + 1, ...) as one program
+
+    config.task = task = ConfigDict()
+    task.name = "recall"  # recall | text
+    task.length = 64  # tokens per sequence (recall: even)
+    task.batch_size = 32  # sequences per step
+    # recall: multi-query associative recall
+    task.vocab_size = 64  # half keys, half values; token 0 is the filler
+    task.num_pairs = (4,)  # each sequence draws its number of key-value pairs from these
+    task.gap_power = 0.01  # exponent of the power law of the gaps; smaller: shorter gaps
+    # text: language modelling on a file
+    task.path = "tinyshakespeare"  # a known corpus or the path of a UTF-8 text file
+    task.tokenizer = "char"  # char | bpe
+    task.bpe_vocab_size = 1024  # vocabulary of the byte-level BPE, trained on the training split
+
+    config.model = model = ConfigDict()
+    model.width = 64  # of the residual stream
+    model.num_layers = 2
+    model.feedforward = 256  # hidden width of the feed-forward layer; 0: no such layer
+    model.activation = "gelu"  # gelu | gelu_tanh | relu | swiglu
+    model.norm = "rmsnorm"  # rmsnorm | layernorm
+    model.use_bias = False  # biases in projections and norms
+    model.tie_embeddings = True  # output matrix = embedding matrix
+    model.dropout = 0.0  # on embeddings and on what each sublayer adds (Vaswani 2017, 5.4)
+    model.init_stddev = 0.02  # of every matrix; 0: 1 / sqrt(fan in)
+    model.init_scale = 1.0  # multiplies every initial matrix
+    model.dtype = "float32"  # float32 | bfloat16: activations; parameters stay float32
+    model.remat = False  # recompute each layer in the backward pass to save memory
+    # the mixer: what moves information between positions
+    model.mixer = "softmax"  # softmax | linear | gated_convolution
+    model.num_heads = 4
+    model.num_kv_heads = 0  # heads that keys and values have; 0: num_heads, 1: multi-query
+    model.head_width = 0  # 0: width / num_heads
+    model.score = "scaled_dot"  # dot | scaled_dot | cosine
+    model.mask = "causal"  # causal | window | prefix
+    model.window = 0  # keys that a query sees under mask=window, itself included
+    model.prefix_length = 0  # tokens that see each other under mask=prefix
+    model.normalizer = "softmax"
+    model.softcap = 0.0  # bounds scores to +-softcap by tanh; 0: off
+    model.position = "rope"  # none | sinusoidal | learned | rope | alibi
+    model.rope_base = 10000.0
+    model.filter_length = 0  # taps of the gated convolution; 0: task.length
+    # how it is computed; never what
+    model.implementation = "dense"  # dense | blockwise; linear: parallel | chunkwise | recurrent
+    model.block_size = 0  # of blockwise and chunkwise; 0: chosen for the length
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"
+    optimizer.learning_rate = 1e-3  # the peak
+    optimizer.schedule = "cosine"  # constant | cosine | linear | rsqrt
+    optimizer.warmup_steps = 100
+    optimizer.final_fraction = 0.1  # of the peak, reached at the last step (cosine, linear)
+    optimizer.weight_decay = 0.1  # on matrices only
+    optimizer.beta1 = 0.9
+    optimizer.beta2 = 0.99
+    optimizer.epsilon = 1e-8
+    optimizer.clip_norm = 1.0  # of the whole gradient; 0: no clipping
+    optimizer.accumulate = 1  # splits each batch into this many parts, one after another
+
+    config.train = train = ConfigDict()
+    train.steps = 1500
+    train.log_every = 50  # steps between rows of training metrics
+    train.eval_every = 250  # steps between evaluations
+    train.eval_batches = 16  # batches of an evaluation
+    train.checkpoint_every = 500  # steps between checkpoints; the last step always saves
+    train.keep_checkpoints = 2
+    return config

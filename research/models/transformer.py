@@ -1,0 +1,234 @@
+"""Decoder transformer: a thin Flax shell around the mixers of `research.attention`.
+
+Pre-norm blocks (Xiong 2020): x + mixer(norm(x)), then x + feedforward(norm(x)). The layers are one
+scanned block with stacked parameters, so compile time does not grow with depth. Parameters are
+float32; activations have `dtype`.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from research.attention.errors import MechanismError
+from research.attention.mixer import Mixer
+from research.attention.positions import sinusoidal
+from research.attention.registry import Options, make_mixer
+from research.errors import UserError, check_name
+
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": nn.gelu,
+    "relu": nn.relu,
+    "swiglu": nn.silu,
+}
+NORMS = ("rmsnorm", "layernorm")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Static description of a decoder; the keys are those of `config.model` in configs/base.py."""
+
+    vocab_size: int
+    length: int
+    width: int
+    num_layers: int
+    feedforward: int
+    activation: str
+    norm: str
+    use_bias: bool
+    tie_embeddings: bool
+    dropout: float
+    init_stddev: float
+    dtype: str
+    remat: bool
+    position: str
+    mixer: Mixer
+
+
+def matrix_init(stddev: float) -> nn.initializers.Initializer:
+    """Returns N(0, stddev^2), or N(0, 1 / fan in) when stddev is 0."""
+    if stddev:
+        return nn.initializers.normal(stddev)
+    return nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), statistics in float32."""
+
+    kind: str
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... M"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5) * scale
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return y.astype(x.dtype)
+
+
+class Mix(nn.Module):
+    """Owns the parameters that a mixer declares."""
+
+    mixer: Mixer
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T M"], state: Any) -> tuple[Float[Array, "B T M"], Any]:
+        params = {
+            name: self.param(name, p.init, p.shape) for name, p in self.mixer.parameters().items()
+        }
+        if state is None:
+            return self.mixer(params, x), None
+        state, y = self.mixer.extend(params, state, x)
+        return y, state
+
+
+class FeedForward(nn.Module):
+    """Two matrices and an activation (Vaswani 2017, eq. 2); SwiGLU has a gate (Shazeer 2020)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+        c = self.config
+        init = matrix_init(c.init_stddev)
+        # GPT-2 shrinks what is added to the residual stream by the number of additions.
+        out_init = matrix_init(c.init_stddev / (2 * c.num_layers) ** 0.5)
+
+        def dense(width: int, name: str, kernel_init: Any = init) -> nn.Dense:
+            return nn.Dense(
+                width, use_bias=c.use_bias, dtype=x.dtype, kernel_init=kernel_init, name=name
+            )
+
+        y = ACTIVATIONS[c.activation](dense(c.feedforward, "in")(x))
+        if c.activation == "swiglu":
+            y = y * dense(c.feedforward, "gate")(x)
+        return dense(c.width, "out", out_init)(y)
+
+
+class Block(nn.Module):
+    """One layer. With a state it extends the sequence; without, it sees the whole of it."""
+
+    config: TransformerConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T M"], state: Any) -> tuple[Float[Array, "B T M"], Any]:
+        c = self.config
+        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        y, state = Mix(c.mixer, name="mixer")(Norm(c.norm, c.use_bias, name="norm1")(x), state)
+        x = x + drop(y)
+        if c.feedforward:
+            y = FeedForward(c, name="feedforward")(Norm(c.norm, c.use_bias, name="norm2")(x))
+            x = x + drop(y)
+        return x, state
+
+
+class Decoder(nn.Module):
+    """Tokens to logits.
+
+    `decoder(tokens)` is the training form over a whole sequence. `decoder(tokens, state)` continues
+    from a decoding state (`init_state`) by any number of tokens and also returns the new state.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "B T"], state: Any = None, *, deterministic: bool = True
+    ) -> tuple[Float[Array, "B T V"], Any]:
+        """Returns float32 logits (B, T, V) and the new decoding state (None without one)."""
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        table = self.param("embedding", matrix_init(c.init_stddev), (c.vocab_size, c.width)).astype(
+            dtype
+        )
+        step = jnp.int32(0) if state is None else state["step"]
+        x = table[tokens]
+        if c.position in ("sinusoidal", "learned"):
+            if c.position == "learned":
+                positions = self.param("position", matrix_init(c.init_stddev), (c.length, c.width))
+            else:
+                # Scaled to the embeddings, which it would drown at unit size.
+                positions = sinusoidal(c.length, c.width) * (c.init_stddev or c.width**-0.5)
+            window = jax.lax.dynamic_slice_in_dim(positions, step, tokens.shape[1])
+            x = x + window.astype(dtype)
+        x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
+
+        block = Block
+        if c.remat:
+            block = nn.remat(block, prevent_cse=False)
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=c.num_layers,
+        )(c, deterministic, name="layers")
+        x, layer_states = layers(x, None if state is None else state["layers"])
+        if state is not None:
+            state = {"step": step + tokens.shape[1], "layers": layer_states}
+
+        x = Norm(c.norm, c.use_bias, name="norm")(x)
+        if c.tie_embeddings:
+            logits = x @ table.T
+        else:
+            logits = nn.Dense(
+                c.vocab_size,
+                use_bias=False,
+                dtype=dtype,
+                kernel_init=matrix_init(c.init_stddev),
+                name="head",
+            )(x)
+        return logits.astype(jnp.float32), state
+
+
+def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
+    """Returns the decoding state of `batch` empty sequences with room for `length` tokens."""
+    layer = config.mixer.init_state(batch, length, jnp.dtype(config.dtype))
+    stacked = jax.tree.map(lambda a: jnp.stack([a] * config.num_layers), layer)
+    return {"step": jnp.int32(0), "layers": stacked}
+
+
+def state_bytes(config: TransformerConfig, length: int) -> int:
+    """Returns the bytes of one sequence's decoding state with room for `length` tokens."""
+    shapes = jax.eval_shape(lambda: init_state(config, 1, length)["layers"])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def make_transformer(model: ConfigDict, vocab_size: int, length: int) -> Decoder:
+    """Returns the decoder of `config.model`. Raises UserError for what does not fit."""
+    check_name("model.activation", model.activation, ACTIVATIONS)
+    check_name("model.norm", model.norm, NORMS)
+    check_name("model.dtype", model.dtype, DTYPES)
+    for key in ("width", "num_layers"):
+        if model[key] < 1:
+            raise UserError(f"model.{key}={model[key]} must be at least 1.")
+    if model.feedforward < 0:
+        raise UserError(f"model.feedforward={model.feedforward} must be at least 0 (0: none).")
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
+    values = model.to_dict()
+    names = {f.name for f in fields(Options)}
+    try:
+        options = Options(**{k: v for k, v in values.items() if k in names}, max_length=length)
+        mixer = make_mixer(options)
+    except MechanismError as error:
+        raise UserError(f"model.{error}") from None
+    names = {f.name for f in fields(TransformerConfig)} - {"mixer"}
+    return Decoder(
+        TransformerConfig(
+            **{k: v for k, v in values.items() if k in names},
+            vocab_size=vocab_size,
+            length=length,
+            mixer=mixer,
+        )
+    )

@@ -1,0 +1,92 @@
+"""Finding a data file: under DATA_DIR, or downloaded once with its sha256 checked."""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from research.errors import UserError, did_you_mean
+
+SECONDS = 60  # a download that stalls for this long is an error, not a hang
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that can be fetched.
+
+    Attributes:
+      path: where it lies below the data directory.
+      url: where it comes from.
+      sha256: of its bytes, hexadecimal.
+    """
+
+    path: str
+    url: str
+    sha256: str
+
+
+TEXTS = {
+    "tinyshakespeare": RemoteFile(
+        "tinyshakespeare/input.txt",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+"""Known text corpora, by the name that `task.path` takes."""
+
+
+def data_directory() -> Path:
+    """Returns $DATA_DIR, or ~/.cache/attest."""
+    return Path(os.environ.get("DATA_DIR") or Path.home() / ".cache" / "attest").expanduser()
+
+
+def fetch(file: RemoteFile) -> Path:
+    """Returns the local path of `file`, downloading it when it is not there.
+
+    Raises UserError when the download fails or the bytes are not the recorded ones; nothing is
+    left behind then. A file that is already there is checked too.
+    """
+    path = data_directory() / file.path
+    if not path.is_file():
+        try:
+            with urllib.request.urlopen(file.url, timeout=SECONDS) as response:
+                content = response.read()
+        except (urllib.error.URLError, OSError) as error:
+            raise UserError(
+                f"{file.path} is not under {data_directory()} and could not be downloaded from "
+                f"{file.url} ({error}). Put it there by hand, or set DATA_DIR to a directory "
+                "that has it."
+            ) from None
+        _check(content, file, file.url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    else:
+        _check(path.read_bytes(), file, str(path))
+    return path
+
+
+def _check(content: bytes, file: RemoteFile, where: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != file.sha256:
+        raise UserError(f"{where} has sha256 {found}, not the recorded {file.sha256}.")
+
+
+def read_text(name: str) -> str:
+    """Returns the text of a known corpus, or of the UTF-8 file at a path.
+
+    Raises UserError when it is neither, or not UTF-8.
+    """
+    path = fetch(TEXTS[name]) if name in TEXTS else Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"task.path={name!r} is neither a file nor a known corpus "
+            f"({', '.join(TEXTS)}).{did_you_mean(name, TEXTS)}"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}.") from None

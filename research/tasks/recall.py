@@ -1,0 +1,162 @@
+"""Multi-query associative recall (MQAR), generated on the device inside the compiled step.
+
+Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models", section
+4.1 and the synthetic-data appendix. A sequence starts with n key-value pairs; later, at gaps drawn
+from a power law, every key comes back once, and the model must say its value there:
+
+    inputs   k3 v7 k1 v2  .  .  k1  .  k3  .
+    targets  -  -  -  -   -  -  v2  -  v7  -
+
+Tokens: 0 is the filler, 1 .. V/2 - 1 are keys, V/2 .. V - 1 are values. As in Zoology keys do not
+repeat within a sequence, nor do values. Guessing one of the sequence's values scores 1 / n.
+Departure: the positions that are no query hold the filler. (Zoology's generator can fill them with
+random tokens; those may repeat a key with another successor.)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from research.errors import UserError
+from research.tasks.task import (
+    Batch,
+    Sums,
+    bin_index,
+    bin_label,
+    cross_entropy,
+    power_of_two_bins,
+    sliced,
+)
+
+# Evaluation draws from streams of its own, so that no seed ever trains on them.
+EVALUATION_SEED = {"validation": 0x5EED0001, "test": 0x5EED0002}
+
+
+def sequence(
+    key: Key[Array, ""], length: int, vocab_size: int, num_pairs: Sequence[int], gap_power: float
+) -> dict[str, Int[Array, "..."]]:
+    """Returns one sequence.
+
+    Args:
+      key: random key.
+      length: T, at least 4 times the largest number of pairs.
+      vocab_size: V, even.
+      num_pairs: numbers of key-value pairs; one is drawn uniformly.
+      gap_power: a of the power law p(gap) ~ gap^(a - 1), gap counted in slots of two tokens.
+
+    Returns:
+      inputs (T,), targets (T,) with -1 where nothing is asked, gaps (T,) from each query back to
+      its key in tokens (0 where nothing is asked), pairs () the index into `num_pairs`.
+    """
+    of_pairs, of_keys, of_values, of_gaps = jax.random.split(key, 4)
+    most = max(num_pairs)
+    half = vocab_size // 2
+    pairs = jax.random.randint(of_pairs, (), 0, len(num_pairs))
+    n = jnp.array(num_pairs)[pairs]
+    keys = 1 + jax.random.permutation(of_keys, half - 1)[:most]
+    values = half + jax.random.permutation(of_values, vocab_size - half)[:most]
+
+    # The largest n of log p + Gumbel noise are n draws without replacement, in order of drawing.
+    slots = jnp.arange(length // 2)
+    log_p = (gap_power - 1.0) * jnp.log(slots + 1.0)
+    log_p = jnp.where(slots < length // 2 - n, log_p, -jnp.inf)
+    _, slot = jax.lax.top_k(log_p + jax.random.gumbel(of_gaps, log_p.shape), most)
+
+    index = jnp.arange(most)
+    used = index < n
+    # Pairs that this sequence does not have are written past its end, where "drop" discards them.
+    shown = jnp.where(used, 2 * index, length)
+    asked = jnp.where(used, 2 * n + 2 * slot, length)
+    inputs = jnp.zeros(length, jnp.int32)
+    inputs = inputs.at[shown].set(keys, mode="drop").at[shown + 1].set(values, mode="drop")
+    return {
+        "inputs": inputs.at[asked].set(keys, mode="drop"),
+        "targets": jnp.full(length, -1).at[asked].set(values, mode="drop"),
+        "gaps": jnp.zeros(length, jnp.int32).at[asked].set(asked - 2 * index, mode="drop"),
+        "pairs": pairs,
+    }
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The task of this file; the attributes are those of `Task`."""
+
+    length: int
+    vocab_size: int
+    batch_size: int
+    num_pairs: tuple[int, ...]
+    gap_power: float
+    splits: Sequence[str] = ("validation", "test")
+    select: tuple[str, bool] = ("accuracy", True)
+    data: tuple = ()
+    gap_bins: list[tuple[int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gap_bins", power_of_two_bins(2, self.length))
+
+    @property
+    def slices(self) -> Mapping[str, Sequence[str]]:
+        return {
+            "accuracy_by_gap": [bin_label(*b) for b in self.gap_bins],
+            "accuracy_by_pairs": [str(n) for n in self.num_pairs],
+        }
+
+    def batch(self, data: tuple, key: Key[Array, ""]) -> Batch:
+        """Returns `batch_size` fresh sequences."""
+        return jax.vmap(
+            lambda k: sequence(k, self.length, self.vocab_size, self.num_pairs, self.gap_power)
+        )(jax.random.split(key, self.batch_size))
+
+    def evaluation(self, data: tuple, split: str, index: Int[Array, ""], total: int) -> Batch:
+        """Returns batch `index` of the split's own stream."""
+        return self.batch(data, jax.random.fold_in(jax.random.key(EVALUATION_SEED[split]), index))
+
+    def metrics(self, logits: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+        """Returns loss (nats per query) and accuracy, also by gap and by number of pairs."""
+        targets = batch["targets"]
+        weights = (targets >= 0).astype(jnp.float32)
+        loss = cross_entropy(logits, jnp.maximum(targets, 0)) * weights
+        right = (logits.argmax(-1) == targets).astype(jnp.float32)
+        pairs = jnp.broadcast_to(batch["pairs"][:, None], targets.shape)
+        gaps = bin_index(batch["gaps"], self.gap_bins)
+        count = weights.sum()
+        return {
+            "loss": Sums(loss.sum(), count),
+            "accuracy": Sums((right * weights).sum(), count),
+            "accuracy_by_gap": sliced(right, weights, gaps, len(self.gap_bins)),
+            "accuracy_by_pairs": sliced(right, weights, pairs, len(self.num_pairs)),
+        }
+
+    def artifacts(self) -> Mapping[str, str]:
+        """Returns nothing: tokens are numbers."""
+        return {}
+
+
+def make_recall(config: ConfigDict) -> Recall:
+    """Returns the task of `config.task`. Raises UserError for sizes that do not fit."""
+    most = max(config.num_pairs, default=0)
+    if min(config.num_pairs, default=0) < 1:
+        raise UserError(f"task.num_pairs={config.num_pairs}: give one or more positive numbers.")
+    if config.length % 2:
+        raise UserError(f"task.length={config.length} must be even: pairs take two tokens.")
+    if config.length < 4 * most:
+        raise UserError(
+            f"task.length={config.length} is too short for {most} pairs and their queries; "
+            f"at least {4 * most}."
+        )
+    if config.vocab_size % 2 or config.vocab_size // 2 - 1 < most:
+        raise UserError(
+            f"task.vocab_size={config.vocab_size} must be even and at least {2 * most + 2} "
+            f"for {most} distinct keys."
+        )
+    return Recall(
+        length=config.length,
+        vocab_size=config.vocab_size,
+        batch_size=config.batch_size,
+        num_pairs=tuple(config.num_pairs),
+        gap_power=config.gap_power,
+    )

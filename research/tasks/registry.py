@@ -1,0 +1,19 @@
+"""Tasks by the name that `task.name` takes. A new task is one file and one line here."""
+
+from ml_collections import ConfigDict
+
+from research.errors import UserError, check_name
+from research.tasks.recall import make_recall
+from research.tasks.task import Task
+from research.tasks.text import make_text
+
+TASKS = {"recall": make_recall, "text": make_text}
+
+
+def make_task(config: ConfigDict) -> Task:
+    """Returns the task of `config.task`. Raises UserError for what does not fit."""
+    check_name("task.name", config.name, TASKS)
+    for key in ("length", "batch_size"):
+        if config[key] < 1:
+            raise UserError(f"task.{key}={config[key]} must be at least 1.")
+    return TASKS[config.name](config)

@@ -1,0 +1,54 @@
+"""Trains what a config file describes, or goes on where the same command was stopped.
+
+python -m research.train --config=configs/recall.py --workdir=runs/recall
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from research.configuration import apply_deltas, define_config_flag, run, run_id
+
+define_config_flag()
+flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+
+
+def main() -> None:
+    from research.training.environment import enable_compilation_cache
+    from research.training.loop import train_population
+    from research.training.preemption import Preempted
+
+    enable_compilation_cache()
+    config: ConfigDict = flags.FLAGS.config
+    workdir = Path(flags.FLAGS.workdir)
+    configs = members_of(config)
+    runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
+    try:
+        results = train_population(configs, runs, workdir, title=workdir.name)
+    except Preempted as stopped:
+        print(f"{workdir}: {stopped}")
+        return
+    for path, result in zip(runs, results, strict=True):
+        print(f"{path}: {summary(result)}")
+
+
+def members_of(config: ConfigDict) -> list[ConfigDict]:
+    """Returns one config per member: `members` seeds from `seed` on."""
+    return [
+        apply_deltas(config, {"seed": config.seed + i, "members": 1}) for i in range(config.members)
+    ]
+
+
+def summary(result: dict) -> str:
+    """Returns the scalar metrics of a result on one line, best checkpoint first."""
+    parts = [f"{result['status']}, best at step {result['best_step']:,}"]
+    for split, metrics in result["best"].items():
+        scalars = {k: v for k, v in metrics.items() if isinstance(v, float)}
+        parts.append(f"{split} " + " ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
+    timing = result["timing"]
+    return "; ".join(parts) + f"; {timing['train_seconds']:.1f} s of training"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,102 @@
+"""What a run costs, counted before it runs: parameters, FLOPs, decoding state."""
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from ml_collections import ConfigDict
+
+from research.configuration import from_plain
+from research.models.transformer import state_bytes
+from research.training.program import program_of, static_id
+
+
+def measure_budget(config: ConfigDict) -> dict[str, float]:
+    """Returns the budget of one run.
+
+    Returns:
+      parameters: number of trained values.
+      flops_per_token: of one training step (forward and backward), by `count_flops`.
+      state_bytes: decoding state of one sequence of `task.length` tokens.
+      tokens: that training reads.
+      steps: of training.
+    """
+    per_step = config.task.batch_size * config.task.length
+    return {
+        **_measure_model(static_id(config)),
+        "tokens": config.train.steps * per_step,
+        "steps": config.train.steps,
+    }
+
+
+@functools.cache
+def _measure_model(static: str) -> dict[str, float]:
+    config = from_plain(json.loads(static))
+    program = program_of(static)
+    model, task = program.model, program.task
+    tokens = jax.ShapeDtypeStruct((config.task.batch_size, task.length), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(model.init, key, tokens)["params"]
+
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, tokens)[0].sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(params, tokens)
+    return {
+        "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
+        "flops_per_token": count_flops(jaxpr.jaxpr) / math.prod(tokens.shape),
+        "state_bytes": state_bytes(model.config, task.length),
+    }
+
+
+def count_flops(jaxpr: core.Jaxpr) -> float:
+    """Returns the floating point operations of the products in a jaxpr.
+
+    A multiply-add counts two; dot_general, convolution and FFT (5 n log2 n, the usual convention)
+    are counted, elementwise work is not. A scan counts its body times its length, where the
+    compiler's own cost analysis counts it once.
+
+    Raises ValueError for a product inside a loop of unknown length.
+    """
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation: core.JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    out = equation.outvars[0].aval if equation.outvars else None
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape  # ty: ignore[unresolved-attribute]
+        return 2.0 * math.prod(out.shape) * math.prod(shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape  # ty: ignore[unresolved-attribute]
+        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * math.prod(out.shape) * math.prod(kernel) / outputs
+    if name == "fft":
+        points = math.prod(params["fft_lengths"])
+        real = params["fft_type"] not in (jax.lax.FftType.FFT, jax.lax.FftType.IFFT)
+        wide = max(out.shape, equation.invars[0].aval.shape, key=math.prod)
+        return math.prod(wide) * 5.0 * math.log2(max(points, 2)) / (2 if real else 1)
+    bodies = [count_flops(body) for body in _bodies(params)]
+    if name == "scan":
+        return params["length"] * sum(bodies)
+    if name == "cond":
+        return max(bodies)
+    if name == "while" and sum(bodies):
+        raise ValueError("FLOPs cannot be counted: a product inside a loop of unknown length")
+    return sum(bodies)
+
+
+def _bodies(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """Yields the jaxprs among an equation's parameters."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item

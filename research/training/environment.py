@@ -1,0 +1,58 @@
+"""What a result was made with: versions, device, git commit, command line."""
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
+
+
+def describe_environment() -> dict:
+    """Returns the content of environment.json."""
+    devices = jax.devices()
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+            "cpu_cores": os.cpu_count(),
+        },
+        "git": git_state(Path(__file__).parent),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def git_state(directory: Path) -> dict | None:
+    """Returns {"commit", "dirty"} of the checkout around `directory`, or None outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return None
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a shape compiles once per machine.
+
+    The directory is $JAX_COMPILATION_CACHE_DIR, or compilation/ beside the data in ~/.cache/attest.
+    """
+    default = Path.home() / ".cache" / "attest" / "compilation"
+    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

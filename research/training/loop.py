@@ -1,0 +1,203 @@
+"""The training loop: dispatch steps, evaluate, keep the best, save, stop when asked."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from research.ablation.store import (
+    COMPLETED,
+    CONFIG,
+    DIVERGED,
+    ENVIRONMENT,
+    RESULT,
+    read_json,
+    result_of,
+    write_json,
+    write_text,
+)
+from research.configuration import differences, to_plain
+from research.errors import UserError
+from research.training.budget import measure_budget
+from research.training.checkpoints import DIRECTORY, Checkpoints
+from research.training.environment import describe_environment
+from research.training.metrics import MetricsWriter, ratios
+from research.training.optimizer import schedule
+from research.training.preemption import Preempted, StopRequest
+from research.training.program import (
+    Member,
+    Program,
+    State,
+    make_members,
+    make_program,
+    static_id,
+)
+from research.training.progress import ProgressLine
+
+POPULATION = "population.json"
+"""File of a run that says where its population keeps checkpoints, and which member the run is."""
+
+
+def train_population(
+    configs: Sequence[ConfigDict], runs: Sequence[Path], home: Path, title: str = "training"
+) -> list[dict]:
+    """Trains one population to the end, or goes on where it was stopped.
+
+    Args:
+      configs: one resolved config per member; they differ in `MEMBER_KEYS` only.
+      runs: the members' run directories.
+      home: directory that holds the population's checkpoints.
+      title: what the progress line says.
+
+    Returns:
+      The members' results, as written to result.json.
+
+    Raises:
+      UserError: a config makes no sense, or a run directory holds another config.
+      Preempted: SIGTERM or SIGINT came; the state is saved.
+    """
+    if len({static_id(config) for config in configs}) != 1:
+        raise ValueError("members of one population differ in a key that changes the program")
+    finished = [result_of(run) for run in runs]
+    for config, run in zip(configs, runs, strict=True):
+        check_same_config(config, run)
+    if all(finished):
+        return finished  # ty: ignore[invalid-return-type]
+    config = configs[0]
+    program = make_program(config)
+    for index, (member, run) in enumerate(zip(configs, runs, strict=True)):
+        _describe(program, member, run, home, index)
+    with (
+        StopRequest() as stop,
+        Checkpoints(home / DIRECTORY, config.train.keep_checkpoints) as saved,
+    ):
+        state, timing = _train(program, configs, runs, saved, stop, title)
+    return _finish(program, configs, runs, state, timing)
+
+
+def check_same_config(config: ConfigDict, run: Path) -> None:
+    """Raises UserError when `run` holds a run of another config, naming what differs."""
+    there = read_json(run / CONFIG)
+    if there is not None and there != to_plain(config):
+        changed = differences(there, to_plain(config))
+        raise UserError(
+            f"{run} holds a run of another config: {'; '.join(changed[:5])}. "
+            "Choose another --workdir, or delete that one."
+        )
+
+
+def _describe(program: Program, config: ConfigDict, run: Path, home: Path, index: int) -> None:
+    """Writes what is known of a run before it starts; config.json last, it makes it a run."""
+    run.mkdir(parents=True, exist_ok=True)
+    for name, text in program.task.artifacts().items():
+        write_text(run / name, text)
+    checkpoints = os.path.relpath(home / DIRECTORY, run)
+    write_json(run / POPULATION, {"checkpoints": checkpoints, "member": index})
+    write_json(run / ENVIRONMENT, describe_environment())
+    write_json(run / CONFIG, to_plain(config))
+
+
+def _train(
+    program: Program,
+    configs: Sequence[ConfigDict],
+    runs: Sequence[Path],
+    saved: Checkpoints,
+    stop: StopRequest,
+    title: str,
+) -> tuple[State, dict[str, float]]:
+    """Returns the state after the last step, and {"train_seconds", ...}."""
+    config, members = configs[0].train, make_members(configs)
+    data, (metric, _) = program.task.data, program.task.select
+    rate = schedule(configs[0].optimizer, config.steps)
+    intervals = (config.log_every, config.eval_every, config.checkpoint_every)
+
+    first = step = saved.latest or 0
+    state = saved.restore(step, _abstract(program, members)) if step else program.init(members)
+    began = time.perf_counter()
+    # No steps, only to compile, so that the rates below are of training.
+    state, _ = program.train(state, members, data, jnp.int32(step), jnp.int32(step))
+    compiled = time.perf_counter()
+
+    writer = MetricsWriter(runs, resume_step=step)
+    line = ProgressLine(title, step, config.steps, ("train/loss", f"validation/{metric}"))
+    try:
+        while step < config.steps:
+            target = min(config.steps, *((step // every + 1) * every for every in intervals))
+            state, sums = program.train(state, members, data, jnp.int32(step), jnp.int32(target))
+            step = target
+            columns: dict[str, Any] = {
+                "train": sums,
+                "learning_rate": members.learning_rate * rate(jnp.float32(step - 1)),
+            }
+            if step % config.eval_every == 0 or step == config.steps:
+                columns["validation"] = program.evaluate["validation"](state.params, data)
+                value = columns["validation"][metric]
+                state = program.keep_best(state, value.total / value.count, jnp.int32(step))
+            writer.add(step, columns)
+            line.update(step, writer.latest)
+            if step % config.checkpoint_every == 0 or step == config.steps or stop.received:
+                writer.flush()
+                saved.save(step, state)
+            if stop.received and step < config.steps:
+                raise Preempted(step)
+        writer.flush()
+        line.update(step, writer.latest)
+    finally:
+        line.close()
+        writer.close()
+    seconds = time.perf_counter() - compiled
+    return state, {
+        "train_seconds": seconds,
+        "steps_per_second": (step - first) / seconds if step > first else 0.0,
+        "compile_seconds": compiled - began,
+    }
+
+
+def _abstract(program: Program, members: Member) -> State:
+    """Returns shapes and placement of the state, for restoring."""
+    placed = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
+        jax.eval_shape(program.init, members),
+    )
+
+
+def _finish(
+    program: Program,
+    configs: Sequence[ConfigDict],
+    runs: Sequence[Path],
+    state: State,
+    timing: dict[str, float],
+) -> list[dict]:
+    """Evaluates the best and the last parameters on every split and writes the results."""
+    task = program.task
+    sums = {
+        which: {split: run(params, task.data) for split, run in program.evaluate.items()}
+        for which, params in (("best", state.best.params), ("final", state.params))
+    }
+    results = []
+    for member, (config, run) in enumerate(zip(configs, runs, strict=True)):
+        diverged = int(state.diverged_at[member])
+        result = {
+            "status": COMPLETED if diverged < 0 else DIVERGED,
+            "diverged_at": diverged,
+            "seed": config.seed,
+            "steps": config.train.steps,
+            "best_step": int(state.best.step[member]),
+            **{
+                which: {split: ratios(s, member) for split, s in by_split.items()}
+                for which, by_split in sums.items()
+            },
+            "slices": task.slices,
+            "budget": measure_budget(config),
+            "implementation": config.model.implementation,
+            "timing": timing,
+        }
+        write_json(run / RESULT, result)
+        results.append(result_of(run))
+    return results

@@ -1,0 +1,84 @@
+"""Metrics of a population on their way to disk: JSON lines and TensorBoard, one step late.
+
+Rows are handed over as device arrays and written when the next row comes, so that the host never
+waits for the step that it just dispatched.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboardX
+
+from research.ablation.store import METRICS, plain, read_metrics, write_text
+from research.tasks.task import Sums
+
+
+def ratios(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[float]]:
+    """Returns {metric: total / count} of one member; slices that hold nothing are NaN."""
+    values = {}
+    for name, (total, count) in sums.items():
+        total, count = np.asarray(total)[member], np.asarray(count)[member]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.where(count > 0, total / count, np.nan)
+        values[name] = float(ratio) if ratio.ndim == 0 else [float(r) for r in ratio]
+    return values
+
+
+class MetricsWriter:
+    """Writes one metrics.jsonl and one TensorBoard log per member.
+
+    Args:
+      runs: run directories, in member order.
+      resume_step: rows after this step are dropped first; they are from a run that was cut after
+        its last checkpoint and will come again.
+    """
+
+    def __init__(self, runs: Sequence[Path], resume_step: int):
+        self._runs = runs
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._start = time.perf_counter()
+        for run in runs:
+            rows = [row for row in read_metrics(run) if row["step"] <= resume_step]
+            write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        self._boards = [
+            tensorboardX.SummaryWriter(str(run / "tensorboard"), flush_secs=30) for run in runs
+        ]
+        self.latest: list[dict] = []
+
+    def add(self, step: int, columns: dict[str, Any]) -> None:
+        """Hands over the row of `step`: {prefix: sums} and {name: (P,) array or float}."""
+        self.flush()
+        self._pending = (step, columns)
+
+    def flush(self) -> None:
+        """Writes the row that is waiting; blocks until its values are computed."""
+        if self._pending is None:
+            return
+        step, columns = self._pending
+        self._pending = None
+        self.latest = [self._row(step, columns, member) for member in range(len(self._runs))]
+        for run, board, row in zip(self._runs, self._boards, self.latest, strict=True):
+            with open(run / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(row)) + "\n")
+            for name, value in row.items():
+                if isinstance(value, float):
+                    board.add_scalar(name, value, step)
+
+    def _row(self, step: int, columns: dict[str, Any], member: int) -> dict:
+        row: dict[str, Any] = {"step": step}
+        for name, value in columns.items():
+            if isinstance(value, Mapping):
+                row |= {f"{name}/{k}": v for k, v in ratios(value, member).items()}
+            else:
+                row[name] = float(np.broadcast_to(np.asarray(value), len(self._runs))[member])
+        return row | {"seconds": round(time.perf_counter() - self._start, 3)}
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self.flush()
+        for board in self._boards:
+            board.close()

@@ -1,0 +1,38 @@
+"""SIGTERM and SIGINT as a request to save and stop, answered between two dispatches."""
+
+import signal
+import sys
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(Exception):
+    """Training saved its state and stopped because it was asked to."""
+
+    def __init__(self, step: int):
+        super().__init__(f"saved at step {step:,}; run the same command to continue.")
+
+
+class StopRequest:
+    """While active, the first signal sets `received`; a second one takes its usual effect."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        self._restore()
+        name = signal.Signals(number).name
+        print(f"{name}: saving, then stopping (once more: stop at once)", file=sys.stderr)
