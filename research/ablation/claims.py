@@ -16,9 +16,12 @@ Common attributes of the tests:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research.errors import UserError, check_name
+
+if TYPE_CHECKING:
+    from research.ablation.experiment import Outcome
 
 SLICE = "slice"
 """Axis key of the labels of a sliced metric."""
@@ -80,8 +83,8 @@ class Crossover:
     """Going up the axis `along`, arm `a` is first better than `b` and then worse.
 
     With `value`, `a` is better at every axis value below it and worse at every one above it (the
-    value itself is left out). Without, `a` is better at the first axis value and worse at the last,
-    with one change in between.
+    value itself is left out). Without, `a` is better at the smallest axis value and worse at the
+    largest.
     """
 
     a: str
@@ -165,6 +168,22 @@ class Claim:
         along = getattr(self.test, "along", None)
         keys = (*self.test.at, *([along] if along else []))
         return tuple(key for key in keys if key != SLICE)
+
+
+def higher_is_better(metric: str, outcome: "Outcome", better: str = "") -> bool | None:
+    """Returns the direction of a metric: True, False, or None when nothing tells it.
+
+    `better` ("higher" or "lower") decides; else slices of the outcome go the way of the outcome,
+    costs go down and rates ("..._per_second") go up.
+    """
+    if better:
+        check_name("better", better, ("higher", "lower"))
+        return better == "higher"
+    if metric in ("", outcome.metric) or metric.startswith(f"{outcome.metric}_by_"):
+        return outcome.higher_is_better
+    if metric.startswith(("budget/", "timing/")) or metric == "steps_to_threshold":
+        return metric.endswith("_per_second")
+    return None
 
 
 def restore_test(value: Mapping) -> Test:

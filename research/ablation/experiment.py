@@ -6,13 +6,13 @@ into cells: one cell is one run, identified by its resolved config. It imports n
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from research.ablation.claims import Claim
+from research.ablation.claims import Claim, claim_from_json, higher_is_better
 from research.configuration import Deltas, apply_deltas, load_config, load_module, run_id
 from research.errors import UserError, did_you_mean
 
@@ -76,6 +76,14 @@ class Experiment:
         return asdict(self)
 
 
+def experiment_from_json(value: Mapping) -> Experiment:
+    """Inverse of `Experiment.to_json`; keys that are no attribute of it are ignored."""
+    known = {f.name: value[f.name] for f in fields(Experiment) if f.name in value}
+    known["outcome"] = Outcome(**known["outcome"])
+    known["claims"] = [claim_from_json(claim) for claim in known.get("claims", ())]
+    return Experiment(**known)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of an experiment: which arm, where on the axes, what for.
@@ -131,11 +139,34 @@ def load_experiment(path: str | Path) -> Experiment:
             "seeds must be fresh."
         )
     for claim in experiment.claims:
-        for arm in claim.arms():
-            if arm not in experiment.arms:
-                hint = did_you_mean(arm, experiment.arms)
-                raise UserError(f"{path}: claim {claim.text!r} names the unknown arm {arm!r}.{hint}")
+        _check_claim(path, experiment, claim)
     return experiment
+
+
+def _check_claim(path: str | Path, experiment: Experiment, claim: Claim) -> None:
+    where = f"{path}: claim {claim.text!r}"
+    for arm in claim.arms():
+        if arm not in experiment.arms:
+            hint = did_you_mean(arm, experiment.arms)
+            raise UserError(f"{where} names the unknown arm {arm!r}.{hint}")
+    for axis in claim.axes():
+        if axis not in experiment.axes:
+            hint = did_you_mean(axis, experiment.axes)
+            raise UserError(f"{where} names the unknown axis {axis!r}.{hint}")
+    for axis, value in claim.test.at.items() if claim.test else ():
+        if axis in experiment.axes and value not in experiment.axes[axis]:
+            raise UserError(
+                f"{where} is at {axis}={value!r}, which the axis does not take; its values are "
+                f"{', '.join(map(repr, experiment.axes[axis]))}."
+            )
+    # A direction needs to know which way the metric is better, before hours of training.
+    better = getattr(claim.test, "better", None)
+    if claim.test and better is not None:
+        if higher_is_better(claim.test.metric, experiment.outcome, better) is None:
+            raise UserError(
+                f"{where} compares the metric {claim.test.metric!r}; say better='higher' or "
+                "better='lower'."
+            )
 
 
 def points(experiment: Experiment) -> list[dict[str, Any]]:
@@ -182,6 +213,4 @@ def tuning_cells(experiment: Experiment) -> list[Cell]:
 
 def report_cells(experiment: Experiment, arm: str, point: Deltas, chosen: Deltas) -> list[Cell]:
     """Returns the cells of one arm at one point with its chosen values, one per reported seed."""
-    return [
-        resolve(experiment, arm, point, chosen, seed, "report") for seed in experiment.seeds
-    ]
+    return [resolve(experiment, arm, point, chosen, seed, "report") for seed in experiment.seeds]

@@ -1,9 +1,9 @@
 """Run directories on disk. Everything in them is JSON, and appears whole or not at all.
 
-    <workdir>/<run id>/config.json        the resolved config
-                       environment.json   versions, device, git commit, command line
-                       metrics.jsonl      one line per logged step
-                       result.json        written last: the run is finished when it exists
+<workdir>/<run id>/config.json        the resolved config
+                   environment.json   versions, device, git commit, command line
+                   metrics.jsonl      one line per logged step
+                   result.json        written last: the run is finished when it exists
 """
 
 import json
@@ -36,11 +36,16 @@ def plain(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes beside the target, then renames over it, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

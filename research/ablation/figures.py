@@ -1,0 +1,420 @@
+"""The charts of the report: small panels that read on a phone, one look for PNG and HTML.
+
+Colours are Okabe and Ito's (legible with every common colour blindness) without their yellow, which
+vanishes on white; the reference arm is black. Arms differ in marker and dash as well. In the HTML
+the same SVG takes its colours from CSS variables, so that it follows the light or dark theme.
+"""
+
+import html
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from research.ablation import statistics, store
+from research.ablation.claims import SLICE
+from research.ablation.evidence import (
+    Study,
+    has_diverged,
+    measure,
+    sliced_metrics,
+    steps_to_threshold,
+)
+from research.ablation.experiment import points
+from research.ablation.quantities import along_axis, axis_positions
+from research.ablation.statistics import Measure, point_key
+from research.ablation.wording import point_text, short_keys, value_text
+
+INK, MUTED, RULE = "#1b1e23", "#646a73", "#e3e5e8"
+PALETTE = ("#1b1e23", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+MARKERS = "os^DvPX<"
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
+
+VARIABLES = {
+    **{color: f"var(--arm-{i})" for i, color in enumerate(PALETTE)},
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+}
+"""CSS variables that stand for the colours in the page."""
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.color": INK,
+    # Arm names are shown as they are: a "$" in one is no formula.
+    "text.parse_math": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "attest",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One panel.
+
+    Attributes:
+      name: file stem, unique in the report.
+      section: "axes", "curves", "slices" or "steps".
+      title: what is shown, for the heading and for screen readers.
+      figure: the drawing.
+    """
+
+    name: str
+    section: str
+    title: str
+    figure: Figure
+
+
+def charts(study: Study) -> list[Chart]:
+    """Returns the charts for which there are results."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # Names in scripts that the PNG font lacks are drawn as boxes there; the HTML has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        return [*_axis_charts(study), *_curves(study), *_slices(study), *_steps(study)]
+
+
+def look(index: int) -> dict:
+    """Returns colour, marker and line style of the arm at `index`."""
+    n = len(PALETTE)
+    return {
+        "color": PALETTE[index % n],
+        "marker": MARKERS[index % n],
+        "linestyle": DASHES[index // n % len(DASHES)],
+    }
+
+
+def _panel(title: str, height: float = 2.9) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.7, height), layout=None)
+    axes = figure.add_axes((0.115, 0.15, 0.655, 0.73))
+    axes.set_title(_cut(title, 62), loc="left", fontsize=9, pad=8, x=-0.14)
+    return figure, axes
+
+
+def _cut(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _mark(artists, index: int) -> None:
+    """Tags what belongs to an arm, so that the page can bring it forward."""
+    for artist in artists:
+        artist.set_gid(f"arm-{index}")
+
+
+def _end_labels(axes: Axes, ends: Sequence[tuple[int, str, float]]) -> None:
+    """Writes each arm's name at the height where its line ends, moved apart where they collide."""
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    gap = 0.062 * 2.9 / axes.figure.get_figheight()
+    placed = sorted(((y - low) / (high - low), index, name) for index, name, y in ends)
+    heights = [y for y, _, _ in placed]
+    for _ in range(60):
+        for i in range(1, len(heights)):
+            overlap = gap - (heights[i] - heights[i - 1])
+            if overlap > 0:
+                heights[i - 1] -= overlap / 2
+                heights[i] += overlap / 2
+        shift = max(0.0, -heights[0]) - max(0.0, heights[-1] - 1)
+        heights = [h + shift for h in heights]
+    for height, (_, index, name) in zip(heights, placed, strict=True):
+        text = axes.text(
+            1.025,
+            height,
+            _cut(name, 17),
+            color=look(index)["color"],
+            transform=axes.transAxes,
+            va="center",
+            fontsize=8,
+        )
+        _mark([text], index)
+
+
+def _lines(axes: Axes, study: Study, data: Measure, group: Sequence, x: Sequence[float]) -> bool:
+    """Draws each arm's mean with its interval at the points; returns whether there was any."""
+    ends = []
+    for index, arm in enumerate(study.experiment.arms):
+        samples = [data.values.get((arm, point_key(p)), {}) for p in group]
+        shown = [
+            (a, statistics.t_interval(s.values())) for a, s in zip(x, samples, strict=True) if s
+        ]
+        if not shown:
+            continue
+        shown.sort(key=lambda pair: pair[0])
+        xs, means = [a for a, _ in shown], [i.mean for _, i in shown]
+        low = [i.mean if math.isnan(i.low) else i.low for _, i in shown]
+        high = [i.mean if math.isnan(i.high) else i.high for _, i in shown]
+        style = look(index)
+        band = axes.fill_between(xs, low, high, color=style["color"], alpha=0.13, linewidth=0)
+        bars = axes.vlines(xs, low, high, color=style["color"], linewidth=1.1)
+        _mark([*axes.plot(xs, means, **style), band, bars], index)
+        ends.append((index, arm, means[-1]))
+    _limits(axes, study, data)
+    _end_labels(axes, ends)
+    return bool(ends)
+
+
+def _limits(axes: Axes, study: Study, data: Measure) -> None:
+    """Intervals of few seeds can be far wider than the data: the data set the scale."""
+    values = [v for sample in data.values.values() for v in sample.values()]
+    if not values:
+        return
+    low, high = min(values), max(values)
+    pad = 0.06 * (high - low) or 0.05 * max(abs(high), 1e-9)
+    bottom, top = axes.get_ylim()
+    room = 0.25 * (high - low) or pad
+    axes.set_ylim(max(bottom, low - room) - pad / 2, min(top, high + room) + pad / 2)
+
+
+def _axis_scale(axes: Axes, values: Sequence) -> None:
+    x = axis_positions(values)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if numbers and min(x) > 0 and max(x) / min(x) >= 8:
+        axes.set_xscale("log")
+    axes.minorticks_off()
+    every = max(1, math.ceil(len(x) / 9))
+    axes.set_xticks(x[::every], [_cut(value_text(v), 10) for v in values[::every]])
+
+
+def _axis_charts(study: Study) -> Iterator[Chart]:
+    data, experiment = measure(study), study.experiment
+    names = short_keys(list(experiment.axes))
+    drawn = [(key, values) for key, values in experiment.axes.items() if len(values) > 1]
+    for key, values in drawn:
+        for i, group in enumerate(along_axis(points(experiment), key)):
+            fixed = point_text({k: v for k, v in group[0].items() if k != key})
+            title = f"{_outcome_name(study)} by {names[key]}" + (f" ({fixed})" if fixed else "")
+            figure, axes = _panel(title)
+            axes.set_xlabel(names[key])
+            _axis_scale(axes, values)
+            if _lines(axes, study, data, group, axis_positions([p[key] for p in group])):
+                _solved_line(axes, study)
+                yield Chart(f"outcome-by-{_slug(key)}-{i}", "axes", title, figure)
+    if not drawn:
+        for i, point in enumerate(points(experiment)):
+            values = {
+                arm: list(data.values.get((arm, point_key(point)), {}).values())
+                for arm in experiment.arms
+            }
+            title = f"{_outcome_name(study)}: every seed, mean and 95 % interval"
+            if any(values.values()):
+                yield Chart(f"outcome-{i}", "axes", title, _strip(title, values))
+
+
+def _outcome_name(study: Study) -> str:
+    return f"{study.experiment.outcome.split} {study.experiment.outcome.metric}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower() or "x"
+
+
+def _solved_line(axes: Axes, study: Study) -> None:
+    solved = study.experiment.outcome.solved
+    low, high = axes.get_ylim()
+    if solved is not None and low <= solved <= high:
+        axes.axhline(solved, color=MUTED, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
+
+
+def _strip(
+    title: str, values: dict[str, list[float]], never: dict[str, int] | None = None
+) -> Figure:
+    """One line per arm: every seed a dot, the mean with its interval; `never` at the right edge."""
+    height = 0.75 + 0.27 * len(values)
+    figure = Figure(figsize=(4.7, height))
+    axes = figure.add_axes((0.3, 0.42 / height, 0.66, 1 - 0.75 / height))
+    axes.set_title(_cut(title, 62), loc="left", fontsize=9, pad=8, x=-0.44)
+    axes.grid(False)
+    axes.grid(True, axis="x")
+    finite = [v for sample in values.values() for v in sample]
+    span = (max(finite) - min(finite)) if finite else 0.0
+    edge = (max(finite) if finite else 0.0) + 0.12 * (span or 1.0)
+    for index, sample in enumerate(values.values()):
+        color, marker = look(index)["color"], look(index)["marker"]
+        artists: list = axes.plot(
+            sample, [index - 0.16] * len(sample), marker, color=color, alpha=0.45, markersize=4
+        )
+        if never is None and sample:
+            i = statistics.t_interval(sample)
+            artists += axes.plot([i.mean], [index + 0.14], marker, color=color, markersize=5.5)
+            if not math.isnan(i.low):
+                artists += axes.plot([i.low, i.high], [index + 0.14] * 2, "-", color=color)
+        elif sample:
+            artists += axes.plot(
+                [statistics.median(sample)], [index + 0.14], "|", color=color, markersize=9
+            )
+        missed = (never or {}).get(list(values)[index], 0)
+        if missed:
+            text = axes.text(edge, index, f"{missed}× never", va="center", color=color, fontsize=8)
+            artists.append(text)
+        _mark(artists, index)
+    axes.set_yticks(range(len(values)), [_cut(arm, 20) for arm in values])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    if finite:
+        right = edge + 0.3 * (span or 1.0) if never and any(never.values()) else max(finite)
+        pad = 0.04 * ((right - min(finite)) or abs(right) or 1.0)
+        axes.set_xlim(min(finite) - pad, right + pad)
+    return figure
+
+
+def _curves(study: Study) -> Iterator[Chart]:
+    """Validation outcome over training steps: the mean of each arm over thin lines of its seeds."""
+    metric = study.experiment.outcome.metric
+    for i, point in enumerate(points(study.experiment)):
+        where = point_text(point)
+        title = f"validation {metric} over steps" + (f" ({where})" if where else "")
+        figure, axes = _panel(title)
+        ends = []
+        for index, arm in enumerate(study.experiment.arms):
+            end = _arm_curve(axes, study, index, arm, point)
+            if end is not None:
+                ends.append((index, arm, end))
+        if not ends:
+            continue
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        _solved_line(axes, study)
+        _end_labels(axes, ends)
+        yield Chart(f"curve-{i}", "curves", title, figure)
+
+
+def _arm_curve(axes: Axes, study: Study, index: int, arm: str, point) -> float | None:
+    """Draws one arm's curves; returns the height at which its mean ends."""
+    key, style = f"validation/{study.experiment.outcome.metric}", look(index)
+    by_step: dict[int, list[float]] = {}
+    drawn = 0
+    for run in study.reported:
+        pairs = [(row["step"], row[key]) for row in run.curve if _finite(row.get(key))]
+        if run.key != (arm, point_key(point)) or not pairs:
+            continue
+        drawn += 1
+        steps, values = zip(*pairs, strict=True)
+        thin = axes.plot(steps, values, color=style["color"], alpha=0.35, linewidth=0.6)
+        if has_diverged(run, study.experiment.outcome):
+            thin += axes.plot(steps[-1:], values[-1:], "x", color=style["color"], markersize=6)
+        _mark(thin, index)
+        for step, value in pairs:
+            by_step.setdefault(step, []).append(value)
+    # A mean over fewer and fewer seeds would jump as they end: it stops with the first of them.
+    whole = sorted((s, statistics.mean(v)) for s, v in by_step.items() if len(v) == drawn)
+    if not whole:
+        return None
+    steps, means = zip(*whole, strict=True)
+    line = axes.plot(steps, means, color=style["color"], linestyle=style["linestyle"])
+    _mark(line, index)
+    return means[-1]
+
+
+def _finite(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _slices(study: Study) -> Iterator[Chart]:
+    for metric in sliced_metrics(study):
+        data = measure(study, metric)
+        for i, group in enumerate(along_axis(data.points, SLICE)):
+            where = point_text({k: v for k, v in group[0].items() if k != SLICE})
+            title = f"{metric.replace('_', ' ')}" + (f" ({where})" if where else "")
+            figure, axes = _panel(title)
+            by = metric.rpartition("_by_")[2]
+            axes.set_xlabel(by.replace("_", " "))
+            # At even distances: the labels are ranges of unequal width.
+            if _lines(axes, study, data, group, range(len(group))):
+                labels = [_cut(str(p[SLICE]), 9) for p in group]
+                every = max(1, math.ceil(len(labels) / 9))
+                axes.set_xticks(range(0, len(labels), every), labels[::every])
+                yield Chart(f"slices-{_slug(metric)}-{i}", "slices", title, figure)
+
+
+def _steps(study: Study) -> Iterator[Chart]:
+    outcome = study.experiment.outcome
+    if outcome.solved is None:
+        return
+    sign = "≥" if outcome.higher_is_better else "≤"
+    for i, point in enumerate(points(study.experiment)):
+        values: dict[str, list[float]] = {}
+        never: dict[str, int] = {}
+        for arm in study.experiment.arms:
+            runs = [r for r in study.reported if r.key == (arm, point_key(point))]
+            ended = [r for r in runs if r.status in (store.COMPLETED, store.DIVERGED)]
+            first = [steps_to_threshold(r, outcome) for r in ended]
+            values[arm] = [float(step) for step in first if step is not None]
+            never[arm] = first.count(None)
+        where = point_text(point)
+        title = f"first step with validation {outcome.metric} {sign} {outcome.solved:g}"
+        title += f" ({where})" if where else ""
+        if any(values.values()):
+            yield Chart(f"steps-{i}", "steps", title, _strip(title, values, never))
+
+
+def write_png(chart: Chart, path: Path) -> None:
+    """Writes the chart on white at twice the size of the page, whole or not at all."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasAgg(chart.figure)
+        chart.figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    store.write_bytes(path, buffer.getvalue())
+
+
+def svg(chart: Chart) -> str:
+    """Returns the chart as an `<svg>` element to stand inside a page.
+
+    Its colours are CSS variables (--ink, --muted, --rule, --arm-N), its text takes the font of the
+    page, its ids are unique to the chart, and what belongs to an arm has a `data-arm` attribute.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasSVG(chart.figure)
+        chart.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # A style element would apply to the whole page; page.css has its rule.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    return re.sub(r"<[^>]*>", lambda tag: _themed(tag[0], chart), text).strip()
+
+
+def _themed(tag: str, chart: Chart) -> str:
+    """Rewrites one tag. Text between tags, where names stand, is never touched."""
+    if tag.startswith("<svg"):
+        box = re.search(r'viewBox="[\d. ]+"', tag)
+        return f'<svg role="img" aria-label="{html.escape(chart.title)}" {box[0] if box else ""}>'
+    tag = re.sub(r'\bid="arm-(\d+)"', r'data-arm="\1"', tag)
+    # Ids that something refers to (markers, clip paths) are hashes; the others only name parts.
+    tag = re.sub(r'\bid="([mpC][0-9a-f_]{6,})"', rf'id="{chart.name}-\1"', tag)
+    tag = re.sub(rf' id="(?!{chart.name}-)[^"]*"', "", tag)
+    tag = re.sub(r'xlink:href="#', f'href="#{chart.name}-', tag)
+    tag = tag.replace("url(#", f"url(#{chart.name}-").replace("font-family: 'DejaVu Sans'; ", "")
+    tag = re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", tag)
+    return re.sub(r"#[0-9a-f]{6}\b", lambda color: VARIABLES.get(color[0], color[0]), tag)

@@ -1,0 +1,365 @@
+"""The rows of the report's tables, computed once for every output format."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from research.ablation import statistics, store
+from research.ablation.evidence import (
+    WAITING,
+    Run,
+    Study,
+    has_diverged,
+    measure,
+    reached,
+    steps_to_threshold,
+)
+from research.ablation.experiment import points
+from research.ablation.statistics import Comparison, Interval, point_key
+from research.ablation.verdicts import ONE_SEED
+from research.ablation.wording import count
+from research.configuration import flatten
+
+BUDGET = ("parameters", "flops_per_token", "state_bytes", "tokens", "steps")
+"""Columns that an ablation should hold equal, or name in `Experiment.ablated`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm at one point of the main table.
+
+    Attributes:
+      outcome: mean over seeds with its interval.
+      median, median_low, median_high: median with its order-statistic interval.
+      seeds: {status: number of seeds}; "diverged" also counts a NaN outcome.
+      reference: whether this is the reference arm.
+      comparison: difference from the reference arm, None for the reference itself.
+      p: its p-value, Holm-adjusted over the arms at this point.
+      detectable: minimum detectable effect of the comparison.
+      solved: (number of seeds that solved the task, low, high) or None without a threshold.
+      steps: median first step at the threshold, infinity when half of the seeds never reach it.
+      never: number of seeds that never reached it.
+      notes: what a reader must know.
+    """
+
+    arm: str
+    point: Mapping[str, Any]
+    outcome: Interval
+    median: float
+    median_low: float
+    median_high: float
+    seeds: Mapping[str, int]
+    reference: bool
+    comparison: Comparison | None
+    p: float
+    detectable: float
+    solved: tuple[int, float, float] | None
+    steps: float
+    never: int
+    notes: Sequence[str]
+
+
+def main_table(study: Study) -> list[Row]:
+    """Returns one row per point and arm, in the order of the experiment."""
+    data = measure(study)
+    arms = list(study.experiment.arms)
+    rows = []
+    for point in points(study.experiment):
+        key = point_key(point)
+        samples = {arm: data.values.get((arm, key), {}) for arm in arms}
+        comparisons = {arm: statistics.compare(samples[arm], samples[arms[0]]) for arm in arms[1:]}
+        adjusted = statistics.holm([c.p for c in comparisons.values()])
+        p = dict(zip(comparisons, adjusted, strict=True))
+        for arm in arms:
+            runs = [run for run in study.reported if run.key == (arm, key)]
+            rows.append(
+                _row(study, arm, point, runs, samples[arm], comparisons.get(arm), p.get(arm))
+            )
+    return rows
+
+
+def _row(study, arm, point, runs, sample, comparison, p) -> Row:
+    outcome = study.experiment.outcome
+    low, high = statistics.median_interval(sample.values())
+    seeds = seed_counts(runs, study)
+    solved = None
+    if outcome.solved is not None and sample:
+        k = sum(reached(v, outcome) for v in sample.values())
+        solved = (k, *statistics.wilson(k, len(sample)))
+    finished = [r for r in runs if r.status in (store.COMPLETED, store.DIVERGED)]
+    first = [steps_to_threshold(r, outcome) for r in finished] if outcome.solved is not None else []
+    ever = [math.inf if step is None else float(step) for step in first]
+    return Row(
+        arm=arm,
+        point=point,
+        outcome=statistics.t_interval(sample.values()),
+        median=statistics.median(sample.values()),
+        median_low=low,
+        median_high=high,
+        seeds=seeds,
+        reference=comparison is None,
+        comparison=comparison,
+        p=math.nan if p is None else p,
+        detectable=math.nan
+        if comparison is None
+        else statistics.minimum_detectable_effect(comparison.error, comparison.df),
+        solved=solved,
+        steps=statistics.median(ever),
+        never=sum(math.isinf(step) for step in ever),
+        notes=_notes(seeds, sample, comparison),
+    )
+
+
+def seed_counts(runs: Iterable[Run], study: Study) -> dict[str, int]:
+    """Returns {status: seeds} of one group; seeds without a cell yet are waiting."""
+    counts = dict.fromkeys((store.COMPLETED, store.DIVERGED, store.FAILED, WAITING), 0)
+    runs = list(runs)
+    for run in runs:
+        status = store.DIVERGED if has_diverged(run, study.experiment.outcome) else run.status
+        counts[status] = counts.get(status, 0) + 1
+    counts[WAITING] += max(0, len(study.experiment.seeds) - len(runs))
+    return counts
+
+
+def _notes(seeds: Mapping[str, int], sample: Mapping, comparison: Comparison | None) -> list[str]:
+    notes = []
+    if len(sample) == 1:
+        notes.append(ONE_SEED)
+    if seeds[store.DIVERGED]:
+        notes.append(f"{count(seeds[store.DIVERGED], 'seed')} diverged, counted as worst")
+    if seeds[store.FAILED]:
+        notes.append(f"{count(seeds[store.FAILED], 'seed')} failed")
+    if seeds[WAITING]:
+        notes.append(f"{count(seeds[WAITING], 'seed')} not finished")
+    if comparison and comparison.method == "paired" and comparison.difference.n < len(sample):
+        notes.append(f"compared on {count(comparison.difference.n, 'shared seed')}")
+    if comparison and comparison.method == "welch":
+        notes.append("no shared seeds: Welch's test")
+    if len(sample) > 1 and statistics.deviation(sample.values()) == 0:
+        notes.append("seeds are all equal: the interval has no width")
+    return notes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One budget entry of an arm at a point: its value and its ratio to the reference arm's."""
+
+    value: float | None
+    ratio: float
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """What one arm cost at one point.
+
+    Attributes:
+      costs: {column: cost} for `BUDGET`; a flagged one differs from the reference by more than the
+        tolerance and is not what is being ablated.
+      seconds: median training seconds over seeds. Never flagged: it is of the machine, too.
+      implementations: names of the implementations its runs used.
+    """
+
+    arm: str
+    point: Mapping[str, Any]
+    costs: Mapping[str, Cost]
+    seconds: float
+    implementations: Sequence[str]
+
+
+def budget_table(study: Study) -> list[BudgetRow]:
+    """Returns one row per point and arm, or one per arm when the costs are the same everywhere."""
+    rows = []
+    for point in points(study.experiment):
+        reference: Mapping[str, float | None] = {}
+        for index, arm in enumerate(study.experiment.arms):
+            runs = [r for r in study.reported if r.key == (arm, point_key(point))]
+            spent = {
+                c: _agreed([(r.result.get("budget") or {}).get(c) for r in runs]) for c in BUDGET
+            }
+            reference = spent if index == 0 else reference
+            seconds = [(r.result.get("timing") or {}).get("train_seconds") for r in runs]
+            names = [
+                str(r.result["implementation"]) for r in runs if r.result.get("implementation")
+            ]
+            rows.append(
+                BudgetRow(
+                    arm=arm,
+                    point=point,
+                    costs={c: _cost(study, c, spent[c], reference[c]) for c in BUDGET},
+                    seconds=statistics.median(s for s in seconds if s is not None),
+                    implementations=sorted(set(names)),
+                )
+            )
+    return _merged(rows)
+
+
+def _merged(rows: Sequence[BudgetRow]) -> list[BudgetRow]:
+    by_arm: dict[str, list[BudgetRow]] = {}
+    for row in rows:
+        by_arm.setdefault(row.arm, []).append(row)
+    if any(row.costs != group[0].costs for group in by_arm.values() for row in group):
+        return list(rows)
+    return [
+        replace(
+            group[0],
+            point={},
+            seconds=statistics.median(r.seconds for r in group if not math.isnan(r.seconds)),
+            implementations=sorted({name for r in group for name in r.implementations}),
+        )
+        for group in by_arm.values()
+    ]
+
+
+def _agreed(values: Iterable[float | None]) -> float | None:
+    """The median over seeds: it is the same for all, unless one stopped early."""
+    known = [float(v) for v in values if v is not None]
+    return statistics.median(known) if known else None
+
+
+def _cost(study: Study, column: str, value: float | None, reference: float | None) -> Cost:
+    if value is None or reference is None:
+        return Cost(value, math.nan, False)
+    ratio = value / reference if reference else (1.0 if value == 0 else math.inf)
+    differs = abs(ratio - 1) > study.experiment.tolerance
+    return Cost(value, ratio, differs and column not in study.experiment.ablated)
+
+
+@dataclass(frozen=True)
+class TuningRow:
+    """The combination one arm uses at one point.
+
+    Attributes:
+      tuned: chosen values.
+      scores: {combination as text-ready items: mean validation outcome or NaN, seeds without one}.
+      edges: tuned keys whose chosen value is the smallest or largest of the grid.
+      done, total: tuning cells with a result, and all of them.
+    """
+
+    arm: str
+    point: Mapping[str, Any]
+    tuned: Mapping[str, Any]
+    scores: Sequence[tuple[Mapping[str, Any], float, int]]
+    edges: Sequence[str]
+    done: int
+    total: int
+
+
+def tuning_table(study: Study) -> list[TuningRow]:
+    """Returns one row per point and arm; empty when the experiment tunes nothing."""
+    outcome, rows = study.experiment.outcome, []
+    if not study.experiment.tune:
+        return []
+    results = {r.run: r.result for r in study.runs if r.result}
+    cells = [
+        {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
+        for r in study.runs
+    ]
+    chosen = statistics.choose(outcome, cells, results)
+    for point in points(study.experiment):
+        for arm in study.experiment.arms:
+            key = (arm, point_key(point))
+            runs = [r for r in study.runs if r.stage == "tune" and r.key == key]
+            groups: dict[tuple, list[Run]] = {}
+            for run in runs:
+                groups.setdefault(point_key(run.tuned), []).append(run)
+            scores = [_tuning_score(outcome, group) for group in groups.values()]
+            # What the reported runs used is the fact; the choice is shown until they exist.
+            used = [r.tuned for r in study.reported if r.key == key]
+            tuned = used[0] if used else chosen.get(key, {})
+            rows.append(
+                TuningRow(
+                    arm=arm,
+                    point=point,
+                    tuned=tuned,
+                    scores=scores,
+                    edges=_edges(study, tuned),
+                    done=sum(r.status != WAITING for r in runs),
+                    total=len(runs),
+                )
+            )
+    return rows
+
+
+def _tuning_score(outcome, runs: Sequence[Run]) -> tuple[Mapping[str, Any], float, int]:
+    values = [statistics.scalar(r.result, outcome.at, "validation", outcome.metric) for r in runs]
+    known = [v for v in values if v is not None]
+    return runs[0].tuned, statistics.mean(known), len(values) - len(known)
+
+
+def _edges(study: Study, tuned: Mapping[str, Any]) -> list[str]:
+    """A best value at the edge of its grid says that a better one may lie outside."""
+    edges = []
+    for key, values in study.experiment.tune.items():
+        ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if ordered and len(values) > 1 and tuned.get(key) in (min(values), max(values)):
+            edges.append(key)
+    return edges
+
+
+def config_table(study: Study) -> dict[str, list[Any]]:
+    """Returns {config key: value per arm} of the keys in which the arms differ or that they set.
+
+    Values are of the resolved configs at the first point, so that a difference which no delta
+    states (a derived width, say) shows as well. Before there are configs: the deltas; None where an
+    arm does not set the key.
+    """
+    experiment = study.experiment
+    first = point_key(points(experiment)[0])
+    configs = []
+    for arm in experiment.arms:
+        found = [r.config for r in study.runs if r.key == (arm, first) and r.config]
+        # The last one is of the report stage when that has begun.
+        configs.append(flatten(found[-1]) if found else dict(experiment.arms[arm]))
+    declared = [key for deltas in experiment.arms.values() for key in deltas]
+    keys = dict.fromkeys([*declared, *(key for config in configs for key in sorted(config))])
+    table = {key: [config.get(key) for config in configs] for key in keys if key != "seed"}
+    return {
+        key: values
+        for key, values in table.items()
+        if key in declared or any(value != values[0] for value in values)
+    }
+
+
+def failures(study: Study) -> list[tuple[Run, str]]:
+    """Returns the failed runs, each with the last line of its traceback."""
+    seen: dict[str, tuple[Run, str]] = {}
+    for run in study.runs:
+        if run.status == store.FAILED:
+            lines = [
+                line for line in str(run.result.get("error") or "").splitlines() if line.strip()
+            ]
+            seen.setdefault(run.run, (run, lines[-1].strip() if lines else "no error was recorded"))
+    return list(seen.values())
+
+
+def progress(study: Study) -> dict[str, int]:
+    """Returns {status: cells}; cells not yet written count as waiting."""
+    counts = dict.fromkeys((store.COMPLETED, store.DIVERGED, store.FAILED, WAITING), 0)
+    for run in study.runs:
+        status = store.DIVERGED if has_diverged(run, study.experiment.outcome) else run.status
+        counts[status] = counts.get(status, 0) + 1
+    counts[WAITING] += study.planned - len(study.runs)
+    return counts
+
+
+def provenance_warnings(study: Study) -> list[str]:
+    """Says where runs of one sweep do not come from one place: commits, devices, versions."""
+    places = {
+        "git commits": lambda e: (e.get("git") or {}).get("commit"),
+        "devices": lambda e: e.get("device"),
+        "sets of package versions": lambda e: e.get("versions"),
+    }
+    warnings = []
+    for what, get in places.items():
+        kinds = {repr(get(r.environment)) for r in study.runs if get(r.environment) is not None}
+        if len(kinds) > 1:
+            warnings.append(f"The runs come from {len(kinds)} different {what}.")
+    if any((r.environment.get("git") or {}).get("dirty") for r in study.runs) or (
+        study.environment.get("git") or {}
+    ).get("dirty"):
+        warnings.append(
+            "The working tree had uncommitted changes: the commit alone does not say what ran."
+        )
+    return warnings

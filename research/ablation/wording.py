@@ -1,0 +1,83 @@
+"""How the report writes numbers, intervals and places, the same in every output."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from research.ablation.statistics import Interval
+
+NONE = "–"
+"""Stands where there is no number."""
+
+
+def number(value: float | None) -> str:
+    """Returns a number at reading precision: 0.953, 12.5, 13,952, 1.2e-05; "–" for none."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1e7:
+        text = f"{value:.3g}"
+    elif size >= 1000 or (value == int(value) and size >= 10):
+        text = f"{value:,.0f}"
+    elif size >= 100:
+        text = f"{value:.1f}"
+    elif size >= 0.0005:
+        text = f"{value:.3f}"
+    else:
+        text = f"{value:.1e}"
+    return text.replace("-", "−") if value < 0 and "e" not in text else text
+
+
+def signed(value: float) -> str:
+    """Returns a difference with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def bracket(low: float, high: float, form=number) -> str:
+    """Returns "[low, high]", or "" when there is no interval."""
+    return f"[{form(low)}, {form(high)}]" if math.isfinite(low + high) else ""
+
+
+def span(interval: Interval, form=number) -> str:
+    """Returns "0.953 [0.941, 0.965]", or the mean alone when there is no interval."""
+    return f"{form(interval.mean)} {bracket(interval.low, interval.high, form)}".strip()
+
+
+def p_text(p: float) -> str:
+    """Returns a p-value at reading precision."""
+    if math.isnan(p):
+        return NONE
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def short_keys(keys) -> dict[str, str]:
+    """Returns {dotted key: its last part}, the whole key where two would read the same."""
+    leaves = [key.rsplit(".", 1)[-1] for key in keys]
+    return {
+        key: leaf if leaves.count(leaf) == 1 else key
+        for key, leaf in zip(keys, leaves, strict=True)
+    }
+
+
+def value_text(value: Any) -> str:
+    """Returns a config value as text; numbers without a trailing .0."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(map(value_text, value)) + ")"
+    return str(value) if value != "" else "''"
+
+
+def point_text(point: Mapping[str, Any]) -> str:
+    """Returns an axis point as "length = 20, width = 64"; "" for the empty point."""
+    names = short_keys(list(point))
+    return ", ".join(f"{names[key]} = {value_text(value)}" for key, value in point.items())
+
+
+def count(n: int, noun: str) -> str:
+    """Returns "1 seed", "3 seeds"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

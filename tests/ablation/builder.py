@@ -1,0 +1,138 @@
+"""Builds sweep directories as a sweep would leave them, with made-up training."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.ablation import store
+from research.ablation.experiment import Experiment, points, tuning_grid
+
+Simulate = Callable[[str, Mapping, Mapping, int, np.random.Generator], dict]
+"""(arm, point, tuned, seed, generator) -> overrides of what `plausible` returns."""
+
+GAPS = ["1-2", "3-4", "5-8", "9-16"]
+
+
+def plausible(final: float, generator: np.random.Generator, steps: int = 1000) -> dict:
+    """Returns result.json and metrics.jsonl rows of a run whose accuracy rises to `final`."""
+    middle = generator.uniform(0.25, 0.5) * steps
+    rows = []
+    for step in range(0, steps + 1, steps // 20):
+        rise = 1 / (1 + math.exp(-(step - middle) / (0.06 * steps)))
+        accuracy = 0.05 + (final - 0.05) * rise + generator.normal(0, 0.004)
+        rows.append(
+            {
+                "step": step,
+                "train/loss": 3.5 * (1 - rise * final) + 0.02,
+                "validation/accuracy": min(1.0, max(0.0, accuracy)),
+                "learning_rate": 1e-3,
+                "seconds": step * 0.01,
+            }
+        )
+    by_gap = [min(1.0, max(0.0, final - 0.06 * i * (1 - final) * 4)) for i in range(len(GAPS))]
+    metrics = {"accuracy": final, "loss": 3.5 * (1 - final) + 0.02, "accuracy_by_gap": by_gap}
+    splits = {"validation": metrics, "test": metrics}
+    return {
+        "rows": rows,
+        "result": {
+            "status": "completed",
+            "steps": steps,
+            "best_step": steps,
+            "best": splits,
+            "final": splits,
+            "slices": {"accuracy_by_gap": GAPS},
+            "budget": {
+                "parameters": 126_000,
+                "flops_per_token": 760_000.0,
+                "state_bytes": 65_536,
+                "tokens": 32_000_000,
+                "steps": steps,
+            },
+            "implementation": "dense",
+            "timing": {"train_seconds": 41.0, "steps_per_second": 24.0, "compile_seconds": 9.0},
+        },
+    }
+
+
+def failed(error: str) -> dict:
+    """Returns what a run that raised leaves."""
+    return {"rows": [], "result": {"status": "failed", "error": error}}
+
+
+def diverged(run: dict) -> dict:
+    """Returns the run with its loss turned NaN half way."""
+    rows = run["rows"][: len(run["rows"]) // 2]
+    rows = [*rows, {"step": rows[-1]["step"] + 50, "train/loss": None, "validation/accuracy": None}]
+    result = {**run["result"], "status": "diverged", "final": {"test": {"accuracy": None}}}
+    return {"rows": rows, "result": result}
+
+
+def build(workdir: Path, experiment: Experiment, simulate: Simulate, finished: float = 1.0) -> Path:
+    """Writes a sweep directory; `finished` is the fraction of the cells that have a result.
+
+    `simulate` returns a run as `plausible`, `failed` or `diverged` do, optionally with "chosen":
+    the tuned values of the report stage come from the first combination of the grid whose
+    simulated run has it.
+    """
+    cells = []
+    for point in points(experiment):
+        for arm in experiment.arms:
+            grid = tuning_grid(experiment) if experiment.tune else [{}]
+            if experiment.tune:
+                cells += [
+                    (arm, point, "tune", tuned, seed)
+                    for tuned in grid
+                    for seed in experiment.tune_seeds
+                ]
+            chosen = grid[len(grid) // 2]
+            cells += [(arm, point, "report", chosen, seed) for seed in experiment.seeds]
+    rows = []
+    for index, (arm, point, stage, tuned, seed) in enumerate(cells):
+        run = f"{index:012x}"
+        rows.append(
+            {"arm": arm, "point": point, "stage": stage, "tuned": tuned, "seed": seed, "run": run}
+        )
+        generator = np.random.default_rng(index)
+        made = simulate(arm, point, tuned, seed, generator)
+        config = {
+            "seed": seed,
+            "model": {"width": 64},
+            **_nested({**experiment.arms[arm], **point, **tuned}),
+        }
+        store.write_json(workdir / run / store.CONFIG, config)
+        if index < finished * len(cells):
+            store.write_json(workdir / run / store.RESULT, {"seed": seed, **made["result"]})
+            store.write_json(workdir / run / store.ENVIRONMENT, ENVIRONMENT)
+            lines = "".join(json.dumps(row) + "\n" for row in made["rows"])
+            store.write_text(workdir / run / store.METRICS, lines)
+    plain = {**experiment.to_json(), "name": "example", "file": "experiments/example.py"}
+    store.write_json(workdir / "experiment.json", plain)
+    store.write_json(workdir / "cells.json", rows)
+    store.write_json(workdir / "environment.json", ENVIRONMENT)
+    return workdir
+
+
+def _nested(flat: Mapping[str, Any]) -> dict:
+    nested: dict = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = value
+    return nested
+
+
+ENVIRONMENT = {
+    "versions": {"jax": "0.10.2", "flax": "0.12.8"},
+    "device": {"platform": "cpu", "kind": "x86", "count": 1},
+    "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
+    "command": ["python", "-m", "research.sweep", "--experiment=experiments/example.py"],
+}
+
+__all__ = ["ENVIRONMENT", "GAPS", "build", "diverged", "failed", "plausible", "replace"]
