@@ -1,28 +1,15 @@
-"""The charts of the report: small panels that read on a phone, one look for PNG and HTML.
+"""The charts of the report: small panels, drawn from a study."""
 
-Colours are Okabe and Ito's (legible with every common colour blindness) without their yellow, which
-vanishes on white; the reference arm is black. Arms differ in marker and dash as well. In the HTML
-the same SVG takes its colours from CSS variables, so that it follows the light or dark theme.
-"""
-
-import html
-import io
 import math
 import re
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from research.ablation import statistics, store
+from research.ablation.chart import INK, MUTED, Chart, look, styled
 from research.ablation.claims import SLICE
 from research.ablation.evidence import (
     Study,
@@ -36,79 +23,11 @@ from research.ablation.quantities import along_axis, axis_positions
 from research.ablation.statistics import Measure, point_key
 from research.ablation.wording import point_text, short_keys, value_text
 
-INK, MUTED, RULE = "#1b1e23", "#646a73", "#e3e5e8"
-PALETTE = ("#1b1e23", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-MARKERS = "os^DvPX<"
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
-
-VARIABLES = {
-    **{color: f"var(--arm-{i})" for i, color in enumerate(PALETTE)},
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    RULE: "var(--rule)",
-}
-"""CSS variables that stand for the colours in the page."""
-
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "text.color": INK,
-    # Arm names are shown as they are: a "$" in one is no formula.
-    "text.parse_math": False,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.width": 0.6,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "attest",
-}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One panel.
-
-    Attributes:
-      name: file stem, unique in the report.
-      section: "axes", "curves", "slices" or "steps".
-      title: what is shown, for the heading and for screen readers.
-      figure: the drawing.
-    """
-
-    name: str
-    section: str
-    title: str
-    figure: Figure
-
 
 def charts(study: Study) -> list[Chart]:
     """Returns the charts for which there are results."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # Names in scripts that the PNG font lacks are drawn as boxes there; the HTML has them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with styled():
         return [*_axis_charts(study), *_curves(study), *_slices(study), *_steps(study)]
-
-
-def look(index: int) -> dict:
-    """Returns colour, marker and line style of the arm at `index`."""
-    n = len(PALETTE)
-    return {
-        "color": PALETTE[index % n],
-        "marker": MARKERS[index % n],
-        "linestyle": DASHES[index // n % len(DASHES)],
-    }
 
 
 def _panel(title: str, height: float = 2.9) -> tuple[Figure, Axes]:
@@ -134,7 +53,7 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[int, str, float]]) -> None:
     if not ends:
         return
     low, high = axes.get_ylim()
-    gap = 0.062 * 2.9 / axes.figure.get_figheight()
+    gap = 0.062  # of the height of the axes: a line of text
     placed = sorted(((y - low) / (high - low), index, name) for index, name, y in ends)
     heights = [y for y, _, _ in placed]
     for _ in range(60):
@@ -173,7 +92,7 @@ def _lines(axes: Axes, study: Study, data: Measure, group: Sequence, x: Sequence
         low = [i.mean if math.isnan(i.low) else i.low for _, i in shown]
         high = [i.mean if math.isnan(i.high) else i.high for _, i in shown]
         style = look(index)
-        band = axes.fill_between(xs, low, high, color=style["color"], alpha=0.13, linewidth=0)
+        band = axes.fill_between(xs, low, high, color=style["color"], alpha=0.1, linewidth=0)
         bars = axes.vlines(xs, low, high, color=style["color"], linewidth=1.1)
         _mark([*axes.plot(xs, means, **style), band, bars], index)
         ends.append((index, arm, means[-1]))
@@ -247,7 +166,11 @@ def _solved_line(axes: Axes, study: Study) -> None:
 def _strip(
     title: str, values: dict[str, list[float]], never: dict[str, int] | None = None
 ) -> Figure:
-    """One line per arm: every seed a dot, the mean with its interval; `never` at the right edge."""
+    """One line per arm: every seed a dot, and the mean with its interval.
+
+    With `never`, {arm: seeds that have no value because they never got there}, the median instead,
+    where half of the seeds have one, and the count at the right edge.
+    """
     height = 0.75 + 0.27 * len(values)
     figure = Figure(figsize=(4.7, height))
     axes = figure.add_axes((0.3, 0.42 / height, 0.66, 1 - 0.75 / height))
@@ -257,7 +180,7 @@ def _strip(
     finite = [v for sample in values.values() for v in sample]
     span = (max(finite) - min(finite)) if finite else 0.0
     edge = (max(finite) if finite else 0.0) + 0.12 * (span or 1.0)
-    for index, sample in enumerate(values.values()):
+    for index, (arm, sample) in enumerate(values.items()):
         color, marker = look(index)["color"], look(index)["marker"]
         artists: list = axes.plot(
             sample, [index - 0.16] * len(sample), marker, color=color, alpha=0.45, markersize=4
@@ -267,11 +190,10 @@ def _strip(
             artists += axes.plot([i.mean], [index + 0.14], marker, color=color, markersize=5.5)
             if not math.isnan(i.low):
                 artists += axes.plot([i.low, i.high], [index + 0.14] * 2, "-", color=color)
-        elif sample:
-            artists += axes.plot(
-                [statistics.median(sample)], [index + 0.14], "|", color=color, markersize=9
-            )
-        missed = (never or {}).get(list(values)[index], 0)
+        missed = (never or {}).get(arm, 0)
+        middle = statistics.median([*sample, *[math.inf] * missed])
+        if never is not None and math.isfinite(middle):
+            artists += axes.plot([middle], [index + 0.16], "|", color=color, markersize=9)
         if missed:
             text = axes.text(edge, index, f"{missed}× never", va="center", color=color, fontsize=8)
             artists.append(text)
@@ -374,47 +296,3 @@ def _steps(study: Study) -> Iterator[Chart]:
         title += f" ({where})" if where else ""
         if any(values.values()):
             yield Chart(f"steps-{i}", "steps", title, _strip(title, values, never))
-
-
-def write_png(chart: Chart, path: Path) -> None:
-    """Writes the chart on white at twice the size of the page, whole or not at all."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasAgg(chart.figure)
-        chart.figure.savefig(buffer, format="png", dpi=150, facecolor="white")
-    store.write_bytes(path, buffer.getvalue())
-
-
-def svg(chart: Chart) -> str:
-    """Returns the chart as an `<svg>` element to stand inside a page.
-
-    Its colours are CSS variables (--ink, --muted, --rule, --arm-N), its text takes the font of the
-    page, its ids are unique to the chart, and what belongs to an arm has a `data-arm` attribute.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasSVG(chart.figure)
-        chart.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # A style element would apply to the whole page; page.css has its rule.
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    return re.sub(r"<[^>]*>", lambda tag: _themed(tag[0], chart), text).strip()
-
-
-def _themed(tag: str, chart: Chart) -> str:
-    """Rewrites one tag. Text between tags, where names stand, is never touched."""
-    if tag.startswith("<svg"):
-        box = re.search(r'viewBox="[\d. ]+"', tag)
-        return f'<svg role="img" aria-label="{html.escape(chart.title)}" {box[0] if box else ""}>'
-    tag = re.sub(r'\bid="arm-(\d+)"', r'data-arm="\1"', tag)
-    # Ids that something refers to (markers, clip paths) are hashes; the others only name parts.
-    tag = re.sub(r'\bid="([mpC][0-9a-f_]{6,})"', rf'id="{chart.name}-\1"', tag)
-    tag = re.sub(rf' id="(?!{chart.name}-)[^"]*"', "", tag)
-    tag = re.sub(r'xlink:href="#', f'href="#{chart.name}-', tag)
-    tag = tag.replace("url(#", f"url(#{chart.name}-").replace("font-family: 'DejaVu Sans'; ", "")
-    tag = re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", tag)
-    return re.sub(r"#[0-9a-f]{6}\b", lambda color: VARIABLES.get(color[0], color[0]), tag)

@@ -24,6 +24,9 @@ from research.configuration import flatten
 BUDGET = ("parameters", "flops_per_token", "state_bytes", "tokens", "steps")
 """Columns that an ablation should hold equal, or name in `Experiment.ablated`."""
 
+EQUAL = "all seeds equal"
+"""Note on an interval without width, which says nothing of unseen seeds."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -137,7 +140,7 @@ def _notes(seeds: Mapping[str, int], sample: Mapping, comparison: Comparison | N
     if comparison and comparison.method == "welch":
         notes.append("no shared seeds: Welch's test")
     if len(sample) > 1 and statistics.deviation(sample.values()) == 0:
-        notes.append("seeds are all equal: the interval has no width")
+        notes.append(EQUAL)
     return notes
 
 

@@ -1,0 +1,75 @@
+"""Writes the report of a sweep: python -m research.report --workdir=DIR [--out=DIR].
+
+DIR is what `python -m research.sweep` wrote; the sweep may still be running.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from research import configuration
+from research.ablation.columns import progress_text
+from research.ablation.report import write_report
+from research.ablation.summary import Summary
+from research.ablation.tables import EQUAL
+from research.ablation.verdicts import INCONCLUSIVE, REFUTED, SUPPORTED
+from research.ablation.wording import p_text, point_text, signed, span
+from research.errors import UserError
+
+COLORS = {SUPPORTED: "green", REFUTED: "red", INCONCLUSIVE: "yellow"}
+
+
+def main() -> None:
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing: the directory that research.sweep wrote.")
+    out = Path(flags.FLAGS.out or flags.FLAGS.workdir)
+    summary = write_report(flags.FLAGS.workdir, out)
+    console = Console()
+    show(summary, console)
+    names = ("report.html", "report.md", "results.csv")
+    # One path per line and never wrapped: they are there to be clicked and copied.
+    console.print(f"{progress_text(summary.progress)}; {len(summary.charts)} figures", markup=False)
+    for name in names:
+        console.print(str(out / name), markup=False, soft_wrap=True, highlight=False)
+
+
+def show(summary: Summary, console: Console) -> None:
+    """Prints the outcome of each arm and the verdicts. Names are shown as text, never as markup."""
+    outcome = summary.study.experiment.outcome
+    console.print(Text(summary.study.experiment.question, style="bold"))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("point", "arm", f"{outcome.split} {outcome.metric}", "difference", "p"):
+        table.add_column(Text(name), no_wrap=name != "arm", overflow="fold")
+    for row in summary.rows:
+        difference = span(row.comparison.difference, signed) if row.comparison else "reference"
+        cells = (point_text(row.point), row.arm, span(row.outcome), difference, p_text(row.p))
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    for row in summary.rows:
+        notes = [note for note in row.notes if note != EQUAL]
+        if notes:
+            place = ", ".join(part for part in (point_text(row.point), row.arm) if part)
+            console.print(Text(f"{place}: {'; '.join(notes)}", style="yellow"))
+    console.print()
+    verdicts = Table(box=None, pad_edge=False, show_header=False)
+    for judgement in summary.judgements:
+        style = COLORS.get(judgement.verdict, "dim")
+        said = Text.assemble((judgement.claim.text, "bold"), "\n", (judgement.reason, "dim"))
+        verdicts.add_row(Text(judgement.verdict, style=style), said)
+    console.print(verdicts)
+    for run, line in summary.failures:
+        console.print(Text(f"failed {run.run} ({run.arm}, seed {run.seed}): {line}", style="red"))
+
+
+def define_flags() -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string("workdir", None, "Directory that research.sweep wrote.")
+    flags.DEFINE_string("out", None, "Directory of the report; default: the workdir.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    configuration.run(main)
