@@ -8,6 +8,7 @@ logarithm of each row's sum are saved for the backward pass.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,20 +28,31 @@ from research.attention.scores import Score, scaled_dot
 LOWEST = 0.1 * FORBIDDEN
 
 
+# Measured on CPU; products of this size run at full speed there and fit the caches.
+Q_BLOCK, KV_BLOCK = 256, 512
+
+
 class _Shape(NamedTuple):
-    """The static part of the problem. Lengths are those before padding."""
+    """The static part of the problem."""
 
     batch: int
     heads: int
     kv_heads: int
     q_block: int
     kv_block: int
-    kv_length: int
-    ragged: bool
+
+
+class _Index(NamedTuple):
+    """Positions of queries (rows, q_block) and keys (columns, kv_block), and which keys exist."""
+
+    q: Any
+    kv: Any
+    real: Any
 
 
 class _Visits(NamedTuple):
-    """Which blocks to visit: for each row, full ones in order[start:middle], masked to stop."""
+    """Which blocks to visit: for row i, the wholly allowed ones in order[start[i]:middle[i]], those
+    that need the mask in order[middle[i]:stop[i]]."""
 
     order: Any
     start: Any
@@ -84,10 +96,11 @@ def attend(
         q_index: absolute positions of the queries; 0 .. T-1 if None. Blocks are skipped only where
             positions are known while tracing.
         kv_index: absolute positions of the keys; 0 .. S-1 if None.
-        block_size: queries and keys to a block; 0 chooses.
+        block_size: queries and keys to a block; 0 chooses. Does not change the result.
 
     Returns:
-        (B, T, H, Dv) in the dtype of q. A query with no allowed key gets zeros.
+        (B, T, H, Dv) in the dtype of q. A query with no allowed key gets zeros. It can be
+        differentiated once, in reverse mode.
 
     Raises:
         Unsupported: the score has no dot form or the normalizer is not softmax.
@@ -95,26 +108,25 @@ def attend(
     if missing := lacks(score, mask, biases, normalizer):
         raise Unsupported(f"blockwise attention lacks {missing}; use implementation 'dense'")
     (b, t, h, _), (s, kv_heads) = q.shape, k.shape[1:3]
+    out_dtype = q.dtype
     q, k = score.as_dot(q, k)
-    block = block_size or 512
-    q_block, kv_block = min(block, t), min(block, s)
-    shape = _Shape(b, h, kv_heads, q_block, kv_block, s, s % kv_block != 0)
-    rows, columns = (
-        _index_blocks(q_index, t, q_block),
-        _index_blocks(kv_index, s, kv_block),
-    )
-    visits = _plan(mask, rows, columns, shape)
-    index = (jnp.asarray(rows), jnp.asarray(columns))
-    group = h // kv_heads
-    q_blocks = _split(q.reshape(b, t, kv_heads, group, -1), q_block)
-    k_blocks = _split(k[:, :, :, None], kv_block)
-    v_blocks = _split(v[:, :, :, None], kv_block)
+    q_block, kv_block = min(block_size or Q_BLOCK, t), min(block_size or KV_BLOCK, s)
+    shape = _Shape(b, h, kv_heads, q_block, kv_block)
+    rows, columns = _index_blocks(q_index, t, q_block), _index_blocks(kv_index, s, kv_block)
+    real = _index_blocks(None, s, kv_block, pad=-1) >= 0
+    visits = _plan(mask, rows, columns, real)
+    index = _Index(*(jnp.asarray(x) for x in (rows, columns, real)))
+    q_blocks = _cut(q.reshape(b, t, kv_heads, h // kv_heads, -1), q_block)
+    k_blocks, v_blocks = _cut(k[:, :, :, None], kv_block), _cut(v[:, :, :, None], kv_block)
     out = _core(shape, q_blocks, k_blocks, v_blocks, biases, mask, index, visits)
-    return _join(out, shape, t).astype(q.dtype)
+    return _join(out, shape, t).astype(out_dtype)
 
 
-def _split(x: Array, block: int) -> Array:
-    """(B, N, K, G, D) -> (blocks, B*K, G*block, D), zeros at the end."""
+def _cut(x: Array, block: int) -> Array:
+    """(B, N, K, G, D) -> (blocks, B*K, G*block, D), zeros at the end.
+
+    The query heads of a group become rows of one matrix, so that their keys are not repeated.
+    """
     b, n, kv_heads, group, width = x.shape
     count = -(-n // block)
     x = jnp.pad(x, ((0, 0), (0, count * block - n), (0, 0), (0, 0), (0, 0)))
@@ -123,23 +135,26 @@ def _split(x: Array, block: int) -> Array:
 
 
 def _join(x: Array, shape: _Shape, length: int) -> Array:
-    """The inverse of ``_split`` for queries: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
+    """The inverse of ``_cut`` for queries: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
     count, width = x.shape[0], x.shape[-1]
     x = x.reshape(count, shape.batch, shape.heads, shape.q_block, width).transpose(1, 0, 3, 2, 4)
     return x.reshape(shape.batch, -1, shape.heads, width)[:, :length]
 
 
-def _index_blocks(index: Any, length: int, block: int) -> Any:
-    """Positions as (blocks, block). Padding repeats the last one, so that bounds stay tight."""
+def _index_blocks(index: Any, length: int, block: int, pad: int | None = None) -> Any:
+    """Positions as (blocks, block), in numpy where they are known while tracing.
+
+    Padding repeats the last position unless ``pad`` is given, so that the bounds stay tight.
+    """
     index = np.arange(length, dtype=np.int32) if index is None else index
     if not isinstance(index, jax.core.Tracer):
         index = np.asarray(index)
-    pad = -length % block
     xp = np if isinstance(index, np.ndarray) else jnp
-    return xp.pad(index, (0, pad), mode="edge").reshape(-1, block)
+    mode = {"mode": "edge"} if pad is None else {"constant_values": pad}
+    return xp.pad(index, (0, -length % block), **mode).reshape(-1, block)
 
 
-def _plan(mask: Mask, rows: Any, columns: Any, shape: _Shape) -> tuple[_Visits, _Visits]:
+def _plan(mask: Mask, rows: Any, columns: Any, real: np.ndarray) -> tuple[_Visits, _Visits]:
     """What to visit: for each row of blocks its columns, and for each column its rows."""
     grid = (len(rows), len(columns))
     if isinstance(rows, np.ndarray) and isinstance(columns, np.ndarray):
@@ -147,10 +162,8 @@ def _plan(mask: Mask, rows: Any, columns: Any, shape: _Shape) -> tuple[_Visits, 
         kv_lo, kv_hi = columns.min(1)[None, :], columns.max(1)[None, :]
         some, every = (np.broadcast_to(x, grid) for x in mask.blocks(q_lo, q_hi, kv_lo, kv_hi))
     else:
-        some, every = np.ones(grid, bool), np.full(grid, type(mask) is Mask)
-    every = every & some
-    if shape.ragged:
-        every[:, -1] = False
+        some, every = np.ones(grid, bool), np.zeros(grid, bool)
+    every = every & some & real.all(1)
     return _visits(some, every), _visits(some.T, every.T)
 
 
@@ -159,143 +172,154 @@ def _visits(some: np.ndarray, every: np.ndarray) -> _Visits:
     order = column[np.lexsort((column, ~every[row, column], row))]
     stop = np.cumsum(some.sum(1))
     start = stop - some.sum(1)
-    arrays = (order, start, start + every.sum(1), stop)
-    # An empty table still needs one entry for compiled code to index.
-    order = arrays[0] if order.size else np.zeros(1)
-    return _Visits(*(jnp.asarray(a, jnp.int32) for a in (order, *arrays[1:])))
+    # An empty list still needs one entry for compiled code to index.
+    order = order if order.size else np.zeros(1)
+    return _Visits(*(jnp.asarray(x, jnp.int32) for x in (order, start, start + every.sum(1), stop)))
 
 
 def _visit(visits: _Visits, row: Any, step: Any, carry: Any) -> Any:
     """Runs ``step(column, carry, masked)`` over the visible blocks of one row."""
-    start, middle, stop = visits.start[row], visits.middle[row], visits.stop[row]
-    carry = lax.fori_loop(start, middle, lambda n, c: step(visits.order[n], c, False), carry)
-    return lax.fori_loop(middle, stop, lambda n, c: step(visits.order[n], c, True), carry)
+    start, middle, stop = (_at(x, row) for x in visits[1:])
+
+    def run(masked):
+        return lambda n, c: step(_at(visits.order, n), c, masked)
+
+    return lax.fori_loop(middle, stop, run(True), lax.fori_loop(start, middle, run(False), carry))
 
 
-def _biased(
-    shape: _Shape,
-    raw: Array,
-    biases: Any,
-    mask: Mask,
-    rows: Array,
-    columns: Array,
-    at: Any,
-):
-    """Biases, then the mask unless ``at`` is None, on one block of raw scores (B*K, G*q, k)."""
-    if not biases and at is None:
-        return raw
-    scores = raw.reshape(shape.batch, shape.heads, rows.shape[0], columns.shape[0])
-    q_index, kv_index = rows[:, None], columns[None, :]
-    head = jnp.arange(shape.heads)[:, None, None]
-    for bias in biases:
-        scores = bias(scores, head, q_index, kv_index)
-    if at is not None:
-        allowed = mask(q_index, kv_index)
-        if shape.ragged:
-            allowed &= (at * shape.kv_block + jnp.arange(shape.kv_block) < shape.kv_length)[None, :]
-        scores = jnp.where(allowed, scores, FORBIDDEN)
-    return scores.reshape(raw.shape)
+def _at(x: Array, i: Any) -> Array:
+    return lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
 def _dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
     return jnp.einsum(equation, x, y, preferred_element_type=dtype)
 
 
+def _finish(shape, raw, biases, mask, index, row, column, masked):
+    """From raw scores (B*K, G*q, k) of one block to final ones: biases, then the mask."""
+    if not biases and not masked:
+        return raw
+    scores = raw.reshape(shape.batch, shape.heads, shape.q_block, shape.kv_block)
+    q_index, kv_index = _at(index.q, row)[:, None], _at(index.kv, column)[None, :]
+    head = jnp.arange(shape.heads)[:, None, None]
+    for bias in biases:
+        scores = bias(scores, head, q_index, kv_index)
+    if masked:
+        allowed = mask(q_index, kv_index) & _at(index.real, column)
+        scores = jnp.where(allowed, scores, FORBIDDEN)
+    return scores.reshape(raw.shape)
+
+
+def _finish_transposed(shape, raw, *rest):
+    """``_finish`` for raw scores (B*K, k, G*q)."""
+    return jnp.swapaxes(_finish(shape, jnp.swapaxes(raw, 1, 2), *rest), 1, 2)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _core(shape, q, k, v, biases, mask, index, visits):
+    """Attention of blocks: q (rows, B*K, G*q_block, D), k and v (columns, B*K, kv_block, D)."""
     return _forward(shape, q, k, v, biases, mask, index, visits)[0]
 
 
 def _forward(shape, q, k, v, biases, mask, index, visits):
+    """FlashAttention-2, algorithm 1: one row of blocks after the other."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
+    rows, n, size, _ = q.shape
 
     def one_row(_, row):
-        query = q[row]
+        query = _at(q, row)
 
         def step(column, carry, masked):
             top, total, out = carry
-            scores = _dot("nqd,nkd->nqk", query, k[column], dtype)
-            at = column if masked else None
-            scores = _biased(shape, scores, biases, mask, index[0][row], index[1][column], at)
+            scores = _dot("nqd,nkd->nqk", query, _at(k, column), dtype)
+            scores = _finish(shape, scores, biases, mask, index, row, column, masked)
             new_top = jnp.maximum(top, jnp.max(scores, -1, keepdims=True))
             weights = jnp.exp(scores - new_top)
             shrink = jnp.exp(top - new_top)
             total = total * shrink + jnp.sum(weights, -1, keepdims=True)
-            out = out * shrink + _dot("nqk,nkd->nqd", weights.astype(v.dtype), v[column], dtype)
+            value = _at(v, column)
+            out = out * shrink + _dot("nqk,nkd->nqd", weights.astype(v.dtype), value, dtype)
             return new_top, total, out
 
-        n, size = query.shape[:2]
-        start = (
-            jnp.full((n, size, 1), LOWEST, dtype),
-            jnp.zeros((n, size, 1), dtype),
-            jnp.zeros((n, size, v.shape[-1]), dtype),
-        )
+        column = jnp.zeros((n, size, 1), dtype)
+        start = (column + LOWEST, column, jnp.zeros((n, size, v.shape[-1]), dtype))
         top, total, out = _visit(visits[0], row, step, start)
         empty = total == 0
-        out = out / jnp.where(empty, 1, total)
-        return None, (
-            out,
-            jnp.where(empty, 0, top + jnp.log(jnp.where(empty, 1, total))),
-        )
+        total = jnp.where(empty, 1, total)
+        return None, ((out / total).astype(v.dtype), jnp.where(empty, 0, top + jnp.log(total)))
 
-    _, (out, log_sum) = lax.scan(one_row, None, jnp.arange(q.shape[0]))
+    _, (out, log_sum) = lax.scan(one_row, None, jnp.arange(rows))
     return out, (q, k, v, biases, mask, index, visits, out, log_sum)
 
 
 def _backward(shape, saved, grad):
+    """FlashAttention-2, algorithm 2, with blocks of scores transposed to (keys, queries).
+
+    That way no product contracts the rows of its left operand, which XLA's CPU library does at a
+    third of its speed; the gradient of q is summed transposed for the same reason.
+    """
     q, k, v, biases, mask, index, visits, out, log_sum = saved
-    dtype = out.dtype
-    delta = jnp.sum(grad * out, -1, keepdims=True)
-    low = grad.astype(v.dtype)
+    dtype = log_sum.dtype
+    delta = jnp.sum(grad.astype(dtype) * out, -1)[:, :, None, :]
+    log_sum = jnp.swapaxes(log_sum, -1, -2)
+    leaves, rebuild = _float_leaves(biases)
 
     def one_column(carry, column):
-        key, value = k[column], v[column]
+        key, value = _at(k, column), _at(v, column)
+        key_transposed = jnp.swapaxes(key, -1, -2)
 
         def step(row, carry, masked):
-            dq, dbias, dk, dv = carry
-            query, dout = q[row], low[row]
-            raw = _dot("nqd,nkd->nqk", query, key, dtype)
-            at = column if masked else None
+            dq, dleaves, dk, dv = carry
+            query, dout = _at(q, row), _at(grad, row)
 
-            def biased(raw, biases):
-                return _biased(shape, raw, biases, mask, index[0][row], index[1][column], at)
+            def finish(raw, leaves):
+                where = (mask, index, row, column, masked)
+                return _finish_transposed(shape, raw, rebuild(leaves), *where)
 
-            scores, pull = jax.vjp(biased, raw, biases)
-            weights = jnp.exp(scores - log_sum[row])
-            dv = dv + _dot("nqk,nqd->nkd", weights.astype(v.dtype), dout, dtype)
-            dweights = _dot("nqd,nkd->nqk", dout, value, dtype)
-            draw, dleaf = pull(weights * (dweights - delta[row]))
-            dbias = jax.tree.map(_accumulate, dbias, dleaf)
+            raw = _dot("nkd,nqd->nkq", key, query, dtype)
+            scores, pull = jax.vjp(finish, raw, leaves)
+            weights = jnp.exp(scores - _at(log_sum, row))
+            dv = dv + _dot("nkq,nqd->nkd", weights.astype(v.dtype), dout, dtype)
+            dweights = _dot("nkd,nqd->nkq", value, dout, dtype)
+            draw, dleaf = pull(weights * (dweights - _at(delta, row)))
+            dleaves = [total + part for total, part in zip(dleaves, dleaf, strict=True)]
             draw = draw.astype(q.dtype)
-            dk = dk + _dot("nqk,nqd->nkd", draw, query, dtype)
-            dq = dq.at[row].add(_dot("nqk,nkd->nqd", draw, key, dtype))
-            return dq, dbias, dk, dv
+            dk = dk + _dot("nkq,nqd->nkd", draw, query, dtype)
+            dquery = _at(dq, row) + _dot("ndk,nkq->ndq", key_transposed, draw, dtype)
+            return lax.dynamic_update_index_in_dim(dq, dquery, row, 0), dleaves, dk, dv
 
         zeros = (jnp.zeros(key.shape, dtype), jnp.zeros(value.shape, dtype))
-        dq, dbias, dk, dv = _visit(visits[1], column, step, (*carry, *zeros))
-        return (dq, dbias), (dk.astype(k.dtype), dv.astype(v.dtype))
+        *carry, dk, dv = _visit(visits[1], column, step, (*carry, *zeros))
+        return tuple(carry), (dk.astype(k.dtype), dv.astype(v.dtype))
 
-    carry = (jnp.zeros(q.shape, dtype), jax.tree.map(_zero, biases))
-    (dq, dbias), (dk, dv) = lax.scan(one_column, carry, jnp.arange(k.shape[0]))
+    dq = jnp.zeros(jnp.swapaxes(q, -1, -2).shape, dtype)
+    dleaves = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in leaves]
+    (dq, dleaves), (dk, dv) = lax.scan(one_column, (dq, dleaves), jnp.arange(k.shape[0]))
+    dleaves = [g.astype(x.dtype) for g, x in zip(dleaves, leaves, strict=True)]
+    dbiases = rebuild(dleaves, _no_gradient)
     rest = jax.tree.map(_no_gradient, (mask, index, visits))
-    dbias = jax.tree.map(
-        lambda g, b: _no_gradient(b) if g is None else g.astype(jnp.result_type(b)),
-        dbias,
-        biases,
-        is_leaf=lambda x: x is None,
-    )
-    return dq.astype(q.dtype), dk, dv, dbias, *rest
+    return jnp.swapaxes(dq, -1, -2).astype(q.dtype), dk, dv, dbiases, *rest
 
 
-def _zero(leaf):
-    return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))
+def _float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:
+    """The leaves that have gradients, and what puts others in their place.
+
+    The second is ``rebuild(new, rest)``; ``rest`` is applied to the leaves without gradients.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    at = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+
+    def rebuild(new: list[Array], rest: Callable[[Any], Any] = lambda x: x) -> Any:
+        filled = dict(zip(at, new, strict=True))
+        return structure.unflatten(
+            [filled[i] if i in filled else rest(x) for i, x in enumerate(leaves)]
+        )
+
+    return [jnp.asarray(leaves[i]) for i in at], rebuild
 
 
-def _accumulate(total, part):
-    return total + part
-
-
-def _no_gradient(leaf):
+def _no_gradient(leaf: Any) -> Any:
+    """The cotangent of what is not differentiated, in the form ``custom_vjp`` wants."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.zeros_like(leaf)
     return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
