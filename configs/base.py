@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     model.num_kv_heads = 0  # heads that keys and values have; 0: num_heads, 1: multi-query
     model.head_width = 0  # 0: width / num_heads
     model.score = "scaled_dot"  # dot | scaled_dot | cosine
+    model.temperature = 0.1  # of the cosine score
     model.mask = "causal"  # causal | window | prefix
     model.window = 0  # keys that a query sees under mask=window, itself included
     model.prefix_length = 0  # tokens that see each other under mask=prefix
@@ -56,7 +57,8 @@ def get_config() -> ConfigDict:
     model.rope_base = 10000.0
     model.filter_length = 0  # taps of the gated convolution; 0: task.length
     # how it is computed; never what
-    model.implementation = "dense"  # dense | blockwise; linear: parallel | chunkwise | recurrent
+    # auto | dense | blockwise; linear: parallel | chunkwise | recurrent; convolution
+    model.implementation = "auto"
     model.block_size = 0  # of blockwise and chunkwise; 0: chosen for the length
 
     config.optimizer = optimizer = ConfigDict()

@@ -30,10 +30,14 @@ def charts(study: Study) -> list[Chart]:
         return [*_axis_charts(study), *_curves(study), *_slices(study), *_steps(study)]
 
 
-def _panel(title: str, height: float = 2.9) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.7, height), layout=None)
-    axes = figure.add_axes((0.115, 0.15, 0.655, 0.73))
-    axes.set_title(_cut(title, 62), loc="left", fontsize=9, pad=8, x=-0.14)
+WIDTH = 4.3
+"""Inches of every panel: narrow enough that its text can be read on a phone."""
+
+
+def _panel(title: str, height: float = 2.75) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout=None)
+    axes = figure.add_axes((0.125, 0.16, 0.63, 0.72))
+    axes.set_title(_cut(title, 56), loc="left", fontsize=9, pad=8, x=-0.17)
     return figure, axes
 
 
@@ -172,9 +176,9 @@ def _strip(
     where half of the seeds have one, and the count at the right edge.
     """
     height = 0.75 + 0.27 * len(values)
-    figure = Figure(figsize=(4.7, height))
+    figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0.3, 0.42 / height, 0.66, 1 - 0.75 / height))
-    axes.set_title(_cut(title, 62), loc="left", fontsize=9, pad=8, x=-0.44)
+    axes.set_title(_cut(title, 56), loc="left", fontsize=9, pad=8, x=-0.44)
     axes.grid(False)
     axes.grid(True, axis="x")
     finite = [v for sample in values.values() for v in sample]

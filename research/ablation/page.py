@@ -65,7 +65,7 @@ def _header(summary: Summary) -> Html:
     at = "at the best validation step" if outcome.at == "best" else "at the last step"
     facts = [
         ("Outcome", f"{outcome.split} {outcome.metric} {at}, {arrow}"),
-        ("Arms", f"{len(experiment.arms)}, reference {next(iter(experiment.arms))}"),
+        ("Arms", f"{len(experiment.arms)}, compared with “{next(iter(experiment.arms))}”"),
         ("Seeds", f"{len(experiment.seeds)} per arm and point"),
         ("Runs", progress_text(summary.progress)),
     ]

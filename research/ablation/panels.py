@@ -134,8 +134,10 @@ def _check_plot(checks: Sequence[Check]) -> Html | None:
         title = f"{q.label or q.what}: {span(check.interval)}, {check.verdict}"
         rows.append(el("li", label, bar, title=title, class_=check.verdict))
     more = len(drawn) - len(rows)
-    scale = el("li", el("span", number(low + pad)), el("span", number(high - pad)), class_="scale")
-    rest = el("li", f"and {more} more", class_="scale") if more > 0 else None
+    spacer = el("span", class_="where") if any(c.quantity.label for c in drawn) else None
+    ends = el("span", el("span", number(low + pad)), el("span", number(high - pad)), class_="ends")
+    scale = el("li", spacer, ends)
+    rest = el("li", f"and {more} more", class_="more") if more > 0 else None
     return el("ul", rows, scale, rest, class_="checks")
 
 

@@ -157,7 +157,7 @@ def _change(data: Measure, test: Trend, group: Sequence[Mapping]) -> Quantity:
     ends = f"{group[0].get(test.along)} to {group[-1].get(test.along)}"
     return Quantity(
         _label({k: v for k, v in group[0].items() if k != test.along}, test.at),
-        f"change of {test.arm} from {test.along} {ends}",
+        f"change of {test.arm} from {test.along.rsplit('.', 1)[-1]} {ends}",
         i.mean,
         i.sd / math.sqrt(i.n) if i.n else math.nan,
         i.n - 1.0,

@@ -23,7 +23,7 @@ from research.ablation.quantities import (
     quantities,
 )
 from research.ablation.statistics import Interval, Measure, point_key
-from research.ablation.wording import count, number, point_text, span, value_text
+from research.ablation.wording import count, point_text, span, value_text
 
 SUPPORTED, REFUTED, INCONCLUSIVE, UNTESTED = "supported", "refuted", "inconclusive", "not tested"
 """Verdicts; "not tested" is for a claim that only shows figures."""
@@ -205,7 +205,9 @@ def _relation(c: Check) -> str:
     q = c.quantity
     if _two_sided_region(q):
         region = (
-            f"±{number(q.high)}" if q.low == -q.high else f"{number(q.low)} to {number(q.high)}"
+            f"±{_border(q.high)}"
+            if q.low == -q.high
+            else f"{_border(q.low)} to {_border(q.high)}"
         )
         return {
             SUPPORTED: f"wholly within {region}",
@@ -214,10 +216,17 @@ def _relation(c: Check) -> str:
         }[c.verdict]
     border, up = (q.low, True) if math.isfinite(q.low) else (q.high, False)
     if c.verdict == INCONCLUSIVE:
-        return f"which includes {number(border)}"
+        return f"which includes {_border(border)}"
     above = up == (c.verdict == SUPPORTED)
     touches = border in (c.interval.low, c.interval.high)
-    return f"{'at' if touches else 'wholly above' if above else 'wholly below'} {number(border)}"
+    return (
+        f"{'at' if touches else 'wholly above' if above else 'wholly below'} {_border(border)}"
+    )
+
+
+def _border(value: float) -> str:
+    """A border as the claim states it, not rounded."""
+    return f"{value:g}".replace("-", "−")
 
 
 def _crossing(test: Test, data: Measure, checks: Sequence[Check]) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.masks import Mask
-from research.attention.mixer import Mixer, Parameter
+from research.attention.mixer import Mixer, Parameter, matrix_init
 
 if TYPE_CHECKING:
     from research.attention.registry import Options
@@ -55,15 +55,17 @@ class GatedConvolution(Mixer):
     Attributes:
         width: M.
         filter_length: the number of taps of the causal depthwise filter h.
+        init_stddev: initial standard deviation of the gate W; 0 is 1 / sqrt(M).
     """
 
     width: int
     filter_length: int
+    init_stddev: float = 0.02
 
     def parameters(self) -> dict[str, Parameter]:
         """ "gate" (M, M), "gate_bias", "filter" (taps, M), "filter_bias"."""
         zeros, width = jax.nn.initializers.zeros, self.width
-        gate = jax.nn.initializers.normal(width**-0.5)
+        gate = matrix_init(self.init_stddev, width)
         taps = jax.nn.initializers.normal(self.filter_length**-0.5)
         return {
             "gate": Parameter((width, width), gate, ("width", "width")),
@@ -113,4 +115,8 @@ class GatedConvolution(Mixer):
 
 def make(options: "Options") -> GatedConvolution:
     """A gated convolution from validated options."""
-    return GatedConvolution(options.width, options.filter_length or options.max_length)
+    return GatedConvolution(
+        width=options.width,
+        filter_length=options.filter_length or options.max_length,
+        init_stddev=options.init_stddev,
+    )

@@ -118,7 +118,8 @@ class LinearAttention(Mixer):
         implementation: a name in ``FORMS``; they compute the same function.
         block_size: the chunk of the chunkwise form; 0 chooses.
         use_bias: adds a bias to each of the four projections.
-        out_stddev: initial standard deviation of the output projection.
+        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+        out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -127,12 +128,17 @@ class LinearAttention(Mixer):
     implementation: str = "chunkwise"
     block_size: int = 0
     use_bias: bool = False
-    out_stddev: float = 0.02
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
         """Projections as those of ``SelfAttention``."""
-        heads = (self.num_heads, self.num_heads, self.head_width)
-        return projections(self.width, *heads, self.out_stddev, self.use_bias)
+        return projections(self)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """K; every head has its own state, so as many as there are heads."""
+        return self.num_heads
 
     def __call__(
         self,
@@ -174,5 +180,6 @@ def make(options: "Options") -> LinearAttention:
         implementation=options.resolved_implementation,
         block_size=options.block_size,
         use_bias=options.use_bias,
-        out_stddev=options.out_stddev,
+        init_stddev=options.init_stddev,
+        out_scale=options.out_scale,
     )

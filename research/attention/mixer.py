@@ -79,6 +79,11 @@ class Mixer:
         raise NotImplementedError
 
 
+def matrix_init(stddev: float, fan_in: int, scale: float = 1.0) -> Callable[..., Array]:
+    """Normal with this standard deviation, or 1 / sqrt(fan_in) if it is 0; times ``scale``."""
+    return jax.nn.initializers.normal((stddev or fan_in**-0.5) * scale)
+
+
 def init_params(mixer: Mixer, key: Array, dtype: Any = "float32") -> dict[str, Array]:
     """Draws every parameter of a mixer, each from a key of its own."""
     described = mixer.parameters()

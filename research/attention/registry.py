@@ -70,6 +70,7 @@ class Options:
         implementation: "auto", or a name the mixer accepts. Never changes what is computed.
         block_size: of implementations with blocks or chunks; 0 chooses.
         use_bias: adds biases to the projections.
+        init_stddev: initial standard deviation of matrices; 0 is 1 / sqrt(fan in).
         num_layers: L; output projections start 1/sqrt(2 L) smaller (Radford et al. 2019, 2.3).
 
     Raises:
@@ -95,6 +96,7 @@ class Options:
     implementation: str = AUTO
     block_size: int = 0
     use_bias: bool = False
+    init_stddev: float = 0.02
     num_layers: int = 1
 
     def __post_init__(self):
@@ -125,9 +127,9 @@ class Options:
         return MIXERS[self.mixer].auto(self)
 
     @property
-    def out_stddev(self) -> float:
-        """Initial standard deviation of output projections: GPT-2's 0.02 / sqrt(2 L)."""
-        return 0.02 / (2 * self.num_layers) ** 0.5
+    def out_scale(self) -> float:
+        """What initial output projections are multiplied by: GPT-2's 1 / sqrt(2 L)."""
+        return (2 * self.num_layers) ** -0.5
 
     def build_score(self) -> Score:
         """The chosen score."""
@@ -252,7 +254,7 @@ def _check_ranges(options: Options) -> None:
         if getattr(options, field) < 1:
             raise MechanismError(field, getattr(options, field), "must be at least 1")
     fields = ("num_kv_heads", "head_width", "window", "prefix_length", "filter_length")
-    for field in (*fields, "block_size", "softcap"):
+    for field in (*fields, "block_size", "softcap", "init_stddev"):
         if not 0 <= getattr(options, field) < float("inf"):
             raise MechanismError(field, getattr(options, field), "must be 0 or more, and finite")
     for field in ("temperature", "rope_base"):

@@ -1,7 +1,7 @@
 """Self-attention as a mixer: projections, heads, positions, and a ring buffer to decode with."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from research.attention.biases import Bias
 from research.attention.errors import Unsupported
 from research.attention.implementations import attend
 from research.attention.masks import Mask, causal
-from research.attention.mixer import Mixer, Parameter
+from research.attention.mixer import Mixer, Parameter, matrix_init
 from research.attention.normalizers import Normalizer, softmax
 from research.attention.positions import rope
 from research.attention.scores import ScaledDot, Score
@@ -54,7 +54,8 @@ class SelfAttention(Mixer):
         implementation: a name in ``IMPLEMENTATIONS``.
         block_size: for implementations that have blocks; 0 chooses.
         use_bias: adds a bias to each of the four projections.
-        out_stddev: initial standard deviation of the output projection.
+        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+        out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -70,18 +71,12 @@ class SelfAttention(Mixer):
     implementation: str = "dense"
     block_size: int = 0
     use_bias: bool = False
-    out_stddev: float = 0.02
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
         """Projections "query", "key", "value", "out", and their biases "query_bias" ... if any."""
-        return projections(
-            self.width,
-            self.num_heads,
-            self.num_kv_heads,
-            self.head_width,
-            self.out_stddev,
-            self.use_bias,
-        )
+        return projections(self)
 
     def __call__(
         self,
@@ -205,27 +200,32 @@ def _write(state: PyTree, new: dict[str, Array], index: Array) -> PyTree:
     return {**rows, "positions": positions, "step": state["step"] + length}
 
 
-def projections(
-    width: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_width: int,
-    out_stddev: float,
-    use_bias: bool,
-) -> dict[str, Parameter]:
-    """The projections of an attention layer, initialised as GPT-2's (Radford et al. 2019, 2.3)."""
-    normal = jax.nn.initializers.normal(0.02)
+class Projected(Protocol):
+    """What ``projections`` reads off a mixer; see ``SelfAttention`` for the meanings."""
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    use_bias: bool
+    init_stddev: float
+    out_scale: float
+
+
+def projections(mixer: Projected) -> dict[str, Parameter]:
+    """Projections "query", "key", "value", "out", and "query_bias" ... if the mixer has biases."""
+    width, num_heads, head_width = mixer.width, mixer.num_heads, mixer.head_width
     heads, kv_heads = ("heads", "head_width"), ("kv_heads", "head_width")
-    query, key = (num_heads, head_width), (num_kv_heads, head_width)
+    query, key = (num_heads, head_width), (mixer.num_kv_heads, head_width)
+    inward = matrix_init(mixer.init_stddev, width)
+    outward = matrix_init(mixer.init_stddev, num_heads * head_width, mixer.out_scale)
     found = {
-        "query": Parameter((width, *query), normal, ("width", *heads)),
-        "key": Parameter((width, *key), normal, ("width", *kv_heads)),
-        "value": Parameter((width, *key), normal, ("width", *kv_heads)),
-        "out": Parameter(
-            (*query, width), jax.nn.initializers.normal(out_stddev), (*heads, "width")
-        ),
+        "query": Parameter((width, *query), inward, ("width", *heads)),
+        "key": Parameter((width, *key), inward, ("width", *kv_heads)),
+        "value": Parameter((width, *key), inward, ("width", *kv_heads)),
+        "out": Parameter((*query, width), outward, (*heads, "width")),
     }
-    if use_bias:
+    if mixer.use_bias:
         zeros = jax.nn.initializers.zeros
         found["query_bias"] = Parameter(query, zeros, heads)
         found["key_bias"] = Parameter(key, zeros, kv_heads)
@@ -266,5 +266,6 @@ def make(options: "Options") -> SelfAttention:
         implementation=options.resolved_implementation,
         block_size=options.block_size,
         use_bias=options.use_bias,
-        out_stddev=options.out_stddev,
+        init_stddev=options.init_stddev,
+        out_scale=options.out_scale,
     )

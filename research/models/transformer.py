@@ -217,12 +217,7 @@ def make_transformer(model: ConfigDict, vocab_size: int, length: int) -> Decoder
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
     values = model.to_dict()
-    names = {f.name for f in fields(Options)}
-    try:
-        options = Options(**{k: v for k, v in values.items() if k in names}, max_length=length)
-        mixer = make_mixer(options)
-    except MechanismError as error:
-        raise UserError(f"model.{error}") from None
+    mixer = make_mixer(mixer_options(model, length))
     names = {f.name for f in fields(TransformerConfig)} - {"mixer"}
     return Decoder(
         TransformerConfig(
@@ -232,3 +227,18 @@ def make_transformer(model: ConfigDict, vocab_size: int, length: int) -> Decoder
             mixer=mixer,
         )
     )
+
+
+def mixer_options(model: ConfigDict, length: int) -> Options:
+    """Returns the options of `config.model` that the mixer takes. Raises UserError."""
+    names = {f.name for f in fields(Options)}
+    options = {k: v for k, v in model.to_dict().items() if k in names}
+    try:
+        return Options(**options, max_length=length)
+    except MechanismError as error:
+        raise UserError(f"model.{error}") from None
+
+
+def resolve_implementation(model: ConfigDict, length: int) -> str:
+    """Returns the implementation that runs, with "auto" resolved."""
+    return mixer_options(model, length).resolved_implementation

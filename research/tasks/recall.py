@@ -116,7 +116,10 @@ class Recall:
         return self.batch(data, jax.random.fold_in(jax.random.key(EVALUATION_SEED[split]), index))
 
     def metrics(self, logits: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
-        """Returns loss (nats per query) and accuracy, also by gap and by number of pairs."""
+        """Returns loss (nats per query) and accuracy, also by gap and by number of pairs.
+
+        "accuracy_most_pairs" is the accuracy on the sequences with the most pairs alone.
+        """
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
         loss = cross_entropy(logits, jnp.maximum(targets, 0)) * weights
@@ -124,9 +127,11 @@ class Recall:
         pairs = jnp.broadcast_to(batch["pairs"][:, None], targets.shape)
         gaps = bin_index(batch["gaps"], self.gap_bins)
         count = weights.sum()
+        hardest = weights * (pairs == jnp.argmax(jnp.array(self.num_pairs)))
         return {
             "loss": Sums(loss.sum(), count),
             "accuracy": Sums((right * weights).sum(), count),
+            "accuracy_most_pairs": Sums((right * hardest).sum(), hardest.sum()),
             "accuracy_by_gap": sliced(right, weights, gaps, len(self.gap_bins)),
             "accuracy_by_pairs": sliced(right, weights, pairs, len(self.num_pairs)),
         }

@@ -1,8 +1,10 @@
 """The training loop: dispatch steps, evaluate, keep the best, save, stop when asked."""
 
+import contextlib
+import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,7 @@ def _train(
         writer.close()
     seconds = time.perf_counter() - compiled
     return state, {
+        "members": len(configs),
         "train_seconds": seconds,
         "steps_per_second": (step - first) / seconds if step > first else 0.0,
         "compile_seconds": compiled - began,
@@ -195,7 +198,7 @@ def _finish(
             },
             "slices": task.slices,
             "budget": measure_budget(config),
-            "implementation": config.model.implementation,
+            "implementation": program.implementation,
             "timing": timing,
         }
         write_json(run / RESULT, result)

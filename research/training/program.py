@@ -18,7 +18,11 @@ from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
 from research.errors import UserError
-from research.models.transformer import Decoder, make_transformer
+from research.models.transformer import (
+    Decoder,
+    make_transformer,
+    resolve_implementation,
+)
 from research.tasks.registry import make_task
 from research.tasks.task import Batch, Sums, Task
 from research.training.optimizer import check_optimizer, make_optimizer
@@ -72,6 +76,7 @@ class Program:
 
     Attributes:
       task, model: what is learned and what learns it.
+      implementation: how the mixer is computed, with "auto" resolved.
       init: (members) -> state.
       train: (state, members, data, start, stop) -> (state, sums); steps start .. stop - 1; `sums`
         hold each member's metrics summed over these steps.
@@ -81,6 +86,7 @@ class Program:
 
     task: Task
     model: Decoder
+    implementation: str
     init: Callable
     train: Callable
     evaluate: dict[str, Callable]
@@ -136,11 +142,11 @@ def check_train(config: ConfigDict) -> None:
             raise UserError(f"train.{key}={value} must be at least 1.")
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def program_of(static: str) -> Program:
     """Returns the program of a `static_id`; `make_program` also checks the config."""
     config = from_plain(json.loads(static))
-    task = make_task(config.task)
+    task = task_of(json.dumps(to_plain(config.task)))
     model = make_transformer(config.model, task.vocab_size, task.length)
     step = make_step(config, task, model)
     metric, higher = task.select
@@ -183,11 +189,18 @@ def program_of(static: str) -> Program:
     return Program(
         task=task,
         model=model,
+        implementation=resolve_implementation(config.model, task.length),
         init=jax.jit(jax.vmap(make_init(config, task, model))),
         train=jax.jit(train, donate_argnums=0),
         evaluate={split: evaluate(split) for split in task.splits},
         keep_best=jax.jit(keep_best, donate_argnums=0),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def task_of(plain: str) -> Task:
+    """Returns the task of a config in JSON; programs that differ in their model share its data."""
+    return make_task(from_plain(json.loads(plain)))
 
 
 def choose(condition: jax.Array, new: Any, old: Any) -> Any:

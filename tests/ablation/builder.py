@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,8 @@ def diverged(run: dict) -> dict:
 def build(workdir: Path, experiment: Experiment, simulate: Simulate, finished: float = 1.0) -> Path:
     """Writes a sweep directory; `finished` is the fraction of the cells that have a result.
 
-    `simulate` returns a run as `plausible`, `failed` or `diverged` do, optionally with "chosen":
-    the tuned values of the report stage come from the first combination of the grid whose
-    simulated run has it.
+    `simulate` returns a run as `plausible`, `failed` or `diverged` do. The report stage uses the
+    middle combination of the grid.
     """
     cells = []
     for point in points(experiment):
@@ -134,5 +132,3 @@ ENVIRONMENT = {
     "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
     "command": ["python", "-m", "research.sweep", "--experiment=experiments/example.py"],
 }
-
-__all__ = ["ENVIRONMENT", "GAPS", "build", "diverged", "failed", "plausible", "replace"]

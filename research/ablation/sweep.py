@@ -1,0 +1,327 @@
+"""Running an experiment: cells to populations, populations to results, nothing done twice.
+
+    <workdir>/experiment.json          the experiment, as data
+              cells.json               which run is which cell
+              environment.json
+              <run id>/                one run, see store.py
+              populations/<id>/        checkpoints of runs that are trained as one program
+
+The plan is a function of the experiment alone, never of what has run, so a sweep that was killed
+anywhere falls back into the same populations and each goes on from its own checkpoint.
+"""
+
+import hashlib
+import shutil
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from research.ablation.experiment import (
+    Cell,
+    Experiment,
+    load_experiment,
+    points,
+    report_cells,
+    tuning_cells,
+)
+from research.ablation.statistics import choose, point_key
+from research.ablation.store import (
+    CONFIG,
+    ENVIRONMENT,
+    FAILED,
+    METRICS,
+    RESULT,
+    read_json,
+    result_of,
+    write_json,
+)
+from research.configuration import to_plain
+from research.errors import UserError
+from research.training.budget import measure_budget
+from research.training.environment import describe_environment
+from research.training.loop import train_population
+from research.training.program import make_program, static_id
+
+EXPERIMENT, CELLS, POPULATIONS = "experiment.json", "cells.json", "populations"
+
+
+@dataclass(frozen=True)
+class Population:
+    """Cells that are trained as one program.
+
+    All are of one arm at one point, so that a population does not change when an arm is added or
+    the sweep is split over machines.
+    """
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def configs(self) -> list[ConfigDict]:
+        return [cell.config for cell in self.cells]
+
+    @property
+    def name(self) -> str:
+        """A hash of the members' run ids."""
+        text = " ".join(cell.run for cell in self.cells)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def title(self) -> str:
+        """What the progress line says."""
+        first = self.cells[0]
+        where = "".join(f" {k.split('.')[-1]}={v}" for k, v in first.point.items())
+        return f"{first.stage} {first.arm}{where}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` of a sweep; arms at points are dealt out in turn."""
+
+    index: int = 0
+    count: int = 1
+
+    def holds(self, number: int) -> bool:
+        return number % self.count == self.index
+
+
+def parse_shard(text: str) -> Shard:
+    """Returns the shard of "i/n", i from 1 to n. Raises UserError for anything else."""
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        index, count = 0, 0
+    if not 1 <= index <= count:
+        raise UserError(f"--shard={text!r} must be i/n with 1 <= i <= n, for example 1/4.")
+    return Shard(index - 1, count)
+
+
+def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[str, dict]]]:
+    """Returns the cells known so far, and the (arm, point) pairs that wait for their tuning.
+
+    Tuning cells come first. The reported cells of an arm at a point are known once all its tuning
+    runs have results.
+    """
+    tuning = tuning_cells(experiment)
+    rows = [cell.to_json() for cell in tuning]
+    found = {row["run"]: result_of(workdir / row["run"]) for row in rows}
+    results = {run: result for run, result in found.items() if result}
+    chosen = choose(experiment.outcome, rows, results)
+    reported, waiting = [], []
+    for point in points(experiment):
+        for arm in experiment.arms:
+            best = chosen.get((arm, point_key(point))) if experiment.tune else {}
+            if best is None:
+                waiting.append((arm, point))
+            else:
+                reported += report_cells(experiment, arm, point, best)
+    return tuning + reported, waiting
+
+
+def populations(cells: Iterable[Cell], most: int) -> list[Population]:
+    """Returns the cells as populations of at most `most` members, each run in one of them."""
+    seen: set[str] = set()
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        if cell.run not in seen:
+            seen.add(cell.run)
+            key = (cell.stage, cell.arm, point_key(cell.point), static_id(cell.config))
+            groups.setdefault(key, []).append(cell)
+    return [
+        Population(tuple(group[i : i + most]))
+        for group in groups.values()
+        for i in range(0, len(group), most)
+    ]
+
+
+def in_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> list[Cell]:
+    """Returns the cells of a shard: an arm at a point, with all its tuning, is in one shard."""
+    pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
+    number = {pair: i for i, pair in enumerate(pairs)}
+    return [c for c in cells if shard.holds(number[c.arm, point_key(c.point)])]
+
+
+def prepare(path: str, workdir: Path) -> Experiment:
+    """Returns the experiment after checking every arm, and that `workdir` is not another's.
+
+    Raises UserError before anything is trained or written.
+    """
+    experiment = load_experiment(path)
+    for cell in {static_id(c.config): c for c in _any_cells(experiment)}.values():
+        try:
+            make_program(cell.config)
+        except UserError as error:
+            raise UserError(f"{path}: arm {cell.arm!r}: {error}") from None
+    there = read_json(workdir / EXPERIMENT)
+    if there is not None and there["name"] != Path(path).stem:
+        raise UserError(
+            f"{workdir} holds the sweep of the experiment {there['name']!r}, not of "
+            f"{Path(path).stem!r}. Choose another --workdir."
+        )
+    return experiment
+
+
+def _any_cells(experiment: Experiment) -> Iterator[Cell]:
+    """Yields cells of every shape: all tuning cells, or all reported ones without tuning."""
+    if experiment.tune:
+        yield from tuning_cells(experiment)
+    else:
+        for point in points(experiment):
+            for arm in experiment.arms:
+                yield from report_cells(experiment, arm, point, {})
+
+
+def run_sweep(
+    path: str, workdir: Path, shard: Shard, retry_failed: bool, most: int
+) -> dict[str, int]:
+    """Trains what is left of an experiment.
+
+    Args:
+      path: the experiment file.
+      workdir: where the runs are.
+      shard: which part to train here.
+      retry_failed: trains failed runs again.
+      most: largest population.
+
+    Returns:
+      {"trained", "finished before", "failed", "waiting"}: numbers of runs; waiting are those
+      whose tuning is another shard's.
+
+    Raises:
+      UserError: an arm makes no sense.
+      Preempted: asked to stop; what was running is saved.
+    """
+    experiment = prepare(path, workdir)
+    name = Path(path).stem
+    write_json(workdir / EXPERIMENT, experiment.to_json() | {"name": name, "file": path})
+    write_json(workdir / ENVIRONMENT, describe_environment())
+    if retry_failed:
+        forget_failures(workdir)
+    counts = {"trained": 0, "finished before": 0}
+    visited: set[str] = set()
+    while True:
+        cells, waiting = plan(experiment, workdir)
+        write_json(workdir / CELLS, [cell.to_json() for cell in cells])
+        every = populations(cells, most)
+        mine = {cell.run for cell in in_shard(cells, experiment, shard)}
+        todo = [p for p in every if p.name not in visited and any(c.run in mine for c in p.cells)]
+        if not todo:
+            break
+        for number, population in enumerate(todo, 1):
+            visited.add(population.name)
+            done = [result_of(workdir / cell.run) is not None for cell in population.cells]
+            if all(done):
+                counts["finished before"] += len(done)
+                continue
+            _train(population, workdir, f"[{number}/{len(todo)}] {population.title}")
+            counts["trained"] += len(done)
+    results = [result_of(workdir / cell.run) for cell in cells if cell.run in mine]
+    failed = sum(r is not None and r["status"] == FAILED for r in results)
+    return counts | {"failed": failed, "waiting": len(waiting) * len(experiment.seeds)}
+
+
+def _train(population: Population, workdir: Path, title: str) -> None:
+    """Trains one population; an exception becomes the result of its runs."""
+    runs = [workdir / cell.run for cell in population.cells]
+    home = workdir / POPULATIONS / population.name
+    try:
+        train_population(population.configs, runs, home, title)
+    except UserError:
+        raise
+    except Exception:
+        error = traceback.format_exc()
+        print(f"{title} failed: {error.strip().splitlines()[-1]}")
+        for cell, run in zip(population.cells, runs, strict=True):
+            run.mkdir(parents=True, exist_ok=True)
+            write_json(run / CONFIG, to_plain(cell.config))
+            write_json(run / RESULT, {"status": FAILED, "error": error, "seed": cell.seed})
+
+
+def forget_failures(workdir: Path) -> None:
+    """Removes what failed runs left, so that they start again."""
+    for path in workdir.glob(f"*/{RESULT}"):
+        result = read_json(path)
+        if result and result["status"] == FAILED:
+            path.unlink()
+            (path.parent / METRICS).unlink(missing_ok=True)
+            population = read_json(path.parent / "population.json")
+            if population:
+                shutil.rmtree(path.parent / population["checkpoints"], ignore_errors=True)
+
+
+def forecast(experiment: Experiment, workdir: Path, shard: Shard, most: int) -> list[dict]:
+    """Returns what a sweep would train, one row per run.
+
+    Each row: run ("after tuning" where the tuned values are not known yet), stage, arm, deltas,
+    parameters, flops_per_token, state_bytes, members (of its program), status ("done", "failed",
+    "to do") and seconds: predicted for this run's share of its program, None before any step has
+    been measured in `workdir`. A shape that has not run is predicted from its FLOPs.
+    """
+    cells, waiting = plan(experiment, workdir)
+    # Which values tuning will choose is open; the budget of any of them is the budget of all.
+    guess = next(iter(tuning_cells(experiment)), None)
+    later = [
+        cell
+        for arm, point in waiting
+        for cell in report_cells(experiment, arm, point, guess.tuned if guess else {})
+    ]
+    open_ids = {id(cell) for cell in later}
+    mine = {id(cell) for cell in in_shard(cells + later, experiment, shard)}
+    rates = measured_rates(cells, workdir)
+    rows = []
+    for population in populations(cells, most) + populations(later, most):
+        for cell in population.cells:
+            if id(cell) not in mine:
+                continue
+            result = None if id(cell) in open_ids else result_of(workdir / cell.run)
+            budget = measure_budget(cell.config)
+            rows.append(
+                {
+                    "run": "after tuning" if id(cell) in open_ids else cell.run,
+                    "stage": cell.stage,
+                    "arm": cell.arm,
+                    "deltas": {
+                        **cell.point,
+                        **({} if id(cell) in open_ids else cell.tuned),
+                        "seed": cell.seed,
+                    },
+                    **{k: budget[k] for k in ("parameters", "flops_per_token", "state_bytes")},
+                    "members": len(population.cells),
+                    "status": _status(result),
+                    "seconds": predict(cell.config, budget, rates),
+                }
+            )
+    return rows
+
+
+def _status(result: dict | None) -> str:
+    if result is None:
+        return "to do"
+    return "failed" if result["status"] == FAILED else "done"
+
+
+def measured_rates(cells: Sequence[Cell], workdir: Path) -> dict[str, tuple[float, float]]:
+    """Returns {static id: (seconds per step of one member, FLOPs of that step)} of finished runs."""
+    rates = {}
+    for cell in cells:
+        result = result_of(workdir / cell.run)
+        if result and result["status"] != FAILED and result["timing"]["steps_per_second"]:
+            budget = result["budget"]
+            flops = budget["flops_per_token"] * budget["tokens"] / budget["steps"]
+            seconds = 1 / result["timing"]["steps_per_second"] / result["timing"]["members"]
+            rates[static_id(cell.config)] = (seconds, flops)
+    return rates
+
+
+def predict(
+    config: ConfigDict, budget: dict[str, float], rates: dict[str, tuple[float, float]]
+) -> float | None:
+    """Returns the predicted seconds of one run, or None when nothing has been measured."""
+    if not rates:
+        return None
+    if static_id(config) in rates:
+        return rates[static_id(config)][0] * budget["steps"]
+    seconds, flops = (sum(column) for column in zip(*rates.values(), strict=True))
+    return seconds / flops * budget["flops_per_token"] * budget["tokens"]

@@ -1,0 +1,79 @@
+"""Trains every cell of an experiment that is not finished yet.
+
+python -m research.sweep --experiment=experiments/attention_type.py --workdir=runs/attention_type
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from research.configuration import run
+
+flags.DEFINE_string("experiment", None, "Experiment file: experiments/NAME.py", required=True)
+flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+flags.DEFINE_boolean("dry_run", False, "Shows what would be trained, and trains nothing.")
+flags.DEFINE_string("shard", "1/1", "Part i/n: trains every n-th arm at a point, for n machines.")
+flags.DEFINE_boolean("retry_failed", False, "Trains failed runs again.")
+flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one program.", lower_bound=1)
+
+
+def main() -> int:
+    from research.ablation.sweep import forecast, parse_shard, prepare, run_sweep
+    from research.training.environment import enable_compilation_cache
+    from research.training.preemption import Preempted
+
+    options = flags.FLAGS
+    workdir, shard = Path(options.workdir), parse_shard(options.shard)
+    enable_compilation_cache()
+    if options.dry_run:
+        experiment = prepare(options.experiment, workdir)
+        show_forecast(forecast(experiment, workdir, shard, options.max_members))
+        return 0
+    try:
+        counts = run_sweep(
+            options.experiment, workdir, shard, options.retry_failed, options.max_members
+        )
+    except Preempted as stopped:
+        print(f"{workdir}: {stopped}")
+        return 0
+    print(", ".join(f"{number} {name}" for name, number in counts.items() if number))
+    if counts["failed"]:
+        print("Failed runs keep their traceback in result.json; --retry_failed trains them again.")
+    print(f"python -m research.report --workdir={workdir}")
+    return 1 if counts["failed"] else 0
+
+
+def show_forecast(rows: list[dict]) -> None:
+    """Prints the rows of `forecast` as a table, with the totals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in ("run", "stage", "arm", "deltas"):
+        table.add_column(name, overflow="fold")
+    for name in ("parameters", "FLOPs/token", "state bytes", "members", "status", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        deltas = " ".join(f"{k.split('.')[-1]}={v}" for k, v in row["deltas"].items())
+        table.add_row(
+            *(row["run"], row["stage"], row["arm"], deltas),
+            f"{row['parameters']:,}",
+            f"{row['flops_per_token']:,.0f}",
+            f"{row['state_bytes']:,}",
+            str(row["members"]),
+            row["status"],
+            "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",
+        )
+    console = Console()
+    # Piped into a file or a pager there is no terminal width to keep to.
+    console.print(table) if console.is_terminal else Console(width=160).print(table)
+    left = [row for row in rows if row["status"] == "to do"]
+    if any(row["seconds"] is None for row in rows):
+        time = "not known before a step has been measured"
+    else:
+        time = f"about {sum(row['seconds'] for row in left) / 60:.1f} minutes without compilation"
+    print(f"{len(rows)} runs, {len(left)} to do: {time}.")
+
+
+if __name__ == "__main__":
+    run(main)
