@@ -205,9 +205,7 @@ def _relation(c: Check) -> str:
     q = c.quantity
     if _two_sided_region(q):
         region = (
-            f"±{_border(q.high)}"
-            if q.low == -q.high
-            else f"{_border(q.low)} to {_border(q.high)}"
+            f"±{_border(q.high)}" if q.low == -q.high else f"{_border(q.low)} to {_border(q.high)}"
         )
         return {
             SUPPORTED: f"wholly within {region}",
@@ -219,9 +217,7 @@ def _relation(c: Check) -> str:
         return f"which includes {_border(border)}"
     above = up == (c.verdict == SUPPORTED)
     touches = border in (c.interval.low, c.interval.high)
-    return (
-        f"{'at' if touches else 'wholly above' if above else 'wholly below'} {_border(border)}"
-    )
+    return f"{'at' if touches else 'wholly above' if above else 'wholly below'} {_border(border)}"
 
 
 def _border(value: float) -> str:
