@@ -303,7 +303,7 @@ def _status(result: dict | None) -> str:
 
 
 def measured_rates(cells: Sequence[Cell], workdir: Path) -> dict[str, tuple[float, float]]:
-    """Returns {static id: (seconds per step of one member, FLOPs of that step)} of finished runs."""
+    """Returns {static id: (seconds, FLOPs) per step of one member} of finished runs."""
     rates = {}
     for cell in cells:
         result = result_of(workdir / cell.run)

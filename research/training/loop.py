@@ -70,16 +70,26 @@ def train_population(
         check_same_config(config, run)
     if all(finished):
         return finished  # ty: ignore[invalid-return-type]
-    config = configs[0]
-    program = make_program(config)
-    for index, (member, run) in enumerate(zip(configs, runs, strict=True)):
-        _describe(program, member, run, home, index)
-    with (
-        StopRequest() as stop,
-        Checkpoints(home / DIRECTORY, config.train.keep_checkpoints) as saved,
-    ):
-        state, timing = _train(program, configs, runs, saved, stop, title)
-    return _finish(program, configs, runs, state, timing)
+    program = make_program(configs[0])
+    with _alone_in(home):
+        for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
+            _describe(program, config, run, home, index)
+        keep = configs[0].train.keep_checkpoints
+        with StopRequest() as stop, Checkpoints(home / DIRECTORY, keep) as saved:
+            state, timing = _train(program, configs, runs, saved, stop, title)
+        return _finish(program, configs, runs, state, timing)
+
+
+@contextlib.contextmanager
+def _alone_in(home: Path) -> Iterator[None]:
+    """Keeps other processes out of a population's directory; the lock goes with the process."""
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {home}.") from None
+        yield
 
 
 def check_same_config(config: ConfigDict, run: Path) -> None:

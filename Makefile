@@ -1,0 +1,56 @@
+# make ablation   the main job: trains experiments/attention_type.py and writes its report
+# make test       the tests
+# make check      format, lint, types, tests
+# Each sets up .venv from the hashed requirements first; a bare Python 3.11 with pip is enough.
+
+PYTHON ?= python3
+BIN := .venv/bin
+WORKDIR ?= runs/attention_type
+# The persistent compilation cache makes the second run of the tests much quicker than the first.
+export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/attest/compilation
+
+.PHONY: ablation test test-slow check format types lock clean
+
+ablation: .venv/run.stamp
+	$(BIN)/python -m research.sweep --experiment=experiments/attention_type.py --workdir=$(WORKDIR)
+	$(BIN)/python -m research.report --workdir=$(WORKDIR)
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ty check
+	$(BIN)/python -m pytest -m "not slow"
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Try: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/run.stamp: requirements.txt .venv/python.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+.venv/dev.stamp: requirements-dev.txt .venv/python.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# Recompiles the locks after a change of pyproject.toml; needs uv.
+lock:
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes pyproject.toml \
+	  -o requirements.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra dev \
+	  -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

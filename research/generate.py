@@ -1,0 +1,93 @@
+"""Continues a prompt with a trained language model.
+
+python -m research.generate --workdir=runs/text --prompt="ROMEO:" --tokens=500 --temperature=0.8
+"""
+
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from research.configuration import run
+from research.errors import UserError
+
+flags.DEFINE_string("workdir", None, "Directory of a run of a text task.", required=True)
+flags.DEFINE_string("prompt", "\n", "Text to continue.")
+flags.DEFINE_integer("tokens", 500, "Tokens to generate.", lower_bound=1)
+flags.DEFINE_integer("samples", 1, "Continuations, generated side by side.", lower_bound=1)
+flags.DEFINE_float("temperature", 0.8, "Divides the logits; 0 takes the most probable token.")
+flags.DEFINE_integer("top_k", 0, "Draws among the k most probable tokens; 0: all.")
+flags.DEFINE_float("top_p", 1.0, "Draws among the most probable tokens of this total probability.")
+flags.DEFINE_integer("seed", -1, "Random seed; -1 draws one and says which.")
+
+
+def main() -> None:
+    import jax
+    import numpy as np
+
+    from research.decoding.continuation import continuation
+    from research.decoding.sampling import Sampling
+    from research.models.transformer import make_transformer
+    from research.tasks.tokenizer import load_tokenizer
+    from research.training.environment import enable_compilation_cache
+    from research.training.runs import load_best_of, load_config_of
+
+    options = flags.FLAGS
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    workdir = Path(options.workdir)
+    enable_compilation_cache()
+    config = load_config_of(workdir)
+    tokenizer = load_tokenizer(workdir)
+    if not options.prompt:
+        raise UserError("--prompt is empty; give at least one character.")
+    prompt = np.tile(tokenizer.encode(options.prompt), (options.samples, 1))
+    params, best = load_best_of(workdir)
+    model = make_transformer(config.model, tokenizer.vocab_size, config.task.length)
+    seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
+    print(f"best step {best['step']:,}, seed {seed}", file=sys.stderr)
+    chunks = continuation(model, params, prompt, options.tokens, sampling, jax.random.key(seed))
+    show(options.prompt, texts(tokenizer, chunks, options.samples), options.samples)
+
+
+def texts(tokenizer, chunks: Iterator, samples: int) -> Iterator[list[str]]:
+    """Yields what each sample has become so far."""
+    tokens: list[list[int]] = [[] for _ in range(samples)]
+    for chunk in chunks:
+        for row, new in zip(tokens, chunk.tolist(), strict=True):
+            row += new
+        yield [tokenizer.decode(row) for row in tokens]
+
+
+def show(prompt: str, states: Iterator[list[str]], samples: int) -> None:
+    """Prints one sample as it comes; several as panels, or one after the other into a file."""
+    if samples == 1:
+        print(prompt, end="", flush=True)
+        shown = ""
+        for (text,) in states:
+            # A character may still lack bytes; what was printed cannot be taken back.
+            ready = text.rstrip("\ufffd")
+            if ready.startswith(shown):
+                print(ready[len(shown) :], end="", flush=True)
+                shown = ready
+        print()
+        return
+    if not sys.stdout.isatty():
+        *_, last = states
+        for number, text in enumerate(last, 1):
+            print(f"--- sample {number}\n{prompt}{text}")
+        return
+    from rich.columns import Columns
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.text import Text
+
+    with Live(refresh_per_second=8) as live:
+        for now in states:
+            panels = [Panel(Text(prompt + t), title=str(i)) for i, t in enumerate(now, 1)]
+            live.update(Columns(panels))
+
+
+if __name__ == "__main__":
+    run(main)
