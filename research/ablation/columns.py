@@ -194,7 +194,7 @@ def tuning_columns(study: Study) -> list[Column]:
             lambda row, key=key: _chosen(row, key),
             lambda row, key=key: row.tuned.get(key),
             f"Chosen value of {key}.",
-            flagged=lambda row, key=key: key in row.edges,
+            flagged=lambda row, key=key: key in row.edges or _differs(row, key),
         )
         for key in study.experiment.tune
     ]
@@ -211,7 +211,15 @@ def tuning_columns(study: Study) -> list[Column]:
 def _chosen(row: TuningRow, key: str) -> str:
     if key not in row.tuned:
         return "not chosen yet"
-    return value_text(row.tuned[key]) + (" ⚠ edge of the grid" if key in row.edges else "")
+    text = value_text(row.tuned[key])
+    if _differs(row, key):
+        return f"{text} ⚠ tuning chose {value_text(row.best[key])}"
+    return text + (" ⚠ edge of the grid" if key in row.edges else "")
+
+
+def _differs(row: TuningRow, key: str) -> bool:
+    """Tuning runs that changed after the reported runs began leave these with an old choice."""
+    return key in row.best and row.tuned.get(key) != row.best[key]
 
 
 def _score(names: dict[str, str], tuned, mean: float, without: int) -> str:

@@ -10,6 +10,7 @@ from research.ablation import chart, panels, store
 from research.ablation.chart import Chart
 from research.ablation.columns import budget_columns, main_columns, progress_text, tuning_columns
 from research.ablation.evidence import WAITING, Study
+from research.ablation.figures import LIMIT
 from research.ablation.markup import Html, el, join
 from research.ablation.summary import Summary
 from research.ablation.wording import count, number, point_text, value_text
@@ -116,6 +117,8 @@ def _charts(summary: Summary, section: str, note: str) -> Html | None:
     drawn = [c for c in summary.charts if c.section == section]
     if not drawn:
         return None
+    if len(drawn) == LIMIT:
+        note += f" Only the first {LIMIT} are drawn; results.csv has all numbers."
     return join([el("p", note, class_="note"), el("div", map(_figure, drawn), class_="charts")])
 
 

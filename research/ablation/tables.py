@@ -234,8 +234,9 @@ class TuningRow:
     """The combination one arm uses at one point.
 
     Attributes:
-      tuned: chosen values.
-      scores: {combination as text-ready items: mean validation outcome or NaN, seeds without one}.
+      tuned: values the reported runs use; before there are any, the choice of the tuning runs.
+      best: choice of the tuning runs, {} while they are not finished.
+      scores: (combination, mean validation outcome or NaN, seeds without one) of the whole grid.
       edges: tuned keys whose chosen value is the smallest or largest of the grid.
       done, total: tuning cells with a result, and all of them.
     """
@@ -243,6 +244,7 @@ class TuningRow:
     arm: str
     point: Mapping[str, Any]
     tuned: Mapping[str, Any]
+    best: Mapping[str, Any]
     scores: Sequence[tuple[Mapping[str, Any], float, int]]
     edges: Sequence[str]
     done: int
@@ -276,6 +278,7 @@ def tuning_table(study: Study) -> list[TuningRow]:
                     arm=arm,
                     point=point,
                     tuned=tuned,
+                    best=chosen.get(key, {}),
                     scores=scores,
                     edges=_edges(study, tuned),
                     done=sum(r.status != WAITING for r in runs),

@@ -17,7 +17,7 @@ def number(value: float | None) -> str:
     size = abs(value)
     if size == 0:
         return "0"
-    if size >= 1e7:
+    if size >= 1e10:
         text = f"{value:.3g}"
     elif size >= 1000 or (value == int(value) and size >= 10):
         text = f"{value:,.0f}"

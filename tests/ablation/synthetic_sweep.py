@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from research.ablation import store
+from research.ablation import statistics, store
 from research.ablation.experiment import Experiment, points, tuning_grid
 
 Simulate = Callable[[str, Mapping, Mapping, int, np.random.Generator], dict]
@@ -74,43 +74,42 @@ def diverged(run: dict) -> dict:
 def build(workdir: Path, experiment: Experiment, simulate: Simulate, finished: float = 1.0) -> Path:
     """Writes a sweep directory; `finished` is the fraction of the cells that have a result.
 
-    `simulate` returns a run as `plausible`, `failed` or `diverged` do. The report stage uses the
-    middle combination of the grid.
+    `simulate` returns a run as `plausible`, `failed` or `diverged` do.
     """
-    cells = []
+    cells, made = [], []
+
+    def add(stage, arm, point, tuned, seed):
+        generator = np.random.default_rng(len(cells))
+        run = f"{len(cells):012x}"
+        row = {"arm": arm, "point": point, "stage": stage, "tuned": tuned, "seed": seed, "run": run}
+        cells.append(row)
+        made.append(simulate(arm, point, tuned, seed, generator))
+
     for point in points(experiment):
         for arm in experiment.arms:
-            grid = tuning_grid(experiment) if experiment.tune else [{}]
+            chosen = {}
             if experiment.tune:
-                cells += [
-                    (arm, point, "tune", tuned, seed)
-                    for tuned in grid
-                    for seed in experiment.tune_seeds
-                ]
-            chosen = grid[len(grid) // 2]
-            cells += [(arm, point, "report", chosen, seed) for seed in experiment.seeds]
-    rows = []
-    for index, (arm, point, stage, tuned, seed) in enumerate(cells):
-        run = f"{index:012x}"
-        rows.append(
-            {"arm": arm, "point": point, "stage": stage, "tuned": tuned, "seed": seed, "run": run}
-        )
-        generator = np.random.default_rng(index)
-        made = simulate(arm, point, tuned, seed, generator)
-        config = {
-            "seed": seed,
-            "model": {"width": 64},
-            **_nested({**experiment.arms[arm], **point, **tuned}),
-        }
-        store.write_json(workdir / run / store.CONFIG, config)
+                for tuned in tuning_grid(experiment):
+                    for seed in experiment.tune_seeds:
+                        add("tune", arm, point, tuned, seed)
+                results = {c["run"]: m["result"] for c, m in zip(cells, made, strict=True)}
+                choices = statistics.choose(experiment.outcome, cells, results)
+                chosen = choices[arm, statistics.point_key(point)]
+            for seed in experiment.seeds:
+                add("report", arm, point, chosen, seed)
+    for index, (cell, run) in enumerate(zip(cells, made, strict=True)):
+        folder = workdir / cell["run"]
+        flat = {**experiment.arms[cell["arm"]], **cell["point"], **cell["tuned"]}
+        config = {"seed": cell["seed"], "model": {"width": 64}, **_nested(flat)}
+        store.write_json(folder / store.CONFIG, config)
         if index < finished * len(cells):
-            store.write_json(workdir / run / store.RESULT, {"seed": seed, **made["result"]})
-            store.write_json(workdir / run / store.ENVIRONMENT, ENVIRONMENT)
-            lines = "".join(json.dumps(row) + "\n" for row in made["rows"])
-            store.write_text(workdir / run / store.METRICS, lines)
+            store.write_json(folder / store.RESULT, {"seed": cell["seed"], **run["result"]})
+            store.write_json(folder / store.ENVIRONMENT, ENVIRONMENT)
+            lines = "".join(json.dumps(row) + "\n" for row in run["rows"])
+            store.write_text(folder / store.METRICS, lines)
     plain = {**experiment.to_json(), "name": "example", "file": "experiments/example.py"}
     store.write_json(workdir / "experiment.json", plain)
-    store.write_json(workdir / "cells.json", rows)
+    store.write_json(workdir / "cells.json", cells)
     store.write_json(workdir / "environment.json", ENVIRONMENT)
     return workdir
 
