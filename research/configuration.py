@@ -4,11 +4,16 @@ A config file defines `get_config() -> ConfigDict` (optionally `get_config(argum
 `--config=file.py:argument`). `research/` never imports `configs/`: it is handed a path.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
+import math
+import re
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +36,33 @@ def load_module(path: str | Path) -> Any:
         siblings = [p.name for p in path.parent.glob("*.py") if p.stem != "__init__"]
         hint = did_you_mean(path.name, siblings)
         raise UserError(f"there is no file {str(path)!r}.{hint}")
+    if path.suffix != ".py":
+        raise UserError(f"{str(path)!r} is not a Python file; its name must end in .py.")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)  # ty: ignore[invalid-argument-type]
     # Registered before it runs: dataclasses defined in the file look their module up.
     sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)  # ty: ignore[unresolved-attribute]
+    with _blaming(path):
+        spec.loader.exec_module(module)  # ty: ignore[unresolved-attribute]
     return module
+
+
+@contextlib.contextmanager
+def _blaming(path: str | Path) -> Iterator[None]:
+    """Turns an exception of the user's file into a UserError that says where it was raised."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}.") from None
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename).resolve() == Path(path).resolve()]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def load_config(path: str) -> ConfigDict:
@@ -47,9 +71,11 @@ def load_config(path: str) -> ConfigDict:
     module = load_module(file)
     if not hasattr(module, "get_config"):
         raise UserError(f"{file} defines no get_config(), so it is not a config file.")
-    config = module.get_config(argument) if argument else module.get_config()
-    config.lock()
-    return config
+    with _blaming(file):
+        config = module.get_config(argument) if argument else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config() returns {type(config).__name__}, not a ConfigDict.")
+    return config.lock()
 
 
 def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
@@ -73,12 +99,15 @@ def apply_deltas(config: ConfigDict, deltas: Deltas) -> ConfigDict:
     known = flatten(config)
     for key, value in deltas.items():
         if key not in known:
-            near = did_you_mean(key, known)
-            leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
-            near = near or (f" Did you mean {leaf[0]!r}?" if leaf else "")
-            raise UserError(f"config key {key!r} does not exist.{near}")
+            raise UserError(f"config key {key!r} does not exist.{_nearest(key, known)}")
         result.update_from_flattened_dict({key: _checked(key, value, known[key])})
     return result.lock()
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """Returns the key that was meant: one with the same last part, else one spelled alike."""
+    leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    return f" Did you mean {leaf[0]!r}?" if len(leaf) == 1 else did_you_mean(key, known)
 
 
 def _checked(key: str, value: Any, old: Any) -> Any:
@@ -92,6 +121,12 @@ def _checked(key: str, value: Any, old: Any) -> Any:
             f"config key {key!r} takes {type(old).__name__}, not {type(value).__name__}"
             f" ({value!r})."
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config key {key!r} takes a finite number, not {value!r}.")
+    kinds = {type(item) for item in old} if isinstance(old, tuple) else set()
+    if len(kinds) == 1 and any(type(item) not in kinds for item in value):
+        (kind,) = kinds
+        raise UserError(f"config key {key!r} takes a tuple of {kind.__name__}, not {value!r}.")
     return value
 
 
@@ -127,24 +162,75 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
     ]
 
 
+NO_CONFIG = "--config is missing; for example --config=configs/base.py."
+
+
 def _read_flags(argv: list[str]) -> list[str]:
     """Parses flags; a mistake is one line and exit code 2 instead of a traceback."""
     try:
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS and flags.FLAGS["config"].present:
-            flags.FLAGS.config  # a missing file surfaces only when the value is touched
-    except flags.Error as error:
-        _stop(_first_line(error))
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        _stop("config override: " + _first_line(error))
-    except OSError as error:
-        _stop(f"--config: {_first_line(error)}")
+        _check_config_flag()
+    except UserError as error:
+        _stop(_one_line(error))
+    except Exception as error:  # a config file is run to be read, so anything can be raised
+        _stop(_explained(argv, error))
     if len(rest) > 1:
         _stop(f"unexpected argument {rest[1]!r}; options look like --name=value.")
+    if "workdir" in flags.FLAGS and flags.FLAGS["workdir"].value == "":
+        _stop("--workdir is empty; give a directory, for example --workdir=runs/NAME.")
     return rest
 
 
-def _first_line(error: Exception) -> str:
+def _check_config_flag() -> None:
+    """Raises UserError unless --config was given, loads, and its overrides fit the file."""
+    if "config" not in flags.FLAGS:
+        return
+    if not flags.FLAGS["config"].present:
+        raise UserError(NO_CONFIG)
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    # The flag turns (1, "a") and abc into tuples where (1, 2) is wanted.
+    known = flatten(load_config(path))
+    for key, value in flatten(flags.FLAGS.config).items():
+        _checked(key, value, known[key])
+
+
+def _explained(argv: list[str], error: Exception) -> str:
+    """Returns the message for a command line that could not be parsed, with what is right."""
+    missing = re.search(r"flag --(\w+)=None", str(error))
+    if missing:
+        name = missing[1]
+        return f"--{name} is missing: {flags.FLAGS[name].help}"
+    # `--config=x` and `--config x` alike.
+    words = [word for argument in argv[1:] for word in argument.split("=", 1)]
+    given = {w.lstrip("-"): v for w, v in itertools.pairwise([*words, ""]) if w.startswith("-")}
+    overrides = {k.removeprefix("config."): v for k, v in given.items() if k.startswith("config.")}
+    if "config" in flags.FLAGS and (overrides or "config" in given):
+        try:
+            if not given.get("config"):
+                raise UserError(NO_CONFIG)
+            known = flatten(load_config(given["config"]))
+            for key, value in overrides.items():
+                _check_override(key, value, known)
+        except UserError as found:
+            return _one_line(found)
+    return _one_line(error)
+
+
+def _check_override(key: str, value: str, known: Mapping[str, Any]) -> None:
+    """Raises UserError for an override of a key that does not exist, or of another type."""
+    if key not in known:
+        raise UserError(f"config key {key!r} does not exist.{_nearest(key, known)}")
+    kind = type(known[key])
+    if kind in (int, float):
+        try:
+            kind(value)
+        except ValueError:
+            raise UserError(f"config key {key!r} takes {kind.__name__}, not {value!r}.") from None
+    elif kind is bool and value.lower() not in ("true", "false", "1", "0", "t", "f"):
+        raise UserError(f"config key {key!r} takes true or false, not {value!r}.")
+
+
+def _one_line(error: Exception) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split())
 
@@ -156,7 +242,9 @@ def _stop(message: str) -> None:
 
 def define_config_flag() -> None:
     """Defines --config=FILE and --config.key=value overrides."""
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/NAME.py", lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file: configs/NAME.py", lock_config=True
+    )
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -168,6 +256,8 @@ def run(main: Callable[[], int | None]) -> None:
         try:
             sys.exit(main() or 0)
         except UserError as error:
-            _stop(" ".join(str(error).split()))
+            _stop(_one_line(error))
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            _stop(f"{error.filename}: {error.strerror}.")
 
     app.run(guarded, flags_parser=_read_flags)

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from research.configuration import apply_deltas, define_config_flag, run, run_id
+from research.errors import UserError
 
 define_config_flag()
 flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
@@ -34,7 +35,11 @@ def main() -> None:
 
 
 def members_of(config: ConfigDict) -> list[ConfigDict]:
-    """Returns one config per member: `members` seeds from `seed` on."""
+    """Returns one config per member: `members` seeds from `seed` on. Raises UserError."""
+    if config.members < 1:
+        raise UserError(f"members={config.members} must be at least 1.")
+    if config.seed + config.members > 2**32:
+        raise UserError(f"seed={config.seed}: with members={config.members} it passes 2^32 - 1.")
     return [
         apply_deltas(config, {"seed": config.seed + i, "members": 1}) for i in range(config.members)
     ]

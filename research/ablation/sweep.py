@@ -17,11 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from research.ablation.experiment import (
     Cell,
     Experiment,
+    Outcome,
     load_experiment,
     points,
     report_cells,
@@ -39,11 +42,11 @@ from research.ablation.store import (
     write_json,
 )
 from research.configuration import to_plain
-from research.errors import UserError
+from research.errors import UserError, check_name
 from research.training.budget import measure_budget
 from research.training.environment import describe_environment
 from research.training.loop import train_population
-from research.training.program import make_program, static_id
+from research.training.program import Program, make_program, static_id
 
 EXPERIMENT, CELLS, POPULATIONS = "experiment.json", "cells.json", "populations"
 
@@ -151,7 +154,7 @@ def prepare(path: str, workdir: Path) -> Experiment:
     experiment = load_experiment(path)
     for cell in {static_id(c.config): c for c in _any_cells(experiment)}.values():
         try:
-            make_program(cell.config)
+            check_outcome(experiment.outcome, make_program(cell.config))
         except UserError as error:
             raise UserError(f"{path}: arm {cell.arm!r}: {error}") from None
     there = read_json(workdir / EXPERIMENT)
@@ -161,6 +164,17 @@ def prepare(path: str, workdir: Path) -> Experiment:
             f"{Path(path).stem!r}. Choose another --workdir."
         )
     return experiment
+
+
+def check_outcome(outcome: Outcome, program: Program) -> None:
+    """Raises UserError for an outcome that the program's task does not measure."""
+    task = program.task
+    check_name("outcome.split", outcome.split, task.splits)
+    check_name("outcome.at", outcome.at, ("best", "final"))
+    batch = jax.eval_shape(task.batch, task.data, jax.eval_shape(lambda: jax.random.key(0)))
+    logits = jax.ShapeDtypeStruct((*batch["inputs"].shape, task.vocab_size), jnp.float32)
+    sums = jax.eval_shape(task.metrics, logits, batch)
+    check_name("outcome.metric", outcome.metric, [k for k, s in sums.items() if s.total.ndim == 0])
 
 
 def _any_cells(experiment: Experiment) -> Iterator[Cell]:

@@ -3,10 +3,13 @@
 A bias is a frozen dataclass registered as a pytree, called as ``bias(score, head, q_index,
 kv_index) -> score`` on any block of scores. Float leaves are parameters: every implementation
 returns their gradients. A new bias is one dataclass here and one line in the registry.
+
+Leaves are annotated Any because JAX also fills pytrees with things that are not arrays.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +47,7 @@ class Bias:
 class Alibi(Bias):
     """score - slope of the head * |q - k|."""
 
-    slopes: tuple[float | Float[Array, ""], ...] | Float[Array, " H"]
+    slopes: Any  # one to a head: a tuple of numbers or an array (H,)
 
     def __call__(
         self,
@@ -62,7 +65,7 @@ class Alibi(Bias):
 class Softcap(Bias):
     """cap * tanh(score / cap)."""
 
-    cap: float | Float[Array, ""]
+    cap: Any  # a number or an array ()
 
     def __call__(
         self,

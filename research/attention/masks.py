@@ -149,8 +149,8 @@ class Prefix(Mask):
 class Segments(Mask):
     """A query sees the keys that carry its own segment id."""
 
-    q_segments: Any
-    kv_segments: Any
+    q_segments: Any  # integers (B, T)
+    kv_segments: Any  # integers (B, S)
 
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         queries = jnp.take(self.q_segments, q_index, axis=1, mode="clip")
@@ -165,7 +165,7 @@ class Segments(Mask):
 class Padding(Mask):
     """Every query sees the keys that are marked valid."""
 
-    valid: Any
+    valid: Any  # booleans (B, S)
 
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         keys = jnp.take(self.valid, kv_index, axis=1, mode="clip")

@@ -7,6 +7,7 @@ registry.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class ScaledDot(Score):
 class Cosine(Score):
     """cos(q, k) / temperature."""
 
-    temperature: float | Float[Array, ""] = 0.1
+    temperature: Any = 0.1  # a number or an array (); JAX also fills pytrees with other things
 
     def as_dot(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]

@@ -1,7 +1,7 @@
 """Self-attention as a mixer: projections, heads, positions, and a ring buffer to decode with."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +200,7 @@ def _write(state: PyTree, new: dict[str, Array], index: Array) -> PyTree:
     return {**rows, "positions": positions, "step": state["step"] + length}
 
 
+@runtime_checkable
 class Projected(Protocol):
     """What ``projections`` reads off a mixer; see ``SelfAttention`` for the meanings."""
 

@@ -27,13 +27,23 @@ def describe_environment() -> dict:
             "cpu_cores": os.cpu_count(),
         },
         "git": git_state(Path(__file__).parent),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command_line(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
+def command_line() -> list[str]:
+    """Returns the command that started this process, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name] if spec else [sys.argv[0]]
+    return ["python", *program, *sys.argv[1:]]
+
+
 def git_state(directory: Path) -> dict | None:
-    """Returns {"commit", "dirty"} of the checkout around `directory`, or None outside of one."""
+    """Returns {"commit", "dirty"} of the checkout around `directory`, or None outside of one.
+
+    "dirty" says whether tracked files differ from the commit.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -41,7 +51,7 @@ def git_state(directory: Path) -> dict | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (subprocess.CalledProcessError, FileNotFoundError):
         return None
 

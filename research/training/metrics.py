@@ -5,6 +5,7 @@ waits for the step that it just dispatched.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,8 @@ class MetricsWriter:
             with open(run / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain(row)) + "\n")
             for name, value in row.items():
-                if isinstance(value, float):
+                # TensorBoard has no word for NaN either; it would warn once for every value.
+                if isinstance(value, float) and math.isfinite(value):
                     board.add_scalar(name, value, step)
 
     def _row(self, step: int, columns: dict[str, Any], member: int) -> dict:
