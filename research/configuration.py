@@ -13,7 +13,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def load_module(path: str | Path) -> Any:
 
 
 @contextlib.contextmanager
-def _blaming(path: str | Path) -> Iterator[None]:
+def _blaming(path: str | Path) -> Generator[None]:
     """Turns an exception of the user's file into a UserError that says where it was raised."""
     try:
         yield
@@ -123,10 +123,10 @@ def _checked(key: str, value: Any, old: Any) -> Any:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"config key {key!r} takes a finite number, not {value!r}.")
-    kinds = {type(item) for item in old} if isinstance(old, tuple) else set()
-    if len(kinds) == 1 and any(type(item) not in kinds for item in value):
-        (kind,) = kinds
-        raise UserError(f"config key {key!r} takes a tuple of {kind.__name__}, not {value!r}.")
+    if isinstance(old, tuple) and isinstance(value, tuple) and old:
+        kind = type(old[0])
+        if any(type(item) is not kind for item in value):
+            raise UserError(f"config key {key!r} takes a tuple of {kind.__name__}, not {value!r}.")
     return value
 
 
@@ -185,9 +185,10 @@ def _check_config_flag() -> None:
     """Raises UserError unless --config was given, loads, and its overrides fit the file."""
     if "config" not in flags.FLAGS:
         return
-    if not flags.FLAGS["config"].present:
+    flag = flags.FLAGS["config"]
+    path = config_flags.get_config_filename(flag) if flag.present else ""
+    if not path:
         raise UserError(NO_CONFIG)
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
     # The flag turns (1, "a") and abc into tuples where (1, 2) is wanted.
     known = flatten(load_config(path))
     for key, value in flatten(flags.FLAGS.config).items():

@@ -1,0 +1,32 @@
+"""What all tests share: the repository root as working directory, one compilation cache."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Test helpers are imported as tests.NAME, wherever pytest was started.
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from research.training.environment import enable_compilation_cache  # noqa: E402
+
+# The directory is that of the commands, so that tests which start them compile nothing anew.
+enable_compilation_cache()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _in_root():
+    """Configs name each other relative to the repository root."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A test that downloads would pass or fail with the weather."""
+    from tests.commands import no_network
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)

@@ -1,0 +1,169 @@
+"""The config and experiment files of the repository, and the functions that read such files."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from research.ablation.experiment import points, report_cells, tuning_cells
+from research.ablation.sweep import prepare
+from research.configuration import (
+    apply_deltas,
+    flatten,
+    from_plain,
+    load_config,
+    run_id,
+    to_plain,
+)
+from research.errors import UserError
+from research.train import members_of
+from research.training.program import MEMBER_KEYS, make_program, static_id
+from tests import small
+from tests.conftest import ROOT
+
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+
+
+@pytest.fixture
+def shakespeare(tmp_path, monkeypatch):
+    """Stands in for the corpus where it is not on this machine."""
+    path = tmp_path / "corpus.txt"
+    path.write_text("To be, or not to be, that is the question.\n" * 100)
+    monkeypatch.setattr("research.tasks.text.read_text", lambda name: path.read_text())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_validates_and_has_the_keys_of_base(path, shakespeare):
+    config, base = load_config(str(path)), load_config(small.BASE)
+    assert list(flatten(config)) == list(flatten(base))
+    assert config.is_locked
+    # Types too: a float where base has an int would refuse the override that base takes.
+    assert apply_deltas(base, flatten(config)) == config
+    make_program(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_no_key_is_none_or_a_list(path):
+    # Neither can be overridden on the command line.
+    for key, value in flatten(load_config(str(path))).items():
+        assert isinstance(value, bool | int | float | str | tuple), key
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_experiment_resolves(path, tmp_path, shakespeare):
+    experiment = prepare(str(path), tmp_path)
+    first = next(iter(tuning_cells(experiment)), None)
+    cells = [
+        cell
+        for point in points(experiment)
+        for arm in experiment.arms
+        for cell in report_cells(experiment, arm, point, first.tuned if first else {})
+    ]
+    assert len({cell.run for cell in cells}) == len(cells), "two arms are the same run"
+    assert not list(tmp_path.glob("runs"))
+
+
+def test_deltas_apply_and_leave_the_original_alone():
+    base = load_config(small.BASE)
+    changed = apply_deltas(base, {"model.num_heads": 8, "optimizer.learning_rate": 1})
+    assert (changed.model.num_heads, base.model.num_heads) == (8, 4)
+    assert changed.optimizer.learning_rate == 1.0
+    assert isinstance(changed.optimizer.learning_rate, float)
+    assert changed.is_locked
+
+
+@pytest.mark.parametrize(
+    ("deltas", "message"),
+    [
+        ({"model.widht": 8}, "'model.widht' does not exist. Did you mean 'model.width'?"),
+        ({"width": 8}, "'width' does not exist. Did you mean 'model.width'?"),
+        ({"optimiser.learning_rate": 1.0}, "Did you mean 'optimizer.learning_rate'?"),
+        ({"model.width": 8.0}, "'model.width' takes int, not float (8.0)"),
+        ({"model.width": True}, "'model.width' takes int, not bool (True)"),
+        ({"model.remat": 1}, "'model.remat' takes bool, not int (1)"),
+        ({"task.num_pairs": 4}, "'task.num_pairs' takes tuple, not int (4)"),
+        ({"task.num_pairs": (4, "x")}, "'task.num_pairs' takes a tuple of int, not (4, 'x')"),
+        ({"model.init_scale": float("nan")}, "'model.init_scale' takes a finite number"),
+        ({"model": 3}, "'model' does not exist"),
+    ],
+)
+def test_deltas_that_do_not_fit_are_named(deltas, message):
+    with pytest.raises(UserError) as error:
+        apply_deltas(load_config(small.BASE), deltas)
+    assert message in str(error.value)
+
+
+def test_json_round_trip_keeps_the_config_and_its_identity():
+    config = small.recall()
+    again = from_plain(to_plain(config))
+    assert again == config
+    assert isinstance(again.task.num_pairs, tuple)
+    assert run_id(again) == run_id(config)
+
+
+def test_every_key_is_part_of_the_identity():
+    config = small.recall()
+    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.5}
+    other |= {str: lambda v: v + "x", tuple: lambda v: (*v, 1)}
+    seen = {run_id(config)}
+    for key, value in flatten(config).items():
+        seen.add(run_id(apply_deltas(config, {key: other[type(value)](value)})))
+    assert len(seen) == 1 + len(flatten(config))
+
+
+def test_programs_are_shared_exactly_over_the_member_keys():
+    config = small.recall()
+    for key, value in flatten(config).items():
+        changed = apply_deltas(config, {key: value + 1}) if type(value) in (int, float) else None
+        if changed is not None:
+            assert (static_id(changed) == static_id(config)) == (key in MEMBER_KEYS), key
+
+
+def test_members_are_consecutive_seeds():
+    members = members_of(small.recall(seed=5, members=3))
+    assert [m.seed for m in members] == [5, 6, 7]
+    assert all(m.members == 1 for m in members)
+    # A member has the identity of the same run trained alone.
+    assert run_id(members[1]) == run_id(small.recall(seed=6))
+
+
+def test_config_with_an_argument(tmp_path):
+    path = tmp_path / "sized.py"
+    path.write_text(
+        "from configs import base\n"
+        "def get_config(width):\n"
+        "    config = base.get_config()\n"
+        "    config.model.width = int(width)\n"
+        "    return config\n"
+    )
+    assert load_config(f"{path}:48").model.width == 48
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\n", "defines no get_config(), so it is not a config file"),
+        ("def get_config(:\n", "line 1: "),
+        ("\n1 / 0\n", "line 2: ZeroDivisionError"),
+        ("def get_config():\n    return missing\n", "line 2: NameError"),
+        ("def get_config():\n    pass\n", "get_config() returns NoneType, not a ConfigDict"),
+    ],
+)
+def test_files_that_are_no_config_are_explained(tmp_path, content, message):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        load_config(str(path))
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_differing_files_of_one_name_do_not_mix(tmp_path):
+    for folder, width in (("a", 16), ("b", 32)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same_name.py").write_text(
+            "from ml_collections import ConfigDict\n"
+            f"def get_config():\n    return ConfigDict({{'width': {width}}})\n"
+        )
+    widths = [load_config(str(tmp_path / f / "same_name.py")).width for f in ("a", "b")]
+    assert widths == [16, 32]
+    assert isinstance(load_config(str(tmp_path / "a" / "same_name.py")), ConfigDict)
