@@ -37,9 +37,14 @@ TEXTS = {
 """Known text corpora, by the name that `task.path` takes."""
 
 
+def cache_directory() -> Path:
+    """Returns ~/.cache/attest, for what is computed: a data directory may be read-only."""
+    return Path.home() / ".cache" / "attest"
+
+
 def data_directory() -> Path:
     """Returns $DATA_DIR, or ~/.cache/attest."""
-    return Path(os.environ.get("DATA_DIR") or Path.home() / ".cache" / "attest").expanduser()
+    return Path(os.environ.get("DATA_DIR") or cache_directory()).expanduser()
 
 
 def fetch(file: RemoteFile) -> Path:
@@ -87,6 +92,7 @@ def read_text(name: str) -> str:
             f"({', '.join(TEXTS)}).{did_you_mean(name, TEXTS)}"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        # Not read_text, which would turn \r\n into \n and so change the number of characters.
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}.") from None

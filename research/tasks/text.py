@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from research.errors import UserError
-from research.tasks.corpora import data_directory, read_text
+from research.tasks.corpora import cache_directory, read_text
 from research.tasks.task import (
     Batch,
     Sums,
@@ -105,7 +105,7 @@ def make_text(config: ConfigDict) -> Text:
     cut = int(len(text) * TRAINING_FRACTION)
     whole = text if config.tokenizer == "char" else text[:cut]
     tokenizer = make_tokenizer(
-        config.tokenizer, whole, config.bpe_vocab_size, data_directory() / "tokenizers"
+        config.tokenizer, whole, config.bpe_vocab_size, cache_directory() / "tokenizers"
     )
     splits = {
         "train": tokenizer.encode(text[:cut]),

@@ -1,5 +1,6 @@
 """Text to token numbers and back: characters, or byte-level BPE."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -106,7 +107,9 @@ def train_bpe(text: str, vocab_size: int, cache: Path | None) -> BpeTokenizer:
     )
     bpe.train_from_iterator(text.splitlines(keepends=True), trainer)
     if path:
-        write_text(path, bpe.to_str())
+        # Keeping it saves time and nothing else, so a disk that refuses is no reason to stop.
+        with contextlib.suppress(OSError):
+            write_text(path, bpe.to_str())
     return BpeTokenizer(bpe)
 
 
