@@ -19,9 +19,10 @@ from research.attention.mixer import Mixer
 from research.attention.positions import sinusoidal
 from research.attention.registry import Options, make_mixer
 from research.errors import UserError, check_name
+from research.models.functions import gelu, linear
 
 ACTIVATIONS = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": nn.gelu,
     "relu": nn.relu,
     "swiglu": nn.silu,
@@ -100,19 +101,22 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
         c = self.config
-        init = matrix_init(c.init_stddev)
-        # GPT-2 shrinks what is added to the residual stream by the number of additions.
-        out_init = matrix_init(c.init_stddev / (2 * c.num_layers) ** 0.5)
-
-        def dense(width: int, name: str, kernel_init: Any = init) -> nn.Dense:
-            return nn.Dense(
-                width, use_bias=c.use_bias, dtype=x.dtype, kernel_init=kernel_init, name=name
-            )
-
-        y = ACTIVATIONS[c.activation](dense(c.feedforward, "in")(x))
+        y = ACTIVATIONS[c.activation](self.project("in", x, c.feedforward))
         if c.activation == "swiglu":
-            y = y * dense(c.feedforward, "gate")(x)
-        return dense(c.width, "out", out_init)(y)
+            y = y * self.project("gate", x, c.feedforward)
+        # GPT-2 shrinks what is added to the residual stream by the number of additions.
+        return self.project("out", y, c.width, (2 * c.num_layers) ** -0.5)
+
+    def project(self, name: str, x: jax.Array, width: int, scale: float = 1.0) -> jax.Array:
+        """Returns x times the matrix `name`, which starts `scale` times the usual size."""
+        init = matrix_init(self.config.init_stddev)
+        kernel = self.param(
+            name, lambda *args: init(*args) * scale, (x.shape[-1], width), jnp.float32
+        )
+        y = linear(x, kernel)
+        if self.config.use_bias:
+            y = y + self.param(f"{name}_bias", nn.initializers.zeros, (width,)).astype(x.dtype)
+        return y
 
 
 class Block(nn.Module):
