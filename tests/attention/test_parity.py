@@ -1,0 +1,181 @@
+"""Parity with code that is not ours, and with formulas written another way."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention import biases, dense, linear, masks, scores
+from research.attention.convolution import SHORT, convolve, convolve_fft, convolve_shifted
+from research.attention.implementations import IMPLEMENTATIONS, attend
+from research.attention.positions import rope, sinusoidal
+from tests.attention.cases import close, qkv, weighted
+
+T, S = 13, 19
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_jax_nn(implementation, causal, kv_heads):
+    q, k, v = qkv(T, T, 4, kv_heads, value_width=8)
+    mask = masks.causal() if causal else masks.full()
+
+    def ours(q, k, v):
+        return attend(q, k, v, mask=mask, implementation=implementation, block_size=8)
+
+    def theirs(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+
+    def both(f):
+        return jax.jit(jax.value_and_grad(lambda *a: weighted(f(*a)), (0, 1, 2)))(q, k, v)
+
+    close(both(ours), both(theirs))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_torch(implementation):
+    torch = pytest.importorskip("torch")
+    q, k, v = qkv(T, S, 4, 2)
+    visible = masks.window(6)(np.arange(S - T, S)[:, None], np.arange(S)[None])
+    tensors = [torch.tensor(np.asarray(x)).requires_grad_() for x in (q, k, v)]
+    out = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in tensors),
+        attn_mask=torch.tensor(np.asarray(visible)),
+        enable_gqa=True,
+    ).transpose(1, 2)
+    out.square().sum().backward()
+
+    def loss(q, k, v):
+        options = {"q_index": np.arange(S - T, S), "block_size": 8}
+        y = attend(q, k, v, mask=masks.window(6), implementation=implementation, **options)
+        return jnp.sum(y * y), y
+
+    grads, y = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    close((y, grads), (out.detach().numpy(), tuple(x.grad.numpy() for x in tensors)))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_weights_and_scores_by_loops():
+    q, k, _ = qkv(T, S, 4, 2)
+    nq, nk = np.asarray(q), np.asarray(k)
+    raw = np.zeros((2, 4, T, S))
+    for b, h, t, s in np.ndindex(raw.shape):
+        raw[b, h, t, s] = nq[b, t, h] @ nk[b, s, h // 2]
+    lengths = np.linalg.norm(nq, axis=-1).transpose(0, 2, 1)[..., None]
+    lengths = lengths * np.repeat(np.linalg.norm(nk, axis=-1), 2, -1).transpose(0, 2, 1)[:, :, None]
+    close(dense.weights(q, k, score=scores.dot()), softmax(raw))
+    close(dense.weights(q, k), softmax(raw / math.sqrt(8)))
+    close(dense.weights(q, k, score=scores.cosine(0.2)), softmax(raw / lengths / 0.2))
+    capped = 1.5 * np.tanh(raw / math.sqrt(8) / 1.5)
+    close(dense.weights(q, k, biases=(biases.softcap(1.5),)), softmax(capped))
+    with pytest.raises(ValueError, match="temperature = 0.0"):
+        scores.cosine(0.0)
+    with pytest.raises(ValueError, match="cap = -1.0"):
+        biases.softcap(-1.0)
+
+
+def test_alibi_slopes_are_those_published():
+    # Section 3 of the paper gives those for 8 and 16 heads; 12 are those of the authors' code.
+    assert biases.alibi(8).slopes == tuple(2.0**-n for n in range(1, 9))
+    assert biases.alibi(16).slopes == pytest.approx([2.0 ** (-n / 2) for n in range(1, 17)])
+    twelve = [2.0**-n for n in range(1, 9)] + [2.0 ** -(n + 0.5) for n in range(4)]
+    assert biases.alibi(12).slopes == pytest.approx(twelve)
+    with pytest.raises(ValueError, match="num_heads = 0"):
+        biases.alibi(0)
+
+
+def test_alibi_by_loops():
+    q, k, _ = qkv(T, S, 3, 3)
+    penalty = np.zeros((3, T, S))
+    for h, t, s in np.ndindex(penalty.shape):
+        penalty[h, t, s] = [2**-4, 2**-8, 2**-2][h] * abs(t + S - T - s)
+    raw = np.asarray(scores.scaled_dot()(q, k)) - penalty
+    options = {"biases": (biases.alibi(3),), "q_index": np.arange(S - T, S)}
+    close(dense.weights(q, k, **options), softmax(raw))
+
+
+def test_rope_is_a_rotation_of_complex_numbers():
+    x = jax.random.normal(jax.random.key(0), (2, T, 3, 10))
+    positions = np.arange(T) * 7 + 2
+    pairs = np.asarray(x[..., :5]) + 1j * np.asarray(x[..., 5:])
+    for i in range(5):
+        pairs[..., i] *= np.exp(1j * positions * 500.0 ** (-2 * i / 10))[None, :, None]
+    close(rope(x, positions, 500.0), np.concatenate([pairs.real, pairs.imag], -1))
+    with pytest.raises(ValueError, match="head width = 9"):
+        rope(x[..., :9], positions)
+
+
+def test_rope_scores_depend_on_distance_only():
+    q, k, _ = qkv(T, T, 4, 4)
+    here, there = np.arange(T), np.arange(T) + 29
+    run = scores.dot()
+    close(run(rope(q, there), rope(k, there)), run(rope(q, here), rope(k, here)))
+    # A shift of the queries alone does change them.
+    moved = run(rope(q, there), rope(k, here))
+    assert np.abs(moved - run(rope(q, here), rope(k, here))).max() > 0.1
+
+
+def test_sinusoidal_table():
+    table = sinusoidal(5, 6)
+    for t in range(5):
+        for i in range(3):
+            angle = t / 10000 ** (2 * i / 6)
+            assert table[t, 2 * i] == pytest.approx(math.sin(angle), abs=1e-6)
+            assert table[t, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+@pytest.mark.parametrize(("length", "taps"), [(9, 1), (9, 4), (9, 9), (9, 14), (40, 33)])
+def test_convolution_is_numpys(length, taps):
+    x = jax.random.normal(jax.random.key(0), (2, length, 3))
+    h = jax.random.normal(jax.random.key(1), (taps, 3))
+    expected = np.zeros(x.shape)
+    for b in range(2):
+        for m in range(3):
+            expected[b, :, m] = np.convolve(x[b, :, m], h[:, m])[:length]
+    for way in (convolve, convolve_shifted, convolve_fft):
+        close(way(x, h), expected, 1e-5)
+    assert SHORT < 33  # so that both ways were taken by ``convolve``
+
+
+def test_linear_attention_is_its_equation():
+    """Equation 8 of the paper, with equation 7 as features, by loops in float64."""
+    q, k, v = qkv(T, T, 4, 4)
+    pq, pk = (np.where(x > 0, x + 1, np.exp(x)).astype(np.float64) for x in (q, k))
+    expected = np.zeros(v.shape)
+    for b, t, h in np.ndindex(2, T, 4):
+        weight = pk[b, : t + 1, h] @ pq[b, t, h]
+        expected[b, t, h] = weight @ np.asarray(v)[b, : t + 1, h] / weight.sum()
+    features = linear.feature_map(q), linear.feature_map(k)
+    empty = linear.empty_state(2, 4, 8, 6)
+    for form in linear.FORMS.values():
+        close(form(*features, v, empty)[1], expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 13, 64])
+def test_forms_of_linear_attention_agree(chunk):
+    """From a state that is not empty, in outputs, states and gradients."""
+    q, k, v = qkv(T, T, 4, 4)
+    features = linear.feature_map(q), linear.feature_map(k)
+    before = linear.parallel(*(x[:, ::-1] for x in (*features, v)), linear.empty_state(2, 4, 8, 6))[
+        0
+    ]
+
+    def run(form, **options):
+        def loss(*a):
+            state, out = form(*a[:3], a[3], **options)
+            return weighted(out) + sum(weighted(x) for x in state), (state, out)
+
+        grad = jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))
+        return grad(*features, v, before)
+
+    expected = run(linear.parallel)
+    close(run(linear.chunkwise, chunk=chunk), expected)
+    if chunk == 1:
+        close(run(linear.recurrent), expected)
