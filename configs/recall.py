@@ -21,9 +21,10 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 1
     config.model.feedforward = 0
     config.model.tie_embeddings = False
-    config.model.init_stddev = 0.0
+    config.model.embedding_stddev = 0.15
     config.optimizer.learning_rate = 3e-3
-    config.train.steps = 600
+    config.train.steps = 800
+    config.optimizer.schedule = "constant"
     config.train.eval_every = 100
     config.train.checkpoint_every = 200
     return config

@@ -25,4 +25,5 @@ def get_config() -> ConfigDict:
     config.optimizer.beta2 = 0.99
     config.optimizer.warmup_steps = 100
     config.train.steps = 2000
+    config.train.eval_batches = 50
     return config

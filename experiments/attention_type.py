@@ -1,14 +1,21 @@
 """Which kinds of attention can look a value up by its key?
 
     make ablation
+
+or, step by step:
+
     python -m research.sweep --experiment=experiments/attention_type.py --workdir=runs/attention_type
     python -m research.report --workdir=runs/attention_type
+
+64 runs, about 6 minutes on 2 cores. Expect: softmax 1.00 at both lengths; linear attention and the
+gated convolution at the level of guessing one of the shown values (about 0.27 over the mixture of
+1, 2, 4 and 8 pairs); a window of 4 tokens below that, because it does not even see the values.
 
 Multi-query associative recall (Arora et al. 2023, "Zoology", section 4.1 and Figure 2): softmax
 attention finds the value of a key wherever it stands. Gated convolutions and linear attention have
 to keep every pair in a state of fixed size, and a window does not see beyond its edge. All arms
-have the same width, depth, data and tuning budget; the small width is the point of Figure 2, where
-attention solves the task at every width and gated convolutions need a width that grows with length.
+have the same width, depth, data and tuning budget. The small width is the point of Figure 2, where
+attention solves the task at every width and gated convolutions need one that grows with length.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold
@@ -19,7 +26,7 @@ experiment = Experiment(
     base="configs/recall.py",
     arms={
         "softmax": {},
-        "window": {"model.mask": "window", "model.window": 4},
+        "window of 4": {"model.mask": "window", "model.window": 4},
         "linear": {"model.mixer": "linear", "model.position": "none"},
         "gated convolution": {"model.mixer": "gated_convolution", "model.position": "none"},
     },
@@ -28,13 +35,28 @@ experiment = Experiment(
     tune_seeds=(100, 101),
     seeds=(0, 1, 2, 3),
     outcome=Outcome(metric="accuracy", solved=0.95),
-    ablated=("flops_per_token", "state_bytes"),
+    ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=(
         Claim(
-            text="Softmax attention solves multi-query recall at a width of 32.",
-            source="Arora et al. 2023 (Zoology), Figure 2",
-            published="attention solves the task at every length and width tried",
+            text="Softmax attention solves multi-query recall at a small width.",
+            source="Arora et al. 2023 (Zoology), section 4.1 and Figure 2",
+            published="attention solves the task at every length with a width of 64",
             test=Threshold(arm="softmax", at_least=0.95),
+        ),
+        Claim(
+            text="A gated convolution of the same width does not.",
+            source="Arora et al. 2023 (Zoology), section 4.1 and Figure 2",
+            published="gated convolutions need a width that grows with the length",
+            test=Direction(a="softmax", b="gated convolution", margin=0.3),
+        ),
+        Claim(
+            text="Linear attention of the same width does not.",
+            source="Arora et al. 2024 (Based), abstract: recall grows with the size of the state",
+            test=Direction(a="softmax", b="linear", margin=0.3),
+        ),
+        Claim(
+            text="A window shorter than the gap cannot recall what lies outside of it.",
+            test=Direction(a="softmax", b="window of 4", margin=0.3),
         ),
     ),
 )

@@ -46,6 +46,7 @@ class TransformerConfig:
     tie_embeddings: bool
     dropout: float
     init_stddev: float
+    embedding_stddev: float
     dtype: str
     remat: bool
     position: str
@@ -153,17 +154,16 @@ class Decoder(nn.Module):
         """Returns float32 logits (B, T, V) and the new decoding state (None without one)."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        table = self.param("embedding", matrix_init(c.init_stddev), (c.vocab_size, c.width)).astype(
-            dtype
-        )
+        embedding_init = matrix_init(c.embedding_stddev)
+        table = self.param("embedding", embedding_init, (c.vocab_size, c.width)).astype(dtype)
         step = jnp.int32(0) if state is None else state["step"]
         x = table[tokens]
         if c.position in ("sinusoidal", "learned"):
             if c.position == "learned":
-                positions = self.param("position", matrix_init(c.init_stddev), (c.length, c.width))
+                positions = self.param("position", embedding_init, (c.length, c.width))
             else:
                 # Scaled to the embeddings, which it would drown at unit size.
-                positions = sinusoidal(c.length, c.width) * (c.init_stddev or c.width**-0.5)
+                positions = sinusoidal(c.length, c.width) * c.embedding_stddev
             window = jax.lax.dynamic_slice_in_dim(positions, step, tokens.shape[1])
             x = x + window.astype(dtype)
         x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
@@ -185,13 +185,7 @@ class Decoder(nn.Module):
         if c.tie_embeddings:
             logits = x @ table.T
         else:
-            logits = nn.Dense(
-                c.vocab_size,
-                use_bias=False,
-                dtype=dtype,
-                kernel_init=matrix_init(c.init_stddev),
-                name="head",
-            )(x)
+            logits = linear(x, self.param("head", embedding_init, (c.width, c.vocab_size)))
         return logits.astype(jnp.float32), state
 
 

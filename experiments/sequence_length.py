@@ -1,0 +1,44 @@
+"""What happens to recall when the sequence grows?
+
+    python -m research.sweep --experiment=experiments/sequence_length.py --workdir=runs/sequence_length
+    python -m research.report --workdir=runs/sequence_length
+
+45 runs, about 8 minutes on 2 cores. Expect: softmax stays at 1.00; a window of 16 tokens loses
+accuracy as more and more queries stand farther from their key than two layers of it can see.
+
+The gaps between a key and its query follow Zoology's power law (Arora et al. 2023, appendix), so
+they spread over the whole sequence, however long. What a windowed model can see does not grow.
+"""
+
+from research.ablation.claims import Claim, Trend
+from research.ablation.experiment import Experiment, Outcome
+
+experiment = Experiment(
+    question="Does recall survive longer sequences?",
+    base="configs/recall.py",
+    common={"task.num_pairs": (1, 2, 4)},
+    arms={
+        "softmax": {},
+        "window of 16": {"model.mask": "window", "model.window": 16},
+        "linear": {"model.mixer": "linear", "model.position": "none"},
+    },
+    axes={"task.length": (32, 64, 128)},
+    tune={"optimizer.learning_rate": (3e-3, 6e-3)},
+    tune_seeds=(100,),
+    seeds=(0, 1, 2),
+    outcome=Outcome(metric="accuracy", solved=0.95),
+    ablated=("flops_per_token", "state_bytes"),
+    claims=(
+        Claim(
+            text="Softmax attention recalls as well at 128 tokens as at 32.",
+            source="Arora et al. 2023 (Zoology), Figure 2",
+            published="attention solves the task at every length",
+            test=Trend("softmax", "task.length", "flat", margin=0.05, scale="log"),
+        ),
+        Claim(
+            text="A window loses recall as the sequence outgrows it.",
+            source="Arora et al. 2024 (Based), section 3: the range of a window limits its recall",
+            test=Trend("window of 16", "task.length", "decreasing", margin=0.1, scale="log"),
+        ),
+    ),
+)
