@@ -4,7 +4,8 @@
 
 or, step by step:
 
-    python -m research.sweep --experiment=experiments/attention_type.py --workdir=runs/attention_type
+    python -m research.sweep --experiment=experiments/attention_type.py \
+        --workdir=runs/attention_type
     python -m research.report --workdir=runs/attention_type
 
 64 runs, about 6 minutes on 2 cores. Expect: softmax 1.00 at both lengths; linear attention and the

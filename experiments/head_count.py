@@ -1,6 +1,7 @@
 """How many heads, at a fixed width?
 
-    python -m research.sweep --experiment=experiments/head_count.py --workdir=runs/head_count
+    python -m research.sweep --experiment=experiments/head_count.py \
+        --workdir=runs/head_count
     python -m research.report --workdir=runs/head_count
 
 35 runs, about 5 minutes on 2 cores. Expect: 1 to 4 heads solve recall in most seeds; with 16 heads

@@ -1,6 +1,7 @@
 """What happens to recall when the sequence grows?
 
-    python -m research.sweep --experiment=experiments/sequence_length.py --workdir=runs/sequence_length
+    python -m research.sweep --experiment=experiments/sequence_length.py \
+        --workdir=runs/sequence_length
     python -m research.report --workdir=runs/sequence_length
 
 45 runs, about 8 minutes on 2 cores. Expect: softmax stays at 1.00; a window of 16 tokens loses

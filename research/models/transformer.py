@@ -19,14 +19,9 @@ from research.attention.mixer import Mixer
 from research.attention.positions import sinusoidal
 from research.attention.registry import Options, make_mixer
 from research.errors import UserError, check_name
-from research.models.functions import gelu, linear
+from research.models.activations import ACTIVATIONS
+from research.models.projection import linear
 
-ACTIVATIONS = {
-    "gelu": gelu,
-    "gelu_tanh": nn.gelu,
-    "relu": nn.relu,
-    "swiglu": nn.silu,
-}
 NORMS = ("rmsnorm", "layernorm")
 DTYPES = ("float32", "bfloat16")
 

@@ -51,7 +51,10 @@ def git_state(directory: Path) -> dict | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "-uno")),
+        }
     except (subprocess.CalledProcessError, FileNotFoundError):
         return None
 
