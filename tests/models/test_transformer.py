@@ -1,0 +1,414 @@
+"""The decoder: against PyTorch, causal, the same in every form it can be run in."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.registry import MIXERS
+from research.errors import UserError
+from research.models.transformer import (
+    ACTIVATIONS,
+    Block,
+    Norm,
+    init_state,
+    make_transformer,
+    state_bytes,
+)
+from tests import small
+
+VOCAB, LENGTH = 16, 12
+
+
+def decoder(length=LENGTH, vocab=VOCAB, **model):
+    deltas = {f"model__{k}": v for k, v in model.items()}
+    return make_transformer(small.recall(**deltas).model, vocab, length)
+
+
+def some_tokens(length=LENGTH, batch=2, vocab=VOCAB):
+    return jnp.asarray(np.random.default_rng(0).integers(0, vocab, (batch, length)), jnp.int32)
+
+
+def parameters(model, scale=8.0):
+    """Parameters so large that every part of the model shows in the logits, biases included."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), some_tokens())["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    generator = np.random.default_rng(1)
+    drawn = [
+        jnp.asarray(generator.normal(size=leaf.shape) * (0.02 * scale), jnp.float32)
+        for leaf in leaves
+    ]
+    params = jax.tree.unflatten(tree, drawn)
+    # Norm scales are around one.
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p + 1 if path[-1].key == "scale" else p, params
+    )
+
+
+def logits_of(model, params, tokens):
+    return jax.jit(lambda p, t: model.apply({"params": p}, t)[0])(params, tokens)
+
+
+# Against an implementation that shares nothing with ours.
+
+
+def torch_logits(torch, p, tokens, model):
+    """A decoder in PyTorch, written from the papers: nanoGPT's, or the one of LLaMA."""
+    functional = torch.nn.functional
+    heads, kv_heads = model["num_heads"], model["num_kv_heads"] or model["num_heads"]
+    size = model["width"] // heads
+
+    def norm(x, weights):
+        if model["norm"] == "layernorm":
+            shape = (x.shape[-1],)
+            return functional.layer_norm(x, shape, weights["scale"], weights.get("bias"), 1e-5)
+        return functional.rms_norm(x, (x.shape[-1],), weights["scale"], 1e-5)
+
+    def rotated(x):
+        """Complex numbers instead of sines and cosines; x is (B, T, H, D)."""
+        angle = torch.arange(x.shape[1])[:, None] * 10000.0 ** (
+            -torch.arange(0, size, 2).double() / size
+        )
+        turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+        left, right = x.double().chunk(2, -1)
+        turned = torch.complex(left, right) * turn
+        return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
+
+    def linear(x, weights, name):
+        y = torch.tensordot(x, weights[name], dims=1)
+        return y + weights[f"{name}_bias"] if f"{name}_bias" in weights else y
+
+    x = p["embedding"][tokens]
+    if model["position"] == "learned":
+        x = x + p["position"][: tokens.shape[1]]
+    for i in range(model["num_layers"]):
+        layer = select(torch, p["layers"], i)
+        y = norm(x, layer["norm1"])
+        q, k, v = (linear(y, layer["mixer"], name) for name in ("query", "key", "value"))
+        if model["position"] == "rope":
+            q, k = rotated(q), rotated(k)
+        k, v = (a.repeat_interleave(heads // kv_heads, 2) for a in (k, v))
+        y = functional.scaled_dot_product_attention(
+            *(a.transpose(1, 2) for a in (q, k, v)), is_causal=True
+        ).transpose(1, 2)
+        y = torch.tensordot(y, layer["mixer"]["out"], dims=2)
+        x = x + y + layer["mixer"].get("out_bias", 0.0)
+        y = norm(x, layer["norm2"])
+        feed = layer["feedforward"]
+        if model["activation"] == "swiglu":
+            y = functional.silu(linear(y, feed, "in")) * linear(y, feed, "gate")
+        else:
+            y = functional.gelu(linear(y, feed, "in"))
+        x = x + linear(y, feed, "out")
+    x = norm(x, p["norm"])
+    return x @ p["embedding"].T if model["tie_embeddings"] else linear(x, p, "head")
+
+
+def select(torch, tree, i):
+    return {k: v[i] if torch.is_tensor(v) else select(torch, v, i) for k, v in tree.items()}
+
+
+NANOGPT = {"norm": "layernorm", "position": "learned", "activation": "gelu"}
+LLAMA = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "tie_embeddings": False}
+PEERS = {
+    "nanogpt": NANOGPT,
+    "nanogpt with biases": NANOGPT | {"use_bias": True},
+    "llama": LLAMA,
+    "llama with grouped heads": LLAMA | {"num_heads": 4, "num_kv_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_logits_and_gradients_equal_pytorch(name):
+    torch = pytest.importorskip("torch")
+    model = decoder(**PEERS[name])
+    config = small.recall(**{f"model__{k}": v for k, v in PEERS[name].items()}).model.to_dict()
+    params, tokens = parameters(model), some_tokens()
+    targets = np.random.default_rng(2).integers(0, VOCAB, tokens.shape)
+
+    def loss(params):
+        logits = model.apply({"params": params}, tokens)[0]
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)
+        return -chosen.mean(), logits
+
+    (ours, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    copied = jax.tree.map(lambda a: torch.tensor(np.asarray(a), requires_grad=True), params)
+    theirs = torch_logits(torch, copied, torch.tensor(np.asarray(tokens)), config)
+    cross_entropy = torch.nn.functional.cross_entropy(
+        theirs.flatten(0, 1), torch.tensor(targets).flatten()
+    )
+    cross_entropy.backward()
+    np.testing.assert_allclose(logits, theirs.detach(), rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(ours, cross_entropy.item(), rtol=1e-5)
+    for (path, mine), (_, leaf) in zip(
+        jax.tree_util.tree_leaves_with_path(gradient),
+        jax.tree_util.tree_leaves_with_path(copied),
+        strict=True,
+    ):
+        where = jax.tree_util.keystr(path)
+        scale = leaf.grad.abs().max().item()
+        if "key_bias" in where and config["position"] != "rope":
+            assert scale < 1e-6  # softmax does not see a shift of all keys
+            continue
+        assert scale > 1e-5, f"{where} does not take part"
+        np.testing.assert_allclose(mine, leaf.grad, atol=2e-5 * max(scale, 1), err_msg=where)
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_norm_by_hand(kind):
+    x = np.random.default_rng(0).normal(2.0, 3.0, (3, 8))
+    params = {"scale": np.arange(1.0, 9.0), "bias": np.arange(8.0)}
+    found = Norm(kind, use_bias=True).apply({"params": params}, jnp.asarray(x, jnp.float32))
+    centred = x - x.mean(-1, keepdims=True) if kind == "layernorm" else x
+    wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, wanted * params["scale"] + params["bias"], rtol=1e-5)
+
+
+def test_activations_by_hand():
+    from math import erf, exp, pi, sqrt, tanh
+
+    by_hand = {
+        "gelu": lambda x: x * (1 + erf(x / sqrt(2))) / 2,
+        "gelu_tanh": lambda x: x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2,
+        "relu": lambda x: max(x, 0.0),
+        "swiglu": lambda x: x / (1 + exp(-x)),
+    }
+    assert by_hand.keys() == ACTIVATIONS.keys()
+    points = np.linspace(-3, 3, 13)
+    for name, f in by_hand.items():
+        found = ACTIVATIONS[name](jnp.asarray(points, jnp.float32))
+        np.testing.assert_allclose(found, [f(x) for x in points], rtol=1e-4, atol=1e-6)
+
+
+# Causality.
+
+VARIANTS = {
+    "softmax": {},
+    "blockwise": {"implementation": "blockwise", "block_size": 4},
+    "window": {"mask": "window", "window": 3},
+    "alibi": {"position": "alibi"},
+    "learned": {"position": "learned"},
+    "sinusoidal": {"position": "sinusoidal"},
+    "grouped": {"num_heads": 4, "num_kv_heads": 1},
+    "capped": {"softcap": 5.0, "score": "cosine", "use_bias": True},
+    "linear": {"mixer": "linear", "position": "none"},
+    "linear, parallel": {"mixer": "linear", "position": "learned", "implementation": "parallel"},
+    "gated_convolution": {"mixer": "gated_convolution", "position": "none"},
+    "short convolution": {
+        "mixer": "gated_convolution",
+        "position": "sinusoidal",
+        "filter_length": 3,
+    },
+}
+
+
+def test_every_mixer_has_a_variant():
+    used = {decoder(**v).config.mixer.__class__ for v in VARIANTS.values()}
+    assert len(used) == len(MIXERS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_position_sees_a_later_one(name):
+    """By the gradient of every logit with respect to every embedded token."""
+    # Untied: a tied table also reaches every logit as output matrix.
+    model = decoder(num_layers=1, tie_embeddings=False, **VARIANTS[name])
+    params = parameters(model)
+
+    def logits(embedding):
+        # One row of the table per position, so that positions can be told apart.
+        changed = {**params, "embedding": embedding}
+        return model.apply({"params": changed}, jnp.arange(LENGTH)[None])[0][0].sum(-1)
+
+    jacobian = np.abs(jax.jit(jax.jacrev(logits))(params["embedding"])[:, :LENGTH]).sum(-1)
+    assert (np.triu(jacobian, 1) == 0).all()
+    assert (np.diag(jacobian) > 0).all()
+    if name not in ("window", "short convolution"):
+        assert (jacobian[np.tril_indices(LENGTH)] > 0).all(), "earlier positions are seen"
+    else:
+        assert (np.tril(jacobian, -3) == 0).all(), "and no further than the window"
+
+
+# The same function in every form.
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("chunks", [(12,), (1, 4, 1, 3, 2, 1)], ids=str)
+def test_decoding_in_chunks_equals_the_whole(name, chunks):
+    model = decoder(**VARIANTS[name])
+    params, tokens = parameters(model), some_tokens()
+    whole = logits_of(model, params, tokens)
+    extend = jax.jit(lambda p, t, s: model.apply({"params": p}, t, s))
+    state, found, start = init_state(model.config, 2, LENGTH), [], 0
+    for size in chunks:
+        logits, state = extend(params, tokens[:, start : start + size], state)
+        found.append(logits)
+        start += size
+    assert start == LENGTH and state["step"] == LENGTH
+    np.testing.assert_allclose(jnp.concatenate(found, 1), whole, rtol=2e-4, atol=2e-4)
+
+
+def test_state_size_is_that_of_the_state():
+    model = decoder(num_heads=4, num_kv_heads=2, num_layers=3, dtype="bfloat16")
+    # k and v of 2 heads of 2 numbers of 2 bytes, and int32 positions and step, in 3 layers.
+    assert state_bytes(model.config, 10) == 3 * (2 * 10 * 2 * 2 * 2 + 10 * 4 + 4)
+    linear = decoder(mixer="linear", position="none").config
+    assert state_bytes(linear, 10) == state_bytes(linear, 1000) == 2 * 2 * (4 * 4 + 4) * 4
+
+
+def test_scanned_layers_equal_layers_one_by_one():
+    model = decoder(num_layers=3)
+    params, tokens = parameters(model), some_tokens()
+    x = params["embedding"][tokens]
+    for i in range(3):
+        layer = jax.tree.map(lambda a, i=i: a[i], params["layers"])
+        x, _ = Block(model.config, True).apply({"params": layer}, x, None)
+    x = Norm("rmsnorm", False).apply({"params": params["norm"]}, x)
+    wanted = x @ params["embedding"].T
+    np.testing.assert_allclose(logits_of(model, params, tokens), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_recomputing_layers_changes_no_gradient():
+    tokens, found = some_tokens(), []
+    for remat in (False, True):
+        model = decoder(remat=remat)
+        params = parameters(model)
+        loss = lambda p, m=model: jnp.sin(m.apply({"params": p}, tokens)[0]).sum()  # noqa: E731
+        found.append(jax.jit(jax.grad(loss))(params))
+        text = str(jax.make_jaxpr(jax.grad(loss))(params))
+        assert ("remat" in text or "checkpoint" in text) == remat
+    for plain, recomputed in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(plain, recomputed, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_is_close_to_float32():
+    tokens, plain = some_tokens(), decoder()
+    params = parameters(plain, scale=3.0)
+    exact = logits_of(plain, params, tokens)
+    rough = logits_of(decoder(dtype="bfloat16"), params, tokens)
+    assert rough.dtype == jnp.float32
+    error = np.abs(rough - exact).max() / np.abs(exact).max()
+    assert 1e-5 < error < 0.03, error
+    init = decoder(dtype="bfloat16").init(jax.random.key(0), tokens)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(init)} == {jnp.dtype("float32")}
+
+
+def test_dropout():
+    model = decoder(dropout=0.4)
+    params, tokens = parameters(model, scale=1.0), some_tokens()
+
+    @jax.jit
+    def dropped(key):
+        return model.apply({"params": params}, tokens, deterministic=False, rngs={"dropout": key})[
+            0
+        ]
+
+    off = logits_of(model, params, tokens)
+    np.testing.assert_array_equal(off, logits_of(decoder(), params, tokens))
+    one, two = dropped(jax.random.key(0)), dropped(jax.random.key(1))
+    np.testing.assert_array_equal(one, dropped(jax.random.key(0)))
+    assert (one != two).mean() > 0.9 and (one != off).mean() > 0.9
+
+
+def test_dropout_keeps_the_mean_of_what_layers_add_and_differs_between_layers():
+    model = decoder(dropout=0.4, num_layers=2, feedforward=0, use_bias=True)
+    params = jax.tree.map(jnp.zeros_like, parameters(model))
+    params["embedding"] = jnp.zeros((VOCAB, 8))
+    # Every layer adds 1 to each channel: its output bias.
+    params["layers"]["mixer"]["out_bias"] = jnp.ones((2, 8))
+
+    def last_layer(key):
+        seen = []
+
+        def listen(call, arguments, options, context):
+            if context.module.name == "norm":
+                seen.append(arguments[0])
+            return call(*arguments, **options)
+
+        with nn.intercept_methods(listen):
+            model.apply(
+                {"params": params}, some_tokens(), deterministic=False, rngs={"dropout": key}
+            )
+        return seen[0]
+
+    x = jax.jit(jax.vmap(last_layer))(jax.random.split(jax.random.key(0), 200))
+    values, counts = np.unique(np.round(np.asarray(x) * 0.6, 3), return_counts=True)
+    # Each layer adds 1 / 0.6 with probability 0.6, and independently of the other.
+    np.testing.assert_array_equal(values, [0.0, 1.0, 2.0])
+    np.testing.assert_allclose(counts / counts.sum(), [0.16, 0.48, 0.36], atol=0.01)
+    np.testing.assert_allclose(x.mean(), 2.0, rtol=0.01)
+
+
+def test_the_program_does_not_grow_with_depth():
+    sizes = []
+    for layers in (2, 9):
+        model = decoder(num_layers=layers)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), some_tokens())["params"]
+        loss = lambda p, m=model: m.apply({"params": p}, some_tokens())[0].sum()  # noqa: E731
+        sizes.append(count_equations(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr))
+    assert sizes[0] == sizes[1] > 50
+
+
+def count_equations(jaxpr):
+    inner = (p for equation in jaxpr.eqns for p in equation.params.values())
+    bodies = itertools.chain.from_iterable(
+        p if isinstance(p, tuple | list) else (p,) for p in inner
+    )
+    bodies = [getattr(b, "jaxpr", b) for b in bodies]
+    return len(jaxpr.eqns) + sum(count_equations(b) for b in bodies if hasattr(b, "eqns"))
+
+
+# Initial values.
+
+
+def test_initial_values():
+    model = decoder(width=64, num_layers=8, feedforward=256, use_bias=True, activation="swiglu")
+    params = jax.jit(model.init)(jax.random.key(0), some_tokens())["params"]
+    residual = 0.02 / 4  # 8 layers add 16 times
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        where = jax.tree_util.keystr(path)
+        if "scale" in where:
+            assert (leaf == 1).all(), where
+        elif "bias" in where:
+            assert (leaf == 0).all(), where
+        else:
+            wanted = residual if "'out'" in where else 0.02
+            np.testing.assert_allclose(leaf.std(), wanted, rtol=0.1, err_msg=where)
+    first, second = (params["layers"]["mixer"]["query"][i] for i in (0, 1))
+    assert (first != second).all(), "layers start from different values"
+
+
+def test_initial_values_by_fan_in():
+    model = decoder(width=64, num_layers=8, feedforward=256, init_stddev=0.0, tie_embeddings=False)
+    layers = jax.jit(model.init)(jax.random.key(0), some_tokens())["params"]["layers"]
+    np.testing.assert_allclose(layers["feedforward"]["in"].std(), 1 / 8, rtol=0.05)
+    np.testing.assert_allclose(layers["mixer"]["query"].std(), 1 / 8, rtol=0.05)
+    # Smaller by the number of additions, as in the other case.
+    np.testing.assert_allclose(layers["mixer"]["out"].std(), 1 / 8 / 4, rtol=0.05)
+    np.testing.assert_allclose(layers["feedforward"]["out"].std(), 1 / 16 / 4, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"activation": "geru"}, "model.activation='geru' is unknown. Did you mean 'gelu'?"),
+        ({"norm": "layrnorm"}, "Did you mean 'layernorm'?"),
+        ({"dtype": "float16"}, "Allowed: bfloat16, float32"),
+        ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
+        ({"feedforward": -1}, "model.feedforward=-1 must be at least 0"),
+        ({"dropout": 1.0}, "model.dropout=1.0 must be in [0, 1)"),
+        ({"num_heads": 3}, "model.num_heads = 3"),
+        ({"num_heads": 4, "num_kv_heads": 3}, "model.num_kv_heads = 3"),
+        ({"mask": "window"}, "model.window = 0"),
+        ({"mixer": "linear"}, "model.position = 'rope'"),
+        ({"mixer": "linear", "position": "none", "softcap": 3.0}, "model.softcap = 3.0"),
+        ({"implementation": "recurrent"}, "model.implementation = 'recurrent'"),
+    ],
+)
+def test_what_does_not_fit_is_named(model, message):
+    with pytest.raises(UserError) as error:
+        decoder(**model)
+    assert message in str(error.value)
