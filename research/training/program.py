@@ -270,7 +270,7 @@ def make_step(config: ConfigDict, task: Task, model: Decoder) -> Callable:
         )
         # Sum over sum, not a mean of means: right with masked targets and uneven parts.
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"].count, 1.0), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(sums["loss"].total) & jnp.isfinite(norm)
         alive = (state.diverged_at < 0) & finite
         optimizer = make_optimizer(
