@@ -5,14 +5,14 @@
 Each round runs every implementation once, in turn, so that a busy machine slows all of them; times
 are medians over the rounds and ratios are medians of the ratios within a round. Memory is what the
 compiled program needs beside its arguments and results (JAX only), and the peak of a fresh process
-that runs forward and backward, above that of one at length 1 (all, CPU).
+that runs forward and backward, above that of one at length 1 (all of them; Linux only).
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -121,7 +121,9 @@ def run_one(args: argparse.Namespace) -> None:
     length = int(args.lengths)
     arguments = inputs(args.one, length, args.heads, args.width)
     jax.block_until_ready(functions(args.one)[1](*arguments))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # Not getrusage: its maximum outlives exec, so it would be that of the process which started us.
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
 
 def environment() -> dict:
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="512,2048,8192")
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--width", type=int, default=64, help="of a head")
+    parser.add_argument("--against", default="dense,jax.nn,torch", help="of dense, jax.nn, torch")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--json", default="", help="also write device, versions and numbers here")
@@ -169,13 +172,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         return run_one(args)
-    names = ["blockwise", "dense", "jax.nn"]
-    try:
-        import torch  # noqa: F401
-
-        names.append("torch")
-    except ImportError:
-        print("PyTorch is not installed; its column is left out")
+    names = args.against.split(",")
+    if "torch" in names and importlib.util.find_spec("torch") is None:
+        names.remove("torch")
+        print("PyTorch is not installed; its rows are left out")
+    # First, because the others are measured against it.
+    names.insert(0, "blockwise")
     print("times are medians; x is the time as a multiple of blockwise's")
     rows = []
     for length in map(int, args.lengths.split(",")):

@@ -85,7 +85,7 @@ def problem(options: Options):
 
 
 def close(actual, expected, tolerance: float = 2e-5) -> None:
-    """Asserts that every leaf agrees to ``tolerance`` times the largest entry expected, or times 0.1."""
+    """Asserts that leaves agree to ``tolerance`` times the largest entry expected, or times 0.1."""
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         a, e = np.asarray(a, np.float32), np.asarray(e, np.float32)
         assert a.shape == e.shape
