@@ -1,9 +1,7 @@
 """Every key of a run, once, with its default. The other configs are this one plus a delta.
 
-    python -m research.train --config=configs/base.py --workdir=runs/base
-
-trains a small transformer on associative recall (about 30 seconds on 2 cores). Any key can be
-overridden on the command line: --config.model.num_heads=8. Tuples take a(1, 2) or repeated flags.
+These are defaults, not a recipe: see configs/recall.py and configs/text.py. Any key can be overridden
+on the command line: --config.model.num_heads=8, --config.task.num_pairs="(1, 2)".
 """
 
 from ml_collections import ConfigDict
@@ -14,8 +12,16 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # initial parameters, order of the data and dropout follow from it
     config.members = 1  # trains this many seeds (seed, seed + 1, ...) as one program
+    config.task = task_config()
+    config.model = model_config()
+    config.optimizer = optimizer_config()
+    config.train = train_config()
+    return config
 
-    config.task = task = ConfigDict()
+
+def task_config() -> ConfigDict:
+    """Returns what is learned."""
+    task = ConfigDict()
     task.name = "recall"  # recall | text
     task.length = 64  # tokens per sequence (recall: even)
     task.batch_size = 32  # sequences per step
@@ -27,8 +33,12 @@ def get_config() -> ConfigDict:
     task.path = "tinyshakespeare"  # a known corpus or the path of a UTF-8 text file
     task.tokenizer = "char"  # char | bpe
     task.bpe_vocab_size = 1024  # vocabulary of the byte-level BPE, trained on the training split
+    return task
 
-    config.model = model = ConfigDict()
+
+def model_config() -> ConfigDict:
+    """Returns what learns it."""
+    model = ConfigDict()
     model.width = 64  # of the residual stream
     model.num_layers = 2
     model.feedforward = 256  # hidden width of the feed-forward layer; 0: no such layer
@@ -61,8 +71,12 @@ def get_config() -> ConfigDict:
     # auto | dense | blockwise; linear: parallel | chunkwise | recurrent; convolution
     model.implementation = "auto"
     model.block_size = 0  # of blockwise and chunkwise; 0: chosen for the length
+    return model
 
-    config.optimizer = optimizer = ConfigDict()
+
+def optimizer_config() -> ConfigDict:
+    """Returns how it learns."""
+    optimizer = ConfigDict()
     optimizer.name = "adamw"
     optimizer.learning_rate = 1e-3  # the peak
     optimizer.schedule = "cosine"  # constant | cosine | linear | rsqrt
@@ -74,12 +88,16 @@ def get_config() -> ConfigDict:
     optimizer.epsilon = 1e-8
     optimizer.clip_norm = 1.0  # of the whole gradient; 0: no clipping
     optimizer.accumulate = 1  # splits each batch into this many parts, one after another
+    return optimizer
 
-    config.train = train = ConfigDict()
+
+def train_config() -> ConfigDict:
+    """Returns how long, and how often it is looked at and saved."""
+    train = ConfigDict()
     train.steps = 1500
     train.log_every = 50  # steps between rows of training metrics
     train.eval_every = 250  # steps between evaluations
     train.eval_batches = 16  # batches of an evaluation
     train.checkpoint_every = 500  # steps between checkpoints; the last step always saves
     train.keep_checkpoints = 2
-    return config
+    return train

@@ -24,6 +24,7 @@ flags.DEFINE_integer("seed", -1, "Random seed; -1 draws one and says which.")
 
 
 def main() -> None:
+    """Continues the prompt and prints it."""
     import jax
     import numpy as np
 

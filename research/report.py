@@ -23,6 +23,7 @@ COLORS = {SUPPORTED: "green", REFUTED: "red", INCONCLUSIVE: "yellow"}
 
 
 def main() -> None:
+    """Writes the report of a sweep and prints its outcome."""
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: the directory that research.sweep wrote.")
     out = Path(flags.FLAGS.out or flags.FLAGS.workdir)

@@ -18,6 +18,7 @@ flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one progra
 
 
 def main() -> int:
+    """Trains what is left of an experiment; returns 1 when a run failed."""
     from research.ablation.sweep import forecast, parse_shard, prepare, run_sweep
     from research.training.environment import enable_compilation_cache
     from research.training.preemption import Preempted

@@ -16,6 +16,7 @@ flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 
 
 def main() -> None:
+    """Trains the config's members to the end and prints their results."""
     from research.training.environment import enable_compilation_cache
     from research.training.loop import train_population
     from research.training.preemption import Preempted
