@@ -1,7 +1,7 @@
 """Every key of a run, once, with its default. The other configs are this one plus a delta.
 
-These are defaults, not a recipe: see configs/recall.py and configs/text.py. Any key can be overridden
-on the command line: --config.model.num_heads=8, --config.task.num_pairs="(1, 2)".
+These are defaults, not a recipe: see configs/recall.py and configs/text.py. Any key can be
+overridden on the command line: --config.model.num_heads=8, --config.task.num_pairs="(1, 2)".
 """
 
 from ml_collections import ConfigDict
