@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.attention.registry import MIXERS
+from research.configuration import apply_deltas
 from research.training.budget import count_flops, measure_budget
 from research.training.program import make_members, make_program
 from tests import small
@@ -124,3 +126,19 @@ def test_members_share_a_budget_of_their_own_length():
     two = measure_budget(small.recall(train__steps=20, seed=4))
     assert two["tokens"] == 2 * one["tokens"]
     assert two["parameters"] == one["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("mixer", "implementation"),
+    [(mixer, name) for mixer, entry in MIXERS.items() for name in entry.implementations],
+)
+def test_every_implementation_is_counted(mixer, implementation):
+    position = "rope" if mixer == "softmax" else "none"
+    config = small.recall(
+        model__mixer=mixer, model__position=position, model__implementation=implementation
+    )
+    budget = measure_budget(config)
+    # Forward and twice backward: at least the feed-forward layers (2 of 8 x 16 x 2) and the logits.
+    assert budget["flops_per_token"] > 6 * (2 * 2 * 8 * 16 + 8 * 16)
+    if implementation == "blockwise":
+        assert budget == measure_budget(apply_deltas(config, {"model.implementation": "dense"}))
