@@ -41,11 +41,13 @@ def load_module(path: str | Path) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)  # ty: ignore[invalid-argument-type]
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
     # Registered before it runs: dataclasses defined in the file look their module up.
     sys.modules.setdefault(path.stem, module)
     with _blaming(path):
-        spec.loader.exec_module(module)  # ty: ignore[unresolved-attribute]
+        spec.loader.exec_module(module)
     return module
 
 

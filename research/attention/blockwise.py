@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from research.attention.biases import Bias
@@ -109,7 +110,7 @@ def attend(
         raise Unsupported(f"blockwise attention lacks {missing}; use implementation 'dense'")
     (b, t, h, _), (s, kv_heads) = q.shape, k.shape[1:3]
     out_dtype = q.dtype
-    q, k = score.as_dot(q, k)
+    q, k = score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
     q_block, kv_block = min(block_size or Q_BLOCK, t), min(block_size or KV_BLOCK, s)
     shape = _Shape(b, h, kv_heads, q_block, kv_block)
     rows, columns = _index_blocks(q_index, t, q_block), _index_blocks(kv_index, s, kv_block)
@@ -147,11 +148,13 @@ def _index_blocks(index: Any, length: int, block: int, pad: int | None = None) -
     Padding repeats the last position unless ``pad`` is given, so that the bounds stay tight.
     """
     index = np.arange(length, dtype=np.int32) if index is None else index
-    if not isinstance(index, jax.core.Tracer):
+    if not isinstance(index, Tracer):
         index = np.asarray(index)
     xp = np if isinstance(index, np.ndarray) else jnp
-    mode = {"mode": "edge"} if pad is None else {"constant_values": pad}
-    return xp.pad(index, (0, -length % block), **mode).reshape(-1, block)
+    width = (0, -length % block)
+    if pad is None:
+        return xp.pad(index, width, mode="edge").reshape(-1, block)
+    return xp.pad(index, width, constant_values=pad).reshape(-1, block)
 
 
 def _plan(mask: Mask, rows: Any, columns: Any, real: np.ndarray) -> tuple[_Visits, _Visits]:

@@ -1,6 +1,7 @@
 """Gated convolution: the attention-free mixer that associative recall is measured against."""
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,7 +24,8 @@ def convolve_shifted(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Flo
     length = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (taps.shape[0] - 1, 0), (0, 0)))
     start = taps.shape[0] - 1
-    return sum(taps[n] * padded[:, start - n : start - n + length] for n in range(taps.shape[0]))
+    shifted = (taps[n] * padded[:, start - n : start - n + length] for n in range(taps.shape[0]))
+    return functools.reduce(jnp.add, shifted)
 
 
 def convolve_fft(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:

@@ -223,13 +223,13 @@ class Or(Mask):
 
     @property
     def reach(self) -> int | None:
-        reaches = (self.left.reach, self.right.reach)
-        return None if None in reaches else max(reaches)
+        left, right = self.left.reach, self.right.reach
+        return None if left is None or right is None else max(left, right)
 
     @property
     def together(self) -> int | None:
-        both = (self.left.together, self.right.together)
-        return None if None in both else max(both)
+        left, right = self.left.together, self.right.together
+        return None if left is None or right is None else max(left, right)
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ The conformance suite goes through the tables, so an entry is tested by being re
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from research.attention import (
     biases,
@@ -243,9 +243,10 @@ def _unknown(field: str, value: str, allowed: Iterable[str]) -> MechanismError:
 def _check_types(options: Options) -> None:
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        wanted = (int, float) if field.type is float else field.type
-        if not isinstance(value, wanted) or (isinstance(value, bool) and field.type is not bool):
-            message = f"must be of type {field.type.__name__}, not {type(value).__name__}"
+        kind: Any = field.type
+        wanted = (int, float) if kind is float else kind
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+            message = f"must be of type {kind.__name__}, not {type(value).__name__}"
             raise MechanismError(field.name, value, message)
 
 

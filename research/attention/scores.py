@@ -38,7 +38,10 @@ class Score:
         self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
     ) -> Float[Array, "B H T S"]:
         """The score of every pair, in float32 or wider. H is a multiple of K."""
-        return grouped_dot(*self.as_dot(q, k))
+        dot_form = self.as_dot(q, k)
+        if dot_form is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither a dot form nor scores")
+        return grouped_dot(*dot_form)
 
     def as_dot(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from research.attention import dense
 from research.attention.biases import Bias
 from research.attention.errors import Unsupported
 from research.attention.implementations import attend
-from research.attention.masks import Mask, causal
+from research.attention.masks import Index, Mask, causal
 from research.attention.mixer import Mixer, Parameter, matrix_init
 from research.attention.normalizers import Normalizer, softmax
 from research.attention.positions import rope
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 class _Filled(Mask):
     """Keys that exist: the empty slots of a cache carry position -1."""
 
-    def __call__(
-        self, q_index: Integer[Array, "T 1"], kv_index: Integer[Array, "1 S"]
-    ) -> Bool[Array, "..."]:
-        return kv_index >= 0
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return jnp.asarray(kv_index >= 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,13 +202,20 @@ def _write(state: PyTree, new: dict[str, Array], index: Array) -> PyTree:
 class Projected(Protocol):
     """What ``projections`` reads off a mixer; see ``SelfAttention`` for the meanings."""
 
-    width: int
-    num_heads: int
-    num_kv_heads: int
-    head_width: int
-    use_bias: bool
-    init_stddev: float
-    out_scale: float
+    @property
+    def width(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_width(self) -> int: ...
+    @property
+    def use_bias(self) -> bool: ...
+    @property
+    def init_stddev(self) -> float: ...
+    @property
+    def out_scale(self) -> float: ...
 
 
 def projections(mixer: Projected) -> dict[str, Parameter]:

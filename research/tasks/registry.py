@@ -16,4 +16,4 @@ def make_task(config: ConfigDict) -> Task:
     for key in ("length", "batch_size"):
         if config[key] < 1:
             raise UserError(f"task.{key}={config[key]} must be at least 1.")
-    return TASKS[config.name](config)
+    return TASKS[config.name](config)  # ty: ignore[invalid-explicit-return]  # read-only members

@@ -65,8 +65,8 @@ class BpeTokenizer:
         )
 
     @staticmethod
-    def _starts(token: str) -> int:
-        return sum(_BYTE_OF[c] & 0xC0 != 0x80 for c in token)
+    def _starts(token: str | None) -> int:
+        return sum(_BYTE_OF[c] & 0xC0 != 0x80 for c in token or "")
 
     def encode(self, text: str) -> np.ndarray:
         """Returns int32 tokens."""

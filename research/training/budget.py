@@ -35,7 +35,7 @@ def measure_budget(config: ConfigDict) -> dict[str, float]:
 
 
 COUNTED_AS = {"blockwise": "dense"}
-"""Implementations whose loops have lengths that no jaxpr shows, and one that does the same products.
+"""Implementations whose loops have lengths that no jaxpr shows, and one with the same products.
 
 Blocks that a mask rules out are counted then, as they are for the dense implementation.
 """
@@ -78,20 +78,19 @@ def count_flops(jaxpr: core.Jaxpr) -> float:
 
 def _equation_flops(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
-    out = equation.outvars[0].aval if equation.outvars else None
+    inputs = [math.prod(_shape(v)) for v in equation.invars]
+    out = math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape  # ty: ignore[unresolved-attribute]
-        return 2.0 * math.prod(out.shape) * math.prod(shape[i] for i in contracted)
+        shape = _shape(equation.invars[0])
+        return 2.0 * out * math.prod(shape[i] for i in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape  # ty: ignore[unresolved-attribute]
-        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * math.prod(out.shape) * math.prod(kernel) / outputs
+        outputs = _shape(equation.invars[1])[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * out * inputs[1] / outputs
     if name == "fft":
         points = math.prod(params["fft_lengths"])
         real = params["fft_type"] not in (jax.lax.FftType.FFT, jax.lax.FftType.IFFT)
-        wide = max(out.shape, equation.invars[0].aval.shape, key=math.prod)
-        return math.prod(wide) * 5.0 * math.log2(max(points, 2)) / (2 if real else 1)
+        return max(out, inputs[0]) * 5.0 * math.log2(max(points, 2)) / (2 if real else 1)
     bodies = [count_flops(body) for body in _bodies(params)]
     if name == "scan":
         return params["length"] * sum(bodies)
@@ -100,6 +99,11 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
     if name == "while" and sum(bodies):
         raise ValueError("FLOPs cannot be counted: a product inside a loop of unknown length")
     return sum(bodies)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    """Returns the shape of a variable; abstract values such as keys and tokens have none."""
+    return getattr(variable.aval, "shape", ())
 
 
 def _bodies(params: dict[str, Any]) -> Iterator[core.Jaxpr]:

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from research.ablation.store import (
     DIVERGED,
     ENVIRONMENT,
     RESULT,
+    plain,
     read_json,
     result_of,
     write_json,
@@ -61,27 +62,30 @@ def train_population(
 
     Raises:
       UserError: a config makes no sense, or a run directory holds another config.
-      Preempted: SIGTERM or SIGINT came; the state is saved.
+      Preempted: SIGTERM or SIGINT came; the state is saved, or the results are.
     """
     if len({static_id(config) for config in configs}) != 1:
         raise ValueError("members of one population differ in a key that changes the program")
-    finished = [result_of(run) for run in runs]
     for config, run in zip(configs, runs, strict=True):
         check_same_config(config, run)
-    if all(finished):
-        return finished  # ty: ignore[invalid-return-type]
+    finished = [result for run in runs if (result := result_of(run))]
+    if len(finished) == len(runs):
+        return finished
     program = make_program(configs[0])
-    with _alone_in(home):
+    with _alone_in(home), StopRequest() as stop:
         for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
             _describe(program, config, run, home, index)
-        keep = configs[0].train.keep_checkpoints
-        with StopRequest() as stop, Checkpoints(home / DIRECTORY, keep) as saved:
+        with Checkpoints(home / DIRECTORY, configs[0].train.keep_checkpoints) as saved:
             state, timing = _train(program, configs, runs, saved, stop, title)
-        return _finish(program, configs, runs, state, timing)
+        results = _finish(program, configs, runs, state, timing)
+    if stop.received:
+        # Too late to matter for these runs, but a sweep must not start the next ones.
+        raise Preempted(configs[0].train.steps, finished=True)
+    return results
 
 
 @contextlib.contextmanager
-def _alone_in(home: Path) -> Iterator[None]:
+def _alone_in(home: Path) -> Generator[None]:
     """Keeps other processes out of a population's directory; the lock goes with the process."""
     home.mkdir(parents=True, exist_ok=True)
     with open(home / ".lock", "w") as file:
@@ -212,5 +216,5 @@ def _finish(
             "timing": timing,
         }
         write_json(run / RESULT, result)
-        results.append(result_of(run))
+        results.append(plain(result))
     return results

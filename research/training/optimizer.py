@@ -4,6 +4,8 @@ The learning rate and the weight decay differ between the members of a populatio
 arguments of the transformation and not constants in it.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,7 +35,7 @@ def check_optimizer(config: ConfigDict) -> None:
         raise UserError(f"optimizer.accumulate={config.accumulate} must be at least 1.")
 
 
-def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+def schedule(config: ConfigDict, steps: int) -> Callable[[jax.Array], jax.Array]:
     """Returns step -> fraction of the peak learning rate, in [0, 1].
 
     Linear warmup, then: constant; cosine or linear decay to `final_fraction` at the last step; or
@@ -68,7 +70,10 @@ def is_matrix(path: tuple, leaf: jax.Array) -> bool:
 
 
 def make_optimizer(
-    config: ConfigDict, steps: int, learning_rate: jax.Array, weight_decay: jax.Array
+    config: ConfigDict,
+    steps: int,
+    learning_rate: jax.Array | float,
+    weight_decay: jax.Array | float,
 ) -> optax.GradientTransformation:
     """Returns clip, Adam, decoupled weight decay, scheduled rate (Loshchilov and Hutter 2019).
 
@@ -86,5 +91,5 @@ def make_optimizer(
         optax.add_decayed_weights(
             weight_decay, lambda params: jax.tree_util.tree_map_with_path(is_matrix, params)
         ),
-        optax.scale_by_learning_rate(lambda step: learning_rate * fraction(step)),
+        optax.scale_by_learning_rate(lambda step: learning_rate * fraction(jnp.asarray(step))),
     )

@@ -10,8 +10,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Preempted(Exception):
     """Training saved its state and stopped because it was asked to."""
 
-    def __init__(self, step: int):
-        super().__init__(f"saved at step {step:,}; run the same command to continue.")
+    def __init__(self, step: int, finished: bool = False):
+        what = "finished at" if finished else "saved at"
+        super().__init__(f"{what} step {step:,}; run the same command to continue.")
 
 
 class StopRequest:
