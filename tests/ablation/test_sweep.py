@@ -1,0 +1,220 @@
+"""Sweeps: nothing twice, nothing lost, the same runs however they are cut into pieces."""
+
+import pytest
+
+from research.ablation import sweep
+from research.ablation.experiment import load_experiment
+from research.ablation.store import read_json, result_of
+from research.ablation.sweep import Shard, forecast, parse_shard, populations, run_sweep
+from research.errors import UserError
+from tests import kill_sweep, small
+from tests.commands import run_alone
+
+EXPERIMENT = """
+from research.ablation.experiment import Experiment, Outcome
+
+experiment = Experiment(
+    question="Does a second head help?",
+    base="configs/base.py",
+    common={common!r},
+    arms={{
+        "one head": {{"model.num_heads": 1}},
+        "two heads": {{}},
+        "two heads again": {{"model.num_heads": 2}},
+    }},
+    axes={{"model.init_scale": (1.0, 2.0)}},
+    tune={{"optimizer.learning_rate": (1e-3, 1e-2)}},
+    tune_seeds=(100,),
+    seeds=(0, 1),
+    outcome=Outcome("loss", higher_is_better=False),
+    ablated=("flops_per_token",),
+)
+"""
+STEPS = {"train.steps": 4, "train.log_every": 2, "train.eval_every": 2, "train.checkpoint_every": 2}
+ALL = Shard()
+
+
+def write(folder, **steps):
+    # An axis that changes no shape: the points share compiled programs.
+    common = small.RECALL | STEPS | steps
+    path = folder / "heads.py"
+    path.write_text(EXPERIMENT.format(common=common))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("experiment"))
+
+
+@pytest.fixture(scope="module")
+def swept(experiment, tmp_path_factory):
+    """A finished sweep and what it counted."""
+    workdir = tmp_path_factory.mktemp("sweep")
+    return workdir, run_sweep(experiment, workdir, ALL, False, 8)
+
+
+def test_every_cell_has_a_result_and_equal_cells_share_one(swept):
+    workdir, counts = swept
+    cells = read_json(workdir / "cells.json")
+    # 3 arms at 2 points: 2 rates with one tuning seed, and 2 reported seeds.
+    assert len(cells) == 3 * 2 * (2 + 2)
+    runs = {cell["run"] for cell in cells}
+    # Two arms are the same config, so a third of the runs are trained once for both.
+    assert len(runs) == 2 * 2 * (2 + 2)
+    assert all(result_of(workdir / run)["status"] == "completed" for run in runs)
+    assert counts == {"trained": 16, "finished before": 0, "failed": 0, "waiting": 0}
+    assert len(list(workdir.glob("*/result.json"))) == 16
+    by_arm = {
+        arm: [c["run"] for c in cells if c["arm"] == arm]
+        for arm in ("two heads", "two heads again", "one head")
+    }
+    assert by_arm["two heads"] == by_arm["two heads again"]
+    assert not set(by_arm["two heads"]) & set(by_arm["one head"])
+
+
+def test_reported_runs_take_what_tuning_found_on_seeds_it_never_saw(swept):
+    workdir, _ = swept
+    cells = read_json(workdir / "cells.json")
+    for scale in (1.0, 2.0):
+        for arm in ("one head", "two heads"):
+            mine = [
+                c for c in cells if c["arm"] == arm and c["point"] == {"model.init_scale": scale}
+            ]
+            tuning = [c for c in mine if c["stage"] == "tune"]
+            loss = {
+                c["tuned"]["optimizer.learning_rate"]: result_of(workdir / c["run"])["best"][
+                    "validation"
+                ]["loss"]
+                for c in tuning
+            }
+            assert len(loss) == 2 and {c["seed"] for c in tuning} == {100}
+            reported = [c for c in mine if c["stage"] == "report"]
+            assert [c["seed"] for c in reported] == [0, 1]
+            for cell in reported:
+                assert cell["tuned"] == {"optimizer.learning_rate": min(loss, key=loss.get)}
+                config = read_json(workdir / cell["run"] / "config.json")
+                assert config["optimizer"]["learning_rate"] == min(loss, key=loss.get)
+                assert config["model"]["init_scale"] == scale and config["seed"] == cell["seed"]
+
+
+def test_a_finished_sweep_trains_nothing(swept, experiment, monkeypatch):
+    workdir, _ = swept
+    before = kill_sweep.figures(workdir)
+    monkeypatch.setattr(sweep, "train_population", lambda *_: pytest.fail("trained again"))
+    counts = run_sweep(experiment, workdir, ALL, False, 8)
+    assert counts == {"trained": 0, "finished before": 16, "failed": 0, "waiting": 0}
+    assert kill_sweep.figures(workdir) == before
+
+
+def test_shards_together_are_the_whole(swept, experiment, tmp_path):
+    workdir, _ = swept
+    first = run_sweep(experiment, tmp_path, parse_shard("1/2"), False, 8)
+    assert 0 < first["trained"] < 16 and first["waiting"] > 0
+    second = run_sweep(experiment, tmp_path, parse_shard("2/2"), False, 8)
+    assert first["trained"] + second["trained"] == 16 and second["waiting"] == 0
+    assert kill_sweep.figures(tmp_path) == kill_sweep.figures(workdir)
+    assert (tmp_path / "cells.json").read_text() == (workdir / "cells.json").read_text()
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "a/b", "1", "1/2/3", "-1/2", ""])
+def test_shards_that_make_no_sense(text):
+    with pytest.raises(UserError, match="must be i/n"):
+        parse_shard(text)
+
+
+def test_populations_stay_within_their_bounds(experiment, swept):
+    cells, _ = sweep.plan(load_experiment(experiment), swept[0])
+    for most in (1, 2, 8):
+        groups = populations(cells, most)
+        runs = [cell.run for group in groups for cell in group.cells]
+        assert len(runs) == len(set(runs)) == 16
+        assert max(len(group.cells) for group in groups) <= most
+        for group in groups:
+            assert len({(c.arm, c.stage, c.config.model.init_scale) for c in group.cells}) == 1
+        # Names depend on the members alone, so that a sweep finds its checkpoints again.
+        assert [g.name for g in groups] == [g.name for g in populations(cells, most)]
+
+
+def test_a_failing_arm_is_recorded_and_the_rest_go_on(experiment, swept, tmp_path, monkeypatch):
+    workdir, _ = swept
+    train_population = sweep.train_population
+
+    def failing(configs, runs, home, title):
+        if configs[0].model.num_heads == 1 and configs[0].model.init_scale == 2.0:
+            raise FloatingPointError("on purpose")
+        return train_population(configs, runs, home, title)
+
+    monkeypatch.setattr(sweep, "train_population", failing)
+    counts = run_sweep(experiment, tmp_path, ALL, False, 8)
+    failed = [r for r in kill_sweep.figures(tmp_path).values() if r["status"] == "failed"]
+    assert counts["failed"] == len(failed) == 4
+    for result in failed:
+        assert "FloatingPointError: on purpose" in result["error"]
+        assert "Traceback" in result["error"]
+    healthy = kill_sweep.figures(workdir)
+    for run, result in kill_sweep.figures(tmp_path).items():
+        assert result["status"] == "failed" or result == healthy[run]
+    # Without being asked it does not try again; asked, it ends as if nothing had happened.
+    monkeypatch.setattr(sweep, "train_population", lambda *_: pytest.fail("trained again"))
+    assert run_sweep(experiment, tmp_path, ALL, False, 8)["failed"] == 4
+    monkeypatch.setattr(sweep, "train_population", train_population)
+    counts = run_sweep(experiment, tmp_path, ALL, True, 8)
+    assert (counts["failed"], counts["trained"]) == (0, 4)
+    final = kill_sweep.figures(tmp_path)
+    reported = {c["run"] for c in read_json(tmp_path / "cells.json")}
+    assert {run: final[run] for run in reported} == healthy
+
+
+def test_forecast_before_and_after(experiment, swept, tmp_path):
+    loaded = load_experiment(experiment)
+    before = forecast(loaded, tmp_path, ALL, 8)
+    assert not list(tmp_path.iterdir()), "a forecast writes nothing"
+    # Two arms are one, and their tuning is shared; what waits for tuning is listed too.
+    assert {row["status"] for row in before} == {"to do"}
+    assert {row["seconds"] for row in before} == {None}
+    assert {row["stage"] for row in before} == {"tune", "report"}
+    after = forecast(loaded, swept[0], ALL, 8)
+    assert len(after) == 16 and {row["status"] for row in after} == {"done"}
+    for row in after:
+        assert row["parameters"] > 0 and row["flops_per_token"] > 0 and row["state_bytes"] > 0
+        assert row["seconds"] > 0 and row["members"] == 2
+    parts = [forecast(loaded, swept[0], parse_shard(f"{i}/2"), 8) for i in (1, 2)]
+    runs = [{row["run"] for row in part} for part in parts]
+    assert runs[0] | runs[1] == {row["run"] for row in after}
+
+
+def test_forecast_of_a_shape_that_never_ran_goes_by_its_flops(experiment):
+    cell = sweep.tuning_cells(load_experiment(experiment))[0]
+    budget = {"flops_per_token": 100.0, "tokens": 1000, "steps": 10}
+    rates = {"other": (0.5, 2000.0), "another": (1.5, 6000.0)}
+    assert sweep.predict(cell.config, budget, {}) is None
+    assert sweep.predict(cell.config, budget, rates) == pytest.approx(2.0 / 8000 * 1e5)
+    rates[sweep.static_id(cell.config)] = (0.25, 1.0)
+    assert sweep.predict(cell.config, budget, rates) == 2.5
+
+
+def test_another_experiment_in_the_workdir_is_refused(swept, tmp_path):
+    path = write(tmp_path)
+    (tmp_path / "heads.py").rename(tmp_path / "tails.py")
+    with pytest.raises(
+        UserError, match="holds the sweep of the experiment 'heads', not of 'tails'"
+    ):
+        run_sweep(path.replace("heads.py", "tails.py"), swept[0], ALL, False, 8)
+
+
+def test_the_command(experiment, swept):
+    outcome = run_alone("research.sweep", f"--experiment={experiment}", f"--workdir={swept[0]}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines() == [
+        "16 finished before",
+        f"python -m research.report --workdir={swept[0]}",
+    ]
+
+
+def test_killing_a_sweep_changes_nothing(tmp_path):
+    path = write(tmp_path, **{"train.steps": 20, "train.checkpoint_every": 5})
+    said = []
+    found = kill_sweep.compare(path, tmp_path, kills=2, seed=1, say=said.append)
+    assert len(found) == 16, said
+    assert any("killed" in line for line in said), said
