@@ -3,7 +3,7 @@
     python -m research.train --config=configs/recall.py --workdir=runs/recall
 
 64 tokens with 1, 2, 4 or 8 key-value pairs. About 20 seconds on 2 cores; accuracy 0.99 or more on
-fresh sequences after a sudden rise at step 200 to 400. Sequences with few pairs show the model the
+fresh sequences after a sudden rise at step 200 to 600. Sequences with few pairs show the model the
 way: with 8 pairs alone it stays at the level of guessing much longer.
 """
 
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.tie_embeddings = False
     config.model.embedding_stddev = 0.15
     config.optimizer.learning_rate = 3e-3
-    config.train.steps = 800
+    config.train.steps = 700
     config.optimizer.schedule = "constant"
     config.train.eval_every = 100
     config.train.checkpoint_every = 200

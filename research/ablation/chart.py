@@ -103,7 +103,10 @@ def write_png(chart: Chart, path: Path) -> None:
     buffer = io.BytesIO()
     with styled():
         FigureCanvasAgg(chart.figure)
-        chart.figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+        # A long name may stand out over the edge; "tight" makes room for it.
+        chart.figure.savefig(
+            buffer, format="png", dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1
+        )
     store.write_bytes(path, buffer.getvalue())
 
 

@@ -96,7 +96,8 @@ class Recall:
     gap_bins: list[tuple[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gap_bins", power_of_two_bins(2, self.length))
+        # The last query can be at position length - 2, the first key is at 0.
+        object.__setattr__(self, "gap_bins", power_of_two_bins(2, self.length - 2))
 
     @property
     def slices(self) -> Mapping[str, Sequence[str]]:
