@@ -46,6 +46,7 @@ from research.errors import UserError, check_name
 from research.training.budget import measure_budget
 from research.training.environment import describe_environment
 from research.training.loop import train_population
+from research.training.preemption import Preempted
 from research.training.program import Program, make_program, static_id
 
 EXPERIMENT, CELLS, POPULATIONS = "experiment.json", "cells.json", "populations"
@@ -237,12 +238,12 @@ def run_sweep(
 
 
 def _train(population: Population, workdir: Path, title: str) -> None:
-    """Trains one population; an exception becomes the result of its runs."""
+    """Trains one population; an exception of the training becomes the result of its runs."""
     runs = [workdir / cell.run for cell in population.cells]
     home = workdir / POPULATIONS / population.name
     try:
         train_population(population.configs, runs, home, title)
-    except UserError:
+    except (UserError, Preempted):
         raise
     except Exception:
         error = traceback.format_exc()
