@@ -34,8 +34,8 @@ def sweep(experiment: str, workdir: Path) -> float:
     return time.perf_counter() - began
 
 
-def kill_after(experiment: str, workdir: Path, seconds: float) -> bool:
-    """Starts a sweep and kills it; returns whether it was still running then."""
+def kill_when(experiment: str, workdir: Path, finished: int, delay: float) -> bool:
+    """Starts a sweep, kills it `delay` seconds after `finished` results; returns if it still ran."""
     process = subprocess.Popen(
         command(experiment, workdir),
         cwd=ROOT,
@@ -44,11 +44,16 @@ def kill_after(experiment: str, workdir: Path, seconds: float) -> bool:
         start_new_session=True,
     )
     try:
-        process.wait(seconds)
+        while process.poll() is None and len(figures(workdir)) < finished:
+            time.sleep(0.01)
+        process.wait(delay)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
         return True
+    finally:
+        if process.poll() is None:
+            process.kill()
     return False
 
 
@@ -74,24 +79,19 @@ def rows(workdir: Path) -> dict[str, list[dict]]:
 def compare(experiment: str, folder: Path, kills: int, seed: int, say=print) -> dict[str, dict]:
     """Returns the figures, equal in both sweeps. Raises AssertionError where they are not."""
     whole, killed = folder / "whole", folder / "killed"
-    sweep(experiment, whole)  # compiles, if nothing has yet
-    seconds = sweep(experiment, folder / "timed")
-    say(f"left alone: {len(figures(whole))} runs in {seconds:.1f} s")
-    assert figures(folder / "timed") == figures(whole), "two sweeps that were left alone differ"
-    draw = random.Random(seed)
-    for number in range(kills):
-        # The first seconds are imports; a moment in them is worth little, but happens.
-        moment = draw.uniform(0.3, 1.0) * seconds
-        running = kill_after(experiment, killed, moment)
-        finished = len(figures(killed))
+    say(f"left alone: {sweep(experiment, whole):.1f} s")
+    draw, runs = random.Random(seed), len(figures(whole))
+    # By what is finished and not by the clock, so that a slow or a fast machine is killed as often.
+    for number, finished in enumerate(sorted(draw.randrange(runs - 1) for _ in range(kills)), 1):
+        running = kill_when(experiment, killed, finished, draw.uniform(0.0, 0.5))
         what = "killed" if running else "was done"
-        say(f"{number + 1}: {what} after {moment:.1f} s, {finished} runs finished")
+        say(f"{number}: {what} with {len(figures(killed))} of {runs} runs finished")
     say(f"the rest took {sweep(experiment, killed):.1f} s")
     assert figures(killed) == figures(whole)
     assert rows(killed) == rows(whole)
     for name in ("cells.json", "experiment.json"):
         assert (killed / name).read_text() == (whole / name).read_text(), name
-    say(f"{len(figures(whole))} results and their metrics are equal to the bit")
+    say(f"{runs} results and their metrics are equal to the bit")
     return figures(whole)
 
 

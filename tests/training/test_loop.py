@@ -256,8 +256,12 @@ def test_load_best_of_nothing_is_one_line(tmp_path):
 
 COMMAND = [
     *("--config=configs/base.py", *small.as_flags(small.RECALL)),
-    *("--config.train.steps=4000", "--config.train.log_every=1", "--config.train.eval_every=2000"),
-    "--config.train.checkpoint_every=2000",
+    *(
+        "--config.train.steps=40000",
+        "--config.train.log_every=1",
+        "--config.train.eval_every=40000",
+    ),
+    "--config.train.checkpoint_every=40000",
 ]
 
 
@@ -279,7 +283,8 @@ def test_processes_of_a_user(tmp_path):
     assert second.code == 2
     assert second.err == f"error: another process is training in {tmp_path}.\n"
     assert first.returncode == 0, err
-    assert err.strip() == "SIGTERM: saving, then stopping (once more: stop at once)"
+    # On a slow machine progress lines come before it.
+    assert err.splitlines()[-1] == "SIGTERM: saving, then stopping (once more: stop at once)"
     assert "run the same command to continue." in out
     (step,) = (p.name for p in (tmp_path / "checkpoints").iterdir())
     assert int(step) == read_metrics(tmp_path)[-1]["step"]
