@@ -35,7 +35,7 @@ def sweep(experiment: str, workdir: Path) -> float:
 
 
 def kill_when(experiment: str, workdir: Path, finished: int, delay: float) -> bool:
-    """Starts a sweep, kills it `delay` seconds after `finished` results; returns if it still ran."""
+    """Starts a sweep, kills it `delay` seconds after `finished` results; returns if it ran then."""
     process = subprocess.Popen(
         command(experiment, workdir),
         cwd=ROOT,
