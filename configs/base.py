@@ -59,7 +59,7 @@ def model_config() -> ConfigDict:
     model.head_width = 0  # 0: width / num_heads
     model.score = "scaled_dot"  # dot | scaled_dot | cosine
     model.temperature = 0.1  # of the cosine score
-    model.mask = "causal"  # causal | window | prefix
+    model.mask = "causal"  # causal | window | prefix | full
     model.window = 0  # keys that a query sees under mask=window, itself included
     model.prefix_length = 0  # tokens that see each other under mask=prefix
     model.normalizer = "softmax"

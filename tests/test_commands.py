@@ -116,6 +116,10 @@ TRAIN = {
         [TEXT, "{workdir}", "--config.task.path={tmp}/long.txt", "--config.task.tokenizer=word"],
         ["task.tokenizer='word'", "bpe, char"],
     ),
+    "targets in sight": (
+        [TEXT, "{workdir}", "--config.task.path={tmp}/long.txt", "--config.model.mask=full"],
+        ["model.mask='full'", "'text'", "'causal'"],
+    ),
     "data set out of reach": ([TEXT, "{workdir}"], ["tinyshakespeare/input.txt", "DATA_DIR"]),
     "another run's workdir": (
         [CONFIG, "--workdir={tmp}/taken"],

@@ -237,7 +237,7 @@ def _unknown(field: str, value: str, allowed: Iterable[str]) -> MechanismError:
     allowed = list(allowed)
     close = difflib.get_close_matches(value, allowed, n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
-    return MechanismError(field, value, f"unknown; {guess}It is one of {', '.join(allowed)}")
+    return MechanismError(field, value, f"unknown; {guess}it is one of {', '.join(allowed)}")
 
 
 def _check_types(options: Options) -> None:

@@ -92,6 +92,7 @@ class Recall:
     gap_power: float
     splits: Sequence[str] = ("validation", "test")
     select: tuple[str, bool] = ("accuracy", True)
+    next_token: bool = False
     data: tuple = ()
     gap_bins: list[tuple[int, int]] = field(init=False)
 

@@ -38,6 +38,7 @@ class Task(Protocol):
         step, because constants would be compiled into the program.
       splits: evaluation splits; always "validation", "test" where one exists.
       select: metric that chooses the best checkpoint on validation, and whether higher is better.
+      next_token: whether targets are the inputs one step later, so that no token may see ahead.
       slices: {sliced metric: labels of its entries}.
     """
 
@@ -46,6 +47,7 @@ class Task(Protocol):
     data: Any
     splits: Sequence[str]
     select: tuple[str, bool]
+    next_token: bool
     slices: Mapping[str, Sequence[str]]
 
     def batch(self, data: Any, key: jax.Array) -> Batch:

@@ -43,6 +43,7 @@ class Text:
     data: Mapping[str, jax.Array]
     splits: Sequence[str] = ("validation",)
     select: tuple[str, bool] = ("loss", False)
+    next_token: bool = True
     position_bins: list[tuple[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:

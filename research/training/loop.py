@@ -68,11 +68,12 @@ def train_population(
         raise ValueError("members of one population differ in a key that changes the program")
     for config, run in zip(configs, runs, strict=True):
         check_same_config(config, run)
-    finished = [result for run in runs if (result := result_of(run))]
-    if len(finished) == len(runs):
-        return finished
     program = make_program(configs[0])
     with _alone_in(home), StopRequest() as stop:
+        # Asked only here: another process may have finished them while this one waited to start.
+        finished = [result for run in runs if (result := result_of(run))]
+        if len(finished) == len(runs):
+            return finished
         for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
             _describe(program, config, run, home, index)
         with Checkpoints(home / DIRECTORY, configs[0].train.keep_checkpoints) as saved:

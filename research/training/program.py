@@ -36,6 +36,10 @@ MEMBER_KEYS = (
 """Config keys that may differ between the members of one population."""
 
 
+LOOKS_AHEAD = ("full", "prefix")
+"""Values of model.mask under which a token sees later ones."""
+
+
 class Member(NamedTuple):
     """The values of `MEMBER_KEYS`, arrays (P,)."""
 
@@ -132,7 +136,13 @@ def make_program(config: ConfigDict) -> Program:
         )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must be in [0, 2^32).")
-    return program_of(static_id(config))
+    program = program_of(static_id(config))
+    if program.task.next_token and config.model.mask in LOOKS_AHEAD:
+        raise UserError(
+            f"model.mask={config.model.mask!r} shows the task {config.task.name!r} the tokens that "
+            "it has to predict; use 'causal' or 'window'."
+        )
+    return program
 
 
 def check_train(config: ConfigDict) -> None:
