@@ -73,9 +73,7 @@ def torch_steps(data: np.ndarray, threads: int):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model, text = Decoder(), torch.from_numpy(data.astype(np.int64))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
 
     def run(steps: int) -> float:
         began = time.perf_counter()
@@ -126,7 +124,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "random.txt"
         path.write_text("".join(letters[i] for i in data))
-        sides = {"torch": torch_steps(data, torch.get_num_threads()), "ours": our_steps(path, deltas)}
+        theirs = torch_steps(data, torch.get_num_threads())
+        sides = {"torch": theirs, "ours": our_steps(path, deltas)}
     for run in sides.values():
         run(3)
     times: dict[str, list[float]] = {name: [] for name in sides}
