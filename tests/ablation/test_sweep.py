@@ -218,3 +218,12 @@ def test_killing_a_sweep_changes_nothing(tmp_path):
     found = kill_sweep.compare(path, tmp_path, kills=2, seed=1, say=said.append)
     assert len(found) == 16, said
     assert sum("killed" in line for line in said) == 2, said
+
+
+@pytest.mark.slow
+def test_killing_a_sweep_ten_times_changes_nothing(tmp_path):
+    path = write(tmp_path, **{"train.steps": 24, "train.checkpoint_every": 4})
+    said = []
+    found = kill_sweep.compare(path, tmp_path, kills=10, seed=2, say=said.append)
+    assert len(found) == 16, said
+    assert sum("killed" in line for line in said) >= 5, said
