@@ -4,11 +4,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parent.parent
 # Test helpers are imported as tests.NAME, wherever pytest was started.
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+# Shapes and dtypes of every annotated function of the package are checked while it is tested. Here,
+# because a module that was imported before the hook is not checked. All modules but the registry,
+# whose options check their types themselves, in their own words.
+install_import_hook(
+    [
+        f"research.attention.{module.stem}"
+        for module in sorted((ROOT / "research" / "attention").glob("*.py"))
+        if module.stem not in ("__init__", "registry")
+    ],
+    "beartype.beartype",
+)
 
 from research.training.environment import enable_compilation_cache  # noqa: E402
 

@@ -68,11 +68,12 @@ def train_population(
         raise ValueError("members of one population differ in a key that changes the program")
     for config, run in zip(configs, runs, strict=True):
         check_same_config(config, run)
+    if finished := _finished(runs):
+        return finished
     program = make_program(configs[0])
     with _alone_in(home), StopRequest() as stop:
-        # Asked only here: another process may have finished them while this one waited to start.
-        finished = [result for run in runs if (result := result_of(run))]
-        if len(finished) == len(runs):
+        # Once more: another process may have finished them before this one had the lock.
+        if finished := _finished(runs):
             return finished
         for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
             _describe(program, config, run, home, index)
@@ -83,6 +84,12 @@ def train_population(
         # Too late to matter for these runs, but a sweep must not start the next ones.
         raise Preempted(configs[0].train.steps, finished=True)
     return results
+
+
+def _finished(runs: Sequence[Path]) -> list[dict]:
+    """Returns the results of all runs, or nothing while one is unfinished."""
+    results = [result for run in runs if (result := result_of(run))]
+    return results if len(results) == len(runs) else []
 
 
 @contextlib.contextmanager
