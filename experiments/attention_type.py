@@ -8,7 +8,7 @@ or, step by step:
         --workdir=runs/attention_type
     python -m research.report --workdir=runs/attention_type
 
-64 runs, about 6 minutes on 2 cores. Expect: softmax 1.00 at both lengths; linear attention and the
+64 runs, about 5 minutes on 2 cores. Expect: softmax 1.00 at both lengths; linear attention and the
 gated convolution at the level of guessing one of the shown values (about 0.27 over the mixture of
 1, 2, 4 and 8 pairs); a window of 4 tokens below that, because it does not even see the values.
 
