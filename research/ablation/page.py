@@ -219,8 +219,10 @@ def _runs(summary: Summary, out: Path) -> Html:
     for run in study.runs:
         value = summary.outcomes.get(run.run)
         folder = os.path.relpath(study.workdir / run.run, out)
+        # A report that is kept apart from its runs travels without them: names, but no links.
+        beside = not folder.startswith("..")
         files = [
-            (el("a", name, href=quote(f"{folder}/{name}")), " ")
+            (el("a", name, href=quote(f"{folder}/{name}")) if beside else name, " ")
             for name in (store.CONFIG, store.RESULT, store.METRICS)
             if name == store.CONFIG or run.status != WAITING
         ]

@@ -145,11 +145,20 @@ def test_csv_has_one_row_per_run(complete):
         assert row["task.length"] in ("5", "20") and row["budget.parameters"] == "126000"
 
 
-def test_links_lead_to_the_files_of_the_runs(complete):
-    summary, out, page = complete
+def test_links_lead_to_the_files_of_the_runs_beside_the_report(tmp_path):
+    summary, _, _ = build_and_report(tmp_path)
+    workdir = summary.study.workdir
+    write_report(workdir)
+    page = read_page(workdir / "report.html")
     links = [url for url in page.urls if not url.startswith("#")]
     assert len(links) == 3 * len(summary.study.runs)
-    assert all((out / link).is_file() for link in links)
+    assert all((workdir / link).is_file() for link in links)
+
+
+def test_a_report_kept_apart_from_its_runs_links_to_nothing(complete):
+    _, _, page = complete
+    assert [url for url in page.urls if not url.startswith("#")] == []
+    assert " ".join(page.text).count("result.json") >= 20
 
 
 def test_unfinished(report):
