@@ -6,8 +6,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/attention_type
-# The persistent compilation cache makes the second run of the tests much quicker than the first.
-export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/attest/compilation
 
 .PHONY: ablation test test-slow check format types lock clean
 

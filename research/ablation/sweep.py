@@ -45,7 +45,7 @@ from research.configuration import to_plain
 from research.errors import UserError, check_name
 from research.training.budget import measure_budget
 from research.training.environment import describe_environment
-from research.training.loop import train_population
+from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted
 from research.training.program import Program, make_program, static_id
 
@@ -261,7 +261,7 @@ def forget_failures(workdir: Path) -> None:
         if result and result["status"] == FAILED:
             path.unlink()
             (path.parent / METRICS).unlink(missing_ok=True)
-            population = read_json(path.parent / "population.json")
+            population = read_json(path.parent / POPULATION)
             if population:
                 shutil.rmtree(path.parent / population["checkpoints"], ignore_errors=True)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
 from research.errors import UserError
 from research.training.program import Best, State
@@ -24,7 +23,7 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int):
         policy = ocp.checkpoint_managers.LatestN(keep)
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory.absolute()),
+            directory.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy, enable_async_checkpointing=True, create=True
             ),
@@ -83,7 +82,7 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
     """
     if not directory.is_dir():
         raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
-    with ocp.CheckpointManager(epath.Path(directory.absolute())) as manager:
+    with ocp.CheckpointManager(directory.absolute()) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")

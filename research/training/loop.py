@@ -75,8 +75,9 @@ def train_population(
         # Once more: another process may have finished them before this one had the lock.
         if finished := _finished(runs):
             return finished
+        environment = describe_environment()
         for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
-            _describe(program, config, run, home, index)
+            _describe(program, config, run, home, index, environment)
         with Checkpoints(home / DIRECTORY, configs[0].train.keep_checkpoints) as saved:
             state, timing = _train(program, configs, runs, saved, stop, title)
         results = _finish(program, configs, runs, state, timing)
@@ -115,14 +116,16 @@ def check_same_config(config: ConfigDict, run: Path) -> None:
         )
 
 
-def _describe(program: Program, config: ConfigDict, run: Path, home: Path, index: int) -> None:
+def _describe(
+    program: Program, config: ConfigDict, run: Path, home: Path, index: int, environment: dict
+) -> None:
     """Writes what is known of a run before it starts; config.json last, it makes it a run."""
     run.mkdir(parents=True, exist_ok=True)
     for name, text in program.task.artifacts().items():
         write_text(run / name, text)
     checkpoints = os.path.relpath(home / DIRECTORY, run)
     write_json(run / POPULATION, {"checkpoints": checkpoints, "member": index})
-    write_json(run / ENVIRONMENT, describe_environment())
+    write_json(run / ENVIRONMENT, environment)
     write_json(run / CONFIG, to_plain(config))
 
 
