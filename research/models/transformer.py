@@ -230,8 +230,3 @@ def mixer_options(model: ConfigDict, length: int) -> Options:
         return Options(**options, max_length=length)
     except MechanismError as error:
         raise UserError(f"model.{error}") from None
-
-
-def resolve_implementation(model: ConfigDict, length: int) -> str:
-    """Returns the implementation that runs, with "auto" resolved."""
-    return mixer_options(model, length).resolved_implementation

@@ -21,7 +21,7 @@ from research.errors import UserError
 from research.models.transformer import (
     Decoder,
     make_transformer,
-    resolve_implementation,
+    mixer_options,
 )
 from research.tasks.registry import make_task
 from research.tasks.task import Batch, Sums, Task
@@ -34,10 +34,6 @@ MEMBER_KEYS = (
     "model.init_scale",
 )
 """Config keys that may differ between the members of one population."""
-
-
-LOOKS_AHEAD = ("full", "prefix")
-"""Values of model.mask under which a token sees later ones."""
 
 
 class Member(NamedTuple):
@@ -137,7 +133,9 @@ def make_program(config: ConfigDict) -> Program:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must be in [0, 2^32).")
     program = program_of(static_id(config))
-    if program.task.next_token and config.model.mask in LOOKS_AHEAD:
+    mask = mixer_options(config.model, program.task.length).build_mask()
+    # together == 0 is what the mask algebra calls causal; masks to come are judged by it too.
+    if program.task.next_token and mask.together != 0:
         raise UserError(
             f"model.mask={config.model.mask!r} shows the task {config.task.name!r} the tokens that "
             "it has to predict; use 'causal' or 'window'."
@@ -199,7 +197,7 @@ def program_of(static: str) -> Program:
     return Program(
         task=task,
         model=model,
-        implementation=resolve_implementation(config.model, task.length),
+        implementation=mixer_options(config.model, task.length).resolved_implementation,
         init=jax.jit(jax.vmap(make_init(config, task, model))),
         train=jax.jit(train, donate_argnums=0),
         evaluate={split: evaluate(split) for split in task.splits},
