@@ -5,7 +5,7 @@
     python -m research.report --workdir=runs/head_count
 
 35 runs, about 4 minutes on 2 cores. Expect: 1 and 2 heads solve recall in every seed, 4 heads in
-some (0.56 on average, so the first two claims stay open), 8 and 16 heads in none: heads of width 4
+one of five (0.56 on average, so the first two claims stay open), 8 and 16 heads in none: heads of width 4
 and 2 are too narrow to tell 31 keys apart. The last claim was written after a first run had shown
 that the width of 4 heads lies on the edge.
 
