@@ -52,25 +52,61 @@ def model_config() -> ConfigDict:
     model.init_scale = 1.0  # multiplies every initial matrix
     model.dtype = "float32"  # float32 | bfloat16: activations; parameters stay float32
     model.remat = False  # recompute each layer in the backward pass to save memory
-    # the mixer: what moves information between positions
-    model.mixer = "softmax"  # softmax | linear | gated_convolution
+    # the mixer: what moves information between positions; MECHANISMS.md lists every name
+    # softmax | latent | differential | location_aware | monotonic | monotonic_chunkwise |
+    # linear | performer | based | retention | gated_linear | state_space | delta | gated_delta |
+    # gated_convolution | gru | lstm | linformer
+    model.mixer = "softmax"
+    # Layers that differ: one string per layer, repeated to num_layers, each a delta on the keys
+    # below: ("mask=window, window=16", "", "mixer=gated_delta, position=none"). Empty: all alike.
+    model.pattern = ()
     model.num_heads = 4
     model.num_kv_heads = 0  # heads that keys and values have; 0: num_heads, 1: multi-query
     model.head_width = 0  # 0: width / num_heads
-    model.score = "scaled_dot"  # dot | scaled_dot | cosine
-    model.temperature = 0.1  # of the cosine score
-    model.mask = "causal"  # causal | window | prefix | full
-    model.window = 0  # keys that a query sees under mask=window, itself included
+    # dot | scaled_dot | general | additive | concat | cosine | learned_cosine | location |
+    # synthesizer_dense | synthesizer_random
+    model.score = "scaled_dot"
+    model.score_width = 0  # hidden width of additive and concat; 0: that of a head
+    model.temperature = 0.1  # of cosine; the first of learned_cosine
+    # full | causal | prefix | window | local | dilated | strided | global | longformer | bigbird,
+    # or several: "causal & bigbird", "window | causal & global"
+    model.mask = "causal"
+    model.window = 0  # keys that a query sees: window, dilated; on either side: local, longformer
     model.prefix_length = 0  # tokens that see each other under mask=prefix
+    model.dilation = 0  # distance between the keys of mask=dilated
+    model.stride = 0  # of mask=strided
+    model.global_tokens = 0  # leading tokens that see and are seen by all: global, longformer, ...
+    model.block_length = 0  # tokens to a block of mask=bigbird
+    model.random_blocks = 1  # that a block sees under mask=bigbird
+    model.predicted_window = 0  # keys on either side of a position that the query predicts; 0: off
+    # softmax | softmax_plus_one | softmax_sink | smoothed | sigmoid | squared_relu | sparsemax |
+    # entmax15
     model.normalizer = "softmax"
+    model.sharpening = 1.0  # multiplies the scores before normalizer=softmax
     model.softcap = 0.0  # bounds scores to +-softcap by tanh; 0: off
-    model.position = "rope"  # none | sinusoidal | learned | rope | alibi
+    # none | sinusoidal | learned | rope | alibi | t5 | kerple | fire | shaw | transformer_xl
+    model.position = "rope"
     model.rope_base = 10000.0
-    model.filter_length = 0  # taps of the gated convolution; 0: task.length
+    model.rope_fraction = 1.0  # of a head's channels that rope turns
+    model.rope_scaling = "none"  # none | linear | ntk | yarn
+    model.rope_factor = 1.0  # how many times longer than what it was trained on
+    model.rope_original_length = 0  # what it was trained on; 0: task.length / rope_factor
+    model.max_distance = 128  # where t5 and shaw stop telling distances apart
+    model.num_buckets = 32  # of t5
+    model.talking_heads = False  # scores and weights mixed over the heads
+    model.output_gate = False  # what heads read times sigmoid(x W)
+    model.latent_width = 0  # kept of a token by mixer=latent; 0: width / 2
+    model.rope_width = 0  # channels of its keys that turn; 0: half of head_width
+    model.filter_length = 0  # taps of gated_convolution (0: task.length), location_aware (0: 15)
+    model.short_convolution = 0  # taps on queries, keys, values of linear-time mixers; 0: none
+    model.feature_width = 0  # features of performer and based; 0: chosen
+    model.rank = 0  # positions that linformer projects to; 0: task.length / 4
+    model.chunk = 0  # keys that monotonic_chunkwise looks back at; 0: 4
+    model.mechanism_seed = 0  # of what is drawn once and not learned: bigbird, performer
     # how it is computed; never what
-    # auto | dense | blockwise; linear: parallel | chunkwise | recurrent; convolution
+    # auto | dense | blockwise | ...; linear-time mixers: parallel | chunkwise | recurrent
     model.implementation = "auto"
-    model.block_size = 0  # of blockwise and chunkwise; 0: chosen for the length
+    model.block_size = 0  # of blocks and chunks; 0: chosen for the length
     return model
 
 

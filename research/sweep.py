@@ -60,7 +60,7 @@ def show_forecast(rows: list[dict]) -> None:
             *(row["run"], row["stage"], row["arm"], deltas),
             f"{row['parameters']:,}",
             f"{row['flops_per_token']:,.0f}",
-            f"{row['state_bytes']:,}",
+            "-" if row["state_bytes"] is None else f"{row['state_bytes']:,}",
             str(row["members"]),
             row["status"],
             "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",

@@ -12,13 +12,13 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 # Shapes and dtypes of every annotated function of the package are checked while it is tested. Here,
-# because a module that was imported before the hook is not checked. All modules but the registry,
-# whose options check their types themselves, in their own words.
+# because a module that was imported before the hook is not checked. All modules but the options,
+# which check their types themselves, in their own words.
 install_import_hook(
     [
         f"research.attention.{module.stem}"
         for module in sorted((ROOT / "research" / "attention").glob("*.py"))
-        if module.stem not in ("__init__", "registry")
+        if module.stem not in ("__init__", "options")
     ],
     "beartype.beartype",
 )

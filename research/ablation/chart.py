@@ -9,7 +9,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class Chart:
 
     Attributes:
       name: file stem, unique in the report.
-      section: "axes", "curves", "slices" or "steps".
+      section: "frontier", "axes", "curves", "slices" or "steps".
       title: what is shown, for the heading and for screen readers.
       figure: the drawing.
     """
@@ -96,6 +96,12 @@ def look(index: int) -> dict:
         "marker": MARKERS[index % n],
         "linestyle": DASHES[index // n % len(DASHES)],
     }
+
+
+def mark(artists: Iterable, index: int) -> None:
+    """Tags what belongs to an arm, so that the page can bring it forward."""
+    for artist in artists:
+        artist.set_gid(f"arm-{index}")
 
 
 def write_png(chart: Chart, path: Path) -> None:

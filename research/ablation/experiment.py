@@ -16,6 +16,9 @@ from research.ablation.claims import Claim, claim_from_json, higher_is_better
 from research.configuration import Deltas, apply_deltas, load_config, load_module, run_id
 from research.errors import UserError, did_you_mean
 
+COSTS = ("parameters", "flops_per_token", "state_bytes")
+"""Columns of the budget."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -53,6 +56,10 @@ class Experiment:
       tune_seeds: seeds used to choose among `tune`; unused without it.
       outcome: the compared quantity.
       claims: published or expected statements, checked on the statistics.
+      match: "parameters" gives every arm the feed-forward width (model.feedforward) at which it has
+        as many parameters as the first arm; "" leaves the arms as they are.
+      feedforward: {arm: {point: width}}, what `match` found; not to be written by hand.
+      against: a budget column that the outcome is drawn against, or "".
       ablated: budget columns ("parameters", "flops_per_token", "state_bytes") that are the subject
         of the ablation, so that a difference there is not flagged.
       tolerance: relative difference of a budget column from the reference arm that is flagged.
@@ -68,6 +75,9 @@ class Experiment:
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tune_seeds: Sequence[int] = ()
     claims: Sequence[Claim] = ()
+    match: str = ""
+    feedforward: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    against: str = ""
     ablated: Sequence[str] = ()
     tolerance: float = 0.1
 
@@ -132,6 +142,11 @@ def load_experiment(path: str | Path) -> Experiment:
         raise UserError(f"{path}: seeds is empty; for example seeds=(0, 1, 2).")
     if experiment.tune and not experiment.tune_seeds:
         raise UserError(f"{path}: tune is given without tune_seeds; for example (100, 101).")
+    if experiment.against not in ("", *COSTS):
+        hint = did_you_mean(experiment.against, COSTS)
+        raise UserError(
+            f"{path}: against={experiment.against!r} is unknown.{hint} Allowed: {', '.join(COSTS)}."
+        )
     overlap = set(experiment.seeds) & set(experiment.tune_seeds)
     if overlap:
         raise UserError(
@@ -176,6 +191,11 @@ def points(experiment: Experiment) -> list[dict[str, Any]]:
     return [dict(zip(keys, combination, strict=True)) for combination in values]
 
 
+def point_name(point: Mapping[str, Any]) -> str:
+    """Returns "key=value, key=value" in the order of the keys."""
+    return ", ".join(f"{key}={point[key]!r}" for key in sorted(point))
+
+
 def tuning_grid(experiment: Experiment) -> list[dict[str, Any]]:
     """Returns the product of `tune`; one empty combination without tuning."""
     keys = list(experiment.tune)
@@ -188,9 +208,12 @@ def tuning_grid(experiment: Experiment) -> list[dict[str, Any]]:
 def resolve(
     experiment: Experiment, arm: str, point: Deltas, tuned: Deltas, seed: int, stage: str
 ) -> Cell:
-    """Returns the cell: base, then common, then the axis point, the arm, the tuned values."""
+    """Returns the cell: base, then common, the axis point, the arm, its matched feed-forward width,
+    the tuned values."""
     base = load_config(experiment.base)
     deltas = {**experiment.common, **point, **experiment.arms[arm], **tuned, "seed": seed}
+    if arm in experiment.feedforward:
+        deltas["model.feedforward"] = experiment.feedforward[arm][point_name(point)]
     try:
         config = apply_deltas(base, deltas)
     except UserError as error:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from research.ablation import statistics, store
-from research.ablation.chart import INK, MUTED, Chart, look, styled
+from research.ablation.chart import INK, MUTED, Chart, look, mark, styled
 from research.ablation.claims import SLICE
 from research.ablation.evidence import (
     Study,
@@ -20,6 +20,7 @@ from research.ablation.evidence import (
     steps_to_threshold,
 )
 from research.ablation.experiment import points
+from research.ablation.frontier import frontier_charts
 from research.ablation.quantities import along_axis, axis_positions
 from research.ablation.statistics import Measure, point_key
 from research.ablation.wording import point_text, short_keys, value_text
@@ -30,7 +31,7 @@ def charts(study: Study) -> list[Chart]:
     with styled():
         return [
             drawn
-            for section in (_axis_charts, _curves, _slices, _steps)
+            for section in (frontier_charts, _axis_charts, _curves, _slices, _steps)
             for drawn in itertools.islice(section(study), LIMIT)
         ]
 
@@ -52,12 +53,6 @@ def _panel(title: str, height: float = 2.75) -> tuple[Figure, Axes]:
 def _cut(text: str, width: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _mark(artists, index: int) -> None:
-    """Tags what belongs to an arm, so that the page can bring it forward."""
-    for artist in artists:
-        artist.set_gid(f"arm-{index}")
 
 
 def _end_labels(axes: Axes, ends: Sequence[tuple[int, str, float]]) -> None:
@@ -86,7 +81,7 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[int, str, float]]) -> None:
             va="center",
             fontsize=8,
         )
-        _mark([text], index)
+        mark([text], index)
 
 
 def _lines(axes: Axes, study: Study, data: Measure, group: Sequence, x: Sequence[float]) -> bool:
@@ -106,7 +101,7 @@ def _lines(axes: Axes, study: Study, data: Measure, group: Sequence, x: Sequence
         style = look(index)
         band = axes.fill_between(xs, low, high, color=style["color"], alpha=0.1, linewidth=0)
         bars = axes.vlines(xs, low, high, color=style["color"], linewidth=1.1)
-        _mark([*axes.plot(xs, means, **style), band, bars], index)
+        mark([*axes.plot(xs, means, **style), band, bars], index)
         ends.append((index, arm, means[-1]))
     _limits(axes, study, data)
     _end_labels(axes, ends)
@@ -209,7 +204,7 @@ def _strip(
         if missed:
             text = axes.text(edge, index, f"{missed}× never", va="center", color=color, fontsize=8)
             artists.append(text)
-        _mark(artists, index)
+        mark(artists, index)
     axes.set_yticks(range(len(values)), [_cut(arm, 20) for arm in values])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(values) - 0.4, -0.6)
@@ -255,7 +250,7 @@ def _arm_curve(axes: Axes, study: Study, index: int, arm: str, point) -> float |
         thin = axes.plot(steps, values, color=style["color"], alpha=0.35, linewidth=0.6)
         if has_diverged(run, study.experiment.outcome):
             thin += axes.plot(steps[-1:], values[-1:], "x", color=style["color"], markersize=6)
-        _mark(thin, index)
+        mark(thin, index)
         for step, value in pairs:
             by_step.setdefault(step, []).append(value)
     # A mean over fewer and fewer seeds would jump as they end: it stops with the first of them.
@@ -264,7 +259,7 @@ def _arm_curve(axes: Axes, study: Study, index: int, arm: str, point) -> float |
         return None
     steps, means = zip(*whole, strict=True)
     line = axes.plot(steps, means, color=style["color"], linestyle=style["linestyle"])
-    _mark(line, index)
+    mark(line, index)
     return means[-1]
 
 

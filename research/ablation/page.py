@@ -40,6 +40,7 @@ def _sections(summary: Summary, out: Path) -> list[Any]:
     sections = [
         ("verdicts", "Claims", panels.verdicts(summary)),
         ("results", "Results", _results(summary)),
+        ("frontier", "Against cost", _charts(summary, "frontier", FRONTIER_NOTE)),
         ("axes", _axes_title(summary), _charts(summary, "axes", AXES_NOTE)),
         ("curves", "Learning curves", _charts(summary, "curves", CURVES_NOTE)),
         ("slices", "Slices", _charts(summary, "slices", SLICES_NOTE)),
@@ -96,6 +97,10 @@ def _legend(summary: Summary) -> Html:
     return el("div", chips, class_="legend", role="group", aria_label="Bring an arm forward")
 
 
+FRONTIER_NOTE = (
+    "One mark per arm, mean over seeds with 95 % interval; the dashed line joins the arms that no "
+    "other beats at the same cost or less."
+)
 AXES_NOTE = "Means over seeds with 95 % intervals; the dashed line is the threshold of “solved”."
 CURVES_NOTE = (
     "Thick: mean over seeds, as long as all of them run. Thin: each seed; × marks where one "

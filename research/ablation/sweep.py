@@ -30,6 +30,7 @@ from research.ablation.experiment import (
     report_cells,
     tuning_cells,
 )
+from research.ablation.match import matched
 from research.ablation.statistics import choose, point_key
 from research.ablation.store import (
     CONFIG,
@@ -153,6 +154,10 @@ def prepare(path: str, workdir: Path) -> Experiment:
     Raises UserError before anything is trained or written.
     """
     experiment = load_experiment(path)
+    try:
+        experiment = matched(experiment)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     for cell in {static_id(c.config): c for c in _any_cells(experiment)}.values():
         try:
             check_outcome(experiment.outcome, make_program(cell.config))

@@ -17,10 +17,12 @@ from research.attention.masks import (
     segments,
     window,
 )
-from research.attention.mixer import Mixer, Parameter, init_params, state_bytes
+from research.attention.mixer import Mixer, init_params, state_bytes
 from research.attention.normalizers import NORMALIZERS, Normalizer, softmax
+from research.attention.options import Options, make_mixer
+from research.attention.parameters import Parameter
 from research.attention.positions import rope, sinusoidal
-from research.attention.registry import MIXERS, Options, make_mixer
+from research.attention.registry import MIXERS
 from research.attention.scores import Score, cosine, dot, scaled_dot
 
 __all__ = [

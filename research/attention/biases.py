@@ -2,14 +2,15 @@
 
 A bias is a frozen dataclass registered as a pytree, called as ``bias(score, head, q_index,
 kv_index) -> score`` on any block of scores. Float leaves are parameters: every implementation
-returns their gradients. A new bias is one dataclass here and one line in the registry.
+returns their gradients. A new bias is one dataclass and one line in the registry; those that encode
+positions are in relative_biases.py.
 
 Leaves are annotated Any because JAX also fills pytrees with things that are not arrays.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,13 @@ Index = Integer[Array | np.ndarray, "..."]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """The base of all biases. By itself it changes nothing."""
+    """The base of all biases. By itself it changes nothing.
+
+    Attributes:
+        additive: whether it adds something that does not depend on the score.
+    """
+
+    additive: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -47,6 +54,7 @@ class Bias:
 class Alibi(Bias):
     """score - slope of the head * |q - k|."""
 
+    additive: ClassVar[bool] = True
     slopes: Any  # one to a head: a tuple of numbers or an array (H,)
 
     def __call__(

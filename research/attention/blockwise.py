@@ -4,9 +4,11 @@ Queries and keys are cut into blocks. ``Mask.blocks`` classifies the grid of blo
 anything runs: forbidden pairs are never visited, wholly allowed ones are computed without looking
 at the mask. The online softmax is that of Milakov & Gimelshein 2018, algorithm 3; the forward and
 backward loops are those of Dao 2023 (FlashAttention-2), algorithms 1 and 2. Only the output and the
-logarithm of each row's sum are saved for the backward pass.
+logarithm of each row's sum are saved for the backward pass. A normalizer that looks at each score
+by itself runs in the same loops without the sums.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,19 +17,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from research.attention.biases import Bias
+from research.attention.blocks import at, index_blocks, plan, visit
 from research.attention.errors import Unsupported
-from research.attention.masks import Mask, full
-from research.attention.normalizers import FORBIDDEN, Normalizer, softmax
+from research.attention.masks import Mask, full, static
+from research.attention.normalizers import (
+    FORBIDDEN,
+    Normalizer,
+    Sigmoid,
+    Smoothed,
+    Softmax,
+    SquaredRelu,
+    softmax,
+)
 from research.attention.scores import Score, scaled_dot
 
 # Above FORBIDDEN and below any real score: a row maximum that starts here gives forbidden keys the
 # weight exp(FORBIDDEN - LOWEST) = 0 even in rows where nothing is allowed.
 LOWEST = 0.1 * FORBIDDEN
 
+# Normalizers whose weights have no divisor and depend on one score each.
+ELEMENTWISE = (Sigmoid, SquaredRelu)
 
 # Measured on CPU; products of this size run at full speed there and fit the caches.
 Q_BLOCK, KV_BLOCK = 256, 512
@@ -51,22 +63,11 @@ class _Index(NamedTuple):
     real: Any
 
 
-class _Visits(NamedTuple):
-    """Which blocks to visit: for row i, the wholly allowed ones in order[start[i]:middle[i]], those
-    that need the mask in order[middle[i]:stop[i]]."""
-
-    order: Any
-    start: Any
-    middle: Any
-    stop: Any
-
-
 def lacks(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
     """The part of this mechanism that blockwise cannot compute; empty if there is none."""
-    if normalizer.name != softmax.name:
+    if not isinstance(normalizer, (Softmax, Smoothed, *ELEMENTWISE)):
         return f"normalizer {normalizer.name!r}"
-    tiny = jax.ShapeDtypeStruct((1, 1, 1, 2), jnp.float32)
-    if jax.eval_shape(score.as_dot, tiny, tiny) is None:
+    if not score.has_dot_form:
         return f"score {type(score).__name__} (it has no dot-product form)"
     return ""
 
@@ -93,7 +94,7 @@ def attend(
         score: how a query and a key match.
         mask: which pairs are allowed.
         biases: applied to the scores in order; their float leaves get gradients.
-        normalizer: from scores to weights.
+        normalizer: from scores to weights; its float leaves get gradients.
         q_index: absolute positions of the queries; 0 .. T-1 if None. Blocks are skipped only where
             positions are known while tracing.
         kv_index: absolute positions of the keys; 0 .. S-1 if None.
@@ -104,7 +105,8 @@ def attend(
         differentiated once, in reverse mode.
 
     Raises:
-        Unsupported: the score has no dot form or the normalizer is not softmax.
+        Unsupported: the score has no dot form, or the normalizer is neither of the softmax family
+            nor element-wise.
     """
     if missing := lacks(score, mask, biases, normalizer):
         raise Unsupported(f"blockwise attention lacks {missing}; use implementation 'dense'")
@@ -113,14 +115,56 @@ def attend(
     q, k = score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
     q_block, kv_block = min(block_size or Q_BLOCK, t), min(block_size or KV_BLOCK, s)
     shape = _Shape(b, h, kv_heads, q_block, kv_block)
-    rows, columns = _index_blocks(q_index, t, q_block), _index_blocks(kv_index, s, kv_block)
-    real = _index_blocks(None, s, kv_block, pad=-1) >= 0
-    visits = _plan(mask, rows, columns, real)
+    rows, columns = index_blocks(q_index, t, q_block), index_blocks(kv_index, s, kv_block)
+    real = index_blocks(None, s, kv_block, pad=-1) >= 0
+    visits = plan(mask, rows, columns, real)
     index = _Index(*(jnp.asarray(x) for x in (rows, columns, real)))
     q_blocks = _cut(q.reshape(b, t, kv_heads, h // kv_heads, -1), q_block)
     k_blocks, v_blocks = _cut(k[:, :, :, None], kv_block), _cut(v[:, :, :, None], kv_block)
-    out = _core(shape, q_blocks, k_blocks, v_blocks, biases, mask, index, visits)
+    parts, extra = _parts(biases, normalizer, h)
+    out = _core(shape, q_blocks, k_blocks, v_blocks, parts, extra, mask, index, visits)
     return _join(out, shape, t).astype(out_dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Sharpen(Bias):
+    """score * by."""
+
+    by: float = static()
+
+    def __call__(self, score: Array, head: Any, q_index: Any, kv_index: Any) -> Array:
+        return score * self.by
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _LogSigmoid(Bias):
+    """log sigma(score): the softmax of it is sigma normalized to a sum of 1."""
+
+    def __call__(self, score: Array, head: Any, q_index: Any, kv_index: Any) -> Array:
+        return jax.nn.log_sigmoid(score)
+
+
+class _Parts(NamedTuple):
+    """What is done to a block of raw scores: biases, then an element-wise normalizer if any."""
+
+    biases: tuple[Bias, ...]
+    elementwise: Normalizer | None
+
+
+def _parts(
+    biases: tuple[Bias, ...], normalizer: Normalizer, heads: int
+) -> tuple[_Parts, Array | None]:
+    """The mechanism, and the extra logit of each head (H,) in the divisor of its softmax."""
+    if isinstance(normalizer, ELEMENTWISE):
+        return _Parts(biases, normalizer), None
+    if isinstance(normalizer, Smoothed):
+        return _Parts((*biases, _LogSigmoid()), None), None
+    if normalizer.sharpening != 1.0:  # ty: ignore[missing-attribute]  # it is a Softmax
+        biases = (*biases, _Sharpen(normalizer.sharpening))  # ty: ignore[missing-attribute]
+    extra = normalizer.extra_logit
+    return _Parts(biases, None), None if extra is None else jnp.broadcast_to(extra, (heads,))
 
 
 def _cut(x: Array, block: int) -> Array:
@@ -142,73 +186,24 @@ def _join(x: Array, shape: _Shape, length: int) -> Array:
     return x.reshape(shape.batch, -1, shape.heads, width)[:, :length]
 
 
-def _index_blocks(index: Any, length: int, block: int, pad: int | None = None) -> Any:
-    """Positions as (blocks, block), in numpy where they are known while tracing.
-
-    Padding repeats the last position unless ``pad`` is given, so that the bounds stay tight.
-    """
-    index = np.arange(length, dtype=np.int32) if index is None else index
-    if not isinstance(index, Tracer):
-        index = np.asarray(index)
-    xp = np if isinstance(index, np.ndarray) else jnp
-    width = (0, -length % block)
-    if pad is None:
-        return xp.pad(index, width, mode="edge").reshape(-1, block)
-    return xp.pad(index, width, constant_values=pad).reshape(-1, block)
-
-
-def _plan(mask: Mask, rows: Any, columns: Any, real: np.ndarray) -> tuple[_Visits, _Visits]:
-    """What to visit: for each row of blocks its columns, and for each column its rows."""
-    grid = (len(rows), len(columns))
-    if isinstance(rows, np.ndarray) and isinstance(columns, np.ndarray):
-        q_lo, q_hi = rows.min(1)[:, None], rows.max(1)[:, None]
-        kv_lo, kv_hi = columns.min(1)[None, :], columns.max(1)[None, :]
-        some, every = (np.broadcast_to(x, grid) for x in mask.blocks(q_lo, q_hi, kv_lo, kv_hi))
-    else:
-        some, every = np.ones(grid, bool), np.zeros(grid, bool)
-    every = every & some & real.all(1)
-    return _visits(some, every), _visits(some.T, every.T)
-
-
-def _visits(some: np.ndarray, every: np.ndarray) -> _Visits:
-    row, column = np.nonzero(some)
-    order = column[np.lexsort((column, ~every[row, column], row))]
-    stop = np.cumsum(some.sum(1))
-    start = stop - some.sum(1)
-    # An empty list still needs one entry for compiled code to index.
-    order = order if order.size else np.zeros(1)
-    return _Visits(*(jnp.asarray(x, jnp.int32) for x in (order, start, start + every.sum(1), stop)))
-
-
-def _visit(visits: _Visits, row: Any, step: Any, carry: Any) -> Any:
-    """Runs ``step(column, carry, masked)`` over the visible blocks of one row."""
-    start, middle, stop = (_at(x, row) for x in visits[1:])
-
-    def run(masked):
-        return lambda n, c: step(_at(visits.order, n), c, masked)
-
-    return lax.fori_loop(middle, stop, run(True), lax.fori_loop(start, middle, run(False), carry))
-
-
-def _at(x: Array, i: Any) -> Array:
-    return lax.dynamic_index_in_dim(x, i, keepdims=False)
-
-
 def _dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
     return jnp.einsum(equation, x, y, preferred_element_type=dtype)
 
 
-def _finish(shape, raw, biases, mask, index, row, column, masked):
-    """From raw scores (B*K, G*q, k) of one block to final ones: biases, then the mask."""
-    if not biases and not masked:
+def _finish(shape, raw, parts, mask, index, row, column, masked):
+    """From raw scores (B*K, G*q, k) of one block to final ones, or to element-wise weights."""
+    biases, elementwise = parts
+    if not biases and not masked and elementwise is None:
         return raw
     scores = raw.reshape(shape.batch, shape.heads, shape.q_block, shape.kv_block)
-    q_index, kv_index = _at(index.q, row)[:, None], _at(index.kv, column)[None, :]
+    q_index, kv_index = at(index.q, row)[:, None], at(index.kv, column)[None, :]
     head = jnp.arange(shape.heads)[:, None, None]
     for bias in biases:
         scores = bias(scores, head, q_index, kv_index)
-    if masked:
-        allowed = mask(q_index, kv_index) & _at(index.real, column)
+    allowed = mask(q_index, kv_index) & at(index.real, column) if masked else None
+    if elementwise is not None:
+        scores, _ = elementwise.parts(scores, allowed)
+    elif allowed is not None:
         scores = jnp.where(allowed, scores, FORBIDDEN)
     return scores.reshape(raw.shape)
 
@@ -218,41 +213,55 @@ def _finish_transposed(shape, raw, *rest):
     return jnp.swapaxes(_finish(shape, jnp.swapaxes(raw, 1, 2), *rest), 1, 2)
 
 
+def _extra_rows(shape: _Shape, extra: Array) -> Array:
+    """The extra logit of each row of a block: (H,) -> (B*K, G*q_block, 1)."""
+    group = shape.heads // shape.kv_heads
+    rows = jnp.broadcast_to(
+        extra.reshape(shape.kv_heads, group, 1), (shape.batch, shape.kv_heads, group, shape.q_block)
+    )
+    return rows.reshape(shape.batch * shape.kv_heads, group * shape.q_block, 1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _core(shape, q, k, v, biases, mask, index, visits):
+def _core(shape, q, k, v, parts, extra, mask, index, visits):
     """Attention of blocks: q (rows, B*K, G*q_block, D), k and v (columns, B*K, kv_block, D)."""
-    return _forward(shape, q, k, v, biases, mask, index, visits)[0]
+    return _forward(shape, q, k, v, parts, extra, mask, index, visits)[0]
 
 
-def _forward(shape, q, k, v, biases, mask, index, visits):
+def _forward(shape, q, k, v, parts, extra, mask, index, visits):
     """FlashAttention-2, algorithm 1: one row of blocks after the other."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     rows, n, size, _ = q.shape
+    zero = jnp.zeros((n, size, 1), dtype)
+    # An extra logit is a key that was seen before all others and has the value 0.
+    start = (zero + LOWEST, zero) if extra is None else (_extra_rows(shape, extra) + zero, zero + 1)
 
     def one_row(_, row):
-        query = _at(q, row)
+        query = at(q, row)
 
         def step(column, carry, masked):
             top, total, out = carry
-            scores = _dot("nqd,nkd->nqk", query, _at(k, column), dtype)
-            scores = _finish(shape, scores, biases, mask, index, row, column, masked)
+            scores = _dot("nqd,nkd->nqk", query, at(k, column), dtype)
+            scores = _finish(shape, scores, parts, mask, index, row, column, masked)
+            value = at(v, column)
+            if parts.elementwise is not None:
+                out = out + _dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
+                return top, total, out
             new_top = jnp.maximum(top, jnp.max(scores, -1, keepdims=True))
             weights = jnp.exp(scores - new_top)
             shrink = jnp.exp(top - new_top)
             total = total * shrink + jnp.sum(weights, -1, keepdims=True)
-            value = _at(v, column)
             out = out * shrink + _dot("nqk,nkd->nqd", weights.astype(v.dtype), value, dtype)
             return new_top, total, out
 
-        column = jnp.zeros((n, size, 1), dtype)
-        start = (column + LOWEST, column, jnp.zeros((n, size, v.shape[-1]), dtype))
-        top, total, out = _visit(visits[0], row, step, start)
+        out = jnp.zeros((n, size, v.shape[-1]), dtype)
+        top, total, out = visit(visits[0], row, step, (*start, out))
         empty = total == 0
         total = jnp.where(empty, 1, total)
         return None, ((out / total).astype(v.dtype), jnp.where(empty, 0, top + jnp.log(total)))
 
     _, (out, log_sum) = lax.scan(one_row, None, jnp.arange(rows))
-    return out, (q, k, v, biases, mask, index, visits, out, log_sum)
+    return out, (q, k, v, parts, extra, mask, index, visits, out, log_sum)
 
 
 def _backward(shape, saved, grad):
@@ -261,19 +270,19 @@ def _backward(shape, saved, grad):
     That way no product contracts the rows of its left operand, which XLA's CPU library does at a
     third of its speed; the gradient of q is summed transposed for the same reason.
     """
-    q, k, v, biases, mask, index, visits, out, log_sum = saved
+    q, k, v, parts, extra, mask, index, visits, out, log_sum = saved
     dtype = log_sum.dtype
     delta = jnp.sum(grad.astype(dtype) * out, -1)[:, :, None, :]
     log_sum = jnp.swapaxes(log_sum, -1, -2)
-    leaves, rebuild = _float_leaves(biases)
+    leaves, rebuild = _float_leaves(parts)
 
     def one_column(carry, column):
-        key, value = _at(k, column), _at(v, column)
+        key, value = at(k, column), at(v, column)
         key_transposed = jnp.swapaxes(key, -1, -2)
 
         def step(row, carry, masked):
             dq, dleaves, dk, dv = carry
-            query, dout = _at(q, row), _at(grad, row)
+            query, dout = at(q, row), at(grad, row)
 
             def finish(raw, leaves):
                 where = (mask, index, row, column, masked)
@@ -281,27 +290,40 @@ def _backward(shape, saved, grad):
 
             raw = _dot("nkd,nqd->nkq", key, query, dtype)
             scores, pull = jax.vjp(finish, raw, leaves)
-            weights = jnp.exp(scores - _at(log_sum, row))
-            dv = dv + _dot("nkq,nqd->nkd", weights.astype(v.dtype), dout, dtype)
             dweights = _dot("nkd,nqd->nkq", value, dout, dtype)
-            draw, dleaf = pull(weights * (dweights - _at(delta, row)))
+            if parts.elementwise is not None:
+                weights, dscores = scores, dweights
+            else:
+                weights = jnp.exp(scores - at(log_sum, row))
+                dscores = weights * (dweights - at(delta, row))
+            dv = dv + _dot("nkq,nqd->nkd", weights.astype(v.dtype), dout, dtype)
+            draw, dleaf = pull(dscores)
             dleaves = [total + part for total, part in zip(dleaves, dleaf, strict=True)]
             draw = draw.astype(q.dtype)
             dk = dk + _dot("nkq,nqd->nkd", draw, query, dtype)
-            dquery = _at(dq, row) + _dot("ndk,nkq->ndq", key_transposed, draw, dtype)
+            dquery = at(dq, row) + _dot("ndk,nkq->ndq", key_transposed, draw, dtype)
             return lax.dynamic_update_index_in_dim(dq, dquery, row, 0), dleaves, dk, dv
 
         zeros = (jnp.zeros(key.shape, dtype), jnp.zeros(value.shape, dtype))
-        *carry, dk, dv = _visit(visits[1], column, step, (*carry, *zeros))
+        *carry, dk, dv = visit(visits[1], column, step, (*carry, *zeros))
         return tuple(carry), (dk.astype(k.dtype), dv.astype(v.dtype))
 
     dq = jnp.zeros(jnp.swapaxes(q, -1, -2).shape, dtype)
     dleaves = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in leaves]
     (dq, dleaves), (dk, dv) = lax.scan(one_column, (dq, dleaves), jnp.arange(k.shape[0]))
     dleaves = [g.astype(x.dtype) for g, x in zip(dleaves, leaves, strict=True)]
-    dbiases = rebuild(dleaves, _no_gradient)
+    dextra = None if extra is None else _extra_gradient(shape, extra, log_sum, delta)
+    dparts = rebuild(dleaves, _no_gradient)
     rest = jax.tree.map(_no_gradient, (mask, index, visits))
-    return jnp.swapaxes(dq, -1, -2).astype(q.dtype), dk, dv, dbiases, *rest
+    return jnp.swapaxes(dq, -1, -2).astype(q.dtype), dk, dv, dparts, dextra, *rest
+
+
+def _extra_gradient(shape: _Shape, extra: Array, log_sum: Array, delta: Array) -> Array:
+    """That of a key of value 0: each row adds -weight * delta. Of padding rows delta is 0."""
+    weight = jnp.exp(jnp.swapaxes(_extra_rows(shape, extra), 1, 2) - log_sum)
+    group = shape.heads // shape.kv_heads
+    by_row = (weight * delta).reshape(-1, shape.batch, shape.kv_heads, group, shape.q_block)
+    return -jnp.sum(by_row, (0, 1, 4)).reshape(extra.shape).astype(extra.dtype)
 
 
 def _float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:

@@ -4,19 +4,23 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
 from research.attention.masks import Mask
-from research.attention.mixer import Mixer, Parameter, matrix_init
+from research.attention.mixer import Mixer
+from research.attention.parameters import Constant, Normal, Parameter, matrix_init
 
 if TYPE_CHECKING:
-    from research.attention.registry import Options
+    from research.attention.options import Options
 
 # Up to this many taps adding shifted copies is faster than the Fourier transform.
 SHORT = 16
+
+Run = tuple[Float[Array, "B P M"], Float[Array, "B T M"]]
 
 
 def convolve_shifted(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
@@ -50,6 +54,69 @@ def convolve(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array
     return (convolve_shifted if taps.shape[0] <= SHORT else convolve_fft)(x, taps)
 
 
+def parallel(
+    x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
+) -> Run:
+    """Causal depthwise convolution of a sequence and what came before it, all at once.
+
+    Args:
+        x: the inputs.
+        taps: the filters, newest input first; those that reach further back than P are not used.
+        past: the P <= N - 1 inputs before x, oldest first; zeros before the first token.
+
+    Returns:
+        The last P inputs and the outputs, in the dtype of x.
+    """
+    length, reach = x.shape[1], past.shape[1]
+    seen = jnp.concatenate([past.astype(x.dtype), x], axis=1)
+    return seen[:, length:], convolve(seen, taps[: reach + 1])[:, reach:]
+
+
+def chunkwise(
+    x: Float[Array, "B T M"],
+    taps: Float[Array, "N M"],
+    past: Float[Array, "B P M"],
+    chunk: int = 0,
+) -> Run:
+    """The same block by block, linear in T for a given N; as ``parallel``.
+
+    A block is ``chunk`` tokens; 0 is 64, or P if that is more, so that no more is read again than
+    read. T need not be a multiple.
+    """
+    chunk = chunk or max(64, past.shape[1])
+    count = x.shape[1] // chunk
+    if not count:
+        return parallel(x, taps, past)
+    blocks = x[:, : count * chunk].reshape(x.shape[0], count, chunk, x.shape[2])
+    past, out = lax.scan(
+        lambda past, block: parallel(block, taps, past),
+        past.astype(x.dtype),
+        jnp.moveaxis(blocks, 1, 0),
+    )
+    out = jnp.moveaxis(out, 0, 1).reshape(x.shape[0], count * chunk, x.shape[2])
+    if count * chunk == x.shape[1]:
+        return past, out
+    past, rest = parallel(x[:, count * chunk :], taps, past)
+    return past, jnp.concatenate([out, rest], axis=1)
+
+
+def recurrent(
+    x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
+) -> Run:
+    """The same one token after the other; as ``parallel``."""
+    taps = taps[: past.shape[1] + 1][::-1]
+
+    def step(past, token):
+        seen = jnp.concatenate([past, token[:, None]], axis=1)
+        return seen[:, 1:], jnp.einsum("btm,tm->bm", seen, taps)
+
+    past, out = lax.scan(step, past.astype(x.dtype), jnp.moveaxis(x, 1, 0))
+    return past, jnp.moveaxis(out, 0, 1)
+
+
+FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent}
+
+
 @dataclasses.dataclass(frozen=True)
 class GatedConvolution(Mixer):
     """y = (x W + b) * (h conv x + c) (Arora et al. 2023, Zoology, BaseConv, section 4).
@@ -57,18 +124,21 @@ class GatedConvolution(Mixer):
     Attributes:
         width: M.
         filter_length: the number of taps of the causal depthwise filter h.
+        implementation: a name in ``FORMS``; they compute the same function.
+        block_size: the chunk of the chunkwise form; 0 chooses.
         init_stddev: initial standard deviation of the gate W; 0 is 1 / sqrt(M).
     """
 
     width: int
     filter_length: int
+    implementation: str = "parallel"
+    block_size: int = 0
     init_stddev: float = 0.02
 
     def parameters(self) -> dict[str, Parameter]:
         """ "gate" (M, M), "gate_bias", "filter" (taps, M), "filter_bias"."""
-        zeros, width = jax.nn.initializers.zeros, self.width
-        gate = matrix_init(self.init_stddev, width)
-        taps = jax.nn.initializers.normal(self.filter_length**-0.5)
+        width, zeros = self.width, Constant(0.0)
+        gate, taps = matrix_init(self.init_stddev, width), Normal(self.filter_length**-0.5)
         return {
             "gate": Parameter((width, width), gate, ("width", "width")),
             "gate_bias": Parameter((width,), zeros, ("width",)),
@@ -85,8 +155,13 @@ class GatedConvolution(Mixer):
     ) -> Float[Array, "B T M"]:
         """Gated convolution over a whole sequence; see ``Mixer``."""
         if mask is not None:
-            raise Unsupported("mixer 'gated_convolution' cannot take a mask; 'softmax' can")
-        return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype)))
+            raise Unsupported(
+                "mixer 'gated_convolution' cannot take a mask beyond its own; 'softmax' can"
+            )
+        if self.implementation == "parallel":
+            # Without the zeros before the first token, which the transform would have to carry.
+            return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype)))
+        return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """The inputs the filter still sees: (batch, min(filter_length, length) - 1, M)."""
@@ -98,15 +173,11 @@ class GatedConvolution(Mixer):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """The next T tokens; see ``Mixer``."""
+        form = "recurrent" if x.shape[1] == 1 else self.implementation
+        options = {"chunk": self.block_size} if form == "chunkwise" else {}
         past = state["inputs"]
-        seen = jnp.concatenate([past.astype(x.dtype), x], axis=1)
-        taps = params["filter"].astype(x.dtype)[: past.shape[1] + 1]
-        if x.shape[1] == 1:
-            mixed = jnp.einsum("btm,tm->bm", seen, taps[::-1])[:, None]
-        else:
-            mixed = convolve(seen, taps)[:, past.shape[1] :]
-        inputs = seen[:, x.shape[1] :].astype(past.dtype)
-        return {"inputs": inputs}, self._gate(params, x, mixed)
+        inputs, mixed = FORMS[form](x, params["filter"].astype(x.dtype), past, **options)
+        return {"inputs": inputs.astype(past.dtype)}, self._gate(params, x, mixed)
 
     def _gate(self, params, x, mixed):
         gate, bias, filter_bias = (
@@ -120,5 +191,19 @@ def make(options: "Options") -> GatedConvolution:
     return GatedConvolution(
         width=options.width,
         filter_length=options.filter_length or options.max_length,
+        implementation=options.resolved_implementation,
+        block_size=options.block_size,
         init_stddev=options.init_stddev,
     )
+
+
+GATED_CONVOLUTION = MixerEntry(
+    make=make,
+    parts=frozenset({"filter_length", "block_size"}),
+    implementations=tuple(FORMS),
+    auto=lambda options: "parallel",
+    source="Arora et al. 2023 (Zoology), BaseConv, section 4",
+    computes="y = (x W + b) * (h conv x + c), h causal and depthwise",
+    time="T log T M + T M^2; filters of up to 16 taps T N M + T M^2",
+    state="(N - 1) M",
+)

@@ -76,7 +76,7 @@ def _parts(q, k, score, mask, biases, normalizer, q_index, kv_index):
     """Numerator and divisor of the weights."""
     q_index = (jnp.arange(q.shape[1]) if q_index is None else q_index)[:, None]
     kv_index = (jnp.arange(k.shape[1]) if kv_index is None else kv_index)[None, :]
-    scores = score(q, k)
+    scores = score(q, k, q_index, kv_index)
     head = jnp.arange(q.shape[2])[:, None, None]
     for bias in biases:
         scores = bias(scores, head, q_index, kv_index)

@@ -8,27 +8,39 @@ one line in ``IMPLEMENTATIONS``.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from research.attention import blockwise, dense
+from research.attention import blockwise, dense, fused, splash
 from research.attention.biases import Bias
 from research.attention.errors import Unsupported
 from research.attention.masks import Mask, full
 from research.attention.normalizers import Normalizer, softmax
+from research.attention.platforms import platform
 from research.attention.scores import Score, scaled_dot
 
 
 class Implementation(NamedTuple):
-    """``attend(q, k, v, **mechanism)`` and ``lacks(score, mask, biases, normalizer) -> str``.
+    """One way to compute attention.
 
-    ``lacks`` names the part of a mechanism that is missing and is empty if there is none.
-    ``blocked`` says whether ``attend`` takes a ``block_size``.
+    Attributes:
+        attend: ``attend(q, k, v, **mechanism)``.
+        lacks: ``lacks(score, mask, biases, normalizer) -> str`` names the part of a mechanism that
+            is missing and is empty if there is none.
+        blocked: whether ``attend`` takes a ``block_size``.
+        platforms: what it is for; elsewhere it raises ``Unsupported``, but for splash, which is
+            interpreted on CPUs for the sake of tests.
+        dtypes: of the queries it takes; empty takes all.
+        any_positions: whether positions may be unknown while tracing, as in a decoder's chunk.
     """
 
     attend: Callable[..., Any]
     lacks: Callable[[Score, Mask, tuple[Bias, ...], Normalizer], str]
     blocked: bool
+    platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    dtypes: tuple[str, ...] = ()
+    any_positions: bool = True
 
 
 def _nothing(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
@@ -38,7 +50,72 @@ def _nothing(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Nor
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dense": Implementation(dense.attend, _nothing, blocked=False),
     "blockwise": Implementation(blockwise.attend, blockwise.lacks, blocked=True),
+    "jax_xla": Implementation(fused.attend_xla, fused.lacks_xla, blocked=False),
+    "jax_cudnn": Implementation(
+        fused.attend_cudnn,
+        fused.lacks_cudnn,
+        blocked=False,
+        platforms=("gpu",),
+        dtypes=fused.CUDNN_DTYPES,
+        any_positions=False,
+    ),
+    "splash": Implementation(
+        splash.attend,
+        splash.lacks,
+        blocked=False,
+        platforms=("tpu",),
+        dtypes=splash.DTYPES,
+        any_positions=False,
+    ),
 }
+
+# Up to here the scores of one head are small enough that blocks only add steps. Measured on CPU.
+DENSE_UP_TO = 1024
+
+
+def choose(
+    length: int,
+    score: Score,
+    mask: Mask,
+    biases: tuple[Bias, ...],
+    normalizer: Normalizer,
+    *,
+    head_width: int = 0,
+    dtype: Any = None,
+    backend: str | None = None,
+) -> str:
+    """The implementation for whole sequences of this mechanism: the fastest known that has it.
+
+    On GPUs cuDNN, on TPUs splash, if they have the mechanism and the dtype is known to be one of
+    theirs; otherwise dense for short sequences and blockwise for long ones. What is chosen runs at
+    any position that is known while tracing and, if no dtype is given, with any dtype.
+
+    Args:
+        length: the longest sequence.
+        score: how a query and a key match.
+        mask: which pairs are allowed.
+        biases: applied to the scores in order.
+        normalizer: from scores to weights.
+        head_width: the wider of D and Dv; 0 if it is not known.
+        dtype: of queries, keys and values; None if it is not known.
+        backend: "cpu", "gpu" or "tpu"; None is what the computation will run on.
+    """
+    backend = platform() if backend is None else backend
+    mechanism = (score, mask, biases, normalizer)
+    name = "" if dtype is None else jnp.dtype(dtype).name
+
+    def can(chosen: str) -> bool:
+        found = IMPLEMENTATIONS[chosen]
+        return name in found.dtypes and not found.lacks(*mechanism)
+
+    # Above a width of 128 it depends on the generation of the GPU whether cuDNN can.
+    if backend == "gpu" and 0 < head_width <= 128 and can("jax_cudnn"):
+        return "jax_cudnn"
+    if backend == "tpu" and length % splash.BLOCKS[-1] == 0 and can("splash"):
+        return "splash"
+    if length > DENSE_UP_TO and not IMPLEMENTATIONS["blockwise"].lacks(*mechanism):
+        return "blockwise"
+    return "dense"
 
 
 def refusal(
@@ -57,8 +134,23 @@ def refusal(
     missing = IMPLEMENTATIONS[implementation].lacks(*mechanism)
     if not missing:
         return ""
-    able = [name for name, other in IMPLEMENTATIONS.items() if not other.lacks(*mechanism)]
+    able = [
+        name
+        for name, other in IMPLEMENTATIONS.items()
+        if platform() in other.platforms and not other.lacks(*mechanism)
+    ]
     return f"implementation {implementation!r} lacks {missing}; {', '.join(able)} has it"
+
+
+def while_decoding(implementation: str, length: int) -> str:
+    """The implementation that reads a cache with ``length`` new queries in place of this one.
+
+    One query has no use for blocks: its scores are linear in length anyway. Of several, the
+    positions are not known while tracing, which some implementations need.
+    """
+    return (
+        implementation if length > 1 and IMPLEMENTATIONS[implementation].any_positions else "dense"
+    )
 
 
 def attend(
@@ -91,7 +183,8 @@ def attend(
         block_size: queries and keys to a block where there are blocks; 0 chooses.
 
     Raises:
-        Unsupported: the implementation is unknown or lacks a part of the mechanism.
+        Unsupported: the implementation is unknown, or lacks a part of the mechanism, this dtype,
+            this device or positions that are not known while tracing.
     """
     if why := refusal(implementation, score, mask, biases, normalizer):
         raise Unsupported(why)

@@ -1,35 +1,40 @@
-"""Causal linear attention in its three forms, which compute the same function."""
+"""Causal linear attention: a feature map in place of the softmax, sums in place of a cache."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.errors import Unsupported
-from research.attention.masks import Mask
-from research.attention.mixer import Mixer, Parameter
-from research.attention.self_attention import merge_heads, projections, split_heads
+from research.attention import decay
+from research.attention.entries import MixerEntry
+from research.attention.features import Elu, FeatureMap, RandomFeatures, Taylor
+from research.attention.linear_time import SHARED_PARTS, LinearTime, shared_options, wide
+from research.attention.parameters import Parameter
+from research.attention.projections import merge_heads
 
 if TYPE_CHECKING:
-    from research.attention.registry import Options
+    from research.attention.options import Options
 
-# What a row's sum of feature products is kept above; it can only reach zero by underflow.
-EPSILON = 1e-6
+# What is added to a row's sum of feature products unless the features ask for less.
+EPSILON = Elu.epsilon
 
 State = tuple[Float[Array, "B H D Dv"], Float[Array, "B H D"]]
 
 
 def feature_map(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """elu(x) + 1 in float32 (Katharopoulos et al. 2020, equation 7)."""
-    return jax.nn.elu(x.astype(jnp.promote_types(x.dtype, jnp.float32))) + 1
+    """elu(x) + 1 in float32 or wider (Katharopoulos et al. 2020, equation 7)."""
+    return Elu().keys(x)
 
 
-def empty_state(batch: int, heads: int, width: int, value_width: int) -> State:
-    """The sums over no keys: (B, H, D, Dv) of k v and (B, H, D) of k, float32."""
-    return jnp.zeros((batch, heads, width, value_width)), jnp.zeros((batch, heads, width))
+def empty_state(
+    batch: int, heads: int, width: int, value_width: int, dtype: Any = jnp.float32
+) -> State:
+    """The sums over no keys: (B, H, D, Dv) of k v and (B, H, D) of k."""
+    return jnp.zeros((batch, heads, width, value_width), dtype), jnp.zeros(
+        (batch, heads, width), dtype
+    )
 
 
 def parallel(
@@ -37,26 +42,21 @@ def parallel(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     state: State,
+    epsilon: float = EPSILON,
 ) -> tuple[State, Float[Array, "B T H Dv"]]:
     """All pairs at once (Katharopoulos et al. 2020, equation 8), quadratic in T.
 
     Args:
-        q: queries after the feature map, float32.
-        k: keys after the feature map, float32.
-        v: values, float32.
+        q: queries after the feature map, float32 or wider, like the others.
+        k: keys after the feature map.
+        v: values.
         state: sums over the keys before these.
+        epsilon: is added to a query's sum over keys before dividing by it.
 
     Returns:
-        The state after these keys and the outputs, float32.
+        The state after these keys and the outputs.
     """
-    memory, total = state
-    scores = jnp.einsum("bthd,bshd->bhts", q, k)
-    scores = jnp.tril(scores)
-    above = jnp.einsum("bhts,bshe->bthe", scores, v) + jnp.einsum("bthd,bhde->bthe", q, memory)
-    below = jnp.einsum("bhts->bth", scores) + jnp.einsum("bthd,bhd->bth", q, total)
-    memory = memory + jnp.einsum("bshd,bshe->bhde", k, v)
-    total = total + jnp.einsum("bshd->bhd", k)
-    return (memory, total), above / (below + EPSILON)[..., None]
+    return _divided(decay.parallel, q, k, v, state, epsilon)
 
 
 def chunkwise(
@@ -64,24 +64,14 @@ def chunkwise(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     state: State,
-    chunk: int = 64,
+    epsilon: float = EPSILON,
+    chunk: int = decay.CHUNK,
 ) -> tuple[State, Float[Array, "B T H Dv"]]:
     """All pairs within a chunk, the state between chunks: linear in T (Hua et al. 2022, 3.4).
 
     Arguments and results are those of ``parallel``; T need not be a multiple of ``chunk``.
     """
-    length = q.shape[1]
-    chunk = min(chunk, length)
-    count = -(-length // chunk)
-
-    def split(x):
-        # Padded keys are zero after the feature map, so they add nothing to the state.
-        x = jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0), (0, 0)))
-        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
-
-    state, out = lax.scan(lambda s, x: parallel(*x, s), state, (split(q), split(k), split(v)))
-    out = jnp.moveaxis(out, 0, 1)
-    return state, out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
+    return _divided(decay.chunkwise, q, k, v, state, epsilon, chunk=chunk)
 
 
 def recurrent(
@@ -89,97 +79,128 @@ def recurrent(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     state: State,
+    epsilon: float = EPSILON,
 ) -> tuple[State, Float[Array, "B T H Dv"]]:
     """One token after the other (Katharopoulos et al. 2020, equations 16-20); as ``parallel``."""
+    return _divided(decay.recurrent, q, k, v, state, epsilon)
 
-    def step(state, token):
-        query, key, value = token
-        memory = state[0] + key[..., :, None] * value[..., None, :]
-        total = state[1] + key
-        above = jnp.einsum("bhd,bhde->bhe", query, memory)
-        below = jnp.einsum("bhd,bhd->bh", query, total)
-        return (memory, total), above / (below + EPSILON)[..., None]
 
-    state, out = lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v)))
-    return state, jnp.moveaxis(out, 0, 1)
+def _divided(form: Callable[..., Any], q, k, v, state, epsilon, **options):
+    # A value that is always 1 sums the weights.
+    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
+    memory = jnp.concatenate([state[0], state[1][..., None]], -1)
+    memory, y = form(q, k, v, None, memory, **options)
+    return (memory[..., :-1], memory[..., -1]), y[..., :-1] / (y[..., -1:] + epsilon)
 
 
 FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent}
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearAttention(Mixer):
-    """Causal linear attention (Katharopoulos et al. 2020, sections 3.2-3.4), elu + 1 features.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearAttention(LinearTime):
+    """Causal linear attention (Katharopoulos et al. 2020, sections 3.2-3.4) with some features.
 
     Attributes:
-        width: M.
-        num_heads: H.
-        head_width: D, of keys and values.
-        implementation: a name in ``FORMS``; they compute the same function.
-        block_size: the chunk of the chunkwise form; 0 chooses.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+        features: what stands for the exponential of the scores.
+        key_width: of queries and keys before the features; 0 is D.
     """
 
-    width: int
-    num_heads: int
-    head_width: int
-    implementation: str = "chunkwise"
-    block_size: int = 0
-    use_bias: bool = False
-    init_stddev: float = 0.02
-    out_scale: float = 1.0
-
-    def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of ``SelfAttention``."""
-        return projections(self)
+    features: FeatureMap = Elu()
+    key_width: int = 0
 
     @property
-    def num_kv_heads(self) -> int:
-        """K; every head has its own state, so as many as there are heads."""
-        return self.num_heads
+    def name(self) -> str:
+        """That of its features."""
+        return self.features.name
 
-    def __call__(
-        self,
-        params: dict[str, Array],
-        x: Float[Array, "B T M"],
-        *,
-        mask: Mask | None = None,
-    ) -> Float[Array, "B T M"]:
-        """Linear attention over a whole sequence; see ``Mixer``."""
-        if mask is not None:
-            raise Unsupported("mixer 'linear' cannot take a mask beyond its own; 'softmax' can")
-        state = self.init_state(x.shape[0], x.shape[1], x.dtype)
-        return self._mix(params, state, x, self.implementation)[1]
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, int]]:
+        """Queries and keys can be narrower than values."""
+        narrow = (self.num_heads, self.key_width or self.head_width)
+        return {"query": narrow, "key": narrow, "value": (self.num_heads, self.head_width)}
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections as those of ``SelfAttention``, and taps if there are any."""
+        return self.inward()
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The sums of k v and of k over the tokens seen, float32; the same size at every length."""
-        return empty_state(batch, self.num_heads, self.head_width, self.head_width)
+        """ "sums", of k v and of k over the tokens seen, and "inputs" of the convolutions.
 
-    def extend(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+        All are float32 or wider and of the same size at every length.
+        """
+        features = self.features.count(self.head_shapes["key"][1])
+        shape = (batch, self.num_heads, features, self.head_width)
+        return {"sums": empty_state(*shape, wide(dtype)), "inputs": self.init_inputs(batch, dtype)}
+
+    def mix(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``."""
-        return self._mix(params, state, x, "recurrent" if x.shape[1] == 1 else self.implementation)
+        """The next T tokens by a form; see ``LinearTime``."""
+        heads, inputs = self.split(params, state["inputs"], x)
+        sums, y = FORMS[form](
+            self.features.queries(heads["query"]),
+            self.features.keys(heads["key"]),
+            heads["value"].astype(wide(x.dtype)),
+            state["sums"],
+            self.features.epsilon,
+            **self.options_of(form),
+        )
+        return {"sums": sums, "inputs": inputs}, merge_heads(params, y.astype(x.dtype))
 
-    def _mix(self, params, state, x, form):
-        q, k, v = (split_heads(params, name, x) for name in ("query", "key", "value"))
-        options = {"chunk": self.block_size or 64} if form == "chunkwise" else {}
-        value = v.astype(jnp.promote_types(v.dtype, jnp.float32))
-        state, y = FORMS[form](feature_map(q), feature_map(k), value, state, **options)
-        return state, merge_heads(params, y.astype(x.dtype))
+
+def _make(options: "Options", features: FeatureMap, key_width: int = 0) -> LinearAttention:
+    return LinearAttention(
+        **shared_options(options),
+        short_convolution=options.short_convolution,
+        features=features,
+        key_width=key_width,
+    )
 
 
 def make(options: "Options") -> LinearAttention:
-    """Linear attention from validated options."""
-    return LinearAttention(
-        width=options.width,
-        num_heads=options.num_heads,
-        head_width=options.head_size,
-        implementation=options.resolved_implementation,
-        block_size=options.block_size,
-        use_bias=options.use_bias,
-        init_stddev=options.init_stddev,
-        out_scale=options.out_scale,
-    )
+    """Linear attention with elu + 1 features from validated options."""
+    return _make(options, Elu())
+
+
+def make_performer(options: "Options") -> LinearAttention:
+    """Linear attention with positive random features from validated options."""
+    return _make(options, RandomFeatures(options.mechanism_seed, options.feature_width))
+
+
+def make_based(options: "Options") -> LinearAttention:
+    """Linear attention with Taylor features from validated options."""
+    return _make(options, Taylor(), options.feature_width or min(16, options.head_size))
+
+
+LINEAR = MixerEntry(
+    make=make,
+    parts=SHARED_PARTS | {"short_convolution"},
+    implementations=tuple(FORMS),
+    auto=lambda options: "chunkwise",
+    source="Katharopoulos et al. 2020, equations 7, 8 and 16-20",
+    computes="sum_s phi(q_t).phi(k_s) v_s / sum_s phi(q_t).phi(k_s), phi = elu + 1",
+    time="T C D + T D^2 in chunks of C",
+    state="H D (D + 1)",
+)
+
+PERFORMER = MixerEntry(
+    make=make_performer,
+    parts=SHARED_PARTS | {"short_convolution", "feature_width", "mechanism_seed"},
+    implementations=tuple(FORMS),
+    auto=lambda options: "chunkwise",
+    source="Choromanski et al. 2021, equations 4 and 5, lemma 1, section 2.4",
+    computes="linear attention, phi(x)_i = exp(w_i.x - |x|^2 / 2) with F orthogonal random w_i",
+    time="T C F + T F D in chunks of C",
+    state="H F (D + 1)",
+)
+
+BASED = MixerEntry(
+    make=make_based,
+    parts=SHARED_PARTS | {"short_convolution", "feature_width"},
+    implementations=tuple(FORMS),
+    auto=lambda options: "chunkwise",
+    source="Arora et al. 2024 (Based), section 3.1",
+    computes="linear attention, phi(q).phi(k) = 1 + s + s^2 / 2, s = q.k / sqrt(d), d = 16",
+    time="T C d^2 + T d^2 D in chunks of C",
+    state="H (d + 1)(d + 2) / 2 (D + 1)",
+)

@@ -2,7 +2,7 @@
 
 A mask is a frozen dataclass registered as a pytree. Sizes are static fields, so a mask without
 arrays is hashable and can be an option of a module; arrays (segment ids, padding) are leaves, so a
-mask can be passed through ``jax.jit``. Every mask answers four questions:
+mask can be passed through ``jax.jit``. Every mask answers five questions:
 
 ``mask(q_index, kv_index)``
     which pairs are allowed, evaluated on index arrays;
@@ -10,11 +10,13 @@ mask can be passed through ``jax.jit``. Every mask answers four questions:
     which blocks of pairs are wholly allowed or wholly forbidden, without evaluating the pairs;
 ``mask.reach``
     how far back a query can see, which sizes the ring buffer of a decoder;
+``mask.kept``
+    how many of the first keys stay visible beyond that reach, which the decoder never discards;
 ``mask.together``
     how many leading tokens see each other in both directions, which says whether (and with what
     first chunk) the mask can be decoded token by token.
 
-A new mask is one dataclass here and one line in ``MASKS``.
+A new mask is one dataclass, here or in sparse_masks.py, and one line in the table of its file.
 """
 
 import dataclasses
@@ -24,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
+
+from research.attention.entries import Part
 
 Index = Integer[Array | np.ndarray, "..."]
 Bounds = Integer[np.ndarray, "..."]
@@ -67,8 +71,16 @@ class Mask:
 
     @property
     def reach(self) -> int | None:
-        """An r such that no query sees a key r or more positions behind it; None if unbounded."""
+        """An r >= 1 such that no query sees a key at k >= ``kept`` that is r or more behind it.
+
+        None if there is no bound.
+        """
         return None
+
+    @property
+    def kept(self) -> int:
+        """How many leading positions may be seen from beyond ``reach``; 0 if reach is None."""
+        return 0
 
     @property
     def together(self) -> int | None:
@@ -194,10 +206,23 @@ class And(Mask):
 
     @property
     def reach(self) -> int | None:
-        return min(
-            (m.reach for m in (self.left, self.right) if m.reach is not None),
-            default=None,
-        )
+        return self._seen()[0]
+
+    @property
+    def kept(self) -> int:
+        return self._seen()[1]
+
+    def _seen(self) -> tuple[int | None, int]:
+        """Reach and kept: the claim that needs the fewest slots of those that follow.
+
+        Each mask's own claim holds. So does this: beyond the longer reach both restrict a key, and
+        it has to be among the first of both.
+        """
+        known = [(m.reach, m.kept) for m in (self.left, self.right) if m.reach is not None]
+        if len(known) == 2:
+            (reach, kept), (reach2, kept2) = known
+            known.append((max(reach, reach2), min(kept, kept2)))
+        return min(known, key=lambda claim: (sum(claim), claim), default=(None, 0))
 
     @property
     def together(self) -> int | None:
@@ -225,6 +250,10 @@ class Or(Mask):
     def reach(self) -> int | None:
         left, right = self.left.reach, self.right.reach
         return None if left is None or right is None else max(left, right)
+
+    @property
+    def kept(self) -> int:
+        return 0 if self.reach is None else max(self.left.kept, self.right.kept)
 
     @property
     def together(self) -> int | None:
@@ -295,3 +324,29 @@ def segments(q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"]) -> M
 def padding(valid: Bool[Array, "B S"]) -> Mask:
     """Every query sees the keys whose ``valid`` is True; indexed by absolute position."""
     return Padding(valid)
+
+
+MASKS: dict[str, Part] = {
+    "full": Part(
+        build=lambda options: full(),
+        source="Vaswani et al. 2017, section 3.2.3 (encoder)",
+        computes="every query sees every key",
+    ),
+    "causal": Part(
+        build=lambda options: causal(),
+        source="Vaswani et al. 2017, section 3.2.3 (decoder)",
+        computes="keys k <= q",
+    ),
+    "window": Part(
+        build=lambda options: window(options.window),
+        source="Beltagy et al. 2020, section 3.1, under a causal mask",
+        computes="keys at distance 0 <= q - k < window",
+        needs=("window",),
+    ),
+    "prefix": Part(
+        build=lambda options: prefix(options.prefix_length),
+        source="Raffel et al. 2020, section 3.2.1, figure 4 (right)",
+        computes="keys k <= q, and all of the first prefix_length among themselves",
+        needs=("prefix_length",),
+    ),
+}

@@ -2,29 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.masks import Mask
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """One array a mixer learns.
-
-    Attributes:
-        shape: its shape.
-        init: ``init(key, shape, dtype) -> array``, as those of ``jax.nn.initializers``.
-        axes: one logical axis name to each dimension, for sharding rules: "width" (the model's),
-            "heads", "kv_heads", "head_width", "taps".
-    """
-
-    shape: tuple[int, ...]
-    init: Callable[..., Array]
-    axes: tuple[str, ...]
+from research.attention.parameters import Parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +61,6 @@ class Mixer:
         tokens than the state was made for is an error that cannot be seen inside compiled code.
         """
         raise NotImplementedError
-
-
-def matrix_init(stddev: float, fan_in: int, scale: float = 1.0) -> Callable[..., Array]:
-    """Normal with this standard deviation, or 1 / sqrt(fan_in) if it is 0; times ``scale``."""
-    return jax.nn.initializers.normal((stddev or fan_in**-0.5) * scale)
 
 
 def init_params(mixer: Mixer, key: Array, dtype: Any = "float32") -> dict[str, Array]:

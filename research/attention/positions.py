@@ -1,8 +1,17 @@
-"""Position encodings that act on vectors. (Those that act on scores are in biases.py.)"""
+"""Position encodings that act on vectors. (Those that act on scores are in relative_biases.py.)"""
 
+import dataclasses
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
+
+SCALINGS = ("none", "linear", "ntk", "yarn")
+# Peng et al. 2023, section 3.2: pairs that turn more often than the first within the original
+# length are left alone, those that turn less often than the second are interpolated.
+YARN_FAST, YARN_SLOW = 32.0, 1.0
 
 
 def sinusoidal(length: int, width: int) -> Float[np.ndarray, "{length} {width}"]:
@@ -15,26 +24,126 @@ def sinusoidal(length: int, width: int) -> Float[np.ndarray, "{length} {width}"]
     return np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotates queries or keys by their positions (Su et al. 2021, equations 15 and 34).
+
+    Of the R channels that turn, channel i is paired with channel i + R/2 (as in GPT-NeoX), which is
+    the paper's pairing of neighbours up to a permutation of the channels. Pair i turns by
+    position * base**(-2i / R), before scaling.
+
+    Attributes:
+        base: of the frequencies.
+        fraction: how many of the D channels turn, the first ones: R = fraction * D, rounded down
+            (GPT-NeoX, Black et al. 2022, section 2.1, turns a quarter).
+        scaling: how a model is used, or made for use, beyond the original length. "linear" divides
+            all frequencies by the factor (Chen et al. 2023, equation 4). "ntk" multiplies the base
+            by factor**(R / (R - 2)) (bloc97 2023, "NTK-aware scaled RoPE"; Peng et al. 2023,
+            definition 1). "yarn" divides the frequencies of slow pairs and keeps those of fast
+            ones, and multiplies the vectors by 0.1 ln(factor) + 1 (Peng et al. 2023, section 3.2
+            and equation 22). Its ramp between the two is linear in the channel, from whole
+            channels, as in the authors' code; the paper's equation 18 is linear in the rotations.
+        factor: by how much longer.
+        original_length: in tokens; read by "yarn" only.
+
+    Raises:
+        ValueError: at construction, an option is out of its range.
+    """
+
+    base: float = 10000.0
+    fraction: float = 1.0
+    scaling: str = "none"
+    factor: float = 1.0
+    original_length: int = 0
+
+    def __post_init__(self):
+        if self.base <= 1:
+            raise ValueError(f"rotary: base = {self.base}; it must be more than 1")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"rotary: fraction = {self.fraction}; it must be in (0, 1]")
+        if self.scaling not in SCALINGS:
+            known = ", ".join(SCALINGS)
+            raise ValueError(f"rotary: scaling = {self.scaling!r}; it is one of {known}")
+        if self.factor < 1:
+            raise ValueError(f"rotary: factor = {self.factor}; it must be at least 1")
+        if self.scaling == "yarn" and self.original_length < 1:
+            message = "scaling 'yarn' needs the length before scaling, at least 1"
+            raise ValueError(f"rotary: original_length = {self.original_length}; {message}")
+
+    def turned(self, width: int) -> int:
+        """R, how many of ``width`` channels turn.
+
+        Raises:
+            ValueError: it is odd or 0.
+        """
+        turned = int(self.fraction * width)
+        if turned < 2 or turned % 2:
+            raise ValueError(
+                f"rope: head width = {width}, of which {turned} turn; it must be even, channels "
+                "turn in pairs"
+            )
+        return turned
+
+    def frequencies(self, width: int) -> Float[np.ndarray, " pairs"]:
+        """The angle per position of each pair of a head of ``width`` channels, float64."""
+        turned = self.turned(width)
+        pair = np.arange(turned // 2)
+        base = self.base
+        if self.scaling == "ntk":
+            # A single pair has frequency 1 whatever the base.
+            base = base * self.factor ** (turned / max(turned - 2, 1))
+        frequency = base ** (-2.0 * pair / turned)
+        if self.scaling == "linear":
+            return frequency / self.factor
+        if self.scaling == "yarn":
+            low = max(math.floor(self._pair_turning(YARN_FAST, turned)), 0)
+            high = min(math.ceil(self._pair_turning(YARN_SLOW, turned)), turned - 1)
+            # A ramp without width is a step, at a whole channel.
+            slow = np.clip((pair - low) / max(high - low, 1e-3), 0, 1)
+            return frequency * (1 - slow) + frequency / self.factor * slow
+        return frequency
+
+    def _pair_turning(self, rotations: float, turned: int) -> float:
+        """Which pair turns this often within the original length; not a whole number."""
+        ratio = self.original_length / (2 * math.pi * rotations)
+        return turned * math.log(ratio) / (2 * math.log(self.base))
+
+    @property
+    def scale(self) -> float:
+        """What vectors are multiplied by, queries and keys alike: YaRN's sqrt(1 / temperature)."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.scaling == "yarn" else 1.0
+
+    def __call__(
+        self, x: Float[Array, "B T H D"], positions: Integer[Array | np.ndarray, " T"]
+    ) -> Float[Array, "B T H D"]:
+        """The vectors at these positions, in the dtype of x.
+
+        Angles are float32 or wider whatever the dtype of x. Channels that do not turn are scaled
+        like those that do, so that YaRN's scale is a temperature of the scores.
+
+        Raises:
+            ValueError: the number of channels that turn is odd or 0.
+        """
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        frequency = jnp.asarray(self.frequencies(x.shape[-1]), dtype)
+        angle = jnp.asarray(positions, dtype)[:, None, None] * frequency
+        sin, cos = jnp.sin(angle), jnp.cos(angle)
+        pairs = frequency.shape[0]
+        left, right, rest = jnp.split(x.astype(dtype), [pairs, 2 * pairs], axis=-1)
+        turned = [left * cos - right * sin, right * cos + left * sin, rest]
+        y = jnp.concatenate(turned, axis=-1)
+        return (y if self.scale == 1.0 else y * self.scale).astype(x.dtype)
+
+
 def rope(
     x: Float[Array, "B T H D"],
     positions: Integer[Array | np.ndarray, " T"],
     base: float = 10000.0,
 ) -> Float[Array, "B T H D"]:
-    """Rotates queries or keys by their positions (Su et al. 2021, equations 15 and 34).
-
-    Channel i is paired with channel i + D/2 (as in GPT-NeoX), which is the paper's pairing of
-    neighbours up to a permutation of the channels; pair i turns by position * base**(-2i / D).
-    Angles are float32 whatever the dtype of x.
+    """``Rotary(base)``: plain rotary embedding of all channels (Su et al. 2021, equation 15).
 
     Raises:
         ValueError: D is odd.
     """
-    width = x.shape[-1]
-    if width % 2:
-        raise ValueError(f"rope: head width = {width}; it must be even, channels turn in pairs")
-    frequency = base ** (-np.arange(0, width, 2, dtype=np.float32) / width)
-    angle = jnp.asarray(positions, jnp.float32)[:, None, None] * frequency
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    left, right = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
-    turned = [left * cos - right * sin, right * cos + left * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    return Rotary(base)(x, positions)

@@ -1,11 +1,12 @@
 """Decoder transformer: a thin Flax shell around the mixers of `research.attention`.
 
-Pre-norm blocks (Xiong 2020): x + mixer(norm(x)), then x + feedforward(norm(x)). The layers are one
-scanned block with stacked parameters, so compile time does not grow with depth. Parameters are
-float32; activations have `dtype`.
+Pre-norm blocks (Xiong 2020): x + mixer(norm(x)), then x + feedforward(norm(x)). The layers are a
+scan over repeats of a pattern of blocks (usually one) with stacked parameters, so compile time does
+not grow with depth. Parameters are float32; activations have `dtype`.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import flax.linen as nn
@@ -14,12 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from research.attention.errors import MechanismError
 from research.attention.mixer import Mixer
 from research.attention.positions import sinusoidal
-from research.attention.registry import Options, make_mixer
 from research.errors import UserError, check_name
 from research.models.activations import ACTIVATIONS
+from research.models.layers import layer_mixers, layer_options
 from research.models.projection import linear
 
 NORMS = ("rmsnorm", "layernorm")
@@ -28,7 +28,10 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Static description of a decoder; the keys are those of `config.model` in configs/base.py."""
+    """Static description of a decoder; the keys are those of `config.model` in configs/base.py.
+
+    Layer i has mixers[i % len(mixers)].
+    """
 
     vocab_size: int
     length: int
@@ -45,7 +48,7 @@ class TransformerConfig:
     dtype: str
     remat: bool
     position: str
-    mixer: Mixer
+    mixers: tuple[Mixer, ...]
 
 
 def matrix_init(stddev: float) -> nn.initializers.Initializer:
@@ -119,18 +122,41 @@ class Block(nn.Module):
     """One layer. With a state it extends the sequence; without, it sees the whole of it."""
 
     config: TransformerConfig
+    mixer: Mixer
     deterministic: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T M"], state: Any) -> tuple[Float[Array, "B T M"], Any]:
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        y, state = Mix(c.mixer, name="mixer")(Norm(c.norm, c.use_bias, name="norm1")(x), state)
+        y, state = Mix(self.mixer, name="mixer")(Norm(c.norm, c.use_bias, name="norm1")(x), state)
         x = x + drop(y)
         if c.feedforward:
             y = FeedForward(c, name="feedforward")(Norm(c.norm, c.use_bias, name="norm2")(x))
             x = x + drop(y)
         return x, state
+
+
+class Pattern(nn.Module):
+    """One block after the other, "0", "1"..., each with a mixer of its own."""
+
+    config: TransformerConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T M"], states: tuple | None
+    ) -> tuple[Float[Array, "B T M"], tuple | None]:
+        c = self.config
+        new = []
+        for i, mixer in enumerate(c.mixers):
+            block = Block
+            if c.remat:
+                block = nn.remat(block, prevent_cse=False)
+            old = None if states is None else states[i]
+            x, state = block(c, mixer, self.deterministic, name=str(i))(x, old)
+            new.append(state)
+        return x, None if states is None else tuple(new)
 
 
 class Decoder(nn.Module):
@@ -163,14 +189,11 @@ class Decoder(nn.Module):
             x = x + window.astype(dtype)
         x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
 
-        block = Block
-        if c.remat:
-            block = nn.remat(block, prevent_cse=False)
         layers = nn.scan(
-            block,
+            Pattern,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            length=c.num_layers,
+            length=c.num_layers // len(c.mixers),
         )(c, deterministic, name="layers")
         x, layer_states = layers(x, None if state is None else state["layers"])
         if state is not None:
@@ -186,8 +209,10 @@ class Decoder(nn.Module):
 
 def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
     """Returns the decoding state of `batch` empty sequences with room for `length` tokens."""
-    layer = config.mixer.init_state(batch, length, jnp.dtype(config.dtype))
-    stacked = jax.tree.map(lambda a: jnp.stack([a] * config.num_layers), layer)
+    repeats = config.num_layers // len(config.mixers)
+    dtype = jnp.dtype(config.dtype)
+    layers = tuple(mixer.init_state(batch, length, dtype) for mixer in config.mixers)
+    stacked = jax.tree.map(lambda a: jnp.stack([a] * repeats), layers)
     return {"step": jnp.int32(0), "layers": stacked}
 
 
@@ -197,8 +222,19 @@ def state_bytes(config: TransformerConfig, length: int) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
-def make_transformer(model: ConfigDict, vocab_size: int, length: int) -> Decoder:
-    """Returns the decoder of `config.model`. Raises UserError for what does not fit."""
+def make_transformer(
+    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
+) -> Decoder:
+    """Returns the decoder of `config.model`.
+
+    Args:
+      model: `config.model`.
+      vocab_size: V.
+      length: the longest sequence.
+      instead: {implementation: another} to take in its place.
+
+    Raises UserError for what does not fit.
+    """
     check_name("model.activation", model.activation, ACTIVATIONS)
     check_name("model.norm", model.norm, NORMS)
     check_name("model.dtype", model.dtype, DTYPES)
@@ -209,24 +245,20 @@ def make_transformer(model: ConfigDict, vocab_size: int, length: int) -> Decoder
         raise UserError(f"model.feedforward={model.feedforward} must be at least 0 (0: none).")
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
+    options = layer_options(model, length)
+    if instead:
+        resolved = [o.resolved_implementation for o in options]
+        options = tuple(
+            replace(o, implementation=instead.get(name, name))
+            for o, name in zip(options, resolved, strict=True)
+        )
     values = model.to_dict()
-    mixer = make_mixer(mixer_options(model, length))
-    names = {f.name for f in fields(TransformerConfig)} - {"mixer"}
+    names = {f.name for f in fields(TransformerConfig)} - {"mixers"}
     return Decoder(
         TransformerConfig(
             **{k: v for k, v in values.items() if k in names},
             vocab_size=vocab_size,
             length=length,
-            mixer=mixer,
+            mixers=layer_mixers(options),
         )
     )
-
-
-def mixer_options(model: ConfigDict, length: int) -> Options:
-    """Returns the options of `config.model` that the mixer takes. Raises UserError."""
-    names = {f.name for f in fields(Options)}
-    options = {k: v for k, v in model.to_dict().items() if k in names}
-    try:
-        return Options(**options, max_length=length)
-    except MechanismError as error:
-        raise UserError(f"model.{error}") from None

@@ -11,18 +11,20 @@ import jax.numpy as jnp
 from jax.extend import core
 from ml_collections import ConfigDict
 
+from research.attention.errors import Unsupported
 from research.configuration import from_plain
-from research.models.transformer import state_bytes
+from research.models.transformer import TransformerConfig, make_transformer, state_bytes
 from research.training.program import program_of, static_id
 
 
-def measure_budget(config: ConfigDict) -> dict[str, float]:
+def measure_budget(config: ConfigDict) -> dict[str, Any]:
     """Returns the budget of one run.
 
     Returns:
       parameters: number of trained values.
       flops_per_token: of one training step (forward and backward), by `count_flops`.
-      state_bytes: decoding state of one sequence of `task.length` tokens.
+      state_bytes: decoding state of one sequence of `task.length` tokens; None for a model that
+        looks ahead and has none.
       tokens: that training reads.
       steps: of training.
     """
@@ -34,21 +36,26 @@ def measure_budget(config: ConfigDict) -> dict[str, float]:
     }
 
 
-COUNTED_AS = {"blockwise": "dense"}
-"""Implementations whose loops have lengths that no jaxpr shows, and one with the same products.
+def count_parameters(config: ConfigDict) -> int:
+    """Returns the number of trained values of a config, without compiling anything."""
+    task = program_of(static_id(config)).task
+    model = make_transformer(config.model, task.vocab_size, task.length)
+    tokens = jax.ShapeDtypeStruct((1, task.length), jnp.int32)
+    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), tokens)["params"]
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+
+
+COUNTED_AS = {"blockwise": "dense", "jax_cudnn": "dense", "splash": "dense"}
+"""Implementations whose products no jaxpr shows, and one that has the same.
 
 Blocks that a mask rules out are counted then, as they are for the dense implementation.
 """
 
 
 @functools.cache
-def _measure_model(static: str) -> dict[str, float]:
-    program, plain = program_of(static), json.loads(static)
-    if program.implementation in COUNTED_AS:
-        plain["model"]["implementation"] = COUNTED_AS[program.implementation]
-        return _measure_model(json.dumps(plain, sort_keys=True))
-    config = from_plain(plain)
-    model, task = program.model, program.task
+def _measure_model(static: str) -> dict[str, Any]:
+    config, task = from_plain(json.loads(static)), program_of(static).task
+    model = make_transformer(config.model, task.vocab_size, task.length, COUNTED_AS)
     tokens = jax.ShapeDtypeStruct((config.task.batch_size, task.length), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key, tokens)["params"]
@@ -60,8 +67,15 @@ def _measure_model(static: str) -> dict[str, float]:
     return {
         "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
         "flops_per_token": count_flops(jaxpr.jaxpr) / math.prod(tokens.shape),
-        "state_bytes": state_bytes(model.config, task.length),
+        "state_bytes": _state_bytes(model.config, task.length),
     }
+
+
+def _state_bytes(model: TransformerConfig, length: int) -> int | None:
+    try:
+        return state_bytes(model, length)
+    except Unsupported:
+        return None
 
 
 def count_flops(jaxpr: core.Jaxpr) -> float:

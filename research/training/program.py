@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
 from research.errors import UserError
+from research.models.layers import implementation_of, layer_options
 from research.models.transformer import (
     Decoder,
     make_transformer,
-    mixer_options,
 )
 from research.tasks.registry import make_task
 from research.tasks.task import Batch, Sums, Task
@@ -76,7 +76,7 @@ class Program:
 
     Attributes:
       task, model: what is learned and what learns it.
-      implementation: how the mixer is computed, with "auto" resolved.
+      implementation: how the mixers are computed, with "auto" resolved.
       init: (members) -> state.
       train: (state, members, data, start, stop) -> (state, sums); steps start .. stop - 1; `sums`
         hold each member's metrics summed over these steps.
@@ -133,13 +133,14 @@ def make_program(config: ConfigDict) -> Program:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must be in [0, 2^32).")
     program = program_of(static_id(config))
-    mask = mixer_options(config.model, program.task.length).build_mask()
-    # together == 0 is what the mask algebra calls causal; masks to come are judged by it too.
-    if program.task.next_token and mask.together != 0:
-        raise UserError(
-            f"model.mask={config.model.mask!r} shows the task {config.task.name!r} the tokens that "
-            "it has to predict; use 'causal' or 'window'."
-        )
+    for options in layer_options(config.model, program.task.length):
+        # together == 0 is what the mask algebra calls causal; masks to come are judged by it too.
+        # A mixer that is causal by itself is left with the mask option at its default.
+        if program.task.next_token and options.build_mask().together != 0:
+            raise UserError(
+                f"model.mask={options.mask!r} shows the task {config.task.name!r} the tokens that "
+                "it has to predict; use 'causal' or 'window'."
+            )
     return program
 
 
@@ -197,7 +198,7 @@ def program_of(static: str) -> Program:
     return Program(
         task=task,
         model=model,
-        implementation=mixer_options(config.model, task.length).resolved_implementation,
+        implementation=implementation_of(layer_options(config.model, task.length)),
         init=jax.jit(jax.vmap(make_init(config, task, model))),
         train=jax.jit(train, donate_argnums=0),
         evaluate={split: evaluate(split) for split in task.splits},

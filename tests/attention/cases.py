@@ -1,55 +1,104 @@
 """One case or more to every entry of the registry, built by going through its tables.
 
-What cannot be derived from a name is stated here: the further options an entry needs, and an
-independent formula of what a mask allows. ``test_registry.py`` fails if an entry is missing.
+An option that an entry needs is filled in from ``NEEDS``, so a new entry gets its cases by being
+registered; ``test_registry.py`` fails if one has none.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from research.attention import registry
+from research.attention.masks import padding
 from research.attention.mixer import init_params
-from research.attention.registry import MIXERS, Options, make_mixer
+from research.attention.options import Options, make_mixer
 
 BATCH, LENGTH, WIDTH, HEADS = 2, 12, 16, 4
 
-# The options a mask needs, and what it allows: f(q, k) on numpy index arrays.
-MASK_CASES = {
-    "full": ({}, lambda q, k: (q >= 0) & (k >= 0)),
-    "causal": ({}, lambda q, k: k <= q),
-    "window": ({"window": 5}, lambda q, k: (k <= q) & (q - k < 5)),
-    "prefix": ({"prefix_length": 6}, lambda q, k: (k <= q) | ((q < 6) & (k < 6))),
+# Values for options that an entry needs; 2 for those that are not listed.
+NEEDS = {"window": 4, "prefix_length": 5, "stride": 3, "block_length": 3}
+
+# Variants worth a case beside each entry at its defaults. The Fourier transform takes filters above
+# convolution.SHORT, hence the long one.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "softmax": [
+        {"num_kv_heads": 2},
+        {"num_kv_heads": 1, "position": "rope"},
+        {"head_width": 6, "use_bias": True},
+        {"softcap": 2.0},
+        {"predicted_window": 3},
+        {"talking_heads": True, "position": "alibi"},
+        {"output_gate": True, "use_bias": True},
+        {"sharpening": 2.0},
+        {"position": "rope", "rope_fraction": 0.5, "rope_scaling": "yarn", "rope_factor": 2.0},
+        {"position": "rope", "rope_scaling": "ntk", "rope_factor": 2.0},
+        {"position": "rope", "rope_scaling": "linear", "rope_factor": 2.0},
+        # Everything at once, on the ring buffer and in blocks.
+        {"mask": "window", "window": 4, "position": "rope", "num_kv_heads": 2, "softcap": 2.0},
+        {
+            "mask": "window | causal & global",
+            "window": 3,
+            "global_tokens": 2,
+            "position": "t5",
+            "normalizer": "softmax_sink",
+            "num_kv_heads": 2,
+            "implementation": "blockwise",
+        },
+        {"mask": "causal & bigbird", "block_length": 3, "score": "general", "num_kv_heads": 2},
+    ],
+    "latent": [{"position": "rope"}, {"latent_width": 3, "mask": "window", "window": 4}],
+    "differential": [{"position": "rope", "num_kv_heads": 2}],
+    "linear": [{"short_convolution": 3}],
+    "gated_linear": [{"short_convolution": 3}],
+    "state_space": [{"short_convolution": 3}],
+    "delta": [{"short_convolution": 3}],
+    "gated_delta": [{"short_convolution": 3}],
+    "gated_convolution": [{"filter_length": 3}, {"filter_length": 20, "max_length": 24}],
 }
 
-BIAS_CASES = {"softcap": {"softcap": 2.0}, "alibi": {"position": "alibi"}}
+# Mixers that take a mask beyond their own.
+PADDABLE = (
+    "softmax",
+    "latent",
+    "differential",
+    "location_aware",
+    "monotonic",
+    "monotonic_chunkwise",
+    "linformer",
+)
 
-# Mixers with more than their defaults worth testing. filter_length 0 takes the Fourier transform
-# when max_length is above convolution.SHORT, hence the long one.
-MIXER_CASES = {
-    "softmax": [{}, {"num_kv_heads": 2}, {"num_kv_heads": 1}, {"head_width": 6, "use_bias": True}],
-    "linear": [{}, {"block_size": 5}, {"head_width": 6, "use_bias": True}],
-    "gated_convolution": [{"filter_length": 3}, {"filter_length": 20, "max_length": 24}, {}],
-}
+# What gives visible keys a weight of exactly zero; which ones depends on the numbers.
+SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu")}
+
+# Implementations that need a device or a length that these tests do not have.
+ELSEWHERE = ("jax_cudnn", "splash")
 
 
 def conformance_cases() -> dict[str, Options]:
-    """Every registered mixer, implementation, mask, score, bias, position and normalizer."""
-    chosen = [{"mixer": name, **extra} for name in MIXERS for extra in MIXER_CASES[name]]
-    for name, entry in MIXERS.items():
-        chosen += [{"mixer": name, "implementation": i} for i in entry.implementations]
-    chosen += [{"mask": name, **MASK_CASES[name][0]} for name in registry.MASKS]
-    chosen += [{"score": name} for name in registry.SCORES]
-    chosen += [{"normalizer": name} for name in registry.NORMALIZERS]
-    chosen += [{"position": name} for name in registry.POSITIONS]
-    chosen += [BIAS_CASES[name] for name in registry.BIASES]
-    # Everything at once, on the ring buffer and in blocks.
-    ring = {"mask": "window", "window": 5, "position": "rope", "num_kv_heads": 2, "softcap": 2.0}
-    chosen += [ring, {**ring, "implementation": "blockwise", "block_size": 5}]
+    """Every registered mixer, mask, score, position and normalizer, by its options.
+
+    Implementations are compared with each other in a test of their own; a mixer that is the same as
+    another in one of them has its properties.
+    """
+    chosen = []
+    for name, entry in registry.MIXERS.items():
+        first = {"mixer": name} if entry.causal else {"mixer": name, "mask": "full"}
+        # Chunks that do not divide the length.
+        first |= {"block_size": 5} if "block_size" in entry.parts else {}
+        chosen.append(first)
+        chosen += [{**first, **extra} for extra in VARIANTS.get(name, [])]
+    for field, table in registry.TABLES.items():
+        chosen += [{field: name, **needed(part)} for name, part in table.items()]
     base = {"width": WIDTH, "num_heads": HEADS, "max_length": LENGTH}
     return {_name(extra): Options(**(base | extra)) for extra in chosen}
+
+
+def needed(part: Any) -> dict[str, int]:
+    """The options a part cannot do without."""
+    return {option: NEEDS.get(option, 2) for option in part.needs}
 
 
 def _name(extra: dict) -> str:
@@ -62,26 +111,47 @@ CASES = {make_mixer(o): (name, o) for name, o in reversed(NAMED.items())}
 CASES = dict(reversed(CASES.values()))
 
 
+def decodable(options: Options) -> bool:
+    """Whether the mixer can be fed token by token."""
+    return options.build_mask().together is not None and registry.MIXERS[options.mixer].causal
+
+
 def visible(options: Options) -> np.ndarray:
-    """Which inputs may influence which outputs, (T, S), from formulas of this module."""
+    """Which inputs may influence which outputs, (T, S)."""
     q, k = np.arange(options.max_length)[:, None], np.arange(options.max_length)[None, :]
     if options.mixer == "gated_convolution":
         return (k <= q) & (q - k < (options.filter_length or options.max_length))
-    # The output at a position always depends on the input there, which is its query.
-    return MASK_CASES[options.mask][1](q, k) | (q == k)
+    if "mask" in registry.MIXERS[options.mixer].parts or not registry.MIXERS[options.mixer].causal:
+        # The output at a position always depends on the input there, which is its query.
+        return np.asarray(options.build_mask()(q, k)) | (q == k)
+    return k <= q
 
 
 @functools.cache
 def problem(options: Options):
     """The mixer, parameters that tell positions apart, an input, and the compiled call."""
     mixer = make_mixer(options)
-    params = init_params(mixer, jax.random.key(0))
-    params = {
-        name: 0.5 * jax.random.normal(jax.random.key(i), p.shape)
-        for i, (name, p) in enumerate(params.items())
-    }
+    params = drawn(mixer)
     x = jax.random.normal(jax.random.key(99), (BATCH, options.max_length, options.width))
-    return mixer, params, x, jax.jit(mixer.__call__)
+    return mixer, params, x, compiled(mixer.__call__)
+
+
+def compiled(f, **options):
+    """``jax.jit`` that compiles in half the time. What is tested here is what is computed; the
+    optimizer is tested wherever a model is trained."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
+def drawn(mixer) -> dict[str, jax.Array]:
+    """Parameters of such a size that every part of the mixer shows."""
+    shapes = jax.eval_shape(lambda: init_params(mixer, jax.random.key(0)))
+    generator = np.random.default_rng(0)
+    return {n: jnp.asarray(0.5 * generator.normal(size=p.shape)) for n, p in shapes.items()}
+
+
+def some_padding(options: Options):
+    """A mask under which row 0 is whole and row 1 has 8 tokens."""
+    return padding(jnp.arange(options.max_length)[None] < jnp.array([[options.max_length], [8]]))
 
 
 def close(actual, expected, tolerance: float = 2e-5) -> None:
@@ -104,4 +174,4 @@ def qkv(t: int, s: int, heads: int, kv_heads: int, width: int = 8, value_width: 
 
 def weighted(out) -> jax.Array:
     """A scalar that every entry of ``out`` enters with a weight of its own."""
-    return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
+    return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))

@@ -2,24 +2,29 @@
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import biases, dense, masks, registry, scores
+from research.attention import biases, dense, masks, normalizers, registry, scores
 from research.attention.errors import Unsupported
 from research.attention.implementations import IMPLEMENTATIONS, attend
-from research.attention.normalizers import Normalizer, softmax
-from research.attention.registry import Options
-from tests.attention.cases import BIAS_CASES, MASK_CASES, close, qkv, weighted
+from research.attention.normalizers import softmax
+from research.attention.options import Options
+from research.attention.parameters import Parameter
+from tests.attention.cases import close, needed, qkv, weighted
 
 HEADS = 4
 # Neither is a multiple of the block, and the queries are the last of the keys' positions.
 T, S, BLOCK = 13, 19, 8
 Q_INDEX = np.arange(S - T, S)
+# Those that run on this device; test_fused.py has the others.
+HERE = [name for name, found in IMPLEMENTATIONS.items() if "cpu" in found.platforms]
+# Half the time to compile. What is compiled runs once, on little.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 @jax.tree_util.register_dataclass
@@ -27,6 +32,7 @@ Q_INDEX = np.arange(S - T, S)
 class TableBias(biases.Bias):
     """A learned number for every head and distance bucket; the buckets are an integer leaf."""
 
+    additive: ClassVar[bool] = True
     table: Any
     buckets: Any
 
@@ -35,33 +41,31 @@ class TableBias(biases.Bias):
         return score + self.table[head, self.buckets[distance]]
 
 
-class Distance(scores.Score):
+class Distance(scores.NotDot):
     """A score without a dot form."""
 
-    def __call__(self, q, k):
+    def __call__(self, q, k, q_index, kv_index):
         return -jnp.abs(q[:, :, None] - k[:, None]).sum(-1).transpose(0, 3, 1, 2)
 
-    def as_dot(self, q, k):
-        return None
 
-
-def registered(table: str, cases: dict) -> dict:
-    """What each entry of a registry table builds."""
-    found = {}
-    for name, build in getattr(registry, table).items():
-        extra = cases.get(name, {})
-        extra = extra[0] if isinstance(extra, tuple) else extra
-        field = {"MASKS": "mask", "SCORES": "score"}.get(table)
-        extra = {**extra, field: name} if field else extra
-        found[name] = build(Options(width=32, num_heads=HEADS, max_length=S, **extra))
-    return found
+def built(part, **extra):
+    """What a line of the registry builds, its learned arrays drawn."""
+    options = Options(width=32, num_heads=HEADS, max_length=S, **needed(part), **extra)
+    leaves, structure = jax.tree.flatten(part.build(options))
+    generator = np.random.default_rng(1)
+    return structure.unflatten(
+        jnp.asarray(0.5 * generator.normal(size=x.shape), jnp.float32)
+        if isinstance(x, Parameter)
+        else x
+        for x in leaves
+    )
 
 
 SEGMENTS = jnp.asarray([[0] * 7 + [1] * 6 + [2] * 6, [5] * 10 + [0] * 9])
 # Row 1 has no valid key at all.
 VALID = jnp.asarray([[True] * 11 + [False] * 8, [False] * S])
 MASKS = {
-    **registered("MASKS", MASK_CASES),
+    **{name: built(part, mask=name) for name, part in registry.MASKS.items()},
     "segments": masks.causal() & masks.segments(SEGMENTS, SEGMENTS),
     "padding": masks.padding(VALID),
     "band or prefix": masks.window(3) | (masks.prefix(5) & ~masks.window(1)),
@@ -70,67 +74,101 @@ MASKS = {
 }
 BIASES = {
     "none": (),
-    **{name: (bias,) for name, bias in registered("BIASES", BIAS_CASES).items()},
+    **{name: (built(part, position=name),) for name, part in registry.BIAS_POSITIONS.items()},
     "learned": (
         biases.Softcap(jnp.float32(3.0)),
         TableBias(jnp.sin(jnp.arange(20.0)).reshape(HEADS, 5), jnp.asarray([0, 1, 2, 2, 3, 3, 4])),
     ),
 }
-SCORES = registered("SCORES", {})
+DOT_SCORES = {
+    name: found
+    for name, part in registry.SCORES.items()
+    if (found := built(part, score=name)).has_dot_form
+}
+NORMALIZERS = {
+    name: found
+    for name, part in registry.NORMALIZERS.items()
+    if not IMPLEMENTATIONS["blockwise"].lacks(
+        scores.Score(), masks.full(), (), found := built(part, normalizer=name)
+    )
+}
+# As an option the sharpening is that of one normalizer only.
+NORMALIZERS["softmax_sink"] = dataclasses.replace(NORMALIZERS["softmax_sink"], sharpening=2.0)
 KV_HEADS = (4, 2, 1)
+ALIBI = biases.alibi(HEADS)
 
 
-def pairwise() -> dict[str, tuple]:
-    """Every mask with every bias, scores and groupings turning so that each pair occurs."""
+def combinations() -> dict[str, tuple]:
+    """Every normalizer with every bias; masks, scores and groupings turn."""
     found = {}
-    for (i, mask), (j, bias) in itertools.product(enumerate(MASKS), enumerate(BIASES)):
-        score = list(SCORES)[(i + 2 * j) % len(SCORES)]
-        kv_heads = KV_HEADS[(i + j) % len(KV_HEADS)]
-        found[f"{mask}-{bias}-{score}-{kv_heads}"] = (mask, bias, score, kv_heads)
+    for i, j in itertools.product(range(len(NORMALIZERS)), range(len(BIASES))):
+        case = (
+            list(NORMALIZERS)[i],
+            list(BIASES)[j],
+            list(DOT_SCORES)[(i + 2 * j) % len(DOT_SCORES)],
+            KV_HEADS[(i + j) % len(KV_HEADS)],
+            list(MASKS)[len(found) % len(MASKS)],
+        )
+        found["-".join(map(str, case))] = case
     return found
 
 
-PAIRWISE = pairwise()
+COMBINATIONS = combinations()
 
 
 def test_cases_cover_every_pair_of_parts():
+    tables = (NORMALIZERS, BIASES, DOT_SCORES, KV_HEADS, MASKS)
     for a, b in itertools.combinations(range(4), 2):
-        seen = {(case[a], case[b]) for case in PAIRWISE.values()}
-        tables = (MASKS, BIASES, SCORES, KV_HEADS)
+        seen = {(case[a], case[b]) for case in COMBINATIONS.values()}
         assert seen == set(itertools.product(tables[a], tables[b]))
+    assert {case[4] for case in COMBINATIONS.values()} == set(MASKS)
+
+
+def able(**parts) -> list[str]:
+    """The implementations that run here and have these parts."""
+    mechanism = {
+        "score": scores.Score(),
+        "mask": masks.full(),
+        "biases": (),
+        "normalizer": softmax,
+        **parts,
+    }
+    return [name for name in HERE if not IMPLEMENTATIONS[name].lacks(**mechanism)]
 
 
 def value_and_gradients(implementation, q, k, v, **mechanism):
-    """The output, and the gradients with respect to q, k, v and every float leaf of the biases."""
+    """The output, and the gradients with respect to q, k, v and every float leaf of the parts."""
 
-    def loss(q, k, v, bias):
-        out = attend(q, k, v, biases=bias, implementation=implementation, **mechanism)
-        return weighted(out), out
+    def loss(q, k, v, parts):
+        out = attend(q, k, v, **parts, implementation=implementation, **mechanism)
+        return weighted(out.astype(jnp.float32)), out
 
-    bias = mechanism.pop("biases", ())
-    run = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True, allow_int=True))
-    grads, out = run(q, k, v, bias)
+    parts = {
+        name: mechanism.pop(name) for name in ("biases", "normalizer", "score") if name in mechanism
+    }
+    run = jax.jit(
+        jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True, allow_int=True), compiler_options=QUICK
+    )
+    grads, out = run(q, k, v, parts)
     return out, [g for g in jax.tree.leaves(grads) if g.dtype != jax.dtypes.float0]
 
 
-@pytest.mark.parametrize("case", PAIRWISE.values(), ids=PAIRWISE.keys())
+@pytest.mark.parametrize("case", COMBINATIONS.values(), ids=COMBINATIONS.keys())
 def test_implementations_equal_dense(case):
-    mask, bias, score, kv_heads = case
+    normalizer, bias, score, kv_heads, mask = case
     q, k, v = qkv(T, S, HEADS, kv_heads)
-    mechanism = {"mask": MASKS[mask], "biases": BIASES[bias], "score": SCORES[score]}
-    mechanism["q_index"] = Q_INDEX
-    expected = value_and_gradients("dense", q, k, v, **mechanism)
+    parts = {"score": DOT_SCORES[score], "mask": MASKS[mask], "biases": BIASES[bias]}
+    parts["normalizer"] = NORMALIZERS[normalizer]
+    expected = value_and_gradients("dense", q, k, v, **parts, q_index=Q_INDEX)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(expected))
     if mask != "nothing":
         assert all(np.abs(x).max() > 0 for x in expected[1][:3])
-    for name in IMPLEMENTATIONS:
-        if name != "dense" and not IMPLEMENTATIONS[name].lacks(
-            mechanism["score"], mechanism["mask"], mechanism["biases"], softmax
-        ):
-            close(value_and_gradients(name, q, k, v, **mechanism, block_size=BLOCK), expected, 1e-4)
+    for name in able(**parts)[1:]:
+        options = {"q_index": Q_INDEX, "block_size": BLOCK}
+        close(value_and_gradients(name, q, k, v, **parts, **options), expected, 1e-4)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", HERE)
 def test_rows_without_keys_are_zero_and_have_finite_gradients(implementation):
     q, k, v = qkv(T, S, HEADS, 2)
     # Scores beyond the range of exp must not leak through the mask either.
@@ -146,21 +184,22 @@ def test_rows_without_keys_are_zero_and_have_finite_gradients(implementation):
     np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", able(biases=(ALIBI,)))
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_grouped_heads_equal_repeated_heads(implementation, kv_heads):
     q, k, v = qkv(T, S, HEADS, kv_heads)
-    mechanism = {"mask": masks.causal(), "biases": (biases.alibi(HEADS),), "q_index": Q_INDEX}
-    out, (dq, dk, dv, *slopes) = value_and_gradients(implementation, q, k, v, **mechanism)
-    repeated = (jnp.repeat(x, HEADS // kv_heads, axis=2) for x in (k, v))
-    expected, (eq, ek, ev, *eslopes) = value_and_gradients(
-        implementation, q, *repeated, **mechanism
+    mechanism = {"mask": masks.causal(), "biases": (ALIBI,), "q_index": Q_INDEX}
+    mechanism["normalizer"] = (
+        softmax if implementation == "jax_xla" else NORMALIZERS["softmax_sink"]
     )
+    out, (dq, dk, dv, *rest) = value_and_gradients(implementation, q, k, v, **mechanism)
+    repeated = (jnp.repeat(x, HEADS // kv_heads, axis=2) for x in (k, v))
+    expected, (eq, ek, ev, *erest) = value_and_gradients(implementation, q, *repeated, **mechanism)
 
     def summed(x):
         return x.reshape(*x.shape[:2], kv_heads, -1, x.shape[-1]).sum(3)
 
-    close((out, dq, dk, dv, slopes), (expected, eq, summed(ek), summed(ev), eslopes))
+    close((out, dq, dk, dv, rest), (expected, eq, summed(ek), summed(ev), erest))
 
 
 def test_forbidden_blocks_are_never_computed():
@@ -208,9 +247,9 @@ def test_key_positions_in_any_order():
     """A ring buffer holds keys out of order."""
     q, k, v = qkv(T, S, HEADS, 2)
     order = np.random.default_rng(0).permutation(S)
-    mechanism = {"mask": masks.window(4), "q_index": Q_INDEX, "biases": (biases.alibi(HEADS),)}
+    mechanism = {"mask": masks.window(4), "q_index": Q_INDEX, "biases": (ALIBI,)}
     expected = attend(q, k, v, **mechanism)
-    for name in IMPLEMENTATIONS:
+    for name in able(biases=mechanism["biases"]):
         options = {"kv_index": order, "implementation": name, "block_size": BLOCK}
         close(attend(q, k[:, order], v[:, order], **mechanism, **options), expected)
 
@@ -222,6 +261,7 @@ def test_blockwise_under_vmap_checkpoint_and_scan():
 
     def loss(q, k, v, cap, implementation):
         options = {"mask": masks.causal(), "implementation": implementation, "block_size": BLOCK}
+        options["normalizer"] = normalizers.SinkSoftmax(sink=jnp.repeat(cap, HEADS))
         run = jax.checkpoint(lambda *a: attend(*a, biases=(biases.Softcap(cap),), **options))
         repeated, _ = jax.lax.scan(
             lambda c, _: (c + run(q, k, v), None), 0.0 * run(q, k, v), None, 2
@@ -235,7 +275,7 @@ def test_blockwise_under_vmap_checkpoint_and_scan():
     close(gradients("blockwise"), gradients("dense"), 1e-4)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", HERE)
 def test_bfloat16_inputs(implementation):
     q, k, v = qkv(T, S, HEADS, 2)
     low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
@@ -247,19 +287,19 @@ def test_bfloat16_inputs(implementation):
     close((out, grads), exact, 0.02)
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", DOT_SCORES)
 def test_permuting_keys_and_queries_permutes_the_output(score):
     q, k, v = qkv(T, T, HEADS, 2)
     order = np.random.default_rng(1).permutation(T)
-    run = jax.jit(lambda q, k, v: attend(q, k, v, score=SCORES[score]))
+    run = jax.jit(lambda q, k, v: attend(q, k, v, score=DOT_SCORES[score]))
     close(run(q[:, order], k[:, order], v[:, order]), run(q, k, v)[:, order])
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", able(biases=(ALIBI,)))
 def test_alibi_and_masks_depend_on_distance_only(implementation):
     q, k, v = qkv(T, S, HEADS, 2)
     for mask in (masks.causal(), masks.window(4)):
-        mechanism = {"mask": mask, "biases": (biases.alibi(HEADS),), "block_size": BLOCK}
+        mechanism = {"mask": mask, "biases": (ALIBI,), "block_size": BLOCK}
         mechanism["implementation"] = implementation
         here = attend(q, k, v, q_index=Q_INDEX, kv_index=np.arange(S), **mechanism)
         there = attend(q, k, v, q_index=Q_INDEX + 41, kv_index=np.arange(S) + 41, **mechanism)
@@ -271,8 +311,9 @@ def test_blockwise_refuses_what_it_lacks():
     assert np.isfinite(attend(q, k, v, score=Distance())).all()
     with pytest.raises(Unsupported, match="lacks score Distance .* dense has it"):
         attend(q, k, v, score=Distance(), implementation="blockwise")
-    other = Normalizer("square", lambda s, m: (s**2, (s**2).sum(-1, keepdims=True)))
-    with pytest.raises(Unsupported, match="lacks normalizer 'square'; dense has it"):
+    other = normalizers.Sparsemax()
+    assert np.isfinite(attend(q, k, v, normalizer=other)).all()
+    with pytest.raises(Unsupported, match="lacks normalizer 'sparsemax'; dense has it"):
         attend(q, k, v, normalizer=other, implementation="blockwise")
 
 

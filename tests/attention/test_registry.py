@@ -1,43 +1,68 @@
 """The registry: every entry has a case, and wrong options are refused in one clear line."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 
 from research.attention import registry
 from research.attention.errors import MechanismError, Unsupported
 from research.attention.implementations import IMPLEMENTATIONS, Implementation, attend
-from research.attention.registry import MIXERS, Options, make_mixer
-from tests.attention.cases import BIAS_CASES, MASK_CASES, MIXER_CASES, NAMED
+from research.attention.options import Options, make_mixer
+from research.attention.registry import MIXERS, TABLES
+from tests.attention.cases import ELSEWHERE, NAMED, PADDABLE, SPARSE, VARIANTS
 
 BASE = {"width": 16, "num_heads": 4, "max_length": 12}
 
 
 def test_every_entry_has_a_case():
-    assert set(MASK_CASES) == set(registry.MASKS)
-    assert set(BIAS_CASES) == set(registry.BIASES)
-    assert set(MIXER_CASES) == set(registry.MIXERS)
-    tables = {
-        "mixer": registry.MIXERS,
-        "mask": registry.MASKS,
-        "score": registry.SCORES,
-        "normalizer": registry.NORMALIZERS,
-        "position": registry.POSITIONS,
-    }
-    for field, table in tables.items():
-        assert {getattr(o, field) for o in NAMED.values()} == set(table)
-    for name, entry in MIXERS.items():
-        ran = {o.resolved_implementation for o in NAMED.values() if o.mixer == name}
-        assert ran == set(entry.implementations)
-    for name, build in registry.BIASES.items():
-        assert any(build(o) is not None for o in NAMED.values()), name
+    assert {o.mixer for o in NAMED.values()} == set(MIXERS)
+    for field, table in TABLES.items():
+        names = {getattr(o, field) for o in NAMED.values()}
+        assert set(table) <= names, set(table) - names
+    for name in registry.SWITCHES:
+        default = Options(**BASE)
+        changed = [o for o in NAMED.values() if getattr(o, name) != getattr(default, name)]
+        assert changed, name
+
+
+def test_every_option_is_read_by_something_and_varied_by_a_case():
+    """An option that no entry reads could never be set; one that no case sets is not tested."""
+    from research.attention.checks import COMMON
+
+    read = set(COMMON) | {"position"}
+    for entry in MIXERS.values():
+        read |= entry.parts
+    for table in TABLES.values():
+        for part in table.values():
+            read |= {*part.needs, *part.takes}
+    assert {f.name for f in dataclasses.fields(Options)} == read
+
+
+def test_exceptions_of_the_suite_name_what_there_is():
+    """A name that was removed from the registry must not stay behind as an exception."""
+    assert set(PADDABLE) <= set(MIXERS)
+    assert set(ELSEWHERE) <= set(IMPLEMENTATIONS)
+    assert set(VARIANTS) <= set(MIXERS)
+    for field, names in SPARSE.items():
+        assert set(names) <= set(TABLES[field])
+
+
+def test_every_entry_says_what_it_is():
+    for table in (*TABLES.values(), registry.SWITCHES, MIXERS):
+        for name, entry in table.items():
+            assert len(entry.computes) >= 5, name
+            assert any(c.isdigit() for c in entry.source), f"{name}: a source has a year"
+            assert set(entry.where) <= {"self", "cross", "decoder"}
 
 
 # Options, the field that is named, and what the line has to say.
 REFUSED = [
     ({"mixer": "sofmax"}, "mixer", "did you mean 'softmax'"),
-    ({"mixer": "zzz"}, "mixer", "one of softmax, linear, gated_convolution"),
+    ({"mixer": "zzz"}, "mixer", "one of softmax, latent, differential"),
     ({"score": "scaleddot"}, "score", "did you mean 'scaled_dot'"),
     ({"mask": "casual"}, "mask", "did you mean 'causal'"),
+    ({"mask": "causal & windw", "window": 3}, "mask", "did you mean 'window'"),
     ({"normalizer": "sofmax"}, "normalizer", "did you mean 'softmax'"),
     ({"position": "alibbi"}, "position", "did you mean 'alibi'"),
     ({"implementation": "blockwize"}, "implementation", "did you mean 'blockwise'"),
@@ -47,28 +72,52 @@ REFUSED = [
     ({"width": 0}, "width", "at least 1"),
     ({"width": "16"}, "width", "type int, not str"),
     ({"width": True}, "width", "type int, not bool"),
+    ({"talking_heads": 1}, "talking_heads", "type bool, not int"),
     ({"num_layers": 0}, "num_layers", "at least 1"),
     ({"window": -1}, "window", "0 or more"),
     ({"softcap": float("nan")}, "softcap", "0 or more"),
     ({"temperature": 0.0}, "temperature", "positive"),
     ({"rope_base": float("inf")}, "rope_base", "finite"),
+    ({"position": "rope", "rope_fraction": 1.5}, "rope_fraction", "at most 1"),
     ({"init_stddev": -1.0}, "init_stddev", "0 or more"),
     ({"mask": "window"}, "window", "at least 1"),
     ({"mask": "prefix"}, "prefix_length", "at least 1"),
-    ({"window": 4}, "window", "use mask 'window'"),
-    ({"prefix_length": 4}, "prefix_length", "use mask 'prefix'"),
-    ({"position": "rope", "head_width": 3}, "position", "head width 3 is odd"),
-    ({"filter_length": 3}, "filter_length", "gated_convolution has"),
-    ({"mixer": "linear", "score": "cosine"}, "score", "softmax has"),
-    ({"mixer": "linear", "position": "alibi"}, "position", "softmax has"),
-    ({"mixer": "linear", "position": "rope"}, "position", "softmax has"),
+    ({"mask": "dilated", "window": 4}, "dilation", "at least 1"),
+    ({"mask": "strided"}, "stride", "at least 1"),
+    ({"mask": "longformer", "window": 4}, "global_tokens", "at least 1"),
+    ({"mask": "bigbird"}, "block_length", "at least 1"),
+    ({"window": 4}, "window", "mask window, local, dilated"),
+    ({"prefix_length": 4}, "prefix_length", "(mask prefix would)"),
+    ({"score_width": 4}, "score_width", "(score additive, concat would)"),
+    ({"sharpening": 2.0, "normalizer": "sigmoid"}, "sharpening", "(normalizer softmax would)"),
+    ({"num_buckets": 16}, "num_buckets", "(position t5 would)"),
+    ({"rope_factor": 2.0}, "rope_factor", "(position rope would)"),
+    ({"position": "rope", "head_width": 3}, "position", "turns channels in pairs"),
+    ({"position": "shaw", "score": "additive"}, "position", "needs a score with a dot product"),
+    ({"filter_length": 3}, "filter_length", "gated_convolution"),
+    ({"latent_width": 3}, "latent_width", "(mixer latent would)"),
+    ({"mixer": "linear", "score": "cosine"}, "score", "softmax"),
+    ({"mixer": "linear", "position": "alibi"}, "position", "does not apply positions, softmax"),
+    ({"mixer": "linear", "position": "rope"}, "position", "it can have none, sinusoidal, learned"),
     ({"mixer": "linear", "mask": "full"}, "mask", "leave it 'causal'"),
-    ({"mixer": "linear", "num_kv_heads": 2}, "num_kv_heads", "softmax has"),
-    ({"mixer": "linear", "softcap": 2.0}, "softcap", "softmax has"),
+    ({"mixer": "linear", "num_kv_heads": 2}, "num_kv_heads", "softmax"),
+    ({"mixer": "linear", "softcap": 2.0}, "softcap", "softmax"),
     ({"mixer": "linear", "implementation": "dense"}, "implementation", "chunkwise"),
-    ({"mixer": "gated_convolution", "window": 4}, "window", "softmax has"),
-    ({"mixer": "gated_convolution", "head_width": 4}, "head_width", "softmax, linear has"),
+    ({"mixer": "linear", "feature_width": 8}, "feature_width", "performer"),
+    ({"mixer": "gated_convolution", "window": 4}, "window", "leave it 0"),
+    ({"mixer": "gated_convolution", "head_width": 4}, "head_width", "softmax, latent"),
+    ({"mixer": "linformer"}, "mask", "needs mask 'full'; causal ones are softmax"),
+    ({"mixer": "latent", "position": "shaw"}, "position", "mixer 'latent' takes rope"),
+    ({"mixer": "latent", "num_kv_heads": 2}, "num_kv_heads", "softmax"),
+    ({"mixer": "differential", "score": "general"}, "score", "softmax"),
+    ({"mixer": "gru", "implementation": "chunkwise"}, "implementation", "auto, recurrent"),
     ({"implementation": "recurrent"}, "implementation", "auto, dense, blockwise"),
+    ({"implementation": "blockwise", "score": "additive"}, "implementation", "dense"),
+    ({"implementation": "blockwise", "talking_heads": True}, "implementation", "dense"),
+    ({"implementation": "blockwise", "normalizer": "entmax15"}, "implementation", "dense"),
+    ({"implementation": "blockwise", "predicted_window": 3}, "implementation", "dense"),
+    ({"implementation": "splash", "position": "alibi"}, "implementation", "blockwise"),
+    ({"implementation": "jax_cudnn", "normalizer": "softmax_sink"}, "implementation", "blockwise"),
 ]
 
 
@@ -88,9 +137,10 @@ def test_heads_do_not_matter_to_a_mixer_without_them():
 
 
 def test_auto_takes_blocks_for_long_sequences():
-    long = {"max_length": registry.DENSE_UP_TO + 1}
+    long = {"max_length": 2000}
     assert Options(**BASE).resolved_implementation == "dense"
     assert Options(**(BASE | long)).resolved_implementation == "blockwise"
+    assert Options(**(BASE | long), score="additive").resolved_implementation == "dense"
     assert Options(**(BASE | long | {"mixer": "linear"})).resolved_implementation == "chunkwise"
     assert make_mixer(Options(**(BASE | long))).implementation == "blockwise"
 
@@ -107,8 +157,8 @@ def test_a_future_implementation_that_lacks_the_mechanism_is_refused(monkeypatch
     names = (*softmax.implementations, "plain")
     monkeypatch.setitem(MIXERS, "softmax", softmax._replace(implementations=names))
     Options(**BASE, implementation="plain")
-    with pytest.raises(MechanismError, match="lacks biases; dense, blockwise has it"):
+    with pytest.raises(MechanismError, match="lacks biases; dense, blockwise"):
         Options(**BASE, implementation="plain", softcap=1.0)
     x = jnp.ones((1, 2, 1, 2))
-    with pytest.raises(Unsupported, match="'pallas' is unknown; there are dense, blockwise, plain"):
+    with pytest.raises(Unsupported, match="'pallas' is unknown; there are dense, blockwise"):
         attend(x, x, x, implementation="pallas")

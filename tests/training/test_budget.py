@@ -133,9 +133,11 @@ def test_members_share_a_budget_of_their_own_length():
     [(mixer, name) for mixer, entry in MIXERS.items() for name in entry.implementations],
 )
 def test_every_implementation_is_counted(mixer, implementation):
-    position = "rope" if mixer == "softmax" else "none"
     config = small.recall(
-        model__mixer=mixer, model__position=position, model__implementation=implementation
+        model__mixer=mixer,
+        model__position="none",
+        model__mask="causal" if MIXERS[mixer].causal else "full",
+        model__implementation=implementation,
     )
     budget = measure_budget(config)
     # Forward and twice backward: at least the feed-forward layers (2 of 8 x 16 x 2) and the logits.

@@ -1,0 +1,154 @@
+"""What does recall cost? Every causal mechanism at the same number of parameters.
+
+    python -m research.sweep --experiment=experiments/attention_type_full.py \
+        --workdir=runs/attention_type_full
+    python -m research.report --workdir=runs/attention_type_full
+
+The full version of attention_type.py: all mixers, normalizers, scores, masks and head layouts that
+can be decoded token by token, on multi-query associative recall, up to 8 pairs in 64 tokens. The
+feed-forward width is solved so that every arm has the parameters of softmax attention, and the
+report draws accuracy against the bytes of decoding state, as Arora et al. 2024 ("Simple linear
+attention language models balance the recall-throughput tradeoff", Figure 2) do.
+"""
+
+from research.ablation.claims import Claim, Direction, Equivalence, Threshold
+from research.ablation.experiment import Experiment, Outcome
+
+
+def mixer(name: str, **options) -> dict:
+    """Returns the deltas of an arm with another mixer, which applies no positions."""
+    deltas = {"mixer": name, "position": "none"} | options
+    return {f"model.{key}": value for key, value in deltas.items()}
+
+
+def part(**options) -> dict:
+    """Returns the deltas of an arm that changes a part of softmax attention."""
+    return {f"model.{key}": value for key, value in options.items()}
+
+
+KEPT_ALL = {
+    "softmax": {},
+    "no position": part(position="none"),
+    "ALiBi": part(position="alibi"),
+    "T5": part(position="t5"),
+    "KERPLE": part(position="kerple"),
+    "FIRE": part(position="fire"),
+    "Shaw": part(position="shaw"),
+    "Transformer-XL": part(position="transformer_xl"),
+    "learned positions": part(position="learned"),
+    "sinusoidal": part(position="sinusoidal"),
+    "dot": part(score="dot"),
+    "general": part(score="general"),
+    "additive": part(score="additive"),
+    "concat": part(score="concat"),
+    "cosine": part(score="cosine"),
+    "learned cosine": part(score="learned_cosine"),
+    "softmax + 1": part(normalizer="softmax_plus_one"),
+    "sink logit": part(normalizer="softmax_sink"),
+    "sigmoid": part(normalizer="sigmoid"),
+    "squared ReLU": part(normalizer="squared_relu"),
+    "sparsemax": part(normalizer="sparsemax"),
+    "entmax-1.5": part(normalizer="entmax15"),
+    "smoothed": part(normalizer="smoothed"),
+    "4 heads": part(num_heads=4),
+    "talking heads": part(num_heads=4, talking_heads=True),
+    "output gate": part(output_gate=True),
+    "differential": part(mixer="differential"),
+    "location-aware": mixer("location_aware"),
+    "monotonic": mixer("monotonic"),
+    "monotonic chunkwise": mixer("monotonic_chunkwise"),
+    "location": part(score="location", position="none"),
+    "synthesizer, dense": part(score="synthesizer_dense", position="none"),
+    "synthesizer, random": part(score="synthesizer_random", position="none"),
+}
+
+SMALLER_CACHE = {
+    "multi-query, 4 heads": part(num_heads=4, num_kv_heads=1),
+    "grouped, 4 heads": part(num_heads=4, num_kv_heads=2),
+    "latent": part(mixer="latent"),
+    "latent of 8": part(mixer="latent", latent_width=8, rope_width=4),
+    "window of 4": part(mask="window", window=4),
+    "window of 16": part(mask="window", window=16),
+    "window of 32": part(mask="window", window=32),
+    "window of 16, sinks": part(mask="window | causal & global", window=16, global_tokens=4),
+    "dilated": part(mask="dilated", window=16, dilation=2),
+    "strided": part(mask="strided", stride=8),
+    "BigBird": part(mask="causal & bigbird", block_length=8, global_tokens=4),
+    "predicted window": part(predicted_window=8),
+    "softmax and linear": part(pattern=("mixer=linear, position=none", "")),
+    "window and softmax": part(pattern=("mask=window, window=4", "")),
+}
+
+FIXED_STATE = {
+    "linear": mixer("linear"),
+    "Performer": mixer("performer"),
+    "Based of 4": mixer("based", feature_width=4),
+    "Based of 8": mixer("based", feature_width=8),
+    "Based of 16": mixer("based", feature_width=16),
+    "Based of 16, convolution": mixer("based", feature_width=16, short_convolution=3),
+    "retention": mixer("retention"),
+    "gated linear": mixer("gated_linear"),
+    "gated linear, convolution": mixer("gated_linear", short_convolution=3),
+    "state space": mixer("state_space"),
+    "state space, convolution": mixer("state_space", short_convolution=4),
+    "delta": mixer("delta"),
+    "delta, convolution": mixer("delta", short_convolution=4),
+    "gated delta": mixer("gated_delta"),
+    "gated delta, convolution": mixer("gated_delta", short_convolution=4),
+    "gated convolution": mixer("gated_convolution"),
+    "gated convolution of 4": mixer("gated_convolution", filter_length=4),
+    "GRU": mixer("gru"),
+    "LSTM": mixer("lstm"),
+}
+
+experiment = Experiment(
+    question="What does recall cost? Every causal mechanism at the same number of parameters.",
+    base="configs/recall.py",
+    common={"model.feedforward": 128},
+    arms=KEPT_ALL | SMALLER_CACHE | FIXED_STATE,
+    tune={"optimizer.learning_rate": (3e-3, 1e-2)},
+    tune_seeds=(100,),
+    seeds=(0, 1, 2),
+    outcome=Outcome(metric="accuracy", solved=0.95),
+    match="parameters",
+    against="state_bytes",
+    ablated=("flops_per_token", "state_bytes"),
+    claims=(
+        Claim(
+            text="Softmax attention solves recall.",
+            source="Arora et al. 2023 (Zoology), section 4.1 and Figure 2",
+            test=Threshold(arm="softmax", at_least=0.95),
+        ),
+        Claim(
+            text="Recall grows with the state: Based with 16 features beats Based with 4.",
+            source="Arora et al. 2024 (Based), Figure 2 and section 3",
+            published="recall accuracy rises with the feature dimension, that is with the state",
+            test=Direction(a="Based of 16", b="Based of 4", margin=0.02),
+        ),
+        Claim(
+            text="A delta rule recalls more than linear attention with a state of the same size.",
+            source="Schlag et al. 2021, section 6.1; Yang et al. 2024 (DeltaNet), section 4.1",
+            test=Direction(a="delta, convolution", b="linear", margin=0.1),
+        ),
+        Claim(
+            text="A short convolution decides whether a fixed state recalls at all.",
+            source="Arora et al. 2024 (Based), section 4; Yang et al. 2024 (DeltaNet), Table 2",
+            test=Direction(a="gated delta, convolution", b="gated delta", margin=0.1),
+        ),
+        Claim(
+            text="One layer of softmax attention in a hybrid with linear attention is enough.",
+            source="Arora et al. 2023 (Zoology), section 5: hybrids close 97.4 % of the gap",
+            test=Equivalence(a="softmax and linear", b="softmax", margin=0.05),
+        ),
+        Claim(
+            text="One shared key head instead of four costs no recall.",
+            source="Shazeer 2019, section 4: minor degradation of quality",
+            test=Equivalence(a="multi-query, 4 heads", b="4 heads", margin=0.05),
+        ),
+        Claim(
+            text="Recall does not depend on the softmax: sigmoid attention solves it too.",
+            source="Ramapuram et al. 2024, abstract: matches softmax attention",
+            test=Equivalence(a="sigmoid", b="softmax", margin=0.05),
+        ),
+    ),
+)

@@ -1,0 +1,56 @@
+"""Does every registered mechanism train? A few steps of each, built from the registry.
+
+    python -m research.sweep --experiment=experiments/every_mechanism.py --workdir=runs/every
+    python -m research.report --workdir=runs/every
+
+One arm for every mixer, score, mask, normalizer, position encoding and switch, 30 steps on one
+seed: a check that each is reachable from a config by its name, compiles and learns, and a quick
+look at what each costs. It is no ablation: nothing is tuned, and one seed is no evidence.
+About 12 minutes on 2 cores, most of it compilation.
+"""
+
+from research.ablation.experiment import Experiment, Outcome
+from research.attention.registry import MIXERS, SWITCHES, TABLES
+
+NEEDS = {"window": 8, "prefix_length": 8, "dilation": 2, "stride": 8, "global_tokens": 2}
+ON = {"num_kv_heads": 1, "softcap": 5.0, "predicted_window": 8}
+FREE = {"model.position": "none"}
+# What the arm "mixer softmax" is made of; these have no arm of their own.
+BASE = ("softmax", "scaled_dot", "causal", "rope")
+
+
+def arms() -> dict[str, dict]:
+    """Returns {"key name": deltas} for everything that is registered."""
+    found = {}
+    for name, entry in MIXERS.items():
+        mask = {} if entry.causal else {"model.mask": "full"}
+        found[f"mixer {name}"] = {"model.mixer": name, **FREE, **mask} if name != "softmax" else {}
+    for field, table in TABLES.items():
+        for name, part in table.items():
+            if name in BASE:
+                continue
+            needs = {f"model.{key}": NEEDS.get(key, 8) for key in part.needs}
+            found[f"{field} {name}"] = {f"model.{field}": name, **needs}
+    for name in SWITCHES:
+        found[name] = {f"model.{name}": ON.get(name, True)}
+    found["pattern"] = {"model.pattern": ("mixer=gated_delta, position=none", "position=alibi")}
+    return found
+
+
+experiment = Experiment(
+    question="Does every registered mechanism train?",
+    base="configs/recall.py",
+    common={
+        "task.length": 32,
+        "task.num_pairs": (1, 2, 4),
+        "model.num_heads": 2,
+        "train.steps": 30,
+        "train.eval_every": 15,
+        "train.eval_batches": 2,
+        "optimizer.warmup_steps": 5,
+    },
+    arms=arms(),
+    seeds=(0,),
+    outcome=Outcome(metric="loss", split="test", at="final", higher_is_better=False),
+    ablated=("parameters", "flops_per_token", "state_bytes"),
+)

@@ -1,0 +1,56 @@
+"""Arms of one size: the feed-forward width that gives every arm the reference's parameters."""
+
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from research.ablation.experiment import Experiment, point_name, points, resolve
+from research.configuration import apply_deltas
+from research.errors import UserError, check_name
+from research.training.budget import count_parameters
+
+WIDTH = "model.feedforward"
+
+
+def matched(experiment: Experiment) -> Experiment:
+    """Returns the experiment with the feed-forward widths that `match` asks for.
+
+    The first arm keeps its width; at each point of the axes the others get the one whose number of
+    parameters is nearest to it.
+
+    Raises UserError for an arm that cannot be matched.
+    """
+    if not experiment.match:
+        return experiment
+    check_name("match", experiment.match, ("parameters",))
+    reference = next(iter(experiment.arms))
+    widths: dict[str, dict[str, int]] = {arm: {} for arm in experiment.arms if arm != reference}
+    tuned = {key: values[0] for key, values in experiment.tune.items()}
+    for point in points(experiment):
+        configs = {
+            arm: resolve(experiment, arm, point, tuned, experiment.seeds[0], "report").config
+            for arm in experiment.arms
+        }
+        if not configs[reference].model.feedforward:
+            raise UserError(
+                f"match='parameters' solves {WIDTH}, which the arm {reference!r} sets to 0; give "
+                "it one."
+            )
+        wanted = count_parameters(configs[reference])
+        for arm in widths:
+            widths[arm][point_name(point)] = solve_width(configs[arm], wanted, arm)
+    return replace(experiment, feedforward=widths)
+
+
+def solve_width(config: ConfigDict, wanted: int, arm: str) -> int:
+    """Returns the feed-forward width that brings a config nearest to `wanted` parameters."""
+    # The number of parameters is linear in the width, from the first channel on.
+    one, two = (count_parameters(apply_deltas(config, {WIDTH: n})) for n in (1, 2))
+    width = 1 + round((wanted - one) / (two - one))
+    if width < 1:
+        raise UserError(
+            f"arm {arm!r}: it has {one - (two - one)} parameters without feed-forward layers, more "
+            f"than the {wanted} that match='parameters' asks for; make it smaller or the first arm "
+            "larger."
+        )
+    return width

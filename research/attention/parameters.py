@@ -1,0 +1,84 @@
+"""Learned arrays: how they are described, drawn, and put where they belong.
+
+A part of a mechanism (score, mask, bias, normalizer) is a pytree. A leaf that is learned holds a
+``Parameter`` until ``bind`` puts the array in its place, so the same dataclass is both the static,
+hashable description and what computes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One array that is learned.
+
+    Attributes:
+        shape: its shape.
+        init: ``init(key, shape, dtype) -> array``, as those of ``jax.nn.initializers``. Two
+            mixers of the same options have to be equal, so it is a module-level function or one of
+            the dataclasses below, not a closure.
+        axes: one logical axis name to each dimension, for sharding rules: "width" (the model's),
+            "heads", "kv_heads", "head_width", "taps"... "" where nothing is ever sharded.
+    """
+
+    shape: tuple[int, ...]
+    init: Callable[..., Array]
+    axes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Draws from N(0, stddev^2)."""
+
+    stddev: float
+
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+        return jax.random.normal(key, shape, dtype) * jnp.asarray(self.stddev, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """One number, or numbers along the first axis (as many as it is long)."""
+
+    value: float | tuple[float, ...]
+
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+        value = jnp.asarray(self.value, dtype)
+        return (
+            jnp.broadcast_to(value.reshape(value.shape + (1,) * (len(shape) - 1)), shape)
+            if value.ndim
+            else jnp.full(shape, value)
+        )
+
+
+def matrix_init(stddev: float, fan_in: int, scale: float = 1.0) -> Normal:
+    """Normal with this standard deviation, or 1 / sqrt(fan_in) if it is 0; times ``scale``."""
+    return Normal((stddev or fan_in**-0.5) * scale)
+
+
+def described(part: Any, name: str) -> dict[str, Parameter]:
+    """The parameters in a part's leaves, called ``{name}_{field}``."""
+    return {_name(name, path): leaf for path, leaf in _leaves(part) if isinstance(leaf, Parameter)}
+
+
+def bind(part: Any, name: str, params: dict[str, Array]) -> Any:
+    """The part with each ``Parameter`` replaced by its array, by the names of ``described``."""
+
+    def fill(path, leaf):
+        return params[_name(name, path)] if isinstance(leaf, Parameter) else leaf
+
+    return jax.tree_util.tree_map_with_path(fill, part)
+
+
+def _leaves(part: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(part)[0]
+
+
+def _name(name: str, path: Any) -> str:
+    return "_".join([name, *(str(getattr(k, "name", getattr(k, "idx", k))) for k in path)])

@@ -1,0 +1,70 @@
+"""The matrices between the model's width and the heads."""
+
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from research.attention.parameters import Parameter, matrix_init
+
+
+@runtime_checkable
+class Projected(Protocol):
+    """What ``projections`` reads off a mixer; see ``SelfAttention`` for the meanings."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_width(self) -> int: ...
+    @property
+    def use_bias(self) -> bool: ...
+    @property
+    def init_stddev(self) -> float: ...
+    @property
+    def out_scale(self) -> float: ...
+
+
+def projections(
+    mixer: Projected, read: tuple[str, ...] = ("query", "key", "value")
+) -> dict[str, Parameter]:
+    """Projections (M, H, D) of what is read, "out" (H, D, M), and "query_bias" ... if it has any.
+
+    Args:
+        mixer: says the sizes.
+        read: which of "query", "key", "value" there are.
+    """
+    width, num_heads, head_width = mixer.width, mixer.num_heads, mixer.head_width
+    heads, kv_heads = ("heads", "head_width"), ("kv_heads", "head_width")
+    query, key = (num_heads, head_width), (mixer.num_kv_heads, head_width)
+    inward = matrix_init(mixer.init_stddev, width)
+    outward = matrix_init(mixer.init_stddev, num_heads * head_width, mixer.out_scale)
+    shapes = {"query": (query, heads), "key": (key, kv_heads), "value": (key, kv_heads)}
+    shapes = {name: shapes[name] for name in shapes if name in read}
+    found = {n: Parameter((width, *s), inward, ("width", *axes)) for n, (s, axes) in shapes.items()}
+    found["out"] = Parameter((*query, width), outward, (*heads, "width"))
+    if mixer.use_bias:
+        zeros = jax.nn.initializers.zeros
+        found |= {f"{name}_bias": Parameter(s, zeros, axes) for name, (s, axes) in shapes.items()}
+        found["out_bias"] = Parameter((width,), zeros, ("width",))
+    return found
+
+
+def split_heads(
+    params: dict[str, Array], name: str, x: Float[Array, "B T M"]
+) -> Float[Array, "B T H D"]:
+    """Projects x by ``params[name]`` (M, H, D), plus ``params[name + "_bias"]`` if there is one."""
+    y = jnp.einsum("btm,mhd->bthd", x, params[name].astype(x.dtype))
+    bias = params.get(f"{name}_bias")
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def merge_heads(params: dict[str, Array], y: Float[Array, "B T H D"]) -> Float[Array, "B T M"]:
+    """Projects the heads' outputs by ``params["out"]`` (H, D, M), plus ``"out_bias"`` if any."""
+    x = jnp.einsum("bthd,hdm->btm", y, params["out"].astype(y.dtype))
+    bias = params.get("out_bias")
+    return x if bias is None else x + bias.astype(x.dtype)

@@ -1,0 +1,87 @@
+"""Short causal convolutions on what becomes queries, keys and values.
+
+Recurrences with a fixed state find neighbours hard to tell apart; a few taps per channel in front
+of them compare a token with the ones just before it (Fu et al. 2023, H3, section 3.1, the shift;
+Gu and Dao 2023, Mamba, figure 3).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from research.attention.parameters import Normal, Parameter
+
+
+def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
+    """The filter of each channel, (length, channels); it starts out keeping the variance.
+
+    Args:
+        length: N, the number of taps, at least 1.
+        channels: C; of projected heads it is H D, with the heads outermost.
+        axis: the logical axis of the channels.
+    """
+    return Parameter((length, channels), Normal(length**-0.5), ("taps", axis))
+
+
+def apply(
+    x: Float[Array, "B T C"], taps: Float[Array, "N C"], past: Float[Array, "B P C"]
+) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
+    """Causal depthwise convolution, y[t] = sum_n taps[n] x[t - n], after P = N - 1 inputs.
+
+    Args:
+        x: the inputs.
+        taps: the filters, newest input first; cast to the dtype of x.
+        past: the inputs before x, oldest first; zeros before the first token.
+
+    Returns:
+        y in the dtype of x, and the last P inputs in the dtype of ``past``.
+
+    Raises:
+        ValueError: ``past`` does not hold N - 1 inputs.
+    """
+    count, length = taps.shape[0], x.shape[1]
+    if past.shape[1] != count - 1:
+        raise ValueError(f"past holds {past.shape[1]} inputs; {count} taps need {count - 1}")
+    seen = jnp.concatenate([past.astype(x.dtype), x], axis=1)
+    filters = taps.astype(x.dtype)
+    shifted = (
+        filters[n] * jax.lax.slice_in_dim(seen, count - 1 - n, count - 1 - n + length, axis=1)
+        for n in range(count)
+    )
+    return functools.reduce(jnp.add, shifted), seen[:, length:].astype(past.dtype)
+
+
+def parameters(length: int, channels: dict[str, int]) -> dict[str, Parameter]:
+    """Filters called ``{name}_taps`` for each named projection; none if ``length`` is 0."""
+    return {f"{name}_taps": taps(length, c) for name, c in channels.items() if length}
+
+
+def init_past(length: int, channels: dict[str, int], batch: int, dtype: Any) -> dict[str, Array]:
+    """Zeros before the first token, (batch, length - 1, C) by name; none if ``length`` is 0."""
+    return {
+        name: jnp.zeros((batch, length - 1, c), dtype) for name, c in channels.items() if length
+    }
+
+
+def activate(
+    params: dict[str, Array], past: dict[str, Array], heads: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """SiLU of the convolution of each named projection (Yang et al. 2024, DeltaNet, section 3.3).
+
+    Args:
+        params: among them ``{name}_taps``, (N, H D).
+        past: by name, as ``init_past`` makes it. Names that are not in it pass unchanged.
+        heads: by name, (B, T, H, D).
+
+    Returns:
+        The heads and the new past.
+    """
+    new = {}
+    for name, before in past.items():
+        x = heads[name]
+        y, new[name] = apply(x.reshape(*x.shape[:2], -1), params[f"{name}_taps"], before)
+        heads = {**heads, name: jax.nn.silu(y).reshape(x.shape)}
+    return heads, new

@@ -1,0 +1,153 @@
+"""Writes MECHANISMS.md, the page of everything that is registered.
+
+    python -m research.mechanisms --out=MECHANISMS.md
+
+Everything on it is read off the registry: names, sources, what is computed, and numbers of the
+mechanism itself (parameters, decoding state) at one stated size.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from research.attention import registry
+from research.attention.entries import MixerEntry
+from research.attention.implementations import IMPLEMENTATIONS, refusal
+from research.attention.mixer import Mixer, state_bytes
+from research.attention.options import Options, make_mixer
+from research.configuration import run
+
+flags.DEFINE_string("out", "MECHANISMS.md", "The file to write.")
+
+# The size at which parameters and states are counted.
+SIZE: dict[str, Any] = {"width": 256, "num_heads": 4, "max_length": 1024}
+NEEDED = {"window": 64, "prefix_length": 64, "dilation": 4, "stride": 32, "global_tokens": 4}
+
+HEAD = """# Mechanisms
+
+Everything that can be chosen from a config, by the key and the name that choose it. This page is
+written by `python -m research.mechanisms` from the registry; a test keeps it true.
+
+T queries, S keys, H heads, K key heads, D channels of a head, M width of the model, w window, C
+latent, R rotated channels. A config key is set as `--config.model.KEY=NAME`, in a config file, or
+per layer in `model.pattern`. Parameters and bytes of decoding state are of one layer at a width of
+256 with 4 heads of 64 and 1,024 tokens, float32. *Used in*: self-attention, cross-attention, the
+decoder of a recurrent network.
+"""
+
+
+def page() -> str:
+    """Returns the page as Markdown."""
+    sections = [HEAD, mixers(), *(parts(field) for field in registry.TABLES), switches()]
+    return "\n".join(sections)
+
+
+def mixers() -> str:
+    """Returns the section of `model.mixer`."""
+    header = ("name", "computes", "source", "time", "state", "parameters", "state bytes")
+    rows = []
+    for name, entry in registry.MIXERS.items():
+        mixer = example_of(entry, mixer=name)
+        size = (
+            f"{state_bytes(mixer, 1, 1024, 'float32'):,}" if entry.causal else "none: looks ahead"
+        )
+        rows.append(
+            (
+                f"`{name}`",
+                entry.computes,
+                entry.source,
+                entry.time,
+                entry.state,
+                f"{count(mixer):,}",
+                size,
+                ", ".join(entry.implementations),
+                ", ".join(entry.where),
+            )
+        )
+    text = "\n## Mixers: `model.mixer`\n\nWhat moves information between positions.\n\n"
+    return text + table((*header, "implementations", "used in"), rows)
+
+
+def parts(field: str) -> str:
+    """Returns the section of one table of parts of softmax attention."""
+    plain = count(make_mixer(Options(**SIZE)))
+    rows = []
+    for name, part in registry.TABLES[field].items():
+        chosen = {field: name} | {key: NEEDED.get(key, 16) for key in part.needs}
+        options = Options(**SIZE, **chosen)
+        learned = count(make_mixer(options)) - plain
+        rows.append(
+            (
+                f"`{name}`",
+                part.computes,
+                part.source,
+                ", ".join(f"`{key}`" for key in (*part.needs, *part.takes)) or "-",
+                f"{learned:+,}" if learned else "0",
+                ", ".join(able(options)),
+                ", ".join(part.where),
+            )
+        )
+    header = ("name", "computes", "source", "options", "parameters", "implementations", "used in")
+    return f"\n## {TITLES[field]}: `model.{field}`\n\n{NOTES[field]}\n\n{table(header, rows)}"
+
+
+TITLES = {
+    "score": "Scores",
+    "mask": "Masks",
+    "normalizer": "Normalizers",
+    "position": "Positions",
+}
+NOTES = {
+    "score": "How well a query and a key match. Parameters are beside those of `scaled_dot`.",
+    "mask": 'Which keys a query sees. Names combine: `"causal & bigbird"`, '
+    '`"window | causal & global"` (a window with kept sink tokens).',
+    "normalizer": "From scores to weights.",
+    "position": "How a query knows where a key is. The model adds the first three to its input.",
+}
+
+
+def switches() -> str:
+    """Returns the section of what is switched on by a key of its own."""
+    rows = [
+        (f"`model.{name}`", part.computes, part.source, ", ".join(part.where))
+        for name, part in registry.SWITCHES.items()
+    ]
+    return "\n## Heads and scores: keys of their own\n\n" + table(
+        ("key", "computes", "source", "used in"), rows
+    )
+
+
+def able(options: Options) -> list[str]:
+    """Returns the implementations that compute these options exactly."""
+    return [name for name in IMPLEMENTATIONS if not refusal(name, *options.mechanism)]
+
+
+def example_of(entry: MixerEntry, **chosen: Any) -> Mixer:
+    """Returns a mixer at the stated size."""
+    return make_mixer(Options(**SIZE, **chosen, **({} if entry.causal else {"mask": "full"})))
+
+
+def count(mixer: Mixer) -> int:
+    """Returns how many numbers a mixer learns."""
+    return sum(math.prod(p.shape) for p in mixer.parameters().values())
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def main() -> None:
+    """Writes the page."""
+    path = Path(flags.FLAGS.out)
+    path.write_text(page())
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,67 @@
+"""The outcome against its cost: which arms stand on the frontier, and that the chart shows them."""
+
+import pytest
+
+from research.ablation.chart import svg
+from research.ablation.evidence import load_study
+from research.ablation.experiment import Experiment, Outcome, load_experiment
+from research.ablation.frontier import Spot, best_for_cost, frontier_charts
+from research.errors import UserError
+from tests.ablation.synthetic_sweep import build, plausible
+
+ARMS = {"all keys": (65536, 1.0), "window": (4096, 0.2), "state": (1024, 0.3), "big": (9000, 0.25)}
+
+
+def spots():
+    return [Spot(i, a, c, m, m, m) for i, (a, (c, m)) in enumerate(ARMS.items())]
+
+
+def test_the_frontier_is_what_nothing_cheaper_beats():
+    assert [s.arm for s in best_for_cost(spots(), True)] == ["state", "all keys"]
+    # Where less is better, the dear ones have to be the lower ones.
+    assert [s.arm for s in best_for_cost(spots(), False)] == ["state", "window"]
+
+
+@pytest.mark.parametrize("axes", [{}, {"task.length": (32, 64)}])
+def test_one_chart_per_point_with_a_mark_per_arm(tmp_path, axes):
+    experiment = Experiment(
+        question="What does recall cost?",
+        base="configs/recall.py",
+        arms={arm: {} for arm in ARMS},
+        axes=axes,
+        outcome=Outcome("accuracy"),
+        seeds=(0, 1, 2),
+        against="state_bytes",
+    )
+
+    def simulate(arm, point, tuned, seed, generator):
+        cost, accuracy = ARMS[arm]
+        run = plausible(accuracy - 0.01 * seed, generator)
+        run["result"]["budget"]["state_bytes"] = cost * point.get("task.length", 32) // 32
+        return run
+
+    charts = list(frontier_charts(load_study(build(tmp_path, experiment, simulate))))
+    assert len(charts) == max(1, *(len(v) for v in axes.values())) if axes else 1
+    for chart in charts:
+        text = svg(chart)
+        assert "against bytes of decoding state" in text
+        for index, arm in enumerate(ARMS):
+            assert f'data-arm="{index}"' in text
+            assert arm in text
+
+
+def test_without_a_column_there_is_no_chart(tmp_path):
+    experiment = Experiment("?", "b", {"a": {}}, Outcome("accuracy"), (0,))
+    simulate = lambda arm, point, tuned, seed, g: plausible(0.5, g)  # noqa: E731
+    assert not list(frontier_charts(load_study(build(tmp_path, experiment, simulate))))
+
+
+def test_an_unknown_column_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from research.ablation.experiment import Experiment, Outcome\n"
+        "experiment = Experiment('?', 'configs/recall.py', {'a': {}}, Outcome('accuracy'), (0,),"
+        " against='state_byte')\n"
+    )
+    with pytest.raises(UserError, match="against='state_byte' is unknown. Did you mean 'state_b"):
+        load_experiment(path)

@@ -1,0 +1,338 @@
+"""Alignments and the mixers that read through them, step by step and as a whole."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention import dense, scores
+from research.attention.alignments import Content, LocationAware, read
+from research.attention.biases import alibi
+from research.attention.errors import MechanismError
+from research.attention.focus import predicted_window
+from research.attention.masks import causal, padding
+from research.attention.mixer import init_params, state_bytes
+from research.attention.monotonic import Monotonic, MonotonicChunkwise
+from research.attention.normalizers import SinkSoftmax, Smoothed, Softmax
+from research.attention.options import Options, make_mixer
+from research.attention.parameters import Constant, Parameter
+from research.attention.relative_scores import shaw
+from research.attention.sparse_masks import local
+from research.attention.stepwise import ALIGNMENTS, Stepwise
+
+B, T, S, H, K, D, A, M = 2, 5, 7, 4, 2, 6, 3, 8
+SIZES = (H, K, D, A)
+
+CONTENTS = {
+    "scaled dot": Content(),
+    "general": Content(scores.general(H, D)),
+    "additive": Content(scores.additive(H, K, D, A)),
+    "concat": Content(scores.concat(H, D, A)),
+    "location": Content(scores.location(H, D, S)),
+    "local-m": Content(scores.dot(), mask=local(1)),
+    "local-p": Content(focus=predicted_window(H, D, 2)),
+    "everything": Content(
+        shaw(3, D)(scores.scaled_dot()),
+        mask=local(4),
+        biases=(alibi(H),),
+        normalizer=SinkSoftmax(sink=Parameter((H,), Constant(0.0), ("heads",))),
+        focus=predicted_window(H, D, 3),
+    ),
+}
+STATEFUL = {
+    "location-aware": LocationAware(*SIZES, filter_length=3, num_filters=2),
+    "smoothed": LocationAware(*SIZES, filter_length=5, num_filters=2, normalizer=Smoothed()),
+    "sharpened": LocationAware(*SIZES, filter_length=1, normalizer=Softmax(2.0)),
+    "monotonic": Monotonic(*SIZES),
+    "monotonic that waits": Monotonic(*SIZES, waits=True),
+    "chunkwise": MonotonicChunkwise(*SIZES, chunk=3, waits=True),
+}
+# One of each kind, to compile little.
+KINDS = {
+    "additive": CONTENTS["additive"],
+    **{n: STATEFUL[n] for n in ("location-aware", "monotonic that waits", "chunkwise")},
+}
+kinds = pytest.mark.parametrize("alignment", KINDS.values(), ids=KINDS.keys())
+
+
+def drawn(described, seed=0, scale=0.7):
+    """Parameters that tell everything apart."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(scale * rng.normal(size=p.shape), jnp.float32)
+        for name, p in described.items()
+    }
+
+
+def vectors(seed=1):
+    """Queries (T, B, 1, H, D), keys (B, S, K, D) and values, the last of another width."""
+    rng = np.random.default_rng(seed)
+    shapes = (T, B, 1, H, D), (B, S, K, D), (B, S, K, D + 1)
+    return [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+
+
+def steps(alignment, params, q, k, mask=None):
+    """The weights (T, B, H, S) of one query after the other."""
+    memory, index = alignment.remember(params, k), jnp.arange(k.shape[1])
+
+    def step(state, query):
+        at, q = query
+        weights, state = alignment.step(params, q, memory, at[None], index, mask, state)
+        return state, weights
+
+    first = alignment.init_state(k.shape[0], k.shape[1], k.dtype)
+    return jax.lax.scan(step, first, (jnp.arange(len(q)), q))[1]
+
+
+compiled = jax.jit(steps, static_argnums=0)
+
+
+@pytest.mark.parametrize("alignment", CONTENTS.values(), ids=CONTENTS.keys())
+def test_content_is_attention_one_query_at_a_time(alignment):
+    params, (q, k, v) = drawn(alignment.parameters()), vectors()
+    together = jnp.moveaxis(q[:, :, 0], 0, 1)
+    valid = padding(jnp.arange(S) < jnp.array([[S], [5]]))
+
+    @jax.jit
+    def whole(params):
+        mechanism = alignment.mechanism(params, together, np.arange(T), np.arange(S), valid)
+        weights = dense.weights(together, k, **mechanism)
+        return weights, dense.attend(together, k, v, **mechanism)
+
+    expected, out = whole(params)
+    found = compiled(alignment, params, q, k, valid)
+    np.testing.assert_allclose(found, jnp.moveaxis(expected, 2, 0), atol=2e-6)
+    np.testing.assert_allclose(
+        jnp.stack([read(w, v)[:, 0] for w in found], axis=1), out, rtol=1e-4, atol=1e-5
+    )
+    assert np.abs(found).max() > 0.1
+
+
+def test_local_m_and_local_p_see_their_windows():
+    q, k, _ = vectors()
+    weights = compiled(CONTENTS["local-m"], {}, q, k)
+    far = np.abs(np.arange(T)[:, None] - np.arange(S)) > 1
+    assert not np.asarray(jnp.moveaxis(weights, 0, 2))[..., far].any()
+    # Where a window is predicted depends on how many keys there are without the padding.
+    alignment = CONTENTS["local-p"]
+    params = drawn(alignment.parameters())
+    padded = compiled(alignment, params, q, k, padding(jnp.ones((B, S), bool).at[:, 4:].set(False)))
+    np.testing.assert_allclose(padded[..., :4], compiled(alignment, params, q, k[:, :4]), atol=1e-6)
+    assert not np.asarray(padded[..., 4:]).any()
+
+
+@pytest.mark.parametrize("name", ["location-aware", "smoothed", "sharpened"])
+def test_location_aware_equals_the_papers_equations(name):
+    """Chorowski et al. 2015, equations 8 and 9, and 2.3 for the normalizers, in float64."""
+    alignment = STATEFUL[name]
+    params, (q, k, _) = drawn(alignment.parameters()), vectors()
+    w = {key: np.float64(p) for key, p in params.items()}
+    valid = np.arange(S) < np.array([[S], [5]])
+    found = compiled(alignment, params, q, k, padding(jnp.asarray(valid)))
+    q, k, taps = np.float64(q), np.float64(k), alignment.filter_length
+    squash = (lambda e: 1 / (1 + np.exp(-e))) if name == "smoothed" else np.exp
+    for b, h in itertools.product(range(B), range(H)):
+        previous = np.zeros(S)
+        for i in range(T):
+            e = np.zeros(S)
+            for s in range(S):
+                f = np.zeros(alignment.num_filters)
+                for n in range(taps):
+                    if 0 <= s + n - taps // 2 < S:
+                        f += w["filters"][h, n] * previous[s + n - taps // 2]
+                hidden = q[i, b, 0, h] @ w["query"][h] + k[b, s, h // 2] @ w["key"][h // 2]
+                hidden += f @ w["location"][h] + w["bias"][h]
+                e[s] = w["vector"][h] @ np.tanh(hidden)
+            a = squash(2.0 * e if name == "sharpened" else e) * valid[b]
+            previous = a / a.sum()
+            np.testing.assert_allclose(found[i, b, h], previous, rtol=2e-5, atol=1e-7)
+
+
+def test_location_aware_depends_on_the_weights_before():
+    alignment = STATEFUL["location-aware"]
+    params, (q, k, _) = drawn(alignment.parameters()), vectors()
+    weights = compiled(alignment, params, jnp.stack([q[0]] * T), k)
+    assert np.abs(weights[1] - weights[0]).max() > 1e-2
+    blind = {**params, "location": jnp.zeros_like(params["location"])}
+    weights = compiled(alignment, blind, jnp.stack([q[0]] * T), k)
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-5)
+
+
+@kinds
+def test_what_padding_holds_changes_nothing(alignment):
+    params, (q, k, _) = drawn(alignment.parameters()), vectors()
+    valid = jnp.arange(S) < jnp.array([[S], [4]])
+    weights = compiled(alignment, params, q, k, padding(valid))
+    other = compiled(alignment, params, q, k.at[1, 4:].set(1e3), padding(valid))
+    assert np.array_equal(weights, other)
+    np.testing.assert_allclose(
+        weights[:, 1, :, :4], compiled(alignment, params, q, k[:, :4])[:, 1], atol=1e-6
+    )
+    assert not np.asarray(weights[:, 1, :, 4:]).any()
+
+
+@kinds
+def test_populations_and_gradients(alignment):
+    params, (q, k, _) = drawn(alignment.parameters()), vectors()
+
+    def loss(params, q, k):
+        weights = steps(alignment, params, q, k)
+        return (weights * jnp.cos(jnp.arange(weights.size)).reshape(weights.shape)).sum()
+
+    # A population of four, the last two moved along a direction to compare the gradient with a
+    # difference. (A smaller step rounds more than it gains.)
+    way, step = drawn(alignment.parameters(), 5), 1e-2
+    population = jax.tree.map(
+        lambda p, w: jnp.stack([p, 0.5 * p, p + step * w, p - step * w]), params, way
+    )
+    gradient = jax.value_and_grad(loss, (0, 1, 2))
+    values, grads = jax.jit(jax.vmap(gradient, (0, None, None)))(population, q, k)
+    for leaf in jax.tree.leaves(grads):
+        assert np.isfinite(leaf).all() and np.abs(leaf[0]).max() > 1e-5
+    slope = sum((grads[0][n][0] * way[n]).sum() for n in way)
+    np.testing.assert_allclose(slope, (values[2] - values[3]) / (2 * step), rtol=2e-2, atol=2e-3)
+    for member in (0, 1):
+        weights = compiled(alignment, jax.tree.map(lambda p, m=member: p[m], population), q, k)
+        alone = (weights * np.cos(np.arange(weights.size)).reshape(weights.shape)).sum()
+        np.testing.assert_allclose(values[member], alone, rtol=1e-4, atol=1e-5)
+    assert abs(values[1] - values[0]) > 1e-4
+
+
+def mixer_of(alignment, **options):
+    return Stepwise(M, H, K, D, alignment, **options)
+
+
+def sequence(length=9):
+    return jnp.asarray(np.random.default_rng(3).normal(size=(B, length, M)), jnp.float32)
+
+
+@kinds
+def test_chunks_equal_the_whole(alignment):
+    mixer, x = mixer_of(alignment, use_bias=True), sequence()
+    params = drawn(mixer.parameters())
+    expected, extend = jax.jit(mixer)(params, x), jax.jit(mixer.extend)
+    # The state may have been made for more than comes.
+    state, done = mixer.init_state(B, 12, x.dtype), 0
+    structure = jax.eval_shape(lambda: state)
+    for size in (4, 1, 4):
+        state, y = extend(params, state, x[:, done : done + size])
+        np.testing.assert_allclose(y, expected[:, done : done + size], atol=2e-5)
+        assert jax.eval_shape(lambda s=state: s) == structure
+        done += size
+    assert np.abs(expected).max() > 0.1
+    assert state_bytes(mixer, B, 12, "bfloat16") < state_bytes(mixer, B, 12, "float32")
+
+
+@kinds
+def test_outputs_see_exactly_the_past(alignment):
+    mixer, x = mixer_of(alignment), sequence(6)
+    params = drawn(mixer.parameters())
+    weight = jnp.asarray(np.random.default_rng(0).normal(size=(6, B, M)), jnp.float32)
+
+    @jax.jit
+    def influence(x):
+        _, back = jax.vjp(lambda x: jnp.moveaxis(mixer(params, x), 1, 0), x)
+        grads = jax.vmap(lambda t: back(jnp.zeros_like(weight).at[t].set(weight[t]))[0])(
+            jnp.arange(6)
+        )
+        return jnp.abs(grads).max((1, 3))
+
+    found = np.asarray(influence(x))
+    past = np.tri(6, dtype=bool)
+    assert not found[~past].any()
+    assert found[past].min() > 1e-4 * found.max()
+
+
+@kinds
+def test_padding_of_a_sequence_changes_nothing(alignment):
+    mixer, x = mixer_of(alignment), sequence(6)
+    params = drawn(mixer.parameters())
+    forward = jax.jit(lambda x, valid: mixer(params, x, mask=padding(valid)))
+    valid = jnp.arange(6) < jnp.array([[6], [4]])
+    y = forward(x, valid)
+    assert np.array_equal(y[1, :4], forward(x.at[1, 4:].set(50.0), valid)[1, :4])
+    plain = jax.jit(mixer)(params, x)
+    np.testing.assert_allclose(y[0], plain[0], atol=1e-5)
+    np.testing.assert_allclose(y[1, :4], plain[1, :4], atol=1e-5)
+    # Padding in front: no query reads it.
+    late = jnp.arange(6) >= jnp.array([[0], [2]])
+    assert np.array_equal(forward(x, late)[1, 2:], forward(x.at[1, :2].set(50.0), late)[1, 2:])
+
+
+@kinds
+def test_bfloat16_is_near_float32(alignment):
+    mixer, x = mixer_of(alignment), sequence()
+    params = drawn(mixer.parameters(), scale=0.4)
+    exact = np.asarray(jax.jit(mixer)(params, x))
+    low = jax.jit(mixer)(params, x.astype(jnp.bfloat16))
+    state = mixer.init_state(B, 9, jnp.bfloat16)
+    state, first = jax.jit(mixer.extend)(params, state, x[:, :4].astype(jnp.bfloat16))
+    assert low.dtype == first.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state["alignment"]))
+    for found, expected in ((low, exact), (first, exact[:, :4])):
+        error = np.sqrt(np.mean((np.asarray(found, np.float32) - expected) ** 2))
+        assert error < 0.05 * exact.std()
+
+
+def test_stepwise_content_is_causal_attention():
+    """Against the whole-sequence reference: the same projections and parameters."""
+    mixer, x = mixer_of(CONTENTS["additive"]), sequence()
+    params = drawn(mixer.parameters())
+    q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in ("query", "key", "value"))
+    score = scores.Additive(*(params[f"alignment_score_{n}"] for n in ("query", "key", "vector")))
+    out = dense.attend(q, k, v, score=score, mask=causal())
+    expected = jnp.einsum("bthd,hdm->btm", out, params["out"])
+    np.testing.assert_allclose(jax.jit(mixer)(params, x), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(mixer.weights)(params, x),
+        dense.weights(q, k, score=score, mask=causal()),
+        atol=1e-6,
+    )
+
+
+def test_heads_read_the_values_that_they_share():
+    weights = jnp.asarray(np.random.default_rng(0).uniform(size=(B, H, S)), jnp.float32)
+    v = vectors()[2]
+    expected = np.zeros((B, 1, H, D + 1))
+    for b, h, s in itertools.product(range(B), range(H), range(S)):
+        expected[b, 0, h] += float(weights[b, h, s]) * np.float64(v[b, s, h // (H // K)])
+    np.testing.assert_allclose(read(weights, v), expected, rtol=1e-5, atol=1e-6)
+
+
+@kinds
+def test_mixers_are_static_and_described(alignment):
+    mixer = mixer_of(alignment, init_stddev=0.05)
+    assert hash(mixer) == hash(mixer_of(dataclasses.replace(alignment), init_stddev=0.05))
+    described = mixer.parameters()
+    params = jax.eval_shape(lambda: init_params(mixer, jax.random.key(0)))
+    for name, p in described.items():
+        assert params[name].shape == p.shape and params[name].dtype == jnp.float32
+        assert len(p.axes) == len(p.shape)
+    assert described["query"].init.stddev == 0.05
+
+
+def test_filters_have_a_middle():
+    with pytest.raises(ValueError, match="filter_length = 4; it must be odd"):
+        LocationAware(*SIZES, filter_length=4)
+
+
+def test_options_choose_the_alignment():
+    def made(mixer, **extra):
+        return make_mixer(Options(width=M, num_heads=H, max_length=S, mixer=mixer, **extra))
+
+    found = made("location_aware", normalizer="smoothed", score_width=A, filter_length=5)
+    assert found.alignment == LocationAware(H, H, M // H, A, 5, normalizer=Smoothed())
+    assert made("location_aware", sharpening=2.0).alignment.normalizer == Softmax(2.0)
+    assert made("monotonic").alignment == Monotonic(H, H, 2, 2, waits=True)
+    assert made("monotonic_chunkwise", chunk=3).alignment.chunk == 3
+    assert made("monotonic", use_bias=True, head_width=5).parameters()["out"].shape == (H, 5, M)
+    with pytest.raises(MechanismError, match="filter_length = 4: must be odd"):
+        made("location_aware", filter_length=4)
+    # What a decoder reads with does not wait: its memory is all there.
+    options = Options(width=M, num_heads=H, max_length=S, mixer="monotonic")
+    assert ALIGNMENTS["monotonic"](options) == Monotonic(H, H, 2, 2)
+    options = Options(width=M, num_heads=H, max_length=S, mask="full", predicted_window=2)
+    assert ALIGNMENTS["softmax"](options).focus.size == 2

@@ -1,0 +1,71 @@
+"""Feature maps against what they stand for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.attention import features, linear
+from tests.attention.cases import close
+from tests.attention.test_decay import weighted
+
+D = 4
+
+
+def test_performer_converges_to_softmax_attention():
+    draw = np.random.default_rng(2)
+    q, k, v = jnp.asarray(draw.standard_normal((3, 1, 10, 2, D)), jnp.float32)
+    q, k = q / 2, k / 2
+    expected = np.zeros(v.shape)
+    for t in range(10):
+        w = np.exp(np.einsum("bhd,bshd->bsh", q[:, t], k[:, : t + 1]) / np.sqrt(D))
+        expected[:, t] = np.einsum("bsh,bshd->bhd", w, v[:, : t + 1]) / w.sum(1)[..., None]
+
+    def error(count):
+        squares = []
+        for seed in range(6):
+            phi = features.RandomFeatures(seed, count)
+            shape = (1, 2, count, D)
+            state = linear.empty_state(*shape)
+            y = linear.parallel(phi.queries(q), phi.keys(k), v, state, phi.epsilon)[1]
+            squares.append(np.mean((np.asarray(y) - expected) ** 2))
+        return np.sqrt(np.mean(squares))
+
+    errors = [error(count) for count in (16, 256, 4096)]
+    # 16 times the features, a quarter of the error.
+    assert errors[0] > 2.5 * errors[1] and errors[1] > 3 * errors[2]
+    average = np.cumsum(v, 1) / np.arange(1, 11)[:, None, None]
+    assert errors[2] < 0.1 * np.sqrt(np.mean((average - expected) ** 2))
+
+
+def test_random_features_of_huge_vectors_are_finite():
+    phi = features.RandomFeatures(0, 512)
+    wide = jnp.asarray(phi._products(jnp.eye(256)))  # w, transposed and scaled
+    huge = 256**0.5 * jnp.stack([wide[:, 0], 100 * wide[:, 1], -1e4 * wide[:, 2]])
+    assert np.isfinite(phi.keys(huge).sum()) and np.isfinite(phi.queries(huge)).all()
+    grads = jax.grad(lambda x: weighted(phi.keys(x)) + weighted(phi.queries(x)))(huge)
+    assert np.isfinite(grads).all()
+
+
+def test_random_features_are_orthogonal_gaussians():
+    rows = features.orthogonal_gaussians(4, 20, 8)
+    for start in (0, 8, 16):
+        block = rows[start : start + 8]
+        products = block @ block.T
+        np.testing.assert_allclose(products, np.diag(np.diag(products)), atol=1e-12)
+    assert np.array_equal(rows, features.orthogonal_gaussians(4, 20, 8))
+    assert not np.array_equal(rows, features.orthogonal_gaussians(5, 20, 8))
+    many = np.stack([features.orthogonal_gaussians(seed, 3, 3) for seed in range(3000)])
+    # Mean 0 and covariance 1 of each row, and independent lengths: |w|^2 has variance 2 D.
+    np.testing.assert_allclose(many.mean(0), 0, atol=0.1)
+    np.testing.assert_allclose(
+        np.einsum("nri,nrj->rij", many, many) / 3000, [np.eye(3)] * 3, atol=0.1
+    )
+    np.testing.assert_allclose((many**2).sum(-1).var(0), 6, atol=0.7)
+
+
+def test_taylor_features_multiply_to_the_polynomial():
+    q, k = jnp.asarray(np.random.default_rng(0).standard_normal((2, 50, 6)), jnp.float32)
+    phi = features.Taylor()
+    s = (np.float64(q) * np.float64(k)).sum(-1) / np.sqrt(6)
+    assert phi.keys(k).shape == (50, phi.count(6)) == (50, 28)
+    close((phi.queries(q) * phi.keys(k)).sum(-1), 1 + s + s**2 / 2, 1e-6)

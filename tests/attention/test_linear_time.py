@@ -1,0 +1,311 @@
+"""Mixers of linear time, against step-by-step float64 numpy of the papers' equations."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention import decay, features, gated, linear, short_convolution, state_space
+from research.attention.errors import MechanismError, Unsupported
+from research.attention.masks import Padding
+from research.attention.mixer import init_params
+from tests.attention.cases import close
+from tests.attention.test_decay import weighted
+
+B, T, H, D, M = 2, 13, 3, 4, 12
+
+ENTRIES = {
+    "linear": linear.LINEAR,
+    "performer": linear.PERFORMER,
+    "based": linear.BASED,
+    "retention": gated.RETENTION,
+    "gated_linear": gated.GATED_LINEAR,
+    "state_space": state_space.STATE_SPACE,
+}
+CONVOLVED = {name: "short_convolution" in entry.parts for name, entry in ENTRIES.items()}
+
+
+def options(**extra):
+    """What ``make`` reads of validated options."""
+    found = SimpleNamespace(
+        width=M,
+        num_heads=H,
+        head_size=D,
+        resolved_implementation="chunkwise",
+        block_size=5,
+        use_bias=False,
+        init_stddev=0.02,
+        out_scale=1.0,
+        feature_width=0,
+        short_convolution=0,
+        mechanism_seed=0,
+    )
+    vars(found).update(extra)
+    return found
+
+
+def mixer_problem(name, **extra):
+    """A mixer, parameters of a size that tells everything apart, and an input."""
+    mixer = ENTRIES[name].make(options(**extra))
+    draw = np.random.default_rng(1)
+    params = {
+        key: jnp.asarray(0.4 * draw.standard_normal(p.shape), jnp.float32)
+        for key, p in mixer.parameters().items()
+    }
+    return mixer, params, jnp.asarray(draw.standard_normal((B, T, M)), jnp.float32)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def projected(p, name, x):
+    """Heads (B, T, H, D), through the convolution by its definition if there are taps."""
+    y = np.einsum("btm,mhd->bthd", x, p[name]) + p.get(f"{name}_bias", 0.0)
+    if f"{name}_taps" not in p:
+        return y
+    taps = p[f"{name}_taps"].reshape(-1, *y.shape[2:])
+    out = np.zeros(y.shape)
+    for t in range(y.shape[1]):
+        for n in range(min(len(taps), t + 1)):
+            out[:, t] += taps[n] * y[:, t - n]
+    return silu(out)
+
+
+def normalized_sums(q, k, v):
+    """sum_s w(q_t, k_s) v_s / sum_s w(q_t, k_s) over s <= t, w(q, k) = q . k."""
+    y = np.zeros(v.shape)
+    for t in range(v.shape[1]):
+        weights = np.einsum("bhf,bshf->bsh", q[:, t], k[:, : t + 1])
+        y[:, t] = np.einsum("bsh,bshd->bhd", weights, v[:, : t + 1]) / weights.sum(1)[..., None]
+    return y
+
+
+def standardized(y):
+    y = y - y.mean(-1, keepdims=True)
+    return y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def turned(x, t):
+    """Channels i and i + D/2 as a complex number, times exp(i t base^(-2 i / D))."""
+    half = x.shape[-1] // 2
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * t * 10000.0 ** (-np.arange(half) / half))
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def linear_reference(p, x, q, k, v):
+    return normalized_sums(*(np.where(z > 0, z + 1, np.exp(z)) for z in (q, k)), v)
+
+
+def based_reference(p, x, q, k, v):
+    y, width = np.zeros(v.shape), q.shape[-1]
+    for t in range(T):
+        s = np.einsum("bhd,bshd->bsh", q[:, t], k[:, : t + 1]) / np.sqrt(width)
+        w = 1 + s + s**2 / 2
+        y[:, t] = np.einsum("bsh,bshd->bhd", w, v[:, : t + 1]) / w.sum(1)[..., None]
+    return y
+
+
+def performer_reference(p, x, q, k, v):
+    width = q.shape[-1]
+    w = features.orthogonal_gaussians(0, width, width)
+
+    def phi(z):
+        z = z / width**0.25
+        return np.exp(np.einsum("bthd,fd->bthf", z, w) - (z**2).sum(-1, keepdims=True) / 2)
+
+    return normalized_sums(phi(q), phi(k), v)
+
+
+def retention_reference(p, x, q, k, v):
+    memory, y = np.zeros((B, H, D, D)), np.zeros(v.shape)
+    gamma = 1 - 2.0 ** (-5 - np.arange(H))
+    for t in range(T):
+        query, key = turned(q[:, t], t), turned(k[:, t], t) / np.sqrt(D)
+        memory = gamma[:, None, None] * memory + key[..., :, None] * v[:, t][..., None, :]
+        y[:, t] = np.einsum("bhd,bhde->bhe", query, memory)
+    return standardized(y) * silu(np.einsum("btm,mhd->bthd", x, p["gate"]))
+
+
+def gated_linear_reference(p, x, q, k, v):
+    memory, y = np.zeros((B, H, D, D)), np.zeros(v.shape)
+    low = np.einsum("btr,rhd->bthd", x @ p["decay_in"], p["decay_out"]) + p["decay_bias"]
+    alpha = (1 / (1 + np.exp(-low))) ** (1 / 16)
+    for t in range(T):
+        memory = alpha[:, t][..., None] * memory + k[:, t][..., None] * v[:, t][..., None, :]
+        y[:, t] = np.einsum("bhd,bhde->bhe", q[:, t] / np.sqrt(D), memory)
+    return standardized(y) * silu(np.einsum("btm,mhd->bthd", x, p["gate"]))
+
+
+def state_space_reference(p, x, c, b, v):
+    dt = softplus(x @ p["step"] + p["step_bias"])
+    a = np.exp(-dt * np.exp(p["log_rate"]))
+    memory, y = np.zeros((B, H, b.shape[-1], D)), np.zeros(v.shape)
+    for t in range(T):
+        added = dt[:, t, :, None, None] * b[:, t, :, :, None] * v[:, t][..., None, :]
+        memory = a[:, t, :, None, None] * memory + added
+        y[:, t] = np.einsum("bn,bhnd->bhd", c[:, t, 0], memory) + p["skip"][:, None] * v[:, t]
+    y = y * silu(np.einsum("btm,mhd->bthd", x, p["gate"]))
+    return y / np.sqrt((y**2).mean((-2, -1), keepdims=True) + 1e-6)
+
+
+REFERENCES = {
+    "linear": linear_reference,
+    "performer": performer_reference,
+    "based": based_reference,
+    "retention": retention_reference,
+    "gated_linear": gated_linear_reference,
+    "state_space": state_space_reference,
+}
+PLAIN, RICH = {}, {"use_bias": True, "short_convolution": 3, "feature_width": 2}
+CASES = [(name, PLAIN) for name in ENTRIES] + [(name, RICH) for name in ENTRIES]
+cases = pytest.mark.parametrize(("name", "extra"), CASES, ids=[f"{n}{len(e)}" for n, e in CASES])
+
+
+def whole(mixer, params, x):
+    return jax.jit(mixer.__call__)(params, x)
+
+
+@cases
+def test_mixers_are_their_papers_equations(name, extra):
+    if name == "performer" and extra:
+        extra = {**extra, "feature_width": 0}
+    mixer, params, x = mixer_problem(name, **extra)
+    # Retention has none, whatever the options say.
+    assert any("taps" in key for key in params) == (bool(extra) and CONVOLVED[name])
+    p = {key: np.float64(a) for key, a in params.items()}
+    heads = (projected(p, key, np.float64(x)) for key in ("query", "key", "value"))
+    expected = np.einsum("bthd,hdm->btm", REFERENCES[name](p, np.float64(x), *heads), p["out"])
+    expected += p.get("out_bias", 0.0)
+    for form in ENTRIES[name].implementations:
+        close(
+            whole(mixer_problem(name, **extra, resolved_implementation=form)[0], params, x),
+            expected,
+        )
+
+
+@cases
+def test_feeding_chunks_equals_the_whole(name, extra):
+    mixer, params, x = mixer_problem(name, **extra)
+    expected = whole(mixer, params, x)
+    extend = jax.jit(mixer.extend)
+    state, done = mixer.init_state(B, T, "float32"), 0
+    kinds = jax.eval_shape(lambda: state)
+    for size in (6, 1, 1, 4, 1):
+        state, y = extend(params, state, x[:, done : done + size])
+        close(y, expected[:, done : done + size])
+        done += size
+        assert jax.eval_shape(lambda s=state: s) == kinds
+    for low in (jnp.bfloat16, jnp.float32):
+        floats = [a for a in jax.tree.leaves(mixer.init_state(B, T, low)) if a.ndim]
+        assert {a.dtype for a in floats} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_mixers_compute_in_float64(name):
+    """Every form, far closer to single tokens than float32 could be."""
+    with jax.enable_x64(True):
+        found = []
+        for form in decay.FORMS:
+            mixer, params, x = mixer_problem(name, resolved_implementation=form)
+            params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x))
+            found.append(np.asarray(whole(mixer, params, x)))
+    assert found[0].dtype == np.float64
+    for y in found[:2]:
+        np.testing.assert_allclose(y, found[2], rtol=0, atol=1e-13 * np.abs(found[2]).max())
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_population_axis_and_dtype(name):
+    mixer, params, x = mixer_problem(name, **RICH)
+    stacked = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
+    both = jax.jit(jax.vmap(mixer, (0, None)))(stacked, x)
+    close(both[0], whole(mixer, params, x))
+    close(both[1], whole(mixer, jax.tree.map(lambda p: 0.5 * p, params), x))
+    assert whole(mixer, params, jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_mixers_refuse_masks_and_are_hashable(name):
+    mixer, params, x = mixer_problem(name)
+    with pytest.raises(Unsupported, match=f"mixer '{name}' cannot take a mask.*'softmax' can"):
+        mixer(params, x, mask=Padding(jnp.ones((B, T), bool)))
+    assert mixer == ENTRIES[name].make(options())
+    assert hash(mixer) == hash(type(mixer)(**vars(mixer)))
+    described = mixer.parameters()
+    assert described == ENTRIES[name].make(options()).parameters()
+    for key, a in init_params(mixer, jax.random.key(0)).items():
+        assert a.shape == described[key].shape
+        assert a.dtype == jnp.float32
+        assert len(described[key].axes) == a.ndim
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_training_memory_is_linear_in_length(name):
+    def temporary(length, form):
+        mixer = mixer_problem(name, block_size=16, resolved_implementation=form)[0]
+        params = jax.eval_shape(lambda: init_params(mixer, jax.random.key(0)))
+        x = jax.ShapeDtypeStruct((1, length, M), jnp.float32)
+        grad = jax.jit(jax.grad(lambda p, x: weighted(mixer(p, x)), (0, 1)))
+        analysis = grad.lower(params, x).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    assert temporary(2048, "chunkwise") < 2.2 * temporary(1024, "chunkwise")
+    if name == "linear":
+        assert temporary(2048, "parallel") > 3 * temporary(1024, "parallel")
+
+
+def test_performer_is_strictly_causal():
+    mixer, params, x = mixer_problem("performer")
+    later = x.at[:, 7:].multiply(30)
+    np.testing.assert_array_equal(
+        whole(mixer, params, x)[:, :7], whole(mixer, params, later)[:, :7]
+    )
+
+
+def test_initial_steps_rates_and_decays():
+    mixer = state_space.make(options(num_heads=2000, feature_width=2, width=2, head_size=1))
+    params = init_params(mixer, jax.random.key(0))
+    steps = np.log10(softplus(np.float64(params["step_bias"])))
+    rates = np.exp(np.float64(params["log_rate"]))
+    assert -3.001 < steps.min() < -2.99 and -1.01 < steps.max() < -0.999
+    assert 1 <= rates.min() < 1.05 and 15.9 < rates.max() <= 16
+    # Uniform: mean and standard deviation of the range.
+    np.testing.assert_allclose([steps.mean(), steps.std()], [-2, 2 / 12**0.5], atol=0.05)
+    np.testing.assert_allclose([rates.mean(), rates.std()], [8.5, 15 / 12**0.5], atol=0.3)
+    assert (params["skip"] == 1).all()
+
+
+def test_head_widths_that_cannot_be_are_refused():
+    with pytest.raises(MechanismError, match="head_width = 5: .*pairs"):
+        gated.make_retention(options(head_size=5))
+    with pytest.raises(MechanismError, match="head_width = 1: .*2 or more"):
+        gated.make_gated_linear(options(head_size=1))
+
+
+def test_short_convolution_is_that_of_torch():
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(0)
+    shapes = (B, T, M), (4, M), (B, 3, M)
+    x, taps, past = (jnp.asarray(draw.standard_normal(s), jnp.float32) for s in shapes)
+    seen = torch.tensor(np.array(jnp.concatenate([past, x], 1))).transpose(1, 2)
+    # torch correlates: its last weight meets the newest input.
+    weights = torch.tensor(np.array(taps)[::-1].T.copy())[:, None]
+    expected = torch.nn.functional.conv1d(seen, weights, groups=M).transpose(1, 2).numpy()
+    y, new = short_convolution.apply(x, taps, past)
+    close(y, expected, 1e-6)
+    np.testing.assert_array_equal(new, x[:, -3:])
+    done, before = 0, past
+    for size in (1, 2, 6, 4):
+        y, before = short_convolution.apply(x[:, done : done + size], taps, before)
+        close(y, expected[:, done : done + size], 1e-6)
+        done += size
+    with pytest.raises(ValueError, match="past holds 2 inputs; 4 taps need 3"):
+        short_convolution.apply(x, taps, past[:, 1:])

@@ -1,0 +1,336 @@
+"""Monotonic alignments against loops, enumeration and simulation of the process they expect."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.masks import causal, padding
+from research.attention.monotonic import (
+    Monotonic,
+    MonotonicChunkwise,
+    chunk_alignment,
+    expected_alignment,
+    hard_alignment,
+    unspent,
+)
+
+B, H, S, D, A = 2, 4, 7, 3, 5
+
+
+def equation_9(p: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """alpha_j = p_j sum_{k <= j} previous_k prod_{k <= l < j} (1 - p_l), as it stands, float64."""
+    p, previous = np.asarray(p, np.float64), np.asarray(previous, np.float64)
+    alpha = np.zeros_like(p)
+    for j in range(p.shape[-1]):
+        for k in range(j + 1):
+            alpha[..., j] += previous[..., k] * np.prod(1 - p[..., k:j], axis=-1)
+    return p * alpha
+
+
+def stops_at(z: np.ndarray, start: int) -> int:
+    """The hard process: the first key from ``start`` on with z = 1; the length if there is none."""
+    return next((j for j in range(start, len(z)) if z[j]), len(z))
+
+
+def start(length: int) -> jax.Array:
+    return jnp.zeros(length).at[0].set(1)
+
+
+def test_expected_alignment_equals_its_equation():
+    p = jax.random.uniform(jax.random.key(0), (9, B, H, S))
+    alpha, expected = jnp.broadcast_to(start(S), (B, H, S)), np.eye(S)[0]
+    for row in p:
+        alpha, expected = expected_alignment(row, alpha), equation_9(row, expected)
+        # Relative: there is nothing that cancels, however small it is.
+        np.testing.assert_allclose(alpha, expected, rtol=2e-5)
+        assert (alpha.sum(-1) < 1).all()
+
+
+def test_expected_alignment_equals_enumeration_of_every_outcome():
+    queries, keys = 3, 4
+    p = np.random.default_rng(0).uniform(size=(queries, keys))
+    expected, lost = np.zeros((queries, keys)), np.zeros(queries)
+    for outcome in itertools.product((0, 1), repeat=queries * keys):
+        z = np.reshape(outcome, (queries, keys))
+        probability, at = np.prod(np.where(z, p, 1 - p)), 0
+        for i in range(queries):
+            at = stops_at(z[i], at)
+            if at < keys:
+                expected[i, at] += probability
+            else:
+                lost[i] += probability
+    alpha, gone = start(keys), 0.0
+    for i in range(queries):
+        gone += unspent(jnp.asarray(p[i]), alpha)
+        alpha = expected_alignment(jnp.asarray(p[i]), alpha)
+        np.testing.assert_allclose(alpha, expected[i], rtol=1e-5)
+        np.testing.assert_allclose(gone, lost[i], rtol=1e-5)
+
+
+def test_expected_alignment_equals_simulation():
+    count = 200_000
+    p = np.random.default_rng(1).uniform(size=(4, S)).astype(np.float32)
+    draws = np.random.default_rng(2).uniform(size=(4, count, S)) < p[:, None]
+    at, alpha = jnp.zeros(count, jnp.int32), start(S)
+    for row, z in zip(jnp.asarray(p), draws, strict=True):
+        at, alpha = hard_alignment(jnp.asarray(z, jnp.float32), at), expected_alignment(row, alpha)
+        found = np.bincount(at, minlength=S + 1)[:S] / count
+        # Five standard deviations of a mean of that many.
+        assert (np.abs(found - alpha) < 5 * np.sqrt(alpha / count) + 1e-6).all()
+
+
+def test_hard_alignment_is_the_process_and_the_limit_of_the_expected_one():
+    rng = np.random.default_rng(3)
+    p = rng.uniform(size=(50, S)).astype(np.float32) * (rng.uniform(size=(50, 1)) < 0.8)
+    at = jnp.asarray(rng.integers(0, S + 1, 50), jnp.int32)
+    found = jax.jit(hard_alignment)(jnp.asarray(p), at)
+    assert found.tolist() == [stops_at(row > 0.5, k) for row, k in zip(p, at.tolist(), strict=True)]
+    assert S in found and found.dtype == jnp.int32
+    # One-hot positions and p of 0 and 1; position S is no key, all zeros.
+    alpha = expected_alignment(jnp.asarray(p > 0.5, jnp.float32), jax.nn.one_hot(at, S))
+    assert np.array_equal(alpha, jax.nn.one_hot(found, S))
+
+
+def test_reader_never_moves_back_and_loses_only_what_is_unspent():
+    p = jax.random.uniform(jax.random.key(4), (20, S)) * 0.8
+    alpha = start(S)
+    for row in p:
+        before, alpha, lost = alpha, expected_alignment(row, alpha), unspent(row, alpha)
+        # Probability of being at or before each key.
+        assert (jnp.cumsum(alpha) <= jnp.cumsum(before) + 1e-6).all()
+        np.testing.assert_allclose(alpha.sum() + lost, before.sum(), rtol=1e-5)
+
+
+def test_gradients_are_exact_where_p_is_zero_or_one():
+    # alpha is linear in each p_l by itself, so that a difference over any step is the derivative.
+    p = np.array([0, 0.3, 1, 1, 0, 0.6, 1.0])
+    previous = np.array([0, 0.2, 0, 0.5, 0, 0, 0.3])
+    with jax.enable_x64(True):
+        jacobians = jax.jacobian(expected_alignment, (0, 1))(jnp.asarray(p), jnp.asarray(previous))
+    for found, argument in zip(jacobians, (0, 1), strict=True):
+        for n in range(S):
+            more, less = [p.copy(), previous.copy()], [p.copy(), previous.copy()]
+            more[argument][n] += 0.5
+            less[argument][n] -= 0.5
+            np.testing.assert_allclose(
+                found[:, n], equation_9(*more) - equation_9(*less), atol=1e-14
+            )
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.5, 0.999])
+def test_long_memories_do_not_underflow(p):
+    # The product of all 1 - p is 0 in float32 for the larger two.
+    length = 3000
+    alpha = jax.jit(expected_alignment)(
+        jnp.full(length, p), jnp.zeros(length).at[1500].set(0.5).at[2900].set(0.5)
+    )
+    j = np.arange(length)
+    expected = 0.5 * np.where(j >= 1500, p * (1.0 - p) ** np.maximum(j - 1500, 0), 0)
+    expected += 0.5 * np.where(j >= 2900, p * (1.0 - p) ** np.maximum(j - 2900, 0), 0)
+    seen = expected > 1e-30
+    np.testing.assert_allclose(alpha[seen], expected[seen], rtol=5e-3 if p > 0.9 else 1e-3)
+
+
+def chunk_equation(alpha, u, chunk, allowed):
+    """beta_j = sum_{k=j}^{j+w-1} alpha_k exp(u_j) / sum_{l=k-w+1}^{k} exp(u_l), float64."""
+    alpha, u = np.asarray(alpha, np.float64), np.asarray(u, np.float64)
+    length, beta = len(u), np.zeros(len(u))
+    for j in range(length):
+        for k in range(j, min(j + chunk, length)):
+            window = [n for n in range(max(0, k - chunk + 1), k + 1) if allowed[n]]
+            if allowed[j] and alpha[k]:
+                beta[j] += alpha[k] / sum(np.exp(u[n] - u[j]) for n in window)
+    return beta
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, S, S + 4])
+@pytest.mark.parametrize("spread", [1.0, 60.0])
+def test_chunks_equal_their_equation(chunk, spread):
+    rng = np.random.default_rng(5)
+    allowed = rng.uniform(size=(B, 1, S)) < 0.8
+    # Scores this far apart underflow a sum that all windows share.
+    u = (rng.normal(size=(B, H, S)) * spread).astype(np.float32)
+    alpha = np.where(allowed, rng.uniform(size=(B, H, S)), 0).astype(np.float32)
+    beta = jax.jit(chunk_alignment, static_argnums=2)(alpha, u, chunk, allowed)
+    for b, h in itertools.product(range(B), range(H)):
+        expected = chunk_equation(alpha[b, h], u[b, h], chunk, allowed[b, 0])
+        np.testing.assert_allclose(beta[b, h], expected, rtol=1e-4, atol=1e-30)
+    np.testing.assert_allclose(beta.sum(-1), alpha.sum(-1), rtol=1e-5)
+    if chunk == 1:
+        assert np.array_equal(beta, alpha)
+
+
+def test_chunk_gradients_are_finite_and_exact():
+    rng = np.random.default_rng(6)
+    alpha, u, way = rng.uniform(size=(3, 1, 1, S))
+    allowed = np.array([True, True, False, True, True, True, False])
+    alpha = alpha * allowed
+    weights = np.arange(1, S + 1)
+
+    def reference(u):
+        return chunk_equation(alpha[0, 0], u[0, 0], 3, allowed) @ weights
+
+    with jax.enable_x64(True):
+        fixed = jnp.asarray(alpha), jnp.asarray(allowed)
+
+        def loss(u):
+            return (chunk_alignment(fixed[0], u, 3, fixed[1])[0, 0] * weights).sum()
+
+        slope = np.asarray(jax.grad(loss)(jnp.asarray(u)))
+    expected = (reference(u + 1e-5 * way) - reference(u - 1e-5 * way)) / 2e-5
+    np.testing.assert_allclose((slope * way).sum(), expected, rtol=1e-8)
+    assert not slope[..., ~allowed].any()
+
+
+def problem(kind, **options):
+    """An alignment, parameters that tell heads apart, a query for each of 5 steps, and keys."""
+    alignment = kind(H, 2, D, A, **options)
+    keys = jax.random.split(jax.random.key(7), 3)
+    params = {
+        name: jax.random.normal(jax.random.key(i), p.shape)
+        for i, (name, p) in enumerate(alignment.parameters().items())
+    }
+    q = jax.random.normal(keys[0], (5, B, 1, H, D))
+    return alignment, params, q, jax.random.normal(keys[1], (B, S, 2, D))
+
+
+def run(alignment, params, q, k, mask=None):
+    """Weights (steps, B, H, S) and the states after every step."""
+    index = jnp.arange(k.shape[1])
+
+    def step(state, query):
+        at, q = query
+        weights, state = alignment.step(params, q, memory, at[None], index, mask, state)
+        return state, (weights, state)
+
+    memory = alignment.remember(params, k)
+    first = alignment.init_state(k.shape[0], k.shape[1], k.dtype)
+    return jax.lax.scan(step, first, (jnp.arange(len(q)), q))[1]
+
+
+run_compiled = jax.jit(run, static_argnums=0)
+
+
+def energy(params, prefix, q, k, h):
+    """W q + U k + b through v . tanh, for one pair, by the letter; key head 0 is of heads 0, 1."""
+    w, u, b, v = (np.float64(params[prefix + n]) for n in ("query", "key", "bias", "vector"))
+    return v[h], np.tanh(q @ w[h] + k @ u[h // 2] + b[h])
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_steps_equal_the_papers_equations(chunk):
+    options = {"chunk": chunk} if chunk else {}
+    kind = MonotonicChunkwise if chunk else Monotonic
+    alignment, params, q, k = problem(kind, **options)
+    valid = np.arange(S) < np.array([[S], [5]])
+    found, _ = run_compiled(alignment, params, q, k, padding(jnp.asarray(valid)))
+    for b, h in itertools.product(range(B), range(H)):
+        alpha = np.eye(S)[0]
+        for i in range(len(q)):
+            p, u = np.zeros(S), np.zeros(S)
+            for s in range(S):
+                pair = np.float64(q[i, b, 0, h]), np.float64(k[b, s, h // 2])
+                v, hidden = energy(params, "", *pair, h)
+                e = params["scale"][h] * v @ hidden / np.linalg.norm(v) + params["offset"][h]
+                p[s] = valid[b, s] / (1 + np.exp(-np.float64(e)))
+                if chunk:
+                    u[s] = np.dot(*energy(params, "chunk_", *pair, h))
+            alpha = equation_9(p, alpha)
+            expected = chunk_equation(alpha, u, chunk, valid[b]) if chunk else alpha
+            np.testing.assert_allclose(found[i, b, h], expected, rtol=1e-4, atol=1e-12)
+
+
+def test_first_probabilities_are_those_of_the_offset():
+    heads = 32
+    alignment = Monotonic(heads, heads, 8, 16, offset=-4.0)
+    params = {
+        name: p.init(jax.random.key(0), p.shape) for name, p in alignment.parameters().items()
+    }
+    # |g / |v| v . tanh| is at most 1 with g = 1 / sqrt(A), so that p is near sigma(-4).
+    rng = np.random.default_rng(0)
+    k = jnp.asarray(rng.normal(size=(1, 50, heads, 8)), jnp.float32)
+    q = jnp.asarray(rng.normal(size=(1, 1, 1, heads, 8)), jnp.float32)
+    weights = run_compiled(alignment, params, q, k)[0][0, 0]
+    p = weights[:, 0]
+    assert (p > 1 / (1 + np.exp(5))).all() and (p < 1 / (1 + np.exp(3))).all()
+    # A memory of 50 is then still mostly ahead: most of the probability is nowhere.
+    assert 0.1 < weights.sum(-1).mean() < 0.9
+
+
+def test_hard_reading_is_hard_alignment():
+    alignment, params, q, k = problem(Monotonic, hard=True)
+    soft, _ = run_compiled(Monotonic(H, 2, D, A), params, q, k)
+    found, states = run_compiled(alignment, params, q, k)
+    at = jnp.zeros((B, H), jnp.int32)
+    for i in range(len(q)):
+        # p of this query alone, from a reader that may start at every key.
+        memory = alignment.remember(params, k)
+        p = Monotonic(H, 2, D, A)._stops(params, q[i], memory, jnp.float32)
+        at = hard_alignment(p, at)
+        assert np.array_equal(found[i], jax.nn.one_hot(at, S))
+    assert not np.array_equal(found, soft)
+    assert len(np.unique(np.argmax(found, -1))) > 1
+
+
+@pytest.mark.parametrize("kind", [Monotonic, MonotonicChunkwise])
+def test_what_waits_goes_on_where_the_query_could_see_no_further(kind):
+    alignment, params, q, k = problem(kind, waits=True)
+    weights, states = run_compiled(alignment, params, q, k, causal())
+    np.testing.assert_allclose(states.sum(-1), 1, rtol=1e-5)
+    paper, _ = run_compiled(kind(H, 2, D, A), params, q, k, causal())
+    # The first query reads the same. Later ones read no less than where nothing waits.
+    np.testing.assert_array_equal(weights[0], paper[0])
+    assert (weights.sum(-1) >= paper.sum(-1) - 1e-6).all()
+    assert (weights.sum(-1)[1:] > paper.sum(-1)[1:] + 1e-3).any()
+    assert (weights.sum(-1) < 1).all()
+    for i in range(len(q)):
+        assert not np.asarray(weights[i, ..., i + 1 :]).any()
+        assert not np.asarray(states[i, ..., i + 1 :]).any()
+
+
+def test_a_reader_that_waits_does_not_go_back_to_what_a_query_sees():
+    alignment, params, q, k = problem(Monotonic, waits=True)
+    at_three = jnp.broadcast_to(jax.nn.one_hot(3, S), (B, H, S))
+    memory, index = alignment.remember(params, k), np.arange(S)
+    first = padding(jnp.broadcast_to(jnp.arange(S) < 2, (B, S)))
+    weights, state = alignment.step(params, q[0], memory, np.array([0]), index, first, at_three)
+    assert not np.asarray(weights).any()
+    assert np.array_equal(state, at_three)
+
+
+@pytest.mark.parametrize("valid", [[0, 0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 0, 0, 0]])
+@pytest.mark.parametrize("waits", [False, True])
+def test_padding_changes_nothing(valid, waits):
+    alignment, params, q, k = problem(Monotonic, waits=waits)
+    valid = np.array(valid, bool)
+    padded = run_compiled(alignment, params, q, k, padding(jnp.broadcast_to(valid, (B, S))))[0]
+    # Leaving the padded keys out is the same, wherever they are: the reader passes them.
+    without = run_compiled(alignment, params, q, k[:, valid])[0]
+    np.testing.assert_allclose(padded[..., valid], without, rtol=1e-5, atol=1e-12)
+    assert not np.asarray(padded[..., ~valid]).any()
+
+
+@pytest.mark.parametrize("kind", [Monotonic, MonotonicChunkwise])
+def test_gradients_reach_every_parameter_and_stay_finite(kind):
+    alignment, params, q, k = problem(kind)
+
+    def loss(params, scale):
+        weights = run(alignment, {**params, "scale": scale}, q, k)[0]
+        return (weights * jnp.cos(jnp.arange(weights.size)).reshape(weights.shape)).sum()
+
+    gradient = jax.jit(jax.grad(loss))
+    for scale in (1.0, 1e3):  # with the second every p is 0 or 1 in float32
+        grads = gradient(params, scale * jnp.ones(H))
+        assert all(np.isfinite(g).all() for g in grads.values())
+        if scale == 1.0:
+            assert all(np.abs(g).max() > 0 for name, g in grads.items() if name != "scale")
+    zero = jax.tree.map(jnp.zeros_like, params)
+    assert all(np.isfinite(g).all() for g in gradient(zero, jnp.ones(H)).values())
+
+
+def test_chunk_is_at_least_one():
+    with pytest.raises(ValueError, match="chunk = 0; it must be at least 1"):
+        MonotonicChunkwise(1, 1, 1, 1, chunk=0)

@@ -1,0 +1,179 @@
+"""Normalizers against their equations in float64, and what all of them promise about masks."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.normalizers import NORMALIZERS, Softmax, softmax
+from research.attention.parameters import bind, described
+
+SHAPE = B, H, T, S = 2, 3, 4, 7
+OPTIONS = SimpleNamespace(num_heads=H, max_length=9, sharpening=1.7)
+LEARNED = np.array([-0.5, 0.3, 1.2])
+
+
+def built(name, learned=LEARNED, dtype="float32"):
+    """The registered normalizer with an array in place of what it learns."""
+    part = NORMALIZERS[name].build(OPTIONS)
+    params = described(part, "normalizer")
+    return bind(part, "normalizer", {key: jnp.asarray(learned, dtype) for key in params})
+
+
+def sigma(s):
+    return 1 / (1 + np.exp(-s))
+
+
+def share(x, mask, more=0.0):
+    x = np.where(mask, x, 0)
+    return x / np.maximum(x.sum(-1, keepdims=True) + more, 1e-300)
+
+
+def on_simplex(s, mask, power):
+    """max(s - tau, 0)**power with the tau that makes rows sum to 1, by bisection."""
+    s = np.where(mask, s, -np.inf)
+    top = s.max(-1, keepdims=True)
+    low, high = top - 1, top
+    for _ in range(100):
+        middle = (low + high) / 2
+        enough = (np.maximum(s - middle, 0) ** power).sum(-1, keepdims=True) >= 1
+        low, high = np.where(enough, middle, low), np.where(enough, high, middle)
+    return np.maximum(s - low, 0) ** power
+
+
+SINK = LEARNED[:, None, None]
+EQUATIONS = {
+    "softmax": lambda s, m: share(np.exp(1.7 * s), m),
+    "softmax_plus_one": lambda s, m: share(np.exp(s), m, 1.0),
+    "softmax_sink": lambda s, m: share(np.exp(s), m, np.exp(SINK)),
+    "smoothed": lambda s, m: share(sigma(s), m),
+    "sigmoid": lambda s, m: np.where(m, sigma(s + SINK), 0),
+    "squared_relu": lambda s, m: np.where(m, np.maximum(s, 0) ** 2 / 9, 0),
+    "sparsemax": lambda s, m: on_simplex(s, m, 1),
+    "entmax15": lambda s, m: on_simplex(s / 2, m, 2),
+}
+SUM_TO_ONE = ("softmax", "smoothed", "sparsemax", "entmax15")
+
+rng = np.random.default_rng(0)
+SCORES = 2 * rng.normal(size=SHAPE)
+MASK = (rng.random((B, 1, T, S)) < 0.7) | (np.arange(S) == 2)
+
+
+def test_every_registered_normalizer_has_an_equation():
+    assert set(EQUATIONS) == set(NORMALIZERS)
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_normalizers_are_their_equations(name, masked):
+    mask = MASK if masked else np.ones(SHAPE, bool)
+    expected = EQUATIONS[name](SCORES, mask)
+    run = jax.jit(lambda s: built(name)(s, jnp.asarray(mask) if masked else None))
+    weights = run(jnp.asarray(SCORES, jnp.float32))
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights, expected, atol=2e-6)
+    if name in SUM_TO_ONE:
+        np.testing.assert_allclose(np.sum(weights, -1), 1, atol=1e-5)
+    if name in ("sparsemax", "entmax15"):
+        assert np.array_equal(np.asarray(weights) == 0, expected == 0)
+        assert (expected == 0).any()
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_gradients_are_finite_differences(name):
+    with jax.enable_x64(True):
+        direction, turn = rng.normal(size=SHAPE), jnp.asarray(rng.normal(size=SHAPE))
+        mask = jnp.asarray(MASK)
+
+        def value(scores, learned):
+            return jnp.sum(built(name, learned, "float64")(scores, mask) * turn)
+
+        def along(step):
+            return value(jnp.asarray(SCORES + step * direction), LEARNED + step * SINK[:, 0, 0])
+
+        value = jax.jit(value)
+        grads = jax.jit(jax.grad(value, (0, 1)))(jnp.asarray(SCORES), jnp.asarray(LEARNED))
+        assert grads[0].dtype == jnp.float64
+        slope = np.sum(grads[0] * direction) + np.sum(grads[1] * SINK[:, 0, 0])
+        assert abs(slope) > 0.01
+        np.testing.assert_allclose(slope, (along(1e-5) - along(-1e-5)) / 2e-5, rtol=1e-6)
+        # Forbidden scores have no influence at all.
+        assert not np.asarray(grads[0])[~np.broadcast_to(MASK, SHAPE)].any()
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_rows_with_nothing_allowed(name):
+    """Zero weights and zero, finite gradients, even where scores are extreme."""
+    mask = np.array(np.broadcast_to(MASK, SHAPE))
+    mask[0, 1], mask[1, :, 2] = False, False
+    scores = jnp.asarray(np.where(mask, SCORES, 1e4 * SCORES), jnp.float32)
+
+    def value(scores, learned):
+        weights = built(name, learned)(scores, jnp.asarray(mask))
+        return jnp.sum(weights * jnp.cos(jnp.arange(S))), weights
+
+    (grad, dlearned), weights = jax.jit(jax.grad(value, (0, 1), has_aux=True))(
+        scores, jnp.asarray(LEARNED, jnp.float32)
+    )
+    assert not np.asarray(weights)[~mask].any()
+    assert not np.asarray(grad)[~mask].any()
+    assert np.isfinite(weights).all() and np.isfinite(grad).all() and np.isfinite(dlearned).all()
+    assert np.asarray(grad)[mask].any()
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+@pytest.mark.parametrize("size", [80.0, 3e4])
+def test_large_scores_do_not_overflow(name, size):
+    scores = jnp.asarray(size * SCORES, jnp.float32)
+    weigh = jax.jit(lambda s: built(name)(s, jnp.asarray(MASK)))
+    weights = weigh(scores)
+    grad = jax.jit(jax.grad(lambda s: jnp.sum(weigh(s) ** 2)))(scores)
+    assert np.isfinite(weights).all() and np.isfinite(grad).all()
+    if name in SUM_TO_ONE:
+        np.testing.assert_allclose(np.sum(weights, -1), 1, rtol=1e-5)
+    # Far below zero as well: what is divided by must not underflow.
+    low = weigh(scores - 10 * size)
+    assert np.isfinite(low).all()
+    if name in SUM_TO_ONE:
+        np.testing.assert_allclose(np.sum(low, -1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_low_precision_and_vmap(name):
+    low = jnp.asarray(SCORES, jnp.bfloat16)
+    run = jax.jit(lambda s, x: built(name, x)(s, jnp.asarray(MASK)))
+    expected = run(low.astype(jnp.float32), jnp.asarray(LEARNED, jnp.float32))
+    assert np.array_equal(run(low, jnp.asarray(LEARNED, jnp.float32)), expected)
+    members = jnp.stack([low.astype(jnp.float32), -low.astype(jnp.float32)])
+    learned = jnp.asarray(np.stack([LEARNED, 2 * LEARNED]), jnp.float32)
+    both = jax.jit(jax.vmap(run))(members, learned)
+    for i in range(2):
+        np.testing.assert_allclose(both[i], run(members[i], learned[i]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_what_a_normalizer_says_of_itself(name):
+    part = NORMALIZERS[name].build(OPTIONS)
+    assert part.name == name
+    assert part == NORMALIZERS[name].build(OPTIONS)
+    hash(part)
+    learned = described(part, "normalizer")
+    initial = {k: p.init(jax.random.key(0), p.shape, "float32") for k, p in learned.items()}
+    if name == "sigmoid":
+        np.testing.assert_allclose(initial["normalizer_bias"], [-np.log(9)] * H, rtol=1e-6)
+    elif name == "softmax_sink":
+        np.testing.assert_array_equal(initial["normalizer_sink"], np.zeros(H))
+        assert bind(part, "normalizer", initial).extra_logit.shape == (H,)
+    else:
+        assert not initial
+        assert part.extra_logit == (0.0 if name == "softmax_plus_one" else None)
+
+
+def test_softmax_is_the_default():
+    assert softmax.name == "softmax"
+    assert softmax == Softmax(1.0) != Softmax(2.0)
+    torch = pytest.importorskip("torch")
+    expected = torch.softmax(torch.tensor(SCORES), -1).numpy()
+    np.testing.assert_allclose(softmax(jnp.asarray(SCORES, jnp.float32)), expected, atol=1e-6)

@@ -1,0 +1,288 @@
+"""Scores, one pair at a time: every entry against its paper's equation in float64."""
+
+import itertools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention import dense
+from research.attention.focus import predicted_window
+from research.attention.heads import talking_heads
+from research.attention.masks import causal
+from research.attention.normalizers import softmax
+from research.attention.parameters import bind, described
+from research.attention.relative_scores import SCORE_POSITIONS, shaw, transformer_xl
+from research.attention.scores import SCORES, cosine, dot, scaled_dot
+
+B, T, S, H, K, D, A, LENGTH, FAR = 2, 3, 5, 4, 2, 6, 5, 12, 2
+# The queries are not the first positions, the keys not in order: a score goes by position.
+Q_INDEX, KV_INDEX = np.array([4, 5, 9])[:, None], np.array([2, 0, 5, 7, 9])[None]
+
+
+def options(kv_heads=K):
+    return SimpleNamespace(
+        num_heads=H,
+        kv_heads=kv_heads,
+        head_size=D,
+        width=8,
+        score_width=A,
+        temperature=0.3,
+        max_length=LENGTH,
+        max_distance=FAR,
+    )
+
+
+def unit(x):
+    return x / np.linalg.norm(x)
+
+
+def waves(distance, width):
+    """Sinusoids of Dai et al. 2019: all sines, then all cosines."""
+    angle = distance / 10000.0 ** (np.arange(0, width, 2) / width)
+    return np.concatenate([np.sin(angle), np.cos(angle)])
+
+
+def shaw_pair(w, q, k, h, g, i, j):
+    """Shaw et al. 2018, equation 5: q . (k + a_clip(distance)) / sqrt(D)."""
+    row = min(max(i - j, -FAR), FAR) + FAR
+    return q @ (k + w["table"][row]) / np.sqrt(D)
+
+
+def transformer_xl_pair(w, q, k, h, g, i, j):
+    """Dai et al. 2019, section 3.3, the terms (a) to (d) of A^rel, over sqrt(D)."""
+    place = waves(i - j, w["weight"].shape[0]) @ w["weight"][:, h]
+    u, v = w["content"][h], w["place"][h]
+    return (q @ k + q @ place + u @ k + v @ place) / np.sqrt(D)
+
+
+# f(parameters, query, key, head, key head, query's position, key's position), by the letter.
+PAIRS = {
+    "dot": lambda w, q, k, h, g, i, j: q @ k,
+    "scaled_dot": lambda w, q, k, h, g, i, j: q @ k / np.sqrt(D),
+    "general": lambda w, q, k, h, g, i, j: q @ w["weight"][h] @ k,
+    "additive": lambda w, q, k, h, g, i, j: (
+        w["vector"][h] @ np.tanh(w["query"][h].T @ q + w["key"][g].T @ k)
+    ),
+    "concat": lambda w, q, k, h, g, i, j: (
+        w["vector"][h] @ np.tanh(w["weight"][h].T @ np.concatenate([q, k]))
+    ),
+    "cosine": lambda w, q, k, h, g, i, j: unit(q) @ unit(k) / 0.3,
+    "learned_cosine": lambda w, q, k, h, g, i, j: unit(q) @ unit(k) * np.exp(w["log_scale"][h]),
+    "location": lambda w, q, k, h, g, i, j: (w["weight"][h].T @ q)[j],
+    "synthesizer_dense": lambda w, q, k, h, g, i, j: (w["weight"][h].T @ np.maximum(q, 0))[j],
+    "synthesizer_random": lambda w, q, k, h, g, i, j: w["table"][h, i, j],
+    "shaw": shaw_pair,
+    "transformer_xl": transformer_xl_pair,
+}
+
+
+def build(name, kv_heads=K):
+    if name in SCORES:
+        return SCORES[name].build(options(kv_heads))
+    return SCORE_POSITIONS[name].build(options(kv_heads))(scaled_dot())
+
+
+def arguments(score, kv_heads, seed=0):
+    """Random parameters (by field), queries and keys, float64."""
+    rng = np.random.default_rng(seed)
+    params = {name: rng.normal(size=p.shape) for name, p in described(score, "score").items()}
+    return params, rng.normal(size=(B, T, H, D)), rng.normal(size=(B, S, kv_heads, D))
+
+
+def looped(name, params, q, k):
+    """The scores (B, H, T, S) of the equation, pair by pair."""
+    params = {key.removeprefix("score_"): p for key, p in params.items()}
+    out, group = np.zeros((B, H, T, S)), H // k.shape[2]
+    for b, h, t, s in itertools.product(range(B), range(H), range(T), range(S)):
+        g, i, j = h // group, Q_INDEX[t, 0], KV_INDEX[0, s]
+        out[b, h, t, s] = PAIRS[name](params, q[b, t, h], k[b, s, g], h, g, i, j)
+    return out
+
+
+def computed(score, params, q, k):
+    params, q, k = jax.tree.map(jnp.asarray, (params, q, k))
+    return bind(score, "score", params)(q, k, Q_INDEX, KV_INDEX)
+
+
+def test_every_score_has_an_equation():
+    assert set(PAIRS) == set(SCORES) | set(SCORE_POSITIONS)
+
+
+@pytest.mark.parametrize("kv_heads", [H, K, 1])
+@pytest.mark.parametrize("name", PAIRS)
+def test_values_equal_the_equation(name, kv_heads):
+    score = build(name, kv_heads)
+    params, q, k = arguments(score, kv_heads)
+    expected = looped(name, params, q, k)
+    with jax.enable_x64(True):
+        found = jax.jit(lambda *a: computed(score, *a))(params, q, k)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
+    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (params, q, k))
+    found = computed(score, *single)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    half = (single[0], single[1].astype(jnp.bfloat16), single[2].astype(jnp.bfloat16))
+    found = computed(score, *half)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_gradients_are_the_slopes_of_the_equation(name):
+    score = build(name)
+    given, way, weight = (
+        arguments(score, K),
+        arguments(score, K, 1),
+        np.cos(np.arange(B * H * T * S)),
+    )
+    weight = weight.reshape(B, H, T, S)
+    with jax.enable_x64(True):
+        grads = jax.grad(lambda a: (computed(score, *a) * weight).sum())(given)
+    step = 1e-5
+    # Along a random direction in each argument by itself.
+    for leaf in range(len(jax.tree.leaves(given))):
+        leaves, structure = jax.tree.flatten(given)
+        towards = jax.tree.leaves(way)[leaf]
+        slope = 0.0
+        for sign in (1, -1):
+            moved = [*leaves]
+            moved[leaf] = leaves[leaf] + sign * step * towards
+            slope += sign * (looped(name, *structure.unflatten(moved)) * weight).sum() / (2 * step)
+        found = (np.asarray(jax.tree.leaves(grads)[leaf]) * towards).sum()
+        np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_score_looks_at_what_it_says_it_reads(name):
+    score = build(name)
+    params, q, k = arguments(score, K)
+    with jax.enable_x64(True):
+        slopes = jax.grad(lambda *a: (computed(score, params, *a) ** 2).sum(), (0, 1))(q, k)
+        bound = bind(score, "score", jax.tree.map(jnp.asarray, params))
+        form = bound.as_dot(jnp.asarray(q), jnp.asarray(k))
+    read = tuple(n for n, g in zip(("query", "key"), slopes, strict=True) if np.any(g))
+    assert read == score.reads
+    assert score.has_dot_form == (form is not None)
+
+
+@pytest.mark.parametrize("name", ["cosine", "learned_cosine"])
+def test_cosine_of_a_zero_vector_has_a_finite_gradient(name):
+    score = build(name)
+    params, q, k = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arguments(score, K))
+    grads = jax.grad(lambda a: computed(score, *a).sum())((params, 0 * q, 0 * k))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_cosine_forgets_lengths_and_general_generalises_dot():
+    _, q, k = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arguments(dot(), K))
+    grown = computed(cosine(0.5), {}, 100 * q, 0.01 * k)
+    np.testing.assert_allclose(grown, computed(cosine(0.5), {}, q, k), atol=1e-5)
+    same = computed(
+        build("general"), {"score_weight": jnp.broadcast_to(jnp.eye(D), (H, D, D))}, q, k
+    )
+    np.testing.assert_allclose(same, computed(dot(), {}, q, k), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCORE_POSITIONS)
+def test_relative_scores_do_not_change_when_both_move(name):
+    score = build(name)
+    params, q, k = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arguments(score, K))
+    bound = bind(score, "score", params)
+    here = bound(q, k, Q_INDEX, KV_INDEX)
+    assert np.array_equal(here, bound(q, k, Q_INDEX + 1000, KV_INDEX + 1000))
+    moved = bound(q, k, Q_INDEX + 1, KV_INDEX)
+    assert not np.allclose(here, moved, atol=1e-2)
+    # As it starts, position matters: the first parameters are not all zero.
+    drawn = {
+        key: p.init(jax.random.key(1), p.shape, "float32")
+        for key, p in described(score, "score").items()
+    }
+    bound = bind(score, "score", drawn)
+    assert not np.allclose(bound(q, k, Q_INDEX, KV_INDEX), bound(q, k, Q_INDEX + 1, KV_INDEX))
+
+
+def test_relative_scores_share_the_scale_of_what_they_wrap():
+    for wrap in (shaw(FAR, D), transformer_xl(H, D, LENGTH, 8)):
+        params, q, k = arguments(wrap(dot()), K)
+        with jax.enable_x64(True):
+            plain = computed(wrap(dot()), params, q, k)
+            scaled = computed(wrap(scaled_dot()), params, q, k)
+        np.testing.assert_allclose(plain, np.asarray(scaled) * np.sqrt(D), rtol=1e-9)
+    with pytest.raises(NotImplementedError, match="needs a dot product"):
+        computed(shaw(FAR, D)(build("additive")), *arguments(shaw(FAR, D)(build("additive")), K))
+
+
+def softmax64(scores, allowed):
+    numerator = np.where(allowed, np.exp(scores - scores.max(-1, keepdims=True)), 0)
+    return numerator / numerator.sum(-1, keepdims=True)
+
+
+def test_talking_heads_mix_before_and_after_the_softmax():
+    """Shazeer et al. 2020, section 3: softmax(sum_g scores_g P_l[g, h]), and the same with P_w."""
+    score, normalizer = talking_heads(scaled_dot(), softmax, H)
+    params, q, k = arguments(score, K)
+    params |= {
+        name: np.random.default_rng(2).normal(size=p.shape)
+        for name, p in described(normalizer, "normalizer").items()
+    }
+    assert sorted(params) == ["normalizer_weight", "score_weight"]
+    allowed = KV_INDEX <= Q_INDEX
+    plain = looped("scaled_dot", {}, q, k)
+    mixed = np.zeros_like(plain)
+    for g, h in itertools.product(range(H), range(H)):
+        mixed[:, h] += plain[:, g] * params["score_weight"][g, h]
+    heads, expected = softmax64(mixed, allowed), np.zeros_like(plain)
+    for g, h in itertools.product(range(H), range(H)):
+        expected[:, h] += heads[:, g] * params["normalizer_weight"][g, h]
+    with jax.enable_x64(True):
+        params, q, k = jax.tree.map(jnp.asarray, (params, q, k))
+        found = dense.weights(
+            q,
+            k,
+            score=bind(score, "score", params),
+            normalizer=bind(normalizer, "normalizer", params),
+            mask=causal(),
+            q_index=Q_INDEX[:, 0],
+            kv_index=KV_INDEX[0],
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    # Each head starts close to itself.
+    for p in (*described(score, "x").values(), *described(normalizer, "x").values()):
+        first = p.init(jax.random.key(0), p.shape)
+        assert (jnp.diagonal(first) > 0.7).all()
+        assert (jnp.abs(first - jnp.eye(H)) < 0.3).all() and (first != jnp.eye(H)).all()
+
+
+def test_predicted_window_is_that_of_luong():
+    """Equations 9 and 10: p = L sigma(v . tanh(W q)), times exp(-(s - p)^2 / 2 / (size / 2)^2)."""
+    size = 3
+    window = predicted_window(H, D, size)
+    rng = np.random.default_rng(3)
+    params = {name: rng.normal(size=p.shape) for name, p in described(window, "focus").items()}
+    _, q, k = arguments(dot(), K)
+    lengths, kv = np.array([5.0, 6.0, 10.0]), KV_INDEX[0]
+    expected = np.zeros((B, H, T, S))
+    plain = looped("scaled_dot", {}, q, k)
+    for b, h, t in itertools.product(range(B), range(H), range(T)):
+        hidden = np.tanh(params["focus_weight"][h].T @ q[b, t, h])
+        center = lengths[t] / (1 + np.exp(-params["focus_vector"][h] @ hidden))
+        near = np.abs(kv - center) <= size
+        if near.any():
+            row = softmax64(plain[b, h, t], near)
+            expected[b, h, t] = row * np.exp(-((kv - center) ** 2) / (2 * (size / 2) ** 2))
+    with jax.enable_x64(True):
+        q, plain, kv, lengths = map(jnp.asarray, (q, plain, kv, lengths))
+
+        def weights(params):
+            bound = bind(window, "focus", params)
+            return bound.around(softmax, q, lengths[None, :, None], kv)(plain)
+
+        params = jax.tree.map(jnp.asarray, params)
+        found = weights(params)
+        grads = jax.grad(lambda p: (weights(p) * jnp.cos(kv)).sum())(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    # The place is learned through the Gaussian.
+    assert all(np.abs(g).max() > 1e-3 for g in grads.values())

@@ -1,0 +1,217 @@
+"""Parity with the transformers library: its modules with random weights, nothing downloaded."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention import biases, dense, masks, normalizers, scores
+from research.attention.parameters import bind, described
+from research.attention.positions import Rotary
+from research.attention.relative_biases import t5
+from research.attention.self_attention import SelfAttention
+
+pytestmark = pytest.mark.slow
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+B, T, M, H, K, D = 2, 23, 48, 4, 2, 16
+
+
+def config(**options):
+    """A small Llama; ``options`` are its rope parameters."""
+    return transformers.LlamaConfig(
+        hidden_size=M,
+        num_attention_heads=H,
+        num_key_value_heads=K,
+        head_dim=D,
+        max_position_embeddings=64,
+        attention_bias=True,
+        rope_parameters={"rope_theta": 10000.0, "rope_type": "default", **options},
+        attn_implementation="eager",
+    )
+
+
+ROPES = {
+    "default": ({}, Rotary()),
+    "base": ({"rope_theta": 500.0}, Rotary(500.0)),
+    "linear": (
+        {"rope_type": "linear", "factor": 4.0},
+        Rotary(scaling="linear", factor=4.0),
+    ),
+    "yarn": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        Rotary(scaling="yarn", factor=4.0, original_length=64),
+    ),
+}
+
+
+def array(tensor):
+    return jnp.asarray(tensor.detach().numpy())
+
+
+def weights(module, name, heads):
+    """A torch projection as ours: (M, heads, D), and its bias (heads, D)."""
+    linear = getattr(module, name)
+    return array(linear.weight.T).reshape(M, heads, D), array(linear.bias).reshape(heads, D)
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_llama_attention(rope, implementation):
+    from transformers.models.llama import modeling_llama as llama
+
+    torch.manual_seed(0)
+    made = config(**ROPES[rope][0])
+    theirs, rotary = llama.LlamaAttention(made, 0), llama.LlamaRotaryEmbedding(made)
+    x = torch.randn(B, T, M)
+    angles = rotary(x, torch.arange(T)[None])
+    forbidden = torch.full((T, T), float("-inf")).triu(1)[None, None]
+    expected = theirs(x, angles, forbidden)[0].detach().numpy()
+    ours = SelfAttention(
+        M, H, K, D, rotary=ROPES[rope][1], implementation=implementation, use_bias=True
+    )
+    params = {"out": array(theirs.o_proj.weight.T).reshape(H, D, M)}
+    params["out_bias"] = array(theirs.o_proj.bias)
+    for name, heads in (("query", H), ("key", K), ("value", K)):
+        params[name], params[f"{name}_bias"] = weights(theirs, f"{name[0]}_proj", heads)
+    assert {k: a.shape for k, a in params.items()} == {
+        k: p.shape for k, p in ours.parameters().items()
+    }
+    np.testing.assert_allclose(ours(params, array(x)), expected, atol=2e-6)
+    # Token by token as well.
+    state, pieces = ours.init_state(B, T, "float32"), []
+    step = jax.jit(ours.extend)
+    for t in range(T):
+        state, y = step(params, state, array(x)[:, t : t + 1])
+        pieces.append(y)
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), expected, atol=2e-6)
+
+
+def their_frequencies(kind, made, length=None):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](made, "cpu", seq_len=length)
+    return frequencies.numpy(), scale
+
+
+@pytest.mark.parametrize("original", [64, 512, 4096])
+@pytest.mark.parametrize("factor", [2.0, 16.0])
+@pytest.mark.parametrize("width", [16, 64, 128])
+@pytest.mark.parametrize("base", [10000.0, 500000.0])
+def test_yarn_frequencies(original, factor, width, base):
+    made = config(
+        rope_type="yarn",
+        factor=factor,
+        original_max_position_embeddings=original,
+        rope_theta=base,
+    )
+    made.head_dim = width
+    frequencies, scale = their_frequencies("yarn", made)
+    ours = Rotary(base, scaling="yarn", factor=factor, original_length=original)
+    np.testing.assert_allclose(ours.frequencies(width), frequencies, rtol=2e-6)
+    assert ours.scale == pytest.approx(scale)
+
+
+def test_ntk_frequencies_are_the_dynamic_ones_of_a_length():
+    """At length n their base grows by factor * n / original - (factor - 1) instead of factor."""
+    made = config(rope_type="dynamic", factor=2.0, original_max_position_embeddings=64)
+    for length, factor in ((64, 1.0), (128, 3.0), (192, 5.0)):
+        frequencies, scale = their_frequencies("dynamic", made, length)
+        ours = Rotary(scaling="ntk", factor=factor).frequencies(D)
+        np.testing.assert_allclose(ours, frequencies, rtol=2e-6)
+        assert scale == 1.0
+
+
+def test_partial_rotation_is_that_of_gpt_neox():
+    from transformers.models.gpt_neox import modeling_gpt_neox as neox
+
+    parameters = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.25}
+    made = transformers.GPTNeoXConfig(
+        hidden_size=H * D, num_attention_heads=H, rope_parameters=parameters
+    )
+    x = torch.randn(B, H, T, D)
+    cos, sin = neox.GPTNeoXRotaryEmbedding(made)(x, torch.arange(T)[None])
+    expected, _ = neox.apply_rotary_pos_emb(x, x, cos, sin)
+    ours = Rotary(fraction=0.25)(array(x.transpose(1, 2)), np.arange(T))
+    np.testing.assert_allclose(ours, array(expected.transpose(1, 2)), atol=2e-6)
+
+
+@pytest.mark.parametrize("heads", [8, 12])
+def test_alibi_of_bloom(heads):
+    """Theirs adds slope * k instead of -slope * (q - k): the same weights."""
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    q, k = torch.randn(1, T, heads, D), torch.randn(1, T, heads, D)
+    alibi = build_alibi_tensor(torch.ones(1, T), heads, torch.float32)
+    raw = torch.einsum("bthd,bshd->bhts", q, k) / D**0.5 + alibi.reshape(1, heads, 1, T)
+    expected = torch.softmax(raw + torch.full((T, T), float("-inf")).triu(1), -1)
+    ours = dense.weights(array(q), array(k), mask=masks.causal(), biases=(biases.alibi(heads),))
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_t5_attention(bidirectional):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    torch.manual_seed(1)
+    made = transformers.T5Config(d_model=M, d_kv=D, num_heads=H, dropout_rate=0.0)
+    made.is_decoder = not bidirectional
+    theirs = T5Attention(made, has_relative_attention_bias=True, layer_idx=0).eval()
+    length = 200  # beyond the last bucket
+    x = torch.randn(B, length, M)
+    forbidden = torch.zeros(1, 1, length, length)
+    if not bidirectional:
+        forbidden = torch.full((length, length), float("-inf")).triu(1)[None, None]
+    expected = theirs(x, mask=forbidden)[0].detach().numpy()
+    bias = t5(H, 32, 128, bidirectional)
+    table = array(theirs.relative_attention_bias.weight)
+    ours = SelfAttention(
+        M,
+        H,
+        H,
+        D,
+        score=scores.dot(),
+        mask=masks.full() if bidirectional else masks.causal(),
+        biases=(bias,),
+    )
+    params = {"out": array(theirs.o.weight.T).reshape(H, D, M)}
+    for name in ("query", "key", "value"):
+        params[name] = array(getattr(theirs, name[0]).weight.T).reshape(M, H, D)
+    (name,) = set(ours.parameters()) - set(params)
+    params[name] = table
+    np.testing.assert_allclose(ours(params, array(x)), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (32, 256), (64, 1000)])
+def test_t5_buckets(bidirectional, buckets, farthest):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = np.arange(-2 * farthest, 2 * farthest)
+    theirs = T5Attention._relative_position_bucket(
+        torch.tensor(distances), bidirectional, buckets, farthest
+    )
+    ours = t5(H, buckets, farthest, bidirectional).bucket(np.zeros((1, 1), int), distances[None])
+    assert np.array_equal(ours[0], theirs.numpy())
+
+
+def test_sinks_of_gpt_oss():
+    from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
+
+    q, k, v = torch.randn(B, H, T, D), torch.randn(B, K, T, D), torch.randn(B, K, T, D)
+    module = torch.nn.Module()
+    module.sinks, module.num_key_value_groups = torch.nn.Parameter(torch.randn(H)), H // K
+    forbidden = torch.full((T, T), float("-inf")).triu(1)[None, None]
+    module.eval()
+    expected = eager_attention_forward(module, q, k, v, forbidden, scaling=D**-0.5)[0]
+    part = normalizers.NORMALIZERS["softmax_sink"].build(SimpleNamespace(num_heads=H))
+    (name,) = described(part, "normalizer")
+    ours = dense.attend(
+        *(array(x.transpose(1, 2)) for x in (q, k, v)),
+        mask=masks.causal(),
+        normalizer=bind(part, "normalizer", {name: array(module.sinks)}),
+    )
+    np.testing.assert_allclose(ours, array(expected), atol=2e-6)

@@ -1,0 +1,61 @@
+"""Patterns of layers: each layer has the mechanism that its place in the pattern says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.models.layers import implementation_of, layer_options
+from research.models.transformer import init_state, make_transformer, state_bytes
+from tests import small
+
+PATTERN = ("mask=window, window=3", "mask=window, window=3", "mask=window, window=3", "")
+
+
+def model_of(**model):
+    deltas = {f"model__{k}": v for k, v in model.items()}
+    return make_transformer(small.recall(**deltas).model, 16, 12)
+
+
+def test_every_fourth_layer_sees_everything():
+    config = model_of(num_layers=8, pattern=PATTERN).config
+    masks = [config.mixers[i % 4].mask.reach for i in range(8)]
+    assert masks == [3, 3, 3, None, 3, 3, 3, None]
+    # 2 of the 8 layers keep all 12 tokens, the others 3; k and v of 8 channels, positions, step.
+    sizes = [2 * slots * 8 * 4 + slots * 4 + 4 for slots in (3, 3, 3, 12)]
+    assert state_bytes(config, 12) == 2 * sum(sizes)
+
+
+def test_a_pattern_of_equal_layers_computes_what_a_plain_model_does():
+    plain, repeated = model_of(num_layers=4), model_of(num_layers=4, pattern=("", "position=rope"))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 16, (2, 12)))
+    params = jax.jit(plain.init)(jax.random.key(0), tokens)["params"]
+    layers = params["layers"]["0"]
+    # Layers 0, 2 and layers 1, 3.
+    split = {str(i): jax.tree.map(lambda a, i=i: a[i::2], layers) for i in (0, 1)}
+    wanted = jax.jit(lambda p: plain.apply({"params": p}, tokens)[0])(params)
+    found = jax.jit(lambda p: repeated.apply({"params": p}, tokens)[0])(params | {"layers": split})
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_positions_can_differ_by_layer():
+    pattern = ("position=none", "position=alibi", "position=t5", "")
+    config = model_of(num_layers=4, pattern=pattern).config
+    none, alibi, t5, rope = config.mixers
+    assert none.rotary is None and not none.biases
+    assert [len(m.biases) for m in (alibi, t5)] == [1, 1] and alibi.biases != t5.biases
+    assert rope.rotary is not None
+
+
+def test_a_hybrid_names_all_its_implementations():
+    options = layer_options(
+        small.recall(model__pattern=("mixer=linear, position=none", "")).model, 12
+    )
+    assert implementation_of(options) == "chunkwise, dense"
+
+
+def test_states_of_a_hybrid_are_those_of_its_mixers():
+    model = model_of(num_layers=2, pattern=("mixer=gru, position=none", ""))
+    state = init_state(model.config, 2, 12)
+    assert len(state["layers"]) == 2
+    gru, softmax = (jax.tree.map(lambda a: a.shape, layer) for layer in state["layers"])
+    assert "k" in softmax and "k" not in gru
