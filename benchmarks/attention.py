@@ -26,7 +26,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from research.attention import attend, causal  # noqa: E402
+from research.attention import (
+    attend,
+    causal,  # noqa: E402
+)
 
 PASSES = ("forward", "forward + backward")
 

@@ -24,10 +24,10 @@ import numpy as np
 
 from research.attention import registry
 from research.attention.errors import MechanismError, Unsupported
-from research.attention.implementations import IMPLEMENTATIONS
-from research.attention.mixer import init_params
+from research.attention.implementations.attend import IMPLEMENTATIONS
+from research.attention.implementations.platforms import platform as device_platform
+from research.attention.mixers.mixer import init_params
 from research.attention.options import Options, make_mixer
-from research.attention.platforms import platform as device_platform
 
 RESULTS = Path(__file__).parent / "results"
 # Linear in the length only if what it reads does not grow with it.

@@ -15,8 +15,8 @@ from absl import flags
 
 from research.attention import registry
 from research.attention.entries import MixerEntry
-from research.attention.implementations import IMPLEMENTATIONS, refusal
-from research.attention.mixer import Mixer, state_bytes
+from research.attention.implementations.attend import IMPLEMENTATIONS, refusal
+from research.attention.mixers.mixer import Mixer, state_bytes
 from research.attention.options import Options, make_mixer
 from research.configuration import run
 

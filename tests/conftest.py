@@ -16,8 +16,8 @@ if str(ROOT) not in sys.path:
 # which check their types themselves, in their own words.
 install_import_hook(
     [
-        f"research.attention.{module.stem}"
-        for module in sorted((ROOT / "research" / "attention").glob("*.py"))
+        ".".join(module.relative_to(ROOT).with_suffix("").parts)
+        for module in sorted((ROOT / "research" / "attention").rglob("*.py"))
         if module.stem not in ("__init__", "options")
     ],
     "beartype.beartype",

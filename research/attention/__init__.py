@@ -5,10 +5,13 @@ separate choice. Arrays are named by one alphabet: B batch, T query length, S ke
 K key/value heads, D head width, M model width.
 """
 
-from research.attention.biases import Bias, alibi, softcap
 from research.attention.errors import MechanismError, Unsupported
-from research.attention.implementations import IMPLEMENTATIONS, attend
-from research.attention.masks import (
+from research.attention.implementations.attend import IMPLEMENTATIONS, attend
+from research.attention.mixers.mixer import Mixer, init_params, state_bytes
+from research.attention.options import Options, make_mixer
+from research.attention.parameters import Parameter
+from research.attention.parts.biases import Bias, alibi, softcap
+from research.attention.parts.masks import (
     Mask,
     causal,
     full,
@@ -17,13 +20,10 @@ from research.attention.masks import (
     segments,
     window,
 )
-from research.attention.mixer import Mixer, init_params, state_bytes
-from research.attention.normalizers import NORMALIZERS, Normalizer, softmax
-from research.attention.options import Options, make_mixer
-from research.attention.parameters import Parameter
-from research.attention.positions import rope, sinusoidal
+from research.attention.parts.normalizers import NORMALIZERS, Normalizer, softmax
+from research.attention.parts.positions import rope, sinusoidal
+from research.attention.parts.scores import Score, cosine, dot, scaled_dot
 from research.attention.registry import MIXERS
-from research.attention.scores import Score, cosine, dot, scaled_dot
 
 __all__ = [
     "IMPLEMENTATIONS",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from research.attention import registry
 from research.attention.entries import Part
 from research.attention.errors import MechanismError
-from research.attention.implementations import IMPLEMENTATIONS, refusal
-from research.attention.positions import SCALINGS
+from research.attention.implementations.attend import IMPLEMENTATIONS, refusal
+from research.attention.parts.positions import SCALINGS
 
 if TYPE_CHECKING:
     from research.attention.options import Options

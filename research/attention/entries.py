@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from research.attention.mixer import Mixer
+    from research.attention.mixers.mixer import Mixer
     from research.attention.options import Options
 
 

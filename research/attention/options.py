@@ -3,14 +3,14 @@
 import dataclasses
 
 from research.attention import checks, registry
-from research.attention.biases import Bias
-from research.attention.focus import Focused, PredictedWindow, predicted_window
-from research.attention.heads import talking_heads
-from research.attention.masks import Mask
-from research.attention.mixer import Mixer
-from research.attention.normalizers import Normalizer
-from research.attention.positions import Rotary
-from research.attention.scores import Score
+from research.attention.mixers.mixer import Mixer
+from research.attention.parts.biases import Bias
+from research.attention.parts.focus import Focused, PredictedWindow, predicted_window
+from research.attention.parts.heads import talking_heads
+from research.attention.parts.masks import Mask
+from research.attention.parts.normalizers import Normalizer
+from research.attention.parts.positions import Rotary
+from research.attention.parts.scores import Score
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,27 +8,27 @@ through the tables, so an entry is tested and documented by being registered.
 import functools
 from typing import TYPE_CHECKING
 
-from research.attention import biases
-from research.attention.convolution import GATED_CONVOLUTION
-from research.attention.delta import DELTA, GATED_DELTA
-from research.attention.differential import DIFFERENTIAL
 from research.attention.entries import MixerEntry, Part
-from research.attention.gated import GATED_LINEAR, RETENTION
-from research.attention.latent import LATENT
-from research.attention.linear import BASED, LINEAR, PERFORMER
-from research.attention.linformer import LINFORMER
-from research.attention.masks import MASKS as CONTIGUOUS_MASKS
-from research.attention.masks import Mask
-from research.attention.normalizers import NORMALIZERS
-from research.attention.positions import Rotary
-from research.attention.recurrent import GRU, LSTM
-from research.attention.relative_biases import BIAS_POSITIONS
-from research.attention.relative_scores import SCORE_POSITIONS
-from research.attention.scores import SCORES
-from research.attention.self_attention import SOFTMAX
-from research.attention.sparse_masks import SPARSE_MASKS
-from research.attention.state_space import STATE_SPACE
-from research.attention.stepwise import LOCATION_AWARE, MONOTONIC, MONOTONIC_CHUNKWISE
+from research.attention.mixers.convolution import GATED_CONVOLUTION
+from research.attention.mixers.delta import DELTA, GATED_DELTA
+from research.attention.mixers.differential import DIFFERENTIAL
+from research.attention.mixers.gated import GATED_LINEAR, RETENTION
+from research.attention.mixers.latent import LATENT
+from research.attention.mixers.linear import BASED, LINEAR, PERFORMER
+from research.attention.mixers.linformer import LINFORMER
+from research.attention.mixers.recurrent import GRU, LSTM
+from research.attention.mixers.self_attention import SOFTMAX
+from research.attention.mixers.state_space import STATE_SPACE
+from research.attention.mixers.stepwise import LOCATION_AWARE, MONOTONIC, MONOTONIC_CHUNKWISE
+from research.attention.parts import biases
+from research.attention.parts.masks import MASKS as CONTIGUOUS_MASKS
+from research.attention.parts.masks import Mask
+from research.attention.parts.normalizers import NORMALIZERS
+from research.attention.parts.positions import Rotary
+from research.attention.parts.relative_biases import BIAS_POSITIONS
+from research.attention.parts.relative_scores import SCORE_POSITIONS
+from research.attention.parts.scores import SCORES
+from research.attention.parts.sparse_masks import SPARSE_MASKS
 
 if TYPE_CHECKING:
     from research.attention.options import Options

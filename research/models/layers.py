@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from research.attention.errors import MechanismError
-from research.attention.mixer import Mixer
+from research.attention.mixers.mixer import Mixer
 from research.attention.options import Options, make_mixer
 from research.attention.registry import MODEL_POSITIONS
 from research.errors import UserError, check_name

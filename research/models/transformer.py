@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from research.attention.mixer import Mixer
-from research.attention.positions import sinusoidal
+from research.attention.mixers.mixer import Mixer
+from research.attention.parts.positions import sinusoidal
 from research.errors import UserError, check_name
 from research.models.activations import ACTIVATIONS
 from research.models.layers import layer_mixers, layer_options

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.attention import registry
-from research.attention.masks import padding
-from research.attention.mixer import init_params
+from research.attention.mixers.mixer import init_params
 from research.attention.options import Options, make_mixer
+from research.attention.parts.masks import padding
 
 BATCH, LENGTH, WIDTH, HEADS = 2, 12, 16, 4
 

@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import dense, scores
-from research.attention.alignments import Content, LocationAware, read
-from research.attention.biases import alibi
 from research.attention.errors import MechanismError
-from research.attention.focus import predicted_window
-from research.attention.masks import causal, padding
-from research.attention.mixer import init_params, state_bytes
-from research.attention.monotonic import Monotonic, MonotonicChunkwise
-from research.attention.normalizers import SinkSoftmax, Smoothed, Softmax
+from research.attention.implementations import dense
+from research.attention.mixers.alignments import Content, LocationAware, read
+from research.attention.mixers.mixer import init_params, state_bytes
+from research.attention.mixers.monotonic import Monotonic, MonotonicChunkwise
+from research.attention.mixers.stepwise import ALIGNMENTS, Stepwise
 from research.attention.options import Options, make_mixer
 from research.attention.parameters import Constant, Parameter
-from research.attention.relative_scores import shaw
-from research.attention.sparse_masks import local
-from research.attention.stepwise import ALIGNMENTS, Stepwise
+from research.attention.parts import scores
+from research.attention.parts.biases import alibi
+from research.attention.parts.focus import predicted_window
+from research.attention.parts.masks import causal, padding
+from research.attention.parts.normalizers import SinkSoftmax, Smoothed, Softmax
+from research.attention.parts.relative_scores import shaw
+from research.attention.parts.sparse_masks import local
 
 B, T, S, H, K, D, A, M = 2, 5, 7, 4, 2, 6, 3, 8
 SIZES = (H, K, D, A)

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import biases, dense, masks, normalizers, registry, scores
+from research.attention import registry
 from research.attention.errors import Unsupported
-from research.attention.implementations import IMPLEMENTATIONS, attend
-from research.attention.normalizers import softmax
+from research.attention.implementations import dense
+from research.attention.implementations.attend import IMPLEMENTATIONS, attend
 from research.attention.options import Options
 from research.attention.parameters import Parameter
+from research.attention.parts import biases, masks, normalizers, scores
+from research.attention.parts.normalizers import softmax
 from tests.attention.cases import close, needed, qkv, weighted
 
 HEADS = 4

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.convolution import FORMS, SHORT, GatedConvolution
 from research.attention.errors import Unsupported
-from research.attention.masks import causal
+from research.attention.mixers.convolution import FORMS, SHORT, GatedConvolution
+from research.attention.parts.masks import causal
 
 B, T, M = 2, 23, 3
 # Taps that are few, that are many enough for the Fourier transform, and more than there are tokens.

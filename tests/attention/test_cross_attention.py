@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from research.attention import scores
-from research.attention.biases import alibi
-from research.attention.cross_attention import CrossAttention
-from research.attention.focus import predicted_window
-from research.attention.implementations import IMPLEMENTATIONS
-from research.attention.masks import padding
-from research.attention.normalizers import SinkSoftmax
+from research.attention.implementations.attend import IMPLEMENTATIONS
+from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.parameters import Constant, Parameter
-from research.attention.positions import Rotary
-from research.attention.sparse_masks import local
+from research.attention.parts import scores
+from research.attention.parts.biases import alibi
+from research.attention.parts.focus import predicted_window
+from research.attention.parts.masks import padding
+from research.attention.parts.normalizers import SinkSoftmax
+from research.attention.parts.positions import Rotary
+from research.attention.parts.sparse_masks import local
 
 B, T, S, M, N, H, D = 2, 5, 7, 8, 6, 4, 2
 PLAIN = CrossAttention(M, N, H, H, D)

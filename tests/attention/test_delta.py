@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.delta import FORMS, DeltaNet, GatedDeltaNet
 from research.attention.errors import Unsupported
-from research.attention.masks import causal
+from research.attention.mixers.delta import FORMS, DeltaNet, GatedDeltaNet
+from research.attention.parts.masks import causal
 
 B, T, H, D, E = 2, 13, 3, 5, 4
 # Every form, the chunkwise one with chunks that divide 13 and that do not.

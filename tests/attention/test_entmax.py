@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from research.attention.sparsemax import entmax15, sparsemax
+from research.attention.parts.sparsemax import entmax15, sparsemax
 
 BOTH = {"sparsemax": sparsemax, "entmax15": entmax15}
 COMPILED = {name: jax.jit(f) for name, f in BOTH.items()}

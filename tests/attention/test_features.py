@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.attention import features, linear
+from research.attention.mixers import features, linear
 from tests.attention.cases import close
 from tests.attention.test_decay import weighted
 

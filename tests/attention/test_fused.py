@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import biases, dense, fused, masks, normalizers, registry, scores, splash
+from research.attention import registry
 from research.attention.errors import Unsupported
-from research.attention.implementations import IMPLEMENTATIONS, attend, choose
+from research.attention.implementations import dense, fused, splash
+from research.attention.implementations.attend import IMPLEMENTATIONS, attend, choose
 from research.attention.options import Options
+from research.attention.parts import biases, masks, normalizers, scores
 from tests.attention.cases import close, qkv, weighted
 from tests.attention.test_attend import BIASES, HEADS
 

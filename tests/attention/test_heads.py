@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.heads import group_heads
 from research.attention.options import Options, make_mixer
+from research.attention.parts.heads import group_heads
 from tests.attention.cases import close, compiled, drawn
 
 BASE = {"width": 16, "num_heads": 4, "max_length": 12, "use_bias": True, "position": "rope"}

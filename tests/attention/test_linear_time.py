@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import decay, features, gated, linear, short_convolution, state_space
 from research.attention.errors import MechanismError, Unsupported
-from research.attention.masks import Padding
-from research.attention.mixer import init_params
+from research.attention.mixers import decay, features, gated, linear, short_convolution, state_space
+from research.attention.mixers.mixer import init_params
+from research.attention.parts.masks import Padding
 from tests.attention.cases import close
 from tests.attention.test_decay import weighted
 

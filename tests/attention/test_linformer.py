@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from research.attention.errors import Unsupported
-from research.attention.linformer import Linformer, attend_projected
-from research.attention.masks import causal, full, padding
+from research.attention.mixers.linformer import Linformer, attend_projected
+from research.attention.parts.masks import causal, full, padding
 
 B, T, M, H, D, R = 2, 9, 6, 3, 4, 5
 

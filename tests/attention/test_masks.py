@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.attention import masks, sparse_masks
+from research.attention.parts import masks, sparse_masks
 
 SIDE = 14
 Q, K = np.arange(SIDE)[:, None], np.arange(SIDE)[None, :]

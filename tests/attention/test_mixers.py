@@ -9,9 +9,9 @@ import pytest
 
 from research.attention import registry
 from research.attention.errors import Unsupported
-from research.attention.masks import padding
-from research.attention.mixer import init_params, state_bytes
+from research.attention.mixers.mixer import init_params, state_bytes
 from research.attention.options import Options, make_mixer
+from research.attention.parts.masks import padding
 from tests.attention.cases import (
     CASES,
     ELSEWHERE,

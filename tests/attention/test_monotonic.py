@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.masks import causal, padding
-from research.attention.monotonic import (
+from research.attention.mixers.monotonic import (
     Monotonic,
     MonotonicChunkwise,
     chunk_alignment,
@@ -16,6 +15,7 @@ from research.attention.monotonic import (
     hard_alignment,
     unspent,
 )
+from research.attention.parts.masks import causal, padding
 
 B, H, S, D, A = 2, 4, 7, 3, 5
 

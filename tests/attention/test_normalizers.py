@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.normalizers import NORMALIZERS, Softmax, softmax
 from research.attention.parameters import bind, described
+from research.attention.parts.normalizers import NORMALIZERS, Softmax, softmax
 
 SHAPE = B, H, T, S = 2, 3, 4, 7
 OPTIONS = SimpleNamespace(num_heads=H, max_length=9, sharpening=1.7)

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import biases, dense, linear, masks, scores
-from research.attention.convolution import SHORT, convolve, convolve_fft, convolve_shifted
-from research.attention.implementations import IMPLEMENTATIONS, attend
-from research.attention.positions import rope, sinusoidal
+from research.attention.implementations import dense
+from research.attention.implementations.attend import IMPLEMENTATIONS, attend
+from research.attention.mixers import linear
+from research.attention.mixers.convolution import SHORT, convolve, convolve_fft, convolve_shifted
+from research.attention.parts import biases, masks, scores
+from research.attention.parts.positions import rope, sinusoidal
 from tests.attention.cases import close, qkv, weighted
 
 T, S = 13, 19

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import blockwise, dense, masks
+from research.attention.implementations import blockwise, dense
 from research.attention.parameters import bind, described
-from research.attention.positions import Rotary, rope
-from research.attention.relative_biases import BIAS_POSITIONS, bucket_edges, t5
+from research.attention.parts import masks
+from research.attention.parts.positions import Rotary, rope
+from research.attention.parts.relative_biases import BIAS_POSITIONS, bucket_edges, t5
 
 HEADS, T, S = 4, 11, 17
 Q_INDEX = np.arange(S - T, S)

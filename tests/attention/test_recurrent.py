@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from research.attention.errors import Unsupported
-from research.attention.masks import causal
-from research.attention.recurrent import (
+from research.attention.mixers.recurrent import (
     CELLS,
     Recurrent,
     gru_cell,
@@ -15,6 +14,7 @@ from research.attention.recurrent import (
     lstm_parameters,
     run,
 )
+from research.attention.parts.masks import causal
 
 B, T, M, N = 3, 9, 5, 7
 STEPS = {"gru": gru_cell, "lstm": lstm_cell}

@@ -7,7 +7,7 @@ import pytest
 
 from research.attention import registry
 from research.attention.errors import MechanismError, Unsupported
-from research.attention.implementations import IMPLEMENTATIONS, Implementation, attend
+from research.attention.implementations.attend import IMPLEMENTATIONS, Implementation, attend
 from research.attention.options import Options, make_mixer
 from research.attention.registry import MIXERS, TABLES
 from tests.attention.cases import ELSEWHERE, NAMED, PADDABLE, SPARSE, VARIANTS

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import dense
-from research.attention.focus import predicted_window
-from research.attention.heads import talking_heads
-from research.attention.masks import causal
-from research.attention.normalizers import softmax
+from research.attention.implementations import dense
 from research.attention.parameters import bind, described
-from research.attention.relative_scores import SCORE_POSITIONS, shaw, transformer_xl
-from research.attention.scores import SCORES, cosine, dot, scaled_dot
+from research.attention.parts.focus import predicted_window
+from research.attention.parts.heads import talking_heads
+from research.attention.parts.masks import causal
+from research.attention.parts.normalizers import softmax
+from research.attention.parts.relative_scores import SCORE_POSITIONS, shaw, transformer_xl
+from research.attention.parts.scores import SCORES, cosine, dot, scaled_dot
 
 B, T, S, H, K, D, A, LENGTH, FAR = 2, 3, 5, 4, 2, 6, 5, 12, 2
 # The queries are not the first positions, the keys not in order: a score goes by position.

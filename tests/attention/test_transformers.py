@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import biases, dense, masks, normalizers, scores
+from research.attention.implementations import dense
+from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import bind, described
-from research.attention.positions import Rotary
-from research.attention.relative_biases import t5
-from research.attention.self_attention import SelfAttention
+from research.attention.parts import biases, masks, normalizers, scores
+from research.attention.parts.positions import Rotary
+from research.attention.parts.relative_biases import t5
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")

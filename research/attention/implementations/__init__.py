@@ -1,0 +1,1 @@
+"""How softmax attention is computed: `attend` and what it can choose from."""

@@ -1,0 +1,204 @@
+"""How attention is computed, as opposed to what is computed.
+
+An implementation computes exactly the mechanism it is given or raises ``Unsupported`` with a
+message that names the part it lacks and an implementation that has it. A new one is one file and
+one line in ``IMPLEMENTATIONS``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from research.attention.errors import Unsupported
+from research.attention.implementations import blockwise, dense, fused, splash
+from research.attention.implementations.platforms import platform
+from research.attention.parts.biases import Bias
+from research.attention.parts.masks import Mask, full
+from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.scores import Score, scaled_dot
+
+
+class Implementation(NamedTuple):
+    """One way to compute attention.
+
+    Attributes:
+        attend: ``attend(q, k, v, **mechanism)``.
+        lacks: ``lacks(score, mask, biases, normalizer) -> str`` names the part of a mechanism that
+            is missing and is empty if there is none.
+        blocked: whether ``attend`` takes a ``block_size``.
+        platforms: what it is for; elsewhere it raises ``Unsupported``, but for splash, which is
+            interpreted on CPUs for the sake of tests.
+        dtypes: of the queries it takes; empty takes all.
+        any_positions: whether positions may be unknown while tracing, as in a decoder's chunk.
+    """
+
+    attend: Callable[..., Any]
+    lacks: Callable[[Score, Mask, tuple[Bias, ...], Normalizer], str]
+    blocked: bool
+    platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    dtypes: tuple[str, ...] = ()
+    any_positions: bool = True
+
+
+def _nothing(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+    return ""
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "dense": Implementation(dense.attend, _nothing, blocked=False),
+    "blockwise": Implementation(blockwise.attend, blockwise.lacks, blocked=True),
+    "jax_xla": Implementation(fused.attend_xla, fused.lacks_xla, blocked=False),
+    "jax_cudnn": Implementation(
+        fused.attend_cudnn,
+        fused.lacks_cudnn,
+        blocked=False,
+        platforms=("gpu",),
+        dtypes=fused.CUDNN_DTYPES,
+        any_positions=False,
+    ),
+    "splash": Implementation(
+        splash.attend,
+        splash.lacks,
+        blocked=False,
+        platforms=("tpu",),
+        dtypes=splash.DTYPES,
+        any_positions=False,
+    ),
+}
+
+# Up to here the scores of one head are small enough that blocks only add steps. Measured on CPU.
+DENSE_UP_TO = 1024
+
+
+def choose(
+    length: int,
+    score: Score,
+    mask: Mask,
+    biases: tuple[Bias, ...],
+    normalizer: Normalizer,
+    *,
+    head_width: int = 0,
+    dtype: Any = None,
+    backend: str | None = None,
+) -> str:
+    """The implementation for whole sequences of this mechanism: the fastest known that has it.
+
+    On GPUs cuDNN, on TPUs splash, if they have the mechanism and the dtype is known to be one of
+    theirs; otherwise dense for short sequences and blockwise for long ones. What is chosen runs at
+    any position that is known while tracing and, if no dtype is given, with any dtype.
+
+    Args:
+        length: the longest sequence.
+        score: how a query and a key match.
+        mask: which pairs are allowed.
+        biases: applied to the scores in order.
+        normalizer: from scores to weights.
+        head_width: the wider of D and Dv; 0 if it is not known.
+        dtype: of queries, keys and values; None if it is not known.
+        backend: "cpu", "gpu" or "tpu"; None is what the computation will run on.
+    """
+    backend = platform() if backend is None else backend
+    mechanism = (score, mask, biases, normalizer)
+    name = "" if dtype is None else jnp.dtype(dtype).name
+
+    def can(chosen: str) -> bool:
+        found = IMPLEMENTATIONS[chosen]
+        return name in found.dtypes and not found.lacks(*mechanism)
+
+    # Above a width of 128 it depends on the generation of the GPU whether cuDNN can.
+    if backend == "gpu" and 0 < head_width <= 128 and can("jax_cudnn"):
+        return "jax_cudnn"
+    if backend == "tpu" and length % splash.BLOCKS[-1] == 0 and can("splash"):
+        return "splash"
+    if length > DENSE_UP_TO and not IMPLEMENTATIONS["blockwise"].lacks(*mechanism):
+        return "blockwise"
+    return "dense"
+
+
+def refusal(
+    implementation: str,
+    score: Score,
+    mask: Mask,
+    biases: tuple[Bias, ...],
+    normalizer: Normalizer,
+) -> str:
+    """Why this implementation cannot compute this mechanism, in one line; empty if it can."""
+    if implementation not in IMPLEMENTATIONS:
+        return (
+            f"implementation {implementation!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}"
+        )
+    mechanism = (score, mask, biases, normalizer)
+    missing = IMPLEMENTATIONS[implementation].lacks(*mechanism)
+    if not missing:
+        return ""
+    able = [
+        name
+        for name, other in IMPLEMENTATIONS.items()
+        if platform() in other.platforms and not other.lacks(*mechanism)
+    ]
+    return f"implementation {implementation!r} lacks {missing}; {', '.join(able)} has it"
+
+
+def while_decoding(implementation: str, length: int) -> str:
+    """The implementation that reads a cache with ``length`` new queries in place of this one.
+
+    One query has no use for blocks: its scores are linear in length anyway. Of several, the
+    positions are not known while tracing, which some implementations need.
+    """
+    return (
+        implementation if length > 1 and IMPLEMENTATIONS[implementation].any_positions else "dense"
+    )
+
+
+def attend(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    *,
+    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
+    mask: Mask = full(),  # noqa: B008
+    biases: tuple[Bias, ...] = (),
+    normalizer: Normalizer = softmax,
+    q_index: Integer[Array | np.ndarray, " T"] | None = None,
+    kv_index: Integer[Array | np.ndarray, " S"] | None = None,
+    implementation: str = "dense",
+    block_size: int = 0,
+) -> Float[Array, "B T H Dv"]:
+    """Attention by the named implementation; see ``dense.attend`` for what it computes.
+
+    Args:
+        q: queries, and so on as in ``dense.attend``.
+        k: keys.
+        v: values.
+        score: how a query and a key match.
+        mask: which pairs are allowed.
+        biases: applied to the scores in order.
+        normalizer: from scores to weights.
+        q_index: absolute positions of the queries; 0 .. T-1 if None.
+        kv_index: absolute positions of the keys; 0 .. S-1 if None.
+        implementation: a name in ``IMPLEMENTATIONS``.
+        block_size: queries and keys to a block where there are blocks; 0 chooses.
+
+    Raises:
+        Unsupported: the implementation is unknown, or lacks a part of the mechanism, this dtype,
+            this device or positions that are not known while tracing.
+    """
+    if why := refusal(implementation, score, mask, biases, normalizer):
+        raise Unsupported(why)
+    chosen = IMPLEMENTATIONS[implementation]
+    options = {"block_size": block_size} if chosen.blocked else {}
+    return chosen.attend(
+        q,
+        k,
+        v,
+        score=score,
+        mask=mask,
+        biases=biases,
+        normalizer=normalizer,
+        q_index=q_index,
+        kv_index=kv_index,
+        **options,
+    )

@@ -1,0 +1,74 @@
+"""Which blocks of queries and keys to visit, decided by ``Mask.blocks`` before anything runs."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array
+
+from research.attention.parts.masks import Mask
+
+
+class Visits(NamedTuple):
+    """Which blocks to visit: for row i, the wholly allowed ones in order[start[i]:middle[i]], those
+    that need the mask in order[middle[i]:stop[i]]."""
+
+    order: Any
+    start: Any
+    middle: Any
+    stop: Any
+
+
+def index_blocks(index: Any, length: int, block: int, pad: int | None = None) -> Any:
+    """Positions as (blocks, block), in numpy where they are known while tracing.
+
+    Padding repeats the last position unless ``pad`` is given, so that the bounds stay tight.
+    """
+    index = np.arange(length, dtype=np.int32) if index is None else index
+    if not isinstance(index, Tracer):
+        index = np.asarray(index)
+    xp = np if isinstance(index, np.ndarray) else jnp
+    width = (0, -length % block)
+    if pad is None:
+        return xp.pad(index, width, mode="edge").reshape(-1, block)
+    return xp.pad(index, width, constant_values=pad).reshape(-1, block)
+
+
+def plan(mask: Mask, rows: Any, columns: Any, real: np.ndarray) -> tuple[Visits, Visits]:
+    """What to visit: for each row of blocks its columns, and for each column its rows."""
+    grid = (len(rows), len(columns))
+    if isinstance(rows, np.ndarray) and isinstance(columns, np.ndarray):
+        q_lo, q_hi = rows.min(1)[:, None], rows.max(1)[:, None]
+        kv_lo, kv_hi = columns.min(1)[None, :], columns.max(1)[None, :]
+        some, every = (np.broadcast_to(x, grid) for x in mask.blocks(q_lo, q_hi, kv_lo, kv_hi))
+    else:
+        some, every = np.ones(grid, bool), np.zeros(grid, bool)
+    every = every & some & real.all(1)
+    return _visits(some, every), _visits(some.T, every.T)
+
+
+def _visits(some: np.ndarray, every: np.ndarray) -> Visits:
+    row, column = np.nonzero(some)
+    order = column[np.lexsort((column, ~every[row, column], row))]
+    stop = np.cumsum(some.sum(1))
+    start = stop - some.sum(1)
+    # An empty list still needs one entry for compiled code to index.
+    order = order if order.size else np.zeros(1)
+    return Visits(*(jnp.asarray(x, jnp.int32) for x in (order, start, start + every.sum(1), stop)))
+
+
+def visit(visits: Visits, row: Any, step: Any, carry: Any) -> Any:
+    """Runs ``step(column, carry, masked)`` over the visible blocks of one row."""
+    start, middle, stop = (at(x, row) for x in visits[1:])
+
+    def run(masked):
+        return lambda n, c: step(at(visits.order, n), c, masked)
+
+    return lax.fori_loop(middle, stop, run(True), lax.fori_loop(start, middle, run(False), carry))
+
+
+def at(x: Array, i: Any) -> Array:
+    """x[i], i known only when it runs."""
+    return lax.dynamic_index_in_dim(x, i, keepdims=False)

@@ -1,0 +1,159 @@
+"""``jax.nn.dot_product_attention`` as an implementation: by XLA on any device, by cuDNN on GPUs.
+
+Both take what they can state exactly and refuse the rest. cuDNN is never given an array as mask or
+bias: it would need one of T * S numbers in memory, which is what a fused kernel is there to avoid.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Integer
+
+from research.attention.errors import Unsupported
+from research.attention.implementations.platforms import platform
+from research.attention.parts.biases import Bias
+from research.attention.parts.masks import Mask, Window, full
+from research.attention.parts.normalizers import Normalizer, Softmax, softmax
+from research.attention.parts.scores import Score, scaled_dot
+
+CUDNN_DTYPES = ("bfloat16", "float16")
+
+
+def lacks_xla(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+    """The part of this mechanism that ``attend_xla`` cannot compute; empty if there is none."""
+    for bias in biases:
+        if not getattr(bias, "additive", False):
+            return f"bias {type(bias).__name__} (it adds nothing to a score but changes it)"
+    if not score.has_dot_form:
+        return f"score {type(score).__name__} (it has no dot-product form)"
+    return "" if type(normalizer) is Softmax else f"normalizer {normalizer.name!r}"
+
+
+def lacks_cudnn(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+    """The part of this mechanism that ``attend_cudnn`` cannot compute; empty if there is none."""
+    if biases:
+        return f"bias {type(biases[0]).__name__}"
+    if type(mask) is not Mask and type(mask) is not Window:
+        return f"mask {type(mask).__name__} (it has full, causal and window)"
+    return lacks_xla(score, mask, biases, normalizer)
+
+
+def attend_xla(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    *,
+    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
+    mask: Mask = full(),  # noqa: B008
+    biases: tuple[Bias, ...] = (),
+    normalizer: Normalizer = softmax,
+    q_index: Integer[Array | np.ndarray, " T"] | None = None,
+    kv_index: Integer[Array | np.ndarray, " S"] | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """The same function as ``dense.attend`` by ``implementation="xla"``, for softmax and dot forms.
+
+    Biases have to be additive. Arguments and result are those of ``dense.attend``.
+
+    Raises:
+        Unsupported: a part of the mechanism is missing, or q is float64 (its softmax is float32).
+    """
+    if missing := lacks_xla(score, mask, biases, normalizer):
+        raise Unsupported(f"jax_xla attention lacks {missing}; use implementation 'dense'")
+    if q.dtype == jnp.float64:
+        raise Unsupported("jax_xla attention has a float32 softmax; use 'dense' for float64")
+    (t, h), s = q.shape[1:3], k.shape[1]
+    q_index = (jnp.arange(t) if q_index is None else q_index)[:, None]
+    kv_index = (jnp.arange(s) if kv_index is None else kv_index)[None, :]
+    bias = _bias(biases, h, q_index, kv_index)
+    if bias is not None:
+        bias = bias * normalizer.sharpening  # ty: ignore[missing-attribute]
+    if type(mask) is Mask:
+        return _attention(q, k, v, score, normalizer, "xla", bias=bias)
+    allowed = mask(q_index, kv_index)
+    allowed = jnp.broadcast_to(allowed, np.broadcast_shapes(allowed.shape, (1, 1, t, s)))
+    out = _attention(q, k, v, score, normalizer, "xla", bias=bias, mask=allowed)
+    # Where nothing is allowed it has the mean of all values.
+    some = jnp.swapaxes(jnp.any(allowed, axis=-1), 1, 2)[..., None]
+    return jnp.where(some, out, 0)
+
+
+def attend_cudnn(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    *,
+    score: Score = scaled_dot(),  # noqa: B008
+    mask: Mask = full(),  # noqa: B008
+    biases: tuple[Bias, ...] = (),
+    normalizer: Normalizer = softmax,
+    q_index: Integer[Array | np.ndarray, " T"] | None = None,
+    kv_index: Integer[Array | np.ndarray, " S"] | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """The same function as ``dense.attend`` by cuDNN's flash attention.
+
+    Full, causal and window masks and no biases; arguments and result are those of ``dense.attend``.
+    Head widths are padded with zeros to a multiple of 8. Under vmap JAX wants q, k, v and the
+    gradient of the result to be all mapped over, and raises TypeError otherwise.
+
+    Raises:
+        Unsupported: a part of the mechanism is missing; q, k and v are not all bfloat16 or all
+            float16; a mask other than full at positions that are not known while tracing or that do
+            not begin together and count up; the device is no GPU; or cuDNN refuses (head widths
+            above 128, or 256 from Hopper on).
+    """
+    if missing := lacks_cudnn(score, mask, biases, normalizer):
+        raise Unsupported(f"jax_cudnn attention lacks {missing}; use 'blockwise' or 'dense'")
+    if q.dtype not in CUDNN_DTYPES or not q.dtype == k.dtype == v.dtype:
+        message = f"jax_cudnn attention lacks {q.dtype} (it has {', '.join(CUDNN_DTYPES)})"
+        raise Unsupported(f"{message}; use 'blockwise' or 'dense'")
+    if platform() != "gpu":
+        message = f"jax_cudnn attention needs an NVIDIA GPU, not a {platform()}"
+        raise Unsupported(f"{message}; use 'blockwise' or 'dense'")
+    options = {}
+    if isinstance(mask, Window):
+        options = _window(mask, q.shape[1], k.shape[1], q_index, kv_index)
+    try:
+        return _attention(q, k, v, score, normalizer, "cudnn", multiple=8, **options)
+    except (NotImplementedError, RuntimeError) as error:
+        raise Unsupported(f"jax_cudnn attention: {error} Use 'blockwise' or 'dense'") from error
+
+
+def _attention(q, k, v, score, normalizer, implementation, multiple=1, **options):
+    """With the scale in the queries, and heads padded to one width, a multiple of ``multiple``."""
+    out_dtype, out_width = q.dtype, v.shape[-1]
+    q, k = score.as_dot(q, k)
+    width = -(-max(q.shape[-1], out_width) // multiple) * multiple
+    q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) for x in (q, k, v))
+    attention = jax.nn.dot_product_attention
+    options |= {"scale": normalizer.sharpening, "implementation": implementation}
+    return attention(q, k, v, **options)[..., :out_width].astype(out_dtype)
+
+
+def _bias(biases: tuple[Bias, ...], heads: int, q_index: Any, kv_index: Any) -> Array | None:
+    """What additive biases add, (1, H, T, S)."""
+    if not biases:
+        return None
+    total = jnp.zeros((1, heads, q_index.shape[0], kv_index.shape[1]))
+    for bias in biases:
+        total = bias(total, jnp.arange(heads)[:, None, None], q_index, kv_index)
+    return total
+
+
+def _window(mask: Window, t: int, s: int, q_index: Any, kv_index: Any) -> dict[str, Any]:
+    """A causal or window mask in the words of ``jax.nn``, which counts from the first key."""
+    if isinstance(q_index, Tracer) or isinstance(kv_index, Tracer):
+        message = "jax_cudnn attention needs positions that are known while tracing"
+        raise Unsupported(f"{message}; use 'blockwise' or 'dense'")
+    first = 0 if q_index is None else int(q_index[0])
+    q_index = np.arange(t) if q_index is None else np.asarray(q_index)
+    kv_index = np.arange(s) if kv_index is None else np.asarray(kv_index)
+    together = (q_index == first + np.arange(t)).all() and (kv_index == first + np.arange(s)).all()
+    if not together or (mask.size is not None and t > s):
+        message = "jax_cudnn attention needs queries and keys at the same consecutive positions"
+        raise Unsupported(f"{message}; use 'blockwise' or 'dense'")
+    if mask.size is None:
+        return {"is_causal": True}
+    return {"is_causal": True, "local_window_size": (mask.size - 1, 0)}

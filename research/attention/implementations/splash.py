@@ -1,0 +1,166 @@
+"""JAX's Pallas kernel for TPUs, splash attention, as an implementation.
+
+The kernel skips the blocks that a mask forbids, so the mask has to be known while tracing; segments
+and padding are the exception, which it compares on the way. On CPUs it is interpreted, which is
+correct and slow: good for tests only.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Integer
+
+from research.attention.errors import Unsupported
+from research.attention.implementations.platforms import platform
+from research.attention.parts.biases import Bias, Softcap
+from research.attention.parts.masks import And, Mask, Padding, Segments, full
+from research.attention.parts.normalizers import Normalizer, Softmax, softmax
+from research.attention.parts.scores import Score, scaled_dot
+
+# Lengths that are no multiple of the smallest are padded. Larger ones reuse more of what is loaded.
+BLOCKS = (512, 256, 128)
+DTYPES = ("bfloat16", "float32")
+
+
+class SegmentIds(NamedTuple):
+    """What the kernel compares: (T,) and (S,) integers."""
+
+    q: Any
+    kv: Any
+
+
+def lacks(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+    """The part of this mechanism that splash cannot compute; empty if there is none."""
+    if not isinstance(normalizer, Softmax):
+        return f"normalizer {normalizer.name!r}"
+    if not score.has_dot_form:
+        return f"score {type(score).__name__} (it has no dot-product form)"
+    for bias in biases:
+        if type(bias) is not Softcap or len(biases) > 1:
+            return f"bias {type(bias).__name__} (it has one cap, and no other bias)"
+        if not isinstance(bias.cap, int | float):
+            return "a cap that is an array"
+    arrays = [type(part) for part in _conjuncts(mask) if jax.tree.leaves(part)]
+    if len(arrays) > 1 or any(kind not in (Segments, Padding) for kind in arrays):
+        names = " & ".join(kind.__name__ for kind in arrays)
+        return f"mask {names} (it has one of segments and padding, and masks without arrays)"
+    return ""
+
+
+def attend(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    *,
+    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
+    mask: Mask = full(),  # noqa: B008
+    biases: tuple[Bias, ...] = (),
+    normalizer: Normalizer = softmax,
+    q_index: Integer[Array | np.ndarray, " T"] | None = None,
+    kv_index: Integer[Array | np.ndarray, " S"] | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """The same function as ``dense.attend`` by the splash attention kernel.
+
+    Arguments and result are those of ``dense.attend``. Lengths that are no multiple of 128 are
+    padded with keys that nothing sees. It can be differentiated once and works under vmap; on a
+    mesh of devices it has to be called inside ``jax.shard_map``.
+
+    Raises:
+        Unsupported: a part of the mechanism is missing, positions are not known while tracing, q is
+            neither bfloat16 nor float32, or the device is a GPU.
+    """
+    from research.attention.implementations.splash_mask import kernel_mask
+
+    _check(q, score, mask, biases, normalizer, q_index, kv_index)
+    (t, h), s = q.shape[1:3], k.shape[1]
+    rows, columns = _positions(q_index, t), _positions(kv_index, s)
+    fixed = [part for part in _conjuncts(mask) if not jax.tree.leaves(part)]
+    given = [part for part in _conjuncts(mask) if jax.tree.leaves(part)]
+    static, filled = kernel_mask(fixed, rows, columns)
+    lengths = static.shape
+    kernel, sharpening, extra = _kernel(static, h, biases, normalizer)
+    q_, k_ = score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
+    arrays = [_heads_first(q_ * sharpening, lengths[0])]
+    arrays += [_heads_first(x, lengths[1]) for x in (k_, v)]
+    segments = _segments(given, rows, columns, lengths, q.shape[0])
+    out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, ids, extra))(*arrays, segments)
+    out = jnp.swapaxes(out, 1, 2)[:, :t].astype(q.dtype)
+    if given:
+        some = jnp.any(mask(rows[:, None], columns[None, :]), axis=-1)[:, 0, :, None, None]
+        return jnp.where(some, out, 0)
+    return jnp.where(filled[:, None, None], 0, out) if filled.any() else out
+
+
+def _kernel(mask, heads, biases, normalizer):
+    """The kernel for this mask, what multiplies its queries, and the extra logit of each head."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+    size = next(n for n in BLOCKS if mask.shape[0] % n == 0 and mask.shape[1] % n == 0)
+    kernel = kernels.make_splash_mha(
+        kernels.MultiHeadMask([mask] * heads),
+        # In the order of its fields: forward, gradients of keys and values, gradient of queries.
+        block_sizes=kernels.BlockSizes(size, size, size, size, size, size, size, size),
+        # sharpening * cap * tanh(s / cap) is a cap of sharpening * cap on sharpening * s.
+        attn_logits_soft_cap=normalizer.sharpening * biases[0].cap if biases else None,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=platform() == "cpu",
+    )
+    extra = normalizer.extra_logit
+    if extra is not None:
+        extra = jnp.broadcast_to(jnp.asarray(extra, jnp.float32), (heads,))
+    return kernel, normalizer.sharpening, extra
+
+
+def _check(q, score, mask, biases, normalizer, q_index, kv_index):
+    instead = "use 'blockwise' or 'dense'"
+    if missing := lacks(score, mask, biases, normalizer):
+        raise Unsupported(f"splash attention lacks {missing}; {instead}")
+    if isinstance(q_index, Tracer) or isinstance(kv_index, Tracer):
+        message = "splash attention needs positions that are known while tracing"
+        raise Unsupported(f"{message}; {instead}")
+    if q.dtype not in DTYPES:
+        raise Unsupported(f"splash attention lacks {q.dtype}; {instead}")
+    if platform() not in ("tpu", "cpu"):
+        raise Unsupported(f"splash attention needs a TPU, not a {platform()}; {instead}")
+
+
+def _conjuncts(mask: Mask) -> list[Mask]:
+    """The masks that all have to allow a pair."""
+    if isinstance(mask, And):
+        return _conjuncts(mask.left) + _conjuncts(mask.right)
+    return [mask]
+
+
+def _positions(index: Any, length: int) -> np.ndarray:
+    return np.arange(length, dtype=np.int32) if index is None else np.asarray(index)
+
+
+def _heads_first(x: Array, length: int) -> Array:
+    """(B, N, H, D) -> (B, H, length, D), zeros at the end."""
+    x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _segments(given, rows, columns, lengths, batch):
+    """Segment ids (B, padded length) that are equal where the mask in ``given`` allows, or None.
+
+    Padding is a segment 0 that all queries and the valid keys are in.
+    """
+    if not given:
+        return None
+    part = given[0]
+    if isinstance(part, Segments):
+        q = jnp.take(part.q_segments, rows, axis=1, mode="clip")
+        kv = jnp.take(part.kv_segments, columns, axis=1, mode="clip")
+    else:
+        kv = jnp.where(jnp.take(part.valid, columns, axis=1, mode="clip"), 0, 1)
+        q = jnp.zeros((kv.shape[0], len(rows)))
+    ids = []
+    for x, length in zip((q, kv), lengths, strict=True):
+        x = jnp.broadcast_to(x.astype(jnp.int32), (batch, x.shape[1]))
+        ids.append(jnp.pad(x, ((0, 0), (0, length - x.shape[1]))))
+    return SegmentIds(*ids)

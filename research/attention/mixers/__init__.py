@@ -1,0 +1,1 @@
+"""What maps a sequence to a sequence, mixing over positions."""

@@ -1,0 +1,290 @@
+"""Alignments: how one query after the other reads a memory, for decoders that are recurrent.
+
+Weights may depend on the weights that the query before had, so queries can only be taken in turn.
+An alignment is a static description, as a mixer is; what it carries along is a state. Those that
+only move forward are in monotonic.py; stepwise.py has the table of all.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, PyTree
+
+from research.attention.implementations import dense
+from research.attention.parameters import Constant, Parameter, bind, described, matrix_init
+from research.attention.parts.biases import Bias
+from research.attention.parts.focus import PredictedWindow
+from research.attention.parts.masks import Mask, full
+from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.scores import ScaledDot, Score, additive_scores
+
+FILTER_LENGTH = 15
+
+Position = Integer[Array | np.ndarray, "1"]
+Positions = Integer[Array | np.ndarray, " S"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """What reads a memory with one query after the other.
+
+    It is a frozen, hashable dataclass of static options and owns no arrays.
+    """
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What it learns, by name."""
+        raise NotImplementedError
+
+    def remember(
+        self, params: dict[str, Array], k: Float[Array, "B S K D"]
+    ) -> dict[str, Float[Array, "B S ..."]]:
+        """What queries look at instead of the keys, by name: computed once for all of them."""
+        return {"k": k}
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """The state before the first query to a memory of S = ``length``."""
+        raise NotImplementedError
+
+    def step(
+        self,
+        params: dict[str, Array],
+        q: Float[Array, "B 1 H D"],
+        memory: dict[str, Float[Array, "B S ..."]],
+        q_index: Position,
+        kv_index: Positions,
+        mask: Mask | None,
+        state: PyTree,
+    ) -> tuple[Float[Array, "B H S"], PyTree]:
+        """The weights of the next query.
+
+        Args:
+            params: arrays of the shapes that ``parameters`` states.
+            q: the query.
+            memory: as ``remember`` returned it, of S keys; H is a multiple of their K.
+            q_index: absolute position of the query, (1,).
+            kv_index: absolute positions of the keys, (S,), in this order; -1 where there is none
+                yet, which the mask has to say.
+            mask: what the query may see; None is everything.
+            state: after the query before.
+
+        Returns:
+            Weights, float32 or wider, exactly zero where forbidden, and the new state.
+        """
+        raise NotImplementedError
+
+
+def read(weights: Float[Array, "B H S"], v: Float[Array, "B S K D"]) -> Float[Array, "B 1 H D"]:
+    """What a query gets: sum_s weights_s v_s of the values its head shares, in the dtype of v."""
+    (b, h, s), (kv_heads, width) = weights.shape, v.shape[2:]
+    grouped = weights.astype(v.dtype).reshape(b, kv_heads, h // kv_heads, s)
+    out = jnp.einsum("bkgs,bskd->bkgd", grouped, v, preferred_element_type=weights.dtype)
+    return out.reshape(b, 1, h, width).astype(v.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content(Alignment):
+    """Weights that depend on query and keys alone: what ``attend`` computes, one query at a time.
+
+    Attributes:
+        score: how a query and a key match.
+        mask: which pairs are allowed; hashable, so without arrays.
+        biases: applied to the scores in order.
+        normalizer: from scores to weights.
+        focus: a window whose place each query predicts; None for no such window.
+    """
+
+    score: Score = ScaledDot()
+    mask: Mask = full()  # noqa: RUF009
+    biases: tuple[Bias, ...] = ()
+    normalizer: Normalizer = softmax
+    focus: PredictedWindow | None = None
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What the parts learn: "score_...", "biases_...", "normalizer_...", "focus_..."."""
+        parts = self._parts().items()
+        return {k: p for name, part in parts for k, p in described(part, name).items()}
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """There is none."""
+        return ()
+
+    def step(
+        self,
+        params: dict[str, Array],
+        q: Float[Array, "B 1 H D"],
+        memory: dict[str, Float[Array, "B S ..."]],
+        q_index: Position,
+        kv_index: Positions,
+        mask: Mask | None,
+        state: PyTree,
+    ) -> tuple[Float[Array, "B H S"], PyTree]:
+        """See ``Alignment``."""
+        mechanism = self.mechanism(params, q, q_index, kv_index, mask)
+        return dense.weights(q, memory["k"], **mechanism)[:, :, 0], state
+
+    def mechanism(
+        self,
+        params: dict[str, Array],
+        q: Float[Array, "B T H D"],
+        q_index: Integer[Array | np.ndarray, " T"],
+        kv_index: Positions,
+        mask: Mask | None,
+    ) -> dict[str, Any]:
+        """The parts with their learned arrays in place, as keywords of ``attend``.
+
+        A predicted window lies among the keys up to the last one that ``mask`` allows.
+        """
+        bound = {name: bind(part, name, params) for name, part in self._parts().items()}
+        if (focus := bound.pop("focus")) is not None:
+            lengths = _lengths(mask, q_index, kv_index)
+            bound["normalizer"] = focus.around(bound["normalizer"], q, lengths, kv_index)
+        allowed = self.mask
+        if mask is not None:
+            # Implementations know masks by their form: nothing is wrapped around a lone one.
+            allowed = mask if self.mask == full() else self.mask & mask
+        return {**bound, "mask": allowed, "q_index": q_index, "kv_index": kv_index}
+
+    def _parts(self):
+        return {
+            "score": self.score,
+            "biases": self.biases,
+            "normalizer": self.normalizer,
+            "focus": self.focus,
+        }
+
+
+def _lengths(mask, q_index, kv_index):
+    """One past the last key that each query is allowed, broadcastable to (B, T, H)."""
+    if mask is None:
+        return jnp.asarray(len(kv_index)).reshape(1, 1, 1)
+    allowed = mask(q_index[:, None], kv_index[None, :])
+    last = jnp.max(jnp.where(allowed, kv_index + 1, 0), axis=-1)
+    return jnp.swapaxes(last.reshape((1,) * (3 - last.ndim) + last.shape), 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stateful(Alignment):
+    """The base of alignments that look at the weights before, through an additive energy.
+
+    Attributes:
+        num_heads: H.
+        num_kv_heads: K, which divides H.
+        head_width: D.
+        score_width: A, of the energy's hidden layer.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    score_width: int
+
+    def remember(
+        self, params: dict[str, Array], k: Float[Array, "B S K D"]
+    ) -> dict[str, Float[Array, "B S ..."]]:
+        """ "hidden" (B, S, K, A): the keys' share of the energy."""
+        return {"hidden": hidden_keys(params, "key", k)}
+
+    def _energy(self, prefix: str = "") -> dict[str, Parameter]:
+        heads, kv_heads = (self.num_heads,), (self.num_kv_heads,)
+        inner, init = (self.head_width, self.score_width), matrix_init(0.0, self.head_width)
+        vector = matrix_init(0.0, self.score_width)
+        return {
+            f"{prefix}query": Parameter(heads + inner, init, ("heads", "head_width", "")),
+            f"{prefix}key": Parameter(kv_heads + inner, init, ("kv_heads", "head_width", "")),
+            f"{prefix}bias": Parameter((*heads, self.score_width), Constant(0.0), ("heads", "")),
+            f"{prefix}vector": Parameter((*heads, self.score_width), vector, ("heads", "")),
+        }
+
+
+def hidden_keys(
+    params: dict[str, Array], name: str, k: Float[Array, "B S K D"]
+) -> Float[Array, "B S K A"]:
+    """The keys' share of an additive energy, U k."""
+    return jnp.einsum("bskd,kda->bska", k, params[name].astype(k.dtype))
+
+
+def hidden_query(
+    params: dict[str, Array], prefix: str, q: Float[Array, "B 1 H D"]
+) -> Float[Array, "B H 1 A"]:
+    """The query's share of an additive energy, W q + b."""
+    hidden = jnp.einsum("bthd,hda->bhta", q, params[f"{prefix}query"].astype(q.dtype))
+    return hidden + params[f"{prefix}bias"].astype(q.dtype)[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LocationAware(Stateful):
+    """Weights from v . tanh(W q + U k + V f + b), f a convolution of the weights before.
+
+    Chorowski et al. 2015, equations 8 and 9 (hybrid). f_s = sum_n F_n previous_{s + n - N // 2},
+    zeros beyond the ends, with filters of each head's own. The first query has zeros before it.
+
+    Attributes:
+        filter_length: N, odd.
+        num_filters: rows of F; 10 in the paper.
+        normalizer: from scores to weights: a sharpened softmax, the smoothed one, any.
+
+    Raises:
+        ValueError: ``filter_length`` is even.
+    """
+
+    filter_length: int = FILTER_LENGTH
+    num_filters: int = 10
+    normalizer: Normalizer = softmax
+
+    def __post_init__(self):
+        if self.filter_length % 2 == 0:
+            message = f"filter_length = {self.filter_length}; it must be odd, to have a middle"
+            raise ValueError(message)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """W "query" (H, D, A), U "key" (K, D, A), b "bias" and v "vector" (H, A), F "filters"
+        (H, N, filters), V "location" (H, filters, A), and "normalizer_..." if it learns."""
+        filters = (self.num_heads, self.filter_length, self.num_filters)
+        place = (self.num_heads, self.num_filters, self.score_width)
+        init, place_init = matrix_init(0.0, self.filter_length), matrix_init(0.0, self.num_filters)
+        return {
+            **self._energy(),
+            "filters": Parameter(filters, init, ("heads", "taps", "")),
+            "location": Parameter(place, place_init, ("heads", "", "")),
+            **described(self.normalizer, "normalizer"),
+        }
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """The weights before, (B, H, S) in float32 or wider: zeros."""
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return jnp.zeros((batch, self.num_heads, length), wide)
+
+    def step(
+        self,
+        params: dict[str, Array],
+        q: Float[Array, "B 1 H D"],
+        memory: dict[str, Float[Array, "B S ..."]],
+        q_index: Position,
+        kv_index: Positions,
+        mask: Mask | None,
+        state: PyTree,
+    ) -> tuple[Float[Array, "B H S"], PyTree]:
+        """See ``Alignment``."""
+        place = jnp.einsum(
+            "bhsf,hfa->bhsa", _filtered(state, params["filters"]), params["location"]
+        )
+        hidden = jnp.swapaxes(memory["hidden"], 1, 2)
+        hidden = jnp.repeat(hidden, self.num_heads // self.num_kv_heads, axis=1)
+        hidden_q = hidden_query(params, "", q)
+        scores = additive_scores(hidden_q, hidden + place.astype(hidden.dtype), params["vector"])
+        normalizer = bind(self.normalizer, "normalizer", params)
+        allowed = None if mask is None else mask(q_index[:, None], kv_index[None, :])
+        weights = normalizer(scores, allowed)[:, :, 0].astype(state.dtype)
+        return weights, weights
+
+
+def _filtered(x: Float[Array, "B H S"], filters: Float[Array, "H N F"]) -> Float[Array, "B H S F"]:
+    """sum_n filters[h, n] x[s + n - N // 2], a sum of shifted copies, in the dtype of x."""
+    length, taps = x.shape[-1], filters.shape[1]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (taps // 2, taps // 2)))
+    filters = filters.astype(x.dtype)[:, :, None]
+    shifted = (padded[..., n : n + length, None] * filters[:, n] for n in range(taps))
+    return functools.reduce(jnp.add, shifted)

@@ -1,0 +1,209 @@
+"""Gated convolution: the attention-free mixer that associative recall is measured against."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.errors import Unsupported
+from research.attention.mixers.mixer import Mixer
+from research.attention.parameters import Constant, Normal, Parameter, matrix_init
+from research.attention.parts.masks import Mask
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+# Up to this many taps adding shifted copies is faster than the Fourier transform.
+SHORT = 16
+
+Run = tuple[Float[Array, "B P M"], Float[Array, "B T M"]]
+
+
+def convolve_shifted(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
+    """Causal depthwise convolution, y[t] = sum_n taps[n] x[t - n], as a sum of shifted copies."""
+    length = x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (taps.shape[0] - 1, 0), (0, 0)))
+    start = taps.shape[0] - 1
+    shifted = (taps[n] * padded[:, start - n : start - n + length] for n in range(taps.shape[0]))
+    return functools.reduce(jnp.add, shifted)
+
+
+def convolve_fft(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
+    """The same convolution through the Fourier transform, in float32."""
+    length = x.shape[1]
+    # Long enough that what wraps around falls outside the T outputs that are kept.
+    size = _fast_size(length + taps.shape[0] - 1)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    spectrum = jnp.fft.rfft(x.astype(dtype), size, axis=1)
+    spectrum *= jnp.fft.rfft(taps.astype(dtype), size, axis=0)
+    return jnp.fft.irfft(spectrum, size, axis=1)[:, :length].astype(x.dtype)
+
+
+def _fast_size(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+def convolve(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
+    """Causal depthwise convolution by whichever way suits the number of taps that reach x."""
+    taps = taps[: x.shape[1]]
+    return (convolve_shifted if taps.shape[0] <= SHORT else convolve_fft)(x, taps)
+
+
+def parallel(
+    x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
+) -> Run:
+    """Causal depthwise convolution of a sequence and what came before it, all at once.
+
+    Args:
+        x: the inputs.
+        taps: the filters, newest input first; those that reach further back than P are not used.
+        past: the P <= N - 1 inputs before x, oldest first; zeros before the first token.
+
+    Returns:
+        The last P inputs and the outputs, in the dtype of x.
+    """
+    length, reach = x.shape[1], past.shape[1]
+    seen = jnp.concatenate([past.astype(x.dtype), x], axis=1)
+    return seen[:, length:], convolve(seen, taps[: reach + 1])[:, reach:]
+
+
+def chunkwise(
+    x: Float[Array, "B T M"],
+    taps: Float[Array, "N M"],
+    past: Float[Array, "B P M"],
+    chunk: int = 0,
+) -> Run:
+    """The same block by block, linear in T for a given N; as ``parallel``.
+
+    A block is ``chunk`` tokens; 0 is 64, or P if that is more, so that no more is read again than
+    read. T need not be a multiple.
+    """
+    chunk = chunk or max(64, past.shape[1])
+    count = x.shape[1] // chunk
+    if not count:
+        return parallel(x, taps, past)
+    blocks = x[:, : count * chunk].reshape(x.shape[0], count, chunk, x.shape[2])
+    past, out = lax.scan(
+        lambda past, block: parallel(block, taps, past),
+        past.astype(x.dtype),
+        jnp.moveaxis(blocks, 1, 0),
+    )
+    out = jnp.moveaxis(out, 0, 1).reshape(x.shape[0], count * chunk, x.shape[2])
+    if count * chunk == x.shape[1]:
+        return past, out
+    past, rest = parallel(x[:, count * chunk :], taps, past)
+    return past, jnp.concatenate([out, rest], axis=1)
+
+
+def recurrent(
+    x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
+) -> Run:
+    """The same one token after the other; as ``parallel``."""
+    taps = taps[: past.shape[1] + 1][::-1]
+
+    def step(past, token):
+        seen = jnp.concatenate([past, token[:, None]], axis=1)
+        return seen[:, 1:], jnp.einsum("btm,tm->bm", seen, taps)
+
+    past, out = lax.scan(step, past.astype(x.dtype), jnp.moveaxis(x, 1, 0))
+    return past, jnp.moveaxis(out, 0, 1)
+
+
+FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent}
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedConvolution(Mixer):
+    """y = (x W + b) * (h conv x + c) (Arora et al. 2023, Zoology, BaseConv, section 4).
+
+    Attributes:
+        width: M.
+        filter_length: the number of taps of the causal depthwise filter h.
+        implementation: a name in ``FORMS``; they compute the same function.
+        block_size: the chunk of the chunkwise form; 0 chooses.
+        init_stddev: initial standard deviation of the gate W; 0 is 1 / sqrt(M).
+    """
+
+    width: int
+    filter_length: int
+    implementation: str = "parallel"
+    block_size: int = 0
+    init_stddev: float = 0.02
+
+    def parameters(self) -> dict[str, Parameter]:
+        """ "gate" (M, M), "gate_bias", "filter" (taps, M), "filter_bias"."""
+        width, zeros = self.width, Constant(0.0)
+        gate, taps = matrix_init(self.init_stddev, width), Normal(self.filter_length**-0.5)
+        return {
+            "gate": Parameter((width, width), gate, ("width", "width")),
+            "gate_bias": Parameter((width,), zeros, ("width",)),
+            "filter": Parameter((self.filter_length, width), taps, ("taps", "width")),
+            "filter_bias": Parameter((width,), zeros, ("width",)),
+        }
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """Gated convolution over a whole sequence; see ``Mixer``."""
+        if mask is not None:
+            raise Unsupported(
+                "mixer 'gated_convolution' cannot take a mask beyond its own; 'softmax' can"
+            )
+        if self.implementation == "parallel":
+            # Without the zeros before the first token, which the transform would have to carry.
+            return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype)))
+        return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """The inputs the filter still sees: (batch, min(filter_length, length) - 1, M)."""
+        return {
+            "inputs": jnp.zeros((batch, min(self.filter_length, length) - 1, self.width), dtype)
+        }
+
+    def extend(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """The next T tokens; see ``Mixer``."""
+        form = "recurrent" if x.shape[1] == 1 else self.implementation
+        options = {"chunk": self.block_size} if form == "chunkwise" else {}
+        past = state["inputs"]
+        inputs, mixed = FORMS[form](x, params["filter"].astype(x.dtype), past, **options)
+        return {"inputs": inputs.astype(past.dtype)}, self._gate(params, x, mixed)
+
+    def _gate(self, params, x, mixed):
+        gate, bias, filter_bias = (
+            params[name].astype(x.dtype) for name in ("gate", "gate_bias", "filter_bias")
+        )
+        return (x @ gate + bias) * (mixed + filter_bias)
+
+
+def make(options: "Options") -> GatedConvolution:
+    """A gated convolution from validated options."""
+    return GatedConvolution(
+        width=options.width,
+        filter_length=options.filter_length or options.max_length,
+        implementation=options.resolved_implementation,
+        block_size=options.block_size,
+        init_stddev=options.init_stddev,
+    )
+
+
+GATED_CONVOLUTION = MixerEntry(
+    make=make,
+    parts=frozenset({"filter_length", "block_size"}),
+    implementations=tuple(FORMS),
+    auto=lambda options: "parallel",
+    source="Arora et al. 2023 (Zoology), BaseConv, section 4",
+    computes="y = (x W + b) * (h conv x + c), h causal and depthwise",
+    time="T log T M + T M^2; filters of up to 16 taps T N M + T M^2",
+    state="(N - 1) M",
+)

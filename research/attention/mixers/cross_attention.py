@@ -1,0 +1,204 @@
+"""Cross-attention: queries of one sequence read another, the memory."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from research.attention.implementations import dense
+from research.attention.implementations.attend import attend
+from research.attention.mixers.alignments import Content
+from research.attention.mixers.projections import merge_heads, projections, split_heads
+from research.attention.parameters import Parameter
+from research.attention.parts.biases import Bias
+from research.attention.parts.focus import PredictedWindow
+from research.attention.parts.masks import Mask, full
+from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.positions import Rotary
+from research.attention.parts.scores import ScaledDot, Score
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+Positions = Integer[Array | np.ndarray, " N"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossAttention:
+    """Multi-head attention to a memory (Vaswani et al. 2017, section 3.2.3, encoder-decoder).
+
+    Heads, parts and parameters are those of ``SelfAttention``, but keys and values come from a
+    memory of width M'. A memory is read either at once, by calling this, or by ``remember`` and
+    then ``read`` as often as there are queries to come.
+
+    Attributes:
+        width: M, of the queries' sequence.
+        memory_width: M', of the memory.
+        num_heads: H.
+        num_kv_heads: K, which divides H.
+        head_width: D.
+        score: how a query and a key match.
+        mask: which pairs are allowed, by positions in the two sequences; without arrays.
+        biases: applied to the scores in order.
+        normalizer: from scores to weights.
+        focus: a window whose place each query predicts; None for no such window.
+        rotary: rotates queries and keys by their positions; None does not.
+        output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
+        implementation: a name in ``IMPLEMENTATIONS``.
+        block_size: for implementations that have blocks; 0 chooses.
+        use_bias: adds a bias to each of the four projections.
+        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+        out_scale: multiplies the initial output projection.
+    """
+
+    width: int
+    memory_width: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    score: Score = ScaledDot()
+    mask: Mask = full()  # noqa: RUF009
+    biases: tuple[Bias, ...] = ()
+    normalizer: Normalizer = softmax
+    focus: PredictedWindow | None = None
+    rotary: Rotary | None = None
+    output_gate: bool = False
+    implementation: str = "dense"
+    block_size: int = 0
+    use_bias: bool = False
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections "query" (M, H, D), "key" and "value" (M', K, D), "out" (H, D, M), their
+        biases "query_bias" ... if any, "gate", and what the parts learn: "score_..."..."""
+        found = projections(self, read=(*self.score.reads, "value"))
+        remembered = projections(dataclasses.replace(self, width=self.memory_width))
+        found |= {name: remembered[name] for name in ("key", "value") if name in found}
+        if self.output_gate:
+            found["gate"] = projections(self, read=("query",))["query"]
+        return found | self._content.parameters()
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        memory: Float[Array, "B S N"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """Reads the memory with a whole sequence at positions 0 .. T-1.
+
+        Args:
+            params: arrays of the shapes that ``parameters`` states.
+            x: the sequence whose queries read.
+            memory: what is read, of width M', at positions 0 .. S-1.
+            mask: restricts the layer's own mask further: padding of the memory.
+
+        Returns:
+            (B, T, M) in the dtype of x. A query that may see nothing reads zeros.
+
+        Raises:
+            Unsupported: the implementation lacks a part.
+        """
+        return self.read(params, x, self.remember(params, memory), mask=mask)
+
+    def remember(
+        self, params: dict[str, Array], memory: Float[Array, "B S N"]
+    ) -> dict[str, Float[Array, "B S K D"]]:
+        """Keys "k", if the score reads any, and values "v" of the memory."""
+        kept = {"v": split_heads(params, "value", memory)}
+        if "key" in self.score.reads:
+            k = split_heads(params, "key", memory)
+            kept["k"] = k if self.rotary is None else self.rotary(k, np.arange(k.shape[1]))
+        return kept
+
+    def read(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        remembered: dict[str, Float[Array, "B S K D"]],
+        *,
+        mask: Mask | None = None,
+        q_index: Positions | None = None,
+    ) -> Float[Array, "B T M"]:
+        """As calling, of what ``remember`` returned.
+
+        Args:
+            params: arrays of the shapes that ``parameters`` states.
+            x: the next T tokens of the sequence whose queries read.
+            remembered: keys and values.
+            mask: restricts the layer's own mask further: padding of the memory.
+            q_index: positions of the tokens; 0 .. T-1 if None.
+        """
+        q, mechanism = self._prepared(params, x, remembered, mask, q_index)
+        # One query has no use for blocks: its scores are linear in length anyway.
+        implementation = "dense" if x.shape[1] == 1 else self.implementation
+        out = attend(
+            q,
+            remembered.get("k", remembered["v"]),
+            remembered["v"],
+            **mechanism,
+            implementation=implementation,
+            block_size=self.block_size,
+        )
+        if self.output_gate:
+            out = out * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
+        return merge_heads(params, out)
+
+    def weights(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        memory: Float[Array, "B S N"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B H T S"]:
+        """The attention weights, for looking at; arguments as in calling."""
+        remembered = self.remember(params, memory)
+        q, mechanism = self._prepared(params, x, remembered, mask, None)
+        return dense.weights(q, remembered.get("k", remembered["v"]), **mechanism)
+
+    def _prepared(self, params, x, remembered, mask, q_index):
+        """The queries, and the keywords of ``attend``."""
+        index = np.arange(x.shape[1]) if q_index is None else q_index
+        if "query" in self.score.reads:
+            q = split_heads(params, "query", x)
+            q = q if self.rotary is None else self.rotary(q, index)
+        else:
+            q = jnp.zeros((*x.shape[:2], self.num_heads, self.head_width), x.dtype)
+        kv_index = np.arange(remembered["v"].shape[1])
+        return q, self._content.mechanism(params, q, index, kv_index, mask)
+
+    @property
+    def _content(self):
+        return Content(self.score, self.mask, self.biases, self.normalizer, self.focus)
+
+
+def make(options: "Options", memory_width: int) -> CrossAttention:
+    """Cross-attention to a memory of this width, from validated options.
+
+    The options' mask speaks of positions in the two sequences: "full" is what is usual.
+    """
+    return CrossAttention(
+        width=options.width,
+        memory_width=memory_width,
+        num_heads=options.num_heads,
+        num_kv_heads=options.kv_heads,
+        head_width=options.head_size,
+        score=options.build_score(),
+        mask=options.build_mask(),
+        biases=options.build_biases(),
+        normalizer=options.build_normalizer(),
+        focus=options.build_focus(),
+        rotary=options.build_rotary(),
+        output_gate=options.output_gate,
+        implementation=options.resolved_implementation,
+        block_size=options.block_size,
+        use_bias=options.use_bias,
+        init_stddev=options.init_stddev,
+        out_scale=options.out_scale,
+    )

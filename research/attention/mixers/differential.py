@@ -1,0 +1,96 @@
+"""Differential attention: the difference of two softmax attentions cancels what both look at."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from research.attention.entries import MixerEntry
+from research.attention.implementations import dense
+from research.attention.implementations.attend import IMPLEMENTATIONS, attend
+from research.attention.mixers.self_attention import PARTS, SelfAttention, auto, make
+from research.attention.parameters import Normal, Parameter
+from research.attention.parts.masks import Mask
+
+# lambda_init of the paper depends on the layer's depth and tends to this; its Table 6 finds the
+# constant as good.
+LAMBDA = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class DifferentialAttention(SelfAttention):
+    """(weights_1 - lambda weights_2) v, normalized per head (Ye et al. 2024, equations 1-3).
+
+    Query and key heads of D channels are cut into two of D / 2, which is the paper's head of 2 d
+    with d = D / 2. lambda = exp(l1 . l2) - exp(l3 . l4) + 0.8.
+    """
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Those of ``SelfAttention``, "lambda" (4, D / 2), and the scale of the norm, (D,)."""
+        half = self.head_width // 2
+        return super().parameters() | {
+            "lambda": Parameter((4, half), Normal(0.1), ("", "")),
+            "norm_scale": Parameter((self.head_width,), jax.nn.initializers.ones, ("",)),
+        }
+
+    def weights(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B H T T"]:
+        """The differences that the values are summed with, before the norm; some are negative."""
+        index = np.arange(x.shape[1])
+        q, kept = self._query(params, x, index), self._remembered(params, x, index)
+        allowed = self.mask if mask is None else self.mask & mask
+        mechanism = self._mechanism(params, q, allowed, index, index)
+        first, second = (dense.weights(*half, **mechanism) for half in _halves(q, kept["k"]))
+        return first - self._share(params, first.dtype) * second
+
+    def _rotated(self, x, index):
+        # Each half is a head of its own, whose channels turn in pairs.
+        if self.rotary is None:
+            return x
+        return jnp.concatenate([self.rotary(half, index) for half in jnp.split(x, 2, -1)], -1)
+
+    def _read(self, params, q, kept, mask, implementation, q_index, kv_index):
+        mechanism = self._mechanism(params, q, mask, q_index, kv_index)
+        mechanism |= {"implementation": implementation, "block_size": self.block_size}
+        halves = _halves(q, kept["k"])
+        first, second = (attend(*half, kept["v"], **mechanism) for half in halves)
+        dtype = jnp.promote_types(first.dtype, jnp.float32)
+        out = first.astype(dtype) - self._share(params, dtype) * second.astype(dtype)
+        out *= jax.lax.rsqrt(jnp.mean(jnp.square(out), -1, keepdims=True) + 1e-5)
+        scale = (1 - LAMBDA) * params["norm_scale"].astype(dtype)
+        return (out * scale).astype(q.dtype)
+
+    def _share(self, params, dtype):
+        """lambda."""
+        l1, l2, l3, l4 = params["lambda"].astype(dtype)
+        return jnp.exp(l1 @ l2) - jnp.exp(l3 @ l4) + LAMBDA
+
+
+def _halves(q: Array, k: Array) -> list[tuple[Array, Array]]:
+    return list(zip(jnp.split(q, 2, -1), jnp.split(k, 2, -1), strict=True))
+
+
+def make_differential(options: Any) -> DifferentialAttention:
+    """Differential attention from validated options."""
+    return DifferentialAttention(**vars(make(options)))
+
+
+DIFFERENTIAL = MixerEntry(
+    make=make_differential,
+    parts=PARTS - {"predicted_window", "talking_heads", "score"},
+    implementations=tuple(IMPLEMENTATIONS),
+    auto=auto,
+    source="Ye et al. 2024 (Differential Transformer), equations 1-3",
+    computes="norm((softmax(q1 k1) - lambda softmax(q2 k2)) v)",
+    time="T S H D",
+    state="2 S K D",
+    accepts={"position": ("rope", "alibi", "kerple", "fire", "t5")},
+)

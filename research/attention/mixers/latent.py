@@ -1,0 +1,221 @@
+"""Multi-head latent attention: keys and values of all heads unfold from a small vector a token."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.implementations.attend import IMPLEMENTATIONS, attend, while_decoding
+from research.attention.mixers import cache
+from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.projections import merge_heads
+from research.attention.mixers.self_attention import auto
+from research.attention.parameters import Parameter, bind, described, matrix_init
+from research.attention.parts.biases import Bias
+from research.attention.parts.masks import Mask, causal
+from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.positions import Rotary
+from research.attention.parts.scores import dot
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentAttention(Mixer):
+    """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1, equations 9-19).
+
+    A token leaves a latent c = norm(x W) of C channels and, where positions rotate, one key of R
+    channels that all heads share. Head h has the key [c U_h; rotated] and the value c V_h. Queries
+    are not compressed (as in DeepSeek-V2-Lite). Over a whole sequence keys and values are
+    unfolded; while decoding the query is folded instead, so that only c and the shared key are
+    kept and read.
+
+    Attributes:
+        width: M.
+        num_heads: H.
+        head_width: D, of values and of the part of keys that does not rotate.
+        latent_width: C.
+        rotary_width: R; 0 without positions.
+        mask: which pairs are allowed.
+        biases: applied to the scores in order.
+        normalizer: from scores to weights.
+        rotary: rotates the shared key and that part of the queries; None does not.
+        implementation: a name in ``IMPLEMENTATIONS``.
+        block_size: for implementations that have blocks; 0 chooses.
+        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+        out_scale: multiplies the initial output projection.
+    """
+
+    width: int
+    num_heads: int
+    head_width: int
+    latent_width: int
+    rotary_width: int = 0
+    mask: Mask = causal()  # noqa: RUF009
+    biases: tuple[Bias, ...] = ()
+    normalizer: Normalizer = softmax
+    rotary: Rotary | None = None
+    implementation: str = "dense"
+    block_size: int = 0
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
+
+    def parameters(self) -> dict[str, Parameter]:
+        """ "query" (M, H, D + R), "latent" (M, C), "latent_scale" (C,), "key" and "value"
+        (C, H, D), "out" (H, D, M), "rotated_key" (M, R) if R, and what the normalizer learns."""
+        inward = matrix_init(self.init_stddev, self.width)
+        unfold = matrix_init(self.init_stddev, self.latent_width)
+        outward = matrix_init(self.init_stddev, self.num_heads * self.head_width, self.out_scale)
+        heads = ("heads", "head_width")
+        unfolded = (self.latent_width, self.num_heads, self.head_width)
+        total = self.head_width + self.rotary_width
+        found = {
+            "query": Parameter((self.width, self.num_heads, total), inward, ("width", *heads)),
+            "latent": Parameter((self.width, self.latent_width), inward, ("width", "")),
+            "latent_scale": Parameter((self.latent_width,), jax.nn.initializers.ones, ("",)),
+            "key": Parameter(unfolded, unfold, ("", *heads)),
+            "value": Parameter(unfolded, unfold, ("", *heads)),
+            "out": Parameter(
+                (self.num_heads, self.head_width, self.width), outward, (*heads, "width")
+            ),
+        }
+        if self.rotary_width:
+            shape = (self.width, self.rotary_width)
+            found["rotated_key"] = Parameter(shape, inward, ("width", ""))
+        return found | described(self.normalizer, "normalizer") | described(self.biases, "biases")
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """Latent attention over a whole sequence; see ``Mixer``."""
+        index = np.arange(x.shape[1])
+        q, kept = self._query(params, x, index), self._remembered(params, x, index)
+        allowed = self.mask if mask is None else self.mask & mask
+        k, v = (jnp.einsum("bsc,chd->bshd", kept["latent"], _cast(params[n], x)) for n in _UNFOLD)
+        if self.rotary_width:
+            shared = jnp.broadcast_to(kept["rotated"], (*k.shape[:3], self.rotary_width))
+            k = jnp.concatenate([k, shared], axis=-1)
+        out = self._attend(params, q, k, v, allowed, self.implementation, index, index)
+        return merge_heads(params, out)
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """An empty cache of "latent" (batch, slots, C) and "rotated" (batch, slots, 1, R)."""
+        shapes: dict[str, tuple[int, ...]] = {"latent": (self.latent_width,)}
+        if self.rotary_width:
+            shapes["rotated"] = (1, self.rotary_width)
+        return cache.empty(self.mask, batch, length, shapes, dtype)
+
+    def extend(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """The next T tokens; see ``Mixer``. Reads the latents as one key head (section 2.1.2)."""
+        index = cache.positions(state, x.shape[1])
+        q, new = self._query(params, x, index), self._remembered(params, x, index)
+        state, seen = cache.extend(self.mask, state, new)
+        by_content, by_place = jnp.split(q, [self.head_width], axis=-1)
+        # q . (c U) = (q U) . c: the query is folded, the keys stay as they are.
+        q = jnp.einsum("bthd,chd->bthc", by_content, _cast(params["key"], x))
+        latent = seen["latent"][:, :, None].astype(x.dtype)
+        k = latent
+        if self.rotary_width:
+            q = jnp.concatenate([q, by_place], axis=-1)
+            k = jnp.concatenate([latent, seen["rotated"].astype(x.dtype)], axis=-1)
+        implementation = while_decoding(self.implementation, x.shape[1])
+        allowed = self.mask & cache.filled
+        where = (index, seen["positions"])
+        out = self._attend(params, q, k, latent, allowed, implementation, *where)
+        out = jnp.einsum("bthc,chd->bthd", out.astype(x.dtype), _cast(params["value"], x))
+        return state, merge_heads(params, out)
+
+    def _query(self, params, x, index):
+        """Scaled queries; the last R channels are rotated."""
+        q = jnp.einsum("btm,mhd->bthd", x, _cast(params["query"], x))
+        q = q * (self.head_width + self.rotary_width) ** -0.5
+        if self.rotary is None:
+            return q
+        by_content, by_place = jnp.split(q, [self.head_width], axis=-1)
+        return jnp.concatenate([by_content, self.rotary(by_place, index)], axis=-1)
+
+    def _remembered(self, params, x, index):
+        latent = (x @ _cast(params["latent"], x)).astype(jnp.promote_types(x.dtype, jnp.float32))
+        latent *= jax.lax.rsqrt(jnp.mean(jnp.square(latent), -1, keepdims=True) + 1e-6)
+        kept = {"latent": (latent * params["latent_scale"]).astype(x.dtype)}
+        if self.rotary is not None:
+            rotated = (x @ _cast(params["rotated_key"], x))[:, :, None]
+            kept["rotated"] = self.rotary(rotated, index)
+        return kept
+
+    def _attend(self, params, q, k, v, mask, implementation, q_index, kv_index):
+        return attend(
+            q,
+            k,
+            v,
+            score=dot(),
+            mask=mask,
+            biases=bind(self.biases, "biases", params),
+            normalizer=bind(self.normalizer, "normalizer", params),
+            q_index=q_index,
+            kv_index=kv_index,
+            implementation=implementation,
+            block_size=self.block_size,
+        )
+
+
+_UNFOLD = ("key", "value")
+
+
+def _cast(weight: Array, x: Array) -> Array:
+    return weight.astype(x.dtype)
+
+
+def make(options: Any) -> LatentAttention:
+    """Latent attention from validated options."""
+    rotary = options.build_rotary()
+    # The paper's sizes: the rotating part is half as wide as the other.
+    rotary_width = options.rope_width or max(2, options.head_size // 4 * 2)
+    return LatentAttention(
+        width=options.width,
+        num_heads=options.num_heads,
+        head_width=options.head_size,
+        latent_width=options.latent_width or max(1, options.width // 2),
+        rotary_width=rotary_width if rotary else 0,
+        mask=options.build_mask(),
+        biases=options.build_biases(),
+        normalizer=options.build_normalizer(),
+        rotary=rotary,
+        implementation=options.resolved_implementation,
+        block_size=options.block_size,
+        init_stddev=options.init_stddev,
+        out_scale=options.out_scale,
+    )
+
+
+LATENT = MixerEntry(
+    make=make,
+    parts=frozenset(
+        {
+            "num_heads",
+            "head_width",
+            "mask",
+            "normalizer",
+            "position",
+            "softcap",
+            "latent_width",
+            "rope_width",
+            "block_size",
+        }
+    ),
+    implementations=tuple(IMPLEMENTATIONS),
+    auto=auto,
+    source="DeepSeek-AI 2024 (DeepSeek-V2), section 2.1",
+    computes="softmax attention whose keys and values unfold from a latent vector per token",
+    time="T S H D",
+    state="S (C + R)",
+    accepts={"position": ("rope", "alibi", "kerple", "fire", "t5")},
+)

@@ -1,0 +1,206 @@
+"""Causal linear attention: a feature map in place of the softmax, sums in place of a cache."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.mixers import decay
+from research.attention.mixers.features import Elu, FeatureMap, RandomFeatures, Taylor
+from research.attention.mixers.linear_time import SHARED_PARTS, LinearTime, shared_options, wide
+from research.attention.mixers.projections import merge_heads
+from research.attention.parameters import Parameter
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+# What is added to a row's sum of feature products unless the features ask for less.
+EPSILON = Elu.epsilon
+
+State = tuple[Float[Array, "B H D Dv"], Float[Array, "B H D"]]
+
+
+def feature_map(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """elu(x) + 1 in float32 or wider (Katharopoulos et al. 2020, equation 7)."""
+    return Elu().keys(x)
+
+
+def empty_state(
+    batch: int, heads: int, width: int, value_width: int, dtype: Any = jnp.float32
+) -> State:
+    """The sums over no keys: (B, H, D, Dv) of k v and (B, H, D) of k."""
+    return jnp.zeros((batch, heads, width, value_width), dtype), jnp.zeros(
+        (batch, heads, width), dtype
+    )
+
+
+def parallel(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    state: State,
+    epsilon: float = EPSILON,
+) -> tuple[State, Float[Array, "B T H Dv"]]:
+    """All pairs at once (Katharopoulos et al. 2020, equation 8), quadratic in T.
+
+    Args:
+        q: queries after the feature map, float32 or wider, like the others.
+        k: keys after the feature map.
+        v: values.
+        state: sums over the keys before these.
+        epsilon: is added to a query's sum over keys before dividing by it.
+
+    Returns:
+        The state after these keys and the outputs.
+    """
+    return _divided(decay.parallel, q, k, v, state, epsilon)
+
+
+def chunkwise(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    state: State,
+    epsilon: float = EPSILON,
+    chunk: int = decay.CHUNK,
+) -> tuple[State, Float[Array, "B T H Dv"]]:
+    """All pairs within a chunk, the state between chunks: linear in T (Hua et al. 2022, 3.4).
+
+    Arguments and results are those of ``parallel``; T need not be a multiple of ``chunk``.
+    """
+    return _divided(decay.chunkwise, q, k, v, state, epsilon, chunk=chunk)
+
+
+def recurrent(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    state: State,
+    epsilon: float = EPSILON,
+) -> tuple[State, Float[Array, "B T H Dv"]]:
+    """One token after the other (Katharopoulos et al. 2020, equations 16-20); as ``parallel``."""
+    return _divided(decay.recurrent, q, k, v, state, epsilon)
+
+
+def _divided(form: Callable[..., Any], q, k, v, state, epsilon, **options):
+    # A value that is always 1 sums the weights.
+    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
+    memory = jnp.concatenate([state[0], state[1][..., None]], -1)
+    memory, y = form(q, k, v, None, memory, **options)
+    return (memory[..., :-1], memory[..., -1]), y[..., :-1] / (y[..., -1:] + epsilon)
+
+
+FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearAttention(LinearTime):
+    """Causal linear attention (Katharopoulos et al. 2020, sections 3.2-3.4) with some features.
+
+    Attributes:
+        features: what stands for the exponential of the scores.
+        key_width: of queries and keys before the features; 0 is D.
+    """
+
+    features: FeatureMap = Elu()
+    key_width: int = 0
+
+    @property
+    def name(self) -> str:
+        """That of its features."""
+        return self.features.name
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, int]]:
+        """Queries and keys can be narrower than values."""
+        narrow = (self.num_heads, self.key_width or self.head_width)
+        return {"query": narrow, "key": narrow, "value": (self.num_heads, self.head_width)}
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections as those of ``SelfAttention``, and taps if there are any."""
+        return self.inward()
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """ "sums", of k v and of k over the tokens seen, and "inputs" of the convolutions.
+
+        All are float32 or wider and of the same size at every length.
+        """
+        features = self.features.count(self.head_shapes["key"][1])
+        shape = (batch, self.num_heads, features, self.head_width)
+        return {"sums": empty_state(*shape, wide(dtype)), "inputs": self.init_inputs(batch, dtype)}
+
+    def mix(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """The next T tokens by a form; see ``LinearTime``."""
+        heads, inputs = self.split(params, state["inputs"], x)
+        sums, y = FORMS[form](
+            self.features.queries(heads["query"]),
+            self.features.keys(heads["key"]),
+            heads["value"].astype(wide(x.dtype)),
+            state["sums"],
+            self.features.epsilon,
+            **self.options_of(form),
+        )
+        return {"sums": sums, "inputs": inputs}, merge_heads(params, y.astype(x.dtype))
+
+
+def _make(options: "Options", features: FeatureMap, key_width: int = 0) -> LinearAttention:
+    return LinearAttention(
+        **shared_options(options),
+        short_convolution=options.short_convolution,
+        features=features,
+        key_width=key_width,
+    )
+
+
+def make(options: "Options") -> LinearAttention:
+    """Linear attention with elu + 1 features from validated options."""
+    return _make(options, Elu())
+
+
+def make_performer(options: "Options") -> LinearAttention:
+    """Linear attention with positive random features from validated options."""
+    return _make(options, RandomFeatures(options.mechanism_seed, options.feature_width))
+
+
+def make_based(options: "Options") -> LinearAttention:
+    """Linear attention with Taylor features from validated options."""
+    return _make(options, Taylor(), options.feature_width or min(16, options.head_size))
+
+
+LINEAR = MixerEntry(
+    make=make,
+    parts=SHARED_PARTS | {"short_convolution"},
+    implementations=tuple(FORMS),
+    auto=lambda options: "chunkwise",
+    source="Katharopoulos et al. 2020, equations 7, 8 and 16-20",
+    computes="sum_s phi(q_t).phi(k_s) v_s / sum_s phi(q_t).phi(k_s), phi = elu + 1",
+    time="T C D + T D^2 in chunks of C",
+    state="H D (D + 1)",
+)
+
+PERFORMER = MixerEntry(
+    make=make_performer,
+    parts=SHARED_PARTS | {"short_convolution", "feature_width", "mechanism_seed"},
+    implementations=tuple(FORMS),
+    auto=lambda options: "chunkwise",
+    source="Choromanski et al. 2021, equations 4 and 5, lemma 1, section 2.4",
+    computes="linear attention, phi(x)_i = exp(w_i.x - |x|^2 / 2) with F orthogonal random w_i",
+    time="T C F + T F D in chunks of C",
+    state="H F (D + 1)",
+)
+
+BASED = MixerEntry(
+    make=make_based,
+    parts=SHARED_PARTS | {"short_convolution", "feature_width"},
+    implementations=tuple(FORMS),
+    auto=lambda options: "chunkwise",
+    source="Arora et al. 2024 (Based), section 3.1",
+    computes="linear attention, phi(q).phi(k) = 1 + s + s^2 / 2, s = q.k / sqrt(d), d = 16",
+    time="T C d^2 + T d^2 D in chunks of C",
+    state="H (d + 1)(d + 2) / 2 (D + 1)",
+)

@@ -1,0 +1,160 @@
+"""Linformer: attention to a fixed number of learned mixtures of positions."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.errors import Unsupported
+from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.projections import merge_heads, projections, split_heads
+from research.attention.parameters import Normal, Parameter
+from research.attention.parts.masks import And, Mask, Padding
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+
+def attend_projected(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H D"],
+    key_mixture: Float[Array, "R T"],
+    value_mixture: Float[Array, "R T"],
+) -> Float[Array, "B T H D"]:
+    """softmax(Q (E K)^T / sqrt(D)) F V (Wang et al. 2020, equation 7), E and F for all heads.
+
+    Args:
+        q: queries.
+        k: keys; those of padding zero.
+        v: values; those of padding zero.
+        key_mixture: E.
+        value_mixture: F.
+
+    Returns:
+        The outputs in the dtype of q; the softmax is float32 or wider.
+    """
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    k = jnp.einsum("rs,bshd->brhd", key_mixture, k)
+    v = jnp.einsum("rs,bshd->brhd", value_mixture, v)
+    scores = jnp.einsum("bthd,brhd->bhtr", q, k, preferred_element_type=wide)
+    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
+    return jnp.einsum("bhtr,brhd->bthd", weights, v)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linformer(Mixer):
+    """Linformer attention (Wang et al. 2020, section 4), E and F shared by the heads of a layer.
+
+    It is for encoders: every output sees every position. That is the paper's "headwise sharing".
+
+    Attributes:
+        width: M.
+        num_heads: H.
+        head_width: D.
+        max_length: the longest sequence. Shorter ones use the leading columns of E and F.
+        rank: R, the number of mixtures.
+        use_bias: adds a bias to each of the four projections.
+        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). That of
+            E and F is always 1 / sqrt(max_length), so that mixtures are as large as what they mix.
+        out_scale: multiplies the initial output projection.
+    """
+
+    width: int
+    num_heads: int
+    head_width: int
+    max_length: int
+    rank: int
+    use_bias: bool = False
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
+
+    @property
+    def num_kv_heads(self) -> int:
+        """K; as many as there are heads."""
+        return self.num_heads
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections as those of ``SelfAttention``; "key_mixture", "value_mixture" (R, length)."""
+        mixture = Parameter((self.rank, self.max_length), Normal(self.max_length**-0.5), ("", ""))
+        return projections(self) | {"key_mixture": mixture, "value_mixture": mixture}
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """Attention over a whole sequence; see ``Mixer``. The mask can only be padding.
+
+        Raises:
+            Unsupported: another mask was given, or the sequence is longer than ``max_length``.
+        """
+        length = x.shape[1]
+        if length > self.max_length:
+            raise Unsupported(
+                f"mixer 'linformer' was made for max_length = {self.max_length} positions and got "
+                f"{length}; 'softmax' takes any number"
+            )
+        q, k, v = (split_heads(params, name, x) for name in ("query", "key", "value"))
+        if mask is not None:
+            valid = _valid(mask, length)[:, :, None, None]
+            k, v = jnp.where(valid, k, 0), jnp.where(valid, v, 0)
+        mixtures = (params[f"{name}_mixture"][:, :length] for name in ("key", "value"))
+        return merge_heads(
+            params, attend_projected(q, k, v, *(m.astype(x.dtype) for m in mixtures))
+        )
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """Raises Unsupported: there is no decoding."""
+        raise Unsupported(
+            "mixer 'linformer' looks ahead, so it cannot be decoded token by token; 'softmax' can"
+        )
+
+    def extend(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """Raises Unsupported, as ``init_state``."""
+        return self.init_state(x.shape[0], x.shape[1], x.dtype)
+
+
+def _valid(mask: Mask, length: int) -> Bool[Array, "B T"]:
+    """Which positions are not padding."""
+    if isinstance(mask, And):
+        return _valid(mask.left, length) & _valid(mask.right, length)
+    if isinstance(mask, Padding):
+        return jnp.take(mask.valid, jnp.arange(length), axis=1, mode="clip")
+    if type(mask) is Mask:
+        return jnp.ones((1, length), bool)
+    raise Unsupported("mixer 'linformer' cannot take a mask other than padding; 'softmax' can")
+
+
+def make(options: "Options") -> Linformer:
+    """Linformer attention from validated options."""
+    return Linformer(
+        width=options.width,
+        num_heads=options.num_heads,
+        head_width=options.head_size,
+        max_length=options.max_length,
+        rank=options.rank or max(1, options.max_length // 4),
+        use_bias=options.use_bias,
+        init_stddev=options.init_stddev,
+        out_scale=options.out_scale,
+    )
+
+
+LINFORMER = MixerEntry(
+    make=make,
+    parts=frozenset({"num_heads", "head_width", "rank", "use_bias"}),
+    implementations=("dense",),
+    auto=lambda options: "dense",
+    source="Wang et al. 2020, equation 7, with E and F shared by the heads",
+    computes="softmax(Q (E K)^T / sqrt(D)) F V, E and F learned (rank, length)",
+    time="T R D",
+    state="cannot be decoded",
+    causal=False,
+)

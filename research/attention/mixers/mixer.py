@@ -1,0 +1,79 @@
+"""The interface shared by everything that mixes a sequence, attention or not."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.parameters import Parameter
+from research.attention.parts.masks import Mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixer:
+    """What maps a sequence (B, T, M) to a sequence (B, T, M), mixing over T.
+
+    A mixer is a frozen, hashable dataclass of static options and owns no arrays. Parameters are
+    float32 and are cast to the dtype of x; softmax statistics and recurrent states are float32.
+    The two ways to run it agree: calling it on a whole sequence, and feeding the sequence to
+    ``extend`` in chunks of any size.
+    """
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What it learns, by name."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """Mixes a whole sequence at positions 0 .. T-1.
+
+        Args:
+            params: arrays of the shapes that ``parameters`` states.
+            x: the sequence.
+            mask: restricts the mixer's own mask further (padding, segments).
+
+        Raises:
+            Unsupported: a mask was given and this mixer cannot take one.
+        """
+        raise NotImplementedError
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """The state before the first of at most ``length`` tokens.
+
+        Raises:
+            Unsupported: the mixer looks ahead, so it cannot be run token by token.
+        """
+        raise NotImplementedError
+
+    def extend(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """Mixes the next T >= 1 tokens and returns the new state with their outputs.
+
+        The outputs equal those of the whole-sequence form at the same positions. Feeding more
+        tokens than the state was made for is an error that cannot be seen inside compiled code.
+        """
+        raise NotImplementedError
+
+
+def init_params(mixer: Mixer, key: Array, dtype: Any = "float32") -> dict[str, Array]:
+    """Draws every parameter of a mixer, each from a key of its own."""
+    described = mixer.parameters()
+    keys = jax.random.split(key, len(described))
+    return {
+        name: p.init(k, p.shape, dtype)
+        for (name, p), k in zip(described.items(), keys, strict=True)
+    }
+
+
+def state_bytes(mixer: Mixer, batch: int, length: int, dtype: Any) -> int:
+    """The size of the decoding state in bytes, exact because it is read off the state itself."""
+    state = jax.eval_shape(lambda: mixer.init_state(batch, length, dtype))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))

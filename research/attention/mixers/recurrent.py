@@ -1,0 +1,296 @@
+"""Recurrent networks: GRU and LSTM cells as pure functions, and mixers that run them.
+
+Both are nonlinear in their state, so that tokens can only be taken one after the other. A cell is
+called as ``cell(params, state, x) -> (state, output)``; its inputs' share of the gates does not
+depend on the state, so over a sequence it is one product.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.errors import Unsupported
+from research.attention.mixers.mixer import Mixer
+from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parts.masks import Mask
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+State = dict[str, Array]
+
+
+def gru_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[str, Parameter]:
+    """What a GRU learns; gates are ordered reset, update, candidate.
+
+    Args:
+        inputs: M, the width of x.
+        hidden: N, the width of the state.
+        init_stddev: initial standard deviation of the input matrix; 0 is 1 / sqrt(M).
+
+    Returns:
+        "input" (M, 3, N), "recurrent" (N, 3, N), "bias" (3, N) and "candidate_bias" (N,).
+    """
+    found = _gates(inputs, hidden, init_stddev, (0.0, 0.0, 0.0))
+    return found | {"candidate_bias": Parameter((hidden,), Constant(0.0), ("hidden",))}
+
+
+def lstm_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[str, Parameter]:
+    """What an LSTM learns; gates are ordered input, forget, candidate, output.
+
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
+
+    Args:
+        inputs: M, the width of x.
+        hidden: N, the width of the state.
+        init_stddev: initial standard deviation of the input matrix; 0 is 1 / sqrt(M).
+
+    Returns:
+        "input" (M, 4, N), "recurrent" (N, 4, N) and "bias" (4, N).
+    """
+    return _gates(inputs, hidden, init_stddev, (0.0, 1.0, 0.0, 0.0))
+
+
+def _gates(inputs, hidden, init_stddev, bias):
+    gates = len(bias)
+    return {
+        "input": Parameter(
+            (inputs, gates, hidden), matrix_init(init_stddev, inputs), ("width", "", "hidden")
+        ),
+        "recurrent": Parameter(
+            (hidden, gates, hidden), matrix_init(0.0, hidden), ("", "", "hidden")
+        ),
+        "bias": Parameter((gates, hidden), Constant(bias), ("", "hidden")),
+    }
+
+
+def gru_state(batch: int, hidden: int, dtype: Any) -> State:
+    """Zeros: "h" (B, N), float32 or wider."""
+    return {"h": jnp.zeros((batch, hidden), jnp.promote_types(dtype, jnp.float32))}
+
+
+def lstm_state(batch: int, hidden: int, dtype: Any) -> State:
+    """Zeros: "h" and "c" (B, N), float32 or wider."""
+    zeros = jnp.zeros((batch, hidden), jnp.promote_types(dtype, jnp.float32))
+    return {"h": zeros, "c": zeros}
+
+
+def gru_cell(
+    params: dict[str, Array], state: State, x: Float[Array, "B M"]
+) -> tuple[State, Float[Array, "B N"]]:
+    """One step of a GRU (Cho et al. 2014, section 2.3).
+
+    r = sigma(x W_r + h U_r + b_r), z = sigma(x W_z + h U_z + b_z),
+    n = tanh(x W_n + b_n + r * (h U_n + c_n)), h' = (1 - z) * n + z * h.
+
+    As in the paper z keeps the old state. The reset gate multiplies after the recurrent product
+    and not before, as in ``torch.nn.GRU``.
+
+    Args:
+        params: arrays of the shapes that ``gru_parameters`` states.
+        state: as ``gru_state``.
+        x: the token.
+
+    Returns:
+        The new state and h in the dtype of x.
+    """
+    return _gru_step(params, state, _project(params, x))
+
+
+def lstm_cell(
+    params: dict[str, Array], state: State, x: Float[Array, "B M"]
+) -> tuple[State, Float[Array, "B N"]]:
+    """One step of an LSTM with forget gates (Gers et al. 2000, section 3; ``torch.nn.LSTM``).
+
+    i, f, o = sigma(x W + h U + b), g = tanh(x W_g + h U_g + b_g),
+    c' = f * c + i * g, h' = o * tanh(c').
+
+    Args:
+        params: arrays of the shapes that ``lstm_parameters`` states.
+        state: as ``lstm_state``.
+        x: the token.
+
+    Returns:
+        The new state and h in the dtype of x.
+    """
+    return _lstm_step(params, state, _project(params, x))
+
+
+def _project(params, x):
+    """The inputs' share of the gates, (..., gates, N) in the dtype of x."""
+    kernel = params["input"].astype(x.dtype)
+    return jnp.einsum("...m,mgn->...gn", x, kernel) + params["bias"].astype(x.dtype)
+
+
+def _recall(params, h, dtype):
+    """The state's share of the gates, (B, gates, N); the product in ``dtype``, the sums in h's."""
+    kernel = params["recurrent"].astype(dtype)
+    return jnp.einsum("bn,ngk->bgk", h.astype(dtype), kernel, preferred_element_type=h.dtype)
+
+
+def _gru_step(params, state, gates):
+    h, dtype = state["h"], gates.dtype
+    recalled, gates = _recall(params, h, dtype), gates.astype(h.dtype)
+    reset, update = jnp.moveaxis(jax.nn.sigmoid(gates[:, :2] + recalled[:, :2]), 1, 0)
+    inner = recalled[:, 2] + params["candidate_bias"].astype(h.dtype)
+    candidate = jnp.tanh(gates[:, 2] + reset * inner)
+    h = (1 - update) * candidate + update * h
+    return {"h": h}, h.astype(dtype)
+
+
+def _lstm_step(params, state, gates):
+    c, dtype = state["c"], gates.dtype
+    gates = gates.astype(c.dtype) + _recall(params, state["h"], dtype)
+    written, kept, candidate, shown = jnp.moveaxis(gates, 1, 0)
+    c = jax.nn.sigmoid(kept) * c + jax.nn.sigmoid(written) * jnp.tanh(candidate)
+    h = jax.nn.sigmoid(shown) * jnp.tanh(c)
+    return {"h": h, "c": c}, h.astype(dtype)
+
+
+class Cell(NamedTuple):
+    """A recurrent network.
+
+    Attributes:
+        parameters: ``(inputs, hidden, init_stddev)`` to what it learns.
+        init_state: ``(batch, hidden, dtype)`` to the state before the first token.
+        step: ``(params, state, gates)`` to the new state and output, given the inputs' share.
+    """
+
+    parameters: Callable[[int, int, float], dict[str, Parameter]]
+    init_state: Callable[[int, int, Any], State]
+    step: Callable[..., tuple[State, Array]]
+
+
+CELLS = {
+    "gru": Cell(gru_parameters, gru_state, _gru_step),
+    "lstm": Cell(lstm_parameters, lstm_state, _lstm_step),
+}
+
+
+def run(
+    cell: str, params: dict[str, Array], state: State, x: Float[Array, "B T M"]
+) -> tuple[State, Float[Array, "B T N"]]:
+    """A recurrent network over a sequence.
+
+    Args:
+        cell: a name in ``CELLS``.
+        params: its arrays.
+        state: before the first token.
+        x: the tokens.
+
+    Returns:
+        The state after the last token, and h after every token in the dtype of x.
+    """
+    # Cast once, not at every token.
+    params = {name: p.astype(x.dtype) if p.ndim == 3 else p for name, p in params.items()}
+    gates = jnp.moveaxis(_project(params, x), 1, 0)
+    state, out = lax.scan(lambda s, g: CELLS[cell].step(params, s, g), state, gates)
+    return state, jnp.moveaxis(out, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent(Mixer):
+    """A GRU or LSTM as wide as the model, and an output projection.
+
+    There is only the recurrent form: no other computes a recurrence that is nonlinear in its state.
+
+    Attributes:
+        width: M, of the sequence and of the state.
+        cell: a name in ``CELLS``.
+        use_bias: adds a bias to the output projection; gates always have theirs.
+        init_stddev: initial standard deviation of the input and output projections; 0 is
+            1 / sqrt(M). That of recurrent matrices is always 1 / sqrt(M), so that they keep the
+            length of a state.
+        out_scale: multiplies the initial output projection.
+    """
+
+    width: int
+    cell: str
+    use_bias: bool = False
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Those of the cell, "out" (M, M) and, if it has a bias, "out_bias" (M,)."""
+        width = self.width
+        outward = matrix_init(self.init_stddev, width, self.out_scale)
+        found = CELLS[self.cell].parameters(width, width, self.init_stddev)
+        found |= {"out": Parameter((width, width), outward, ("hidden", "width"))}
+        if self.use_bias:
+            found["out_bias"] = Parameter((width,), Constant(0.0), ("width",))
+        return found
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """The network over a whole sequence; see ``Mixer``."""
+        if mask is not None:
+            raise Unsupported(
+                f"mixer {self.cell!r} cannot take a mask beyond its own; 'softmax' can"
+            )
+        return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """ "h" and, of an LSTM, "c": (batch, M) float32 or wider; the same size at every length."""
+        return CELLS[self.cell].init_state(batch, self.width, dtype)
+
+    def extend(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """The next T tokens; see ``Mixer``."""
+        state, y = run(self.cell, params, state, x)
+        y = y @ params["out"].astype(x.dtype)
+        return state, y + params["out_bias"].astype(x.dtype) if self.use_bias else y
+
+
+def make_gru(options: "Options") -> Recurrent:
+    """A GRU from validated options."""
+    return _make(options, "gru")
+
+
+def make_lstm(options: "Options") -> Recurrent:
+    """An LSTM from validated options."""
+    return _make(options, "lstm")
+
+
+def _make(options: "Options", cell: str) -> Recurrent:
+    return Recurrent(
+        width=options.width,
+        cell=cell,
+        use_bias=options.use_bias,
+        init_stddev=options.init_stddev,
+        out_scale=options.out_scale,
+    )
+
+
+GRU = MixerEntry(
+    make=make_gru,
+    parts=frozenset({"use_bias"}),
+    implementations=("recurrent",),
+    auto=lambda options: "recurrent",
+    source="Cho et al. 2014, section 2.3; reset gate as in torch.nn.GRU",
+    computes="h_t = (1 - z_t) tanh(x_t W + r_t (h_{t-1} U)) + z_t h_{t-1}, y_t = h_t W_o",
+    time="T M^2, sequential",
+    state="M",
+)
+
+LSTM = MixerEntry(
+    make=make_lstm,
+    parts=frozenset({"use_bias"}),
+    implementations=("recurrent",),
+    auto=lambda options: "recurrent",
+    source="Hochreiter and Schmidhuber 1997; forget gates of Gers et al. 2000, section 3",
+    computes="c_t = f_t c_{t-1} + i_t tanh(x_t W + h_{t-1} U), h_t = o_t tanh(c_t), y_t = h_t W_o",
+    time="T M^2, sequential",
+    state="2 M",
+)

@@ -1,0 +1,1 @@
+"""What softmax attention is composed of: scores, masks, biases, normalizers, positions."""

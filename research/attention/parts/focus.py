@@ -1,0 +1,85 @@
+"""Local attention around a predicted position (Luong et al. 2015, section 3.2, "local-p")."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from research.attention.parameters import Parameter, matrix_init
+from research.attention.parts.masks import Index
+from research.attention.parts.normalizers import Normalizer, Parts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PredictedWindow:
+    """p = L sigmoid(v . tanh(W q)); keys beyond p +- size are not seen, the others weigh less.
+
+    L is how many keys there are. Equations 9 and 10.
+    """
+
+    weight: Any  # W (H, D, D)
+    vector: Any  # v (H, D)
+    size: int = dataclasses.field(metadata={"static": True})
+
+    def around(
+        self,
+        normalizer: Normalizer,
+        q: Float[Array, "B T H D"],
+        lengths: Array | int,
+        kv_index: Index,
+    ) -> "Focused":
+        """The normalizer restricted to the window that each query predicts.
+
+        Args:
+            normalizer: from scores to weights within the window.
+            q: queries.
+            lengths: L of each query, broadcastable to (B, T, H).
+            kv_index: absolute key positions, (S,).
+        """
+        dtype = jnp.promote_types(q.dtype, jnp.float32)
+        hidden = jnp.tanh(jnp.einsum("bthd,hde->bthe", q, self.weight.astype(q.dtype)))
+        at = jnp.einsum("bthe,he->bth", hidden.astype(dtype), self.vector.astype(dtype))
+        center = jax.nn.sigmoid(at) * jnp.asarray(lengths, dtype)
+        return Focused(normalizer, jnp.swapaxes(center, 1, 2), jnp.asarray(kv_index), self.size)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Focused(Normalizer):
+    """Weights of ``inner`` within the windows, times exp(-(s - p)^2 / (2 sigma^2)).
+
+    sigma = size / 2. As in equation 10 the factor comes after the normalizer, so the weights of a
+    row sum to less than 1.
+    """
+
+    name: ClassVar[str] = "predicted window"
+    inner: Normalizer
+    center: Any  # p (B, H, T)
+    kv_index: Any  # (S,)
+    size: int = dataclasses.field(metadata={"static": True})
+
+    def parts(
+        self, scores: Float[Array, "B H T S"], mask: Bool[Array, "..."] | None = None
+    ) -> Parts:
+        distance = self.kv_index - self.center[..., None]
+        near = jnp.abs(distance) <= self.size
+        numerator, divisor = self.inner.parts(scores, near if mask is None else mask & near)
+        return numerator * jnp.exp(-2 * jnp.square(distance / self.size)), divisor
+
+
+def predicted_window(num_heads: int, width: int, size: int) -> PredictedWindow:
+    """A window of ``size`` keys on either side of where each query predicts it.
+
+    Raises:
+        ValueError: ``size`` is less than 1.
+    """
+    if size < 1:
+        raise ValueError(f"predicted_window: size = {size}; it must be at least 1")
+    axes = ("heads", "head_width")
+    weight = Parameter((num_heads, width, width), matrix_init(0.0, width), (*axes, ""))
+    return PredictedWindow(
+        weight, Parameter((num_heads, width), matrix_init(0.0, width), axes), size
+    )

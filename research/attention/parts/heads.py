@@ -1,0 +1,93 @@
+"""Between heads: talking heads, and conversion from multi-head to grouped key heads.
+
+Talking heads mix scores, and then weights, over all heads. Both mixtures are parts like any other:
+the first wraps the score, the second the normalizer. Only the dense implementation computes them.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from research.attention.parameters import Parameter
+from research.attention.parts.masks import Index
+from research.attention.parts.normalizers import Normalizer, Parts
+from research.attention.parts.scores import NotDot, Score
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TalkingScores(NotDot):
+    """The scores of head h are sum_g scores of head g * weight[g, h]."""
+
+    inner: Score
+    weight: Any  # (H, H)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S K D"],
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        scores = self.inner(q, k, q_index, kv_index)
+        return jnp.einsum("bgts,gh->bhts", scores, self.weight.astype(scores.dtype))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TalkingWeights(Normalizer):
+    """The weights of head h are sum_g weights of head g * weight[g, h]."""
+
+    name: ClassVar[str] = "talking heads"
+    inner: Normalizer
+    weight: Any  # (H, H)
+
+    def parts(
+        self, scores: Float[Array, "B H T S"], mask: Bool[Array, "..."] | None = None
+    ) -> Parts:
+        weights = self.inner(scores, mask)
+        mixed = jnp.einsum("bgts,gh->bhts", weights, self.weight.astype(weights.dtype))
+        return mixed, jnp.ones_like(mixed[..., :1])
+
+
+def _near_identity(key: Array, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+    """Heads start on their own, with a little of the others."""
+    noise = jax.random.normal(key, shape, dtype) * 0.1 * shape[0] ** -0.5
+    return jnp.eye(shape[0], dtype=dtype) + noise
+
+
+def talking_heads(score: Score, normalizer: Normalizer, num_heads: int) -> tuple[Score, Normalizer]:
+    """The pair with heads mixed before and after the normalizer (Shazeer et al. 2020, section 3).
+
+    Biases and masks act between the two mixtures.
+    """
+    weight = Parameter((num_heads, num_heads), _near_identity, ("", "heads"))
+    return TalkingScores(score, weight), TalkingWeights(normalizer, weight)
+
+
+def group_heads(params: dict[str, Array], num_kv_heads: int) -> dict[str, Array]:
+    """Parameters of self-attention with fewer key heads: each the mean of those it replaces.
+
+    Where uptraining a multi-head checkpoint to grouped-query or multi-query attention starts
+    (Ainslie et al. 2023, section 2.1). Query heads and the output projection stay as they are.
+
+    Args:
+        params: of ``SelfAttention``; "key", "value" (..., K, D) and their biases are pooled, and
+            may have leading axes (layers, population).
+        num_kv_heads: how many key heads to keep; it divides K.
+
+    Raises:
+        ValueError: ``num_kv_heads`` does not divide K.
+    """
+
+    def pooled(a: Array) -> Array:
+        *lead, heads, width = a.shape
+        if heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads = {num_kv_heads}; it must divide the {heads} there are")
+        return a.reshape(*lead, num_kv_heads, heads // num_kv_heads, width).mean(-2)
+
+    names = ("key", "value", "key_bias", "value_bias")
+    return {name: pooled(a) if name in names else a for name, a in params.items()}

@@ -1,0 +1,270 @@
+"""Normalizers: from scores to weights.
+
+A normalizer is given as a numerator and a divisor, weights = numerator / divisor, so that an
+implementation can divide after the product with the values, where there are D numbers to a row
+instead of S. It is a frozen dataclass registered as a pytree; a learned leaf holds a ``Parameter``
+until it is bound to an array. A new normalizer is one dataclass here and one line in
+``NORMALIZERS``.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from research.attention.entries import Part
+from research.attention.parameters import Constant, Parameter
+from research.attention.parts.masks import static
+from research.attention.parts.sparsemax import entmax15, sparsemax
+
+# Finite, so that a row with nothing allowed has no inf - inf in it, forwards or backwards.
+FORBIDDEN = -1e30
+
+Scores = Float[Array, "B H T S"]
+Allowed = Bool[Array, "..."]
+Parts = tuple[Float[Array, "B H T S"], Float[Array, "B H T 1"]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """The base of all normalizers.
+
+    Attributes:
+        name: how configurations and messages call it.
+        extra_logit: of those that are a softmax: None, or what the divisor has one more exponential
+            of, a number or one to a head, (H,).
+    """
+
+    name: ClassVar[str] = ""
+
+    @property
+    def extra_logit(self) -> Any:
+        return None
+
+    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+        """Numerator and divisor of the weights; the divisor is never zero."""
+        raise NotImplementedError
+
+    def __call__(self, scores: Scores, mask: Allowed | None = None) -> Scores:
+        """The weights, float32 or wider.
+
+        Args:
+            scores: (B, H, T, S).
+            mask: what is allowed, broadcastable to the scores; None allows everything.
+
+        Returns:
+            Weights, exactly zero where forbidden. A row with no allowed key is zero throughout.
+        """
+        numerator, divisor = self.parts(scores, mask)
+        return numerator / divisor
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Softmax(Normalizer):
+    """exp(sharpening * s) / sum exp(sharpening * s) over the allowed keys.
+
+    Sources: Vaswani et al. 2017, equation 1; sharpening: Chorowski et al. 2015, section 2.3.
+    """
+
+    sharpening: float = static(default=1.0)
+
+    name: ClassVar[str] = "softmax"
+
+    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+        scores = _wide(scores)
+        if self.sharpening != 1.0:
+            scores = scores * self.sharpening
+        if self.extra_logit is None:
+            return _softmax(scores, mask)
+        extra = jnp.asarray(self.extra_logit, scores.dtype)
+        return _softmax(scores, mask, extra[:, None, None] if extra.ndim else extra)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SoftmaxPlusOne(Softmax):
+    """exp(s) / (1 + sum exp(s)): a head can attend to nothing (Miller 2023, "softmax1")."""
+
+    name: ClassVar[str] = "softmax_plus_one"
+
+    @property
+    def extra_logit(self) -> Any:
+        return 0.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SinkSoftmax(Softmax):
+    """exp(s) / (exp(sink) + sum exp(s)), the sink learned for each head.
+
+    Source: OpenAI 2025, gpt-oss model card, section 2.2 ("a learned bias in the denominator").
+    """
+
+    sink: Any = 0.0  # one to a head: a Parameter or an array (H,)
+
+    name: ClassVar[str] = "softmax_sink"
+
+    @property
+    def extra_logit(self) -> Any:
+        return self.sink
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Smoothed(Normalizer):
+    """sigma(s) / sum sigma(s) over the allowed keys (Chorowski et al. 2015, section 2.3).
+
+    Computed as the softmax of log sigma(s), so that no sum underflows.
+    """
+
+    name: ClassVar[str] = "smoothed"
+
+    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+        return _softmax(jax.nn.log_sigmoid(_wide(scores)), mask)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(Normalizer):
+    """sigma(s + b) of each key by itself, b learned for each head.
+
+    Source: Ramapuram et al. 2024, equation 3 and section 5 (b starts at -log n).
+    """
+
+    bias: Any  # one to a head: a Parameter or an array (H,)
+
+    name: ClassVar[str] = "sigmoid"
+
+    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+        scores = _forbid(_wide(scores), mask)
+        bias = jnp.asarray(self.bias, scores.dtype)[:, None, None]
+        return _undivided(jax.nn.sigmoid(scores + bias), mask)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SquaredRelu(Normalizer):
+    """max(s, 0)**2 / length of each key by itself.
+
+    Source: Wortsman et al. 2023, section 3, h = squared relu and alpha = 1. Their L is the length
+    of the sequence; here it is a constant, so that decoding gives what training did.
+    """
+
+    length: int = static()
+
+    name: ClassVar[str] = "squared_relu"
+
+    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+        return _undivided(jax.nn.relu(_forbid(_wide(scores), mask)) ** 2 / self.length, mask)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sparsemax(Normalizer):
+    """The point of the simplex nearest to the scores (Martins & Astudillo 2016, equation 2)."""
+
+    name: ClassVar[str] = "sparsemax"
+
+    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+        return _undivided(sparsemax(_forbid(_wide(scores), mask)), mask)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Entmax15(Normalizer):
+    """1.5-entmax, between softmax and sparsemax (Peters et al. 2019, section 3)."""
+
+    name: ClassVar[str] = "entmax15"
+
+    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+        return _undivided(entmax15(_forbid(_wide(scores), mask)), mask)
+
+
+def _wide(scores: Scores) -> Scores:
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+
+
+def _forbid(scores: Scores, mask: Allowed | None) -> Scores:
+    return scores if mask is None else jnp.where(mask, scores, FORBIDDEN)
+
+
+def _undivided(weights: Scores, mask: Allowed | None) -> Parts:
+    weights = weights if mask is None else jnp.where(mask, weights, 0.0)
+    return weights, jnp.ones((*weights.shape[:-1], 1), weights.dtype)
+
+
+def _softmax(scores: Scores, mask: Allowed | None, extra: Array | None = None) -> Parts:
+    """``extra``, () or (H, 1, 1), is one more logit in the divisor."""
+    scores = _forbid(scores, mask)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    if extra is not None:
+        top = jnp.maximum(top, extra)
+    elif mask is not None:
+        # A row with no allowed key has 0 subtracted instead: its numerators are exp(FORBIDDEN) = 0.
+        top = jnp.where(top > FORBIDDEN / 2, top, 0.0)
+    top = jax.lax.stop_gradient(top)
+    numerator = jnp.exp(scores - top)
+    total = jnp.sum(numerator, axis=-1, keepdims=True)
+    if extra is not None:
+        return numerator, total + jnp.exp(extra - top)
+    return numerator, total if mask is None else jnp.where(total > 0, total, 1.0)
+
+
+softmax = Softmax()
+"""exp(s) / sum exp(s) over the allowed keys (Vaswani et al. 2017, equation 1)."""
+
+
+def _per_head(num_heads: int, value: float) -> Parameter:
+    return Parameter((num_heads,), Constant(value), ("heads",))
+
+
+NORMALIZERS: dict[str, Part] = {
+    "softmax": Part(
+        build=lambda options: Softmax(options.sharpening),
+        source="Vaswani et al. 2017, equation 1; sharpening: Chorowski et al. 2015, section 2.3",
+        computes="exp(sharpening * s) / sum exp(sharpening * s)",
+        takes=("sharpening",),
+    ),
+    "softmax_plus_one": Part(
+        build=lambda options: SoftmaxPlusOne(),
+        source="Miller 2023, Attention Is Off By One",
+        computes="exp(s) / (1 + sum exp(s))",
+    ),
+    "softmax_sink": Part(
+        build=lambda options: SinkSoftmax(sink=_per_head(options.num_heads, 0.0)),
+        source="OpenAI 2025, gpt-oss model card, section 2.2",
+        computes="exp(s) / (exp(sink) + sum exp(s)), a learned sink to each head",
+    ),
+    "smoothed": Part(
+        build=lambda options: Smoothed(),
+        source="Chorowski et al. 2015, section 2.3 (smoothing)",
+        computes="sigma(s) / sum sigma(s)",
+    ),
+    "sigmoid": Part(
+        build=lambda options: Sigmoid(
+            _per_head(options.num_heads, -math.log(options.max_length)),
+        ),
+        source="Ramapuram et al. 2024, equation 3",
+        computes="sigma(s + b), a learned b to each head, -log(max_length) at first; no sum",
+    ),
+    "squared_relu": Part(
+        build=lambda options: SquaredRelu(options.max_length),
+        source="Wortsman et al. 2023, section 3 (h = squared relu, alpha = 1)",
+        computes="max(s, 0)^2 / max_length; no sum",
+    ),
+    "sparsemax": Part(
+        build=lambda options: Sparsemax(),
+        source="Martins & Astudillo 2016, equation 2 and algorithm 1",
+        computes="the Euclidean projection of s onto the simplex",
+    ),
+    "entmax15": Part(
+        build=lambda options: Entmax15(),
+        source="Peters et al. 2019, section 3 (alpha = 1.5)",
+        computes="max(s/2 - tau, 0)^2 with the tau at which it sums to 1",
+    ),
+}

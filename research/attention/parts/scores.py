@@ -1,0 +1,399 @@
+"""Scores: how well a query and a key match.
+
+A score is a frozen dataclass registered as a pytree. ``score(q, k, q_index, kv_index)`` is the
+reference, and ``score.as_dot(q, k)`` rewrites it as plain dot products where it can be, which is
+what blockwise and fused implementations need. Learned leaves hold a ``Parameter`` until they are
+bound. A new score is one dataclass here and one line in ``SCORES``.
+
+Leaves are annotated Any because JAX also fills pytrees with things that are not arrays.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from research.attention.entries import Part
+from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parts.masks import Index
+
+
+def grouped_dot(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> Float[Array, "B H T S"]:
+    """Dot products of every query head with the key head it shares, accumulated in float32.
+
+    Query heads g*H/K .. (g+1)*H/K - 1 read key head g (Ainslie et al. 2023, section 2.2). The
+    keys are not repeated.
+    """
+    (b, t, h, d), (s, kv_heads) = q.shape, k.shape[1:3]
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    if h == kv_heads:
+        return jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=dtype)
+    q = q.reshape(b, t, kv_heads, h // kv_heads, d)
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=dtype)
+    return scores.reshape(b, h, t, s)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The base of all scores: q . k. One with a dot form only has to define ``as_dot``.
+
+    Attributes:
+        reads: which of the projections "query" and "key" it looks at.
+        has_dot_form: whether ``as_dot`` returns something.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("query", "key")
+    has_dot_form: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S K D"],
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        """The score of every pair, in float32 or wider.
+
+        Args:
+            q: queries; H is a multiple of K.
+            k: keys.
+            q_index: absolute query positions, (T, 1).
+            kv_index: absolute key positions, (1, S).
+        """
+        dot_form = self.as_dot(q, k)
+        if dot_form is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither a dot form nor scores")
+        return grouped_dot(*dot_form)
+
+    def as_dot(
+        self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
+    ) -> tuple[Float[Array, "B T H E"], Float[Array, "B S K E"]] | None:
+        """Queries and keys whose plain dot products are this score; None if there are none."""
+        return q, k
+
+
+class NotDot(Score):
+    """The base of scores that are no dot product of a function of q with a function of k."""
+
+    has_dot_form: ClassVar[bool] = False
+
+    def as_dot(self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> None:
+        return None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScaledDot(Score):
+    """q . k / sqrt(D)."""
+
+    def as_dot(
+        self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S K D"]]:
+        return q * q.shape[-1] ** -0.5, k
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cosine(Score):
+    """cos(q, k) / temperature."""
+
+    temperature: Any = 0.1  # a number, or an array (H,)
+
+    def as_dot(
+        self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S K D"]]:
+        scaled = _unit(q) / jnp.asarray(self.temperature)[..., None]
+        return scaled.astype(q.dtype), _unit(k).astype(k.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LearnedCosine(Score):
+    """cos(q, k) * exp(log_scale)."""
+
+    log_scale: Any  # (H,)
+
+    def as_dot(
+        self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
+    ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S K D"]]:
+        scaled = _unit(q) * jnp.exp(self.log_scale)[:, None]
+        return scaled.astype(q.dtype), _unit(k).astype(k.dtype)
+
+
+def _unit(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x / |x| in float32. The epsilon keeps the gradient of a zero vector finite."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class General(Score):
+    """q W k."""
+
+    weight: Any  # (H, D, D of the keys)
+
+    def as_dot(
+        self, q: Float[Array, "B T H D"], k: Float[Array, "B S K E"]
+    ) -> tuple[Float[Array, "B T H E"], Float[Array, "B S K E"]]:
+        return jnp.einsum("bthd,hde->bthe", q, self.weight.astype(q.dtype)), k
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Additive(NotDot):
+    """v . tanh(W q + U k)."""
+
+    query: Any  # W (H, D, A)
+    key: Any  # U (K, D, A)
+    vector: Any  # v (H, A)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S K E"],
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        hidden_q = jnp.einsum("bthd,hda->bhta", q, self.query.astype(q.dtype))
+        hidden_k = jnp.einsum("bskd,kda->bksa", k, self.key.astype(k.dtype))
+        return additive_scores(hidden_q, hidden_k, self.vector)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Concat(NotDot):
+    """v . tanh(W [q; k])."""
+
+    weight: Any  # W (H, 2 D, A), the rows of the query first
+    vector: Any  # v (H, A)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S K E"],
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        # W [q; k] is a sum of two products, so that no pair has to be concatenated.
+        of_q, of_k = jnp.split(self.weight.astype(q.dtype), [q.shape[-1]], axis=1)
+        hidden_q = jnp.einsum("bthd,hda->bhta", q, of_q)
+        hidden_k = jnp.einsum("bshd,hda->bhsa", jnp.repeat(k, q.shape[2] // k.shape[2], 2), of_k)
+        return additive_scores(hidden_q, hidden_k, self.vector)
+
+
+def additive_scores(
+    hidden_q: Float[Array, "B H T A"],
+    hidden_k: Float[Array, "B K S A"],
+    vector: Float[Array, "H A"],
+) -> Float[Array, "B H T S"]:
+    """v . tanh(hidden_q + hidden_k) of every pair, in float32 or wider; memory in B H T S A."""
+    heads, kv_heads = hidden_q.shape[1], hidden_k.shape[1]
+    hidden_k = jnp.repeat(hidden_k, heads // kv_heads, axis=1)
+    dtype = jnp.promote_types(hidden_q.dtype, jnp.float32)
+    hidden = jnp.tanh(hidden_q[:, :, :, None] + hidden_k[:, :, None, :])
+    return jnp.einsum(
+        "bhtsa,ha->bhts", hidden, vector.astype(hidden.dtype), preferred_element_type=dtype
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Location(NotDot):
+    """(q W)[position of the key]: the query alone says where to look."""
+
+    reads: ClassVar[tuple[str, ...]] = ("query",)
+    weight: Any  # (H, D, longest S)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S K E"],
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        # Widened first: CPUs have no such product of bfloat16 into float32.
+        dtype = jnp.promote_types(q.dtype, jnp.float32)
+        weight = self.weight.astype(q.dtype).astype(dtype)
+        scores = jnp.einsum("bthd,hds->bhts", self.hidden(q).astype(dtype), weight)
+        return jnp.take(scores, jnp.ravel(kv_index), axis=-1, mode="clip")
+
+    def hidden(self, q: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
+        """What is done to the query before it is projected to positions."""
+        return q
+
+
+class SynthesizerDense(Location):
+    """(relu(q) W)[position of the key]."""
+
+    def hidden(self, q: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
+        return jax.nn.relu(q)
+
+
+jax.tree_util.register_dataclass(SynthesizerDense, data_fields=["weight"], meta_fields=[])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SynthesizerRandom(NotDot):
+    """table[position of the query, position of the key], whatever the vectors say."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    table: Any  # (H, longest T, longest S)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S K E"],
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        table = self.table.astype(jnp.promote_types(q.dtype, jnp.float32))
+        rows = jnp.take(table, jnp.ravel(q_index), axis=1, mode="clip")
+        scores = jnp.take(rows, jnp.ravel(kv_index), axis=2, mode="clip")
+        return jnp.broadcast_to(scores, (q.shape[0], *scores.shape))
+
+
+def dot() -> Score:
+    """q . k (Luong et al. 2015, section 3.1, "dot")."""
+    return Score()
+
+
+def scaled_dot() -> Score:
+    """q . k / sqrt(D) (Vaswani et al. 2017, equation 1)."""
+    return ScaledDot()
+
+
+def cosine(temperature: float = 0.1) -> Score:
+    """cos(q, k) / temperature, the temperature fixed (Liu et al. 2022, Swin V2, equation 2).
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"cosine: temperature = {temperature}; it must be positive")
+    return Cosine(temperature)
+
+
+def learned_cosine(num_heads: int, temperature: float = 0.1) -> Score:
+    """Cosine with a learned temperature per head (Henry et al. 2020, QK-norm; Swin V2, eq. 2).
+
+    It is learned as log(1 / temperature), which keeps it positive; ``temperature`` is the first.
+    """
+    first = Constant(-math.log(temperature))
+    return LearnedCosine(Parameter((num_heads,), first, ("heads",)))
+
+
+def general(num_heads: int, width: int, key_width: int = 0) -> Score:
+    """q W k, a matrix per head (Luong et al. 2015, section 3.1, "general").
+
+    ``key_width`` is the keys' D if it differs from the queries'. W starts at N(0, 1 / D).
+    """
+    shape = (num_heads, width, key_width or width)
+    return General(Parameter(shape, matrix_init(0.0, width), ("heads", "head_width", "")))
+
+
+def additive(num_heads: int, kv_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
+    """v . tanh(W q + U k), A = ``hidden`` (Bahdanau et al. 2015, appendix A.1.2)."""
+    key_width = key_width or width
+    query = Parameter((num_heads, width, hidden), matrix_init(0.0, width), ("heads", "", ""))
+    key = Parameter(
+        (kv_heads, key_width, hidden), matrix_init(0.0, key_width), ("kv_heads", "", "")
+    )
+    return Additive(query, key, _vector(num_heads, hidden))
+
+
+def concat(num_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
+    """v . tanh(W [q; k]), A = ``hidden`` (Luong et al. 2015, section 3.1, "concat").
+
+    The same function as the additive score, its two matrices stacked into one.
+    """
+    total = width + (key_width or width)
+    weight = Parameter((num_heads, total, hidden), matrix_init(0.0, width), ("heads", "", ""))
+    return Concat(weight, _vector(num_heads, hidden))
+
+
+def location(num_heads: int, width: int, length: int) -> Score:
+    """(W q)[key's position], for up to ``length`` keys (Luong et al. 2015, equation 8)."""
+    shape = (num_heads, width, length)
+    return Location(Parameter(shape, matrix_init(0.0, width), ("heads", "head_width", "")))
+
+
+def synthesizer_dense(num_heads: int, width: int, length: int) -> Score:
+    """(W relu(q))[key's position] (Tay et al. 2021, Synthesizer, equations 1-2, "dense")."""
+    shape = (num_heads, width, length)
+    return SynthesizerDense(Parameter(shape, matrix_init(0.0, width), ("heads", "head_width", "")))
+
+
+def synthesizer_random(num_heads: int, length: int) -> Score:
+    """A learned table of scores (Tay et al. 2021, Synthesizer, equation 3, "random")."""
+    shape = (num_heads, length, length)
+    return SynthesizerRandom(Parameter(shape, matrix_init(1.0, 1), ("heads", "", "")))
+
+
+def _vector(num_heads: int, hidden: int) -> Parameter:
+    return Parameter((num_heads, hidden), matrix_init(0.0, hidden), ("heads", ""))
+
+
+SCORES: dict[str, Part] = {
+    "dot": Part(
+        lambda o: dot(),
+        "Luong et al. 2015, section 3.1",
+        "q . k",
+    ),
+    "scaled_dot": Part(
+        lambda o: scaled_dot(),
+        "Vaswani et al. 2017, equation 1",
+        "q . k / sqrt(D)",
+    ),
+    "general": Part(
+        lambda o: general(o.num_heads, o.head_size),
+        "Luong et al. 2015, section 3.1",
+        "q W k",
+    ),
+    "additive": Part(
+        lambda o: additive(o.num_heads, o.kv_heads, o.head_size, o.score_width or o.head_size),
+        "Bahdanau et al. 2015, appendix A.1.2",
+        "v . tanh(W q + U k)",
+        takes=("score_width",),
+    ),
+    "concat": Part(
+        lambda o: concat(o.num_heads, o.head_size, o.score_width or o.head_size),
+        "Luong et al. 2015, section 3.1",
+        "v . tanh(W [q; k])",
+        takes=("score_width",),
+    ),
+    "cosine": Part(
+        lambda o: cosine(o.temperature),
+        "Liu et al. 2022 (Swin V2), equation 2",
+        "cos(q, k) / temperature, fixed",
+        takes=("temperature",),
+    ),
+    "learned_cosine": Part(
+        lambda o: learned_cosine(o.num_heads, o.temperature),
+        "Henry et al. 2020 (QK-norm), section 3",
+        "cos(q, k) / temperature, learned per head",
+        takes=("temperature",),
+    ),
+    "location": Part(
+        lambda o: location(o.num_heads, o.head_size, o.max_length),
+        "Luong et al. 2015, equation 8",
+        "(W q)[position of the key]",
+    ),
+    "synthesizer_dense": Part(
+        lambda o: synthesizer_dense(o.num_heads, o.head_size, o.max_length),
+        "Tay et al. 2021 (Synthesizer), equations 1-2",
+        "(W relu(q))[position of the key]",
+        where=("self",),
+    ),
+    "synthesizer_random": Part(
+        lambda o: synthesizer_random(o.num_heads, o.max_length),
+        "Tay et al. 2021 (Synthesizer), equation 3",
+        "a learned table[position of the query, position of the key]",
+        where=("self",),
+    ),
+}

@@ -1,0 +1,370 @@
+"""Sparse masks: local bands, strides, global tokens and random blocks, composed from few pieces.
+
+See masks.py for what a mask is. Distances are q - k. Masks that look ahead become those of a
+decoder by ``& causal()``. ``window(w) | causal() & global_tokens(g)`` is decoded from a ring of w
+keys and the first g (StreamingLLM, Xiao et al. 2023, section 3.2, with positions those in the
+text).
+"""
+
+import dataclasses
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, UInt32
+
+from research.attention.entries import Part
+from research.attention.parts.masks import Blocks, Bounds, Index, Mask, static
+
+# Blocks of random links are classified by counting links in a table up to this many rows wide.
+LARGEST_TABLE = 2048
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Local(Mask):
+    """Keys at most ``size`` away, before or after."""
+
+    size: int = static()
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return jnp.abs(q_index - kv_index) <= self.size
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
+        some = (nearest <= self.size) & (farthest >= -self.size)
+        return some, (nearest >= -self.size) & (farthest <= self.size)
+
+    @property
+    def reach(self) -> int | None:
+        return self.size + 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dilated(Mask):
+    """``size`` keys behind the query, at distances 0, dilation, 2 * dilation ..."""
+
+    size: int = static()
+    dilation: int = static()
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        distance = q_index - kv_index
+        allowed = (distance >= 0) & (distance < self.size * self.dilation)
+        return jnp.asarray(allowed & (distance % self.dilation == 0))
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
+        some = _multiple(nearest, np.minimum(farthest, self._farthest), self.dilation)
+        alone = _alone(nearest, farthest, self.dilation)
+        return some, (nearest >= 0) & (farthest <= self._farthest) & alone
+
+    @property
+    def _farthest(self) -> int:
+        return (self.size - 1) * self.dilation
+
+    @property
+    def reach(self) -> int | None:
+        return self._farthest + 1
+
+    @property
+    def together(self) -> int | None:
+        return 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Strided(Mask):
+    """The latest ``stride`` keys, and every key a multiple of ``stride`` behind the query."""
+
+    stride: int = static()
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        distance = q_index - kv_index
+        allowed = (distance < self.stride) | (distance % self.stride == 0)
+        return jnp.asarray((distance >= 0) & allowed)
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
+        some = (farthest >= 0) & (nearest < self.stride)
+        # The distance ``stride`` itself is a multiple, so 0 .. stride has no gap.
+        gapless = (farthest <= self.stride) | _alone(nearest, farthest, self.stride)
+        return some | _multiple(nearest, farthest, self.stride), (nearest >= 0) & gapless
+
+    @property
+    def together(self) -> int | None:
+        return 0
+
+
+def _multiple(nearest: Bounds, farthest: Bounds, step: int) -> Bool[np.ndarray, "..."]:
+    """Whether a multiple of ``step`` that is 0 or more lies in nearest .. farthest."""
+    return (farthest >= 0) & (farthest // step * step >= nearest)
+
+
+def _alone(nearest: Bounds, farthest: Bounds, step: int) -> Bool[np.ndarray, "..."]:
+    """Whether nearest .. farthest are all multiples of ``step``."""
+    return (step == 1) | ((nearest == farthest) & (nearest % step == 0))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Global(Mask):
+    """The first ``size`` tokens see every key and are seen by every query."""
+
+    size: int = static()
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return jnp.asarray((q_index < self.size) | (kv_index < self.size))
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        return (q_lo < self.size) | (kv_lo < self.size), (q_hi < self.size) | (kv_hi < self.size)
+
+    @property
+    def reach(self) -> int | None:
+        # What is behind one of the first tokens is itself among them.
+        return 1
+
+    @property
+    def kept(self) -> int:
+        return self.size
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RandomLinks(Mask):
+    """Every position is linked to ``count`` random ones before it; links go both ways.
+
+    Which ones is a hash of the seed, the position and the draw, so the mask needs no length and a
+    longer sequence has the links of a shorter one. Candidates are the positions from ``first`` on
+    that are more than ``near`` behind. They are cut into ``count`` stretches of equal length and
+    one is drawn from each, so that draws are distinct; if there are fewer, all are linked.
+    """
+
+    count: int = static()
+    seed: int = static()
+    first: int = static(default=0)
+    near: int = static(default=0)
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return jnp.asarray(self._linked(q_index, kv_index))
+
+    def _linked(self, q_index: Index, kv_index: Index) -> Bool[Array | np.ndarray, "..."]:
+        """In numpy if both are numpy's."""
+        links = [self._drawn(q_index, draw) == kv_index for draw in range(self.count)]
+        links += [self._drawn(kv_index, draw) == q_index for draw in range(self.count)]
+        # -1 is both the empty slot of a cache and the draw of those that have none.
+        return functools.reduce(operator.or_, links) & (q_index >= 0) & (kv_index >= 0)
+
+    def _drawn(self, index: Index, draw: int) -> Index:
+        """The position a position draws, -1 if it has none to draw from."""
+        candidates = index - self.near - self.first  # first .. index - near - 1
+        candidates = candidates * (candidates > 0)
+        low = draw * candidates // self.count
+        size = (draw + 1) * candidates // self.count - low
+        # The divisor is kept above 0: what it then gives is not used.
+        offset = _hashed(index, draw, self.seed) % (size + (size == 0)).astype(np.uint32)
+        drawn = self.first + low + offset.astype(index.dtype)
+        return drawn * (size > 0) - (size == 0)
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        q_lo, q_hi, kv_lo, kv_hi = (np.asarray(x) for x in (q_lo, q_hi, kv_lo, kv_hi))
+        q_start, kv_start = q_lo.min(), kv_lo.min()
+        rows, columns = q_hi.max() - q_start + 1, kv_hi.max() - kv_start + 1
+        shape = np.broadcast_shapes(q_lo.shape, q_hi.shape, kv_lo.shape, kv_hi.shape)
+        if max(rows, columns) > LARGEST_TABLE:
+            return np.ones(shape, bool), np.zeros(shape, bool)
+        q_index, kv_index = np.arange(rows)[:, None], np.arange(columns)[None, :]
+        linked = self._linked(q_index + q_start, kv_index + kv_start)
+        # total[i, j] counts the links in the first i rows and j columns.
+        total = np.zeros((rows + 1, columns + 1), np.int64)
+        total[1:, 1:] = linked.cumsum(0).cumsum(1)
+        top, bottom = q_lo - q_start, q_hi - q_start + 1
+        left, right = kv_lo - kv_start, kv_hi - kv_start + 1
+        links = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+        return links > 0, links == (bottom - top) * (right - left)
+
+
+def _hashed(index: Index, draw: int, seed: int) -> UInt32[Array | np.ndarray, "..."]:
+    """A hash of three integers: MurmurHash3's 32-bit finalizer (Appleby 2011) after each."""
+    # Scalars of numpy warn of overflow and its arrays do not.
+    state = np.zeros((1,) * max(index.ndim, 1), np.uint32)
+    for part in (np.uint32(seed % 2**32), np.uint32(draw), index.astype(np.uint32)):
+        state = (state ^ part) + np.uint32(0x9E3779B9)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            state = (state ^ (state >> shift)) * np.uint32(factor)
+        state = state ^ (state >> 16)
+    return state
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Coarse(Mask):
+    """The mask ``inner`` of blocks of ``block`` positions instead of positions."""
+
+    inner: Mask
+    block: int = static()
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return self.inner(q_index // self.block, kv_index // self.block)
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        return self.inner.blocks(*(bound // self.block for bound in (q_lo, q_hi, kv_lo, kv_hi)))
+
+    @property
+    def reach(self) -> int | None:
+        # r - 1 blocks behind, from the last position of a block to the first.
+        return None if self.inner.reach is None else self.inner.reach * self.block
+
+    @property
+    def kept(self) -> int:
+        return self.inner.kept * self.block
+
+    # together: even an inner mask that is causal lets a query see the end of its own block.
+
+
+def local(size: int) -> Mask:
+    """A query sees the keys at most ``size`` away on both sides.
+
+    Sources: Luong et al. 2015, section 3.2, "local-m" with D = size, around the query's own
+    position; Beltagy et al. 2020, section 3.1, whose window w is 2 * size.
+
+    Raises:
+        ValueError: ``size`` is negative.
+    """
+    _at_least("local", "size", size, 0)
+    return Local(size)
+
+
+def dilated(size: int, dilation: int) -> Mask:
+    """A query sees ``size`` keys: itself and those every ``dilation`` positions behind it.
+
+    Source: Beltagy et al. 2020, section 3.1, "dilated sliding window", under a causal mask.
+
+    Raises:
+        ValueError: ``size`` or ``dilation`` is less than 1.
+    """
+    _at_least("dilated", "size", size, 1)
+    _at_least("dilated", "dilation", dilation, 1)
+    return Dilated(size, dilation)
+
+
+def strided(stride: int) -> Mask:
+    """A query sees the latest ``stride`` keys and every ``stride``-th before them.
+
+    Source: Child et al. 2019, section 4.2, the union of the two heads' patterns of "strided
+    attention". The paper's first head reaches one key further, which the second head sees anyway.
+
+    Raises:
+        ValueError: ``stride`` is less than 1.
+    """
+    _at_least("strided", "stride", stride, 1)
+    return Strided(stride)
+
+
+def global_tokens(size: int) -> Mask:
+    """The first ``size`` tokens see all keys, and all queries see them.
+
+    Source: Beltagy et al. 2020, section 3.1, "global attention", which is symmetric. Under a causal
+    mask these are the attention sinks of Xiao et al. 2023, section 3.2.
+
+    Raises:
+        ValueError: ``size`` is less than 1.
+    """
+    _at_least("global_tokens", "size", size, 1)
+    return Global(size)
+
+
+def longformer(size: int, num_global: int) -> Mask:
+    """``local(size) | global_tokens(num_global)`` (Beltagy et al. 2020, section 3.1).
+
+    Raises:
+        ValueError: ``size`` is negative or ``num_global`` is less than 1.
+    """
+    return local(size) | global_tokens(num_global)
+
+
+def bigbird(
+    block: int, random_blocks: int, num_global: int, window_blocks: int = 3, seed: int = 0
+) -> Mask:
+    """Block window, random blocks and global tokens (Zaheer et al. 2020, section 2).
+
+    The paper draws ``random_blocks`` of all blocks of a known length for each block of queries. So
+    that no length is needed, here each block draws from those before it, outside of its window and
+    of the global tokens, and the links go both ways. Under a causal mask every block of queries
+    thus sees as many random blocks as in the paper; without one, twice as many on average.
+
+    Args:
+        block: positions to a block.
+        random_blocks: links each block draws; may be 0.
+        num_global: global tokens at the start (the paper's internal global tokens); may be 0.
+        window_blocks: blocks in the window of a block of queries, its own in the middle.
+        seed: chooses the links.
+
+    Raises:
+        ValueError: ``block`` is less than 1, ``random_blocks`` or ``num_global`` is negative, or
+            ``window_blocks`` is not odd and positive.
+    """
+    _at_least("bigbird", "block", block, 1)
+    _at_least("bigbird", "random_blocks", random_blocks, 0)
+    _at_least("bigbird", "num_global", num_global, 0)
+    if window_blocks < 1 or window_blocks % 2 == 0:
+        raise ValueError(f"bigbird: window_blocks = {window_blocks}; it must be odd and positive")
+    near = window_blocks // 2
+    inner: Mask = Local(near)
+    if random_blocks:
+        inner = inner | RandomLinks(random_blocks, seed, first=num_global // block, near=near)
+    found = Coarse(inner, block)
+    return found | Global(num_global) if num_global else found
+
+
+def _at_least(mask: str, name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{mask}: {name} = {value}; it must be at least {least}")
+
+
+SPARSE_MASKS: dict[str, Part] = {
+    "local": Part(
+        build=lambda options: local(options.window),
+        source="Luong et al. 2015, section 3.2 (local-m); Beltagy et al. 2020, section 3.1",
+        computes="keys |q - k| <= window: local-m centred on the query's own position",
+        needs=("window",),
+    ),
+    "dilated": Part(
+        build=lambda options: dilated(options.window, options.dilation),
+        source="Beltagy et al. 2020, section 3.1 (dilated sliding window), under a causal mask",
+        computes="keys at q - k = 0, d, 2d ... (window - 1)d behind, d = dilation",
+        needs=("window", "dilation"),
+    ),
+    "strided": Part(
+        build=lambda options: strided(options.stride),
+        source="Child et al. 2019, section 4.2 (strided attention, both heads' patterns)",
+        computes="keys k <= q with q - k < stride or q - k a multiple of stride",
+        needs=("stride",),
+    ),
+    "global": Part(
+        build=lambda options: global_tokens(options.global_tokens),
+        source="Beltagy et al. 2020, section 3.1 (global attention)",
+        computes="pairs with k < global_tokens or q < global_tokens",
+        needs=("global_tokens",),
+    ),
+    "longformer": Part(
+        build=lambda options: longformer(options.window, options.global_tokens),
+        source="Beltagy et al. 2020, section 3.1 (window of 2 * window, with global tokens)",
+        computes="keys |q - k| <= window, and k < global_tokens or q < global_tokens",
+        needs=("window", "global_tokens"),
+    ),
+    "bigbird": Part(
+        build=lambda options: bigbird(
+            options.block_length,
+            options.random_blocks,
+            options.global_tokens,
+            seed=options.mechanism_seed,
+        ),
+        source="Zaheer et al. 2020, section 2 (random blocks drawn from those before)",
+        computes="the three blocks around the query's, random_blocks linked ones, global tokens",
+        needs=("block_length",),
+        takes=("global_tokens", "random_blocks", "mechanism_seed"),
+    ),
+}
