@@ -5,7 +5,7 @@
     python -m research.report --workdir=runs/attention_type_full
 
 The full version of attention_type.py: all mixers, normalizers, scores, masks and head layouts that
-can be decoded token by token, on multi-query associative recall, up to 8 pairs in 64 tokens. The
+can be decoded token by token, on multi-query associative recall, up to 8 pairs in 32 tokens. The
 feed-forward width is solved so that every arm has the parameters of softmax attention, and the
 report draws accuracy against the bytes of decoding state, as Arora et al. 2024 ("Simple linear
 attention language models balance the recall-throughput tradeoff", Figure 2) do.
@@ -104,7 +104,7 @@ FIXED_STATE = {
 experiment = Experiment(
     question="What does recall cost? Every causal mechanism at the same number of parameters.",
     base="configs/recall.py",
-    common={"model.feedforward": 128},
+    common={"task.length": 32, "model.feedforward": 128},
     arms=KEPT_ALL | SMALLER_CACHE | FIXED_STATE,
     tune={"optimizer.learning_rate": (3e-3, 1e-2)},
     tune_seeds=(100,),
