@@ -52,24 +52,19 @@ def model_config() -> ConfigDict:
     model.init_scale = 1.0  # multiplies every initial matrix
     model.dtype = "float32"  # float32 | bfloat16: activations; parameters stay float32
     model.remat = False  # recompute each layer in the backward pass to save memory
-    # the mixer: what moves information between positions; MECHANISMS.md lists every name
-    # softmax | latent | differential | location_aware | monotonic | monotonic_chunkwise |
-    # linear | performer | based | retention | gated_linear | state_space | delta | gated_delta |
-    # gated_convolution | gru | lstm | linformer
-    model.mixer = "softmax"
+    # the mixer: what moves information between positions. MECHANISMS.md lists every name of mixer,
+    # score, mask, normalizer and position, what it computes and which of these keys it reads.
+    model.mixer = "softmax"  # softmax | latent | linear | delta | gated_delta | state_space | ...
     # Layers that differ: one string per layer, repeated to num_layers, each a delta on the keys
     # below: ("mask=window, window=16", "", "mixer=gated_delta, position=none"). Empty: all alike.
     model.pattern = ()
     model.num_heads = 4
     model.num_kv_heads = 0  # heads that keys and values have; 0: num_heads, 1: multi-query
     model.head_width = 0  # 0: width / num_heads
-    # dot | scaled_dot | general | additive | concat | cosine | learned_cosine | location |
-    # synthesizer_dense | synthesizer_random
-    model.score = "scaled_dot"
+    model.score = "scaled_dot"  # dot | scaled_dot | general | additive | cosine | location | ...
     model.score_width = 0  # hidden width of additive and concat; 0: that of a head
     model.temperature = 0.1  # of cosine; the first of learned_cosine
-    # full | causal | prefix | window | local | dilated | strided | global | longformer | bigbird,
-    # or several: "causal & bigbird", "window | causal & global"
+    # full | causal | window | strided | ..., or several: "causal & bigbird"
     model.mask = "causal"
     model.window = 0  # keys that a query sees: window, dilated; on either side: local, longformer
     model.prefix_length = 0  # tokens that see each other under mask=prefix
@@ -79,13 +74,10 @@ def model_config() -> ConfigDict:
     model.block_length = 0  # tokens to a block of mask=bigbird
     model.random_blocks = 1  # that a block sees under mask=bigbird
     model.predicted_window = 0  # keys on either side of a position that the query predicts; 0: off
-    # softmax | softmax_plus_one | softmax_sink | smoothed | sigmoid | squared_relu | sparsemax |
-    # entmax15
-    model.normalizer = "softmax"
+    model.normalizer = "softmax"  # softmax | softmax_sink | sigmoid | entmax15 | ...
     model.sharpening = 1.0  # multiplies the scores before normalizer=softmax
     model.softcap = 0.0  # bounds scores to +-softcap by tanh; 0: off
-    # none | sinusoidal | learned | rope | alibi | t5 | kerple | fire | shaw | transformer_xl
-    model.position = "rope"
+    model.position = "rope"  # none | sinusoidal | learned | rope | alibi | t5 | fire | shaw | ...
     model.rope_base = 10000.0
     model.rope_fraction = 1.0  # of a head's channels that rope turns
     model.rope_scaling = "none"  # none | linear | ntk | yarn

@@ -24,14 +24,6 @@ def test_what_cannot_be_decoded_has_no_state():
     assert "none: looks ahead" in row
 
 
-def test_base_config_lists_every_name():
-    """The comments of configs/base.py are where people look first."""
-    text = " ".join((ROOT / "configs" / "base.py").read_text().replace("#", " ").split())
-    for field, table in {**registry.TABLES, "mixer": registry.MIXERS}.items():
-        for name in table:
-            assert f"{name} |" in text or f"| {name}" in text, f"model.{field}: {name}"
-
-
 def test_the_smoke_experiment_has_every_name():
     from experiments.every_mechanism import BASE, experiment
 

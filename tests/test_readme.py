@@ -2,7 +2,12 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from research.ablation.experiment import load_experiment
 from research.ablation.sweep import prepare
@@ -30,11 +35,16 @@ def commands() -> list[str]:
     return [line.split(" #")[0].strip() for line in lines if line.strip()]
 
 
+def python_blocks() -> list[str]:
+    """Returns the Python code of the README."""
+    return re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
 def example(tmp_path: Path) -> Path:
     """Returns the README's experiment as a file, with the imports of the one it is copied from."""
     copied = (ROOT / "experiments" / "attention_type.py").read_text(encoding="utf-8")
     imports = "\n".join(line for line in copied.splitlines() if line.startswith("from "))
-    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in python_blocks() if block.startswith("experiment"))
     path = tmp_path / "mine.py"
     path.write_text(f"{imports}\n\n{code}", encoding="utf-8")
     return path
@@ -83,3 +93,41 @@ def test_the_commands_run(tmp_path, monkeypatch):
         assert outcome.code == 0, f"{command}\n{outcome.err}"
         run += 1
     assert run >= 5
+
+
+@pytest.mark.slow
+def test_the_example_of_a_mechanism_is_picked_up_by_everything(tmp_path):
+    """One file and one line, in a copy of the project."""
+    for name in ("research", "configs", "experiments", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (code,) = (block for block in python_blocks() if block.startswith("# research/"))
+    (tmp_path / code.splitlines()[0][2:]).write_text(code)
+    registry = tmp_path / "research" / "attention" / "registry.py"
+    (line,) = re.findall(r"`(\"moving_average\": MOVING_AVERAGE,)`", README)
+    source = "research.attention.mixers.moving_average"
+    table = "MIXERS: dict[str, MixerEntry] = {"
+    text = registry.read_text().replace(table, f"{table}\n    {line}")
+    registry.write_text(f"from {source} import MOVING_AVERAGE\n{text}")
+
+    def run(*arguments):
+        command = [sys.executable, "-m", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = run("pytest", "-q", "-k", "moving_average", "tests/attention", "tests/models")
+    assert code == 0, said[-3000:]
+    assert int(re.findall(r"(\d+) passed", said)[0]) >= 9
+    assert run("research.mechanisms")[0] == 0
+    assert "| `moving_average` |" in (tmp_path / "MECHANISMS.md").read_text()
+    model = ["--config.model.mixer=moving_average", "--config.model.position=none"]
+    train = ["research.train", "--config=configs/recall.py", f"--workdir={tmp_path}/run"]
+    code, said = run(*train, *model, *SHORT["research.train"])
+    assert code == 0, said
+    code, said = run(*train, "--config.model.mixer=moving_averge")
+    assert code == 2 and "did you mean 'moving_average'" in said
+    from_experiment = "import experiments.every_mechanism as e; print(list(e.experiment.arms))"
+    found = subprocess.run(
+        [sys.executable, "-c", from_experiment], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "mixer moving_average" in found.stdout
