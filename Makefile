@@ -16,8 +16,8 @@ ablation: .venv/run.stamp
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: .venv/dev.stamp
-	$(BIN)/python -m pytest -m slow -n 2
+test-slow: .venv/parity.stamp
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow -n 2
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
@@ -41,6 +41,10 @@ format: .venv/dev.stamp
 
 .venv/dev.stamp: requirements-dev.txt .venv/python.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+.venv/parity.stamp: requirements-parity.txt .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 # Recompiles the locks after a change of pyproject.toml; needs uv.

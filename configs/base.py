@@ -52,8 +52,16 @@ def model_config() -> ConfigDict:
     model.init_scale = 1.0  # multiplies every initial matrix
     model.dtype = "float32"  # float32 | bfloat16: activations; parameters stay float32
     model.remat = False  # recompute each layer in the backward pass to save memory
-    # the mixer: what moves information between positions. MECHANISMS.md lists every name of mixer,
-    # score, mask, normalizer and position, what it computes and which of these keys it reads.
+    add_mixer(model)
+    return model
+
+
+def add_mixer(model: ConfigDict) -> None:
+    """Adds the keys of what moves information between positions.
+
+    MECHANISMS.md lists every name of mixer, score, mask, normalizer and position, what it computes
+    and which of these keys it reads.
+    """
     model.mixer = "softmax"  # softmax | latent | linear | delta | gated_delta | state_space | ...
     # Layers that differ: one string per layer, repeated to num_layers, each a delta on the keys
     # below: ("mask=window, window=16", "", "mixer=gated_delta, position=none"). Empty: all alike.
@@ -99,7 +107,6 @@ def model_config() -> ConfigDict:
     # auto | dense | blockwise | ...; linear-time mixers: parallel | chunkwise | recurrent
     model.implementation = "auto"
     model.block_size = 0  # of blocks and chunks; 0: chosen for the length
-    return model
 
 
 def optimizer_config() -> ConfigDict:

@@ -1,5 +1,6 @@
 """What all tests share: the repository root as working directory, one compilation cache."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import pytest
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parent.parent
+
+# Most of the tests' time is XLA optimizing machine code for arrays of a few numbers. The slow tests
+# run it as users do: `make test-slow` sets the flags to nothing.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # Test helpers are imported as tests.NAME, wherever pytest was started.
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))

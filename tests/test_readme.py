@@ -115,7 +115,7 @@ def test_the_example_of_a_mechanism_is_picked_up_by_everything(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         return done.returncode, done.stdout + done.stderr
 
-    code, said = run("pytest", "-q", "-k", "moving_average", "tests/attention", "tests/models")
+    code, said = run("pytest", "-k", "moving_average", "tests/attention", "tests/models")
     assert code == 0, said[-3000:]
     assert int(re.findall(r"(\d+) passed", said)[0]) >= 9
     assert run("research.mechanisms")[0] == 0

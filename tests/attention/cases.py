@@ -133,13 +133,7 @@ def problem(options: Options):
     mixer = make_mixer(options)
     params = drawn(mixer)
     x = jax.random.normal(jax.random.key(99), (BATCH, options.max_length, options.width))
-    return mixer, params, x, compiled(mixer.__call__)
-
-
-def compiled(f, **options):
-    """``jax.jit`` that compiles in half the time. What is tested here is what is computed; the
-    optimizer is tested wherever a model is trained."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0}, **options)
+    return mixer, params, x, jax.jit(mixer.__call__)
 
 
 def drawn(mixer) -> dict[str, jax.Array]:

@@ -1,12 +1,13 @@
 """From multi-head to grouped key heads."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from research.attention.options import Options, make_mixer
 from research.attention.parts.heads import group_heads
-from tests.attention.cases import close, compiled, drawn
+from tests.attention.cases import close, drawn
 
 BASE = {"width": 16, "num_heads": 4, "max_length": 12, "use_bias": True, "position": "rope"}
 X = jnp.asarray(np.random.default_rng(3).normal(size=(2, 12, 16)), jnp.float32)
@@ -26,7 +27,7 @@ def test_pooling_equal_heads_changes_nothing(kv_heads):
     }
     pooled = group_heads(again, kv_heads)
     close(pooled, shared)
-    close(compiled(few.__call__)(pooled, X), compiled(many.__call__)(again, X))
+    close(jax.jit(few.__call__)(pooled, X), jax.jit(many.__call__)(again, X))
 
 
 def test_pooling_takes_the_mean_of_neighbours_in_every_layer():

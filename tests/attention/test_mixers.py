@@ -20,7 +20,6 @@ from tests.attention.cases import (
     PADDABLE,
     SPARSE,
     close,
-    compiled,
     decodable,
     drawn,
     problem,
@@ -53,7 +52,7 @@ def test_parameters_are_described(options):
 def test_gradient_reaches_exactly_what_is_visible(options):
     mixer, params, x, _ = problem(options)
 
-    @compiled
+    @jax.jit
     def influence(x):
         def output(t, x):
             return weighted(jax.lax.dynamic_index_in_dim(mixer(params, x), t, 1, False))
@@ -79,7 +78,7 @@ def test_feeding_chunks_equals_the_whole(options):
         with pytest.raises(Unsupported, match="looks ahead"):
             mixer.init_state(2, options.max_length, "float32")
         return
-    extend = compiled(mixer.extend)
+    extend = jax.jit(mixer.extend)
     expected = forward(params, x)
     state, done = mixer.init_state(x.shape[0], options.max_length, x.dtype), 0
     structure = jax.eval_shape(lambda s=state: s)
@@ -128,7 +127,7 @@ def test_gradient_equals_finite_differences_in_float64(options):
 
         step = 1e-6
         at = jnp.asarray([0.0, step, -step], jnp.float64)
-        run = compiled(lambda at: jax.lax.map(jax.value_and_grad(along), at))
+        run = jax.jit(lambda at: jax.lax.map(jax.value_and_grad(along), at))
         (value, ahead, behind), (slope, _, _) = (np.asarray(a) for a in run(at))
         assert value.dtype == slope.dtype == np.float64
     measured = (ahead - behind) / (2 * step)
@@ -165,7 +164,7 @@ def test_bfloat16_is_near_float32(options):
 def test_population_lane_equals_single_run(options):
     mixer, params, x, forward = problem(options)
     stacked = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
-    both = compiled(jax.vmap(mixer, (0, None)))(stacked, x)
+    both = jax.jit(jax.vmap(mixer, (0, None)))(stacked, x)
     close(both[0], forward(params, x))
     close(both[1], forward(jax.tree.map(lambda p: 0.5 * p, params), x))
 
@@ -178,7 +177,7 @@ def test_padding_is_taken_or_refused(options):
             mixer(params, x, mask=some_padding(options))
         return
 
-    @compiled
+    @jax.jit
     def run(x, valid):
         def loss(x):
             out = mixer(params, x, mask=padding(valid))
@@ -225,8 +224,8 @@ def test_every_implementation_gives_the_same_values_gradients_and_states(name, f
             state = mixer.init_state(x.shape[0], LENGTH, x.dtype)
             return mixer.extend(params, mixer.extend(params, state, x[:, :5])[0], x[:, 5:])
 
-        gradients = compiled(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
-        return gradients, compiled(extended)(x)
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+        return gradients, jax.jit(extended)(x)
 
     close(run(form), run(entry.implementations[0]), 1e-4)
 

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from research.errors import UserError
 from research.models.layers import implementation_of, layer_options
 from research.models.transformer import init_state, make_transformer, state_bytes
 from tests import small
@@ -59,3 +61,21 @@ def test_states_of_a_hybrid_are_those_of_its_mixers():
     assert len(state["layers"]) == 2
     gru, softmax = (jax.tree.map(lambda a: a.shape, layer) for layer in state["layers"])
     assert "k" in softmax and "k" not in gru
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"pattern": ("", "", "")}, "model.num_layers=2 must be a multiple of the 3 layers"),
+        ({"pattern": ("widow=3", "")}, "model.pattern[0]='widow=3': key='widow' is unknown. Did"),
+        ({"pattern": ("", "window")}, "model.pattern[1]='window': 'window' must be key=value"),
+        ({"pattern": ("window=a",)}, "model.pattern[0]='window=a': window='a' must be of type int"),
+        ({"pattern": ("mask=window",)}, "model.pattern[0]='mask=window': window = 0: mask"),
+        ({"pattern": ("width=3",)}, "key='width' is unknown"),
+        ({"pattern": ("position=learned",)}, "it is the same for all layers; set model.position"),
+    ],
+)
+def test_what_does_not_fit_is_named(model, message):
+    with pytest.raises(UserError) as error:
+        model_of(**model)
+    assert message in str(error.value)

@@ -402,13 +402,6 @@ def test_initial_values_by_fan_in():
         ({"mixer": "linear"}, "model.position = 'rope'"),
         ({"mixer": "linear", "position": "none", "softcap": 3.0}, "model.softcap = 3.0"),
         ({"implementation": "recurrent"}, "model.implementation = 'recurrent'"),
-        ({"pattern": ("", "", "")}, "model.num_layers=2 must be a multiple of the 3 layers"),
-        ({"pattern": ("widow=3", "")}, "model.pattern[0]='widow=3': key='widow' is unknown. Did"),
-        ({"pattern": ("", "window")}, "model.pattern[1]='window': 'window' must be key=value"),
-        ({"pattern": ("window=a",)}, "model.pattern[0]='window=a': window='a' must be of type int"),
-        ({"pattern": ("mask=window",)}, "model.pattern[0]='mask=window': window = 0: mask"),
-        ({"pattern": ("width=3",)}, "key='width' is unknown"),
-        ({"pattern": ("position=learned",)}, "it is the same for all layers; set model.position"),
     ],
 )
 def test_what_does_not_fit_is_named(model, message):
