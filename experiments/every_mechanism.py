@@ -45,6 +45,7 @@ experiment = Experiment(
         "task.num_pairs": (1, 2, 4),
         "model.num_heads": 2,
         "train.steps": 30,
+        "train.log_every": 5,
         "train.eval_every": 15,
         "train.eval_batches": 2,
         "optimizer.warmup_steps": 5,
