@@ -104,9 +104,9 @@ FIXED_STATE = {
 experiment = Experiment(
     question="What does recall cost? Every causal mechanism at the same number of parameters.",
     base="configs/recall.py",
-    common={"task.length": 32, "model.feedforward": 128},
+    common={"task.length": 32, "model.feedforward": 128, "train.steps": 1200},
     arms=KEPT_ALL | SMALLER_CACHE | FIXED_STATE,
-    tune={"optimizer.learning_rate": (3e-3, 1e-2)},
+    tune={"optimizer.learning_rate": (1.5e-3, 3e-3)},
     tune_seeds=(100,),
     seeds=(0, 1, 2),
     outcome=Outcome(metric="accuracy", solved=0.95),

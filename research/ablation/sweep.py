@@ -48,7 +48,7 @@ from research.training.budget import measure_budget
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted
-from research.training.program import Program, make_program, static_id
+from research.training.program import Program, forget_programs, make_program, static_id
 
 EXPERIMENT, CELLS, POPULATIONS = "experiment.json", "cells.json", "populations"
 
@@ -221,6 +221,7 @@ def run_sweep(
         forget_failures(workdir)
     counts = {"trained": 0, "finished before": 0}
     visited: set[str] = set()
+    latest = ""
     while True:
         cells, waiting = plan(experiment, workdir)
         write_json(workdir / CELLS, [cell.to_json() for cell in cells])
@@ -235,6 +236,8 @@ def run_sweep(
             if all(done):
                 counts["finished before"] += len(done)
                 continue
+            if latest != (latest := static_id(population.configs[0])):
+                forget_programs()
             _train(population, workdir, f"[{number}/{len(todo)}] {population.title}")
             counts["trained"] += len(done)
     results = [result_of(workdir / cell.run) for cell in cells if cell.run in mine]

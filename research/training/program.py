@@ -206,6 +206,16 @@ def program_of(static: str) -> Program:
     )
 
 
+def forget_programs() -> None:
+    """Drops all compiled programs of this process.
+
+    On CPUs each holds hundreds of memory maps, of which Linux allows a process 65,530 by default: a
+    sweep over many arms that kept them all would die in the compiler after some thirty.
+    """
+    program_of.cache_clear()
+    jax.clear_caches()
+
+
 @functools.lru_cache(maxsize=8)
 def task_of(plain: str) -> Task:
     """Returns the task of a config in JSON; programs that differ in their model share its data."""
