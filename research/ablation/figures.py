@@ -56,11 +56,14 @@ def _cut(text: str, width: int) -> str:
 
 
 def _end_labels(axes: Axes, ends: Sequence[tuple[int, str, float]]) -> None:
-    """Writes each arm's name at the height where its line ends, moved apart where they collide."""
-    if not ends:
+    """Writes each arm's name at the height where its line ends, moved apart where they collide.
+
+    More names than there are lines of text stay away: the page brings an arm forward by its name.
+    """
+    gap = 0.062  # of the height of the axes: a line of text
+    if not ends or gap * len(ends) > 1.1:
         return
     low, high = axes.get_ylim()
-    gap = 0.062  # of the height of the axes: a line of text
     placed = sorted(((y - low) / (high - low), index, name) for index, name, y in ends)
     heights = [y for y, _, _ in placed]
     for _ in range(60):

@@ -50,6 +50,8 @@ from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted
 from research.training.program import Program, forget_programs, make_program, static_id
 
+# Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
+HELD = 8
 EXPERIMENT, CELLS, POPULATIONS = "experiment.json", "cells.json", "populations"
 
 
@@ -221,7 +223,7 @@ def run_sweep(
         forget_failures(workdir)
     counts = {"trained": 0, "finished before": 0}
     visited: set[str] = set()
-    latest = ""
+    held: set[str] = set()
     while True:
         cells, waiting = plan(experiment, workdir)
         write_json(workdir / CELLS, [cell.to_json() for cell in cells])
@@ -236,8 +238,10 @@ def run_sweep(
             if all(done):
                 counts["finished before"] += len(done)
                 continue
-            if latest != (latest := static_id(population.configs[0])):
+            if len(held | {static_id(population.configs[0])}) > HELD:
                 forget_programs()
+                held.clear()
+            held.add(static_id(population.configs[0]))
             _train(population, workdir, f"[{number}/{len(todo)}] {population.title}")
             counts["trained"] += len(done)
     results = [result_of(workdir / cell.run) for cell in cells if cell.run in mine]

@@ -1,5 +1,8 @@
 """Sweeps: nothing twice, nothing lost, the same runs however they are cut into pieces."""
 
+import subprocess
+import sys
+
 import pytest
 
 from research.ablation import sweep
@@ -7,8 +10,9 @@ from research.ablation.experiment import load_experiment
 from research.ablation.store import read_json, result_of
 from research.ablation.sweep import Shard, forecast, parse_shard, populations, run_sweep
 from research.errors import UserError
+from research.training.program import static_id
 from tests import kill_sweep, small
-from tests.commands import run_alone
+from tests.commands import ROOT, run_alone
 
 EXPERIMENT = """
 from research.ablation.experiment import Experiment, Outcome
@@ -227,3 +231,41 @@ def test_killing_a_sweep_ten_times_changes_nothing(tmp_path):
     found = kill_sweep.compare(path, tmp_path, kills=10, seed=2, say=said.append)
     assert len(found) == 16, said
     assert sum("killed" in line for line in said) >= 5, said
+
+
+@pytest.mark.parametrize("held", [1, 2])
+def test_no_more_programs_are_held_than_said(held, experiment, tmp_path, monkeypatch):
+    """Each compiled program holds memory maps, of which a process has a limited number."""
+    events = []
+    monkeypatch.setattr(sweep, "HELD", held)
+    monkeypatch.setattr(sweep, "forget_programs", lambda: events.append("forget"))
+    monkeypatch.setattr(
+        sweep, "_train", lambda population, *_: events.append(static_id(population.configs[0]))
+    )
+    run_sweep(experiment, tmp_path, ALL, False, 8)
+    # Two programs (one head, two heads), which the two points ask for in turn.
+    assert len(set(events) - {"forget"}) == 2
+    live = set()
+    for event in events:
+        live = set() if event == "forget" else live | {event}
+        assert len(live) <= held
+    assert events.count("forget") == (3 if held == 1 else 0)
+
+
+def test_forgotten_programs_are_gone():
+    script = """
+import jax
+from research.training.program import forget_programs, make_members, make_program
+from tests import small
+config = small.recall()
+make_program(config).init(make_members([config]))
+client = jax.devices()[0].client
+before = len(client.live_executables())
+forget_programs()
+print(before, len(client.live_executables()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    before, after = map(int, done.stdout.split())
+    assert before > after == 0
