@@ -9,6 +9,10 @@ can be decoded token by token, on multi-query associative recall, up to 8 pairs 
 feed-forward width is solved so that every arm has the parameters of softmax attention, and the
 report draws accuracy against the bytes of decoding state, as Arora et al. 2024 ("Simple linear
 attention language models balance the recall-throughput tradeoff", Figure 2) do.
+
+All arms have one learning rate, 0.003, and none is tuned: in a pilot of 700 steps on one seed each,
+0.01 was better by more than 0.02 for 4 of 62 arms (both monotonic ones, a latent of 8, Based of 16
+with a convolution) and failed where 0.003 solved the task for most.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
@@ -104,10 +108,8 @@ FIXED_STATE = {
 experiment = Experiment(
     question="What does recall cost? Every causal mechanism at the same number of parameters.",
     base="configs/recall.py",
-    common={"task.length": 32, "model.feedforward": 128, "train.steps": 1200},
+    common={"task.length": 32, "model.feedforward": 128, "train.steps": 1000},
     arms=KEPT_ALL | SMALLER_CACHE | FIXED_STATE,
-    tune={"optimizer.learning_rate": (1.5e-3, 3e-3)},
-    tune_seeds=(100,),
     seeds=(0, 1, 2),
     outcome=Outcome(metric="accuracy", solved=0.95),
     match="parameters",
