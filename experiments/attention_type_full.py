@@ -11,8 +11,8 @@ report draws accuracy against the bytes of decoding state, as Arora et al. 2024 
 attention language models balance the recall-throughput tradeoff", Figure 2) do.
 
 All arms have one learning rate, 0.003, and none is tuned: in a pilot of 700 steps on one seed each,
-0.01 was better by more than 0.02 for 4 of 62 arms (both monotonic ones, a latent of 8, Based of 16
-with a convolution) and failed where 0.003 solved the task for most.
+0.01 was better by more than 0.02 for 3 of 63 arms (both monotonic ones and a latent of 8), and
+failed where 0.003 solved the task for nearly all others.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
