@@ -1,7 +1,6 @@
 """The outcome against what it costs: a mark per arm, and the frontier of the best."""
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,14 +23,13 @@ TITLES = {
 
 
 class Spot(NamedTuple):
-    """Where an arm stands: its cost, and mean and interval of its outcome."""
+    """Where an arm stands: its cost, the mean of its outcome and the outcome of each seed."""
 
     index: int
     arm: str
     cost: float
     mean: float
-    low: float
-    high: float
+    seeds: tuple[float, ...]
 
 
 def frontier_charts(study: Study) -> Iterator[Chart]:
@@ -50,9 +48,7 @@ def frontier_charts(study: Study) -> Iterator[Chart]:
             # Costs that are the same at all points stand at none of them.
             cost = costs.get((arm, point_key(point)), costs.get((arm, ())))
             if sample and cost:
-                interval = statistics.t_interval(sample)
-                mean, ends = interval.mean, (interval.low, interval.high)
-                spots.append(Spot(index, arm, cost, mean, *ends))
+                spots.append(Spot(index, arm, cost, statistics.mean(sample), tuple(sample)))
         if spots:
             where = point_text(point)
             outcome = study.experiment.outcome
@@ -76,21 +72,21 @@ def _draw(study: Study, title: str, column: str, spots: Sequence[Spot]) -> Figur
     axes = figure.add_axes((0.07, 0.11, 0.9, 0.8))
     axes.set_title(title, loc="left", fontsize=9, pad=8)
     axes.set_xlabel(TITLES[column])
-    costs, means = [s.cost for s in spots], [s.mean for s in spots]
+    costs = [s.cost for s in spots]
     if max(costs) / min(costs) >= 8:
         axes.set_xscale("log", base=2)
     else:
         axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(lambda value, _: amount(value, column))
     for spot in spots:
         style = look(spot.index)
-        artists: list = axes.plot(
+        mean = axes.plot(
             [spot.cost], [spot.mean], style["marker"], color=style["color"], markersize=5.5
         )
-        if not math.isnan(spot.low):
-            bottom, top = min(means), max(means)
-            low, high = max(spot.low, bottom - 0.05), min(spot.high, top + 0.05)
-            artists.append(axes.vlines([spot.cost], low, high, color=style["color"], alpha=0.35))
-        mark(artists, spot.index)
+        seeds = axes.plot(
+            [spot.cost] * len(spot.seeds), spot.seeds, "_", color=style["color"], alpha=0.4
+        )
+        mark([*mean, *seeds], spot.index)
     best = best_for_cost(spots, study.experiment.outcome.higher_is_better)
     axes.step(
         [s.cost for s in best],
@@ -101,11 +97,21 @@ def _draw(study: Study, title: str, column: str, spots: Sequence[Spot]) -> Figur
         linestyle=(0, (4, 3)),
         zorder=1,
     )
-    low, high = min(means), max(means)
-    pad = 0.06 * ((high - low) or 1.0)
-    axes.set_ylim(low - pad, high + 1.5 * pad)
+    axes.margins(y=0.06)
+    axes.autoscale_view()
     _names(figure, axes, [*best, *(s for s in spots if s not in best)])
     return figure
+
+
+def amount(value: float, column: str) -> str:
+    """Returns 4096 bytes as "4 KiB" and 4096 of anything else as "4.1k"."""
+    step, units = (1024, (" B", " KiB", " MiB", " GiB")) if column == "state_bytes" else (
+        1000, ("", "k", "M", "G")
+    )  # fmt: skip
+    power = 0
+    while value >= step and power < len(units) - 1:
+        value, power = value / step, power + 1
+    return f"{value:.3g}{units[power]}"
 
 
 def _names(figure: Figure, axes: Axes, spots: Sequence[Spot]) -> None:
@@ -121,9 +127,9 @@ def _names(figure: Figure, axes: Axes, spots: Sequence[Spot]) -> None:
     for spot in spots:
         x, y = axes.transData.transform((spot.cost, spot.mean))
         name = spot.arm if len(spot.arm) <= 28 else spot.arm[:27] + "…"
-        across, up = 4.7 * len(name), 11
+        across, up = 5.4 * len(name), 11
         own = (x - 4, y - 4, x + 4, y + 4)
-        choices = itertools.product((6, -6 - across), (-up / 2, 3, -up - 3))
+        choices = itertools.product((7, -7 - across), (-up / 2, 4, -up - 4, 14, -up - 14))
         for dx, dy in choices:
             box = (x + dx, y + dy, x + dx + across, y + dy + up)
             inside = box[0] > 0.05 * width and box[2] < 0.995 * width and box[3] < height

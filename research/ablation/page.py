@@ -98,8 +98,8 @@ def _legend(summary: Summary) -> Html:
 
 
 FRONTIER_NOTE = (
-    "One mark per arm, mean over seeds with 95 % interval; the dashed line joins the arms that no "
-    "other beats at the same cost or less."
+    "One mark per arm, the mean over its seeds, which are the dashes; the dashed line joins the "
+    "arms that no other beats at the same cost or less."
 )
 AXES_NOTE = "Means over seeds with 95 % intervals; the dashed line is the threshold of “solved”."
 CURVES_NOTE = (

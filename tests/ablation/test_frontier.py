@@ -5,7 +5,7 @@ import pytest
 from research.ablation.chart import svg
 from research.ablation.evidence import load_study
 from research.ablation.experiment import Experiment, Outcome, load_experiment
-from research.ablation.frontier import Spot, best_for_cost, frontier_charts
+from research.ablation.frontier import Spot, amount, best_for_cost, frontier_charts
 from research.errors import UserError
 from tests.ablation.synthetic_sweep import build, plausible
 
@@ -13,7 +13,7 @@ ARMS = {"all keys": (65536, 1.0), "window": (4096, 0.2), "state": (1024, 0.3), "
 
 
 def spots():
-    return [Spot(i, a, c, m, m, m) for i, (a, (c, m)) in enumerate(ARMS.items())]
+    return [Spot(i, a, c, m, (m,)) for i, (a, (c, m)) in enumerate(ARMS.items())]
 
 
 def test_the_frontier_is_what_nothing_cheaper_beats():
@@ -65,3 +65,8 @@ def test_an_unknown_column_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match="against='state_byte' is unknown. Did you mean 'state_b"):
         load_experiment(path)
+
+
+def test_amounts_are_short():
+    assert [amount(v, "state_bytes") for v in (256, 4096, 3 << 19)] == ["256 B", "4 KiB", "1.5 MiB"]
+    assert [amount(v, "parameters") for v in (256, 28832, 5e6)] == ["256", "28.8k", "5M"]
