@@ -133,9 +133,9 @@ experiment = Experiment(
             test=Direction(a="Based of 16", b="Based of 4", margin=0.02),
         ),
         Claim(
-            text="A delta rule recalls more than linear attention with a state of the same size.",
+            text="A delta rule recalls more than linear attention, both without a convolution.",
             source="Schlag et al. 2021, section 6.1; Yang et al. 2024 (DeltaNet), section 4.1",
-            test=Direction(a="delta, convolution", b="linear", margin=0.1),
+            test=Direction(a="delta", b="linear", margin=0.1),
         ),
         Claim(
             text="A short convolution decides whether a fixed state recalls at all.",
