@@ -3,11 +3,17 @@
     python -m benchmarks.scaling [--lengths 1024,2048,4096,8192,16384] [--only softmax,linear]
 
 Softmax attention in its implementations and every mixer of the registry whose work does not grow as
-the square of the length, at batch 1 and equal width. Each round runs all of them once, in turn, so
-that a busy machine slows all; times are medians over the rounds. Memory is what the compiled
-program needs beside its arguments and results. Exponents are those of a power law, by least squares
-on the logarithms over the longer lengths. What takes too long or does not fit is left out at the
-lengths beyond.
+the square of the length, at equal width. Each round runs all of them once, in turn, so that a busy
+machine slows all; times are medians over the rounds. Memory is what the compiled program needs
+beside its arguments and results.
+
+Every length has the same number of tokens: the shorter, the more sequences, and figures are those
+of one sequence. Otherwise short sequences would fit the caches of a CPU and long ones would not,
+which looks like a larger exponent of the mixer. Mixers that take one token after the other have
+one sequence at all lengths: several would share a step. Exponents are those of a power law, by
+least squares on the logarithms over the longer lengths. What takes too long or does not fit is left
+out at the lengths beyond. Implementations that fill the memory slow what runs after them: leave
+them out (--only) to compare what does not.
 """
 
 import argparse
@@ -50,11 +56,17 @@ def candidates(heads: int, width: int) -> dict[str, dict[str, Any]]:
     return {name: {**base, **extra} for name, extra in found.items()}
 
 
-def step(options: dict[str, Any], length: int, dtype: str):
+def sequences(options: dict[str, Any], length: int, tokens: int) -> int:
+    """How many sequences of this length are taken at once."""
+    entry = registry.MIXERS[options.get("mixer", "softmax")]
+    return 1 if "sequential" in entry.time else max(1, tokens // length)
+
+
+def step(options: dict[str, Any], length: int, batch: int, dtype: str):
     """One forward and backward pass of a mixer, compiled, with its arguments and its memory."""
     mixer = make_mixer(Options(**options, max_length=length))
     params = init_params(mixer, jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (1, length, options["width"]), dtype)
+    x = jax.random.normal(jax.random.key(1), (batch, length, options["width"]), dtype)
 
     def loss(params, x):
         return jnp.sum(jnp.square(mixer(params, x)).astype(jnp.float32))
@@ -74,8 +86,9 @@ def prepare(found: dict[str, Any], length: int, args: argparse.Namespace) -> tup
     """Compiles what fits and is fast enough, and says what is not."""
     ready, dropped = {}, []
     for name, options in found.items():
+        batch = sequences(options, length, args.tokens)
         try:
-            run, arguments, memory = step(options, length, args.dtype)
+            run, arguments, memory = step(options, length, batch, args.dtype)
         except (MechanismError, Unsupported) as error:
             why = str(error)
         else:
@@ -103,9 +116,12 @@ def measure(found: dict[str, Any], args: argparse.Namespace) -> list[dict[str, A
             for name, (run, arguments, _) in ready.items():
                 times[name].append(seconds(run, arguments))
         for name, (_, _, memory) in ready.items():
-            median = statistics.median(times[name])
-            row = {"mixer": name, "length": length, "seconds": median, "temp bytes": memory}
-            rows.append({**row, "fastest": min(times[name]), "slowest": max(times[name])})
+            batch = sequences(found[name], length, args.tokens)
+            each = [t / batch for t in times[name]]
+            median, memory = statistics.median(each), memory / batch
+            row = {"mixer": name, "length": length, "sequences": batch, "seconds": median}
+            row |= {"temp bytes": memory, "fastest": min(each), "slowest": max(each)}
+            rows.append(row)
             print(
                 f"{length:>7,}  {name:24}{median * 1e3:10.1f} ms{memory / 1e6:10.1f} MB", flush=True
             )
@@ -140,6 +156,7 @@ def main() -> None:
     """Runs the benchmark, prints rows and exponents, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", default="1024,2048,4096,8192,16384")
+    parser.add_argument("--tokens", type=int, default=16384, help="of all sequences together")
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--width", type=int, default=64, help="of the model")
     parser.add_argument("--dtype", default="float32")
@@ -161,7 +178,7 @@ def main() -> None:
         print(f"{name:24}{values['seconds']:6.2f}{values['temp bytes']:6.2f}")
     device = jax.devices()[0].device_kind.replace(" ", "-").lower()
     target = args.json or RESULTS / f"scaling-{device}.json"
-    shape = {"batch": 1, "heads": args.heads, "width": args.width, "dtype": args.dtype}
+    shape = {"tokens": args.tokens, "heads": args.heads, "width": args.width, "dtype": args.dtype}
     report = {"environment": environment(), "shape": shape, "rounds": args.rounds}
     report |= {"exponents": fitted, "rows": rows}
     target.parent.mkdir(parents=True, exist_ok=True)
