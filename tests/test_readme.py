@@ -121,10 +121,10 @@ def test_the_example_of_a_mechanism_is_picked_up_by_everything(tmp_path):
     assert run("research.mechanisms")[0] == 0
     assert "| `moving_average` |" in (tmp_path / "MECHANISMS.md").read_text()
     model = ["--config.model.mixer=moving_average", "--config.model.position=none"]
-    train = ["research.train", "--config=configs/recall.py", f"--workdir={tmp_path}/run"]
-    code, said = run(*train, *model, *SHORT["research.train"])
+    train = ["research.train", "--config=configs/recall.py"]
+    code, said = run(*train, f"--workdir={tmp_path}/run", *model, *SHORT["research.train"])
     assert code == 0, said
-    code, said = run(*train, "--config.model.mixer=moving_averge")
+    code, said = run(*train, f"--workdir={tmp_path}/x", "--config.model.mixer=moving_averge")
     assert code == 2 and "did you mean 'moving_average'" in said
     from_experiment = "import experiments.every_mechanism as e; print(list(e.experiment.arms))"
     found = subprocess.run(
