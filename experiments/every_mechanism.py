@@ -6,7 +6,7 @@
 One arm for every mixer, score, mask, normalizer, position encoding and switch, 30 steps on one
 seed: a check that each is reachable from a config by its name, compiles and learns, and a quick
 look at what each costs. It is no ablation: nothing is tuned, and one seed is no evidence.
-About 12 minutes on 2 cores, most of it compilation.
+Half of the arms took 5 minutes on 2 cores, most of it compilation.
 """
 
 from research.ablation.experiment import Experiment, Outcome
