@@ -3,17 +3,14 @@
     python -m benchmarks.scaling [--lengths 1024,2048,4096,8192,16384] [--only softmax,linear]
 
 Softmax attention in its implementations and every mixer of the registry whose work does not grow as
-the square of the length, at equal width. Each round runs all of them once, in turn, so that a busy
-machine slows all; times are medians over the rounds. Memory is what the compiled program needs
-beside its arguments and results.
+the square of the length, at equal width. Each round of a mixer runs all its lengths once, in turn,
+so that a busy machine slows all; times are medians over the rounds. Memory is what the compiled
+program needs beside its arguments and results.
 
-Every length has the same number of tokens: the shorter, the more sequences, and figures are those
-of one sequence. Otherwise short sequences would fit the caches of a CPU and long ones would not,
-which looks like a larger exponent of the mixer. Mixers that take one token after the other have
-one sequence at all lengths: several would share a step. Exponents are those of a power law, by
-least squares on the logarithms over the longer lengths. What takes too long or does not fit is left
-out at the lengths beyond. Implementations that fill the memory slow what runs after them: leave
-them out (--only) to compare what does not.
+Every length has the same number of sequences: enough that the arrays of the shortest do not fit the
+inner caches of a CPU either, which otherwise look like a larger exponent of the mixer. Exponents
+are those of a power law, by least squares on the logarithms over the longer lengths. What takes too
+long or does not fit is left out at the lengths beyond.
 """
 
 import argparse
@@ -56,12 +53,6 @@ def candidates(heads: int, width: int) -> dict[str, dict[str, Any]]:
     return {name: {**base, **extra} for name, extra in found.items()}
 
 
-def sequences(options: dict[str, Any], length: int, tokens: int) -> int:
-    """How many sequences of this length are taken at once."""
-    entry = registry.MIXERS[options.get("mixer", "softmax")]
-    return 1 if "sequential" in entry.time else max(1, tokens // length)
-
-
 def step(options: dict[str, Any], length: int, batch: int, dtype: str):
     """One forward and backward pass of a mixer, compiled, with its arguments and its memory."""
     mixer = make_mixer(Options(**options, max_length=length))
@@ -82,49 +73,38 @@ def seconds(run, arguments) -> float:
     return time.perf_counter() - start
 
 
-def prepare(found: dict[str, Any], length: int, args: argparse.Namespace) -> tuple[dict, list[str]]:
-    """Compiles what fits and is fast enough, and says what is not."""
-    ready, dropped = {}, []
-    for name, options in found.items():
-        batch = sequences(options, length, args.tokens)
-        try:
-            run, arguments, memory = step(options, length, batch, args.dtype)
-        except (MechanismError, Unsupported) as error:
-            why = str(error)
-        else:
-            # The first run allocates, and must not, if it is too much.
-            fits = memory <= args.max_gigabytes * 1e9
-            took = seconds(run, arguments) if fits else 0.0
-            if fits and took <= args.max_seconds:
-                ready[name] = (run, arguments, memory)
-                continue
-            why = f"{took:.1f} s a pass" if fits else f"{memory / 1e9:.1f} GB"
-        dropped.append(name)
-        print(f"{length:>7,}  {name:24}left out from here on: {why}", flush=True)
-    return ready, dropped
-
-
-def measure(found: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row to each mixer and length."""
-    rows, found = [], dict(found)
+def prepare(options: dict[str, Any], args: argparse.Namespace) -> tuple[dict[int, Any], str]:
+    """Compiles each length up to the first that is too much, and says why that is."""
+    ready: dict[int, Any] = {}
     for length in args.lengths:
-        ready, dropped = prepare(found, length, args)
-        for name in dropped:
-            del found[name]
-        times: dict[str, list[float]] = {name: [] for name in ready}
-        for _ in range(args.rounds):
-            for name, (run, arguments, _) in ready.items():
-                times[name].append(seconds(run, arguments))
-        for name, (_, _, memory) in ready.items():
-            batch = sequences(found[name], length, args.tokens)
-            each = [t / batch for t in times[name]]
-            median, memory = statistics.median(each), memory / batch
-            row = {"mixer": name, "length": length, "sequences": batch, "seconds": median}
-            row |= {"temp bytes": memory, "fastest": min(each), "slowest": max(each)}
-            rows.append(row)
-            print(
-                f"{length:>7,}  {name:24}{median * 1e3:10.1f} ms{memory / 1e6:10.1f} MB", flush=True
-            )
+        try:
+            run, arguments, memory = step(options, length, args.sequences, args.dtype)
+        except (MechanismError, Unsupported) as error:
+            return ready, str(error)
+        # The first run allocates, and must not, if it is too much.
+        if memory > args.max_gigabytes * 1e9:
+            return ready, f"{memory / 1e9:.1f} GB at {length:,} tokens"
+        if (took := seconds(run, arguments)) > args.max_seconds:
+            return ready, f"{took:.1f} s a pass at {length:,} tokens"
+        ready[length] = (run, arguments, memory)
+    return ready, ""
+
+
+def measure(name: str, options: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row to each length of a mixer."""
+    ready, why = prepare(options, args)
+    times: dict[int, list[float]] = {length: [] for length in ready}
+    for _ in range(args.rounds):
+        for length, (run, arguments, _) in ready.items():
+            times[length].append(seconds(run, arguments))
+    rows = []
+    for length, (_, _, memory) in ready.items():
+        each, median = times[length], statistics.median(times[length])
+        row = {"mixer": name, "length": length, "seconds": median, "temp bytes": memory}
+        rows.append(row | {"fastest": min(each), "slowest": max(each)})
+        print(f"{name:24}{length:>7,}{median * 1e3:10.1f} ms{memory / 1e6:10.1f} MB", flush=True)
+    if why:
+        print(f"{name:24}left out from here on: {why}", flush=True)
     return rows
 
 
@@ -156,7 +136,7 @@ def main() -> None:
     """Runs the benchmark, prints rows and exponents, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", default="1024,2048,4096,8192,16384")
-    parser.add_argument("--tokens", type=int, default=16384, help="of all sequences together")
+    parser.add_argument("--sequences", type=int, default=4, help="that are mixed at once")
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--width", type=int, default=64, help="of the model")
     parser.add_argument("--dtype", default="float32")
@@ -171,14 +151,19 @@ def main() -> None:
     found = candidates(args.heads, args.width)
     if chosen:
         found = {name: o for name, o in found.items() if any(part in name for part in chosen)}
-    rows = measure(found, args)
+    rows = [row for name, options in found.items() for row in measure(name, options, args)]
     fitted = exponents(rows)
     print(f"exponents over the last {LAST} lengths: time, memory")
     for name, values in fitted.items():
         print(f"{name:24}{values['seconds']:6.2f}{values['temp bytes']:6.2f}")
     device = jax.devices()[0].device_kind.replace(" ", "-").lower()
     target = args.json or RESULTS / f"scaling-{device}.json"
-    shape = {"tokens": args.tokens, "heads": args.heads, "width": args.width, "dtype": args.dtype}
+    shape = {
+        "sequences": args.sequences,
+        "heads": args.heads,
+        "width": args.width,
+        "dtype": args.dtype,
+    }
     report = {"environment": environment(), "shape": shape, "rounds": args.rounds}
     report |= {"exponents": fitted, "rows": rows}
     target.parent.mkdir(parents=True, exist_ok=True)
