@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.model = model_config()
     config.optimizer = optimizer_config()
     config.train = train_config()
+    config.parallel = parallel_config()
     return config
 
 
@@ -112,7 +113,7 @@ def add_mixer(model: ConfigDict) -> None:
 def optimizer_config() -> ConfigDict:
     """Returns how it learns."""
     optimizer = ConfigDict()
-    optimizer.name = "adamw"
+    optimizer.name = "adamw"  # adamw | sgd
     optimizer.learning_rate = 1e-3  # the peak
     optimizer.schedule = "cosine"  # constant | cosine | linear | rsqrt
     optimizer.warmup_steps = 100
@@ -136,3 +137,19 @@ def train_config() -> ConfigDict:
     train.checkpoint_every = 500  # steps between checkpoints; the last step always saves
     train.keep_checkpoints = 2
     return train
+
+
+def parallel_config() -> ConfigDict:
+    """Returns which devices do what. It changes no result and is no part of a run's identity.
+
+    A count is a number of devices along that axis of the mesh; 0: as many as fit.
+    """
+    parallel = ConfigDict()
+    parallel.how = "jit"  # jit | pmap (splits the batch or the members only)
+    parallel.member = 0  # runs of a population
+    parallel.data = 0  # sequences of a batch
+    parallel.context = 1  # positions of a sequence
+    parallel.model = 1  # heads, feed-forward channels, vocabulary
+    parallel.fsdp = False  # parameters and optimizer state are split over data too
+    parallel.slice = ""  # suggested TPU slice: v5e:4x4, or 2*v5e:16x16 for two of them
+    return parallel

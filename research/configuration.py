@@ -148,9 +148,14 @@ def from_plain(plain: Mapping) -> ConfigDict:
     return ConfigDict(restore(plain)).lock()
 
 
+def identity(plain: Mapping) -> dict:
+    """Returns the nested config without the layout over devices, which changes no result."""
+    return {key: value for key, value in plain.items() if key != "parallel"}
+
+
 def run_id(config: ConfigDict) -> str:
-    """Returns 12 hexadecimal digits that identify the resolved config."""
-    text = json.dumps(to_plain(config), sort_keys=True)
+    """Returns 12 hexadecimal digits that identify what a resolved config computes."""
+    text = json.dumps(identity(to_plain(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -248,6 +253,14 @@ def define_config_flag() -> None:
     config_flags.DEFINE_config_file(
         "config", None, "Config file: configs/NAME.py", lock_config=True
     )
+
+
+def define_process_flags() -> None:
+    """Defines how several processes find each other; `research.parallel.processes` reads it."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, when there are several.")
+    flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
+    flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")
+    flags.DEFINE_boolean("distributed", False, "Finds the processes by itself: TPU, Slurm, GKE.")
 
 
 def run(main: Callable[[], int | None]) -> None:

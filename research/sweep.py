@@ -7,8 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from research.configuration import run
+from research.configuration import define_process_flags, run
 
+define_process_flags()
 flags.DEFINE_string("experiment", None, "Experiment file: experiments/NAME.py", required=True)
 flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
 flags.DEFINE_boolean("dry_run", False, "Shows what would be trained, and trains nothing.")
@@ -20,11 +21,13 @@ flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one progra
 def main() -> int:
     """Trains what is left of an experiment; returns 1 when a run failed."""
     from research.ablation.sweep import forecast, parse_shard, prepare, run_sweep
+    from research.parallel.processes import is_first, start
     from research.training.environment import enable_compilation_cache
     from research.training.preemption import Preempted
 
     options = flags.FLAGS
     workdir, shard = Path(options.workdir), parse_shard(options.shard)
+    start()
     enable_compilation_cache()
     if options.dry_run:
         experiment = prepare(options.experiment, workdir)
@@ -35,8 +38,11 @@ def main() -> int:
             options.experiment, workdir, shard, options.retry_failed, options.max_members
         )
     except Preempted as stopped:
-        print(f"{workdir}: {stopped}")
+        if is_first():
+            print(f"{workdir}: {stopped}")
         return 0
+    if not is_first():
+        return 1 if counts["failed"] else 0
     print(", ".join(f"{number} {name}" for name, number in counts.items() if number))
     if counts["failed"]:
         print("Failed runs keep their traceback in result.json; --retry_failed trains them again.")

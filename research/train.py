@@ -8,19 +8,28 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from research.configuration import apply_deltas, define_config_flag, run, run_id
+from research.configuration import (
+    apply_deltas,
+    define_config_flag,
+    define_process_flags,
+    run,
+    run_id,
+)
 from research.errors import UserError
 
 define_config_flag()
+define_process_flags()
 flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 
 
 def main() -> None:
     """Trains the config's members to the end and prints their results."""
+    from research.parallel.processes import is_first, start
     from research.training.environment import enable_compilation_cache
     from research.training.loop import train_population
     from research.training.preemption import Preempted
 
+    start()
     enable_compilation_cache()
     config: ConfigDict = flags.FLAGS.config
     workdir = Path(flags.FLAGS.workdir)
@@ -29,7 +38,10 @@ def main() -> None:
     try:
         results = train_population(configs, runs, workdir, title=workdir.name)
     except Preempted as stopped:
-        print(f"{workdir}: {stopped}")
+        if is_first():
+            print(f"{workdir}: {stopped}")
+        return
+    if not is_first():
         return
     for path, result in zip(runs, results, strict=True):
         print(f"{path}: {summary(result)}")

@@ -44,6 +44,7 @@ from research.ablation.store import (
 )
 from research.configuration import to_plain
 from research.errors import UserError, check_name
+from research.parallel.processes import is_first, on_first
 from research.training.budget import measure_budget
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
@@ -113,7 +114,7 @@ def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[
     """
     tuning = tuning_cells(experiment)
     rows = [cell.to_json() for cell in tuning]
-    found = {row["run"]: result_of(workdir / row["run"]) for row in rows}
+    found = on_first(lambda: {row["run"]: result_of(workdir / row["run"]) for row in rows})
     results = {run: result for run, result in found.items() if result}
     chosen = choose(experiment.outcome, rows, results)
     reported, waiting = [], []
@@ -216,17 +217,15 @@ def run_sweep(
       Preempted: asked to stop; what was running is saved.
     """
     experiment = prepare(path, workdir)
-    name = Path(path).stem
-    write_json(workdir / EXPERIMENT, experiment.to_json() | {"name": name, "file": path})
-    write_json(workdir / ENVIRONMENT, describe_environment())
+    on_first(lambda: _describe(experiment, path, workdir))
     if retry_failed:
-        forget_failures(workdir)
+        on_first(lambda: forget_failures(workdir))
     counts = {"trained": 0, "finished before": 0}
     visited: set[str] = set()
     held: set[str] = set()
     while True:
         cells, waiting = plan(experiment, workdir)
-        write_json(workdir / CELLS, [cell.to_json() for cell in cells])
+        on_first(lambda cells=cells: _list(cells, workdir))
         every = populations(cells, most)
         mine = {cell.run for cell in in_shard(cells, experiment, shard)}
         todo = [p for p in every if p.name not in visited and any(c.run in mine for c in p.cells)]
@@ -234,7 +233,7 @@ def run_sweep(
             break
         for number, population in enumerate(todo, 1):
             visited.add(population.name)
-            done = [result_of(workdir / cell.run) is not None for cell in population.cells]
+            done = on_first(lambda p=population: _done(p, workdir))
             if all(done):
                 counts["finished before"] += len(done)
                 continue
@@ -244,9 +243,28 @@ def run_sweep(
             held.add(static_id(population.configs[0]))
             _train(population, workdir, f"[{number}/{len(todo)}] {population.title}")
             counts["trained"] += len(done)
-    results = [result_of(workdir / cell.run) for cell in cells if cell.run in mine]
-    failed = sum(r is not None and r["status"] == FAILED for r in results)
+    failed = on_first(lambda: _failures(mine, workdir))
     return counts | {"failed": failed, "waiting": len(waiting) * len(experiment.seeds)}
+
+
+def _describe(experiment: Experiment, path: str, workdir: Path) -> None:
+    """Writes what is known of a sweep before it starts."""
+    about = experiment.to_json() | {"name": Path(path).stem, "file": path}
+    write_json(workdir / EXPERIMENT, about)
+    write_json(workdir / ENVIRONMENT, describe_environment())
+
+
+def _list(cells: Iterable[Cell], workdir: Path) -> None:
+    write_json(workdir / CELLS, [cell.to_json() for cell in cells])
+
+
+def _done(population: Population, workdir: Path) -> list[bool]:
+    return [result_of(workdir / cell.run) is not None for cell in population.cells]
+
+
+def _failures(runs: Iterable[str], workdir: Path) -> int:
+    results = [result_of(workdir / run) for run in runs]
+    return sum(r is not None and r["status"] == FAILED for r in results)
 
 
 def _train(population: Population, workdir: Path, title: str) -> None:
@@ -259,6 +277,8 @@ def _train(population: Population, workdir: Path, title: str) -> None:
         raise
     except Exception:
         error = traceback.format_exc()
+        if not is_first():
+            return
         print(f"{title} failed: {error.strip().splitlines()[-1]}")
         for cell, run in zip(population.cells, runs, strict=True):
             run.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,24 @@ from research.errors import UserError, check_name
 from research.models.activations import ACTIVATIONS
 from research.models.layers import layer_mixers, layer_options
 from research.models.projection import linear
+from research.parallel.rules import constrain
+
+# What the axes of the residual stream are, and those of the parameters that are no mixer's. A
+# position is a row, and rows are few.
+HIDDEN = ("batch", "length", "")
+AXES = {
+    "embedding": ("vocab", "width"),
+    "head": ("width", "vocab"),
+    "position": ("", "width"),
+    "in": ("width", "feedforward"),
+    "gate": ("width", "feedforward"),
+    "out": ("feedforward", "width"),
+    "in_bias": ("feedforward",),
+    "gate_bias": ("feedforward",),
+    "out_bias": ("width",),
+    "scale": ("width",),
+    "bias": ("width",),
+}
 
 NORMS = ("rmsnorm", "layernorm")
 DTYPES = ("float32", "bfloat16")
@@ -130,10 +148,10 @@ class Block(nn.Module):
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
         y, state = Mix(self.mixer, name="mixer")(Norm(c.norm, c.use_bias, name="norm1")(x), state)
-        x = x + drop(y)
+        x = constrain(x + drop(y), *HIDDEN)
         if c.feedforward:
             y = FeedForward(c, name="feedforward")(Norm(c.norm, c.use_bias, name="norm2")(x))
-            x = x + drop(y)
+            x = constrain(x + drop(y), *HIDDEN)
         return x, state
 
 
@@ -177,6 +195,8 @@ class Decoder(nn.Module):
         dtype = jnp.dtype(c.dtype)
         embedding_init = matrix_init(c.embedding_stddev)
         table = self.param("embedding", embedding_init, (c.vocab_size, c.width)).astype(dtype)
+        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
+        table = constrain(table, "vocab", "")
         step = jnp.int32(0) if state is None else state["step"]
         x = table[tokens]
         if c.position in ("sinusoidal", "learned"):
@@ -187,7 +207,7 @@ class Decoder(nn.Module):
                 positions = sinusoidal(c.length, c.width) * c.embedding_stddev
             window = jax.lax.dynamic_slice_in_dim(positions, step, tokens.shape[1])
             x = x + window.astype(dtype)
-        x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
+        x = constrain(nn.Dropout(c.dropout, deterministic=deterministic)(x), *HIDDEN)
 
         layers = nn.scan(
             Pattern,
@@ -204,7 +224,26 @@ class Decoder(nn.Module):
             logits = x @ table.T
         else:
             logits = linear(x, self.param("head", embedding_init, (c.width, c.vocab_size)))
-        return logits.astype(jnp.float32), state
+        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab"), state
+
+
+def parameter_axes(model: Decoder, params: Any) -> Any:
+    """Returns the logical axes of each parameter, a tuple of names to each leaf.
+
+    Args:
+      model: the decoder.
+      params: its parameters, or their shapes; they may have leading axes that are not described.
+    """
+
+    def axes(path: tuple, _: Any) -> tuple[str, ...]:
+        names = [key.key for key in path]
+        if "mixer" not in names:
+            own = AXES[names[-1]]
+        else:
+            own = model.config.mixers[int(names[1])].parameters()[names[-1]].axes
+        return ("layers", *own) if names[0] == "layers" else own
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def init_state(config: TransformerConfig, batch: int, length: int) -> dict:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from research.attention.errors import Unsupported
 from research.configuration import from_plain
 from research.models.transformer import TransformerConfig, make_transformer, state_bytes
-from research.training.program import program_of, static_id
+from research.training.program import static_id, task_id, task_of
 
 
 def measure_budget(config: ConfigDict) -> dict[str, Any]:
@@ -38,14 +38,20 @@ def measure_budget(config: ConfigDict) -> dict[str, Any]:
 
 def count_parameters(config: ConfigDict) -> int:
     """Returns the number of trained values of a config, without compiling anything."""
-    task = program_of(static_id(config)).task
+    task = task_of(task_id(config))
     model = make_transformer(config.model, task.vocab_size, task.length)
     tokens = jax.ShapeDtypeStruct((1, task.length), jnp.int32)
     params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), tokens)["params"]
     return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
 
 
-COUNTED_AS = {"blockwise": "dense", "jax_cudnn": "dense", "splash": "dense"}
+COUNTED_AS = {
+    "blockwise": "dense",
+    "jax_cudnn": "dense",
+    "splash": "dense",
+    "ring": "dense",
+    "gather": "dense",
+}
 """Implementations whose products no jaxpr shows, and one that has the same.
 
 Blocks that a mask rules out are counted then, as they are for the dense implementation.
@@ -54,7 +60,8 @@ Blocks that a mask rules out are counted then, as they are for the dense impleme
 
 @functools.cache
 def _measure_model(static: str) -> dict[str, Any]:
-    config, task = from_plain(json.loads(static)), program_of(static).task
+    config = from_plain(json.loads(static))
+    task = task_of(task_id(config))
     model = make_transformer(config.model, task.vocab_size, task.length, COUNTED_AS)
     tokens = jax.ShapeDtypeStruct((config.task.batch_size, task.length), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))

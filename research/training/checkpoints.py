@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from research.errors import UserError
-from research.training.program import Best, State
+from research.training.step import Best, State
 
 DIRECTORY = "checkpoints"
 

@@ -8,8 +8,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from research.ablation.store import (
@@ -24,8 +24,10 @@ from research.ablation.store import (
     write_json,
     write_text,
 )
-from research.configuration import differences, to_plain
+from research.configuration import differences, identity, to_plain
 from research.errors import UserError
+from research.parallel.parallelize import place
+from research.parallel.processes import fetch, is_first, on_first
 from research.training.budget import measure_budget
 from research.training.checkpoints import DIRECTORY, Checkpoints
 from research.training.environment import describe_environment
@@ -33,14 +35,14 @@ from research.training.metrics import MetricsWriter, ratios
 from research.training.optimizer import schedule
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import (
-    Member,
     Program,
-    State,
+    abstract_state,
     make_members,
     make_program,
     static_id,
 )
 from research.training.progress import ProgressLine
+from research.training.step import State
 
 POPULATION = "population.json"
 """File of a run that says where its population keeps checkpoints, and which member the run is."""
@@ -67,21 +69,19 @@ def train_population(
     if len({static_id(config) for config in configs}) != 1:
         raise ValueError("members of one population differ in a key that changes the program")
     for config, run in zip(configs, runs, strict=True):
-        check_same_config(config, run)
-    if finished := _finished(runs):
+        on_first(lambda config=config, run=run: check_same_config(config, run))
+    if finished := on_first(lambda: _finished(runs)):
         return finished
-    program = make_program(configs[0])
+    program = make_program(configs[0], len(configs))
     with _alone_in(home), StopRequest() as stop:
         # Once more: another process may have finished them before this one had the lock.
-        if finished := _finished(runs):
+        if finished := on_first(lambda: _finished(runs)):
             return finished
-        environment = describe_environment()
-        for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
-            _describe(program, config, run, home, index, environment)
+        on_first(lambda: _describe(program, configs, runs, home))
         with Checkpoints(home / DIRECTORY, configs[0].train.keep_checkpoints) as saved:
             state, timing = _train(program, configs, runs, saved, stop, title)
         results = _finish(program, configs, runs, state, timing)
-    if stop.received:
+    if stop.agreed():
         # Too late to matter for these runs, but a sweep must not start the next ones.
         raise Preempted(configs[0].train.steps, finished=True)
     return results
@@ -95,21 +95,26 @@ def _finished(runs: Sequence[Path]) -> list[dict]:
 
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Generator[None]:
-    """Keeps other processes out of a population's directory; the lock goes with the process."""
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is training in {home}.") from None
+    """Keeps other commands out of a population's directory; the lock goes with process 0."""
+    with contextlib.ExitStack() as held:
+
+        def lock() -> None:
+            home.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(home / ".lock", "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is training in {home}.") from None
+
+        on_first(lock)
         yield
 
 
 def check_same_config(config: ConfigDict, run: Path) -> None:
     """Raises UserError when `run` holds a run of another config, naming what differs."""
     there = read_json(run / CONFIG)
-    if there is not None and there != to_plain(config):
-        changed = differences(there, to_plain(config))
+    if there is not None and identity(there) != identity(to_plain(config)):
+        changed = differences(identity(there), identity(to_plain(config)))
         raise UserError(
             f"{run} holds a run of another config: {'; '.join(changed[:5])}. "
             "Choose another --workdir, or delete that one."
@@ -117,16 +122,18 @@ def check_same_config(config: ConfigDict, run: Path) -> None:
 
 
 def _describe(
-    program: Program, config: ConfigDict, run: Path, home: Path, index: int, environment: dict
+    program: Program, configs: Sequence[ConfigDict], runs: Sequence[Path], home: Path
 ) -> None:
-    """Writes what is known of a run before it starts; config.json last, it makes it a run."""
-    run.mkdir(parents=True, exist_ok=True)
-    for name, text in program.task.artifacts().items():
-        write_text(run / name, text)
-    checkpoints = os.path.relpath(home / DIRECTORY, run)
-    write_json(run / POPULATION, {"checkpoints": checkpoints, "member": index})
-    write_json(run / ENVIRONMENT, environment)
-    write_json(run / CONFIG, to_plain(config))
+    """Writes what is known of runs before they start; config.json last, it makes one a run."""
+    environment = describe_environment()
+    for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
+        run.mkdir(parents=True, exist_ok=True)
+        for name, text in program.task.artifacts().items():
+            write_text(run / name, text)
+        checkpoints = os.path.relpath(home / DIRECTORY, run)
+        write_json(run / POPULATION, {"checkpoints": checkpoints, "member": index})
+        write_json(run / ENVIRONMENT, environment)
+        write_json(run / CONFIG, to_plain(config))
 
 
 def _train(
@@ -138,39 +145,46 @@ def _train(
     title: str,
 ) -> tuple[State, dict[str, float]]:
     """Returns the state after the last step, and {"train_seconds", ...}."""
-    config, members = configs[0].train, make_members(configs)
-    data, (metric, _) = program.task.data, program.task.select
+    config, host = configs[0].train, make_members(configs)
+    members = place(host, program.members)
+    data, (metric, _) = program.data, program.task.select
     rate = schedule(configs[0].optimizer, config.steps)
     intervals = (config.log_every, config.eval_every, config.checkpoint_every)
 
-    first = step = saved.latest or 0
-    state = saved.restore(step, _abstract(program, members)) if step else program.init(members)
+    first = step = on_first(lambda: saved.latest) or 0
+    state = (
+        saved.restore(step, abstract_state(program, len(configs)))
+        if step
+        else program.init(members)
+    )
     began = time.perf_counter()
     # No steps, only to compile, so that the rates below are of training.
-    state, _ = program.train(state, members, data, jnp.int32(step), jnp.int32(step))
+    state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
     compiled = time.perf_counter()
 
-    writer = MetricsWriter(runs, resume_step=step)
-    line = ProgressLine(title, step, config.steps, ("train/loss", f"validation/{metric}"))
+    writer = MetricsWriter(runs if is_first() else (), resume_step=step)
+    shown = ("train/loss", f"validation/{metric}")
+    line = ProgressLine(title, step, config.steps, shown, quiet=not is_first())
     try:
         while step < config.steps:
             target = min(config.steps, *((step // every + 1) * every for every in intervals))
-            state, sums = program.train(state, members, data, jnp.int32(step), jnp.int32(target))
+            state, sums = program.train(state, members, data, np.int32(step), np.int32(target))
             step = target
             columns: dict[str, Any] = {
                 "train": sums,
-                "learning_rate": members.learning_rate * rate(jnp.float32(step - 1)),
+                "learning_rate": host.learning_rate * rate(jnp.float32(step - 1)),
             }
             if step % config.eval_every == 0 or step == config.steps:
                 columns["validation"] = program.evaluate["validation"](state.params, data)
                 value = columns["validation"][metric]
-                state = program.keep_best(state, value.total / value.count, jnp.int32(step))
+                state = program.keep_best(state, value.total / value.count, np.int32(step))
             writer.add(step, columns)
             line.update(step, writer.latest)
-            if step % config.checkpoint_every == 0 or step == config.steps or stop.received:
+            stopping = stop.agreed()
+            if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 writer.flush()
                 saved.save(step, state)
-            if stop.received and step < config.steps:
+            if stopping and step < config.steps:
                 raise Preempted(step)
         writer.flush()
         line.update(step, writer.latest)
@@ -186,15 +200,6 @@ def _train(
     }
 
 
-def _abstract(program: Program, members: Member) -> State:
-    """Returns shapes and placement of the state, for restoring."""
-    placed = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
-        jax.eval_shape(program.init, members),
-    )
-
-
 def _finish(
     program: Program,
     configs: Sequence[ConfigDict],
@@ -205,18 +210,19 @@ def _finish(
     """Evaluates the best and the last parameters on every split and writes the results."""
     task = program.task
     sums = {
-        which: {split: run(params, task.data) for split, run in program.evaluate.items()}
+        which: {split: run(params, program.data) for split, run in program.evaluate.items()}
         for which, params in (("best", state.best.params), ("final", state.params))
     }
+    diverged_at, best_step = fetch(state.diverged_at), fetch(state.best.step)
     results = []
     for member, (config, run) in enumerate(zip(configs, runs, strict=True)):
-        diverged = int(state.diverged_at[member])
+        diverged = int(diverged_at[member])
         result = {
             "status": COMPLETED if diverged < 0 else DIVERGED,
             "diverged_at": diverged,
             "seed": config.seed,
             "steps": config.train.steps,
-            "best_step": int(state.best.step[member]),
+            "best_step": int(best_step[member]),
             **{
                 which: {split: ratios(s, member) for split, s in by_split.items()}
                 for which, by_split in sums.items()
@@ -224,8 +230,10 @@ def _finish(
             "slices": task.slices,
             "budget": measure_budget(config),
             "implementation": program.implementation,
+            "layout": str(program.layout),
             "timing": timing,
         }
-        write_json(run / RESULT, result)
+        if is_first():
+            write_json(run / RESULT, result)
         results.append(plain(result))
     return results

@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
 
+NAMES = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
 
 
 def check_optimizer(config: ConfigDict) -> None:
     """Raises UserError for an optimizer config that makes no sense."""
-    check_name("optimizer.name", config.name, ("adamw",))
+    check_name("optimizer.name", config.name, NAMES)
     check_name("optimizer.schedule", config.schedule, SCHEDULES)
     for key in ("learning_rate", "epsilon"):
         if not config[key] > 0:
@@ -75,7 +76,9 @@ def make_optimizer(
     learning_rate: jax.Array | float,
     weight_decay: jax.Array | float,
 ) -> optax.GradientTransformation:
-    """Returns clip, Adam, decoupled weight decay, scheduled rate (Loshchilov and Hutter 2019).
+    """Returns clip, Adam (or for "sgd" the plain gradient), decoupled weight decay, scheduled rate.
+
+    Loshchilov and Hutter 2019, algorithms 1 and 2; "sgd" is without momentum.
 
     Args:
       config: `config.optimizer`.
@@ -85,9 +88,10 @@ def make_optimizer(
     """
     fraction = schedule(config, steps)
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.name == "adamw":
+        chain.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
     return optax.chain(
         *chain,
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(
             weight_decay, lambda params: jax.tree_util.tree_map_with_path(is_matrix, params)
         ),

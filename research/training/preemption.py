@@ -4,6 +4,8 @@ import signal
 import sys
 from types import FrameType
 
+from research.parallel.processes import any_process
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -16,10 +18,14 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """While active, the first signal sets `received`; a second one takes its usual effect."""
+    """While active, the first signal is noted; a second one takes its usual effect."""
 
     def __init__(self) -> None:
-        self.received = False
+        self._received = False
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; all of them have to ask together."""
+        return any_process(self._received)
 
     def __enter__(self) -> "StopRequest":
         self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -33,7 +39,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+        self._received = True
         self._restore()
         name = signal.Signals(number).name
         print(f"{name}: saving, then stopping (once more: stop at once)", file=sys.stderr)

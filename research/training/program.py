@@ -1,31 +1,39 @@
-"""The compiled side of training: a population as one program.
+"""The compiled side of training: one program per static config and layout, shared by populations.
 
-Members differ in values that change no shape (seed, learning rate, weight decay, initial scale).
-`vmap` runs them side by side, one loop on the device runs many steps per dispatch, and each keeps
-its own best parameters and its own failure. A population of one is the ordinary run.
+What is compiled is in `step`; where it runs is in `research.parallel`.
 """
 
 import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
 from research.errors import UserError
 from research.models.layers import implementation_of, layer_options
-from research.models.transformer import (
-    Decoder,
-    make_transformer,
-)
+from research.models.transformer import Decoder, make_transformer, parameter_axes
+from research.parallel.layout import ONE_DEVICE, Layout, layout_of
+from research.parallel.mesh import make_mesh
+from research.parallel.parallelize import parallelize, place, under
+from research.parallel.rules import spec
 from research.tasks.registry import make_task
-from research.tasks.task import Batch, Sums, Task
-from research.training.optimizer import check_optimizer, make_optimizer
+from research.tasks.task import Task
+from research.training.optimizer import check_optimizer
+from research.training.step import (
+    Member,
+    State,
+    make_evaluate,
+    make_init,
+    make_keep_best,
+    make_step,
+    make_train,
+)
 
 MEMBER_KEYS = (
     "seed",
@@ -36,47 +44,17 @@ MEMBER_KEYS = (
 """Config keys that may differ between the members of one population."""
 
 
-class Member(NamedTuple):
-    """The values of `MEMBER_KEYS`, arrays (P,)."""
-
-    seed: jax.Array
-    learning_rate: jax.Array
-    weight_decay: jax.Array
-    init_scale: jax.Array
-
-
-class Best(NamedTuple):
-    """The parameters with the best validation value so far, with that value and its step."""
-
-    params: Any
-    value: jax.Array
-    step: jax.Array
-
-
-class State(NamedTuple):
-    """Training state; every leaf has a leading member axis P.
-
-    Attributes:
-      params: current parameters.
-      optimizer: optax state.
-      diverged_at: int32, step of the first loss or gradient that was not finite; -1: none. From
-        then on the member is frozen at its last finite parameters.
-      best: see `Best`.
-    """
-
-    params: Any
-    optimizer: Any
-    diverged_at: jax.Array
-    best: Best
-
-
 @dataclass(frozen=True)
 class Program:
-    """The compiled functions of one static config; populations of it share them.
+    """The compiled functions of one static config on one layout; populations of it share them.
 
     Attributes:
       task, model: what is learned and what learns it.
       implementation: how the mixers are computed, with "auto" resolved.
+      layout: which devices do what.
+      mesh: where arrays rest.
+      members: sharding of the members' values.
+      state: shapes and shardings of the state of the smallest population that the layout splits.
       init: (members) -> state.
       train: (state, members, data, start, stop) -> (state, sums); steps start .. stop - 1; `sums`
         hold each member's metrics summed over these steps.
@@ -87,15 +65,28 @@ class Program:
     task: Task
     model: Decoder
     implementation: str
+    layout: Layout
+    mesh: Mesh
+    members: NamedSharding
+    state: State
     init: Callable
     train: Callable
     evaluate: dict[str, Callable]
     keep_best: Callable
 
+    @functools.cached_property
+    def data(self) -> Any:
+        """The task's data on all devices."""
+        return place(self.task.data, NamedSharding(self.mesh, PartitionSpec()))
+
 
 def static_config(config: ConfigDict) -> dict:
-    """Returns the config without what may differ between members, as nested JSON values."""
+    """Returns the config without what may differ between members, as nested JSON values.
+
+    The layout is no part of it either; it is the other half of what a program is made for.
+    """
     plain = to_plain(config)
+    plain.pop("parallel", None)
     for key in MEMBER_KEYS:
         node = plain
         *parents, leaf = key.split(".")
@@ -111,15 +102,20 @@ def static_id(config: ConfigDict) -> str:
 
 
 def make_members(configs: Sequence[ConfigDict]) -> Member:
-    """Returns the members of a population."""
+    """Returns the members of a population, as host arrays."""
     flat = [flatten(config) for config in configs]
     columns = ([f[key] for f in flat] for key in MEMBER_KEYS)
     seed, *others = columns
-    return Member(jnp.array(seed, jnp.uint32), *(jnp.array(o, jnp.float32) for o in others))
+    arrays: list[Any] = [np.array(seed, np.uint32), *(np.array(o, np.float32) for o in others)]
+    return Member(*arrays)
 
 
-def make_program(config: ConfigDict) -> Program:
+def make_program(config: ConfigDict, members: int = 1) -> Program:
     """Returns the program of a config, the same object for configs that can share it.
+
+    Args:
+      config: the whole config.
+      members: P, of the populations that it will run; the layout depends on it.
 
     Raises UserError for a config that makes no sense.
     """
@@ -132,7 +128,7 @@ def make_program(config: ConfigDict) -> Program:
         )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must be in [0, 2^32).")
-    program = program_of(static_id(config))
+    program = program_of(static_id(config), layout_of(config, members))
     for options in layer_options(config.model, program.task.length):
         # together == 0 is what the mask algebra calls causal; masks to come are judged by it too.
         # A mixer that is causal by itself is left with the mask option at its default.
@@ -152,58 +148,88 @@ def check_train(config: ConfigDict) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def program_of(static: str) -> Program:
-    """Returns the program of a `static_id`; `make_program` also checks the config."""
-    config = from_plain(json.loads(static))
-    task = task_of(json.dumps(to_plain(config.task)))
-    model = make_transformer(config.model, task.vocab_size, task.length)
-    step = make_step(config, task, model)
-    metric, higher = task.select
+def program_of(static: str, layout: Layout = ONE_DEVICE) -> Program:
+    """Returns the program of a `static_id` on a layout; `make_program` also checks the config."""
+    return build_program(from_plain(json.loads(static)), layout, make_mesh(layout))
 
-    def train(state: State, members: Member, data: Any, start: jax.Array, stop: jax.Array):
-        every_member = jax.vmap(step, in_axes=(0, 0, None, None))
-        shapes = jax.eval_shape(every_member, state, members, data, start)[1]
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-        def body(i: jax.Array, carry: tuple) -> tuple:
-            state, sums = carry
-            state, new = every_member(state, members, data, i)
-            return state, jax.tree.map(jnp.add, sums, new)
-
-        # The trip count is an argument: one program for chunks of every length, so that where a
-        # run was cut changes nothing in what is computed.
-        return jax.lax.fori_loop(start, stop, body, (state, zeros))
-
-    def evaluate(split: str) -> Callable:
-        total = config.train.eval_batches
-
-        def one(params: Any, batch: Batch) -> dict[str, Sums]:
-            return task.metrics(model.apply({"params": params}, batch["inputs"])[0], batch)
-
-        def sums(params: Any, data: Any) -> dict[str, Sums]:
-            def body(index: jax.Array) -> dict[str, Sums]:
-                batch = task.evaluation(data, split, index, total)
-                return jax.vmap(one, in_axes=(0, None))(params, batch)
-
-            stacked = jax.lax.map(body, jnp.arange(total))
-            return jax.tree.map(lambda a: a.sum(0), stacked)
-
-        return jax.jit(sums)
-
-    def keep_best(state: State, value: jax.Array, step: jax.Array) -> State:
-        better = value > state.best.value if higher else value < state.best.value
-        new = Best(state.params, value, jnp.full_like(state.best.step, step))
-        return state._replace(best=choose(better, new, state.best))
-
+def build_program(config: ConfigDict, layout: Layout, mesh: Mesh) -> Program:
+    """Returns the program of a config (its `MEMBER_KEYS` are not read) on a mesh."""
+    task = task_of(task_id(config))
+    with jax.set_mesh(mesh):  # what suits the mechanism depends on it
+        options = layer_options(config.model, task.length)
+        model = make_transformer(config.model, task.vocab_size, task.length)
+    # pmap's arrays rest on one device between its steps; the other functions are not mapped.
+    rest = mesh if layout.how == "jit" else make_mesh(ONE_DEVICE, list(mesh.devices.flat)[:1])
+    everywhere = NamedSharding(rest, PartitionSpec())
+    init = jax.vmap(make_init(config, task, model), spmd_axis_name="member")
+    state = one_state(model, init, rest, layout)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    members = NamedSharding(rest, spec(("member",), (layout.member,), dict(rest.shape)))
+    axis = "data" if layout.how == "pmap" and layout.member == 1 else None
+    train = make_train(make_step(config, task, model, axis))
+    keep_best = make_keep_best(task.select[1])
     return Program(
         task=task,
         model=model,
-        implementation=implementation_of(layer_options(config.model, task.length)),
-        init=jax.jit(jax.vmap(make_init(config, task, model))),
-        train=jax.jit(train, donate_argnums=0),
-        evaluate={split: evaluate(split) for split in task.splits},
-        keep_best=jax.jit(keep_best, donate_argnums=0),
+        implementation=implementation_of(options),
+        layout=layout,
+        mesh=rest,
+        members=members,
+        state=state,
+        init=under(rest, jax.jit(init, in_shardings=members, out_shardings=placed)),
+        train=parallelize(train, layout.how, mesh, (placed, members)),
+        evaluate={
+            split: under(
+                rest,
+                jax.jit(
+                    make_evaluate(task, model, split, config.train.eval_batches),
+                    out_shardings=everywhere,
+                ),
+            )
+            for split in task.splits
+        },
+        keep_best=under(rest, jax.jit(keep_best, out_shardings=placed, donate_argnums=0)),
     )
+
+
+def one_state(model: Decoder, init: Callable, mesh: Mesh, layout: Layout) -> State:
+    """Returns shapes and shardings of the state of `layout.member` members.
+
+    The optimizer's copies of the parameters lie where the parameters do.
+    """
+    one: Any = jax.ShapeDtypeStruct((layout.member,), np.float32)
+    seed: Any = jax.ShapeDtypeStruct((layout.member,), np.uint32)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(init, Member(seed, one, one, one))
+    axes = {
+        tuple(path): ("member", *names)
+        for path, names in _leaves(parameter_axes(model, state.params))
+    }
+    sizes = dict(mesh.shape)
+
+    def place_leaf(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        # The path of a parameter's copy, .../mu/layers/0/..., ends with the parameter's own.
+        own = next((axes[path[i:]] for i in range(len(path)) if path[i:] in axes), ("member",))
+        names = own if len(own) == leaf.ndim else ("member",) + ("",) * (leaf.ndim - 1)
+        where = NamedSharding(mesh, spec(names, leaf.shape, sizes, layout.fsdp))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(place_leaf, state)
+
+
+def abstract_state(program: Program, members: int) -> State:
+    """Returns shapes and shardings of the state of a population, leaves `ShapeDtypeStruct`."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (members, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding
+        ),
+        program.state,
+    )
+
+
+def _leaves(axes: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    return jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))[0]
 
 
 def forget_programs() -> None:
@@ -216,93 +242,12 @@ def forget_programs() -> None:
     jax.clear_caches()
 
 
+def task_id(config: ConfigDict) -> str:
+    """Returns a text that is equal for configs which can share a task."""
+    return json.dumps(to_plain(config.task), sort_keys=True)
+
+
 @functools.lru_cache(maxsize=8)
 def task_of(plain: str) -> Task:
-    """Returns the task of a config in JSON; programs that differ in their model share its data."""
+    """Returns the task of a `task_id`; programs that differ in their model share its data."""
     return make_task(from_plain(json.loads(plain)))
-
-
-def choose(condition: jax.Array, new: Any, old: Any) -> Any:
-    """Returns `new` where the (P,) or scalar condition holds, else `old`, leaf by leaf."""
-
-    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(
-            condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b
-        )
-
-    return jax.tree.map(pick, new, old)
-
-
-def stream(seed: jax.Array, number: int) -> jax.Array:
-    """Returns an independent key per use: 0 initial parameters, 1 data, 2 dropout."""
-    return jax.random.fold_in(jax.random.key(seed), number)
-
-
-def make_init(config: ConfigDict, task: Task, model: Decoder) -> Callable[[Member], State]:
-    """Returns member -> initial state (of one member)."""
-    worst = -jnp.inf if task.select[1] else jnp.inf
-
-    def init(member: Member) -> State:
-        tokens = jnp.zeros((1, task.length), jnp.int32)
-        params = model.init(stream(member.seed, 0), tokens)["params"]
-        params = jax.tree.map(lambda p: p * member.init_scale if p.ndim >= 2 else p, params)
-        optimizer = make_optimizer(config.optimizer, config.train.steps, 0.0, 0.0)
-        best = Best(params, jnp.float32(worst), jnp.int32(0))
-        return State(params, optimizer.init(params), jnp.int32(-1), best)
-
-    return init
-
-
-def make_step(config: ConfigDict, task: Task, model: Decoder) -> Callable:
-    """Returns (state, member, data, step) -> (state, sums) of one member: one optimizer step."""
-    parts = config.optimizer.accumulate
-
-    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Sums]]:
-        logits, _ = model.apply(
-            {"params": params},
-            batch["inputs"],
-            deterministic=config.model.dropout == 0,
-            rngs={"dropout": key},
-        )
-        sums = task.metrics(logits, batch)
-        return sums["loss"].total, {name: s for name, s in sums.items() if s.total.ndim == 0}
-
-    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Sums]]:
-        """Returns gradients and metrics, both summed over targets."""
-        grad = jax.grad(loss, has_aux=True)
-        if parts == 1:
-            return grad(params, batch, key)
-        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
-
-        def add(total: Any, part: tuple) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, grad(params, *part)), None
-
-        first = jax.tree.map(lambda a: a[0], split)
-        shapes = jax.eval_shape(grad, params, first, key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zeros, (split, jax.random.split(key, parts)))[0]
-
-    def step(state: State, member: Member, data: Any, index: jax.Array) -> tuple[State, Any]:
-        batch = task.batch(data, jax.random.fold_in(stream(member.seed, 1), index))
-        grads, sums = gradients(
-            state.params, batch, jax.random.fold_in(stream(member.seed, 2), index)
-        )
-        # Sum over sum, not a mean of means: right with masked targets and uneven parts.
-        grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"].count, 1.0), grads)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(sums["loss"].total) & jnp.isfinite(norm)
-        alive = (state.diverged_at < 0) & finite
-        optimizer = make_optimizer(
-            config.optimizer, config.train.steps, member.learning_rate, member.weight_decay
-        )
-        updates, new = optimizer.update(grads, state.optimizer, state.params)
-        state = State(
-            params=choose(alive, optax.apply_updates(state.params, updates), state.params),
-            optimizer=choose(alive, new, state.optimizer),
-            diverged_at=jnp.where((state.diverged_at < 0) & ~finite, index, state.diverged_at),
-            best=state.best,
-        )
-        sums["gradient_norm"] = Sums(norm, jnp.float32(1.0))
-        return state, sums
-
-    return step

@@ -17,12 +17,16 @@ class ProgressLine:
       title: what is trained.
       start, steps: first and last step.
       shown: metrics to show, names of a metrics row.
+      quiet: shows nothing; of several processes one speaks.
     """
 
-    def __init__(self, title: str, start: int, steps: int, shown: Sequence[str]):
+    def __init__(
+        self, title: str, start: int, steps: int, shown: Sequence[str], quiet: bool = False
+    ):
         self._title, self._start, self._steps, self._shown = title, start, steps, shown
         self._began = self._said = time.perf_counter()
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr.isatty() and not quiet
+        self._quiet = quiet
         if self._live:
             from rich.console import Console
 
@@ -44,7 +48,7 @@ class ProgressLine:
         text = f"{rate:,.1f} steps/s{self._values(rows)}"
         if self._live:
             self._bar.update(self._task, completed=step, text=text)
-        elif now - self._said >= PLAIN_SECONDS:
+        elif now - self._said >= PLAIN_SECONDS and not self._quiet:
             self._said = now
             left = (self._steps - step) / max(rate, 1e-9)
             print(

@@ -9,7 +9,7 @@ from research.errors import UserError
 from research.tasks.recall import EVALUATION_SEED, Recall, make_recall
 from research.tasks.registry import make_task
 from research.training.metrics import ratios
-from research.training.program import stream
+from research.training.step import stream
 from tests import small
 
 SHAPES = {

@@ -8,7 +8,7 @@ import pytest
 from research.attention.registry import MIXERS
 from research.configuration import apply_deltas
 from research.training.budget import count_flops, measure_budget
-from research.training.program import make_members, make_program
+from research.training.program import abstract_state, make_program
 from tests import small
 
 
@@ -107,7 +107,7 @@ def test_decoder_equals_the_analytic_count(layers):
 @pytest.mark.parametrize("mixer", ["softmax", "linear", "gated_convolution"])
 def test_parameters_are_those_that_are_trained(mixer):
     config = small.recall(model__mixer=mixer, model__position="none")
-    state = jax.eval_shape(make_program(config).init, make_members([config]))
+    state = abstract_state(make_program(config), 1)
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert measure_budget(config)["parameters"] == trained
     assert measure_budget(config)["flops_per_token"] > 0

@@ -185,7 +185,7 @@ def test_decay_of_the_real_model_is_on_matrices_alone():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("name", "sgd", "optimizer.name='sgd' is unknown"),
+        ("name", "adam", "Did you mean 'adamw'?"),
         ("schedule", "cosin", "Did you mean 'cosine'?"),
         ("learning_rate", 0.0, "optimizer.learning_rate=0.0 must be positive"),
         ("epsilon", -1.0, "must be positive"),

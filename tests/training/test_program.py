@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from research.configuration import apply_deltas
-from research.training.program import make_members, make_program, make_step
+from research.training.program import make_members, make_program
+from research.training.step import make_step
 from tests import small
 
 STEPS = 12

@@ -1,0 +1,144 @@
+"""How a computation is laid out over devices: `config.parallel`, resolved for what is there.
+
+A layout never changes what is computed, to float tolerance, so it is no part of a run's identity: a
+run that was started on one device goes on on eight.
+"""
+
+from dataclasses import dataclass
+
+import jax
+from ml_collections import ConfigDict
+
+from research.errors import UserError, check_name
+
+AXES = ("member", "data", "context", "model")
+"""Axes of a mesh, outermost first: neighbours on the last one talk most.
+
+member: runs of a population. data: the batch, and parameters under fsdp. context: positions of a
+sequence. model: heads, feed-forward channels and vocabulary.
+"""
+
+HOW = ("jit", "pmap")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A resolved layout: how many devices each axis of the mesh has.
+
+    Attributes:
+      how: "jit" (global arrays, the compiler partitions) or "pmap" (one program per device).
+      member, data, context, model: sizes of the mesh axes.
+      fsdp: parameters and optimizer state are split over `data` too (Rajbhandari 2020, ZeRO-3).
+    """
+
+    how: str = "jit"
+    member: int = 1
+    data: int = 1
+    context: int = 1
+    model: int = 1
+    fsdp: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Devices along each of `AXES`."""
+        return self.member, self.data, self.context, self.model
+
+    @property
+    def devices(self) -> int:
+        """How many devices it takes."""
+        return self.member * self.data * self.context * self.model
+
+    def __str__(self) -> str:
+        used = [f"{name}={size}" for name, size in zip(AXES, self.shape, strict=True) if size > 1]
+        parts = [" x ".join(used) or "one device", self.how, "fsdp" if self.fsdp else ""]
+        return ", ".join(part for part in parts if part)
+
+
+ONE_DEVICE = Layout()
+
+
+def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) -> Layout:
+    """Returns the layout of `config.parallel` for a population.
+
+    `data` and `member` are chosen where they are 0: members are split as far as they divide, then
+    the batch. Devices that neither can use stay idle.
+
+    Args:
+      config: the whole config.
+      members: P, runs that are trained together.
+      devices: how many there are; None: those of this process and its peers.
+
+    Raises UserError for a layout that does not divide what it splits, or needs more devices.
+    """
+    parallel = config.parallel
+    check_name("parallel.how", parallel.how, HOW)
+    for axis in AXES:
+        if parallel[axis] < 0:
+            raise UserError(f"parallel.{axis}={parallel[axis]} must be at least 0 (0: automatic).")
+    devices = jax.device_count() if devices is None else devices
+    batch = config.task.batch_size // config.optimizer.accumulate
+    context, model = parallel.context or 1, parallel.model or 1
+    left = devices // (context * model * max(parallel.member, 1) * max(parallel.data, 1))
+    pmap = parallel.how == "pmap"
+    member = parallel.member or _largest(members, left)
+    # pmap splits one thing; members need no communication.
+    most = 1 if pmap and member > 1 else left // (1 if parallel.member else member)
+    data = parallel.data or _largest_up_to(batch, most)
+    layout = Layout(parallel.how, member, data, context, model, parallel.fsdp)
+    if layout.devices > devices:
+        asked = ", ".join(f"parallel.{a}={parallel[a]}" for a in AXES if parallel[a] > 1)
+        raise UserError(f"{asked} takes {layout.devices} devices; there are {devices}.")
+    _check(layout, config, members, batch)
+    return layout
+
+
+def _largest(number: int, most: int) -> int:
+    """The largest divisor of `number` that also divides `most`; 1 when there is nothing left."""
+    return max((d for d in range(1, most + 1) if number % d == 0 and most % d == 0), default=1)
+
+
+def _largest_up_to(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`, or 1."""
+    return max((d for d in range(1, most + 1) if number % d == 0), default=1)
+
+
+def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None:
+    """Raises UserError where an axis does not divide what it splits."""
+    accumulate = config.optimizer.accumulate
+    batch_name = f"task.batch_size={config.task.batch_size}"
+    if accumulate > 1:
+        batch_name += f" / optimizer.accumulate={accumulate}"
+    split = {
+        "member": (f"a population of {members}", members),
+        "data": (batch_name, batch),
+        "context": (f"task.length={config.task.length}", config.task.length),
+    }
+    for axis, (name, size) in split.items():
+        if size % getattr(layout, axis):
+            raise UserError(
+                f"parallel.{axis}={getattr(layout, axis)} does not divide {name}; "
+                f"{_divisors(size)} do."
+            )
+    if layout.model > 1:
+        for key in ("num_heads", "feedforward"):
+            if (size := config.model[key]) % layout.model:
+                raise UserError(
+                    f"parallel.model={layout.model} does not divide model.{key}={size}; "
+                    f"{_divisors(size)} do."
+                )
+    if layout.how == "pmap":
+        if layout.fsdp or layout.context > 1 or layout.model > 1:
+            raise UserError(
+                "parallel.how='pmap' splits the batch or the members only; use 'jit' for fsdp, "
+                "context and model."
+            )
+        if layout.member > 1 and layout.data > 1:
+            raise UserError(
+                f"parallel.how='pmap' splits either the batch or the members, not both "
+                f"(parallel.data={layout.data}, parallel.member={layout.member}); 'jit' does."
+            )
+
+
+def _divisors(number: int) -> str:
+    found = [str(d) for d in range(1, number + 1) if number % d == 0]
+    return ", ".join(found if len(found) <= 12 else [*found[:10], "..."])

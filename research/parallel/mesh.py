@@ -1,0 +1,49 @@
+"""Meshes: which device is where on the axes of a layout."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from research.errors import UserError
+from research.parallel.layout import AXES, Layout
+
+
+def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of a layout, all of `AXES`, on the first devices it needs.
+
+    Several TPU slices are linked by a network far slower than that within one, so they split the
+    members or the batch, whichever they divide.
+
+    Args:
+      layout: how many devices each axis has.
+      devices: which to use; None: all of this process and its peers. May be descriptions without
+        hardware, as ahead-of-time compilation has them.
+
+    Raises UserError when a process or a slice would have nothing to do.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    used = devices[: layout.devices]
+    idle = {d.process_index for d in devices} - {d.process_index for d in used}
+    if idle:
+        raise UserError(
+            f"{len(devices)} devices of {len(idle) + len({d.process_index for d in used})} "
+            f"processes, but the layout ({layout}) uses {layout.devices}: {len(idle)} processes "
+            "would have nothing to do. Raise task.batch_size or members, or start fewer processes."
+        )
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(d, "slice_index", None) or 0 for d in used})
+    if slices == 1:
+        return jax.make_mesh(layout.shape, AXES, devices=used, axis_types=types)
+    within, across = list(layout.shape), [1] * len(AXES)
+    axis = next((i for i in (0, 1) if layout.shape[i] % slices == 0), None)
+    if axis is None:
+        raise UserError(
+            f"{slices} slices divide neither parallel.member={layout.member} nor "
+            f"parallel.data={layout.data}."
+        )
+    within[axis], across[axis] = within[axis] // slices, slices
+    grid = mesh_utils.create_hybrid_device_mesh(within, across, used)
+    return Mesh(grid, AXES, axis_types=types)

@@ -1,0 +1,222 @@
+"""The pure side of training: what happens to one member, and to a population, in one step.
+
+Members differ in values that change no shape (seed, learning rate, weight decay, initial scale).
+`vmap` runs them side by side, one loop on the device runs many steps per dispatch, and each keeps
+its own best parameters and its own failure. A population of one is the ordinary run.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from research.models.transformer import Decoder
+from research.parallel.rules import constrain
+from research.tasks.task import Batch, Sums, Task
+from research.training.optimizer import make_optimizer
+
+AXES_OF_BATCH = ("batch", "length", "", "")
+
+
+class Member(NamedTuple):
+    """The values of `MEMBER_KEYS`, arrays (P,)."""
+
+    seed: jax.Array
+    learning_rate: jax.Array
+    weight_decay: jax.Array
+    init_scale: jax.Array
+
+
+class Best(NamedTuple):
+    """The parameters with the best validation value so far, with that value and its step."""
+
+    params: Any
+    value: jax.Array
+    step: jax.Array
+
+
+class State(NamedTuple):
+    """Training state; every leaf has a leading member axis P.
+
+    Attributes:
+      params: current parameters.
+      optimizer: optax state.
+      diverged_at: int32, step of the first loss or gradient that was not finite; -1: none. From
+        then on the member is frozen at its last finite parameters.
+      best: see `Best`.
+    """
+
+    params: Any
+    optimizer: Any
+    diverged_at: jax.Array
+    best: Best
+
+
+def choose(condition: jax.Array, new: Any, old: Any) -> Any:
+    """Returns `new` where the (P,) or scalar condition holds, else `old`, leaf by leaf."""
+
+    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(
+            condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b
+        )
+
+    return jax.tree.map(pick, new, old)
+
+
+def stream(seed: jax.Array, number: int) -> jax.Array:
+    """Returns an independent key per use: 0 initial parameters, 1 data, 2 dropout."""
+    return jax.random.fold_in(jax.random.key(seed), number)
+
+
+def spread(batch: Batch, data_axis: str | None = None) -> Batch:
+    """Returns a batch laid out over devices: this device's part of it when given its axis name."""
+    if data_axis is None:
+        # (B, T, ...), or (B,) for what a whole sequence has.
+        return jax.tree.map(lambda a: constrain(a, *AXES_OF_BATCH[: a.ndim]), batch)
+    devices, index = jax.lax.axis_size(data_axis), jax.lax.axis_index(data_axis)
+
+    def part(a: jax.Array) -> jax.Array:
+        size = a.shape[0] // devices
+        return jax.lax.dynamic_slice_in_dim(a, index * size, size)
+
+    return jax.tree.map(part, batch)
+
+
+def make_init(config: ConfigDict, task: Task, model: Decoder) -> Callable[[Member], State]:
+    """Returns member -> initial state (of one member)."""
+    worst = -jnp.inf if task.select[1] else jnp.inf
+
+    def init(member: Member) -> State:
+        tokens = jnp.zeros((1, task.length), jnp.int32)
+        params = model.init(stream(member.seed, 0), tokens)["params"]
+        params = jax.tree.map(lambda p: p * member.init_scale if p.ndim >= 2 else p, params)
+        optimizer = make_optimizer(config.optimizer, config.train.steps, 0.0, 0.0)
+        best = Best(params, jnp.float32(worst), jnp.int32(0))
+        return State(params, optimizer.init(params), jnp.int32(-1), best)
+
+    return init
+
+
+def make_step(
+    config: ConfigDict, task: Task, model: Decoder, data_axis: str | None = None
+) -> Callable:
+    """Returns (state, member, data, step) -> (state, sums) of one member: one optimizer step.
+
+    With a `data_axis` it runs in one program per device, bound to that name: each device takes its
+    part of the batch, and gradients and metrics are summed over all. Without, arrays are global.
+    """
+    parts = config.optimizer.accumulate
+
+    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Sums]]:
+        logits, _ = model.apply(
+            {"params": params},
+            batch["inputs"],
+            deterministic=config.model.dropout == 0,
+            rngs={"dropout": key},
+        )
+        sums = task.metrics(logits, batch)
+        return sums["loss"].total, {name: s for name, s in sums.items() if s.total.ndim == 0}
+
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Sums]]:
+        """Returns gradients and metrics, both summed over targets."""
+        grad = jax.grad(loss, has_aux=True)
+        if parts == 1:
+            return grad(params, batch, key)
+        # Every parts-th sequence, so that devices which hold a range of them keep their own.
+        split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total: Any, part: tuple) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad(params, *part)), None
+
+        first = jax.tree.map(lambda a: a[0], split)
+        shapes = jax.eval_shape(grad, params, first, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, zeros, (split, jax.random.split(key, parts)))[0]
+
+    def step(state: State, member: Member, data: Any, index: jax.Array) -> tuple[State, Any]:
+        batch = spread(
+            task.batch(data, jax.random.fold_in(stream(member.seed, 1), index)), data_axis
+        )
+        key = jax.random.fold_in(stream(member.seed, 2), index)
+        if data_axis is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(data_axis))
+        grads, sums = gradients(state.params, batch, key)
+        if data_axis is not None:
+            grads, sums = jax.lax.psum((grads, sums), data_axis)
+        # Sum over sum, not a mean of means: right with masked targets and uneven parts.
+        grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"].count, 1.0), grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(sums["loss"].total) & jnp.isfinite(norm)
+        alive = (state.diverged_at < 0) & finite
+        optimizer = make_optimizer(
+            config.optimizer, config.train.steps, member.learning_rate, member.weight_decay
+        )
+        updates, new = optimizer.update(grads, state.optimizer, state.params)
+        state = State(
+            params=choose(alive, optax.apply_updates(state.params, updates), state.params),
+            optimizer=choose(alive, new, state.optimizer),
+            diverged_at=jnp.where((state.diverged_at < 0) & ~finite, index, state.diverged_at),
+            best=state.best,
+        )
+        sums["gradient_norm"] = Sums(norm, jnp.float32(1.0))
+        return state, sums
+
+    return step
+
+
+def make_train(step: Callable) -> Callable:
+    """Returns (state, members, data, start, stop) -> (state, sums) of a population.
+
+    Runs `step` for steps start .. stop - 1; `sums` hold each member's metrics summed over them.
+    """
+
+    def train(state: State, members: Member, data: Any, start: jax.Array, stop: jax.Array):
+        every_member = jax.vmap(step, in_axes=(0, 0, None, None), spmd_axis_name="member")
+        shapes = jax.eval_shape(every_member, state, members, data, start)[1]
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def body(i: jax.Array, carry: tuple) -> tuple:
+            state, sums = carry
+            state, new = every_member(state, members, data, i)
+            return state, jax.tree.map(jnp.add, sums, new)
+
+        # The trip count is an argument: one program for chunks of every length, so that where a
+        # run was cut changes nothing in what is computed.
+        return jax.lax.fori_loop(start, stop, body, (state, zeros))
+
+    return train
+
+
+def make_evaluate(task: Task, model: Decoder, split: str, total: int) -> Callable:
+    """Returns (params, data) -> sums over `total` batches of a split, params (P, ...)."""
+
+    def one(params: Any, batch: Batch) -> dict[str, Sums]:
+        return task.metrics(model.apply({"params": params}, batch["inputs"])[0], batch)
+
+    def evaluate(params: Any, data: Any) -> dict[str, Sums]:
+        def body(index: jax.Array) -> dict[str, Sums]:
+            batch = spread(task.evaluation(data, split, index, total))
+            return jax.vmap(one, in_axes=(0, None), spmd_axis_name="member")(params, batch)
+
+        stacked = jax.lax.map(body, jnp.arange(total))
+        return jax.tree.map(lambda a: a.sum(0), stacked)
+
+    return evaluate
+
+
+def make_keep_best(higher: bool) -> Callable[[State, jax.Array, jax.Array], State]:
+    """Returns (state, value (P,), step) -> state that holds the better parameters of each member.
+
+    Args:
+      higher: whether a higher value is better.
+    """
+
+    def keep_best(state: State, value: jax.Array, step: jax.Array) -> State:
+        better = value > state.best.value if higher else value < state.best.value
+        new = Best(state.params, value, jnp.full_like(state.best.step, step))
+        return state._replace(best=choose(better, new, state.best))
+
+    return keep_best

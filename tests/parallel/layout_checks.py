@@ -1,0 +1,95 @@
+"""Training on eight devices in every layout, against one device: see tests/eight_devices.py."""
+
+import functools
+
+import jax
+import numpy as np
+
+from research.configuration import apply_deltas
+from research.parallel.parallelize import place
+from research.training.program import make_members, make_program
+from tests import small
+
+MEMBERS, STEPS = 8, 50
+# Plain gradients with clipping, and batches whose number of targets differs by sequence: Adam and
+# a constant count would hide a gradient that is scaled by the number of devices. Wide heads and a
+# low rate, because where training is unstable rounding grows to any size.
+BASE = {
+    "task.batch_size": 8,
+    "model.width": 32,
+    "model.num_heads": 4,
+    "model.position": "none",
+    "optimizer.name": "sgd",
+    "optimizer.learning_rate": 0.05,
+    "optimizer.clip_norm": 0.5,
+    "train.steps": STEPS,
+}
+MECHANISMS = {
+    "softmax": {},
+    "window": {"model.mask": "window", "model.window": 5},
+    "gated_delta": {"model.mixer": "gated_delta"},
+}
+LAYOUTS = {
+    "data=8": {"member": 1, "data": 8},
+    "data=8, fsdp": {"member": 1, "data": 8, "fsdp": True},
+    "data=4 x model=2": {"member": 1, "data": 4, "model": 2},
+    "data=2 x context=4": {"member": 1, "data": 2, "context": 4},
+    "member=8": {"member": 8},
+    "member=2 x data=2 x model=2, fsdp": {"member": 2, "data": 2, "model": 2, "fsdp": True},
+    "pmap, data=8": {"how": "pmap", "member": 1, "data": 8},
+    "pmap, member=8": {"how": "pmap", "member": 8, "data": 1},
+}
+
+
+@functools.cache
+def trained(mechanism: str, layout: str, steps: int = STEPS) -> tuple:
+    """Returns parameters, best parameters, training and validation sums, on the host."""
+    parallel = LAYOUTS.get(layout, {"member": 1, "data": 1})
+    deltas = {f"parallel.{key}": value for key, value in parallel.items()}
+    config = apply_deltas(small.recall(), BASE | MECHANISMS[mechanism] | deltas)
+    program = make_program(config, MEMBERS)
+    assert layout == "one device" or program.layout.devices == 8, program.layout
+    configs = [apply_deltas(config, {"seed": seed}) for seed in range(MEMBERS)]
+    members = place(make_members(configs), program.members)
+    state = program.init(members)
+    state, sums = program.train(state, members, program.data, np.int32(0), np.int32(steps))
+    validation = program.evaluate["validation"](state.params, program.data)
+    state = program.keep_best(state, validation["loss"].total, np.int32(STEPS))
+    return jax.tree.map(np.asarray, (state.params, state.best.params, sums, validation))
+
+
+def agrees(mechanism: str, layout: str) -> None:
+    """Everything that training leaves is that of one device, to float tolerance."""
+    one, many = trained(mechanism, "one device"), trained(mechanism, layout)
+    start = trained(mechanism, "one device", steps=0)
+    moved = [
+        abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one[0], start[0])), strict=True)
+    ]
+    assert max(moved) > 1e-2
+    norm = one[2]["gradient_norm"]
+    assert (norm.total / norm.count > BASE["optimizer.clip_norm"]).all()
+    for a, b in zip(*map(jax.tree.leaves, (one[:2], many[:2])), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (one[2:], many[2:])), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def lies_in_parts() -> None:
+    """fsdp and model leave no device with more than its part of the large parameters."""
+    layout = {"parallel.data": 2, "parallel.model": 2, "parallel.fsdp": True}
+    config = apply_deltas(small.recall(), BASE | layout | {"parallel.member": 2})
+    program = make_program(config, 2)
+    members = [apply_deltas(config, {"seed": seed}) for seed in range(2)]
+    state = program.init(place(make_members(members), program.members))
+    for tree in (state.params, state.best.params):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            part = leaf.addressable_shards[0].data.size / leaf.size
+            is_matrix = "scale" not in jax.tree_util.keystr(path)
+            assert part == (1 / 8 if is_matrix else 1 / 2), (path, leaf.sharding)
+
+
+CHECKS = {
+    f"{mechanism} {layout}": functools.partial(agrees, mechanism, layout)
+    for mechanism in MECHANISMS
+    for layout in LAYOUTS
+} | {"lies in parts": lies_in_parts}

@@ -1,0 +1,99 @@
+"""What `config.parallel` means for so many devices, members and sequences."""
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from research.errors import UserError
+from research.models.transformer import make_transformer, parameter_axes
+from research.parallel.layout import layout_of
+from research.parallel.rules import constrain, spec
+from tests import small
+
+SIZES = {"member": 2, "data": 2, "context": 1, "model": 4}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "members", "devices", "expected"),
+    [
+        ({}, 1, 1, (1, 1, 1, 1)),
+        ({}, 1, 4, (1, 4, 1, 1)),
+        ({}, 8, 8, (8, 1, 1, 1)),
+        ({}, 4, 8, (4, 2, 1, 1)),
+        ({}, 3, 8, (1, 4, 1, 1)),  # 3 members do not divide 8 devices, 4 sequences use half
+        ({"model": 2}, 2, 8, (2, 2, 1, 2)),
+        ({"context": 4, "data": 2}, 1, 8, (1, 2, 4, 1)),
+        ({"data": 2}, 4, 8, (4, 2, 1, 1)),
+        ({"member": 1}, 4, 8, (1, 4, 1, 1)),
+        ({"how": "pmap"}, 4, 4, (4, 1, 1, 1)),
+        ({"how": "pmap"}, 4, 8, (4, 1, 1, 1)),
+        ({"how": "pmap"}, 1, 4, (1, 4, 1, 1)),
+    ],
+)
+def test_axes_that_are_left_open_are_filled(deltas, members, devices, expected):
+    config = small.recall(**{f"parallel__{k}": v for k, v in deltas.items()})
+    assert layout_of(config, members, devices).shape == expected
+
+
+def test_accumulated_parts_are_what_is_split():
+    assert layout_of(small.recall(optimizer__accumulate=2), 1, 8).data == 2
+
+
+@pytest.mark.parametrize(
+    ("deltas", "message"),
+    [
+        ({"how": "pmpa"}, "Did you mean 'pmap'?"),
+        ({"data": -1}, "parallel.data=-1 must be at least 0"),
+        ({"data": 3}, "parallel.data=3 does not divide task.batch_size=4; 1, 2, 4 do"),
+        ({"member": 2}, "parallel.member=2 does not divide a population of 1"),
+        ({"context": 5}, "parallel.context=5 does not divide task.length=16"),
+        ({"model": 4}, "parallel.model=4 does not divide model.num_heads=2; 1, 2 do"),
+        (
+            {"data": 4, "model": 4},
+            "parallel.data=4, parallel.model=4 takes 16 devices; there are 8",
+        ),
+        ({"how": "pmap", "model": 2}, "splits the batch or the members only"),
+        ({"how": "pmap", "fsdp": True}, "splits the batch or the members only"),
+    ],
+)
+def test_what_does_not_divide_is_named(deltas, message):
+    config = small.recall(**{f"parallel__{k}": v for k, v in deltas.items()})
+    with pytest.raises(UserError) as error:
+        layout_of(config, 1, 8)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "fsdp", "expected"),
+    [
+        (("width", "heads", "head_width"), (8, 4, 2), False, (None, "model", None)),
+        (("width", "heads", "head_width"), (8, 4, 2), True, ("data", "model", None)),
+        (("member", "layers", "width"), (4, 3, 8), True, ("member", None, None)),  # a norm's scale
+        (("width", "kv_heads", "head_width"), (8, 1, 2), False, (None, None, None)),
+        (("heads", "feedforward"), (4, 8), False, ("model", None)),  # one axis, one use
+        (("batch", "length", "vocab"), (2, 8, 6), False, ("data", None, None)),  # 4 not in 6
+    ],
+)
+def test_rules(axes, shape, fsdp, expected):
+    assert spec(axes, shape, SIZES, fsdp) == PartitionSpec(*expected)
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        {"model__use_bias": True, "model__tie_embeddings": False},
+        {"model__mixer": "latent", "model__position": "none"},
+        {"model__pattern": ("mixer=state_space, position=none", "normalizer=softmax_sink")},
+    ],
+)
+def test_every_parameter_has_named_axes(deltas):
+    config = small.recall(model__activation="swiglu", **deltas)
+    model = make_transformer(config.model, 16, 16)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 16), int))["params"]
+    axes = parameter_axes(model, shapes)
+    jax.tree.map(lambda s, a: None if len(a) == s.ndim else pytest.fail(f"{a} {s}"), shapes, axes)
+
+
+def test_without_a_mesh_nothing_is_constrained():
+    x = jax.numpy.ones((2, 3))
+    assert constrain(x, "batch", "length") is x

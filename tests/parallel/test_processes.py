@@ -1,0 +1,159 @@
+"""Several processes on this machine train what one does, stop together, and go on as any number."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from research.ablation.store import read_json, read_metrics, result_of
+from tests import small
+from tests.commands import ROOT, run_cases
+
+# Long enough to be stopped on the way. Tiny rates, or rounding would grow over so many steps.
+LONG = {"train.steps": 100, "train.log_every": 5, "train.eval_every": 40}
+LONG |= {"train.checkpoint_every": 40, "optimizer.learning_rate": 1e-4}
+SHAPE = small.RECALL | {"task.batch_size": 8, "model.width": 16} | LONG
+DEVICES = 4
+
+
+def start(workdir, processes, *more, module="research.train", deltas=SHAPE):
+    """Starts one command in several processes that have `DEVICES` devices together."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={DEVICES // processes}"
+    found = []
+    for index in range(processes):
+        command = [sys.executable, "-m", module, f"--workdir={workdir}", *more]
+        if module == "research.train":
+            command += [f"--config={small.BASE}", *small.as_flags(deltas)]
+        if processes > 1:
+            command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+            command += [f"--process_id={index}"]
+        found.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"XLA_FLAGS": flags},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return found
+
+
+def finish(processes):
+    """Waits; returns what each printed. All must end well."""
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(printed), printed
+    return ["".join(x for x in p.splitlines(True) if "peer ranks" not in x) for p in printed]
+
+
+def figures(run):
+    """Everything that was measured, as flat numbers, without what a clock says."""
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
+    result = {k: v for k, v in result_of(run).items() if k not in ("timing", "layout")}
+    return rows, result
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        return [n for v in value.values() for n in numbers(v)]
+    if isinstance(value, list | tuple):
+        return [n for v in value for n in numbers(v)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def assert_alike(run, other):
+    """The same steps were logged, and the figures agree to the rounding of sums."""
+    (rows, result), (others, other_result) = figures(run), figures(other)
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    assert json.dumps(result).count('"') == json.dumps(other_result).count('"')
+    a, b = numbers([rows, result]), numbers([others, other_result])
+    assert len(a) == len(b) > 100
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One process with four devices, undisturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finish(start(workdir, 1))
+    return workdir
+
+
+def stop_one(workdir, processes, deltas, after=0):
+    """Starts processes and sends SIGTERM to the last once a row beyond `after` is logged."""
+    running = start(workdir, processes, deltas=deltas)
+    began = time.time()
+    while not any(row["step"] > after for row in read_metrics(workdir)):
+        assert running[0].poll() is None and time.time() - began < 200
+        time.sleep(0.02)
+    running[-1].send_signal(signal.SIGTERM)
+    first, *others = finish(running)
+    assert "saved at step" in first and result_of(workdir) is None
+    assert all(text.startswith("SIGTERM: saving") or not text for text in others)
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert read_metrics(workdir)[-1]["step"] == saved > after
+    return saved
+
+
+def test_two_processes_are_one(whole, tmp_path):
+    first, second = finish(start(tmp_path, 2))
+    assert "completed" in first and not second.strip()
+    assert_alike(tmp_path, whole)
+    assert result_of(tmp_path)["layout"] == "data=4, jit"
+    assert read_json(tmp_path / "environment.json")["device"]["processes"] == 2
+    assert read_json(whole / "environment.json")["device"]["processes"] == 1
+
+
+def test_one_signal_stops_all_and_one_process_goes_on(whole, tmp_path):
+    stop_one(tmp_path, 2, SHAPE)
+    finish(start(tmp_path, 1))
+    assert_alike(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["recall", "text"])
+def test_any_number_goes_on(task, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 50)
+    deltas = SHAPE if task == "recall" else SHAPE | {"task.name": "text", "task.path": str(text)}
+    finish(start(tmp_path / "whole", 1, deltas=deltas))
+    saved = stop_one(tmp_path / "run", 2, deltas)
+    stop_one(tmp_path / "run", 4, deltas, after=saved)
+    finish(start(tmp_path / "run", 1, deltas=deltas))
+    assert_alike(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--num_processes=2"],
+            "also need --coordinator (or JAX_COORDINATOR_ADDRESS), --process_id",
+        ),
+        (
+            ["--coordinator=here", "--num_processes=2", "--process_id=0"],
+            "--coordinator='here' must be HOST:PORT",
+        ),
+        (
+            ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+            "must be 0 <= process_id < num_processes",
+        ),
+    ],
+)
+def test_half_a_description_is_refused(given, message, tmp_path):
+    case = [f"--config={small.BASE}", f"--workdir={tmp_path / 'run'}", *given]
+    (outcome,) = run_cases("research.train", [case])
+    assert outcome.code == 2 and message in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
