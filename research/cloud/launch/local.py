@@ -1,0 +1,225 @@
+"""This machine: the shards of a sweep side by side, each on its devices.
+
+<workdir>/launch/local/shard-1.log   what each printed, of all launches
+                       lock          held while any shard runs
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from research.ablation.store import RESULT, read_json
+from research.cloud.launch.devices import Binding
+from research.cloud.launch.job import Command, Job
+from research.cloud.launch.shell import line
+from research.errors import UserError
+
+POLL_SECONDS = 0.2
+LAST_LINES = 5
+
+
+@dataclass
+class Shard:
+    """A running shard.
+
+    Attributes:
+      number: from 1.
+      binding: its devices.
+      process: None before it is started.
+      log: what it prints goes here.
+      read: bytes of the log that were shown.
+    """
+
+    number: int
+    binding: Binding
+    log: Path
+    process: subprocess.Popen | None = None
+    read: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def code(self) -> int | None:
+        """Exit code, or None while it runs."""
+        return self.process.poll() if self.process else None
+
+
+def commands(job: Job) -> list[Command]:
+    """Returns the command of every shard."""
+    return [job.command(job.shard_flag(i)) for i in range(1, job.shards + 1)]
+
+
+def preview(job: Job, bindings: Sequence[Binding]) -> str:
+    """Returns what `run` would start."""
+    rows = zip(bindings, commands(job), strict=True)
+    return "\n".join(f"{_label(b)}:\n  {line(c, '      ')}" for b, c in rows)
+
+
+def _label(binding: Binding) -> str:
+    return " ".join([binding.label, *(f"{k}={v}" for k, v in binding.environment.items())])
+
+
+def run(job: Job, bindings: Sequence[Binding], folder: Path, say: Callable = print) -> int:
+    """Starts the shards, shows what they print, hands signals on, waits; returns 0 or 1.
+
+    Raises UserError when the shards of an earlier launch still run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = [Shard(i, binding, folder / f"shard-{i}.log") for i, binding in enumerate(bindings, 1)]
+    with _lock(folder) as lock, _forwarding(shards) as received:
+        for shard, command in zip(shards, commands(job), strict=True):
+            # A signal that came meanwhile is for the rest too: they would not hear of it.
+            if received:
+                break
+            _start(shard, command, lock)
+            say(f"[{shard.number}/{len(shards)}] {shard.binding.label}, log in {shard.log}")
+        _follow(shards, job, say)
+    return _conclude(shards, job, bool(received), say)
+
+
+def _start(shard: Shard, command: Command, lock: int) -> None:
+    allowed = os.sched_getaffinity(0)
+    with open(shard.log, "ab") as log:
+        shard.read = log.tell()
+        # A child has the cores of the thread that starts it, from its first instruction on.
+        os.sched_setaffinity(0, shard.binding.cores or allowed)
+        try:
+            shard.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(shard.binding.environment),
+                pass_fds=(lock,),
+                # Ctrl-C reaches the launcher alone, which hands it on once.
+                start_new_session=True,
+            )
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def _lock(folder: Path) -> Generator[int]:
+    """Holds a lock that the shards inherit, so that it lasts while any of them runs."""
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: shards of an earlier launch still run there; wait for them, or stop "
+                "them."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield file.fileno()
+
+
+@contextmanager
+def _forwarding(shards: Sequence[Shard]) -> Generator[list[int]]:
+    """Hands SIGTERM and SIGINT on to the shards as SIGTERM; yields the signals that came."""
+    received: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        received.append(number)
+        for shard in shards:
+            if shard.process and shard.process.poll() is None:
+                shard.process.send_signal(signal.SIGTERM)
+
+    previous = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _follow(shards: Sequence[Shard], job: Job, say: Callable) -> None:
+    """Shows what the shards print until all have ended: a live table on a terminal, else lines."""
+    if not sys.stdout.isatty():
+        while _advance(shards, say):
+            time.sleep(POLL_SECONDS)
+        _advance(shards, say)
+        return
+    with Live(_table(shards, job), refresh_per_second=4) as live:
+        while _advance(shards, None):
+            live.update(_table(shards, job))
+            time.sleep(POLL_SECONDS)
+        _advance(shards, None)
+        live.update(_table(shards, job))
+
+
+def _advance(shards: Sequence[Shard], say: Callable | None) -> bool:
+    """Reads what was printed since the last time; returns whether any shard still runs."""
+    running = any(shard.process and shard.code is None for shard in shards)
+    for shard in shards:
+        if shard.process:
+            with open(shard.log, "rb") as log:
+                for text in _new_lines(shard, log):
+                    shard.lines = [*shard.lines, text][-LAST_LINES:]
+                    if say:
+                        say(f"[{shard.number}/{len(shards)}] {text}")
+    return running
+
+
+def _new_lines(shard: Shard, log: IO[bytes]) -> list[str]:
+    """Returns the whole lines since the last time; also an unfinished one of an ended shard."""
+    log.seek(shard.read)
+    content = log.read()
+    if shard.code is None:
+        content = content[: content.rfind(b"\n") + 1]
+    shard.read += len(content)
+    return [text for text in content.decode(errors="replace").splitlines() if text.strip()]
+
+
+def _table(shards: Sequence[Shard], job: Job) -> Table:
+    table = Table(box=None, header_style="bold", caption=progress(Path(job.workdir)))
+    for column in ("shard", "devices", "state", "last line"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for shard in shards:
+        last = shard.lines[-1] if shard.lines else ""
+        name = f"{shard.number}/{len(shards)}"
+        table.add_row(name, shard.binding.label, _state(shard), escape(last))
+    return table
+
+
+def _state(shard: Shard) -> str:
+    if not shard.process:
+        return "not started"
+    return {None: "running", 0: "done"}.get(shard.code, f"failed ({shard.code})")
+
+
+def progress(workdir: Path) -> str:
+    """Returns how many runs of a sweep have a result; those after tuning count when they are known.
+
+    "" when nothing is known yet.
+    """
+    runs = {cell["run"] for cell in read_json(workdir / "cells.json") or ()}
+    done = sum((workdir / run / RESULT).exists() for run in runs)
+    return f"{done} of {len(runs)} known runs finished" if runs else ""
+
+
+def _conclude(shards: Sequence[Shard], job: Job, stopped: bool, say: Callable) -> int:
+    """Says how it ended; returns the exit code."""
+    failed = [shard for shard in shards if shard.process and shard.code]
+    for shard in failed:
+        say(f"[{shard.number}/{len(shards)}] failed with exit code {shard.code}, see {shard.log}:")
+        for text in shard.lines:
+            say(f"    {text}")
+    if len(shards) > 1 and progress(Path(job.workdir)):
+        say(progress(Path(job.workdir)))
+    if stopped:
+        say("Stopped by a signal; the same command goes on where it was.")
+    elif job.module == "research.sweep":
+        say(line(("python", "-m", "research.report", f"--workdir={job.workdir}")))
+    return 1 if failed else 0
