@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes
 WORKDIR ?= runs/attention_type
 
 .PHONY: ablation test test-slow check format types lock clean
@@ -49,10 +50,10 @@ format: .venv/dev.stamp
 
 # Recompiles the locks after a change of pyproject.toml; needs uv.
 lock:
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes pyproject.toml \
-	  -o requirements.txt
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra dev \
-	  -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(LOCK) pyproject.toml -o requirements.txt
+	for extra in dev gpu tpu; do \
+	  $(LOCK) --extra $$extra -c requirements.txt pyproject.toml -o requirements-$$extra.txt; \
+	done
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -195,6 +195,9 @@ def _check_config_flag() -> None:
     flag = flags.FLAGS["config"]
     path = config_flags.get_config_filename(flag) if flag.present else ""
     if not path:
+        # An experiment has its configs inside; the command says so itself if it takes either.
+        if "experiment" in flags.FLAGS:
+            return
         raise UserError(NO_CONFIG)
     # The flag turns (1, "a") and abc into tuples where (1, 2) is wanted.
     known = flatten(load_config(path))

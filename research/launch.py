@@ -11,6 +11,7 @@ from absl import flags
 
 from research.configuration import define_config_flag, run
 
+define_config_flag()
 flags.DEFINE_enum(
     "engine", "local", ["local", "slurm", "skypilot", "xpk", "gcloud"], "Where it runs."
 )
@@ -69,9 +70,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from research.cloud.launch.request import names_config
-
-    # A config flag has to be given once it is defined, and an experiment has its configs inside.
-    if names_config(sys.argv):
-        define_config_flag()
     run(main)

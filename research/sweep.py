@@ -15,6 +15,7 @@ flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
 flags.DEFINE_boolean("dry_run", False, "Shows what would be trained, and trains nothing.")
 flags.DEFINE_string("shard", "1/1", "Part i/n: trains every n-th arm at a point, for n machines.")
 flags.DEFINE_boolean("retry_failed", False, "Trains failed runs again.")
+flags.DEFINE_string("parallel", "", "Devices of every run, such as data=4,model=2,fsdp=true.")
 flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one program.", lower_bound=1)
 
 
@@ -30,12 +31,17 @@ def main() -> int:
     start()
     enable_compilation_cache()
     if options.dry_run:
-        experiment = prepare(options.experiment, workdir)
+        experiment = prepare(options.experiment, workdir, options.parallel)
         show_forecast(forecast(experiment, workdir, shard, options.max_members))
         return 0
     try:
         counts = run_sweep(
-            options.experiment, workdir, shard, options.retry_failed, options.max_members
+            options.experiment,
+            workdir,
+            shard,
+            options.retry_failed,
+            options.max_members,
+            options.parallel,
         )
     except Preempted as stopped:
         if is_first():

@@ -20,6 +20,7 @@ from research.errors import UserError
 define_config_flag()
 define_process_flags()
 flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+flags.DEFINE_string("profile", "", "start:stop traces these steps into WORKDIR/profile.")
 
 
 def main() -> None:
@@ -28,15 +29,17 @@ def main() -> None:
     from research.training.environment import enable_compilation_cache
     from research.training.loop import train_population
     from research.training.preemption import Preempted
+    from research.training.profiling import parse_steps
 
     start()
     enable_compilation_cache()
     config: ConfigDict = flags.FLAGS.config
     workdir = Path(flags.FLAGS.workdir)
     configs = members_of(config)
+    profile = parse_steps(flags.FLAGS.profile, config.train.steps)
     runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
     try:
-        results = train_population(configs, runs, workdir, title=workdir.name)
+        results = train_population(configs, runs, workdir, workdir.name, profile)
     except Preempted as stopped:
         if is_first():
             print(f"{workdir}: {stopped}")

@@ -14,7 +14,7 @@ import hashlib
 import shutil
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -42,8 +42,9 @@ from research.ablation.store import (
     result_of,
     write_json,
 )
-from research.configuration import to_plain
+from research.configuration import load_config, to_plain
 from research.errors import UserError, check_name
+from research.parallel.layout import parse_layout
 from research.parallel.processes import is_first, on_first
 from research.training.budget import measure_budget
 from research.training.environment import describe_environment
@@ -151,12 +152,20 @@ def in_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> lis
     return [c for c in cells if shard.holds(number[c.arm, point_key(c.point)])]
 
 
-def prepare(path: str, workdir: Path) -> Experiment:
+def prepare(path: str, workdir: Path, layout: str = "") -> Experiment:
     """Returns the experiment after checking every arm, and that `workdir` is not another's.
+
+    Args:
+      path: the experiment file.
+      workdir: where the runs are or will be.
+      layout: replaces keys of `config.parallel` in all runs, see `parse_layout`.
 
     Raises UserError before anything is trained or written.
     """
     experiment = load_experiment(path)
+    if layout:
+        deltas = parse_layout(layout, load_config(experiment.base).parallel)
+        experiment = replace(experiment, common={**experiment.common, **deltas})
     try:
         experiment = matched(experiment)
     except UserError as error:
@@ -197,7 +206,7 @@ def _any_cells(experiment: Experiment) -> Iterator[Cell]:
 
 
 def run_sweep(
-    path: str, workdir: Path, shard: Shard, retry_failed: bool, most: int
+    path: str, workdir: Path, shard: Shard, retry_failed: bool, most: int, layout: str = ""
 ) -> dict[str, int]:
     """Trains what is left of an experiment.
 
@@ -207,6 +216,7 @@ def run_sweep(
       shard: which part to train here.
       retry_failed: trains failed runs again.
       most: largest population.
+      layout: as in `prepare`.
 
     Returns:
       {"trained", "finished before", "failed", "waiting"}: numbers of runs; waiting are those
@@ -216,7 +226,7 @@ def run_sweep(
       UserError: an arm makes no sense.
       Preempted: asked to stop; what was running is saved.
     """
-    experiment = prepare(path, workdir)
+    experiment = prepare(path, workdir, layout)
     on_first(lambda: _describe(experiment, path, workdir))
     if retry_failed:
         on_first(lambda: forget_failures(workdir))

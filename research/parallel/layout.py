@@ -5,6 +5,7 @@ run that was started on one device goes on on eight.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ sequence. model: heads, feed-forward channels and vocabulary.
 """
 
 HOW = ("jit", "pmap")
+BOOLEANS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,30 @@ class Layout:
 
 
 ONE_DEVICE = Layout()
+
+
+def parse_layout(text: str, parallel: ConfigDict) -> dict[str, Any]:
+    """Returns the deltas of "data=4,model=2,fsdp=true", {"parallel.data": 4, ...}.
+
+    Args:
+      text: keys of `config.parallel` with values; "": none.
+      parallel: that block, for the types.
+
+    Raises UserError for a key that does not exist and for a value of another type.
+    """
+    deltas: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.strip().partition("=")
+        check_name("--parallel", key, tuple(parallel))
+        kind = type(parallel[key])
+        try:
+            deltas[f"parallel.{key}"] = BOOLEANS[value] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"--parallel: {key}={value!r} takes {kind.__name__}; for example "
+                "--parallel=data=4,model=2,fsdp=true."
+            ) from None
+    return deltas
 
 
 def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) -> Layout:

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ from research.configuration import differences, identity, to_plain
 from research.errors import UserError
 from research.parallel.parallelize import place
 from research.parallel.processes import fetch, is_first, on_first
+from research.training import profiling
 from research.training.budget import measure_budget
 from research.training.checkpoints import DIRECTORY, Checkpoints
 from research.training.environment import describe_environment
 from research.training.metrics import MetricsWriter, ratios
 from research.training.optimizer import schedule
 from research.training.preemption import Preempted, StopRequest
+from research.training.profiling import Trace
 from research.training.program import (
     Program,
     abstract_state,
@@ -43,13 +45,18 @@ from research.training.program import (
 )
 from research.training.progress import ProgressLine
 from research.training.step import State
+from research.training.utilization import utilization_of_a_step
 
 POPULATION = "population.json"
 """File of a run that says where its population keeps checkpoints, and which member the run is."""
 
 
 def train_population(
-    configs: Sequence[ConfigDict], runs: Sequence[Path], home: Path, title: str = "training"
+    configs: Sequence[ConfigDict],
+    runs: Sequence[Path],
+    home: Path,
+    title: str = "training",
+    profile: range = range(0),
 ) -> list[dict]:
     """Trains one population to the end, or goes on where it was stopped.
 
@@ -58,6 +65,7 @@ def train_population(
       runs: the members' run directories.
       home: directory that holds the population's checkpoints.
       title: what the progress line says.
+      profile: steps to trace, into home/profile; a run that is past them is not traced.
 
     Returns:
       The members' results, as written to result.json.
@@ -79,7 +87,8 @@ def train_population(
             return finished
         on_first(lambda: _describe(program, configs, runs, home))
         with Checkpoints(home / DIRECTORY, configs[0].train.keep_checkpoints) as saved:
-            state, timing = _train(program, configs, runs, saved, stop, title)
+            trace = Trace(profile, home / profiling.DIRECTORY)
+            state, timing = _train(program, configs, runs, saved, stop, title, trace)
         results = _finish(program, configs, runs, state, timing)
     if stop.agreed():
         # Too late to matter for these runs, but a sweep must not start the next ones.
@@ -143,14 +152,13 @@ def _train(
     saved: Checkpoints,
     stop: StopRequest,
     title: str,
+    trace: Trace,
 ) -> tuple[State, dict[str, float]]:
     """Returns the state after the last step, and {"train_seconds", ...}."""
     config, host = configs[0].train, make_members(configs)
     members = place(host, program.members)
     data, (metric, _) = program.data, program.task.select
-    rate = schedule(configs[0].optimizer, config.steps)
-    intervals = (config.log_every, config.eval_every, config.checkpoint_every)
-
+    rate, utilization = schedule(configs[0].optimizer, config.steps), _utilization(program, configs)
     first = step = on_first(lambda: saved.latest) or 0
     state = (
         saved.restore(step, abstract_state(program, len(configs)))
@@ -162,12 +170,12 @@ def _train(
     state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
     compiled = time.perf_counter()
 
-    writer = MetricsWriter(runs if is_first() else (), resume_step=step)
+    writer = MetricsWriter(runs if is_first() else (), step, utilization)
     shown = ("train/loss", f"validation/{metric}")
     line = ProgressLine(title, step, config.steps, shown, quiet=not is_first())
     try:
-        while step < config.steps:
-            target = min(config.steps, *((step // every + 1) * every for every in intervals))
+        for target in _targets(step, config, trace.boundaries):
+            trace.reached(step, state)
             state, sums = program.train(state, members, data, np.int32(step), np.int32(target))
             step = target
             columns: dict[str, Any] = {
@@ -186,18 +194,39 @@ def _train(
                 saved.save(step, state)
             if stopping and step < config.steps:
                 raise Preempted(step)
+        trace.reached(step, state)
         writer.flush()
         line.update(step, writer.latest)
     finally:
+        trace.close()
         line.close()
         writer.close()
     seconds = time.perf_counter() - compiled
-    return state, {
+    timing = {
         "members": len(configs),
         "train_seconds": seconds,
         "steps_per_second": (step - first) / seconds if step > first else 0.0,
         "compile_seconds": compiled - began,
     }
+    if utilization is not None:
+        timing["model_flops_utilization"] = utilization * timing["steps_per_second"]
+    return state, timing
+
+
+def _targets(step: int, config: ConfigDict, others: Sequence[int]) -> Iterator[int]:
+    """Yields the steps after `step` at which something is logged, evaluated, saved or traced."""
+    intervals = (config.log_every, config.eval_every, config.checkpoint_every)
+    while step < config.steps:
+        ends = [(step // every + 1) * every for every in intervals]
+        step = min(config.steps, *ends, *(other for other in others if other > step))
+        yield step
+
+
+def _utilization(program: Program, configs: Sequence[ConfigDict]) -> float | None:
+    """Returns the model FLOPs utilization at one step per second, where the peak is known."""
+    budget = measure_budget(configs[0])
+    flops = budget["flops_per_token"] * budget["tokens"] / budget["steps"] * len(configs)
+    return utilization_of_a_step(flops, program.layout.devices)
 
 
 def _finish(

@@ -36,10 +36,13 @@ class MetricsWriter:
       runs: run directories, in member order.
       resume_step: rows after this step are dropped first; they are from a run that was cut after
         its last checkpoint and will come again.
+      utilization: model FLOPs utilization at one step per second, where the devices' peak is known.
     """
 
-    def __init__(self, runs: Sequence[Path], resume_step: int):
+    def __init__(self, runs: Sequence[Path], resume_step: int, utilization: float | None = None):
         self._runs = runs
+        self._utilization = utilization
+        self._last: tuple[int, float] | None = None
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._start = time.perf_counter()
         for run in runs:
@@ -61,7 +64,9 @@ class MetricsWriter:
             return
         step, columns = self._pending
         self._pending = None
-        self.latest = [self._row(step, columns, member) for member in range(len(self._runs))]
+        rows = [self._row(step, columns, member) for member in range(len(self._runs))]
+        self.latest = [row | self._utilized(step) for row in rows]
+        self._last = (step, time.perf_counter())
         for run, board, row in zip(self._runs, self._boards, self.latest, strict=True):
             with open(run / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain(row)) + "\n")
@@ -78,6 +83,14 @@ class MetricsWriter:
             else:
                 row[name] = float(np.broadcast_to(np.asarray(value), len(self._runs))[member])
         return row | {"seconds": round(time.perf_counter() - self._start, 3)}
+
+    def _utilized(self, step: int) -> dict[str, float]:
+        """The utilization since the last row; evaluation and saving count as time."""
+        if self._utilization is None or self._last is None:
+            return {}
+        before, when = self._last
+        rate = (step - before) / max(time.perf_counter() - when, 1e-9)
+        return {"model_flops_utilization": rate * self._utilization}
 
     def close(self) -> None:
         """Writes what is left."""

@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 
 from research.errors import UserError
 from research.models.transformer import make_transformer, parameter_axes
-from research.parallel.layout import layout_of
+from research.parallel.layout import layout_of, parse_layout
 from research.parallel.rules import constrain, spec
 from tests import small
 
@@ -92,6 +92,27 @@ def test_every_parameter_has_named_axes(deltas):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 16), int))["params"]
     axes = parameter_axes(model, shapes)
     jax.tree.map(lambda s, a: None if len(a) == s.ndim else pytest.fail(f"{a} {s}"), shapes, axes)
+
+
+def test_a_layout_in_words():
+    given = parse_layout("data=4, model=2,fsdp=true,how=pmap", small.recall().parallel)
+    assert given == {
+        "parallel.data": 4,
+        "parallel.model": 2,
+        "parallel.fsdp": True,
+        "parallel.how": "pmap",
+    }
+    assert parse_layout("", small.recall().parallel) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("dta=2", "Did you mean 'data'?"), ("data=x", "data='x' takes int"), ("fsdp", "takes bool")],
+)
+def test_a_layout_that_makes_no_sense(text, message):
+    with pytest.raises(UserError) as error:
+        parse_layout(text, small.recall().parallel)
+    assert message in str(error.value)
 
 
 def test_without_a_mesh_nothing_is_constrained():

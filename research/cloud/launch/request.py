@@ -15,11 +15,6 @@ from research.errors import UserError
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
-def names_config(argv: Sequence[str]) -> bool:
-    """Returns whether a command line says something of a config."""
-    return any(re.match(r"--?(no)?config([.=]|$)", word) for word in argv)
-
-
 def job_of(given: flags.FlagValues, argv: Sequence[str], default_shards: int) -> Job:
     """Returns the job of a command line, its config or experiment loaded and checked.
 

@@ -1,0 +1,67 @@
+"""A trace of some training steps, for xprof, TensorBoard or ui.perfetto.dev."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.errors import UserError
+from research.parallel.processes import is_first
+
+DIRECTORY = "profile"
+
+
+def parse_steps(text: str, steps: int) -> range:
+    """Returns the steps of "start:stop", or none of "".
+
+    Args:
+      text: what was given; start is the number of steps done before.
+      steps: of the whole run.
+
+    Raises UserError for anything else, and for steps that the run does not have.
+    """
+    if not text:
+        return range(0)
+    try:
+        start, stop = (int(part) for part in text.split(":"))
+    except ValueError:
+        start, stop = 0, 0
+    if not 0 <= start < stop <= steps:
+        raise UserError(
+            f"--profile={text!r} must be start:stop with 0 <= start < stop <= "
+            f"{steps} (train.steps), for example 20:25."
+        )
+    return range(start, stop)
+
+
+class Trace:
+    """Traces `steps` into a directory; every process writes its own files.
+
+    The first dispatch is better left out: devices are still warming up.
+    """
+
+    def __init__(self, steps: range, directory: Path):
+        self._steps, self._directory, self._running = steps, directory, False
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Steps at which dispatches have to end, so that the trace is of whole ones."""
+        return (self._steps.start, self._steps.stop) if self._steps else ()
+
+    def reached(self, step: int, state: Any) -> None:
+        """Starts or stops at this step, waiting for what was dispatched before."""
+        if self._steps and step == self._steps.start:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._directory, create_perfetto_trace=is_first())
+            self._running = True
+        elif self._running and step == self._steps.stop:
+            jax.block_until_ready(state)
+            self.close()
+            if is_first():
+                print(f"steps {self._steps.start} to {step}: trace in {self._directory}")
+
+    def close(self) -> None:
+        """Ends the trace if it runs."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,74 @@
+"""Traces of whole steps, and how much of the devices' peak a step uses."""
+
+import gzip
+import json
+
+import jax
+import pytest
+
+from research.ablation.store import read_metrics
+from research.errors import UserError
+from research.train import members_of
+from research.training import loop, utilization
+from research.training.budget import measure_budget
+from research.training.loop import train_population
+from research.training.profiling import parse_steps
+from tests import small
+
+
+def train(run, **more):
+    config = small.recall(members=2, train__steps=10, train__log_every=3)
+    runs = [run / str(i) for i in range(2)]
+    return config, runs, train_population(members_of(config), runs, run, **more)
+
+
+def test_a_trace_is_written_and_changes_no_figure(tmp_path):
+    _, _, plain = train(tmp_path / "plain")
+    _, runs, traced = train(tmp_path / "traced", profile=range(4, 7))
+    for a, b in zip(plain, traced, strict=True):
+        assert {k: v for k, v in a.items() if k != "timing"} == {
+            k: v for k, v in b.items() if k != "timing"
+        }
+    (file,) = (tmp_path / "traced" / "profile").rglob("perfetto_trace.json.gz")
+    with gzip.open(file, "rt") as text:
+        events = json.load(text)["traceEvents"]
+    assert any("train" in str(event.get("name")) for event in events)
+    # Dispatches end where the trace does.
+    assert {4, 7} <= {row["step"] for row in read_metrics(runs[0])}
+
+
+@pytest.mark.parametrize("text", ["5", "a:b", "3:3", "5:2", "-1:4", "8:11"])
+def test_steps_that_cannot_be_traced(text):
+    with pytest.raises(UserError, match="0 <= start < stop <= 10"):
+        parse_steps(text, 10)
+    assert parse_steps("0:10", 10) == range(10) and not parse_steps("", 10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU7x", 2307e12 / 2),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("cpu", None),
+    ],
+)
+def test_peaks(kind, peak):
+    assert utilization.peak_flops(kind) == peak
+
+
+def test_rows_have_the_utilization_where_the_peak_is_known(tmp_path, monkeypatch):
+    _, runs, _ = train(tmp_path / "unknown")
+    assert not any("model_flops_utilization" in row for row in read_metrics(runs[0]))
+    monkeypatch.setattr(utilization, "peak_flops", lambda kind: 1e9)
+    config, runs, results = train(tmp_path / "known")
+    timing, budget = results[0]["timing"], measure_budget(config)
+    tokens = config.task.batch_size * config.task.length * 2  # of both members
+    expected = budget["flops_per_token"] * tokens * timing["steps_per_second"] / 1e9
+    used = loop.make_program(config, 2).layout.devices
+    assert timing["model_flops_utilization"] == pytest.approx(expected / used, rel=1e-6)
+    first, *rest = read_metrics(runs[0])
+    assert "model_flops_utilization" not in first  # nothing to measure from
+    assert all(row["model_flops_utilization"] > 0 for row in rest) and rest
+    assert jax.devices()[0].device_kind == "cpu"
