@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from research.attention.mixers.mixer import Mixer
+from research.attention.options import Options
 from research.attention.parts.positions import sinusoidal
+from research.attention.registry import MIXERS
 from research.errors import UserError, check_name
 from research.models.activations import ACTIVATIONS
 from research.models.layers import layer_mixers, layer_options
@@ -261,6 +263,13 @@ def state_bytes(config: TransformerConfig, length: int) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
+def _computed_instead(options: Options, instead: Mapping[str, str]) -> Options:
+    name = options.resolved_implementation
+    other = instead.get(name, name)
+    has = MIXERS[options.mixer].implementations
+    return replace(options, implementation=other if other in has else name)
+
+
 def make_transformer(
     model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
 ) -> Decoder:
@@ -270,7 +279,7 @@ def make_transformer(
       model: `config.model`.
       vocab_size: V.
       length: the longest sequence.
-      instead: {implementation: another} to take in its place.
+      instead: {implementation: another} to take in its place by mixers that have the other.
 
     Raises UserError for what does not fit.
     """
@@ -286,11 +295,7 @@ def make_transformer(
         raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
     options = layer_options(model, length)
     if instead:
-        resolved = [o.resolved_implementation for o in options]
-        options = tuple(
-            replace(o, implementation=instead.get(name, name))
-            for o, name in zip(options, resolved, strict=True)
-        )
+        options = tuple(_computed_instead(o, instead) for o in options)
     values = model.to_dict()
     names = {f.name for f in fields(TransformerConfig)} - {"mixers"}
     return Decoder(

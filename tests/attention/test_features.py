@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.attention.mixers import features, linear
+from research.attention.mixers import decay, features, linear
 from tests.attention.cases import close
 from tests.attention.test_decay import weighted
 
@@ -24,9 +24,9 @@ def test_performer_converges_to_softmax_attention():
         squares = []
         for seed in range(6):
             phi = features.RandomFeatures(seed, count)
-            shape = (1, 2, count, D)
-            state = linear.empty_state(*shape)
-            y = linear.parallel(phi.queries(q), phi.keys(k), v, state, phi.epsilon)[1]
+            state = (jnp.zeros((1, 2, count, D)), jnp.zeros((1, 2, count)))
+            arrays = (phi.queries(q), phi.keys(k), v, state, phi.epsilon)
+            y = linear.normalized(decay.parallel, *arrays)[1]
             squares.append(np.mean((np.asarray(y) - expected) ** 2))
         return np.sqrt(np.mean(squares))
 

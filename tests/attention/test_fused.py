@@ -245,6 +245,8 @@ def test_normalizers_that_each_implementation_takes():
     expected = {
         "dense": set(registry.NORMALIZERS),
         "blockwise": {*family, "smoothed", "sigmoid", "squared_relu"},
+        "ring": {*family, "smoothed", "sigmoid", "squared_relu"},
+        "gather": set(registry.NORMALIZERS),
         "jax_xla": {"softmax"},
         "jax_cudnn": {"softmax"},
         "splash": family,

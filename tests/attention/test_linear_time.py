@@ -211,14 +211,15 @@ def test_feeding_chunks_equals_the_whole(name, extra):
 def test_mixers_compute_in_float64(name):
     """Every form, far closer to single tokens than float32 could be."""
     with jax.enable_x64(True):
-        found = []
+        found = {}
         for form in decay.FORMS:
             mixer, params, x = mixer_problem(name, resolved_implementation=form)
             params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x))
-            found.append(np.asarray(whole(mixer, params, x)))
-    assert found[0].dtype == np.float64
-    for y in found[:2]:
-        np.testing.assert_allclose(y, found[2], rtol=0, atol=1e-13 * np.abs(found[2]).max())
+            found[form] = np.asarray(whole(mixer, params, x))
+    expected = found.pop("recurrent")
+    assert expected.dtype == np.float64
+    for y in found.values():
+        np.testing.assert_allclose(y, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -9,7 +9,7 @@ import pytest
 
 from research.attention.implementations import dense
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend
-from research.attention.mixers import linear
+from research.attention.mixers import decay, features, linear
 from research.attention.mixers.convolution import SHORT, convolve, convolve_fft, convolve_shifted
 from research.attention.parts import biases, masks, scores
 from research.attention.parts.positions import rope, sinusoidal
@@ -148,6 +148,10 @@ def test_convolution_is_numpys(length, taps):
     assert SHORT < 33  # so that both ways were taken by ``convolve``
 
 
+# The sums over no keys.
+EMPTY = (jnp.zeros((2, 4, 8, 6)), jnp.zeros((2, 4, 8)))
+
+
 def test_linear_attention_is_its_equation():
     """Equation 8 of the paper, with equation 7 as features, by loops in float64."""
     q, k, v = qkv(T, T, 4, 4)
@@ -156,30 +160,30 @@ def test_linear_attention_is_its_equation():
     for b, t, h in np.ndindex(2, T, 4):
         weight = pk[b, : t + 1, h] @ pq[b, t, h]
         expected[b, t, h] = weight @ np.asarray(v)[b, : t + 1, h] / weight.sum()
-    features = linear.feature_map(q), linear.feature_map(k)
-    empty = linear.empty_state(2, 4, 8, 6)
-    for form in linear.FORMS.values():
-        close(form(*features, v, empty)[1], expected)
+    elu = features.Elu()
+    for form in decay.FORMS.values():
+        arrays = (elu.queries(q), elu.keys(k), v, EMPTY, elu.epsilon)
+        close(linear.normalized(form, *arrays)[1], expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 13, 64])
 def test_forms_of_linear_attention_agree(chunk):
     """From a state that is not empty, in outputs, states and gradients."""
     q, k, v = qkv(T, T, 4, 4)
-    features = linear.feature_map(q), linear.feature_map(k)
-    before = linear.parallel(*(x[:, ::-1] for x in (*features, v)), linear.empty_state(2, 4, 8, 6))[
-        0
-    ]
+    elu = features.Elu()
+    arrays = (elu.queries(q), elu.keys(k), v)
+    reverse = (x[:, ::-1] for x in arrays)
+    before = linear.normalized(decay.parallel, *reverse, EMPTY, elu.epsilon)[0]
 
     def run(form, **options):
         def loss(*a):
-            state, out = form(*a[:3], a[3], **options)
+            state, out = linear.normalized(form, *a, elu.epsilon, **options)
             return weighted(out) + sum(weighted(x) for x in state), (state, out)
 
         grad = jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))
-        return grad(*features, v, before)
+        return grad(*arrays, before)
 
-    expected = run(linear.parallel)
-    close(run(linear.chunkwise, chunk=chunk), expected)
+    expected = run(decay.parallel)
+    close(run(decay.chunkwise, chunk=chunk), expected)
     if chunk == 1:
-        close(run(linear.recurrent), expected)
+        close(run(decay.recurrent), expected)

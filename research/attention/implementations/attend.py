@@ -13,7 +13,15 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
-from research.attention.implementations import blockwise, dense, fused, splash
+from research.attention.implementations import (
+    blockwise,
+    dense,
+    fused,
+    gather,
+    ring,
+    sharding,
+    splash,
+)
 from research.attention.implementations.platforms import platform
 from research.attention.parts.biases import Bias
 from research.attention.parts.masks import Mask, full
@@ -33,6 +41,8 @@ class Implementation(NamedTuple):
             interpreted on CPUs for the sake of tests.
         dtypes: of the queries it takes; empty takes all.
         any_positions: whether positions may be unknown while tracing, as in a decoder's chunk.
+        split: whether it is for sequences that are split over devices; others are the same
+            without them.
     """
 
     attend: Callable[..., Any]
@@ -41,6 +51,7 @@ class Implementation(NamedTuple):
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     dtypes: tuple[str, ...] = ()
     any_positions: bool = True
+    split: bool = False
 
 
 def _nothing(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
@@ -67,6 +78,8 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         dtypes=splash.DTYPES,
         any_positions=False,
     ),
+    "ring": Implementation(ring.attend, ring.lacks, blocked=True, split=True),
+    "gather": Implementation(gather.attend, _nothing, blocked=True, split=True),
 }
 
 # Up to here the scores of one head are small enough that blocks only add steps. Measured on CPU.
@@ -86,9 +99,10 @@ def choose(
 ) -> str:
     """The implementation for whole sequences of this mechanism: the fastest known that has it.
 
-    On GPUs cuDNN, on TPUs splash, if they have the mechanism and the dtype is known to be one of
-    theirs; otherwise dense for short sequences and blockwise for long ones. What is chosen runs at
-    any position that is known while tracing and, if no dtype is given, with any dtype.
+    If the active mesh splits sequences, ring, or gather for what ring lacks. Otherwise on GPUs
+    cuDNN, on TPUs splash, if they have the mechanism and the dtype is known to be one of theirs;
+    otherwise dense for short sequences and blockwise for long ones. What is chosen runs at any
+    position that is known while tracing and, if no dtype is given, with any dtype.
 
     Args:
         length: the longest sequence.
@@ -103,6 +117,8 @@ def choose(
     backend = platform() if backend is None else backend
     mechanism = (score, mask, biases, normalizer)
     name = "" if dtype is None else jnp.dtype(dtype).name
+    if sharding.context_size() > 1:
+        return "gather" if IMPLEMENTATIONS["ring"].lacks(*mechanism) else "ring"
 
     def can(chosen: str) -> bool:
         found = IMPLEMENTATIONS[chosen]
@@ -134,10 +150,11 @@ def refusal(
     missing = IMPLEMENTATIONS[implementation].lacks(*mechanism)
     if not missing:
         return ""
+    split = sharding.context_size() > 1
     able = [
         name
         for name, other in IMPLEMENTATIONS.items()
-        if platform() in other.platforms and not other.lacks(*mechanism)
+        if other.split == split and platform() in other.platforms and not other.lacks(*mechanism)
     ]
     return f"implementation {implementation!r} lacks {missing}; {', '.join(able)} has it"
 

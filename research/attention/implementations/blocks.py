@@ -46,17 +46,20 @@ def plan(mask: Mask, rows: Any, columns: Any, real: np.ndarray) -> tuple[Visits,
     else:
         some, every = np.ones(grid, bool), np.zeros(grid, bool)
     every = every & some & real.all(1)
-    return _visits(some, every), _visits(some.T, every.T)
+    found = list_visits(some, every), list_visits(some.T, every.T)
+    by_row, by_column = (Visits(*(jnp.asarray(x) for x in visits)) for visits in found)
+    return by_row, by_column
 
 
-def _visits(some: np.ndarray, every: np.ndarray) -> Visits:
+def list_visits(some: np.ndarray, every: np.ndarray) -> Visits:
+    """From which blocks have something allowed and which are wholly allowed, (rows, columns)."""
     row, column = np.nonzero(some)
     order = column[np.lexsort((column, ~every[row, column], row))]
     stop = np.cumsum(some.sum(1))
     start = stop - some.sum(1)
     # An empty list still needs one entry for compiled code to index.
     order = order if order.size else np.zeros(1)
-    return Visits(*(jnp.asarray(x, jnp.int32) for x in (order, start, start + every.sum(1), stop)))
+    return Visits(*(x.astype(np.int32) for x in (order, start, start + every.sum(1), stop)))
 
 
 def visit(visits: Visits, row: Any, step: Any, carry: Any) -> Any:

@@ -4,16 +4,21 @@ Both take what they can state exactly and refuse the rest. cuDNN is never given 
 bias: it would need one of T * S numbers in memory, which is what a fused kernel is there to avoid.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
+from research.attention.implementations import sharding
 from research.attention.implementations.platforms import platform
+from research.attention.implementations.sharding import DATA, MODEL
 from research.attention.parts.biases import Bias
 from research.attention.parts.masks import Mask, Window, full
 from research.attention.parts.normalizers import Normalizer, Softmax, softmax
@@ -95,14 +100,15 @@ def attend_cudnn(
     """The same function as ``dense.attend`` by cuDNN's flash attention.
 
     Full, causal and window masks and no biases; arguments and result are those of ``dense.attend``.
-    Head widths are padded with zeros to a multiple of 8. Under vmap JAX wants q, k, v and the
+    Head widths are padded with zeros to a multiple of 8. On a mesh each device has some rows of the
+    batch and some heads. Under vmap JAX wants q, k, v and the
     gradient of the result to be all mapped over, and raises TypeError otherwise.
 
     Raises:
         Unsupported: a part of the mechanism is missing; q, k and v are not all bfloat16 or all
             float16; a mask other than full at positions that are not known while tracing or that do
-            not begin together and count up; the device is no GPU; or cuDNN refuses (head widths
-            above 128, or 256 from Hopper on).
+            not begin together and count up; the mesh splits sequences; the device is no GPU; or
+            cuDNN refuses (head widths above 128, or 256 from Hopper on).
     """
     if missing := lacks_cudnn(score, mask, biases, normalizer):
         raise Unsupported(f"jax_cudnn attention lacks {missing}; use 'blockwise' or 'dense'")
@@ -112,6 +118,9 @@ def attend_cudnn(
     if platform() != "gpu":
         message = f"jax_cudnn attention needs an NVIDIA GPU, not a {platform()}"
         raise Unsupported(f"{message}; use 'blockwise' or 'dense'")
+    if sharding.context_size() > 1:
+        message = "jax_cudnn attention lacks sequences that are split over devices"
+        raise Unsupported(f"{message}; use 'ring' or 'gather'")
     options = {}
     if isinstance(mask, Window):
         options = _window(mask, q.shape[1], k.shape[1], q_index, kv_index)
@@ -127,9 +136,15 @@ def _attention(q, k, v, score, normalizer, implementation, multiple=1, **options
     q, k = score.as_dot(q, k)
     width = -(-max(q.shape[-1], out_width) // multiple) * multiple
     q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) for x in (q, k, v))
-    attention = jax.nn.dot_product_attention
     options |= {"scale": normalizer.sharpening, "implementation": implementation}
-    return attention(q, k, v, **options)[..., :out_width].astype(out_dtype)
+    attention: Callable[..., Any] = functools.partial(jax.nn.dot_product_attention, **options)
+    if implementation == "cudnn" and sharding.several():
+        k, v = (sharding.enough_heads(x, q.shape[2]) for x in (k, v))
+        batch_axis = sharding.splits(DATA, q.shape[0])
+        heads_axis = sharding.splits(MODEL, q.shape[2], k.shape[2])
+        spec = PartitionSpec(batch_axis, None, heads_axis)
+        attention = sharding.manual(attention, (spec, spec, spec), spec)
+    return attention(q, k, v)[..., :out_width].astype(out_dtype)
 
 
 def _bias(biases: tuple[Bias, ...], heads: int, q_index: Any, kv_index: Any) -> Array | None:

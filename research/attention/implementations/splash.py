@@ -10,11 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
+from research.attention.implementations import sharding
 from research.attention.implementations.platforms import platform
+from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
 from research.attention.parts.biases import Bias, Softcap
 from research.attention.parts.masks import And, Mask, Padding, Segments, full
 from research.attention.parts.normalizers import Normalizer, Softmax, softmax
@@ -65,8 +70,9 @@ def attend(
     """The same function as ``dense.attend`` by the splash attention kernel.
 
     Arguments and result are those of ``dense.attend``. Lengths that are no multiple of 128 are
-    padded with keys that nothing sees. It can be differentiated once and works under vmap; on a
-    mesh of devices it has to be called inside ``jax.shard_map``.
+    padded with keys that nothing sees. It can be differentiated once and works under vmap. On a
+    mesh each device has some rows of the batch, heads and queries, and gathers the keys and values
+    that they see.
 
     Raises:
         Unsupported: a part of the mechanism is missing, positions are not known while tracing, q is
@@ -79,14 +85,16 @@ def attend(
     rows, columns = _positions(q_index, t), _positions(kv_index, s)
     fixed = [part for part in _conjuncts(mask) if not jax.tree.leaves(part)]
     given = [part for part in _conjuncts(mask) if jax.tree.leaves(part)]
-    static, filled = kernel_mask(fixed, rows, columns)
+    static, filled = kernel_mask(fixed, rows, columns, sharding.context_size())
     lengths = static.shape
-    kernel, sharpening, extra = _kernel(static, h, biases, normalizer)
     q_, k_ = score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
+    k_, v = (sharding.enough_heads(x, h) for x in (k_, v))
+    kernel, sharpening, extra = _kernel(static, (h, k_.shape[2]), biases, normalizer)
     arrays = [_heads_first(q_ * sharpening, lengths[0])]
     arrays += [_heads_first(x, lengths[1]) for x in (k_, v)]
     segments = _segments(given, rows, columns, lengths, q.shape[0])
-    out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, ids, extra))(*arrays, segments)
+    run = _over_devices if sharding.several() else _batched
+    out = run(kernel, *arrays, segments, extra)
     out = jnp.swapaxes(out, 1, 2)[:, :t].astype(q.dtype)
     if given:
         some = jnp.any(mask(rows[:, None], columns[None, :]), axis=-1)[:, 0, :, None, None]
@@ -94,24 +102,54 @@ def attend(
     return jnp.where(filled[:, None, None], 0, out) if filled.any() else out
 
 
+def _batched(kernel, q, k, v, segments, extra):
+    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, ids, extra))(q, k, v, segments)
+
+
+def _over_devices(kernel, q, k, v, segments, extra):
+    """``_batched`` on a mesh: the compiler cannot split a kernel by itself."""
+    batch_axis = sharding.splits(DATA, q.shape[0])
+    heads_axis = sharding.splits(MODEL, q.shape[1], k.shape[1])
+    rows_axis = CONTEXT if sharding.context_size() > 1 else None
+
+    def local(kernel, q, k, v, segments, extra):
+        if rows_axis:
+            k, v = (lax.all_gather(x, rows_axis, axis=2, tiled=True) for x in (k, v))
+        return _batched(kernel, q, k, v, segments, extra)
+
+    rows = NamedSharding(jax.sharding.get_abstract_mesh(), P(None, rows_axis))
+    arrays = P(batch_axis, heads_axis, rows_axis, None)
+    ids = segments and SegmentIds(P(batch_axis, rows_axis), P(batch_axis, None))
+    specs = (kernel.manual_sharding_spec(rows), arrays, arrays, arrays, ids, P(heads_axis))
+    return sharding.manual(local, specs, arrays)(kernel, q, k, v, segments, extra)
+
+
 def _kernel(mask, heads, biases, normalizer):
-    """The kernel for this mask, what multiplies its queries, and the extra logit of each head."""
+    """The kernel of a device for this mask, what multiplies its queries, and the extra logits.
+
+    ``heads`` are those of all devices together, of queries and of keys.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
-    size = next(n for n in BLOCKS if mask.shape[0] % n == 0 and mask.shape[1] % n == 0)
+    local = heads[0]
+    if axis := sharding.splits(MODEL, *heads):
+        local //= sharding.axis_sizes()[axis]
+    shards = sharding.context_size()
+    rows, columns = mask.shape[0] // shards, mask.shape[1]
+    size = next(n for n in BLOCKS if rows % n == 0 and columns % n == 0)
     kernel = kernels.make_splash_mha(
-        kernels.MultiHeadMask([mask] * heads),
+        kernels.MultiHeadMask([mask] * local),
         # In the order of its fields: forward, gradients of keys and values, gradient of queries.
         block_sizes=kernels.BlockSizes(size, size, size, size, size, size, size, size),
         # sharpening * cap * tanh(s / cap) is a cap of sharpening * cap on sharpening * s.
         attn_logits_soft_cap=normalizer.sharpening * biases[0].cap if biases else None,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=shards,
         interpret=platform() == "cpu",
     )
     extra = normalizer.extra_logit
     if extra is not None:
-        extra = jnp.broadcast_to(jnp.asarray(extra, jnp.float32), (heads,))
+        extra = jnp.broadcast_to(jnp.asarray(extra, jnp.float32), (heads[0],))
     return kernel, normalizer.sharpening, extra
 
 

@@ -15,13 +15,16 @@ from research.attention.parts.masks import Mask, Window
 LANES = 128
 
 
-def kernel_mask(parts: list[Mask], rows: np.ndarray, columns: np.ndarray) -> tuple[Any, Any]:
-    """The mask as the kernel wants it, of padded lengths, and which rows had to be given a key.
+def kernel_mask(
+    parts: list[Mask], rows: np.ndarray, columns: np.ndarray, shards: int
+) -> tuple[Any, Any]:
+    """The mask as the kernel wants it, and which rows had to be given a key.
 
-    Those that the kernel can compute from two indices cost no memory.
+    Its lengths are padded to whole lanes on each of ``shards`` devices. Masks that the kernel can
+    compute from two indices cost no memory.
     """
-    t, s = len(rows), len(columns)
-    shape = (-(-t // LANES) * LANES, -(-s // LANES) * LANES)
+    t, s, unit = len(rows), len(columns), LANES * shards
+    shape = (-(-t // unit) * unit, -(-s // unit) * unit)
     if all(type(part) is Mask for part in parts) and shape[1] == s:
         return kernels.FullMask(shape), np.zeros(t, bool)
     together = t == s and (rows == columns).all() and (np.diff(rows) == 1).all()

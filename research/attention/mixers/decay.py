@@ -1,4 +1,4 @@
-"""A linear recurrence with decays, in three forms that compute the same function.
+"""A linear recurrence with decays, in forms that compute the same function.
 
 S_t = diag(a_t) S_{t-1} + k_t v_t^T and y_t = S_t^T q_t, where a_t is 1, one number per head, or one
 per channel of the keys. Decays are given as logarithms, which are at most 0. No form ever takes the
@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+from research.attention.implementations.sharding import context_size
+from research.attention.mixers import shards
 
 CHUNK = 64
 # exp of this is the smallest float32 there is; below it nothing remains and no gradient flows.
@@ -59,6 +62,36 @@ def chunkwise(
     and Gu 2024, section 6). Arguments and results are those of ``parallel``; T need not be a
     multiple of ``chunk``.
     """
+    return _in_chunks(q, k, v, decay, memory, chunk, lax.scan)
+
+
+def ring(
+    q: Float[Array, "B T #H D"],
+    k: Float[Array, "B T #H D"],
+    v: Float[Array, "B T H Dv"],
+    decay: Decay,
+    memory: Memory,
+    chunk: int = CHUNK,
+) -> tuple[Memory, Float[Array, "B T H Dv"]]:
+    """``chunkwise``, the tokens split over the axis "context" of the active mesh; see ``shards``.
+
+    What a device's tokens leave of S is the product of their decays. Arguments and results are
+    those of ``chunkwise``, which it is without such an axis.
+    """
+
+    def local(q, k, v, decay, memory):
+        def scan(step, memory, chunks):
+            return shards.scan(step, memory, chunks, _whole(chunks[0]), _keep)
+
+        return _in_chunks(q, k, v, decay, memory, chunk, scan)
+
+    if context_size() == 1:
+        return chunkwise(q, k, v, decay, memory, chunk)
+    return shards.over_context(local, (q, k, v, decay), memory)
+
+
+def _in_chunks(q, k, v, decay, memory, chunk, scan):
+    """``scan`` runs the recurrence between chunks."""
     length = q.shape[1]
     q, k, v = (_split(x, min(chunk, length)) for x in (q, k, v))
     if decay is None:
@@ -70,13 +103,24 @@ def chunkwise(
 
     def step(memory, chunk):
         kept, added = chunk
-        return (memory if kept is None else kept * memory) + added, memory
+        return _keep(kept, memory) + added, memory
 
-    memory, before = lax.scan(step, memory, (kept, added))
+    memory, before = scan(step, memory, (kept, added))
     y = y + q @ before
     # (N, B, H, C, Dv) to (B, T, H, Dv).
     y = jnp.transpose(y, (1, 0, 3, 2, 4))
     return memory, y.reshape(y.shape[0], -1, *y.shape[3:])[:, :length]
+
+
+def _keep(kept, memory):
+    return memory if kept is None else kept * memory
+
+
+def _whole(kept):
+    """What several chunks leave of S."""
+    if kept is None:
+        return None
+    return lax.scan(lambda whole, one: (whole * one, None), jnp.ones_like(kept[0]), kept)[0]
 
 
 def recurrent(
@@ -102,7 +146,7 @@ def recurrent(
     return memory, jnp.moveaxis(y, 0, 1)
 
 
-FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent}
+FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "ring": ring}
 
 
 def _split(x, chunk):
@@ -126,24 +170,31 @@ def _undecayed(q, k, v):
 
 
 def _decayed_by_head(q, k, v, decay):
-    whole, rest = _exact_sums(decay)
-    apart = (whole[..., :, None] - whole[..., None, :]) + (rest[..., :, None] - rest[..., None, :])
-    # Masked before the exponential: above the diagonal the differences are positive.
-    apart = jnp.where(np.tri(q.shape[-2], dtype=bool), apart, -jnp.inf)
-    since = jnp.exp(whole + rest)[..., None]
-    until = jnp.exp((whole[..., -1:] - whole) + (rest[..., -1:] - rest))[..., None]
-    y = ((q @ k.mT) * jnp.exp(apart)) @ v
-    return y, since[..., -1:, :], (k * until).mT @ v, q * since
+    since, between, until = products(decay)
+    since, until = since[..., None], until[..., None]
+    return ((q @ k.mT) * between) @ v, since[..., -1:, :], (k * until).mT @ v, q * since
 
 
-def _exact_sums(decay):
-    """Cumulative sums along the last axis in two parts, whose differences do not cancel.
+def products(decay: Float[Array, "*N C"]) -> tuple[Array, Array, Array]:
+    """Products of decays along a chunk, from their logarithms.
 
-    A single sum would lose a mild decay next to one of -100 to rounding.
+    Their differences of sums do not cancel: multiples of 1 / GRID, whose sums are exact, are summed
+    apart from the rests, whose sums are small. A single sum would lose a mild decay next to one of
+    -100 to rounding.
+
+    Returns:
+        From the chunk's start through i, (..., C); after j through i, (..., C, C), zero where j is
+        later than i; after j through the chunk's end, (..., C).
     """
     decay = jnp.maximum(decay, FLOOR)
-    whole = lax.stop_gradient(jnp.round(decay * GRID) / GRID)
-    return jnp.cumsum(whole, -1), jnp.cumsum(decay - whole, -1)
+    coarse = lax.stop_gradient(jnp.round(decay * GRID) / GRID)
+    coarse, rest = jnp.cumsum(coarse, -1), jnp.cumsum(decay - coarse, -1)
+    apart = coarse[..., :, None] - coarse[..., None, :]
+    apart = apart + (rest[..., :, None] - rest[..., None, :])
+    # Masked before the exponential: above the diagonal the differences are positive.
+    between = jnp.exp(jnp.where(np.tri(decay.shape[-1], dtype=bool), apart, -jnp.inf))
+    until = jnp.exp((coarse[..., -1:] - coarse) + (rest[..., -1:] - rest))
+    return jnp.exp(coarse + rest), between, until
 
 
 def _decayed_by_channel(q, k, v, decay):

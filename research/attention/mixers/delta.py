@@ -1,10 +1,10 @@
 """The delta rule, plain and gated: linear attention that overwrites what a key stood for.
 
-The recurrence in its three forms as pure functions, which compute the same, and two mixers on it.
+The recurrence in its forms as pure functions, which compute the same, and two mixers on it.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,14 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.entries import MixerEntry
-from research.attention.mixers import decay
+from research.attention.implementations.sharding import context_size
+from research.attention.mixers import decay, shards
 from research.attention.mixers.gated import gate, gate_parameter
 from research.attention.mixers.linear_time import (
     NORM_EPSILON,
     SHARED_PARTS,
     LinearTime,
+    auto,
     shared_options,
     wide,
 )
@@ -91,6 +93,58 @@ def chunkwise(
 
     Arguments and results are those of ``recurrent``; T need not be a multiple of ``chunk``.
     """
+    return _in_chunks(q, k, v, beta, log_decay, memory, chunk, lax.scan)
+
+
+def ring(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    beta: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | None,
+    memory: Float[Array, "B H D Dv"],
+    chunk: int = decay.CHUNK,
+) -> Run:
+    """``chunkwise``, the tokens split over the axis "context" of the active mesh; see ``shards``.
+
+    What a device's tokens make of S is a matrix (D, D) applied to it, which is what they make of
+    the unit matrix if they write nothing. Arguments and results are those of ``chunkwise``, which
+    it is without such an axis.
+    """
+
+    def local(q, k, v, beta, log_decay, memory):
+        def scan(step, memory, chunks):
+            nothing = jnp.zeros((len(chunks.written), 1, 1, 1, 1), memory.dtype)
+            unit = jnp.eye(memory.shape[-2], dtype=memory.dtype)
+            unit = jnp.broadcast_to(unit, (*memory.shape[:2], *unit.shape))
+            kept, _ = lax.scan(step, unit, chunks._replace(written=nothing))
+            return shards.scan(step, memory, chunks, kept, jnp.matmul)
+
+        return _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan)
+
+    if context_size() == 1:
+        return chunkwise(q, k, v, beta, log_decay, memory, chunk)
+    return shards.over_context(local, (q, k, v, beta, log_decay), memory)
+
+
+class _Chunks(NamedTuple):
+    """What the recurrence between chunks reads, each (chunks, B, H, ...).
+
+    Attributes:
+        written: what the tokens write, (C, Dv), if S is zero before them.
+        forgotten: (C, D); they write less by this times S.
+        kept: their keys, (C, D), as far as they last to the chunk's end.
+        whole: what the decays leave of S, (1, 1).
+    """
+
+    written: Array
+    forgotten: Array
+    kept: Array
+    whole: Array
+
+
+def _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan):
+    """``scan`` runs the recurrence between chunks."""
     length = q.shape[1]
     chunk = min(chunk, length)
     count = -(-length // chunk)
@@ -102,21 +156,19 @@ def chunkwise(
 
     tokens = jax.tree.map(split, (q, k, v, beta, log_decay))
     q, k, v, beta, log_decay = tokens  # each (chunks, B, H, chunk, ...)
-    since, between, until = _decays(log_decay, beta.shape[-1], beta.dtype)
+    since, between, until = _products(log_decay, beta.shape[-1], beta.dtype)
     system = beta[..., None] * jnp.tril(k @ k.mT * between, -1)
     targets = jnp.concatenate([v, k * since], axis=-1) * beta[..., None]
     solved = _unit_lower_inverse(system) @ targets
     written, forgotten = jnp.split(solved, [v.shape[-1]], axis=-1)
 
-    def step(memory, block):
-        written, forgotten, kept, whole = block
-        new = written - forgotten @ memory
-        return whole * memory + kept.mT @ new, (memory, new)
+    def step(memory, chunk):
+        new = chunk.written - chunk.forgotten @ memory
+        return chunk.whole * memory + chunk.kept.mT @ new, (memory, new)
 
     whole = jnp.broadcast_to(since[..., -1:, :], (count, *memory.shape[:2], 1, 1))
-    blocks = (written, forgotten, k * until, whole)
-    memory, (before, new) = lax.scan(step, memory, blocks)
-    out = (q * since) @ before + jnp.tril(q @ k.mT * between) @ new
+    memory, (before, new) = scan(step, memory, _Chunks(written, forgotten, k * until, whole))
+    out = (q * since) @ before + (q @ k.mT * between) @ new
     out = jnp.moveaxis(out, (0, 2), (1, 3))
     return memory, out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
 
@@ -133,26 +185,16 @@ def parallel(
     return chunkwise(q, k, v, beta, log_decay, memory, chunk=q.shape[1])
 
 
-FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent}
+FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "ring": ring}
 
 
-def _decays(log_decay, chunk, dtype):
-    """Products of the decays: from the start up to i, after j up to i <= j, and after j to the end.
-
-    A difference of two sums of logs loses what is small in them. So multiples of 1 / GRID, whose
-    sums are exact, are summed apart from the rests, whose sums are small.
-    """
+def _products(log_decay, chunk, dtype):
+    """``decay.products`` as columns, of ones where nothing decays."""
     if log_decay is None:
         ones = jnp.ones((chunk, 1), dtype)
-        return ones, jnp.ones((chunk, chunk), dtype), ones
-    log_decay = jnp.maximum(log_decay, decay.FLOOR)
-    coarse = lax.stop_gradient(jnp.round(log_decay * decay.GRID) / decay.GRID)
-    sums = jnp.cumsum(jnp.stack([coarse, log_decay - coarse]), axis=-1)
-    differences = jnp.sum(sums[..., :, None] - sums[..., None, :], axis=0)
-    # Masked before exp: above the diagonal the differences are positive and may overflow.
-    lower = jnp.tril(jnp.ones((chunk, chunk), bool))
-    between = jnp.exp(jnp.where(lower, differences, 0))
-    return jnp.exp(jnp.sum(sums, axis=0))[..., None], between, between[..., -1, :, None]
+        return ones, jnp.tril(jnp.ones((chunk, chunk), dtype)), ones
+    since, between, until = decay.products(log_decay)
+    return since[..., None], between, until[..., None]
 
 
 @jax.custom_jvp
@@ -303,7 +345,7 @@ DELTA = MixerEntry(
     make=make,
     parts=PARTS,
     implementations=tuple(FORMS),
-    auto=lambda options: "chunkwise",
+    auto=auto,
     source='Schlag et al. 2021, section 4.2; Yang et al. 2024, "Parallelizing...", section 3',
     computes="S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t",
     time="chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3",
@@ -314,7 +356,7 @@ GATED_DELTA = MixerEntry(
     make=make_gated,
     parts=PARTS,
     implementations=tuple(FORMS),
-    auto=lambda options: "chunkwise",
+    auto=auto,
     source="Yang, Kautz, Hatamizadeh 2024, section 3.1",
     computes="S_t = S_{t-1} a_t (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t",
     time="chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3",

@@ -14,6 +14,7 @@ from research.attention.mixers import decay
 from research.attention.mixers.linear_time import (
     SHARED_PARTS,
     LinearTime,
+    auto,
     shared_options,
     standardize_heads,
     wide,
@@ -174,7 +175,7 @@ RETENTION = MixerEntry(
     make=make_retention,
     parts=SHARED_PARTS,
     implementations=tuple(decay.FORMS),
-    auto=lambda options: "chunkwise",
+    auto=auto,
     source="Sun et al. 2023 (RetNet), equations 5-8",
     computes="S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q) swish(x W), q, k turned",
     time="T C D + T D^2 in chunks of C",
@@ -185,7 +186,7 @@ GATED_LINEAR = MixerEntry(
     make=make_gated_linear,
     parts=SHARED_PARTS | {"short_convolution"},
     implementations=tuple(decay.FORMS),
-    auto=lambda options: "chunkwise",
+    auto=auto,
     source="Yang et al. 2024 (GLA), equation 3, sections 4.3 and 4.4",
     computes="S_t = diag(a_t) S_(t-1) + k_t v_t^T, a_t = sigmoid(x W W')^(1/16), "
     "y = norm(S^T q) swish(x W'')",

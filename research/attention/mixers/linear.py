@@ -10,90 +10,52 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.entries import MixerEntry
 from research.attention.mixers import decay
 from research.attention.mixers.features import Elu, FeatureMap, RandomFeatures, Taylor
-from research.attention.mixers.linear_time import SHARED_PARTS, LinearTime, shared_options, wide
+from research.attention.mixers.linear_time import (
+    SHARED_PARTS,
+    LinearTime,
+    auto,
+    shared_options,
+    wide,
+)
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Parameter
 
 if TYPE_CHECKING:
     from research.attention.options import Options
 
-# What is added to a row's sum of feature products unless the features ask for less.
-EPSILON = Elu.epsilon
-
 State = tuple[Float[Array, "B H D Dv"], Float[Array, "B H D"]]
 
 
-def feature_map(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """elu(x) + 1 in float32 or wider (Katharopoulos et al. 2020, equation 7)."""
-    return Elu().keys(x)
-
-
-def empty_state(
-    batch: int, heads: int, width: int, value_width: int, dtype: Any = jnp.float32
-) -> State:
-    """The sums over no keys: (B, H, D, Dv) of k v and (B, H, D) of k."""
-    return jnp.zeros((batch, heads, width, value_width), dtype), jnp.zeros(
-        (batch, heads, width), dtype
-    )
-
-
-def parallel(
+def normalized(
+    form: Callable[..., Any],
     q: Float[Array, "B T H D"],
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     state: State,
-    epsilon: float = EPSILON,
+    epsilon: float,
+    **options: Any,
 ) -> tuple[State, Float[Array, "B T H Dv"]]:
-    """All pairs at once (Katharopoulos et al. 2020, equation 8), quadratic in T.
+    """sum_s (q_t . k_s) v_s / (epsilon + sum_s q_t . k_s) over s <= t.
+
+    Katharopoulos et al. 2020, equations 8 and 16-20.
 
     Args:
+        form: one of ``decay.FORMS``.
         q: queries after the feature map, float32 or wider, like the others.
         k: keys after the feature map.
         v: values.
-        state: sums over the keys before these.
+        state: sums of k v and of k over the keys before these.
         epsilon: is added to a query's sum over keys before dividing by it.
+        **options: of the form.
 
     Returns:
         The state after these keys and the outputs.
     """
-    return _divided(decay.parallel, q, k, v, state, epsilon)
-
-
-def chunkwise(
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B T H D"],
-    v: Float[Array, "B T H Dv"],
-    state: State,
-    epsilon: float = EPSILON,
-    chunk: int = decay.CHUNK,
-) -> tuple[State, Float[Array, "B T H Dv"]]:
-    """All pairs within a chunk, the state between chunks: linear in T (Hua et al. 2022, 3.4).
-
-    Arguments and results are those of ``parallel``; T need not be a multiple of ``chunk``.
-    """
-    return _divided(decay.chunkwise, q, k, v, state, epsilon, chunk=chunk)
-
-
-def recurrent(
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B T H D"],
-    v: Float[Array, "B T H Dv"],
-    state: State,
-    epsilon: float = EPSILON,
-) -> tuple[State, Float[Array, "B T H Dv"]]:
-    """One token after the other (Katharopoulos et al. 2020, equations 16-20); as ``parallel``."""
-    return _divided(decay.recurrent, q, k, v, state, epsilon)
-
-
-def _divided(form: Callable[..., Any], q, k, v, state, epsilon, **options):
     # A value that is always 1 sums the weights.
     v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
     memory = jnp.concatenate([state[0], state[1][..., None]], -1)
     memory, y = form(q, k, v, None, memory, **options)
     return (memory[..., :-1], memory[..., -1]), y[..., :-1] / (y[..., -1:] + epsilon)
-
-
-FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,16 +90,18 @@ class LinearAttention(LinearTime):
 
         All are float32 or wider and of the same size at every length.
         """
-        features = self.features.count(self.head_shapes["key"][1])
-        shape = (batch, self.num_heads, features, self.head_width)
-        return {"sums": empty_state(*shape, wide(dtype)), "inputs": self.init_inputs(batch, dtype)}
+        keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))
+        shapes = ((*keys, self.head_width), keys)
+        sums = tuple(jnp.zeros(shape, wide(dtype)) for shape in shapes)
+        return {"sums": sums, "inputs": self.init_inputs(batch, dtype)}
 
     def mix(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """The next T tokens by a form; see ``LinearTime``."""
         heads, inputs = self.split(params, state["inputs"], x)
-        sums, y = FORMS[form](
+        sums, y = normalized(
+            decay.FORMS[form],
             self.features.queries(heads["query"]),
             self.features.keys(heads["key"]),
             heads["value"].astype(wide(x.dtype)),
@@ -175,8 +139,8 @@ def make_based(options: "Options") -> LinearAttention:
 LINEAR = MixerEntry(
     make=make,
     parts=SHARED_PARTS | {"short_convolution"},
-    implementations=tuple(FORMS),
-    auto=lambda options: "chunkwise",
+    implementations=tuple(decay.FORMS),
+    auto=auto,
     source="Katharopoulos et al. 2020, equations 7, 8 and 16-20",
     computes="sum_s phi(q_t).phi(k_s) v_s / sum_s phi(q_t).phi(k_s), phi = elu + 1",
     time="T C D + T D^2 in chunks of C",
@@ -186,8 +150,8 @@ LINEAR = MixerEntry(
 PERFORMER = MixerEntry(
     make=make_performer,
     parts=SHARED_PARTS | {"short_convolution", "feature_width", "mechanism_seed"},
-    implementations=tuple(FORMS),
-    auto=lambda options: "chunkwise",
+    implementations=tuple(decay.FORMS),
+    auto=auto,
     source="Choromanski et al. 2021, equations 4 and 5, lemma 1, section 2.4",
     computes="linear attention, phi(x)_i = exp(w_i.x - |x|^2 / 2) with F orthogonal random w_i",
     time="T C F + T F D in chunks of C",
@@ -197,8 +161,8 @@ PERFORMER = MixerEntry(
 BASED = MixerEntry(
     make=make_based,
     parts=SHARED_PARTS | {"short_convolution", "feature_width"},
-    implementations=tuple(FORMS),
-    auto=lambda options: "chunkwise",
+    implementations=tuple(decay.FORMS),
+    auto=auto,
     source="Arora et al. 2024 (Based), section 3.1",
     computes="linear attention, phi(q).phi(k) = 1 + s + s^2 / 2, s = q.k / sqrt(d), d = 16",
     time="T C d^2 + T d^2 D in chunks of C",

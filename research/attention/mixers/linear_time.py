@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.errors import Unsupported
+from research.attention.implementations.sharding import context_size
 from research.attention.mixers import decay, short_convolution
 from research.attention.mixers.mixer import Mixer
 from research.attention.mixers.projections import projections, split_heads
@@ -30,7 +31,7 @@ class LinearTime(Mixer):
         num_heads: H.
         head_width: D, of values, and of queries and keys unless the mixer says otherwise.
         implementation: a name in ``decay.FORMS``; they compute the same function.
-        block_size: the chunk of the chunkwise form; 0 chooses.
+        block_size: the chunk of the chunkwise and ring forms; 0 chooses.
         short_convolution: taps of a causal convolution, followed by SiLU, on what becomes queries,
             keys and values; 0 leaves both out.
         use_bias: adds a bias to each of the four projections.
@@ -123,7 +124,7 @@ class LinearTime(Mixer):
 
     def options_of(self, form: str) -> dict[str, int]:
         """The options that a form has."""
-        return {"chunk": self.chunk} if form == "chunkwise" else {}
+        return {"chunk": self.chunk} if form in ("chunkwise", "ring") else {}
 
     def _channels(self):
         return {name: heads * width for name, (heads, width) in self.head_shapes.items()}
@@ -152,6 +153,11 @@ def shared_options(options: "Options") -> dict[str, Any]:
         "init_stddev": options.init_stddev,
         "out_scale": options.out_scale,
     }
+
+
+def auto(options: "Options") -> str:
+    """The form for whole sequences: "ring" if the active mesh splits them, else "chunkwise"."""
+    return "ring" if context_size() > 1 else "chunkwise"
 
 
 SHARED_PARTS = frozenset({"num_heads", "head_width", "block_size", "use_bias"})

@@ -10,8 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from research.attention.implementations import sharding
+from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, context_size
 from research.attention.parameters import Normal, Parameter
 
 
@@ -45,13 +49,42 @@ def apply(
     count, length = taps.shape[0], x.shape[1]
     if past.shape[1] != count - 1:
         raise ValueError(f"past holds {past.shape[1]} inputs; {count} taps need {count - 1}")
-    seen = jnp.concatenate([past.astype(x.dtype), x], axis=1)
-    filters = taps.astype(x.dtype)
+    before, filters = past.astype(x.dtype), taps.astype(x.dtype)
+    new = jnp.concatenate([before, x], axis=1)[:, length:].astype(past.dtype)
+    devices = context_size()
+    if devices > 1 and length % devices == 0 and count <= length // devices:
+        return _over_context(x, filters, before), new
+    return _filtered(x, filters, before), new
+
+
+def _filtered(x, filters, before):
+    count, length = filters.shape[0], x.shape[1]
+    seen = jnp.concatenate([before, x], axis=1)
     shifted = (
-        filters[n] * jax.lax.slice_in_dim(seen, count - 1 - n, count - 1 - n + length, axis=1)
+        filters[n] * lax.slice_in_dim(seen, count - 1 - n, count - 1 - n + length, axis=1)
         for n in range(count)
     )
-    return functools.reduce(jnp.add, shifted), seen[:, length:].astype(past.dtype)
+    return functools.reduce(jnp.add, shifted)
+
+
+def _over_context(x, filters, before):
+    """``_filtered``, where each device gets its last inputs from the one before it.
+
+    The compiler, left to itself, moves whole sequences for the gradient.
+    """
+    kept, devices = filters.shape[0] - 1, context_size()
+    batch_axis = sharding.splits(DATA, x.shape[0])
+    channel_axis = sharding.splits(MODEL, x.shape[2])
+
+    def local(x, filters, before):
+        last = lax.slice_in_dim(x, x.shape[1] - kept, x.shape[1], axis=1)
+        last = lax.ppermute(last, CONTEXT, [(i, i + 1) for i in range(devices - 1)])
+        before = jnp.where(lax.axis_index(CONTEXT) == 0, before, last)
+        return _filtered(x, filters, before)
+
+    tokens = P(batch_axis, CONTEXT, channel_axis)
+    specs = (tokens, P(None, channel_axis), P(batch_axis, None, channel_axis))
+    return sharding.manual(local, specs, tokens)(x, filters, before)
 
 
 def parameters(length: int, channels: dict[str, int]) -> dict[str, Parameter]:

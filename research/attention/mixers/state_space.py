@@ -15,6 +15,7 @@ from research.attention.mixers.linear_time import (
     NORM_EPSILON,
     SHARED_PARTS,
     LinearTime,
+    auto,
     shared_options,
     wide,
 )
@@ -126,7 +127,7 @@ STATE_SPACE = MixerEntry(
     make=make,
     parts=SHARED_PARTS | {"feature_width", "short_convolution"},
     implementations=tuple(decay.FORMS),
-    auto=lambda options: "chunkwise",
+    auto=auto,
     source="Dao and Gu 2024 (Mamba-2), sections 6 and 7",
     computes="S_t = exp(-dt A) S_(t-1) + dt B_t x_t^T, y = norm((S^T C + skip x) swish(z)) W",
     time="T C N + T N D in chunks of C",

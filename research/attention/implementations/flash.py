@@ -1,0 +1,373 @@
+"""FlashAttention's loops over blocks of queries and keys, forwards and backwards, in plain JAX.
+
+What ``blockwise`` runs once, and ``ring`` once for the keys of every device. The online softmax is
+that of Milakov & Gimelshein 2018, algorithm 3; the loops are those of Dao 2023 (FlashAttention-2),
+algorithms 1 and 2. A normalizer that looks at each score by itself runs in the same loops without
+the sums.
+
+Arrays in blocks: queries (rows, B*K, G*q_block, D) and keys (columns, B*K, kv_block, D), where the
+G = H/K query heads of a group are rows of one matrix, so that their keys are not repeated.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from research.attention.implementations.blocks import Visits, at, visit
+from research.attention.parts.biases import Bias
+from research.attention.parts.masks import Mask, static
+from research.attention.parts.normalizers import (
+    FORBIDDEN,
+    Normalizer,
+    Sigmoid,
+    Smoothed,
+    Softmax,
+    SquaredRelu,
+)
+from research.attention.parts.scores import Score
+
+# Above FORBIDDEN and below any real score: a row maximum that starts here gives forbidden keys the
+# weight exp(FORBIDDEN - LOWEST) = 0 even in rows where nothing is allowed.
+LOWEST = 0.1 * FORBIDDEN
+
+# Normalizers whose weights have no divisor and depend on one score each.
+ELEMENTWISE = (Sigmoid, SquaredRelu)
+
+# Measured on CPU; products of this size run at full speed there and fit the caches.
+Q_BLOCK, KV_BLOCK = 256, 512
+
+
+class Shape(NamedTuple):
+    """The static part of the problem."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    q_block: int
+    kv_block: int
+
+
+class Index(NamedTuple):
+    """Positions of queries (rows, q_block) and keys (columns, kv_block), which keys exist, and
+    which heads these are, (H, 1, 1)."""
+
+    q: Any
+    kv: Any
+    real: Any
+    head: Any
+
+
+class Parts(NamedTuple):
+    """What is done to a block of raw scores: biases, then an element-wise normalizer if any."""
+
+    biases: tuple[Bias, ...]
+    elementwise: Normalizer | None
+
+
+class Problem(NamedTuple):
+    """Everything but queries, keys, values and what to visit."""
+
+    parts: Parts
+    mask: Mask
+    index: Index
+
+
+class Statistics(NamedTuple):
+    """Of the keys seen so far.
+
+    The largest score of each query and the sum of exponentials relative to it, (rows, B*K,
+    G*q_block), and the values weighted by those, (rows, B*K, G*q_block, Dv). An axis of length 1
+    would be 128 numbers wide in the memory of a TPU.
+    """
+
+    top: Array
+    total: Array
+    out: Array
+
+
+def lacks(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+    """The part of this mechanism that these loops cannot compute; empty if there is none."""
+    if not isinstance(normalizer, (Softmax, Smoothed, *ELEMENTWISE)):
+        return f"normalizer {normalizer.name!r}"
+    if not score.has_dot_form:
+        return f"score {type(score).__name__} (it has no dot-product form)"
+    return ""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Sharpen(Bias):
+    """score * by."""
+
+    by: float = static()
+
+    def __call__(self, score: Array, head: Any, q_index: Any, kv_index: Any) -> Array:
+        return score * self.by
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _LogSigmoid(Bias):
+    """log sigma(score): the softmax of it is sigma normalized to a sum of 1."""
+
+    def __call__(self, score: Array, head: Any, q_index: Any, kv_index: Any) -> Array:
+        return jax.nn.log_sigmoid(score)
+
+
+def parts_of(
+    biases: tuple[Bias, ...], normalizer: Normalizer, heads: int
+) -> tuple[Parts, Array | None]:
+    """The mechanism, and the extra logit of each head (H,) in the divisor of its softmax."""
+    if isinstance(normalizer, ELEMENTWISE):
+        return Parts(biases, normalizer), None
+    if isinstance(normalizer, Smoothed):
+        return Parts((*biases, _LogSigmoid()), None), None
+    if normalizer.sharpening != 1.0:  # ty: ignore[missing-attribute]  # it is a Softmax
+        biases = (*biases, _Sharpen(normalizer.sharpening))  # ty: ignore[missing-attribute]
+    extra = normalizer.extra_logit
+    return Parts(biases, None), None if extra is None else jnp.broadcast_to(extra, (heads,))
+
+
+def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
+    """(B, N, H, D) -> (blocks, B*K, G*block, D), zeros at the end of each piece.
+
+    Args:
+        x: queries, or keys and values, of which each head is a group by itself.
+        kv_heads: K.
+        block: how many positions to a block.
+        pieces: equal parts of the N positions that share no block.
+    """
+    b, n, heads, width = x.shape
+    length, group = n // pieces, heads // kv_heads
+    count = -(-length // block)
+    x = x.reshape(b, pieces, length, kv_heads, group, width)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, count * block - length), *[(0, 0)] * 3))
+    x = x.reshape(b, pieces * count, block, kv_heads, group, width).transpose(1, 0, 3, 4, 2, 5)
+    return x.reshape(pieces * count, b * kv_heads, group * block, width)
+
+
+def join(x: Array, batch: int, heads: int, block: int, length: int, pieces: int = 1) -> Array:
+    """The inverse of ``cut``: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
+    count, width = x.shape[0], x.shape[-1]
+    x = x.reshape(count, batch, heads, block, width).transpose(1, 0, 3, 2, 4)
+    x = x.reshape(batch, pieces, -1, heads, width)[:, :, : length // pieces]
+    return x.reshape(batch, length, heads, width)
+
+
+def _dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
+    return jnp.einsum(equation, x, y, preferred_element_type=dtype)
+
+
+def _finish(shape, raw, problem, row, column, masked):
+    """From raw scores (B*K, G*q, k) of one block to final ones, or to element-wise weights."""
+    (biases, elementwise), mask, index = problem
+    if not biases and not masked and elementwise is None:
+        return raw
+    scores = raw.reshape(shape.batch, shape.heads, shape.q_block, shape.kv_block)
+    q_index, kv_index = at(index.q, row)[:, None], at(index.kv, column)[None, :]
+    for bias in biases:
+        scores = bias(scores, index.head, q_index, kv_index)
+    allowed = mask(q_index, kv_index) & at(index.real, column) if masked else None
+    if elementwise is not None:
+        scores, _ = elementwise.parts(scores, allowed)
+    elif allowed is not None:
+        scores = jnp.where(allowed, scores, FORBIDDEN)
+    return scores.reshape(raw.shape)
+
+
+def _finish_transposed(shape, raw, *rest):
+    """``_finish`` for raw scores (B*K, k, G*q)."""
+    return jnp.swapaxes(_finish(shape, jnp.swapaxes(raw, 1, 2), *rest), 1, 2)
+
+
+def _extra_rows(shape: Shape, extra: Array) -> Array:
+    """The extra logit of each row of a block: (H,) -> (B*K, G*q_block)."""
+    group = shape.heads // shape.kv_heads
+    rows = jnp.broadcast_to(
+        extra.reshape(shape.kv_heads, group, 1), (shape.batch, shape.kv_heads, group, shape.q_block)
+    )
+    return rows.reshape(shape.batch * shape.kv_heads, group * shape.q_block)
+
+
+def start(shape: Shape, q: Array, v: Array, extra: Array | None) -> Statistics:
+    """Before the first key. An extra logit is one that was seen already and has the value 0."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    zero = jnp.zeros(q.shape[:3], dtype)
+    out = jnp.zeros((*q.shape[:3], v.shape[-1]), dtype)
+    if extra is None:
+        return Statistics(zero + LOWEST, zero, out)
+    return Statistics(_extra_rows(shape, extra) + zero, zero + 1, out)
+
+
+def forward(
+    shape: Shape, q: Array, k: Array, v: Array, problem: Problem, visits: Visits, seen: Statistics
+) -> Statistics:
+    """FlashAttention-2, algorithm 1: one row of blocks after the other, after ``seen``.
+
+    ``visits`` lists the columns of each row.
+    """
+    dtype = seen.out.dtype
+
+    def one_row(_, xs):
+        row, query, before = xs
+
+        def step(column, carry, masked):
+            top, total, out = carry
+            scores = _dot("nqd,nkd->nqk", query, at(k, column), dtype)
+            scores = _finish(shape, scores, problem, row, column, masked)
+            value = at(v, column)
+            if problem.parts.elementwise is not None:
+                out = out + _dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
+                return Statistics(top, total, out)
+            new_top = jnp.maximum(top, jnp.max(scores, -1))
+            weights = jnp.exp(scores - new_top[..., None])
+            shrink = jnp.exp(top - new_top)
+            total = total * shrink + jnp.sum(weights, -1)
+            out = out * shrink[..., None] + _dot(
+                "nqk,nkd->nqd", weights.astype(v.dtype), value, dtype
+            )
+            return Statistics(new_top, total, out)
+
+        return None, visit(visits, row, step, before)
+
+    return lax.scan(one_row, None, (jnp.arange(q.shape[0]), q, seen))[1]
+
+
+def conclude(seen: Statistics, dtype: Any) -> tuple[Array, Array]:
+    """The output in this dtype, and the logarithm of each row's sum; zeros where there is none."""
+    empty = seen.total == 0
+    total = jnp.where(empty, 1, seen.total)
+    out = (seen.out / total[..., None]).astype(dtype)
+    return out, jnp.where(empty, 0, seen.top + jnp.log(total))
+
+
+class Gradients(NamedTuple):
+    """Of the queries, transposed (rows, B*K, D, G*q_block), and of the float leaves of the parts,
+    which add up over passes."""
+
+    q: Array
+    leaves: list[Array]
+
+
+def no_gradients(q: Array, parts: Parts) -> Gradients:
+    """Before the first backward pass."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    leaves = [
+        jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in float_leaves(parts)[0]
+    ]
+    return Gradients(jnp.zeros(jnp.swapaxes(q, -1, -2).shape, dtype), leaves)
+
+
+class Rows(NamedTuple):
+    """What a backward pass knows of the queries.
+
+    Attributes:
+        grad: gradient of the output, in blocks like q.
+        log_sum: as ``conclude`` gives it, (rows, B*K, G*q_block).
+        delta: of the same shape, the products of grad and output.
+    """
+
+    grad: Array
+    log_sum: Array
+    delta: Array
+
+
+def backward(
+    shape: Shape, q: Array, k: Array, v: Array, problem: Problem, visits: Visits, rows: Rows,
+    sums: Gradients,
+) -> tuple[Gradients, Array, Array]:  # fmt: skip
+    """FlashAttention-2, algorithm 2, one column of blocks after the other.
+
+    ``visits`` lists the rows of each column. Returns the sums with these keys' share, and the
+    gradients of k and v, float32 or wider.
+    """
+    dtype = rows.log_sum.dtype
+    leaves, rebuild = float_leaves(problem.parts)
+
+    def one_column(sums, column):
+        key, value = at(k, column), at(v, column)
+        key_transposed = jnp.swapaxes(key, -1, -2)
+
+        def step(row, carry, masked):
+            (dq, dleaves), dk, dv = carry
+
+            def finish(raw, leaves):
+                bound = problem._replace(parts=rebuild(leaves))
+                return _finish_transposed(shape, raw, bound, row, column, masked)
+
+            query, given = at(q, row), Rows(*(at(x, row) for x in rows))
+            elementwise = problem.parts.elementwise is not None
+            weights, draw, dleaf = _through_scores(
+                query, key, value, given, finish, leaves, elementwise
+            )
+            dv = dv + _dot("nkq,nqd->nkd", weights.astype(v.dtype), given.grad, dtype)
+            dk = dk + _dot("nkq,nqd->nkd", draw, query, dtype)
+            dquery = at(dq, row) + _dot("ndk,nkq->ndq", key_transposed, draw, dtype)
+            dq = lax.dynamic_update_index_in_dim(dq, dquery, row, 0)
+            dleaves = [total + part for total, part in zip(dleaves, dleaf, strict=True)]
+            return Gradients(dq, dleaves), dk, dv
+
+        zeros = (jnp.zeros(key.shape, dtype), jnp.zeros(value.shape, dtype))
+        sums, dk, dv = visit(visits, column, step, (sums, *zeros))
+        return sums, (dk, dv)
+
+    sums, (dk, dv) = lax.scan(one_column, sums, jnp.arange(k.shape[0]))
+    return sums, dk, dv
+
+
+def _through_scores(query, key, value, rows, finish, leaves, elementwise):
+    """The weights of a block, and the gradients of its raw scores and of the leaves.
+
+    Blocks of scores are transposed to (keys, queries). That way no product contracts the rows of
+    its left operand, which XLA's CPU library does at a third of its speed; the gradient of q is
+    summed transposed for the same reason.
+    """
+    dtype = rows.log_sum.dtype
+    raw = _dot("nkd,nqd->nkq", key, query, dtype)
+    scores, pull = jax.vjp(finish, raw, leaves)
+    dweights = _dot("nkd,nqd->nkq", value, rows.grad, dtype)
+    if elementwise:
+        weights, dscores = scores, dweights
+    else:
+        weights = jnp.exp(scores - rows.log_sum[:, None])
+        dscores = weights * (dweights - rows.delta[:, None])
+    draw, dleaves = pull(dscores)
+    return weights, draw.astype(query.dtype), dleaves
+
+
+def extra_gradient(shape: Shape, extra: Array, rows: Rows) -> Array:
+    """That of a key of value 0: each row adds -weight * delta. Of padding rows delta is 0."""
+    weight = jnp.exp(_extra_rows(shape, extra) - rows.log_sum)
+    group = shape.heads // shape.kv_heads
+    by_row = (weight * rows.delta).reshape(-1, shape.batch, shape.kv_heads, group, shape.q_block)
+    return -jnp.sum(by_row, (0, 1, 4)).reshape(extra.shape)
+
+
+def float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:
+    """The leaves that have gradients, and what puts others in their place.
+
+    The second is ``rebuild(new, rest)``; ``rest`` is applied to the leaves without gradients.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    at = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+
+    def rebuild(new: list[Array], rest: Callable[[Any], Any] = lambda x: x) -> Any:
+        filled = dict(zip(at, new, strict=True))
+        return structure.unflatten(
+            [filled[i] if i in filled else rest(x) for i, x in enumerate(leaves)]
+        )
+
+    return [jnp.asarray(leaves[i]) for i in at], rebuild
+
+
+def no_gradient(leaf: Any) -> Any:
+    """The cotangent of what is not differentiated, in the form ``custom_vjp`` wants."""
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return jnp.zeros_like(leaf)
+    return np.zeros(jnp.shape(leaf), jax.dtypes.float0)

@@ -1,0 +1,347 @@
+"""Exact attention over a sequence that is split over devices: memory linear in length / devices.
+
+Every device has the queries, keys and values of some positions. Either the keys and values go
+around the devices, one step a round, while each computes with those it has (Liu et al. 2023, "Ring
+Attention with Blockwise Transformers", section 3); or each gathers all of them (Llama Team 2024,
+Llama 3, section 3.3.2), which is the implementation "gather". Which blocks of scores a device
+computes in which round is decided by ``rounds``, and the loops over them are those of ``flash``.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Integer
+
+from research.attention.errors import Unsupported
+from research.attention.implementations import blockwise, flash, rounds, sharding
+from research.attention.implementations.blocks import Visits, at
+from research.attention.implementations.flash import lacks
+from research.attention.implementations.rounds import Layout, Rounds
+from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
+from research.attention.parts.biases import Bias
+from research.attention.parts.masks import Mask, full
+from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.scores import Score, scaled_dot
+
+
+def attend(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    *,
+    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
+    mask: Mask = full(),  # noqa: B008
+    biases: tuple[Bias, ...] = (),
+    normalizer: Normalizer = softmax,
+    q_index: Integer[Array | np.ndarray, " T"] | None = None,
+    kv_index: Integer[Array | np.ndarray, " S"] | None = None,
+    block_size: int = 0,
+    gathered: bool = False,
+) -> Float[Array, "B T H Dv"]:
+    """The same function as ``dense.attend``, T and S split over the axis "context" of the mesh.
+
+    With that axis of size 1, or without a mesh, it is ``blockwise.attend``, whose arguments and
+    errors it has. Lengths need not be multiples of the devices. The batch is split over "data" and
+    the heads over "model" where they can be.
+
+    Args:
+        q: as in ``blockwise.attend``, like all arguments not described here.
+        k: keys.
+        v: values.
+        score: how a query and a key match.
+        mask: which pairs are allowed.
+        biases: applied to the scores in order; their float leaves get gradients.
+        normalizer: from scores to weights; its float leaves get gradients.
+        q_index: absolute positions of the queries; 0 .. T-1 if None.
+        kv_index: absolute positions of the keys; 0 .. S-1 if None.
+        block_size: queries and keys to a block; 0 chooses. Does not change the result.
+        gathered: whether each device gathers all keys and values instead of passing them on.
+    """
+    if missing := lacks(score, mask, biases, normalizer):
+        raise Unsupported(f"ring attention lacks {missing}; use implementation 'gather'")
+    shards = sharding.context_size()
+    if shards == 1:
+        return blockwise.attend(
+            q, k, v, score=score, mask=mask, biases=biases, normalizer=normalizer,
+            q_index=q_index, kv_index=kv_index, block_size=block_size,
+        )  # fmt: skip
+    (b, t, h, _), s, out_dtype = q.shape, k.shape[1], q.dtype
+    q, k = score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
+    k, v = (sharding.enough_heads(x, h) for x in (k, v))
+    blocks = (block_size or flash.Q_BLOCK, block_size or flash.KV_BLOCK)
+    found = rounds.schedule(mask, q_index, kv_index, (t, s), blocks, shards, gathered)
+    parts, extra = flash.parts_of(biases, normalizer, h)
+    axes = _Axes(sharding.splits(DATA, b), sharding.splits(MODEL, h, k.shape[2]))
+    plan = _Plan(found.rounds, found.queries, found.keys, axes, h)
+    q = _lengthen(q, found.queries)
+    k, v = (_lengthen(x, found.keys) for x in (k, v))
+    tables = _Tables(*(jax.tree.map(jnp.asarray, x) for x in found[3:]))
+    parts, mask = (jax.tree.map(jnp.asarray, x) for x in (parts, mask))
+    return _core(plan, q, k, v, parts, extra, mask, tables)[:, :t].astype(out_dtype)
+
+
+class _Axes(NamedTuple):
+    """The mesh axes that split batch and heads, or None."""
+
+    batch: str | None
+    heads: str | None
+
+
+class _Plan(NamedTuple):
+    """The static part of the problem; H is that of all devices together."""
+
+    rounds: Rounds
+    queries: Layout
+    keys: Layout
+    axes: _Axes
+    heads: int
+
+
+class _Tables(NamedTuple):
+    """Those of a ``Schedule``, as arrays."""
+
+    rows: Array
+    columns: Array
+    real: Array
+    by_row: Visits
+    by_column: Visits
+
+
+def _lengthen(x: Array, layout: Layout) -> Array:
+    return jnp.pad(x, ((0, 0), (0, layout.length - x.shape[1]), (0, 0), (0, 0)))
+
+
+def _specs(plan: _Plan, parts: flash.Parts, extra: Any, mask: Mask, batch: int):
+    """Where arrays (B, N, H, D), arrays in blocks, and the others lie."""
+    batch_axis, heads_axis = plan.axes
+    by_head = jax.tree.map(
+        lambda x: PartitionSpec(heads_axis) if x.shape[:1] == (plan.heads,) else PartitionSpec(),
+        (parts.elementwise, extra),
+    )
+    everywhere = jax.tree.map(lambda x: PartitionSpec(), parts.biases)
+    split = tuple(axis for axis in plan.axes if axis)
+    tokens = PartitionSpec(batch_axis, CONTEXT, heads_axis)
+    blocks = PartitionSpec(CONTEXT, split or None)
+    others = flash.Parts(everywhere, by_head[0]), by_head[1]
+    return tokens, blocks, *others, sharding.mask_specs(mask, batch, batch_axis)
+
+
+class _Device(NamedTuple):
+    """One device's part: its number, the static shape, and the loops' problem in a round."""
+
+    number: Array
+    shape: flash.Shape
+    problem: Any
+
+
+def _device(plan: _Plan, batch: int, heads: tuple[int, int], parts, mask, tables) -> _Device:
+    number = lax.axis_index(CONTEXT)
+    shape = flash.Shape(batch, *heads, plan.queries.block, plan.keys.block)
+    first_head = 0 if plan.axes.heads is None else lax.axis_index(MODEL) * heads[0]
+    head = first_head + jnp.arange(heads[0])[:, None, None]
+
+    def problem(n):
+        # Of gathered keys there is one table for all devices.
+        source = (number - plan.rounds.first - n) % len(tables.columns)
+        columns, real = at(tables.columns, source), at(tables.real, source)
+        index = flash.Index(at(tables.rows, number), columns, real, head)
+        return flash.Problem(parts, mask, index)
+
+    return _Device(number, shape, problem)
+
+
+def _visits(device: _Device, visits: Visits, n: Any) -> Visits:
+    return Visits(*(at(at(x, n), device.number) for x in visits))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _core(plan, q, k, v, parts, extra, mask, tables):
+    """Attention of (B, N, H, D), N of the lengths of the plan's layouts."""
+    return _forward(plan, q, k, v, parts, extra, mask, tables)[0]
+
+
+def _forward(plan, q, k, v, parts, extra, mask, tables):
+    tokens, blocks, parts_spec, extra_spec, mask_spec = _specs(plan, parts, extra, mask, len(q))
+    none = PartitionSpec()
+
+    def local(q, k, v, parts, extra, mask, tables):
+        (batch, length, heads, _), kv_heads = q.shape, k.shape[2]
+        device = _device(plan, batch, (heads, kv_heads), parts, mask, tables)
+        q = _cut(plan.queries, q, kv_heads)
+        k, v = (_cut(plan.keys, x, kv_heads) for x in (k, v))
+
+        def step(n, seen, keys):
+            visits = _visits(device, tables.by_row, n)
+            return flash.forward(device.shape, q, *keys, device.problem(n), visits, seen)
+
+        seen = _around(plan, step, flash.start(device.shape, q, v, extra), (k, v))
+        out, log_sum = flash.conclude(seen, v.dtype)
+        layout = plan.queries
+        out = flash.join(out, batch, heads, layout.block, length, layout.pieces)
+        return _natural(layout, out), (q, k, v, log_sum)
+
+    specs = (tokens, tokens, tokens, parts_spec, extra_spec, mask_spec, none)
+    run = sharding.manual(local, specs, (tokens, blocks))
+    out, (*arrays, log_sum) = run(q, k, v, parts, extra, mask, tables)
+    return out, (*arrays, parts, extra, mask, tables, out, log_sum)
+
+
+def _backward(plan, saved, grad):
+    q, k, v, parts, extra, mask, tables, out, log_sum = saved
+    delta = jnp.sum(grad.astype(log_sum.dtype) * out, -1, keepdims=True)
+    tokens, blocks, parts_spec, extra_spec, mask_spec = _specs(plan, parts, extra, mask, len(grad))
+    leaves, rebuild = flash.float_leaves(parts)
+    leaf_specs = jax.tree.leaves(parts_spec, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    is_float = [jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(parts)]
+    leaf_specs = [spec for spec, yes in zip(leaf_specs, is_float, strict=True) if yes]
+    none = PartitionSpec()
+
+    def local(q, k, v, grad, log_sum, delta, parts, extra, mask, tables):
+        batch, length, heads, _ = grad.shape
+        kv_heads = q.shape[1] // batch
+        device = _device(plan, batch, (heads, kv_heads), parts, mask, tables)
+        grad, delta = (_cut(plan.queries, x, kv_heads) for x in (grad, delta))
+        rows = flash.Rows(grad, log_sum, delta[..., 0])
+
+        def step(n, sums, keys):
+            visits = _visits(device, tables.by_column, n)
+            return flash.backward(device.shape, q, *keys, device.problem(n), visits, rows, sums)
+
+        sums, dk, dv = _around_and_back(plan, step, flash.no_gradients(q, parts), (k, v))
+        dq = jnp.swapaxes(sums.q, -1, -2).astype(q.dtype)
+        dq = _whole(plan.queries, dq, batch, heads, length)
+        length = plan.keys.length // plan.keys.shards
+        dk, dv = (
+            _whole(plan.keys, dx.astype(x.dtype), batch, kv_heads, length)
+            for dx, x in ((dk, k), (dv, v))
+        )
+        dextra = None if extra is None else flash.extra_gradient(device.shape, extra, rows)
+        return dq, dk, dv, *_summed(plan, sums.leaves, leaf_specs, dextra, extra_spec)
+
+    specs = (*[blocks] * 3, tokens, blocks, tokens, parts_spec, extra_spec, mask_spec, none)
+    run = sharding.manual(local, specs, (*[tokens] * 3, leaf_specs, extra_spec))
+    dq, dk, dv, dleaves, dextra = run(q, k, v, grad, log_sum, delta, parts, extra, mask, tables)
+    dleaves = [g.astype(x.dtype) for g, x in zip(dleaves, leaves, strict=True)]
+    dextra = None if extra is None else dextra.astype(extra.dtype)
+    rest = jax.tree.map(flash.no_gradient, (mask, tables))
+    return dq, dk, dv, rebuild(dleaves, flash.no_gradient), dextra, *rest
+
+
+_core.defvjp(_forward, _backward)
+
+
+def _summed(plan, dleaves, leaf_specs, dextra, extra_spec):
+    """Gradients of what several devices share, added up over them."""
+    used = (plan.axes.batch, CONTEXT, plan.axes.heads)
+
+    def add(x, spec):
+        return lax.psum(x, tuple(axis for axis in used if axis and axis not in spec))
+
+    total = [add(x, spec) for x, spec in zip(dleaves, leaf_specs, strict=True)]
+    return total, None if dextra is None else add(dextra, extra_spec)
+
+
+def _around(plan: _Plan, step: Any, carry: Any, keys: Any) -> Any:
+    """``carry = step(n, carry, keys)`` in every round n, the keys moving on in between."""
+
+    def one(state, n):
+        carry, keys = state
+        # Before the step, which does not wait for it.
+        following = [_shifted(plan, x, 1) for x in keys]
+        return (step(n, carry, keys), following), None
+
+    keys, last = [_fetched(plan, x) for x in keys], plan.rounds.count - 1
+    if last:
+        (carry, keys), _ = lax.scan(one, (carry, keys), jnp.arange(last))
+    return step(last, carry, keys)
+
+
+def _around_and_back(plan: _Plan, step: Any, sums: Any, keys: Any) -> Any:
+    """``_around`` with gradients of the keys, which move with them and return in the end.
+
+    ``step(n, sums, keys)`` returns the sums and what is added to the gradients.
+    """
+
+    def one(n, carry, keys):
+        sums, moving = carry
+        # Found so far by the device that had these keys before; again no step waits for it.
+        moving = [_shifted(plan, x, 1) for x in moving]
+        sums, *found = step(n, sums, keys)
+        return sums, [x + y for x, y in zip(moving, found, strict=True)] if moving else found
+
+    several, dtype = plan.rounds.count > 1, sums.q.dtype
+    moving = [jnp.zeros(x.shape, dtype) for x in keys] if several else []
+    sums, found = _around(plan, one, (sums, moving), keys)
+    return sums, *(_returned(plan, x) for x in found)
+
+
+def _fetched(plan: _Plan, x: Array) -> Array:
+    """What the first round reads."""
+    if plan.rounds.gathered:
+        return lax.all_gather(x, CONTEXT, axis=0, tiled=True)
+    return _shifted(plan, x, plan.rounds.first)
+
+
+def _returned(plan: _Plan, x: Array) -> Array:
+    """Gradients of what the last round read, on the devices that own it."""
+    if plan.rounds.gathered:
+        return lax.psum_scatter(x, CONTEXT, scatter_dimension=0, tiled=True)
+    return _shifted(plan, x, -(plan.rounds.first + plan.rounds.count - 1))
+
+
+def _shifted(plan: _Plan, x: Array, distance: int) -> Array:
+    """Each device's x on the device that far behind it."""
+    shards = plan.queries.shards
+    if distance % shards == 0:
+        return x
+    return lax.ppermute(x, CONTEXT, [(i, (i + distance) % shards) for i in range(shards)])
+
+
+def _cut(layout: Layout, x: Array, kv_heads: int) -> Array:
+    """From the natural order to blocks in the order of the layout."""
+    return flash.cut(_traded(layout, x), kv_heads, layout.block, layout.pieces)
+
+
+def _whole(layout: Layout, x: Array, batch: int, heads: int, length: int) -> Array:
+    """The inverse of ``_cut``."""
+    x = flash.join(x, batch, heads, layout.block, length, layout.pieces)
+    return _natural(layout, x)
+
+
+def _trades(layout: Layout) -> list[list[tuple[int, int]]]:
+    """From which device to which the first, and the second, half of each natural piece moves.
+
+    Device i has the halves 2 i and 2 i + 1 of a sequence of 2 n and is to have i and 2 n - 1 - i:
+    one of them is even, so a first half, and the other is odd.
+    """
+    owner = {int(half): i for i, halves in enumerate(layout.owned) for half in halves}
+    return [[(i, owner[2 * i + odd]) for i in range(layout.shards)] for odd in (0, 1)]
+
+
+def _traded(layout: Layout, x: Array) -> Array:
+    """(B, N, ...) from natural to zigzag order."""
+    if layout.pieces == 1:
+        return x
+    halves = zip(jnp.split(x, 2, axis=1), _trades(layout), strict=True)
+    even, odd = (lax.ppermute(half, CONTEXT, trade) for half, trade in halves)
+    return jnp.concatenate(_swapped(even, odd), axis=1)
+
+
+def _natural(layout: Layout, x: Array) -> Array:
+    """The inverse of ``_traded``."""
+    if layout.pieces == 1:
+        return x
+    halves = zip(_swapped(*jnp.split(x, 2, axis=1)), _trades(layout), strict=True)
+    back = [lax.ppermute(half, CONTEXT, [(j, i) for i, j in trade]) for half, trade in halves]
+    return jnp.concatenate(back, axis=1)
+
+
+def _swapped(first: Array, second: Array) -> tuple[Array, Array]:
+    """On devices of odd number the other way round."""
+    odd = lax.axis_index(CONTEXT) % 2 == 1
+    return jnp.where(odd, second, first), jnp.where(odd, first, second)
