@@ -1,0 +1,271 @@
+"""What a run, or every run of an experiment, will need of a target: memory, time, money."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from research.ablation.experiment import (
+    Cell,
+    Experiment,
+    points,
+    report_cells,
+    tuning_cells,
+    tuning_grid,
+)
+from research.ablation.sweep import populations
+from research.cloud.collectives import Collective, parse_collectives
+from research.cloud.expected import expected_collectives
+from research.cloud.memory import Memory, predict_temporaries
+from research.cloud.prices import Price
+from research.cloud.roofline import Times, estimate
+from research.cloud.step import OutOfMemory, Traced, abstract_task, compile_step, trace_step
+from research.cloud.topology import Target, target_devices
+from research.configuration import apply_deltas
+from research.errors import UserError
+from research.parallel.layout import Layout, layout_of
+from research.tasks.task import Task
+from research.training.program import static_id
+
+
+class Compiled(NamedTuple):
+    """What the compiler says, in bytes on one device.
+
+    Attributes:
+      arguments: kept between steps.
+      temporaries: needed beside them in a step.
+      kernels: calls of Pallas kernels in the program.
+    """
+
+    arguments: float
+    temporaries: float
+    kernels: int
+
+
+class Forecast(NamedTuple):
+    """What training one population on a target will need.
+
+    Attributes:
+      target, layout: where.
+      members: runs that are trained together.
+      traced: FLOPs, parameters and what prediction starts from.
+      memory: predicted, of one device.
+      compiled: None where it was not compiled.
+      collectives: of a step: counted in the compiled program, or expected from the layout.
+      times: of a step; None on devices of which no figures are known.
+      steps, tokens: steps of training, and tokens that all members read in one.
+      price: of its chips; None where there is none.
+    """
+
+    target: Target
+    layout: Layout
+    members: int
+    traced: Traced
+    memory: Memory
+    compiled: Compiled | None
+    collectives: list[Collective]
+    times: Times | None
+    steps: int
+    tokens: int
+    price: Price | None
+
+    @property
+    def needed(self) -> float:
+        """Bytes on one device, as compiled if it was."""
+        if self.compiled is None:
+            return self.memory.total
+        return self.compiled.arguments + self.compiled.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has as much."""
+        return self.needed <= self.target.memory
+
+    @property
+    def hours(self) -> float | None:
+        """Of training, without evaluation, compilation and starting."""
+        return None if self.times is None else self.steps * self.times.step / 3600
+
+    @property
+    def utilization(self) -> float | None:
+        """Model FLOPs per second as a part of the peak (Chowdhery 2022, appendix B)."""
+        chip = self.target.chip
+        if self.times is None or chip is None:
+            return None
+        return self.traced.model_flops / self.times.step / (self.target.chips * chip.flops)
+
+    def cost(self, spot: bool = False) -> float | None:
+        """Returns dollars; None without a price."""
+        rate = None if self.price is None else (self.price.spot if spot else self.price.on_demand)
+        if rate is None or self.hours is None:
+            return None
+        return self.hours * self.target.chips * rate
+
+
+def forecast(
+    config: ConfigDict,
+    target: Target,
+    prices: Mapping[str, Price],
+    compiling: bool,
+    members: int = 1,
+) -> Forecast:
+    """Returns what training a population of `members` runs of a config on a target will need.
+
+    Args:
+      config: the whole config; parallel.how='pmap' is planned as the same layout under 'jit'.
+      target: where.
+      prices: {generation: price}.
+      compiling: compiles the training program for the target, which takes a minute or two and
+        needs libtpu for a slice; otherwise it is predicted from shapes.
+      members: P.
+
+    Raises UserError for a config or layout that makes no sense there.
+    """
+    config = apply_deltas(config, {"parallel.how": "jit"})
+    task = abstract_task(config)
+    layout = layout_of(config, members, target.devices)
+    platform = "tpu" if target.slice else target_devices(target)[0].platform
+    traced = trace_step(config, task, layout, members, platform)
+    temporaries = predict_temporaries(traced.need, traced.weights, config.model.dtype, platform)
+    collectives = expected_collectives(config, layout, traced.parameters, members)
+    compiled = None
+    if compiling:
+        compiled, found = _compile(config, task, layout, members, target, traced)
+        collectives = collectives if found is None else found
+    return Forecast(
+        target=target,
+        layout=layout,
+        members=members,
+        traced=traced,
+        memory=Memory(**traced.kept, temporaries=temporaries),
+        compiled=compiled,
+        collectives=collectives,
+        times=estimate(target, layout.devices, traced.flops, traced.need.moved, collectives),
+        steps=config.train.steps,
+        tokens=members * config.task.batch_size * config.task.length,
+        price=prices.get(target.slice.generation) if target.slice else None,
+    )
+
+
+def _compile(
+    config: ConfigDict, task: Task, layout: Layout, members: int, target: Target, traced: Traced
+) -> tuple[Compiled, list[Collective] | None]:
+    """Returns what the compiler says; no collectives of a program that does not fit."""
+    try:
+        program = compile_step(config, task, layout, members, target_devices(target))
+    except OutOfMemory as error:
+        return Compiled(sum(traced.kept.values()), error.bytes, 0), None
+    analysis, text = program.memory_analysis(), program.as_text()
+    kept = analysis.argument_size_in_bytes
+    kernels = text.count("tpu_custom_call")
+    return Compiled(kept, analysis.temp_size_in_bytes, kernels), parse_collectives(text)
+
+
+class Row(NamedTuple):
+    """All runs of one arm at one point of the axes, on one target.
+
+    Attributes:
+      arm, point: which.
+      runs: tuning runs and reported ones.
+      forecasts: one per population, one after the other.
+    """
+
+    arm: str
+    point: Mapping[str, object]
+    runs: int
+    forecasts: list[Forecast]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all fit."""
+        return all(f.fits for f in self.forecasts)
+
+    @property
+    def hours(self) -> float | None:
+        """Of all of them."""
+        return _sum(f.hours for f in self.forecasts)
+
+    def cost(self, spot: bool = False) -> float | None:
+        """Returns dollars; None without a price."""
+        return _sum(f.cost(spot) for f in self.forecasts)
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Returns the sum; None when one of them is not known."""
+    values = list(values)
+    return None if any(v is None for v in values) else sum(v for v in values if v is not None)
+
+
+def forecast_experiment(
+    experiment: Experiment,
+    target: Target,
+    prices: Mapping[str, Price],
+    compiling: bool,
+    most: int,
+) -> list[Row]:
+    """Returns one row per arm and point, with all runs that a sweep would train.
+
+    Which values tuning will choose is open; any of them costs the same.
+
+    Args:
+      experiment: with `match` solved.
+      target: where it runs, one population after the other.
+      prices: {generation: price}.
+      compiling: see `forecast`.
+      most: largest population.
+
+    Raises UserError that names the arm.
+    """
+    known: dict[tuple[str, int], Forecast] = {}
+    chosen = tuning_grid(experiment)[0]
+    tuning = tuning_cells(experiment)
+    rows = []
+    for point in points(experiment):
+        for arm in experiment.arms:
+            cells = [c for c in tuning if c.arm == arm and c.point == point]
+            cells += report_cells(experiment, arm, point, chosen)
+            found = []
+            # A chosen run's config may be one of the tuning runs'; its seed never is.
+            for population in populations(cells, most):
+                config, members = population.configs[0], len(population.cells)
+                key = (static_id(config), members)
+                if key not in known:
+                    known[key] = _of_cell(population.cells[0], target, prices, compiling, members)
+                found.append(known[key])
+            rows.append(Row(arm, point, len(cells), found))
+    return rows
+
+
+def _of_cell(
+    cell: Cell, target: Target, prices: Mapping[str, Price], compiling: bool, members: int
+) -> Forecast:
+    try:
+        return forecast(cell.config, target, prices, compiling, members)
+    except UserError as error:
+        raise UserError(f"arm {cell.arm!r}: {error}") from None
+
+
+def total_cost(rows: Iterable[Row | Forecast]) -> float | None:
+    """Returns dollars on demand for all; None without a price."""
+    return _sum(row.cost() for row in rows)
+
+
+def check_budget(cost: float | None, budget: float | None, what: str) -> None:
+    """Raises UserError when the cost is above the budget, or is not known."""
+    if budget is None:
+        return
+    if cost is None:
+        raise UserError(
+            f"--budget={budget:g}: there is no price for {what}; add a row to a table of prices "
+            "and give it as --prices=FILE."
+        )
+    if cost > budget:
+        raise UserError(f"--budget={budget:g}: {what} costs about ${cost:,.2f} on demand.")
+
+
+def check_fits(forecasts: Iterable[Forecast]) -> None:
+    """Raises UserError when one of them does not fit."""
+    for f in forecasts:
+        if not f.fits:
+            over = (f.needed - f.target.memory) / 1e9
+            raise UserError(f"--topology={f.target.name}: does not fit: {over:.1f} GB over.")

@@ -1,0 +1,86 @@
+"""Says, before anything is paid for, whether training fits a TPU slice, its time and its cost.
+
+    python -m research.plan --config=configs/tpu/lm_1b3.py
+    python -m research.plan --config=configs/text.py --topology=v5e:2x4,v5p:2x2x1 --estimate
+    python -m research.plan --experiment=experiments/tpu/sequence_length.py --budget=150 && echo go
+
+Exit code 2 when it does not fit, or costs more than --budget dollars.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from research.configuration import define_config_flag, load_config, run
+from research.errors import UserError
+
+define_config_flag()
+flags.DEFINE_string("experiment", "", "Experiment file: plans every cell of it.")
+flags.DEFINE_string("topology", "", "v5e:4x4, 2*v5e:16x16, several with commas, or local.")
+flags.DEFINE_string("prices", "", "Table of prices in place of research/cloud/prices.json.")
+flags.DEFINE_boolean("estimate", False, "Predicts from shapes and compiles nothing.")
+flags.DEFINE_float("budget", None, "Most that it may cost on demand, in dollars.")
+flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one program.", lower_bound=1)
+
+
+def main() -> None:
+    """Prints the plan of a config or an experiment."""
+    options = flags.FLAGS
+    if options.topology != "local":
+        # Compiling for a TPU and taking hold of one are different things; the first is wanted.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from research.cloud.prices import PRICES, load_prices
+
+    prices = load_prices(options.prices or PRICES)
+    if options.experiment:
+        plan_experiment(options.experiment, prices)
+    else:
+        plan_config(options.config, prices)
+
+
+def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
+    """Prints the plan of one run of `config.members` members, a column for each target."""
+    from research.cloud.forecast import check_budget, check_fits, forecast
+    from research.cloud.table import screen
+    from research.cloud.topology import parse_targets
+
+    options = flags.FLAGS
+    if config.members < 1:
+        raise UserError(f"members={config.members} must be at least 1.")
+    plans = [
+        forecast(config, target, prices, not options.estimate, config.members)
+        for target in parse_targets(options.topology, config.parallel.slice)
+    ]
+    print(screen("training", plans))
+    check_fits(plans)
+    for plan in plans:
+        check_budget(plan.cost(), options.budget, plan.target.name)
+
+
+def plan_experiment(path: str, prices: Mapping[str, Any]) -> None:
+    """Prints the plan of all runs of an experiment, a table for each target."""
+    from research.ablation.experiment import load_experiment
+    from research.ablation.match import matched
+    from research.cloud.forecast import check_budget, check_fits, forecast_experiment, total_cost
+    from research.cloud.table import rows_table
+    from research.cloud.topology import parse_targets
+
+    options = flags.FLAGS
+    experiment = matched(load_experiment(path))
+    suggested = load_config(experiment.base).parallel.slice
+    suggested = experiment.common.get("parallel.slice", suggested)
+    for target in parse_targets(options.topology, suggested):
+        rows = forecast_experiment(
+            experiment, target, prices, not options.estimate, options.max_members
+        )
+        print(rows_table(f"{Path(path).stem} on {target.name}", rows))
+        check_fits(f for row in rows for f in row.forecasts)
+        check_budget(total_cost(rows), options.budget, f"{Path(path).stem} on {target.name}")
+
+
+if __name__ == "__main__":
+    run(main)
