@@ -4,8 +4,8 @@
 
 Softmax attention in its implementations and every mixer of the registry whose work does not grow as
 the square of the length, at equal width. Each round of a mixer runs all its lengths once, in turn,
-so that a busy machine slows all; times are medians over the rounds. Memory is what the compiled
-program needs beside its arguments and results.
+so that a busy machine slows all; times are medians over the rounds, and an exponent is the median
+of those of the rounds. Memory is what the compiled program needs beside arguments and results.
 
 Every length has the same number of sequences: enough that the arrays of the shortest do not fit the
 inner caches of a CPU either, which otherwise look like a larger exponent of the mixer. Exponents
@@ -40,7 +40,9 @@ LAST = 3  # lengths that the exponents are fitted to
 
 def candidates(heads: int, width: int) -> dict[str, dict[str, Any]]:
     """Options by name: softmax attention by implementation, then all that is linear in T."""
-    runs_here = [n for n, i in IMPLEMENTATIONS.items() if device_platform() in i.platforms]
+    here = device_platform()
+    # Those for split sequences are another one on one device.
+    runs_here = [n for n, i in IMPLEMENTATIONS.items() if here in i.platforms and not i.split]
     found: dict[str, dict[str, Any]] = {
         f"softmax, {name}": {"implementation": name} for name in runs_here
     }
@@ -101,7 +103,7 @@ def measure(name: str, options: dict[str, Any], args: argparse.Namespace) -> lis
     for length, (_, _, memory) in ready.items():
         each, median = times[length], statistics.median(times[length])
         row = {"mixer": name, "length": length, "seconds": median, "temp bytes": memory}
-        rows.append(row | {"fastest": min(each), "slowest": max(each)})
+        rows.append(row | {"rounds": each})
         print(f"{name:24}{length:>7,}{median * 1e3:10.1f} ms{memory / 1e6:10.1f} MB", flush=True)
     if why:
         print(f"{name:24}left out from here on: {why}", flush=True)
@@ -109,16 +111,24 @@ def measure(name: str, options: dict[str, Any], args: argparse.Namespace) -> lis
 
 
 def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """p of value = c * length**p, by mixer and measure, over the last lengths that it ran at."""
+    """p of value = c * length**p by mixer, over the last lengths that it ran at.
+
+    "seconds" is the median of those of the rounds, between "lowest" and "highest".
+    """
     found: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(row["mixer"] for row in rows):
         own = [row for row in rows if row["mixer"] == name][-LAST:]
         if len(own) < 2:
             continue
         lengths = np.log([row["length"] for row in own])
+        memory = np.log([max(row["temp bytes"], 1) for row in own])
+        times = np.log([row["rounds"] for row in own])  # (lengths, rounds)
+        by_round = np.polyfit(lengths, times, 1)[0]
         found[name] = {
-            key: float(np.polyfit(lengths, np.log([max(row[key], 1e-9) for row in own]), 1)[0])
-            for key in ("seconds", "temp bytes")
+            "seconds": float(np.median(by_round)),
+            "lowest": float(by_round.min()),
+            "highest": float(by_round.max()),
+            "temp bytes": float(np.polyfit(lengths, memory, 1)[0]),
         }
     return found
 
@@ -153,9 +163,10 @@ def main() -> None:
         found = {name: o for name, o in found.items() if any(part in name for part in chosen)}
     rows = [row for name, options in found.items() for row in measure(name, options, args)]
     fitted = exponents(rows)
-    print(f"exponents over the last {LAST} lengths: time, memory")
-    for name, values in fitted.items():
-        print(f"{name:24}{values['seconds']:6.2f}{values['temp bytes']:6.2f}")
+    print(f"exponents over the last {LAST} lengths: time (of all rounds), memory")
+    for name, p in fitted.items():
+        time = f"{p['seconds']:6.2f} ({p['lowest']:.2f} to {p['highest']:.2f})"
+        print(f"{name:24}{time}{p['temp bytes']:6.2f}")
     device = jax.devices()[0].device_kind.replace(" ", "-").lower()
     target = args.json or RESULTS / f"scaling-{device}.json"
     shape = {

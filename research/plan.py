@@ -30,6 +30,8 @@ flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one progra
 def main() -> None:
     """Prints the plan of a config or an experiment."""
     options = flags.FLAGS
+    if bool(options.experiment) == options["config"].present:
+        raise UserError("give either --config=configs/NAME.py or --experiment=experiments/NAME.py.")
     if options.topology != "local":
         # Compiling for a TPU and taking hold of one are different things; the first is wanted.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -21,8 +21,9 @@ flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one progra
 
 def main() -> int:
     """Trains what is left of an experiment; returns 1 when a run failed."""
-    from research.ablation.sweep import forecast, parse_shard, prepare, run_sweep
-    from research.parallel.processes import is_first, start
+    from research.ablation.forecast import forecast
+    from research.ablation.sweep import parse_shard, prepare, run_sweep
+    from research.parallel.processes import is_first, start, together
     from research.training.environment import enable_compilation_cache
     from research.training.preemption import Preempted
 
@@ -31,18 +32,21 @@ def main() -> int:
     start()
     enable_compilation_cache()
     if options.dry_run:
-        experiment = prepare(options.experiment, workdir, options.parallel)
-        show_forecast(forecast(experiment, workdir, shard, options.max_members))
+        experiment = prepare(options.experiment, workdir, options.max_members, options.parallel)
+        rows = forecast(experiment, workdir, shard, options.max_members)
+        if is_first():
+            show_forecast(rows)
         return 0
     try:
-        counts = run_sweep(
-            options.experiment,
-            workdir,
-            shard,
-            options.retry_failed,
-            options.max_members,
-            options.parallel,
-        )
+        with together():
+            counts = run_sweep(
+                options.experiment,
+                workdir,
+                shard,
+                options.retry_failed,
+                options.max_members,
+                options.parallel,
+            )
     except Preempted as stopped:
         if is_first():
             print(f"{workdir}: {stopped}")

@@ -25,7 +25,7 @@ flags.DEFINE_string("profile", "", "start:stop traces these steps into WORKDIR/p
 
 def main() -> None:
     """Trains the config's members to the end and prints their results."""
-    from research.parallel.processes import is_first, start
+    from research.parallel.processes import is_first, start, together
     from research.training.environment import enable_compilation_cache
     from research.training.loop import train_population
     from research.training.preemption import Preempted
@@ -39,7 +39,8 @@ def main() -> None:
     profile = parse_steps(flags.FLAGS.profile, config.train.steps)
     runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
     try:
-        results = train_population(configs, runs, workdir, workdir.name, profile)
+        with together():
+            results = train_population(configs, runs, workdir, workdir.name, profile)
     except Preempted as stopped:
         if is_first():
             print(f"{workdir}: {stopped}")

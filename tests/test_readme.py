@@ -90,6 +90,8 @@ def test_the_commands_run(tmp_path, monkeypatch):
         arguments += SHORT.get(module, [])
         if "--config=configs/text.py" in arguments and module == "research.train":
             arguments.append(f"--config.task.path={text}")
+        if module == "research.plan" and any("experiment" in a for a in arguments):
+            continue  # long sequences take a minute; tests/cloud plans this one among the slow
         if module in ("research.sweep", "research.report") and "--dry_run" not in arguments:
             continue  # their runs take minutes; tests/ablation runs both on a smaller experiment
         (outcome,) = run_cases(module, [arguments])

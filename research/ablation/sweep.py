@@ -13,7 +13,7 @@ anywhere falls back into the same populations and each goes on from its own chec
 import hashlib
 import shutil
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,12 +44,11 @@ from research.ablation.store import (
 )
 from research.configuration import load_config, to_plain
 from research.errors import UserError, check_name
-from research.parallel.layout import parse_layout
+from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
-from research.training.budget import measure_budget
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
-from research.training.preemption import Preempted
+from research.training.preemption import Preempted, StopRequest
 from research.training.program import Program, forget_programs, make_program, static_id
 
 # Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
@@ -152,12 +151,13 @@ def in_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> lis
     return [c for c in cells if shard.holds(number[c.arm, point_key(c.point)])]
 
 
-def prepare(path: str, workdir: Path, layout: str = "") -> Experiment:
+def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experiment:
     """Returns the experiment after checking every arm, and that `workdir` is not another's.
 
     Args:
       path: the experiment file.
       workdir: where the runs are or will be.
+      most: largest population.
       layout: replaces keys of `config.parallel` in all runs, see `parse_layout`.
 
     Raises UserError before anything is trained or written.
@@ -170,11 +170,13 @@ def prepare(path: str, workdir: Path, layout: str = "") -> Experiment:
         experiment = matched(experiment)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    for cell in {static_id(c.config): c for c in _any_cells(experiment)}.values():
+    found = populations(_any_cells(experiment), most)
+    for population in {(static_id(p.configs[0]), len(p.cells)): p for p in found}.values():
         try:
-            check_outcome(experiment.outcome, make_program(cell.config))
+            program = make_program(population.configs[0], len(population.cells))
+            check_outcome(experiment.outcome, program)
         except UserError as error:
-            raise UserError(f"{path}: arm {cell.arm!r}: {error}") from None
+            raise UserError(f"{path}: arm {population.cells[0].arm!r}: {error}") from None
     there = read_json(workdir / EXPERIMENT)
     if there is not None and there["name"] != Path(path).stem:
         raise UserError(
@@ -196,13 +198,12 @@ def check_outcome(outcome: Outcome, program: Program) -> None:
 
 
 def _any_cells(experiment: Experiment) -> Iterator[Cell]:
-    """Yields cells of every shape: all tuning cells, or all reported ones without tuning."""
-    if experiment.tune:
-        yield from tuning_cells(experiment)
-    else:
-        for point in points(experiment):
-            for arm in experiment.arms:
-                yield from report_cells(experiment, arm, point, {})
+    """Yields cells of every shape and number: those to tune, and those to report as if tuned."""
+    tuning = tuning_cells(experiment)
+    yield from tuning
+    for point in points(experiment):
+        for arm in experiment.arms:
+            yield from report_cells(experiment, arm, point, tuning[0].tuned if tuning else {})
 
 
 def run_sweep(
@@ -226,13 +227,27 @@ def run_sweep(
       UserError: an arm makes no sense.
       Preempted: asked to stop; what was running is saved.
     """
-    experiment = prepare(path, workdir, layout)
-    on_first(lambda: _describe(experiment, path, workdir))
+    with StopRequest() as stop:
+        experiment = prepare(path, workdir, most, layout)
+        on_first(lambda: _describe(experiment, path, workdir))
+        return _run(experiment, workdir, shard, retry_failed, most, stop)
+
+
+def _run(
+    experiment: Experiment,
+    workdir: Path,
+    shard: Shard,
+    retry_failed: bool,
+    most: int,
+    stop: StopRequest,
+) -> dict[str, int]:
+    """As `run_sweep`, of an experiment that was checked."""
     if retry_failed:
-        on_first(lambda: forget_failures(workdir))
+        known = in_shard(plan(experiment, workdir)[0], experiment, shard)
+        on_first(lambda: forget_failures(workdir, {cell.run for cell in known}))
     counts = {"trained": 0, "finished before": 0}
     visited: set[str] = set()
-    held: set[str] = set()
+    held: set[tuple] = set()
     while True:
         cells, waiting = plan(experiment, workdir)
         on_first(lambda cells=cells: _list(cells, workdir))
@@ -247,11 +262,15 @@ def run_sweep(
             if all(done):
                 counts["finished before"] += len(done)
                 continue
-            if len(held | {static_id(population.configs[0])}) > HELD:
+            if stop.agreed():
+                raise Preempted("stopped between two runs")
+            config = population.configs[0]
+            program = (static_id(config), layout_of(config, len(done)))
+            if len(held | {program}) > HELD:
                 forget_programs()
                 held.clear()
-            held.add(static_id(population.configs[0]))
-            _train(population, workdir, f"[{number}/{len(todo)}] {population.title}")
+            held.add(program)
+            _train(population, workdir, f"[{number}/{len(todo)}] {population.title}", stop)
             counts["trained"] += len(done)
     failed = on_first(lambda: _failures(mine, workdir))
     return counts | {"failed": failed, "waiting": len(waiting) * len(experiment.seeds)}
@@ -277,108 +296,33 @@ def _failures(runs: Iterable[str], workdir: Path) -> int:
     return sum(r is not None and r["status"] == FAILED for r in results)
 
 
-def _train(population: Population, workdir: Path, title: str) -> None:
+def _train(population: Population, workdir: Path, title: str, stop: StopRequest) -> None:
     """Trains one population; an exception of the training becomes the result of its runs."""
     runs = [workdir / cell.run for cell in population.cells]
     home = workdir / POPULATIONS / population.name
     try:
-        train_population(population.configs, runs, home, title)
+        train_population(population.configs, runs, home, title, stop=stop)
     except (UserError, Preempted):
         raise
     except Exception:
         error = traceback.format_exc()
-        if not is_first():
-            return
-        print(f"{title} failed: {error.strip().splitlines()[-1]}")
-        for cell, run in zip(population.cells, runs, strict=True):
-            run.mkdir(parents=True, exist_ok=True)
-            write_json(run / CONFIG, to_plain(cell.config))
-            write_json(run / RESULT, {"status": FAILED, "error": error, "seed": cell.seed})
+        if is_first():
+            print(f"{title} failed: {error.strip().splitlines()[-1]}")
+            for cell, run in zip(population.cells, runs, strict=True):
+                run.mkdir(parents=True, exist_ok=True)
+                write_json(run / CONFIG, to_plain(cell.config))
+                write_json(run / RESULT, {"status": FAILED, "error": error, "seed": cell.seed})
+        if jax.process_count() > 1:
+            raise  # perhaps here only, and the other processes wait for this one
 
 
-def forget_failures(workdir: Path) -> None:
-    """Removes what failed runs left, so that they start again."""
-    for path in workdir.glob(f"*/{RESULT}"):
+def forget_failures(workdir: Path, runs: Iterable[str]) -> None:
+    """Removes what those of the runs left that failed, so that they start again."""
+    for path in (workdir / run / RESULT for run in runs):
         result = read_json(path)
         if result and result["status"] == FAILED:
-            path.unlink()
+            path.unlink(missing_ok=True)
             (path.parent / METRICS).unlink(missing_ok=True)
             population = read_json(path.parent / POPULATION)
             if population:
                 shutil.rmtree(path.parent / population["checkpoints"], ignore_errors=True)
-
-
-def forecast(experiment: Experiment, workdir: Path, shard: Shard, most: int) -> list[dict]:
-    """Returns what a sweep would train, one row per run.
-
-    Each row: run ("after tuning" where the tuned values are not known yet), stage, arm, deltas,
-    parameters, flops_per_token, state_bytes, members (of its program), status ("done", "failed",
-    "to do") and seconds: predicted for this run's share of its program, None before any step has
-    been measured in `workdir`. A shape that has not run is predicted from its FLOPs.
-    """
-    cells, waiting = plan(experiment, workdir)
-    # Which values tuning will choose is open; the budget of any of them is the budget of all.
-    guess = next(iter(tuning_cells(experiment)), None)
-    later = [
-        cell
-        for arm, point in waiting
-        for cell in report_cells(experiment, arm, point, guess.tuned if guess else {})
-    ]
-    open_ids = {id(cell) for cell in later}
-    mine = {id(cell) for cell in in_shard(cells + later, experiment, shard)}
-    rates = measured_rates(cells, workdir)
-    rows = []
-    for population in populations(cells, most) + populations(later, most):
-        for cell in population.cells:
-            if id(cell) not in mine:
-                continue
-            result = None if id(cell) in open_ids else result_of(workdir / cell.run)
-            budget = measure_budget(cell.config)
-            rows.append(
-                {
-                    "run": "after tuning" if id(cell) in open_ids else cell.run,
-                    "stage": cell.stage,
-                    "arm": cell.arm,
-                    "deltas": {
-                        **cell.point,
-                        **({} if id(cell) in open_ids else cell.tuned),
-                        "seed": cell.seed,
-                    },
-                    **{k: budget[k] for k in ("parameters", "flops_per_token", "state_bytes")},
-                    "members": len(population.cells),
-                    "status": _status(result),
-                    "seconds": predict(cell.config, budget, rates),
-                }
-            )
-    return rows
-
-
-def _status(result: dict | None) -> str:
-    if result is None:
-        return "to do"
-    return "failed" if result["status"] == FAILED else "done"
-
-
-def measured_rates(cells: Sequence[Cell], workdir: Path) -> dict[str, tuple[float, float]]:
-    """Returns {static id: (seconds, FLOPs) per step of one member} of finished runs."""
-    rates = {}
-    for cell in cells:
-        result = result_of(workdir / cell.run)
-        if result and result["status"] != FAILED and result["timing"]["steps_per_second"]:
-            budget = result["budget"]
-            flops = budget["flops_per_token"] * budget["tokens"] / budget["steps"]
-            seconds = 1 / result["timing"]["steps_per_second"] / result["timing"]["members"]
-            rates[static_id(cell.config)] = (seconds, flops)
-    return rates
-
-
-def predict(
-    config: ConfigDict, budget: dict[str, float], rates: dict[str, tuple[float, float]]
-) -> float | None:
-    """Returns the predicted seconds of one run, or None when nothing has been measured."""
-    if not rates:
-        return None
-    if static_id(config) in rates:
-        return rates[static_id(config)][0] * budget["steps"]
-    seconds, flops = (sum(column) for column in zip(*rates.values(), strict=True))
-    return seconds / flops * budget["flops_per_token"] * budget["tokens"]

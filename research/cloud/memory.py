@@ -18,8 +18,8 @@ parameters, with and without remat, splash, blockwise and dense, 1 to 16 sequenc
 on 16 and 64 devices, heads on 4), of which the prediction is 0.90 to 1.14. Of 8 others it is
 1.01 (v5p, blockwise), 1.04 (v6e, dense), 0.97 and 1.09 (v5e without fsdp, one and two slices), 1.05
 and 1.11 (32 and 128 sequences), 1.03 (131,072 tokens on 8 devices) and 0.78 (8,192 tokens on 8
-devices, 0.4 GB). What is predicted is
-`memory_analysis().temp_size_in_bytes`: what the runtime reserves, losses included.
+devices, 0.4 GB). What is predicted is `memory_analysis().temp_size_in_bytes`: what the runtime
+reserves, losses included.
 
 On CPUs and GPUs no loss was seen; there the prediction is A, and coarse.
 """
@@ -28,12 +28,13 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from research.cloud.liveness import Need
-from research.models.transformer import Decoder, parameter_axes
+from research.models.transformer import Decoder
 from research.parallel.layout import AXES, Layout
-from research.parallel.rules import spec
+from research.training.program import state_specs
 from research.training.step import State
 
 LOST = 1.05
@@ -86,29 +87,19 @@ def kept(
       data: shapes of the task's data, which every device has whole.
       layout: which devices do what.
     """
-    named = parameter_axes(model, state.params)
-    leaves = jax.tree_util.tree_leaves_with_path(named, is_leaf=lambda x: isinstance(x, tuple))
-    axes = {tuple(path): ("member", *names) for path, names in leaves}
     sizes = dict(zip(AXES, layout.shape, strict=True))
+    lies = state_specs(model, state, sizes, layout.fsdp)
 
-    def size(tree: Any) -> float:
-        return sum(
-            _shard(path, leaf, axes, sizes, layout.fsdp)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        )
+    def size(tree: Any, specs: Any) -> float:
+        return sum(map(part, jax.tree.leaves(tree), jax.tree.leaves(specs)))
+
+    def part(leaf: Any, where: PartitionSpec) -> float:
+        shards = math.prod(sizes[axis] for axis in where if axis)
+        return math.prod(leaf.shape) * leaf.dtype.itemsize / shards
 
     return {
-        "parameters": size(state.params),
-        "optimizer": size(state.optimizer),
-        "best": size(state.best),
+        "parameters": size(state.params, lies.params),
+        "optimizer": size(state.optimizer, lies.optimizer),
+        "best": size(state.best, lies.best),
         "data": float(sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(data))),
     }
-
-
-def _shard(path: tuple, leaf: Any, axes: dict, sizes: dict[str, int], fsdp: bool) -> float:
-    """Returns the bytes of one device's part of a leaf."""
-    # The path of a parameter's copy, .../mu/layers/0/..., ends with the parameter's own.
-    own = next((axes[path[i:]] for i in range(len(path)) if path[i:] in axes), ("member",))
-    names = own if len(own) == leaf.ndim else ("member",) + ("",) * (leaf.ndim - 1)
-    parts = math.prod(sizes[a] for a in spec(names, leaf.shape, sizes, fsdp) if a)
-    return math.prod(leaf.shape) * leaf.dtype.itemsize / parts

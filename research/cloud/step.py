@@ -21,20 +21,15 @@ from research.cloud.memory import kept
 from research.configuration import apply_deltas
 from research.errors import UserError
 from research.models.layers import implementation_of, layer_options
-from research.models.transformer import make_transformer
+from research.models.transformer import SLOW_TO_TRACE, make_transformer
 from research.parallel.layout import Layout
 from research.parallel.mesh import make_mesh
-from research.parallel.parallelize import parallelize
-from research.parallel.rules import spec
 from research.tasks.corpora import TEXTS, data_directory
 from research.tasks.task import Task
 from research.tasks.text import Text
 from research.training.budget import COUNTED_AS, count_flops
-from research.training.program import one_state, task_id, task_of
-from research.training.step import Member, State, make_init, make_step, make_train
-
-QUICK = {"splash": "blockwise", "jax_cudnn": "blockwise"}
-"""Implementations that are slow to trace at great length, and one that is not."""
+from research.training.program import abstract_state, build_program, task_id, task_of
+from research.training.step import Member, State, make_init, make_step
 
 ASSUMED_TOKENS = 100_000_000
 """Length of a corpus that is not here."""
@@ -144,7 +139,7 @@ def trace_step(
         arguments = (state, member, shapes_of(small.data), index)
         jaxpr = jax.make_jaxpr(make_step(local, small, model))(*arguments)
         # What the state looks like does not depend on how mixers are computed.
-        whole = make_transformer(config.model, task.vocab_size, task.length, QUICK)
+        whole = make_transformer(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
         population = jax.eval_shape(jax.vmap(make_init(config, task, whole)), _member((members,)))
         model_flops, _ = _flops(apply_deltas(config, {"model.remat": False}), task)
         _, flops = _flops(config, task)
@@ -294,28 +289,21 @@ def compile_step(
 
 
 def _lower(config: ConfigDict, task: Task, layout: Layout, members: int, mesh: Mesh) -> Any:
-    with jax.set_mesh(mesh):
-        model = make_transformer(config.model, task.vocab_size, task.length)
-    one = one_state(
-        model, jax.vmap(make_init(config, task, model), spmd_axis_name="member"), mesh, layout
-    )
+    program = build_program(config, layout, mesh, task)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    by_member = NamedSharding(mesh, spec(("member",), (layout.member,), dict(mesh.shape)))
-    state = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((members, *a.shape[1:]), a.dtype, sharding=a.sharding), one
-    )
 
     def put(tree: Any, sharding: NamedSharding) -> Any:
         return jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
         )
 
-    placed = jax.tree.map(lambda a: a.sharding, one)
-    train = make_train(make_step(config, task, model))
-    run: Any = parallelize(train, "jit", mesh, (placed, by_member))
-    index = put(jax.ShapeDtypeStruct((), jnp.int32), everywhere)
-    values = put(_member((members,)), by_member)
-    return run.lower(state, values, put(task.data, everywhere), index, index)
+    train: Any = program.train
+    return train.lower(
+        abstract_state(program, members),
+        put(_member((members,)), program.members),
+        put(task.data, everywhere),
+        *(put(jax.ShapeDtypeStruct((), jnp.int32), everywhere),) * 2,
+    )
 
 
 def _explained(error: Exception) -> Exception:

@@ -263,6 +263,10 @@ def state_bytes(config: TransformerConfig, length: int) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
+SLOW_TO_TRACE = {"splash": "blockwise", "jax_cudnn": "blockwise"}
+"""Implementations whose tables of a long sequence take long to make, and one whose do not."""
+
+
 def _computed_instead(options: Options, instead: Mapping[str, str]) -> Options:
     name = options.resolved_implementation
     other = instead.get(name, name)

@@ -106,8 +106,9 @@ def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) 
     context, model = parallel.context or 1, parallel.model or 1
     left = devices // (context * model * max(parallel.member, 1) * max(parallel.data, 1))
     pmap = parallel.how == "pmap"
-    member = parallel.member or _largest(members, left)
-    # pmap splits one thing; members need no communication.
+    # pmap splits one thing; members need no communication, so they come first unless told.
+    batch_only = pmap and parallel.data > 1
+    member = parallel.member or (1 if batch_only else _largest(members, left))
     most = 1 if pmap and member > 1 else left // (1 if parallel.member else member)
     data = parallel.data or _largest_up_to(batch, most)
     layout = Layout(parallel.how, member, data, context, model, parallel.fsdp)
@@ -153,6 +154,8 @@ def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None
                     f"{_divisors(size)} do."
                 )
     if layout.how == "pmap":
+        if jax.process_count() > 1:
+            raise UserError("parallel.how='pmap' is for one process; 'jit' is for any number.")
         if layout.fsdp or layout.context > 1 or layout.model > 1:
             raise UserError(
                 "parallel.how='pmap' splits the batch or the members only; use 'jit' for fsdp, "

@@ -25,7 +25,7 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
     Raises UserError when a process or a slice would have nothing to do.
     """
     devices = list(jax.devices() if devices is None else devices)
-    used = devices[: layout.devices]
+    used = _evenly(devices, layout.devices)
     idle = {d.process_index for d in devices} - {d.process_index for d in used}
     if idle:
         raise UserError(
@@ -34,7 +34,7 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
             "would have nothing to do. Raise task.batch_size or members, or start fewer processes."
         )
     types = (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(d, "slice_index", None) or 0 for d in used})
+    slices = len({_slice(d) for d in used})
     if slices == 1:
         return jax.make_mesh(layout.shape, AXES, devices=used, axis_types=types)
     within, across = list(layout.shape), [1] * len(AXES)
@@ -47,3 +47,16 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
     within[axis], across[axis] = within[axis] // slices, slices
     grid = mesh_utils.create_hybrid_device_mesh(within, across, used)
     return Mesh(grid, AXES, axis_types=types)
+
+
+def _slice(device: Any) -> int:
+    return getattr(device, "slice_index", None) or 0
+
+
+def _evenly(devices: list[Any], number: int) -> list[Any]:
+    """So many of the devices, as many of each slice where that divides."""
+    slices = sorted({_slice(d) for d in devices})
+    if number % len(slices):
+        return devices[:number]
+    each = number // len(slices)
+    return [d for i in slices for d in [d for d in devices if _slice(d) == i][:each]]

@@ -4,9 +4,12 @@ Every process runs the same command. Arrays are global and each process computes
 reads and writes files other than checkpoints, and the others are told what it found.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -40,13 +43,18 @@ def start() -> None:
     # Its handler would take SIGTERM from ours; processes agree on stopping by themselves.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**(_described(given) if any(given.values()) else {}))
+        jax.distributed.initialize(**_described(given, options.distributed))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the processes could not be joined: {reason}") from None
 
 
-def _described(given: dict[str, str]) -> dict[str, Any]:
+def _described(given: dict[str, str], autodetect: bool) -> dict[str, Any]:
+    """The arguments of `jax.distributed.initialize`; what is not given is left to be detected."""
+    if autodetect and not all(given.values()):
+        named = {"coordinator_address": given["coordinator"]} if given["coordinator"] else {}
+        numbers = ("num_processes", "process_id")
+        return named | {name: int(given[name]) for name in numbers if given[name].isdigit()}
     missing = [name for name, value in given.items() if not value]
     if missing:
         also = ", ".join(f"--{name} (or {ENVIRONMENT[name]})" for name in missing)
@@ -70,6 +78,10 @@ def _described(given: dict[str, str]) -> dict[str, Any]:
     }
 
 
+class Agreed(Exception):
+    """What every process raises at the same point, because they agreed on it."""
+
+
 def is_first() -> bool:
     """Whether this process is the one that speaks and writes."""
     return jax.process_index() == 0
@@ -78,32 +90,61 @@ def is_first() -> bool:
 def on_first(action: Callable[[], Any]) -> Any:
     """Returns on every process what `action` returned on process 0, where alone it runs.
 
-    The value must be JSON. A UserError is raised on every process. Nobody returns before the action
-    is done.
+    The value must be JSON. Nobody returns before the action is done. What it raises is raised on
+    every process: as it was there, a UserError also elsewhere, anything else as a RuntimeError.
     """
     if jax.process_count() == 1:
         return action()
     outcome: dict[str, Any] = {}
+    raised: Exception | None = None
     if is_first():
         try:
             outcome = {"value": action()}
-        except UserError as error:
-            outcome = {"error": str(error)}
+        except Exception as error:
+            raised = error
+            kind = "mistake" if isinstance(error, UserError) else "error"
+            outcome = {kind: str(error)}
     text = json.dumps(outcome).encode()
     # Every process has to bring an array of the same size.
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     padded = np.frombuffer(text[:size].ljust(size), np.uint8)
     outcome = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
+    if raised is not None:
+        raise raised
+    if "mistake" in outcome:
+        raise UserError(outcome["mistake"])
     if "error" in outcome:
-        raise UserError(outcome["error"])
+        raise RuntimeError(f"process 0 failed: {outcome['error']}")
     return outcome["value"]
 
 
 def any_process(flag: bool) -> bool:
-    """Returns on every process whether the flag is set on any of them."""
+    """Returns on every process whether the flag is set on any of them.
+
+    With several processes it waits for what was dispatched before.
+    """
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+@contextlib.contextmanager
+def together() -> Generator[None]:
+    """Ends this process at once when something unforeseen is raised and there are others.
+
+    An ordinary exit would wait for them, and they wait for it in a collective; without it they
+    fail too. A UserError is no such thing: all processes find the same mistakes.
+    """
+    try:
+        yield
+    except BaseException as error:
+        foreseen = isinstance(error, UserError | SystemExit | Agreed)
+        if foreseen or jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def fetch(x: jax.Array) -> np.ndarray:

@@ -82,11 +82,19 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
     """
     if not directory.is_dir():
         raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
-    with ocp.CheckpointManager(directory.absolute()) as manager:
+    # Told what the item is, Orbax can say its shapes before it reads it.
+    handlers = {"best": ocp.StandardCheckpointHandler()}
+    with ocp.CheckpointManager(directory.absolute(), item_handlers=handlers) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
-        items = ocp.args.Composite(best=ocp.args.StandardRestore())
+        # Onto one device, wherever it was when it was saved.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            manager.item_metadata(step)["best"],
+        )
+        items = ocp.args.Composite(best=ocp.args.StandardRestore(target))
         best = manager.restore(step, args=items)["best"]
     best = jax.tree.map(lambda leaf: leaf[member], best)
     return best["params"], {"value": float(best["value"]), "step": int(best["step"])}

@@ -57,6 +57,7 @@ def train_population(
     home: Path,
     title: str = "training",
     profile: range = range(0),
+    stop: StopRequest | None = None,
 ) -> list[dict]:
     """Trains one population to the end, or goes on where it was stopped.
 
@@ -66,13 +67,14 @@ def train_population(
       home: directory that holds the population's checkpoints.
       title: what the progress line says.
       profile: steps to trace, into home/profile; a run that is past them is not traced.
+      stop: of a command that trains more than this; None: of this population alone.
 
     Returns:
       The members' results, as written to result.json.
 
     Raises:
       UserError: a config makes no sense, or a run directory holds another config.
-      Preempted: SIGTERM or SIGINT came; the state is saved, or the results are.
+      Preempted: SIGTERM or SIGINT came before the end; the state is saved.
     """
     if len({static_id(config) for config in configs}) != 1:
         raise ValueError("members of one population differ in a key that changes the program")
@@ -81,7 +83,7 @@ def train_population(
     if finished := on_first(lambda: _finished(runs)):
         return finished
     program = make_program(configs[0], len(configs))
-    with _alone_in(home), StopRequest() as stop:
+    with _alone_in(home), contextlib.nullcontext(stop) if stop else StopRequest() as stop:
         # Once more: another process may have finished them before this one had the lock.
         if finished := on_first(lambda: _finished(runs)):
             return finished
@@ -90,9 +92,6 @@ def train_population(
             trace = Trace(profile, home / profiling.DIRECTORY)
             state, timing = _train(program, configs, runs, saved, stop, title, trace)
         results = _finish(program, configs, runs, state, timing)
-    if stop.agreed():
-        # Too late to matter for these runs, but a sweep must not start the next ones.
-        raise Preempted(configs[0].train.steps, finished=True)
     return results
 
 
@@ -112,8 +111,10 @@ def _alone_in(home: Path) -> Generator[None]:
             file = held.enter_context(open(home / ".lock", "w"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UserError(f"another process is training in {home}.") from None
+            except OSError as error:  # a file system without locks
+                print(f"{home} cannot be locked ({error.strerror}): start nothing else there.")
 
         on_first(lock)
         yield
@@ -193,7 +194,7 @@ def _train(
                 writer.flush()
                 saved.save(step, state)
             if stopping and step < config.steps:
-                raise Preempted(step)
+                raise Preempted(f"saved at step {step:,}")
         trace.reached(step, state)
         writer.flush()
         line.update(step, writer.latest)

@@ -4,17 +4,16 @@ import signal
 import sys
 from types import FrameType
 
-from research.parallel.processes import any_process
+from research.parallel.processes import Agreed, any_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Exception):
+class Preempted(Agreed):
     """Training saved its state and stopped because it was asked to."""
 
-    def __init__(self, step: int, finished: bool = False):
-        what = "finished at" if finished else "saved at"
-        super().__init__(f"{what} step {step:,}; run the same command to continue.")
+    def __init__(self, what: str):
+        super().__init__(f"{what}; run the same command to continue.")
 
 
 class StopRequest:

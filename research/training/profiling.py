@@ -35,13 +35,14 @@ def parse_steps(text: str, steps: int) -> range:
 
 
 class Trace:
-    """Traces `steps` into a directory; every process writes its own files.
+    """Traces `steps` into a directory; of several processes each into one of its own there.
 
     The first dispatch is better left out: devices are still warming up.
     """
 
     def __init__(self, steps: range, directory: Path):
-        self._steps, self._directory, self._running = steps, directory, False
+        own = f"process-{jax.process_index()}" if jax.process_count() > 1 else ""
+        self._steps, self._directory, self._running = steps, directory / own, False
 
     @property
     def boundaries(self) -> tuple[int, ...]:
@@ -52,7 +53,7 @@ class Trace:
         """Starts or stops at this step, waiting for what was dispatched before."""
         if self._steps and step == self._steps.start:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._directory, create_perfetto_trace=is_first())
+            jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
             self._running = True
         elif self._running and step == self._steps.stop:
             jax.block_until_ready(state)

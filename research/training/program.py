@@ -17,7 +17,12 @@ from ml_collections import ConfigDict
 from research.configuration import flatten, from_plain, to_plain
 from research.errors import UserError
 from research.models.layers import implementation_of, layer_options
-from research.models.transformer import Decoder, make_transformer, parameter_axes
+from research.models.transformer import (
+    SLOW_TO_TRACE,
+    Decoder,
+    make_transformer,
+    parameter_axes,
+)
 from research.parallel.layout import ONE_DEVICE, Layout, layout_of
 from research.parallel.mesh import make_mesh
 from research.parallel.parallelize import parallelize, place, under
@@ -153,22 +158,34 @@ def program_of(static: str, layout: Layout = ONE_DEVICE) -> Program:
     return build_program(from_plain(json.loads(static)), layout, make_mesh(layout))
 
 
-def build_program(config: ConfigDict, layout: Layout, mesh: Mesh) -> Program:
-    """Returns the program of a config (its `MEMBER_KEYS` are not read) on a mesh."""
-    task = task_of(task_id(config))
+def build_program(
+    config: ConfigDict, layout: Layout, mesh: Mesh, task: Task | None = None
+) -> Program:
+    """Returns the program of a config (its `MEMBER_KEYS` are not read) on a mesh.
+
+    Args:
+      config: the whole config.
+      layout: what the mesh is for.
+      mesh: of devices, or of descriptions of them.
+      task: stands in for the config's, with data that may be shapes.
+    """
+    task = task or task_of(task_id(config))
     with jax.set_mesh(mesh):  # what suits the mechanism depends on it
         options = layer_options(config.model, task.length)
         model = make_transformer(config.model, task.vocab_size, task.length)
+        # Parameters are the same however they are used.
+        quick = make_transformer(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
     # pmap's arrays rest on one device between its steps; the other functions are not mapped.
     rest = mesh if layout.how == "jit" else make_mesh(ONE_DEVICE, list(mesh.devices.flat)[:1])
     everywhere = NamedSharding(rest, PartitionSpec())
-    init = jax.vmap(make_init(config, task, model), spmd_axis_name="member")
+    init = jax.vmap(make_init(config, task, quick), spmd_axis_name="member")
     state = one_state(model, init, rest, layout)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     members = NamedSharding(rest, spec(("member",), (layout.member,), dict(rest.shape)))
     axis = "data" if layout.how == "pmap" and layout.member == 1 else None
     train = make_train(make_step(config, task, model, axis))
     keep_best = make_keep_best(task.select[1])
+    total = config.train.eval_batches
     return Program(
         task=task,
         model=model,
@@ -182,10 +199,7 @@ def build_program(config: ConfigDict, layout: Layout, mesh: Mesh) -> Program:
         evaluate={
             split: under(
                 rest,
-                jax.jit(
-                    make_evaluate(task, model, split, config.train.eval_batches),
-                    out_shardings=everywhere,
-                ),
+                jax.jit(make_evaluate(task, model, split, total), out_shardings=everywhere),
             )
             for split in task.splits
         },
@@ -194,28 +208,41 @@ def build_program(config: ConfigDict, layout: Layout, mesh: Mesh) -> Program:
 
 
 def one_state(model: Decoder, init: Callable, mesh: Mesh, layout: Layout) -> State:
-    """Returns shapes and shardings of the state of `layout.member` members.
-
-    The optimizer's copies of the parameters lie where the parameters do.
-    """
+    """Returns shapes and shardings of the state of `layout.member` members."""
     one: Any = jax.ShapeDtypeStruct((layout.member,), np.float32)
     seed: Any = jax.ShapeDtypeStruct((layout.member,), np.uint32)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(init, Member(seed, one, one, one))
-    axes = {
-        tuple(path): ("member", *names)
-        for path, names in _leaves(parameter_axes(model, state.params))
-    }
     sizes = dict(mesh.shape)
 
-    def place_leaf(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+    def place_leaf(leaf: Any, where: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, where))
+
+    return jax.tree.map(place_leaf, state, state_specs(model, state, sizes, layout.fsdp))
+
+
+def state_specs(model: Decoder, state: State, sizes: dict[str, int], fsdp: bool) -> State:
+    """Returns where each leaf of a population's state lies on a mesh.
+
+    The optimizer's copies of the parameters lie where the parameters do.
+
+    Args:
+      model: the decoder.
+      state: arrays or shapes, with the leading member axis.
+      sizes: {mesh axis: number of devices}.
+      fsdp: whether parameters are split over the axis `data`.
+    """
+    named = parameter_axes(model, state.params)
+    leaves = jax.tree_util.tree_flatten_with_path(named, is_leaf=lambda x: isinstance(x, tuple))[0]
+    axes = {tuple(path): ("member", *names) for path, names in leaves}
+
+    def lies(path: tuple, leaf: Any) -> PartitionSpec:
         # The path of a parameter's copy, .../mu/layers/0/..., ends with the parameter's own.
         own = next((axes[path[i:]] for i in range(len(path)) if path[i:] in axes), ("member",))
         names = own if len(own) == leaf.ndim else ("member",) + ("",) * (leaf.ndim - 1)
-        where = NamedSharding(mesh, spec(names, leaf.shape, sizes, layout.fsdp))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        return spec(names, leaf.shape, sizes, fsdp)
 
-    return jax.tree_util.tree_map_with_path(place_leaf, state)
+    return jax.tree_util.tree_map_with_path(lies, state)
 
 
 def abstract_state(program: Program, members: int) -> State:
@@ -226,10 +253,6 @@ def abstract_state(program: Program, members: int) -> State:
         ),
         program.state,
     )
-
-
-def _leaves(axes: Any) -> list[tuple[Any, tuple[str, ...]]]:
-    return jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))[0]
 
 
 def forget_programs() -> None:

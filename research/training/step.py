@@ -101,12 +101,19 @@ def make_init(config: ConfigDict, task: Task, model: Decoder) -> Callable[[Membe
 
 
 def make_step(
-    config: ConfigDict, task: Task, model: Decoder, data_axis: str | None = None
+    config: ConfigDict,
+    task: Task,
+    model: Decoder,
+    data_axis: str | None = None,
 ) -> Callable:
     """Returns (state, member, data, step) -> (state, sums) of one member: one optimizer step.
 
-    With a `data_axis` it runs in one program per device, bound to that name: each device takes its
-    part of the batch, and gradients and metrics are summed over all. Without, arrays are global.
+    Args:
+      config: the whole config.
+      task: what is learned.
+      model: what learns it.
+      data_axis: the step runs in one program per device, bound to this name: each device takes its
+        part of the batch, and gradients and metrics are summed over all. None: arrays are global.
     """
     parts = config.optimizer.accumulate
 

@@ -12,8 +12,11 @@ from research.cloud.topology import CHIPS
 TPU_KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
     "TPU v5": "v5p",
+    "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
     "TPU7x": "tpu7x",
 }
 """device_kind -> generation."""
@@ -24,6 +27,8 @@ GPU_PEAKS = {
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L40": 181e12,
     "NVIDIA L4": 121e12,
 }
 """Start of device_kind -> FLOP/s in bfloat16, dense, from NVIDIA's data sheets; first match."""

@@ -7,8 +7,9 @@ import pytest
 
 from research.ablation import sweep
 from research.ablation.experiment import load_experiment
+from research.ablation.forecast import forecast, predict
 from research.ablation.store import read_json, result_of
-from research.ablation.sweep import Shard, forecast, parse_shard, populations, run_sweep
+from research.ablation.sweep import Shard, parse_shard, populations, run_sweep
 from research.errors import UserError
 from research.training.program import static_id
 from tests import kill_sweep, small
@@ -144,10 +145,10 @@ def test_a_failing_arm_is_recorded_and_the_rest_go_on(experiment, swept, tmp_pat
     workdir, _ = swept
     train_population = sweep.train_population
 
-    def failing(configs, runs, home, title):
+    def failing(configs, runs, home, title, stop):
         if configs[0].model.num_heads == 1 and configs[0].model.init_scale == 2.0:
             raise FloatingPointError("on purpose")
-        return train_population(configs, runs, home, title)
+        return train_population(configs, runs, home, title, stop=stop)
 
     monkeypatch.setattr(sweep, "train_population", failing)
     counts = run_sweep(experiment, tmp_path, ALL, False, 8)
@@ -192,10 +193,10 @@ def test_forecast_of_a_shape_that_never_ran_goes_by_its_flops(experiment):
     cell = sweep.tuning_cells(load_experiment(experiment))[0]
     budget = {"flops_per_token": 100.0, "tokens": 1000, "steps": 10}
     rates = {"other": (0.5, 2000.0), "another": (1.5, 6000.0)}
-    assert sweep.predict(cell.config, budget, {}) is None
-    assert sweep.predict(cell.config, budget, rates) == pytest.approx(2.0 / 8000 * 1e5)
+    assert predict(cell.config, budget, {}) is None
+    assert predict(cell.config, budget, rates) == pytest.approx(2.0 / 8000 * 1e5)
     rates[sweep.static_id(cell.config)] = (0.25, 1.0)
-    assert sweep.predict(cell.config, budget, rates) == 2.5
+    assert predict(cell.config, budget, rates) == 2.5
 
 
 def test_another_experiment_in_the_workdir_is_refused(swept, tmp_path):

@@ -3,16 +3,25 @@
 import pytest
 
 from tests.eight_devices import outcomes
-from tests.parallel import layout_checks
-
-MODULES = (layout_checks,)
+from tests.parallel import layout_checks, slow_layout_checks
 
 
 @pytest.fixture(scope="module")
 def found():
-    return outcomes(*(module.__name__ for module in MODULES))
+    return outcomes(layout_checks.__name__)
 
 
-@pytest.mark.parametrize("name", [name for module in MODULES for name in module.CHECKS])
+@pytest.fixture(scope="module")
+def found_slowly():
+    return outcomes(slow_layout_checks.__name__)
+
+
+@pytest.mark.parametrize("name", layout_checks.CHECKS)
 def test_eight_devices(found, name):
     assert not found[name], found[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", slow_layout_checks.CHECKS)
+def test_eight_devices_slowly(found_slowly, name):
+    assert not found_slowly[name], found_slowly[name]

@@ -1,12 +1,15 @@
 """What `config.parallel` means for so many devices, members and sequences."""
 
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec
 
 from research.errors import UserError
 from research.models.transformer import make_transformer, parameter_axes
-from research.parallel.layout import layout_of, parse_layout
+from research.parallel.layout import Layout, layout_of, parse_layout
+from research.parallel.mesh import make_mesh
 from research.parallel.rules import constrain, spec
 from tests import small
 
@@ -28,6 +31,7 @@ SIZES = {"member": 2, "data": 2, "context": 1, "model": 4}
         ({"how": "pmap"}, 4, 4, (4, 1, 1, 1)),
         ({"how": "pmap"}, 4, 8, (4, 1, 1, 1)),
         ({"how": "pmap"}, 1, 4, (1, 4, 1, 1)),
+        ({"how": "pmap", "data": 4}, 4, 8, (1, 4, 1, 1)),
     ],
 )
 def test_axes_that_are_left_open_are_filled(deltas, members, devices, expected):
@@ -92,6 +96,26 @@ def test_every_parameter_has_named_axes(deltas):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 16), int))["params"]
     axes = parameter_axes(model, shapes)
     jax.tree.map(lambda s, a: None if len(a) == s.ndim else pytest.fail(f"{a} {s}"), shapes, axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What `make_mesh` looks at."""
+
+    process_index: int
+    slice_index: int = 0
+
+
+def test_no_process_may_be_left_without_work():
+    devices = [Device(process_index=i // 2) for i in range(8)]
+    with pytest.raises(UserError, match="3 processes would have nothing to do"):
+        make_mesh(Layout(data=2), devices)
+
+
+def test_slices_have_to_divide_members_or_batch():
+    devices = [Device(process_index=0, slice_index=i // 2) for i in range(6)]
+    with pytest.raises(UserError, match="3 slices divide neither parallel.member=1 nor"):
+        make_mesh(Layout(data=2, model=3), devices)
 
 
 def test_a_layout_in_words():

@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from research.ablation.store import read_json, read_metrics, result_of
+from research.training.runs import load_best_of
 from tests import small
+from tests.ablation.test_sweep import write
 from tests.commands import ROOT, run_cases
 
 # Long enough to be stopped on the way. Tiny rates, or rounding would grow over so many steps.
-LONG = {"train.steps": 100, "train.log_every": 5, "train.eval_every": 40}
-LONG |= {"train.checkpoint_every": 40, "optimizer.learning_rate": 1e-4}
+LONG = {"train.steps": 60, "train.log_every": 4, "train.eval_every": 20}
+LONG |= {"train.checkpoint_every": 20, "optimizer.learning_rate": 1e-4}
 SHAPE = small.RECALL | {"task.batch_size": 8, "model.width": 16} | LONG
 DEVICES = 4
 
@@ -106,6 +109,7 @@ def stop_one(workdir, processes, deltas, after=0):
     return saved
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(whole, tmp_path):
     first, second = finish(start(tmp_path, 2))
     assert "completed" in first and not second.strip()
@@ -117,8 +121,16 @@ def test_two_processes_are_one(whole, tmp_path):
 
 def test_one_signal_stops_all_and_one_process_goes_on(whole, tmp_path):
     stop_one(tmp_path, 2, SHAPE)
+    environment = read_json(tmp_path / "environment.json")
+    assert environment["device"]["processes"] == 2 and environment["device"]["count"] == DEVICES
     finish(start(tmp_path, 1))
     assert_alike(tmp_path, whole)
+    assert result_of(tmp_path)["layout"] == "data=4, jit"
+    # What four devices saved opens on the one that there is here.
+    assert len(jax.devices()) == 1
+    params, best = load_best_of(tmp_path)
+    assert best["step"] == result_of(tmp_path)["best_step"]
+    assert {len(p.devices()) for p in jax.tree.leaves(params)} == {1}
 
 
 @pytest.mark.slow
@@ -132,6 +144,28 @@ def test_any_number_goes_on(task, tmp_path):
     stop_one(tmp_path / "run", 4, deltas, after=saved)
     finish(start(tmp_path / "run", 1, deltas=deltas))
     assert_alike(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_sweep_in_two_processes(tmp_path):
+    experiment = f"--experiment={write(tmp_path)}"
+    for processes in (1, 2):
+        finish(start(tmp_path / str(processes), processes, experiment, module="research.sweep"))
+    runs = [sorted(p.parent.name for p in (tmp_path / n).glob("*/result.json")) for n in "12"]
+    assert runs[0] == runs[1] and runs[0]
+    for run in runs[0]:
+        assert_alike(tmp_path / "1" / run, tmp_path / "2" / run)
+
+
+@pytest.mark.slow
+def test_one_that_dies_takes_the_others_along(tmp_path):
+    first, second = start(tmp_path, 2, deltas=SHAPE | {"train.steps": 100_000})
+    while not read_metrics(tmp_path):
+        assert first.poll() is None
+        time.sleep(0.02)
+    second.kill()
+    first.communicate(timeout=200)
+    assert first.returncode != 0 and result_of(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def test_steps_that_cannot_be_traced(text):
         ("TPU7x", 2307e12 / 2),
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
         ("cpu", None),
     ],
 )

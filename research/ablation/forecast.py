@@ -1,0 +1,88 @@
+"""What a sweep would train, and how long that would take."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from research.ablation.experiment import Cell, Experiment, report_cells, tuning_cells
+from research.ablation.store import FAILED, result_of
+from research.ablation.sweep import Shard, in_shard, plan, populations
+from research.training.budget import measure_budget
+from research.training.program import static_id
+
+
+def forecast(experiment: Experiment, workdir: Path, shard: Shard, most: int) -> list[dict]:
+    """Returns what a sweep would train, one row per run.
+
+    Each row: run ("after tuning" where the tuned values are not known yet), stage, arm, deltas,
+    parameters, flops_per_token, state_bytes, members (of its program), status ("done", "failed",
+    "to do") and seconds: predicted for this run's share of its program, None before any step has
+    been measured in `workdir`. A shape that has not run is predicted from its FLOPs.
+    """
+    cells, waiting = plan(experiment, workdir)
+    # Which values tuning will choose is open; the budget of any of them is the budget of all.
+    guess = next(iter(tuning_cells(experiment)), None)
+    later = [
+        cell
+        for arm, point in waiting
+        for cell in report_cells(experiment, arm, point, guess.tuned if guess else {})
+    ]
+    open_ids = {id(cell) for cell in later}
+    mine = {id(cell) for cell in in_shard(cells + later, experiment, shard)}
+    rates = measured_rates(cells, workdir)
+    rows = []
+    for population in populations(cells, most) + populations(later, most):
+        for cell in population.cells:
+            if id(cell) not in mine:
+                continue
+            result = None if id(cell) in open_ids else result_of(workdir / cell.run)
+            budget = measure_budget(cell.config)
+            rows.append(
+                {
+                    "run": "after tuning" if id(cell) in open_ids else cell.run,
+                    "stage": cell.stage,
+                    "arm": cell.arm,
+                    "deltas": {
+                        **cell.point,
+                        **({} if id(cell) in open_ids else cell.tuned),
+                        "seed": cell.seed,
+                    },
+                    **{k: budget[k] for k in ("parameters", "flops_per_token", "state_bytes")},
+                    "members": len(population.cells),
+                    "status": _status(result),
+                    "seconds": predict(cell.config, budget, rates),
+                }
+            )
+    return rows
+
+
+def _status(result: dict | None) -> str:
+    if result is None:
+        return "to do"
+    return "failed" if result["status"] == FAILED else "done"
+
+
+def measured_rates(cells: Sequence[Cell], workdir: Path) -> dict[str, tuple[float, float]]:
+    """Returns {static id: (seconds, FLOPs) per step of one member} of finished runs."""
+    rates = {}
+    for cell in cells:
+        result = result_of(workdir / cell.run)
+        if result and result["status"] != FAILED and result["timing"]["steps_per_second"]:
+            budget = result["budget"]
+            flops = budget["flops_per_token"] * budget["tokens"] / budget["steps"]
+            seconds = 1 / result["timing"]["steps_per_second"] / result["timing"]["members"]
+            rates[static_id(cell.config)] = (seconds, flops)
+    return rates
+
+
+def predict(
+    config: ConfigDict, budget: dict[str, float], rates: dict[str, tuple[float, float]]
+) -> float | None:
+    """Returns the predicted seconds of one run, or None when nothing has been measured."""
+    if not rates:
+        return None
+    if static_id(config) in rates:
+        return rates[static_id(config)][0] * budget["steps"]
+    seconds, flops = (sum(column) for column in zip(*rates.values(), strict=True))
+    return seconds / flops * budget["flops_per_token"] * budget["tokens"]

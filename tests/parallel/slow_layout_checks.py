@@ -1,0 +1,5 @@
+"""The layouts that `layout_checks` leaves out."""
+
+from tests.parallel.layout_checks import SLOW
+
+CHECKS = SLOW
