@@ -1,6 +1,6 @@
 """Memory of a device when a sequence is split over several, against one device's share of it all.
 
-    python benchmarks/context_memory.py [--length 8192] [--devices 8] [--width 128] [--layers 1,4]
+    python -m benchmarks.context_memory [--length 8192] [--devices 8] [--width 128] [--layers 1,4]
 
 One row to each mixer and depth: what the compiled forward and backward pass of its layers needs
 beside arguments and results, on one device and on each of the virtual CPU devices that the sequence
@@ -10,12 +10,12 @@ attention alone, where keys, values and their gradients on the way weigh most.
 """
 
 import argparse
+import json
 import os
-import sys
+import platform
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+RESULTS = Path(__file__).parent / "results"
 MIXERS = {"softmax": "blockwise", "retention": "chunkwise", "gated_delta": "chunkwise"}
 HEADS = 4
 
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", default="1,4")
+    parser.add_argument("--json", type=Path, default=RESULTS / "context-memory-cpu.json")
     args = parser.parse_args()
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count="
     os.environ.update(XLA_FLAGS=f"{flags}{args.devices}", JAX_PLATFORMS="cpu")
@@ -90,6 +91,7 @@ def main() -> None:
     rows = [(m, f, int(n)) for n in args.layers.split(",") for m, f in MIXERS.items()]
     print(f"length {args.length}, width {args.width}, {HEADS} heads, {args.devices} devices")
     print(f"{'mixer':<12} {'layers':>6} {'one device':>12} {'each':>10} {'to a share':>10}")
+    found = []
     for mixer, form, depth in [*rows, ("softmax", "blockwise", 0)]:
         whole = measure(mixer, form, depth, args.length, args.width, None)
         with jax.set_mesh(mesh):
@@ -100,6 +102,12 @@ def main() -> None:
             f"{ratio:>9.2f}x",
             flush=True,
         )
+        row = {"mixer": mixer, "layers": depth, "one device": whole, "each": each}
+        found.append(row | {"to a share": ratio})
+    versions = {"python": platform.python_version(), "jax": jax.__version__}
+    report = {"versions": versions, "length": args.length, "width": args.width}
+    report |= {"heads": HEADS, "devices": args.devices, "rows": found}
+    args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("ROMEO: a rose by any other name would smell as sweet.\n" * 400)
     mine = example(tmp_path)
-    run = 0
+    cases: dict[str, list[list[str]]] = {}
     for command in commands():
         if command.startswith(ELSEWHERE):
             continue
@@ -94,10 +94,12 @@ def test_the_commands_run(tmp_path, monkeypatch):
             continue  # long sequences take a minute; tests/cloud plans this one among the slow
         if module in ("research.sweep", "research.report") and "--dry_run" not in arguments:
             continue  # their runs take minutes; tests/ablation runs both on a smaller experiment
-        (outcome,) = run_cases(module, [arguments])
-        assert outcome.code == 0, f"{command}\n{outcome.err}"
-        run += 1
-    assert run >= 5
+        cases.setdefault(module, []).append(arguments)
+    assert sum(map(len, cases.values())) >= 10
+    # Runs are trained before anything reads them, as in the README.
+    for module, arguments in cases.items():
+        for case, outcome in zip(arguments, run_cases(module, arguments), strict=True):
+            assert outcome.code == 0, f"{module} {case}\n{outcome.err}"
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests import small
-from tests.conftest import ROOT
+from tests.commands import ROOT, run_cases
 
 
 def plan(*arguments, **environment):
@@ -28,30 +28,38 @@ def test_a_run_on_local_devices():
     assert "fits" in run.stdout
 
 
-def test_estimates_need_no_libtpu_and_budgets_stop():
-    arguments = ("--config=configs/tpu/lm_125m.py", "--topology=v5e:4x4,v5p:2x2x1", "--estimate")
-    run = plan(*arguments)
-    assert run.returncode == 0, run.stderr
-    assert "v5e:4x4" in run.stdout and "v5p:2x2x1" in run.stdout
-    assert "Price of v5p" in run.stdout
-    stopped = plan(*arguments, "--budget=0.01")
-    assert stopped.returncode == 2
-    assert stopped.stderr.splitlines()[-1].startswith("error: --budget=0.01: v5e:4x4 costs about $")
+LARGE = "--config=configs/tpu/lm_125m.py"
+SLICES = [LARGE, "--topology=v5e:4x4,v5p:2x2x1", "--estimate"]
+MISTAKES = {
+    "v5e has no topology '3x3'": [LARGE, "--estimate", "--topology=v5e:3x3"],
+    "the generation 'v9' is unknown. Known: v4, v5e": [LARGE, "--estimate", "--topology=v9:2x2"],
+    "does not fit:": [LARGE, "--estimate", "--topology=v5e:4x4", "--config.task.batch_size=4096"],
+    "parallel.model=5": [LARGE, "--estimate", "--topology=v5e:4x4", "--config.parallel.model=5"],
+    "nowhere.json": [LARGE, "--estimate", "--topology=v5e:4x4", "--prices=nowhere.json"],
+    "--budget=0.01: v5e:4x4 costs about $": [*SLICES, "--budget=0.01"],
+    "give either --config=configs/NAME.py or --experiment": [],
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--topology=v5e:3x3"], "v5e has no topology '3x3'"),
-        (["--topology=v5e:4x4", "--config.task.batch_size=4096"], "does not fit:"),
-        (["--topology=v5e:4x4", "--config.parallel.model=5"], "parallel.model=5"),
-        (["--topology=v5e:4x4", "--prices=nowhere.json"], "nowhere.json"),
-    ],
-)
-def test_what_cannot_be_is_one_line(arguments, message):
-    run = plan("--config=configs/tpu/lm_125m.py", "--estimate", *arguments)
-    assert run.returncode == 2
-    assert message in run.stderr.splitlines()[-1]
+@pytest.fixture(scope="module")
+def outcomes():
+    cases = [SLICES, *MISTAKES.values()]
+    return run_cases("research.plan", cases, JAX_PLATFORMS="cpu")
+
+
+def test_estimates_need_no_libtpu(outcomes):
+    run = outcomes[0]
+    assert run.code == 0, run.err
+    assert "v5e:4x4" in run.out and "v5p:2x2x1" in run.out
+    assert "Price of v5p" in run.out
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_what_cannot_be_is_one_line(outcomes, message):
+    run = outcomes[1 + list(MISTAKES).index(message)]
+    assert run.code == 2
+    assert run.err.startswith("error: ") or run.err.splitlines()[-1].startswith("error: ")
+    assert message in run.err.splitlines()[-1]
 
 
 @pytest.mark.skipif(
