@@ -100,6 +100,41 @@ def make_init(config: ConfigDict, task: Task, model: Decoder) -> Callable[[Membe
     return init
 
 
+def make_gradients(config: ConfigDict, task: Task, model: Decoder) -> Callable:
+    """Returns (params, batch, key) -> (gradients, sums), both summed over targets.
+
+    The batch is taken in `optimizer.accumulate` parts, one after another.
+    """
+    parts = config.optimizer.accumulate
+
+    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Sums]]:
+        logits, _ = model.apply(
+            {"params": params},
+            batch["inputs"],
+            deterministic=config.model.dropout == 0,
+            rngs={"dropout": key},
+        )
+        sums = task.metrics(logits, batch)
+        return sums["loss"].total, {name: s for name, s in sums.items() if s.total.ndim == 0}
+
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Sums]]:
+        grad = jax.grad(loss, has_aux=True)
+        if parts == 1:
+            return grad(params, batch, key)
+        # Every parts-th sequence, so that devices which hold a range of them keep their own.
+        split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total: Any, part: tuple) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad(params, *part)), None
+
+        first = jax.tree.map(lambda a: a[0], split)
+        shapes = jax.eval_shape(grad, params, first, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, zeros, (split, jax.random.split(key, parts)))[0]
+
+    return gradients
+
+
 def make_step(
     config: ConfigDict,
     task: Task,
@@ -115,33 +150,7 @@ def make_step(
       data_axis: the step runs in one program per device, bound to this name: each device takes its
         part of the batch, and gradients and metrics are summed over all. None: arrays are global.
     """
-    parts = config.optimizer.accumulate
-
-    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Sums]]:
-        logits, _ = model.apply(
-            {"params": params},
-            batch["inputs"],
-            deterministic=config.model.dropout == 0,
-            rngs={"dropout": key},
-        )
-        sums = task.metrics(logits, batch)
-        return sums["loss"].total, {name: s for name, s in sums.items() if s.total.ndim == 0}
-
-    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Sums]]:
-        """Returns gradients and metrics, both summed over targets."""
-        grad = jax.grad(loss, has_aux=True)
-        if parts == 1:
-            return grad(params, batch, key)
-        # Every parts-th sequence, so that devices which hold a range of them keep their own.
-        split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
-
-        def add(total: Any, part: tuple) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, grad(params, *part)), None
-
-        first = jax.tree.map(lambda a: a[0], split)
-        shapes = jax.eval_shape(grad, params, first, key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zeros, (split, jax.random.split(key, parts)))[0]
+    gradients = make_gradients(config, task, model)
 
     def step(state: State, member: Member, data: Any, index: jax.Array) -> tuple[State, Any]:
         batch = spread(
