@@ -161,11 +161,8 @@ def _train(
     data, (metric, _) = program.data, program.task.select
     rate, utilization = schedule(configs[0].optimizer, config.steps), _utilization(program, configs)
     first = step = on_first(lambda: saved.latest) or 0
-    state = (
-        saved.restore(step, abstract_state(program, len(configs)))
-        if step
-        else program.init(members)
-    )
+    shapes = abstract_state(program, len(configs))
+    state = saved.restore(step, shapes) if step else program.init(members)
     began = time.perf_counter()
     # No steps, only to compile, so that the rates below are of training.
     state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
