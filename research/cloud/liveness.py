@@ -16,11 +16,13 @@ Bytes moved are those that are stored, and those that are read by what is stored
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jax.extend import core
+
+from research.training.budget import bodies
 
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 LOOPS = {"scan", "while", "cond"}
@@ -169,16 +171,6 @@ def _inline(jaxpr: core.Jaxpr, inputs: Sequence[Value]) -> tuple[list[Equation],
             equations.append(Equation(name, [look(v) for v in eqn.invars], outputs, eqn.params))
         environment.update(zip(eqn.outvars, outputs, strict=True))
     return equations, [look(v) for v in jaxpr.outvars]
-
-
-def bodies(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """Yields the jaxprs among an equation's parameters."""
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
 
 
 def _bytes(value: Value, fraction: Fraction) -> float:

@@ -27,7 +27,7 @@ from research.parallel.mesh import make_mesh
 from research.tasks.corpora import TEXTS, data_directory
 from research.tasks.task import Task
 from research.tasks.text import Text
-from research.training.budget import COUNTED_AS, count_flops
+from research.training.budget import training_flops
 from research.training.program import abstract_state, build_program, task_id, task_of
 from research.training.step import Member, State, make_init, make_step
 
@@ -225,10 +225,10 @@ def _flops(config: ConfigDict, task: Task) -> tuple[float, float]:
     """
     length = task.length
     short = min(length, COUNTED_UP_TO // 2) // 2
-    one, two = (_flops_at(config, task.vocab_size, n) for n in (short, 2 * short))
+    one, two = (training_flops(config, task.vocab_size, 1, n) for n in (short, 2 * short))
     square = (two - 2 * one) / (2 * short**2)
     if length <= COUNTED_UP_TO:
-        whole = _flops_at(config, task.vocab_size, length)
+        whole = training_flops(config, task.vocab_size, 1, length)
     else:
         whole = (one / short - square * short) * length + square * length**2
     seen = [_visited(options, length) for options in layer_options(config.model, length)]
@@ -243,18 +243,6 @@ def _visited(options: Options, length: int) -> float:
     last = np.minimum(first + BLOCK, length) - 1
     some, _ = options.build_mask().blocks(first[:, None], last[:, None], first[None], last[None])
     return float(np.mean(some))
-
-
-def _flops_at(config: ConfigDict, vocab_size: int, length: int) -> float:
-    model = make_transformer(config.model, vocab_size, length, COUNTED_AS)
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(model.init, key, tokens)["params"]
-
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, tokens)[0].sum()
-
-    return count_flops(jax.make_jaxpr(jax.grad(loss))(params, tokens).jaxpr)
 
 
 class OutOfMemory(Exception):

@@ -53,9 +53,6 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """Returns x, laid out over the active mesh by the rules; without one, x as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     # pmap and shard_map run with axes of their own, on arrays that are one device's already.
-    if mesh.empty or mesh.axis_names != AXES or AxisType.Manual in mesh.axis_types:
+    if mesh.axis_names != AXES or AxisType.Manual in mesh.axis_types or mesh.size == 1:
         return x
-    sizes = dict(mesh.shape)
-    if mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, sizes))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, dict(mesh.shape)))

@@ -13,7 +13,12 @@ from ml_collections import ConfigDict
 
 from research.attention.errors import Unsupported
 from research.configuration import from_plain
-from research.models.transformer import TransformerConfig, make_transformer, state_bytes
+from research.models.transformer import (
+    Decoder,
+    TransformerConfig,
+    make_transformer,
+    state_bytes,
+)
 from research.training.program import static_id, task_id, task_of
 
 
@@ -39,9 +44,9 @@ def measure_budget(config: ConfigDict) -> dict[str, Any]:
 def count_parameters(config: ConfigDict) -> int:
     """Returns the number of trained values of a config, without compiling anything."""
     task = task_of(task_id(config))
-    model = make_transformer(config.model, task.vocab_size, task.length)
+    model = make_transformer(config.model, task.vocab_size, task.length, COUNTED_AS)
     tokens = jax.ShapeDtypeStruct((1, task.length), jnp.int32)
-    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), tokens)["params"]
+    params = parameter_shapes(model, tokens)
     return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
 
 
@@ -62,20 +67,38 @@ Blocks that a mask rules out are counted then, as they are for the dense impleme
 def _measure_model(static: str) -> dict[str, Any]:
     config = from_plain(json.loads(static))
     task = task_of(task_id(config))
-    model = make_transformer(config.model, task.vocab_size, task.length, COUNTED_AS)
-    tokens = jax.ShapeDtypeStruct((config.task.batch_size, task.length), jnp.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(model.init, key, tokens)["params"]
+    batch, length = config.task.batch_size, task.length
+    model = make_transformer(config.model, task.vocab_size, length)
+    return {
+        "parameters": count_parameters(config),
+        "flops_per_token": training_flops(config, task.vocab_size, batch, length)
+        / (batch * length),
+        "state_bytes": _state_bytes(model.config, length),
+    }
+
+
+def training_flops(config: ConfigDict, vocab_size: int, batch: int, length: int) -> float:
+    """Returns the FLOPs of one gradient of a batch, by `count_flops`.
+
+    Args:
+      config: the whole config, of which the model's part is read.
+      vocab_size: V.
+      batch: B.
+      length: T, which need not be the task's.
+    """
+    model = make_transformer(config.model, vocab_size, length, COUNTED_AS)
+    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    params = parameter_shapes(model, tokens)
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         return model.apply({"params": params}, tokens)[0].sum()
 
-    jaxpr = jax.make_jaxpr(jax.grad(loss))(params, tokens)
-    return {
-        "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
-        "flops_per_token": count_flops(jaxpr.jaxpr) / math.prod(tokens.shape),
-        "state_bytes": _state_bytes(model.config, task.length),
-    }
+    return count_flops(jax.make_jaxpr(jax.grad(loss))(params, tokens).jaxpr)
+
+
+def parameter_shapes(model: Decoder, tokens: jax.ShapeDtypeStruct) -> Any:
+    """Returns the shapes of a model's parameters; `tokens` (B, T) is what it is made for."""
+    return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), tokens)["params"]
 
 
 def _state_bytes(model: TransformerConfig, length: int) -> int | None:
@@ -112,14 +135,14 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
         points = math.prod(params["fft_lengths"])
         real = params["fft_type"] not in (jax.lax.FftType.FFT, jax.lax.FftType.IFFT)
         return max(out, inputs[0]) * 5.0 * math.log2(max(points, 2)) / (2 if real else 1)
-    bodies = [count_flops(body) for body in _bodies(params)]
+    inside = [count_flops(body) for body in bodies(params)]
     if name == "scan":
-        return params["length"] * sum(bodies)
+        return params["length"] * sum(inside)
     if name == "cond":
-        return max(bodies)
-    if name == "while" and sum(bodies):
+        return max(inside)
+    if name == "while" and sum(inside):
         raise ValueError("FLOPs cannot be counted: a product inside a loop of unknown length")
-    return sum(bodies)
+    return sum(inside)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
@@ -127,7 +150,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return getattr(variable.aval, "shape", ())
 
 
-def _bodies(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def bodies(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
     """Yields the jaxprs among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
