@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.model = model_config()
     config.optimizer = optimizer_config()
     config.train = train_config()
+    config.decoding = decoding_config()
     config.parallel = parallel_config()
     return config
 
@@ -23,25 +24,48 @@ def get_config() -> ConfigDict:
 def task_config() -> ConfigDict:
     """Returns what is learned."""
     task = ConfigDict()
-    task.name = "recall"  # recall | text
-    task.length = 64  # tokens per sequence (recall: even)
+    task.name = "recall"  # recall | text | translation | transduction
+    task.length = 64  # most tokens of a sequence, the end token among them (recall: even)
     task.batch_size = 32  # sequences per step
     # recall: multi-query associative recall
     task.vocab_size = 64  # half keys, half values; token 0 is the filler
     task.num_pairs = (4,)  # each sequence draws its number of key-value pairs from these
     task.gap_power = 0.01  # exponent of the power law of the gaps; smaller: shorter gaps
     # text: language modelling on a file
-    task.path = "tinyshakespeare"  # a known corpus or the path of a UTF-8 text file
+    # a known corpus or a UTF-8 text file; translation: multi30k, or files "x/{split}.{language}"
+    task.path = "tinyshakespeare"
     task.tokenizer = "char"  # char | bpe
     task.bpe_vocab_size = 1024  # vocabulary of the byte-level BPE, trained on the training split
+    # translation: sentences of one language into another
+    task.source_language = "de"
+    task.target_language = "en"
+    task.buckets = 6  # shapes that batches come in: more of them, less padding, longer to compile
+    task.label_smoothing = 0.0  # of the training objective (Szegedy 2016); loss is without it
+    # transduction: strings into strings, generated, with known alignment; vocab_size as above
+    task.kind = "substitute"  # copy | reverse | substitute | reorder
+    task.min_length = 2  # of the strings trained on, without the end token
+    task.train_length = 20
+    task.test_lengths = (5, 10, 15, 20, 25, 30)
+    task.test_sequences = 100  # of each of these lengths
     return task
 
 
 def model_config() -> ConfigDict:
     """Returns what learns it."""
     model = ConfigDict()
-    model.width = 64  # of the residual stream
-    model.num_layers = 2
+    model.name = "decoder"  # decoder | encoder_decoder (transformers) | recurrent
+    model.width = 64  # of the residual stream; of a recurrent state
+    model.num_layers = 2  # of encoder and decoder each, where there are both
+    # encoder_decoder: deltas on the mechanism below, which is that of the decoder
+    model.encoder_layers = 0  # 0: num_layers
+    model.encoder = "mask=full"
+    model.cross = "mask=full, position=none"
+    # recurrent
+    model.cell = "lstm"  # lstm | gru
+    # fixed_initial | fixed_every_step | additive | dot | general | concat | local_p | ...
+    model.attention = "additive"
+    model.input_feeding = True  # of what was read last to the next step (Luong 2015, 3.3)
+    model.embedding_width = 0  # 0: width
     model.feedforward = 256  # hidden width of the feed-forward layer; 0: no such layer
     model.activation = "gelu"  # gelu | gelu_tanh | relu | swiglu
     model.norm = "rmsnorm"  # rmsnorm | layernorm
@@ -137,6 +161,17 @@ def train_config() -> ConfigDict:
     train.checkpoint_every = 500  # steps between checkpoints; the last step always saves
     train.keep_checkpoints = 2
     return train
+
+
+def decoding_config() -> ConfigDict:
+    """Returns how sequences are searched for once training has ended."""
+    decoding = ConfigDict()
+    decoding.beam = 1  # hypotheses that are kept; 1: greedy
+    # scores are log p / ((5 + length) / 6)^length_penalty (Wu 2016, equation 14)
+    decoding.length_penalty = 0.0
+    decoding.coverage_penalty = 0.0  # beta of the same equation; for models with attention
+    decoding.max_length = 0  # tokens of a hypothesis; 0: task.length
+    return decoding
 
 
 def parallel_config() -> ConfigDict:

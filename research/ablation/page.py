@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from research.ablation import chart, panels, store
+from research.ablation.bootstrap import Bootstrap, bootstrap_columns, bootstrap_note
 from research.ablation.chart import Chart
 from research.ablation.columns import budget_columns, main_columns, progress_text, tuning_columns
 from research.ablation.evidence import WAITING, Study
@@ -18,13 +19,13 @@ from research.ablation.wording import count, number, point_text, value_text
 HERE = Path(__file__).parent
 
 
-def render(summary: Summary, out: Path) -> str:
+def render(summary: Summary, out: Path, resampled: Bootstrap | None) -> str:
     """Returns the page; links to run files are relative to `out`, the folder it is written to."""
     parts = {
         "title": join(summary.study.experiment.question),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),
-        "body": join(_sections(summary, out)),
+        "body": join(_sections(summary, out, resampled)),
     }
     template = (HERE / "page.html").read_text(encoding="utf-8")
     # Split once, so that a "{{script}}" inside an arm's name stays what it is.
@@ -36,7 +37,7 @@ def render(summary: Summary, out: Path) -> str:
     return "".join(filled)
 
 
-def _sections(summary: Summary, out: Path) -> list[Any]:
+def _sections(summary: Summary, out: Path, resampled: Bootstrap | None) -> list[Any]:
     sections = [
         ("verdicts", "Claims", panels.verdicts(summary)),
         ("results", "Results", _results(summary)),
@@ -46,6 +47,7 @@ def _sections(summary: Summary, out: Path) -> list[Any]:
         ("slices", "Slices", _charts(summary, "slices", SLICES_NOTE)),
         ("steps", "Steps to solve", _charts(summary, "steps", STEPS_NOTE)),
         ("budget", "Budget", _budget(summary)),
+        ("bootstrap", "Paired bootstrap", _bootstrap(summary, resampled)),
         ("tuning", "Tuning", _tuning(summary)),
         ("arms", "What differs", _arms(summary)),
         ("runs", "Runs", _runs(summary, out)),
@@ -156,6 +158,14 @@ def _budget(summary: Summary) -> Html:
         summary, budget_columns(summary.study), summary.budget, "What each arm cost"
     )
     return join([table, el("p", note, class_="note")])
+
+
+def _bootstrap(summary: Summary, resampled: Bootstrap | None) -> Html | None:
+    if resampled is None:
+        return None
+    columns = bootstrap_columns(summary.study)
+    table = panels.table(summary, columns, resampled.pairs, "Each run against the reference's")
+    return join([table, el("p", bootstrap_note(resampled), class_="note")])
 
 
 def _tuning(summary: Summary) -> Html | None:

@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from research.ablation import chart, page, store
+from research.ablation.bootstrap import (
+    Bootstrap,
+    bootstrap,
+    bootstrap_columns,
+    bootstrap_note,
+)
 from research.ablation.columns import (
     Column,
     budget_columns,
@@ -29,11 +35,12 @@ def write_report(workdir: str | Path, out: str | Path | None = None) -> Summary:
     workdir = Path(workdir)
     out = Path(out) if out else workdir
     summary = summarize(load_study(workdir))
+    resampled = bootstrap(summary.study)
     for drawn in summary.charts:
         chart.write_png(drawn, out / f"{drawn.name}.png")
     store.write_text(out / "results.csv", results_csv(summary.study))
-    store.write_text(out / "report.md", markdown(summary))
-    store.write_text(out / "report.html", page.render(summary, out))
+    store.write_text(out / "report.md", markdown(summary, resampled))
+    store.write_text(out / "report.html", page.render(summary, out, resampled))
     return summary
 
 
@@ -72,7 +79,7 @@ def _flat_run(study: Study, run: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"{group}.{key}", value) for key, value in (result.get(group) or {}).items())
 
 
-def markdown(summary: Summary) -> str:
+def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
     """Returns the report as Markdown; the figures are the PNG files beside it."""
     study = summary.study
     experiment, outcome = study.experiment, study.experiment.outcome
@@ -94,6 +101,9 @@ def markdown(summary: Summary) -> str:
         "## Budget",
         _table(budget_columns(study), summary.budget),
     ]
+    if resampled:
+        table = _table(bootstrap_columns(study), resampled.pairs)
+        blocks += ["## Paired bootstrap", table, _plain(bootstrap_note(resampled))]
     if summary.tuning:
         blocks += ["## Tuning", _table(tuning_columns(study), summary.tuning)]
     blocks += ["## What differs", _configs(summary), "## Reproduce", *_reproduce(study)]

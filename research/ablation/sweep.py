@@ -16,9 +16,9 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from research.ablation.experiment import (
@@ -44,12 +44,15 @@ from research.ablation.store import (
 )
 from research.configuration import load_config, to_plain
 from research.errors import UserError, check_name
+from research.models.model import parameter_shapes
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import Program, forget_programs, make_program, static_id
+from research.training.scores import score_names
+from research.training.step import batch_shapes
 
 # Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
 HELD = 8
@@ -191,10 +194,17 @@ def check_outcome(outcome: Outcome, program: Program) -> None:
     task = program.task
     check_name("outcome.split", outcome.split, task.splits)
     check_name("outcome.at", outcome.at, ("best", "final"))
-    batch = jax.eval_shape(task.batch, task.data, jax.eval_shape(lambda: jax.random.key(0)))
-    logits = jax.ShapeDtypeStruct((*batch["inputs"].shape, task.vocab_size), jnp.float32)
-    sums = jax.eval_shape(task.metrics, logits, batch)
-    check_name("outcome.metric", outcome.metric, [k for k, s in sums.items() if s.total.ndim == 0])
+    batch = batch_shapes(task)
+
+    def metrics(params: Any, batch: Any) -> Any:
+        outputs = program.model.apply({"params": params}, batch, method="of_batch")
+        return task.metrics(outputs, batch)
+
+    sums = jax.eval_shape(metrics, parameter_shapes(program.model, batch), batch)
+    known = [name for name, s in sums.items() if s.total.ndim == 0]
+    if outcome.at == "best":
+        known += score_names(task, outcome.split)
+    check_name("outcome.metric", outcome.metric, known)
 
 
 def _any_cells(experiment: Experiment) -> Iterator[Cell]:

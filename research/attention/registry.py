@@ -19,7 +19,12 @@ from research.attention.mixers.linformer import LINFORMER
 from research.attention.mixers.recurrent import GRU, LSTM
 from research.attention.mixers.self_attention import SOFTMAX
 from research.attention.mixers.state_space import STATE_SPACE
-from research.attention.mixers.stepwise import LOCATION_AWARE, MONOTONIC, MONOTONIC_CHUNKWISE
+from research.attention.mixers.stepwise import (
+    COVERAGE,
+    LOCATION_AWARE,
+    MONOTONIC,
+    MONOTONIC_CHUNKWISE,
+)
 from research.attention.parts import biases
 from research.attention.parts.masks import MASKS as CONTIGUOUS_MASKS
 from research.attention.parts.masks import Mask
@@ -114,6 +119,7 @@ MIXERS: dict[str, MixerEntry] = {
     "latent": LATENT,
     "differential": DIFFERENTIAL,
     "location_aware": LOCATION_AWARE,
+    "coverage": COVERAGE,
     "monotonic": MONOTONIC,
     "monotonic_chunkwise": MONOTONIC_CHUNKWISE,
     "linear": LINEAR,

@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from research.cloud.liveness import Need
-from research.models.transformer import Decoder
+from research.models.model import Model
 from research.parallel.layout import AXES, Layout
 from research.training.program import state_specs
 from research.training.step import State
@@ -76,13 +76,13 @@ def predict_temporaries(need: Need, weights: float, dtype: str, platform: str) -
 
 
 def kept(
-    config: ConfigDict, model: Decoder, state: State, data: Any, layout: Layout
+    config: ConfigDict, model: Model, state: State, data: Any, layout: Layout
 ) -> dict[str, float]:
     """Returns the bytes that one device keeps: parameters, optimizer, best, data.
 
     Args:
       config: the whole config.
-      model: the decoder.
+      model: what is trained.
       state: shapes of a population.
       data: shapes of the task's data, which every device has whole.
       layout: which devices do what.

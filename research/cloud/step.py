@@ -20,14 +20,15 @@ from research.cloud.liveness import Need, measure
 from research.cloud.memory import kept
 from research.configuration import apply_deltas
 from research.errors import UserError
-from research.models.layers import implementation_of, layer_options
-from research.models.transformer import SLOW_TO_TRACE, make_transformer
+from research.models.layers import layer_options
+from research.models.registry import make_model
+from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.layout import Layout
 from research.parallel.mesh import make_mesh
 from research.tasks.corpora import TEXTS, data_directory
 from research.tasks.task import Task
 from research.tasks.text import Text
-from research.training.budget import training_flops
+from research.training.budget import COUNTED_AS, training_flops
 from research.training.program import abstract_state, build_program, task_id, task_of
 from research.training.step import Member, State, make_init, make_step
 
@@ -53,6 +54,10 @@ class Vocabulary:
         """Raises NotImplementedError."""
         raise NotImplementedError("a plan writes no text")
 
+    def pieces(self, tokens: list[int]) -> list[str]:
+        """Raises NotImplementedError."""
+        raise NotImplementedError("a plan writes no text")
+
     def to_json(self) -> str:
         """Raises NotImplementedError."""
         raise NotImplementedError("a plan keeps no tokenizer")
@@ -63,6 +68,11 @@ def abstract_task(config: ConfigDict) -> Task:
 
     Raises UserError for what does not fit.
     """
+    if config.model.name != "decoder":
+        raise UserError(
+            f"model.name={config.model.name!r} cannot be planned for; 'decoder' can. Train it on "
+            "one device, or on several with parallel.data."
+        )
     task = config.task
     if task.name != "text" or task.tokenizer != "bpe":
         return task_of(task_id(config))
@@ -75,7 +85,13 @@ def _text(length: int, batch_size: int, vocab_size: int, tokens: int) -> Any:
         "validation": jax.ShapeDtypeStruct((int(0.1 * tokens),), jnp.int32),
         "characters": jax.ShapeDtypeStruct((vocab_size,), jnp.float32),
     }
-    return Text(length, batch_size, Vocabulary(vocab_size), data)
+    return Text(
+        length=length,
+        batch_size=batch_size,
+        vocab_size=vocab_size,
+        tokenizer=Vocabulary(vocab_size),
+        data=data,
+    )
 
 
 def _tokens(path: str) -> int:
@@ -132,14 +148,13 @@ def trace_step(
     member = _member(())
     # Neither platform nor devices of a slice need to be here to trace for them.
     with jax.default_device(platform):
-        model = make_transformer(local.model, small.vocab_size, small.length)
-        implementation = implementation_of(layer_options(local.model, small.length))
+        model = make_model(local.model, small.vocab_size, small.length)
         state = jax.eval_shape(make_init(local, small, model), member)
         index = jax.ShapeDtypeStruct((), jnp.int32)
         arguments = (state, member, shapes_of(small.data), index)
         jaxpr = jax.make_jaxpr(make_step(local, small, model))(*arguments)
         # What the state looks like does not depend on how mixers are computed.
-        whole = make_transformer(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
+        whole = make_model(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
         population = jax.eval_shape(jax.vmap(make_init(config, task, whole)), _member((members,)))
         model_flops, _ = _flops(apply_deltas(config, {"model.remat": False}), task)
         _, flops = _flops(config, task)
@@ -154,7 +169,7 @@ def trace_step(
     )
     here = members // layout.member
     return Traced(
-        implementation,
+        model.implementation,
         kept(config, whole, population, shapes_of(task.data), layout),
         Need(*(here * n for n in need)),
         here * weights,
@@ -225,14 +240,19 @@ def _flops(config: ConfigDict, task: Task) -> tuple[float, float]:
     """
     length = task.length
     short = min(length, COUNTED_UP_TO // 2) // 2
-    one, two = (training_flops(config, task.vocab_size, 1, n) for n in (short, 2 * short))
+    one, two = (_counted(config, task, n) for n in (short, 2 * short))
     square = (two - 2 * one) / (2 * short**2)
     if length <= COUNTED_UP_TO:
-        whole = training_flops(config, task.vocab_size, 1, length)
+        whole = _counted(config, task, length)
     else:
         whole = (one / short - square * short) * length + square * length**2
     seen = [_visited(options, length) for options in layer_options(config.model, length)]
     return whole, whole - (1 - sum(seen) / len(seen)) * square * length**2
+
+
+def _counted(config: ConfigDict, task: Task, length: int) -> float:
+    model = make_model(config.model, task.vocab_size, length, COUNTED_AS)
+    return training_flops(model, {"inputs": jax.ShapeDtypeStruct((1, length), jnp.int32)})
 
 
 def _visited(options: Options, length: int) -> float:

@@ -1,15 +1,26 @@
-"""Which mechanism each layer has: one for all, or a pattern that repeats."""
+"""Which mechanism each layer has: one for all, a pattern that repeats, or a part's own."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from research.attention.checks import COMMON, chosen_parts
 from research.attention.errors import MechanismError
+from research.attention.implementations.attend import choose, refusal
 from research.attention.mixers.mixer import Mixer
 from research.attention.options import Options, make_mixer
-from research.attention.registry import MODEL_POSITIONS
+from research.attention.parts.masks import padding
+from research.attention.registry import (
+    AUTO,
+    MIXERS,
+    MODEL_POSITIONS,
+    SWITCHES,
+    TABLES,
+    mask_names,
+)
 from research.errors import UserError, check_name
 
 FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Options)}
@@ -74,6 +85,108 @@ PARSERS: dict[Any, Callable[[str], Any]] = {
     str: str,
     bool: lambda text: {"true": True, "false": False}[text.lower()],
 }
+
+
+def part_options(
+    model: ConfigDict, length: int, key: str, start: Mapping[str, Any], role: str
+) -> Options:
+    """Returns the options of a part of a model, whose delta text is `config.model[key]`.
+
+    The part has the mechanism keys of `config.model`, changed by `start` and then by the delta.
+    Those that its mixer does not read are left out, unless it is the delta that sets them, and so
+    is the implementation of `config.model` if it lacks something that the part needs.
+
+    Args:
+      model: `config.model`.
+      length: the longest sequence.
+      key: of the delta.
+      start: where the part differs from `config.model` before the delta.
+      role: "self" or "cross", which all that is chosen has to be able to serve as.
+
+    Raises UserError that names the delta.
+    """
+    where = f"model.{key}={model[key]!r}"
+    delta = parse_layer(model[key], where)
+    base = {k: v for k, v in model.to_dict().items() if k in FIELDS} | dict(start)
+    values = base | delta
+    read = {k for k, v in delta.items() if v != base.get(k)} | _read(values)
+    if "implementation" not in delta:
+        values["implementation"] = AUTO
+    options = make_options({k: v for k, v in values.items() if k in read}, length, f"{where}: ")
+    for name, (part, table) in _chosen(options).items():
+        if role not in part.where:
+            able = ", ".join(n for n, other in table.items() if role in other.where)
+            raise UserError(f"{where}: {name} cannot be used in {role}-attention; {able} can.")
+    inherited = model.implementation if "implementation" not in delta else AUTO
+    return _implemented(options, inherited, role == "cross" or looks_ahead(options), where)
+
+
+def _read(values: dict[str, Any]) -> set[str]:
+    """Returns the keys that the mixer of these values and its parts read; all if one is unknown."""
+    entry = MIXERS.get(values["mixer"])
+    parts, names = (entry.parts if entry else frozenset()), []
+    for field, table in TABLES.items():
+        for name in _names(field, values[field]):
+            if entry is None or name not in table:
+                return set(values)
+            if field in parts:
+                names.append(table[name])
+    found = {*COMMON, *parts} | {key for part in names for key in (*part.needs, *part.takes)}
+    if entry and not entry.causal:
+        found.add("mask")
+    if values["position"] in MODEL_POSITIONS:
+        found.add("position")
+    return found
+
+
+def _names(field: str, value: str) -> list[str]:
+    return [n for every in mask_names(value) for n in every] if field == "mask" else [value]
+
+
+def _chosen(options: Options) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """Returns all that the options choose by name, with the table that it is chosen from."""
+    found: dict[str, tuple[Any, Mapping[str, Any]]] = {
+        f"mixer {options.mixer!r}": (MIXERS[options.mixer], MIXERS),
+    }
+    for name, part in chosen_parts(options).items():
+        found[name] = (part, TABLES[name.split()[0]])
+    for name, part in SWITCHES.items():
+        if getattr(options, name):
+            found[name] = (part, SWITCHES)
+    return found
+
+
+def looks_ahead(options: Options) -> bool:
+    """Returns whether a token sees later ones."""
+    entry = MIXERS[options.mixer]
+    # A first token that sees all of the first token is causal.
+    return not entry.causal or (
+        "mask" in entry.parts and options.build_mask().together not in (0, 1)
+    )
+
+
+def _implemented(options: Options, inherited: str, padded: bool, where: str) -> Options:
+    """Returns the options with an implementation that has all it needs, a padding mask if `padded`.
+
+    It is the options' own, else the inherited one if it can, else one that can at any length,
+    because batches are padded to several. Raises UserError if the options' own cannot.
+    """
+    entry = MIXERS[options.mixer]
+    named = options.implementation
+    if named == AUTO and inherited in entry.implementations:
+        named = inherited
+    if "mask" not in entry.parts:
+        return dataclasses.replace(options, implementation=named)
+    score, mask, biases, normalizer = options.mechanism
+    if padded:
+        mask &= padding(jnp.ones((1, 1), bool))
+    mechanism = (score, mask, biases, normalizer)
+    why = "" if named == AUTO else refusal(named, *mechanism)
+    if why and options.implementation != AUTO:
+        raise UserError(f"{where}: {why}.")
+    if why or (named == AUTO and padded):
+        named = choose(options.max_length, *mechanism)
+    return dataclasses.replace(options, implementation=named)
 
 
 def layer_mixers(options: tuple[Options, ...]) -> tuple[Mixer, ...]:

@@ -15,15 +15,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import Mixer
 from research.attention.options import Options
+from research.attention.parts.masks import Mask
 from research.attention.parts.positions import sinusoidal
 from research.attention.registry import MIXERS
 from research.errors import UserError, check_name
 from research.models.activations import ACTIVATIONS
-from research.models.layers import layer_mixers, layer_options
+from research.models.layers import implementation_of, layer_mixers, layer_options
 from research.models.projection import linear
 from research.parallel.rules import constrain
+from research.tasks.task import Batch
 
 # What the axes of the residual stream are, and those of the parameters that are no mixer's. A
 # position is a row, and rows are few.
@@ -69,6 +72,7 @@ class TransformerConfig:
     remat: bool
     position: str
     mixers: tuple[Mixer, ...]
+    implementation: str
 
 
 def matrix_init(stddev: float) -> nn.initializers.Initializer:
@@ -102,12 +106,14 @@ class Mix(nn.Module):
     mixer: Mixer
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T M"], state: Any) -> tuple[Float[Array, "B T M"], Any]:
+    def __call__(
+        self, x: Float[Array, "B T M"], state: Any, mask: Mask | None = None
+    ) -> tuple[Float[Array, "B T M"], Any]:
         params = {
             name: self.param(name, p.init, p.shape) for name, p in self.mixer.parameters().items()
         }
         if state is None:
-            return self.mixer(params, x), None
+            return self.mixer(params, x, mask=mask), None
         state, y = self.mixer.extend(params, state, x)
         return y, state
 
@@ -139,17 +145,23 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. With a state it extends the sequence; without, it sees the whole of it."""
+    """One layer. With a state it extends the sequence; without, it sees the whole of it.
+
+    A mask restricts what is seen of the whole further: padding, if the mixer looks ahead.
+    """
 
     config: TransformerConfig
     mixer: Mixer
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T M"], state: Any) -> tuple[Float[Array, "B T M"], Any]:
+    def __call__(
+        self, x: Float[Array, "B T M"], state: Any, mask: Mask | None = None
+    ) -> tuple[Float[Array, "B T M"], Any]:
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        y, state = Mix(self.mixer, name="mixer")(Norm(c.norm, c.use_bias, name="norm1")(x), state)
+        y = Norm(c.norm, c.use_bias, name="norm1")(x)
+        y, state = Mix(self.mixer, name="mixer")(y, state, mask)
         x = constrain(x + drop(y), *HIDDEN)
         if c.feedforward:
             y = FeedForward(c, name="feedforward")(Norm(c.norm, c.use_bias, name="norm2")(x))
@@ -165,7 +177,7 @@ class Pattern(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T M"], states: tuple | None
+        self, x: Float[Array, "B T M"], states: tuple | None, mask: Mask | None = None
     ) -> tuple[Float[Array, "B T M"], tuple | None]:
         c = self.config
         new = []
@@ -174,7 +186,7 @@ class Pattern(nn.Module):
             if c.remat:
                 block = nn.remat(block, prevent_cse=False)
             old = None if states is None else states[i]
-            x, state = block(c, mixer, self.deterministic, name=str(i))(x, old)
+            x, state = block(c, mixer, self.deterministic, name=str(i))(x, old, mask)
             new.append(state)
         return x, None if states is None else tuple(new)
 
@@ -228,24 +240,42 @@ class Decoder(nn.Module):
             logits = linear(x, self.param("head", embedding_init, (c.width, c.vocab_size)))
         return constrain(logits.astype(jnp.float32), "batch", "length", "vocab"), state
 
+    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
+        """Returns the logits of "inputs" (B, T)."""
+        return self(batch["inputs"], deterministic=deterministic)[0]
 
-def parameter_axes(model: Decoder, params: Any) -> Any:
-    """Returns the logical axes of each parameter, a tuple of names to each leaf.
+    @property
+    def implementation(self) -> str:
+        """How the mixers are computed."""
+        return self.config.implementation
 
-    Args:
-      model: the decoder.
-      params: its parameters, or their shapes; they may have leading axes that are not described.
-    """
+    def parameter_axes(self, params: Any) -> Any:
+        """Returns the logical axes of each parameter, a tuple of names to each leaf.
 
-    def axes(path: tuple, _: Any) -> tuple[str, ...]:
-        names = [key.key for key in path]
-        if "mixer" not in names:
-            own = AXES[names[-1]]
-        else:
-            own = model.config.mixers[int(names[1])].parameters()[names[-1]].axes
-        return ("layers", *own) if names[0] == "layers" else own
+        Args:
+          params: parameters or their shapes; leading axes of their own are not described.
+        """
 
-    return jax.tree_util.tree_map_with_path(axes, params)
+        def axes(path: tuple, _: Any) -> tuple[str, ...]:
+            names = [key.key for key in path]
+            if "mixer" not in names:
+                own = AXES[names[-1]]
+            else:
+                own = self.config.mixers[int(names[1])].parameters()[names[-1]].axes
+            return ("layers", *own) if names[0] == "layers" else own
+
+        return jax.tree_util.tree_map_with_path(axes, params)
+
+    def state_bytes(self, length: int) -> int | None:
+        """Returns the bytes of one sequence's decoding state with room for `length` tokens.
+
+        None for a model that looks ahead and has no such state.
+        """
+        try:
+            shapes = jax.eval_shape(lambda: init_state(self.config, 1, length)["layers"])
+        except Unsupported:
+            return None
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
@@ -257,21 +287,46 @@ def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
     return {"step": jnp.int32(0), "layers": stacked}
 
 
-def state_bytes(config: TransformerConfig, length: int) -> int:
-    """Returns the bytes of one sequence's decoding state with room for `length` tokens."""
-    shapes = jax.eval_shape(lambda: init_state(config, 1, length)["layers"])
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-
-
 SLOW_TO_TRACE = {"splash": "blockwise", "jax_cudnn": "blockwise"}
 """Implementations whose tables of a long sequence take long to make, and one whose do not."""
 
 
-def _computed_instead(options: Options, instead: Mapping[str, str]) -> Options:
+def computed_instead(options: Options, instead: Mapping[str, str]) -> Options:
+    """Returns the options with the implementation that `instead` names, if the mixer has it."""
     name = options.resolved_implementation
     other = instead.get(name, name)
     has = MIXERS[options.mixer].implementations
     return replace(options, implementation=other if other in has else name)
+
+
+def check_shell(model: ConfigDict) -> None:
+    """Raises UserError if what is around the mixers in `config.model` does not fit."""
+    check_name("model.activation", model.activation, ACTIVATIONS)
+    check_name("model.norm", model.norm, NORMS)
+    check_name("model.dtype", model.dtype, DTYPES)
+    for key in ("width", "num_layers"):
+        if model[key] < 1:
+            raise UserError(f"model.{key}={model[key]} must be at least 1.")
+    if model.feedforward < 0:
+        raise UserError(f"model.feedforward={model.feedforward} must be at least 0 (0: none).")
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
+
+
+def transformer_config(
+    model: ConfigDict, vocab_size: int, length: int, options: tuple[Options, ...], **changes: Any
+) -> TransformerConfig:
+    """Returns the description of the layers of `config.model` with mixers of these options."""
+    values = model.to_dict() | changes
+    # "implementation" is asked for there, and answered here.
+    names = {f.name for f in fields(TransformerConfig)} & values.keys() - {"implementation"}
+    return TransformerConfig(
+        **{name: values[name] for name in names},
+        vocab_size=vocab_size,
+        length=length,
+        mixers=layer_mixers(options),
+        implementation=implementation_of(options),
+    )
 
 
 def make_transformer(
@@ -287,26 +342,8 @@ def make_transformer(
 
     Raises UserError for what does not fit.
     """
-    check_name("model.activation", model.activation, ACTIVATIONS)
-    check_name("model.norm", model.norm, NORMS)
-    check_name("model.dtype", model.dtype, DTYPES)
-    for key in ("width", "num_layers"):
-        if model[key] < 1:
-            raise UserError(f"model.{key}={model[key]} must be at least 1.")
-    if model.feedforward < 0:
-        raise UserError(f"model.feedforward={model.feedforward} must be at least 0 (0: none).")
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
+    check_shell(model)
     options = layer_options(model, length)
     if instead:
-        options = tuple(_computed_instead(o, instead) for o in options)
-    values = model.to_dict()
-    names = {f.name for f in fields(TransformerConfig)} - {"mixers"}
-    return Decoder(
-        TransformerConfig(
-            **{k: v for k, v in values.items() if k in names},
-            vocab_size=vocab_size,
-            length=length,
-            mixers=layer_mixers(options),
-        )
-    )
+        options = tuple(computed_instead(o, instead) for o in options)
+    return Decoder(transformer_config(model, vocab_size, length, options))

@@ -146,6 +146,11 @@ def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None
                 f"parallel.{axis}={getattr(layout, axis)} does not divide {name}; "
                 f"{_divisors(size)} do."
             )
+    if layout.context > 1 and config.model.name != "decoder":
+        raise UserError(
+            f"parallel.context={layout.context} splits the positions of model.name='decoder' only, "
+            f"not of {config.model.name!r}; split the batch (parallel.data)."
+        )
     if layout.model > 1:
         for key in ("num_heads", "feedforward"):
             if (size := config.model[key]) % layout.model:

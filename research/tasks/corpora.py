@@ -1,9 +1,11 @@
 """Finding a data file: under DATA_DIR, or downloaded once with its sha256 checked."""
 
+import gzip
 import hashlib
 import os
 import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,30 @@ TEXTS = {
     ),
 }
 """Known text corpora, by the name that `task.path` takes."""
+
+_MULTI30K = {
+    "train.de": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "train.en": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "val.de": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "val.en": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "test_2016_flickr.de": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+    "test_2016_flickr.en": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+}
+
+SENTENCE_PAIRS = {
+    "multi30k": {
+        name: RemoteFile(
+            f"multi30k/{name}.gz",
+            f"https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/{name}.gz",
+            sha256,
+        )
+        for name, sha256 in _MULTI30K.items()
+    },
+}
+"""Known parallel corpora, by the name that `task.path` takes: {"split.language": file}.
+
+multi30k: captions of photographs, task 1, raw text (Elliott et al. 2016, arXiv 1605.00459).
+"""
 
 
 def cache_directory() -> Path:
@@ -91,8 +117,23 @@ def read_text(name: str) -> str:
             f"task.path={name!r} is neither a file nor a known corpus "
             f"({', '.join(TEXTS)}).{did_you_mean(name, TEXTS)}"
         )
+    return read_file(path)
+
+
+def read_file(path: Path) -> str:
+    """Returns the text of a UTF-8 file, which may be compressed if its name ends in ".gz".
+
+    Raises UserError with the line and the byte offset when it is no UTF-8, or is not readable.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
     try:
         # Not read_text, which would turn \r\n into \n and so change the number of characters.
-        return path.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}.") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not UTF-8 text: line {line}: {error}.") from None

@@ -25,6 +25,7 @@ from research.errors import UserError
 from research.tasks.task import (
     Batch,
     Sums,
+    Task,
     bin_index,
     bin_label,
     cross_entropy,
@@ -81,19 +82,12 @@ def sequence(
     }
 
 
-@dataclass(frozen=True)
-class Recall:
+@dataclass(frozen=True, kw_only=True)
+class Recall(Task):
     """The task of this file; the attributes are those of `Task`."""
 
-    length: int
-    vocab_size: int
-    batch_size: int
     num_pairs: tuple[int, ...]
     gap_power: float
-    splits: Sequence[str] = ("validation", "test")
-    select: tuple[str, bool] = ("accuracy", True)
-    next_token: bool = False
-    data: tuple = ()
     gap_bins: list[tuple[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,25 +101,30 @@ class Recall:
             "accuracy_by_pairs": [str(n) for n in self.num_pairs],
         }
 
-    def batch(self, data: tuple, key: Key[Array, ""]) -> Batch:
+    def batch(
+        self, data: tuple, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
+    ) -> Batch:
         """Returns `batch_size` fresh sequences."""
+        key = jax.random.fold_in(key, step)
         return jax.vmap(
             lambda k: sequence(k, self.length, self.vocab_size, self.num_pairs, self.gap_power)
         )(jax.random.split(key, self.batch_size))
 
-    def evaluation(self, data: tuple, split: str, index: Int[Array, ""], total: int) -> Batch:
+    def evaluation(
+        self, data: tuple, split: str, index: Int[Array, ""], total: int, bucket: int = 0
+    ) -> Batch:
         """Returns batch `index` of the split's own stream."""
-        return self.batch(data, jax.random.fold_in(jax.random.key(EVALUATION_SEED[split]), index))
+        return self.batch(data, jax.random.key(EVALUATION_SEED[split]), index)
 
-    def metrics(self, logits: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per query) and accuracy, also by gap and by number of pairs.
 
         "accuracy_most_pairs" is the accuracy on the sequences with the most pairs alone.
         """
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
-        loss = cross_entropy(logits, jnp.maximum(targets, 0)) * weights
-        right = (logits.argmax(-1) == targets).astype(jnp.float32)
+        loss = cross_entropy(outputs, jnp.maximum(targets, 0)) * weights
+        right = (outputs.argmax(-1) == targets).astype(jnp.float32)
         pairs = jnp.broadcast_to(batch["pairs"][:, None], targets.shape)
         gaps = bin_index(batch["gaps"], self.gap_bins)
         count = weights.sum()
@@ -137,10 +136,6 @@ class Recall:
             "accuracy_by_gap": sliced(right, weights, gaps, len(self.gap_bins)),
             "accuracy_by_pairs": sliced(right, weights, pairs, len(self.num_pairs)),
         }
-
-    def artifacts(self) -> Mapping[str, str]:
-        """Returns nothing: tokens are numbers."""
-        return {}
 
 
 def make_recall(config: ConfigDict) -> Recall:

@@ -6,8 +6,15 @@ from research.errors import UserError, check_name
 from research.tasks.recall import make_recall
 from research.tasks.task import Task
 from research.tasks.text import make_text
+from research.tasks.transduction import make_transduction
+from research.tasks.translation import make_translation
 
-TASKS = {"recall": make_recall, "text": make_text}
+TASKS = {
+    "recall": make_recall,
+    "text": make_text,
+    "transduction": make_transduction,
+    "translation": make_translation,
+}
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -16,4 +23,4 @@ def make_task(config: ConfigDict) -> Task:
     for key in ("length", "batch_size"):
         if config[key] < 1:
             raise UserError(f"task.{key}={config[key]} must be at least 1.")
-    return TASKS[config.name](config)  # ty: ignore[invalid-explicit-return]  # read-only members
+    return TASKS[config.name](config)

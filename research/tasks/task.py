@@ -5,7 +5,8 @@ batches with nothing to save, and changing the number of devices changes no data
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,33 @@ import optax
 from jaxtyping import Array, Float, Int
 
 Batch = Mapping[str, jax.Array]
-"""Arrays with a leading batch axis; at least "inputs" (B, T) int32, the tokens of the model."""
+"""Arrays with a leading batch axis, by name.
+
+Every task has "inputs" (B, T) int32, the tokens that the model continues. What is translated has
+also "source" (B, S), right-padded, and "source_length" (B,) int32; "targets" (B, T) are -1 where
+nothing is asked.
+"""
+
+PAD, BOS, EOS = 0, 1, 2
+"""Tokens of sequence-to-sequence tasks: padding, what a target starts from, what ends a sequence.
+
+Words follow from `WORDS` on. Source and target share one vocabulary.
+"""
+WORDS = 3
+
+
+class Scored(NamedTuple):
+    """What became of decoded sequences.
+
+    Attributes:
+      metrics: numbers by name.
+      slices: numbers by slice, by name; the labels are those of `Task.slices`.
+      files: {file name: text} that the run keeps.
+    """
+
+    metrics: dict[str, float]
+    slices: dict[str, list[float]]
+    files: dict[str, str]
 
 
 class Sums(NamedTuple):
@@ -28,43 +55,99 @@ class Sums(NamedTuple):
     count: jax.Array
 
 
-class Task(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Task:
     """The interface between data and training. Everything is pure and traceable.
+
+    Tasks inherit from it what most of them have in common.
 
     Attributes:
       vocab_size: number of tokens, inputs and targets.
-      length: tokens per sequence.
+      length: the most tokens of a sequence.
+      batch_size: sequences per batch.
       data: pytree of device arrays that `batch` and `evaluation` read; an argument of the compiled
         step, because constants would be compiled into the program.
       splits: evaluation splits; always "validation", "test" where one exists.
       select: metric that chooses the best checkpoint on validation, and whether higher is better.
       next_token: whether targets are the inputs one step later, so that no token may see ahead.
-      slices: {sliced metric: labels of its entries}.
+      models: names of the models that can learn it.
+      frequencies: batches come in buckets, each with shapes of its own; the part of all steps that
+        each bucket has. Most tasks have one bucket.
+      decoded: splits whose sources are decoded, and the result scored, when training ends.
+      scores: names of the metrics that `score` gives.
     """
 
     vocab_size: int
     length: int
-    data: Any
-    splits: Sequence[str]
-    select: tuple[str, bool]
-    next_token: bool
-    slices: Mapping[str, Sequence[str]]
+    batch_size: int
+    data: Any = ()
+    splits: Sequence[str] = ("validation", "test")
+    select: tuple[str, bool] = ("accuracy", True)
+    next_token: bool = False
+    models: Sequence[str] = ("decoder",)
+    frequencies: Sequence[float] = (1.0,)
+    decoded: Sequence[str] = ()
+    scores: Sequence[str] = ()
 
-    def batch(self, data: Any, key: jax.Array) -> Batch:
-        """Returns a training batch."""
-        ...
+    @property
+    def slices(self) -> Mapping[str, Sequence[str]]:
+        """The labels of the entries of each sliced metric."""
+        return {}
 
-    def evaluation(self, data: Any, split: str, index: Int[Array, ""], total: int) -> Batch:
-        """Returns batch `index` of `total` of a split: the same at every call, for every seed."""
-        ...
+    @property
+    def tokens(self) -> float:
+        """Tokens that a step reads, on average and without padding."""
+        return float(self.batch_size * self.length)
 
-    def metrics(self, logits: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
-        """Returns sums of metrics; "loss" (nats per target) is what training minimises."""
-        ...
+    def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
+        """Returns which bucket the batch of a step is from: the same for every seed."""
+        return jnp.int32(0)
+
+    def batch(
+        self, data: Any, key: jax.Array, step: int | Int[Array, ""] = 0, bucket: int = 0
+    ) -> Batch:
+        """Returns the training batch of a step.
+
+        Args:
+          data: as `data`.
+          key: of the seed's data; the same at every step.
+          step: 0, 1, ...
+          bucket: that of the step.
+        """
+        raise NotImplementedError
+
+    def evaluation(
+        self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
+    ) -> Batch:
+        """Returns batch `index` of `total` of a split's bucket: the same at every call and seed."""
+        raise NotImplementedError
+
+    def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
+        """Returns how many batches of each bucket an evaluation has, `total` wherever possible."""
+        return (total,)
+
+    def metrics(self, outputs: Any, batch: Batch) -> dict[str, Sums]:
+        """Returns sums of metrics of what the model made of a batch, logits (B, T, V) mostly.
+
+        "loss" (nats per target) is what training minimises, unless there is an "objective".
+        """
+        raise NotImplementedError
+
+    def sources(self, split: str) -> Batch:
+        """Returns what is decoded: "source" (N, S) and "source_length" (N,), host arrays."""
+        raise NotImplementedError
+
+    def score(self, split: str, hypotheses: Sequence[Sequence[int]]) -> "Scored":
+        """Returns how good decoded sequences, without end tokens, are, in the split's order."""
+        raise NotImplementedError
+
+    def alignments(self, split: str) -> Batch | None:
+        """Returns a batch with "alignment" (B, T), the source position of each target, if known."""
+        return None
 
     def artifacts(self) -> Mapping[str, str]:
         """Returns {file name: text} that a run keeps, such as its tokenizer."""
-        ...
+        return {}
 
 
 def cross_entropy(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:

@@ -19,6 +19,7 @@ from research.tasks.corpora import cache_directory, read_text
 from research.tasks.task import (
     Batch,
     Sums,
+    Task,
     bin_index,
     bin_label,
     cross_entropy,
@@ -30,17 +31,14 @@ from research.tasks.tokenizer import FILE, Tokenizer, make_tokenizer
 TRAINING_FRACTION = 0.9
 
 
-@dataclass(frozen=True)
-class Text:
+@dataclass(frozen=True, kw_only=True)
+class Text(Task):
     """The task of this file; the attributes are those of `Task`.
 
     `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32}.
     """
 
-    length: int
-    batch_size: int
     tokenizer: Tokenizer
-    data: Mapping[str, jax.Array]
     splits: Sequence[str] = ("validation",)
     select: tuple[str, bool] = ("loss", False)
     next_token: bool = True
@@ -50,21 +48,29 @@ class Text:
         object.__setattr__(self, "position_bins", power_of_two_bins(1, self.length))
 
     @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size
-
-    @property
     def slices(self) -> Mapping[str, Sequence[str]]:
         return {"loss_by_position": [bin_label(*b) for b in self.position_bins]}
 
-    def batch(self, data: Mapping[str, jax.Array], key: Key[Array, ""]) -> Batch:
+    def batch(
+        self,
+        data: Mapping[str, jax.Array],
+        key: Key[Array, ""],
+        step: int | Int[Array, ""] = 0,
+        bucket: int = 0,
+    ) -> Batch:
         """Returns windows at random places of the training split."""
+        key = jax.random.fold_in(key, step)
         last = data["train"].shape[0] - self.length
         starts = jax.random.randint(key, (self.batch_size,), 0, last)
         return self._windows(data, "train", starts)
 
     def evaluation(
-        self, data: Mapping[str, jax.Array], split: str, index: Int[Array, ""], total: int
+        self,
+        data: Mapping[str, jax.Array],
+        split: str,
+        index: Int[Array, ""],
+        total: int,
+        bucket: int = 0,
     ) -> Batch:
         """Returns batch `index` of `total`, windows spread evenly over the split."""
         last = data[split].shape[0] - self.length - 1
@@ -81,9 +87,9 @@ class Text:
             "characters": data["characters"][targets],
         }
 
-    def metrics(self, logits: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per token), bits per character, loss by position in the context."""
-        loss = cross_entropy(logits, batch["targets"])
+        loss = cross_entropy(outputs, batch["targets"])
         count = jnp.float32(loss.size)
         positions = bin_index(1 + jnp.arange(self.length), self.position_bins)
         positions = jnp.broadcast_to(positions, loss.shape)
@@ -120,4 +126,10 @@ def make_text(config: ConfigDict) -> Text:
             )
     data = {name: jnp.asarray(tokens) for name, tokens in splits.items()}
     data["characters"] = jnp.asarray(tokenizer.characters)
-    return Text(config.length, config.batch_size, tokenizer, data)
+    return Text(
+        length=config.length,
+        batch_size=config.batch_size,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer,
+        data=data,
+    )

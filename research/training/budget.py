@@ -11,15 +11,11 @@ import jax.numpy as jnp
 from jax.extend import core
 from ml_collections import ConfigDict
 
-from research.attention.errors import Unsupported
 from research.configuration import from_plain
-from research.models.transformer import (
-    Decoder,
-    TransformerConfig,
-    make_transformer,
-    state_bytes,
-)
+from research.models.model import Model, parameter_shapes
+from research.models.registry import make_model
 from research.training.program import static_id, task_id, task_of
+from research.training.step import batch_shapes
 
 
 def measure_budget(config: ConfigDict) -> dict[str, Any]:
@@ -30,13 +26,12 @@ def measure_budget(config: ConfigDict) -> dict[str, Any]:
       flops_per_token: of one training step (forward and backward), by `count_flops`.
       state_bytes: decoding state of one sequence of `task.length` tokens; None for a model that
         looks ahead and has none.
-      tokens: that training reads.
+      tokens: that training reads, without padding.
       steps: of training.
     """
-    per_step = config.task.batch_size * config.task.length
     return {
         **_measure_model(static_id(config)),
-        "tokens": config.train.steps * per_step,
+        "tokens": round(config.train.steps * task_of(task_id(config)).tokens),
         "steps": config.train.steps,
     }
 
@@ -44,9 +39,8 @@ def measure_budget(config: ConfigDict) -> dict[str, Any]:
 def count_parameters(config: ConfigDict) -> int:
     """Returns the number of trained values of a config, without compiling anything."""
     task = task_of(task_id(config))
-    model = make_transformer(config.model, task.vocab_size, task.length, COUNTED_AS)
-    tokens = jax.ShapeDtypeStruct((1, task.length), jnp.int32)
-    params = parameter_shapes(model, tokens)
+    model = make_model(config.model, task.vocab_size, task.length, COUNTED_AS)
+    params = parameter_shapes(model, batch_shapes(task, 1))
     return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
 
 
@@ -67,45 +61,31 @@ Blocks that a mask rules out are counted then, as they are for the dense impleme
 def _measure_model(static: str) -> dict[str, Any]:
     config = from_plain(json.loads(static))
     task = task_of(task_id(config))
-    batch, length = config.task.batch_size, task.length
-    model = make_transformer(config.model, task.vocab_size, length)
+    counted = make_model(config.model, task.vocab_size, task.length, COUNTED_AS)
+    flops = sum(
+        part * training_flops(counted, batch_shapes(task, bucket=bucket))
+        for bucket, part in enumerate(task.frequencies)
+    )
+    model = make_model(config.model, task.vocab_size, task.length)
     return {
         "parameters": count_parameters(config),
-        "flops_per_token": training_flops(config, task.vocab_size, batch, length)
-        / (batch * length),
-        "state_bytes": _state_bytes(model.config, length),
+        "flops_per_token": flops / task.tokens,
+        "state_bytes": model.state_bytes(task.length),
     }
 
 
-def training_flops(config: ConfigDict, vocab_size: int, batch: int, length: int) -> float:
-    """Returns the FLOPs of one gradient of a batch, by `count_flops`.
+def training_flops(model: Model, batch: Any) -> float:
+    """Returns the FLOPs of one gradient of a batch, given by its shapes, by `count_flops`.
 
-    Args:
-      config: the whole config, of which the model's part is read.
-      vocab_size: V.
-      batch: B.
-      length: T, which need not be the task's.
+    The model's implementations have to be ones whose products a jaxpr shows; see `COUNTED_AS`.
     """
-    model = make_transformer(config.model, vocab_size, length, COUNTED_AS)
-    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    params = parameter_shapes(model, tokens)
 
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, tokens)[0].sum()
+    def loss(params: Any, batch: Any) -> jax.Array:
+        outputs = model.apply({"params": params}, batch, method="of_batch")
+        return sum((a.sum() for a in jax.tree.leaves(outputs)), jnp.float32(0.0))
 
-    return count_flops(jax.make_jaxpr(jax.grad(loss))(params, tokens).jaxpr)
-
-
-def parameter_shapes(model: Decoder, tokens: jax.ShapeDtypeStruct) -> Any:
-    """Returns the shapes of a model's parameters; `tokens` (B, T) is what it is made for."""
-    return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), tokens)["params"]
-
-
-def _state_bytes(model: TransformerConfig, length: int) -> int | None:
-    try:
-        return state_bytes(model, length)
-    except Unsupported:
-        return None
+    params = parameter_shapes(model, batch)
+    return count_flops(jax.make_jaxpr(jax.grad(loss))(params, batch).jaxpr)
 
 
 def count_flops(jaxpr: core.Jaxpr) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -44,6 +45,7 @@ from research.training.program import (
     static_id,
 )
 from research.training.progress import ProgressLine
+from research.training.scores import score_decoded, score_names
 from research.training.step import State
 from research.training.utilization import utilization_of_a_step
 
@@ -241,10 +243,12 @@ def _finish(
         for which, params in (("best", state.best.params), ("final", state.params))
     }
     diverged_at, best_step = fetch(state.diverged_at), fetch(state.best.step)
+    scored = any(score_names(task, split) for split in task.splits)
+    best = jax.tree.map(fetch, state.best.params) if scored else {}
     results = []
     for member, (config, run) in enumerate(zip(configs, runs, strict=True)):
         diverged = int(diverged_at[member])
-        result = {
+        result: dict[str, Any] = {
             "status": COMPLETED if diverged < 0 else DIVERGED,
             "diverged_at": diverged,
             "seed": config.seed,
@@ -260,7 +264,17 @@ def _finish(
             "layout": str(program.layout),
             "timing": timing,
         }
+        for split, scores in _scores(program, config, best, member, run).items():
+            result["best"][split] |= scores
         if is_first():
             write_json(run / RESULT, result)
         results.append(plain(result))
     return results
+
+
+def _scores(program: Program, config: ConfigDict, best: Any, member: int, run: Path) -> dict:
+    """Returns {split: {metric: value}} of what a member's best parameters decode."""
+    if not best:
+        return {}
+    params = jax.tree.map(lambda leaf: leaf[member], best)
+    return on_first(lambda: score_decoded(program, config, params, run))

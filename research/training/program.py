@@ -15,14 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
-from research.errors import UserError
-from research.models.layers import implementation_of, layer_options
-from research.models.transformer import (
-    SLOW_TO_TRACE,
-    Decoder,
-    make_transformer,
-    parameter_axes,
-)
+from research.errors import UserError, check_name
+from research.models.layers import layer_options
+from research.models.model import Model
+from research.models.registry import MODELS, make_model
+from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.layout import ONE_DEVICE, Layout, layout_of
 from research.parallel.mesh import make_mesh
 from research.parallel.parallelize import parallelize, place, under
@@ -68,7 +65,7 @@ class Program:
     """
 
     task: Task
-    model: Decoder
+    model: Model
     implementation: str
     layout: Layout
     mesh: Mesh
@@ -133,11 +130,20 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
         )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must be in [0, 2^32).")
+    check_name("model.name", config.model.name, MODELS)
+    able = task_of(task_id(config)).models
+    if config.model.name not in able:
+        raise UserError(
+            f"model.name={config.model.name!r} cannot learn the task {config.task.name!r}; "
+            f"{', '.join(able)} can."
+        )
     program = program_of(static_id(config), layout_of(config, members))
+    if not program.task.next_token or config.model.name == "recurrent":
+        return program
     for options in layer_options(config.model, program.task.length):
         # together == 0 is what the mask algebra calls causal; masks to come are judged by it too.
         # A mixer that is causal by itself is left with the mask option at its default.
-        if program.task.next_token and options.build_mask().together != 0:
+        if options.build_mask().together != 0:
             raise UserError(
                 f"model.mask={options.mask!r} shows the task {config.task.name!r} the tokens that "
                 "it has to predict; use 'causal' or 'window'."
@@ -171,10 +177,9 @@ def build_program(
     """
     task = task or task_of(task_id(config))
     with jax.set_mesh(mesh):  # what suits the mechanism depends on it
-        options = layer_options(config.model, task.length)
-        model = make_transformer(config.model, task.vocab_size, task.length)
+        model = make_model(config.model, task.vocab_size, task.length)
         # Parameters are the same however they are used.
-        quick = make_transformer(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
+        quick = make_model(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
     # pmap's arrays rest on one device between its steps; the other functions are not mapped.
     rest = mesh if layout.how == "jit" else make_mesh(ONE_DEVICE, list(mesh.devices.flat)[:1])
     everywhere = NamedSharding(rest, PartitionSpec())
@@ -183,13 +188,13 @@ def build_program(
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     members = NamedSharding(rest, spec(("member",), (layout.member,), dict(rest.shape)))
     axis = "data" if layout.how == "pmap" and layout.member == 1 else None
-    train = make_train(make_step(config, task, model, axis))
+    train = make_train(task, make_step(config, task, model, axis))
     keep_best = make_keep_best(task.select[1])
     total = config.train.eval_batches
     return Program(
         task=task,
         model=model,
-        implementation=implementation_of(options),
+        implementation=model.implementation,
         layout=layout,
         mesh=rest,
         members=members,
@@ -207,7 +212,7 @@ def build_program(
     )
 
 
-def one_state(model: Decoder, init: Callable, mesh: Mesh, layout: Layout) -> State:
+def one_state(model: Model, init: Callable, mesh: Mesh, layout: Layout) -> State:
     """Returns shapes and shardings of the state of `layout.member` members."""
     one: Any = jax.ShapeDtypeStruct((layout.member,), np.float32)
     seed: Any = jax.ShapeDtypeStruct((layout.member,), np.uint32)
@@ -221,18 +226,18 @@ def one_state(model: Decoder, init: Callable, mesh: Mesh, layout: Layout) -> Sta
     return jax.tree.map(place_leaf, state, state_specs(model, state, sizes, layout.fsdp))
 
 
-def state_specs(model: Decoder, state: State, sizes: dict[str, int], fsdp: bool) -> State:
+def state_specs(model: Model, state: State, sizes: dict[str, int], fsdp: bool) -> State:
     """Returns where each leaf of a population's state lies on a mesh.
 
     The optimizer's copies of the parameters lie where the parameters do.
 
     Args:
-      model: the decoder.
+      model: what is trained.
       state: arrays or shapes, with the leading member axis.
       sizes: {mesh axis: number of devices}.
       fsdp: whether parameters are split over the axis `data`.
     """
-    named = parameter_axes(model, state.params)
+    named = model.parameter_axes(state.params)
     leaves = jax.tree_util.tree_flatten_with_path(named, is_leaf=lambda x: isinstance(x, tuple))[0]
     axes = {tuple(path): ("member", *names) for path, names in leaves}
 

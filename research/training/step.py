@@ -5,6 +5,7 @@ Members differ in values that change no shape (seed, learning rate, weight decay
 its own best parameters and its own failure. A population of one is the ordinary run.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from research.models.transformer import Decoder
+from research.models.model import Model
 from research.parallel.rules import constrain
 from research.tasks.task import Batch, Sums, Task
 from research.training.optimizer import make_optimizer
@@ -85,13 +86,26 @@ def spread(batch: Batch, data_axis: str | None = None) -> Batch:
     return jax.tree.map(part, batch)
 
 
-def make_init(config: ConfigDict, task: Task, model: Decoder) -> Callable[[Member], State]:
+def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
+    """Returns the shapes of a training batch, or of one with this many rows."""
+
+    def batch(data: Any, key: jax.Array) -> Batch:
+        return task.batch(data, key, 0, bucket)
+
+    shapes = jax.eval_shape(batch, task.data, jax.eval_shape(lambda: jax.random.key(0)))
+    if rows is None:
+        return shapes
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), shapes)
+
+
+def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member], State]:
     """Returns member -> initial state (of one member)."""
     worst = -jnp.inf if task.select[1] else jnp.inf
+    shapes = batch_shapes(task, 1)
 
     def init(member: Member) -> State:
-        tokens = jnp.zeros((1, task.length), jnp.int32)
-        params = model.init(stream(member.seed, 0), tokens)["params"]
+        example = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        params = model.init(stream(member.seed, 0), example, method="of_batch")["params"]
         params = jax.tree.map(lambda p: p * member.init_scale if p.ndim >= 2 else p, params)
         optimizer = make_optimizer(config.optimizer, config.train.steps, 0.0, 0.0)
         best = Best(params, jnp.float32(worst), jnp.int32(0))
@@ -100,22 +114,28 @@ def make_init(config: ConfigDict, task: Task, model: Decoder) -> Callable[[Membe
     return init
 
 
-def make_gradients(config: ConfigDict, task: Task, model: Decoder) -> Callable:
-    """Returns (params, batch, key) -> (gradients, sums), both summed over targets.
+def objective(sums: dict[str, Sums]) -> Sums:
+    """Returns what is minimised."""
+    return sums.get("objective", sums["loss"])
+
+
+def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
+    """Returns (params, batch, key) -> (gradients, sums), both summed over what counts.
 
     The batch is taken in `optimizer.accumulate` parts, one after another.
     """
     parts = config.optimizer.accumulate
 
     def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Sums]]:
-        logits, _ = model.apply(
+        outputs = model.apply(
             {"params": params},
-            batch["inputs"],
+            batch,
             deterministic=config.model.dropout == 0,
             rngs={"dropout": key},
+            method="of_batch",
         )
-        sums = task.metrics(logits, batch)
-        return sums["loss"].total, {name: s for name, s in sums.items() if s.total.ndim == 0}
+        sums = task.metrics(outputs, batch)
+        return objective(sums).total, {name: s for name, s in sums.items() if s.total.ndim == 0}
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Sums]]:
         grad = jax.grad(loss, has_aux=True)
@@ -138,10 +158,10 @@ def make_gradients(config: ConfigDict, task: Task, model: Decoder) -> Callable:
 def make_step(
     config: ConfigDict,
     task: Task,
-    model: Decoder,
+    model: Model,
     data_axis: str | None = None,
 ) -> Callable:
-    """Returns (state, member, data, step) -> (state, sums) of one member: one optimizer step.
+    """Returns (state, member, data, step, bucket) -> (state, sums): one optimizer step of a member.
 
     Args:
       config: the whole config.
@@ -152,10 +172,10 @@ def make_step(
     """
     gradients = make_gradients(config, task, model)
 
-    def step(state: State, member: Member, data: Any, index: jax.Array) -> tuple[State, Any]:
-        batch = spread(
-            task.batch(data, jax.random.fold_in(stream(member.seed, 1), index)), data_axis
-        )
+    def step(
+        state: State, member: Member, data: Any, index: jax.Array, bucket: int = 0
+    ) -> tuple[State, Any]:
+        batch = spread(task.batch(data, stream(member.seed, 1), index, bucket), data_axis)
         key = jax.random.fold_in(stream(member.seed, 2), index)
         if data_axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(data_axis))
@@ -163,9 +183,10 @@ def make_step(
         if data_axis is not None:
             grads, sums = jax.lax.psum((grads, sums), data_axis)
         # Sum over sum, not a mean of means: right with masked targets and uneven parts.
-        grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"].count, 1.0), grads)
+        total, count = objective(sums)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(sums["loss"].total) & jnp.isfinite(norm)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
         alive = (state.diverged_at < 0) & finite
         optimizer = make_optimizer(
             config.optimizer, config.train.steps, member.learning_rate, member.weight_decay
@@ -183,20 +204,32 @@ def make_step(
     return step
 
 
-def make_train(step: Callable) -> Callable:
+def make_train(task: Task, step: Callable) -> Callable:
     """Returns (state, members, data, start, stop) -> (state, sums) of a population.
 
     Runs `step` for steps start .. stop - 1; `sums` hold each member's metrics summed over them.
     """
 
     def train(state: State, members: Member, data: Any, start: jax.Array, stop: jax.Array):
-        every_member = jax.vmap(step, in_axes=(0, 0, None, None), spmd_axis_name="member")
-        shapes = jax.eval_shape(every_member, state, members, data, start)[1]
+        # One branch for each shape that batches come in. All members take the same one: were it a
+        # matter of the member, every branch would be computed.
+        steps = [
+            jax.vmap(
+                functools.partial(step, bucket=bucket),
+                in_axes=(0, 0, None, None),
+                spmd_axis_name="member",
+            )
+            for bucket in range(len(task.frequencies))
+        ]
+        shapes = jax.eval_shape(steps[0], state, members, data, start)[1]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def body(i: jax.Array, carry: tuple) -> tuple:
             state, sums = carry
-            state, new = every_member(state, members, data, i)
+            if len(steps) == 1:
+                state, new = steps[0](state, members, data, i)
+            else:
+                state, new = jax.lax.switch(task.bucket(i), steps, state, members, data, i)
             return state, jax.tree.map(jnp.add, sums, new)
 
         # The trip count is an argument: one program for chunks of every length, so that where a
@@ -206,19 +239,25 @@ def make_train(step: Callable) -> Callable:
     return train
 
 
-def make_evaluate(task: Task, model: Decoder, split: str, total: int) -> Callable:
+def make_evaluate(task: Task, model: Model, split: str, total: int) -> Callable:
     """Returns (params, data) -> sums over `total` batches of a split, params (P, ...)."""
 
     def one(params: Any, batch: Batch) -> dict[str, Sums]:
-        return task.metrics(model.apply({"params": params}, batch["inputs"])[0], batch)
+        outputs = model.apply({"params": params}, batch, method="of_batch")
+        return task.metrics(outputs, batch)
 
-    def evaluate(params: Any, data: Any) -> dict[str, Sums]:
+    def of_bucket(params: Any, data: Any, bucket: int, batches: int) -> dict[str, Sums]:
         def body(index: jax.Array) -> dict[str, Sums]:
-            batch = spread(task.evaluation(data, split, index, total))
+            batch = spread(task.evaluation(data, split, index, batches, bucket))
             return jax.vmap(one, in_axes=(0, None), spmd_axis_name="member")(params, batch)
 
-        stacked = jax.lax.map(body, jnp.arange(total))
+        stacked = jax.lax.map(body, jnp.arange(batches))
         return jax.tree.map(lambda a: a.sum(0), stacked)
+
+    def evaluate(params: Any, data: Any) -> dict[str, Sums]:
+        batches = task.evaluation_batches(split, total)
+        found = [of_bucket(params, data, b, n) for b, n in enumerate(batches) if n]
+        return jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *found)
 
     return evaluate
 

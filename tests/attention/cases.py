@@ -65,6 +65,7 @@ PADDABLE = (
     "latent",
     "differential",
     "location_aware",
+    "coverage",
     "monotonic",
     "monotonic_chunkwise",
     "linformer",

@@ -11,6 +11,7 @@ import pytest
 from research.attention.errors import MechanismError
 from research.attention.implementations import dense
 from research.attention.mixers.alignments import Content, LocationAware, read
+from research.attention.mixers.coverage import Coverage
 from research.attention.mixers.mixer import init_params, state_bytes
 from research.attention.mixers.monotonic import Monotonic, MonotonicChunkwise
 from research.attention.mixers.stepwise import ALIGNMENTS, Stepwise
@@ -47,6 +48,7 @@ STATEFUL = {
     "location-aware": LocationAware(*SIZES, filter_length=3, num_filters=2),
     "smoothed": LocationAware(*SIZES, filter_length=5, num_filters=2, normalizer=Smoothed()),
     "sharpened": LocationAware(*SIZES, filter_length=1, normalizer=Softmax(2.0)),
+    "coverage": Coverage(*SIZES),
     "monotonic": Monotonic(*SIZES),
     "monotonic that waits": Monotonic(*SIZES, waits=True),
     "chunkwise": MonotonicChunkwise(*SIZES, chunk=3, waits=True),
@@ -54,7 +56,7 @@ STATEFUL = {
 # One of each kind, to compile little.
 KINDS = {
     "additive": CONTENTS["additive"],
-    **{n: STATEFUL[n] for n in ("location-aware", "monotonic that waits", "chunkwise")},
+    **{n: STATEFUL[n] for n in ("location-aware", "coverage", "monotonic that waits", "chunkwise")},
 }
 kinds = pytest.mark.parametrize("alignment", KINDS.values(), ids=KINDS.keys())
 
@@ -150,6 +152,34 @@ def test_location_aware_equals_the_papers_equations(name):
             a = squash(2.0 * e if name == "sharpened" else e) * valid[b]
             previous = a / a.sum()
             np.testing.assert_allclose(found[i, b, h], previous, rtol=2e-5, atol=1e-7)
+
+
+def test_coverage_equals_the_papers_equations():
+    """See et al. 2017, equations 10 and 11, in float64."""
+    alignment = Coverage(*SIZES, normalizer=Softmax(2.0))
+    params, (q, k, _) = drawn(alignment.parameters()), vectors()
+    w = {key: np.float64(p) for key, p in params.items()}
+    valid = np.arange(S) < np.array([[S], [5]])
+    found = compiled(alignment, params, q, k, padding(jnp.asarray(valid)))
+    q, k = np.float64(q), np.float64(k)
+    for b, h in itertools.product(range(B), range(H)):
+        covered = np.zeros(S)
+        for i in range(T):
+            hidden = q[i, b, 0, h] @ w["query"][h] + k[b, :, h // 2] @ w["key"][h // 2]
+            hidden += covered[:, None] * w["coverage"][h] + w["bias"][h]
+            a = np.exp(2.0 * np.tanh(hidden) @ w["vector"][h]) * valid[b]
+            covered += a / a.sum()
+            np.testing.assert_allclose(found[i, b, h], a / a.sum(), rtol=2e-5, atol=1e-7)
+
+
+def test_keys_share_of_an_energy_is_remembered():
+    """What is looked at once for all queries is not looked at for each."""
+    _, k, _ = vectors()
+    for name, heads in (("additive", K), ("concat", H)):
+        params = drawn(CONTENTS[name].parameters())
+        memory = CONTENTS[name].remember(params, k)
+        assert memory["hidden"].shape == (B, S, heads, A)
+        assert memory.keys() == {"hidden"}
 
 
 def test_location_aware_depends_on_the_weights_before():
@@ -327,6 +357,7 @@ def test_options_choose_the_alignment():
     found = made("location_aware", normalizer="smoothed", score_width=A, filter_length=5)
     assert found.alignment == LocationAware(H, H, M // H, A, 5, normalizer=Smoothed())
     assert made("location_aware", sharpening=2.0).alignment.normalizer == Softmax(2.0)
+    assert made("coverage", score_width=A).alignment == Coverage(H, H, M // H, A)
     assert made("monotonic").alignment == Monotonic(H, H, 2, 2, waits=True)
     assert made("monotonic_chunkwise", chunk=3).alignment.chunk == 3
     assert made("monotonic", use_bias=True, head_width=5).parameters()["out"].shape == (H, 5, M)

@@ -91,6 +91,56 @@ def test_torch(cell):
         close(dparams["candidate_bias"], theirs["bias_hh_l0"][2 * N :], 1e-11)
 
 
+def packed(torch, network, tx, before, lengths):
+    """torch's outputs, zeros at padding, and last states, of sequences of these lengths."""
+    rnn = torch.nn.utils.rnn
+    sequence = rnn.pack_padded_sequence(tx, lengths, batch_first=True, enforce_sorted=False)
+    ty, after = network(sequence, before[0] if len(before) == 1 else tuple(before))
+    ty = rnn.pad_packed_sequence(ty, batch_first=True, total_length=T)[0]
+    return ty, [after] if len(before) == 1 else list(after)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@cells
+def test_padding_is_torchs(cell, reverse):
+    """Outputs, last states and the gradient of the inputs, which is zero at padding.
+
+    torch's backward direction is told apart by a network whose forward weights do not matter.
+    """
+    torch = pytest.importorskip("torch")
+    params, state, x = problem(cell)
+    lengths, kind = np.array([T, 1, 4]), {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell]
+    network = kind(M, N, batch_first=True, bidirectional=True).double()
+    ours_as_torchs = torch_network(torch, cell, params).state_dict()
+    suffix = "_reverse" if reverse else ""
+    network.load_state_dict({f"{k}{suffix}": a for k, a in ours_as_torchs.items()}, strict=False)
+    direction = slice(N, None) if reverse else slice(N)
+    tx = torch.tensor(x, requires_grad=True)
+    before = [torch.tensor(np.stack([s, s])) for s in state.values()]
+    ty, after = packed(torch, network, tx, before, torch.tensor(lengths))
+    ty, after = ty[..., direction], [s[int(reverse)] for s in after]
+    weight = np.cos(np.arange(B * T * N)).reshape(B, T, N)
+    (ty * torch.tensor(weight)).sum().add(sum((s * s).sum() for s in after)).backward()
+
+    @jax.jit
+    def ours(x, params, state):
+        def loss(x):
+            new, y = run(cell, params, state, x, lengths=jnp.asarray(lengths), reverse=reverse)
+            return (y * weight).sum() + sum((s * s).sum() for s in new.values()), (new, y)
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    with jax.enable_x64(True):
+        dx, (new, y) = jax.tree.map(np.asarray, ours(x, params, state))
+        there = np.arange(T) < lengths[:, None]
+        noisy = ours(np.where(there[..., None], x, 7.0), params, state)[1]
+    close(y, ty.detach(), 1e-12)
+    close([new[name] for name in state], [s.detach() for s in after], 1e-12)
+    close(dx, tx.grad, 1e-11)
+    assert not y[~there].any() and not dx[~there].any()
+    assert jax.tree.all(jax.tree.map(np.array_equal, (new, y), noisy))
+
+
 @cells
 def test_cell_by_cell_equals_the_sequence(cell):
     params, state, x = problem(cell)

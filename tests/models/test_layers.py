@@ -7,7 +7,7 @@ import pytest
 
 from research.errors import UserError
 from research.models.layers import implementation_of, layer_options
-from research.models.transformer import init_state, make_transformer, state_bytes
+from research.models.transformer import init_state, make_transformer
 from tests import small
 
 PATTERN = ("mask=window, window=3", "mask=window, window=3", "mask=window, window=3", "")
@@ -19,12 +19,12 @@ def model_of(**model):
 
 
 def test_every_fourth_layer_sees_everything():
-    config = model_of(num_layers=8, pattern=PATTERN).config
-    masks = [config.mixers[i % 4].mask.reach for i in range(8)]
+    model = model_of(num_layers=8, pattern=PATTERN)
+    masks = [model.config.mixers[i % 4].mask.reach for i in range(8)]
     assert masks == [3, 3, 3, None, 3, 3, 3, None]
     # 2 of the 8 layers keep all 12 tokens, the others 3; k and v of 8 channels, positions, step.
     sizes = [2 * slots * 8 * 4 + slots * 4 + 4 for slots in (3, 3, 3, 12)]
-    assert state_bytes(config, 12) == 2 * sum(sizes)
+    assert model.state_bytes(12) == 2 * sum(sizes)
 
 
 def test_a_pattern_of_equal_layers_computes_what_a_plain_model_does():

@@ -16,7 +16,6 @@ from research.models.transformer import (
     Norm,
     init_state,
     make_transformer,
-    state_bytes,
 )
 from tests import small
 
@@ -248,9 +247,9 @@ def test_decoding_in_chunks_equals_the_whole(name, chunks):
 def test_state_size_is_that_of_the_state():
     model = decoder(num_heads=4, num_kv_heads=2, num_layers=3, dtype="bfloat16")
     # k and v of 2 heads of 2 numbers of 2 bytes, and int32 positions and step, in 3 layers.
-    assert state_bytes(model.config, 10) == 3 * (2 * 10 * 2 * 2 * 2 + 10 * 4 + 4)
-    linear = decoder(mixer="linear", position="none").config
-    assert state_bytes(linear, 10) == state_bytes(linear, 1000) == 2 * 2 * (4 * 4 + 4) * 4
+    assert model.state_bytes(10) == 3 * (2 * 10 * 2 * 2 * 2 + 10 * 4 + 4)
+    linear = decoder(mixer="linear", position="none")
+    assert linear.state_bytes(10) == linear.state_bytes(1000) == 2 * 2 * (4 * 4 + 4) * 4
 
 
 def test_scanned_layers_equal_layers_one_by_one():

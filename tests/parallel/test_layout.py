@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from research.errors import UserError
-from research.models.transformer import make_transformer, parameter_axes
+from research.models.transformer import make_transformer
 from research.parallel.layout import Layout, layout_of, parse_layout
 from research.parallel.mesh import make_mesh
 from research.parallel.rules import constrain, spec
@@ -94,7 +94,7 @@ def test_every_parameter_has_named_axes(deltas):
     config = small.recall(model__activation="swiglu", **deltas)
     model = make_transformer(config.model, 16, 16)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 16), int))["params"]
-    axes = parameter_axes(model, shapes)
+    axes = model.parameter_axes(shapes)
     jax.tree.map(lambda s, a: None if len(a) == s.ndim else pytest.fail(f"{a} {s}"), shapes, axes)
 
 

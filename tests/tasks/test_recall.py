@@ -13,11 +13,13 @@ from research.training.step import stream
 from tests import small
 
 SHAPES = {
-    "varied": Recall(64, 48, 64, (1, 2, 4, 8), 0.01),
-    "one number": Recall(32, 20, 64, (4,), 0.5),
+    "varied": Recall(
+        length=64, vocab_size=48, batch_size=64, num_pairs=(1, 2, 4, 8), gap_power=0.01
+    ),
+    "one number": Recall(length=32, vocab_size=20, batch_size=64, num_pairs=(4,), gap_power=0.5),
     # As many pairs as fit: every slot after them is a query, every key and value is used.
-    "full": Recall(32, 18, 64, (8,), 0.1),
-    "odd numbers": Recall(50, 26, 64, (7, 3), 2.0),
+    "full": Recall(length=32, vocab_size=18, batch_size=64, num_pairs=(8,), gap_power=0.1),
+    "odd numbers": Recall(length=50, vocab_size=26, batch_size=64, num_pairs=(7, 3), gap_power=2.0),
 }
 
 
@@ -78,7 +80,7 @@ def test_numbers_of_pairs_are_drawn_uniformly(name):
 
 def test_first_gap_follows_the_power_law():
     """With one pair its slot s is drawn with p(s) ~ (s + 1)^(a - 1), exactly."""
-    task = Recall(32, 16, 256, (1,), 0.3)
+    task = Recall(length=32, vocab_size=16, batch_size=256, num_pairs=(1,), gap_power=0.3)
     keys = jax.random.split(jax.random.key(0), 40)
     gaps = np.asarray(jax.jit(jax.vmap(lambda k: task.batch((), k)["gaps"].max(-1)))(keys)).ravel()
     slots = (gaps - 2) // 2
@@ -95,7 +97,7 @@ def test_first_gap_follows_the_power_law():
 
 def test_slots_of_several_pairs_are_drawn_without_replacement():
     """Three pairs: the chance of each ordered triple of slots is a product of shrinking draws."""
-    task = Recall(14, 16, 256, (3,), 0.4)
+    task = Recall(length=14, vocab_size=16, batch_size=256, num_pairs=(3,), gap_power=0.4)
     keys = jax.random.split(jax.random.key(5), 60)
 
     @jax.jit
@@ -144,7 +146,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert len(seen) == 15
     assert at(2, 4) == at(2, 4)
     # The task keeps no state: another instance gives the same.
-    again = Recall(64, 48, 64, (1, 2, 4, 8), 0.01)
+    again = Recall(length=64, vocab_size=48, batch_size=64, num_pairs=(1, 2, 4, 8), gap_power=0.01)
     assert task == again and again.data == ()
 
 

@@ -20,6 +20,7 @@ from research.tasks.tokenizer import (
     load_tokenizer,
     make_tokenizer,
     train_bpe,
+    train_sentence_bpe,
 )
 from tests import small
 
@@ -135,6 +136,79 @@ def test_a_run_keeps_its_tokenizer(tmp_path, kind):
 def test_a_run_without_tokenizer_says_so(tmp_path):
     with pytest.raises(UserError, match="has no tokenizer.json"):
         load_tokenizer(tmp_path)
+
+
+# Sentences.
+
+
+@pytest.fixture(scope="module")
+def sentence_bpe():
+    return train_sentence_bpe((ENGLISH + UNICODE).splitlines() * 20, 320, None)
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_sentences_round_trip_in_pieces_too(sentence_bpe, text):
+    tokens = sentence_bpe.encode(text)
+    assert tokens.dtype == np.int32 and (tokens >= 3).all()
+    assert sentence_bpe.decode(tokens.tolist()) == text
+    assert sentence_bpe.decode([1, *tokens.tolist(), 2, 0]) == text
+    pieces = sentence_bpe.pieces([*tokens.tolist(), 2])
+    assert "".join(pieces) == " " + text + "</s>" and len(pieces) == len(tokens) + 1
+    assert sentence_bpe.characters[tokens].sum() == len(text) + 1
+
+
+@pytest.mark.parametrize("text", ["</s>", "a <pad> b<s>", " ", "", "  two  spaces "])
+def test_no_text_is_a_special_token(sentence_bpe, text):
+    tokens = sentence_bpe.encode(text).tolist()
+    assert min(tokens) >= 3 and sentence_bpe.decode(tokens) == text
+
+
+def test_a_word_has_the_same_tokens_wherever_it_stands(sentence_bpe):
+    first = sentence_bpe.encode("question").tolist()
+    assert sentence_bpe.encode("the question").tolist()[-len(first) :] == first
+    assert sentence_bpe.pieces(sentence_bpe.encode("the")) == [" the"]
+
+
+def test_punctuation_is_no_part_of_a_word(sentence_bpe):
+    word = sentence_bpe.encode("question").tolist()
+    assert sentence_bpe.encode("question.").tolist()[: len(word)] == word
+    assert sentence_bpe.pieces(sentence_bpe.encode("question."))[-1] == "."
+
+
+def test_many_sentences_are_encoded_as_each(sentence_bpe):
+    texts = (ENGLISH + UNICODE).splitlines() + ["", "</s>"]
+    for text, tokens in zip(texts, sentence_bpe.encode_all(texts), strict=True):
+        assert tokens.tolist() == sentence_bpe.encode(text).tolist()
+
+
+def test_the_sentence_tokenizer_has_the_size_asked_for_and_comes_back(sentence_bpe, tmp_path):
+    assert sentence_bpe.vocab_size == len(sentence_bpe.characters) == 320
+    (tmp_path / tokenizer.FILE).write_text(sentence_bpe.to_json(), encoding="utf-8")
+    again = load_tokenizer(tmp_path)
+    assert type(again) is type(sentence_bpe) and again.to_json() == sentence_bpe.to_json()
+    assert again.encode(UNICODE).tolist() == sentence_bpe.encode(UNICODE).tolist()
+    with pytest.raises(UserError, match="bpe_vocab_size=258 must be at least 259"):
+        train_sentence_bpe(["text"], 258, None)
+
+
+def test_the_same_sentences_make_the_same_tokenizer(sentence_bpe, tmp_path):
+    lines = (ENGLISH + UNICODE).splitlines() * 20
+    again = train_sentence_bpe(lines, 320, tmp_path)
+    cached = train_sentence_bpe(lines, 320, tmp_path)
+    assert again.to_json() == sentence_bpe.to_json() == cached.to_json()
+    # No other tokenizer is taken from the cache: not that of a text with the same lines.
+    train_bpe("\n".join(" " + line for line in lines), 317, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pieces_of_the_other_tokenizers(bpe):
+    assert CharTokenizer("abc").pieces([2, 0]) == ["c", "a"]
+    for text in (ENGLISH, UNICODE):
+        assert "".join(bpe.pieces(bpe.encode(text).tolist())) == text
+    # A character that is spread over tokens is shown once, at the last of them.
+    tokens = bpe.encode("🀄").tolist()
+    assert bpe.pieces(tokens) == [""] * (len(tokens) - 1) + ["🀄"]
 
 
 # Data files.

@@ -19,7 +19,14 @@ from research.attention.parts.biases import Bias
 from research.attention.parts.focus import PredictedWindow
 from research.attention.parts.masks import Mask, full
 from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import ScaledDot, Score, additive_scores
+from research.attention.parts.scores import (
+    Additive,
+    Concat,
+    NotDot,
+    ScaledDot,
+    Score,
+    additive_scores,
+)
 
 FILTER_LENGTH = 15
 
@@ -107,6 +114,19 @@ class Content(Alignment):
         parts = self._parts().items()
         return {k: p for name, part in parts for k, p in described(part, name).items()}
 
+    def remember(
+        self, params: dict[str, Array], k: Float[Array, "B S K D"]
+    ) -> dict[str, Float[Array, "B S ..."]]:
+        """The keys "k", or "hidden" (B, S, K or H, A), their share of an additive energy."""
+        score = bind(self.score, "score", params)
+        if isinstance(score, Additive):
+            return {"hidden": jnp.einsum("bskd,kda->bska", k, score.key.astype(k.dtype))}
+        if isinstance(score, Concat):
+            weight = score.weight[:, -k.shape[-1] :].astype(k.dtype)
+            k = jnp.repeat(k, len(weight) // k.shape[2], axis=2)
+            return {"hidden": jnp.einsum("bshd,hda->bsha", k, weight)}
+        return {"k": k}
+
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """There is none."""
         return ()
@@ -123,7 +143,13 @@ class Content(Alignment):
     ) -> tuple[Float[Array, "B H S"], PyTree]:
         """See ``Alignment``."""
         mechanism = self.mechanism(params, q, q_index, kv_index, mask)
-        return dense.weights(q, memory["k"], **mechanism)[:, :, 0], state
+        if "hidden" not in memory:
+            return dense.weights(q, memory["k"], **mechanism)[:, :, 0], state
+        hidden = memory["hidden"]
+        mechanism["score"] = _OfHidden(mechanism["score"], hidden)
+        # The score has all that it looks at of the keys.
+        k = jnp.zeros((*hidden.shape[:3], q.shape[-1]), q.dtype)
+        return dense.weights(q, k, **mechanism)[:, :, 0], state
 
     def mechanism(
         self,
@@ -156,6 +182,21 @@ class Content(Alignment):
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class _OfHidden(NotDot):
+    """An additive score that has the keys' share of the energy, (B, S, K or H, A), already."""
+
+    inner: Additive | Concat
+    hidden_keys: Array
+
+    def __call__(self, q, k, q_index, kv_index):
+        score = self.inner
+        # The rows of the query come first.
+        weight = score.query if isinstance(score, Additive) else score.weight[:, : q.shape[-1]]
+        hidden = jnp.einsum("bthd,hda->bhta", q, weight.astype(q.dtype))
+        return additive_scores(hidden, jnp.swapaxes(self.hidden_keys, 1, 2), score.vector)
+
+
 def _lengths(mask, q_index, kv_index):
     """One past the last key that each query is allowed, broadcastable to (B, T, H)."""
     if mask is None:
@@ -186,6 +227,13 @@ class Stateful(Alignment):
     ) -> dict[str, Float[Array, "B S ..."]]:
         """ "hidden" (B, S, K, A): the keys' share of the energy."""
         return {"hidden": hidden_keys(params, "key", k)}
+
+    def _scores(self, params, q, memory, place):
+        """v . tanh(W q + U k + b + place), (B, H, 1, S), ``place`` (B, H, S, A)."""
+        hidden = jnp.swapaxes(memory["hidden"], 1, 2)
+        hidden = jnp.repeat(hidden, self.num_heads // self.num_kv_heads, axis=1)
+        hidden_q = hidden_query(params, "", q)
+        return additive_scores(hidden_q, hidden + place.astype(hidden.dtype), params["vector"])
 
     def _energy(self, prefix: str = "") -> dict[str, Parameter]:
         heads, kv_heads = (self.num_heads,), (self.num_kv_heads,)
@@ -271,13 +319,10 @@ class LocationAware(Stateful):
         place = jnp.einsum(
             "bhsf,hfa->bhsa", _filtered(state, params["filters"]), params["location"]
         )
-        hidden = jnp.swapaxes(memory["hidden"], 1, 2)
-        hidden = jnp.repeat(hidden, self.num_heads // self.num_kv_heads, axis=1)
-        hidden_q = hidden_query(params, "", q)
-        scores = additive_scores(hidden_q, hidden + place.astype(hidden.dtype), params["vector"])
-        normalizer = bind(self.normalizer, "normalizer", params)
         allowed = None if mask is None else mask(q_index[:, None], kv_index[None, :])
-        weights = normalizer(scores, allowed)[:, :, 0].astype(state.dtype)
+        normalizer = bind(self.normalizer, "normalizer", params)
+        weights = normalizer(self._scores(params, q, memory, place), allowed)[:, :, 0]
+        weights = weights.astype(state.dtype)
         return weights, weights
 
 

@@ -158,8 +158,19 @@ class CrossAttention:
         mask: Mask | None = None,
     ) -> Float[Array, "B H T S"]:
         """The attention weights, for looking at; arguments as in calling."""
-        remembered = self.remember(params, memory)
-        q, mechanism = self._prepared(params, x, remembered, mask, None)
+        return self.weights_of(params, x, self.remember(params, memory), mask=mask)
+
+    def weights_of(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        remembered: dict[str, Float[Array, "B S K D"]],
+        *,
+        mask: Mask | None = None,
+        q_index: Positions | None = None,
+    ) -> Float[Array, "B H T S"]:
+        """The weights that ``read`` with the same arguments applies, float32 or wider."""
+        q, mechanism = self._prepared(params, x, remembered, mask, q_index)
         return dense.weights(q, remembered.get("k", remembered["v"]), **mechanism)
 
     def _prepared(self, params, x, remembered, mask, q_index):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
@@ -100,7 +100,7 @@ def gru_cell(
     Returns:
         The new state and h in the dtype of x.
     """
-    return _gru_step(params, state, _project(params, x))
+    return _gru_step(params, state, project(params, x))
 
 
 def lstm_cell(
@@ -119,11 +119,11 @@ def lstm_cell(
     Returns:
         The new state and h in the dtype of x.
     """
-    return _lstm_step(params, state, _project(params, x))
+    return _lstm_step(params, state, project(params, x))
 
 
-def _project(params, x):
-    """The inputs' share of the gates, (..., gates, N) in the dtype of x."""
+def project(params: dict[str, Array], x: Float[Array, "*b M"]) -> Float[Array, "*b G N"]:
+    """The inputs' share of the G gates, x W + b, in the dtype of x."""
     kernel = params["input"].astype(x.dtype)
     return jnp.einsum("...m,mgn->...gn", x, kernel) + params["bias"].astype(x.dtype)
 
@@ -174,24 +174,62 @@ CELLS = {
 
 
 def run(
-    cell: str, params: dict[str, Array], state: State, x: Float[Array, "B T M"]
+    cell: str,
+    params: dict[str, Array],
+    state: State,
+    x: Float[Array, "B T M"],
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    reverse: bool = False,
 ) -> tuple[State, Float[Array, "B T N"]]:
     """A recurrent network over a sequence.
 
     Args:
         cell: a name in ``CELLS``.
         params: its arrays.
-        state: before the first token.
+        state: before the first token that is read.
         x: the tokens.
+        lengths: how many tokens of each row are there; what follows is padding, which leaves the
+            state as it is. None is all.
+        reverse: reads from each row's last token to its first.
 
     Returns:
-        The state after the last token, and h after every token in the dtype of x.
+        The state after the last token that is read, and h after every token, where the token is,
+        in the dtype of x; zeros at padding.
     """
-    # Cast once, not at every token.
-    params = {name: p.astype(x.dtype) if p.ndim == 3 else p for name, p in params.items()}
-    gates = jnp.moveaxis(_project(params, x), 1, 0)
-    state, out = lax.scan(lambda s, g: CELLS[cell].step(params, s, g), state, gates)
+    return run_gates(cell, params, state, project(params, x), lengths=lengths, reverse=reverse)
+
+
+def run_gates(
+    cell: str,
+    params: dict[str, Array],
+    state: State,
+    gates: Float[Array, "B T G N"],
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    reverse: bool = False,
+) -> tuple[State, Float[Array, "B T N"]]:
+    """``run`` of what ``project`` made of the tokens; the output has the dtype of the gates."""
+    params, step = _cast(params, gates.dtype), CELLS[cell].step
+    gates = jnp.moveaxis(gates, 1, 0)
+    if lengths is None:
+        state, out = lax.scan(lambda s, g: step(params, s, g), state, gates, reverse=reverse)
+        return state, jnp.moveaxis(out, 0, 1)
+
+    def padded(state, now):
+        gates, there = now
+        new, out = step(params, state, gates)
+        new = jax.tree.map(lambda n, s: jnp.where(there, n, s), new, state)
+        return new, jnp.where(there, out, 0)
+
+    there = (jnp.arange(len(gates))[:, None] < lengths)[..., None]
+    state, out = lax.scan(padded, state, (gates, there), reverse=reverse)
     return state, jnp.moveaxis(out, 0, 1)
+
+
+def _cast(params, dtype):
+    """Matrices in the dtype of the products: once, not at every token."""
+    return {name: p.astype(dtype) if p.ndim == 3 else p for name, p in params.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from research.attention.mixers.alignments import (
     LocationAware,
     read,
 )
+from research.attention.mixers.coverage import Coverage
 from research.attention.mixers.mixer import Mixer
 from research.attention.mixers.monotonic import CHUNK, Monotonic, MonotonicChunkwise
 from research.attention.mixers.projections import merge_heads, projections, split_heads
@@ -176,6 +177,11 @@ def location_aware(options: "Options") -> LocationAware:
     return LocationAware(*_sizes(options), filter_length=length, normalizer=normalizer)
 
 
+def coverage(options: "Options") -> Coverage:
+    """Attention with coverage."""
+    return Coverage(*_sizes(options), normalizer=options.build_normalizer())
+
+
 def monotonic(options: "Options") -> Monotonic:
     """Monotonic attention."""
     return Monotonic(*_sizes(options))
@@ -195,6 +201,7 @@ def _sizes(options):
 ALIGNMENTS: dict[str, Callable[["Options"], Alignment]] = {
     "softmax": content,
     "location_aware": location_aware,
+    "coverage": coverage,
     "monotonic": monotonic,
     "monotonic_chunkwise": monotonic_chunkwise,
 }
@@ -203,6 +210,11 @@ ALIGNMENTS: dict[str, Callable[["Options"], Alignment]] = {
 def make_location_aware(options: "Options") -> Stepwise:
     """Location-aware self-attention from validated options."""
     return _make(options, location_aware(options))
+
+
+def make_coverage(options: "Options") -> Stepwise:
+    """Self-attention with coverage from validated options."""
+    return _make(options, coverage(options))
 
 
 def make_monotonic(options: "Options") -> Stepwise:
@@ -238,6 +250,18 @@ LOCATION_AWARE = MixerEntry(
     source="Chorowski et al. 2015, equations 8-9",
     computes="weights from v . tanh(W q + U k + V f + b), f a convolution of the weights before",
     time="T S H (A (1 + filters) + taps filters) + T D A H, sequential",
+    state="S H (A + D + 1)",
+    where=("self", "decoder"),
+)
+
+COVERAGE = MixerEntry(
+    make=make_coverage,
+    parts=PARTS | {"normalizer"},
+    implementations=("recurrent",),
+    auto=lambda options: "recurrent",
+    source="See et al. 2017, equations 10-11; Tu et al. 2016, section 3.1, without fertility",
+    computes="weights from v . tanh(W q + U k + c w + b), c the sum of the weights before",
+    time="T S H A + T D A H, sequential",
     state="S H (A + D + 1)",
     where=("self", "decoder"),
 )

@@ -1,0 +1,203 @@
+"""Paired bootstrap resampling of BLEU between the arms of a sweep whose runs keep what they wrote.
+
+Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", section 4; computed
+by sacrebleu's own `PairedTest`, whose signature goes with the numbers. Each run of an arm is
+compared with the run of the reference arm that has its seed and point, on the sentences of the
+outcome's split.
+
+Such a p-value says that two trained models differ on more than these sentences. It does not say
+that the arms do: how much another seed changes is in the main table (Clark et al. 2011, "Better
+Hypothesis Testing for Statistical Machine Translation: Controlling for Optimizer Instability").
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest, Result
+
+from research.ablation.columns import Column
+from research.ablation.evidence import Run, Study
+from research.ablation.wording import NONE, number, p_text, point_text
+from research.errors import UserError
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One run against the run of the reference arm with its seed and point.
+
+    Attributes:
+      arm, point, seed: of the run.
+      base: BLEU of the reference arm's run, 0 to 100; NaN when the two could not be compared.
+      bleu: BLEU of the run; NaN likewise.
+      p: two-sided p-value of no difference; NaN likewise.
+      sentences: how many were resampled, 0 likewise.
+      note: why there is no number, else "".
+    """
+
+    arm: str
+    point: Mapping[str, Any]
+    seed: int
+    base: float = math.nan
+    bleu: float = math.nan
+    p: float = math.nan
+    sentences: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """The comparisons of a sweep.
+
+    Attributes:
+      pairs: one per reported run of an arm that is not the reference, in the sweep's order.
+      signature: sacrebleu's, "" when nothing could be compared.
+    """
+
+    pairs: Sequence[Pair]
+    signature: str
+
+
+@dataclass(frozen=True)
+class _Sentences:
+    """What a run wrote, what it should have written, and why that is of no use, if it is not."""
+
+    hypotheses: Sequence[str] = ()
+    references: Sequence[str] = ()
+    note: str = ""
+
+
+def compare(
+    base: Sequence[str], systems: Mapping[str, Sequence[str]], references: Sequence[str]
+) -> tuple[dict[str, tuple[float, float, float]], str]:
+    """Compares systems with a base on the same sentences.
+
+    Args:
+      base: sentences of the base, detokenized.
+      systems: {name: sentences}.
+      references: what the sentences should be.
+
+    Returns:
+      {name: (BLEU of the base, BLEU, two-sided p-value)}, and sacrebleu's signature. Systems whose
+      n-gram statistics are those of the base have p = 1: sacrebleu, which asks how many resampled
+      differences exceed the real one, finds none and would call that significant.
+    """
+    # force: no advice on tokenization in the middle of a report.
+    test = PairedTest(
+        [("", base), *systems.items()],
+        {"BLEU": BLEU(force=True)},
+        [references],
+        test_type="bs",
+        n_samples=RESAMPLES,
+    )
+    signatures, results = test()
+    first, *others = cast(list[Result], results["BLEU"])
+    found = {}
+    for name, result in zip(systems, others, strict=True):
+        # All are resampled alike, so that the same statistics have the very same mean.
+        same = (result.score, result.mean) == (first.score, first.mean)
+        p = 1.0 if same else cast(float, result.p_value)
+        found[name] = (first.score, result.score, p)
+    return found, str(signatures["BLEU"])
+
+
+def bootstrap(study: Study) -> Bootstrap | None:
+    """Compares the reported runs with those of the reference arm; None if no run keeps sentences.
+
+    Reads {split}.hypotheses.txt and {split}.references.txt of the runs, a sentence to each line.
+    Raises UserError for a file that is not UTF-8.
+    """
+    reference, *others = study.experiment.arms
+    written = {run.run: _sentences(study, run) for run in study.reported}
+    if not others or not any(sentences.hypotheses for sentences in written.values()):
+        return None
+    groups: dict[tuple, list[Run]] = {}
+    for run in study.reported:
+        groups.setdefault((run.key[1], run.seed), []).append(run)
+    pairs: dict[tuple, Pair] = {}
+    signature = ""
+    for runs in groups.values():
+        base = next((run for run in runs if run.arm == reference), None)
+        arms = [run for run in runs if run.arm != reference]
+        of_base = written[base.run] if base else _Sentences(note="not there yet")
+        notes = {run.run: _obstacle(reference, of_base, written[run.run]) for run in arms}
+        systems = {r.run: written[r.run].hypotheses for r in arms if not notes[r.run]}
+        found = {}
+        if systems:
+            found, signature = compare(of_base.hypotheses, systems, of_base.references)
+        for run in arms:
+            pair = Pair(run.arm, run.point, run.seed, note=notes[run.run])
+            if run.run in found:
+                base_bleu, bleu, p = found[run.run]
+                n = len(of_base.references)
+                pair = Pair(run.arm, run.point, run.seed, base_bleu, bleu, p, n)
+            pairs[run.key, run.seed] = pair
+    order = [(run.key, run.seed) for run in study.reported]
+    return Bootstrap([pairs[key] for key in order if key in pairs], signature)
+
+
+def _sentences(study: Study, run: Run) -> _Sentences:
+    found: dict[str, list[str]] = {}
+    for what in ("hypotheses", "references"):
+        path = study.workdir / run.run / f"{study.experiment.outcome.split}.{what}.txt"
+        try:
+            # Not splitlines, which also cuts at characters that a sentence may hold.
+            found[what] = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        except FileNotFoundError:
+            return _Sentences(note=f"no {path.name} ({run.status})")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}.") from None
+    hypotheses, references = found["hypotheses"], found["references"]
+    if len(hypotheses) == len(references):
+        return _Sentences(hypotheses, references)
+    note = f"{len(hypotheses)} hypotheses, {len(references)} references"
+    return _Sentences(hypotheses, references, note)
+
+
+def _obstacle(reference: str, base: _Sentences, arm: _Sentences) -> str:
+    """Returns why two runs cannot be compared, "" if they can."""
+    notes = [arm.note, f"{reference}: {base.note}" if base.note else ""]
+    if not any(notes) and arm.references != base.references:
+        notes = [f"other references than those of {reference}"]
+    return "; ".join(note for note in notes if note)
+
+
+def bootstrap_columns(study: Study) -> list[Column]:
+    """Returns the columns of the table of `Pair`s."""
+    reference = next(iter(study.experiment.arms))
+    point = Column("point", lambda row: point_text(row.point), lambda _: None, kind="text")
+    return [
+        *([point] if study.experiment.axes else []),
+        Column("arm", lambda row: row.arm, lambda row: row.arm, kind="arm"),
+        Column("seed", lambda row: str(row.seed), lambda row: row.seed),
+        Column(f"BLEU {reference}", lambda row: number(row.base), lambda row: row.base),
+        Column("BLEU", lambda row: number(row.bleu), lambda row: row.bleu),
+        Column(
+            "p",
+            lambda row: p_text(row.p),
+            lambda row: row.p,
+            "Of no difference between the two runs; not corrected for the number of comparisons.",
+            flagged=lambda row: row.p < 0.05,
+        ),
+        Column(
+            "sentences",
+            lambda row: str(row.sentences) if row.sentences else NONE,
+            lambda row: row.sentences,
+        ),
+        Column("notes", lambda row: row.note, lambda _: None, kind="text"),
+    ]
+
+
+def bootstrap_note(found: Bootstrap) -> str:
+    """Returns what the table means."""
+    signature = f" ({found.signature})" if found.signature else ""
+    return (
+        f"Each run against the run of the reference arm with its seed, {RESAMPLES:,} resamples of "
+        f"the sentences, sacrebleu{signature}. A small p says that these two trained models differ "
+        "beyond these sentences, not that the arms do: for that see the interval over seeds. p is "
+        "not corrected for the number of comparisons."
+    )

@@ -1,0 +1,89 @@
+"""One token after the other: the most probable one each time (greedy), or one that is drawn."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from research.decoding.beams import Reader
+from research.decoding.sampling import Sampling, draw
+from research.decoding.search import (
+    Hypotheses,
+    Search,
+    hypothesis_scores,
+    next_log_probs,
+    received,
+)
+from research.tasks.task import BOS, EOS, PAD
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Rows(NamedTuple):
+    """Sequences that grow side by side, R of them, of at most T tokens."""
+
+    number: jax.Array
+    tokens: jax.Array
+    log_probs: jax.Array
+    coverage: jax.Array
+    state: Any
+    ended: jax.Array
+
+
+def ancestral(
+    reader: Reader, search: Search, limit: int, keys: Key[Array, " B"] | None
+) -> Hypotheses:
+    """Returns `search.nbest` sequences of each sentence, in the order of drawing.
+
+    What is drawn depends on the sentence's key alone, not on the other sentences of the batch.
+
+    Args:
+      reader: the sources, read with `search.nbest` copies.
+      search: how tokens are drawn (None: greedy) and sequences scored.
+      limit: most tokens of a sequence, EOS included.
+      keys: a random key to each sentence; None draws nothing.
+    """
+    size, length = reader.real.shape
+    rows = size * search.nbest
+    sampling = search.sampling or GREEDY
+    if keys is not None:
+        of_row = jax.vmap(lambda key: jax.random.split(key, search.nbest))(keys).reshape(-1)
+
+    def choose(logits: jax.Array, number: jax.Array) -> jax.Array:
+        if keys is None:
+            return draw(jax.random.key(0), logits, GREEDY)
+        now = jax.vmap(jax.random.fold_in, (0, None))(of_row, number)
+        return jax.vmap(lambda key, row: draw(key, row[None], sampling)[0])(now, logits)
+
+    def step(old: Rows) -> Rows:
+        last = jnp.where(old.number == 0, BOS, old.tokens[:, old.number - 1])
+        logits, state, weights = reader.step(old.state, last)
+        log_probs = next_log_probs(logits, old.number == limit - 1)
+        chosen = choose(log_probs, old.number)
+        gain = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
+        token = jnp.where(old.ended, PAD, chosen).astype(jnp.int32)
+        seen = jnp.where(old.ended[:, None], 0.0, received(weights, search))
+        return Rows(
+            number=old.number + 1,
+            tokens=old.tokens.at[:, old.number].set(token),
+            log_probs=old.log_probs + jnp.where(old.ended, 0.0, gain),
+            coverage=old.coverage + seen,
+            state=state,
+            ended=old.ended | (token == EOS),
+        )
+
+    first = Rows(
+        number=jnp.int32(0),
+        tokens=jnp.full((rows, limit), PAD, jnp.int32),
+        log_probs=jnp.zeros(rows),
+        coverage=jnp.zeros((rows, length if search.coverage_penalty else 0)),
+        state=reader.state,
+        ended=jnp.zeros(rows, bool),
+    )
+    last = jax.lax.while_loop(lambda r: (r.number < limit) & ~r.ended.all(), step, first)
+    lengths = (last.tokens != PAD).sum(-1)
+    real = jnp.repeat(reader.real, search.nbest, axis=0)
+    scores = hypothesis_scores(last.log_probs, lengths, last.coverage, real, search)
+    found = (last.tokens, lengths, scores, last.log_probs)
+    return Hypotheses(*(leaf.reshape(size, search.nbest, *leaf.shape[1:]) for leaf in found))

@@ -1,0 +1,244 @@
+"""Beam search over a sequence-to-sequence model as one compiled loop.
+
+Every step extends each of K live hypotheses by every token. Of the candidates, EOS among the K best
+finishes a hypothesis; the K best others live on. A sentence is done when K hypotheses have finished
+or no live one can still get among those that are returned: log probabilities only fall, so a live
+one scores at most log p / lp(limit). Until they finish, hypotheses have the same length and are
+compared by log probability alone. Of equal candidates that of the better parent comes first, then
+the lower token.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from research.decoding.search import (
+    Hypotheses,
+    Search,
+    hypothesis_scores,
+    length_divisor,
+    next_log_probs,
+    received,
+)
+from research.tasks.task import BOS, EOS, PAD
+
+SHARED = -1
+"""The batch axis of a leaf that all rows share."""
+
+
+def batch_axes(init: Callable[[int], Any]) -> Any:
+    """Returns which axis of each leaf is the batch, or SHARED: a tree of ints.
+
+    Args:
+      init: batch size -> pytree; only its shapes are computed, for two sizes.
+
+    Raises ValueError for a leaf whose shape depends on the batch in any other way.
+    """
+    sizes = (2, 3)
+    trees = [jax.eval_shape(lambda size=size: init(size)) for size in sizes]
+
+    def axis(few: jax.ShapeDtypeStruct, many: jax.ShapeDtypeStruct) -> int:
+        pairs = list(zip(few.shape, many.shape, strict=True))
+        found = [i for i, (m, n) in enumerate(pairs) if m != n]
+        if not found:
+            return SHARED
+        if len(found) > 1 or pairs[found[0]] != sizes:
+            raise ValueError(f"no axis of {few.shape} is the batch: {many.shape} for one row more.")
+        return found[0]
+
+    return jax.tree.map(axis, *trees)
+
+
+def take_rows(tree: Any, axes: Any, rows: Int[Array, " R"]) -> Any:
+    """Returns the tree with row r of its batch being what was row rows[r]."""
+
+    def take(leaf: jax.Array, axis: int) -> jax.Array:
+        return leaf if axis == SHARED else jnp.take(leaf, rows, axis=axis)
+
+    return jax.tree.map(take, tree, axes)
+
+
+class Reader(NamedTuple):
+    """A model that has read a batch of sources, every sentence `copies` times in a row.
+
+    Attributes:
+      step: (state, tokens (R,)) -> (logits (R, V), state, weights (R, H, S)), R = B * copies.
+      state: decoding state before the first token.
+      axes: which axis of each leaf of the state is the batch; see `batch_axes`.
+      real: (B, S), which source positions are not padding.
+    """
+
+    step: Callable[[Any, Int[Array, " R"]], tuple[jax.Array, Any, jax.Array]]
+    state: Any
+    axes: Any
+    real: Bool[Array, "B S"]
+
+
+def read(
+    model: Any,
+    params: Any,
+    source: Int[Array, "B S"],
+    source_length: Int[Array, " B"],
+    copies: int,
+    limit: int,
+) -> Reader:
+    """Returns the model after reading the sources.
+
+    Args:
+      model: a sequence-to-sequence model (research/models/model.py).
+      params: its parameters.
+      source: tokens, EOS last, PAD after it.
+      source_length: EOS included.
+      copies: decoding rows to each sentence.
+      limit: most tokens that will be decoded.
+    """
+    variables = {"params": params}
+
+    def encoded(tokens: jax.Array, lengths: jax.Array) -> Any:
+        return model.apply(variables, tokens, lengths, method="encode")
+
+    def started(memory: Any) -> Any:
+        return model.apply(variables, memory, limit, method="init_state")
+
+    def shapes(size: int) -> tuple[Any, Any]:
+        length = source.shape[1]
+        memory = encoded(jnp.full((size, length), EOS), jnp.full((size,), length))
+        return memory, started(memory)
+
+    memory_axes, state_axes = batch_axes(shapes)
+    rows = jnp.repeat(jnp.arange(source.shape[0]), copies)
+    memory = take_rows(encoded(source, source_length), memory_axes, rows)
+
+    def step(state: Any, tokens: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+        return model.apply(variables, memory, state, tokens, method="step")
+
+    real = jnp.arange(source.shape[1]) < source_length[:, None]
+    return Reader(step, started(memory), state_axes, real)
+
+
+class Beam(NamedTuple):
+    """The search after some tokens; the limit is T, N hypotheses are kept.
+
+    Attributes:
+      number: tokens so far.
+      tokens: (B, K, T) of the live hypotheses.
+      log_probs: (B, K), best first; -inf where there is none.
+      coverage: (B, K, S2), see `search.received`.
+      state: decoding state of B * K rows.
+      finished: the best hypotheses that ended, best first.
+      count: (B,) how many have ended.
+      done: (B,) whether the search of a sentence is over.
+    """
+
+    number: jax.Array
+    tokens: jax.Array
+    log_probs: jax.Array
+    coverage: jax.Array
+    state: Any
+    finished: Hypotheses
+    count: jax.Array
+    done: jax.Array
+
+
+def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
+    """Returns the `search.nbest` best hypotheses of each sentence.
+
+    Args:
+      reader: the sources, read with `search.beam` copies.
+      search: beam, penalties and how many are returned.
+      limit: most tokens of a hypothesis, EOS included.
+    """
+    width = search.beam
+
+    def step(beam: Beam) -> Beam:
+        size = beam.tokens.shape[0]
+        last = jnp.where(beam.number == 0, BOS, beam.tokens[:, :, beam.number - 1])
+        logits, state, weights = reader.step(beam.state, last.reshape(-1))
+        coverage = beam.coverage + received(weights, search).reshape(size, width, -1)
+        vocab = logits.shape[-1]
+        log_probs = next_log_probs(logits, beam.number == limit - 1).reshape(size, width, vocab)
+        total = (beam.log_probs[:, :, None] + log_probs).reshape(size, width * vocab)
+        # At most K candidates are EOS, so K others are among the 2 K best.
+        values, index = jax.lax.top_k(total, 2 * width)
+        parent, token = index // vocab, index % vocab
+        tokens = _rows(beam.tokens, parent).at[:, :, beam.number].set(token)
+        candidates = beam._replace(
+            tokens=tokens, log_probs=values, coverage=_rows(coverage, parent)
+        )
+        best_k = jnp.arange(2 * width) < width
+        ends = (token == EOS) & best_k & jnp.isfinite(values) & ~beam.done[:, None]
+        finished = _merge(candidates, ends, reader, search)
+        values, kept = jax.lax.top_k(jnp.where(token == EOS, -jnp.inf, values), width)
+        count = beam.count + ends.sum(-1)
+        reachable = values[:, 0] / length_divisor(limit, search)
+        hopeless = ~(reachable > finished.scores[:, -1])
+        rows = jnp.arange(size)[:, None] * width + _rows(parent, kept)
+        return Beam(
+            number=beam.number + 1,
+            tokens=_rows(tokens, kept),
+            log_probs=values,
+            coverage=_rows(candidates.coverage, kept),
+            state=take_rows(state, reader.axes, rows.reshape(-1)),
+            finished=finished,
+            count=count,
+            done=beam.done | (count >= width) | hopeless,
+        )
+
+    def goes_on(beam: Beam) -> jax.Array:
+        return (beam.number < limit) & ~beam.done.all()
+
+    return jax.lax.while_loop(goes_on, step, _first(reader, search, limit)).finished
+
+
+def _first(reader: Reader, search: Search, limit: int) -> Beam:
+    """Returns the search before the first token: one live hypothesis, the empty one."""
+    size, length = reader.real.shape
+    width, number = search.beam, search.nbest
+    none = jnp.full((size, number), -jnp.inf)
+    finished = Hypotheses(
+        jnp.full((size, number, limit), PAD, jnp.int32),
+        jnp.zeros((size, number), jnp.int32),
+        none,
+        none,
+    )
+    return Beam(
+        number=jnp.int32(0),
+        tokens=jnp.full((size, width, limit), PAD, jnp.int32),
+        log_probs=jnp.where(jnp.arange(width) == 0, jnp.zeros((size, width)), -jnp.inf),
+        coverage=jnp.zeros((size, width, length if search.coverage_penalty else 0)),
+        state=reader.state,
+        finished=finished,
+        count=jnp.zeros(size, jnp.int32),
+        done=jnp.zeros(size, bool),
+    )
+
+
+def _merge(candidates: Beam, ends: jax.Array, reader: Reader, search: Search) -> Hypotheses:
+    """Returns the best of what had finished and of the candidates that `ends` (B, C) marks."""
+    old = candidates.finished
+    lengths = jnp.full(ends.shape, candidates.number + 1)
+    scores = hypothesis_scores(
+        candidates.log_probs, lengths, candidates.coverage, reader.real[:, None], search
+    )
+    new = Hypotheses(
+        candidates.tokens, lengths, jnp.where(ends, scores, -jnp.inf), candidates.log_probs
+    )
+    both = [jnp.concatenate(pair, axis=1) for pair in zip(old[:4], new[:4], strict=True)]
+    scores, index = jax.lax.top_k(both[2], search.nbest)
+    merged = Hypotheses(*(_rows(leaf, index) for leaf in both))
+    # The 2 K places that no hypothesis took hold candidates that did not end.
+    there = jnp.isfinite(scores)
+    return Hypotheses(
+        tokens=jnp.where(there[..., None], merged.tokens, PAD),
+        lengths=jnp.where(there, merged.lengths, 0),
+        scores=scores,
+        log_probs=jnp.where(there, merged.log_probs, -jnp.inf),
+    )
+
+
+def _rows(array: Float[Array, "B K ..."], index: Int[Array, "B C"]) -> Float[Array, "B C ..."]:
+    """Returns array[b, index[b, c]]."""
+    return jnp.take_along_axis(array, index.reshape(index.shape + (1,) * (array.ndim - 2)), axis=1)

@@ -1,0 +1,155 @@
+"""Translating lines of text: what `research.translate` does with files, and with a terminal."""
+
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from research.decoding.search import Search
+from research.decoding.translation import Hypothesis, decode_all, padded
+from research.errors import UserError
+from research.tasks.task import EOS
+from research.tasks.tokenizer import Tokenizer
+
+PLAIN_SECONDS = 15.0
+"""Seconds between lines of progress when they do not go to a terminal."""
+
+
+class Translator(NamedTuple):
+    """What it takes to translate.
+
+    Attributes:
+      model: a sequence-to-sequence model.
+      params: its parameters.
+      tokenizer: of the run.
+      search: how translations are found.
+      layers: how many layers of the model have heads that read the source.
+      batch_size: sentences to a batch.
+      seed: of sampling.
+    """
+
+    model: Any
+    params: Any
+    tokenizer: Tokenizer
+    search: Search
+    layers: int = 1
+    batch_size: int = 64
+    seed: int = 0
+
+
+class Translation(NamedTuple):
+    """One translation of one line.
+
+    Attributes:
+      text: without line breaks.
+      score: see `Search`.
+      source: pieces of the source, as the model read it; none of an empty line.
+      target: pieces of the translation, the end among them.
+      weights: (H, T, S) how each target piece read each source piece, or None.
+    """
+
+    text: str
+    score: float
+    source: list[str]
+    target: list[str]
+    weights: Any
+
+
+def read_lines(content: bytes, name: str) -> list[str]:
+    """Returns the lines of UTF-8 text in normal form C, without their ends.
+
+    Raises UserError that names `name` and the line, from 1, for anything else.
+    """
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}, line {number}: byte {error.start + 1} ({line[error.start]:#04x}) is not "
+                "UTF-8; convert the text to UTF-8."
+            ) from None
+        text = text.removeprefix("\ufeff") if number == 1 else text
+        found.append(unicodedata.normalize("NFC", text.removesuffix("\r")))
+    return found
+
+
+def translate(
+    translator: Translator,
+    lines: Sequence[str],
+    *,
+    with_weights: bool = False,
+    one_shape: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[list[Translation]], list[int]]:
+    """Returns the translations of each line, best first, and which lines were too long.
+
+    An empty line is translated by an empty one. Of a line that is too long for the model its
+    beginning is translated.
+
+    Args:
+      translator: the model and how it searches.
+      lines: the text.
+      with_weights: also returns how the source was read.
+      one_shape: takes one source length for all: slower, but nothing is compiled for the next line.
+      progress: called with the number of lines that are done.
+    """
+    room = int(translator.model.config.length) - 1
+    encoded = {i: translator.tokenizer.encode(s).tolist() for i, s in enumerate(lines) if s.strip()}
+    cut = [i for i, tokens in encoded.items() if len(tokens) > room]
+    sources = {i: [*tokens[:room], EOS] for i, tokens in encoded.items()}
+    found = decode_all(
+        translator.model,
+        translator.params,
+        *padded(list(sources.values())),
+        translator.search,
+        translator.batch_size,
+        seed=translator.seed,
+        with_weights=with_weights,
+        lengths=(room + 1,) if one_shape else (),
+        progress=progress,
+    )
+    results = [[Translation("", 0.0, [], [], None)] for _ in lines]
+    for (i, source), hypotheses in zip(sources.items(), found, strict=True):
+        results[i] = [_translation(translator.tokenizer, source, h) for h in hypotheses]
+    return results, cut
+
+
+def _translation(tokenizer: Tokenizer, source: list[int], hypothesis: Hypothesis) -> Translation:
+    # A byte-level vocabulary can spell a line break, and readers count lines.
+    text = " ".join(tokenizer.decode(hypothesis.tokens).splitlines())
+    target = tokenizer.pieces([*hypothesis.tokens, EOS])
+    pieces = tokenizer.pieces(source)
+    return Translation(text, hypothesis.score, pieces, target, hypothesis.weights)
+
+
+def as_lines(results: Sequence[Sequence[Translation]], nbest: int) -> list[str]:
+    """Returns what is printed: one line to each, or "i ||| text ||| score" to each of the n best.
+
+    Lines are numbered from 0, as in the n-best lists of Moses (Koehn et al. 2007).
+    """
+    if nbest == 1:
+        return [row[0].text for row in results]
+    return [f"{i} ||| {t.text} ||| {t.score:.4f}" for i, row in enumerate(results) for t in row]
+
+
+def progress_of(total: int) -> Callable[[int], None]:
+    """Returns a function of how many lines are done that says so on stderr, now and then."""
+    began = time.perf_counter()
+    said = began
+    live = sys.stderr.isatty()
+
+    def report(done: int) -> None:
+        nonlocal said
+        now = time.perf_counter()
+        rate = done / max(now - began, 1e-9)
+        text = f"{done:,}/{total:,} lines, {rate:,.1f} lines/s"
+        if live:
+            print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif done < total and now - said >= PLAIN_SECONDS:
+            said = now
+            print(f"{text}, {(total - done) / rate:,.0f} s left", file=sys.stderr, flush=True)
+
+    return report

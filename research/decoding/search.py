@@ -1,0 +1,149 @@
+"""What is searched for: which token sequence, scored how, of at most which length.
+
+Sequence-to-sequence models (research/models/model.py) give log p(token | source, tokens so far).
+Tokens are PAD = 0, BOS = 1, EOS = 2, words from 3 on. PAD and BOS are never produced. A hypothesis
+ends with EOS, which is the only token left at the length limit; its log probability there is the
+model's, as that of every other token.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from research.decoding.sampling import Sampling
+from research.errors import UserError
+from research.tasks.task import BOS, EOS, PAD
+
+LEAST_COVERAGE = 1e-6
+"""What a source position that was never read counts as: the logarithm of 0 would drown the rest."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a hypothesis is found and scored.
+
+    A hypothesis of n tokens, EOS included, scores log p / lp(n) + coverage_penalty * cp, with
+    lp(n) = ((5 + n) / 6) ** length_penalty and cp = sum over source positions of
+    log(min(attention received, 1)) (Wu et al. 2016, eq. 14), attention averaged over heads.
+
+    Attributes:
+      beam: hypotheses that are followed side by side; 1: greedy.
+      length_penalty: alpha of lp; 0 scores log probabilities alone, more favours long hypotheses.
+      coverage_penalty: beta; above 0 it favours hypotheses that read the whole source.
+      max_length: most tokens of a hypothesis, EOS included; 0: as many as the model's length.
+      nbest: how many hypotheses are returned, at most `beam`; any number with `sampling`.
+      sampling: draws the `nbest` hypotheses at random instead of searching; `beam` must be 1.
+
+    Raises UserError for values out of range.
+    """
+
+    beam: int = 1
+    length_penalty: float = 0.0
+    coverage_penalty: float = 0.0
+    max_length: int = 0
+    nbest: int = 1
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("beam", "nbest"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)} must be at least 1.")
+        for name in ("length_penalty", "coverage_penalty"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{name}={getattr(self, name)} must be at least 0 (0: none).")
+        if self.max_length < 0:
+            raise UserError(f"--max_length={self.max_length} must be at least 0 (0: task.length).")
+        if self.sampling is None and self.nbest > self.beam:
+            raise UserError(f"--nbest={self.nbest} must be at most --beam={self.beam}.")
+        if self.sampling is not None and self.beam > 1:
+            raise UserError(
+                f"--beam={self.beam} searches and --temperature={self.sampling.temperature} draws; "
+                "give one of them."
+            )
+
+    def limit(self, length: int) -> int:
+        """Returns the most tokens of a hypothesis of a model with room for `length`."""
+        if self.max_length > length:
+            raise UserError(
+                f"--max_length={self.max_length} must be at most task.length = {length}."
+            )
+        return self.max_length or length
+
+
+class Hypotheses(NamedTuple):
+    """Found sequences, best first (drawn ones in the order of drawing).
+
+    Attributes:
+      tokens: (B, N, T) int32, EOS included, PAD after it.
+      lengths: (B, N) int32, EOS included; 0 where fewer than N hypotheses exist.
+      scores: (B, N) float32; see `Search`; -inf where there is none.
+      log_probs: (B, N) float32, the sum of the tokens' log probabilities.
+      weights: (B, N, H, T, S) float32, how each token read the source, zero past the length; H = 0
+        of a model without attention. None unless asked for.
+    """
+
+    tokens: Int[Array, "B N T"]
+    lengths: Int[Array, "B N"]
+    scores: Float[Array, "B N"]
+    log_probs: Float[Array, "B N"]
+    weights: Float[Array, "B N H T S"] | None = None
+
+
+def next_log_probs(logits: Float[Array, "R V"], last: Bool[Array, ""]) -> Float[Array, "R V"]:
+    """Returns log p of each next token, -inf for those that may not follow.
+
+    Args:
+      logits: of the model.
+      last: whether only one token is left, which is EOS then.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    number = jnp.arange(logits.shape[-1])
+    allowed = jnp.where(last, number == EOS, (number != PAD) & (number != BOS))
+    return jnp.where(allowed, log_probs, -jnp.inf)
+
+
+def received(weights: Float[Array, "R H S"], search: Search) -> Float[Array, "R S2"]:
+    """Returns how much attention each source position got from one token, averaged over heads.
+
+    S2 is S, or 0 when the search does not ask. Raises UserError when it asks a model without
+    attention.
+    """
+    if not search.coverage_penalty:
+        return weights.sum(axis=1)[:, :0]
+    if not weights.shape[1]:
+        raise UserError(
+            f"--coverage_penalty={search.coverage_penalty} needs attention, and this model has no "
+            "attention; use 0."
+        )
+    return weights.mean(axis=1)
+
+
+def hypothesis_scores(
+    log_probs: Float[Array, "*r"],
+    lengths: Int[Array, "*r"],
+    coverage: Float[Array, "*r S2"],
+    real: Bool[Array, "*r S"],
+    search: Search,
+) -> Float[Array, "*r"]:
+    """Returns the scores of finished hypotheses (Wu et al. 2016, eq. 14).
+
+    Args:
+      log_probs: of the whole hypothesis.
+      lengths: tokens with EOS.
+      coverage: summed attention that each source position received; see `received`.
+      real: which source positions are not padding; broadcasts.
+      search: the penalties.
+    """
+    scores = log_probs / length_divisor(lengths, search)
+    if search.coverage_penalty:
+        read = jnp.log(jnp.clip(coverage, LEAST_COVERAGE, 1.0))
+        scores += search.coverage_penalty * jnp.where(real, read, 0.0).sum(-1)
+    return scores
+
+
+def length_divisor(lengths: Any, search: Search) -> Any:
+    """Returns lp(n) = ((5 + n) / 6) ** alpha of Wu et al. 2016, eq. 14."""
+    return ((5.0 + lengths) / 6.0) ** search.length_penalty

@@ -1,0 +1,291 @@
+"""Encoder-decoder transformer: a target sequence given a source sequence.
+
+Vaswani et al. 2017, section 3.1, with the norms in front of the sublayers (Xiong et al. 2020): an
+encoder layer is that of the decoder-only model with a mechanism that looks both ways; a decoder
+layer reads the encoded source between its self-attention and its feed-forward layer. Both stacks
+end in a norm and are scans with stacked parameters. All that the decoder's layers read of the
+source is projected at once, before the first of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from research.attention.mixers import cross_attention
+from research.attention.mixers.cross_attention import CrossAttention
+from research.attention.parts.masks import padding
+from research.attention.parts.positions import sinusoidal
+from research.attention.registry import MODEL_POSITIONS
+from research.errors import UserError
+from research.models import transformer
+from research.models.layers import (
+    implementation_of,
+    layer_options,
+    looks_ahead,
+    part_options,
+)
+from research.models.projection import linear
+from research.models.stacks import DecoderStack, EncoderStack, Kept
+from research.models.transformer import (
+    HIDDEN,
+    TransformerConfig,
+    check_shell,
+    computed_instead,
+    matrix_init,
+    transformer_config,
+)
+from research.parallel.rules import constrain
+from research.tasks.task import Batch
+
+AXES = transformer.AXES | {
+    "source_embedding": transformer.AXES["embedding"],
+    "source_position": transformer.AXES["position"],
+}
+Memory = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """Static description of an encoder-decoder.
+
+    Attributes:
+      encoder: of the encoder's layers and the source's positions.
+      decoder: of the decoder's layers, the target's positions and all that there is once.
+      cross: how every layer of the decoder reads the source.
+      encoder_looks_ahead: whether the encoder has to be told what is padding.
+      implementation: the names of the implementations, of the encoder first.
+    """
+
+    encoder: TransformerConfig
+    decoder: TransformerConfig
+    cross: CrossAttention
+    encoder_looks_ahead: bool
+    implementation: str
+
+    @property
+    def vocab_size(self) -> int:
+        """V, of source and target."""
+        return self.decoder.vocab_size
+
+    @property
+    def length(self) -> int:
+        """The longest sequence of either side."""
+        return self.decoder.length
+
+
+class EncoderDecoder(nn.Module):
+    """Source and target tokens to logits; see `SequenceToSequence` in research/models/model.py."""
+
+    config: EncoderDecoderConfig
+
+    def setup(self):
+        c = self.config.decoder
+        self.encoder = EncoderStack(self.config.encoder)
+        self.decoder = DecoderStack(c, self.config.cross)
+        self.cross = self.param("cross", self._init_cross)
+        self.dropout = nn.Dropout(c.dropout)
+        init, shape = matrix_init(c.embedding_stddev), (c.vocab_size, c.width)
+        self.embedding = self.param("embedding", init, shape)
+        if not c.tie_embeddings:
+            self.source_embedding = self.param("source_embedding", init, shape)
+            self.head = self.param("head", init, shape[::-1])
+        shape = (c.length, c.width)
+        if c.position == "learned":
+            self.position = self.param("position", init, shape)
+        if self.config.encoder.position == "learned":
+            self.source_position = self.param("source_position", init, shape)
+
+    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
+        """Returns the float32 logits of the targets after each of "inputs" (B, T).
+
+        Args:
+          batch: "source" (B, S) and "inputs" (B, T) tokens, right-padded, and "source_length" (B,),
+            all int32. S and T are at most `config.length`.
+          deterministic: without dropout.
+        """
+        return self._of_batch(batch, deterministic, weights=False)[0]
+
+    def weights(self, batch: Batch) -> Float[Array, "B N T S"]:
+        """Returns how each target reads the source, float32, N the layers times their heads.
+
+        Argument as in `of_batch`. The heads of the first layer are first. Rows sum to one if the
+        normalizer is one; padding of the source has zero.
+        """
+        return self._of_batch(batch, True, weights=True)[2]
+
+    def encode(self, source: Int[Array, "B S"], source_length: Int[Array, " B"]) -> Memory:
+        """Returns what reading the source takes: "kept" by every layer (L, B, ...), and "valid"."""
+        return self._encode(source, source_length, deterministic=True)
+
+    def init_state(self, memory: Memory, length: int) -> dict:
+        """Returns the state before the first token, with room for `length` of them."""
+        return transformer.init_state(self.config.decoder, memory["valid"].shape[0], length)
+
+    def step(
+        self, memory: Memory, state: dict, token: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], dict, Float[Array, "B N S"]]:
+        """Returns logits of the next token, the state after this one, and weights of N heads."""
+        logits, state, weights = self._decode(memory, state, token[:, None], True, weights=True)
+        return logits[:, 0], state, weights[:, :, 0]
+
+    @property
+    def implementation(self) -> str:
+        """How the mixers are computed, those of the encoder first."""
+        return self.config.implementation
+
+    def parameter_axes(self, params: Any) -> Any:
+        """Returns the logical axes of each parameter, a tuple of names to each leaf.
+
+        Args:
+          params: parameters or their shapes; leading axes of their own are not described.
+        """
+        mixers = {"encoder": self.config.encoder.mixers, "decoder": self.config.decoder.mixers}
+
+        def axes(path: tuple, _: Any) -> tuple[str, ...]:
+            names = [key.key for key in path]
+            if names[0] == "cross":
+                own = self.config.cross.parameters()[names[-1]].axes
+            elif "mixer" in names:
+                own = mixers[names[0]][int(names[2])].parameters()[names[-1]].axes
+            else:
+                own = AXES[names[-1]]
+            return ("layers", *own) if "layers" in names else own
+
+        return jax.tree_util.tree_map_with_path(axes, params)
+
+    def state_bytes(self, length: int) -> int:
+        """Returns the bytes that decoding one sequence keeps: caches, keys and values of a source.
+
+        Both have room for `length` tokens.
+        """
+        c = self.config.decoder
+
+        def kept() -> Any:
+            memory = jnp.zeros((1, length, c.width), c.dtype)
+            cross = self._init_cross(jax.random.key(0))["layers"]
+            return transformer.init_state(c, 1, length)["layers"], self._remember(cross, memory)
+
+        shapes = jax.tree.leaves(jax.eval_shape(kept))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+
+    def _init_cross(self, key: jax.Array) -> dict[str, dict[str, Array]]:
+        """Parameters of the cross-attention of all layers, stacked as those of the layers are."""
+        described = self.config.cross.parameters()
+        keys = jax.random.split(key, (len(described), self.config.decoder.num_layers))
+        return {
+            "layers": {
+                name: jax.vmap(lambda k, p=p: p.init(k, p.shape, jnp.float32))(own)
+                for (name, p), own in zip(described.items(), keys, strict=True)
+            }
+        }
+
+    def _remember(self, cross: dict[str, Array], memory: Float[Array, "B S M"]) -> Kept:
+        return jax.vmap(self.config.cross.remember, (0, None))(cross, memory)
+
+    def _of_batch(self, batch: Batch, deterministic: bool, weights: bool) -> tuple:
+        memory = self._encode(batch["source"], batch["source_length"], deterministic)
+        return self._decode(memory, None, batch["inputs"], deterministic, weights)
+
+    def _encode(self, source: Array, source_length: Array, deterministic: bool) -> Memory:
+        c = self.config.encoder
+        valid = jnp.arange(source.shape[1]) < source_length[:, None]
+        table = self.embedding if c.tie_embeddings else self.source_embedding
+        learned = self.source_position if c.position == "learned" else None
+        x = self._embed(c, table, learned, source, 0, deterministic)
+        # Padding is on the right: what never looks ahead never sees it.
+        mask = padding(valid) if self.config.encoder_looks_ahead else None
+        x = self.encoder(x, mask, deterministic)
+        return {"kept": self._remember(dict(self.cross["layers"]), x), "valid": valid}
+
+    def _decode(
+        self, memory: Memory, state: Any, tokens: Array, deterministic: bool, weights: bool
+    ) -> tuple:
+        """Returns logits, the new state, and weights if they are wanted."""
+        c = self.config.decoder
+        learned = self.position if c.position == "learned" else None
+        start = 0 if state is None else state["step"]
+        x = self._embed(c, self.embedding, learned, tokens, start, deterministic)
+        source = dict(self.cross["layers"]), memory["kept"]
+        x, state, found = self.decoder(x, state, source, memory["valid"], deterministic, weights)
+        logits = linear(x, self.embedding.T if c.tie_embeddings else self.head)
+        logits = constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+        return logits, state, found
+
+    def _embed(
+        self,
+        c: TransformerConfig,
+        table: Array,
+        learned: Array | None,
+        tokens: Array,
+        start: Any,
+        deterministic: bool,
+    ) -> Float[Array, "B N M"]:
+        """Returns the rows of the tokens plus those of their positions, from `start` on."""
+        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
+        x = constrain(table.astype(c.dtype), "vocab", "")[tokens]
+        if c.position == "sinusoidal":
+            # Scaled to the embeddings, which it would drown at unit size.
+            learned = jnp.asarray(sinusoidal(c.length, c.width) * c.embedding_stddev)
+        if learned is not None:
+            window = jax.lax.dynamic_slice_in_dim(learned, start, tokens.shape[1])
+            x = x + window.astype(x.dtype)
+        return constrain(self.dropout(x, deterministic=deterministic), *HIDDEN)
+
+
+def make_encoder_decoder(
+    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
+) -> EncoderDecoder:
+    """Returns the encoder-decoder of `config.model`.
+
+    The mechanism keys are those of the decoder's self-attention, which `model.pattern` varies. The
+    encoder has them too, but for mask=full if its mixer reads masks, and cross-attention has them
+    but for mixer=softmax, mask=full and position=none; `model.encoder` and `model.cross` change
+    that.
+
+    Args:
+      model: `config.model`.
+      vocab_size: V, of source and target.
+      length: the longest sequence of either side.
+      instead: {implementation: another} to take in its place by mixers that have the other.
+
+    Raises UserError for what does not fit.
+    """
+    check_shell(model)
+    if model.encoder_layers < 0:
+        raise UserError(
+            f"model.encoder_layers={model.encoder_layers} must be at least 0 (0: num_layers)."
+        )
+    layers = layer_options(model, length)
+    for options in filter(looks_ahead, layers):
+        raise UserError(
+            f"model.mask={options.mask!r} of mixer {options.mixer!r} looks ahead, and a decoder "
+            "must not see what it predicts; choose a causal one, such as model.mask='causal'."
+        )
+    depth = model.encoder_layers or model.num_layers
+    encoder = part_options(model, length, "encoder", {"mask": "full", "num_layers": depth}, "self")
+    start = {"mixer": "softmax", "mask": "full", "position": "none"}
+    cross = part_options(model, length, "cross", start, "cross")
+    if cross.position != "none" and cross.position in MODEL_POSITIONS:
+        raise UserError(
+            f"model.cross={model.cross!r}: position {cross.position!r} is added to the input of "
+            f"the model, not to what is read; set model.position={cross.position!r}."
+        )
+    if instead:
+        layers = tuple(computed_instead(o, instead) for o in layers)
+        encoder, cross = (computed_instead(o, instead) for o in (encoder, cross))
+    changes = {"num_layers": depth, "position": encoder.position}
+    return EncoderDecoder(
+        EncoderDecoderConfig(
+            encoder=transformer_config(model, vocab_size, length, (encoder,), **changes),
+            decoder=transformer_config(model, vocab_size, length, layers),
+            cross=cross_attention.make(cross, model.width),
+            encoder_looks_ahead=looks_ahead(encoder),
+            implementation=implementation_of((encoder, *layers, cross)),
+        )
+    )

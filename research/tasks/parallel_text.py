@@ -1,0 +1,226 @@
+"""Reading a parallel corpus: line i of one file is the translation of line i of the other.
+
+Nothing is normalised but line ends, which are taken off, and Unicode, which becomes NFC: whether é
+is one character or two is not for a model to guess. Files may be gzipped ("x.en.gz").
+"""
+
+import glob
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from research.errors import UserError, check_name, did_you_mean
+from research.tasks.corpora import SENTENCE_PAIRS, data_directory, fetch, read_file
+
+VALIDATION_NAMES = ("validation", "val", "valid", "dev")
+MOST_HELD_OUT = 1000
+"""Pairs that are held out for validation and for test, each, of a corpus that has no splits."""
+LEAST_DISTANCE = 20  # of the pairs that are held out: 5 % at most
+
+Pairs = list[tuple[str, str]]
+"""Sentences of the source language with those of the target language."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Sentence pairs.
+
+    Attributes:
+      splits: pairs of "train" and "validation" and, where there is one, "test", in their order.
+      left_out: pairs that are not trained on because a side is empty.
+      files: {path: sha256 of its bytes}.
+    """
+
+    splits: Mapping[str, Pairs]
+    left_out: int
+    files: Mapping[str, str]
+
+
+def read_corpus(path: str, source: str, target: str) -> Corpus:
+    """Returns the corpus of `task.path` with languages such as "de" and "en".
+
+    `path` is a known corpus, or a pattern of UTF-8 files:
+      "data/{split}.{language}": splits train, validation (or val, valid, dev) and, optionally, test
+        (or whatever one name starts with "test").
+      "mine.{language}": two files. Every n-th pair is held out for validation, as is the one in the
+        middle between two of those for test, with n the smallest number from 20 on that leaves no
+        more than 1,000 pairs each.
+    Pairs with an empty side are left out, but in a split for validation or test of its own.
+
+    Raises UserError for files that are missing, empty, no text, or of different lengths.
+    """
+    for key, language in (("source", source), ("target", target)):
+        if not re.fullmatch(r"[\w.-]+", language):
+            raise UserError(f"task.{key}_language={language!r} must be a name such as 'de'.")
+    if source == target:
+        raise UserError(
+            f"task.source_language and task.target_language are both {source!r}; "
+            "a translation has two languages."
+        )
+    if path in SENTENCE_PAIRS:
+        return _known(path, source, target)
+    if "{language}" not in path:
+        raise UserError(
+            f"task.path={path!r} is neither a known parallel corpus ({', '.join(SENTENCE_PAIRS)}) "
+            "nor a pattern of files with {language}, such as 'data/{split}.{language}'."
+            f"{did_you_mean(path, SENTENCE_PAIRS)}"
+        )
+    return _pattern(str(Path(path).expanduser()), source, target)
+
+
+def _known(name: str, source: str, target: str) -> Corpus:
+    """Returns a corpus that can be fetched."""
+    files = SENTENCE_PAIRS[name]
+    languages = {file.rsplit(".", 1)[1] for file in files}
+    check_name("task.source_language", source, languages)
+    check_name("task.target_language", target, languages)
+    splits = dict.fromkeys(file.rsplit(".", 1)[0] for file in files)
+    return _splits(
+        {
+            _canonical(split): (
+                fetch(files[f"{split}.{source}"]),
+                fetch(files[f"{split}.{target}"]),
+            )
+            for split in splits
+        }
+    )
+
+
+def _canonical(split: str) -> str:
+    """Returns what a split is called here."""
+    if split in VALIDATION_NAMES:
+        return "validation"
+    return "test" if split.startswith("test") else split
+
+
+def _pattern(pattern: str, source: str, target: str) -> Corpus:
+    """Returns the corpus of a pattern of files."""
+    if "{split}" not in pattern:
+        return _held_out(_file(pattern, None, source), _file(pattern, None, target))
+    names = {"train": "train", "validation": _validation(pattern, source)}
+    tests = _tests(pattern, source)
+    if len(tests) > 1 and "test" not in tests:
+        raise UserError(
+            f"task.path={pattern!r} matches more than one test set: {', '.join(tests)}. "
+            "Call the one to use 'test'."
+        )
+    if tests:
+        names["test"] = "test" if "test" in tests else tests[0]
+    return _splits(
+        {
+            split: (_file(pattern, name, source), _file(pattern, name, target))
+            for split, name in names.items()
+        }
+    )
+
+
+def _file(pattern: str, split: str | None, language: str) -> Path:
+    """Returns the file of a split and language. Raises UserError when it is missing."""
+    path = _filled(pattern, split, language)
+    found = _existing(path)
+    if found is None:
+        raise UserError(f"{path} is missing; task.path={pattern!r} asks for it.")
+    return found
+
+
+def _filled(pattern: str, split: str | None, language: str) -> str:
+    return pattern.replace("{split}", split or "").replace("{language}", language)
+
+
+def _existing(path: str) -> Path | None:
+    return next((p for p in (Path(path), Path(path + ".gz")) if p.is_file()), None)
+
+
+def _validation(pattern: str, language: str) -> str:
+    """Returns the name of the split for validation. Raises UserError when there is none."""
+    for name in VALIDATION_NAMES:
+        if _existing(_filled(pattern, name, language)):
+            return name
+    raise UserError(
+        f"task.path={pattern!r} has no split for validation: there is no "
+        f"{_filled(pattern, VALIDATION_NAMES[0], language)} (nor "
+        f"{', '.join(VALIDATION_NAMES[1:])})."
+    )
+
+
+def _tests(pattern: str, language: str) -> list[str]:
+    """Returns the names of the splits whose name starts with "test"."""
+    stars = glob.escape(pattern).replace("{split}", "test*").replace("{language}", language)
+    before, *after = (re.escape(part) for part in _filled(pattern, "\0", language).split("\0"))
+    shape = before + "(test[^/]*)" + r"\1".join(after) + r"(\.gz)?"
+    matches = [re.fullmatch(shape, p) for s in (stars, stars + ".gz") for p in glob.glob(s)]
+    return sorted({m[1] for m in matches if m})
+
+
+def _splits(files: Mapping[str, tuple[Path, Path]]) -> Corpus:
+    """Returns the corpus of a pair of files for each split."""
+    splits = {split: _pairs(*both) for split, both in files.items()}
+    train = _full(splits["train"])
+    if not train:
+        raise UserError(f"{files['train'][0]} has no pair of sentences with both sides.")
+    return Corpus(
+        splits={**splits, "train": train},
+        left_out=len(splits["train"]) - len(train),
+        files=_digests([path for both in files.values() for path in both]),
+    )
+
+
+def _held_out(source: Path, target: Path) -> Corpus:
+    """Returns the corpus of two files, of which parts are held out; see `read_corpus`."""
+    everything = _pairs(source, target)
+    pairs = _full(everything)
+    if len(pairs) < 2 * LEAST_DISTANCE:
+        raise UserError(
+            f"{source} has {len(pairs)} pairs of sentences with both sides; "
+            f"at least {2 * LEAST_DISTANCE} are needed to hold some of them out."
+        )
+    distance = max(LEAST_DISTANCE, -(-len(pairs) // MOST_HELD_OUT))
+    place = {distance - 1: "validation", distance // 2 - 1: "test"}
+    splits: dict[str, Pairs] = {"train": [], "validation": [], "test": []}
+    for i, pair in enumerate(pairs):
+        splits[place.get(i % distance, "train")].append(pair)
+    return Corpus(
+        splits=splits,
+        left_out=len(everything) - len(pairs),
+        files=_digests([source, target]),
+    )
+
+
+def _full(pairs: Pairs) -> Pairs:
+    return [pair for pair in pairs if all(side.strip() for side in pair)]
+
+
+def _pairs(source: Path, target: Path) -> Pairs:
+    """Returns the pairs of two files. Raises UserError when they do not fit each other."""
+    sources, targets = _lines(source), _lines(target)
+    if len(sources) != len(targets):
+        raise UserError(
+            f"{source} has {len(sources):,} lines and {target} has {len(targets):,}; "
+            "line i of one must be the translation of line i of the other."
+        )
+    return list(zip(sources, targets, strict=True))
+
+
+def _lines(path: Path) -> list[str]:
+    """Returns the lines of a file. Raises UserError when there are none."""
+    # Not splitlines, which also cuts at the likes of U+2028, and not alike in both languages.
+    lines = unicodedata.normalize("NFC", read_file(path)).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise UserError(f"{path} is empty; it must have one sentence per line.")
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _digests(paths: Sequence[Path]) -> dict[str, str]:
+    """Returns {path: sha256}; paths are relative to the data directory where they lie in it."""
+    root = data_directory()
+    return {
+        str(path.relative_to(root) if path.is_relative_to(root) else path): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in paths
+    }

@@ -1,0 +1,326 @@
+"""Transduction of random words, generated on the device inside the compiled step.
+
+A source is a sequence of words drawn uniformly; its target follows from it by a rule, so that the
+source position which each target word comes from is known:
+
+    copy        the source itself
+    reverse     the source backwards
+    substitute  each word replaced by another one, backwards
+    reorder     each word replaced by another one; in every clause of five words the second comes
+                last, as a verb does in a verb-final clause: 0 2 3 4 1. In the clause that is left
+                at the end (1 to 4 words) the same: 0 2 1, ...; the order of the clauses stays.
+
+Copying and reversing at lengths that training never showed are probes of Graves et al. 2014 (Neural
+Turing Machines, section 4.1) and Grefenstette et al. 2015 (Learning to Transduce with Unbounded
+Memory, section 4.1). What replaces a word is a permutation of the words drawn once, from
+`SUBSTITUTION_SEED`: it is part of the task, not of a run. Words may repeat within a sequence.
+
+Validation has the lengths of training alone, so that no model is chosen by the longer ones; the
+test has equal numbers of each of `test_lengths`. Lengths count words, without the end token.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from research.errors import UserError, check_name
+from research.tasks.task import (
+    BOS,
+    EOS,
+    PAD,
+    WORDS,
+    Batch,
+    Scored,
+    Sums,
+    Task,
+    cross_entropy,
+    sliced,
+)
+
+SUBSTITUTION_SEED = 20_150_817
+"""The same permutation for every run and seed."""
+
+# Evaluation draws from streams of its own, so that no seed ever trains on them.
+EVALUATION_SEED = {"validation": 0x5EED0011, "test": 0x5EED0012}
+
+CLAUSE = 5
+# The order within a clause of n words, by n; what follows its words is never read.
+CLAUSE_ORDERS = np.array(
+    [[i for i in (0, 2, 3, 4, 1) if i < n] + list(range(n, CLAUSE)) for n in range(CLAUSE + 1)]
+)
+
+Order = Callable[[Int[Array, " T"], Int[Array, ""]], Int[Array, " T"]]
+
+
+def forwards(t: Int[Array, " T"], length: Int[Array, ""]) -> Int[Array, " T"]:
+    """Returns the source position of each target position `t` of a copied sequence."""
+    return t
+
+
+def backwards(t: Int[Array, " T"], length: Int[Array, ""]) -> Int[Array, " T"]:
+    """Returns the source position of each target position `t` of a reversed sequence."""
+    return length - 1 - t
+
+
+def clause_final(t: Int[Array, " T"], length: Int[Array, ""]) -> Int[Array, " T"]:
+    """Returns the source position of each target position `t` of a reordered sequence."""
+    start = t - t % CLAUSE
+    words = jnp.clip(length - start, 0, CLAUSE)
+    return start + jnp.asarray(CLAUSE_ORDERS)[words, t % CLAUSE]
+
+
+KINDS: Mapping[str, tuple[Order, bool]] = {
+    "copy": (forwards, False),
+    "reverse": (backwards, False),
+    "substitute": (backwards, True),
+    "reorder": (clause_final, True),
+}
+"""{task.kind: (order of the target, whether words are replaced)}."""
+
+
+def substitution(vocab_size: int) -> np.ndarray:
+    """Returns what each token is replaced by, (V,) int32; special tokens stay as they are."""
+    # RandomState's stream is frozen (NEP 19), that of a Generator may change with NumPy.
+    words = np.random.RandomState(SUBSTITUTION_SEED).permutation(vocab_size - WORDS)
+    return np.concatenate([np.arange(WORDS), WORDS + words]).astype(np.int32)
+
+
+def pair(
+    words: Int[Array, " T-1"], length: Int[Array, ""], order: Order, replaced: Int[Array, " V"]
+) -> dict[str, Int[Array, "..."]]:
+    """Returns one pair, source and target padded to T.
+
+    Args:
+      words: of the source; those from `length` on are not read.
+      length: of the source in words; 0 makes a row that counts for nothing.
+      order: the source position of each target position.
+      replaced: what each token is replaced by.
+
+    Returns:
+      source (T,), source_length (), inputs (T,), targets (T,) with -1 after the end token, and
+      alignment (T,): the source position that a target word comes from, -1 at the end token (which
+      no word aligns with) and at padding.
+    """
+    t = jnp.arange(words.shape[0] + 1)
+    origin = jnp.clip(order(t, length), 0, words.shape[0] - 1)
+    target = replaced[words[origin]]
+    is_word = t < length
+    after = jnp.where((t == length) & (length > 0), EOS, -1)
+    shifted = jnp.roll(target, 1).at[0].set(BOS)
+    return {
+        "source": jnp.where(is_word, jnp.append(words, PAD), jnp.where(t == length, EOS, PAD)),
+        "source_length": length + 1,
+        "inputs": jnp.where(t <= length, shifted, PAD),
+        "targets": jnp.where(is_word, target, after),
+        "alignment": jnp.where(is_word, origin, -1),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transduction(Task):
+    """The task of this file; the attributes are those of `Task`, and
+
+    Attributes:
+      kind: name in `KINDS`.
+      min_length, train_length: words of a training sequence, drawn uniformly between the two.
+      test_lengths: words of the test sequences.
+      test_sequences: how many of each length the test has.
+    """
+
+    kind: str
+    min_length: int
+    train_length: int
+    test_lengths: tuple[int, ...]
+    test_sequences: int
+    next_token: bool = True
+    models: Sequence[str] = ("encoder_decoder", "recurrent")
+    decoded: Sequence[str] = ("test",)
+    scores: Sequence[str] = (
+        "exact_match",
+        "token_accuracy",
+        "exact_match_training_lengths",
+        "token_accuracy_training_lengths",
+        "exact_match_by_length",
+        "token_accuracy_by_length",
+    )
+
+    @property
+    def slices(self) -> Mapping[str, Sequence[str]]:
+        labels = [str(n) for n in self.test_lengths]
+        names = ("accuracy_by_length", "exact_match_by_length", "token_accuracy_by_length")
+        return dict.fromkeys(names, labels)
+
+    @property
+    def tokens(self) -> float:
+        return self.batch_size * 2 * ((self.min_length + self.train_length) / 2 + 1)
+
+    def lengths(self, split: str) -> tuple[int, ...]:
+        """Returns the lengths of a split in words; its sequences take them in turn."""
+        if split == "test":
+            return self.test_lengths
+        return tuple(range(self.min_length, self.train_length + 1))
+
+    def batch(
+        self, data: Any, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
+    ) -> Batch:
+        """Returns `batch_size` fresh pairs, padded to the longest of training."""
+        of_lengths, of_words = jax.random.split(jax.random.fold_in(key, step))
+        size = (self.batch_size,)
+        lengths = jax.random.randint(of_lengths, size, self.min_length, self.train_length + 1)
+        return self._pairs(jax.random.split(of_words, size), lengths, self.train_length)
+
+    def evaluation(
+        self, data: Any, split: str, index: int | Int[Array, ""], total: int, bucket: int = 0
+    ) -> Batch:
+        """Returns batch `index` of the split's own stream, padded to the longest of the split."""
+        return self.rows(split, index * self.batch_size + jnp.arange(self.batch_size))
+
+    def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
+        """Returns `total`, and for the test as many as hold all of it."""
+        return (-(-self.test_size // self.batch_size) if split == "test" else total,)
+
+    @property
+    def test_size(self) -> int:
+        """Sequences of the test."""
+        return len(self.test_lengths) * self.test_sequences
+
+    def rows(self, split: str, numbers: Int[Array, " B"]) -> Batch:
+        """Returns sequences of a split by their number; those past the test's end are empty."""
+        key = jax.random.key(EVALUATION_SEED[split])
+        cycle = jnp.array(self.lengths(split))
+        lengths = cycle[numbers % len(cycle)]
+        if split == "test":
+            lengths = jnp.where(numbers < self.test_size, lengths, 0)
+        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers)
+        return self._pairs(keys, lengths, max(self.lengths(split)))
+
+    def _pairs(self, keys: Key[Array, " B"], lengths: Int[Array, " B"], longest: int) -> Batch:
+        order, replaces = KINDS[self.kind]
+        replaced = substitution(self.vocab_size) if replaces else np.arange(self.vocab_size)
+
+        def one(key: Key[Array, ""], length: Int[Array, ""]) -> dict[str, Int[Array, "..."]]:
+            words = jax.random.randint(key, (longest,), WORDS, self.vocab_size)
+            return pair(words, length, order, jnp.asarray(replaced, jnp.int32))
+
+        return jax.vmap(one)(keys, lengths)
+
+    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+        """Returns loss (nats per target) and accuracy given the targets before, also by length.
+
+        The end token counts as a target. "accuracy_training_lengths" is the accuracy on sequences
+        as long as those of training. Lengths that are none of `test_lengths` are in no slice.
+        """
+        targets = batch["targets"]
+        weights = (targets >= 0).astype(jnp.float32)
+        loss = cross_entropy(outputs, jnp.maximum(targets, 0)) * weights
+        right = (outputs.argmax(-1) == targets).astype(jnp.float32)
+        words = jnp.broadcast_to(batch["source_length"][:, None] - 1, targets.shape)
+        known = weights * ((words >= self.min_length) & (words <= self.train_length))
+        number = len(self.test_lengths)
+        is_length = words[..., None] == jnp.array(self.test_lengths)
+        index = jnp.where(is_length.any(-1), is_length.argmax(-1), number)
+        count = weights.sum()
+        return {
+            "loss": Sums(loss.sum(), count),
+            "accuracy": Sums((right * weights).sum(), count),
+            "accuracy_training_lengths": Sums((right * known).sum(), known.sum()),
+            "accuracy_by_length": sliced(right, weights, index, number),
+        }
+
+    def sources(self, split: str) -> Batch:
+        """Returns the test: "source" (N, S) and "source_length" (N,), host arrays."""
+        whole = decoded_pairs(self, split)
+        return {name: whole[name] for name in ("source", "source_length")}
+
+    def score(self, split: str, hypotheses: Sequence[Sequence[int]]) -> Scored:
+        """Returns how many decoded sequences, and how many of their words, are right.
+
+        exact_match: part of the sequences that are equal to the reference, end included.
+        token_accuracy: part of the reference's words that stand at their place in the hypothesis;
+          one that ends too soon has the rest wrong, words past the reference's end do not count.
+        Both also by length, and for the test lengths within those of training (NaN without any).
+        """
+        whole = decoded_pairs(self, split)
+        exact, part = [], []
+        for length, targets, found in zip(
+            whole["source_length"] - 1, whole["targets"], hypotheses, strict=True
+        ):
+            reference = targets[:length].tolist()
+            exact.append(float(list(found) == reference))
+            part.append(sum(a == b for a, b in zip(found, reference, strict=False)) / length)
+        words = whole["source_length"] - 1
+        known = (words >= self.min_length) & (words <= self.train_length)
+        metrics, by_length = {}, {}
+        for name, values in (("exact_match", exact), ("token_accuracy", part)):
+            # A mean over words, not over sequences: longer ones weigh more.
+            weights = words if name == "token_accuracy" else np.ones_like(words)
+            metrics[name] = _mean(values, weights)
+            metrics[f"{name}_training_lengths"] = _mean(values, weights * known)
+            by_length[f"{name}_by_length"] = [
+                _mean(values, weights * (words == n)) for n in self.test_lengths
+            ]
+        return Scored(metrics, by_length, {})
+
+    def alignments(self, split: str) -> Batch:
+        """Returns the first batch of a split; it has "alignment" (B, T), see `pair`."""
+        return jax.jit(self.rows, static_argnums=0)(split, jnp.arange(self.batch_size))
+
+
+@functools.lru_cache(maxsize=8)
+def decoded_pairs(task: Transduction, split: str) -> dict[str, Any]:
+    """Returns all sequences of a decoded split as host arrays, made once for all runs."""
+    check_name("split", split, task.decoded)
+    rows = jax.jit(task.rows, static_argnums=0)(split, jnp.arange(task.test_size))
+    return {name: np.asarray(array) for name, array in rows.items()}
+
+
+def _mean(values: Sequence[float], weights: np.ndarray) -> float:
+    return float(np.average(values, weights=weights)) if weights.any() else float("nan")
+
+
+def make_transduction(config: ConfigDict) -> Transduction:
+    """Returns the task of `config.task`. Raises UserError for sizes that do not fit."""
+    check_name("task.kind", config.kind, KINDS)
+    if config.vocab_size < WORDS + 2:
+        raise UserError(
+            f"task.vocab_size={config.vocab_size} must be at least {WORDS + 2}: {WORDS} special "
+            "tokens and two words."
+        )
+    if config.min_length < 1:
+        raise UserError(f"task.min_length={config.min_length} must be at least 1.")
+    if config.train_length < config.min_length:
+        raise UserError(
+            f"task.train_length={config.train_length} must be at least "
+            f"task.min_length={config.min_length}."
+        )
+    tested = tuple(config.test_lengths)
+    if not tested or min(tested) < 1 or list(tested) != sorted(set(tested)):
+        raise UserError(
+            f"task.test_lengths={tested}: give one or more positive numbers, each longer than the "
+            "one before."
+        )
+    longest = max(config.train_length, *tested)
+    if config.length < longest + 1:
+        raise UserError(
+            f"task.length={config.length} is too short for {longest} words and their end token; "
+            f"at least {longest + 1}."
+        )
+    if config.test_sequences < 1:
+        raise UserError(f"task.test_sequences={config.test_sequences} must be at least 1.")
+    return Transduction(
+        vocab_size=config.vocab_size,
+        length=config.length,
+        batch_size=config.batch_size,
+        kind=config.kind,
+        min_length=config.min_length,
+        train_length=config.train_length,
+        test_lengths=tested,
+        test_sequences=config.test_sequences,
+    )

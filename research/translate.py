@@ -1,0 +1,201 @@
+"""Translates text with a trained model.
+
+python -m research.translate --workdir=runs/translation --text="Ein Hund läuft." --beam=5
+python -m research.translate --workdir=runs/translation < source.de > translations.en
+python -m research.translate --workdir=runs/translation --input=test.de --reference=test.en
+
+The translations go to stdout, everything else to stderr. On a terminal it answers line by line.
+"""
+
+import secrets
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from research.configuration import run
+from research.errors import UserError
+
+flags.DEFINE_string("workdir", None, "Directory of a run of a translation task.", required=True)
+flags.DEFINE_string("text", "", "One sentence to translate.")
+flags.DEFINE_string("input", "", "File of one sentence per line; neither: stdin.")
+flags.DEFINE_string("reference", "", "File of right translations: prints BLEU and chrF.")
+flags.DEFINE_integer("beam", None, "Hypotheses followed; 1: greedy. Default: that of the run.")
+flags.DEFINE_integer("nbest", 1, "Translations of each line; above 1: 'i ||| text ||| score'.")
+flags.DEFINE_float("length_penalty", None, "More favours longer ones. Default: that of the run.")
+flags.DEFINE_float("coverage_penalty", None, "More favours reading all. Default: the run's.")
+flags.DEFINE_integer("max_length", None, "Tokens of a translation. Default: that of the run.")
+flags.DEFINE_float("temperature", 0.0, "Above 0 translations are drawn; divides the logits.")
+flags.DEFINE_integer("top_k", 0, "Draws among the k most probable tokens; 0: all.")
+flags.DEFINE_float("top_p", 1.0, "Draws among the most probable tokens of this total probability.")
+flags.DEFINE_integer("seed", -1, "Random seed of drawing; -1 draws one and says which.")
+flags.DEFINE_integer("batch_size", 64, "Sentences decoded together.", lower_bound=1)
+flags.DEFINE_string("alignment", "", "Draws what was read of one sentence into this PNG file.")
+flags.DEFINE_string("alignment_head", "mean", "The head that is drawn, LAYER.HEAD, or mean.")
+
+
+def main() -> None:
+    """Translates and prints."""
+    options = flags.FLAGS
+    lines = lines_of(options)
+    references = file_lines("reference", options.reference) if options.reference else None
+    check(options, lines, references)
+    translator = open_run(Path(options.workdir), options)
+    if lines is None:
+        return converse(translator, options.nbest)
+    from research.decoding.lines import as_lines, progress_of, translate
+
+    began = time.perf_counter()
+    progress = progress_of(len(lines)) if len(lines) > translator.batch_size else None
+    drawn = bool(options.alignment)
+    results, cut = translate(translator, lines, with_weights=drawn, progress=progress)
+    print("\n".join(as_lines(results, options.nbest)), end="\n" if results else "", flush=True)
+    if cut:
+        tell_cut(cut, translator.model.config.length)
+    tell(f"{len(lines):,} lines in {time.perf_counter() - began:.1f} s")
+    if references is not None:
+        tell_scores([row[0].text for row in results], references)
+    if drawn:
+        draw(translator, results, options)
+
+
+def lines_of(options: flags.FlagValues) -> list[str] | None:
+    """Returns the lines to translate, or None when they will be typed. Raises UserError."""
+    from research.decoding.lines import read_lines
+
+    if options.text and options.input:
+        raise UserError("--text and --input are both given; give one of them.")
+    if options["text"].present and not options.text.strip():
+        raise UserError("--text is empty; give a sentence.")
+    if options.text:
+        return [" ".join(options.text.split())]
+    if options.input:
+        return file_lines("input", options.input)
+    return None if sys.stdin.isatty() else read_lines(sys.stdin.buffer.read(), "stdin")
+
+
+def file_lines(flag: str, name: str) -> list[str]:
+    """Returns the lines of a file that a flag names. Raises UserError."""
+    from research.decoding.lines import read_lines
+
+    if not Path(name).is_file():
+        raise UserError(f"--{flag}={name}: there is no such file.")
+    return read_lines(Path(name).read_bytes(), name)
+
+
+def check(options: flags.FlagValues, lines: list | None, references: list | None) -> None:
+    """Raises UserError for options that do not go with the lines, before anything is computed."""
+    if references is not None and (lines is None or len(references) != len(lines)):
+        there = "typed lines" if lines is None else f"{len(lines):,} lines to translate"
+        raise UserError(
+            f"--reference={options.reference} has {len(references):,} lines, for {there}; it must "
+            "have one for each."
+        )
+    if options.alignment and (lines is None or len([x for x in lines if x.strip()]) != 1):
+        raise UserError("--alignment draws one sentence; give one with --text.")
+    if options.alignment and not options.alignment.endswith(".png"):
+        raise UserError(f"--alignment={options.alignment} must end in .png.")
+
+
+def open_run(workdir: Path, options: flags.FlagValues):
+    """Returns the translator of a run. Raises UserError."""
+    from research.decoding.lines import Translator
+    from research.models.registry import make_model
+    from research.tasks.tokenizer import FILE, load_tokenizer
+    from research.training.environment import enable_compilation_cache
+    from research.training.runs import load_best_of, load_config_of
+
+    enable_compilation_cache()
+    config = load_config_of(workdir)
+    if config.task.name != "translation":
+        raise UserError(
+            f"{workdir} is a run of task.name={config.task.name!r}; this command takes one of "
+            "'translation'."
+        )
+    search = search_of(options, config.decoding.to_dict())
+    search.limit(config.task.length)
+    tokenizer = load_tokenizer(workdir)
+    params, best = load_best_of(workdir)
+    if params["embedding"].shape[0] != tokenizer.vocab_size:
+        raise UserError(
+            f"{workdir}/{FILE} has {tokenizer.vocab_size:,} tokens, but the model has "
+            f"{params['embedding'].shape[0]:,}: it is the tokenizer of another run."
+        )
+    model = make_model(config.model, tokenizer.vocab_size, config.task.length)
+    # Of a recurrent decoder, the top layer alone reads the source.
+    layers = config.model.num_layers if config.model.name == "encoder_decoder" else 1
+    seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
+    tell(f"best step {best['step']:,}" + (f", seed {seed}" if search.sampling else ""))
+    return Translator(model, params, tokenizer, search, layers, options.batch_size, seed)
+
+
+def search_of(options: flags.FlagValues, run_search: dict):
+    """Returns the run's search with what the flags change of it. Raises UserError."""
+    from research.decoding.sampling import Sampling
+    from research.decoding.search import Search
+
+    given = {key: options[key].value for key in run_search}
+    values = {k: run_search[k] if v is None else v for k, v in given.items()}
+    sampling = None
+    if options.temperature:
+        sampling = Sampling(options.temperature, options.top_k, options.top_p)
+        values["beam"] = 1 if options.beam is None else options.beam
+    return Search(**values, nbest=options.nbest, sampling=sampling)
+
+
+def converse(translator, nbest: int) -> None:
+    """Translates what is typed, line by line, until the end of input."""
+    from research.decoding.lines import as_lines, read_lines, translate
+
+    translate(translator, ["."], one_shape=True)
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            content = sys.stdin.buffer.readline()
+        except KeyboardInterrupt:
+            content = b""
+        if not content:
+            return print(file=sys.stderr)
+        try:
+            results, cut = translate(translator, read_lines(content, "stdin"), one_shape=True)
+        except UserError as error:
+            tell(f"error: {error}")
+            continue
+        if cut:
+            tell_cut(cut, translator.model.config.length)
+        print("\n".join(as_lines(results, nbest)), flush=True)
+
+
+def tell(text: str) -> None:
+    """Prints to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def tell_cut(cut: list[int], length: int) -> None:
+    """Says which lines were not translated to their end."""
+    first = ", ".join(f"{i + 1:,}" for i in cut[:10]) + (", ..." if len(cut) > 10 else "")
+    tell(f"cut to task.length = {length:,} tokens: {len(cut):,} lines ({first})")
+
+
+def tell_scores(translations: list[str], references: list[str]) -> None:
+    """Prints BLEU and chrF with their signatures."""
+    from research.tasks.translation_scores import chrf, corpus_bleu
+
+    for name, measure in (("BLEU", corpus_bleu), ("chrF2", chrf)):
+        score, signature = measure(translations, references)
+        tell(f"{name} {score:.2f} ({signature})")
+
+
+def draw(translator, results: list, options: flags.FlagValues) -> None:
+    """Writes the picture of the one sentence that was translated."""
+    from research.interpret.alignment_picture import by_word, select_head, write_alignment
+
+    (best,) = (row[0] for row in results if row[0].source)
+    weights = select_head(best.weights, options.alignment_head, translator.layers)
+    write_alignment(*by_word(weights, best.source, best.target), Path(options.alignment))
+    tell(f"wrote {options.alignment}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,201 @@
+"""Paired bootstrap of made-up translations, and how it shows in a report."""
+
+import time
+
+import numpy as np
+import pytest
+import sacrebleu
+from synthetic_sweep import build, failed, plausible
+from test_report import read_page
+
+from research.ablation import store
+from research.ablation.bootstrap import bootstrap, compare
+from research.ablation.evidence import load_study
+from research.ablation.experiment import Experiment, Outcome
+from research.ablation.report import write_report
+from research.errors import UserError
+
+EXPERIMENT = Experiment(
+    question="Does attention translate better?",
+    base="configs/recall.py",
+    arms={"fixed": {"model.a": "fixed"}, "additive": {"model.a": "add"}, "dot": {"model.a": "dot"}},
+    axes={"task.length": (20, 40)},
+    seeds=(0, 1),
+    outcome=Outcome("accuracy"),
+)
+
+WORDS = [f"word{i}" for i in range(300)]
+
+
+def sentences(number, seed=0):
+    generator = np.random.default_rng(seed)
+    return [
+        " ".join(generator.choice(WORDS, size=generator.integers(6, 14))) for _ in range(number)
+    ]
+
+
+def noisy(references, share, seed):
+    """The references with a share of their words replaced."""
+    generator = np.random.default_rng(seed)
+    return [
+        " ".join(generator.choice(WORDS) if generator.random() < share else word for word in words)
+        for words in map(str.split, references)
+    ]
+
+
+REFERENCES = sentences(60)
+
+
+def write_lines(folder, hypotheses, references=REFERENCES, split="test"):
+    for what, lines in (("hypotheses", hypotheses), ("references", references)):
+        store.write_text(folder / f"{split}.{what}.txt", "".join(f"{x}\n" for x in lines))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep whose runs keep translations: additive as good as fixed, dot much worse."""
+    simulate = lambda arm, point, tuned, seed, generator: plausible(0.9, generator)  # noqa: E731
+    workdir = build(tmp_path / "sweep", EXPERIMENT, simulate)
+    share = {"fixed": 0.2, "additive": 0.2, "dot": 0.7}
+    for i, run in enumerate(load_study(workdir).runs):
+        write_lines(workdir / run.run, noisy(REFERENCES, share[run.arm], i))
+    return workdir
+
+
+def runs_of(workdir, **wanted):
+    runs = load_study(workdir).runs
+    return [r for r in runs if all(getattr(r, name) == value for name, value in wanted.items())]
+
+
+def test_scores_are_those_of_sacrebleu():
+    base, systems = noisy(REFERENCES, 0.2, 1), {"a": noisy(REFERENCES, 0.3, 2)}
+    found, signature = compare(base, systems, REFERENCES)
+    expected = [sacrebleu.corpus_bleu(x, [REFERENCES]).score for x in (base, systems["a"])]
+    assert found["a"][:2] == pytest.approx(expected)
+    assert f"version:{sacrebleu.__version__}" in signature and "bs:1000" in signature
+
+
+def test_worse_is_significant_and_alike_is_not():
+    base = noisy(REFERENCES, 0.2, 1)
+    systems = {"worse": noisy(REFERENCES, 0.7, 2), "alike": noisy(REFERENCES, 0.2, 3)}
+    found, _ = compare(base, systems, REFERENCES)
+    assert found["worse"][2] < 0.01 < 0.1 < found["alike"][2]
+    # The other way round the same differences are as significant.
+    back, _ = compare(systems["worse"], {"base": base}, REFERENCES)
+    assert back["base"] == pytest.approx((found["worse"][1], found["worse"][0], found["worse"][2]))
+
+
+def test_a_rare_improvement_has_the_p_value_of_its_resamples():
+    """One sentence of 60 is better, so a resample differs by as often as it has that sentence.
+
+    That is Poisson(1), nearly. Sacrebleu counts differences that exceed their mean (once) by more
+    than the real one (once): p is P(n > 2) = 0.080, or up to P(n >= 2) = 0.264 as BLEU is no sum.
+    """
+    base = noisy(REFERENCES, 0.3, 1)
+    better = [REFERENCES[0], *base[1:]]
+    found, _ = compare(base, {"better": better}, REFERENCES)
+    assert found["better"][1] > found["better"][0]
+    assert 0.06 < found["better"][2] < 0.29
+
+
+def test_the_same_output_is_no_difference():
+    base = noisy(REFERENCES, 0.2, 1)
+    found, _ = compare(base, {"same": base, "spaced": [f" {x}  " for x in base]}, REFERENCES)
+    assert found["same"][2] == found["spaced"][2] == 1.0
+
+
+def test_every_run_is_compared_with_the_reference_run_of_its_seed_and_point(sweep):
+    found = bootstrap(load_study(sweep))
+    where = [(pair.arm, pair.point["task.length"], pair.seed) for pair in found.pairs]
+    expected = [(a, n, s) for n in (20, 40) for a in ("additive", "dot") for s in (0, 1)]
+    assert where == expected
+    for pair in found.pairs:
+        runs = {r.arm: r.run for r in runs_of(sweep, point=pair.point, seed=pair.seed)}
+        for arm, score in (("fixed", pair.base), (pair.arm, pair.bleu)):
+            text = (sweep / runs[arm] / "test.hypotheses.txt").read_text()
+            whole = sacrebleu.corpus_bleu(text.splitlines(), [REFERENCES])
+            assert score == pytest.approx(whole.score)
+        assert (pair.p < 0.05) == (pair.arm == "dot")
+        assert pair.sentences == 60 and pair.note == ""
+
+
+def test_the_report_shows_it(sweep, tmp_path):
+    write_report(sweep, tmp_path / "out")
+    found = bootstrap(load_study(sweep))
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    section = markdown.split("## Paired bootstrap\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 8 and all(f"{pair.bleu:.3f}" in section for pair in found.pairs)
+    assert "version:" in section
+    page = read_page(tmp_path / "out" / "report.html")
+    assert "bootstrap" in {a["id"] for tag, a in page.tags if tag == "section"}
+    assert f"{found.pairs[0].bleu:.3f}" in " ".join(page.text)
+
+
+def test_a_sweep_that_keeps_no_sentences_has_no_such_section(sweep):
+    for path in sweep.glob("*/test.*.txt"):
+        path.unlink()
+    assert bootstrap(load_study(sweep)) is None
+    write_report(sweep)
+    assert "bootstrap" not in (sweep / "report.md").read_text().lower()
+    assert 'id="bootstrap"' not in (sweep / "report.html").read_text()
+
+
+def test_missing_files_are_said(sweep, tmp_path):
+    (base,) = runs_of(sweep, arm="fixed", seed=1, point={"task.length": 20})
+    (arm,) = runs_of(sweep, arm="dot", seed=0, point={"task.length": 40})
+    (sweep / base.run / "test.hypotheses.txt").unlink()
+    (sweep / arm.run / "test.references.txt").unlink()
+    store.write_json(sweep / arm.run / store.RESULT, failed("RuntimeError: no memory")["result"])
+    pairs = bootstrap(load_study(sweep)).pairs
+    notes = {(p.arm, p.point["task.length"], p.seed): p.note for p in pairs if p.note}
+    assert notes == {
+        ("additive", 20, 1): "fixed: no test.hypotheses.txt (completed)",
+        ("dot", 20, 1): "fixed: no test.hypotheses.txt (completed)",
+        ("dot", 40, 0): "no test.references.txt (failed)",
+    }
+    assert all(np.isnan(p.p) == bool(p.note) == (p.sentences == 0) for p in pairs)
+    write_report(sweep, tmp_path / "out")
+    assert "no test.references.txt (failed)" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_files_that_do_not_belong_together_are_said(sweep):
+    first, second = runs_of(sweep, arm="additive", point={"task.length": 20})
+    write_lines(sweep / first.run, REFERENCES[:-1])
+    write_lines(sweep / second.run, sentences(60, seed=9), sentences(60, seed=9))
+    notes = [p.note for p in bootstrap(load_study(sweep)).pairs if p.note]
+    assert notes == [
+        "59 hypotheses, 60 references",
+        "other references than those of fixed",
+    ]
+
+
+def test_files_of_another_split_are_not_read(sweep):
+    for path in sweep.glob("*/test.*.txt"):
+        path.rename(path.with_name(path.name.replace("test", "validation")))
+    assert bootstrap(load_study(sweep)) is None
+
+
+def test_a_sentence_may_hold_any_character_but_a_line_feed(sweep):
+    strange = [f"{x} \u2028 \x0b \x85 \r y" for x in REFERENCES]
+    for run in runs_of(sweep, seed=0, point={"task.length": 20}):
+        write_lines(sweep / run.run, strange, strange)
+    pair = bootstrap(load_study(sweep)).pairs[0]
+    assert (pair.sentences, pair.p, pair.note) == (60, 1.0, "") and pair.bleu > 99
+
+
+def test_a_file_that_is_no_text_is_one_line(sweep):
+    path = sweep / runs_of(sweep, arm="dot")[0].run / "test.hypotheses.txt"
+    path.write_bytes(b"fine\n\xff\n")
+    with pytest.raises(UserError, match=r"test\.hypotheses\.txt cannot be read") as error:
+        bootstrap(load_study(sweep))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_three_arms_of_a_thousand_sentences_take_seconds():
+    references = sentences(1000)
+    systems = {name: noisy(references, 0.3, i) for i, name in enumerate("ab")}
+    start = time.perf_counter()
+    compare(noisy(references, 0.3, 9), systems, references)
+    assert time.perf_counter() - start < 10

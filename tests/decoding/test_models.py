@@ -1,0 +1,79 @@
+"""Decoding with the models of the library: their states are reordered as their search needs."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from research.configuration import apply_deltas, load_config
+from research.decoding.search import Search
+from research.decoding.translation import decode, decode_all
+from research.models.encoder_decoder import make_encoder_decoder
+from research.models.recurrent import make_recurrent
+from tests import small
+from tests.decoding.exhaustive import LENGTH, VOCAB, assert_best, enumerated, recomputed
+from tests.decoding.toy import sources
+
+TINY = {
+    "model.width": 8,
+    "model.num_layers": 2,
+    "model.feedforward": 16,
+    "model.num_heads": 2,
+    "model.init_stddev": 0.5,
+    "model.embedding_stddev": 1.0,
+}
+TRANSFORMERS = {
+    "softmax": {},
+    "window": {"mask": "window", "window": 2, "position": "learned"},
+    "gated delta": {"mixer": "gated_delta", "position": "none"},
+    "pattern": {"pattern": ("mask=window, window=2", "mixer=linear, position=none")},
+}
+RECURRENT = {
+    "additive": {"num_layers": 1},
+    "gru": {"cell": "gru", "attention": "coverage", "num_layers": 1},
+    "fixed": {"attention": "fixed_initial"},
+    "local": {"attention": "local_p", "num_layers": 1},
+}
+CASES = {name: (make_encoder_decoder, keys) for name, keys in TRANSFORMERS.items()}
+CASES |= {name: (make_recurrent, {"num_heads": 1} | keys) for name, keys in RECURRENT.items()}
+
+
+def make_model(case, vocab, length):
+    make, keys = CASES[case]
+    deltas = TINY | {f"model.{key}": value for key, value in keys.items()}
+    model = make(apply_deltas(load_config(small.BASE), deltas).model, vocab, length)
+    tokens = jnp.ones((1, 2), jnp.int32)
+    batch = {"source": tokens, "source_length": jnp.array([2]), "inputs": tokens}
+    batch |= {"targets": tokens}
+
+    def init(key):
+        return model.init(key, batch, method="of_batch")["params"]
+
+    return model, jax.jit(init)(jax.random.key(1))
+
+
+def cases(*fast):
+    """Every case; all but the `fast` ones run among the slow tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(case, marks=() if case in fast else slow) for case in CASES]
+
+
+@pytest.mark.parametrize("case", cases("pattern", "additive"))
+def test_a_wide_beam_finds_what_enumeration_finds(case):
+    model, params = make_model(case, VOCAB, LENGTH)
+    source, lengths = sources(0, 3, 4, VOCAB)
+    penalty = 0.0 if case == "fixed" else 0.2
+    search = Search(beam=48, nbest=12, length_penalty=1.0, coverage_penalty=penalty)
+    found = decode(model, params, source, lengths, search)
+    for row in range(3):
+        assert_best(found, row, enumerated(model, params, source[row], lengths[row], search))
+
+
+@pytest.mark.parametrize("case", cases("gru"))
+def test_greedy_equals_recomputing_every_token(case):
+    model, params = make_model(case, 12, 9)
+    source, lengths = sources(2, 8, 7, 12)
+    found = decode_all(model, params, source, lengths, Search(), 3)
+    wanted = recomputed(model, params, source, lengths, 9)
+    assert len({tuple(row) for row in wanted}) > 1, "equal sentences would prove little"
+    for row, tokens in zip(found, wanted, strict=True):
+        assert row[0].tokens == [t for t in tokens.tolist() if t > 2]

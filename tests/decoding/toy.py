@@ -1,0 +1,100 @@
+"""A small recurrent model with attention that can be decoded, with every kind of state leaf."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WIDTH = 8
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Static description; `heads` = 0 reads a mean of the source instead of attending."""
+
+    vocab_size: int
+    length: int
+    heads: int = 2
+
+
+class Toy(nn.Module):
+    """Reads the source by attention from a recurrent state; remembers which tokens it has seen."""
+
+    config: ToyConfig
+
+    def setup(self):
+        wide = nn.initializers.normal(1.0)
+        self.table = self.param("table", wide, (self.config.vocab_size, WIDTH))
+        self.place = self.param("place", wide, (self.config.length, WIDTH))
+        self.recur = self.param("recur", wide, (3 * WIDTH, WIDTH))
+        self.query = self.param("query", wide, (max(self.config.heads, 1), WIDTH, WIDTH))
+        self.head = self.param("head", wide, (2 * WIDTH, self.config.vocab_size))
+
+    def encode(self, source, source_length):
+        keys = jnp.tanh(self.table[source] + self.place[: source.shape[1]])
+        real = jnp.arange(source.shape[1]) < source_length[:, None]
+        return {"keys": jnp.where(real[..., None], keys, 0.0), "real": real}
+
+    def init_state(self, memory, length):
+        size = memory["keys"].shape[0]
+        # The batch is the first axis of one leaf, the second of another, and none of the third.
+        return {
+            "hidden": jnp.zeros((size, WIDTH)),
+            "seen": jnp.zeros((length, size), jnp.int32),
+            "number": jnp.int32(0),
+        }
+
+    def step(self, memory, state, token):
+        seen = state["seen"].at[state["number"]].set(token)
+        total = jnp.where(seen[..., None] > 0, self.table[seen], 0.0).sum(0)
+        inner = jnp.concatenate([self.table[token], state["hidden"], total], -1) @ self.recur
+        hidden = jnp.tanh(inner)
+        energy = jnp.einsum("bm,hmn,bsn->bhs", hidden, self.query, memory["keys"])
+        energy = jnp.where(memory["real"][:, None], energy, -1e9)
+        weights = jax.nn.softmax(energy, -1)
+        context = jnp.einsum("bhs,bsm->bm", weights, memory["keys"]) / weights.shape[1]
+        if not self.config.heads:
+            weights = weights[:, :0]
+        # Else one of five tokens would end most sequences at once.
+        special = jnp.array([-4.0, -4.0, -2.5])
+        logits = (jnp.concatenate([hidden, context], -1) @ self.head).at[:, :3].add(special)
+        new = {"hidden": hidden, "seen": seen, "number": state["number"] + 1}
+        return logits, new, weights
+
+    def run(self, batch):
+        memory = self.encode(batch["source"], batch["source_length"])
+        state = self.init_state(memory, batch["inputs"].shape[1])
+        found = []
+        for t in range(batch["inputs"].shape[1]):
+            logits, state, weights = self.step(memory, state, batch["inputs"][:, t])
+            found.append((logits, weights))
+        logits, weights = zip(*found, strict=True)
+        return jnp.stack(logits, 1), jnp.stack(weights, 2)
+
+    def of_batch(self, batch, deterministic: bool = True):
+        return self.run(batch)[0]
+
+    def weights(self, batch):
+        return self.run(batch)[1]
+
+
+def make_toy(seed: int, **config: Any) -> tuple[Toy, Any]:
+    """Returns a model and random parameters."""
+    model = Toy(ToyConfig(**config))
+    tokens = jnp.ones((1, 2), jnp.int32)
+    batch = {"source": tokens, "source_length": jnp.array([2]), "inputs": tokens}
+    return model, model.init(jax.random.key(seed), batch, method="of_batch")["params"]
+
+
+def sources(seed: int, number: int, longest: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random sources of 1 to `longest` tokens, EOS last."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, longest + 1, number)
+    source = np.zeros((number, longest), np.int32)
+    for row, n in zip(source, lengths, strict=True):
+        row[: n - 1] = random.integers(3, vocab, n - 1)
+        row[n - 1] = 2
+    return source, lengths.astype(np.int32)

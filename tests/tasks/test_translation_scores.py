@@ -1,0 +1,123 @@
+"""Scores against hand-made examples and against sacreBLEU's own command."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from research.errors import UserError
+from research.tasks.translation_scores import (
+    by_slice,
+    chrf,
+    corpus_bleu,
+    exact_match,
+    paired_bootstrap,
+)
+
+WORDS = "a man woman dog in on the street red hat , runs sits . two children play ball".split()
+
+
+def texts(seed, changed, number=120):
+    """Returns sentences, and the same with this part of their words replaced."""
+    generator = np.random.default_rng(seed)
+    lines = [generator.choice(WORDS, generator.integers(4, 15)) for _ in range(number)]
+    spoilt = [
+        np.where(generator.random(len(line)) < changed, generator.choice(WORDS, len(line)), line)
+        for line in lines
+    ]
+    return [" ".join(line) for line in spoilt], [" ".join(line) for line in lines]
+
+
+def sacrebleu(tmp_path, references, *hypotheses, options=()):
+    """Returns what the command prints as JSON."""
+    names = ["references.txt", *(f"{i}.txt" for i in range(len(hypotheses)))]
+    for name, lines in zip(names, (references, *hypotheses), strict=True):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+    command = [sys.executable, "-m", "sacrebleu", names[0], "-i", *names[1:], *options]
+    done = subprocess.run(
+        [*command, "-f", "json", "-w", "6"], cwd=tmp_path, capture_output=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_bleu_by_hand():
+    # Five of 6 words, 3 of 5 pairs, 2 of 4 triples and 1 of 3 quadruples; not too short.
+    score, signature = corpus_bleu(["the cat sat on a mat"], ["the cat sat on the mat"])
+    assert score == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+    assert "tok:13a" in signature and "version:" in signature
+    # Everything right, but 4 words for 6: the brevity penalty alone.
+    score, _ = corpus_bleu(["the cat sat on"], ["the cat sat on the mat"])
+    assert score == pytest.approx(100 * math.exp(1 - 6 / 4))
+    # Case counts, and a full stop is a word of its own whether or not a space is before it.
+    assert corpus_bleu(["The dog is here ."], ["The dog is here."])[0] == pytest.approx(100)
+    assert corpus_bleu(["the dog is here."], ["The dog is here."])[0] < 90
+
+
+def test_bleu_counts_over_the_corpus():
+    hypotheses, references = ["a b c d e f", "x"], ["a b c d e f", "g h i j"]
+    # 6 of 7 words are right; longer n-grams are only in the first.
+    expected = 100 * (6 / 7) ** 0.25 * math.exp(1 - 10 / 7)
+    assert corpus_bleu(hypotheses, references)[0] == pytest.approx(expected)
+
+
+def test_scores_are_those_of_sacrebleus_command(tmp_path):
+    hypotheses, references = texts(0, 0.3)
+    bleu, letters = sacrebleu(tmp_path, references, hypotheses, options=("-m", "bleu", "chrf"))
+    assert corpus_bleu(hypotheses, references).score == pytest.approx(bleu["score"], abs=1e-5)
+    assert chrf(hypotheses, references).score == pytest.approx(letters["score"], abs=1e-5)
+    assert corpus_bleu(hypotheses, references).signature == bleu["signature"]
+    assert chrf(hypotheses, references).signature == letters["signature"]
+    assert 20 < bleu["score"] < 80
+
+
+def test_paired_bootstrap_is_that_of_sacrebleus_command(tmp_path):
+    base, references = texts(0, 0.3)
+    other, _ = texts(0, 0.22)
+    options = ("-m", "bleu", "--paired-bs", "--paired-bs-n", "200")
+    first, second = sacrebleu(tmp_path, references, base, other, options=options)
+    found = paired_bootstrap(base, other, references, 200)
+    assert found.base == pytest.approx(first["BLEU"]["score"], abs=1e-5)
+    assert found.other == pytest.approx(second["BLEU"]["score"], abs=1e-5)
+    assert found.p_value == pytest.approx(second["BLEU"]["p_value"], abs=1e-5)
+    assert "bs:200" in found.signature
+
+
+def test_paired_bootstrap_tells_much_from_nothing():
+    bad, references = texts(0, 0.5)
+    good = [bad[i] if i % 3 else references[i] for i in range(len(references))]
+    assert paired_bootstrap(bad, good, references, 200).p_value < 0.01
+    # One is right on every even line, the other on every odd one: neither is better.
+    even = [references[i] if i % 2 == 0 else bad[i] for i in range(len(bad))]
+    odd = [references[i] if i % 2 == 1 else bad[i] for i in range(len(bad))]
+    assert paired_bootstrap(even, odd, references, 200).p_value > 0.1
+
+
+def test_exact_match_is_to_the_letter():
+    assert exact_match(["a b.", "A b", "c ", "d"], ["a b.", "a b", "c", "d"]) == 0.5
+
+
+def test_slices_are_scored_apart_and_empty_ones_are_no_number():
+    hypotheses, references = ["a", "b", "c", "x", "y"], ["a", "b", "x", "y", "y"]
+    found = by_slice(exact_match, hypotheses, references, [0, 0, 1, 1, 7], 3)
+    assert found[:2] == [1.0, 0.0] and math.isnan(found[2])
+    bleu = by_slice(lambda h, r: corpus_bleu(h, r).score, *texts(0, 0.3), np.arange(120) // 60, 2)
+    halves = [corpus_bleu(*(side[part] for side in texts(0, 0.3))).score for part in HALVES]
+    assert bleu == pytest.approx(halves)
+    assert math.isnan(by_slice(lambda h, r: chrf(h, r).score, [], [], [], 1)[0])
+
+
+HALVES = (slice(0, 60), slice(60, 120))
+
+
+@pytest.mark.parametrize("measure", [corpus_bleu, chrf, exact_match])
+def test_different_numbers_of_lines_are_refused(measure):
+    with pytest.raises(UserError, match="2 translations and 1 references"):
+        measure(["a", "b"], ["a"])
+
+
+def test_the_bootstrap_refuses_different_numbers_of_lines():
+    with pytest.raises(UserError, match="1 translations and 2 references"):
+        paired_bootstrap(["a", "b"], ["a"], ["a", "b"])
