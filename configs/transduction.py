@@ -29,9 +29,9 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 3e-3
     config.optimizer.weight_decay = 0.0
     config.optimizer.warmup_steps = 50
-    config.train.steps = 1500
+    config.train.steps = 1000
     config.train.log_every = 50
-    config.train.eval_every = 150
+    config.train.eval_every = 100
     config.train.eval_batches = 8
     config.train.checkpoint_every = 500
     return config

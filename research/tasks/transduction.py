@@ -147,8 +147,6 @@ class Transduction(Task):
         "token_accuracy",
         "exact_match_training_lengths",
         "token_accuracy_training_lengths",
-        "exact_match_by_length",
-        "token_accuracy_by_length",
     )
 
     @property
