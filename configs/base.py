@@ -73,7 +73,8 @@ def model_config() -> ConfigDict:
     model.tie_embeddings = True  # output matrix = embedding matrix
     model.dropout = 0.0  # on embeddings and on what each sublayer adds (Vaswani 2017, 5.4)
     model.init_stddev = 0.02  # of the matrices of the layers; 0: 1 / sqrt(fan in)
-    model.embedding_stddev = 0.02  # of embeddings, positions and the output matrix
+    # of embeddings, positions and the output matrix; 0: as above
+    model.embedding_stddev = 0.02
     model.init_scale = 1.0  # multiplies every initial matrix
     model.dtype = "float32"  # float32 | bfloat16: activations; parameters stay float32
     model.remat = False  # recompute each layer in the backward pass to save memory

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.task.name = "transduction"
     config.task.kind = "substitute"
     config.task.vocab_size = 32
-    config.task.length = 31
+    config.task.length = 32  # the longest test string, its end, and one: ending is a choice
     config.task.batch_size = 64
     config.model.name = "recurrent"
     config.model.cell = "gru"

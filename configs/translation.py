@@ -1,16 +1,41 @@
 """Encoder-decoder transformer on Multi30k, German to English.
 
-python -m research.train --config=configs/translation.py --workdir=runs/translation
-echo "Ein Hund läuft im Schnee." | python -m research.translate --workdir=runs/translation
+    python -m research.train --config=configs/translation.py --workdir=runs/translation
+    echo "Ein Hund läuft im Schnee." | python -m research.translate --workdir=runs/translation
+
+Three layers of width 256 on either side and one byte-level BPE of 8,000 tokens for both languages;
+ten epochs of the 29,000 pairs, with warm-up, label smoothing and beta2 of Vaswani et al. 2017,
+section 5, and dropout of 0.2. Validation and test are translated with a beam of 5 when training
+ends. Other sentences: --config.task.path="data/{split}.{language}".
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 
+MODEL = {
+    "model.name": "encoder_decoder",
+    "model.width": 256,
+    "model.embedding_width": 0,
+    "model.num_layers": 3,
+    "model.num_heads": 4,
+    "model.feedforward": 1024,
+    "model.activation": "relu",
+    "model.position": "sinusoidal",
+    "model.dropout": 0.2,
+    "model.tie_embeddings": True,
+}
+
 
 def get_config() -> ConfigDict:
     """Returns the config."""
+    config = corpus_config()
+    config.update_from_flattened_dict(MODEL)
+    return config
+
+
+def corpus_config() -> ConfigDict:
+    """Returns the data, how long to train on them and how to search, without a model."""
     config = base.get_config()
     config.task.name = "translation"
     config.task.path = "multi30k"
@@ -18,14 +43,6 @@ def get_config() -> ConfigDict:
     config.task.batch_size = 64
     config.task.bpe_vocab_size = 8000
     config.task.label_smoothing = 0.1
-    config.model.name = "encoder_decoder"
-    config.model.width = 256
-    config.model.num_layers = 3
-    config.model.num_heads = 4
-    config.model.feedforward = 1024
-    config.model.activation = "relu"
-    config.model.position = "sinusoidal"
-    config.model.dropout = 0.2
     config.model.init_stddev = 0.0
     config.model.embedding_stddev = 0.0625
     config.optimizer.learning_rate = 1e-3

@@ -2,28 +2,28 @@
 
     python -m research.train --config=configs/translation_recurrent.py \
         --workdir=runs/translation_recurrent
+
+Data, steps and search are those of configs/translation.py. The encoder is a bidirectional LSTM, the
+decoder an LSTM of width 512 with additive attention (Bahdanau et al. 2015) and input feeding (Luong
+et al. 2015, section 3.3). --config.model.attention=NAME reads in another way; the names are in
+research/models/recurrent_attention.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import translation
-
-MODEL = {
-    "model.name": "recurrent",
-    "model.cell": "lstm",
-    "model.width": 512,
-    "model.embedding_width": 256,
-    "model.num_layers": 1,
-    "model.num_heads": 1,
-    "model.attention": "additive",
-    "model.dropout": 0.3,
-    "model.tie_embeddings": False,
-}
-"""What makes a recurrent model of the transformer's config."""
+from configs.translation import corpus_config
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = translation.get_config()
-    config.update_from_flattened_dict(MODEL)
+    config = corpus_config()
+    config.model.name = "recurrent"
+    config.model.cell = "lstm"
+    config.model.width = 512
+    config.model.embedding_width = 256
+    config.model.num_layers = 1
+    config.model.num_heads = 1
+    config.model.attention = "additive"
+    config.model.dropout = 0.3
+    config.model.tie_embeddings = False
     return config

@@ -11,14 +11,14 @@ Vaswani et al. 2017, Table 2: 28.4 BLEU (big) and 27.3 (base) on WMT14 English-G
 best recurrent single model of the table (GNMT + RL) has 24.6.
 """
 
-from configs.translation_recurrent import MODEL
+from configs.translation import MODEL
 from research.ablation.claims import Claim, Direction, Threshold
 from research.ablation.experiment import Experiment, Outcome
 
 experiment = Experiment(
     question="Is a transformer better than a recurrent model with attention?",
-    base="configs/translation.py",
-    arms={"recurrent": MODEL, "transformer": {}},
+    base="configs/translation_recurrent.py",
+    arms={"recurrent": {}, "transformer": MODEL},
     seeds=(0,),
     outcome=Outcome(metric="bleu", split="test"),
     claims=(

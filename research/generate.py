@@ -40,6 +40,12 @@ def main() -> None:
     workdir = Path(options.workdir)
     enable_compilation_cache()
     config = load_config_of(workdir)
+    if config.task.name != "text":
+        other = "; python -m research.translate takes it" * (config.task.name == "translation")
+        raise UserError(
+            f"{workdir} is a run of task.name={config.task.name!r}, this command takes one of "
+            f"'text'{other}."
+        )
     tokenizer = load_tokenizer(workdir)
     if not options.prompt:
         raise UserError("--prompt is empty; give at least one character.")

@@ -7,6 +7,7 @@ python -m research.translate --workdir=runs/translation --input=test.de --refere
 The translations go to stdout, everything else to stderr. On a terminal it answers line by line.
 """
 
+import os
 import secrets
 import sys
 import time
@@ -69,7 +70,7 @@ def lines_of(options: flags.FlagValues) -> list[str] | None:
     if options["text"].present and not options.text.strip():
         raise UserError("--text is empty; give a sentence.")
     if options.text:
-        return [" ".join(options.text.split())]
+        return read_lines(os.fsencode(" ".join(options.text.split())), "--text")
     if options.input:
         return file_lines("input", options.input)
     return None if sys.stdin.isatty() else read_lines(sys.stdin.buffer.read(), "stdin")
@@ -96,6 +97,11 @@ def check(options: flags.FlagValues, lines: list | None, references: list | None
         raise UserError("--alignment draws one sentence; give one with --text.")
     if options.alignment and not options.alignment.endswith(".png"):
         raise UserError(f"--alignment={options.alignment} must end in .png.")
+    if options.alignment and not Path(options.alignment).absolute().parent.is_dir():
+        raise UserError(f"--alignment={options.alignment}: there is no such directory.")
+    drawing = [name for name in ("top_k", "top_p", "seed") if options[name].present]
+    if drawing and not options.temperature:
+        raise UserError(f"--{drawing[0]} is for drawing; give --temperature, for example 0.8.")
 
 
 def open_run(workdir: Path, options: flags.FlagValues):

@@ -1,5 +1,6 @@
 """Configs of runs that take a second: shared by the tests, so that they share compiled programs."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,43 @@ RECALL = {
     "train.checkpoint_every": 6,
 }
 
+# What takes a source to a target. Plain gradient descent, so that a test can do a step by hand.
+PAIRS = RECALL | {
+    "task.length": 16,
+    "model.num_layers": 1,
+    "model.num_heads": 1,
+    "model.position": "none",
+    "model.init_stddev": 0.0,
+    "model.embedding_stddev": 0.5,
+    "optimizer.name": "sgd",
+    "optimizer.schedule": "constant",
+    "optimizer.warmup_steps": 0,
+    "optimizer.learning_rate": 0.5,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.clip_norm": 0.0,
+    "train.steps": 40,
+    "train.log_every": 15,
+    "train.eval_every": 20,
+    "train.checkpoint_every": 20,
+}
+TRANSDUCTION = PAIRS | {
+    "task.name": "transduction",
+    "task.kind": "reverse",
+    "task.train_length": 4,
+    "task.test_lengths": (3, 6),
+    "task.test_sequences": 5,
+    "model.name": "recurrent",
+    "model.cell": "gru",
+}
+TRANSLATION = PAIRS | {
+    "task.name": "translation",
+    "task.bpe_vocab_size": 300,
+    "task.buckets": 3,
+    "model.name": "encoder_decoder",
+}
+WORDS = {"de": ("hund", "rot", "läuft", "ein"), "en": ("dog", "red", "runs", "a")}
+SENTENCES = {"train": 90, "val": 26, "test": 22}
+
 
 def recall(**deltas: Any) -> ConfigDict:
     """Returns a tiny recall run; recall(model__width=4) changes model.width."""
@@ -39,6 +77,30 @@ def text(path: Path, **deltas: Any) -> ConfigDict:
     changes = {key.replace("__", "."): value for key, value in deltas.items()}
     mine = {"task.name": "text", "task.path": str(path)}
     return apply_deltas(load_config(BASE), RECALL | mine | changes)
+
+
+def transduction(**deltas: Any) -> ConfigDict:
+    """Returns a tiny run on reversed strings."""
+    changes = {key.replace("__", "."): value for key, value in deltas.items()}
+    return apply_deltas(load_config(BASE), TRANSDUCTION | changes)
+
+
+def translation(path: str, **deltas: Any) -> ConfigDict:
+    """Returns a tiny translation run on a `corpus`."""
+    changes = {key.replace("__", "."): value for key, value in deltas.items()}
+    return apply_deltas(load_config(BASE), TRANSLATION | {"task.path": path} | changes)
+
+
+def corpus(folder: Path) -> str:
+    """Writes sentences of one to six words, and backwards in the other language: `task.path`."""
+    generator = random.Random(0)
+    for split, number in SENTENCES.items():
+        rows = [generator.choices(range(4), k=generator.randint(1, 6)) for _ in range(number)]
+        for language, words in WORDS.items():
+            ordered = rows if language == "de" else [row[::-1] for row in rows]
+            lines = [" ".join(words[i] for i in row) + "\n" for row in ordered]
+            (folder / f"{split}.{language}").write_text("".join(lines), encoding="utf-8")
+    return str(folder / "{split}.{language}")
 
 
 def as_flags(deltas: dict[str, Any]) -> list[str]:

@@ -4,11 +4,15 @@ import re
 
 import pytest
 
+from research.ablation.store import write_json
+from research.configuration import to_plain
 from tests import small
 from tests.commands import run_alone, run_cases
 
 CONFIG = "--config=configs/base.py"
 TEXT = "--config=configs/text.py"
+
+PAIRS = ("--config=configs/translation.py", "--config.task.path={tmp}/{split}.{language}")
 
 # {what: (arguments, parts of the message)}; {tmp} is a directory with the files made below.
 TRAIN = {
@@ -120,6 +124,23 @@ TRAIN = {
         [TEXT, "{workdir}", "--config.task.path={tmp}/long.txt", "--config.model.mask=full"],
         ["model.mask='full'", "'text'", "'causal'"],
     ),
+    "pairs for a language model": (
+        ["--config=configs/transduction.py", "{workdir}", "--config.model.name=decoder"],
+        ["model.name='decoder' cannot learn", "'transduction'", "encoder_decoder, recurrent can"],
+    ),
+    "text for a model of pairs": (
+        [TEXT, "{workdir}", "--config.task.path={tmp}/long.txt", "--config.model.name=recurrent"],
+        ["model.name='recurrent' cannot learn", "'text'", "decoder can"],
+    ),
+    "model": (
+        [CONFIG, "{workdir}", "--config.model.name=recurent"],
+        ["model.name='recurent'", "Did you mean 'recurrent'?"],
+    ),
+    "beam": ([*PAIRS, "{workdir}", "--config.decoding.beam=0"], ["decoding.beam=0", "at least 1"]),
+    "longest translation": (
+        [*PAIRS, "{workdir}", "--config.decoding.max_length=50"],
+        ["decoding.max_length=50", "task.length = 40"],
+    ),
     "data set out of reach": ([TEXT, "{workdir}"], ["tinyshakespeare/input.txt", "DATA_DIR"]),
     "another run's workdir": (
         [CONFIG, "--workdir={tmp}/taken"],
@@ -130,9 +151,6 @@ TRAIN = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from research.ablation.store import write_json
-    from research.configuration import to_plain
-
     tmp = tmp_path_factory.mktemp("user")
     (tmp / "other.py").write_text("x = 1\n")
     (tmp / "broken.py").write_text("def get_config(:\n")
@@ -140,6 +158,7 @@ def folder(tmp_path_factory):
     (tmp / "latin.txt").write_bytes(b"caf\xe9 " * 500)
     (tmp / "short.txt").write_text("hello" * 5)
     (tmp / "long.txt").write_text("hello " * 500)
+    small.corpus(tmp)
     config = to_plain(small.apply_deltas(small.load_config(small.BASE), {"model.width": 999}))
     write_json(tmp / "taken" / "config.json", config)
     return tmp
@@ -245,3 +264,13 @@ def test_bad_data_is_one_line_in_a_process_of_its_own(tmp_path):
     )
     check(outcome, [f"{data}/input.txt has sha256 ", "not the recorded 86c4e6aa"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_not_of_text_cannot_be_continued(tmp_path):
+    for name in ("translation", "recall"):
+        config = small.apply_deltas(small.load_config(small.BASE), {"task.name": name})
+        write_json(tmp_path / name / "config.json", to_plain(config))
+    cases = [[f"--workdir={tmp_path / name}"] for name in ("translation", "recall")]
+    translation, recall = run_cases("research.generate", cases)
+    check(translation, ["task.name='translation'", "'text'; python -m research.translate takes it"])
+    check(recall, [f"{tmp_path}/recall is a run of task.name='recall'", "takes one of 'text'.\n"])

@@ -14,6 +14,7 @@ from research.configuration import (
     to_plain,
 )
 from research.errors import UserError
+from research.tasks.parallel_text import read_corpus
 from research.train import members_of
 from research.training.program import MEMBER_KEYS, make_program, static_id
 from tests import small
@@ -24,15 +25,17 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 
 @pytest.fixture
-def shakespeare(tmp_path, monkeypatch):
-    """Stands in for the corpus where it is not on this machine."""
+def corpora(tmp_path, monkeypatch):
+    """Stand in for the data sets, which may not be on this machine."""
     path = tmp_path / "corpus.txt"
     path.write_text("To be, or not to be, that is the question.\n" * 100)
     monkeypatch.setattr("research.tasks.text.read_text", lambda name: path.read_text())
+    pairs = read_corpus(small.corpus(tmp_path), "de", "en")
+    monkeypatch.setattr("research.tasks.translation.read_corpus", lambda *_: pairs)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_config_validates_and_has_the_keys_of_base(path, shakespeare):
+def test_every_config_validates_and_has_the_keys_of_base(path, corpora):
     config, base = load_config(str(path)), load_config(small.BASE)
     assert list(flatten(config)) == list(flatten(base))
     assert config.is_locked
@@ -49,7 +52,7 @@ def test_no_key_is_none_or_a_list(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
-def test_every_experiment_resolves(path, tmp_path, shakespeare):
+def test_every_experiment_resolves(path, tmp_path, corpora):
     experiment = prepare(str(path), tmp_path)
     first = next(iter(tuning_cells(experiment)), None)
     cells = [

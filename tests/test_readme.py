@@ -27,6 +27,21 @@ SHORT = {
     "research.generate": ["--tokens=3"],
     "research.launch": ["--dry_run"],
 }
+TINY_MODEL = [
+    "--config.model.width=8",
+    "--config.model.embedding_width=8",
+    "--config.model.feedforward=8",
+    "--config.model.num_layers=1",
+]
+TINY_TRANSLATION = [*TINY_MODEL, "--config.task.bpe_vocab_size=300", "--config.task.buckets=1"]
+# What the training of a config needs besides; {data} is the directory of `write_data`.
+OF_CONFIG = {
+    "configs/text.py": ["--config.task.path={data}/text.txt"],
+    "configs/translation.py": TINY_TRANSLATION,
+    "configs/translation_recurrent.py": TINY_TRANSLATION,
+    "configs/transduction.py": [*TINY_MODEL, "--config.task.test_sequences=1"],
+}
+SENTENCES = "--config.task.path={data}/{{split}}.{{language}}"
 
 
 def commands() -> list[str]:
@@ -39,6 +54,31 @@ def commands() -> list[str]:
 def python_blocks() -> list[str]:
     """Returns the Python code of the README."""
     return re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def write_data(folder: Path) -> None:
+    """Writes a text and a small parallel corpus, in place of those that are downloaded."""
+    folder.mkdir()
+    (folder / "text.txt").write_text("ROMEO: a rose by any other name would smell sweet.\n" * 400)
+    words = {"de": ("Ein Hund", "Zwei Kinder", "im Schnee"), "en": ("a dog", "two", "in the snow")}
+    for split, number in (("train", 24), ("val", 3), ("test", 3)):
+        for language, of in words.items():
+            lines = (f"{of[i % 3]} {of[i // 3 % 3]} {of[i // 9 % 3]}.\n" for i in range(number))
+            (folder / f"{split}.{language}").write_text("".join(lines), encoding="utf-8")
+
+
+def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
+    """Returns the module and arguments of a command, made short, with files below tmp_path."""
+    _, _, module, *arguments = shlex.split(command.split(" > ")[0])
+    arguments = [re.sub(r"^(--\S+=)?(runs|data)/", rf"\1{tmp_path}/\2/", a) for a in arguments]
+    arguments += SHORT.get(module, [])
+    config = next((a.removeprefix("--config=") for a in arguments if "--config=" in a), "")
+    if module == "research.train":
+        extra = OF_CONFIG.get(config, [])
+        if extra is TINY_TRANSLATION and not any("task.path" in a for a in arguments):
+            extra = [*extra, SENTENCES]
+        arguments += [a.format(data=tmp_path / "data") for a in extra]
+    return module, arguments
 
 
 def example(tmp_path: Path) -> Path:
@@ -72,24 +112,21 @@ def test_every_command_is_known_to_make_or_runs_below():
             assert command.startswith((*ELSEWHERE, ".venv/bin/python -m research.")), command
 
 
-def test_the_commands_run(tmp_path, monkeypatch):
-    text = tmp_path / "text.txt"
-    text.write_text("ROMEO: a rose by any other name would smell as sweet.\n" * 400)
+def test_the_commands_run(tmp_path):
+    write_data(tmp_path / "data")
     mine = example(tmp_path)
     cases: dict[str, list[list[str]]] = {}
+    piped = []
     for command in commands():
         if command.startswith(ELSEWHERE):
             continue
-        _, _, module, *arguments = shlex.split(command)
-        arguments = [
-            a.replace("runs/", f"{tmp_path}/runs/").replace("experiments/mine.py", str(mine))
-            for a in arguments
-        ]
+        module, arguments = arguments_of(command, tmp_path)
+        arguments = [a.replace("experiments/mine.py", str(mine)) for a in arguments]
+        if "<" in arguments:
+            piped.append([module, *arguments])
+            continue
         if "--distributed" in arguments or "--num_processes=2" in arguments:
             continue  # waits for the others; tests/parallel runs several
-        arguments += SHORT.get(module, [])
-        if "--config=configs/text.py" in arguments and module == "research.train":
-            arguments.append(f"--config.task.path={text}")
         if module == "research.plan" and any("experiment" in a for a in arguments):
             continue  # long sequences take a minute; tests/cloud plans this one among the slow
         if module in ("research.sweep", "research.report") and "--dry_run" not in arguments:
@@ -100,6 +137,12 @@ def test_the_commands_run(tmp_path, monkeypatch):
     for module, arguments in cases.items():
         for case, outcome in zip(arguments, run_cases(module, arguments), strict=True):
             assert outcome.code == 0, f"{module} {case}\n{outcome.err}"
+    (case,) = piped
+    *arguments, _, path = case
+    with open(path, "rb") as file:
+        done = subprocess.run([sys.executable, "-m", *arguments], stdin=file, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.splitlines()[0].startswith(b"0 ||| "), done.stdout
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from research.decoding.sampling import Sampling
 from research.decoding.search import Search
 from research.errors import UserError
 from research.models.registry import make_model
-from research.tasks.tokenizer import FILE, train_sentence_bpe
+from research.tasks.tokenizer import CORPUS, FILE, digest_of, train_sentence_bpe
 from research.training.checkpoints import Checkpoints
 from research.training.loop import POPULATION
 from research.training.step import Best, State
@@ -82,6 +83,12 @@ def outcomes(run_directory, tokenizer, tmp_path_factory):
         (wrong / name).write_bytes((run_directory / name).read_bytes())
     (wrong / "checkpoints").symlink_to(run_directory / "checkpoints")
     write_text(wrong / FILE, train_sentence_bpe(SENTENCES, 259, None).to_json())
+    swapped, damaged = folder / "swapped", folder / "damaged"
+    for name in (swapped, damaged):
+        shutil.copytree(wrong, name, symlinks=True)
+    write_text(swapped / FILE, tokenizer.to_json())
+    write_json(swapped / CORPUS, {"tokenizer": digest_of("another of the same size")})
+    write_text(damaged / FILE, tokenizer.to_json()[:99])
     source = f"--input={folder}/source.txt"
     cases = {
         "file": [source, f"--reference={folder}/reference.txt"],
@@ -99,10 +106,19 @@ def outcomes(run_directory, tokenizer, tmp_path_factory):
         "both": ["--text=a", "--beam=2", "--temperature=1"],
         "limit": ["--text=a", "--max_length=100"],
         "empty": ["--text="],
+        "bytes": ["--text=\udcff Hund"],
+        "not drawn": ["--text=a", "--top_k=5"],
+        "no folder": ["--text=a", f"--alignment={folder}/none/x.png"],
     }
     arguments = [[f"--workdir={run_directory}", *case] for case in cases.values()]
-    cases |= {"another task": [], "another tokenizer": []}
-    arguments += [[f"--workdir={other}", "--text=a"], [f"--workdir={wrong}", "--text=a"]]
+    runs = {
+        "another task": other,
+        "another tokenizer": wrong,
+        "swapped": swapped,
+        "damaged": damaged,
+    }
+    cases |= dict.fromkeys(runs, [])
+    arguments += [[f"--workdir={run}", "--text=a"] for run in runs.values()]
     found = run_cases("research.translate", arguments)
     assert not (folder / "x.png").exists()
     return dict(zip(cases, found, strict=True))
@@ -160,6 +176,11 @@ def test_a_picture_of_one_sentence(outcomes, run_directory):
         ("empty", ["--text is empty"]),
         ("another task", ["task.name='recall'", "'translation'"]),
         ("another tokenizer", ["tokenizer.json has 259 tokens", "another run"]),
+        ("swapped", ["tokenizer.json is not the tokenizer", "was trained with"]),
+        ("damaged", ["tokenizer.json is damaged"]),
+        ("bytes", ["--text, line 1", "0xff", "UTF-8"]),
+        ("not drawn", ["--top_k", "--temperature"]),
+        ("no folder", ["none/x.png", "no such directory"]),
     ],
 )
 def test_mistakes_are_one_line(outcomes, case, parts):

@@ -6,12 +6,13 @@ ends with EOS, which is the only token left at the length limit; its log probabi
 model's, as that of every other token.
 """
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
 from research.decoding.sampling import Sampling
 from research.errors import UserError
@@ -36,6 +37,7 @@ class Search:
       max_length: most tokens of a hypothesis, EOS included; 0: as many as the model's length.
       nbest: how many hypotheses are returned, at most `beam`; any number with `sampling`.
       sampling: draws the `nbest` hypotheses at random instead of searching; `beam` must be 1.
+      where: what a message puts before these names; not kept.
 
     Raises UserError for values out of range.
     """
@@ -46,31 +48,49 @@ class Search:
     max_length: int = 0
     nbest: int = 1
     sampling: Sampling | None = None
+    where: InitVar[str] = "--"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, where: str) -> None:
         for name in ("beam", "nbest"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least 1.")
+                raise UserError(f"{where}{name}={getattr(self, name)} must be at least 1.")
         for name in ("length_penalty", "coverage_penalty"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"--{name}={getattr(self, name)} must be at least 0 (0: none).")
+                raise UserError(
+                    f"{where}{name}={getattr(self, name)} must be at least 0 (0: none)."
+                )
         if self.max_length < 0:
-            raise UserError(f"--max_length={self.max_length} must be at least 0 (0: task.length).")
+            raise UserError(
+                f"{where}max_length={self.max_length} must be at least 0 (0: task.length)."
+            )
         if self.sampling is None and self.nbest > self.beam:
-            raise UserError(f"--nbest={self.nbest} must be at most --beam={self.beam}.")
+            raise UserError(f"{where}nbest={self.nbest} must be at most {where}beam={self.beam}.")
         if self.sampling is not None and self.beam > 1:
             raise UserError(
-                f"--beam={self.beam} searches and --temperature={self.sampling.temperature} draws; "
-                "give one of them."
+                f"{where}beam={self.beam} searches and "
+                f"{where}temperature={self.sampling.temperature} draws; give one of them."
             )
 
-    def limit(self, length: int) -> int:
+    def limit(self, length: int, where: str = "--") -> int:
         """Returns the most tokens of a hypothesis of a model with room for `length`."""
         if self.max_length > length:
             raise UserError(
-                f"--max_length={self.max_length} must be at most task.length = {length}."
+                f"{where}max_length={self.max_length} must be at most task.length = {length}."
             )
         return self.max_length or length
+
+
+def search_of(config: ConfigDict) -> Search:
+    """Returns how `config.decoding` says to search.
+
+    Args:
+      config: the whole config.
+
+    Raises UserError for values out of range.
+    """
+    search = Search(**config.decoding.to_dict(), where="decoding.")
+    search.limit(config.task.length, "decoding.")
+    return search
 
 
 class Hypotheses(NamedTuple):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from research.decoding.ancestral import ancestral
 from research.decoding.beams import beam_search, read
 from research.decoding.search import Hypotheses, Search
+from research.tasks.encoded_pairs import padded_rows
 from research.tasks.task import BOS, EOS, PAD
 
 SHORTEST = 8
@@ -154,10 +155,8 @@ def static_lengths(length: int) -> list[int]:
 def padded(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns source (N, S) and source_length (N,), int32, of token lists that end in EOS."""
     lengths = np.array([len(s) for s in sentences], np.int32)
-    source = np.full((len(sentences), max(lengths, default=1)), PAD, np.int32)
-    for row, sentence in zip(source, sentences, strict=True):
-        row[: len(sentence)] = sentence
-    return source, lengths
+    rows = [np.asarray(s, np.int32) for s in sentences]
+    return padded_rows(rows, int(max(lengths, default=1))), lengths
 
 
 def _filled(

@@ -181,15 +181,18 @@ def make_reader(model: ConfigDict, length: int) -> Reader | None:
             f"model.implementation={model.implementation!r}: a recurrent model is computed one "
             "token after the other; leave it 'auto'."
         )
-    if model.attention in (FIXED_INITIAL, FIXED_EVERY_STEP):
-        return None
+    where = f"model.attention={model.attention!r}: "
     attention = ATTENTIONS[model.attention]
     values = {k: v for k, v in model.to_dict().items() if k in FIELDS and k not in DECIDED}
+    if model.attention in (FIXED_INITIAL, FIXED_EVERY_STEP):
+        # A mixer without a mechanism: it refuses all keys of one.
+        make_options({**values, "mixer": "gru"}, length, where)
+        return None
     # Alignments that are no softmax mixer's have no mask of their own to choose.
     values |= {"mask": "full"} if "mixer" not in attention.deltas else {}
     values |= attention.deltas
     values |= {key: n for key, n in attention.defaults.items() if not values[key]}
-    options = make_options(values, length, f"model.attention={model.attention!r}: ")
+    options = make_options(values, length, where)
     _check_usable(options, model.attention)
     one = options.num_heads == 1 and options.head_size == options.width
     return Reader(

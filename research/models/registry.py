@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from research.errors import check_name
+from research.errors import UserError, check_name
 from research.models.encoder_decoder import make_encoder_decoder
 from research.models.model import Model
 from research.models.recurrent import make_recurrent
@@ -15,6 +15,35 @@ MODELS = {
     "encoder_decoder": make_encoder_decoder,
     "recurrent": make_recurrent,
 }
+
+
+SOURCE_KEYS = {
+    "encoder_layers": 0,
+    "encoder": "mask=full",
+    "cross": "mask=full, position=none",
+}
+RECURRENT_KEYS = {
+    "cell": "lstm",
+    "attention": "additive",
+    "input_feeding": True,
+    "embedding_width": 0,
+}
+TRANSFORMER_KEYS = {
+    "feedforward": 256,
+    "activation": "gelu",
+    "norm": "rmsnorm",
+    "remat": False,
+    "mixer": "softmax",
+    "score": "scaled_dot",
+    "mask": "causal",
+    "position": "rope",
+}
+UNREAD = {
+    "decoder": SOURCE_KEYS | RECURRENT_KEYS,
+    "encoder_decoder": RECURRENT_KEYS,
+    "recurrent": SOURCE_KEYS | TRANSFORMER_KEYS,
+}
+"""Keys of `config.model` that a model does not read, with their defaults."""
 
 
 def make_model(
@@ -31,4 +60,11 @@ def make_model(
     Raises UserError for what does not fit.
     """
     check_name("model.name", model.name, MODELS)
+    for key, default in UNREAD[model.name].items():
+        # A key that nothing reads would make an ablation of two equal arms.
+        if key in model and model[key] != default:
+            raise UserError(
+                f"model.{key}={model[key]!r}: model.name={model.name!r} does not read it; leave it "
+                f"{default!r}."
+            )
     return MODELS[model.name](model, vocab_size, length, instead)

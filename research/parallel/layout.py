@@ -151,6 +151,11 @@ def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None
             f"parallel.context={layout.context} splits the positions of model.name='decoder' only, "
             f"not of {config.model.name!r}; split the batch (parallel.data)."
         )
+    if layout.model > 1 and config.model.name == "recurrent":
+        raise UserError(
+            f"parallel.model={layout.model} splits the heads of transformers only; "
+            "split the batch of model.name='recurrent' (parallel.data)."
+        )
     if layout.model > 1:
         for key in ("num_heads", "feedforward"):
             if (size := config.model[key]) % layout.model:

@@ -45,7 +45,17 @@ def choose_bounds(
             moved = others[:i] + _best_addition(pairs, others, least) + others[i:]
             if len(moved) == len(bounds) and _cost(pairs, moved) < cost:
                 bounds, cost = moved, _cost(pairs, moved)
-    return sorted(bounds, key=lambda b: (sum(b), b))
+    bounds = sorted(bounds, key=lambda b: (sum(b), b))
+    # Among buckets of one size the order decides, and sorting changed it.
+    while len(bounds) > 1 and min(counts := _counts(pairs, bounds)) < least:
+        bounds.pop(min(range(len(bounds) - 1), key=lambda i: counts[i]))
+    return bounds
+
+
+def _counts(pairs: np.ndarray, bounds: Sequence[Bounds]) -> list[int]:
+    """Returns how many pairs go to each bucket."""
+    now = _smallest(pairs.shape, bounds)
+    return [int(pairs[now == index].sum()) for index in range(len(bounds))]
 
 
 def _sizes(shape: tuple[int, int]) -> np.ndarray:
@@ -105,7 +115,7 @@ def assign(
     return _smallest(shape, bounds)[source_lengths, target_lengths]
 
 
-def padded(
+def padded_part(
     source_lengths: np.ndarray, target_lengths: np.ndarray, bounds: Sequence[Bounds], size: int
 ) -> float:
     """Returns the part of all positions, source and target together, that is padding.

@@ -207,7 +207,8 @@ def _pairs(source: Path, target: Path) -> Pairs:
 def _lines(path: Path) -> list[str]:
     """Returns the lines of a file. Raises UserError when there are none."""
     # Not splitlines, which also cuts at the likes of U+2028, and not alike in both languages.
-    lines = unicodedata.normalize("NFC", read_file(path)).split("\n")
+    text = read_file(path).removeprefix("\ufeff")
+    lines = unicodedata.normalize("NFC", text).split("\n")
     if not lines[-1]:
         lines.pop()
     if not lines:

@@ -11,12 +11,14 @@ from typing import Protocol
 import numpy as np
 import tokenizers
 
-from research.ablation.store import write_text
+from research.ablation.store import read_json, write_text
 from research.errors import UserError, check_name
 from research.tasks.task import WORDS
 
 FILE = "tokenizer.json"
 """Name under which a run keeps its tokenizer."""
+CORPUS = "corpus.json"
+"""Name under which a run keeps what is known of its data, the digest of its tokenizer included."""
 
 
 class Tokenizer(Protocol):
@@ -213,11 +215,30 @@ def make_tokenizer(kind: str, text: str, vocab_size: int, cache: Path | None) ->
 
 
 def load_tokenizer(run: Path) -> Tokenizer:
-    """Returns the tokenizer of a run. Raises UserError when the run keeps none."""
+    """Returns the tokenizer of a run.
+
+    Raises UserError when the run keeps none, or one that is damaged or not its own.
+    """
     path = run / FILE
     if not path.is_file():
         raise UserError(f"{run} has no {FILE}: it is not a run of a text task.")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    recorded = (read_json(run / CORPUS) or {}).get("tokenizer")
+    if recorded not in (None, digest_of(text)):
+        raise UserError(f"{path} is not the tokenizer that {run} was trained with.")
+    try:
+        return _from_json(text)
+    except Exception as error:  # what tokenizers raises has no type of its own
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}.") from None
+
+
+def digest_of(text: str) -> str:
+    """Returns the sha256 of a text, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _from_json(text: str) -> Tokenizer:
+    content = json.loads(text)
     if content["kind"] == "char":
         return CharTokenizer(content["alphabet"])
     bpe = BpeTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])))

@@ -139,7 +139,6 @@ class Transduction(Task):
     train_length: int
     test_lengths: tuple[int, ...]
     test_sequences: int
-    next_token: bool = True
     models: Sequence[str] = ("encoder_decoder", "recurrent")
     decoded: Sequence[str] = ("test",)
     scores: Sequence[str] = (

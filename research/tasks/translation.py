@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from research.errors import UserError
-from research.tasks.buckets import Bounds, assign, choose_bounds, padded, shuffled
+from research.tasks.buckets import Bounds, assign, choose_bounds, padded_part, shuffled
 from research.tasks.corpora import cache_directory
 from research.tasks.encoded_pairs import Encoded, arrays_of, chosen, cut, encode, in_buckets
 from research.tasks.parallel_text import Corpus, read_corpus
@@ -38,7 +38,13 @@ from research.tasks.task import (
     cross_entropy,
     sliced,
 )
-from research.tasks.tokenizer import FILE, SentenceTokenizer, train_sentence_bpe
+from research.tasks.tokenizer import (
+    CORPUS,
+    FILE,
+    SentenceTokenizer,
+    digest_of,
+    train_sentence_bpe,
+)
 from research.tasks.translation_scores import by_slice, chrf, corpus_bleu, exact_match
 
 ORDER_SEED = 0x5EED0003
@@ -209,8 +215,10 @@ class Translation(Task):
 
     def artifacts(self) -> Mapping[str, str]:
         """Returns the tokenizer, and what is known of the corpus."""
-        corpus = json.dumps(self.corpus, indent=1, ensure_ascii=False) + "\n"
-        return {FILE: self.tokenizer.to_json(), "corpus.json": corpus}
+        tokenizer = self.tokenizer.to_json()
+        known = {**self.corpus, "tokenizer": digest_of(tokenizer)}
+        corpus = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
+        return {FILE: tokenizer, CORPUS: corpus}
 
 
 def _line(text: str) -> str:
@@ -276,7 +284,7 @@ def _known(config: ConfigDict, corpus: Corpus, cuts: Mapping, train: Encoded, bo
             {"source": s, "target": t, "pairs": n, "batches": n // config.batch_size}
             for (s, t), n in zip(bounds, counts, strict=True)
         ],
-        "padding": padded(*train.lengths, bounds, config.batch_size),
+        "padding": padded_part(*train.lengths, bounds, config.batch_size),
         "sha256": dict(corpus.files),
     }
 

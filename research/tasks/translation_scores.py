@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
-from sacrebleu.significance import PairedTest, Result
 
 from research.errors import UserError
 
@@ -20,22 +19,6 @@ class Measured(NamedTuple):
     """A score and what it was computed with, as sacreBLEU puts it."""
 
     score: float
-    signature: str
-
-
-class Comparison(NamedTuple):
-    """Two systems on one test set.
-
-    Attributes:
-      base: BLEU of the first.
-      other: BLEU of the second.
-      p_value: of the hypothesis that they are equally good.
-      signature: with the seed and the number of resamples.
-    """
-
-    base: float
-    other: float
-    p_value: float
     signature: str
 
 
@@ -98,34 +81,3 @@ def by_slice(
     """
     chosen = [np.flatnonzero(np.asarray(index) == i) for i in range(number)]
     return [measure([hypotheses[i] for i in c], [references[i] for i in c]) for c in chosen]
-
-
-def paired_bootstrap(
-    base: Sequence[str], other: Sequence[str], references: Sequence[str], resamples: int = 1000
-) -> Comparison:
-    """Returns whether the second of two systems translates a test set differently from the first.
-
-    Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", by sacreBLEU's
-    own test: test sets are drawn with replacement, the same for both, from a fixed seed
-    (environment variable SACREBLEU_SEED). Raises UserError when the numbers of lines differ.
-
-    Args:
-      base: N translations.
-      other: N translations of the same sentences.
-      references: N references.
-      resamples: test sets drawn.
-    """
-    _check(base, references)
-    _check(other, references)
-    test = PairedTest(
-        [("base", list(base)), ("other", list(other))],
-        {"BLEU": _bleu()},
-        [list(references)],
-        test_type="bs",
-        n_samples=resamples,
-        n_jobs=1,
-    )
-    signatures, scores = test()
-    first, second = (result for result in scores["BLEU"] if isinstance(result, Result))
-    assert second.p_value is not None  # the first has none
-    return Comparison(first.score, second.score, second.p_value, str(signatures["BLEU"]))

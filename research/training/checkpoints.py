@@ -82,8 +82,9 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
     """
     if not directory.is_dir():
         raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
-    # Told what the item is, Orbax can say its shapes before it reads it.
-    handlers = {"best": ocp.StandardCheckpointHandler()}
+    # Told what the items are, Orbax can say the shapes of one before it reads it, and does not warn
+    # of the other.
+    handlers = {item: ocp.StandardCheckpointHandler() for item in ("best", "training")}
     with ocp.CheckpointManager(directory.absolute(), item_handlers=handlers) as manager:
         step = manager.latest_step()
         if step is None:

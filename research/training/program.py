@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
+from research.decoding.search import search_of
 from research.errors import UserError, check_name
 from research.models.layers import layer_options
-from research.models.model import Model
+from research.models.model import Model, parameter_shapes
 from research.models.registry import MODELS, make_model
 from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.layout import ONE_DEVICE, Layout, layout_of
@@ -30,6 +31,7 @@ from research.training.optimizer import check_optimizer
 from research.training.step import (
     Member,
     State,
+    batch_shapes,
     make_evaluate,
     make_init,
     make_keep_best,
@@ -123,6 +125,7 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
     """
     check_optimizer(config.optimizer)
     check_train(config.train)
+    search = search_of(config)
     if config.task.batch_size % config.optimizer.accumulate:
         raise UserError(
             f"optimizer.accumulate={config.optimizer.accumulate} must divide "
@@ -131,13 +134,19 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must be in [0, 2^32).")
     check_name("model.name", config.model.name, MODELS)
+    layout = layout_of(config, members)
     able = task_of(task_id(config)).models
     if config.model.name not in able:
         raise UserError(
             f"model.name={config.model.name!r} cannot learn the task {config.task.name!r}; "
             f"{', '.join(able)} can."
         )
-    program = program_of(static_id(config), layout_of(config, members))
+    program = program_of(static_id(config), layout)
+    if program.task.decoded and search.coverage_penalty and not heads_that_read(program):
+        raise UserError(
+            f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and "
+            f"model.attention={config.model.attention!r} is none; use 0."
+        )
     if not program.task.next_token or config.model.name == "recurrent":
         return program
     for options in layer_options(config.model, program.task.length):
@@ -149,6 +158,16 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
                 "it has to predict; use 'causal' or 'window'."
             )
     return program
+
+
+def heads_that_read(program: Program) -> int:
+    """Returns how many heads of a sequence-to-sequence model read the source, in all layers."""
+    model, batch = program.model, batch_shapes(program.task, 1)
+
+    def weights(params: Any, batch: Any) -> Any:
+        return model.apply({"params": params}, batch, method="weights")
+
+    return jax.eval_shape(weights, parameter_shapes(model, batch), batch).shape[1]
 
 
 def check_train(config: ConfigDict) -> None:

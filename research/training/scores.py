@@ -1,5 +1,6 @@
 """What a trained sequence-to-sequence model decodes, and how it reads the source."""
 
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ from ml_collections import ConfigDict
 
 from research.ablation.store import write_text
 from research.decoding.lines import progress_of
-from research.decoding.search import Search
+from research.decoding.search import Search, search_of
 from research.decoding.translation import decode_all
 from research.interpret.alignment_measures import alignment_scores
 from research.models.model import Model
-from research.tasks.task import Batch, Task
+from research.tasks.task import Batch, Sums, Task
 from research.training.program import Program
 
 ALIGNMENT = ("alignment_error", "diagonality", "entropy")
@@ -23,8 +24,12 @@ SPEED = "decoded_tokens_per_second"
 
 
 def score_names(task: Task, split: str) -> Sequence[str]:
-    """Returns the metrics of a split that are known only when training has ended."""
-    decoded = (*task.scores, SPEED) if split in task.decoded else ()
+    """Returns the metrics of a split that are known only when training has ended, no sliced ones.
+
+    Those of alignments are not those of a model without attention.
+    """
+    scores = [name for name in task.scores if name not in task.slices]
+    decoded = (*scores, SPEED) if split in task.decoded else ()
     return (*decoded, *(ALIGNMENT if task.alignments(split) is not None else ()))
 
 
@@ -50,11 +55,6 @@ def score_decoded(
         if batch is not None:
             found[split] |= _aligned(model, params, batch)
     return found
-
-
-def search_of(config: ConfigDict) -> Search:
-    """Returns how `config.decoding` says to search. Raises UserError for values out of range."""
-    return Search(**config.decoding.to_dict())
 
 
 def _decoded(
@@ -85,13 +85,13 @@ def _decoded(
 
 def _aligned(model: Model, params: Any, batch: Batch) -> dict[str, float]:
     """Measures of the weights averaged over all heads; nothing for models that have none."""
-
-    @jax.jit
-    def scores(params: Any, batch: Batch) -> Any:
-        weights = model.apply({"params": params}, batch, method="weights")
-        if not weights.shape[1]:
-            return {}
-        return alignment_scores(weights.mean(1, keepdims=True), batch)
-
-    sums = scores(params, batch)
+    sums = _alignment_sums(model, params, batch)
     return {name: float(s.total[0] / s.count[0]) for name, s in sums.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for all members
+def _alignment_sums(model: Model, params: Any, batch: Batch) -> dict[str, Sums]:
+    weights = model.apply({"params": params}, batch, method="weights")
+    if not weights.shape[1]:
+        return {}
+    return alignment_scores(weights.mean(1, keepdims=True), batch)

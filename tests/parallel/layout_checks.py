@@ -32,10 +32,20 @@ MECHANISMS = {
 }
 # Not of a mechanism, but of the step.
 STEPS_OF = {"accumulated": {"optimizer.accumulate": 2, "model.dropout": 0.2}}
+# Models of pairs, whose sources differ in length too.
+PAIRS = {
+    name: small.TRANSDUCTION
+    | BASE
+    | {"model.name": name, "model.num_heads": 2, "optimizer.learning_rate": 0.1}
+    for name in ("recurrent", "encoder_decoder")
+}
+PAIR_STEPS = 4
+PAIR_LAYOUTS = ("data=8", "data=4 x member=2", "data=8, fsdp", "pmap, data=8")
 LAYOUTS = {
     "data=8": {"member": 1, "data": 8},
     "data=8, fsdp": {"member": 1, "data": 8, "fsdp": True},
     "data=4 x model=2": {"member": 1, "data": 4, "model": 2},
+    "data=4 x member=2": {"member": 2, "data": 4},
     "data=2 x context=4": {"member": 1, "data": 2, "context": 4},
     "member=8": {"member": 8},
     "member=2 x data=2 x model=2, fsdp": {"member": 2, "data": 2, "model": 2, "fsdp": True},
@@ -49,7 +59,8 @@ def trained(mechanism: str, layout: str, steps: int = STEPS) -> tuple:
     """Returns parameters, best parameters, training and validation sums, on the host."""
     parallel = LAYOUTS.get(layout, {"member": 1, "data": 1})
     deltas = {f"parallel.{key}": value for key, value in parallel.items()}
-    config = apply_deltas(small.recall(), BASE | (MECHANISMS | STEPS_OF)[mechanism] | deltas)
+    own = (MECHANISMS | STEPS_OF | PAIRS)[mechanism]
+    config = apply_deltas(small.recall(), BASE | own | deltas)
     program = make_program(config, MEMBERS)
     assert layout == "one device" or program.layout.devices == 8, program.layout
     configs = [apply_deltas(config, {"seed": seed}) for seed in range(MEMBERS)]
@@ -63,7 +74,8 @@ def trained(mechanism: str, layout: str, steps: int = STEPS) -> tuple:
 
 def agrees(mechanism: str, layout: str) -> None:
     """Everything that training leaves is that of one device, to float tolerance."""
-    one, many = trained(mechanism, "one device"), trained(mechanism, layout)
+    steps = PAIR_STEPS if mechanism in PAIRS else STEPS
+    one, many = (trained(mechanism, which, steps) for which in ("one device", layout))
     start = trained(mechanism, "one device", steps=0)
     moved = [
         abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one[0], start[0])), strict=True)
@@ -92,9 +104,9 @@ def lies_in_parts() -> None:
 
 
 EVERY = {
-    f"{mechanism} {layout}": functools.partial(agrees, mechanism, layout)
-    for mechanism in MECHANISMS
-    for layout in LAYOUTS
+    f"{name} {layout}": functools.partial(agrees, name, layout)
+    for name in (*MECHANISMS, *PAIRS)
+    for layout in (PAIR_LAYOUTS if name in PAIRS else LAYOUTS)
 }
 # Mechanisms differ in how a sequence is split; the rest of a layout does not know of them. What is
 # left out here is in slow_layout_checks.
@@ -104,6 +116,8 @@ FAST = (
     "softmax member=2 x data=2 x model=2, fsdp",
     "softmax pmap, data=8",
     "gated_delta data=2 x context=4",
+    "recurrent pmap, data=8",
+    "encoder_decoder data=8, fsdp",
 )
 SLOW = {name: check for name, check in EVERY.items() if name not in FAST}
 CHECKS = {name: EVERY[name] for name in FAST} | {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.tasks.buckets import assign, choose_bounds, padded, shuffled
+from research.tasks.buckets import assign, choose_bounds, padded_part, shuffled
 
 
 def lengths(number, longest, seed=0):
@@ -58,6 +58,17 @@ def test_every_pair_is_held_and_every_bucket_has_enough(seed, number, least):
         assert sum(bounds[b]) == held(s, t, bounds)
 
 
+@pytest.mark.parametrize("seed", [129, 209, 373])
+def test_buckets_of_one_size_have_enough_pairs_each(seed):
+    """Which of two buckets of one size is taken is a matter of their order."""
+    rng = np.random.default_rng(seed)
+    number = int(rng.integers(40, 120))
+    source = rng.integers(1, 15, number)
+    target = np.clip(source + rng.integers(-4, 5, number), 1, 15)
+    bounds = choose_bounds(source, target, 9, 8)
+    assert np.bincount(assign(source, target, bounds), minlength=len(bounds)).min() >= 8
+
+
 def test_more_buckets_than_shapes_are_not_made():
     source = np.repeat([3, 5], 10)
     assert choose_bounds(source, source, 9, 2) == [(3, 3), (5, 5)]
@@ -65,7 +76,10 @@ def test_more_buckets_than_shapes_are_not_made():
 
 def test_more_buckets_pad_less():
     source, target = lengths(2000, 50)
-    found = [padded(source, target, choose_bounds(source, target, n, 16), 16) for n in range(1, 7)]
+    buckets = [choose_bounds(source, target, n, 16) for n in range(1, 7)]
+    found = [padded_part(source, target, bounds, 16) for bounds in buckets]
+        padded_part(source, target, choose_bounds(source, target, n, 16), 16) for n in range(1, 7)
+    ]
     assert (np.diff(found) < 0).all()
 
 
@@ -75,7 +89,7 @@ def test_padding_counted_by_hand():
     assert assign(source, target, bounds).tolist() == [0, 0, 0, 1, 1, 1, 1]
     # Batches of 2: one of the small bucket, whose pairs have 3, 4, 3 tokens, two of the other.
     tokens = 2 * (3 + 4 + 3) / 3 + 7 + 8 + 8 + 5
-    assert padded(source, target, bounds, 2) == pytest.approx(1 - tokens / (2 * 4 + 4 * 8))
+    assert padded_part(source, target, bounds, 2) == pytest.approx(1 - tokens / (2 * 4 + 4 * 8))
 
 
 # Permutations.

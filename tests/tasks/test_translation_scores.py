@@ -14,7 +14,6 @@ from research.tasks.translation_scores import (
     chrf,
     corpus_bleu,
     exact_match,
-    paired_bootstrap,
 )
 
 WORDS = "a man woman dog in on the street red hat , runs sits . two children play ball".split()
@@ -73,28 +72,6 @@ def test_scores_are_those_of_sacrebleus_command(tmp_path):
     assert 20 < bleu["score"] < 80
 
 
-def test_paired_bootstrap_is_that_of_sacrebleus_command(tmp_path):
-    base, references = texts(0, 0.3)
-    other, _ = texts(0, 0.22)
-    options = ("-m", "bleu", "--paired-bs", "--paired-bs-n", "200")
-    first, second = sacrebleu(tmp_path, references, base, other, options=options)
-    found = paired_bootstrap(base, other, references, 200)
-    assert found.base == pytest.approx(first["BLEU"]["score"], abs=1e-5)
-    assert found.other == pytest.approx(second["BLEU"]["score"], abs=1e-5)
-    assert found.p_value == pytest.approx(second["BLEU"]["p_value"], abs=1e-5)
-    assert "bs:200" in found.signature
-
-
-def test_paired_bootstrap_tells_much_from_nothing():
-    bad, references = texts(0, 0.5)
-    good = [bad[i] if i % 3 else references[i] for i in range(len(references))]
-    assert paired_bootstrap(bad, good, references, 200).p_value < 0.01
-    # One is right on every even line, the other on every odd one: neither is better.
-    even = [references[i] if i % 2 == 0 else bad[i] for i in range(len(bad))]
-    odd = [references[i] if i % 2 == 1 else bad[i] for i in range(len(bad))]
-    assert paired_bootstrap(even, odd, references, 200).p_value > 0.1
-
-
 def test_exact_match_is_to_the_letter():
     assert exact_match(["a b.", "A b", "c ", "d"], ["a b.", "a b", "c", "d"]) == 0.5
 
@@ -116,8 +93,3 @@ HALVES = (slice(0, 60), slice(60, 120))
 def test_different_numbers_of_lines_are_refused(measure):
     with pytest.raises(UserError, match="2 translations and 1 references"):
         measure(["a", "b"], ["a"])
-
-
-def test_the_bootstrap_refuses_different_numbers_of_lines():
-    with pytest.raises(UserError, match="1 translations and 2 references"):
-        paired_bootstrap(["a", "b"], ["a"], ["a", "b"])
