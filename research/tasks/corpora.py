@@ -2,16 +2,21 @@
 
 import gzip
 import hashlib
+import http.client
 import os
+import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from research.errors import UserError, did_you_mean
 
 SECONDS = 60  # a download that stalls for this long is an error, not a hang
+MOST_BYTES = 2**26  # of a file in an archive
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,24 @@ class RemoteFile:
 
     path: str
     url: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """Files of one folder that can be fetched as an archive.
+
+    Attributes:
+      path: where the folder lies below the data directory.
+      url: of a .tar.gz that has the files in a folder of the same name.
+      names: of the files; what else lies in the folder or the archive does not matter.
+      sha256: of their contents: that of what `LC_ALL=C sha256sum NAMES` prints. An archive is made
+        anew by whoever serves it, and its own bytes change, so it is not those that are recorded.
+    """
+
+    path: str
+    url: str
+    names: tuple[str, ...]
     sha256: str
 
 
@@ -61,6 +84,21 @@ SENTENCE_PAIRS = {
 
 multi30k: captions of photographs, task 1, raw text (Elliott et al. 2016, arXiv 1605.00459).
 """
+
+FSDD_SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+
+FSDD = RemoteFolder(
+    "fsdd/recordings",
+    "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz",
+    tuple(
+        f"{digit}_{speaker}_{index}.wav"
+        for digit in range(10)
+        for speaker in FSDD_SPEAKERS
+        for index in range(50)
+    ),
+    "1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959",
+)
+"""The Free Spoken Digit Dataset (Jackson et al., CC BY-SA 4.0): 3,000 recordings at 8 kHz."""
 
 
 def cache_directory() -> Path:
@@ -104,6 +142,80 @@ def _check(content: bytes, file: RemoteFile, where: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != file.sha256:
         raise UserError(f"{where} has sha256 {found}, not the recorded {file.sha256}.")
+
+
+def fetch_folder(folder: RemoteFolder) -> Path:
+    """Returns the local path of `folder`, downloading its files when the folder is not there.
+
+    Only the files that are named are taken from the archive, whatever else it has, and nothing is
+    written before all of them are there and are the recorded ones. Files that are already there are
+    checked too.
+
+    Raises UserError when the download fails, or files are missing or not the recorded ones.
+    """
+    path = data_directory() / folder.path
+    if path.is_dir():
+        present = [name for name in folder.names if (path / name).is_file()]
+        _check_folder({name: (path / name).read_bytes() for name in present}, folder, str(path))
+        return path
+    try:
+        contents = _download(folder)
+        _check_folder(contents, folder, folder.url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            temporary = Path(scratch) / path.name
+            temporary.mkdir()
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
+            _place(temporary, path)
+    except (OSError, tarfile.TarError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{folder.path} is not under {data_directory()} and could not be downloaded from "
+            f"{folder.url} ({error}). Put it there by hand, or set DATA_DIR to a directory that "
+            "has it."
+        ) from None
+    return path
+
+
+def _download(folder: RemoteFolder) -> dict[str, bytes]:
+    """Returns the contents of the files of a folder that an archive has."""
+    wanted, contents = set(folder.names), {}
+    parent = Path(folder.path).name
+    with (
+        urllib.request.urlopen(folder.url, timeout=SECONDS) as response,
+        tarfile.open(fileobj=response, mode="r|gz") as archive,
+    ):
+        for member in archive:
+            *_, above, name = ("", *member.name.split("/"))
+            if above == parent and name in wanted and member.size <= MOST_BYTES:
+                file = archive.extractfile(member) if member.isfile() else None
+                if file:
+                    contents[name] = file.read()
+    return contents
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Renames a folder, unless another process was faster."""
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not path.is_dir():
+            raise
+
+
+def _check_folder(contents: Mapping[str, bytes], folder: RemoteFolder, where: str) -> None:
+    missing = [name for name in folder.names if name not in contents]
+    if missing:
+        raise UserError(
+            f"{where} has {len(contents):,} of the {len(folder.names):,} files of {folder.path}; "
+            f"{missing[0]} is missing."
+        )
+    lines = [f"{hashlib.sha256(contents[n]).hexdigest()}  {n}\n" for n in sorted(folder.names)]
+    found = hashlib.sha256("".join(lines).encode()).hexdigest()
+    if found != folder.sha256:
+        raise UserError(
+            f"The files of {where} have sha256 {found} together, not the recorded {folder.sha256}."
+        )
 
 
 def read_text(name: str) -> str:
