@@ -28,12 +28,13 @@ RECALL = {
     "train.checkpoint_every": 6,
 }
 
+# What only transformers read.
+TRANSFORMER = {"model.feedforward": 16, "model.position": "none"}
 # What takes a source to a target. Plain gradient descent, so that a test can do a step by hand.
-PAIRS = RECALL | {
+PAIRS = {key: value for key, value in RECALL.items() if key not in TRANSFORMER} | {
     "task.length": 16,
     "model.num_layers": 1,
     "model.num_heads": 1,
-    "model.position": "none",
     "model.init_stddev": 0.0,
     "model.embedding_stddev": 0.5,
     "optimizer.name": "sgd",
@@ -54,14 +55,17 @@ TRANSDUCTION = PAIRS | {
     "task.test_lengths": (3, 6),
     "task.test_sequences": 5,
     "model.name": "recurrent",
-    "model.cell": "gru",
 }
-TRANSLATION = PAIRS | {
-    "task.name": "translation",
-    "task.bpe_vocab_size": 300,
-    "task.buckets": 3,
-    "model.name": "encoder_decoder",
-}
+TRANSLATION = (
+    PAIRS
+    | TRANSFORMER
+    | {
+        "task.name": "translation",
+        "task.bpe_vocab_size": 300,
+        "task.buckets": 3,
+        "model.name": "encoder_decoder",
+    }
+)
 WORDS = {"de": ("hund", "rot", "läuft", "ein"), "en": ("dog", "red", "runs", "a")}
 SENTENCES = {"train": 90, "val": 26, "test": 22}
 

@@ -50,8 +50,14 @@ from research.parallel.processes import is_first, on_first
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
-from research.training.program import Program, forget_programs, make_program, static_id
-from research.training.scores import score_names
+from research.training.program import (
+    Program,
+    forget_programs,
+    heads_that_read,
+    make_program,
+    static_id,
+)
+from research.training.scores import ALIGNMENT, score_names
 from research.training.step import batch_shapes
 
 # Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
@@ -204,6 +210,8 @@ def check_outcome(outcome: Outcome, program: Program) -> None:
     known = [name for name, s in sums.items() if s.total.ndim == 0]
     if outcome.at == "best":
         known += score_names(task, outcome.split)
+    if outcome.metric in known and outcome.metric in ALIGNMENT and not heads_that_read(program):
+        raise UserError(f"outcome.metric={outcome.metric!r} needs attention, and this arm has none")
     check_name("outcome.metric", outcome.metric, known)
 
 

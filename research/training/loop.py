@@ -136,11 +136,19 @@ def check_same_config(config: ConfigDict, run: Path) -> None:
 def _describe(
     program: Program, configs: Sequence[ConfigDict], runs: Sequence[Path], home: Path
 ) -> None:
-    """Writes what is known of runs before they start; config.json last, it makes one a run."""
-    environment = describe_environment()
+    """Writes what is known of runs before they start; config.json last, it makes one a run.
+
+    Raises UserError when a run goes on with other data than it began with.
+    """
+    environment, artifacts = describe_environment(), program.task.artifacts()
     for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
         run.mkdir(parents=True, exist_ok=True)
-        for name, text in program.task.artifacts().items():
+        for name, text in artifacts.items():
+            if (run / CONFIG).exists() and (run / name).read_text(encoding="utf-8") != text:
+                raise UserError(
+                    f"{run} cannot go on: its data changed since it began ({name} differs). "
+                    "Choose another --workdir, or delete that one."
+                )
             write_text(run / name, text)
         checkpoints = os.path.relpath(home / DIRECTORY, run)
         write_json(run / POPULATION, {"checkpoints": checkpoints, "member": index})

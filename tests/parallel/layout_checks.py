@@ -34,10 +34,12 @@ MECHANISMS = {
 STEPS_OF = {"accumulated": {"optimizer.accumulate": 2, "model.dropout": 0.2}}
 # Models of pairs, whose sources differ in length too.
 PAIRS = {
-    name: small.TRANSDUCTION
-    | BASE
-    | {"model.name": name, "model.num_heads": 2, "optimizer.learning_rate": 0.1}
-    for name in ("recurrent", "encoder_decoder")
+    name: {key: value for key, value in BASE.items() if key != "model.position"}
+    | {"model.num_heads": 2, "optimizer.learning_rate": 0.1, **own}
+    for name, own in {
+        "recurrent": {},
+        "encoder_decoder": {"model.name": "encoder_decoder", **small.TRANSFORMER},
+    }.items()
 }
 PAIR_STEPS = 4
 PAIR_LAYOUTS = ("data=8", "data=4 x member=2", "data=8, fsdp", "pmap, data=8")
@@ -59,8 +61,11 @@ def trained(mechanism: str, layout: str, steps: int = STEPS) -> tuple:
     """Returns parameters, best parameters, training and validation sums, on the host."""
     parallel = LAYOUTS.get(layout, {"member": 1, "data": 1})
     deltas = {f"parallel.{key}": value for key, value in parallel.items()}
-    own = (MECHANISMS | STEPS_OF | PAIRS)[mechanism]
-    config = apply_deltas(small.recall(), BASE | own | deltas)
+    if mechanism in PAIRS:
+        config = apply_deltas(small.transduction(), PAIRS[mechanism] | deltas)
+    else:
+        own = (MECHANISMS | STEPS_OF)[mechanism]
+        config = apply_deltas(small.recall(), BASE | own | deltas)
     program = make_program(config, MEMBERS)
     assert layout == "one device" or program.layout.devices == 8, program.layout
     configs = [apply_deltas(config, {"seed": seed}) for seed in range(MEMBERS)]

@@ -187,6 +187,12 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(config, translated, tmp_p
     signal_at(monkeypatch, [30])
     with pytest.raises(Preempted, match="saved at step 30"):
         train(config, tmp_path)
+    kept = next(tmp_path.rglob("corpus.json"))
+    before = kept.read_text()
+    kept.write_text(before.replace("validation", "other"))
+    with pytest.raises(UserError, match=r"its data changed since it began \(corpus.json differs"):
+        train(config, tmp_path)
+    kept.write_text(before)
     for run, undisturbed in zip(train(config, tmp_path), translated, strict=True):
         assert without_clock(run) == without_clock(undisturbed)
         jax.tree.map(np.testing.assert_array_equal, best_of(run)[0], best_of(undisturbed)[0])
