@@ -27,19 +27,19 @@ SHORT = {
     "research.generate": ["--tokens=3"],
     "research.launch": ["--dry_run"],
 }
-TINY_MODEL = [
+TINY_RECURRENT = ["--config.model.width=8", "--config.model.embedding_width=8"]
+TINY_TRANSFORMER = [
     "--config.model.width=8",
-    "--config.model.embedding_width=8",
     "--config.model.feedforward=8",
     "--config.model.num_layers=1",
 ]
-TINY_TRANSLATION = [*TINY_MODEL, "--config.task.bpe_vocab_size=300", "--config.task.buckets=1"]
+TINY_CORPUS = ["--config.task.bpe_vocab_size=300", "--config.task.buckets=1"]
 # What the training of a config needs besides; {data} is the directory of `write_data`.
 OF_CONFIG = {
     "configs/text.py": ["--config.task.path={data}/text.txt"],
-    "configs/translation.py": TINY_TRANSLATION,
-    "configs/translation_recurrent.py": TINY_TRANSLATION,
-    "configs/transduction.py": [*TINY_MODEL, "--config.task.test_sequences=1"],
+    "configs/translation.py": TINY_TRANSFORMER + TINY_CORPUS,
+    "configs/translation_recurrent.py": TINY_RECURRENT + TINY_CORPUS,
+    "configs/transduction.py": [*TINY_RECURRENT, "--config.task.test_sequences=1"],
 }
 SENTENCES = "--config.task.path={data}/{{split}}.{{language}}"
 
@@ -75,7 +75,7 @@ def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
     config = next((a.removeprefix("--config=") for a in arguments if "--config=" in a), "")
     if module == "research.train":
         extra = OF_CONFIG.get(config, [])
-        if extra is TINY_TRANSLATION and not any("task.path" in a for a in arguments):
+        if "translation" in config and not any("task.path" in a for a in arguments):
             extra = [*extra, SENTENCES]
         arguments += [a.format(data=tmp_path / "data") for a in extra]
     return module, arguments

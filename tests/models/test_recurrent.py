@@ -37,7 +37,7 @@ def some_batch(length=S):
     return {name: jnp.asarray(a, jnp.int32) for name, a in found.items()}
 
 
-@functools.cache
+@functools.cache  # so never to be called while tracing
 def parameters(model):
     """Parameters so large that every part of the model shows."""
     shapes = jax.eval_shape(
@@ -150,9 +150,10 @@ def test_a_fixed_vector_is_all_that_is_kept_of_a_source():
     for name in ("additive", *FIXED):
         model = VARIANTS[name]
         memory = jax.eval_shape(
-            lambda b, m=model: m.apply(
-                {"params": parameters(m)}, b["source"], b["source_length"], method="encode"
+            lambda p, b, m=model: m.apply(
+                {"params": p}, b["source"], b["source_length"], method="encode"
             ),
+            parameters(model),
             some_batch(),
         )
         kept = {k: a for k, a in memory.items() if k != "valid"}
