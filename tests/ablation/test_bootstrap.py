@@ -5,8 +5,6 @@ import time
 import numpy as np
 import pytest
 import sacrebleu
-from synthetic_sweep import build, failed, plausible
-from test_report import read_page
 
 from research.ablation import store
 from research.ablation.bootstrap import bootstrap, compare
@@ -14,6 +12,8 @@ from research.ablation.evidence import load_study
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.report import write_report
 from research.errors import UserError
+from tests.ablation.synthetic_sweep import build, failed, plausible
+from tests.ablation.test_report import read_page
 
 EXPERIMENT = Experiment(
     question="Does attention translate better?",

@@ -12,7 +12,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_sweep import GAPS, build, diverged, failed, plausible
 
 from research.ablation import store
 from research.ablation.claims import Claim, Direction, Threshold, Trend
@@ -23,6 +22,7 @@ from research.ablation.report import write_report
 from research.ablation.statistics import point_key
 from research.ablation.tables import provenance_warnings, tuning_table
 from research.errors import UserError
+from tests.ablation.synthetic_sweep import GAPS, build, diverged, failed, plausible
 
 EXPERIMENT = Experiment(
     question="Does attention beat a fixed vector?",
