@@ -75,6 +75,7 @@ class Task:
         each bucket has. Most tasks have one bucket.
       decoded: splits whose sources are decoded, and the result scored, when training ends.
       scores: names of the metrics that `score` gives.
+      aligned: whether it is known which source position a target comes from.
     """
 
     vocab_size: int
@@ -88,6 +89,7 @@ class Task:
     frequencies: Sequence[float] = (1.0,)
     decoded: Sequence[str] = ()
     scores: Sequence[str] = ()
+    aligned: bool = False
 
     @property
     def slices(self) -> Mapping[str, Sequence[str]]:
@@ -141,9 +143,9 @@ class Task:
         """Returns how good decoded sequences, without end tokens, are, in the split's order."""
         raise NotImplementedError
 
-    def alignments(self, split: str) -> Batch | None:
-        """Returns a batch with "alignment" (B, T), the source position of each target, if known."""
-        return None
+    def alignments(self, split: str) -> Batch:
+        """Returns a batch with "alignment" (B, T), the source position of each target."""
+        raise NotImplementedError
 
     def artifacts(self) -> Mapping[str, str]:
         """Returns {file name: text} that a run keeps, such as its tokenizer."""

@@ -141,6 +141,7 @@ class Transduction(Task):
     test_sequences: int
     models: Sequence[str] = ("encoder_decoder", "recurrent")
     decoded: Sequence[str] = ("test",)
+    aligned: bool = True
     scores: Sequence[str] = (
         "exact_match",
         "token_accuracy",

@@ -45,7 +45,7 @@ from research.training.program import (
     static_id,
 )
 from research.training.progress import ProgressLine
-from research.training.scores import score_decoded, score_names
+from research.training.scores import score_decoded
 from research.training.step import State
 from research.training.utilization import utilization_of_a_step
 
@@ -251,8 +251,7 @@ def _finish(
         for which, params in (("best", state.best.params), ("final", state.params))
     }
     diverged_at, best_step = fetch(state.diverged_at), fetch(state.best.step)
-    scored = any(score_names(task, split) for split in task.splits)
-    best = jax.tree.map(fetch, state.best.params) if scored else {}
+    best = jax.tree.map(fetch, state.best.params) if task.decoded or task.aligned else {}
     results = []
     for member, (config, run) in enumerate(zip(configs, runs, strict=True)):
         diverged = int(diverged_at[member])

@@ -28,9 +28,8 @@ def score_names(task: Task, split: str) -> Sequence[str]:
 
     Those of alignments are not those of a model without attention.
     """
-    scores = [name for name in task.scores if name not in task.slices]
-    decoded = (*scores, SPEED) if split in task.decoded else ()
-    return (*decoded, *(ALIGNMENT if task.alignments(split) is not None else ()))
+    decoded = (*task.scores, SPEED) if split in task.decoded else ()
+    return (*decoded, *(ALIGNMENT if task.aligned else ()))
 
 
 def score_decoded(
@@ -51,9 +50,8 @@ def score_decoded(
     found: dict[str, dict[str, Any]] = {}
     for split in task.splits:
         found[split] = _decoded(task, model, params, search, split, run)
-        batch = task.alignments(split)
-        if batch is not None:
-            found[split] |= _aligned(model, params, batch)
+        if task.aligned:
+            found[split] |= _aligned(model, params, task.alignments(split))
     return found
 
 
