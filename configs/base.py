@@ -42,7 +42,7 @@ def task_config() -> ConfigDict:
     task.buckets = 6  # shapes that batches come in: more of them, less padding, longer to compile
     task.label_smoothing = 0.0  # of the training objective (Szegedy 2016); loss is without it
     # transduction: strings into strings, generated, with known alignment; vocab_size as above
-    task.kind = "substitute"  # copy | reverse | substitute | reorder
+    task.kind = "substitute"  # copy | reverse | substitute | reorder | verbs_last
     task.min_length = 2  # of the strings trained on, without the end token
     task.train_length = 20
     task.test_lengths = (5, 10, 15, 20, 25, 30)

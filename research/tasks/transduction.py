@@ -9,6 +9,9 @@ source position which each target word comes from is known:
     reorder     each word replaced by another one; in every clause of five words the second comes
                 last, as a verb does in a verb-final clause: 0 2 3 4 1. In the clause that is left
                 at the end (1 to 4 words) the same: 0 2 1, ...; the order of the clauses stays.
+    verbs_last  each word replaced by another one; every third word of the vocabulary is a verb, and
+                in every clause of five words the verbs come last: where a target word comes from
+                depends on what the words are, in all other kinds on their places alone
 
 Copying and reversing at lengths that training never showed are probes of Graves et al. 2014 (Neural
 Turing Machines, section 4.1) and Grefenstette et al. 2015 (Learning to Transduce with Unbounded
@@ -56,24 +59,43 @@ CLAUSE_ORDERS = np.array(
     [[i for i in (0, 2, 3, 4, 1) if i < n] + list(range(n, CLAUSE)) for n in range(CLAUSE + 1)]
 )
 
-Order = Callable[[Int[Array, " T"], Int[Array, ""]], Int[Array, " T"]]
+VERBS = 3
+"""One in this many words of the vocabulary is a verb."""
+
+Order = Callable[[Int[Array, " T"], Int[Array, ""], Int[Array, " T"]], Int[Array, " T"]]
 
 
-def forwards(t: Int[Array, " T"], length: Int[Array, ""]) -> Int[Array, " T"]:
+def forwards(
+    t: Int[Array, " T"], length: Int[Array, ""], words: Int[Array, " T"]
+) -> Int[Array, " T"]:
     """Returns the source position of each target position `t` of a copied sequence."""
     return t
 
 
-def backwards(t: Int[Array, " T"], length: Int[Array, ""]) -> Int[Array, " T"]:
+def backwards(
+    t: Int[Array, " T"], length: Int[Array, ""], words: Int[Array, " T"]
+) -> Int[Array, " T"]:
     """Returns the source position of each target position `t` of a reversed sequence."""
     return length - 1 - t
 
 
-def clause_final(t: Int[Array, " T"], length: Int[Array, ""]) -> Int[Array, " T"]:
+def clause_final(
+    t: Int[Array, " T"], length: Int[Array, ""], words: Int[Array, " T"]
+) -> Int[Array, " T"]:
     """Returns the source position of each target position `t` of a reordered sequence."""
     start = t - t % CLAUSE
     words = jnp.clip(length - start, 0, CLAUSE)
     return start + jnp.asarray(CLAUSE_ORDERS)[words, t % CLAUSE]
+
+
+def verbs_last(
+    t: Int[Array, " T"], length: Int[Array, ""], words: Int[Array, " T"]
+) -> Int[Array, " T"]:
+    """Returns the source position of each target position `t` when verbs end their clauses."""
+    place = jnp.arange(len(words))
+    is_verb = (words - WORDS) % VERBS == 0
+    rank = jnp.where(place < length, 2 * (place // CLAUSE) + is_verb, 2 * len(words))
+    return jnp.argsort(rank, stable=True)[t]
 
 
 KINDS: Mapping[str, tuple[Order, bool]] = {
@@ -81,6 +103,7 @@ KINDS: Mapping[str, tuple[Order, bool]] = {
     "reverse": (backwards, False),
     "substitute": (backwards, True),
     "reorder": (clause_final, True),
+    "verbs_last": (verbs_last, True),
 }
 """{task.kind: (order of the target, whether words are replaced)}."""
 
@@ -109,13 +132,14 @@ def pair(
       no word aligns with) and at padding.
     """
     t = jnp.arange(words.shape[0] + 1)
-    origin = jnp.clip(order(t, length), 0, words.shape[0] - 1)
+    padded = jnp.append(words, PAD)
+    origin = jnp.clip(order(t, length, padded), 0, words.shape[0] - 1)
     target = replaced[words[origin]]
     is_word = t < length
     after = jnp.where((t == length) & (length > 0), EOS, -1)
     shifted = jnp.roll(target, 1).at[0].set(BOS)
     return {
-        "source": jnp.where(is_word, jnp.append(words, PAD), jnp.where(t == length, EOS, PAD)),
+        "source": jnp.where(is_word, padded, jnp.where(t == length, EOS, PAD)),
         "source_length": length + 1,
         "inputs": jnp.where(t <= length, shifted, PAD),
         "targets": jnp.where(is_word, target, after),

@@ -52,7 +52,7 @@ def rows(batch):
     return [{name: array[i] for name, array in batch.items()} for i in range(len(batch["source"]))]
 
 
-def expected_order(kind, n):
+def expected_order(kind, n, words=()):
     """Source positions in the order of the target, from the words of the rule."""
     if kind == "copy":
         return list(range(n))
@@ -61,7 +61,10 @@ def expected_order(kind, n):
     order = []
     for start in range(0, n, 5):
         clause = list(range(start, min(start + 5, n)))
-        if len(clause) > 1:
+        if kind == "verbs_last":
+            verbs = [i for i in clause if (words[i] - WORDS) % 3 == 0]
+            clause = [i for i in clause if i not in verbs] + verbs
+        elif len(clause) > 1:
             clause.append(clause.pop(1))
         order += clause
     return order
@@ -75,8 +78,8 @@ def check_pair(row, kind, longest):
     words, rest = source[:n], longest - n
     assert all(WORDS <= w < VOCAB for w in words)
     assert source[n:] == [EOS] + [PAD] * rest
-    order = expected_order(kind, n)
-    table = substitution(VOCAB) if kind in ("substitute", "reorder") else np.arange(VOCAB)
+    order = expected_order(kind, n, words)
+    table = np.arange(VOCAB) if kind in ("copy", "reverse") else substitution(VOCAB)
     target = [int(table[words[i]]) for i in order]
     assert targets == [*target, EOS] + [-1] * rest
     assert inputs == [BOS, *target] + [PAD] * rest
