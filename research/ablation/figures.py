@@ -36,6 +36,9 @@ def charts(study: Study) -> list[Chart]:
         ]
 
 
+INSTEAD = ("error_rate", "accuracy", "loss")
+"""Metrics of validation whose curves stand in for that of an outcome without any, best first."""
+
 LIMIT = 24
 """Most charts of a section: nobody reads more, and each takes a tenth of a second."""
 
@@ -219,34 +222,46 @@ def _strip(
 
 
 def _curves(study: Study) -> Iterator[Chart]:
-    """Validation outcome over training steps: the mean of each arm over thin lines of its seeds."""
-    metric = study.experiment.outcome.metric
+    """Validation metric over training steps: the mean of each arm over thin lines of its seeds."""
+    metric = curve_metric(study)
     for i, point in enumerate(points(study.experiment)):
         where = point_text(point)
         title = f"validation {metric} over steps" + (f" ({where})" if where else "")
         figure, axes = _panel(title)
         ends = []
         for index, arm in enumerate(study.experiment.arms):
-            end = _arm_curve(axes, study, index, arm, point)
+            end = _arm_curve(axes, study, index, (arm, point_key(point)), metric)
             if end is not None:
                 ends.append((index, arm, end))
         if not ends:
             continue
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        _solved_line(axes, study)
+        if metric == study.experiment.outcome.metric:
+            _solved_line(axes, study)
         _end_labels(axes, ends)
         yield Chart(f"curve-{i}", "curves", title, figure)
 
 
-def _arm_curve(axes: Axes, study: Study, index: int, arm: str, point) -> float | None:
-    """Draws one arm's curves; returns the height at which its mean ends."""
-    key, style = f"validation/{study.experiment.outcome.metric}", look(index)
+def curve_metric(study: Study) -> str:
+    """Returns the metric whose curves are drawn: the outcome, if it was measured in training.
+
+    What is decoded, such as BLEU, is known at its end only; what chose the best step stands in.
+    """
+    outcome = study.experiment.outcome.metric
+    logged = {key for run in study.reported for row in run.curve for key in row}
+    found = (m for m in (outcome, *INSTEAD) if f"validation/{m}" in logged)
+    return next(found, outcome)
+
+
+def _arm_curve(axes: Axes, study: Study, index: int, arm: tuple, metric: str) -> float | None:
+    """Draws the curves of an arm at a point; returns the height at which its mean ends."""
+    key, style = f"validation/{metric}", look(index)
     by_step: dict[int, list[float]] = {}
     drawn = 0
     for run in study.reported:
         pairs = [(row["step"], row[key]) for row in run.curve if _finite(row.get(key))]
-        if run.key != (arm, point_key(point)) or not pairs:
+        if run.key != arm or not pairs:
             continue
         drawn += 1
         steps, values = zip(*pairs, strict=True)

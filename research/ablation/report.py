@@ -30,6 +30,9 @@ from research.ablation.wording import count, point_text, span, value_text
 def write_report(workdir: str | Path, out: str | Path | None = None) -> Summary:
     """Reads a sweep directory, finished or not, and writes its report to `out` (default: there).
 
+    What reported runs decoded is copied to `out`/outputs/RUN.SPLIT.hypotheses.txt; results.csv says
+    which run is which.
+
     Raises UserError when `workdir` is no sweep directory.
     """
     workdir = Path(workdir)
@@ -41,7 +44,16 @@ def write_report(workdir: str | Path, out: str | Path | None = None) -> Summary:
     store.write_text(out / "results.csv", results_csv(summary.study))
     store.write_text(out / "report.md", markdown(summary, resampled))
     store.write_text(out / "report.html", page.render(summary, out, resampled))
+    if out.resolve() != workdir.resolve():
+        _copy_outputs(summary.study, workdir, out / "outputs")
     return summary
+
+
+def _copy_outputs(study: Study, workdir: Path, out: Path) -> None:
+    """Copies what was decoded; references are the corpus's, and so is their licence."""
+    for run in study.reported:
+        for path in sorted((workdir / run.run).glob("*.hypotheses.txt")):
+            store.write_text(out / f"{run.run}.{path.name}", path.read_text(encoding="utf-8"))
 
 
 def results_csv(study: Study) -> str:
