@@ -10,6 +10,12 @@ five: "reorder" puts the second word of each last, so that place alone says wher
 to 20 words in training, up to 30 in the test. Beside accuracy there is the alignment error rate
 against the true alignment.
 
+66 runs, 20 minutes on 2 cores. Expect 0.98 to 1.00 on the lengths of training where words decide,
+whatever the attention: location, too, for a bidirectional encoder's state at any word of a clause
+knows the others. But it does not look where the word is: its alignment error is 0.51, that of the
+content scores 0.2 (all supported but concat, whose seeds differ). Where place decides, location is
+best and generalizes best to longer strings among what 1,000 steps teach, but for location_aware.
+
 Luong, Pham and Manning 2015, Table 4 (BLEU) and Table 6 (alignment error rate). Their differences
 between the content scores, 0.5 to 1.5 BLEU of one run each, are within the noise, so no order among
 these is claimed.
