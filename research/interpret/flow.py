@@ -1,0 +1,111 @@
+"""What an output position reads of the inputs through all layers, from the weights of each layer.
+
+Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers". Both methods take a layer as
+the sum of what its heads read and of what the residual connection hands on.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
+
+from research.errors import UserError, check_name
+
+_OVER_HEADS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
+
+# scipy's capacities are int32; those that leave a node sum to about this.
+_SCALE = 2**24
+
+
+def layer_weights(
+    weights: Float[Array, "*b H S S"], residual: float = 0.5, heads: str = "mean"
+) -> Float[Array, "*b S S"]:
+    """Returns one matrix for all heads of a layer and its residual connection; rows sum to 1.
+
+    Abnar and Zuidema 2020, section 3: 0.5 W + 0.5 I, where W is the mean over heads. With "max" or
+    "min" over heads W is divided by its row sums first. A row that reads nothing (weights 0, or NaN
+    where everything was masked) keeps what it has.
+
+    Args:
+      weights: of self-attention, from queries (second to last axis) to keys.
+      residual: the part that the residual connection has, 0 to 1.
+      heads: how heads become one, "mean", "max" or "min".
+
+    Raises UserError for another residual or name.
+    """
+    check_name("heads", heads, _OVER_HEADS)
+    if not 0 <= residual <= 1:
+        raise UserError(f"residual={residual} must be from 0 to 1.")
+    weights = jnp.nan_to_num(jnp.asarray(weights, jnp.float32))
+    one = _OVER_HEADS[heads](weights, axis=-3)
+    total = one.sum(-1, keepdims=True)
+    own = jnp.eye(one.shape[-1], dtype=jnp.float32)
+    read = jnp.where(total > 0, one / jnp.where(total > 0, total, 1), own)
+    return (1 - residual) * read + residual * own
+
+
+def rollout(
+    weights: Float[Array, "L B H S S"], residual: float = 0.5, heads: str = "mean"
+) -> Float[Array, "L B S S"]:
+    """Returns attention rollout up to each layer: how a position reads the inputs; rows sum to 1.
+
+    The product of `layer_weights` of all layers below: Abnar and Zuidema 2020, eq. 1.
+
+    Args:
+      weights: of self-attention, the first layer first.
+      residual: the part that the residual connection has, 0 to 1.
+      heads: how the heads of a layer become one, "mean", "max" or "min".
+    """
+    layers = layer_weights(weights, residual, heads)
+
+    def through(below: Array, layer: Array) -> tuple[Array, Array]:
+        above = layer @ below
+        return above, above
+
+    start = jnp.broadcast_to(jnp.eye(layers.shape[-1], dtype=jnp.float32), layers.shape[1:])
+    return jax.lax.scan(through, start, layers)[1]
+
+
+def flow(
+    weights: Float[np.ndarray, "L H S S"],
+    residual: float = 0.5,
+    heads: str = "mean",
+    outputs: Sequence[int] | None = None,
+) -> Float[np.ndarray, "O S"]:
+    """Returns attention flow: how much can reach an output position from each input.
+
+    The maximum flow from one to the other through the graph whose nodes are the positions of each
+    layer and whose capacities are `layer_weights`: Abnar and Zuidema 2020, section 3. Rows do not
+    sum to 1, as each input is asked about alone. Each pair is a problem of its own, solved by
+    scipy's `maximum_flow` with capacities rounded to 2^-24: S^2 of them for one example.
+
+    Args:
+      weights: of self-attention in one example, the first layer first.
+      residual: the part that the residual connection has, 0 to 1.
+      heads: how the heads of a layer become one, "mean", "max" or "min".
+      outputs: positions of the last layer, one for each row of the result; None: all S.
+    """
+    layers = np.asarray(layer_weights(jnp.asarray(weights), residual, heads))
+    positions = layers.shape[-1]
+    graph = _graph(layers)
+    top = len(layers) * positions
+    asked = range(positions) if outputs is None else outputs
+    found = np.zeros((len(asked), positions), np.float32)
+    for row, output in enumerate(asked):
+        for entry in range(positions):
+            found[row, entry] = maximum_flow(graph, top + output, entry).flow_value / _SCALE
+    return found
+
+
+def _graph(layers: Float[np.ndarray, "L S S"]) -> csr_array:
+    """Capacities from node (l + 1) S + t to node l S + s; nodes 0 to S - 1 are the inputs."""
+    count, positions, _ = layers.shape
+    layer, t, s = np.nonzero(layers)
+    capacity = np.round(layers[layer, t, s] * _SCALE).astype(np.int32)
+    above, below = (layer + 1) * positions + t, layer * positions + s
+    nodes = (count + 1) * positions
+    return csr_array((capacity, (above, below)), shape=(nodes, nodes))

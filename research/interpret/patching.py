@@ -1,0 +1,57 @@
+"""Which activations carry a difference between two inputs: each is copied from one run to another.
+
+Causal tracing of Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1,
+and activation patching of Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect
+Object Identification in GPT-2 small".
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Input = TypeVar("Input")
+Cache = TypeVar("Cache")
+
+Run = Callable[[Input, Cache, Bool[Array, "*site"]], Float[Array, ""]]
+"""(input, cache, sites) -> metric of the model on the input, with the activations at `sites` taken
+from the cache. What a site is, an entry of (L, T) or of (L, T, H) perhaps, the run decides."""
+
+
+def single_sites(*shape: int) -> Bool[Array, "N *site"]:
+    """Returns a mask for each site alone, in the order of the flattened shape."""
+    count = math.prod(shape)
+    return jnp.eye(count, dtype=bool).reshape(count, *shape)
+
+
+def patch_effects(
+    run: Run,
+    clean: Input,
+    corrupted: Input,
+    cache: Cache,
+    sites: Bool[Array, "N *site"],
+    batch_size: int = 8,
+) -> Float[Array, " N"]:
+    """Returns how much of the metric comes back when clean activations replace corrupted ones.
+
+    (patched - corrupted) / (clean - corrupted): 0, nothing; 1, all of it; beyond both is possible.
+    NaN or infinite where both inputs have the same metric. With the two inputs exchanged, and the
+    cache of the corrupted one, it is how much of the metric the sites take away.
+
+    Args:
+      run: computes the metric; traceable.
+      clean: the input with the behaviour.
+      corrupted: the input without.
+      cache: activations of the clean input, as `run` takes them.
+      sites: what is patched together, a mask for each effect: `single_sites`, or groups.
+      batch_size: patched runs at once.
+    """
+    sites = jnp.asarray(sites)
+    none = jnp.zeros(sites.shape[1:], bool)
+    low, high = run(corrupted, cache, none), run(clean, cache, none)
+    size = min(batch_size, sites.shape[0])
+    patched = jax.lax.map(lambda mask: run(corrupted, cache, mask), sites, batch_size=size)
+    return (patched - low) / (high - low)
