@@ -5,6 +5,7 @@ bucket: at most S_b tokens of the source, T_b of the target. A bucket is (S_b, T
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 ROUNDS = 8
+
+ORDER_SEED = 0x5EED0003
+"""Of the order of the buckets in each epoch."""
 
 Bounds = tuple[int, int]
 
@@ -172,3 +176,55 @@ def shuffled(key: Key[Array, ""], places: Int[Array, "*b"], size: int) -> Int[Ar
     places = jnp.asarray(places)
     every = jnp.ones(places.shape, bool)
     return jax.lax.while_loop(lambda state: state[1].any(), again, (places, every))[0]
+
+
+class Epochs(NamedTuple):
+    """Which pairs make the batch of a step.
+
+    An epoch is every full batch of every bucket: the order of the buckets is random but the same
+    for every seed, so that all members of a population compute one shape at a time; which pairs
+    make a batch depends on the seed. An epoch has a pair once at most; what is left over from full
+    batches is another part of a bucket every time.
+
+    Attributes:
+      sizes: number of pairs of each bucket, at least `batch_size`.
+      batch_size: pairs of a batch.
+    """
+
+    sizes: tuple[int, ...]
+    batch_size: int
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Full batches of each bucket: together an epoch."""
+        return tuple(size // self.batch_size for size in self.sizes)
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """The part of all batches that each bucket has."""
+        return tuple(batches / sum(self.batches) for batches in self.batches)
+
+    def _place(self, step: int | Int[Array, ""]) -> tuple[Array, Array]:
+        """Returns the epoch of a step and which of its batches, in [0, sum(batches)), it has."""
+        number = sum(self.batches)
+        epoch, place = jnp.divmod(jnp.asarray(step), number)
+        key = jax.random.fold_in(jax.random.key(ORDER_SEED), epoch)
+        return epoch, shuffled(key, place, number)
+
+    def bucket(self, step: int | Int[Array, ""]) -> Int[Array, ""]:
+        """Returns which bucket the batch of a step is from."""
+        ends = jnp.cumsum(jnp.array(self.batches))
+        return jnp.searchsorted(ends, self._place(step)[1], side="right").astype(jnp.int32)
+
+    def rows(
+        self, key: Key[Array, ""], step: int | Int[Array, ""], bucket: int
+    ) -> Int[Array, " B"]:
+        """Returns which pairs of its bucket the batch of a step has.
+
+        Where `bucket` is not that of the step, it is some batch of that bucket.
+        """
+        epoch, place = self._place(step)
+        index = (place - sum(self.batches[:bucket])) % self.batches[bucket]
+        key = jax.random.fold_in(jax.random.fold_in(key, epoch), bucket)
+        places = index * self.batch_size + jnp.arange(self.batch_size)
+        return shuffled(key, places, self.sizes[bucket])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -27,6 +28,9 @@ PAD, BOS, EOS = 0, 1, 2
 Words follow from `WORDS` on. Source and target share one vocabulary.
 """
 WORDS = 3
+
+LEAST_IN_SLICE = 20
+"""Sentences of each split, in every range of `word_bins`."""
 
 
 class Scored(NamedTuple):
@@ -75,7 +79,8 @@ class Task:
         each bucket has. Most tasks have one bucket.
       decoded: splits whose sources are decoded, and the result scored, when training ends.
       scores: names of the metrics that `score` gives.
-      aligned: whether it is known which source position a target comes from.
+      aligned: names of the measures of how the source is read, of
+        research/interpret/alignment_measures.py, that `alignments` allows.
     """
 
     vocab_size: int
@@ -89,7 +94,7 @@ class Task:
     frequencies: Sequence[float] = (1.0,)
     decoded: Sequence[str] = ()
     scores: Sequence[str] = ()
-    aligned: bool = False
+    aligned: Sequence[str] = ()
 
     @property
     def slices(self) -> Mapping[str, Sequence[str]]:
@@ -144,7 +149,7 @@ class Task:
         raise NotImplementedError
 
     def alignments(self, split: str) -> Batch:
-        """Returns a batch with "alignment" (B, T), the source position of each target."""
+        """Returns a batch with "alignment" (B, T), source positions of the targets, or "span"."""
         raise NotImplementedError
 
     def artifacts(self) -> Mapping[str, str]:
@@ -183,6 +188,22 @@ def power_of_two_bins(first: int, last: int) -> list[tuple[int, int]]:
         bins.append((low, min(2 * low - 1, last)))
         low *= 2
     return bins
+
+
+def word_bins(words: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """Returns ranges of 5 words, or of as many more as hold `LEAST_IN_SLICE` sentences.
+
+    Args:
+      words: for each split the words of every sentence; ranges suit them all.
+    """
+    longest = max(1, *(int(split.max(initial=0)) for split in words))
+    bins, low = [], 0
+    for high in range(5, longest + 5, 5):
+        if min(((low <= w) & (w <= high)).sum() for w in words) >= LEAST_IN_SLICE:
+            bins.append((max(low, 1), high))
+            low = high + 1
+    # What is left over is too little for a range of its own.
+    return [*bins[:-1], (bins[-1][0] if bins else 1, longest)]
 
 
 def bin_label(low: int, high: int) -> str:

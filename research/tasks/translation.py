@@ -2,10 +2,7 @@
 
 Byte-level BPE is trained on both sides of the training split together (Sennrich et al. 2016,
 "Neural Machine Translation of Rare Words with Subword Units", 3.2: joint BPE). Pairs are padded to
-a few shapes (research/tasks/buckets.py) and live on the device. An epoch is every full batch of
-every bucket: the order of the buckets is random but the same for every seed, so that all members of
-a population compute one shape at a time; which pairs make a batch depends on the seed. An epoch has
-a pair once at most; what is left over from full batches is another part of a bucket every time.
+a few shapes and live on the device; research/tasks/buckets.py says in which order they come.
 """
 
 import json
@@ -21,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from research.errors import UserError
-from research.tasks.buckets import Bounds, assign, choose_bounds, padded_part, shuffled
+from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds, padded_part
 from research.tasks.corpora import cache_directory
 from research.tasks.encoded_pairs import Encoded, arrays_of, chosen, cut, encode, in_buckets
 from research.tasks.parallel_text import Corpus, read_corpus
@@ -37,6 +34,7 @@ from research.tasks.task import (
     bin_label,
     cross_entropy,
     sliced,
+    word_bins,
 )
 from research.tasks.tokenizer import (
     CORPUS,
@@ -47,11 +45,7 @@ from research.tasks.tokenizer import (
 )
 from research.tasks.translation_scores import by_slice, chrf, corpus_bleu, exact_match
 
-ORDER_SEED = 0x5EED0003
-"""Of the order of the buckets in each epoch."""
-
 EVALUATION_BUCKETS = 2  # each is compiled for every split
-LEAST_IN_SLICE = 20  # sentences of each split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +82,12 @@ class Translation(Task):
     scores: Sequence[str] = ("bleu", "chrf", "exact_match")
 
     def __post_init__(self) -> None:
-        frequencies = tuple(batches / sum(self.batches) for batches in self.batches)
-        object.__setattr__(self, "frequencies", frequencies)
+        object.__setattr__(self, "frequencies", self.epochs.frequencies)
 
     @property
-    def batches(self) -> tuple[int, ...]:
-        """Full batches of each bucket: together an epoch."""
-        return tuple(pairs // self.batch_size for pairs in self.pairs)
+    def epochs(self) -> Epochs:
+        """Which pairs a step has."""
+        return Epochs(self.pairs, self.batch_size)
 
     @property
     def tokens(self) -> float:
@@ -106,17 +99,9 @@ class Translation(Task):
         labels = [bin_label(*b) for b in self.word_bins]
         return {f"{name}_by_source_length": labels for name in ("accuracy", *self.scores)}
 
-    def _place(self, step: int | Int[Array, ""]) -> tuple[Array, Array]:
-        """Returns the epoch of a step and which of its batches, in [0, sum(batches)), it has."""
-        number = sum(self.batches)
-        epoch, place = jnp.divmod(jnp.asarray(step), number)
-        key = jax.random.fold_in(jax.random.key(ORDER_SEED), epoch)
-        return epoch, shuffled(key, place, number)
-
     def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
         """Returns which bucket the batch of a step is from: the same for every seed."""
-        ends = jnp.cumsum(jnp.array(self.batches))
-        return jnp.searchsorted(ends, self._place(step)[1], side="right").astype(jnp.int32)
+        return self.epochs.bucket(step)
 
     def batch(
         self, data: Any, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
@@ -125,11 +110,7 @@ class Translation(Task):
 
         Where `bucket` is not that of the step, it is some batch of that bucket.
         """
-        epoch, place = self._place(step)
-        index = (place - sum(self.batches[:bucket])) % self.batches[bucket]
-        key = jax.random.fold_in(jax.random.fold_in(key, epoch), bucket)
-        places = index * self.batch_size + jnp.arange(self.batch_size)
-        rows = shuffled(key, places, self.pairs[bucket])
+        rows = self.epochs.rows(key, step, bucket)
         return _batch_of({name: array[rows] for name, array in data["train"][bucket].items()})
 
     def evaluation(
@@ -238,22 +219,6 @@ def _batch_of(rows: Mapping[str, Int[Array, "B *n"]]) -> Batch:
         "inputs": jnp.where(before == EOS, PAD, before),
         "targets": jnp.where(target == PAD, -1, target),
     }
-
-
-def word_bins(words: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Returns ranges of 5 words, or of as many more as hold `LEAST_IN_SLICE` sentences.
-
-    Args:
-      words: for each split the words of every sentence; ranges suit them all.
-    """
-    longest = max(1, *(int(split.max(initial=0)) for split in words))
-    bins, low = [], 0
-    for high in range(5, longest + 5, 5):
-        if min(((low <= w) & (w <= high)).sum() for w in words) >= LEAST_IN_SLICE:
-            bins.append((max(low, 1), high))
-            low = high + 1
-    # What is left over is too little for a range of its own.
-    return [*bins[:-1], (bins[-1][0] if bins else 1, longest)]
 
 
 def _kept(config: ConfigDict, encoded: Encoded) -> Encoded:

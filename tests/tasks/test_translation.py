@@ -11,9 +11,9 @@ import pytest
 from research.configuration import apply_deltas
 from research.errors import UserError
 from research.tasks import corpora
-from research.tasks.task import BOS, EOS, PAD
+from research.tasks.task import BOS, EOS, PAD, word_bins
 from research.tasks.tokenizer import load_tokenizer
-from research.tasks.translation import make_translation, word_bins
+from research.tasks.translation import make_translation
 from tests import small
 
 GERMAN = "ein mann hund frau sieht läuft über die straße rot groß".split()
@@ -93,7 +93,7 @@ def batch_of(task, bucket_of):
 @pytest.fixture(scope="module")
 def epoch(task, batch_of):
     """Returns (seed, number of the epoch) -> its batches."""
-    number = sum(task.batches)
+    number = sum(task.epochs.batches)
     return lambda seed, i: [batch_of(seed, step) for step in range(i * number, (i + 1) * number)]
 
 
@@ -120,7 +120,7 @@ def read(task, batch):
 
 def test_an_epoch_has_every_pair_once_at_most(task, epoch, splits):
     found = [pair for batch in epoch(0, 0) for pair in read(task, batch)]
-    assert len(found) == len(set(found)) == 8 * sum(task.batches)
+    assert len(found) == len(set(found)) == 8 * sum(task.epochs.batches)
     assert set(found) <= set(splits["train"])
     # Only what fills no batch is missing.
     assert len(found) > SIZES["train"] - 8 * len(task.pairs)
@@ -167,11 +167,11 @@ def test_members_take_the_same_branch_with_data_of_their_own(task, batch_of):
 
 
 def test_buckets_come_as_often_as_they_say(task):
-    number = sum(task.batches)
+    number = sum(task.epochs.batches)
     found = jax.jit(jax.vmap(task.bucket))(jnp.arange(2 * number))
     for part in (found[:number], found[number:]):
-        assert np.bincount(part).tolist() == list(task.batches)
-    np.testing.assert_allclose(np.array(task.batches) / number, task.frequencies)
+        assert np.bincount(part).tolist() == list(task.epochs.batches)
+    np.testing.assert_allclose(np.array(task.epochs.batches) / number, task.frequencies)
     # Not one bucket after the other.
     assert (np.diff(found[:number]) != 0).sum() > len(task.pairs)
 
@@ -183,7 +183,7 @@ def test_tokens_and_padding_are_those_of_the_batches(task, epoch):
             tokens += int(batch["source_length"].sum() + (batch["targets"] >= 0).sum())
             positions += batch["source"].size + batch["targets"].size
     assert 1 - tokens / positions == pytest.approx(task.padding, rel=0.01)
-    assert tokens / 8 / sum(task.batches) == pytest.approx(task.tokens, rel=0.005)
+    assert tokens / 8 / sum(task.epochs.batches) == pytest.approx(task.tokens, rel=0.005)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -318,7 +318,7 @@ def test_a_run_keeps_tokenizer_and_facts(task, tmp_path):
     known = json.loads((tmp_path / "corpus.json").read_text())
     assert known["pairs"] == {"train": 203, "validation": 91, "test": 80}
     assert len(known["sha256"]) == 6 and known["padding"] == pytest.approx(task.padding)
-    assert [b["batches"] for b in known["buckets"]] == list(task.batches)
+    assert [b["batches"] for b in known["buckets"]] == list(task.epochs.batches)
 
 
 def test_languages_can_be_turned_round(path, splits):

@@ -12,8 +12,8 @@ from research.ablation.store import result_of
 from research.ablation.sweep import prepare
 from research.cloud.step import abstract_task
 from research.configuration import apply_deltas
+from research.decoding.decode import decode_all
 from research.decoding.search import Search
-from research.decoding.translation import decode_all
 from research.errors import UserError
 from research.parallel.layout import layout_of
 from research.tasks.task import BOS, EOS, PAD
@@ -264,7 +264,7 @@ def test_what_reads_nothing_has_no_alignment(transduced):
 def test_flops_are_those_of_the_steps_that_are_done(config, program):
     task = program.task
     counts, real = {}, 0.0
-    epoch = sum(task.batches)
+    epoch = sum(task.epochs.batches)
     draw = jax.jit(task.batch, static_argnums=3)
     for step, number in enumerate(buckets(task, epoch)):
         batch = draw(task.data, stream(jnp.uint32(0), 1), step, number)
