@@ -37,8 +37,8 @@ from configs import base
 from research.ablation.store import write_json
 from research.configuration import apply_deltas
 from research.decoding.beams import SHARED, batch_axes, take_rows
+from research.decoding.decode import decode_all, static_lengths
 from research.decoding.search import Search, length_divisor
-from research.decoding.translation import decode_all, static_lengths
 from research.models.registry import make_model
 from research.tasks.registry import make_task
 from research.tasks.task import BOS, EOS, PAD, Task

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
 def task_config() -> ConfigDict:
     """Returns what is learned."""
     task = ConfigDict()
-    task.name = "recall"  # recall | text | translation | transduction
+    task.name = "recall"  # recall | text | translation | transduction | speech
     task.length = 64  # most tokens of a sequence, the end token among them (recall: even)
     task.batch_size = 32  # sequences per step
     # recall: multi-query associative recall
@@ -32,9 +32,10 @@ def task_config() -> ConfigDict:
     task.num_pairs = (4,)  # each sequence draws its number of key-value pairs from these
     task.gap_power = 0.01  # exponent of the power law of the gaps; smaller: shorter gaps
     # text: language modelling on a file
-    # a known corpus or a UTF-8 text file; translation: multi30k, or files "x/{split}.{language}"
+    # a known corpus or a UTF-8 text file; translation: multi30k, or files "x/{split}.{language}";
+    # speech: tones (generated) | fsdd | a tab-separated file of paths and transcripts
     task.path = "tinyshakespeare"
-    task.tokenizer = "char"  # char | bpe
+    task.tokenizer = "char"  # char | bpe | word (speech)
     task.bpe_vocab_size = 1024  # vocabulary of the byte-level BPE, trained on the training split
     # translation: sentences of one language into another
     task.source_language = "de"
@@ -47,13 +48,26 @@ def task_config() -> ConfigDict:
     task.train_length = 20
     task.test_lengths = (5, 10, 15, 20, 25, 30)
     task.test_sequences = 100  # of each of these lengths
+    # speech: recordings, also joined to strings of them; test_lengths and test_sequences as above
+    task.sample_rate = 8000  # Hz; recordings of another rate are resampled
+    task.num_mels = 40  # bands of the log-mel features, one frame to 10 ms
+    task.max_seconds = 30.0  # of a recording
+    task.join = (1, 2, 3, 4, 5)  # recordings of a string; (): recordings as they are, test as well
+    task.gap = (0.0, 0.2)  # shortest and longest pause before, between and after them, seconds
+    task.speakers = "one"  # one | mixed: in a string
+    task.held_out_speaker = ""  # tests on all recordings of this one, trains on none
+    task.time_masks = 0  # of SpecAugment (Park 2019), each of up to time_mask frames
+    task.time_mask = 10
+    task.band_masks = 0  # each of up to band_mask bands
+    task.band_mask = 8
     return task
 
 
 def model_config() -> ConfigDict:
     """Returns what learns it."""
     model = ConfigDict()
-    model.name = "decoder"  # decoder | encoder_decoder (transformers) | recurrent
+    # decoder | encoder_decoder (transformers) | recurrent | speech
+    model.name = "decoder"
     model.width = 64  # of the residual stream; of a recurrent state
     model.num_layers = 2  # of encoder and decoder each, where there are both
     # encoder_decoder: deltas on the mechanism below, which is that of the decoder
@@ -66,6 +80,15 @@ def model_config() -> ConfigDict:
     model.attention = "additive"
     model.input_feeding = True  # of what was read last to the next step (Luong 2015, 3.3)
     model.embedding_width = 0  # 0: width
+    # speech: a listener, with encoder_layers, and a speller that is one of the decoders above
+    model.listener = "bilstm"  # bilstm | transformer | conformer
+    model.subsampling = "convolution"  # convolution | pyramid (Chan 2016; of bilstm)
+    model.levels = 2  # times that the subsampling halves the number of frames: 0 to 3
+    model.speller = "recurrent"  # recurrent | transformer
+    model.ctc_weight = 0.0  # of CTC in the objective (Kim 2017); 0: no CTC; 1: no speller
+    model.filter_conv = 15  # taps of the Conformer's convolution over time
+    # of a recurrent speller: frames on either side of the median of what was read last; 0: all
+    model.median_window = 0
     model.feedforward = 256  # hidden width of the feed-forward layer; 0: no such layer
     model.activation = "gelu"  # gelu | gelu_tanh | relu | swiglu
     model.norm = "rmsnorm"  # rmsnorm | layernorm
@@ -171,6 +194,7 @@ def decoding_config() -> ConfigDict:
     # scores are log p / ((5 + length) / 6)^length_penalty (Wu 2016, equation 14)
     decoding.length_penalty = 0.0
     decoding.coverage_penalty = 0.0  # beta of the same equation; for models with attention
+    decoding.ctc_weight = 0.0  # of CTC in the score, for models that have both (Watanabe 2017)
     decoding.max_length = 0  # tokens of a hypothesis; 0: task.length
     return decoding
 

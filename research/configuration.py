@@ -5,8 +5,10 @@ A config file defines `get_config() -> ConfigDict` (optionally `get_config(argum
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -172,8 +174,13 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
 NO_CONFIG = "--config is missing; for example --config=configs/base.py."
 
 
-def _read_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a mistake is one line and exit code 2 instead of a traceback."""
+def _read_flags(argv: list[str], files: bool) -> list[str]:
+    """Parses flags; a mistake is one line and exit code 2 instead of a traceback.
+
+    Args:
+      argv: the command line.
+      files: whether arguments that are no flags are allowed.
+    """
     try:
         rest = flags.FLAGS(argv)
         _check_config_flag()
@@ -181,7 +188,7 @@ def _read_flags(argv: list[str]) -> list[str]:
         _stop(_one_line(error))
     except Exception as error:  # a config file is run to be read, so anything can be raised
         _stop(_explained(argv, error))
-    if len(rest) > 1:
+    if len(rest) > 1 and not files:
         _stop(f"unexpected argument {rest[1]!r}; options look like --name=value.")
     if "workdir" in flags.FLAGS and flags.FLAGS["workdir"].value == "":
         _stop("--workdir is empty; give a directory, for example --workdir=runs/NAME.")
@@ -266,17 +273,21 @@ def define_process_flags() -> None:
     flags.DEFINE_boolean("distributed", False, "Finds the processes by itself: TPU, Slurm, GKE.")
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Runs a command: parses flags, calls `main()`, turns UserError into one line, exit code 2."""
+def run(main: Callable[..., int | None]) -> None:
+    """Runs a command: parses flags, calls `main()`, turns UserError into one line, exit code 2.
 
-    def guarded(_: list[str]) -> None:
+    A `main` with parameters gets the arguments that are no flags: names of files.
+    """
+    files = bool(inspect.signature(main).parameters)
+
+    def guarded(argv: list[str]) -> None:
         # Libraries narrate at INFO; a command's own lines would drown in it.
         logging.set_verbosity(logging.WARNING)
         try:
-            sys.exit(main() or 0)
+            sys.exit(main(*argv[1:]) or 0)
         except UserError as error:
             _stop(_one_line(error))
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             _stop(f"{error.filename}: {error.strerror}.")
 
-    app.run(guarded, flags_parser=_read_flags)
+    app.run(guarded, flags_parser=functools.partial(_read_flags, files=files))

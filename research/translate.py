@@ -141,8 +141,8 @@ def search_of(options: flags.FlagValues, run_search: dict):
     from research.decoding.sampling import Sampling
     from research.decoding.search import Search
 
-    given = {key: options[key].value for key in run_search}
-    values = {k: run_search[k] if v is None else v for k, v in given.items()}
+    given = {key: options[key].value for key in run_search if key in options}
+    values = run_search | {key: value for key, value in given.items() if value is not None}
     sampling = None
     if options.temperature:
         sampling = Sampling(options.temperature, options.top_k, options.top_p)

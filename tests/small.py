@@ -66,6 +66,19 @@ TRANSLATION = (
         "model.name": "encoder_decoder",
     }
 )
+SPEECH = PAIRS | {
+    "task.name": "speech",
+    "task.path": "tones",
+    "task.tokenizer": "word",
+    "task.sample_rate": 4000,
+    "task.num_mels": 8,
+    "task.join": (1, 2),
+    "task.buckets": 2,
+    "task.test_lengths": (1, 3),
+    "task.test_sequences": 3,
+    "model.name": "speech",
+    "model.ctc_weight": 0.5,
+}
 WORDS = {"de": ("hund", "rot", "läuft", "ein"), "en": ("dog", "red", "runs", "a")}
 SENTENCES = {"train": 90, "val": 26, "test": 22}
 
@@ -93,6 +106,12 @@ def translation(path: str, **deltas: Any) -> ConfigDict:
     """Returns a tiny translation run on a `corpus`."""
     changes = {key.replace("__", "."): value for key, value in deltas.items()}
     return apply_deltas(load_config(BASE), TRANSLATION | {"task.path": path} | changes)
+
+
+def speech(**deltas: Any) -> ConfigDict:
+    """Returns a tiny run on strings of tones."""
+    changes = {key.replace("__", "."): value for key, value in deltas.items()}
+    return apply_deltas(load_config(BASE), SPEECH | changes)
 
 
 def corpus(folder: Path) -> str:

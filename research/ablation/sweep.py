@@ -57,7 +57,7 @@ from research.training.program import (
     make_program,
     static_id,
 )
-from research.training.scores import ALIGNMENT, score_names
+from research.training.scores import score_names
 from research.training.step import batch_shapes
 
 # Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
@@ -210,7 +210,11 @@ def check_outcome(outcome: Outcome, program: Program) -> None:
     known = [name for name, s in sums.items() if s.total.ndim == 0]
     if outcome.at == "best":
         known += score_names(task, outcome.split)
-    if outcome.metric in known and outcome.metric in ALIGNMENT and not heads_that_read(program):
+    if (
+        outcome.metric in known
+        and outcome.metric in program.task.aligned
+        and not heads_that_read(program)
+    ):
         raise UserError(f"outcome.metric={outcome.metric!r} needs attention, and this arm has none")
     check_name("outcome.metric", outcome.metric, known)
 

@@ -58,8 +58,8 @@ def ancestral(
 
     def step(old: Rows) -> Rows:
         last = jnp.where(old.number == 0, BOS, old.tokens[:, old.number - 1])
-        logits, state, weights = reader.step(old.state, last)
-        log_probs = next_log_probs(logits, old.number == limit - 1)
+        log_probs, state, weights = reader.step(old.state, last)
+        log_probs = next_log_probs(log_probs, old.number == limit - 1)
         chosen = choose(log_probs, old.number)
         gain = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
         token = jnp.where(old.ended, PAD, chosen).astype(jnp.int32)
@@ -86,4 +86,5 @@ def ancestral(
     real = jnp.repeat(reader.real, search.nbest, axis=0)
     scores = hypothesis_scores(last.log_probs, lengths, last.coverage, real, search)
     found = (last.tokens, lengths, scores, last.log_probs)
-    return Hypotheses(*(leaf.reshape(size, search.nbest, *leaf.shape[1:]) for leaf in found))
+    found = (leaf.reshape(size, search.nbest, *leaf.shape[1:]) for leaf in found)
+    return Hypotheses(*found, positions=reader.positions)

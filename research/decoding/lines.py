@@ -6,8 +6,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from research.decoding.decode import Hypothesis, decode_all, padded
 from research.decoding.search import Search
-from research.decoding.translation import Hypothesis, decode_all, padded
 from research.errors import UserError
 from research.tasks.task import EOS
 from research.tasks.tokenizer import Tokenizer
@@ -135,8 +135,8 @@ def as_lines(results: Sequence[Sequence[Translation]], nbest: int) -> list[str]:
     return [f"{i} ||| {t.text} ||| {t.score:.4f}" for i, row in enumerate(results) for t in row]
 
 
-def progress_of(total: int) -> Callable[[int], None]:
-    """Returns a function of how many lines are done that says so on stderr, now and then."""
+def progress_of(total: int, noun: str = "lines") -> Callable[[int], None]:
+    """Returns a function of how many `noun` are done that says so on stderr, now and then."""
     began = time.perf_counter()
     said = began
     live = sys.stderr.isatty()
@@ -145,7 +145,7 @@ def progress_of(total: int) -> Callable[[int], None]:
         nonlocal said
         now = time.perf_counter()
         rate = done / max(now - began, 1e-9)
-        text = f"{done:,}/{total:,} lines, {rate:,.1f} lines/s"
+        text = f"{done:,}/{total:,} {noun}, {rate:,.1f} {noun}/s"
         if live:
             print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
         elif done < total and now - said >= PLAIN_SECONDS:

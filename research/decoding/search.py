@@ -9,7 +9,6 @@ model's, as that of every other token.
 from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
@@ -29,11 +28,15 @@ class Search:
     A hypothesis of n tokens, EOS included, scores log p / lp(n) + coverage_penalty * cp, with
     lp(n) = ((5 + n) / 6) ** length_penalty and cp = sum over source positions of
     log(min(attention received, 1)) (Wu et al. 2016, eq. 14), attention averaged over heads.
+    With `ctc_weight` = w, log p is (1 - w) log p_attention + w log p_CTC (Watanabe et al. 2017,
+    section IV.C). A model of CTC alone is searched by its own algorithms (research/decoding/ctc.py)
+    and reads `beam`, `nbest` and `max_length` only.
 
     Attributes:
       beam: hypotheses that are followed side by side; 1: greedy.
       length_penalty: alpha of lp; 0 scores log probabilities alone, more favours long hypotheses.
       coverage_penalty: beta; above 0 it favours hypotheses that read the whole source.
+      ctc_weight: w, 0 to 1; above 0 for models with CTC.
       max_length: most tokens of a hypothesis, EOS included; 0: as many as the model's length.
       nbest: how many hypotheses are returned, at most `beam`; any number with `sampling`.
       sampling: draws the `nbest` hypotheses at random instead of searching; `beam` must be 1.
@@ -45,6 +48,7 @@ class Search:
     beam: int = 1
     length_penalty: float = 0.0
     coverage_penalty: float = 0.0
+    ctc_weight: float = 0.0
     max_length: int = 0
     nbest: int = 1
     sampling: Sampling | None = None
@@ -59,6 +63,8 @@ class Search:
                 raise UserError(
                     f"{where}{name}={getattr(self, name)} must be at least 0 (0: none)."
                 )
+        if not 0 <= self.ctc_weight <= 1:
+            raise UserError(f"{where}ctc_weight={self.ctc_weight} must be between 0 and 1.")
         if self.max_length < 0:
             raise UserError(
                 f"{where}max_length={self.max_length} must be at least 0 (0: task.length)."
@@ -68,6 +74,11 @@ class Search:
         if self.sampling is not None and self.beam > 1:
             raise UserError(
                 f"{where}beam={self.beam} searches and "
+                f"{where}temperature={self.sampling.temperature} draws; give one of them."
+            )
+        if self.sampling is not None and self.ctc_weight:
+            raise UserError(
+                f"{where}ctc_weight={self.ctc_weight} is for searching, and "
                 f"{where}temperature={self.sampling.temperature} draws; give one of them."
             )
 
@@ -93,6 +104,26 @@ def search_of(config: ConfigDict) -> Search:
     return search
 
 
+def check_model(search: Search, config: Any, where: str = "--") -> None:
+    """Raises UserError for a search that a model of this `config` cannot do."""
+    share = ctc_share(config)
+    if search.ctc_weight and not share:
+        raise UserError(
+            f"{where}ctc_weight={search.ctc_weight} needs a model with CTC, and this one was "
+            "trained without (model.ctc_weight is 0); use 0."
+        )
+    if search.sampling is not None and share == 1:
+        raise UserError(
+            f"{where}temperature={search.sampling.temperature} draws token after token, and a "
+            "model of CTC alone (model.ctc_weight is 1) has no such order; use 0."
+        )
+
+
+def ctc_share(config: Any) -> float:
+    """Returns the part of a model's objective that is CTC: 0 without it, 1 when it is all."""
+    return getattr(config, "ctc_weight", 0.0)
+
+
 class Hypotheses(NamedTuple):
     """Found sequences, best first (drawn ones in the order of drawing).
 
@@ -101,6 +132,8 @@ class Hypotheses(NamedTuple):
       lengths: (B, N) int32, EOS included; 0 where fewer than N hypotheses exist.
       scores: (B, N) float32; see `Search`; -inf where there is none.
       log_probs: (B, N) float32, the sum of the tokens' log probabilities.
+      positions: (B,) int32, what is there of the S positions of the memory that was read; S is that
+        of the source's tokens, or less where the model shortens time.
       weights: (B, N, H, T, S) float32, how each token read the source, zero past the length; H = 0
         of a model without attention. None unless asked for.
     """
@@ -109,18 +142,18 @@ class Hypotheses(NamedTuple):
     lengths: Int[Array, "B N"]
     scores: Float[Array, "B N"]
     log_probs: Float[Array, "B N"]
+    positions: Int[Array, " B"]
     weights: Float[Array, "B N H T S"] | None = None
 
 
-def next_log_probs(logits: Float[Array, "R V"], last: Bool[Array, ""]) -> Float[Array, "R V"]:
+def next_log_probs(log_probs: Float[Array, "R V"], last: Bool[Array, ""]) -> Float[Array, "R V"]:
     """Returns log p of each next token, -inf for those that may not follow.
 
     Args:
-      logits: of the model.
+      log_probs: of all tokens.
       last: whether only one token is left, which is EOS then.
     """
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    number = jnp.arange(logits.shape[-1])
+    number = jnp.arange(log_probs.shape[-1])
     allowed = jnp.where(last, number == EOS, (number != PAD) & (number != BOS))
     return jnp.where(allowed, log_probs, -jnp.inf)
 

@@ -108,6 +108,49 @@ def entropy(weights: Float[Array, "B T S"], target_length: Int[Array, " B"]) -> 
     return Sums((of_rows * real).sum(), real.sum().astype(jnp.float32))
 
 
+def monotonicity(weights: Float[Array, "B T S"], target_length: Int[Array, " B"]) -> Sums:
+    """Returns the part of targets that read no further left than the one before, on average.
+
+    Where a target reads is the mean position of its weights; the first one counts for nothing. 1 is
+    a pointer that only moves forward, as speech and its transcript do.
+
+    Args:
+      weights: how each target reads the source; 0 at padding.
+      target_length: of each pair, end token included.
+    """
+    weights = jnp.asarray(weights)
+    mass = jnp.maximum(weights.sum(-1), 1e-9)
+    centre = (weights * jnp.arange(weights.shape[-1])).sum(-1) / mass
+    # Rounding alone is no step back.
+    forward = centre[:, 1:] >= centre[:, :-1] - 1e-3
+    real = jnp.arange(1, weights.shape[1]) < jnp.asarray(target_length)[:, None]
+    return Sums((forward & real).sum().astype(jnp.float32), real.sum().astype(jnp.float32))
+
+
+def span_scores(weights: Float[Array, "B T S"], span: Float[Array, "B T 2"]) -> dict[str, Sums]:
+    """Returns measures of weights against the stretch of the source that each target belongs to.
+
+    "on_span": the part of a target's weight that lies within its stretch. "coverage": how much
+    weight the stretch of a target got from all targets, at most 1; a word that was skipped has 0.
+
+    Args:
+      weights: how each target reads the source; 0 at padding.
+      span: positions where the stretch of each target begins and ends; a target whose stretch is
+        empty is left out.
+    """
+    weights, span = jnp.asarray(weights), jnp.asarray(span)
+    at = jnp.arange(weights.shape[-1]) + 0.5
+    inside = (span[..., :1] <= at) & (at < span[..., 1:])
+    there = inside.any(-1)
+    own = (weights * inside).sum(-1)
+    received = jnp.einsum("bs,bts->bt", weights.sum(1), inside.astype(weights.dtype))
+    count = there.sum().astype(jnp.float32)
+    return {
+        "on_span": Sums((own * there).sum(), count),
+        "coverage": Sums((jnp.minimum(received, 1.0) * there).sum(), count),
+    }
+
+
 def alignment_scores(
     weights: Float[Array, "B H T S"], batch: Mapping[str, Array]
 ) -> dict[str, Sums]:
@@ -115,19 +158,29 @@ def alignment_scores(
 
     Args:
       weights: as a model's `weights` gives them for `batch`.
-      batch: has "source_length" and "targets", and "alignment" where alignments are known.
+      batch: has "source_length" and "targets"; "alignment" where alignments are known; of speech
+        "source" and "span" in its frames, of which there may be more than positions of weights.
 
     Returns:
-      {"alignment_error" (with "alignment" only), "diagonality", "entropy": sums (H,)}.
+      Sums (H,) of "diagonality" and "entropy"; with "alignment" of "alignment_error"; with "span"
+      of "monotonicity", "on_span" and "coverage".
     """
     weights = jnp.asarray(weights)
+    source_length, span = jnp.asarray(batch["source_length"]), None
+    if "span" in batch:
+        frames = batch["source"].shape[1] / weights.shape[-1]
+        source_length = jnp.ceil(source_length / frames).astype(jnp.int32)
+        span = batch["span"] / frames
     target_length = (jnp.asarray(batch["targets"]) >= 0).sum(-1)
 
     def one(head: Float[Array, "B T S"]) -> dict[str, Sums]:
         scores = {
-            "diagonality": diagonality(head, target_length, batch["source_length"]),
+            "diagonality": diagonality(head, target_length, source_length),
             "entropy": entropy(head, target_length),
         }
+        if span is not None:
+            scores["monotonicity"] = monotonicity(head, target_length)
+            scores |= span_scores(head, span)
         if "alignment" not in batch:
             return scores
         return {"alignment_error": alignment_error(head, batch["alignment"])} | scores

@@ -8,12 +8,14 @@ from research.errors import UserError, check_name
 from research.models.encoder_decoder import make_encoder_decoder
 from research.models.model import Model
 from research.models.recurrent import make_recurrent
+from research.models.speech import make_speech
 from research.models.transformer import make_transformer
 
 MODELS = {
     "decoder": make_transformer,
     "encoder_decoder": make_encoder_decoder,
     "recurrent": make_recurrent,
+    "speech": make_speech,
 }
 
 
@@ -38,12 +40,42 @@ TRANSFORMER_KEYS = {
     "mask": "causal",
     "position": "rope",
 }
+SPEECH_KEYS = {
+    "listener": "bilstm",
+    "subsampling": "convolution",
+    "levels": 2,
+    "speller": "recurrent",
+    "ctc_weight": 0.0,
+    "filter_conv": 15,
+    "median_window": 0,
+}
 UNREAD = {
-    "decoder": SOURCE_KEYS | RECURRENT_KEYS,
-    "encoder_decoder": RECURRENT_KEYS,
-    "recurrent": SOURCE_KEYS | TRANSFORMER_KEYS,
+    "decoder": SOURCE_KEYS | RECURRENT_KEYS | SPEECH_KEYS,
+    "encoder_decoder": RECURRENT_KEYS | SPEECH_KEYS,
+    "recurrent": SOURCE_KEYS | TRANSFORMER_KEYS | SPEECH_KEYS,
 }
 """Keys of `config.model` that a model does not read, with their defaults."""
+
+
+def unread(model: ConfigDict) -> Mapping[str, object]:
+    """Returns the keys that the model of `config.model` does not read, with their defaults.
+
+    What a model of speech reads depends on its parts. One without a speller may have the keys of
+    spellers, so that an ablation can have arms with and without.
+    """
+    if model.name != "speech":
+        return UNREAD[model.name]
+    found: dict[str, object] = {}
+    if model.listener != "conformer":
+        found["filter_conv"] = SPEECH_KEYS["filter_conv"]
+    if model.listener == "bilstm":
+        found["encoder"] = SOURCE_KEYS["encoder"]
+    if model.speller == "recurrent":
+        found["cross"] = SOURCE_KEYS["cross"]
+        found |= TRANSFORMER_KEYS if model.listener == "bilstm" else {}
+    elif model.ctc_weight < 1:
+        found |= RECURRENT_KEYS | {"median_window": SPEECH_KEYS["median_window"]}
+    return found
 
 
 def make_model(
@@ -60,7 +92,7 @@ def make_model(
     Raises UserError for what does not fit.
     """
     check_name("model.name", model.name, MODELS)
-    for key, default in UNREAD[model.name].items():
+    for key, default in unread(model).items():
         # A key that nothing reads would make an ablation of two equal arms.
         if key in model and model[key] != default:
             raise UserError(

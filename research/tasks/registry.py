@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
 from research.tasks.recall import make_recall
+from research.tasks.recordings import make_speech
 from research.tasks.task import Task
 from research.tasks.text import make_text
 from research.tasks.transduction import make_transduction
@@ -11,6 +12,7 @@ from research.tasks.translation import make_translation
 
 TASKS = {
     "recall": make_recall,
+    "speech": make_speech,
     "text": make_text,
     "transduction": make_transduction,
     "translation": make_translation,

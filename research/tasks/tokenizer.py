@@ -1,4 +1,4 @@
-"""Text to token numbers and back: characters, or byte-level BPE."""
+"""Text to token numbers and back: characters, words, or byte-level BPE."""
 
 import codecs
 import contextlib
@@ -104,46 +104,77 @@ class BpeTokenizer:
         return json.dumps({"kind": "bpe", "tokenizer": json.loads(self.bpe.to_str())})
 
 
+class WordTokenizer:
+    """One token per distinct word, in code point order; words are what spaces part."""
+
+    def __init__(self, words: Sequence[str]):
+        self.words = list(words)
+        self.vocab_size = len(self.words)
+        # The space before a word counts as a character of it.
+        self.characters = np.array([len(word) + 1 for word in self.words], np.float32)
+        self._number = {word: i for i, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns int32 tokens. Raises UserError for a word the model never saw."""
+        words = text.split()
+        unknown = sorted(set(words) - self._number.keys())
+        if unknown:
+            raise UserError(f"the text has words that the model never saw: {unknown[:10]}.")
+        return np.fromiter((self._number[word] for word in words), np.int32, len(words))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(self.pieces(tokens))
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Returns the text of each token, with the space before it."""
+        return [" " + self.words[t] for t in tokens]
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "word", "words": self.words}, ensure_ascii=False)
+
+
 class SentenceTokenizer:
-    """Byte-level BPE of sentences; tokens 0, 1, 2 are `SPECIAL` (`PAD`, `BOS`, `EOS` of tasks).
+    """Tokens of sentences; 0, 1, 2 are `SPECIAL` (`PAD`, `BOS`, `EOS` of tasks).
 
     No text is encoded as one of those, be it "</s>" itself. A space is put before the first word,
     so that a word has the same tokens wherever it stands, and is taken away again:
-    decode(encode(text)) is the text.
+    decode(encode(text)) is the text, but for runs of spaces where tokens are words.
     """
 
     SPECIAL = ("<pad>", "<s>", "</s>")
 
-    def __init__(self, bpe: BpeTokenizer):
-        self.bpe = bpe
-        self.vocab_size = WORDS + bpe.vocab_size
+    def __init__(self, inner: Tokenizer):
+        self.inner = inner
+        self.vocab_size = WORDS + inner.vocab_size
         # The space before the first word counts as a character.
-        self.characters = np.concatenate([np.zeros(WORDS, np.float32), bpe.characters])
+        self.characters = np.concatenate([np.zeros(WORDS, np.float32), inner.characters])
 
     def encode(self, text: str) -> np.ndarray:
         """Returns int32 tokens, without those of `SPECIAL`."""
-        return self.encode_all([text])[0]
+        return self.inner.encode(" " + text) + WORDS
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns `encode` of each text, in a fraction of the time."""
-        encoded = self.bpe.bpe.encode_batch_fast([" " + text for text in texts])
+        """Returns `encode` of each text, BPE in a fraction of the time."""
+        if not isinstance(self.inner, BpeTokenizer):
+            return [self.encode(text) for text in texts]
+        encoded = self.inner.bpe.encode_batch_fast([" " + text for text in texts])
         return [np.array(e.ids, np.int32) + WORDS for e in encoded]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens; those of `SPECIAL` are left out."""
-        return self.bpe.decode([t - WORDS for t in tokens if t >= WORDS]).removeprefix(" ")
+        return self.inner.decode([t - WORDS for t in tokens if t >= WORDS]).removeprefix(" ")
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Returns the text of each token, with the space before a word; see BpeTokenizer.pieces.
 
         Tokens of `SPECIAL` show their names.
         """
-        words = iter(self.bpe.pieces([t - WORDS for t in tokens if t >= WORDS]))
+        words = iter(self.inner.pieces([t - WORDS for t in tokens if t >= WORDS]))
         return [next(words) if t >= WORDS else self.SPECIAL[t] for t in tokens]
 
     def to_json(self) -> str:
-        bpe = json.loads(self.bpe.to_json())["tokenizer"]
-        return json.dumps({"kind": "sentence_bpe", "tokenizer": bpe})
+        content = json.loads(self.inner.to_json())
+        return json.dumps(content | {"kind": f"sentence_{content['kind']}"}, ensure_ascii=False)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -214,6 +245,29 @@ def make_tokenizer(kind: str, text: str, vocab_size: int, cache: Path | None) ->
     return train_bpe(text, vocab_size, cache)
 
 
+def make_sentence_tokenizer(
+    kind: str, sentences: Sequence[str], others: Sequence[str], vocab_size: int, cache: Path | None
+) -> SentenceTokenizer:
+    """Returns the tokenizer of sentences that `task.tokenizer` names.
+
+    Args:
+      kind: char, word or bpe.
+      sentences: for training; a BPE is trained on them.
+      others: whose characters or words it has to know, too.
+      vocab_size: of a BPE.
+      cache: see `train_sentence_bpe`.
+    """
+    check_name("task.tokenizer", kind, ("char", "word", "bpe"))
+    everything = [*sentences, *others]
+    if kind == "char":
+        alphabet = {" "}.union(*everything)
+        return SentenceTokenizer(CharTokenizer("".join(sorted(alphabet))))
+    if kind == "word":
+        words = {word for sentence in everything for word in sentence.split()}
+        return SentenceTokenizer(WordTokenizer(sorted(words)))
+    return train_sentence_bpe(sentences, vocab_size, cache)
+
+
 def load_tokenizer(run: Path) -> Tokenizer:
     """Returns the tokenizer of a run.
 
@@ -239,7 +293,11 @@ def digest_of(text: str) -> str:
 
 def _from_json(text: str) -> Tokenizer:
     content = json.loads(text)
-    if content["kind"] == "char":
-        return CharTokenizer(content["alphabet"])
-    bpe = BpeTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])))
-    return SentenceTokenizer(bpe) if content["kind"] == "sentence_bpe" else bpe
+    kind = content["kind"].removeprefix("sentence_")
+    if kind == "char":
+        inner: Tokenizer = CharTokenizer(content["alphabet"])
+    elif kind == "word":
+        inner = WordTokenizer(content["words"])
+    else:
+        inner = BpeTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])))
+    return inner if kind == content["kind"] else SentenceTokenizer(inner)

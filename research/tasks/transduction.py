@@ -165,7 +165,7 @@ class Transduction(Task):
     test_sequences: int
     models: Sequence[str] = ("encoder_decoder", "recurrent")
     decoded: Sequence[str] = ("test",)
-    aligned: bool = True
+    aligned: Sequence[str] = ("alignment_error", "diagonality", "entropy")
     scores: Sequence[str] = (
         "exact_match",
         "token_accuracy",

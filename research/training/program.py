@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
-from research.decoding.search import search_of
+from research.decoding.search import check_model, search_of
 from research.errors import UserError, check_name
 from research.models.layers import layer_options
 from research.models.model import Model, parameter_shapes
@@ -142,6 +142,8 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
             f"{', '.join(able)} can."
         )
     program = program_of(static_id(config), layout)
+    if program.task.decoded:
+        check_model(search, program.model.config, "decoding.")
     if program.task.decoded and search.coverage_penalty and not heads_that_read(program):
         raise UserError(
             f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and "

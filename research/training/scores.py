@@ -11,15 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.ablation.store import write_text
+from research.decoding.decode import decode_all, static_lengths
 from research.decoding.lines import progress_of
 from research.decoding.search import Search, search_of
-from research.decoding.translation import decode_all
 from research.interpret.alignment_measures import alignment_scores
 from research.models.model import Model
 from research.tasks.task import Batch, Sums, Task
 from research.training.program import Program
 
-ALIGNMENT = ("alignment_error", "diagonality", "entropy")
 SPEED = "decoded_tokens_per_second"
 
 
@@ -29,7 +28,7 @@ def score_names(task: Task, split: str) -> Sequence[str]:
     Those of alignments are not those of a model without attention.
     """
     decoded = (*task.scores, SPEED) if split in task.decoded else ()
-    return (*decoded, *(ALIGNMENT if task.aligned else ()))
+    return (*decoded, *task.aligned)
 
 
 def score_decoded(
@@ -60,16 +59,17 @@ def _decoded(
 ) -> dict[str, Any]:
     if split not in task.decoded:
         return {}
-    sources = task.sources(split)
+    sources = {name: np.asarray(leaf) for name, leaf in task.sources(split).items()}
     number = len(sources["source_length"])
     began = time.perf_counter()
     found = decode_all(
         model,
         params,
-        np.asarray(sources["source"]),
-        np.asarray(sources["source_length"]),
+        sources["source"],
+        sources["source_length"],
         search,
-        progress=progress_of(number),
+        lengths=static_lengths(sources["source"].shape[1]),
+        progress=progress_of(number, "sequences"),
     )
     hypotheses = [ranked[0].tokens for ranked in found]
     seconds = time.perf_counter() - began

@@ -130,7 +130,7 @@ def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
         outputs = model.apply(
             {"params": params},
             batch,
-            deterministic=config.model.dropout == 0,
+            deterministic=False,
             rngs={"dropout": key},
             method="of_batch",
         )

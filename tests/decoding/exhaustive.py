@@ -29,7 +29,10 @@ def forward(model, params, source, length, hypotheses):
     for row, tokens in zip(inputs, hypotheses, strict=False):
         row[: len(tokens)] = [BOS, *tokens[:-1]]
     assert len(hypotheses) <= ROWS
-    batch = {"source": np.tile(source, (ROWS, 1)), "source_length": np.full(ROWS, length)}
+    batch = {
+        "source": np.repeat(source[None], ROWS, axis=0),
+        "source_length": np.full(ROWS, length),
+    }
     return jax.device_get(run(model, params, batch | {"inputs": inputs, "targets": inputs}))
 
 

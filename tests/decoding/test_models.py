@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from research.configuration import apply_deltas, load_config
+from research.decoding.decode import decode, decode_all
 from research.decoding.search import Search
-from research.decoding.translation import decode, decode_all
 from research.models.encoder_decoder import make_encoder_decoder
 from research.models.recurrent import make_recurrent
 from tests import small

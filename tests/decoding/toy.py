@@ -1,4 +1,4 @@
-"""A small recurrent model with attention that can be decoded, with every kind of state leaf."""
+"""Small recurrent models with attention that can be decoded, with every kind of state leaf."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,15 @@ WIDTH = 8
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """Static description; `heads` = 0 reads a mean of the source instead of attending."""
+    """Static description; `heads` = 0 reads a mean of the source instead of attending.
+
+    `ctc_weight` is 0 without CTC, and 1 with nothing else.
+    """
 
     vocab_size: int
     length: int
     heads: int = 2
+    ctc_weight: float = 0.0
 
 
 class Toy(nn.Module):
@@ -36,7 +40,7 @@ class Toy(nn.Module):
     def encode(self, source, source_length):
         keys = jnp.tanh(self.table[source] + self.place[: source.shape[1]])
         real = jnp.arange(source.shape[1]) < source_length[:, None]
-        return {"keys": jnp.where(real[..., None], keys, 0.0), "real": real}
+        return {"keys": jnp.where(real[..., None], keys, 0.0), "valid": real}
 
     def init_state(self, memory, length):
         size = memory["keys"].shape[0]
@@ -53,7 +57,7 @@ class Toy(nn.Module):
         inner = jnp.concatenate([self.table[token], state["hidden"], total], -1) @ self.recur
         hidden = jnp.tanh(inner)
         energy = jnp.einsum("bm,hmn,bsn->bhs", hidden, self.query, memory["keys"])
-        energy = jnp.where(memory["real"][:, None], energy, -1e9)
+        energy = jnp.where(memory["valid"][:, None], energy, -1e9)
         weights = jax.nn.softmax(energy, -1)
         context = jnp.einsum("bhs,bsm->bm", weights, memory["keys"]) / weights.shape[1]
         if not self.config.heads:
@@ -79,6 +83,38 @@ class Toy(nn.Module):
 
     def weights(self, batch):
         return self.run(batch)[1]
+
+
+class Listening(Toy):
+    """Reads frames (B, S, WIDTH), two to a position of the memory, and can have CTC."""
+
+    def encode(self, source, source_length):
+        even = jnp.pad(source, ((0, 0), (0, source.shape[1] % 2), (0, 0)))
+        keys = jnp.tanh(even.reshape(len(source), -1, 2, WIDTH).mean(2))
+        valid = jnp.arange(keys.shape[1]) < ((source_length + 1) // 2)[:, None]
+        memory = {"keys": jnp.where(valid[..., None], keys, 0.0), "valid": valid}
+        if self.config.ctc_weight:
+            logits = 3 * keys @ self.head[:WIDTH]
+            memory["ctc"] = jax.nn.log_softmax(logits.at[..., 1:3].set(-1e9))
+        return memory
+
+    def ctc(self, memory):
+        return memory["ctc"], memory["valid"].sum(-1)
+
+
+def make_listening(seed: int, **config: Any) -> tuple[Listening, Any]:
+    """Returns a model of frames and random parameters."""
+    _, params = make_toy(seed, **config)
+    return Listening(ToyConfig(**config)), params
+
+
+def frames(seed: int, number: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random frames (number, longest, WIDTH), zeros after the last, and their numbers."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, longest + 1, number).astype(np.int32)
+    source = random.normal(0, 1.5, (number, longest, WIDTH)).astype(np.float32)
+    there = np.arange(longest) < lengths[:, None]
+    return np.where(there[..., None], source, 0.0).astype(np.float32), lengths
 
 
 def make_toy(seed: int, **config: Any) -> tuple[Toy, Any]:

@@ -13,6 +13,8 @@ from research.interpret.alignment_measures import (
     argmax_links,
     diagonality,
     entropy,
+    monotonicity,
+    span_scores,
 )
 
 
@@ -159,3 +161,46 @@ def test_scores_are_those_of_each_head_and_empty_rows_count_nothing():
     assert set(alignment_scores(np.stack(heads, 1), batch)) == {"diagonality", "entropy"}
     # A model without attention has no heads.
     assert alignment_scores(np.zeros((3, 0, 5, 6)), batch)["entropy"].total.shape == (0,)
+
+
+def test_a_pointer_that_moves_forward_is_monotonic():
+    forward = np.eye(5)[None, [0, 0, 2, 4]]
+    assert ratio(monotonicity(forward, np.array([4]))) == 1.0
+    # Two of the three steps of this one go back, and what lies after the end counts for nothing.
+    back = np.eye(5)[None, [3, 2, 4, 1, 0]]
+    assert ratio(monotonicity(back, np.array([4]))) == pytest.approx(1 / 3)
+    spread = np.array([[[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.4, 0.0, 0.6]]])
+    assert ratio(monotonicity(spread, np.array([3]))) == 1.0
+
+
+def test_spans_by_a_loop():
+    generator = np.random.default_rng(0)
+    weights = random_weights(generator, [9, 6], 4, 9)
+    span = np.array([[[0, 2], [2, 5], [5, 5], [5, 9]], [[1, 3], [3, 6], [0, 0], [0, 0]]])
+    found = span_scores(weights, span)
+    own, covered = [], []
+    for row in range(2):
+        for t, (first, after) in enumerate(span[row]):
+            if first < after:
+                own.append(weights[row, t, first:after].sum())
+                covered.append(min(1.0, weights[row, :, first:after].sum()))
+    assert ratio(found["on_span"]) == pytest.approx(np.mean(own), rel=1e-5)
+    assert ratio(found["coverage"]) == pytest.approx(np.mean(covered), rel=1e-5)
+    assert 0 < np.mean(own) < np.mean(covered) < 1
+
+
+def test_speech_is_measured_in_positions_of_the_weights():
+    """Four frames to a position: spans and lengths shrink alike."""
+    weights = np.zeros((1, 2, 3, 4), np.float32)
+    weights[0, :, [0, 1, 2], [0, 2, 3]] = 1.0
+    batch = {
+        "source": np.zeros((1, 16, 5)),
+        "source_length": np.array([14]),
+        "targets": np.array([[3, 4, 2]]),
+        "span": np.array([[[0, 5], [6, 13], [14, 14]]]),
+    }
+    scores = {name: np.asarray(s.total) / s.count for name, s in
+              alignment_scores(weights, batch).items()}  # fmt: skip
+    for name in ("monotonicity", "on_span", "coverage"):
+        np.testing.assert_allclose(scores[name], [1.0, 1.0])
+    assert "alignment_error" not in scores

@@ -1,4 +1,7 @@
-"""Decoding with a sequence-to-sequence model: one batch, or a whole set of sentences."""
+"""Decoding with a sequence-to-sequence model: one batch, or a whole set of sentences.
+
+A source is a sentence of tokens, or a recording's features.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,11 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int, Key
 
 from research.decoding.ancestral import ancestral
 from research.decoding.beams import beam_search, read
-from research.decoding.search import Hypotheses, Search
+from research.decoding.ctc import Labellings, greedy, prefix_beam
+from research.decoding.search import Hypotheses, Search, check_model, ctc_share
 from research.tasks.encoded_pairs import padded_rows
 from research.tasks.task import BOS, EOS, PAD
 
@@ -23,7 +28,7 @@ SHORTEST = 8
 def decode(
     model: Any,
     params: Any,
-    source: Int[Array, "B S"],
+    source: Array,
     source_length: Int[Array, " B"],
     search: Search,
     keys: Key[Array, " B"] | None = None,
@@ -36,26 +41,77 @@ def decode(
     Args:
       model: a sequence-to-sequence model (research/models/model.py).
       params: its parameters.
-      source: tokens, EOS last, PAD after it.
-      source_length: EOS included.
+      source: (B, S) tokens, EOS last, PAD after it, or (B, S, F) features, zeros after the last.
+      source_length: how many of S are there, EOS included.
       search: what is searched for, or how it is drawn.
       keys: a random key to each sentence, needed by `search.sampling`.
       with_weights: also returns how each token read the source.
 
     Raises UserError for a search that the model cannot do, ValueError for sampling without keys.
     """
-    limit = search.limit(model.config.length)
-    if search.sampling is not None and keys is None:
+    limit, weight = search.limit(model.config.length), search.ctc_weight
+    check_model(search, model.config)
+    if ctc_share(model.config) == 1:
+        # Nothing is read by attention, which `weights` says.
+        found = _labelled(model, params, source, source_length, search, limit)
+    elif search.sampling is not None and keys is None:
         raise ValueError("sampling needs keys, one to each sentence.")
-    if search.sampling is not None or search.beam == 1:
-        reader = read(model, params, source, source_length, search.nbest, limit)
+    elif search.sampling is not None or search.beam == 1:
+        reader = read(model, params, source, source_length, search.nbest, limit, weight)
         found = ancestral(reader, search, limit, keys if search.sampling else None)
     else:
-        reader = read(model, params, source, source_length, search.beam, limit)
+        reader = read(model, params, source, source_length, search.beam, limit, weight)
         found = beam_search(reader, search, limit)
     if with_weights:
         found = found._replace(weights=_weights(model, params, source, source_length, found))
     return found
+
+
+def _labelled(
+    model: Any,
+    params: Any,
+    source: jax.Array,
+    source_length: jax.Array,
+    search: Search,
+    limit: int,
+) -> Hypotheses:
+    """Returns what a model of CTC alone finds, with an end; longer labellings are cut.
+
+    Log probabilities are those of the labelling over all its paths, which for a narrow beam is a
+    lower bound; see `prefix_beam`.
+    """
+    variables = {"params": params}
+    memory = model.apply(variables, source, source_length, method="encode")
+    frames, lengths = model.apply(variables, memory, method="ctc")
+    # What is no label has hardly any probability, which a beam with room to spare would find.
+    number = jnp.arange(frames.shape[-1])
+    labels = jnp.where((number == BOS) | (number == EOS), -jnp.inf, frames)
+    if search.beam == 1:
+        best = jax.tree.map(lambda leaf: leaf[:, None], greedy(labels, lengths))
+    else:
+        best = jax.tree.map(
+            lambda leaf: leaf[:, : search.nbest], prefix_beam(labels, lengths, search.beam)
+        )
+    tokens, count = _ended(best, limit)
+    log_probs = best.log_probs
+    if search.beam == 1:
+        # Of the greedy labelling only the probability of its best path is known.
+        missing = jnp.arange(frames.shape[1]) >= lengths[:, None]
+        beyond = jnp.arange(limit) >= count - 1
+        found = optax.ctc_loss(frames, missing, tokens[:, 0], beyond, blank_id=PAD)
+        log_probs = -found[:, None]
+    return Hypotheses(tokens, count, log_probs, log_probs, lengths)
+
+
+def _ended(labellings: Labellings, limit: int) -> tuple[Int[Array, "B N T"], Int[Array, "B N"]]:
+    """Returns the labels with EOS after them and how many tokens there are, `limit` at most."""
+    labels, at = labellings.tokens, jnp.arange(limit)
+    number = jnp.minimum(labellings.lengths, limit - 1)[..., None]
+    room = max(0, limit - labels.shape[-1])
+    labels = jnp.pad(labels, ((0, 0), (0, 0), (0, room)))[..., :limit]
+    tokens = jnp.where(at < number, labels, jnp.where(at == number, EOS, PAD))
+    there = jnp.isfinite(labellings.log_probs)
+    return jnp.where(there[..., None], tokens, PAD), jnp.where(there, number[..., 0] + 1, 0)
 
 
 def _weights(
@@ -83,7 +139,8 @@ class Hypothesis(NamedTuple):
     Attributes:
       tokens: without EOS.
       score, log_prob: see `Search`; log_prob counts EOS. -inf when nothing was found.
-      weights: (H, T, S) how each token (EOS last) read each source token (EOS last), or None.
+      weights: (H, T, S) how each token (EOS last) read what the model remembers of the source, each
+        token of it (EOS last) or each frame of a listener; or None.
     """
 
     tokens: list[int]
@@ -105,23 +162,23 @@ def decode_all(
     lengths: Sequence[int] = (),
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Returns the hypotheses of every sentence, at least one each, in the order of the sentences.
+    """Returns the hypotheses of every source, at least one each, in the order of the sources.
 
-    Sentences of about the same length are decoded together. Batches come in few shapes, because
-    each is compiled: `batch_size` rows (a power of two when there are fewer sentences), sources
-    padded to one of `lengths`.
+    Sources of about the same length are decoded together. Batches come in few shapes, because
+    each is compiled: `batch_size` rows (a power of two when there are fewer sources), padded to one
+    of `lengths`.
 
     Args:
       model, params, search, with_weights: see `decode`.
-      source: (N, S) int32 tokens, EOS last, PAD after it.
-      source_length: (N,) int32, EOS included.
-      batch_size: sentences to a batch.
-      seed: of sampling; what is drawn for sentence i depends on (seed, i) alone.
+      source: (N, S) int32 tokens, EOS last, PAD after it, or (N, S, F) float32 features.
+      source_length: (N,) int32, how many of S are there, EOS included.
+      batch_size: sources to a batch.
+      seed: of sampling; what is drawn for source i depends on (seed, i) alone.
       lengths: ascending, the last one holds the longest source; none: powers of two from 8 on, and
-        the model's length.
-      progress: called with the number of sentences that are done.
+        the model's length, which is that of tokens.
+      progress: called with the number of sources that are done.
     """
-    source, source_length = np.asarray(source, np.int32), np.asarray(source_length, np.int32)
+    source, source_length = np.asarray(source), np.asarray(source_length, np.int32)
     number = len(source)
     size = min(batch_size, 1 << max(number - 1, 0).bit_length())
     lengths = lengths or static_lengths(int(model.config.length))
@@ -137,7 +194,7 @@ def decode_all(
             sentence = np.resize(rows, size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sentence)
         batch = decode(model, params, tokens, count, search, keys, with_weights)
-        for i, row in enumerate(_on_host(batch, source_length[rows])):
+        for i, row in enumerate(_on_host(batch, len(rows))):
             found[rows[i]] = row
         if progress:
             progress(min(start + size, number))
@@ -162,21 +219,23 @@ def padded(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def _filled(
     source: np.ndarray, source_length: np.ndarray, size: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `size` rows of `columns` tokens; those that are not sentences hold one EOS."""
-    tokens = np.full((size, columns), PAD, np.int32)
-    tokens[:, 0] = EOS
+    """Returns `size` rows of `columns`; those that are not sources hold one EOS, or one frame."""
+    kind = np.float32 if np.issubdtype(source.dtype, np.floating) else np.int32
+    filled = np.zeros((size, columns, *source.shape[2:]), kind)
+    if source.ndim == 2:
+        filled[:, 0] = EOS
     width = min(columns, source.shape[1])
-    tokens[: len(source), :width] = source[:, :width]
+    filled[: len(source), :width] = source[:, :width]
     lengths = np.ones(size, np.int32)
     lengths[: len(source)] = source_length
-    return tokens, lengths
+    return filled, lengths
 
 
-def _on_host(batch: Hypotheses, source_length: np.ndarray) -> list[list[Hypothesis]]:
-    """Returns the hypotheses of the rows that are sentences, without padding."""
+def _on_host(batch: Hypotheses, number: int) -> list[list[Hypothesis]]:
+    """Returns the hypotheses of the first `number` rows, without padding."""
     batch = jax.tree.map(np.asarray, batch)
     found = []
-    for row, positions in enumerate(source_length):
+    for row, positions in enumerate(batch.positions[:number]):
         here = []
         for n, length in enumerate(batch.lengths[row]):
             # The best one stays even when it is none: every sentence gets an answer.

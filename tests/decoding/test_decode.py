@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from research.decoding.beams import SHARED, batch_axes, beam_search, read, take_rows
+from research.decoding.decode import decode, decode_all, padded, static_lengths
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search
-from research.decoding.translation import decode, decode_all, padded, static_lengths
 from research.errors import UserError
 from research.tasks.task import BOS, EOS
 from tests.decoding.exhaustive import (

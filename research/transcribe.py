@@ -1,0 +1,183 @@
+"""Transcribes recordings with a trained model of speech.
+
+python -m research.transcribe --workdir=runs/speech recordings/*.wav
+python -m research.transcribe --workdir=runs/speech --beam=8 --ctc_weight=0.3 a.flac b.wav
+python -m research.transcribe --workdir=runs/speech --alignment=a.png a.wav
+
+Files are WAV or FLAC. To stdout goes a line to each, in their order: path, transcript and
+confidence, parted by tabs; with --nbest as many lines as transcripts, best first. Everything else
+goes to stderr. The confidence is exp of the mean log probability of a token under the search's
+score, between 0 and 1. A file that cannot be read is one line on stderr; the others are
+transcribed, and the exit code is 2.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from research.configuration import run
+from research.errors import UserError
+
+flags.DEFINE_string("workdir", None, "Directory of a run of the speech task.", required=True)
+flags.DEFINE_integer("beam", None, "Hypotheses followed; 1: greedy. Default: that of the run.")
+flags.DEFINE_integer("nbest", 1, "Transcripts of each file, at most the beam.")
+flags.DEFINE_float("length_penalty", None, "More favours longer ones. Default: that of the run.")
+flags.DEFINE_float("ctc_weight", None, "Of CTC in the score, 0 to 1. Default: that of the run.")
+flags.DEFINE_integer("batch_size", 16, "Recordings decoded together.", lower_bound=1)
+flags.DEFINE_string("alignment", "", "Draws what was read of one file's frames into this PNG file.")
+
+FROM_RUN = ("beam", "length_penalty", "ctc_weight")
+TOGETHER = 256
+"""Files that are held in memory at once; their transcripts appear together."""
+
+
+def main(*files: str) -> int:
+    """Transcribes and prints; returns the exit code."""
+    options = flags.FLAGS
+    check(options, files)
+    from research.tasks.features import SHIFT_SECONDS
+
+    transcriber, config, longest = open_run(Path(options.workdir), options)
+    began, seconds, failed = time.perf_counter(), 0.0, 0
+    for start in range(0, len(files), TOGETHER):
+        features = read(files[start : start + TOGETHER], config.task, longest)
+        show(transcriber, features, options)
+        failed += len(files[start : start + TOGETHER]) - len(features)
+        seconds += sum(len(frames) for _, frames in features) * SHIFT_SECONDS
+    passed = time.perf_counter() - began
+    tell(f"{len(files) - failed:,} files, {seconds:,.1f} s of audio, in {passed:.1f} s")
+    if failed:
+        tell(f"error: {failed:,} of {len(files):,} files could not be read")
+    return 2 if failed else 0
+
+
+def check(options: flags.FlagValues, files: tuple[str, ...]) -> None:
+    """Raises UserError for options that do not go with the files, before anything is computed."""
+    if not files:
+        raise UserError("no files; give one or more: research.transcribe --workdir=DIR FILE.wav")
+    picture = options.alignment
+    if picture and len(files) != 1:
+        raise UserError(f"--alignment draws one file, not {len(files):,}; give one.")
+    if picture and not picture.endswith(".png"):
+        raise UserError(f"--alignment={picture} must end in .png.")
+    if picture and not Path(picture).absolute().parent.is_dir():
+        raise UserError(f"--alignment={picture}: there is no such directory.")
+
+
+def open_run(workdir: Path, options: flags.FlagValues):
+    """Returns the transcriber of a run, its config, and the frames of its longest training source.
+
+    Raises UserError.
+    """
+    from research.ablation.store import read_json
+    from research.decoding.search import Search, check_model
+    from research.decoding.transcription import Transcriber
+    from research.models.registry import make_model
+    from research.tasks.tokenizer import CORPUS, load_tokenizer
+    from research.training.environment import enable_compilation_cache
+    from research.training.runs import load_best_of, load_config_of
+
+    enable_compilation_cache()
+    config = load_config_of(workdir)
+    if config.task.name != "speech":
+        raise UserError(
+            f"{workdir} is a run of task.name={config.task.name!r}; this command takes one of "
+            "'speech'."
+        )
+    given = {key: options[key].value for key in FROM_RUN if options[key].value is not None}
+    search = Search(**(config.decoding.to_dict() | given), nbest=options.nbest)
+    search.limit(config.task.length)
+    tokenizer = load_tokenizer(workdir)
+    params, best = load_best_of(workdir)
+    model = make_model(config.model, tokenizer.vocab_size, config.task.length)
+    check_model(search, model.config)
+    check_parameters(workdir, model, params, config.task.num_mels)
+    tell(f"best step {best['step']:,}")
+    longest = (read_json(workdir / CORPUS) or {}).get("longest_frames")
+    return Transcriber(model, params, tokenizer, search, options.batch_size), config, longest
+
+
+def check_parameters(workdir: Path, model, params, num_mels: int) -> None:
+    """Raises UserError when a run's parameters are not those of its tokenizer and config."""
+    import jax
+    import jax.numpy as jnp
+
+    from research.models.model import parameter_shapes
+    from research.tasks.tokenizer import FILE
+
+    row = jnp.ones((1, 2), jnp.int32)
+    batch = {"source": jnp.zeros((1, 16, num_mels)), "source_length": jnp.array([16])}
+    wanted = parameter_shapes(model, batch | {"inputs": row, "targets": row})
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
+        raise UserError(
+            f"{workdir}/{FILE} has {model.config.vocab_size:,} tokens, with which the model does "
+            "not have the shapes of its parameters: it is the tokenizer of another run."
+        )
+
+
+def read(files: tuple[str, ...], task, longest: int | None) -> list[tuple[str, Any]]:
+    """Returns the path and features of every file that can be read; says which others cannot."""
+    from research.decoding.transcription import read_features
+    from research.tasks.features import SHIFT_SECONDS
+
+    found = []
+    for path in files:
+        try:
+            frames = read_features(Path(path), task)
+        except UserError as error:
+            tell(f"error: {error}")
+            continue
+        if longest and len(frames) > longest:
+            tell(
+                f"{path}: {len(frames) * SHIFT_SECONDS:.2f} s, longer than anything in training "
+                f"({longest * SHIFT_SECONDS:.2f} s)"
+            )
+        found.append((path, frames))
+    return found
+
+
+def show(transcriber, features: list, options: flags.FlagValues) -> None:
+    """Transcribes files, prints their lines, draws the one that is to be drawn."""
+    from research.decoding.search import ctc_share
+    from research.decoding.transcription import transcribe
+
+    alone = ctc_share(transcriber.model.config) == 1
+    drawn = bool(options.alignment)
+    results = transcribe(transcriber, [f for _, f in features], drawn and not alone)
+    for (path, _), transcripts in zip(features, results, strict=True):
+        for t in transcripts:
+            line = f"{path}\t{t.text}\t{t.confidence:.4f}\n"
+            sys.stdout.buffer.write(os.fsencode(line))  # a path need not be UTF-8
+        if not transcripts[0].complete:
+            limit = transcriber.search.limit(transcriber.model.config.length)
+            tell(f"{path}: the transcript has {limit:,} tokens, the most there may be")
+    sys.stdout.buffer.flush()
+    if drawn and features:
+        draw(transcriber, features[0][1], results[0][0], Path(options.alignment), alone)
+
+
+def draw(transcriber, frames, transcript, path: Path, alone: bool) -> None:
+    """Writes the picture of a file: of its attention, or of its labels where CTC is alone."""
+    from research.decoding.transcription import label_posteriors
+    from research.interpret.speech_picture import write_speech_alignment, write_speech_labels
+
+    if alone:
+        posteriors = label_posteriors(transcriber, frames)
+        pieces = transcriber.tokenizer.pieces(list(range(posteriors.shape[1])))
+        write_speech_labels(frames, posteriors, pieces, path)
+    else:
+        write_speech_alignment(frames, transcript.weights, transcript.pieces, path)
+    tell(f"wrote {path}")
+
+
+def tell(text: str) -> None:
+    """Prints to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,284 @@
+"""Speech: what a batch holds, that evaluation covers its split once, and what is measured."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import soundfile
+
+from research.configuration import apply_deltas, load_config
+from research.errors import UserError
+from research.tasks.recordings import make_speech
+from research.tasks.speech import ctc_losses
+from research.tasks.speech_outputs import SpeechOutputs
+from research.tasks.task import EOS, PAD
+from research.tasks.tokenizer import load_tokenizer
+from research.tasks.tones import sing
+from tests import small
+
+RATE = 8000
+"""Hz of the recordings."""
+SPOKEN = ("ba da", "ga", "ka la ma")
+
+
+def config(path, **deltas):
+    base = load_config(small.BASE)
+    mine = {
+        "task.name": "speech",
+        "task.path": str(path),
+        "task.length": 13,
+        "task.batch_size": 4,
+        "task.num_mels": 8,
+        "task.join": (1, 2, 3),
+        "task.buckets": 2,
+        "task.test_lengths": (1, 3, 4),
+        "task.test_sequences": 5,
+        "task.tokenizer": "word",
+    }
+    return apply_deltas(base, mine | {f"task.{key}": value for key, value in deltas.items()}).task
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Recordings of one to three words by two speakers, with splits."""
+    folder = tmp_path_factory.mktemp("recordings")
+    lines = ["path\ttranscript\tspeaker\tsplit"]
+    generator = np.random.RandomState(0)
+    splits = {"train": 4, "validation": 2, "test": 2}
+    for split, number in splits.items():
+        for speaker in ("bass", "treble"):
+            for i in range(number):
+                text = SPOKEN[i % len(SPOKEN)]
+                sounds = [sing(word, speaker, RATE, generator) for word in text.split()]
+                name = f"{split}_{speaker}_{i}.wav"
+                soundfile.write(folder / name, np.concatenate(sounds), RATE)
+                lines.append(f"{name}\t{text}\t{speaker}\t{split}")
+    path = folder / "manifest.tsv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def strings(manifest):
+    return make_speech(config(manifest))
+
+
+@pytest.fixture(scope="module")
+def whole(manifest):
+    return make_speech(config(manifest, join=(), tokenizer="char"))
+
+
+def texts_of(task, targets):
+    rows = [[t for t in row.tolist() if t >= 0] for row in np.asarray(targets)]
+    return [task.tokenizer.decode(row) for row in rows if row]
+
+
+@pytest.fixture(scope="module", params=["strings", "whole"])
+def task(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_evaluation_has_each_row_of_a_split_once_and_its_transcript(task):
+    for split in task.splits:
+        found = []
+        for bucket, number in enumerate(task.evaluation_batches(split, 99)):
+            for index in range(number):
+                batch = task.evaluation(task.data, split, index, number, bucket)
+                found += texts_of(task, batch["targets"])
+        assert sorted(found) == sorted(task.references[split])
+
+
+def test_what_is_decoded_is_what_is_evaluated(task):
+    sources = task.sources("test")
+    number = len(task.references["test"])
+    assert len(sources["source"]) == len(sources["source_length"]) == number
+    order = [np.asarray(o) for o in task.data["order"]["test"]]
+    for bucket, rows in enumerate(order):
+        batch = task.rows(task.data, "test", jnp.asarray(rows[:4]), bucket)
+        for i, row in enumerate(rows[:4]):
+            if row < 0:
+                continue
+            length = sources["source_length"][row]
+            assert length == batch["source_length"][i]
+            np.testing.assert_allclose(
+                sources["source"][row, :length], batch["source"][i, :length], atol=1e-4
+            )
+            assert not sources["source"][row, length:].any()
+            assert texts_of(task, batch["targets"][i : i + 1]) == [task.references["test"][row]]
+
+
+def test_a_batch_depends_on_the_key_and_the_step(strings):
+    make = jax.jit(lambda key, step: strings.batch(strings.data, key, step, 1)["source"])
+    one = make(jax.random.key(0), 0)
+    np.testing.assert_array_equal(one, make(jax.random.key(0), 0))
+    others = make(jax.random.key(0), 1), make(jax.random.key(1), 0)
+    assert not any(np.array_equal(one, other) for other in others)
+
+
+def test_training_strings_have_the_lengths_of_their_bucket(strings):
+    assert strings.join == ((1, 2), (3,))
+    np.testing.assert_allclose(strings.frequencies, (2 / 3, 1 / 3))
+    steps = jnp.arange(600)
+    part = np.bincount(jax.jit(jax.vmap(strings.bucket))(steps)) / 600
+    np.testing.assert_allclose(part, strings.frequencies, atol=0.06)
+    bounds = strings.bounds["train"]
+    shapes = [strings.batch(strings.data, jax.random.key(0), 0, b)["source"].shape for b in (0, 1)]
+    assert [s[1] for s in shapes] == [frames for frames, _ in bounds]
+    assert all(frames % 8 == 0 for frames, _ in bounds)
+
+
+def test_recordings_of_a_split_stay_in_it(strings):
+    splits = np.repeat(["train", "validation", "test"], [8, 4, 4])
+    for split in strings.splits:
+        plan = strings.plan(split, jnp.arange(5))
+        assert (splits[np.asarray(plan.picks)] == split).all()
+
+
+def test_a_held_out_speaker_is_the_test_and_nothing_else(manifest):
+    task = make_speech(config(manifest, held_out_speaker="bass"))
+    assert task.corpus["speakers"] == {
+        "train": ["treble"],
+        "validation": ["treble"],
+        "test": ["bass"],
+    }
+    assert task.corpus["recordings"]["test"] == 8
+
+
+def test_tones_have_speakers_too():
+    task = make_speech(config("tones", held_out_speaker="alto"))
+    assert task.corpus["speakers"]["test"] == ["alto"]
+    assert "alto" not in task.corpus["speakers"]["train"]
+    assert [label for label, _ in task.word_bins] == [1, 2, 3, 4]
+
+
+def test_an_epoch_has_every_recording_once(whole):
+    seen = []
+    for step in range(sum(whole.epochs.batches)):
+        bucket = int(whole.bucket(jnp.int32(step)))
+        batch = whole.batch(whole.data, jax.random.key(3), step, bucket)
+        seen += [tuple(row) for row in np.asarray(batch["source_length"])[:, None].tolist()]
+    lengths = np.asarray(whole.data["length"])[:8].tolist()
+    assert sorted(n for (n,) in seen) == sorted(lengths)
+
+
+def outputs_of(task, batch, weight=0.25, seed=0):
+    generator = np.random.default_rng(seed)
+    rows, length = batch["targets"].shape
+    frames = batch["source"].shape[1] // 2
+    make = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)  # noqa: E731
+    return SpeechOutputs(
+        logits=make(rows, length, task.vocab_size),
+        ctc=make(rows, frames, task.vocab_size),
+        ctc_length=(batch["source_length"] + 1) // 2,
+        ctc_weight=jnp.float32(weight),
+        labelling=None,
+    )
+
+
+def test_the_objective_weighs_attention_and_ctc(strings):
+    torch = pytest.importorskip("torch")
+    batch = strings.batch(strings.data, jax.random.key(0), 0, 1)
+    outputs = outputs_of(strings, batch)
+    sums = strings.metrics(outputs, batch)
+    targets = np.asarray(batch["targets"])
+    log_p = np.asarray(jax.nn.log_softmax(outputs.logits))
+    at = np.nonzero(targets >= 0)
+    attention = -log_p[(*at, targets[at])].sum()
+    ctc = 0.0
+    for row, target in enumerate(targets):
+        labels = [int(t) for t in target if t > EOS]
+        ctc += torch.nn.functional.ctc_loss(
+            torch.log_softmax(torch.tensor(np.asarray(outputs.ctc[row])), -1)[:, None],
+            torch.tensor([labels]),
+            [int(outputs.ctc_length[row])],
+            [len(labels)],
+            reduction="sum",
+        ).item()
+    assert float(sums["loss"].total) == pytest.approx(attention, rel=1e-4)
+    assert float(sums["ctc_loss"].total) == pytest.approx(ctc, rel=1e-4)
+    expected = 0.75 * attention + 0.25 * ctc
+    assert float(sums["objective"].total) == pytest.approx(expected, rel=1e-4)
+    assert float(sums["ctc_too_short"].total) == 0
+
+
+def test_error_rates_of_greedy_decoding(strings):
+    batch = strings.evaluation(strings.data, "test", 0, 1, 1)
+    targets = np.asarray(batch["targets"])
+    labels = np.where(targets > EOS, targets, PAD)
+    wrong = labels.copy()
+    wrong[0, 0] = 3 + (wrong[0, 0] - 2) % 5
+    outputs = outputs_of(strings, batch)._replace(labelling=jnp.asarray(wrong))
+    sums = strings.metrics(outputs, batch)["error_rate"]
+    assert (float(sums.total), float(sums.count)) == (1.0, (labels > 0).sum())
+    by_words = strings.metrics(outputs, batch)["error_rate_by_words"]
+    assert float(by_words.total.sum()) == pytest.approx(1.0)
+    assert float(by_words.count.sum()) == (labels > 0).sum()
+
+
+def test_strings_with_more_labels_than_frames_have_no_ctc_loss():
+    labels = jnp.array([[3, 3, 4], [3, 4, 5], [0, 0, 0], [3, 3, 4]])
+    logits = jax.random.normal(jax.random.key(0), (4, 4, 6))
+    lengths = jnp.array([3, 3, 4, 4])
+    losses, fits = ctc_losses(logits, lengths, labels)
+    # 3 3 4 needs a blank between its threes.
+    assert fits.tolist() == [False, True, False, True]
+    assert losses[0] == losses[2] == 0
+    np.testing.assert_allclose(
+        losses[3], optax.ctc_loss(logits[3:], jnp.zeros((1, 4)), labels[3:], jnp.zeros((1, 3)))[0]
+    )
+    slope = jax.grad(lambda x: ctc_losses(x, lengths, labels)[0].sum())(logits)
+    assert jnp.isfinite(slope).all() and not slope[0].any()
+
+
+def test_scores_by_the_number_of_words(strings):
+    encode = strings.tokenizer.encode
+    right = [encode(text).tolist() for text in strings.references["test"]]
+    scored = strings.score("test", right)
+    assert scored.metrics["wer"] == scored.metrics["cer"] == 0
+    worse = [row[:-1] for row in right]
+    scored = strings.score("test", worse)
+    words = sum(len(r.split()) for r in strings.references["test"])
+    assert scored.metrics["deletions"] == pytest.approx(len(right) / words)
+    assert scored.metrics["wer"] == scored.metrics["deletions"]
+    for name, values in scored.slices.items():
+        assert len(values) == len(strings.slices[name])
+    lines = scored.files["test.references.txt"].splitlines()
+    assert lines == list(strings.references["test"])
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+def test_a_run_keeps_its_tokenizer(manifest, kind, tmp_path):
+    task = make_speech(config(manifest, tokenizer=kind, length=40, bpe_vocab_size=280))
+    for name, text in task.artifacts().items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    loaded = load_tokenizer(tmp_path)
+    for text in task.references["test"]:
+        tokens = loaded.encode(text)
+        assert tokens.tolist() == task.tokenizer.encode(text).tolist()
+        assert loaded.decode(tokens.tolist()) == text
+    known = json.loads(task.artifacts()["corpus.json"])
+    assert known["longest_frames"] == max(f for f, _ in task.bounds["train"])
+
+
+@pytest.mark.parametrize(
+    ("deltas", "message"),
+    [
+        ({"length": 9}, "task.length=9 is too short for 4 recordings of up to 3 tokens"),
+        ({"join": (2, 1)}, "task.join=(2, 1): give positive numbers"),
+        ({"gap": (0.3, 0.1)}, "task.gap=(0.3, 0.1): give the shortest"),
+        ({"speakers": "two"}, "task.speakers='two' is unknown"),
+        ({"tokenizer": "chars"}, "task.tokenizer='chars' is unknown"),
+        ({"test_lengths": ()}, "task.test_lengths=()"),
+        ({"held_out_speaker": "bas"}, "Did you mean 'bass'?"),
+        ({"time_masks": -1}, "task.time_masks=-1"),
+        ({"path": "fsd"}, "Did you mean 'fsdd'?"),
+        ({"join": (), "batch_size": 20}, "task.batch_size=20 is too large"),
+    ],
+)
+def test_what_does_not_fit_is_said(manifest, deltas, message):
+    with pytest.raises(UserError) as error:
+        make_speech(config(deltas.pop("path", manifest), **deltas))
+    assert message in str(error.value)
