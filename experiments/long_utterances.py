@@ -30,8 +30,8 @@ experiment = Experiment(
         "model.ctc_weight": 0.0,
         "decoding.ctc_weight": 0.0,
         "decoding.beam": 1,
-        "train.steps": 1500,
-        "train.eval_every": 150,
+        "train.steps": 900,
+        "train.eval_every": 75,
     },
     arms={
         "content": {"model.attention": "additive"},
