@@ -65,9 +65,9 @@ class Case(NamedTuple):
 
 def random_case(args: argparse.Namespace) -> Case:
     """Random weights and sentences; lengths are spread evenly from 4 tokens to --source."""
-    heads = 1 if args.model == "recurrent" else args.width // 64
-    model = {"name": args.model, "width": args.width, "num_layers": args.layers}
-    model |= {"feedforward": 4 * args.width, "num_heads": heads}
+    model = {"name": args.model, "width": args.width, "num_layers": args.layers, "num_heads": 1}
+    if args.model == "encoder_decoder":
+        model |= {"feedforward": 4 * args.width, "num_heads": args.width // 64}
     # Else all tokens are about as probable, and rounding decides what is found.
     model |= {"init_stddev": 0.1, "embedding_stddev": 0.3}
     config = apply_deltas(base.get_config(), {f"model.{key}": v for key, v in model.items()})

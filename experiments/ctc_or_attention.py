@@ -28,7 +28,7 @@ experiment = Experiment(
         "model.width": 96,
         "decoding.ctc_weight": 0.0,
         "decoding.beam": 1,
-        "train.steps": 900,
+        "train.steps": 1500,
         "train.eval_every": 75,
     },
     arms={

@@ -29,7 +29,7 @@ experiment = Experiment(
         "model.ctc_weight": 0.0,
         "decoding.ctc_weight": 0.0,
         "decoding.beam": 1,
-        "train.steps": 900,
+        "train.steps": 1500,
         "train.eval_every": 75,
     },
     arms={f"{levels} levels": {"model.levels": levels} for levels in (3, 2, 1, 0)},

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from research.ablation.experiment import load_experiment
 from research.ablation.sweep import prepare
@@ -41,6 +43,14 @@ OF_CONFIG = {
     "configs/translation_recurrent.py": TINY_RECURRENT + TINY_CORPUS,
     "configs/transduction.py": [*TINY_RECURRENT, "--config.task.test_sequences=1"],
 }
+TINY_SPEECH = [
+    "--config.model.width=8",
+    "--config.task.num_mels=8",
+    "--config.task.buckets=1",
+    "--config.task.test_sequences=1",
+]
+OF_CONFIG["configs/speech.py"] = TINY_SPEECH
+RECORDINGS = "--config.task.path={data}/recordings.tsv"
 SENTENCES = "--config.task.path={data}/{{split}}.{{language}}"
 
 
@@ -65,18 +75,28 @@ def write_data(folder: Path) -> None:
         for language, of in words.items():
             lines = (f"{of[i % 3]} {of[i // 3 % 3]} {of[i // 9 % 3]}.\n" for i in range(number))
             (folder / f"{split}.{language}").write_text("".join(lines), encoding="utf-8")
+    lines = []
+    for i in range(24):
+        sound = 0.1 * np.sin(np.arange(2400) * (0.2 + 0.1 * (i % 3)))
+        soundfile.write(folder / f"{i}.wav", sound, 8000)
+        split = "train" if i < 16 else "validation" if i < 20 else "test"
+        lines.append(f"{i}.wav\t{('low', 'mid', 'high')[i % 3]}\t\t{split}\n")
+    (folder / "recordings.tsv").write_text("".join(lines))
 
 
 def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
     """Returns the module and arguments of a command, made short, with files below tmp_path."""
     _, _, module, *arguments = shlex.split(command.split(" > ")[0])
     arguments = [re.sub(r"^(--\S+=)?(runs|data)/", rf"\1{tmp_path}/\2/", a) for a in arguments]
+    arguments = [f"{tmp_path}/data/0.wav" if a == "recording.wav" else a for a in arguments]
     arguments += SHORT.get(module, [])
     config = next((a.removeprefix("--config=") for a in arguments if "--config=" in a), "")
     if module == "research.train":
         extra = OF_CONFIG.get(config, [])
         if "translation" in config and not any("task.path" in a for a in arguments):
             extra = [*extra, SENTENCES]
+        if "speech" in config and not any("task.path" in a for a in arguments):
+            extra = [*extra, RECORDINGS]
         arguments += [a.format(data=tmp_path / "data") for a in extra]
     return module, arguments
 

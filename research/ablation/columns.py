@@ -99,26 +99,33 @@ def main_columns(study: Study) -> list[Column]:
             f"True {versus} that this many seeds find with 80 % power (before correction).",
         ),
     ]
-    if outcome.solved is not None:
-        threshold = f"{'≥' if outcome.higher_is_better else '≤'} {outcome.solved:g}"
-        columns += [
-            Column(
-                "solved",
-                _solved,
-                lambda row: row.solved[0] / row.outcome.n if row.solved else None,
-                f"Seeds with outcome {threshold}, with Wilson's 95 % interval of the fraction.",
-            ),
-            Column(
-                "steps to solve",
-                _steps,
-                lambda row: row.steps,
-                f"Median first step with validation {outcome.metric} {threshold}; seeds that never "
-                "reach it count as later than all.",
-            ),
-        ]
     return [
         *columns,
+        *_solving(study),
         Column("notes", lambda row: "; ".join(row.notes), lambda _: None, kind="text"),
+    ]
+
+
+def _solving(study: Study) -> list[Column]:
+    """Returns the columns on the outcome's threshold, none without one."""
+    outcome = study.experiment.outcome
+    if outcome.solved is None:
+        return []
+    threshold = f"{'≥' if outcome.higher_is_better else '≤'} {outcome.solved:g}"
+    return [
+        Column(
+            "solved",
+            _solved,
+            lambda row: row.solved[0] / row.outcome.n if row.solved else None,
+            f"Seeds with outcome {threshold}, with Wilson's 95 % interval of the fraction.",
+        ),
+        Column(
+            "steps to solve",
+            _steps,
+            lambda row: row.steps,
+            f"Median first step with validation {outcome.metric} {threshold}; seeds that never "
+            "reach it count as later than all.",
+        ),
     ]
 
 

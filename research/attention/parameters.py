@@ -76,6 +76,23 @@ def bind(part: Any, name: str, params: dict[str, Array]) -> Any:
     return jax.tree_util.tree_map_with_path(fill, part)
 
 
+def is_parameter(x: Any) -> bool:
+    """Whether x describes a learned array: the leaves of a tree of ``Parameter``."""
+    return isinstance(x, Parameter)
+
+
+def drawn(described: Any) -> Callable[[Array], Any]:
+    """key -> float32 arrays as a tree of ``Parameter`` describes them."""
+
+    def init(key: Array) -> Any:
+        leaves, tree = jax.tree.flatten(described, is_leaf=is_parameter)
+        keys = jax.random.split(key, len(leaves))
+        found = [p.init(k, p.shape, "float32") for k, p in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, found)
+
+    return init
+
+
 def _leaves(part: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_flatten_with_path(part)[0]
 

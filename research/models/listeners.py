@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from research.attention.mixers.recurrent import CELLS, run
 from research.attention.options import Options, make_mixer
-from research.attention.parameters import Parameter
+from research.attention.parameters import Parameter, drawn
 from research.attention.parameters import matrix_init as stddev_init
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
@@ -319,23 +319,6 @@ def check_any_length(
 def shapes(described: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of what is learned."""
     return {name: p.shape for name, p in described.items()}
-
-
-def is_parameter(x: Any) -> bool:
-    """Returns whether x describes a learned array."""
-    return isinstance(x, Parameter)
-
-
-def drawn(described: Any) -> Callable[[jax.Array], Any]:
-    """Returns key -> arrays as a tree of `Parameter` describes them."""
-
-    def init(key: jax.Array) -> Any:
-        leaves, tree = jax.tree.flatten(described, is_leaf=is_parameter)
-        keys = jax.random.split(key, len(leaves))
-        found = [p.init(k, p.shape, "float32") for k, p in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(tree, found)
-
-    return init
 
 
 def parameter_axes(c: ListenerConfig, params: Any) -> Any:

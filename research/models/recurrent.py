@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from research.attention.mixers.recurrent import CELLS
-from research.attention.parameters import Parameter, matrix_init
+from research.attention.parameters import Parameter, drawn, is_parameter, matrix_init
 from research.errors import UserError, check_name
 from research.models import recurrent_networks as networks
 from research.models.projection import linear
@@ -97,7 +97,7 @@ class RecurrentModel(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.frozen = {
-            name: self.param(name, _init(described)) for name, described in c.parameters().items()
+            name: self.param(name, drawn(described)) for name, described in c.parameters().items()
         }
         self.dropout = nn.Dropout(c.dropout)
 
@@ -148,7 +148,7 @@ class RecurrentModel(nn.Module):
     def parameter_axes(self, params: Any) -> Any:
         """Returns the logical axes of each parameter, a tuple of names to each leaf."""
         described = self.config.parameters()
-        return jax.tree.map(lambda p: p.axes, described, is_leaf=_is_parameter)
+        return jax.tree.map(lambda p: p.axes, described, is_leaf=is_parameter)
 
     @property
     def implementation(self) -> str:
@@ -164,7 +164,7 @@ class RecurrentModel(nn.Module):
         """
         described = self.config.parameters()
         params = jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), described, is_leaf=_is_parameter
+            lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), described, is_leaf=is_parameter
         )
 
         def kept(params: Any) -> Any:
@@ -205,22 +205,6 @@ class RecurrentModel(nn.Module):
         head = self.params["embedding"].T if tied else self.params["head"]
         axes = ("batch", "length", "vocab") if h.ndim == 3 else ("batch", "vocab")
         return constrain(linear(h, head).astype(jnp.float32), *axes)
-
-
-def _is_parameter(x: Any) -> bool:
-    return isinstance(x, Parameter)
-
-
-def _init(described: Any) -> Callable[[jax.Array], Any]:
-    """Returns key -> a tree of arrays as described."""
-
-    def init(key: jax.Array) -> Any:
-        leaves, tree = jax.tree.flatten(described, is_leaf=_is_parameter)
-        keys = jax.random.split(key, len(leaves))
-        drawn = [p.init(k, p.shape, "float32") for k, p in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(tree, drawn)
-
-    return init
 
 
 def make_recurrent(

@@ -22,7 +22,7 @@ from research.attention.mixers.monotonic import Monotonic
 from research.attention.mixers.recurrent import CELLS
 from research.attention.mixers.windowed import Windowed
 from research.attention.options import Options
-from research.attention.parameters import Parameter
+from research.attention.parameters import Parameter, drawn, is_parameter
 from research.attention.parts.positions import sinusoidal
 from research.attention.registry import MODEL_POSITIONS
 from research.errors import UserError
@@ -34,7 +34,7 @@ from research.models.layers import (
     looks_ahead,
     part_options,
 )
-from research.models.listeners import FRAMES, check_any_length, drawn, is_parameter, shapes
+from research.models.listeners import FRAMES, check_any_length, shapes
 from research.models.projection import linear
 from research.models.recurrent import RecurrentConfig, make_recurrent
 from research.models.recurrent_attention import Reader, make_reader

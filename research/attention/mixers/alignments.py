@@ -228,6 +228,11 @@ class Stateful(Alignment):
         """ "hidden" (B, S, K, A): the keys' share of the energy."""
         return {"hidden": hidden_keys(params, "key", k)}
 
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """What queries before left behind, (B, H, S) in float32 or wider: zeros."""
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return jnp.zeros((batch, self.num_heads, length), wide)
+
     def _scores(self, params, q, memory, place):
         """v . tanh(W q + U k + b + place), (B, H, 1, S), ``place`` (B, H, S, A)."""
         hidden = jnp.swapaxes(memory["hidden"], 1, 2)
@@ -299,11 +304,6 @@ class LocationAware(Stateful):
             "location": Parameter(place, place_init, ("heads", "", "")),
             **described(self.normalizer, "normalizer"),
         }
-
-    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The weights before, (B, H, S) in float32 or wider: zeros."""
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.zeros((batch, self.num_heads, length), wide)
 
     def step(
         self,

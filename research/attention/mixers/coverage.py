@@ -1,9 +1,7 @@
 """Coverage: what was read before counts in what is read next."""
 
 import dataclasses
-from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.mixers.alignments import Position, Positions, Stateful
@@ -36,11 +34,6 @@ class Coverage(Stateful):
             "coverage": Parameter((self.num_heads, self.score_width), covered, ("heads", "")),
             **described(self.normalizer, "normalizer"),
         }
-
-    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The sum of the weights before, (B, H, S) in float32 or wider: zeros."""
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.zeros((batch, self.num_heads, length), wide)
 
     def step(
         self,

@@ -154,8 +154,7 @@ class Monotonic(Stateful):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Where the reader is, probabilities (B, H, S) in float32 or wider: at key 0."""
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.zeros((batch, self.num_heads, length), wide).at[..., :1].set(1)
+        return super().init_state(batch, length, dtype).at[..., :1].set(1)
 
     def step(
         self,
