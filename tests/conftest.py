@@ -1,5 +1,6 @@
 """What all tests share: the repository root as working directory, one compilation cache."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parent.parent
+MOST_MAPS = 20_000
+"""Memory maps after a file of tests, above which its programs are dropped."""
 
 # Most of the tests' time is XLA optimizing machine code for arrays of a few numbers. The slow tests
 # run it as users do: `make test-slow` sets the flags to nothing.
@@ -30,6 +33,7 @@ install_import_hook(
 )
 
 from research.training.environment import enable_compilation_cache  # noqa: E402
+from research.training.program import forget_programs  # noqa: E402
 
 # The directory is that of the commands, so that tests which start them compile nothing anew.
 enable_compilation_cache()
@@ -41,6 +45,19 @@ def _in_root():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """A compiled program holds hundreds of memory maps, of which a process gets 65,530 on Linux.
+
+    Past them the compiler dies, and all tests of a suite in two processes need more than that.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        forget_programs()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
