@@ -5,9 +5,9 @@
     python -m research.report --workdir=runs/ctc_or_attention
 
 Three ways from frames to a transcript that is shorter: attention finds where to read, CTC sums over
-all monotonic alignments, and the baseline reads a window at a fixed place that moves at the same
-rate through every recording (local-m of Luong et al. 2015: word t at frame t). Strings of one to
-three spoken digits.
+all monotonic alignments, and the baseline reads a fixed place whatever is heard (local-m of Luong
+et al. 2015: word t at state t, which is 40 ms): what the listener's states know of all that was
+said. Strings of one to three spoken digits.
 
 Chan et al. 2016, section 1, and Chorowski et al. 2015, section 1: CTC assumes that labels are
 independent of each other given the sound, attention does not; and Prabhavalkar et al. 2017, "A
@@ -50,7 +50,6 @@ experiment = Experiment(
         ),
         Claim(
             text="So has a summed-out one.",
-            source="Graves et al. 2006, section 5",
             test=Direction(a="ctc", b="fixed alignment"),
         ),
         Claim(

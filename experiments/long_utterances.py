@@ -8,7 +8,7 @@ Attention alone, without CTC, learns strings of one to three spoken digits and i
 ten. Scores of content alone, scores that also know where was read last, and content scores within a
 window around the median of what was read last.
 
-Chorowski et al. 2015, "Attention-Based Models for Speech Recognition", section 4.2 and Figure 4:
+Chorowski et al. 2015, "Attention-Based Models for Speech Recognition", section 5:
 joined utterances break attention by content once they are longer than in training, and hardly hurt
 location-aware attention.
 """
@@ -16,7 +16,7 @@ location-aware attention.
 from research.ablation.claims import SLICE, Claim, Direction, Threshold
 from research.ablation.experiment import Experiment, Outcome
 
-SOURCE = "Chorowski et al. 2015, section 4.2 and Figure 4"
+SOURCE = "Chorowski et al. 2015, section 5"
 
 experiment = Experiment(
     question="Does attention hold on recordings longer than those of training?",
@@ -63,7 +63,7 @@ experiment = Experiment(
         ),
         Claim(
             text="So is content within a window around what was read last.",
-            source="Chorowski et al. 2015, section 2.4",
+            source="Chorowski et al. 2015, section 2.3",
             test=Direction(
                 a="content in a window",
                 b="content",

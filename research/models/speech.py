@@ -79,8 +79,8 @@ class SpeechModel(nn.Module):
         Args:
           batch: "source" (B, S, F) float32 frames, right-padded, "source_length" (B,) and "inputs"
             (B, T) int32.
-          deterministic: without dropout. The labelling is found only then, of at most T tokens if
-            it is the speller's.
+          deterministic: without dropout. The labelling is found only then, of at most 2 T tokens
+            if it is the speller's: errors that only make a transcript longer are to be seen.
         """
         c = self.config
         states, lengths = self._listen(batch["source"], batch["source_length"], deterministic)
@@ -91,7 +91,8 @@ class SpeechModel(nn.Module):
         if c.speller is not None:
             memory = self.speller.remember(states, lengths)
             logits, _ = self.speller.decode(memory, batch["inputs"], deterministic)
-            labelling = self._spelled(memory, batch["inputs"].shape[1]) if looks else None
+            room = min(2 * batch["inputs"].shape[1], c.length)
+            labelling = self._spelled(memory, room) if looks else None
         elif looks:
             labelling = connectionist.greedy(ctc, lengths, PAD).tokens
         weight = jnp.float32(c.ctc_weight)

@@ -190,8 +190,9 @@ def masked(
 ) -> Float[Array, "B S F"]:
     """Returns normalized features with stretches of time and bands set to 0, their mean.
 
-    SpecAugment (Park et al. 2019, section 2) without time warping: each mask is of 0 to `size`
-    frames or bands, all equally likely, anywhere in the recording.
+    SpecAugment (Park et al. 2019, section 2) without time warping: each mask is of 0 to `most`
+    frames or bands, all equally likely, anywhere in the recording, but of no more than a quarter of
+    it.
 
     Args:
       x: features.
@@ -203,7 +204,7 @@ def masked(
 
     def kept(key: Key[Array, ""], number: int, most: int, positions: int, size: Any) -> Array:
         of_width, of_start = jax.random.split(key)
-        width = jax.random.randint(of_width, (number, 1), 0, most + 1)
+        width = jnp.minimum(jax.random.randint(of_width, (number, 1), 0, most + 1), size // 4)
         room = jnp.maximum(size - width, 0)
         start = (jax.random.uniform(of_start, (number, 1)) * (room + 1)).astype(jnp.int32)
         at = jnp.arange(positions)

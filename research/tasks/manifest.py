@@ -173,6 +173,12 @@ def _held_out(utterances: Sequence[Utterance]) -> list[Utterance]:
 def _without_speaker(utterances: Iterable[Utterance], speaker: str) -> list[Utterance]:
     """Returns the recordings with those of a speaker as the test set."""
     utterances = list(utterances)
-    check_name("task.held_out_speaker", speaker, {u.speaker for u in utterances} - {""})
+    speakers = {u.speaker for u in utterances} - {""}
+    if not speakers:
+        raise UserError(
+            f"task.held_out_speaker={speaker!r}: the manifest names no speakers; its third column "
+            "is for them."
+        )
+    check_name("task.held_out_speaker", speaker, speakers)
     others = [u for u in utterances if u.speaker != speaker and u.split != "test"]
     return others + [replace(u, split="test") for u in utterances if u.speaker == speaker]

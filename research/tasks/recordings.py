@@ -101,10 +101,13 @@ def check_speech(config: ConfigDict) -> None:
 class Shapes(NamedTuple):
     """What is static about a task's batches; see `Speech`.
 
-    `picks` are {evaluation split: the recordings of each of its rows}.
+    Attributes:
+      picks: {evaluation split: the recordings of each of its rows}.
+      too_long: {split: part of its rows that do not fit and count for nothing}.
     """
 
     picks: dict[str, list[np.ndarray]]
+    too_long: dict[str, float]
     join: tuple[tuple[int, ...], ...]
     strings: dict[str, np.ndarray]
     bounds: dict[str, tuple[Bounds, ...]]
@@ -130,11 +133,11 @@ def joined_shapes(
     keys = jax.random.split(jax.random.key(0), len(most))
     lengths = data["length"]
     total = _drawn(lengths, keys, most, int(most.max()), pools["train"], pause)[1]
-    longest_of = np.quantile(np.asarray(total).reshape(-1, SAMPLED), 1.0 - LEFT_OUT, axis=1)
-    of_train = [
-        (_rounded(frames), group[-1] * words + 1)
-        for frames, group in zip(longest_of, join, strict=True)
-    ]
+    total = np.asarray(total).reshape(-1, SAMPLED)
+    frames = [_rounded(n) for n in np.quantile(total, 1.0 - LEFT_OUT, axis=1)]
+    of_train = [(n, group[-1] * words + 1) for n, group in zip(frames, join, strict=True)]
+    # Of the strings with most recordings of each bucket.
+    too_long = {"train": float((total > np.array(frames)[:, None]).mean())}
     bounds, strings, order, picks = {"train": tuple(of_train)}, {}, {}, {}
     tested = {"validation": config.join, "test": config.test_lengths}
     for split in [split for split in tested if split in pools]:
@@ -154,7 +157,7 @@ def joined_shapes(
     train = slice(0, sum(number for _, number in pools["train"]))
     one = data["length"][train].mean() + data["token_count"][train].mean()
     mean = one * np.mean(config.join) + sum(pause) / 2 * (np.mean(config.join) + 1) + 1
-    return Shapes(picks, join, strings, bounds, order, None, float(mean))
+    return Shapes(picks, too_long, join, strings, bounds, order, None, float(mean))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -174,12 +177,19 @@ def _tested(lengths: Any, split: str, strings: tuple[int, ...], pools: Any, paus
 
 def whole(config: ConfigDict, data: dict[str, Any], pools: dict) -> Shapes:
     """Returns the shapes of recordings as they are."""
-    bounds, order, picks = {}, {}, {}
+    bounds, order, picks, too_long = {}, {}, {}, {}
     epochs, mean = None, 0.0
     for split, ((start, number),) in pools.items():
-        frames = data["length"][start : start + number].astype(int)
+        # Rounded here, so that no two buckets have the same shape.
+        frames = (data["length"][start : start + number].astype(int) + 7) // 8 * 8
         tokens = data["token_count"][start : start + number].astype(int) + 1
         rows = np.arange(number)
+        too_long[split] = float((tokens > config.length).mean())
+        if split == "validation" and too_long[split] == 1.0:
+            raise UserError(
+                f"task.length={config.length}: no transcript for validation is that short; the "
+                f"shortest has {tokens.min()} tokens with its end."
+            )
         if split == "train":
             rows = rows[tokens <= config.length]
             if len(rows) < config.batch_size:
@@ -188,19 +198,19 @@ def whole(config: ConfigDict, data: dict[str, Any], pools: dict) -> Shapes:
                     f"{len(rows):,} recordings of at most task.length={config.length} tokens to "
                     "train on."
                 )
-            mean = float((frames[rows] + tokens[rows]).mean())
+            mean = float((data["length"][start + rows] + tokens[rows]).mean())
         tokens = np.minimum(tokens, config.length)
         buckets = config.buckets if split == "train" else EVALUATION_BUCKETS
         found = choose_bounds(frames[rows], tokens[rows], buckets, config.batch_size)
         bucket = assign(frames[rows], tokens[rows], found)
         order[split] = [rows[bucket == i] for i in range(len(found))]
-        bounds[split] = tuple((_rounded(f), t) for f, t in found)
+        bounds[split] = tuple(found)
         if split == "train":
             epochs = Epochs(tuple(len(o) for o in order[split]), config.batch_size)
         else:
             order[split] = [_filled(o, config.batch_size) for o in order[split]]
             picks[split] = [np.array([start + row]) for row in rows]
-    return Shapes(picks, (), {}, bounds, order, epochs, mean)
+    return Shapes(picks, too_long, (), {}, bounds, order, epochs, mean)
 
 
 def _rounded(frames: float) -> int:
@@ -286,9 +296,7 @@ def _known(
             name: round(float(data["length"][split == name].sum()) * SHIFT_SECONDS, 2)
             for name in SPLITS
         },
-        "left_out_too_long": (
-            int((split == "train").sum()) - sum(shapes.epochs.sizes) if shapes.epochs else 0
-        ),
+        "too_long": shapes.too_long,
         "buckets": [{"frames": f, "tokens": t} for f, t in shapes.bounds["train"]],
         "longest_frames": max(f for f, _ in shapes.bounds["train"]),
         "sha256": hashlib.sha256(data["frames"].tobytes()).hexdigest(),
@@ -303,6 +311,6 @@ def _describe(known: dict[str, Any]) -> str:
         for split, number in known["recordings"].items()
     ]
     shapes = ", ".join(f"{b['frames']:,}" for b in known["buckets"])
-    out = known["left_out_too_long"]
-    left = f"; left out of training: {out:,} whose transcript is too long" if out else ""
+    out = [f"{part:.1%} of {split}" for split, part in known["too_long"].items() if part]
+    left = f"; too long, so that they count for nothing: {', '.join(out)}" if out else ""
     return f"{known['path']}: recordings: {', '.join(parts)}; buckets of {shapes} frames{left}"

@@ -1,10 +1,10 @@
 """Speech recognition: recordings, or strings of them, to their transcripts.
 
 Recordings are kept on the device as log-mel features (research/tasks/features.py). With `task.join`
-every step joins others to strings (research/tasks/joining.py), so that training never sees the same
-string twice; validation and test have strings of their own recordings, the same for every seed.
-Without, recordings are taken as they are, in epochs. Tokens are those of `task.tokenizer`; PAD is
-also the blank of CTC.
+every step joins others to strings (research/tasks/joining.py); validation and test have strings of
+their own recordings, the same for every seed. Without, recordings are taken as they are, in epochs.
+Rows with more frames or tokens than their bucket count for nothing; `corpus` says how many. Tokens
+are those of `task.tokenizer`; PAD is also the blank of CTC.
 """
 
 import json
@@ -110,17 +110,16 @@ class Speech(Task):
         self, data: Any, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
         """Returns the strings or recordings of a step, masked as SpecAugment says."""
-        of_rows, of_masks = jax.random.split(jax.random.fold_in(key, step))
-        keys = jax.random.split(of_rows, self.batch_size)
+        of_numbers, of_plans, of_masks = jax.random.split(jax.random.fold_in(key, step), 3)
         if self.epochs:
             rows = data["order"]["train"][bucket][self.epochs.rows(key, step, bucket)]
             plan = self._recordings("train", rows)
         else:
-            of_number = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
-            group = jnp.array(self.join[bucket])
-            number = jax.vmap(lambda k: jax.random.choice(k, group))(of_number)
-            plan = draw_plan(keys, number, max(self.join[bucket]), self.pools["train"], self.pause)
-        batch = self._batch(data, plan, "train", bucket)
+            group = self.join[bucket]
+            number = jax.random.choice(of_numbers, jnp.array(group), (self.batch_size,))
+            keys = jax.random.split(of_plans, self.batch_size)
+            plan = draw_plan(keys, number, max(group), self.pools["train"], self.pause)
+        batch = self._batch(data, plan, self.bounds["train"][bucket])
         masks = jax.random.split(of_masks, self.batch_size)
         how = self.time_masks, self.band_masks
         return batch | {"source": masked(batch["source"], batch["source_length"], masks, *how)}
@@ -130,15 +129,17 @@ class Speech(Task):
     ) -> Batch:
         """Returns batch `index` of a split's bucket. Rows that fill it up count for nothing."""
         rows = jnp.asarray(index) * self.batch_size + jnp.arange(self.batch_size)
-        return self.rows(data, split, data["order"][split][bucket][rows], bucket)
+        return self.rows(
+            data, split, data["order"][split][bucket][rows], self.bounds[split][bucket]
+        )
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
         """Returns how many batches each bucket of the whole split has, whatever `total` is."""
         return tuple(len(rows) // self.batch_size for rows in self.data["order"][split])
 
-    def rows(self, data: Any, split: str, rows: Int[Array, " B"], bucket: int) -> Batch:
+    def rows(self, data: Any, split: str, rows: Int[Array, " B"], bounds: Bounds) -> Batch:
         """Returns rows of an evaluation split by their position; -1 makes an empty one."""
-        return self._batch(data, self.plan(split, rows), split, bucket)
+        return self._batch(data, self.plan(split, rows), bounds)
 
     def plan(self, split: str, rows: Int[Array, " B"]) -> Plan:
         """Returns which recordings the rows of an evaluation split have; see `rows`."""
@@ -153,10 +154,10 @@ class Speech(Task):
         keys = jnp.broadcast_to(jax.random.key(0), rows.shape)
         return Plan(picks[:, None], number, jnp.zeros((len(rows), 2), jnp.int32), keys)
 
-    def _batch(self, data: Any, plan: Plan, split: str, bucket: int) -> dict[str, Array]:
+    def _batch(self, data: Any, plan: Plan, bounds: Bounds) -> dict[str, Array]:
         there = jnp.arange(plan.picks.shape[1]) < plan.number[:, None]
         words = jnp.where(there, data["words"][plan.picks], 0).sum(1)
-        return {**joined(data, plan, *self.bounds[split][bucket]), "source_words": words}
+        return {**joined(data, plan, *bounds), "source_words": words}
 
     def metrics(self, outputs: SpeechOutputs, batch: Batch) -> dict[str, Sums]:
         """Returns losses (nats per target), accuracy given the targets before, and error rates.
@@ -164,7 +165,8 @@ class Speech(Task):
         "loss" is that of attention, of CTC where there is no speller, with its end token counted or
         not; "objective" weighs both (Kim et al. 2017, equation 9). CTC's is without the strings
         that have more labels than frames, whose part is "ctc_too_short". "error_rate", also by the
-        number of words, is that of greedy decoding: edits per label.
+        number of words, is that of greedy decoding: edits per label. A speller is stopped after
+        twice the tokens of the bucket's longest transcript.
         """
         targets, weight = batch["targets"], outputs.ctc_weight
         asked = (targets >= 0).astype(jnp.float32)
@@ -206,11 +208,11 @@ class Speech(Task):
         source = np.zeros((number, longest, mels), np.float32)
         length = np.ones(number, np.int32)
         make = jax.jit(self.rows, static_argnums=(1, 3))
-        for bucket, order in enumerate(self.data["order"][split]):
+        for bounds, order in zip(self.bounds[split], self.data["order"][split], strict=True):
             order = np.asarray(order)
             order = np.append(order, np.full(-len(order) % ROWS, -1)).astype(np.int32)
             for rows in order.reshape(-1, ROWS):
-                batch, there = make(self.data, split, rows, bucket), rows >= 0
+                batch, there = make(self.data, split, rows, bounds), rows >= 0
                 frames = np.asarray(batch["source"])[there]
                 source[rows[there], : frames.shape[1]] = frames
                 length[rows[there]] = np.asarray(batch["source_length"])[there]
@@ -246,8 +248,9 @@ class Speech(Task):
         number = len(self.references[split])
         rows = np.unique(np.linspace(0, number - 1, self.batch_size).astype(np.int32))
         rows = np.append(rows, np.full(self.batch_size - len(rows), -1)).astype(np.int32)
-        last = len(self.bounds[split]) - 1
-        return jax.jit(self.rows, static_argnums=(1, 3))(self.data, split, rows, last)
+        frames, tokens = np.max(self.bounds[split], axis=0).tolist()
+        make = jax.jit(self.rows, static_argnums=(1, 3))
+        return make(self.data, split, rows, (frames, tokens))
 
     def artifacts(self) -> Mapping[str, str]:
         """Returns the tokenizer, and what is known of the corpus."""

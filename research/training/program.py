@@ -145,9 +145,12 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
     if program.task.decoded:
         check_model(search, program.model.config, "decoding.")
     if program.task.decoded and search.coverage_penalty and not heads_that_read(program):
+        without = "model.attention", config.model.attention
+        if config.model.get("ctc_weight") == 1:
+            without = "model.ctc_weight", config.model.ctc_weight
         raise UserError(
-            f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and "
-            f"model.attention={config.model.attention!r} is none; use 0."
+            f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and there is "
+            f"none with {without[0]}={without[1]!r}; use 0."
         )
     if not program.task.next_token or config.model.name == "recurrent":
         return program

@@ -97,7 +97,7 @@ def test_what_is_decoded_is_what_is_evaluated(task):
     assert len(sources["source"]) == len(sources["source_length"]) == number
     order = [np.asarray(o) for o in task.data["order"]["test"]]
     for bucket, rows in enumerate(order):
-        batch = task.rows(task.data, "test", jnp.asarray(rows[:4]), bucket)
+        batch = task.rows(task.data, "test", jnp.asarray(rows[:4]), task.bounds["test"][bucket])
         for i, row in enumerate(rows[:4]):
             if row < 0:
                 continue
@@ -116,6 +116,48 @@ def test_a_batch_depends_on_the_key_and_the_step(strings):
     np.testing.assert_array_equal(one, make(jax.random.key(0), 0))
     others = make(jax.random.key(0), 1), make(jax.random.key(1), 0)
     assert not any(np.array_equal(one, other) for other in others)
+
+
+def of_lines(folder, lines, **deltas):
+    """A task of one recording to each line of transcript, speaker and split."""
+    sound = sing("ba", "tenor", RATE, np.random.RandomState(0))
+    rows = []
+    for i, line in enumerate(lines):
+        # No file is listed twice.
+        soundfile.write(folder / f"{i}.wav", np.roll(sound, i), RATE)
+        rows.append("\t".join((f"{i}.wav", *line)))
+    path = folder / "manifest.tsv"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return make_speech(config(path, **deltas))
+
+
+def test_the_speaker_says_nothing_about_the_number_of_recordings(tmp_path):
+    lines = [(f"word{s}", f"speaker{s}", split) for s in "ab" for split in ("train", "validation")]
+    task = of_lines(tmp_path, lines, join=(1, 2), buckets=1, batch_size=64)
+    make = jax.jit(lambda step: task.batch(task.data, jax.random.key(0), step, 0)["targets"])
+    pairs = np.zeros((2, 2))
+    for step in range(20):
+        targets = np.asarray(make(step))
+        words = (targets > EOS).sum(1)
+        np.add.at(pairs, (targets[words > 0, 0] - 3, words[words > 0] - 1), 1)
+    np.testing.assert_allclose(pairs / pairs.sum(), 0.25, atol=0.04)
+
+
+def test_transcripts_that_do_not_fit_are_counted(tmp_path, capsys):
+    lines = [("a b", "x", "train")] * 5 + [("a", "x", "validation"), ("a b a b", "x", "validation")]
+    task = of_lines(tmp_path, lines, join=(), length=3)
+    assert task.corpus["too_long"] == {"train": 0.0, "validation": 0.5}
+    assert "50.0% of validation" in capsys.readouterr().err
+    with pytest.raises(UserError, match="task.length=2: no transcript for validation"):
+        of_lines(tmp_path, [("a", "x", "train")] * 5 + lines[-1:], join=(), length=2)
+
+
+def test_alignments_are_of_all_rows(strings, whole):
+    for task in (strings, whole):
+        for split in task.splits:
+            batch = task.alignments(split)
+            number = min(task.batch_size, len(task.references[split]))
+            assert ((batch["targets"] >= 0).any(1).sum()) == number
 
 
 def test_training_strings_have_the_lengths_of_their_bucket(strings):
