@@ -57,7 +57,6 @@ class Speech(Task):
       pause: shortest and longest pause, frames.
       bounds: {split: most frames and tokens of each bucket}.
       epochs: which recordings a step has, when `join` is empty.
-      epoch_rows: recordings of each training bucket, when `join` is empty.
       time_masks, band_masks: number of masks, and the most frames or bands of one.
       references: {evaluation split: N transcripts}.
       word_bins: ranges of the number of words that metrics are cut by.

@@ -210,12 +210,9 @@ def _train(
         line.close()
         writer.close()
     seconds = time.perf_counter() - compiled
-    timing = {
-        "members": len(configs),
-        "train_seconds": seconds,
-        "steps_per_second": (step - first) / seconds if step > first else 0.0,
-        "compile_seconds": compiled - began,
-    }
+    timing = {"members": len(configs), "train_seconds": seconds}
+    timing["steps_per_second"] = (step - first) / seconds if step > first else 0.0
+    timing["compile_seconds"] = compiled - began
     if utilization is not None:
         timing["model_flops_utilization"] = utilization * timing["steps_per_second"]
     return state, timing
