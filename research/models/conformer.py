@@ -17,6 +17,7 @@ from research.attention.parts.masks import Mask
 from research.models.projection import linear
 from research.models.transformer import (
     HIDDEN,
+    LAYERED,
     FeedForward,
     Mix,
     Norm,
@@ -159,7 +160,7 @@ class ConformerStack(nn.Module):
         c = self.config
         layers = nn.scan(
             nn.remat(ConformerBlock, prevent_cse=False) if c.remat else ConformerBlock,
-            variable_axes={"params": 0},
+            variable_axes=LAYERED,
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=c.num_layers,

@@ -12,6 +12,7 @@ from research.attention.mixers.mixer import Mixer
 from research.attention.parts.masks import Mask, padding
 from research.models.transformer import (
     HIDDEN,
+    LAYERED,
     FeedForward,
     Mix,
     Norm,
@@ -35,12 +36,28 @@ class EncoderStack(nn.Module):
         c = self.config
         layers = nn.scan(
             Pattern,
-            variable_axes={"params": 0},
+            variable_axes=LAYERED,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=c.num_layers // len(c.mixers),
         )(c, deterministic, name="layers")
         return Norm(c.norm, c.use_bias, name="norm")(layers(x, None, mask)[0])
+
+
+class Cross(nn.Module):
+    """Reads the source; its parameters lie with those of all layers, in front of them."""
+
+    cross: CrossAttention
+
+    def __call__(
+        self,
+        x: Float[Array, "B T M"],
+        params: dict[str, Array],
+        kept: dict[str, Float[Array, "B S K D"]],
+        mask: Mask,
+        q_index: Any,
+    ) -> Float[Array, "B T M"]:
+        return self.cross.read(params, x, kept, mask=mask, q_index=q_index)
 
 
 class DecoderBlock(nn.Module):
@@ -73,8 +90,9 @@ class DecoderBlock(nn.Module):
         params, kept = source
         y = Norm(c.norm, c.use_bias, name="norm_cross")(x)
         at = {"mask": mask, "q_index": q_index}
-        weights = self.cross.weights_of(params, y, kept, **at) if self.weights else None
-        x = constrain(x + drop(self.cross.read(params, y, kept, **at)), *HIDDEN)
+        weights = self.cross.look(params, y, kept, **at).weights if self.weights else None
+        y = Cross(self.cross, name="cross")(y, params, kept, mask, q_index)
+        x = constrain(x + drop(y), *HIDDEN)
         if c.feedforward:
             y = FeedForward(c, name="feedforward")(Norm(c.norm, c.use_bias, name="norm2")(x))
             x = constrain(x + drop(y), *HIDDEN)
@@ -140,7 +158,7 @@ class DecoderStack(nn.Module):
         c, each = self.config, len(self.config.mixers)
         layers = nn.scan(
             DecoderPattern,
-            variable_axes={"params": 0},
+            variable_axes=LAYERED,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=c.num_layers // each,

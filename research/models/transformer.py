@@ -45,6 +45,10 @@ AXES = {
     "bias": ("width",),
 }
 
+LAYERED = {"params": 0, "captured": 0, "given": 0}
+"""Collections with one entry to each layer of a scan: parameters, and what is recorded inside a
+model and changed in it, of which `research.interpret.capture` knows and no model."""
+
 NORMS = ("rmsnorm", "layernorm")
 DTYPES = ("float32", "bfloat16")
 
@@ -225,7 +229,7 @@ class Decoder(nn.Module):
 
         layers = nn.scan(
             Pattern,
-            variable_axes={"params": 0},
+            variable_axes=LAYERED,
             split_rngs={"params": True, "dropout": True},
             length=c.num_layers // len(c.mixers),
         )(c, deterministic, name="layers")

@@ -97,7 +97,7 @@ def test_equals_torch(use_bias, padded):
     np.testing.assert_allclose(by_memory, theirs[1].grad, **tolerance)
     for name, grad in (("query", reference.q_proj_weight), ("key", reference.k_proj_weight)):
         np.testing.assert_allclose(by_params[name].reshape(-1, M), grad.grad.T, **tolerance)
-    weights = layer.weights(params, x, memory, mask=mask)
+    weights = layer.look(params, x, layer.remember(params, memory), mask=mask).weights
     np.testing.assert_allclose(weights, expected_weights.detach(), **tolerance)
 
 

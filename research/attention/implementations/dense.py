@@ -72,13 +72,33 @@ def weights(
     return numerator / divisor
 
 
-def _parts(q, k, score, mask, biases, normalizer, q_index, kv_index):
-    """Numerator and divisor of the weights."""
-    q_index = (jnp.arange(q.shape[1]) if q_index is None else q_index)[:, None]
-    kv_index = (jnp.arange(k.shape[1]) if kv_index is None else kv_index)[None, :]
-    scores = score(q, k, q_index, kv_index)
+def scores(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    *,
+    score: Score = scaled_dot(),  # noqa: B008
+    biases: tuple[Bias, ...] = (),
+    q_index: Integer[Array | np.ndarray, " T"] | None = None,
+    kv_index: Integer[Array | np.ndarray, " S"] | None = None,
+) -> Float[Array, "B H T S"]:
+    """What the normalizer of ``attend`` sees, biases applied and nothing masked yet."""
+    q_index, kv_index = _columns(q, k, q_index, kv_index)
+    found = score(q, k, q_index, kv_index)
     head = jnp.arange(q.shape[2])[:, None, None]
     for bias in biases:
-        scores = bias(scores, head, q_index, kv_index)
-    allowed = None if type(mask) is Mask else mask(q_index, kv_index)
-    return normalizer.parts(scores, allowed)
+        found = bias(found, head, q_index, kv_index)
+    return found
+
+
+def _columns(q, k, q_index, kv_index):
+    """Positions of queries (T, 1) and keys (1, S)."""
+    q_index = (jnp.arange(q.shape[1]) if q_index is None else q_index)[:, None]
+    kv_index = (jnp.arange(k.shape[1]) if kv_index is None else kv_index)[None, :]
+    return q_index, kv_index
+
+
+def _parts(q, k, score, mask, biases, normalizer, q_index, kv_index):
+    """Numerator and divisor of the weights."""
+    found = scores(q, k, score=score, biases=biases, q_index=q_index, kv_index=kv_index)
+    at = _columns(q, k, q_index, kv_index)
+    return normalizer.parts(found, None if type(mask) is Mask else mask(*at))

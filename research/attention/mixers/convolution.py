@@ -5,12 +5,13 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
-from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer import Look, Mixer
 from research.attention.parameters import Constant, Normal, Parameter, matrix_init
 from research.attention.parts.masks import Mask
 
@@ -162,6 +163,35 @@ class GatedConvolution(Mixer):
             # Without the zeros before the first token, which the transform would have to carry.
             return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype)))
         return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
+
+    def look(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Look:
+        """The filter as weights, h[t - s], each channel a head of width 1; see ``Mixer``.
+
+        They are the same whatever is read: what depends on it is the gate.
+        """
+        if mask is not None:
+            raise Unsupported(
+                "mixer 'gated_convolution' cannot take a mask beyond its own; 'softmax' can"
+            )
+        length = x.shape[1]
+        taps = params["filter"][:length]
+        back = np.subtract.outer(np.arange(length), np.arange(length))
+        reached = (back >= 0) & (back < len(taps))
+        weights = jnp.where(reached[..., None], taps[np.where(reached, back, 0)], 0)
+        shape = (x.shape[0], self.width, length, length)
+        return Look(jnp.broadcast_to(jnp.moveaxis(weights, -1, 0), shape), x[..., None])
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Gates the filtered channels; see ``Mixer``."""
+        return self._gate(params, x, read[..., 0].astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """The inputs the filter still sees: (batch, min(filter_length, length) - 1, M)."""

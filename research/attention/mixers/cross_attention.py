@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from research.attention.implementations import dense
 from research.attention.implementations.attend import attend
 from research.attention.mixers.alignments import Content
+from research.attention.mixers.mixer import Look
 from research.attention.mixers.projections import merge_heads, projections, split_heads
+from research.attention.mixers.self_attention import looked
 from research.attention.parameters import Parameter
 from research.attention.parts.biases import Bias
 from research.attention.parts.focus import PredictedWindow
@@ -145,22 +146,9 @@ class CrossAttention:
             implementation=implementation,
             block_size=self.block_size,
         )
-        if self.output_gate:
-            out = out * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
-        return merge_heads(params, out)
+        return self.merge(params, x, out)
 
-    def weights(
-        self,
-        params: dict[str, Array],
-        x: Float[Array, "B T M"],
-        memory: Float[Array, "B S N"],
-        *,
-        mask: Mask | None = None,
-    ) -> Float[Array, "B H T S"]:
-        """The attention weights, for looking at; arguments as in calling."""
-        return self.weights_of(params, x, self.remember(params, memory), mask=mask)
-
-    def weights_of(
+    def look(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
@@ -168,10 +156,19 @@ class CrossAttention:
         *,
         mask: Mask | None = None,
         q_index: Positions | None = None,
-    ) -> Float[Array, "B H T S"]:
-        """The weights that ``read`` with the same arguments applies, float32 or wider."""
+    ) -> Look:
+        """The weights and values that ``read`` with the same arguments sums; see ``Mixer``."""
         q, mechanism = self._prepared(params, x, remembered, mask, q_index)
-        return dense.weights(q, remembered.get("k", remembered["v"]), **mechanism)
+        return looked(q, remembered.get("k", remembered["v"]), remembered["v"], mechanism)
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Gates and projects what the heads read; see ``Mixer``."""
+        read = read.astype(x.dtype)
+        if self.output_gate:
+            read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
+        return merge_heads(params, read)
 
     def _prepared(self, params, x, remembered, mask, q_index):
         """The queries, and the keywords of ``attend``."""

@@ -255,24 +255,39 @@ class DeltaNet(LinearTime):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """ "memory" (batch, H, D, D) and "inputs" of the convolutions, float32 or wider."""
-        shape = (batch, self.num_heads, self.head_width, self.head_width)
-        return {"memory": jnp.zeros(shape, wide(dtype)), "inputs": self.init_inputs(batch, dtype)}
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
-    def mix(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
-    ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens by a form; see ``LinearTime``."""
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """Queries, keys, beta, decays, and values; see ``LinearTime``."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         if not self.short_convolution:  # which would have applied it
             q, k, v = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
         beta = jax.nn.sigmoid((x @ params["beta"].astype(x.dtype)).astype(dtype))
-        tokens = (_unit(q), _unit(k), v, beta, self.log_decay(params, x))
-        memory, y = FORMS[form](*tokens, state["memory"], **self.options_of(form))
-        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + NORM_EPSILON)
-        y = self.gated_output(params, x, y.astype(x.dtype))
-        return {"memory": memory, "inputs": inputs}, merge_heads(params, y)
+        return (_unit(q), _unit(k), beta, self.log_decay(params, x)), v, {"inputs": inputs}
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """The delta rule; see ``LinearTime``."""
+        q, k, beta, log_decay = read
+        return FORMS[form](q, k, v, beta, log_decay, memory, **self.options_of(form))
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Normalizes and gates the heads; see ``Mixer``."""
+        y = read * lax.rsqrt(jnp.square(read).mean(-1, keepdims=True) + NORM_EPSILON)
+        return merge_heads(params, self.gated_output(params, x, y.astype(x.dtype)))
 
     def log_decay(
         self, params: dict[str, Array], x: Float[Array, "B T M"]

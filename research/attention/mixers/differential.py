@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from research.attention.entries import MixerEntry
 from research.attention.implementations import dense
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend
+from research.attention.mixers.mixer import Look
 from research.attention.mixers.self_attention import PARTS, SelfAttention, auto, make
 from research.attention.parameters import Normal, Parameter
 from research.attention.parts.masks import Mask
@@ -36,20 +37,27 @@ class DifferentialAttention(SelfAttention):
             "norm_scale": Parameter((self.head_width,), jax.nn.initializers.ones, ("",)),
         }
 
-    def weights(
+    def look(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Float[Array, "B H T T"]:
-        """The differences that the values are summed with, before the norm; some are negative."""
+    ) -> Look:
+        """The differences that the values are summed with, some of them negative; no scores."""
         index = np.arange(x.shape[1])
         q, kept = self._query(params, x, index), self._remembered(params, x, index)
         allowed = self.mask if mask is None else self.mask & mask
         mechanism = self._mechanism(params, q, allowed, index, index)
         first, second = (dense.weights(*half, **mechanism) for half in _halves(q, kept["k"]))
-        return first - self._share(params, first.dtype) * second
+        return Look(first - self._share(params, first.dtype) * second, kept["v"])
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Normalizes each head's difference, then as ``SelfAttention``."""
+        read = read * jax.lax.rsqrt(jnp.mean(jnp.square(read), -1, keepdims=True) + 1e-5)
+        return super().merge(params, x, read * ((1 - LAMBDA) * params["norm_scale"]))
 
     def _rotated(self, x, index):
         # Each half is a head of its own, whose channels turn in pairs.
@@ -63,10 +71,7 @@ class DifferentialAttention(SelfAttention):
         halves = _halves(q, kept["k"])
         first, second = (attend(*half, kept["v"], **mechanism) for half in halves)
         dtype = jnp.promote_types(first.dtype, jnp.float32)
-        out = first.astype(dtype) - self._share(params, dtype) * second.astype(dtype)
-        out *= jax.lax.rsqrt(jnp.mean(jnp.square(out), -1, keepdims=True) + 1e-5)
-        scale = (1 - LAMBDA) * params["norm_scale"].astype(dtype)
-        return (out * scale).astype(q.dtype)
+        return first.astype(dtype) - self._share(params, dtype) * second.astype(dtype)
 
     def _share(self, params, dtype):
         """lambda."""

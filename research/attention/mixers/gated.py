@@ -39,6 +39,18 @@ def gate_parameter(mixer: LinearTime) -> Parameter:
     return Parameter(shape, init, ("width", "heads", "head_width"))
 
 
+def decayed(
+    read: tuple[Array, Array, decay.Decay],
+    v: Float[Array, "B T H Dv"],
+    memory: Array,
+    form: str,
+    options: dict[str, int],
+) -> tuple[Array, Float[Array, "B T H Dv"]]:
+    """The recurrence of ``decay`` by the form of this name, of queries, keys and decays."""
+    q, k, decays = read
+    return decay.FORMS[form](q, k, v, decays, memory, **options)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retention(LinearTime):
     """Multi-scale retention (Sun et al. 2023, RetNet, equations 5-8).
@@ -59,13 +71,13 @@ class Retention(LinearTime):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """ "memory" (batch, H, D, D), float32 or wider, and "step", how many tokens were seen."""
-        shape = (batch, self.num_heads, self.head_width, self.head_width)
-        return {"memory": jnp.zeros(shape, wide(dtype)), "step": jnp.zeros((), jnp.int32)}
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "step": jnp.zeros((), jnp.int32)}
 
-    def mix(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
-    ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens by a form; see ``LinearTime``."""
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """Turned queries and keys, decays, and values; see ``LinearTime``."""
         length = x.shape[1]
         heads, _ = self.split(params, {}, x)
         q, k, v = (heads[name].astype(wide(x.dtype)) for name in ("query", "key", "value"))
@@ -73,9 +85,24 @@ class Retention(LinearTime):
         q, k = rope(q, index), rope(k * self.head_width**-0.5, index)
         rates = np.log1p(-(2.0 ** (-5.0 - np.arange(self.num_heads))))
         decays = jnp.broadcast_to(jnp.asarray(rates, q.dtype), (1, length, self.num_heads))
-        memory, y = decay.FORMS[form](q, k, v, decays, state["memory"], **self.options_of(form))
-        y = standardize_heads(y).astype(x.dtype) * gate(params, x)
-        return {"memory": memory, "step": state["step"] + length}, merge_heads(params, y)
+        return (q, k, decays), v, {"step": state["step"] + length}
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """Sums that decay; see ``LinearTime``."""
+        return decayed(read, v, memory, form, self.options_of(form))
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Normalizes and gates the heads; see ``Mixer``."""
+        return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,16 +147,13 @@ class GatedLinearAttention(LinearTime):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """ "memory" (batch, H, D, D) and "inputs" of the convolutions, float32 or wider."""
-        shape = (batch, self.num_heads, self.head_width, self.head_width)
-        return {
-            "memory": jnp.zeros(shape, wide(dtype)),
-            "inputs": self.init_inputs(batch, dtype),
-        }
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
-    def mix(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
-    ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens by a form; see ``LinearTime``."""
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """Queries, keys, decays, and values; see ``LinearTime``."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
@@ -137,10 +161,24 @@ class GatedLinearAttention(LinearTime):
         logits = jnp.einsum("btr,rhd->bthd", low, params["decay_out"].astype(x.dtype))
         logits = logits.astype(dtype) + params["decay_bias"].astype(dtype)
         decays = jax.nn.log_sigmoid(logits) / self.TEMPERATURE
-        q = q * self.head_width**-0.5
-        memory, y = decay.FORMS[form](q, k, v, decays, state["memory"], **self.options_of(form))
-        y = standardize_heads(y).astype(x.dtype) * gate(params, x)
-        return {"memory": memory, "inputs": inputs}, merge_heads(params, y)
+        return (q * self.head_width**-0.5, k, decays), v, {"inputs": inputs}
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """Sums whose channels decay; see ``LinearTime``."""
+        return decayed(read, v, memory, form, self.options_of(form))
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Normalizes and gates the heads; see ``Mixer``."""
+        return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
 
 
 def make_retention(options: "Options") -> Retention:

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.entries import MixerEntry
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend, while_decoding
 from research.attention.mixers import cache
-from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads
-from research.attention.mixers.self_attention import auto
+from research.attention.mixers.self_attention import auto, looked
 from research.attention.parameters import Parameter, bind, described, matrix_init
 from research.attention.parts.biases import Bias
 from research.attention.parts.masks import Mask, causal
@@ -94,15 +94,29 @@ class LatentAttention(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Latent attention over a whole sequence; see ``Mixer``."""
-        index = np.arange(x.shape[1])
-        q, kept = self._query(params, x, index), self._remembered(params, x, index)
-        allowed = self.mask if mask is None else self.mask & mask
-        k, v = (jnp.einsum("bsc,chd->bshd", kept["latent"], _cast(params[n], x)) for n in _UNFOLD)
-        if self.rotary_width:
-            shared = jnp.broadcast_to(kept["rotated"], (*k.shape[:3], self.rotary_width))
-            k = jnp.concatenate([k, shared], axis=-1)
+        index, allowed = np.arange(x.shape[1]), self.mask if mask is None else self.mask & mask
+        q, k, v = self._unfolded(params, x, index)
         out = self._attend(params, q, k, v, allowed, self.implementation, index, index)
         return merge_heads(params, out)
+
+    def look(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Look:
+        """The weights and unfolded values of a whole sequence; see ``Mixer``."""
+        index, allowed = np.arange(x.shape[1]), self.mask if mask is None else self.mask & mask
+        return looked(
+            *self._unfolded(params, x, index), self._mechanism(params, allowed, index, index)
+        )
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Projects what the heads read; see ``Mixer``."""
+        return merge_heads(params, read.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """An empty cache of "latent" (batch, slots, C) and "rotated" (batch, slots, 1, R)."""
@@ -133,6 +147,15 @@ class LatentAttention(Mixer):
         out = jnp.einsum("bthc,chd->bthd", out.astype(x.dtype), _cast(params["value"], x))
         return state, merge_heads(params, out)
 
+    def _unfolded(self, params, x, index):
+        """Queries, and the keys and values of all heads."""
+        q, kept = self._query(params, x, index), self._remembered(params, x, index)
+        k, v = (jnp.einsum("bsc,chd->bshd", kept["latent"], _cast(params[n], x)) for n in _UNFOLD)
+        if self.rotary_width:
+            shared = jnp.broadcast_to(kept["rotated"], (*k.shape[:3], self.rotary_width))
+            k = jnp.concatenate([k, shared], axis=-1)
+        return q, k, v
+
     def _query(self, params, x, index):
         """Scaled queries; the last R channels are rotated."""
         q = jnp.einsum("btm,mhd->bthd", x, _cast(params["query"], x))
@@ -152,19 +175,20 @@ class LatentAttention(Mixer):
         return kept
 
     def _attend(self, params, q, k, v, mask, implementation, q_index, kv_index):
-        return attend(
-            q,
-            k,
-            v,
-            score=dot(),
-            mask=mask,
-            biases=bind(self.biases, "biases", params),
-            normalizer=bind(self.normalizer, "normalizer", params),
-            q_index=q_index,
-            kv_index=kv_index,
-            implementation=implementation,
-            block_size=self.block_size,
-        )
+        mechanism = self._mechanism(params, mask, q_index, kv_index)
+        how = {"implementation": implementation, "block_size": self.block_size}
+        return attend(q, k, v, **mechanism, **how)
+
+    def _mechanism(self, params, mask, q_index, kv_index):
+        """The parts with their learned arrays in place, as keywords of ``attend``."""
+        return {
+            "score": dot(),
+            "mask": mask,
+            "biases": bind(self.biases, "biases", params),
+            "normalizer": bind(self.normalizer, "normalizer", params),
+            "q_index": q_index,
+            "kv_index": kv_index,
+        }
 
 
 _UNFOLD = ("key", "value")

@@ -17,7 +17,6 @@ from research.attention.mixers.linear_time import (
     shared_options,
     wide,
 )
-from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -86,30 +85,37 @@ class LinearAttention(LinearTime):
         return self.inward()
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """ "sums", of k v and of k over the tokens seen, and "inputs" of the convolutions.
+        """ "memory", sums of k v and of k over the tokens seen, and "inputs" of the convolutions.
 
         All are float32 or wider and of the same size at every length.
         """
-        keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))
-        shapes = ((*keys, self.head_width), keys)
-        sums = tuple(jnp.zeros(shape, wide(dtype)) for shape in shapes)
-        return {"sums": sums, "inputs": self.init_inputs(batch, dtype)}
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
-    def mix(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
-    ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens by a form; see ``LinearTime``."""
+    def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
+        """The two sums; see ``LinearTime``."""
+        keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))
+        return tuple(jnp.zeros(shape, wide(dtype)) for shape in ((*keys, value_width), keys))
+
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """Features of queries and keys, and values; see ``LinearTime``."""
         heads, inputs = self.split(params, state["inputs"], x)
-        sums, y = normalized(
-            decay.FORMS[form],
-            self.features.queries(heads["query"]),
-            self.features.keys(heads["key"]),
-            heads["value"].astype(wide(x.dtype)),
-            state["sums"],
-            self.features.epsilon,
-            **self.options_of(form),
-        )
-        return {"sums": sums, "inputs": inputs}, merge_heads(params, y.astype(x.dtype))
+        read = self.features.queries(heads["query"]), self.features.keys(heads["key"])
+        return read, heads["value"].astype(wide(x.dtype)), {"inputs": inputs}
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """Normalized sums; see ``LinearTime``."""
+        options = self.options_of(form)
+        return normalized(decay.FORMS[form], *read, v, memory, self.features.epsilon, **options)
 
 
 def _make(options: "Options", features: FeatureMap, key_width: int = 0) -> LinearAttention:

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.errors import Unsupported
 from research.attention.implementations.sharding import context_size
 from research.attention.mixers import decay, short_convolution
-from research.attention.mixers.mixer import Mixer
-from research.attention.mixers.projections import projections, split_heads
+from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask
 
@@ -94,7 +94,62 @@ class LinearTime(Mixer):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """As ``extend``, by the form of this name."""
+        read, v, inputs = self.prepare(params, state, x)
+        memory, y = self.recur(params, read, v, state["memory"], form)
+        return {"memory": memory, **inputs}, self.merge(params, x, y)
+
+    def look(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Look:
+        """The implied weights: what the recurrence makes of values that each mark one position.
+
+        It is linear in the values, so the output at t for the mark of s is the weight of s. See
+        ``Mixer``; no scores.
+        """
+        if mask is not None:
+            raise Unsupported(
+                f"mixer {self.name!r} cannot take a mask beyond its own; 'softmax' can"
+            )
+        batch, length = x.shape[:2]
+        read, v, _ = self.prepare(params, self.init_state(batch, length, x.dtype), x)
+        marks = jnp.eye(length, dtype=wide(x.dtype))[None, :, None]
+        marks = jnp.broadcast_to(marks, (batch, length, self.num_heads, length))
+        memory = self.init_memory(batch, length, x.dtype)
+        form = "chunkwise" if self.implementation == "ring" else self.implementation
+        weights = self.recur(params, read, marks, memory, form)[1]
+        return Look(jnp.swapaxes(weights, 1, 2), v)
+
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H Dv"], dict[str, Any]]:
+        """What the recurrence reads beside the values, the values, and the rest of the state."""
         raise NotImplementedError
+
+    def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
+        """What the recurrence remembers before the first token, of values of this width."""
+        shape = (batch, self.num_heads, self.head_shapes["key"][1], value_width)
+        return jnp.zeros(shape, wide(dtype))
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """What is remembered after these tokens, and outputs that are linear in the values."""
+        raise NotImplementedError
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Projects what the heads read; see ``Mixer``."""
+        return merge_heads(params, read.astype(x.dtype))
 
     def inward(self) -> dict[str, Parameter]:
         """Projections "query", "key", "value", "out"; their biases and "query_taps" ... if any."""

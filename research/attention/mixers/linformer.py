@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
-from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Normal, Parameter
 from research.attention.parts.masks import And, Mask, Padding
@@ -37,12 +37,19 @@ def attend_projected(
     Returns:
         The outputs in the dtype of q; the softmax is float32 or wider.
     """
+    v = jnp.einsum("rs,bshd->brhd", value_mixture, v)
+    weights = mixture_weights(q, k, key_mixture).astype(q.dtype)
+    return jnp.einsum("bhtr,brhd->bthd", weights, v)
+
+
+def mixture_weights(
+    q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], key_mixture: Float[Array, "R T"]
+) -> Float[Array, "B H T R"]:
+    """softmax(Q (E K)^T / sqrt(D)), float32 or wider; arguments as in ``attend_projected``."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     k = jnp.einsum("rs,bshd->brhd", key_mixture, k)
-    v = jnp.einsum("rs,bshd->brhd", value_mixture, v)
     scores = jnp.einsum("bthd,brhd->bhtr", q, k, preferred_element_type=wide)
-    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
-    return jnp.einsum("bhtr,brhd->bthd", weights, v)
+    return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +101,31 @@ class Linformer(Mixer):
         Raises:
             Unsupported: another mask was given, or the sequence is longer than ``max_length``.
         """
+        return merge_heads(params, attend_projected(*self._prepared(params, x, mask)))
+
+    def look(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Look:
+        """Weights of positions, softmax(Q (E K)^T / sqrt(D)) F; see ``Mixer``. No scores.
+
+        Those of padding are of no account: its values are zero.
+        """
+        q, k, v, key_mixture, value_mixture = self._prepared(params, x, mask)
+        weights = mixture_weights(q, k, key_mixture)
+        return Look(jnp.einsum("bhtr,rs->bhts", weights, value_mixture.astype(weights.dtype)), v)
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Projects what the heads read; see ``Mixer``."""
+        return merge_heads(params, read.astype(x.dtype))
+
+    def _prepared(self, params, x, mask):
+        """The arguments of ``attend_projected``."""
         length = x.shape[1]
         if length > self.max_length:
             raise Unsupported(
@@ -105,9 +137,7 @@ class Linformer(Mixer):
             valid = _valid(mask, length)[:, :, None, None]
             k, v = jnp.where(valid, k, 0), jnp.where(valid, v, 0)
         mixtures = (params[f"{name}_mixture"][:, :length] for name in ("key", "value"))
-        return merge_heads(
-            params, attend_projected(q, k, v, *(m.astype(x.dtype) for m in mixtures))
-        )
+        return q, k, v, *(m.astype(x.dtype) for m in mixtures)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Raises Unsupported: there is no decoding."""

@@ -2,13 +2,43 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from research.attention.errors import Unsupported
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask
+
+
+class Look(NamedTuple):
+    """A mixer laid open: what it reads of a sequence, and with which weights.
+
+    ``merge(params, x, read_values(look.weights, look.values))`` is what the mixer computes. Weights
+    need not be positive or sum to one: those of a recurrence are what its outputs are made of.
+
+    Attributes:
+        weights: from queries to keys, float32 or wider.
+        values: what is summed; H is a multiple of their K heads.
+        scores: what the normalizer saw, biases included and masks not; None where nothing is
+            normalized.
+    """
+
+    weights: Float[Array, "B H T S"]
+    values: Float[Array, "B S K D"]
+    scores: Float[Array, "B H T S"] | None = None
+
+
+def read_values(
+    weights: Float[Array, "B H T S"], values: Float[Array, "B S K D"]
+) -> Float[Array, "B T H D"]:
+    """sum_s weights_ts values_s of the values that a head shares, in the dtype of the weights."""
+    (b, h, t, s), (kv_heads, width) = weights.shape, values.shape[2:]
+    grouped = weights.reshape(b, kv_heads, h // kv_heads, t, s)
+    out = jnp.einsum("bkgts,bskd->btkgd", grouped, values.astype(weights.dtype))
+    return out.reshape(b, t, h, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +91,39 @@ class Mixer:
         tokens than the state was made for is an error that cannot be seen inside compiled code.
         """
         raise NotImplementedError
+
+    def look(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Look:
+        """The weights and values of a whole sequence, whatever implementation computes it.
+
+        Arguments as in calling. All T S weights of all heads are in memory at once.
+
+        Raises:
+            Unsupported: what the mixer computes is no weighted sum over positions.
+        """
+        name = type(self).__name__
+        raise Unsupported(f"{name} sums no values, so it has no weights to look at")
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """What the mixer makes of what its heads read; see ``Look``.
+
+        Args:
+            params: arrays of the shapes that ``parameters`` states.
+            x: the sequence, which may gate it.
+            read: the sums of values.
+
+        Raises:
+            Unsupported: as ``look``.
+        """
+        name = type(self).__name__
+        raise Unsupported(f"{name} sums no values, so there is nothing to merge")
 
 
 def init_params(mixer: Mixer, key: Array, dtype: Any = "float32") -> dict[str, Array]:

@@ -18,7 +18,7 @@ from research.attention.implementations.attend import (
 )
 from research.attention.mixers import cache
 from research.attention.mixers.alignments import Content
-from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter
 from research.attention.parts.biases import Bias
@@ -93,21 +93,29 @@ class SelfAttention(Mixer):
         q, kept = self._query(params, x, index), self._remembered(params, x, index)
         allowed = self.mask if mask is None else self.mask & mask
         out = self._read(params, q, kept, allowed, self.implementation, index, index)
-        return self._merge(params, x, out)
+        return self.merge(params, x, out)
 
-    def weights(
+    def look(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Float[Array, "B H T T"]:
-        """The attention weights of the whole-sequence form, for looking at."""
+    ) -> Look:
+        """The weights and values of a whole sequence; see ``Mixer``."""
         index = np.arange(x.shape[1])
         q, kept = self._query(params, x, index), self._remembered(params, x, index)
         allowed = self.mask if mask is None else self.mask & mask
-        mechanism = self._mechanism(params, q, allowed, index, index)
-        return dense.weights(q, kept.get("k", kept["v"]), **mechanism)
+        return self._look(q, kept, self._mechanism(params, q, allowed, index, index))
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Gates and projects what the heads read; see ``Mixer``."""
+        read = read.astype(x.dtype)
+        if self.output_gate:
+            read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
+        return merge_heads(params, read)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """An empty cache of "k" and "v" (batch, slots, K, D); see ``cache.empty``."""
@@ -125,7 +133,7 @@ class SelfAttention(Mixer):
         implementation = while_decoding(self.implementation, x.shape[1])
         allowed = self.mask & cache.filled
         out = self._read(params, q, seen, allowed, implementation, index, seen["positions"])
-        return state, self._merge(params, x, out.astype(x.dtype))
+        return state, self.merge(params, x, out)
 
     def _query(self, params, x, index):
         if "query" not in self.score.reads:
@@ -154,10 +162,8 @@ class SelfAttention(Mixer):
             block_size=self.block_size,
         )
 
-    def _merge(self, params, x, out):
-        if self.output_gate:
-            out = out * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
-        return merge_heads(params, out)
+    def _look(self, q, kept, mechanism):
+        return looked(q, kept.get("k", kept["v"]), kept["v"], mechanism)
 
     @property
     def _content(self) -> Content:
@@ -167,6 +173,17 @@ class SelfAttention(Mixer):
     def _mechanism(self, params, q, mask, q_index, kv_index):
         """The parts with their learned arrays in place, as keywords of ``attend``."""
         return self._content.mechanism(params, q, q_index, kv_index, mask)
+
+
+def looked(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    mechanism: dict[str, Any],
+) -> Look:
+    """What ``attend(q, k, v, **mechanism)`` reads, by its dense form."""
+    unmasked = {n: part for n, part in mechanism.items() if n not in ("mask", "normalizer")}
+    return Look(dense.weights(q, k, **mechanism), v, dense.scores(q, k, **unmasked))
 
 
 def make(options: Any) -> SelfAttention:

@@ -89,29 +89,42 @@ class StateSpace(LinearTime):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """ "memory" (batch, H, N, D) and "inputs" of the convolutions, float32 or wider."""
-        shape = (batch, self.num_heads, self.state_width, self.head_width)
-        return {
-            "memory": jnp.zeros(shape, wide(dtype)),
-            "inputs": self.init_inputs(batch, dtype),
-        }
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
-    def mix(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
-    ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens by a form; see ``LinearTime``."""
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """C, B, steps, decays, and values; see ``LinearTime``."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         step = x @ params["step"].astype(x.dtype)
         step = jax.nn.softplus(step.astype(dtype) + params["step_bias"].astype(dtype))
         decays = -step * jnp.exp(params["log_rate"].astype(dtype))
-        memory, y = decay.FORMS[form](
-            q, k, v * step[..., None], decays, state["memory"], **self.options_of(form)
-        )
-        y = y + params["skip"].astype(dtype)[:, None] * v
-        y = y * gate(params, x).astype(dtype)
+        return (q, k, step, decays), v, {"inputs": inputs}
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """Sums that decay, and the skip of the token's own value; see ``LinearTime``."""
+        q, k, step, decays = read
+        stepped = v * step[..., None]
+        memory, y = decay.FORMS[form](q, k, stepped, decays, memory, **self.options_of(form))
+        return memory, y + params["skip"].astype(y.dtype)[:, None] * v
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Gates the heads and normalizes them together; see ``Mixer``."""
+        y = read * gate(params, x).astype(read.dtype)
         y = y * jax.lax.rsqrt(jnp.square(y).mean((-2, -1), keepdims=True) + NORM_EPSILON)
-        return {"memory": memory, "inputs": inputs}, merge_heads(params, y.astype(x.dtype))
+        return merge_heads(params, y.astype(x.dtype))
 
 
 def make(options: "Options") -> StateSpace:

@@ -22,7 +22,7 @@ from research.attention.mixers.alignments import (
     read,
 )
 from research.attention.mixers.coverage import Coverage
-from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.monotonic import CHUNK, Monotonic, MonotonicChunkwise
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter
@@ -80,16 +80,23 @@ class Stepwise(Mixer):
         out = self._whole(params, x, seen, mask, lambda weights: read(weights, seen["v"])[:, 0])
         return merge_heads(params, out)
 
-    def weights(
+    def look(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Float[Array, "B H T T"]:
-        """The weights of the whole-sequence form, for looking at."""
+    ) -> Look:
+        """The weights and values of a whole sequence; see ``Mixer``. No scores."""
         seen = self._remembered(params, x)
-        return jnp.swapaxes(self._whole(params, x, seen, mask, lambda weights: weights), 1, 2)
+        weights = self._whole(params, x, seen, mask, lambda weights: weights)
+        return Look(jnp.swapaxes(weights, 1, 2), seen["v"])
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Projects what the heads read; see ``Mixer``."""
+        return merge_heads(params, read.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """A "cache" of what is remembered of every token, and the "alignment"'s state."""
