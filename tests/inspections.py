@@ -4,6 +4,18 @@ import numpy as np
 
 from research.interpret.inspection import AttentionMap, Audio, Inspection, Tokens
 
+HOSTILE = (
+    "<script>document.title='ran'</script>",
+    "</script><img src=x onerror=\"document.title='ran'\">",
+    "\"'`&amp;<!--",
+    "a\u2028b\u2029c",
+    "👩\u200d🚀",
+    "\u202eשלום",
+    "{{script}}",
+    "__proto__",
+    " ",
+)
+
 
 def softmax(scores):
     powers = np.exp(scores - scores.max(-1, keepdims=True))
@@ -56,3 +68,18 @@ def speech():
         AttentionMap("speller", "cross", "output", "audio", softmax(rng.normal(size=(2, 2, 12)))),
     ]
     return Inspection("A digit", {}, Tokens(output=[" one", "</s>"], audio=audio), maps)
+
+
+def hostile():
+    """Everything that is a text tries to become more than that."""
+    shown = self_attention(2, 2, HOSTILE, numbers=HOSTILE[:2])
+    numbers = dict(shown.tokens.input_numbers)
+    tokens = Tokens(HOSTILE, HOSTILE[:1], numbers, {"constructor": np.array([0.5])})
+    maps = [
+        AttentionMap(HOSTILE[i], "self", "input", "input", one.weights, dict(one.measures), text)
+        for i, (one, text) in enumerate(zip(shown.maps, HOSTILE[:2], strict=True))
+    ]
+    maps[0].measures[HOSTILE[1]] = maps[0].measures["constructor"] = np.array([0.5, 0.25])
+    predictions = [(text, 0.1) for text in HOSTILE]
+    facts = {text: text for text in HOSTILE}
+    return Inspection(HOSTILE[1], facts, tokens, maps, predictions, HOSTILE)

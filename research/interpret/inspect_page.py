@@ -9,7 +9,7 @@ from pathlib import Path
 
 from research.ablation.markup import Html, el, join
 from research.interpret.inspect_payload import BUDGET, payload, script_json
-from research.interpret.inspection import Inspection, visible
+from research.interpret.inspection import Inspection, legible
 
 ASSETS = Path(__file__).parent / "inspect_assets"
 SCRIPTS = ("data", "colours", "state", "overview", "frame", "map", "side", "text", "controls")
@@ -32,7 +32,7 @@ def render(inspection: Inspection, budget: int = BUDGET) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     parts = {
-        "title": el("title", _clean(inspection.title)),
+        "title": el("title", legible(inspection.title)),
         "policy": el("meta", http_equiv="Content-Security-Policy", content=policy),
         "style": el("style", Html(style)),
         "header": _header(inspection),
@@ -54,12 +54,12 @@ def _header(inspection: Inspection) -> Html:
     return el(
         "header",
         el("p", "Inside the attention of one run", class_="kicker"),
-        el("h1", _clean(inspection.title)),
-        [el("p", _clean(line), class_="note") for line in inspection.lines],
+        el("h1", legible(inspection.title)),
+        [el("p", legible(line), class_="note") for line in inspection.lines],
         _predictions(inspection),
         el(
             "dl",
-            [el("div", el("dt", _clean(k)), el("dd", _clean(v))) for k, v in facts],
+            [el("div", el("dt", legible(k)), el("dd", legible(v))) for k, v in facts],
             class_="facts",
         )
         if facts
@@ -73,18 +73,13 @@ def _predictions(inspection: Inspection) -> Html | None:
     rows = [
         el(
             "li",
-            el("span", _clean(label), class_="label"),
-            el("meter", f"{p:.3f}", value=f"{p:.6f}", min="0", max="1", aria_label=_clean(label)),
+            el("span", legible(label), class_="label"),
+            el("meter", f"{p:.3f}", value=f"{p:.6f}", min="0", max="1", aria_label=legible(label)),
             el("span", f"{100 * p:.1f} %", class_="number"),
         )
         for label, p in inspection.predictions
     ]
     return el("ol", rows, class_="predictions", aria_label="Predictions")
-
-
-def _clean(text: str) -> str:
-    """Shows what is hidden in a text, but leaves its spaces: it is prose."""
-    return " ".join(visible(word) for word in text.split(" ") if word)
 
 
 def _asset(name: str) -> str:

@@ -9,12 +9,20 @@ Every blob is one zlib stream of one or more matrices.
 import base64
 import json
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from research.interpret.inspection import AttentionMap, Audio, Inspection, in_order, names_of
+from research.interpret.inspection import (
+    AttentionMap,
+    Audio,
+    Inspection,
+    in_order,
+    legible,
+    names_of,
+)
 
 BUDGET = 1 << 24
 """Bytes of codes for all heads together, before they are packed: a third more as base64."""
@@ -56,7 +64,7 @@ def payload(inspection: Inspection, budget: int = BUDGET) -> tuple[dict[str, Any
         "axes": {
             axis: {
                 "names": names_of(axis, len(texts), tokens),
-                "numbers": {name: _numbers(values) for name, values in numbers.items()},
+                "numbers": _by_name(numbers),
             }
             for axis, texts, numbers in (
                 ("input", tokens.input, tokens.input_numbers),
@@ -133,7 +141,7 @@ def _described(
     one: AttentionMap, pool: tuple[int, int], small: tuple[int, int], signed: bool
 ) -> dict[str, Any]:
     return {
-        "name": one.name,
+        "name": legible(one.name),
         "kind": one.kind,
         "rows": one.rows,
         "columns": one.columns,
@@ -141,8 +149,8 @@ def _described(
         "pool": list(pool),
         "small": list(small),
         "signed": signed,
-        "note": one.note,
-        "measures": {name: _numbers(values) for name, values in one.measures.items()},
+        "note": legible(one.note),
+        "measures": _by_name(one.measures),
     }
 
 
@@ -162,9 +170,12 @@ def _spectrogram(audio: Audio) -> tuple[dict[str, Any], str]:
     return described, _pack(codes.tobytes())
 
 
-def _numbers(values: Any) -> list[float | None]:
+def _by_name(numbers: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
     """JSON has no word for NaN and infinities. Seven digits are all that float32 has."""
-    return [float(f"{v:.7g}") if np.isfinite(v) else None for v in np.asarray(values, float)]
+    return {
+        legible(name): [float(f"{v:.7g}") if np.isfinite(v) else None for v in np.asarray(values)]
+        for name, values in numbers.items()
+    }
 
 
 def _pack(content: bytes) -> str:

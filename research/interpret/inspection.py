@@ -168,6 +168,11 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text)) or "∅"
 
 
+def legible(text: str) -> str:
+    """Returns `visible` of a line of prose, whose spaces stay spaces."""
+    return " ".join(visible(word) for word in text.split(" ") if word)
+
+
 def _visible(character: str) -> str:
     if character in NAMED:
         return NAMED[character]

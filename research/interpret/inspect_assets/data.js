@@ -33,6 +33,8 @@ class Matrix {
   }
 }
 
+// Names are anyone's: "constructor" is not to be found where nobody put it.
+const own = (object, name) => (Object.hasOwn(object, name) ? object[name] : null);
 const across = (length, by) => Math.ceil(length / by);
 const heads = new Map();
 

@@ -4,10 +4,10 @@ const HEADINGS = { cross: "Cross-attention", pooling: "Pooling", self: "Self-att
 const tiles = []; // {map, head, cell, canvas, caption, matrix}
 
 const measureNames = [...new Set(MAPS.flatMap((map) => Object.keys(map.measures)))];
-const measured = (tile, name) => MAPS[tile.map].measures[name]?.[tile.head] ?? null;
+const measured = (tile, name) => own(MAPS[tile.map].measures, name)?.[tile.head] ?? null;
 
 function rangeOf(name) {
-  const values = MAPS.flatMap((map) => map.measures[name] || []).filter((v) => v !== null);
+  const values = MAPS.flatMap((map) => own(map.measures, name) || []).filter((v) => v !== null);
   return [Math.min(...values), Math.max(...values)];
 }
 

@@ -19,17 +19,17 @@ function paintMeasures() {
   const names = Object.keys(MAPS[state.map].measures);
   const list = create("dl", "", { class: "measures" });
   for (const name of names) {
-    const own = MAPS[state.map].measures[name][state.head];
+    const mine = MAPS[state.map].measures[name][state.head];
     const row = create("div");
     const strip = create("canvas", "", { "aria-hidden": "true" });
     const term = create("dt", name);
-    const place = create("dd", format(own), { class: "number" });
+    const place = create("dd", format(mine), { class: "number" });
     const values = tiles.map((tile) => measured(tile, name)).filter((v) => v !== null);
-    const above = values.filter((v) => v > own).length;
-    const rank = create("dd", own === null ? "" : `${above + 1} of ${values.length}`, { class: "rank" });
+    const above = values.filter((v) => v > mine).length;
+    const rank = create("dd", mine === null ? "" : `${above + 1} of ${values.length}`, { class: "rank" });
     row.append(term, place, rank, strip);
     list.append(row);
-    paintStrip(strip, values, own, rangeOf(name));
+    paintStrip(strip, values, mine, rangeOf(name));
   }
   const measures = create("section");
   measures.append(create("h3", "Measures, among all heads"), list);
@@ -39,7 +39,7 @@ function paintMeasures() {
 }
 
 // A tick for each head, the chosen one's in front.
-function paintStrip(strip, values, own, [low, high]) {
+function paintStrip(strip, values, mine, [low, high]) {
   const [wide, tall] = [400, 24];
   Object.assign(strip, { width: wide, height: tall });
   const context = strip.getContext("2d");
@@ -48,10 +48,10 @@ function paintStrip(strip, values, own, [low, high]) {
   context.globalAlpha = 0.45;
   context.fillStyle = colours.muted;
   for (const value of values) context.fillRect(at(value) - 1, 6, 2, tall - 12);
-  if (own === null) return;
+  if (mine === null) return;
   context.globalAlpha = 1;
   context.fillStyle = colours.accent;
-  context.fillRect(at(own) - 3, 0, 6, tall);
+  context.fillRect(at(mine) - 3, 0, 6, tall);
 }
 
 // The greatest weights, in magnitude, of what is pointed at: [row, column, value], greatest first.

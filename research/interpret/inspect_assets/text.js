@@ -108,7 +108,7 @@ const meaning = (text) => (document.getElementById("meaning").textContent = text
 // One value for each token of a side, or null; NaN and null are tokens without one.
 function valuesOf(axis) {
   const { names, numbers } = DATA.axes[axis];
-  if (state.numbers) return numbers[state.numbers] || null;
+  if (state.numbers) return own(numbers, state.numbers);
   const { row, column } = axesOf(state.map);
   const line = chosenLine();
   if (line.row !== undefined) {
@@ -163,6 +163,14 @@ function colourTexts() {
   }
 }
 
+function rangeOfNumbers() {
+  const values = sides.flatMap(({ axis }) => own(DATA.axes[axis].numbers, state.numbers) || []).filter((v) => v !== null);
+  if (!values.length) return "of which there are none.";
+  const [low, high] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+  const hues = low < 0 && high > 0 ? "blue is below zero, red above" : "strongest where furthest from zero";
+  return `from ${format(low)} to ${format(high)}; ${hues}.`;
+}
+
 // Turns and scrolls the texts to what is held.
 function showHeld() {
   const axes = axesOf(state.map);
@@ -184,7 +192,7 @@ function paintMeaning() {
   const { row, column } = axesOf(state.map);
   way.hidden = row.axis !== column.axis || row.axis === "audio";
   way.textContent = state.direction === "reads" ? "a token shows: what it reads" : "a token shows: who reads it";
-  if (state.numbers) return meaning(`Colours: ${state.numbers}.`);
+  if (state.numbers) return meaning(`Colours: ${state.numbers}, ${rangeOfNumbers()}`);
   const line = chosenLine();
   meaning(
     line.row !== undefined ? `Colours: what ${describe(row, line.row)} reads.`
