@@ -4,16 +4,18 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from research.ablation import store
-from research.ablation.chart import INK, MUTED, styled
+from research.ablation.chart import INK, MUTED, RULE, styled
 from research.errors import UserError
-from research.interpret.inspection import AttentionMap, Inspection, in_order, names_of
+from research.interpret.inspection import AttentionMap, Inspection, in_order, legible, names_of
 
 PANEL = 1.15
 """Inches of a head in the grid, either way."""
@@ -24,6 +26,10 @@ LABEL = 0.16
 """Inches that a label takes: where cells are smaller, only some are labelled."""
 LONGEST = 20
 """Characters of a label that are shown."""
+SECONDS = 0.32
+"""The same, of a time."""
+PALE, FROM = "#ffffff", 0.08
+"""Magma's light end gives way to white, where it would tint all that is not read."""
 NOTHING = "#cbcfd4"
 """Colour of rows that read nothing."""
 
@@ -81,7 +87,7 @@ def _grid(maps: Sequence[AttentionMap], heads: Sequence[int]) -> Figure:
         len(maps), len(heads), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06}
     )
     for one, row in zip(maps, panels, strict=True):
-        row[0].set_ylabel(_short(one.name), color=INK)
+        row[0].set_ylabel(_short(legible(one.name)), color=INK, rotation=0, ha="right", va="center")
         for head, axes in zip(heads, row, strict=True):
             axes.set_xticks([])
             axes.set_yticks([])
@@ -108,15 +114,15 @@ def _one(inspection: Inspection, one: AttentionMap, head: int) -> Figure:
         for axis, number in ((one.rows, height), (one.columns, width))
     )
     across, down = (
-        range(0, number, max(1, int(np.ceil(LABEL * number / size))))
-        for number, size in zip((width, height), inches, strict=True)
+        range(0, number, max(1, int(np.ceil(_room(axis) * number / size))))
+        for axis, number, size in zip((one.columns, one.rows), (width, height), inches, strict=True)
     )
     axes.set_xticks(list(across), [_short(columns[i]) for i in across], rotation=60, ha="left")
     for label in axes.get_xticklabels():
         label.set_rotation_mode("anchor")
     axes.set_yticks(list(down), [_short(rows[i]) for i in down])
     axes.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False, top=False)
-    axes.set_xlabel(f"{one.name}, head {head}", color=MUTED)
+    axes.set_xlabel(f"{legible(one.name)}, head {head}", color=MUTED)
     return figure
 
 
@@ -128,7 +134,7 @@ def _image(axes: Axes, weights: Float[np.ndarray, "T S"]) -> None:
     signed = bool((shares < 0).any())
     axes.imshow(
         shares,
-        cmap="RdBu_r" if signed else "magma_r",
+        cmap="RdBu_r" if signed else _magma(),
         vmin=-limit if signed else 0.0,
         vmax=limit or 1.0,
         aspect="auto",
@@ -136,6 +142,17 @@ def _image(axes: Axes, weights: Float[np.ndarray, "T S"]) -> None:
     )
     axes.set_facecolor(NOTHING)
     axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=RULE)
+
+
+def _magma() -> Colormap:
+    shades = matplotlib.colormaps["magma_r"](np.linspace(FROM, 0.95, 12))
+    return LinearSegmentedColormap.from_list("magma on white", [PALE, *shades])
+
+
+def _room(axis: str) -> float:
+    return SECONDS if axis == "audio" else LABEL
 
 
 def _short(label: str) -> str:
