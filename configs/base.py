@@ -33,18 +33,25 @@ def task_config() -> ConfigDict:
     task.gap_power = 0.01  # exponent of the power law of the gaps; smaller: shorter gaps
     # text: language modelling on a file
     # a known corpus or a UTF-8 text file; translation: multi30k, or files "x/{split}.{language}";
-    # speech: tones (generated) | fsdd | a tab-separated file of paths and transcripts
+    # speech: tones (generated) | fsdd | a tab-separated file of paths and transcripts;
+    # sentiment: sst2, or "x/{split}.tsv" or one file of lines text<TAB>label
     task.path = "tinyshakespeare"
-    task.tokenizer = "char"  # char | bpe | word (speech)
+    task.tokenizer = "char"  # char | bpe | word (speech, sentiment)
     task.bpe_vocab_size = 1024  # vocabulary of the byte-level BPE, trained on the training split
     # translation: sentences of one language into another
     task.source_language = "de"
     task.target_language = "en"
     task.buckets = 6  # shapes that batches come in: more of them, less padding, longer to compile
     task.label_smoothing = 0.0  # of the training objective (Szegedy 2016); loss is without it
+    # sentiment: texts into classes
+    task.min_count = 1  # of a word in training, to be in the vocabulary of tokenizer=word
+    task.word_dropout = 0.0  # probability of a token to become the unknown one in training
+    # rule: noise with keywords that decide the class; vocab_size, min_length and kind as elsewhere
+    task.num_keywords = 4  # of each of the two classes
     # transduction: strings into strings, generated, with known alignment; vocab_size as above
-    task.kind = "substitute"  # copy | reverse | substitute | reorder | verbs_last
-    task.min_length = 2  # of the strings trained on, without the end token
+    # copy | reverse | substitute | reorder | verbs_last; rule: keyword | pair
+    task.kind = "substitute"
+    task.min_length = 2  # of the strings trained on, without the end token; rule: of all
     task.train_length = 20
     task.test_lengths = (5, 10, 15, 20, 25, 30)
     task.test_sequences = 100  # of each of these lengths
@@ -66,7 +73,7 @@ def task_config() -> ConfigDict:
 def model_config() -> ConfigDict:
     """Returns what learns it."""
     model = ConfigDict()
-    # decoder | encoder_decoder (transformers) | recurrent | speech
+    # decoder | encoder_decoder (transformers) | recurrent | speech | classifier
     model.name = "decoder"
     model.width = 64  # of the residual stream; of a recurrent state
     model.num_layers = 2  # of encoder and decoder each, where there are both
@@ -80,6 +87,9 @@ def model_config() -> ConfigDict:
     model.attention = "additive"
     model.input_feeding = True  # of what was read last to the next step (Luong 2015, 3.3)
     model.embedding_width = 0  # 0: width
+    # classifier: cell, embedding_width, encoder and encoder_layers as above
+    model.body = "transformer"  # transformer | bilstm | lstm | none: pools the embeddings
+    model.pooling = "mean"  # class_token (transformer) | mean | attention | last
     # speech: a listener, with encoder_layers, and a speller that is one of the decoders above
     model.listener = "bilstm"  # bilstm | transformer | conformer
     model.subsampling = "convolution"  # convolution | pyramid (Chan 2016; of bilstm)

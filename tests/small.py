@@ -79,6 +79,23 @@ SPEECH = PAIRS | {
     "model.name": "speech",
     "model.ctc_weight": 0.5,
 }
+RULE = {key: value for key, value in PAIRS.items() if key != "model.feedforward"} | {
+    "task.name": "rule",
+    "task.kind": "keyword",
+    "task.length": 8,
+    "task.num_keywords": 2,
+    "model.name": "classifier",
+    "model.body": "bilstm",
+    "model.pooling": "attention",
+}
+SENTIMENT = RULE | {
+    "task.name": "sentiment",
+    "task.kind": "substitute",
+    "task.length": 16,
+    "task.num_keywords": 4,
+    "task.tokenizer": "word",
+    "task.buckets": 3,
+}
 WORDS = {"de": ("hund", "rot", "läuft", "ein"), "en": ("dog", "red", "runs", "a")}
 SENTENCES = {"train": 90, "val": 26, "test": 22}
 
@@ -124,6 +141,33 @@ def corpus(folder: Path) -> str:
             lines = [" ".join(words[i] for i in row) + "\n" for row in ordered]
             (folder / f"{split}.{language}").write_text("".join(lines), encoding="utf-8")
     return str(folder / "{split}.{language}")
+
+
+def rule(**deltas: Any) -> ConfigDict:
+    """Returns a tiny run on sequences whose class a keyword decides."""
+    changes = {key.replace("__", "."): value for key, value in deltas.items()}
+    return apply_deltas(load_config(BASE), RULE | changes)
+
+
+def sentiment(path: str, **deltas: Any) -> ConfigDict:
+    """Returns a tiny run on `labelled` texts."""
+    changes = {key.replace("__", "."): value for key, value in deltas.items()}
+    return apply_deltas(load_config(BASE), SENTIMENT | {"task.path": path} | changes)
+
+
+def labelled(folder: Path) -> str:
+    """Writes texts of one to ten words, of which one decides the label: `task.path`."""
+    generator = random.Random(0)
+    for split, number in (("train", 90), ("dev", 46), ("test", 42)):
+        lines = []
+        for _ in range(number):
+            words = generator.choices(("the", "film", "a", "plot"), k=generator.randint(0, 9))
+            good = generator.random() < 0.5
+            word = generator.choice(("fine", "lovely") if good else ("awful", "dull"))
+            words.insert(generator.randint(0, len(words)), word)
+            lines.append(f"{' '.join(words)}\t{'good' if good else 'bad'}\n")
+        (folder / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+    return str(folder / "{split}.tsv")
 
 
 def as_flags(deltas: dict[str, Any]) -> list[str]:

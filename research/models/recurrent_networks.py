@@ -24,7 +24,7 @@ class Sizes(NamedTuple):
 
     Attributes:
       cell: a name in `CELLS`.
-      width: N, of the decoder's states; the encoder's have N / 2 in each direction.
+      width: N, of the decoder's states and of the encoder's, all directions together.
       inputs: E, of the embeddings.
       num_layers: of encoder and decoder each.
       init_stddev: of matrices that are not recurrent; 0: 1 / sqrt(fan in).
@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
       input_feeding: what the step before read is an input.
       every_step: the fixed vector is an input of every step and of the output.
       dtype: of activations; states are float32.
+      directions: in which the encoder reads; each has its share of the width.
     """
 
     cell: str
@@ -43,15 +44,19 @@ class Sizes(NamedTuple):
     input_feeding: bool
     every_step: bool
     dtype: str
+    directions: tuple[str, ...] = DIRECTIONS
+
+    @property
+    def each(self) -> int:
+        """The width of the encoder's states in one direction."""
+        return self.width // len(self.directions)
 
 
 def encoder_parameters(s: Sizes) -> dict[str, Any]:
     """Returns {"0": {"forward": those of a cell, "backward": ...}, "1": ...}."""
     make = CELLS[s.cell].parameters
     return {
-        str(i): {
-            d: make(s.width if i else s.inputs, s.width // 2, s.init_stddev) for d in DIRECTIONS
-        }
+        str(i): {d: make(s.width if i else s.inputs, s.each, s.init_stddev) for d in s.directions}
         for i in range(s.num_layers)
     }
 
@@ -83,7 +88,7 @@ def encode(
     lengths: Int[Array, " B"],
     drop: Drop,
 ) -> tuple[Float[Array, "B S N"], tuple[dict[str, Float[Array, "B N"]], ...]]:
-    """Runs the bidirectional encoder.
+    """Runs the encoder, which reads in each of its directions.
 
     Returns:
       The states of the top layer, forward beside backward, zeros at padding; and for each layer its
@@ -92,10 +97,10 @@ def encode(
     cell, last = CELLS[s.cell], []
     for i in range(s.num_layers):
         x = drop(x) if i else x
-        zeros = cell.init_state(x.shape[0], s.width // 2, x.dtype)
+        zeros = cell.init_state(x.shape[0], s.each, x.dtype)
         found = [
             run(s.cell, params[str(i)][d], zeros, x, lengths=lengths, reverse=d == "backward")
-            for d in DIRECTIONS
+            for d in s.directions
         ]
         states, outs = zip(*found, strict=True)
         x = jnp.concatenate(outs, axis=-1)

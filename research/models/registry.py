@@ -1,17 +1,19 @@
 """Models by the name that `model.name` takes. A new model is one file and one line here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
+from research.models.classifier import make_classifier
 from research.models.encoder_decoder import make_encoder_decoder
 from research.models.model import Model
 from research.models.recurrent import make_recurrent
 from research.models.speech import make_speech
 from research.models.transformer import make_transformer
 
-MODELS = {
+MODELS: dict[str, Callable[..., Model]] = {
+    "classifier": make_classifier,
     "decoder": make_transformer,
     "encoder_decoder": make_encoder_decoder,
     "recurrent": make_recurrent,
@@ -49,10 +51,11 @@ SPEECH_KEYS = {
     "filter_conv": 15,
     "median_window": 0,
 }
+CLASSIFIER_KEYS = {"body": "transformer", "pooling": "mean"}
 UNREAD = {
-    "decoder": SOURCE_KEYS | RECURRENT_KEYS | SPEECH_KEYS,
-    "encoder_decoder": RECURRENT_KEYS | SPEECH_KEYS,
-    "recurrent": SOURCE_KEYS | TRANSFORMER_KEYS | SPEECH_KEYS,
+    "decoder": SOURCE_KEYS | RECURRENT_KEYS | SPEECH_KEYS | CLASSIFIER_KEYS,
+    "encoder_decoder": RECURRENT_KEYS | SPEECH_KEYS | CLASSIFIER_KEYS,
+    "recurrent": SOURCE_KEYS | TRANSFORMER_KEYS | SPEECH_KEYS | CLASSIFIER_KEYS,
 }
 """Keys of `config.model` that a model does not read, with their defaults."""
 
@@ -60,12 +63,14 @@ UNREAD = {
 def unread(model: ConfigDict) -> Mapping[str, object]:
     """Returns the keys that the model of `config.model` does not read, with their defaults.
 
-    What a model of speech reads depends on its parts. One without a speller may have the keys of
-    spellers, so that an ablation can have arms with and without.
+    What a model of speech or a classifier reads depends on its parts. A model of speech without a
+    speller may have the keys of spellers, so that an ablation can have arms with and without.
     """
+    if model.name == "classifier":
+        return _unread_by_classifier(model)
     if model.name != "speech":
         return UNREAD[model.name]
-    found: dict[str, object] = {}
+    found: dict[str, object] = dict(CLASSIFIER_KEYS)
     if model.listener != "conformer":
         found["filter_conv"] = SPEECH_KEYS["filter_conv"]
     if model.listener == "bilstm":
@@ -78,8 +83,23 @@ def unread(model: ConfigDict) -> Mapping[str, object]:
     return found
 
 
+def _unread_by_classifier(model: ConfigDict) -> Mapping[str, object]:
+    found = SOURCE_KEYS | RECURRENT_KEYS | SPEECH_KEYS | {"tie_embeddings": True, "pattern": ()}
+    if model.body == "transformer":
+        del found["encoder"]
+        return found | {"mask": TRANSFORMER_KEYS["mask"]}
+    if model.body != "none":
+        for key in ("cell", "embedding_width"):
+            del found[key]
+    return found | TRANSFORMER_KEYS
+
+
 def make_model(
-    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
+    model: ConfigDict,
+    vocab_size: int,
+    length: int,
+    instead: Mapping[str, str] | None = None,
+    classes: int = 0,
 ) -> Model:
     """Returns the model of `config.model`.
 
@@ -88,6 +108,7 @@ def make_model(
       vocab_size: V.
       length: the longest sequence.
       instead: {implementation: another} to take in its place by mixers that have the other.
+      classes: C, of a classifier; 0: the model's outputs are tokens.
 
     Raises UserError for what does not fit.
     """
@@ -99,4 +120,5 @@ def make_model(
                 f"model.{key}={model[key]!r}: model.name={model.name!r} does not read it; leave it "
                 f"{default!r}."
             )
-    return MODELS[model.name](model, vocab_size, length, instead)
+    outputs = (classes,) if classes else ()
+    return MODELS[model.name](model, vocab_size, length, instead, *outputs)

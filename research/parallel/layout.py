@@ -151,10 +151,10 @@ def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None
             f"parallel.context={layout.context} splits the positions of model.name='decoder' only, "
             f"not of {config.model.name!r}; split the batch (parallel.data)."
         )
-    if layout.model > 1 and config.model.name == "recurrent":
+    if layout.model > 1 and not _has_heads(config.model):
         raise UserError(
             f"parallel.model={layout.model} splits the heads of transformers only; "
-            "split the batch of model.name='recurrent' (parallel.data)."
+            f"split the batch of model.name={config.model.name!r} (parallel.data)."
         )
     if layout.model > 1:
         for key in ("num_heads", "feedforward"):
@@ -176,6 +176,13 @@ def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None
                 f"parallel.how='pmap' splits either the batch or the members, not both "
                 f"(parallel.data={layout.data}, parallel.member={layout.member}); 'jit' does."
             )
+
+
+def _has_heads(model: ConfigDict) -> bool:
+    """Returns whether a model is a transformer, or may have one as a part."""
+    if model.name == "classifier":
+        return model.body == "transformer"
+    return model.name != "recurrent"
 
 
 def _divisors(number: int) -> str:

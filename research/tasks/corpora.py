@@ -85,6 +85,33 @@ SENTENCE_PAIRS = {
 multi30k: captions of photographs, task 1, raw text (Elliott et al. 2016, arXiv 1605.00459).
 """
 
+_SST2 = {
+    "train": "ec192f833a64da08f475488a77b0d0b47db47acd0f458bd18433fc793b569920",
+    "dev": "eddea6b39e601dd4e7a672b53cc40fdf6019fa80522f351206c24340ca5d9359",
+    "test": "831169c7e2e429d6026e1bdbb542f33b636e3e596caad9602ebc953c205928b7",
+}
+
+LABELLED_TEXTS = {
+    "sst2": {
+        split: RemoteFile(
+            f"sst2/{split}.tsv",
+            "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/"
+            f"data/SST2/{split}.tsv",
+            sha256,
+        )
+        for split, sha256 in _SST2.items()
+    },
+}
+"""Known texts with labels, by the name that `task.path` takes: {split: file}.
+
+sst2: sentences of film reviews that are negative or positive, without the phrases they are made of
+(Socher et al. 2013, "Recursive Deep Models for Semantic Compositionality Over a Sentiment
+Treebank": 6,920 / 872 / 1,821 sentences).
+"""
+
+LABEL_NAMES = {"sst2": {"0": "negative", "1": "positive"}}
+"""What the labels of a known corpus are called."""
+
 FSDD_SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 FSDD = RemoteFolder(

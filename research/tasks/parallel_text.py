@@ -11,11 +11,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from research.errors import UserError, check_name, did_you_mean
 from research.tasks.corpora import SENTENCE_PAIRS, data_directory, fetch, read_file
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
+Example = TypeVar("Example")
 MOST_HELD_OUT = 1000
 """Pairs that are held out for validation and for test, each, of a corpus that has no splits."""
 LEAST_DISTANCE = 20  # of the pairs that are held out: 5 % at most
@@ -99,9 +101,22 @@ def _canonical(split: str) -> str:
 def _pattern(pattern: str, source: str, target: str) -> Corpus:
     """Returns the corpus of a pattern of files."""
     if "{split}" not in pattern:
-        return _held_out(_file(pattern, None, source), _file(pattern, None, target))
-    names = {"train": "train", "validation": _validation(pattern, source)}
-    tests = _tests(pattern, source)
+        return _held_out(split_file(pattern, "", source), split_file(pattern, "", target))
+    return _splits(
+        {
+            split: (split_file(pattern, name, source), split_file(pattern, name, target))
+            for split, name in split_names(pattern, source).items()
+        }
+    )
+
+
+def split_names(pattern: str, language: str = "") -> dict[str, str]:
+    """Returns what the splits of a pattern of files call themselves: {"train": "train", ...}.
+
+    "validation" is there always, "test" where there is one. Raises UserError.
+    """
+    names = {"train": "train", "validation": _validation(pattern, language)}
+    tests = _tests(pattern, language)
     if len(tests) > 1 and "test" not in tests:
         raise UserError(
             f"task.path={pattern!r} matches more than one test set: {', '.join(tests)}. "
@@ -109,15 +124,10 @@ def _pattern(pattern: str, source: str, target: str) -> Corpus:
         )
     if tests:
         names["test"] = "test" if "test" in tests else tests[0]
-    return _splits(
-        {
-            split: (_file(pattern, name, source), _file(pattern, name, target))
-            for split, name in names.items()
-        }
-    )
+    return names
 
 
-def _file(pattern: str, split: str | None, language: str) -> Path:
+def split_file(pattern: str, split: str, language: str = "") -> Path:
     """Returns the file of a split and language. Raises UserError when it is missing."""
     path = _filled(pattern, split, language)
     found = _existing(path)
@@ -126,8 +136,8 @@ def _file(pattern: str, split: str | None, language: str) -> Path:
     return found
 
 
-def _filled(pattern: str, split: str | None, language: str) -> str:
-    return pattern.replace("{split}", split or "").replace("{language}", language)
+def _filled(pattern: str, split: str, language: str) -> str:
+    return pattern.replace("{split}", split).replace("{language}", language)
 
 
 def _existing(path: str) -> Path | None:
@@ -164,7 +174,7 @@ def _splits(files: Mapping[str, tuple[Path, Path]]) -> Corpus:
     return Corpus(
         splits={**splits, "train": train},
         left_out=len(splits["train"]) - len(train),
-        files=_digests([path for both in files.values() for path in both]),
+        files=digests([path for both in files.values() for path in both]),
     )
 
 
@@ -177,16 +187,21 @@ def _held_out(source: Path, target: Path) -> Corpus:
             f"{source} has {len(pairs)} pairs of sentences with both sides; "
             f"at least {2 * LEAST_DISTANCE} are needed to hold some of them out."
         )
-    distance = max(LEAST_DISTANCE, -(-len(pairs) // MOST_HELD_OUT))
-    place = {distance - 1: "validation", distance // 2 - 1: "test"}
-    splits: dict[str, Pairs] = {"train": [], "validation": [], "test": []}
-    for i, pair in enumerate(pairs):
-        splits[place.get(i % distance, "train")].append(pair)
     return Corpus(
-        splits=splits,
+        splits=held_out(pairs),
         left_out=len(everything) - len(pairs),
-        files=_digests([source, target]),
+        files=digests([source, target]),
     )
+
+
+def held_out(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """Returns examples as "train", "validation" and "test"; see `read_corpus`."""
+    distance = max(LEAST_DISTANCE, -(-len(examples) // MOST_HELD_OUT))
+    place = {distance - 1: "validation", distance // 2 - 1: "test"}
+    splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    for i, example in enumerate(examples):
+        splits[place.get(i % distance, "train")].append(example)
+    return splits
 
 
 def _full(pairs: Pairs) -> Pairs:
@@ -195,7 +210,7 @@ def _full(pairs: Pairs) -> Pairs:
 
 def _pairs(source: Path, target: Path) -> Pairs:
     """Returns the pairs of two files. Raises UserError when they do not fit each other."""
-    sources, targets = _lines(source), _lines(target)
+    sources, targets = file_lines(source), file_lines(target)
     if len(sources) != len(targets):
         raise UserError(
             f"{source} has {len(sources):,} lines and {target} has {len(targets):,}; "
@@ -204,7 +219,7 @@ def _pairs(source: Path, target: Path) -> Pairs:
     return list(zip(sources, targets, strict=True))
 
 
-def _lines(path: Path) -> list[str]:
+def file_lines(path: Path) -> list[str]:
     """Returns the lines of a file. Raises UserError when there are none."""
     # Not splitlines, which also cuts at the likes of U+2028, and not alike in both languages.
     text = read_file(path).removeprefix("\ufeff")
@@ -216,7 +231,7 @@ def _lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _digests(paths: Sequence[Path]) -> dict[str, str]:
+def digests(paths: Sequence[Path]) -> dict[str, str]:
     """Returns {path: sha256}; paths are relative to the data directory where they lie in it."""
     root = data_directory()
     return {

@@ -5,6 +5,8 @@ from ml_collections import ConfigDict
 from research.errors import UserError, check_name
 from research.tasks.recall import make_recall
 from research.tasks.recordings import make_speech
+from research.tasks.rule import make_rule
+from research.tasks.sentiment import make_sentiment
 from research.tasks.task import Task
 from research.tasks.text import make_text
 from research.tasks.transduction import make_transduction
@@ -12,11 +14,20 @@ from research.tasks.translation import make_translation
 
 TASKS = {
     "recall": make_recall,
+    "rule": make_rule,
+    "sentiment": make_sentiment,
     "speech": make_speech,
     "text": make_text,
     "transduction": make_transduction,
     "translation": make_translation,
 }
+
+OF_TASK = {
+    "min_count": (1, "sentiment"),
+    "word_dropout": (0.0, "sentiment"),
+    "num_keywords": (4, "rule"),
+}
+"""Keys of `config.task` that one task alone reads: their defaults and its name."""
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -25,4 +36,11 @@ def make_task(config: ConfigDict) -> Task:
     for key in ("length", "batch_size"):
         if config[key] < 1:
             raise UserError(f"task.{key}={config[key]} must be at least 1.")
+    for key, (default, name) in OF_TASK.items():
+        # A key that nothing reads would make an ablation of two equal arms.
+        if key in config and config[key] != default and config.name != name:
+            raise UserError(
+                f"task.{key}={config[key]!r}: task.name={config.name!r} does not read it; leave it "
+                f"{default!r}."
+            )
     return TASKS[config.name](config)

@@ -19,7 +19,8 @@ Batch = Mapping[str, jax.Array]
 
 Every task has "inputs" (B, T) int32, the tokens that the model continues. What is translated has
 also "source" (B, S), right-padded, and "source_length" (B,) int32; "targets" (B, T) are -1 where
-nothing is asked.
+nothing is asked. What is classified has right-padded "inputs", their "length" (B,) int32, from 1,
+and "label" (B,) int32, -1 in a row that counts for nothing.
 """
 
 PAD, BOS, EOS = 0, 1, 2
@@ -28,6 +29,8 @@ PAD, BOS, EOS = 0, 1, 2
 Words follow from `WORDS` on. Source and target share one vocabulary.
 """
 WORDS = 3
+UNKNOWN = 1
+"""Token of classified texts that says nothing: an unknown word. Their padding is `PAD`, too."""
 
 LEAST_IN_SLICE = 20
 """Sentences of each split, in every range of `word_bins`."""
@@ -69,6 +72,7 @@ class Task:
       vocab_size: number of tokens, inputs and targets.
       length: the most tokens of a sequence.
       batch_size: sequences per batch.
+      classes: number of classes, where a whole sequence has one; 0: outputs are tokens.
       data: pytree of device arrays that `batch` and `evaluation` read; an argument of the compiled
         step, because constants would be compiled into the program.
       splits: evaluation splits; always "validation", "test" where one exists.
@@ -86,6 +90,7 @@ class Task:
     vocab_size: int
     length: int
     batch_size: int
+    classes: int = 0
     data: Any = ()
     splits: Sequence[str] = ("validation", "test")
     select: tuple[str, bool] = ("accuracy", True)

@@ -4,6 +4,8 @@ import codecs
 import contextlib
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +15,7 @@ import tokenizers
 
 from research.ablation.store import read_json, write_text
 from research.errors import UserError, check_name
-from research.tasks.task import WORDS
+from research.tasks.task import UNKNOWN, WORDS
 
 FILE = "tokenizer.json"
 """Name under which a run keeps its tokenizer."""
@@ -177,6 +179,70 @@ class SentenceTokenizer:
         return json.dumps(content | {"kind": f"sentence_{content['kind']}"}, ensure_ascii=False)
 
 
+class OpenTokenizer:
+    """Tokens of texts that are read and not written; 0, 1 are `SPECIAL` (`PAD`, `UNKNOWN`).
+
+    Texts are in lower case. Words are runs of letters and digits, each other character is a word of
+    its own, and English contractions are parted as in the Penn Treebank (do n't, it 's); a word
+    that the vocabulary does not have is `UNKNOWN`. Pieces of a BPE need no such token, but what is
+    replaced by a token that says nothing does.
+    """
+
+    SPECIAL = ("<pad>", "<unknown>")
+
+    def __init__(self, inner: WordTokenizer | BpeTokenizer):
+        self.inner = inner
+        self.vocab_size = len(self.SPECIAL) + inner.vocab_size
+        self.characters = np.concatenate([np.zeros(len(self.SPECIAL)), inner.characters])
+        self._number = {}
+        if isinstance(inner, WordTokenizer):
+            self._number = {w: i + len(self.SPECIAL) for i, w in enumerate(inner.words)}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns int32 tokens; there are none of an empty text alone."""
+        if isinstance(self.inner, BpeTokenizer):
+            return self.inner.encode(_spaced(text)) + len(self.SPECIAL)
+        words = split_words(text)
+        return np.array([self._number.get(_plain(w), UNKNOWN) for w in words], np.int32)
+
+    def split(self, text: str) -> list[str]:
+        """Returns the part of the text that each token of `encode` stands for."""
+        if isinstance(self.inner, BpeTokenizer):
+            return self.inner.pieces(self.inner.encode(_spaced(text)).tolist())
+        return split_words(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens, `SPECIAL` ones by their names."""
+        return "".join(self.pieces(tokens)).removeprefix(" ")
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Returns the text of each token, with the space before a word; `SPECIAL` their names."""
+        first = len(self.SPECIAL)
+        words = iter(self.inner.pieces([t - first for t in tokens if t >= first]))
+        return [next(words) if t >= first else f" {self.SPECIAL[t]}" for t in tokens]
+
+    def to_json(self) -> str:
+        content = json.loads(self.inner.to_json())
+        return json.dumps(content | {"kind": f"open_{content['kind']}"}, ensure_ascii=False)
+
+
+WORD = re.compile(r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|m|d|ll|re|ve)\b|\w+|[^\w\s]", re.IGNORECASE)
+
+
+def split_words(text: str) -> list[str]:
+    """Returns the words of a text as they stand there; see `OpenTokenizer`."""
+    return WORD.findall(text)
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("’", "'")
+
+
+def _spaced(text: str) -> str:
+    """Returns the text that a BPE reads: every word has a space before it, the first too."""
+    return " " + " ".join(text.lower().split()) if text.strip() else ""
+
+
 def _byte_alphabet() -> dict[str, int]:
     """Returns GPT-2's table from the printable stand-in of each byte to the byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -268,6 +334,34 @@ def make_sentence_tokenizer(
     return train_sentence_bpe(sentences, vocab_size, cache)
 
 
+def make_open_tokenizer(
+    kind: str, texts: Sequence[str], min_count: int, vocab_size: int, cache: Path | None
+) -> OpenTokenizer:
+    """Returns the tokenizer that `task.tokenizer` names, made from the training texts.
+
+    Args:
+      kind: word or bpe.
+      texts: for training.
+      min_count: how often a word must occur to be in the vocabulary.
+      vocab_size: of a BPE, `SPECIAL` included.
+      cache: see `train_bpe`.
+    """
+    check_name("task.tokenizer", kind, ("word", "bpe"))
+    if kind == "word":
+        counts = Counter(_plain(word) for text in texts for word in split_words(text))
+        words = sorted(word for word, count in counts.items() if count >= min_count)
+        return OpenTokenizer(WordTokenizer(words))
+    special = len(OpenTokenizer.SPECIAL)
+    if vocab_size < 256 + special:
+        raise UserError(
+            f"task.bpe_vocab_size={vocab_size} must be at least {256 + special}: one per byte and "
+            f"{', '.join(OpenTokenizer.SPECIAL)}."
+        )
+    lines = [_spaced(text) for text in texts]
+    inputs = "\n".join(["open", str(vocab_size), *lines])
+    return OpenTokenizer(_train(lines, vocab_size - special, cache, inputs))
+
+
 def load_tokenizer(run: Path) -> Tokenizer:
     """Returns the tokenizer of a run.
 
@@ -293,11 +387,13 @@ def digest_of(text: str) -> str:
 
 def _from_json(text: str) -> Tokenizer:
     content = json.loads(text)
-    kind = content["kind"].removeprefix("sentence_")
+    shell, _, kind = content["kind"].rpartition("_")
     if kind == "char":
         inner: Tokenizer = CharTokenizer(content["alphabet"])
     elif kind == "word":
         inner = WordTokenizer(content["words"])
     else:
         inner = BpeTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])))
-    return inner if kind == content["kind"] else SentenceTokenizer(inner)
+    if shell == "open" and not isinstance(inner, CharTokenizer):
+        return OpenTokenizer(inner)
+    return SentenceTokenizer(inner) if shell else inner

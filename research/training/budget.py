@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from research.configuration import from_plain
 from research.models.model import Model, parameter_shapes
-from research.models.registry import make_model
-from research.training.program import static_id, task_id, task_of
+from research.training.program import model_of, static_id, task_id, task_of
 from research.training.step import batch_shapes
 
 
@@ -39,7 +38,7 @@ def measure_budget(config: ConfigDict) -> dict[str, Any]:
 def count_parameters(config: ConfigDict) -> int:
     """Returns the number of trained values of a config, without compiling anything."""
     task = task_of(task_id(config))
-    model = make_model(config.model, task.vocab_size, task.length, COUNTED_AS)
+    model = model_of(config, task, COUNTED_AS)
     params = parameter_shapes(model, batch_shapes(task, 1))
     return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
 
@@ -61,12 +60,12 @@ Blocks that a mask rules out are counted then, as they are for the dense impleme
 def _measure_model(static: str) -> dict[str, Any]:
     config = from_plain(json.loads(static))
     task = task_of(task_id(config))
-    counted = make_model(config.model, task.vocab_size, task.length, COUNTED_AS)
+    counted = model_of(config, task, COUNTED_AS)
     flops = sum(
         part * training_flops(counted, batch_shapes(task, bucket=bucket))
         for bucket, part in enumerate(task.frequencies)
     )
-    model = make_model(config.model, task.vocab_size, task.length)
+    model = model_of(config, task)
     return {
         "parameters": count_parameters(config),
         "flops_per_token": flops / task.tokens,

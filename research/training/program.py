@@ -5,7 +5,7 @@ What is compiled is in `step`; where it runs is in `research.parallel`.
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,9 +201,9 @@ def build_program(
     """
     task = task or task_of(task_id(config))
     with jax.set_mesh(mesh):  # what suits the mechanism depends on it
-        model = make_model(config.model, task.vocab_size, task.length)
+        model = model_of(config, task)
         # Parameters are the same however they are used.
-        quick = make_model(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
+        quick = model_of(config, task, SLOW_TO_TRACE)
     # pmap's arrays rest on one device between its steps; the other functions are not mapped.
     rest = mesh if layout.how == "jit" else make_mesh(ONE_DEVICE, list(mesh.devices.flat)[:1])
     everywhere = NamedSharding(rest, PartitionSpec())
@@ -234,6 +234,11 @@ def build_program(
         },
         keep_best=under(rest, jax.jit(keep_best, out_shardings=placed, donate_argnums=0)),
     )
+
+
+def model_of(config: ConfigDict, task: Task, instead: Mapping[str, str] | None = None) -> Model:
+    """Returns the model of a config for a task; `instead` as `make_model` takes it."""
+    return make_model(config.model, task.vocab_size, task.length, instead, task.classes)
 
 
 def one_state(model: Model, init: Callable, mesh: Mesh, layout: Layout) -> State:

@@ -1,0 +1,35 @@
+"""x"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = base.get_config()
+    config.task.name = "sentiment"
+    config.task.path = "sst2"
+    config.task.tokenizer = "word"
+    config.task.length = 56
+    config.task.batch_size = 64
+    config.task.buckets = 3
+    config.task.min_count = 2
+    config.task.word_dropout = 0.2
+    config.model.name = "classifier"
+    config.model.body = "bilstm"
+    config.model.pooling = "attention"
+    config.model.width = 128
+    config.model.embedding_width = 128
+    config.model.num_layers = 1
+    config.model.dropout = 0.5
+    config.model.init_stddev = 0.0
+    config.model.embedding_stddev = 0.1
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.warmup_steps = 50
+    config.train.steps = 1000
+    config.train.log_every = 50
+    config.train.eval_every = 50
+    config.train.checkpoint_every = 1000
+    return config

@@ -1,0 +1,142 @@
+"""Classifies texts with a trained model, and shows the words that mattered.
+
+python -m research.classify --workdir=runs/sentiment "a lovely film" "not my kind of plot"
+python -m research.classify --workdir=runs/sentiment --input=reviews.txt > reviews.tsv
+python -m research.classify --workdir=runs/sentiment --by=integrated_gradients < reviews.txt
+
+On a terminal each text gets its label, the label's probability and its words in colours: green ones
+speak for the label, red ones against it. Elsewhere each is a line of four fields parted by tabs:
+label, probability, text, and every word of it as word:attribution, parted by spaces. What is no
+visible character is written \\x1b, as in Python. Everything else goes to stderr.
+
+An attribution is how much the log-odds of the label (nats) fall without the word, which becomes the
+unknown one; --by=integrated_gradients and gradient_times_input are in the same unit, and
+--by=attention gives the weights of the model's own pooling, which have no sign.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from research.configuration import run
+from research.errors import UserError
+
+flags.DEFINE_string("workdir", None, "Directory of a run of the sentiment task.", required=True)
+flags.DEFINE_string("input", "", "File of one text per line; neither this nor texts: stdin.")
+flags.DEFINE_string(
+    "by",
+    "leave_one_out",
+    "How words get their attributions: leave_one_out, integrated_gradients, gradient_times_input "
+    "or attention.",
+)
+
+PROGRESS_FROM = 100
+"""Texts from which on progress is shown, where the results do not go to a terminal."""
+
+
+def main(*texts: str) -> None:
+    """Classifies and prints."""
+    options = flags.FLAGS
+    lines = texts_of(texts, options.input)
+    classifier = open_run(Path(options.workdir), options.by)
+    from research.decoding.lines import progress_of
+    from research.interpret.classification import classify
+    from research.interpret.classified_lines import as_row, show
+
+    live = sys.stdout.isatty()
+    progress = progress_of(len(lines), "texts") if len(lines) >= PROGRESS_FROM else None
+    cut = []
+    for number, text in enumerate(lines, 1):
+        found = classify(classifier, text)
+        if live:
+            show(found, options.by)
+        else:
+            print(as_row(found, text), flush=number == len(lines))
+        if found.cut:
+            cut.append(number)
+        if progress and not live:
+            progress(number)
+    if cut:
+        first = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
+        longest = classifier.model.config.length
+        tell(f"cut to task.length = {longest} tokens: {len(cut):,} texts ({first})")
+
+
+def texts_of(texts: Sequence[str], file: str) -> list[str]:
+    """Returns what is to be classified. Raises UserError for nothing, and for an empty text."""
+    from research.decoding.lines import read_lines
+
+    if texts and file:
+        raise UserError("--input and texts are both given; give one of them.")
+    if texts:
+        found = [
+            line
+            for number, text in enumerate(texts, 1)
+            for line in read_lines(os.fsencode(" ".join(text.split())), f"text {number}") or [""]
+        ]
+        name = "text"
+    elif file:
+        if not Path(file).is_file():
+            raise UserError(f"--input={file}: there is no such file.")
+        found, name = read_lines(Path(file).read_bytes(), file), f"{file}, line"
+    elif sys.stdin.isatty():
+        raise UserError('no text; give one or more: research.classify --workdir=DIR "A TEXT".')
+    else:
+        found, name = read_lines(sys.stdin.buffer.read(), "stdin"), "stdin, line"
+    if not found:
+        raise UserError(f"{file or 'stdin'} is empty; it must have one text per line.")
+    for number, text in enumerate(found, 1):
+        if not text.strip():
+            raise UserError(f"{name} {number} is empty; give at least one word.")
+    return found
+
+
+def open_run(workdir: Path, by: str):
+    """Returns the classifier of a run. Raises UserError."""
+    import jax
+    import jax.numpy as jnp
+
+    from research.ablation.store import read_json
+    from research.interpret.classification import TextClassifier, check_method
+    from research.models.model import parameter_shapes
+    from research.models.registry import make_model
+    from research.tasks.tokenizer import CORPUS, FILE, OpenTokenizer, load_tokenizer
+    from research.training.environment import enable_compilation_cache
+    from research.training.runs import load_best_of, load_config_of
+
+    enable_compilation_cache()
+    config = load_config_of(workdir)
+    if config.task.name != "sentiment":
+        raise UserError(
+            f"{workdir} is a run of task.name={config.task.name!r}; this command takes one of "
+            "'sentiment'."
+        )
+    tokenizer = load_tokenizer(workdir)
+    if not isinstance(tokenizer, OpenTokenizer):
+        raise UserError(f"{workdir}/{FILE} is not the tokenizer of a sentiment task.")
+    labels = (read_json(workdir / CORPUS) or {}).get("labels")
+    if not labels:
+        raise UserError(f"{workdir} has no {CORPUS} with the names of its labels.")
+    model = make_model(config.model, tokenizer.vocab_size, config.task.length, classes=len(labels))
+    check_method(by, model)
+    params, best = load_best_of(workdir)
+    row = {"inputs": jnp.ones((1, 2), jnp.int32), "length": jnp.ones(1, jnp.int32)}
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, parameter_shapes(model, row)):
+        raise UserError(
+            f"{workdir}: {FILE} ({tokenizer.vocab_size:,} tokens) and {CORPUS} ({len(labels)} "
+            "labels) do not go with the parameters: they are those of another run."
+        )
+    tell(f"best step {best['step']:,}")
+    return TextClassifier(model, params, tokenizer, labels, by)
+
+
+def tell(text: str) -> None:
+    """Prints to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

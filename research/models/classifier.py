@@ -1,0 +1,384 @@
+"""Classifiers of sequences: embeddings, a body that reads them, a pooling, a linear layer.
+
+The lookup of embeddings (`Embed`) and the pooling (`Pool`) are modules of their own, and
+`Classifier.from_embeddings` starts behind the lookup, so that what a model reads and how it pools
+can be looked at and changed from outside. Padding leaves no trace in the logits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import unfreeze
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
+
+from research.attention.mixers.recurrent import CELLS
+from research.attention.parameters import drawn, is_parameter
+from research.attention.parts.masks import padding
+from research.attention.parts.positions import sinusoidal
+from research.errors import UserError, check_name
+from research.models import transformer
+from research.models.layers import looks_ahead, part_options
+from research.models.projection import linear
+from research.models.recurrent_networks import DIRECTIONS, Sizes, encode, encoder_parameters
+from research.models.stacks import EncoderStack
+from research.models.transformer import (
+    HIDDEN,
+    TransformerConfig,
+    check_shell,
+    computed_instead,
+    matrix_init,
+    transformer_config,
+)
+from research.parallel.rules import constrain
+from research.tasks.task import Batch
+
+TRANSFORMER, NONE = "transformer", "none"
+BODIES = {TRANSFORMER: (), "bilstm": DIRECTIONS, "lstm": DIRECTIONS[:1], NONE: ()}
+"""{model.body: directions in which a recurrent network reads}."""
+
+CLASS_TOKEN, ATTENTION, MEAN, LAST = "class_token", "attention", "mean", "last"
+POOLINGS = (CLASS_TOKEN, ATTENTION, MEAN, LAST)
+AXES = transformer.AXES | {
+    "class_token": ("width",),
+    "matrix": ("width", "hidden"),
+    "matrix_bias": ("hidden",),
+    "vector": ("hidden",),
+    "head": ("width", ""),
+    "head_bias": ("",),
+}
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Static description of a classifier; the keys are those of `config.model`.
+
+    Attributes:
+      vocab_size: V.
+      length: the most tokens of a sequence.
+      classes: C.
+      body, pooling: names in `BODIES` and `POOLINGS`.
+      width: N, of the states; of the embeddings too, but for a recurrent body.
+      layers: of a transformer.
+      looks_ahead: whether its mixer does, which has to be told then what is padding.
+      sizes: of a recurrent body.
+      dropout: rate; on embeddings, between layers, and on what was pooled.
+      init_stddev, embedding_stddev: of matrices and of embeddings; 0: 1 / sqrt(fan in).
+      dtype: of activations.
+      implementation: how the mixers are computed.
+    """
+
+    vocab_size: int
+    length: int
+    classes: int
+    body: str
+    pooling: str
+    width: int
+    layers: TransformerConfig | None
+    looks_ahead: bool
+    sizes: Sizes | None
+    dropout: float
+    init_stddev: float
+    embedding_stddev: float
+    dtype: str
+    implementation: str
+
+    @property
+    def embedding_width(self) -> int:
+        """M, of the embeddings."""
+        return self.sizes.inputs if self.sizes else self.width
+
+
+class Embed(nn.Module):
+    """Looks tokens up."""
+
+    config: ClassifierConfig
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T M"]:
+        """Returns their embeddings."""
+        c = self.config
+        init, shape = matrix_init(c.embedding_stddev), (c.vocab_size, c.embedding_width)
+        table = self.param("embedding", init, shape).astype(c.dtype)
+        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
+        return constrain(constrain(table, "vocab", "")[tokens], *HIDDEN)
+
+
+class Pool(nn.Module):
+    """From the states of a sequence to one vector.
+
+    attention: sum_s a_s h_s with a = softmax(v^T tanh(W h_s + b)) (Bahdanau et al. 2015, appendix
+      A.1.2, without a query; Jain and Wallace 2019, section 2).
+    mean: the same with equal weights.
+    last: the last state, of a bidirectional body beside the backward half of the first.
+    class_token: the state of the learned vector in front.
+    """
+
+    config: ClassifierConfig
+
+    def setup(self) -> None:
+        if self.config.pooling == ATTENTION:
+            n, init = self.config.width, matrix_init(self.config.init_stddev)
+            self.matrix = self.param("matrix", init, (n, n))
+            self.bias = self.param("matrix_bias", nn.initializers.zeros, (n,))
+            self.vector = self.param("vector", nn.initializers.normal(n**-0.5), (n,))
+
+    def __call__(
+        self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]
+    ) -> Float[Array, "B N"]:
+        """Returns the vector of each sequence; `valid` says which states are no padding."""
+        if self.config.pooling == CLASS_TOKEN:
+            return states[:, 0]
+        if self.config.pooling == LAST:
+            return self._ends(states, valid)
+        return self.read(self.weights(states, valid), states)
+
+    def weights(
+        self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        """Returns the float32 weights of attention or of the mean; those of padding are zero."""
+        if self.config.pooling == MEAN:
+            return valid / valid.sum(-1, keepdims=True, dtype=jnp.float32)
+        hidden = linear(states, self.matrix).astype(jnp.float32) + self.bias
+        scores = (jnp.tanh(hidden) * self.vector).sum(-1)
+        return jax.nn.softmax(jnp.where(valid, scores, -jnp.inf), axis=-1)
+
+    def read(
+        self, weights: Float[Array, "B T"], states: Float[Array, "B T N"]
+    ) -> Float[Array, "B N"]:
+        """Returns the weighted sum of the states."""
+        return jnp.einsum("bt,btn->bn", weights.astype(states.dtype), states)
+
+    def _ends(self, states: Array, valid: Array) -> Array:
+        last = valid.sum(-1) - 1
+        found = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+        if len(BODIES[self.config.body]) < 2:
+            return found
+        half = self.config.width // 2
+        return jnp.concatenate([found[:, :half], states[:, 0, half:]], axis=-1)
+
+
+class Classifier(nn.Module):
+    """Tokens to logits of classes; see `research.models.model.Model`."""
+
+    config: ClassifierConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.embed = Embed(c)
+        self.pool = Pool(c)
+        self.dropout = nn.Dropout(c.dropout)
+        if c.layers is not None:
+            self.stack = EncoderStack(c.layers)
+            if c.layers.position == "learned":
+                init = matrix_init(c.embedding_stddev)
+                self.position = self.param("position", init, (c.layers.length, c.width))
+        if c.pooling == CLASS_TOKEN:
+            init = nn.initializers.normal(c.embedding_stddev or c.width**-0.5)
+            self.class_token = self.param("class_token", init, (c.width,))
+        if c.sizes is not None:
+            self.networks = self.param("networks", drawn(encoder_parameters(c.sizes)))
+        self.head = self.param("head", matrix_init(c.init_stddev), (c.width, c.classes))
+        self.bias = self.param("head_bias", nn.initializers.zeros, (c.classes,))
+
+    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B C"]:
+        """Returns the float32 logits of "inputs" (B, T), right-padded, of "length" (B,).
+
+        Both are int32, T is at most `config.length` and lengths at least 1.
+        """
+        embeddings = self.embed(batch["inputs"])
+        return self.from_embeddings(embeddings, batch["length"], deterministic=deterministic)
+
+    def from_embeddings(
+        self,
+        embeddings: Float[Array, "B T M"],
+        length: Int[Array, " B"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B C"]:
+        """Returns the float32 logits of sequences whose tokens are already looked up."""
+        states, valid = self._states(embeddings, length, deterministic)
+        pooled = self.dropout(self.pool(states, valid), deterministic=deterministic)
+        return linear(pooled, self.head).astype(jnp.float32) + self.bias
+
+    def weights(self, batch: Batch) -> Float[Array, "B H 1 T"]:
+        """Returns how each sequence is pooled: H is 1 for attention and mean, else 0."""
+        rows, tokens = batch["inputs"].shape
+        if self.config.pooling not in (ATTENTION, MEAN):
+            return jnp.zeros((rows, 0, 1, tokens))
+        states, valid = self._states(self.embed(batch["inputs"]), batch["length"], True)
+        return self.pool.weights(states, valid)[:, None, None]
+
+    @property
+    def implementation(self) -> str:
+        """How the mixers are computed."""
+        return self.config.implementation
+
+    @nn.nowrap
+    def parameter_axes(self, params: Any) -> Any:
+        """Returns the logical axes of each parameter, a tuple of names to each leaf.
+
+        Args:
+          params: parameters or their shapes; leading axes of their own are not described.
+        """
+        c = self.config
+
+        def axes(path: tuple, _: Any) -> tuple[str, ...]:
+            names = [key.key for key in path]
+            if c.layers is not None and "mixer" in names:
+                own = c.layers.mixers[0].parameters()[names[-1]].axes
+            else:
+                own = AXES[names[-1]]
+            return ("layers", *own) if "layers" in names else own
+
+        others = {name: part for name, part in params.items() if name != "networks"}
+        found = jax.tree_util.tree_map_with_path(axes, others)
+        if c.sizes is not None:
+            described = encoder_parameters(c.sizes)
+            found["networks"] = jax.tree.map(lambda p: p.axes, described, is_leaf=is_parameter)
+        return found
+
+    @nn.nowrap
+    def state_bytes(self, length: int) -> None:
+        """Returns None: nothing is decoded."""
+        return None
+
+    def _states(
+        self, x: Float[Array, "B T M"], length: Int[Array, " B"], deterministic: bool
+    ) -> tuple[Float[Array, "B R N"], Bool[Array, "B R"]]:
+        """Returns the states that are pooled, and which are there; R is T, or 1 + T."""
+        c = self.config
+
+        def drop(y: jax.Array) -> jax.Array:
+            return self.dropout(y, deterministic=deterministic)
+
+        if c.pooling == CLASS_TOKEN:
+            token = jnp.broadcast_to(self.class_token.astype(x.dtype), (x.shape[0], 1, c.width))
+            x, length = jnp.concatenate([token, x], axis=1), length + 1
+        valid = jnp.arange(x.shape[1]) < length[:, None]
+        if c.layers is None:
+            x = drop(x)
+            if c.sizes is not None:
+                x, _ = encode(c.sizes, unfreeze(self.networks), x, length, drop)
+            return x, valid
+        if c.layers.position == "learned":
+            x = x + self.position[: x.shape[1]].astype(x.dtype)
+        if c.layers.position == "sinusoidal":
+            # Scaled to the embeddings, which it would drown at unit size.
+            table = sinusoidal(c.layers.length, c.width) * (c.embedding_stddev or c.width**-0.5)
+            x = x + jnp.asarray(table[: x.shape[1]], x.dtype)
+        # Padding is on the right: what never looks ahead never sees it.
+        mask = padding(valid) if c.looks_ahead else None
+        return self.stack(constrain(drop(x), *HIDDEN), mask, deterministic), valid
+
+
+def make_classifier(
+    model: ConfigDict,
+    vocab_size: int,
+    length: int,
+    instead: Mapping[str, str] | None,
+    classes: int,
+) -> Classifier:
+    """Returns the classifier of `config.model`.
+
+    A transformer has the mechanism keys as the encoder of an encoder-decoder has them: mask=full,
+    and `model.encoder` changes them.
+
+    Args:
+      model: `config.model`.
+      vocab_size: V.
+      length: the most tokens of a sequence.
+      instead: {implementation: another} to take in its place by mixers that have the other.
+      classes: C.
+
+    Raises UserError for what does not fit.
+    """
+    check_shell(model)
+    _check(model)
+    layers, ahead, name, sizes = None, False, "", None
+    if model.body == TRANSFORMER:
+        layers, ahead = _layers(model, vocab_size, length, instead or {})
+        name = layers.implementation
+    elif model.body != NONE:
+        sizes, name = _sizes(model), "recurrent"
+    return Classifier(
+        ClassifierConfig(
+            vocab_size=vocab_size,
+            length=length,
+            classes=classes,
+            body=model.body,
+            pooling=model.pooling,
+            width=model.width,
+            layers=layers,
+            looks_ahead=ahead,
+            sizes=sizes,
+            dropout=model.dropout,
+            init_stddev=model.init_stddev,
+            embedding_stddev=model.embedding_stddev,
+            dtype=model.dtype,
+            implementation=name or NONE,
+        )
+    )
+
+
+def _check(model: ConfigDict) -> None:
+    check_name("model.body", model.body, BODIES)
+    check_name("model.pooling", model.pooling, POOLINGS)
+    if model.pooling == CLASS_TOKEN and model.body != TRANSFORMER:
+        raise UserError(
+            f"model.pooling='class_token' needs model.body='transformer', not {model.body!r}: "
+            "nothing else brings what it reads to the token in front."
+        )
+    if model.pooling == LAST and model.body == NONE:
+        raise UserError(
+            "model.pooling='last' of model.body='none' is the last word alone; use 'mean' or "
+            "'attention'."
+        )
+    if model.body in ("bilstm", "lstm"):
+        check_name("model.cell", model.cell, CELLS)
+        if model.width % len(BODIES[model.body]):
+            raise UserError(
+                f"model.width={model.width} must be even: a bidirectional body has half of it in "
+                "each direction."
+            )
+        if model.embedding_width < 0:
+            raise UserError(
+                f"model.embedding_width={model.embedding_width} must be at least 0 (0: "
+                "model.width)."
+            )
+
+
+def _layers(
+    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str]
+) -> tuple[TransformerConfig, bool]:
+    """Returns the layers of a transformer, and whether their mixer looks ahead."""
+    room = length + (model.pooling == CLASS_TOKEN)
+    options = part_options(model, room, "encoder", {"mask": "full"}, "self")
+    ahead = looks_ahead(options)
+    if model.pooling == CLASS_TOKEN and not ahead:
+        raise UserError(
+            f"model.pooling='class_token' with model.encoder={model.encoder!r}: the token in front "
+            "sees nothing behind it; choose a mechanism that looks ahead, such as mask=full."
+        )
+    options = computed_instead(options, instead)
+    changes = {"position": options.position}
+    return transformer_config(model, vocab_size, room, (options,), **changes), ahead
+
+
+def _sizes(model: ConfigDict) -> Sizes:
+    return Sizes(
+        cell=model.cell,
+        width=model.width,
+        inputs=model.embedding_width or model.width,
+        num_layers=model.num_layers,
+        init_stddev=model.init_stddev,
+        reader=None,
+        input_feeding=False,
+        every_step=False,
+        dtype=model.dtype,
+        directions=BODIES[model.body],
+    )
