@@ -24,13 +24,15 @@ def get_config() -> ConfigDict:
 def task_config() -> ConfigDict:
     """Returns what is learned."""
     task = ConfigDict()
-    task.name = "recall"  # recall | text | translation | transduction | speech
+    task.name = "recall"  # recall | induction | text | translation | transduction | speech
     task.length = 64  # most tokens of a sequence, the end token among them (recall: even)
     task.batch_size = 32  # sequences per step
     # recall: multi-query associative recall
     task.vocab_size = 64  # half keys, half values; token 0 is the filler
     task.num_pairs = (4,)  # each sequence draws its number of key-value pairs from these
     task.gap_power = 0.01  # exponent of the power law of the gaps; smaller: shorter gaps
+    # induction: a segment of random tokens comes twice; vocab_size (at least length) as above
+    task.segment = (4, 16)  # least and most tokens of it
     # text: language modelling on a file
     # a known corpus or a UTF-8 text file; translation: multi30k, or files "x/{split}.{language}";
     # speech: tones (generated) | fsdd | a tab-separated file of paths and transcripts;

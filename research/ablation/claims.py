@@ -10,7 +10,8 @@ Common attributes of the tests:
   metric: name of the metric that is tested; "" is the outcome of the experiment. A sliced metric
     (for example "accuracy_by_gap") adds the axis "slice", whose values are the slice labels.
     "budget/NAME" is a budget column, "timing/NAME" a timing, "steps_to_threshold" the first
-    evaluated step at which the outcome reached `Outcome.solved`.
+    evaluated step at which the outcome reached `Outcome.solved`, "rise_time" the part of training
+    that the outcome took from 20 to 80 % of its way (0.6 is steady, near 0 a jump).
   better: "higher" or "lower"; needed only for a metric whose direction the outcome does not tell.
 """
 
@@ -181,7 +182,10 @@ def higher_is_better(metric: str, outcome: "Outcome", better: str = "") -> bool 
         return better == "higher"
     if metric in ("", outcome.metric) or metric.startswith(f"{outcome.metric}_by_"):
         return outcome.higher_is_better
-    if metric.startswith(("budget/", "timing/")) or metric == "steps_to_threshold":
+    if metric.startswith(("budget/", "timing/")) or metric in (
+        "steps_to_threshold",
+        "rise_time",
+    ):
         return metric.endswith("_per_second")
     return None
 

@@ -35,6 +35,12 @@ WAITING = "waiting"
 STEPS = "steps_to_threshold"
 """Name of the measure "first evaluated step at which the outcome reached `Outcome.solved`"."""
 
+RISE = "rise_time"
+"""Name of the measure "part of training in which the outcome went most of its way"."""
+
+RISE_BETWEEN = 0.2, 0.8
+"""The parts of its way that a rise is measured between."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -179,6 +185,8 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
     group, _, column = metric.partition("/")
     if metric == STEPS:
         values = [_steps_value(run, study) for run in runs]
+    elif metric == RISE:
+        values = [rise_time(run, study.experiment.outcome) for run in runs]
     elif column and group in ("budget", "timing"):
         values = [_number((run.result.get(group) or {}).get(column)) for run in runs]
     else:
@@ -274,6 +282,33 @@ def steps_to_threshold(run: Run, outcome: Outcome) -> int | None:
         if value is not None and reached(value, outcome):
             return int(row["step"])
     return None
+
+
+def rise_time(run: Run, outcome: Outcome) -> float | None:
+    """Returns the part of training in which the validation outcome rose, or None.
+
+    The rise time of signal processing, from 20 to 80 % of the way between the outcome at the first
+    and at the last evaluation: the steps from where it first passed the one to where it first
+    passed the other, over all steps. Between evaluations it is taken to be linear. None for a run
+    that is unfinished, has fewer than two evaluations, or ended where it began.
+    """
+    if run.status != store.COMPLETED:
+        return None
+    logged = [(row["step"], _number(row.get(f"validation/{outcome.metric}"))) for row in run.curve]
+    curve = [(step, value) for step, value in logged if value is not None]
+    if len(curve) < 2 or curve[0][1] == curve[-1][1]:
+        return None
+    begin, end = curve[0][1], curve[-1][1]
+    way = [(step, (value - begin) / (end - begin)) for step, value in curve]
+    low, high = (_first_passed(way, part) for part in RISE_BETWEEN)
+    return (high - low) / curve[-1][0]
+
+
+def _first_passed(way: Sequence[tuple[float, float]], part: float) -> float:
+    """Returns the step at which a curve from 0 to 1 first reaches `part`, linear in between."""
+    after = next(i for i, (_, value) in enumerate(way) if value >= part)
+    (step0, value0), (step1, value1) = way[after - 1], way[after]
+    return step0 + (step1 - step0) * (part - value0) / (value1 - value0)
 
 
 def reached(value: float, outcome: Outcome) -> bool:

@@ -21,7 +21,7 @@ from research.ablation.columns import (
     text_rows,
     tuning_columns,
 )
-from research.ablation.evidence import WAITING, Study, load_study, steps_to_threshold
+from research.ablation.evidence import WAITING, Study, load_study, rise_time, steps_to_threshold
 from research.ablation.summary import Summary, summarize
 from research.ablation.verdicts import Judgement
 from research.ablation.wording import count, point_text, span, value_text
@@ -77,6 +77,7 @@ def _flat_run(study: Study, run: Any) -> Iterator[tuple[str, Any]]:
         yield key, result.get(key)
     if study.experiment.outcome.solved is not None:
         yield "steps_to_threshold", steps_to_threshold(run, study.experiment.outcome)
+        yield "rise_time", rise_time(run, study.experiment.outcome)
     for group in ("best", "final"):
         for split, metrics in (result.get(group) or {}).items():
             for metric, value in (metrics or {}).items():

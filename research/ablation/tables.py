@@ -13,6 +13,7 @@ from research.ablation.evidence import (
     has_diverged,
     measure,
     reached,
+    rise_time,
     steps_to_threshold,
 )
 from research.ablation.experiment import points
@@ -43,6 +44,7 @@ class Row:
       solved: (number of seeds that solved the task, low, high) or None without a threshold.
       steps: median first step at the threshold, infinity when half of the seeds never reach it.
       never: number of seeds that never reached it.
+      rise: median rise time of the outcome as a part of training, NaN where there is none.
       notes: what a reader must know.
     """
 
@@ -60,6 +62,7 @@ class Row:
     solved: tuple[int, float, float] | None
     steps: float
     never: int
+    rise: float
     notes: Sequence[str]
 
 
@@ -110,6 +113,7 @@ def _row(study, arm, point, runs, sample, comparison, p) -> Row:
         solved=solved,
         steps=statistics.median(ever),
         never=sum(math.isinf(step) for step in ever),
+        rise=statistics.median(r for run in runs if (r := rise_time(run, outcome)) is not None),
         notes=_notes(seeds, sample, comparison),
     )
 

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
+from research.tasks.induction import make_induction
 from research.tasks.recall import make_recall
 from research.tasks.recordings import make_speech
 from research.tasks.rule import make_rule
@@ -13,6 +14,7 @@ from research.tasks.transduction import make_transduction
 from research.tasks.translation import make_translation
 
 TASKS = {
+    "induction": make_induction,
     "recall": make_recall,
     "rule": make_rule,
     "sentiment": make_sentiment,
