@@ -45,7 +45,7 @@ AXES = {
     "bias": ("width",),
 }
 
-LAYERED = {"params": 0, "captured": 0, "given": 0}
+LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0}
 """Collections with one entry to each layer of a scan: parameters, and what is recorded inside a
 model and changed in it, of which `research.interpret.capture` knows and no model."""
 
