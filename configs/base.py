@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer_config()
     config.train = train_config()
     config.decoding = decoding_config()
+    config.interpret = interpret_config()
     config.parallel = parallel_config()
     return config
 
@@ -209,6 +210,15 @@ def decoding_config() -> ConfigDict:
     decoding.ctc_weight = 0.0  # of CTC in the score, for models that have both (Watanabe 2017)
     decoding.max_length = 0  # tokens of a hypothesis; 0: task.length
     return decoding
+
+
+def interpret_config() -> ConfigDict:
+    """Returns what is measured of a model's attention, beside what the task measures."""
+    interpret = ConfigDict()
+    # columns of every evaluation, one number and one to each head: entropy | distance | sink |
+    # previous_token | induction | ...
+    interpret.measures = ()
+    return interpret
 
 
 def parallel_config() -> ConfigDict:

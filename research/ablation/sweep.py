@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -44,6 +43,7 @@ from research.ablation.store import (
 )
 from research.configuration import load_config, to_plain
 from research.errors import UserError, check_name
+from research.interpret.columns import measured
 from research.models.model import parameter_shapes
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
@@ -202,10 +202,7 @@ def check_outcome(outcome: Outcome, program: Program) -> None:
     check_name("outcome.at", outcome.at, ("best", "final"))
     batch = batch_shapes(task)
 
-    def metrics(params: Any, batch: Any) -> Any:
-        outputs = program.model.apply({"params": params}, batch, method="of_batch")
-        return task.metrics(outputs, batch)
-
+    metrics = measured(task, program.model, program.measures)
     sums = jax.eval_shape(metrics, parameter_shapes(program.model, batch), batch)
     known = [name for name, s in sums.items() if s.total.ndim == 0]
     if outcome.at == "best":

@@ -262,7 +262,7 @@ def _finish(
                 which: {split: ratios(s, member) for split, s in by_split.items()}
                 for which, by_split in sums.items()
             },
-            "slices": task.slices,
+            "slices": program.slices,
             "budget": measure_budget(config),
             "implementation": program.implementation,
             "layout": str(program.layout),

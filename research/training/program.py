@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from research.configuration import flatten, from_plain, to_plain
 from research.decoding.search import check_model, search_of
 from research.errors import UserError, check_name
+from research.interpret.columns import labels
 from research.models.layers import layer_options
 from research.models.model import Model, parameter_shapes
 from research.models.registry import MODELS, make_model
@@ -54,6 +55,8 @@ class Program:
 
     Attributes:
       task, model: what is learned and what learns it.
+      measures: of the model's attention, beside the task's metrics.
+      slices: labels of the entries of each sliced metric.
       implementation: how the mixers are computed, with "auto" resolved.
       layout: which devices do what.
       mesh: where arrays rest.
@@ -68,6 +71,8 @@ class Program:
 
     task: Task
     model: Model
+    measures: Sequence[str]
+    slices: Mapping[str, Sequence[str]]
     implementation: str
     layout: Layout
     mesh: Mesh
@@ -214,10 +219,12 @@ def build_program(
     axis = "data" if layout.how == "pmap" and layout.member == 1 else None
     train = make_train(task, make_step(config, task, model, axis))
     keep_best = make_keep_best(task.select[1])
-    total = config.train.eval_batches
+    total, measures = config.train.eval_batches, config.interpret.measures
     return Program(
         task=task,
         model=model,
+        measures=measures,
+        slices={**task.slices, **labels(model, batch_shapes(task), measures)},
         implementation=model.implementation,
         layout=layout,
         mesh=rest,
@@ -228,7 +235,9 @@ def build_program(
         evaluate={
             split: under(
                 rest,
-                jax.jit(make_evaluate(task, model, split, total), out_shardings=everywhere),
+                jax.jit(
+                    make_evaluate(task, model, split, total, measures), out_shardings=everywhere
+                ),
             )
             for split in task.splits
         },

@@ -6,7 +6,7 @@ its own best parameters and its own failure. A population of one is the ordinary
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from research.interpret.columns import measured
 from research.models.model import Model
 from research.parallel.rules import constrain
 from research.tasks.task import Batch, Sums, Task
@@ -239,12 +240,19 @@ def make_train(task: Task, step: Callable) -> Callable:
     return train
 
 
-def make_evaluate(task: Task, model: Model, split: str, total: int) -> Callable:
-    """Returns (params, data) -> sums over `total` batches of a split, params (P, ...)."""
+def make_evaluate(
+    task: Task, model: Model, split: str, total: int, measures: Sequence[str] = ()
+) -> Callable:
+    """Returns (params, data) -> sums over `total` batches of a split, params (P, ...).
 
-    def one(params: Any, batch: Batch) -> dict[str, Sums]:
-        outputs = model.apply({"params": params}, batch, method="of_batch")
-        return task.metrics(outputs, batch)
+    Args:
+      task: what is learned.
+      model: what learns it.
+      split: what is evaluated.
+      total: batches of an evaluation.
+      measures: of the model's attention, beside the task's metrics.
+    """
+    one = measured(task, model, measures)
 
     def of_bucket(params: Any, data: Any, bucket: int, batches: int) -> dict[str, Sums]:
         def body(index: jax.Array) -> dict[str, Sums]:

@@ -171,13 +171,13 @@ def test_every_way_to_read_the_source_runs_and_steps(delta):
     x, mask = draw(2, T, 8), padding(jnp.arange(S) < jnp.asarray(LENGTHS)[:, None])
     out, weights = (
         cross.read(params, x, kept, mask=mask),
-        cross.weights_of(params, x, kept, mask=mask),
+        cross.look(params, x, kept, mask=mask).weights,
     )
     last, at = x[:, -1:], {"mask": mask, "q_index": jnp.array([T - 1])}
     np.testing.assert_allclose(
         cross.read(params, last, kept, **at), out[:, -1:], rtol=1e-4, atol=1e-4
     )
-    stepped = cross.weights_of(params, last, kept, **at)
+    stepped = cross.look(params, last, kept, **at).weights
     np.testing.assert_allclose(stepped, weights[:, :, -1:], rtol=1e-4, atol=1e-5)
     assert np.asarray(out).any() and np.isfinite(out).all()
     assert not np.asarray(weights[1, ..., LENGTHS[1] :]).any()

@@ -1,0 +1,194 @@
+"""Measures of heads as metrics of a run: columns while it trains, outcomes of a sweep.
+
+`config.interpret.measures` names them. Each becomes "NAME", one number, and "NAME_by_head", one to
+each head. The number is that of the strongest head where a measure asks whether some head does
+something (induction), and the mean over heads where it asks how heads are (entropy); the strongest
+head is found in every batch anew, so that it is a little above the largest of the heads' means.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+
+from research.errors import UserError, check_name
+from research.interpret import head_measures
+from research.interpret.capture import Part, parts, record
+from research.models.model import Model, parameter_shapes
+from research.tasks.task import Batch, Sums, Task
+
+Rows = Bool[Array, "B T"]
+Tokens = Int[Array, "B T"] | None
+Compute = Callable[[Part, Rows, Tokens], Sums]
+
+
+class Measure(NamedTuple):
+    """What a name stands for.
+
+    Attributes:
+      kind: of attention that is measured: "self", "cross" or "pooling".
+      compute: from weights, the rows that count and what stands at each position to sums (H,).
+      strongest: whether the number is that of the strongest head; else the mean over heads.
+      tokens: whether it asks what stands at each position.
+    """
+
+    kind: str
+    compute: Compute
+    strongest: bool = False
+    tokens: bool = False
+
+
+def _of_weights(measure: Callable[..., Sums]) -> Compute:
+    return lambda part, rows, _: measure(part.sites["weights"], rows=rows)
+
+
+def _of_visible(measure: Callable[..., Sums]) -> Compute:
+    return lambda part, rows, _: measure(part.sites["weights"], part.sites["visible"], rows)
+
+
+def _of_tokens(measure: Callable[..., Sums]) -> Compute:
+    return lambda part, rows, tokens: measure(part.sites["weights"], tokens, rows)
+
+
+SPREAD = {
+    "entropy": _of_weights(head_measures.entropy),
+    "confidence": _of_weights(head_measures.confidence),
+}
+MEASURES: dict[str, Measure] = {
+    **{name: Measure("self", compute) for name, compute in SPREAD.items()},
+    "normalized_entropy": Measure("self", _of_visible(head_measures.normalized_entropy)),
+    "distance": Measure("self", _of_weights(head_measures.distance)),
+    "diagonality": Measure("self", _of_visible(head_measures.diagonality), strongest=True),
+    "previous_token": Measure("self", _of_weights(head_measures.previous_token), strongest=True),
+    "sink": Measure("self", _of_weights(head_measures.sink), strongest=True),
+    "duplicate_token": Measure(
+        "self", _of_tokens(head_measures.duplicate_token), strongest=True, tokens=True
+    ),
+    "induction": Measure("self", _of_tokens(head_measures.induction), strongest=True, tokens=True),
+    **{f"{name}_of_cross": Measure("cross", compute) for name, compute in SPREAD.items()},
+    **{f"{name}_of_pooling": Measure("pooling", compute) for name, compute in SPREAD.items()},
+}
+"""Measures by the name that `config.interpret.measures` takes."""
+
+SITES = ("weights", "visible")
+
+
+def measured(
+    task: Task, model: Model, measures: Sequence[str] = ()
+) -> Callable[[PyTree, Batch], dict[str, Sums]]:
+    """Returns (params, batch) -> sums of the task's metrics and of the measures, of one member."""
+
+    def metrics(params: PyTree, batch: Batch) -> dict[str, Sums]:
+        if not measures:
+            return task.metrics(model.apply({"params": params}, batch, method="of_batch"), batch)
+        outputs, recorded = record(model, params, batch, SITES)
+        return task.metrics(outputs, batch) | columns(parts(recorded), batch, measures)
+
+    return metrics
+
+
+def columns(found: Sequence[Part], batch: Batch, measures: Sequence[str]) -> dict[str, Sums]:
+    """Returns the measures of what was recorded on a batch.
+
+    Args:
+      found: parts with `SITES`.
+      batch: what the model read.
+      measures: names in `MEASURES`.
+
+    Raises UserError for a measure of attention that the model does not have.
+    """
+    sums: dict[str, Sums] = {}
+    for name in measures:
+        measure = MEASURES[name]
+        mine = measurable(found, name)
+        each = [measure.compute(p, rows_of(p, batch), tokens_of(p, batch)) for p in mine]
+        total, count = (jnp.concatenate([getattr(s, k) for s in each]) for k in Sums._fields)
+        ratio = total / jnp.maximum(count, 1)
+        there = (count > 0).any()
+        one = ratio.max() if measure.strongest else total.sum() / jnp.maximum(count.sum(), 1)
+        sums[name] = Sums(jnp.where(there, one, 0), there.astype(jnp.float32))
+        sums[f"{name}_by_head"] = Sums(total, count)
+    return sums
+
+
+def measurable(found: Sequence[Part], name: str) -> list[Part]:
+    """Returns the parts that a measure is of. Raises UserError if there is none."""
+    kind = MEASURES[name].kind
+    mine = [p for p in found if p.kind == kind and "weights" in p.sites]
+    if not mine:
+        raise UserError(
+            f"interpret.measures: {name!r} is of {kind}-attention, and this model has none."
+        )
+    return mine
+
+
+def labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the heads' names, "layer 1.0" for head 0 of layer 1, of each sliced measure.
+
+    Args:
+      model: what is measured.
+      batch: shapes of a batch.
+      measures: names of measures.
+
+    Raises UserError for an unknown measure, one that the model has no attention for, or one that
+    asks for tokens where there are none.
+    """
+    for name in measures:
+        check_name("interpret.measures", name, MEASURES)
+    if not measures:
+        return {}
+    named = shapes_of_parts(model, batch)
+    heads = {}
+    for name in measures:
+        mine = measurable(named, name)
+        if MEASURES[name].tokens and any(tokens_of(p, batch) is None for p in mine):
+            raise UserError(f"interpret.measures: {name!r} asks for tokens, and sound has none.")
+        heads[f"{name}_by_head"] = [
+            f"{p.name}.{head}" for p in mine for head in range(p.sites["weights"].shape[1])
+        ]
+    return heads
+
+
+def shapes_of_parts(model: Model, batch: PyTree, sites: Sequence[str] = SITES) -> list[Part]:
+    """Returns the parts that recording `sites` gives, with shapes in place of arrays."""
+    found: list[Part] = []
+
+    def look(params: PyTree, batch: Batch) -> None:
+        for part in parts(record(model, params, batch, sites)[1]):
+            shapes: Any = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in part.sites.items()}
+            found.append(part._replace(sites=shapes))
+
+    jax.eval_shape(look, parameter_shapes(model, batch), batch)
+    return found
+
+
+def rows_of(part: Part, batch: Batch) -> Rows:
+    """Returns which queries of a part are no padding.
+
+    A query of self-attention is padding if it may not see itself; queries of a decoder that is
+    given a source are those whose target is asked for.
+    """
+    rows, length = part.sites["weights"].shape[0], part.sites["weights"].shape[2]
+    asked = jnp.ones((rows, length), bool)
+    if part.kind == "self" and "visible" in part.sites:
+        own = jnp.diagonal(part.sites["visible"], axis1=-2, axis2=-1)
+        asked = asked & own
+    reads_target = part.kind == "cross" or part.name.startswith(("decoder", "speller"))
+    if reads_target and "targets" in batch:
+        asked = asked & (batch["targets"] >= 0)
+    return asked
+
+
+def tokens_of(part: Part, batch: Batch) -> Tokens:
+    """Returns what stands at the positions of self-attention; None for sound.
+
+    In front of a sequence that a class token was put before stands -1.
+    """
+    source = part.name.startswith(("encoder", "listener"))
+    tokens = batch["source" if source else "inputs"]
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        return None
+    extra = part.sites["weights"].shape[2] - tokens.shape[1]
+    return jnp.pad(tokens, ((0, 0), (extra, 0)), constant_values=-1) if extra else tokens

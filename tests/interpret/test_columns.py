@@ -1,0 +1,94 @@
+"""Measures of heads as metrics: against the measures themselves, in runs, and as outcomes."""
+
+import jax
+import numpy as np
+import pytest
+
+from research.errors import UserError
+from research.interpret import head_measures
+from research.interpret.capture import parts, record, stacked
+from research.interpret.columns import MEASURES, SITES, columns, labels
+from research.training.loop import train_population
+from tests import small
+from tests.interpret.test_capture import problem
+
+TEXT = ("entropy", "distance", "previous_token", "sink", "induction", "normalized_entropy")
+
+
+def columns_of(model, params, batch, measures):
+    return columns(parts(record(model, params, batch, SITES)[1]), batch, measures)
+
+
+def test_columns_are_the_measures_of_all_heads():
+    model, params, batch = problem("decoder")
+    sums = columns_of(model, params, batch, TEXT)
+    weights = stacked(record(model, params, batch, SITES)[1], "weights")  # (L, B, H, T, T)
+    for name in ("entropy", "distance", "previous_token", "sink"):
+        each = [getattr(head_measures, name)(w) for w in weights]
+        ratios = np.concatenate([s.total / s.count for s in each])
+        by_head = sums[f"{name}_by_head"]
+        np.testing.assert_allclose(by_head.total / by_head.count, ratios, rtol=1e-5)
+        one = ratios.max() if MEASURES[name].strongest else ratios.mean()
+        np.testing.assert_allclose(sums[name].total, one, rtol=1e-5)
+        assert sums[name].count == 1
+    heads = [head_measures.induction(w, batch["inputs"]) for w in weights]
+    expected = max(float((s.total / s.count).max()) for s in heads)
+    np.testing.assert_allclose(sums["induction"].total, expected, rtol=1e-5)
+
+
+def test_padding_and_what_is_not_asked_do_not_count():
+    model, params, batch = problem("class token")
+    sums = columns_of(model, params, batch, ("entropy",))
+    weights = np.asarray(stacked(record(model, params, batch, SITES)[1], "weights"))
+    # a class token and 8 tokens; 5 of row 1
+    rows = np.concatenate([weights[:, 0].reshape(-1, 9), weights[:, 1, :, :6].reshape(-1, 9)])
+    own = -(rows * np.log(np.where(rows > 0, rows, 1))).sum(-1)
+    np.testing.assert_allclose(sums["entropy"].total, own.mean(), rtol=1e-5)
+
+    model, params, batch = problem("encoder_decoder")
+    targets = np.zeros(batch["inputs"].shape, np.int32)
+    targets[1, 3:] = -1
+    sums = columns_of(model, params, batch | {"targets": targets}, ("confidence_of_cross",))
+    weights = np.asarray(stacked(record(model, params, batch, ("weights",))[1], "weights", "cross"))
+    largest = weights.max(-1)
+    expected = np.concatenate([largest[:, 0].ravel(), largest[:, 1, :, :3].ravel()]).mean()
+    np.testing.assert_allclose(sums["confidence_of_cross"].total, expected, rtol=1e-5)
+
+
+def test_heads_are_named_by_their_layers():
+    model, _, batch = problem("encoder_decoder")
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
+    found = labels(model, shapes, ("entropy", "entropy_of_cross"))
+    assert found["entropy_by_head"][:3] == ["encoder 0.0", "encoder 0.1", "encoder 1.0"]
+    assert found["entropy_of_cross_by_head"] == [
+        f"decoder {layer} cross.{head}" for layer in range(2) for head in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, measure, message",
+    [
+        ("decoder", "entropie", "interpret.measures='entropie'"),
+        ("decoder", "entropy_of_cross", "cross-attention, and this model has none"),
+        ("recurrent", "induction", "self-attention, and this model has none"),
+        ("conformer", "induction", "sound has none"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused(name, measure, message):
+    model, _, batch = problem(name)
+    with pytest.raises(UserError, match=message):
+        labels(model, batch, (measure,))
+
+
+def test_a_run_logs_them_and_its_result_has_them(tmp_path):
+    measures = ("induction", "entropy")
+    configs = [small.recall(interpret__measures=measures, train__steps=8, seed=s) for s in (0, 1)]
+    results = train_population(configs, [tmp_path / "a", tmp_path / "b"], tmp_path)
+    for result in results:
+        found = result["best"]["validation"]
+        assert 0 < found["entropy"] < np.log(16)
+        assert len(found["induction_by_head"]) == 4 == len(result["slices"]["induction_by_head"])
+        assert found["induction"] == pytest.approx(max(found["induction_by_head"]), rel=0.05)
+    assert results[0]["best"] != results[1]["best"]
+    rows = (tmp_path / "a" / "metrics.jsonl").read_text()
+    assert '"validation/induction"' in rows
