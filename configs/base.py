@@ -218,6 +218,8 @@ def interpret_config() -> ConfigDict:
     # columns of every evaluation, one number and one to each head: entropy | distance | sink |
     # previous_token | induction | ...
     interpret.measures = ()
+    interpret.final = ()  # asked when training ends: head_importance | ...
+    interpret.examples = 256  # about how many of the last split these are asked on
     return interpret
 
 

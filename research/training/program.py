@@ -18,6 +18,7 @@ from research.configuration import flatten, from_plain, to_plain
 from research.decoding.search import check_model, search_of
 from research.errors import UserError, check_name
 from research.interpret.columns import labels
+from research.interpret.final import check_final
 from research.models.layers import layer_options
 from research.models.model import Model, parameter_shapes
 from research.models.registry import MODELS, make_model
@@ -131,6 +132,7 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
     check_optimizer(config.optimizer)
     check_train(config.train)
     search = search_of(config)
+    check_final(config.interpret.final, config.interpret.examples)
     if config.task.batch_size % config.optimizer.accumulate:
         raise UserError(
             f"optimizer.accumulate={config.optimizer.accumulate} must divide "
