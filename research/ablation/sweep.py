@@ -13,7 +13,7 @@ anywhere falls back into the same populations and each goes on from its own chec
 import hashlib
 import shutil
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
