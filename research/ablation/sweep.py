@@ -204,7 +204,7 @@ def check_outcome(outcome: Outcome, program: Program) -> None:
 
     def metrics(params: Any, batch: Any) -> Any:
         outputs = program.model.apply({"params": params}, batch, method="of_batch")
-        return task.metrics(outputs, batch)
+        return task.metrics(outputs, task.marked(batch, 0))
 
     sums = jax.eval_shape(metrics, parameter_shapes(program.model, batch), batch)
     known = [name for name, s in sums.items() if s.total.ndim == 0]

@@ -248,7 +248,11 @@ def _finish(
         for which, params in (("best", state.best.params), ("final", state.params))
     }
     diverged_at, best_step = fetch(state.diverged_at), fetch(state.best.step)
-    best = jax.tree.map(fetch, state.best.params) if task.decoded or task.aligned else {}
+    best = (
+        jax.tree.map(fetch, state.best.params)
+        if task.decoded or task.aligned or task.stream
+        else {}
+    )
     results = []
     for member, (config, run) in enumerate(zip(configs, runs, strict=True)):
         diverged = int(diverged_at[member])

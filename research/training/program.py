@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
 from research.decoding.search import check_model, search_of
+from research.decoding.streaming import streaming
 from research.errors import UserError, check_name
 from research.models.layers import layer_options
 from research.models.model import Model, parameter_shapes
@@ -152,6 +153,11 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
             f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and there is "
             f"none with {without[0]}={without[1]!r}; use 0."
         )
+    check_longer(program, config)
+    if stream := program.task.stream:
+        decoder: Any = program.model
+        for sinks in stream.sinks:
+            streaming(decoder, stream.window, sinks)
     if not program.task.next_token or config.model.name == "recurrent":
         return program
     for options in layer_options(config.model, program.task.length):
@@ -163,6 +169,26 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
                 "it has to predict; use 'causal' or 'window'."
             )
     return program
+
+
+def check_longer(program: Program, config: ConfigDict) -> None:
+    """Raises UserError for a model that is another one at the lengths that are only evaluated."""
+    task = program.task
+    if task.longest == task.length:
+        return
+    asked = f"task.eval_lengths={tuple(task.eval_lengths)}"
+    for options in layer_options(config.model, task.longest):
+        if options.rope_scaling == "yarn" and not options.rope_original_length:
+            raise UserError(
+                f"{asked} with model.rope_scaling='yarn' needs model.rope_original_length."
+            )
+    batch = batch_shapes(task, 1)
+    longer = make_model(config.model, task.vocab_size, task.longest, SLOW_TO_TRACE)
+    if parameter_shapes(longer, batch) != parameter_shapes(program.model, batch):
+        raise UserError(
+            f"{asked}: this model has parameters for task.length={task.length} tokens only "
+            "(model.position='learned' has, for example), so it cannot be evaluated at more."
+        )
 
 
 def heads_that_read(program: Program) -> int:
@@ -202,6 +228,9 @@ def build_program(
     task = task or task_of(task_id(config))
     with jax.set_mesh(mesh):  # what suits the mechanism depends on it
         model = make_model(config.model, task.vocab_size, task.length)
+        longer = None
+        if task.longest > task.length:
+            longer = make_model(config.model, task.vocab_size, task.longest)
         # Parameters are the same however they are used.
         quick = make_model(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
     # pmap's arrays rest on one device between its steps; the other functions are not mapped.
@@ -228,7 +257,7 @@ def build_program(
         evaluate={
             split: under(
                 rest,
-                jax.jit(make_evaluate(task, model, split, total), out_shardings=everywhere),
+                jax.jit(make_evaluate(task, model, split, total, longer), out_shardings=everywhere),
             )
             for split in task.splits
         },

@@ -239,17 +239,29 @@ def make_train(task: Task, step: Callable) -> Callable:
     return train
 
 
-def make_evaluate(task: Task, model: Model, split: str, total: int) -> Callable:
-    """Returns (params, data) -> sums over `total` batches of a split, params (P, ...)."""
+def make_evaluate(
+    task: Task, model: Model, split: str, total: int, longer: Model | None = None
+) -> Callable:
+    """Returns (params, data) -> sums over `total` batches of a split, params (P, ...).
 
-    def one(params: Any, batch: Batch) -> dict[str, Sums]:
+    Args:
+      task: what is learned.
+      model: what learned it.
+      split: of the task.
+      total: batches.
+      longer: the same model made for `task.longest`, for sequences longer than those of training.
+    """
+
+    def one(model: Model, params: Any, batch: Batch) -> dict[str, Sums]:
         outputs = model.apply({"params": params}, batch, method="of_batch")
         return task.metrics(outputs, batch)
 
     def of_bucket(params: Any, data: Any, bucket: int, batches: int) -> dict[str, Sums]:
         def body(index: jax.Array) -> dict[str, Sums]:
             batch = spread(task.evaluation(data, split, index, batches, bucket))
-            return jax.vmap(one, in_axes=(0, None), spmd_axis_name="member")(params, batch)
+            able = longer if longer and batch["inputs"].shape[1] > task.length else model
+            of_member = functools.partial(one, able)
+            return jax.vmap(of_member, in_axes=(0, None), spmd_axis_name="member")(params, batch)
 
         stacked = jax.lax.map(body, jnp.arange(batches))
         return jax.tree.map(lambda a: a.sum(0), stacked)
