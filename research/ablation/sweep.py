@@ -211,7 +211,11 @@ def check_outcome(outcome: Outcome, program: Program, final: Sequence[str] = ())
     batch = batch_shapes(task)
 
     metrics = measured(task, program.model, program.measures)
-    sums = jax.eval_shape(metrics, parameter_shapes(program.model, batch), batch)
+
+    def marked(params: Any, batch: Any) -> Any:
+        return metrics(params, task.marked(batch, 0))
+
+    sums = jax.eval_shape(marked, parameter_shapes(program.model, batch), batch)
     known = [name for name, s in sums.items() if s.total.ndim == 0]
     if outcome.at == "best":
         known += score_names(task, outcome.split)
