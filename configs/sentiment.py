@@ -1,6 +1,14 @@
 """A bidirectional LSTM with attention over its states on SST-2, from scratch.
 
 python -m research.train --config=configs/sentiment.py --workdir=runs/sentiment
+
+Words of lower case that occur twice or more in training, an embedding and two directions of an LSTM
+of 32 each, additive attention over their states (Bahdanau et al. 2015, without a query), and strong
+dropout: half of all channels, a fifth of all words. --config.model.body, pooling and cell choose
+others; experiments/sentiment.py compares them.
+
+About a minute on 2 cores, 300 steps, of which half is compiling. Expect 80 % on validation, by which
+the checkpoint is chosen, and 81 % on the test split.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +36,7 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.5
     config.model.init_stddev = 0.0
     config.model.embedding_stddev = 0.1
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.weight_decay = 1.0
     config.optimizer.warmup_steps = 50
     config.train.steps = 300
