@@ -7,8 +7,8 @@ of 32 each, additive attention over their states (Bahdanau et al. 2015, without 
 dropout: half of all channels, a fifth of all words. --config.model.body, pooling and cell choose
 others; experiments/sentiment.py compares them.
 
-About a minute on 2 cores, 300 steps, of which half is compiling. Expect 80 % on validation, by which
-the checkpoint is chosen, and 81 % on the test split.
+300 steps, about a minute on 2 cores. Expect 80 % on validation, by which the checkpoint is chosen,
+and 81 % on the test split.
 """
 
 from ml_collections import ConfigDict
