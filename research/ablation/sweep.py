@@ -13,7 +13,7 @@ anywhere falls back into the same populations and each goes on from its own chec
 import hashlib
 import shutil
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from research.ablation.store import (
 from research.configuration import load_config, to_plain
 from research.errors import UserError, check_name
 from research.interpret.columns import measured
+from research.interpret.final import metric_names
 from research.models.model import parameter_shapes
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
@@ -182,8 +183,9 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
     found = populations(_any_cells(experiment), most)
     for population in {(static_id(p.configs[0]), len(p.cells)): p for p in found}.values():
         try:
-            program = make_program(population.configs[0], len(population.cells))
-            check_outcome(experiment.outcome, program)
+            config = population.configs[0]
+            program = make_program(config, len(population.cells))
+            check_outcome(experiment.outcome, program, config.interpret.final)
         except UserError as error:
             raise UserError(f"{path}: arm {population.cells[0].arm!r}: {error}") from None
     there = read_json(workdir / EXPERIMENT)
@@ -195,18 +197,29 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
     return experiment
 
 
-def check_outcome(outcome: Outcome, program: Program) -> None:
-    """Raises UserError for an outcome that the program's task does not measure."""
+def check_outcome(outcome: Outcome, program: Program, final: Sequence[str] = ()) -> None:
+    """Raises UserError for an outcome that is not measured.
+
+    Args:
+      outcome: of an experiment.
+      program: of one of its runs.
+      final: what its config asks when training ends.
+    """
     task = program.task
     check_name("outcome.split", outcome.split, task.splits)
     check_name("outcome.at", outcome.at, ("best", "final"))
     batch = batch_shapes(task)
 
     metrics = measured(task, program.model, program.measures)
-    sums = jax.eval_shape(metrics, parameter_shapes(program.model, batch), batch)
+
+    def marked(params: Any, batch: Any) -> Any:
+        return metrics(params, task.marked(batch, 0))
+
+    sums = jax.eval_shape(marked, parameter_shapes(program.model, batch), batch)
     known = [name for name, s in sums.items() if s.total.ndim == 0]
     if outcome.at == "best":
         known += score_names(task, outcome.split)
+        known += metric_names(final, task, outcome.split)
     if (
         outcome.metric in known
         and outcome.metric in program.task.aligned

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from research.ablation.statistics import holm
 
-Loss = Callable[[Float[Array, "L H"]], Float[Array, " N"]]
+Loss = Callable[[Float[Array, "L H"]], Float[Array | np.ndarray, " N"]]
 
 
 def ablation_differences(loss: Loss, layers: int, heads: int) -> Float[np.ndarray, "L H N"]:
@@ -26,7 +26,7 @@ def ablation_differences(loss: Loss, layers: int, heads: int) -> Float[np.ndarra
     whole = np.asarray(loss(jnp.ones((layers, heads))), np.float32)
     found = np.empty((layers, heads, *whole.shape), np.float32)
     for layer, head in np.ndindex(layers, heads):
-        found[layer, head] = np.asarray(loss(_without([(layer, head)], layers, heads))) - whole
+        found[layer, head] = np.asarray(loss(without([(layer, head)], layers, heads))) - whole
     return found
 
 
@@ -153,7 +153,7 @@ def prune_in_order(
     order = np.asarray(order)
     curve = np.full(len(order) + 1, np.nan, np.float32)
     for gone in [*range(0, len(order), at_once), len(order)]:
-        curve[gone] = np.mean(np.asarray(loss(_without(order[:gone], layers, heads))))
+        curve[gone] = np.mean(np.asarray(loss(without(order[:gone], layers, heads))))
     return Pruning(order, curve)
 
 
@@ -171,7 +171,7 @@ def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = Non
     """
 
     def mean(gone: Sequence[Sequence[int]]) -> float:
-        return float(np.mean(np.asarray(loss(_without(gone, layers, heads)))))
+        return float(np.mean(np.asarray(loss(without(gone, layers, heads)))))
 
     left: list[tuple[int, ...]] = list(np.ndindex(layers, heads))
     gone: list[tuple[int, ...]] = []
@@ -185,9 +185,10 @@ def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = Non
     return Pruning(np.array(gone, int).reshape(-1, 2), np.array(curve, np.float32))
 
 
-def _without(
+def without(
     gone: Sequence[Sequence[int]] | Int[np.ndarray, "N 2"], layers: int, heads: int
 ) -> Float[Array, "L H"]:
+    """Returns a mask (L, H) that is 0 for the heads, each a layer and a head, that are gone."""
     mask = np.ones((layers, heads), np.float32)
     for layer, head in gone:
         mask[layer, head] = 0

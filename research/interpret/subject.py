@@ -12,16 +12,13 @@ from research.decoding.search import check_model, ctc_share, search_of
 from research.decoding.transcription import frame_lengths, read_features
 from research.errors import UserError, check_name
 from research.tasks.features import SHIFT_SECONDS
-from research.tasks.registry import make_task
 from research.tasks.task import BOS, EOS, Batch
 from research.tasks.tokenizer import (
-    FILE,
     OpenTokenizer,
     SentenceTokenizer,
     WordTokenizer,
-    digest_of,
 )
-from research.training.runs import Opened
+from research.training.runs import Opened, load_task_of
 
 SPEECH = "speech"
 SHOWN = 60
@@ -120,17 +117,13 @@ def of_example(
 
     Raises UserError for a split or sequence that does not exist, and for data that changed.
     """
-    task, total = make_task(run.config.task), run.config.train.eval_batches
+    task, total = load_task_of(run), run.config.train.eval_batches
     check_name("--split", split, task.splits)
     number = task.examples(split, total)
     if not 0 <= index < number:
         raise UserError(
             f"--index={index}: the {split} split has {number:,} sequences, 0 to {number - 1}."
         )
-    kept = run.path / FILE
-    tokenizer = task.artifacts().get(FILE)
-    if tokenizer and digest_of(tokenizer) != digest_of(kept.read_text(encoding="utf-8")):
-        raise UserError(f"{run.path} was trained on other data than are there now: {FILE} differs.")
     row = {name: np.asarray(array) for name, array in task.example(split, index, total).items()}
     title = f"{run.config.task.name}: sequence {index} of {split}"
     if _writes(run):

@@ -27,6 +27,8 @@ from research.ablation.store import (
 )
 from research.configuration import differences, identity, to_plain
 from research.errors import UserError
+from research.interpret.final import answered, split_of
+from research.interpret.trained import Findings, Trained
 from research.parallel.parallelize import place
 from research.parallel.processes import fetch, is_first, on_first
 from research.training import profiling
@@ -248,7 +250,9 @@ def _finish(
         for which, params in (("best", state.best.params), ("final", state.params))
     }
     diverged_at, best_step = fetch(state.diverged_at), fetch(state.best.step)
-    best = jax.tree.map(fetch, state.best.params) if task.decoded or task.aligned else {}
+    asked = configs[0].interpret.final
+    wanted = task.decoded or task.aligned or task.stream or asked
+    best = jax.tree.map(fetch, state.best.params) if wanted else {}
     results = []
     for member, (config, run) in enumerate(zip(configs, runs, strict=True)):
         diverged = int(diverged_at[member])
@@ -262,7 +266,7 @@ def _finish(
                 which: {split: ratios(s, member) for split, s in by_split.items()}
                 for which, by_split in sums.items()
             },
-            "slices": program.slices,
+            "slices": dict(program.slices),
             "budget": measure_budget(config),
             "implementation": program.implementation,
             "layout": str(program.layout),
@@ -270,10 +274,34 @@ def _finish(
         }
         for split, scores in _scores(program, config, best, member, run).items():
             result["best"][split] |= scores
+        if asked:
+            found = _answers(program, config, best, member)
+            result["best"][split_of(task)] |= found.metrics | found.slices
+            result["slices"] |= found.labels
         if is_first():
             write_json(run / RESULT, result)
         results.append(plain(result))
     return results
+
+
+def trained(program: Program, config: ConfigDict, best: Any, member: int) -> Trained:
+    """Returns a member as questions see it, given the best parameters of all, host arrays."""
+    return Trained(
+        task=program.task,
+        model=program.model,
+        params=jax.tree.map(lambda leaf: leaf[member], best),
+        siblings=best,
+        member=member,
+        split=split_of(program.task),
+        examples=config.interpret.examples,
+        seed=config.seed,
+    )
+
+
+def _answers(program: Program, config: ConfigDict, best: Any, member: int) -> Findings:
+    """What the config asks of a member when training ends."""
+    asked = trained(program, config, best, member)
+    return on_first(lambda: answered(config.interpret.final, asked))
 
 
 def _scores(program: Program, config: ConfigDict, best: Any, member: int, run: Path) -> dict:

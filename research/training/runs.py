@@ -1,6 +1,7 @@
 """Opening a finished or running training run."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from research.configuration import from_plain
 from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
-from research.tasks.registry import GENERATED
+from research.tasks.registry import GENERATED, make_task
 from research.tasks.rule import LABELS
+from research.tasks.task import Task
 from research.tasks.tokenizer import CORPUS, FILE, load_tokenizer
 from research.training.checkpoints import load_best
 from research.training.environment import enable_compilation_cache
@@ -104,7 +106,8 @@ def open_run(run: Path, config: ConfigDict) -> Opened:
         labels = tuple(known.get("labels", ()))
         if not labels:
             raise UserError(f"{run} has no {CORPUS} with the names of its labels.")
-    model = make_model(config.model, size, config.task.length, classes=len(labels))
+    with _made_by_this_version(run):
+        model = make_model(config.model, size, config.task.length, classes=len(labels))
     params, best = load_best_of(run)
     shapes = parameter_shapes(model, _shapes_of_a_batch(config))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
@@ -115,6 +118,30 @@ def open_run(run: Path, config: ConfigDict) -> Opened:
             "parameters: they are those of another run."
         )
     return Opened(run, config, model, params, best, tokenizer, labels, known)
+
+
+def load_task_of(run: Opened) -> Task:
+    """Returns the task of a run, with its data.
+
+    Raises UserError when the data are not those that the run was trained on.
+    """
+    with _made_by_this_version(run.path):
+        task = make_task(run.config.task)
+    tokenizer = task.artifacts().get(FILE)
+    kept = (run.path / FILE).read_text(encoding="utf-8") if tokenizer else None
+    if tokenizer != kept:
+        raise UserError(f"{run.path} was trained on other data than are there now: {FILE} differs.")
+    return task
+
+
+@contextlib.contextmanager
+def _made_by_this_version(run: Path) -> Generator[None]:
+    """Raises UserError where a config lacks a key that is read."""
+    try:
+        yield
+    except AttributeError as error:
+        missing = str(error).splitlines()[0]
+        raise UserError(f"{run} was made by another version of this code: {missing}") from None
 
 
 def _shapes_of_a_batch(config: ConfigDict) -> PyTree:

@@ -1,0 +1,68 @@
+"""What can be asked of a model when its training ends: the names of `config.interpret.final`.
+
+A question is answered for one member of a population after the other, on the last split that the
+task has, and the answer stands beside the split's metrics in the result: it can be the outcome of a
+sweep. A new one is one function and one line here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from research.errors import UserError, check_name
+from research.interpret.importance import needed_heads
+from research.interpret.trained import Findings, Trained
+from research.tasks.task import Task
+
+
+class Question(NamedTuple):
+    """A question.
+
+    Attributes:
+      ask: answers it.
+      metrics: names of the numbers of an answer.
+      source: the paper, with section or equation.
+    """
+
+    ask: Callable[[Trained], Findings]
+    metrics: tuple[str, ...]
+    source: str
+
+
+FINAL: dict[str, Question] = {
+    "head_importance": Question(
+        needed_heads,
+        ("significant_heads", "harmful_heads", "removable_heads", "importance_of_self"),
+        "Michel et al. 2019, sections 3.2 and 4.2",
+    ),
+}
+
+
+def split_of(task: Task) -> str:
+    """Returns the split that questions are answered on: test, where there is one."""
+    return task.splits[-1]
+
+
+def check_final(names: Sequence[str], examples: int) -> None:
+    """Raises UserError for an unknown question or a number of examples below 1."""
+    for name in names:
+        check_name("interpret.final", name, FINAL)
+    if examples < 1:
+        raise UserError(f"interpret.examples={examples} must be at least 1.")
+
+
+def metric_names(names: Sequence[str], task: Task, split: str) -> list[str]:
+    """Returns the metrics that questions add to a split's."""
+    if split != split_of(task):
+        return []
+    return [metric for name in names for metric in FINAL[name].metrics]
+
+
+def answered(names: Sequence[str], trained: Trained) -> Findings:
+    """Returns all answers together."""
+    found = Findings({}, {}, {})
+    for name in names:
+        new = FINAL[name].ask(trained)
+        found = Findings(
+            found.metrics | new.metrics, found.slices | new.slices, found.labels | new.labels
+        )
+    return found

@@ -1,0 +1,129 @@
+"""The heads of a model, and the model without some of them.
+
+A head is what its rows of an output matrix add to the residual stream, so a model without it is the
+model with these rows zero: no model and no mixer has to know. Every mixer with heads has that
+matrix, "out" (H, D, M).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from research.errors import UserError
+from research.interpret.capture import STACKS
+from research.models.model import Model
+
+
+class Attention(NamedTuple):
+    """An attention whose heads can be taken out.
+
+    Attributes:
+      name: as `capture.parts` names it.
+      kind: "self" or "cross".
+      path: of its output matrix in the parameters.
+      index: of its row in the matrix; None if it is not stacked with those of other layers.
+      heads: H.
+    """
+
+    name: str
+    kind: str
+    path: tuple[str, ...]
+    index: int | None
+    heads: int
+
+
+def attentions(model: Model, params: PyTree) -> list[Attention]:
+    """Returns all attentions with heads, in the order of the model.
+
+    Args:
+      model: any model.
+      params: its parameters or their shapes, of one member.
+    """
+    axes = dict(_leaves(model.parameter_axes(params), is_leaf=lambda x: isinstance(x, tuple)))
+    shapes = {path: leaf.shape for path, leaf in _leaves(params)}
+    outs = [path for path in shapes if path[-1] == "out" and "heads" in axes[path]]
+    slots = {path: _slot(path) for path in outs}
+    found = []
+    for path in outs:
+        stack, slot, kind = slots[path]
+        each = 1 + max(s for other, s, k in slots.values() if (other, k) == (stack, kind))
+        if "layers" not in axes[path]:
+            key = (STACKS.index(stack), 0, kind == "cross")
+            found.append((key, _attention(path, stack, 0, kind, None, shapes[path][0])))
+            continue
+        for row in range(shapes[path][0]):
+            layer = row * each + slot
+            key = (STACKS.index(stack), layer, kind == "cross")
+            found.append((key, _attention(path, stack, layer, kind, row, shapes[path][1])))
+    return [attention for _, attention in sorted(found, key=lambda pair: pair[0])]
+
+
+def same_heads(found: list[Attention]) -> int:
+    """Returns H of attentions that have as many heads each.
+
+    Raises UserError if there are none, or if they have not.
+    """
+    numbers = {attention.heads for attention in found}
+    if len(numbers) == 1:
+        return numbers.pop()
+    if not found:
+        raise UserError("this model has no heads that could be taken out.")
+    each = ", ".join(f"{a.name}: {a.heads}" for a in found)
+    raise UserError(f"layers with different numbers of heads cannot be compared ({each}).")
+
+
+def mask_heads(model: Model, params: PyTree, mask: Float[Array, "L H"]) -> PyTree:
+    """Returns the parameters with what each head adds to the stream times its entry of the mask.
+
+    Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2. A bias of the
+    output is no head's and stays. Traceable in params and mask.
+
+    Args:
+      model: any model.
+      params: of one member.
+      mask: rows in the order of `attentions`, which have H heads each.
+
+    Raises UserError if they have not.
+    """
+    found = attentions(model, params)
+    same_heads(found)
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, attention in enumerate(found):
+        rows.setdefault(attention.path, []).append(row)
+
+    def masked(path: tuple, leaf: Array) -> Array:
+        own = rows.get(_names(path))
+        if own is None:
+            return leaf
+        factor = mask[jnp.array(own)] if leaf.ndim == 4 else mask[own[0]]
+        return leaf * factor[..., None, None]
+
+    return jax.tree_util.tree_map_with_path(masked, params)
+
+
+def _attention(
+    path: tuple[str, ...], stack: str, layer: int, kind: str, row: int | None, heads: int
+) -> Attention:
+    name = f"{stack or 'layer'} {layer}" + (" cross" if kind == "cross" else "")
+    return Attention(name, kind, path, row, heads)
+
+
+def _slot(path: tuple[str, ...]) -> tuple[str, int, str]:
+    """Stack, place in its pattern and kind of the attention that an output matrix is of."""
+    cross = "cross" in path or path[:2] == ("decoder", "attention")
+    stack = path[0] if path[0] in STACKS else ""
+    # The cross-attention of an encoder-decoder lies with that of all layers, beside the decoder.
+    stack = "decoder" if path[0] == "cross" else stack
+    digits = [int(name) for name in path if name.isdigit()]
+    return stack, digits[0] if digits and not cross else 0, "cross" if cross else "self"
+
+
+def _leaves(tree: PyTree, is_leaf: Any = None) -> list[tuple[tuple[str, ...], Any]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+    return [(_names(path), leaf) for path, leaf in leaves]
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(key.key for key in path)
