@@ -261,10 +261,8 @@ def _summed(numbers: Mapping[str, np.ndarray]) -> list[str]:
     values = values[np.isfinite(values)]
     if not len(values):
         return []
-    return [
-        f"Log-probability: {values.sum():.3f} nats, {-values.mean():.3f} nats lost per token over "
-        f"{len(values):,} tokens."
-    ]
+    total, each = values.sum(), values.mean()
+    return [f"Log-probability {total:.3f} nats: {each:.3f} a token over {len(values):,} tokens."]
 
 
 def _audio(run: Opened, subject: Subject) -> Audio | None:
