@@ -128,8 +128,9 @@ def _map(run: Opened, subject: Subject, part: Part, heads: list[int]) -> Attenti
         notes.append(f"{difference:.1e} between the run's own implementation and the dense form")
     if part.kind == "self" and own == "output":
         notes.append("a column is the step that wrote its token, which read the token before")
-    if not _every(chosen := heads, len(weights)):
-        notes.append(f"heads {', '.join(map(str, chosen))} of {len(weights)}")
+    some = heads if heads != list(range(len(weights))) else []
+    if some:
+        notes.append(f"heads {', '.join(map(str, some))} of {len(weights)}")
     return AttentionMap(
         name=part.name,
         kind=part.kind,
@@ -138,12 +139,8 @@ def _map(run: Opened, subject: Subject, part: Part, heads: list[int]) -> Attenti
         weights=weights[heads],
         measures={n: v[heads] for n, v in _measures(part, subject).items()},
         note="; ".join(notes),
-        heads=() if _every(heads, len(weights)) else heads,
+        heads=some,
     )
-
-
-def _every(heads: Sequence[int], number: int) -> bool:
-    return list(heads) == list(range(number))
 
 
 def _measures(part: Part, subject: Subject) -> dict[str, Float[np.ndarray, " H"]]:
