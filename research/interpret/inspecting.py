@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jaxtyping import Float
 
 from research.errors import UserError, check_name
@@ -18,6 +19,7 @@ from research.interpret.run_facts import facts_of, state_of
 from research.interpret.subject import Subject, spells
 from research.models.classifier import CLASS_TOKEN
 from research.tasks.features import SHIFT_SECONDS
+from research.tasks.task import Batch, Sums
 from research.training.runs import Opened
 
 SITES = ("weights", "visible", "gap", "entry")
@@ -67,12 +69,14 @@ def inspect(
     """
 
     def look(params: Any, batch: Any) -> Any:
-        return record(run.model, params, batch, SITES)
+        outputs, recorded = record(run.model, params, batch, SITES)
+        return outputs, recorded, {p.name: _sums(p, batch) for p in parts(recorded)}
 
-    outputs, recorded = jax.jit(look)(run.params, subject.batch)
-    found = parts(jax.tree.map(np.asarray, recorded))
+    found = jax.jit(look)(run.params, subject.batch)
+    outputs, recorded, sums = jax.tree.map(np.asarray, found)
+    found = parts(recorded)
     shown = _chosen([part for part in found if "weights" in part.sites], chosen)
-    maps = [_map(run, subject, *one) for one in shown]
+    maps = [_map(subject, part, heads, sums[part.name]) for part, heads in shown]
     if chosen == EVERYTHING:
         maps += _rollouts(run, found)
     tokens, predictions, lines = _outcome(run, subject, outputs)
@@ -114,7 +118,7 @@ def _chosen(found: Sequence[Part], chosen: Chosen) -> list[tuple[Part, list[int]
     return kept
 
 
-def _map(run: Opened, subject: Subject, part: Part, heads: list[int]) -> AttentionMap:
+def _map(subject: Subject, part: Part, heads: list[int], sums: Mapping[str, Sums]) -> AttentionMap:
     own = AXES.get(part.stack, "input")
     rows, columns = {
         "self": (own, own),
@@ -137,26 +141,30 @@ def _map(run: Opened, subject: Subject, part: Part, heads: list[int]) -> Attenti
         rows=rows,
         columns=columns,
         weights=weights[heads],
-        measures={n: v[heads] for n, v in _measures(part, subject).items()},
+        measures={name: _mean(s)[heads] for name, s in sums.items()},
         note="; ".join(notes),
         heads=some,
     )
 
 
-def _measures(part: Part, subject: Subject) -> dict[str, Float[np.ndarray, " H"]]:
-    """Returns the measures of a part's heads, NaN where no row counts."""
-    found = {}
-    rows, tokens = rows_of(part, subject.batch), None
-    if part.kind == "self":
-        tokens = tokens_of(part, subject.batch)
+def _sums(part: Part, batch: Batch) -> dict[str, Sums]:
+    """Returns the measures of a part's heads, by what they are called."""
+    if "weights" not in part.sites:
+        return {}
+    rows, found = rows_of(part, batch), {}
+    tokens = tokens_of(part, batch) if part.kind == "self" else None
     for name in SHOWN[part.kind]:
         measure = MEASURES[name]
-        if measure.tokens and tokens is None:
-            continue
-        total, count = (np.asarray(a) for a in measure.compute(part, rows, tokens))
-        title = name.partition("_of_")[0].replace("_", " ")
-        found[title] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        if tokens is not None or not measure.tokens:
+            title = name.partition("_of_")[0].replace("_", " ")
+            found[title] = measure.compute(part, rows, tokens)
     return found
+
+
+def _mean(sums: Sums) -> Float[np.ndarray, " H"]:
+    """NaN where no row counts."""
+    total, count = (np.asarray(a) for a in sums)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _rollouts(run: Opened, found: Sequence[Part]) -> list[AttentionMap]:
@@ -211,7 +219,7 @@ def _continued(run: Opened, subject: Subject, logits: Any) -> Outcome:
         f"{name} of the answer": np.where(targets >= 0, values, np.nan)
         for name, values in found.items()
     }
-    said = np.asarray(logits[0].argmax(-1))
+    said = logits[0].argmax(-1)
     right = int((said[asked] == targets[asked]).sum())
     each = []
     for t in asked[:ANSWERS]:
@@ -233,7 +241,7 @@ def _classified(run: Opened, subject: Subject, logits: Any) -> Outcome:
     if model.config.pooling == CLASS_TOKEN:
         texts = ["[class]", *texts]
         numbers = {name: np.append(np.nan, values) for name, values in numbers.items()}
-    p = np.asarray(jax.nn.softmax(logits[0].astype(jnp.float32)))
+    p = scipy.special.softmax(np.asarray(logits[0], np.float64))
     order = np.argsort(-p, kind="stable")
     predictions = [(run.labels[i], float(p[i])) for i in order]
     lines = [f"Attributions are of the log-odds of {run.labels[order[0]]}, in nats."]
@@ -247,10 +255,9 @@ def _probabilities(logits: Any, tokens: Any) -> dict[str, Float[np.ndarray, " T"
       logits: (T, V).
       tokens: (T,).
     """
-    log_p = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
-    own = jnp.take_along_axis(log_p, jnp.asarray(tokens)[:, None], axis=-1)[:, 0]
-    entropy = -jnp.where(jnp.isfinite(log_p), jnp.exp(log_p) * log_p, 0).sum(-1)
-    return {"log-probability": np.asarray(own), "entropy": np.asarray(entropy)}
+    log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
+    own = np.take_along_axis(log_p, np.asarray(tokens)[:, None], axis=-1)[:, 0]
+    return {"log-probability": own, "entropy": scipy.special.entr(np.exp(log_p)).sum(-1)}
 
 
 def _summed(numbers: Mapping[str, np.ndarray]) -> list[str]:
