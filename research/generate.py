@@ -30,32 +30,21 @@ def main() -> None:
 
     from research.decoding.continuation import continuation
     from research.decoding.sampling import Sampling
-    from research.models.transformer import make_transformer
-    from research.tasks.tokenizer import load_tokenizer
-    from research.training.environment import enable_compilation_cache
-    from research.training.runs import load_best_of, load_config_of
+    from research.training.runs import load_config_of, open_run
 
     options = flags.FLAGS
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     workdir = Path(options.workdir)
-    enable_compilation_cache()
-    config = load_config_of(workdir)
-    if config.task.name != "text":
-        other = "; python -m research.translate takes it" * (config.task.name == "translation")
-        raise UserError(
-            f"{workdir} is a run of task.name={config.task.name!r}, this command takes one of "
-            f"'text'{other}."
-        )
-    tokenizer = load_tokenizer(workdir)
+    config = load_config_of(workdir, ("text",))
     if not options.prompt:
         raise UserError("--prompt is empty; give at least one character.")
-    prompt = np.tile(tokenizer.encode(options.prompt), (options.samples, 1))
-    params, best = load_best_of(workdir)
-    model = make_transformer(config.model, tokenizer.vocab_size, config.task.length)
+    run = open_run(workdir, config)
+    prompt = np.tile(run.tokenizer.encode(options.prompt), (options.samples, 1))
     seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
-    print(f"best step {best['step']:,}, seed {seed}", file=sys.stderr)
-    chunks = continuation(model, params, prompt, options.tokens, sampling, jax.random.key(seed))
-    show(options.prompt, texts(tokenizer, chunks, options.samples), options.samples)
+    print(f"best step {run.best['step']:,}, seed {seed}", file=sys.stderr)
+    key = jax.random.key(seed)
+    chunks = continuation(run.model, run.params, prompt, options.tokens, sampling, key)
+    show(options.prompt, texts(run.tokenizer, chunks, options.samples), options.samples)
 
 
 def texts(tokenizer, chunks: Iterator, samples: int) -> Iterator[list[str]]:
