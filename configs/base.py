@@ -28,6 +28,12 @@ def task_config() -> ConfigDict:
     task.name = "recall"  # recall | induction | text | translation | transduction | speech
     task.length = 64  # most tokens of a sequence, the end token among them (recall: even)
     task.batch_size = 32  # sequences per step
+    # text: streamed when training has ended, past what it was trained at, through a rolling cache
+    task.stream_sinks = ()  # first tokens that the cache keeps, one stream for each; (): none
+    task.stream_window = 0  # tokens of the cache, those among them; 0: length
+    task.stream_tokens = 1024  # of each of batch_size pieces of the validation text
+    # text, recall: lengths that it is also evaluated at, without training
+    task.eval_lengths = ()
     # recall: multi-query associative recall
     task.vocab_size = 64  # half keys, half values; token 0 is the filler
     task.num_pairs = (4,)  # each sequence draws its number of key-value pairs from these

@@ -3,7 +3,8 @@
     python -m research.sweep --experiment=experiments/induction.py --workdir=runs/induction
     python -m research.report --workdir=runs/induction
 
-32 runs, about 10 minutes on 2 cores.
+24 runs, about 5 minutes on 2 cores. Expect: one layer stays at 0.08 whatever its width, two layers
+reach 0.999 in every seed, most of the way in 6 % of training. (A third layer, tuning only: 0.999.)
 
 Olsson et al. 2022 find that attention-only models of one layer never form induction heads, while
 those of two and more do, in a narrow window of training. Here a segment of random tokens comes
@@ -24,7 +25,6 @@ experiment = Experiment(
         "1 layer": {"model.num_layers": 1},
         "1 wide layer": {"model.num_layers": 1, "model.width": 128, "model.num_heads": 8},
         "2 layers": {},
-        "3 layers": {"model.num_layers": 3},
     },
     tune={"optimizer.learning_rate": (3e-3, 1e-2)},
     tune_seeds=(100,),
@@ -53,12 +53,6 @@ experiment = Experiment(
             source="Olsson et al. 2022, Argument 1: a phase change in a narrow window of training",
             published="between about 2.5 and 5 of 10 billion tokens",
             test=Threshold("2 layers", at_most=0.2, metric="rise_time"),
-        ),
-        Claim(
-            text="A third layer does not change what is learned.",
-            source="Olsson et al. 2022, Argument 1: induction heads form in all models of two and "
-            "more layers",
-            test=Direction(a="3 layers", b="1 layer", margin=0.5),
         ),
     ),
 )

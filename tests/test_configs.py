@@ -16,6 +16,7 @@ from research.configuration import (
     to_plain,
 )
 from research.errors import UserError
+from research.tasks.labelled_text import read_labelled
 from research.tasks.parallel_text import read_corpus
 from research.tasks.recordings import read_all
 from research.train import members_of
@@ -31,10 +32,12 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 def corpora(tmp_path, monkeypatch):
     """Stand in for the data sets, which may not be on this machine."""
     path = tmp_path / "corpus.txt"
-    path.write_text("To be, or not to be, that is the question.\n" * 100)
+    path.write_text("To be, or not to be, that is the question.\n" * 300)
     monkeypatch.setattr("research.tasks.text.read_text", lambda name: path.read_text())
     pairs = read_corpus(small.corpus(tmp_path), "de", "en")
     monkeypatch.setattr("research.tasks.translation.read_corpus", lambda *_: pairs)
+    texts = read_labelled(small.labelled(tmp_path))
+    monkeypatch.setattr("research.tasks.sentiment.read_labelled", lambda _: texts)
     monkeypatch.setattr("research.tasks.recordings.read_all", lambda _: recordings())
 
 

@@ -50,7 +50,9 @@ TINY_SPEECH = [
     "--config.task.test_sequences=1",
 ]
 OF_CONFIG["configs/speech.py"] = TINY_SPEECH
+OF_CONFIG["configs/sentiment.py"] = ["--config.model.width=8", "--config.model.embedding_width=8"]
 RECORDINGS = "--config.task.path={data}/recordings.tsv"
+REVIEWS = "--config.task.path={data}/{{split}}.tsv"
 SENTENCES = "--config.task.path={data}/{{split}}.{{language}}"
 
 
@@ -75,6 +77,10 @@ def write_data(folder: Path) -> None:
         for language, of in words.items():
             lines = (f"{of[i % 3]} {of[i // 3 % 3]} {of[i // 9 % 3]}.\n" for i in range(number))
             (folder / f"{split}.{language}").write_text("".join(lines), encoding="utf-8")
+    for split in ("train", "dev", "test"):
+        rows = (f"a {('fine', 'dull')[i % 2]} film\t{i % 2}\n" for i in range(6))
+        (folder / f"{split}.tsv").write_text("".join(rows))
+    (folder / "reviews.txt").write_text("a fine film\nso dull\n")
     lines = []
     for i in range(24):
         sound = 0.1 * np.sin(np.arange(2400) * (0.2 + 0.1 * (i % 3)))
@@ -97,6 +103,8 @@ def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
             extra = [*extra, SENTENCES]
         if "speech" in config and not any("task.path" in a for a in arguments):
             extra = [*extra, RECORDINGS]
+        if "sentiment" in config and not any("task.path" in a for a in arguments):
+            extra = [*extra, REVIEWS]
         arguments += [a.format(data=tmp_path / "data") for a in extra]
     return module, arguments
 

@@ -1,9 +1,10 @@
-"""Paired bootstrap resampling of BLEU between the arms of a sweep whose runs keep what they wrote.
+"""Paired bootstrap resampling between the arms of a sweep whose runs keep what they wrote.
 
-Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", section 4; computed
-by sacrebleu's own `PairedTest`, whose signature goes with the numbers. Each run of an arm is
-compared with the run of the reference arm that has its seed and point, on the sentences of the
-outcome's split.
+BLEU: Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", section 4;
+computed by sacrebleu's own `PairedTest`, whose signature goes with the numbers. Word error rate,
+where runs have one: Bisani and Ney 2004, "Bootstrap Estimates for Confidence Intervals in ASR
+Performance Evaluation". Each run of an arm is compared with the run of the reference arm that has
+its seed and point, on the sentences of the outcome's split.
 
 Such a p-value says that two trained models differ on more than these sentences. It does not say
 that the arms do: how much another seed changes is in the main table (Clark et al. 2011, "Better
@@ -15,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import jiwer
+import numpy as np
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest, Result
 
@@ -24,6 +27,7 @@ from research.ablation.wording import NONE, number, p_text, point_text
 from research.errors import UserError
 
 RESAMPLES = 1000
+SEED = 12345
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Pair:
 
     Attributes:
       arm, point, seed: of the run.
-      base: BLEU of the reference arm's run, 0 to 100; NaN when the two could not be compared.
-      bleu: BLEU of the run; NaN likewise.
+      base: measure of the reference arm's run; NaN when the two could not be compared.
+      value: that of the run; NaN likewise.
       p: two-sided p-value of no difference; NaN likewise.
       sentences: how many were resampled, 0 likewise.
       note: why there is no number, else "".
@@ -43,7 +47,7 @@ class Pair:
     point: Mapping[str, Any]
     seed: int
     base: float = math.nan
-    bleu: float = math.nan
+    value: float = math.nan
     p: float = math.nan
     sentences: int = 0
     note: str = ""
@@ -55,10 +59,12 @@ class Bootstrap:
 
     Attributes:
       pairs: one per reported run of an arm that is not the reference, in the sweep's order.
-      signature: sacrebleu's, "" when nothing could be compared.
+      measure: "BLEU", 0 to 100, or "WER", errors to a word.
+      signature: how it was computed, "" when nothing could be compared.
     """
 
     pairs: Sequence[Pair]
+    measure: str
     signature: str
 
 
@@ -71,7 +77,7 @@ class _Sentences:
     note: str = ""
 
 
-def compare(
+def compare_bleu(
     base: Sequence[str], systems: Mapping[str, Sequence[str]], references: Sequence[str]
 ) -> tuple[dict[str, tuple[float, float, float]], str]:
     """Compares systems with a base on the same sentences.
@@ -105,6 +111,42 @@ def compare(
     return found, str(signatures["BLEU"])
 
 
+def compare_wer(
+    base: Sequence[str], systems: Mapping[str, Sequence[str]], references: Sequence[str]
+) -> tuple[dict[str, tuple[float, float, float]], str]:
+    """Compares the word error rates of systems with that of a base on the same utterances.
+
+    Arguments and results as in `compare_bleu`, rates as errors to a word of the references.
+    """
+    words = np.array([len(text.split()) for text in references])
+    weights = np.random.default_rng(SEED).multinomial(
+        len(references), np.full(len(references), 1 / len(references)), size=RESAMPLES
+    )
+    drawn = np.maximum(weights @ words, 1)
+    of_base = _errors(base, references)
+    found = {}
+    for name, texts in systems.items():
+        own = _errors(texts, references)
+        first, second = (float(e.sum() / words.sum()) for e in (of_base, own))
+        apart = second - first
+        resampled = weights @ (own - of_base) / drawn
+        far = np.abs(resampled - apart) >= abs(apart) - 1e-12
+        found[name] = (first, second, float((1 + far.sum()) / (RESAMPLES + 1)))
+    return found, f"jiwer, {RESAMPLES:,} resamples, seed {SEED}"
+
+
+def _errors(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Substitutions, deletions and insertions of each utterance; one may be empty."""
+    counts = []
+    for text, reference in zip(texts, references, strict=True):
+        if not reference.split():
+            counts.append(len(text.split()))
+            continue
+        found = jiwer.process_words(reference, text)
+        counts.append(found.substitutions + found.deletions + found.insertions)
+    return np.array(counts)
+
+
 def bootstrap(study: Study) -> Bootstrap | None:
     """Compares the reported runs with those of the reference arm; None if no run keeps sentences.
 
@@ -115,6 +157,10 @@ def bootstrap(study: Study) -> Bootstrap | None:
     written = {run.run: _sentences(study, run) for run in study.reported}
     if not others or not any(sentences.hypotheses for sentences in written.values()):
         return None
+    split = study.experiment.outcome.split
+    best = [run.result.get("best", {}) for run in study.reported if run.result]
+    spoken = any("wer" in result.get(split, {}) for result in best)
+    measure, compare = ("WER", compare_wer) if spoken else ("BLEU", compare_bleu)
     groups: dict[tuple, list[Run]] = {}
     for run in study.reported:
         groups.setdefault((run.key[1], run.seed), []).append(run)
@@ -132,12 +178,12 @@ def bootstrap(study: Study) -> Bootstrap | None:
         for run in arms:
             pair = Pair(run.arm, run.point, run.seed, note=notes[run.run])
             if run.run in found:
-                base_bleu, bleu, p = found[run.run]
+                base_value, value, p = found[run.run]
                 n = len(of_base.references)
-                pair = Pair(run.arm, run.point, run.seed, base_bleu, bleu, p, n)
+                pair = Pair(run.arm, run.point, run.seed, base_value, value, p, n)
             pairs[run.key, run.seed] = pair
     order = [(run.key, run.seed) for run in study.reported]
-    return Bootstrap([pairs[key] for key in order if key in pairs], signature)
+    return Bootstrap([pairs[key] for key in order if key in pairs], measure, signature)
 
 
 def _sentences(study: Study, run: Run) -> _Sentences:
@@ -166,16 +212,16 @@ def _obstacle(reference: str, base: _Sentences, arm: _Sentences) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def bootstrap_columns(study: Study) -> list[Column]:
-    """Returns the columns of the table of `Pair`s."""
+def bootstrap_columns(study: Study, measure: str) -> list[Column]:
+    """Returns the columns of the table of `Pair`s, whose numbers are of a measure."""
     reference = next(iter(study.experiment.arms))
     point = Column("point", lambda row: point_text(row.point), lambda _: None, kind="text")
     return [
         *([point] if study.experiment.axes else []),
         Column("arm", lambda row: row.arm, lambda row: row.arm, kind="arm"),
         Column("seed", lambda row: str(row.seed), lambda row: row.seed),
-        Column(f"BLEU {reference}", lambda row: number(row.base), lambda row: row.base),
-        Column("BLEU", lambda row: number(row.bleu), lambda row: row.bleu),
+        Column(f"{measure} {reference}", lambda row: number(row.base), lambda row: row.base),
+        Column(measure, lambda row: number(row.value), lambda row: row.value),
         Column(
             "p",
             lambda row: p_text(row.p),
@@ -194,10 +240,11 @@ def bootstrap_columns(study: Study) -> list[Column]:
 
 def bootstrap_note(found: Bootstrap) -> str:
     """Returns what the table means."""
-    signature = f" ({found.signature})" if found.signature else ""
+    program = "sacrebleu, " if found.measure == "BLEU" else ""
+    signature = f" ({program}{found.signature})" if found.signature else ""
     return (
         f"Each run against the run of the reference arm with its seed, {RESAMPLES:,} resamples of "
-        f"the sentences, sacrebleu{signature}. A small p says that these two trained models differ "
+        f"the sentences{signature}. A small p says that these two trained models differ "
         "beyond these sentences, not that the arms do: for that see the interval over seeds. p is "
         "not corrected for the number of comparisons."
     )

@@ -163,7 +163,7 @@ def _budget(summary: Summary) -> Html:
 def _bootstrap(summary: Summary, resampled: Bootstrap | None) -> Html | None:
     if resampled is None:
         return None
-    columns = bootstrap_columns(summary.study)
+    columns = bootstrap_columns(summary.study, resampled.measure)
     table = panels.table(summary, columns, resampled.pairs, "Each run against the reference's")
     return join([table, el("p", bootstrap_note(resampled), class_="note")])
 

@@ -115,7 +115,7 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
         _table(budget_columns(study), summary.budget),
     ]
     if resampled:
-        table = _table(bootstrap_columns(study), resampled.pairs)
+        table = _table(bootstrap_columns(study, resampled.measure), resampled.pairs)
         blocks += ["## Paired bootstrap", table, _plain(bootstrap_note(resampled))]
     if summary.tuning:
         blocks += ["## Tuning", _table(tuning_columns(study), summary.tuning)]

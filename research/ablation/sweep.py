@@ -13,11 +13,12 @@ anywhere falls back into the same populations and each goes on from its own chec
 import hashlib
 import shutil
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.ablation.experiment import (
@@ -48,6 +49,7 @@ from research.interpret.final import metric_names
 from research.models.model import parameter_shapes
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
+from research.tasks.task import Batch, Sums
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
@@ -211,7 +213,11 @@ def check_outcome(outcome: Outcome, program: Program, final: Sequence[str] = ())
     batch = batch_shapes(task)
 
     metrics = measured(task, program.model, program.measures)
-    sums = jax.eval_shape(metrics, parameter_shapes(program.model, batch), batch)
+
+    def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
+        return metrics(params, task.marked(batch, 0))
+
+    sums = jax.eval_shape(marked, parameter_shapes(program.model, batch), batch)
     known = [name for name, s in sums.items() if s.total.ndim == 0]
     if outcome.at == "best":
         known += score_names(task, outcome.split)

@@ -175,6 +175,8 @@ def rows_of(part: Part, batch: Batch) -> Rows:
     if part.kind == "self" and "visible" in part.sites:
         own = jnp.diagonal(part.sites["visible"], axis1=-2, axis2=-1)
         asked = asked & own
+    if "eval_length" in batch:  # heads are measured at the length of training
+        asked = asked & (batch["eval_length"] < 0)[:, None]
     reads_target = part.kind == "cross" or part.name.startswith(("decoder", "speller"))
     if reads_target and "targets" in batch:
         asked = asked & (batch["targets"] >= 0)

@@ -39,7 +39,8 @@ def needed_heads(trained: Trained) -> Findings:
     (two-sided, Holm-corrected p < 0.05); "harmful_heads", those without which it falls;
     "removable_heads", the fraction that can go, greedily by the loss, before the metric that
     chooses checkpoints is more than 1 % worse; "importance_of_self" and, where there is any,
-    "importance_of_cross", the mean rise of the loss (nats) without a head. Slices:
+    "importance_of_cross", the mean rise of the loss (nats) without a head, and their difference
+    "cross_minus_self". Slices:
     "importance_by_head", and "quality_by_heads_gone".
 
     Raises UserError if layers have different numbers of heads, or none.
@@ -64,6 +65,9 @@ def needed_heads(trained: Trained) -> Findings:
     kinds = np.array([attention.kind for attention in found])
     for kind in sorted(set(kinds)):
         metrics[f"importance_of_{kind}"] = float(importance.mean[kinds == kind].mean())
+    if len(set(kinds)) > 1:
+        of_cross, of_self = metrics["importance_of_cross"], metrics["importance_of_self"]
+        metrics["cross_minus_self"] = of_cross - of_self
     names = [f"{attention.name}.{head}" for attention in found for head in range(heads)]
     return Findings(
         metrics,

@@ -7,11 +7,15 @@ Object Identification in GPT-2 small".
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
+
+from research.interpret.capture import Change, record, stacked
+from research.models.model import Model
+from research.tasks.task import Batch
 
 Input = TypeVar("Input")
 Cache = TypeVar("Cache")
@@ -19,6 +23,49 @@ Cache = TypeVar("Cache")
 Run = Callable[[Input, Cache, Bool[Array, "*site"]], Float[Array, ""]]
 """(input, cache, sites) -> metric of the model on the input, with the activations at `sites` taken
 from the cache. What a site is, an entry of (L, T) or of (L, T, H) perhaps, the run decides."""
+
+
+Metric = Callable[[Any], Float[Array, ""]]
+"""Of what a model makes of a batch."""
+
+
+def patched_stream(
+    model: Model, params: PyTree, metric: Metric, site: str = "entry"
+) -> Run[Batch, Float[Array, "L B T M"]]:
+    """Returns a run whose sites (L, T) are the residual stream at a layer and a position.
+
+    Args:
+      model: with self-attention.
+      params: its parameters.
+      metric: what is computed of its outputs.
+      site: "entry", in front of each layer, or "exit", behind it.
+    """
+
+    def run(batch: Batch, cache: Float[Array, "L B T M"], sites: Bool[Array, "L T"]) -> Array:
+        change = Change(cache, sites[:, None, :, None])
+        return metric(record(model, params, batch, (), {site: change})[0])
+
+    return run
+
+
+def patched_heads(
+    model: Model, params: PyTree, metric: Metric
+) -> Run[Batch, Float[Array, "L B T H D"]]:
+    """Returns a run whose sites (L, T, H) are what a head of a layer reads at a position.
+
+    Arguments as in `patched_stream`.
+    """
+
+    def run(batch: Batch, cache: Float[Array, "L B T H D"], sites: Bool[Array, "L T H"]) -> Array:
+        change = Change(cache, sites[:, None, :, :, None])
+        return metric(record(model, params, batch, (), {"read": change})[0])
+
+    return run
+
+
+def cached(model: Model, params: PyTree, batch: Batch, site: str) -> Float[Array, "L B ..."]:
+    """Returns the activations that runs take: `site` is "entry", "exit" or "read"."""
+    return stacked(record(model, params, batch, (site,))[1], site)
 
 
 def single_sites(*shape: int) -> Bool[Array, "N *site"]:

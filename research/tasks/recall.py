@@ -29,6 +29,7 @@ from research.tasks.task import (
     bin_index,
     bin_label,
     cross_entropy,
+    of_lengths,
     power_of_two_bins,
     sliced,
 )
@@ -96,35 +97,46 @@ class Recall(Task):
 
     @property
     def slices(self) -> Mapping[str, Sequence[str]]:
-        return {
+        labels = {
             "accuracy_by_gap": [bin_label(*b) for b in self.gap_bins],
             "accuracy_by_pairs": [str(n) for n in self.num_pairs],
         }
+        if self.eval_lengths:
+            labels["accuracy_by_length"] = [str(n) for n in self.eval_lengths]
+        return labels
 
     def batch(
         self, data: tuple, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
         """Returns `batch_size` fresh sequences."""
-        key = jax.random.fold_in(key, step)
-        return jax.vmap(
-            lambda k: sequence(k, self.length, self.vocab_size, self.num_pairs, self.gap_power)
-        )(jax.random.split(key, self.batch_size))
+        return self._sequences(jax.random.fold_in(key, step), self.length)
 
     def evaluation(
         self, data: tuple, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of the split's own stream."""
-        return self.batch(data, jax.random.key(EVALUATION_SEED[split]), index)
+        """Returns batch `index` of the stream of the split and, if it has its own, the length."""
+        key = jax.random.key(EVALUATION_SEED[split])
+        if bucket:
+            key = jax.random.fold_in(key, bucket)
+        batch = self._sequences(jax.random.fold_in(key, index), self.length_of(bucket))
+        return self.marked(batch, bucket)
+
+    def _sequences(self, key: Key[Array, ""], length: int) -> Batch:
+        return jax.vmap(
+            lambda k: sequence(k, length, self.vocab_size, self.num_pairs, self.gap_power)
+        )(jax.random.split(key, self.batch_size))
 
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per query) and accuracy, also by gap and by number of pairs.
 
+        They are of the length of training, but for "accuracy_by_length" and "accuracy_longest".
         "accuracy_most_pairs" is the accuracy on the sequences with the most pairs alone.
         """
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
-        loss = cross_entropy(outputs, jnp.maximum(targets, 0)) * weights
         right = (outputs.argmax(-1) == targets).astype(jnp.float32)
+        weights, others = of_lengths(self, "accuracy", right, weights, batch)
+        loss = cross_entropy(outputs, jnp.maximum(targets, 0)) * weights
         pairs = jnp.broadcast_to(batch["pairs"][:, None], targets.shape)
         gaps = bin_index(batch["gaps"], self.gap_bins)
         count = weights.sum()
@@ -135,6 +147,7 @@ class Recall(Task):
             "accuracy_most_pairs": Sums((right * hardest).sum(), hardest.sum()),
             "accuracy_by_gap": sliced(right, weights, gaps, len(self.gap_bins)),
             "accuracy_by_pairs": sliced(right, weights, pairs, len(self.num_pairs)),
+            **others,
         }
 
 
@@ -143,13 +156,15 @@ def make_recall(config: ConfigDict) -> Recall:
     most = max(config.num_pairs, default=0)
     if min(config.num_pairs, default=0) < 1:
         raise UserError(f"task.num_pairs={config.num_pairs}: give one or more positive numbers.")
-    if config.length % 2:
-        raise UserError(f"task.length={config.length} must be even: pairs take two tokens.")
-    if config.length < 4 * most:
-        raise UserError(
-            f"task.length={config.length} is too short for {most} pairs and their queries; "
-            f"at least {4 * most}."
-        )
+    lengths = {"length": (config.length,), "eval_lengths": tuple(config.eval_lengths)}
+    for key, length in ((key, n) for key, numbers in lengths.items() for n in numbers):
+        if length % 2:
+            raise UserError(f"task.{key}={length} must be even: pairs take two tokens.")
+        if length < 4 * most:
+            raise UserError(
+                f"task.{key}={length} is too short for {most} pairs and their queries; "
+                f"at least {4 * most}."
+            )
     if config.vocab_size % 2 or config.vocab_size // 2 - 1 < most:
         raise UserError(
             f"task.vocab_size={config.vocab_size} must be even and at least {2 * most + 2} "
@@ -159,6 +174,7 @@ def make_recall(config: ConfigDict) -> Recall:
         length=config.length,
         vocab_size=config.vocab_size,
         batch_size=config.batch_size,
+        eval_lengths=tuple(config.eval_lengths),
         num_pairs=tuple(config.num_pairs),
         gap_power=config.gap_power,
     )

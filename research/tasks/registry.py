@@ -30,6 +30,8 @@ OF_TASK = {
     "num_keywords": (4, "rule"),
 }
 """Keys of `config.task` that one task alone reads: their defaults and its name."""
+OF_ANY_LENGTH = ("recall", "text")
+"""Tasks that can be evaluated at lengths that they do not train at."""
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -45,4 +47,31 @@ def make_task(config: ConfigDict) -> Task:
                 f"task.{key}={config[key]!r}: task.name={config.name!r} does not read it; leave it "
                 f"{default!r}."
             )
+    check_eval_lengths(config)
+    check_streams(config)
     return TASKS[config.name](config)
+
+
+def check_streams(config: ConfigDict) -> None:
+    """Raises UserError for a stream of what is no text."""
+    if config.stream_sinks and config.name != "text":
+        raise UserError(
+            f"task.stream_sinks={tuple(config.stream_sinks)}: task.name={config.name!r} does not "
+            "read it, text does; leave it ()."
+        )
+
+
+def check_eval_lengths(config: ConfigDict) -> None:
+    """Raises UserError for lengths that make no sense, or that the task of `config` cannot take."""
+    lengths = tuple(config.eval_lengths)
+    if not lengths:
+        return
+    if config.name not in OF_ANY_LENGTH:
+        raise UserError(
+            f"task.eval_lengths={lengths}: task.name={config.name!r} does not read it, "
+            f"{', '.join(OF_ANY_LENGTH)} do; leave it ()."
+        )
+    if lengths[0] < 1 or list(lengths) != sorted(set(lengths)):
+        raise UserError(
+            f"task.eval_lengths={lengths}: give positive numbers, each longer than the one before."
+        )

@@ -50,6 +50,20 @@ class Scored(NamedTuple):
     files: dict[str, str]
 
 
+class Stream(NamedTuple):
+    """How a text is streamed through a rolling cache.
+
+    Attributes:
+      window: tokens of the cache.
+      sinks: how many of them are the first of the text; one stream for each of these numbers.
+      tokens: of each piece of the text.
+    """
+
+    window: int
+    sinks: tuple[int, ...]
+    tokens: int
+
+
 class Sums(NamedTuple):
     """A metric before the division: adds up over batches and devices without bias.
 
@@ -70,7 +84,7 @@ class Task:
 
     Attributes:
       vocab_size: number of tokens, inputs and targets.
-      length: the most tokens of a sequence.
+      length: the most tokens of a sequence that is trained on.
       batch_size: sequences per batch.
       classes: number of classes, where a whole sequence has one; 0: outputs are tokens.
       data: pytree of device arrays that `batch` and `evaluation` read; an argument of the compiled
@@ -85,6 +99,9 @@ class Task:
       scores: names of the metrics that `score` gives.
       aligned: names of the measures of how the source is read, of
         research/interpret/alignment_measures.py, that `alignments` allows.
+      eval_lengths: ascending lengths of sequences that it is evaluated at besides, in buckets of
+        their own that follow those of training.
+      stream: how its text is streamed when training ends; None: not at all.
     """
 
     vocab_size: int
@@ -100,6 +117,13 @@ class Task:
     decoded: Sequence[str] = ()
     scores: Sequence[str] = ()
     aligned: Sequence[str] = ()
+    eval_lengths: Sequence[int] = ()
+    stream: "Stream | None" = None
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of any sequence."""
+        return max((self.length, *self.eval_lengths))
 
     @property
     def slices(self) -> Mapping[str, Sequence[str]]:
@@ -135,8 +159,26 @@ class Task:
         raise NotImplementedError
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
-        """Returns how many batches of each bucket an evaluation has, `total` wherever possible."""
-        return (total,)
+        """Returns how many batches of each bucket an evaluation has, `total` wherever possible.
+
+        Those of `eval_lengths` have about as many tokens.
+        """
+        longer = (max(1, total * self.length // length) for length in self.eval_lengths)
+        return (total, *longer)
+
+    def length_of(self, bucket: int) -> int:
+        """Returns the tokens of the sequences of an evaluation's bucket."""
+        return self.eval_lengths[bucket - 1] if bucket else self.length
+
+    def marked(self, batch: Batch, bucket: int) -> Batch:
+        """Returns a batch of an evaluation's bucket that says which one, for `of_lengths`.
+
+        "eval_length" (B,) int32 is the index into `eval_lengths`, -1 for the length of training.
+        """
+        if not self.eval_lengths:
+            return batch
+        rows = batch["inputs"].shape[0]
+        return {**batch, "eval_length": jnp.full(rows, bucket - 1, jnp.int32)}
 
     def metrics(self, outputs: Any, batch: Batch) -> dict[str, Sums]:
         """Returns sums of metrics of what the model made of a batch, logits (B, T, V) mostly.
@@ -155,6 +197,10 @@ class Task:
 
     def alignments(self, split: str) -> Batch:
         """Returns a batch with "alignment" (B, T), source positions of the targets, or "span"."""
+        raise NotImplementedError
+
+    def streams(self, split: str) -> Int[Array, "B N"]:
+        """Returns the pieces of a split's text that are streamed, N = `stream.tokens` + 1."""
         raise NotImplementedError
 
     def artifacts(self) -> Mapping[str, str]:
@@ -181,6 +227,25 @@ def sliced(
     one_hot = jax.nn.one_hot(index, number) * weights[..., None]
     axes = tuple(range(values.ndim))
     return Sums((one_hot * values[..., None]).sum(axes), one_hot.sum(axes))
+
+
+def of_lengths(
+    task: Task, metric: str, values: Float[Array, "B T"], weights: Float[Array, "B T"], batch: Batch
+) -> tuple[Float[Array, "B T"], dict[str, Sums]]:
+    """Returns weights of sequences as long as those of training, and sums of those that are not.
+
+    The sums are "METRIC_by_length", of every one of `task.eval_lengths`, and "METRIC_longest", of
+    the last of them. There are none for a batch that is not `Task.marked`.
+    """
+    if "eval_length" not in batch:
+        return weights, {}
+    index = jnp.broadcast_to(batch["eval_length"][:, None], values.shape)
+    number = len(task.eval_lengths)
+    by_length = sliced(values, weights, index, number)
+    return weights * (index < 0), {
+        f"{metric}_by_length": by_length,
+        f"{metric}_longest": Sums(by_length.total[-1], by_length.count[-1]),
+    }
 
 
 def power_of_two_bins(first: int, last: int) -> list[tuple[int, int]]:

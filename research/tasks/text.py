@@ -18,11 +18,13 @@ from research.errors import UserError
 from research.tasks.corpora import cache_directory, read_text
 from research.tasks.task import (
     Batch,
+    Stream,
     Sums,
     Task,
     bin_index,
     bin_label,
     cross_entropy,
+    of_lengths,
     power_of_two_bins,
     sliced,
 )
@@ -45,11 +47,16 @@ class Text(Task):
     position_bins: list[tuple[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "position_bins", power_of_two_bins(1, self.length))
+        object.__setattr__(self, "position_bins", power_of_two_bins(1, self.longest))
 
     @property
     def slices(self) -> Mapping[str, Sequence[str]]:
-        return {"loss_by_position": [bin_label(*b) for b in self.position_bins]}
+        labels = {"loss_by_position": [bin_label(*b) for b in self.position_bins]}
+        if self.eval_lengths:
+            labels["loss_by_length"] = [str(n) for n in self.eval_lengths]
+        if self.stream:
+            labels["stream_loss_by_sinks"] = [str(n) for n in self.stream.sinks]
+        return labels
 
     def batch(
         self,
@@ -62,7 +69,7 @@ class Text(Task):
         key = jax.random.fold_in(key, step)
         last = data["train"].shape[0] - self.length
         starts = jax.random.randint(key, (self.batch_size,), 0, last)
-        return self._windows(data, "train", starts)
+        return self._windows(data, "train", starts, self.length)
 
     def evaluation(
         self,
@@ -73,13 +80,16 @@ class Text(Task):
         bucket: int = 0,
     ) -> Batch:
         """Returns batch `index` of `total`, windows spread evenly over the split."""
-        last = data[split].shape[0] - self.length - 1
+        length = self.length_of(bucket)
+        last = data[split].shape[0] - length - 1
         starts = np.linspace(0, last, total * self.batch_size).astype(np.int32)
         starts = jnp.asarray(starts.reshape(total, self.batch_size))[index]
-        return self._windows(data, split, starts)
+        return self.marked(self._windows(data, split, starts, length), bucket)
 
-    def _windows(self, data: Mapping[str, jax.Array], split: str, starts: jax.Array) -> Batch:
-        tokens = data[split][starts[:, None] + jnp.arange(self.length + 1)]
+    def _windows(
+        self, data: Mapping[str, jax.Array], split: str, starts: jax.Array, length: int
+    ) -> Batch:
+        tokens = data[split][starts[:, None] + jnp.arange(length + 1)]
         targets = tokens[:, 1:]
         return {
             "inputs": tokens[:, :-1],
@@ -88,18 +98,32 @@ class Text(Task):
         }
 
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
-        """Returns loss (nats per token), bits per character, loss by position in the context."""
+        """Returns loss (nats per token), bits per character, loss by position in the context.
+
+        Loss and bits are of the length of training; windows of every length count by position.
+        """
         loss = cross_entropy(outputs, batch["targets"])
-        count = jnp.float32(loss.size)
-        positions = bin_index(1 + jnp.arange(self.length), self.position_bins)
+        ones = jnp.ones_like(loss)
+        positions = bin_index(1 + jnp.arange(loss.shape[1]), self.position_bins)
         positions = jnp.broadcast_to(positions, loss.shape)
+        by_position = sliced(loss, ones, positions, len(self.position_bins))
+        weights, others = of_lengths(self, "loss", loss, ones, batch)
+        total = (loss * weights).sum()
+        characters = (batch["characters"] * weights).sum()
         return {
-            "loss": Sums(loss.sum(), count),
-            "bits_per_character": Sums(loss.sum() / jnp.log(2.0), batch["characters"].sum()),
-            "loss_by_position": sliced(
-                loss, jnp.ones_like(loss), positions, len(self.position_bins)
-            ),
+            "loss": Sums(total, weights.sum()),
+            "bits_per_character": Sums(total / jnp.log(2.0), characters),
+            "loss_by_position": by_position,
+            **others,
         }
+
+    def streams(self, split: str) -> Int[Array, "B N"]:
+        """Returns `batch_size` pieces of a split, spread evenly over it."""
+        if self.stream is None:
+            raise ValueError("nothing is streamed")
+        last = self.data[split].shape[0] - self.stream.tokens - 1
+        starts = np.linspace(0, last, self.batch_size).astype(np.int32)
+        return self.data[split][starts[:, None] + np.arange(self.stream.tokens + 1)]
 
     def artifacts(self) -> Mapping[str, str]:
         """Returns the tokenizer."""
@@ -118,18 +142,49 @@ def make_text(config: ConfigDict) -> Text:
         "train": tokenizer.encode(text[:cut]),
         "validation": tokenizer.encode(text[cut:]),
     }
+    eval_lengths = tuple(config.eval_lengths)
     for name, tokens in splits.items():
-        if len(tokens) < config.length + 2:
-            raise UserError(
-                f"task.length={config.length} is too long: the {name} split of {config.path} "
-                f"has {len(tokens)} tokens."
-            )
+        for key, length in (
+            ("length", config.length),
+            *(("eval_lengths", n) for n in eval_lengths),
+        ):
+            if len(tokens) < length + 2:
+                raise UserError(
+                    f"task.{key}={length} is too long: the {name} split of {config.path} "
+                    f"has {len(tokens)} tokens."
+                )
+    stream = make_stream(config, len(splits["validation"]))
     data = {name: jnp.asarray(tokens) for name, tokens in splits.items()}
     data["characters"] = jnp.asarray(tokenizer.characters)
     return Text(
         length=config.length,
         batch_size=config.batch_size,
+        eval_lengths=eval_lengths,
+        stream=stream,
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer,
         data=data,
     )
+
+
+def make_stream(config: ConfigDict, tokens: int) -> Stream | None:
+    """Returns how the text is streamed, if it is. Raises UserError for sizes that do not fit.
+
+    Args:
+      config: `config.task`.
+      tokens: of the validation split.
+    """
+    sinks, window = tuple(config.stream_sinks), config.stream_window or config.length
+    if not sinks:
+        return None
+    if list(sinks) != sorted(set(sinks)) or sinks[0] < 0 or sinks[-1] >= window:
+        raise UserError(
+            f"task.stream_sinks={sinks}: give numbers from 0 to less than the window of {window} "
+            "tokens, each larger than the one before."
+        )
+    if not window < config.stream_tokens < tokens:
+        raise UserError(
+            f"task.stream_tokens={config.stream_tokens} must be more than the window of {window} "
+            f"tokens and less than the {tokens} of the validation text."
+        )
+    return Stream(window, sinks, config.stream_tokens)

@@ -251,7 +251,7 @@ def _finish(
     }
     diverged_at, best_step = fetch(state.diverged_at), fetch(state.best.step)
     asked = configs[0].interpret.final
-    wanted = task.decoded or task.aligned or asked
+    wanted = task.decoded or task.aligned or task.stream or asked
     best = jax.tree.map(fetch, state.best.params) if wanted else {}
     results = []
     for member, (config, run) in enumerate(zip(configs, runs, strict=True)):

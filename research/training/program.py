@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
 from research.decoding.search import check_model, search_of
+from research.decoding.streaming import streaming
 from research.errors import UserError, check_name
 from research.interpret import final
 from research.interpret.columns import labels
@@ -162,6 +163,11 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
             f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and there is "
             f"none with {without[0]}={without[1]!r}; use 0."
         )
+    check_longer(program, config)
+    if stream := program.task.stream:
+        decoder: Any = program.model
+        for sinks in stream.sinks:
+            streaming(decoder, stream.window, sinks)
     if not program.task.next_token or config.model.name == "recurrent":
         return program
     for options in layer_options(config.model, program.task.length):
@@ -173,6 +179,26 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
                 "it has to predict; use 'causal' or 'window'."
             )
     return program
+
+
+def check_longer(program: Program, config: ConfigDict) -> None:
+    """Raises UserError for a model that is another one at the lengths that are only evaluated."""
+    task = program.task
+    if task.longest == task.length:
+        return
+    asked = f"task.eval_lengths={tuple(task.eval_lengths)}"
+    for options in layer_options(config.model, task.longest):
+        if options.rope_scaling == "yarn" and not options.rope_original_length:
+            raise UserError(
+                f"{asked} with model.rope_scaling='yarn' needs model.rope_original_length."
+            )
+    batch = batch_shapes(task, 1)
+    longer = model_of(config, task, SLOW_TO_TRACE, task.longest)
+    if parameter_shapes(longer, batch) != parameter_shapes(program.model, batch):
+        raise UserError(
+            f"{asked}: this model has parameters for task.length={task.length} tokens only "
+            "(model.position='learned' has, for example), so it cannot be evaluated at more."
+        )
 
 
 def heads_that_read(program: Program) -> int:
@@ -211,7 +237,9 @@ def build_program(
     """
     task = task or task_of(task_id(config))
     with jax.set_mesh(mesh):  # what suits the mechanism depends on it
-        model = model_of(config, task)
+        model, longer = model_of(config, task), None
+        if task.longest > task.length:
+            longer = model_of(config, task, length=task.longest)
         # Parameters are the same however they are used.
         quick = model_of(config, task, SLOW_TO_TRACE)
     # pmap's arrays rest on one device between its steps; the other functions are not mapped.
@@ -241,7 +269,8 @@ def build_program(
             split: under(
                 rest,
                 jax.jit(
-                    make_evaluate(task, model, split, total, measures), out_shardings=everywhere
+                    make_evaluate(task, model, split, total, longer, measures),
+                    out_shardings=everywhere,
                 ),
             )
             for split in task.splits
@@ -250,9 +279,22 @@ def build_program(
     )
 
 
-def model_of(config: ConfigDict, task: Task, instead: Mapping[str, str] | None = None) -> Model:
-    """Returns the model of a config for a task; `instead` as `make_model` takes it."""
-    return make_model(config.model, task.vocab_size, task.length, instead, task.classes)
+def model_of(
+    config: ConfigDict,
+    task: Task,
+    instead: Mapping[str, str] | None = None,
+    length: int = 0,
+) -> Model:
+    """Returns the model of a config for a task.
+
+    Args:
+      config: the whole config.
+      task: what it learns.
+      instead: as `make_model` takes it.
+      length: the longest sequence; 0: the task's.
+    """
+    length = length or task.length
+    return make_model(config.model, task.vocab_size, length, instead, task.classes)
 
 
 def one_state(model: Model, init: Callable, mesh: Mesh, layout: Layout) -> State:

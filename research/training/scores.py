@@ -1,6 +1,7 @@
-"""What a trained sequence-to-sequence model decodes, and how it reads the source."""
+"""What a trained model decodes, how it reads the source, and what long texts cost it."""
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from research.ablation.store import write_text
 from research.decoding.decode import decode_all, static_lengths
 from research.decoding.lines import progress_of
 from research.decoding.search import Search, search_of
+from research.decoding.streaming import stream_scores, streaming
 from research.interpret.alignment_measures import alignment_scores
 from research.models.model import Model
 from research.tasks.task import Batch, Sums, Task
@@ -28,13 +30,18 @@ def score_names(task: Task, split: str) -> Sequence[str]:
     Those of alignments are not those of a model without attention.
     """
     decoded = (*task.scores, SPEED) if split in task.decoded else ()
-    return (*decoded, *task.aligned)
+    streamed = ("stream_loss", "stream_perplexity_ratio") if task.stream else ()
+    return (*decoded, *task.aligned, *streamed)
 
 
 def score_decoded(
     program: Program, config: ConfigDict, params: Any, run: Path
 ) -> dict[str, dict[str, Any]]:
-    """Returns {split: {metric: value}} of what the task wants decoded, and of known alignments.
+    """Returns {split: {metric: value}} of what is known only when training has ended.
+
+    That is what the task wants decoded, known alignments and streams: "stream_loss_by_sinks" and,
+    of its last entry, "stream_loss"; "stream_perplexity_ratio" is the perplexity with the fewest
+    sinks over that with the most.
 
     What the task keeps of it, such as the hypotheses, is written into the run.
 
@@ -51,7 +58,28 @@ def score_decoded(
         found[split] = _decoded(task, model, params, search, split, run)
         if task.aligned:
             found[split] |= _aligned(model, params, task.alignments(split))
+        if task.stream:
+            found[split] |= _streamed(task, model, params, split)
     return found
+
+
+def _streamed(task: Task, model: Any, params: Any, split: str) -> dict[str, Any]:
+    """Nats per token of a text far longer than the window, by the tokens that are kept in sight.
+
+    Tokens count from where the cache is full, and would be without its first ones.
+    """
+    stream, tokens = task.stream, task.streams(split)
+    assert stream is not None
+    losses = []
+    for sinks in stream.sinks:
+        able = streaming(model, stream.window, sinks)
+        scores = stream_scores(able, params, tokens)
+        losses.append(-float(scores.log_prob[:, stream.window :].mean()))
+    return {
+        "stream_loss_by_sinks": losses,
+        "stream_loss": losses[-1],
+        "stream_perplexity_ratio": math.exp(losses[0] - losses[-1]),
+    }
 
 
 def _decoded(

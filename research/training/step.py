@@ -241,22 +241,30 @@ def make_train(task: Task, step: Callable) -> Callable:
 
 
 def make_evaluate(
-    task: Task, model: Model, split: str, total: int, measures: Sequence[str] = ()
+    task: Task,
+    model: Model,
+    split: str,
+    total: int,
+    longer: Model | None = None,
+    measures: Sequence[str] = (),
 ) -> Callable:
     """Returns (params, data) -> sums over `total` batches of a split, params (P, ...).
 
     Args:
       task: what is learned.
-      model: what learns it.
-      split: what is evaluated.
-      total: batches of an evaluation.
+      model: what learned it.
+      split: of the task.
+      total: batches.
+      longer: the same model made for `task.longest`, for sequences longer than those of training.
       measures: of the model's attention, beside the task's metrics.
     """
-    one = measured(task, model, measures)
+    of_training = measured(task, model, measures)
+    of_longer = measured(task, longer, measures) if longer else of_training
 
     def of_bucket(params: Any, data: Any, bucket: int, batches: int) -> dict[str, Sums]:
         def body(index: jax.Array) -> dict[str, Sums]:
             batch = spread(task.evaluation(data, split, index, batches, bucket))
+            one = of_longer if batch["inputs"].shape[1] > task.length else of_training
             return jax.vmap(one, in_axes=(0, None), spmd_axis_name="member")(params, batch)
 
         stacked = jax.lax.map(body, jnp.arange(batches))

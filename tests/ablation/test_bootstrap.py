@@ -2,12 +2,13 @@
 
 import time
 
+import jiwer
 import numpy as np
 import pytest
 import sacrebleu
 
 from research.ablation import store
-from research.ablation.bootstrap import bootstrap, compare
+from research.ablation.bootstrap import bootstrap, compare_bleu, compare_wer
 from research.ablation.evidence import load_study
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.report import write_report
@@ -69,7 +70,7 @@ def runs_of(workdir, **wanted):
 
 def test_scores_are_those_of_sacrebleu():
     base, systems = noisy(REFERENCES, 0.2, 1), {"a": noisy(REFERENCES, 0.3, 2)}
-    found, signature = compare(base, systems, REFERENCES)
+    found, signature = compare_bleu(base, systems, REFERENCES)
     expected = [sacrebleu.corpus_bleu(x, [REFERENCES]).score for x in (base, systems["a"])]
     assert found["a"][:2] == pytest.approx(expected)
     assert f"version:{sacrebleu.__version__}" in signature and "bs:1000" in signature
@@ -78,10 +79,10 @@ def test_scores_are_those_of_sacrebleu():
 def test_worse_is_significant_and_alike_is_not():
     base = noisy(REFERENCES, 0.2, 1)
     systems = {"worse": noisy(REFERENCES, 0.7, 2), "alike": noisy(REFERENCES, 0.2, 3)}
-    found, _ = compare(base, systems, REFERENCES)
+    found, _ = compare_bleu(base, systems, REFERENCES)
     assert found["worse"][2] < 0.01 < 0.1 < found["alike"][2]
     # The other way round the same differences are as significant.
-    back, _ = compare(systems["worse"], {"base": base}, REFERENCES)
+    back, _ = compare_bleu(systems["worse"], {"base": base}, REFERENCES)
     assert back["base"] == pytest.approx((found["worse"][1], found["worse"][0], found["worse"][2]))
 
 
@@ -93,14 +94,14 @@ def test_a_rare_improvement_has_the_p_value_of_its_resamples():
     """
     base = noisy(REFERENCES, 0.3, 1)
     better = [REFERENCES[0], *base[1:]]
-    found, _ = compare(base, {"better": better}, REFERENCES)
+    found, _ = compare_bleu(base, {"better": better}, REFERENCES)
     assert found["better"][1] > found["better"][0]
     assert 0.06 < found["better"][2] < 0.29
 
 
 def test_the_same_output_is_no_difference():
     base = noisy(REFERENCES, 0.2, 1)
-    found, _ = compare(base, {"same": base, "spaced": [f" {x}  " for x in base]}, REFERENCES)
+    found, _ = compare_bleu(base, {"same": base, "spaced": [f" {x}  " for x in base]}, REFERENCES)
     assert found["same"][2] == found["spaced"][2] == 1.0
 
 
@@ -111,7 +112,7 @@ def test_every_run_is_compared_with_the_reference_run_of_its_seed_and_point(swee
     assert where == expected
     for pair in found.pairs:
         runs = {r.arm: r.run for r in runs_of(sweep, point=pair.point, seed=pair.seed)}
-        for arm, score in (("fixed", pair.base), (pair.arm, pair.bleu)):
+        for arm, score in (("fixed", pair.base), (pair.arm, pair.value)):
             text = (sweep / runs[arm] / "test.hypotheses.txt").read_text()
             whole = sacrebleu.corpus_bleu(text.splitlines(), [REFERENCES])
             assert score == pytest.approx(whole.score)
@@ -125,11 +126,11 @@ def test_the_report_shows_it(sweep, tmp_path):
     markdown = (tmp_path / "out" / "report.md").read_text()
     section = markdown.split("## Paired bootstrap\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
-    assert len(rows) == 8 and all(f"{pair.bleu:.3f}" in section for pair in found.pairs)
+    assert len(rows) == 8 and all(f"{pair.value:.3f}" in section for pair in found.pairs)
     assert "version:" in section
     page = read_page(tmp_path / "out" / "report.html")
     assert "bootstrap" in {a["id"] for tag, a in page.tags if tag == "section"}
-    assert f"{found.pairs[0].bleu:.3f}" in " ".join(page.text)
+    assert f"{found.pairs[0].value:.3f}" in " ".join(page.text)
 
 
 def test_a_sweep_that_keeps_no_sentences_has_no_such_section(sweep):
@@ -181,7 +182,7 @@ def test_a_sentence_may_hold_any_character_but_a_line_feed(sweep):
     for run in runs_of(sweep, seed=0, point={"task.length": 20}):
         write_lines(sweep / run.run, strange, strange)
     pair = bootstrap(load_study(sweep)).pairs[0]
-    assert (pair.sentences, pair.p, pair.note) == (60, 1.0, "") and pair.bleu > 99
+    assert (pair.sentences, pair.p, pair.note) == (60, 1.0, "") and pair.value > 99
 
 
 def test_a_file_that_is_no_text_is_one_line(sweep):
@@ -197,5 +198,28 @@ def test_three_arms_of_a_thousand_sentences_take_seconds():
     references = sentences(1000)
     systems = {name: noisy(references, 0.3, i) for i, name in enumerate("ab")}
     start = time.perf_counter()
-    compare(noisy(references, 0.3, 9), systems, references)
+    compare_bleu(noisy(references, 0.3, 9), systems, references)
     assert time.perf_counter() - start < 10
+
+
+def test_word_error_rates_are_those_of_jiwer_and_their_difference_is_resampled():
+    rng = np.random.default_rng(0)
+    words = ("one", "two", "three", "four")
+    references = [" ".join(rng.choice(words, size=n)) for n in rng.integers(1, 6, 80)]
+
+    def worse(text, rate):
+        kept = [w if rng.random() > rate else "five" for w in text.split()]
+        return " ".join(kept[: max(0, len(kept) - (rng.random() < rate))])
+
+    base = [worse(text, 0.05) for text in references]
+    systems = {"same": base, "worse": [worse(text, 0.5) for text in references]}
+    found, how = compare_wer(base, systems, references)
+    assert found["same"][2] == 1.0 and found["worse"][2] < 0.01 and "jiwer" in how
+    for name, texts in systems.items():
+        assert found[name][0] == pytest.approx(jiwer.wer(references, base))
+        assert found[name][1] == pytest.approx(jiwer.wer(references, texts))
+
+
+def test_no_word_where_none_was_said_is_an_insertion():
+    found, _ = compare_wer(["", "one"], {"a": ["one two", "one"]}, ["", "one"])
+    assert found["a"][:2] == (0.0, 2.0)

@@ -41,6 +41,13 @@ PAIRS = {
         "encoder_decoder": {"model.name": "encoder_decoder", **small.TRANSFORMER},
     }.items()
 }
+CLASSIFIER = BASE | {
+    "task.length": 16,
+    "task.vocab_size": 16,
+    "model.body": "transformer",
+    "model.feedforward": 16,
+    "optimizer.learning_rate": 0.1,
+}
 PAIR_STEPS = 4
 PAIR_LAYOUTS = ("data=8", "data=4 x member=2", "data=8, fsdp", "pmap, data=8")
 LAYOUTS = {
@@ -63,6 +70,8 @@ def trained(mechanism: str, layout: str, steps: int = STEPS) -> tuple:
     deltas = {f"parallel.{key}": value for key, value in parallel.items()}
     if mechanism in PAIRS:
         config = apply_deltas(small.transduction(), PAIRS[mechanism] | deltas)
+    elif mechanism == "classifier":
+        config = apply_deltas(small.rule(), CLASSIFIER | deltas)
     else:
         own = (MECHANISMS | STEPS_OF)[mechanism]
         config = apply_deltas(small.recall(), BASE | own | deltas)
@@ -112,6 +121,9 @@ EVERY = {
     f"{name} {layout}": functools.partial(agrees, name, layout)
     for name in (*MECHANISMS, *PAIRS)
     for layout in (PAIR_LAYOUTS if name in PAIRS else LAYOUTS)
+} | {
+    f"classifier {layout}": functools.partial(agrees, "classifier", layout)
+    for layout in (*PAIR_LAYOUTS, "data=4 x model=2")
 }
 # Mechanisms differ in how a sequence is split; the rest of a layout does not know of them. What is
 # left out here is in slow_layout_checks.
@@ -123,6 +135,7 @@ FAST = (
     "gated_delta data=2 x context=4",
     "recurrent pmap, data=8",
     "encoder_decoder data=8, fsdp",
+    "classifier data=4 x model=2",
 )
 SLOW = {name: check for name, check in EVERY.items() if name not in FAST}
 CHECKS = {name: EVERY[name] for name in FAST} | {

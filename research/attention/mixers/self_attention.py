@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.entries import MixerEntry
 from research.attention.implementations import dense
@@ -135,6 +135,40 @@ class SelfAttention(Mixer):
         out = self._read(params, q, seen, allowed, implementation, index, seen["positions"])
         return state, self.merge(params, x, out)
 
+    def remember(
+        self, params: dict[str, Array], x: Float[Array, "B T M"]
+    ) -> dict[str, Float[Array, "B T K D"]]:
+        """What is kept of tokens, "v" and mostly "k", before they have a position."""
+        kept = {"v": split_heads(params, "value", x)}
+        if "key" in self.score.reads:
+            kept["k"] = split_heads(params, "key", x)
+        return kept
+
+    def recall(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        kept: dict[str, Float[Array, "B S K D"]],
+        q_index: Int[Array, " T"],
+        kv_index: Int[Array, " S"],
+        mask: Mask,
+    ) -> Float[Array, "B T M"]:
+        """What tokens at these positions read of what was kept of others at theirs.
+
+        Args:
+            params: as in ``__call__``.
+            x: the tokens that read.
+            kept: what is read, as ``remember`` gives it.
+            q_index: positions of the tokens that read.
+            kv_index: positions of what is read.
+            mask: restricts the mixer's own further.
+        """
+        q, kept = self._query(params, x, q_index), self._placed(kept, kv_index)
+        implementation = while_decoding(self.implementation, x.shape[1])
+        allowed = self.mask & mask
+        out = self._read(params, q, kept, allowed, implementation, q_index, kv_index)
+        return self.merge(params, x, out)
+
     def _query(self, params, x, index):
         if "query" not in self.score.reads:
             shape = (*x.shape[:2], self.num_heads, self.head_width)
@@ -143,10 +177,10 @@ class SelfAttention(Mixer):
 
     def _remembered(self, params, x, index):
         """What is kept of the tokens for later queries."""
-        kept = {"v": split_heads(params, "value", x)}
-        if "key" in self.score.reads:
-            kept["k"] = self._rotated(split_heads(params, "key", x), index)
-        return kept
+        return self._placed(self.remember(params, x), index)
+
+    def _placed(self, kept, index):
+        return kept | {"k": self._rotated(kept["k"], index)} if "k" in kept else kept
 
     def _rotated(self, x, index):
         return x if self.rotary is None else self.rotary(x, index)

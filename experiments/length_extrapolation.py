@@ -1,0 +1,80 @@
+"""Which positions carry a language model beyond the length that it was trained at?
+
+    python -m research.sweep --experiment=experiments/length_extrapolation.py \
+        --workdir=runs/length_extrapolation
+    python -m research.report --workdir=runs/length_extrapolation
+
+12 runs. Needs tiny Shakespeare.
+
+Press et al. 2022 train at one length and evaluate at longer ones: with ALiBi the loss stays or
+falls, with sinusoidal positions it rises at once, RoPE lies in between. Here a character model is
+trained at 64 characters and evaluated, as it is, at up to 512. The other side, a task in which
+something far away has to be found, is experiments/length_extrapolation_recall.py.
+"""
+
+from research.ablation.claims import Claim, Direction, Equivalence, Trend
+from research.ablation.experiment import Experiment, Outcome
+
+PRESS = "Press et al. 2022 (ALiBi), Figure 1"
+BY_LENGTH = "loss_by_length"
+
+experiment = Experiment(
+    question="Which positions carry a language model beyond its training length?",
+    base="configs/text.py",
+    common={
+        "task.eval_lengths": (64, 128, 256, 512),
+        "model.width": 64,
+        "model.num_layers": 2,
+        "model.feedforward": 256,
+        "train.steps": 600,
+        "train.eval_every": 300,
+        "train.eval_batches": 12,
+        "train.checkpoint_every": 600,
+        "optimizer.learning_rate": 3e-3,
+    },
+    arms={
+        "ALiBi": {"model.position": "alibi"},
+        "RoPE": {},
+        "sinusoidal": {"model.position": "sinusoidal"},
+        "none": {"model.position": "none"},
+    },
+    seeds=(0, 1, 2),
+    outcome=Outcome(metric="loss_longest", split="validation", higher_is_better=False),
+    claims=(
+        Claim(
+            text="With ALiBi the loss does not rise beyond the training length.",
+            source="Press et al. 2022 (ALiBi), abstract",
+            published="1.3 billion parameters: trained at 1,024 and tested at 2,048 tokens, the "
+            "perplexity of a sinusoidal model trained at 2,048",
+            test=Trend("ALiBi", "slice", "flat", margin=0.05, scale="log", metric=BY_LENGTH),
+        ),
+        Claim(
+            text="With sinusoidal positions it rises.",
+            source=PRESS,
+            test=Trend(
+                "sinusoidal", "slice", "increasing", margin=0.1, scale="log", metric=BY_LENGTH
+            ),
+        ),
+        Claim(
+            text="RoPE does not extrapolate either.",
+            source=PRESS,
+            test=Trend("RoPE", "slice", "increasing", margin=0.1, scale="log", metric=BY_LENGTH),
+        ),
+        Claim(
+            text="At eight times the training length ALiBi is better than RoPE.",
+            source=PRESS,
+            test=Direction(a="ALiBi", b="RoPE", margin=0.1),
+        ),
+        Claim(
+            text="At the training length RoPE is not worse than ALiBi.",
+            test=Direction(
+                a="RoPE", b="ALiBi", at={"slice": "64"}, metric=BY_LENGTH, better="lower"
+            ),
+        ),
+        Claim(
+            text="Without positions the loss at eight times the length is that of ALiBi.",
+            source="Kazemnejad et al. 2023: no positions extrapolate best, on reasoning tasks",
+            test=Equivalence(a="none", b="ALiBi", margin=0.05),
+        ),
+    ),
+)

@@ -1,0 +1,120 @@
+"""Attention over a text without end: a rolling cache of the first tokens and the latest ones."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from research.attention.errors import Unsupported
+from research.attention.mixers import cache
+from research.attention.mixers.mixer import Mixer, state_bytes
+from research.attention.mixers.self_attention import SelfAttention
+from research.attention.parameters import Parameter
+from research.attention.parts.masks import Mask, causal, window
+from research.attention.parts.sparse_masks import global_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Streaming(Mixer):
+    """Self-attention that reads a rolling cache (Xiao et al. 2023, section 3.2).
+
+    Of the tokens so far the cache holds the first ``sinks`` and the latest ``size - sinks``.
+    Positions are places in the cache, not in the text: as if the query were the last of a sequence
+    of at most ``size`` tokens, from which the middle was cut out. So no position is ever past
+    ``size``, however long the text. Keys are kept without a position and get that of their place
+    when they are read. In the layers above, what is kept of a token was made when it was the latest
+    one; it is not made again, so the result is not that of the cut sequence.
+
+    Attributes:
+        inner: the attention; its own mask, biases and rotation apply to places.
+        size: tokens of the cache, the current one among them.
+        sinks: how many of them are the first ones of the text, less than ``size``.
+    """
+
+    inner: SelfAttention
+    size: int
+    sinks: int
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Those of ``inner``."""
+        return self.inner.parameters()
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """A whole text, one token after the other; see ``Mixer``."""
+        if mask is not None:
+            raise Unsupported("a rolling cache cannot take a mask beyond its own")
+        return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """An empty cache of ``size`` slots, whatever the length; see ``cache.empty``."""
+        inner = self.inner
+        params = {
+            name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in inner.parameters().items()
+        }
+        token = jax.ShapeDtypeStruct((batch, 1, inner.width), dtype)
+        kept = jax.eval_shape(inner.remember, params, token)
+        shapes = {name: a.shape[2:] for name, a in kept.items()}
+        return cache.empty(self._rolls, batch, self.size, shapes, dtype)
+
+    def extend(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """The next T tokens, one after the other: each sees keys at places of its own."""
+        if x.shape[1] == 1:
+            return self._step(params, state, x)
+
+        def step(state: PyTree, token: Float[Array, "B M"]) -> tuple[PyTree, Array]:
+            state, y = self._step(params, state, token[:, None])
+            return state, y[:, 0]
+
+        state, y = jax.lax.scan(step, state, jnp.moveaxis(x, 1, 0))
+        return state, jnp.moveaxis(y, 0, 1)
+
+    def _step(self, params, state, x):
+        index = cache.positions(state, 1)
+        state, seen = cache.extend(self._rolls, state, self.inner.remember(params, x))
+        kept = {name: a for name, a in seen.items() if name not in cache.OWN}
+        places = self._places(seen["positions"], index)
+        y = self.inner.recall(params, x, kept, self._places(index, index), places, cache.filled)
+        return state, y
+
+    def _places(self, positions: Int[Array, " S"], now: Int[Array, " 1"]) -> Int[Array, " S"]:
+        """Where tokens stand in the cache when ``now`` is the latest; -1 stays -1."""
+        cut = jnp.maximum(now - (self.size - 1), 0)
+        return jnp.where(positions < self.sinks, positions, positions - cut)
+
+    @property
+    def _rolls(self) -> Mask:
+        """A mask that says what the cache keeps."""
+        latest = window(self.size - self.sinks)
+        return latest if not self.sinks else causal() & (latest | global_tokens(self.sinks))
+
+
+def stream(mixer: Mixer, size: int, sinks: int) -> Mixer:
+    """A mixer that can go on forever, with the parameters of this one.
+
+    Self-attention gets a rolling cache; a mixer whose state does not grow with the text is left as
+    it is.
+
+    Raises:
+        Unsupported: the mixer keeps something of every token, in a way that cannot roll.
+    """
+    if isinstance(mixer, SelfAttention):
+        if mixer.mask.together != 0:
+            raise Unsupported(f"mask {mixer.mask} is not causal, so a text cannot stream through")
+        return Streaming(mixer, size, sinks)
+    short, long = (state_bytes(mixer, 1, length, "float32") for length in (size, 2 * size))
+    if short != long:
+        raise Unsupported(
+            f"{type(mixer).__name__} keeps something of every token; softmax attention has a "
+            "rolling cache, and recurrent mixers need none"
+        )
+    return mixer

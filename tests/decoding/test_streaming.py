@@ -1,0 +1,190 @@
+"""Streams against dense attention over the visible tokens, step by step, layer by layer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.errors import Unsupported
+from research.attention.mixers.mixer import init_params
+from research.attention.mixers.streaming import Streaming, stream
+from research.attention.options import Options, make_mixer
+from research.decoding.streaming import score_tokens, stream_scores, streaming
+from research.errors import UserError
+from research.models.activations import ACTIVATIONS
+from research.models.transformer import Decoder, make_transformer
+from tests import small
+
+VOCAB, LENGTH, TOKENS = 16, 12, 30
+CASES = {
+    "rope": {"position": "rope"},
+    "alibi": {"position": "alibi"},
+    "t5": {"position": "t5", "num_buckets": 4, "max_distance": 8},
+    "none": {"position": "none"},
+    "grouped": {"position": "rope", "num_kv_heads": 1},
+    "sink": {"position": "rope", "normalizer": "softmax_sink"},
+    "window": {"position": "alibi", "mask": "window", "window": 4},
+    "differential": {"position": "rope", "mixer": "differential"},
+    "cosine": {"position": "none", "score": "cosine"},
+}
+SIZES = [(6, 0), (6, 2), (6, 5), (1, 0), (40, 3)]
+
+
+def visible(t, size, sinks):
+    """Returns the positions that the cache holds at step t, in the order of their places."""
+    first = list(range(min(sinks, t + 1)))
+    latest = range(max(sinks, t + 1 - (size - sinks)), t + 1)
+    return first + list(latest)
+
+
+def mixer_of(case):
+    return make_mixer(Options(width=8, num_heads=2, max_length=LENGTH, **CASES[case]))
+
+
+def drawn(mixer, seed=0):
+    params = init_params(mixer, jax.random.key(seed))
+    # Large enough for weights that differ.
+    return {n: p + 0.5 * jax.random.normal(jax.random.key(7), p.shape) for n, p in params.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_is_dense_attention_over_what_the_cache_holds(case):
+    """Whatever the positions do, they do it to places: the visible tokens are a short sequence."""
+    mixer = mixer_of(case)
+    params = drawn(mixer)
+    x = jax.random.normal(jax.random.key(1), (2, TOKENS, 8))
+    for size, sinks in SIZES if case == "rope" else SIZES[1:2]:
+        found = jax.jit(Streaming(mixer, size, sinks))(params, x)
+        for t in (sinks, size - 1, size, TOKENS - 1):
+            if t < TOKENS:
+                seen = x[:, np.array(visible(t, size, sinks))]
+                whole = mixer(params, seen)[:, -1]
+                np.testing.assert_allclose(found[:, t], whole, atol=2e-5, err_msg=f"{t}")
+
+
+@pytest.mark.parametrize("case", ["rope", "alibi", "differential"])
+def test_chunks_of_any_size_agree(case):
+    mixer = Streaming(mixer_of(case), 6, 2)
+    params = drawn(mixer)
+    x = jax.random.normal(jax.random.key(2), (2, 17, 8))
+    whole = mixer(params, x)
+    state, parts = mixer.init_state(2, 99, "float32"), []
+    assert state["positions"].shape == (6,)
+    for start, stop in ((0, 5), (5, 6), (6, 14), (14, 17)):
+        state, y = mixer.extend(params, state, x[:, start:stop])
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-6)
+
+
+def decoder(**deltas):
+    config = small.recall(
+        model__init_stddev=0.3, model__embedding_stddev=0.3, model__num_layers=3, **deltas
+    )
+    model = make_transformer(config.model, VOCAB, LENGTH)
+    params = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
+    return model, params
+
+
+def by_hand(model, params, tokens, size, sinks):
+    """Logits (T, V) of one text with a list of what each layer was given as its cache.
+
+    Each layer's mixer sees, as a short sequence, the inputs that this layer had for the visible
+    tokens; they were computed when these tokens were the latest and are not computed again.
+    """
+    config, mixer = model.config, model.config.mixers[0]
+
+    def normed(x, scale):
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * np.asarray(scale)
+
+    seen = [[] for _ in range(config.num_layers)]
+    logits = []
+    for t, token in enumerate(tokens):
+        x = np.asarray(params["embedding"])[token]
+        for i in range(config.num_layers):
+            layer = jax.tree.map(lambda a, i=i: a[i], params["layers"]["0"])
+            seen[i].append(normed(x, layer["norm1"]["scale"]))
+            short = np.stack([seen[i][p] for p in visible(t, size, sinks)])
+            x = x + np.asarray(mixer(layer["mixer"], jnp.asarray(short)[None]))[0, -1]
+            y = normed(x, layer["norm2"]["scale"]) @ np.asarray(layer["feedforward"]["in"])
+            y = np.asarray(ACTIVATIONS["gelu"](jnp.asarray(y))) @ np.asarray(
+                layer["feedforward"]["out"]
+            )
+            x = x + y
+        logits.append(normed(x, params["norm"]["scale"]) @ np.asarray(params["embedding"]).T)
+    return np.stack(logits)
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_several_layers_against_caches_by_hand(position):
+    model, params = decoder(model__position=position, model__tie_embeddings=True)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, TOKENS))
+    size, sinks = 7, 2
+    found = stream_scores(streaming(model, size, sinks), params, jnp.asarray(tokens))
+    assert found.log_prob.shape == (2, TOKENS - 1)
+    for row in range(2):
+        logits = by_hand(model, params, tokens[row], size, sinks)[:-1]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        own = log_p[np.arange(TOKENS - 1), tokens[row, 1:]]
+        np.testing.assert_allclose(found.log_prob[row], own, atol=1e-4)
+        np.testing.assert_allclose(found.entropy[row], -(np.exp(log_p) * log_p).sum(-1), atol=1e-4)
+        np.testing.assert_array_equal(found.rank[row], (log_p > own[:, None] + 1e-7).sum(-1))
+
+
+def test_a_text_that_fits_is_the_ordinary_forward_pass():
+    model, params = decoder(model__position="rope")
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH)))
+    logits = model.apply({"params": params}, tokens)[0]
+    wanted = score_tokens(logits[:, :-1], tokens[:, 1:])
+    found = stream_scores(streaming(model, LENGTH, 3), params, tokens)
+    np.testing.assert_allclose(found.log_prob, wanted.log_prob, atol=1e-5)
+
+
+def test_what_left_the_cache_changes_nothing_in_one_layer():
+    """But the sinks do, however far away."""
+    mixer = Streaming(mixer_of("rope"), 6, 2)
+    params = drawn(mixer)
+    x = jax.random.normal(jax.random.key(3), (1, 20, 8))
+
+    def last(x):
+        return mixer(params, x)[0, -1].sum()
+
+    moved = np.abs(np.asarray(jax.grad(last)(x))[0]).sum(-1) > 0
+    assert moved.tolist() == [t in visible(19, 6, 2) for t in range(20)]
+
+
+def test_recurrent_mixers_stream_as_they_are():
+    linear = make_mixer(
+        Options(width=8, num_heads=2, max_length=LENGTH, mixer="linear", position="none")
+    )
+    assert stream(linear, 6, 2) is linear
+    latent = make_mixer(Options(width=8, num_heads=2, max_length=LENGTH, mixer="latent"))
+    with pytest.raises(Unsupported, match="LatentAttention keeps something of every token"):
+        stream(latent, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("window", "sinks", "deltas", "message"),
+    [
+        (0, 0, {}, "--window=0 must be at least 1"),
+        (4, 4, {}, "--sinks=4 must be at least 0 and less than --window=4"),
+        (4, -1, {}, "--sinks=-1"),
+        (4, 1, {"model__position": "learned"}, "model.position='learned' is added to the input"),
+        (4, 1, {"model__mask": "full"}, "is not causal"),
+    ],
+)
+def test_what_cannot_stream_is_named(window, sinks, deltas, message):
+    model, _ = decoder(**deltas)
+    with pytest.raises(UserError) as error:
+        streaming(model, window, sinks)
+    assert message in str(error.value)
+
+
+def test_the_parameters_are_the_same():
+    model, _ = decoder(model__position="rope")
+    other = streaming(model, 4, 1)
+    assert isinstance(other, Decoder) and other.config != model.config
+    assert dataclasses.replace(other.config, mixers=model.config.mixers) == model.config
+    for a, b in zip(model.config.mixers, other.config.mixers, strict=True):
+        assert a.parameters() == b.parameters()
