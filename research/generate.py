@@ -44,61 +44,46 @@ def main() -> None:
 
     from research.decoding.continuation import continuation
     from research.decoding.sampling import Sampling
-    from research.training.environment import enable_compilation_cache
 
     options = flags.FLAGS
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     workdir = Path(options.workdir)
-    enable_compilation_cache()
-    tokenizer, model, params, step = opened(workdir, options.window, options.sinks)
-    if options.score:
-        show_scores(tokenizer, model, params, options)
-        return
     if not options.prompt:
         raise UserError("--prompt is empty; give at least one character.")
-    prompt = np.tile(tokenizer.encode(options.prompt), (options.samples, 1))
+    run, model = opened(workdir, options.window, options.sinks)
+    if options.score:
+        show_scores(run.tokenizer, model, run.params, options)
+        return
+    prompt = np.tile(run.tokenizer.encode(options.prompt), (options.samples, 1))
     seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
-    print(f"best step {step:,}, seed {seed}", file=sys.stderr)
-    chunks = continuation(
-        model, params, prompt, options.tokens, sampling, jax.random.key(seed), bool(options.window)
-    )
+    print(f"best step {run.best['step']:,}, seed {seed}", file=sys.stderr)
+    key, streams = jax.random.key(seed), bool(options.window)
+    chunks = continuation(model, run.params, prompt, options.tokens, sampling, key, streams)
     if options.logprobs:
-        show_lines(tokenizer, chunks, options.logprobs)
+        show_lines(run.tokenizer, chunks, options.logprobs)
     else:
         written = (chunk.tokens for chunk in chunks)
-        show(options.prompt, texts(tokenizer, written, options.samples), options.samples)
+        show(options.prompt, texts(run.tokenizer, written, options.samples), options.samples)
 
 
-def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any, Any, int]:
-    """Returns tokenizer, model, best parameters and their step of a run.
+def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
+    """Returns a run, and its model with a rolling cache if there is to be one.
 
     Args:
-      workdir: the run.
-      window: tokens of a rolling cache; 0: none.
+      workdir: of the run.
+      window: tokens of the cache; 0: no such cache.
       sinks: how many of them are the first of the text.
 
     Raises UserError for what is no run of a text task, or cannot stream.
     """
     from research.decoding.streaming import streaming
-    from research.models.transformer import make_transformer
-    from research.tasks.tokenizer import load_tokenizer
-    from research.training.runs import load_best_of, load_config_of
+    from research.training.runs import load_config_of, open_run
 
-    config = load_config_of(workdir)
-    if config.task.name != "text":
-        other = "; python -m research.translate takes it" * (config.task.name == "translation")
-        raise UserError(
-            f"{workdir} is a run of task.name={config.task.name!r}, this command takes one of "
-            f"'text'{other}."
-        )
+    config = load_config_of(workdir, ("text",))
     if sinks and not window:
         raise UserError(f"--sinks={sinks} are of a rolling cache; give its size with --window.")
-    tokenizer = load_tokenizer(workdir)
-    model = make_transformer(config.model, tokenizer.vocab_size, config.task.length)
-    if window:
-        model = streaming(model, window, sinks)
-    params, best = load_best_of(workdir)
-    return tokenizer, model, params, int(best["step"])
+    run = open_run(workdir, config)
+    return run, streaming(run.model, window, sinks) if window else run.model
 
 
 def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:

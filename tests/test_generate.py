@@ -59,7 +59,8 @@ def own_log_probs(config, run, text):
 
 def test_lines_are_what_the_model_says(trained, capsys):
     config, _, run = trained
-    tokenizer, model, params, _ = opened(run, 0, 0)
+    trained_run, model = opened(run, 0, 0)
+    tokenizer, params = trained_run.tokenizer, trained_run.params
     prompt = np.tile(tokenizer.encode("A rose"), (2, 1))
     greedy = Sampling(temperature=0.0)
     chunks = list(continuation(model, params, prompt, 9, greedy, jax.random.key(0)))
@@ -87,9 +88,9 @@ def test_lines_are_what_the_model_says(trained, capsys):
 
 def test_a_text_is_scored(trained, capsys):
     config, _, run = trained
-    tokenizer, model, params, _ = opened(run, 0, 0)
+    trained_run, model = opened(run, 0, 0)
     options = SimpleNamespace(score=TEXT[:16], window=0, logprobs="")
-    show_scores(tokenizer, model, params, options)
+    show_scores(trained_run.tokenizer, model, trained_run.params, options)
     printed = capsys.readouterr()
     lines = [line.split("\t") for line in printed.out.splitlines()[1:]]
     assert "".join(json.loads(line[1]) for line in lines) == TEXT[1:16]
