@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.ablation.experiment import (
@@ -48,6 +49,7 @@ from research.interpret.final import metric_names
 from research.models.model import parameter_shapes
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
+from research.tasks.task import Batch, Sums
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
@@ -212,7 +214,7 @@ def check_outcome(outcome: Outcome, program: Program, final: Sequence[str] = ())
 
     metrics = measured(task, program.model, program.measures)
 
-    def marked(params: Any, batch: Any) -> Any:
+    def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
         return metrics(params, task.marked(batch, 0))
 
     sums = jax.eval_shape(marked, parameter_shapes(program.model, batch), batch)

@@ -16,27 +16,8 @@ from jaxtyping import Array, Bool, Float
 OfWeights = Callable[[Float[Array, " S"]], Float[Array, " C"]]
 """The output distribution of a model on one example, given its attention."""
 
-OfMask = Callable[[Bool[Array, " S"]], Float[Array, ""]]
-"""The probability of the class that a model predicts, given which tokens it sees."""
-
 FRACTIONS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)
 """Fractions of the tokens that are taken: DeYoung et al. 2020, section 4.2, and none."""
-
-
-def kendall_tau(a: Float[Array, "*b S"], b: Float[Array, "*b S"]) -> Float[Array, "*b"]:
-    """Returns Kendall's tau-b, the agreement of two rankings: -1 to 1, NaN where one is constant.
-
-    Kendall 1945, "The Treatment of Ties in Ranking Problems". Compares all pairs, S^2 at once.
-    """
-
-    def order(x: Float[Array, "*b S"]) -> Float[Array, "*b S S"]:
-        x = jnp.asarray(x)
-        return jnp.sign(x[..., :, None] - x[..., None, :]).astype(jnp.float32)
-
-    a, b = order(a), order(b)
-    agreement = (a * b).sum((-2, -1))
-    # A root of each: the product of two counts of pairs is too large for what float32 can count.
-    return agreement / (jnp.sqrt((a * a).sum((-2, -1))) * jnp.sqrt((b * b).sum((-2, -1))))
 
 
 def jensen_shannon(p: Float[Array, "*#b S"], q: Float[Array, "*#b S"]) -> Float[Array, "*#b"]:
@@ -163,48 +144,32 @@ def adversarial_weights(
     return _better(best, judged(logits), epsilon)
 
 
-def comprehensiveness(
-    f: OfMask,
+def erasures(
     ranking: Float[Array, " S"],
     real: Bool[Array, " S"] | None = None,
     fractions: tuple[float, ...] = FRACTIONS,
-) -> Float[Array, " R"]:
-    """Returns how much the probability falls without the tokens that rank highest.
+) -> tuple[Bool[Array, "R S"], Bool[Array, "R S"]]:
+    """Returns the tokens that are left without those that rank highest, and these alone.
 
-    DeYoung et al. 2020, "ERASER: A Benchmark to Evaluate Rationalized NLP Models", eq. 1; of a
-    faithful ranking they are high.
+    DeYoung et al. 2020, "ERASER: A Benchmark to Evaluate Rationalized NLP Models": how much the
+    probability of the predicted class falls with the former is comprehensiveness (eq. 1), of a
+    faithful ranking high; with the latter, sufficiency (eq. 2), low. Means over the fractions are
+    the areas over the perturbation curve of section 4.2, where no token counts as one of the
+    points.
 
     Args:
-      f: is given the tokens that the model sees.
       ranking: attributions; of equal ones the first position ranks higher.
       real: tokens that there are; None: all. Padding is not among them.
       fractions: of the tokens that there are, rounded up to whole tokens.
     """
-    return _falls(f, ranking, real, fractions, keep=False)
-
-
-def sufficiency(
-    f: OfMask,
-    ranking: Float[Array, " S"],
-    real: Bool[Array, " S"] | None = None,
-    fractions: tuple[float, ...] = FRACTIONS,
-) -> Float[Array, " R"]:
-    """Returns how much the probability falls with only the tokens that rank highest.
-
-    DeYoung et al. 2020, eq. 2; of a faithful ranking they are low. Arguments are those of
-    `comprehensiveness`.
-    """
-    return _falls(f, ranking, real, fractions, keep=True)
-
-
-def aopc(curve: Float[Array, " R"]) -> Float[Array, ""]:
-    """Returns the area over the perturbation curve, the mean of the points that it is given.
-
-    Of `comprehensiveness` or `sufficiency`: DeYoung et al. 2020, section 4.2, after Samek et al.
-    2017, "Evaluating the Visualization of What a Deep Neural Network Has Learned". No token taken
-    counts as one of the points there.
-    """
-    return jnp.asarray(curve).mean()
+    ranking = jnp.asarray(ranking)
+    real = jnp.ones(ranking.shape, bool) if real is None else jnp.asarray(real)
+    # Twice a stable sort: the rank of each position, padding last.
+    rank = jnp.argsort(jnp.argsort(jnp.where(real, -ranking, jnp.inf), stable=True))
+    # 0.1 of 10 tokens is one, although the product can be a little more in float32.
+    count = jnp.ceil(jnp.asarray(fractions) * real.sum() * (1 - 1e-6))
+    chosen = rank < count[:, None]
+    return real & ~chosen, real & chosen
 
 
 def _entropy(p: Float[Array, "*b S"]) -> Float[Array, "*b"]:
@@ -234,20 +199,3 @@ def _better(best: Adversaries, found: Adversaries, epsilon: float) -> Adversarie
         jnp.where(better, found.divergence, best.divergence),
         jnp.where(better, found.change, best.change),
     )
-
-
-def _falls(
-    f: OfMask,
-    ranking: Float[Array, " S"],
-    real: Bool[Array, " S"] | None,
-    fractions: tuple[float, ...],
-    keep: bool,
-) -> Float[Array, " R"]:
-    ranking = jnp.asarray(ranking)
-    real = jnp.ones(ranking.shape, bool) if real is None else jnp.asarray(real)
-    # Twice a stable sort: the rank of each position, padding last.
-    rank = jnp.argsort(jnp.argsort(jnp.where(real, -ranking, jnp.inf), stable=True))
-    # 0.1 of 10 tokens is one, although the product can be a little more in float32.
-    count = jnp.ceil(jnp.asarray(fractions) * real.sum() * (1 - 1e-6))
-    chosen = rank < count[:, None]
-    return f(real) - jax.lax.map(f, real & (chosen if keep else ~chosen))

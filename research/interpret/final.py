@@ -9,9 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from research.errors import UserError, check_name
+from research.interpret import explanations, rollout
 from research.interpret.importance import needed_heads
 from research.interpret.trained import Findings, Trained
-from research.tasks.task import Task
+from research.models.model import Model
+from research.tasks.task import Batch, Task
+
+
+def fits_all(model: Model, batch: Batch) -> None:
+    """Accepts every model."""
 
 
 class Question(NamedTuple):
@@ -21,14 +27,29 @@ class Question(NamedTuple):
       ask: answers it.
       metrics: names of the numbers of an answer.
       source: the paper, with section or equation.
+      check: raises UserError for a model that cannot be asked, given the shapes of a batch.
     """
 
     ask: Callable[[Trained], Findings]
     metrics: tuple[str, ...]
     source: str
+    check: Callable[[Model, Batch], None] = fits_all
 
 
 FINAL: dict[str, Question] = {
+    "faithfulness": Question(
+        explanations.faithfulness,
+        explanations.METRICS,
+        "Jain and Wallace 2019, section 4; Wiegreffe and Pinter 2019, section 3.3; DeYoung et al. "
+        "2020, section 4.2",
+        explanations.check_pooling,
+    ),
+    "rollout": Question(
+        rollout.rolled_out,
+        rollout.METRICS,
+        "Abnar and Zuidema 2020, Tables 1 and 2",
+        rollout.check_layers,
+    ),
     "head_importance": Question(
         needed_heads,
         ("significant_heads", "harmful_heads", "removable_heads", "importance_of_self"),
@@ -48,6 +69,18 @@ def check_final(names: Sequence[str], examples: int) -> None:
         check_name("interpret.final", name, FINAL)
     if examples < 1:
         raise UserError(f"interpret.examples={examples} must be at least 1.")
+
+
+def check_model(names: Sequence[str], model: Model, batch: Batch) -> None:
+    """Raises UserError for a model that cannot be asked one of the questions.
+
+    Args:
+      names: of the questions.
+      model: what will be trained.
+      batch: shapes of a batch.
+    """
+    for name in names:
+        FINAL[name].check(model, batch)
 
 
 def metric_names(names: Sequence[str], task: Task, split: str) -> list[str]:

@@ -50,11 +50,17 @@ class Findings(NamedTuple):
 
 
 def batches(task: Task, split: str, examples: int) -> Iterator[Batch]:
-    """Yields evaluation batches of a split that hold about so many examples, at least one."""
+    """Yields evaluation batches of a split that hold about so many examples, at least one.
+
+    Of a task that always evaluates a whole split they are spread evenly over its batches.
+    """
     total = max(1, -(-examples // task.batch_size))
-    for bucket, number in enumerate(task.evaluation_batches(split, total)):
-        for index in range(number):
-            yield task.evaluation(task.data, split, jnp.int32(index), number, bucket)
+    numbers = task.evaluation_batches(split, total)
+    every = [(bucket, index) for bucket, number in enumerate(numbers) for index in range(number)]
+    wanted = min(total, len(every))
+    for place in range(wanted):
+        bucket, index = every[place * len(every) // wanted]
+        yield task.evaluation(task.data, split, jnp.int32(index), numbers[bucket], bucket)
 
 
 def example_metric(

@@ -203,7 +203,13 @@ class Classifier(nn.Module):
         """Returns the float32 logits of sequences whose tokens are already looked up."""
         states, valid = self._states(embeddings, length, deterministic)
         pooled = self.dropout(self.pool(states, valid), deterministic=deterministic)
-        return linear(pooled, self.head).astype(jnp.float32) + self.bias
+        return self._decided(pooled)
+
+    def from_weights(
+        self, weights: Float[Array, "B R"], states: Float[Array, "B R N"]
+    ) -> Float[Array, "B C"]:
+        """Returns the float32 logits of states that are pooled by these weights."""
+        return self._decided(self.pool.read(weights, states))
 
     def weights(self, batch: Batch) -> Float[Array, "B H 1 T"]:
         """Returns how each sequence is pooled: H is 1 for attention and mean, else 0."""
@@ -246,6 +252,9 @@ class Classifier(nn.Module):
     def state_bytes(self, length: int) -> None:
         """Returns None: nothing is decoded."""
         return None
+
+    def _decided(self, pooled: Float[Array, "B N"]) -> Float[Array, "B C"]:
+        return linear(pooled, self.head).astype(jnp.float32) + self.bias
 
     def _states(
         self, x: Float[Array, "B T M"], length: Int[Array, " B"], deterministic: bool

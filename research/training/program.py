@@ -18,8 +18,8 @@ from research.configuration import flatten, from_plain, to_plain
 from research.decoding.search import check_model, search_of
 from research.decoding.streaming import streaming
 from research.errors import UserError, check_name
+from research.interpret import final
 from research.interpret.columns import labels
-from research.interpret.final import check_final
 from research.models.layers import layer_options
 from research.models.model import Model, parameter_shapes
 from research.models.registry import MODELS, make_model
@@ -133,7 +133,7 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
     check_optimizer(config.optimizer)
     check_train(config.train)
     search = search_of(config)
-    check_final(config.interpret.final, config.interpret.examples)
+    final.check_final(config.interpret.final, config.interpret.examples)
     if config.task.batch_size % config.optimizer.accumulate:
         raise UserError(
             f"optimizer.accumulate={config.optimizer.accumulate} must divide "
@@ -150,6 +150,9 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
             f"{', '.join(able)} can."
         )
     program = program_of(static_id(config), layout)
+    if config.interpret.final:
+        shapes = batch_shapes(program.task, 1)
+        final.check_model(config.interpret.final, program.model, shapes)
     if program.task.decoded:
         check_model(search, program.model.config, "decoding.")
     if program.task.decoded and search.coverage_penalty and not heads_that_read(program):

@@ -1,0 +1,318 @@
+"""Whether the attention of a trained classifier says what made it decide: both sides of a debate.
+
+Jain and Wallace 2019, "Attention is not Explanation" (NAACL): attention agrees little with
+gradients and with what words are worth when they are left out (section 4.1, Table 2), and quite
+other attention gives the same output (4.2). Wiegreffe and Pinter 2019, "Attention is not not
+Explanation" (EMNLP): how far another attention is has to be seen beside how far that of the same
+model trained from another seed is (section 3.3). DeYoung et al. 2020, "ERASER: A Benchmark to
+Evaluate Rationalized NLP Models" (ACL): whether a ranking finds the words that the output needs
+(section 4.2). Where a task knows which tokens decide, rankings are held to these as well.
+
+Gradients are those of the log-odds of the predicted class. They are those of its probability but
+for one factor for all words, so rankings are the same, and they do not vanish where it is sure.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+import scipy.stats
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from research.decoding.lines import progress_of
+from research.errors import UserError
+from research.interpret.attribution import gradient_times_input, integrated_gradients
+from research.interpret.capture import parts, record
+from research.interpret.classification import log_odds
+from research.interpret.erasure import each_without, logits_of_kept
+from research.interpret.faithfulness import (
+    FRACTIONS,
+    adversarial_weights,
+    erasures,
+    jensen_shannon,
+    permutation_test,
+)
+from research.interpret.trained import Findings, Trained, batches
+from research.models.classifier import ATTENTION, Classifier
+from research.models.model import Model
+from research.tasks.task import UNKNOWN, Batch
+
+RANKINGS = (ATTENTION, "gradient", "integrated_gradients", "random")
+METRICS = (
+    "gradient_tau",
+    "gradient_tau_significant",
+    "leave_one_out_tau",
+    "leave_one_out_tau_significant",
+    "permutation_change",
+    "adversarial_divergence",
+    *(f"comprehensiveness_{name}" for name in RANKINGS),
+    *(f"sufficiency_{name}" for name in RANKINGS),
+)
+SIGNIFICANT = 0.05
+PERMUTATIONS = 100
+EPSILON = 0.01
+"""The change of the output that an adversary may make: Jain and Wallace 2019, section 4.2.2."""
+ADVERSARIES, ASCENT = 5, 200
+"""How many are sought for an example, in how many steps."""
+GRADIENTS = 32
+"""Of integrated gradients."""
+
+
+class Explained(NamedTuple):
+    """What is known of N examples; float32.
+
+    Attributes:
+      logits: (N, C) of the whole example.
+      without: (N, T, C) without each token; rows of padding are those of the whole example.
+      erased: (N, R, 2, F, C) without the tokens that rank highest, and with these alone.
+      rankings: (N, R, T) of `RANKINGS`; gradients have signs, random ones are uniform. Padding: 0.
+      change: (N,) median of the output under permutations, total variation.
+      adversarial: (N,) largest Jensen-Shannon divergence of an attention with nearly this output.
+      seeds: (N,) mean divergence from the attention of the siblings; 0 where there are none.
+    """
+
+    logits: Any
+    without: Any
+    erased: Any
+    rankings: Any
+    change: Any
+    adversarial: Any
+    seeds: Any
+
+
+def check_pooling(model: Model, batch: Batch) -> None:
+    """Raises UserError for a model that does not pool by attention.
+
+    The weights of a mean are all alike: they rank nothing, so there is nothing to be faithful.
+    """
+    if not isinstance(model, Classifier) or model.config.pooling != ATTENTION:
+        has = model.config.pooling if isinstance(model, Classifier) else "none"
+        raise UserError(
+            "interpret.final='faithfulness' asks about the attention that a classifier pools by; "
+            f"model.pooling={has!r} must be 'attention'."
+        )
+
+
+def faithfulness(trained: Trained) -> Findings:
+    """Returns how far attention explains what a classifier decides.
+
+    Metrics, means over examples of at least two tokens:
+      "gradient_tau": Kendall's tau of attention and the size of gradient times embedding;
+        "gradient_tau_significant", the fraction of examples in which p < 0.05.
+      "leave_one_out_tau", "leave_one_out_tau_significant": with how much the output changes (total
+        variation) when a token is left out.
+      "permutation_change": of the output, the median over permutations of the attention.
+      "adversarial_divergence": of the furthest attention found with nearly the same output, nats.
+      "seed_divergence": of attention from that of other seeds in the population, and
+        "adversarial_beyond_seeds", how much more the former is; not there for one seed alone.
+      "comprehensiveness_X", "sufficiency_X": area over the perturbation curve of each ranking.
+      "truth_X": the fraction of the tokens that decide among as many that rank highest, by size;
+        where the task knows them. X is also "leave_one_out".
+    Slices: both taus by predicted class.
+    """
+    found, examples = _explained(trained)
+    real = np.arange(found.without.shape[1]) < examples["length"][:, None]
+    predicted = found.logits.argmax(-1)
+    left_out = variation(found.without, found.logits[:, None])
+    falls = _falls(found, predicted)
+    attention, gradient = found.rankings[:, 0], np.abs(found.rankings[:, 1])
+    metrics, slices, labels = {}, {}, {}
+    for name, other in (("gradient", gradient), ("leave_one_out", left_out)):
+        tau, p = taus(attention, other, real)
+        metrics[f"{name}_tau"] = mean(tau)
+        metrics[f"{name}_tau_significant"] = mean(np.where(np.isnan(p), p, p < SIGNIFICANT))
+        classes = range(trained.task.classes)
+        slices[f"{name}_tau_by_class"] = [mean(tau[predicted == c]) for c in classes]
+        labels[f"{name}_tau_by_class"] = list(trained.task.slices["accuracy_by_class"])
+    metrics["permutation_change"] = mean(found.change)
+    metrics["adversarial_divergence"] = mean(found.adversarial)
+    if len(jax.tree.leaves(trained.siblings)[0]) > 1:
+        metrics["seed_divergence"] = mean(found.seeds)
+        metrics["adversarial_beyond_seeds"] = mean(found.adversarial - found.seeds)
+    for index, name in enumerate(RANKINGS):
+        metrics[f"comprehensiveness_{name}"] = mean(falls[:, index, 0])
+        metrics[f"sufficiency_{name}"] = mean(falls[:, index, 1])
+    if "relevant" in examples:
+        by_size = dict(zip(RANKINGS, np.abs(found.rankings).swapaxes(0, 1), strict=True))
+        for name, scores in (by_size | {"leave_one_out": left_out}).items():
+            metrics[f"truth_{name}"] = mean(precision(scores, examples["relevant"], real))
+    return Findings(metrics, slices, labels)
+
+
+def taus(
+    a: Float[np.ndarray, "N T"], b: Float[np.ndarray, "N T"], real: Bool[np.ndarray, "N T"]
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Returns Kendall's tau-b and its two-sided p of each row, NaN where one ranking is constant.
+
+    By scipy: p is exact for short rows without ties, else of the normal approximation.
+    """
+    found = [
+        scipy.stats.kendalltau(x[there], y[there]) for x, y, there in zip(a, b, real, strict=True)
+    ]
+    return np.array([f.statistic for f in found]), np.array([f.pvalue for f in found])
+
+
+def precision(
+    scores: Float[np.ndarray, "N T"],
+    relevant: Bool[np.ndarray, "N T"],
+    real: Bool[np.ndarray, "N T"],
+) -> Float[np.ndarray, " N"]:
+    """Returns the part of the relevant tokens that is among as many with the highest scores."""
+    order = np.argsort(np.where(real, -scores, np.inf), axis=-1, kind="stable")
+    number = relevant.sum(-1)
+    first = np.arange(scores.shape[-1]) < number[:, None]
+    return (np.take_along_axis(relevant, order, -1) & first).sum(-1) / number
+
+
+def mean(values: Float[np.ndarray, " N"]) -> float:
+    """Returns the mean of what is no NaN; NaN if that is nothing."""
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def variation(
+    a: Float[np.ndarray, "*#b C"], b: Float[np.ndarray, "*#b C"]
+) -> Float[np.ndarray, "*b"]:
+    """Returns the total variation distance of the distributions that logits stand for."""
+    return np.abs(_softmax(a) - _softmax(b)).sum(-1) / 2
+
+
+def _softmax(logits: Float[np.ndarray, "*b C"]) -> Float[np.ndarray, "*b C"]:
+    # In float64: a sure model's changes are smaller than what float32 tells from 1.
+    return scipy.special.softmax(np.asarray(logits, np.float64), axis=-1)
+
+
+def _falls(found: Explained, predicted: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R 2"]:
+    """How much the probability of the predicted class falls, over all fractions."""
+    rows = np.arange(len(predicted))
+    whole = _softmax(found.logits)[rows, predicted]
+    erased = _softmax(found.erased)[rows, ..., predicted].mean(-1)
+    return whole[:, None, None] - erased
+
+
+def _explained(trained: Trained) -> tuple[Explained, dict[str, np.ndarray]]:
+    """What is known of the examples that count, and these; all padded to the longest."""
+    chosen = list(batches(trained.task, trained.split, trained.examples))
+    report = progress_of(sum(len(batch["label"]) for batch in chosen), "examples explained")
+    found, examples, done = [], [], 0
+    for index, batch in enumerate(chosen):
+        key = jax.random.fold_in(jax.random.key(trained.seed), index)
+        new = explain(trained.model, trained.siblings, trained.member, batch, key)
+        counts = np.asarray((batch["label"] >= 0) & (batch["length"] >= 2))
+        found.append([np.asarray(leaf)[counts] for leaf in new])
+        examples.append({name: np.asarray(leaf)[counts] for name, leaf in batch.items()})
+        report(done := done + len(counts))
+    longest = max(batch["inputs"].shape[1] for batch in examples)
+    axes = (None, 1, None, 2, None, None, None)
+    whole = [
+        np.concatenate([padded_to(leaf, axis, longest) for leaf in leaves])
+        for axis, leaves in zip(axes, zip(*found, strict=True), strict=True)
+    ]
+    joined = {
+        name: np.concatenate(
+            [padded_to(e[name], 1 if e[name].ndim == 2 else None, longest) for e in examples]
+        )
+        for name in examples[0]
+    }
+    return Explained(*whole), joined
+
+
+def padded_to(array: np.ndarray, axis: int | None, size: int) -> np.ndarray:
+    """Returns an array with zeros at the end of an axis, if one is given."""
+    if axis is None:
+        return array
+    room = [(0, size - n if i == axis else 0) for i, n in enumerate(array.shape)]
+    return np.pad(array, room)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for all members
+def explain(
+    model: Any, siblings: PyTree, member: Int[Array, ""], batch: Batch, key: Array
+) -> Explained:
+    """Returns what is known of the examples of a batch.
+
+    Args:
+      model: a classifier that pools by attention.
+      siblings: parameters of a population.
+      member: which of them is asked about.
+      batch: examples.
+      key: of permutations, adversaries and the random ranking.
+    """
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[member], siblings)
+    attention, states = _pooled(model, params, batch)
+    others = jax.vmap(lambda p: _pooled(model, p, batch)[0])(siblings)
+    # Its own divergence from itself is 0.
+    apart = jensen_shannon(others, attention).sum(0) / max(len(others) - 1, 1)
+
+    def one(tokens: Array, length: Array, weights: Array, states: Array, key: Array) -> Explained:
+        return _of_one(model, params, tokens, length, weights, states, key)
+
+    keys = jax.random.split(key, len(attention))
+    found = jax.vmap(one)(batch["inputs"], batch["length"], attention, states, keys)
+    return found._replace(seeds=apart)
+
+
+def _pooled(
+    model: Any, params: PyTree, batch: Batch
+) -> tuple[Float[Array, "B T"], Float[Array, "B T N"]]:
+    recorded = record(model, params, batch, ("weights", "values"))[1]
+    (pooling,) = (part.sites for part in parts(recorded) if part.kind == "pooling")
+    return pooling["weights"][:, 0, 0], pooling["values"][:, :, 0]
+
+
+def _of_one(
+    model: Any,
+    params: PyTree,
+    tokens: Int[Array, " T"],
+    length: Int[Array, ""],
+    attention: Float[Array, " T"],
+    states: Float[Array, "T N"],
+    key: Array,
+) -> Explained:
+    real = jnp.arange(len(tokens)) < length
+    shuffled, sought, drawn = jax.random.split(key, 3)
+
+    def output(weights: Float[Array, " T"]) -> Float[Array, " C"]:
+        pooled = weights[None], states[None]
+        return jax.nn.softmax(model.apply({"params": params}, *pooled, method="from_weights")[0])
+
+    label = output(attention).argmax()
+
+    def odds(x: Float[Array, "T M"]) -> Float[Array, ""]:
+        given = x[None], length[None]
+        found = model.apply({"params": params}, *given, method="from_embeddings")
+        return log_odds(found[0], label)
+
+    def embed(tokens: Int[Array, " T"]) -> Float[Array, "T M"]:
+        return model.apply({"params": params}, tokens[None], method=lambda m, t: m.embed(t))[0]
+
+    x, nothing = embed(tokens), embed(jnp.full_like(tokens, UNKNOWN))
+    rankings = jnp.stack(
+        [
+            attention,
+            gradient_times_input(odds, x),
+            integrated_gradients(odds, x, nothing, GRADIENTS),
+            jax.random.uniform(drawn, attention.shape),
+        ]
+    )
+    rankings = jnp.where(real, rankings, 0.0)
+    left = jnp.stack(jax.vmap(erasures, (0, None))(rankings, real), axis=1)
+    # All that is left out of the example in one go: every kind of its own would be compiled alone.
+    masks = [real[None], each_without(real), left.reshape(-1, len(tokens))]
+    logits = logits_of_kept(model, params, tokens, jnp.concatenate(masks))
+    adversaries = adversarial_weights(output, attention, sought, EPSILON, ASCENT, ADVERSARIES, real)
+    return Explained(
+        logits=logits[0],
+        without=logits[1 : 1 + len(tokens)],
+        erased=logits[1 + len(tokens) :].reshape(len(RANKINGS), 2, len(FRACTIONS), -1),
+        rankings=rankings,
+        change=permutation_test(
+            output, attention, shuffled, PERMUTATIONS, real, batch_size=PERMUTATIONS
+        ),
+        adversarial=adversaries.divergence.max(),
+        seeds=jnp.zeros(()),
+    )

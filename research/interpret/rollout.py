@@ -1,0 +1,218 @@
+"""Which words a transformer's attention says that it read, and which of them mattered, by layer.
+
+Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", Tables 1 and 2: the weights of
+one layer, attention rollout and attention flow up to it, as the vector sees them that is
+classified, against what changes when a word is blanked out, and against gradients.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float, Int, PyTree
+
+from research.decoding.lines import progress_of
+from research.errors import UserError
+from research.interpret import attribution, flow
+from research.interpret.capture import parts, record, stacked
+from research.interpret.classification import log_odds
+from research.interpret.erasure import each_blanked, logits_of
+from research.interpret.explanations import mean, precision, variation
+from research.interpret.trained import Findings, Trained, batches
+from research.models.classifier import CLASS_TOKEN, LAST, TRANSFORMER, Classifier
+from research.models.model import Model, parameter_shapes
+from research.tasks.task import Batch
+
+WAYS = ("raw", "rollout", "flow")
+METRICS = (
+    *(f"{way}_correlation" for way in WAYS),
+    *(f"{way}_gradient_correlation" for way in WAYS),
+    "rollout_beyond_raw",
+    "flow_beyond_raw",
+)
+FLOW_EXAMPLES = 32
+"""Examples that flow is computed for: a maximum flow to every word, layer and row that is read."""
+
+
+class Read(NamedTuple):
+    """What is known of one example of n words; float arrays, padding left out.
+
+    Attributes:
+      ways: {way: (L, n)} how much of each word is read, up to each layer.
+      blank_out: (n,) change of the output without the word, total variation.
+      gradient: (n,) length of the gradient.
+      relevant: (n,) which words decide, where the task knows them.
+    """
+
+    ways: dict[str, np.ndarray]
+    blank_out: np.ndarray
+    gradient: np.ndarray
+    relevant: np.ndarray | None
+
+
+def check_layers(model: Model, batch: Batch) -> None:
+    """Raises UserError for a model that is no transformer classifier whose layers have weights.
+
+    Args:
+      model: what will be asked.
+      batch: shapes of a batch.
+    """
+    if not isinstance(model, Classifier) or model.config.body != TRANSFORMER:
+        has = model.config.body if isinstance(model, Classifier) else "none"
+        raise UserError(
+            "interpret.final='rollout' follows attention through the layers of a classifier; "
+            f"model.body={has!r} must be 'transformer'."
+        )
+    shapes = parameter_shapes(model, batch)
+    found = jax.eval_shape(lambda p, b: record(model, p, b, ("weights",))[1], shapes, batch)
+    weights = [p.sites["weights"].shape for p in parts(found) if p.kind == "self"]
+    if len(weights) < model.config.layers.num_layers or any(s[-1] != s[-2] for s in weights):
+        raise UserError(
+            "interpret.final='rollout' needs weights between all tokens in every layer, which "
+            "the mixer has not; use one such as model.mixer='softmax'."
+        )
+
+
+def rolled_out(trained: Trained) -> Findings:
+    """Returns how well what is read, in three ways, agrees with what matters.
+
+    Metrics, means over examples of at least two words: "X_correlation", Spearman's correlation of
+    raw weights, rollout and flow in the last layer with blank-out, and "X_gradient_correlation"
+    with the gradient; "X_beyond_raw", how much higher the former is than that of raw weights, on
+    the same examples; "truth_X", the fraction of the words that decide among as many that are read
+    most, where the task knows them. Flow is computed for the first examples alone. Slices: all of
+    these by layer but the differences.
+    """
+    examples = _examples(trained)
+    metrics: dict[str, float] = {}
+    slices: dict[str, list[float]] = {}
+    against: dict[str, dict[str, list[list[float]]]] = {}
+    for way in WAYS:
+        have = [e for e in examples if way in e.ways]
+        against[way] = {
+            f"{way}_correlation": [_spearman(e.ways[way], e.blank_out) for e in have],
+            f"{way}_gradient_correlation": [_spearman(e.ways[way], e.gradient) for e in have],
+        }
+        if have[0].relevant is not None:
+            against[way][f"truth_{way}"] = [_precision(e.ways[way], e) for e in have]
+        for name, found in against[way].items():
+            by_layer = [mean(np.array(column)) for column in zip(*found, strict=True)]
+            metrics[name], slices[f"{name}_by_layer"] = by_layer[-1], by_layer
+    last = {way: np.array(against[way][f"{way}_correlation"])[:, -1] for way in WAYS}
+    for way in WAYS[1:]:
+        metrics[f"{way}_beyond_raw"] = mean(last[way] - last["raw"][: len(last[way])])
+    if examples[0].relevant is not None:
+        metrics["truth_blank_out"] = mean(
+            np.array([_precision(e.blank_out[None], e)[0] for e in examples])
+        )
+    layers = [str(layer + 1) for layer in range(len(examples[0].ways["raw"]))]
+    return Findings(metrics, slices, {name: layers for name in slices})
+
+
+def _spearman(rows: Float[np.ndarray, "L n"], scores: Float[np.ndarray, " n"]) -> list[float]:
+    """Spearman's correlation of each row; NaN where one is constant."""
+    if np.ptp(scores) == 0:
+        return [float("nan")] * len(rows)
+    return [
+        float(scipy.stats.spearmanr(row, scores).statistic) if np.ptp(row) else float("nan")
+        for row in rows
+    ]
+
+
+def _precision(rows: Float[np.ndarray, "L n"], example: Read) -> list[float]:
+    relevant = np.broadcast_to(np.asarray(example.relevant), rows.shape)
+    return precision(rows, relevant, np.ones(rows.shape, bool)).tolist()
+
+
+def _examples(trained: Trained) -> list[Read]:
+    """What is known of the examples that count."""
+    chosen = list(batches(trained.task, trained.split, trained.examples))
+    report = progress_of(sum(len(batch["label"]) for batch in chosen), "examples read")
+    found: list[Read] = []
+    done = 0
+    for batch in chosen:
+        read = {k: np.asarray(v) for k, v in read_all(trained.model, trained.params, batch).items()}
+        counts = np.asarray((batch["label"] >= 0) & (batch["length"] >= 2))
+        for row, counted in enumerate(counts):
+            if counted:
+                found.append(_of_row(read, batch, row, len(found) < FLOW_EXAMPLES))
+            report(done := done + 1)
+    return found
+
+
+def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool) -> Read:
+    words = int(batch["length"][row])
+    # A class token stands in front of the words.
+    front = read["raw"].shape[-1] - batch["inputs"].shape[1]
+    whole = slice(front, front + words)
+    ways = {way: read[way][:, row, whole] for way in ("raw", "rollout")}
+    if with_flow:
+        size = front + words
+        ways["flow"] = _flow(read["weights"][:, row, :, :size, :size], read["reader"][row, :size])
+        ways["flow"] = ways["flow"][:, whole]
+    return Read(
+        ways,
+        variation(read["blanked"][row, :words], read["logits"][row]),
+        read["gradient"][row, :words],
+        np.asarray(batch["relevant"])[row, :words] if "relevant" in batch else None,
+    )
+
+
+def _flow(
+    weights: Float[np.ndarray, "L H R R"], reader: Float[np.ndarray, " R"]
+) -> Float[np.ndarray, "L R"]:
+    """Flow up to each layer, averaged over the rows that are read."""
+    rows = np.flatnonzero(reader).tolist()
+    each = [flow.flow(weights[: layer + 1], outputs=rows) for layer in range(len(weights))]
+    return np.stack([reader[rows] @ found for found in each])
+
+
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for all members
+def read_all(model: Any, params: PyTree, batch: Batch) -> dict[str, Array]:
+    """Returns what is known of the examples of a batch, arrays by name.
+
+    "weights" (L, B, H, R, R), R the words and, in front, a class token; "reader" (B, R), which rows
+    of the last layer are classified; "raw" and "rollout" (L, B, R), what these read; "logits"
+    (B, C); "blanked" (B, T, C), those with each word made unknown; "gradient" (B, T), its length.
+    """
+    recorded = record(model, params, batch, ("weights",))[1]
+    weights = jnp.nan_to_num(stacked(recorded, "weights").astype(jnp.float32))
+    reader = _reader(model, params, batch, weights.shape[-1])
+
+    def one(tokens: Int[Array, " T"], length: Int[Array, ""]) -> tuple[Array, Array, Array]:
+        blanked = each_blanked(tokens, jnp.arange(len(tokens)) < length)
+        versions = jnp.concatenate([tokens[None], blanked])
+        logits = logits_of(model, params, versions, jnp.full(len(versions), length))
+        label = logits[0].argmax()
+
+        def odds(x: Float[Array, "T M"]) -> Float[Array, ""]:
+            given = x[None], length[None]
+            out = model.apply({"params": params}, *given, method="from_embeddings")
+            return log_odds(out[0], label)
+
+        x = model.apply({"params": params}, tokens[None], method=lambda m, t: m.embed(t))[0]
+        return logits[0], logits[1:], attribution.gradient(odds, x)
+
+    logits, blanked, gradient = jax.vmap(one)(batch["inputs"], batch["length"])
+    return {
+        "weights": weights,
+        "reader": reader,
+        "raw": jnp.einsum("br,lbrs->lbs", reader, weights.mean(2)),
+        "rollout": jnp.einsum("br,lbrs->lbs", reader, flow.rollout(weights)),
+        "logits": logits,
+        "blanked": blanked,
+        "gradient": gradient,
+    }
+
+
+def _reader(model: Any, params: PyTree, batch: Batch, positions: int) -> Float[Array, "B R"]:
+    """How much of each row of the last layer is in what is classified."""
+    pooling, length = model.config.pooling, batch["length"]
+    if pooling == CLASS_TOKEN:
+        return jnp.broadcast_to(jax.nn.one_hot(0, positions), (len(length), positions))
+    if pooling == LAST:
+        return jax.nn.one_hot(length - 1, positions)
+    return model.apply({"params": params}, batch, method="weights")[:, 0, 0]

@@ -1,0 +1,263 @@
+"""Faithfulness of attention: models whose answer is known, and every number again in a loop."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.spatial.distance
+import scipy.stats
+
+from research.errors import UserError
+from research.interpret.explanations import (
+    METRICS,
+    check_pooling,
+    faithfulness,
+    mean,
+    precision,
+    taus,
+)
+from research.interpret.faithfulness import FRACTIONS
+from research.interpret.trained import Trained, batches
+from research.models.model import parameter_shapes
+from research.tasks.registry import make_task
+from research.tasks.rule import FIRST
+from research.training.loop import train_population
+from research.training.program import make_program, model_of
+from research.training.step import batch_shapes
+from tests import small
+
+EXAMPLES, SEED = 8, 3
+CHOICE, EFFECT = 2.0, 3.0
+
+
+def asked(change=None, members=2, **deltas):
+    """Returns a question to random parameters, or to those that `change` makes of zeros."""
+    config = small.rule(**deltas)
+    task = make_task(config.task)
+    model = model_of(config, task)
+    shapes = parameter_shapes(model, batch_shapes(task, 1))
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        return jnp.asarray(rng.normal(size=(members, *leaf.shape)), jnp.float32)
+
+    siblings = jax.tree.map(draw, shapes)
+    if change is not None:
+        siblings = change(jax.tree.map(jnp.zeros_like, siblings))
+    params = jax.tree.map(lambda leaf: leaf[0], siblings)
+    return Trained(task, model, params, siblings, 0, "test", EXAMPLES, SEED)
+
+
+def by_keyword(params):
+    """Parameters of attention over embeddings whose keyword alone has a score and a class.
+
+    The score of a keyword is `CHOICE`, that of noise 0; the log-odds of the class are `EFFECT`
+    times the weight of the keyword.
+    """
+    table = params["embed"]["embedding"]
+    for token in range(4):
+        table = table.at[:, FIRST + token, token // 2].set(1.0)
+    matrix = params["pool"]["matrix"].at[:, :2, 0].set(20.0)  # tanh of it is 1
+    vector = params["pool"]["vector"].at[:, 0].set(CHOICE)
+    head = params["head"].at[:, 0, 0].set(EFFECT).at[:, 1, 1].set(EFFECT)
+    return {
+        **params,
+        "embed": {"embedding": table},
+        "pool": {**params["pool"], "matrix": matrix, "vector": vector},
+        "head": head,
+    }
+
+
+def texts(question):
+    """Yields every example alone and without padding: tokens, and which are relevant."""
+    for batch in batches(question.task, question.split, question.examples):
+        for tokens, length, relevant in zip(
+            *(np.asarray(batch[k]) for k in ("inputs", "length", "relevant")), strict=True
+        ):
+            if length >= 2:
+                yield tokens[:length], relevant[:length]
+
+
+def probabilities(question, tokens):
+    batch = {"inputs": jnp.asarray(tokens)[None], "length": jnp.array([len(tokens)])}
+    logits = question.model.apply({"params": question.params}, batch, method="of_batch")
+    return np.asarray(jax.nn.softmax(logits[0]), float)
+
+
+def attention(question, tokens, member=0):
+    params = jax.tree.map(lambda leaf: leaf[member], question.siblings)
+    batch = {"inputs": jnp.asarray(tokens)[None], "length": jnp.array([len(tokens)])}
+    return np.asarray(question.model.apply({"params": params}, batch, method="weights"))[0, 0, 0]
+
+
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_where_attention_decides_by_construction_all_agree():
+    found = faithfulness(asked(by_keyword, model__body="none")).metrics
+    assert set(METRICS) <= set(found)
+    for name in ("attention", "gradient", "integrated_gradients", "leave_one_out"):
+        assert found[f"truth_{name}"] == 1, name
+    assert found["truth_random"] < 0.9
+    removed, kept, permuted, n_there = [], [], [], []
+    for tokens, _ in texts(asked(by_keyword, model__body="none")):
+        n = len(tokens)
+
+        def of(number):
+            # Of the keyword among this many tokens.
+            return logistic(EFFECT * np.exp(CHOICE) / (np.exp(CHOICE) + number - 1))
+
+        whole = of(n)
+        counts = [int(np.ceil(f * n - 1e-6)) for f in FRACTIONS]
+        removed.append(np.mean([whole - (0.5 if c else whole) for c in counts]))
+        kept.append(np.mean([whole - (of(c) if c else 0.5) for c in counts]))
+        least = logistic(EFFECT / (np.exp(CHOICE) + n - 1))
+        permuted.append(whole - least)
+        n_there.append(n)
+    for name in ("attention", "gradient", "integrated_gradients"):
+        assert found[f"comprehensiveness_{name}"] == pytest.approx(np.mean(removed), abs=1e-5)
+        assert found[f"sufficiency_{name}"] == pytest.approx(np.mean(kept), abs=1e-5)
+    assert found["comprehensiveness_random"] < np.mean(removed)
+    # More than half of the permutations move the keyword's weight away where there are 3 or more.
+    assert min(n_there) >= 3
+    assert found["permutation_change"] == pytest.approx(np.mean(permuted), abs=1e-5)
+    # Another seed has the same attention; an adversary cannot take the weight from the keyword.
+    assert found["seed_divergence"] == pytest.approx(0, abs=1e-6)
+    assert found["adversarial_divergence"] < 0.2
+
+
+def test_where_nothing_decides_nothing_changes():
+    """The output is the bias: any attention will do."""
+
+    def constant(zeros):
+        params = by_keyword(zeros)
+        return {**params, "head": jnp.zeros_like(params["head"])}
+
+    found = faithfulness(asked(constant, model__body="none")).metrics
+    assert found["permutation_change"] == 0
+    assert found["comprehensiveness_attention"] == found["sufficiency_attention"] == 0
+    assert np.isnan(found["gradient_tau"]) and np.isnan(found["leave_one_out_tau"])
+    most = []
+    for tokens, _ in texts(asked(constant, model__body="none")):
+        own = attention(asked(constant, model__body="none"), tokens)
+        corners = np.eye(len(tokens))
+        most.append(max(scipy.spatial.distance.jensenshannon(c, own) ** 2 for c in corners))
+    assert found["adversarial_divergence"] == pytest.approx(np.mean(most), rel=0.05)
+    assert found["adversarial_beyond_seeds"] == pytest.approx(
+        found["adversarial_divergence"] - found["seed_divergence"], abs=1e-6
+    )
+
+
+def test_rankings_and_seeds_in_a_loop_over_texts_without_padding():
+    """A random LSTM, whose texts are read one by one: gradients are those of the probability."""
+    question = asked(model__body="lstm")
+    findings = faithfulness(question)
+    found, kinds, labels = {}, ("gradient", "leave_one_out"), []
+    of = {kind: [] for kind in kinds}
+    seeds, table = [], question.params["embed"]["embedding"]
+    for tokens, _ in texts(question):
+        whole = probabilities(question, tokens)
+        labels.append(int(whole.argmax()))
+
+        def probability(amounts, tokens=tokens, label=labels[-1]):
+            embeddings = table[tokens] * amounts[:, None]  # of each token in the one-hot input
+            logits = question.model.apply(
+                {"params": question.params},
+                *(embeddings[None], jnp.array([len(tokens)])),
+                method="from_embeddings",
+            )
+            return jax.nn.softmax(logits[0])[label]
+
+        own, other = attention(question, tokens), attention(question, tokens, 1)
+        slope = np.abs(jax.grad(probability)(jnp.ones(len(tokens))))
+        without = [probabilities(question, np.delete(tokens, i)) for i in range(len(tokens))]
+        change = np.abs(np.array(without) - whole).sum(-1) / 2
+        of["gradient"].append(scipy.stats.kendalltau(own, slope))
+        of["leave_one_out"].append(scipy.stats.kendalltau(own, change))
+        seeds.append(scipy.spatial.distance.jensenshannon(own, other) ** 2)
+    for kind in kinds:
+        tau = np.array([t.statistic for t in of[kind]])
+        found[f"{kind}_tau"] = tau.mean()
+        found[f"{kind}_tau_significant"] = np.mean([t.pvalue < 0.05 for t in of[kind]])
+        for label in range(2):
+            value = findings.slices[f"{kind}_tau_by_class"][label]
+            mine = tau[np.array(labels) == label]
+            assert value == pytest.approx(mine.mean()) if len(mine) else np.isnan(value)
+    found["seed_divergence"] = np.mean(seeds)
+    for name, value in found.items():
+        assert findings.metrics[name] == pytest.approx(value, abs=1e-4), name
+    assert len(findings.labels["gradient_tau_by_class"]) == 2
+
+
+def test_taus_of_padded_rows_by_counting_pairs():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, (2, 3, 9)).astype(float)
+    real = np.arange(9) < np.array([[9], [6], [4]])
+    b[2] = 1.0
+    found, p = taus(a, b, real)
+    for row in range(2):
+        x, y = a[row][real[row]], b[row][real[row]]
+        both = up = right = 0
+        for i, j in itertools.combinations(range(len(x)), 2):
+            both += np.sign(x[i] - x[j]) * np.sign(y[i] - y[j])
+            up += x[i] != x[j]
+            right += y[i] != y[j]
+        assert found[row] == pytest.approx(both / np.sqrt(up * right))
+        assert 0 <= p[row] <= 1
+    assert np.isnan(found[2]) and np.isnan(p[2])
+    assert mean(found) == pytest.approx(found[:2].mean()) and np.isnan(mean(found[2:]))
+
+
+def test_precision_counts_the_relevant_among_the_first():
+    scores = np.array([[0.1, 0.9, 0.5, 0.4, 2.0], [3.0, 1.0, 2.0, 0.0, 9.0]])
+    relevant = np.array([[False, True, False, True, False], [True, False, False, False, False]])
+    real = np.arange(5) < 4
+    real = np.broadcast_to(real, scores.shape)
+    np.testing.assert_array_equal(precision(scores, relevant, real), [0.5, 1.0])
+
+
+def test_a_run_answers_with_its_siblings(tmp_path):
+    configs = [
+        small.rule(
+            seed=seed,
+            model__body="none",
+            interpret__final=("faithfulness",),
+            interpret__examples=4,
+            train__steps=4,
+        )
+        for seed in (0, 1)
+    ]
+    results = train_population(configs, [tmp_path / "a", tmp_path / "b"], tmp_path)
+    first, second = (result["best"]["test"] for result in results)
+    assert set(METRICS) <= set(first) and "gradient_tau" not in results[0]["best"]["validation"]
+    # How far two attentions are from each other is the same seen from either.
+    assert first["seed_divergence"] == pytest.approx(second["seed_divergence"], rel=1e-4)
+    assert first["seed_divergence"] > 0
+    assert results[0]["slices"]["gradient_tau_by_class"] == ["first", "second"]
+
+
+def test_a_seed_alone_has_no_divergence_from_others():
+    found = faithfulness(asked(by_keyword, members=1, model__body="none")).metrics
+    assert "seed_divergence" not in found and "adversarial_beyond_seeds" not in found
+
+
+def test_a_whole_split_is_thinned_out(tmp_path):
+    task = make_task(small.sentiment(small.labelled(tmp_path)).task)
+    everything = task.evaluation_batches("test", 1)
+    assert sum(everything) > 6
+    found = list(batches(task, "test", 6 * task.batch_size))
+    assert len(found) == 6
+    # Of all lengths, not of the first bucket alone.
+    assert len({batch["inputs"].shape[1] for batch in found}) == len(everything)
+
+
+def test_models_without_attention_over_tokens_are_refused_before_training():
+    with pytest.raises(UserError, match="model.pooling='mean' must be 'attention'"):
+        make_program(small.rule(model__pooling="mean", interpret__final=("faithfulness",)))
+    with pytest.raises(UserError, match="model.pooling='none'"):
+        make_program(small.recall(interpret__final=("faithfulness",)))
+    question = asked(model__body="none")
+    check_pooling(question.model, batch_shapes(question.task, 1))

@@ -1,0 +1,93 @@
+"""Raw weights, rollout and flow of trained classifiers: again, in loops over texts."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from research.errors import UserError
+from research.interpret.capture import parts, record
+from research.interpret.rollout import METRICS, check_layers, rolled_out
+from research.tasks.task import UNKNOWN
+from research.training.program import make_program
+from research.training.step import batch_shapes
+from tests import small
+from tests.interpret.test_explanations import asked, probabilities, texts
+
+LAYERS = 2
+DEEP = {
+    "model__body": "transformer",
+    "model__num_layers": LAYERS,
+    "model__num_heads": 2,
+    "model__feedforward": 8,
+    "model__position": "none",
+}
+
+
+def spearman(a, b):
+    a, b = (scipy.stats.rankdata(x) for x in (a, b))
+    return np.corrcoef(a, b)[0, 1]
+
+
+def weights_of(question, tokens):
+    batch = {"inputs": jnp.asarray(tokens)[None], "length": jnp.array([len(tokens)])}
+    recorded = record(question.model, question.params, batch, ("weights",))[1]
+    return [np.asarray(p.sites["weights"][0]) for p in parts(recorded) if p.kind == "self"]
+
+
+def expected(question, tokens, pooling):
+    """Raw weights and rollout (L, n) as the classified vector sees the words, and blank-out."""
+    layers = weights_of(question, tokens)
+    size = len(layers[0][0])
+    rows = np.eye(size)[0] if pooling == "class_token" else np.full(size, 1 / size)
+    rolled, raw, through = [], [], np.eye(size)
+    for heads in layers:
+        one = heads.mean(0)
+        through = (0.5 * one + 0.5 * np.eye(size)) @ through
+        raw.append((rows @ one)[-len(tokens) :])
+        rolled.append((rows @ through)[-len(tokens) :])
+    whole, change = probabilities(question, tokens), []
+    for place in range(len(tokens)):
+        blanked = tokens.copy()
+        blanked[place] = UNKNOWN
+        change.append(np.abs(probabilities(question, blanked) - whole).sum() / 2)
+    return raw, rolled, np.array(change)
+
+
+@pytest.mark.parametrize("pooling", ["class_token", "mean"])
+def test_correlations_in_a_loop_over_texts_without_padding(pooling):
+    question = asked(model__pooling=pooling, **DEEP)
+    found = rolled_out(question)
+    assert set(METRICS) <= set(found.metrics)
+    correlations, right = {"raw": [], "rollout": []}, {"raw": [], "rollout": []}
+    for tokens, relevant in texts(question):
+        raw, rolled, change = expected(question, tokens, pooling)
+        for name, ways in (("raw", raw), ("rollout", rolled)):
+            correlations[name].append([spearman(way, change) for way in ways])
+            right[name].append([relevant[np.argmax(way)] for way in ways])
+    for name, values in correlations.items():
+        by_layer = np.mean(values, axis=0)
+        np.testing.assert_allclose(
+            found.slices[f"{name}_correlation_by_layer"], by_layer, atol=1e-4
+        )
+        assert found.metrics[f"{name}_correlation"] == pytest.approx(by_layer[-1], abs=1e-4)
+        truth = np.mean(right[name], axis=0)
+        np.testing.assert_allclose(found.slices[f"truth_{name}_by_layer"], truth, atol=1e-6)
+    beyond = found.metrics["rollout_correlation"] - found.metrics["raw_correlation"]
+    assert found.metrics["rollout_beyond_raw"] == pytest.approx(beyond, abs=1e-6)
+    assert found.labels["flow_correlation_by_layer"] == ["1", "2"]
+    if pooling == "class_token":
+        # Through one layer there is one way from each word.
+        flow, rolled = (found.slices[f"{w}_correlation_by_layer"][0] for w in ("flow", "rollout"))
+        assert flow == pytest.approx(rolled, abs=1e-4)
+
+
+def test_models_that_cannot_be_followed_are_refused_before_training():
+    with pytest.raises(UserError, match="model.body='bilstm' must be 'transformer'"):
+        make_program(small.rule(interpret__final=("rollout",)))
+    with pytest.raises(UserError, match="model.body='none'"):
+        make_program(small.recall(interpret__final=("rollout",)))
+    # Linformer's weights are over projected positions, not over tokens.
+    projected = asked(model__mixer="linformer", **DEEP)
+    with pytest.raises(UserError, match="the mixer has not"):
+        check_layers(projected.model, batch_shapes(projected.task, 1))
