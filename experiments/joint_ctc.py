@@ -9,6 +9,10 @@ CTC at 0 (attention alone), 0.2, 0.5 and 1 (CTC alone). Searched without CTC, bu
 Kim, Hori and Watanabe 2017, "Joint CTC-attention based end-to-end speech recognition using
 multi-task learning", Table 1 and Figure 3: on WSJ and CHiME-4 a character error rate that is 5.4 to
 14.6 % better, relatively, than that of CTC or attention alone, and faster learning.
+
+About 20 minutes on 2 cores. Expect 5 % errors of attention alone, and means around 30 % with CTC,
+of seeds that differ by tens of points: in 1,500 steps some have learned it and some have not. The
+learning rate is that of configs/speech.py for all arms.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold

@@ -11,6 +11,10 @@ window around the median of what was read last.
 Chorowski et al. 2015, "Attention-Based Models for Speech Recognition", section 5:
 joined utterances break attention by content once they are longer than in training, and hardly hurt
 location-aware attention.
+
+About 20 minutes on 2 cores. Expect 3 to 7 % errors at three digits and around 70 % at ten for all
+three arms: what is wrong beyond the lengths of training is left out, not misread. Every speller
+ends after three words, which is what it has always seen, so that where it looks hardly matters.
 """
 
 from research.ablation.claims import SLICE, Claim, Direction, Threshold

@@ -41,7 +41,7 @@ def main(*texts: str) -> None:
     """Classifies and prints."""
     options = flags.FLAGS
     lines = texts_of(texts, options.input)
-    classifier = open_run(Path(options.workdir), options.by)
+    classifier = open_classifier(Path(options.workdir), options.by)
     from research.decoding.lines import progress_of
     from research.interpret.classification import classify
     from research.interpret.classified_lines import as_row, show
@@ -94,43 +94,18 @@ def texts_of(texts: Sequence[str], file: str) -> list[str]:
     return found
 
 
-def open_run(workdir: Path, by: str):
+def open_classifier(workdir: Path, by: str):
     """Returns the classifier of a run. Raises UserError."""
-    import jax
-    import jax.numpy as jnp
-
-    from research.ablation.store import read_json
     from research.interpret.classification import TextClassifier, check_method
-    from research.models.model import parameter_shapes
-    from research.models.registry import make_model
-    from research.tasks.tokenizer import CORPUS, FILE, OpenTokenizer, load_tokenizer
-    from research.training.environment import enable_compilation_cache
-    from research.training.runs import load_best_of, load_config_of
+    from research.tasks.tokenizer import FILE, OpenTokenizer
+    from research.training.runs import load_config_of, open_run
 
-    enable_compilation_cache()
-    config = load_config_of(workdir)
-    if config.task.name != "sentiment":
-        raise UserError(
-            f"{workdir} is a run of task.name={config.task.name!r}; this command takes one of "
-            "'sentiment'."
-        )
-    tokenizer = load_tokenizer(workdir)
-    if not isinstance(tokenizer, OpenTokenizer):
+    run = open_run(workdir, load_config_of(workdir, ("sentiment",)))
+    if not isinstance(run.tokenizer, OpenTokenizer):
         raise UserError(f"{workdir}/{FILE} is not the tokenizer of a sentiment task.")
-    labels = (read_json(workdir / CORPUS) or {}).get("labels")
-    if not labels:
-        raise UserError(f"{workdir} has no {CORPUS} with the names of its labels.")
-    model = make_model(config.model, tokenizer.vocab_size, config.task.length, classes=len(labels))
-    check_method(by, model)
-    params, best = load_best_of(workdir)
-    row = {"inputs": jnp.ones((1, 2), jnp.int32), "length": jnp.ones(1, jnp.int32)}
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, parameter_shapes(model, row)):
-        raise UserError(
-            f"{workdir}: {FILE} ({tokenizer.vocab_size:,} tokens) and {CORPUS} ({len(labels)} "
-            "labels) do not go with the parameters: they are those of another run."
-        )
-    tell(f"best step {best['step']:,}")
-    return TextClassifier(model, params, tokenizer, labels, by)
+    check_method(by, run.model)
+    tell(f"best step {run.best['step']:,}")
+    return TextClassifier(run.model, run.params, run.tokenizer, run.labels, by)
 
 
 def tell(text: str) -> None:

@@ -41,7 +41,7 @@ def main(*files: str) -> int:
     check(options, files)
     from research.tasks.features import SHIFT_SECONDS
 
-    transcriber, config, longest = open_run(Path(options.workdir), options)
+    transcriber, config, longest = open_transcriber(Path(options.workdir), options)
     began, seconds, failed = time.perf_counter(), 0.0, 0
     for start in range(0, len(files), TOGETHER):
         features = read(files[start : start + TOGETHER], config.task, longest)
@@ -68,55 +68,24 @@ def check(options: flags.FlagValues, files: tuple[str, ...]) -> None:
         raise UserError(f"--alignment={picture}: there is no such directory.")
 
 
-def open_run(workdir: Path, options: flags.FlagValues):
+def open_transcriber(workdir: Path, options: flags.FlagValues):
     """Returns the transcriber of a run, its config, and the frames of its longest training source.
 
     Raises UserError.
     """
-    from research.ablation.store import read_json
     from research.decoding.search import Search, check_model
     from research.decoding.transcription import Transcriber
-    from research.models.registry import make_model
-    from research.tasks.tokenizer import CORPUS, load_tokenizer
-    from research.training.environment import enable_compilation_cache
-    from research.training.runs import load_best_of, load_config_of
+    from research.training.runs import load_config_of, open_run
 
-    enable_compilation_cache()
-    config = load_config_of(workdir)
-    if config.task.name != "speech":
-        raise UserError(
-            f"{workdir} is a run of task.name={config.task.name!r}; this command takes one of "
-            "'speech'."
-        )
+    config = load_config_of(workdir, ("speech",))
     given = {key: options[key].value for key in FROM_RUN if options[key].value is not None}
     search = Search(**(config.decoding.to_dict() | given), nbest=options.nbest)
     search.limit(config.task.length)
-    tokenizer = load_tokenizer(workdir)
-    params, best = load_best_of(workdir)
-    model = make_model(config.model, tokenizer.vocab_size, config.task.length)
-    check_model(search, model.config)
-    check_parameters(workdir, model, params, config.task.num_mels)
-    tell(f"best step {best['step']:,}")
-    longest = (read_json(workdir / CORPUS) or {}).get("longest_frames")
-    return Transcriber(model, params, tokenizer, search, options.batch_size), config, longest
-
-
-def check_parameters(workdir: Path, model, params, num_mels: int) -> None:
-    """Raises UserError when a run's parameters are not those of its tokenizer and config."""
-    import jax
-    import jax.numpy as jnp
-
-    from research.models.model import parameter_shapes
-    from research.tasks.tokenizer import FILE
-
-    row = jnp.ones((1, 2), jnp.int32)
-    batch = {"source": jnp.zeros((1, 16, num_mels)), "source_length": jnp.array([16])}
-    wanted = parameter_shapes(model, batch | {"inputs": row, "targets": row})
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
-        raise UserError(
-            f"{workdir}/{FILE} has {model.config.vocab_size:,} tokens, with which the model does "
-            "not have the shapes of its parameters: it is the tokenizer of another run."
-        )
+    run = open_run(workdir, config)
+    check_model(search, run.model.config)
+    tell(f"best step {run.best['step']:,}")
+    transcriber = Transcriber(run.model, run.params, run.tokenizer, search, options.batch_size)
+    return transcriber, config, run.corpus.get("longest_frames")
 
 
 def read(files: tuple[str, ...], task, longest: int | None) -> list[tuple[str, Any]]:

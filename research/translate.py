@@ -42,7 +42,7 @@ def main() -> None:
     lines = lines_of(options)
     references = file_lines("reference", options.reference) if options.reference else None
     check(options, lines, references)
-    translator = open_run(Path(options.workdir), options)
+    translator = open_translator(Path(options.workdir), options)
     if lines is None:
         return converse(translator, options.nbest)
     from research.decoding.lines import as_lines, progress_of, translate
@@ -104,36 +104,22 @@ def check(options: flags.FlagValues, lines: list | None, references: list | None
         raise UserError(f"--{drawing[0]} is for drawing; give --temperature, for example 0.8.")
 
 
-def open_run(workdir: Path, options: flags.FlagValues):
+def open_translator(workdir: Path, options: flags.FlagValues):
     """Returns the translator of a run. Raises UserError."""
     from research.decoding.lines import Translator
-    from research.models.registry import make_model
-    from research.tasks.tokenizer import FILE, load_tokenizer
-    from research.training.environment import enable_compilation_cache
-    from research.training.runs import load_best_of, load_config_of
+    from research.training.runs import load_config_of, open_run
 
-    enable_compilation_cache()
-    config = load_config_of(workdir)
-    if config.task.name != "translation":
-        raise UserError(
-            f"{workdir} is a run of task.name={config.task.name!r}; this command takes one of "
-            "'translation'."
-        )
+    config = load_config_of(workdir, ("translation",))
     search = search_of(options, config.decoding.to_dict())
     search.limit(config.task.length)
-    tokenizer = load_tokenizer(workdir)
-    params, best = load_best_of(workdir)
-    if params["embedding"].shape[0] != tokenizer.vocab_size:
-        raise UserError(
-            f"{workdir}/{FILE} has {tokenizer.vocab_size:,} tokens, but the model has "
-            f"{params['embedding'].shape[0]:,}: it is the tokenizer of another run."
-        )
-    model = make_model(config.model, tokenizer.vocab_size, config.task.length)
+    run = open_run(workdir, config)
     # Of a recurrent decoder, the top layer alone reads the source.
     layers = config.model.num_layers if config.model.name == "encoder_decoder" else 1
     seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
-    tell(f"best step {best['step']:,}" + (f", seed {seed}" if search.sampling else ""))
-    return Translator(model, params, tokenizer, search, layers, options.batch_size, seed)
+    tell(f"best step {run.best['step']:,}" + (f", seed {seed}" if search.sampling else ""))
+    return Translator(
+        run.model, run.params, run.tokenizer, search, layers, options.batch_size, seed
+    )
 
 
 def search_of(options: flags.FlagValues, run_search: dict):

@@ -1,27 +1,43 @@
 """Continuing token sequences with a decoder and its state (KV cache or recurrent state)."""
 
 import functools
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from research.decoding.sampling import Sampling, draw
+from research.decoding.streaming import Scores, score_tokens
 from research.models.transformer import Decoder, init_state
 
 CHUNK = 16
 """Tokens per dispatch: few enough to be seen as they come."""
 
 
+class Written(NamedTuple):
+    """Tokens (B, n) int32 that were written, and how probable they were, host arrays."""
+
+    tokens: jax.Array | np.ndarray
+    scores: Scores
+
+
 def continuation(
-    model: Decoder, params: Any, prompt: np.ndarray, tokens: int, sampling: Sampling, key: jax.Array
-) -> Iterator[np.ndarray]:
-    """Yields (B, n) int32 continuations, n <= CHUNK, until `tokens` have come.
+    model: Decoder,
+    params: Any,
+    prompt: np.ndarray,
+    tokens: int,
+    sampling: Sampling,
+    key: jax.Array,
+    streams: bool = False,
+) -> Iterator[Written]:
+    """Yields continuations of n <= CHUNK tokens until `tokens` have come.
 
     The model has room for `length` tokens. When its state is full, it starts again from the last
-    half of them, so that no token is at a position that training never saw.
+    half of them, so that no token is at a position that training never saw. One that streams, whose
+    cache rolls, reads the whole prompt and goes on.
 
     Args:
       model: the decoder.
@@ -30,6 +46,7 @@ def continuation(
       tokens: how many to generate per row.
       sampling: how they are drawn.
       key: random key.
+      streams: whether the model is made by `research.decoding.streaming.streaming`.
     """
     length = model.config.length
     chunk = min(CHUNK, max(length // 2, 1))
@@ -38,17 +55,18 @@ def continuation(
     for number, done in enumerate(range(0, tokens, chunk)):
         if room < chunk:
             # All but the last token are read here; the last one is the first input of the chunk.
-            kept = text[:, -max(length - chunk if state is None else length // 2, 1) :]
+            fits = max(length - chunk if state is None else length // 2, 1)
+            kept = text if streams else text[:, -fits:]
             state = init_state(model.config, len(kept), length)
             if kept.shape[1] > 1:
                 state = read(model, params, state, jnp.asarray(kept[:, :-1]))
             last = jnp.asarray(kept[:, -1])
-            room = length - (kept.shape[1] - 1)
+            room = math.inf if streams else length - (kept.shape[1] - 1)
         new_key = jax.random.fold_in(key, number)
         state, last, new = write(model, sampling, chunk, params, state, last, new_key)
         room -= chunk
-        new = np.asarray(new)[:, : tokens - done]
-        text = np.concatenate([text, new], axis=1)[:, -length:]
+        new = jax.tree.map(lambda a, left=tokens - done: np.asarray(a)[:, :left], new)
+        text = np.concatenate([text, new.tokens], axis=1)[:, -length:]
         yield new
 
 
@@ -67,14 +85,14 @@ def write(
     state: Any,
     last: jax.Array,
     key: jax.Array,
-) -> tuple[Any, jax.Array, jax.Array]:
+) -> tuple[Any, jax.Array, Written]:
     """Returns the state, the last token (B,) and the `number` tokens (B, number) after `last`."""
 
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
+    def step(carry: tuple, key: jax.Array) -> tuple[tuple, Any]:
         state, token = carry
         logits, state = model.apply({"params": params}, token[:, None], state)
         token = draw(key, logits[:, -1], sampling).astype(jnp.int32)
-        return (state, token), token
+        return (state, token), Written(token, score_tokens(logits[:, -1], token))
 
-    (state, last), tokens = jax.lax.scan(step, (state, last), jax.random.split(key, number))
-    return state, last, tokens.T
+    (state, last), written = jax.lax.scan(step, (state, last), jax.random.split(key, number))
+    return state, last, jax.tree.map(jnp.transpose, written)

@@ -59,11 +59,15 @@ class Part(NamedTuple):
       name: "layer 0", "encoder 2", "decoder 0 cross", "pooling"...
       kind: "self", "cross" or "pooling".
       sites: what was recorded, by name.
+      stack: of layers that it is in, one of `STACKS`.
+      layer: its number there.
     """
 
     name: str
     kind: str
     sites: dict[str, Array]
+    stack: str = ""
+    layer: int = 0
 
 
 def record(
@@ -117,7 +121,7 @@ def parts(recorded: Tree) -> list[Part]:
             found.setdefault(key, {})[site] = value
     # In a layer the source is read after the sequence itself.
     order = sorted(found, key=lambda key: (key[0], key[2], key[3] == "cross"))
-    return [Part(_name(*key[1:]), key[3], found[key]) for key in order]
+    return [Part(_name(*key[1:]), key[3], found[key], *key[1:3]) for key in order]
 
 
 def stacked(recorded: Tree, site: str, kind: str = "self") -> Float[Array, "L B ..."]:

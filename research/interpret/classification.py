@@ -75,7 +75,7 @@ def classify(classifier: TextClassifier, text: str) -> Classified:
     kept = tokens[:longest]
     padded = np.full(min(_room(len(kept)), longest), PAD, np.int32)
     padded[: len(kept)] = kept
-    log_p, found = _explain(
+    log_p, found = explain(
         classifier.model, classifier.by, classifier.params, padded, np.int32(len(kept))
     )
     label = int(log_p.argmax())
@@ -100,10 +100,18 @@ def log_odds(logits: Float[Array, " C"], label: Int[Array, ""]) -> Float[Array, 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _explain(
+def explain(
     model: Any, by: str, params: Any, tokens: Int[Array, " T"], length: Int[Array, ""]
 ) -> tuple[Float[Array, " C"], Float[Array, " T"]]:
-    """Returns log p of every class, and attributions of the most probable one."""
+    """Returns log p of every class, and attributions of the most probable one.
+
+    Args:
+      model: a classifier.
+      by: a name in `METHODS`.
+      params: its parameters.
+      tokens: right-padded.
+      length: how many of them there are.
+    """
     variables, lengths = {"params": params}, jnp.asarray(length)[None]
 
     def batch(tokens: Array) -> dict[str, Array]:

@@ -146,6 +146,7 @@ def _described(
         "rows": one.rows,
         "columns": one.columns,
         "shape": list(one.weights.shape),
+        "heads": one.numbers,
         "pool": list(pool),
         "small": list(small),
         "signed": signed,

@@ -95,8 +95,9 @@ def _grid(maps: Sequence[AttentionMap], heads: Sequence[int]) -> Figure:
                 _image(axes, one.weights[head])
             else:
                 axes.set_axis_off()
+    numbers = max((one.numbers for one in maps), key=len)
     for head, axes in zip(heads, panels[0], strict=True):
-        axes.set_title(f"head {head}", color=MUTED, fontsize=8.5, pad=3)
+        axes.set_title(f"head {numbers[head]}", color=MUTED, fontsize=8.5, pad=3)
     return figure
 
 
@@ -122,7 +123,7 @@ def _one(inspection: Inspection, one: AttentionMap, head: int) -> Figure:
         label.set_rotation_mode("anchor")
     axes.set_yticks(list(down), [_short(rows[i]) for i in down])
     axes.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False, top=False)
-    axes.set_xlabel(f"{legible(one.name)}, head {head}", color=MUTED)
+    axes.set_xlabel(f"{legible(one.name)}, head {one.numbers[head]}", color=MUTED)
     return figure
 
 

@@ -80,8 +80,10 @@ class AttentionMap:
       weights: of H heads; may be negative, and NaN in rows that read nothing.
       measures: {name: one number for each head}, NaN where there is none.
       note: one line, the mechanism and the implementation for example.
+      heads: numbers of the H heads, where not all are shown; empty: from 0 on.
 
-    Raises ValueError for an unknown kind or axis, and for measures that are not one per head.
+    Raises ValueError for an unknown kind or axis, and for measures or numbers that are not one per
+    head.
     """
 
     name: str
@@ -91,6 +93,7 @@ class AttentionMap:
     weights: Float[np.ndarray, "H T S"]
     measures: Mapping[str, np.ndarray] = field(default_factory=dict)
     note: str = ""
+    heads: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.rows not in AXES or self.columns not in AXES:
@@ -102,6 +105,13 @@ class AttentionMap:
         for name, values in self.measures.items():
             if np.shape(values) != self.weights.shape[:1]:
                 raise ValueError(f"{name!r} of {self.name!r} must be one number for each head.")
+        if self.heads and len(self.heads) != len(self.weights):
+            raise ValueError(f"heads={self.heads} of {self.name!r} must number all heads.")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the heads."""
+        return list(self.heads) or list(range(len(self.weights)))
 
 
 @dataclass(frozen=True, eq=False)

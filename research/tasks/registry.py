@@ -24,6 +24,9 @@ TASKS = {
     "translation": make_translation,
 }
 
+GENERATED = ("induction", "recall", "rule", "transduction")
+"""Tasks whose tokens are numbers: they are generated, and `task.vocab_size` says how many."""
+
 OF_TASK = {
     "min_count": (1, "sentiment"),
     "word_dropout": (0.0, "sentiment"),

@@ -60,6 +60,7 @@ class Sentiment(Classification):
 
     Attributes:
       tokenizer: of the texts.
+      encoded: {split: its texts}, of the evaluation splits in their order.
       bounds: most tokens of each bucket for training.
       texts: number of texts of each bucket for training, at least `batch_size`.
       padding: part of the positions of an epoch that is padding.
@@ -68,6 +69,7 @@ class Sentiment(Classification):
     """
 
     tokenizer: OpenTokenizer
+    encoded: Mapping[str, Encoded]
     bounds: tuple[int, ...]
     texts: tuple[int, ...]
     padding: float
@@ -118,6 +120,16 @@ class Sentiment(Classification):
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
         """Returns how many batches each bucket of the whole split has, whatever `total` is."""
         return tuple(len(arrays["label"]) // self.batch_size for arrays in self.data[split])
+
+    def examples(self, split: str, total: int) -> int:
+        """Returns how many texts a split has."""
+        return len(self.encoded[split].labels)
+
+    def example(self, split: str, index: int, total: int) -> Batch:
+        """Returns text `index` of a split, in the order of its file."""
+        tokens, label = self.encoded[split].tokens[index], self.encoded[split].labels[index]
+        found = {"inputs": tokens[None], "length": [len(tokens)], "label": [label]}
+        return {name: jnp.asarray(array, jnp.int32) for name, array in found.items()}
 
     def artifacts(self) -> Mapping[str, str]:
         """Returns the tokenizer, and what is known of the corpus, its labels among it."""
@@ -246,6 +258,7 @@ def make_sentiment(config: ConfigDict) -> Sentiment:
         data=jax.device_put(data),
         splits=tuple(s for s in encoded if s != "train"),
         tokenizer=tokenizer,
+        encoded={s: e for s, e in encoded.items() if s != "train"},
         bounds=bounds,
         texts=tuple(len(arrays["label"]) for arrays in data["train"]),
         padding=padded_part(train.lengths, nothing, [(b, 0) for b in bounds], config.batch_size),

@@ -136,6 +136,16 @@ class Speech(Task):
         """Returns how many batches each bucket of the whole split has, whatever `total` is."""
         return tuple(len(rows) // self.batch_size for rows in self.data["order"][split])
 
+    def examples(self, split: str, total: int) -> int:
+        """Returns how many strings or recordings a split has."""
+        return len(self.references[split])
+
+    def example(self, split: str, index: int, total: int) -> Batch:
+        """Returns string or recording `index` of a split."""
+        frames, tokens = np.max(self.bounds[split], axis=0).tolist()
+        make = jax.jit(self.rows, static_argnums=(1, 3))
+        return make(self.data, split, np.array([index], np.int32), (frames, tokens))
+
     def rows(self, data: Any, split: str, rows: Int[Array, " B"], bounds: Bounds) -> Batch:
         """Returns rows of an evaluation split by their position; -1 makes an empty one."""
         return self._batch(data, self.plan(split, rows), bounds)

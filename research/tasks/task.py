@@ -180,6 +180,17 @@ class Task:
         rows = batch["inputs"].shape[0]
         return {**batch, "eval_length": jnp.full(rows, bucket - 1, jnp.int32)}
 
+    def examples(self, split: str, total: int) -> int:
+        """Returns how many sequences a split has, where an evaluation asks for `total` batches."""
+        return total * self.batch_size
+
+    def example(self, split: str, index: int, total: int) -> Batch:
+        """Returns sequence `index` of a split, in the split's order, as a batch of one."""
+        make = jax.jit(self.evaluation, static_argnums=(1, 3))
+        batch = make(self.data, split, np.int32(index // self.batch_size), total)
+        row = index % self.batch_size
+        return {name: array[row : row + 1] for name, array in batch.items()}
+
     def metrics(self, outputs: Any, batch: Batch) -> dict[str, Sums]:
         """Returns sums of metrics of what the model made of a batch, logits (B, T, V) mostly.
 

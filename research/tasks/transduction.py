@@ -208,6 +208,14 @@ class Transduction(Task):
         """Returns `total`, and for the test as many as hold all of it."""
         return (-(-self.test_size // self.batch_size) if split == "test" else total,)
 
+    def examples(self, split: str, total: int) -> int:
+        """Returns how many sequences a split has."""
+        return self.test_size if split == "test" else total * self.batch_size
+
+    def example(self, split: str, index: int, total: int) -> Batch:
+        """Returns sequence `index` of a split."""
+        return jax.jit(self.rows, static_argnums=0)(split, np.array([index], np.int32))
+
     @property
     def test_size(self) -> int:
         """Sequences of the test."""

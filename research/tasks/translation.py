@@ -124,6 +124,14 @@ class Translation(Task):
         """Returns how many batches each bucket of the whole split has, whatever `total` is."""
         return tuple(len(arrays["source"]) // self.batch_size for arrays in self.data[split])
 
+    def examples(self, split: str, total: int) -> int:
+        """Returns how many pairs a split has."""
+        return len(self.references[split])
+
+    def example(self, split: str, index: int, total: int) -> Batch:
+        """Returns pair `index` of a split, in the order of its files."""
+        return _batch_of({n: a[index : index + 1] for n, a in self.encoded[split].items()})
+
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per target token) and accuracy, of targets given those before.
 

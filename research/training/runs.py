@@ -1,26 +1,84 @@
 """Opening a finished or running training run."""
 
+import contextlib
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.ablation.store import CONFIG, read_json
 from research.configuration import from_plain
 from research.errors import UserError
+from research.models.model import parameter_shapes
+from research.models.registry import make_model
+from research.tasks.registry import GENERATED, make_task
+from research.tasks.rule import LABELS
+from research.tasks.task import Task
+from research.tasks.tokenizer import CORPUS, FILE, load_tokenizer
 from research.training.checkpoints import load_best
+from research.training.environment import enable_compilation_cache
 from research.training.loop import POPULATION
 
+COMMANDS = {
+    "text": "research.generate",
+    "translation": "research.translate",
+    "speech": "research.transcribe",
+    "sentiment": "research.classify",
+}
+"""What uses a trained model, by the name of its task."""
 
-def load_config_of(run: Path) -> ConfigDict:
-    """Returns the config of a run. Raises UserError when `run` is not a run directory."""
+
+class Opened(NamedTuple):
+    """A run that can be used.
+
+    Attributes:
+      path: its directory.
+      config: of the run.
+      model: what was trained.
+      params: its best parameters on validation.
+      best: {"value", "step"} of these.
+      tokenizer: of the run, a `Tokenizer`; None where tokens are numbers.
+      labels: what the classes of a classifier are called; none of other models.
+      corpus: what is known of the data.
+    """
+
+    path: Path
+    config: ConfigDict
+    model: Any
+    params: Any
+    best: Mapping[str, float]
+    tokenizer: Any
+    labels: tuple[str, ...]
+    corpus: Mapping[str, Any]
+
+
+def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
+    """Returns the config of a run.
+
+    Args:
+      run: its directory.
+      tasks: names of the tasks that will do; none: all.
+
+    Raises UserError when `run` is not a run directory, or one of another task.
+    """
     plain = read_json(run / CONFIG)
     if plain is None:
         raise UserError(
             f"{run} is not a run: it has no {CONFIG}. Runs are written by "
             "python -m research.train --workdir=DIR, or one per directory by research.sweep."
         )
-    return from_plain(plain)
+    config = from_plain(plain)
+    if tasks and config.task.name not in tasks:
+        other = COMMANDS.get(config.task.name)
+        raise UserError(
+            f"{run} is a run of task.name={config.task.name!r}; this command takes one of "
+            f"{', '.join(map(repr, tasks))}" + (f"; python -m {other} takes it." if other else ".")
+        )
+    return config
 
 
 def load_best_of(run: Path) -> tuple[Any, dict[str, float]]:
@@ -29,3 +87,72 @@ def load_best_of(run: Path) -> tuple[Any, dict[str, float]]:
     if population is None:
         raise UserError(f"{run} has no {POPULATION}, so its checkpoints cannot be found.")
     return load_best(run / population["checkpoints"], population["member"])
+
+
+def open_run(run: Path, config: ConfigDict) -> Opened:
+    """Returns a run whose config was loaded by `load_config_of`.
+
+    Raises UserError when it has saved nothing yet, or what it saved does not go together.
+    """
+    enable_compilation_cache()
+    tokenizer, labels, known = None, (), read_json(run / CORPUS) or {}
+    size = config.task.get("vocab_size", 0)
+    if config.task.name not in GENERATED:
+        tokenizer = load_tokenizer(run)
+        size = tokenizer.vocab_size
+    if config.task.name == "rule":
+        labels = LABELS[config.task.kind]
+    elif config.model.name == "classifier":
+        labels = tuple(known.get("labels", ()))
+        if not labels:
+            raise UserError(f"{run} has no {CORPUS} with the names of its labels.")
+    with _made_by_this_version(run):
+        model = make_model(config.model, size, config.task.length, classes=len(labels))
+    params, best = load_best_of(run)
+    shapes = parameter_shapes(model, _shapes_of_a_batch(config))
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
+        kept = f"{FILE} has {size:,} tokens" if tokenizer else CONFIG
+        named = f" and {CORPUS} {len(labels)} labels" if known.get("labels") else ""
+        raise UserError(
+            f"{run}: {kept}{named}, with which the model does not have the shapes of its "
+            "parameters: they are those of another run."
+        )
+    return Opened(run, config, model, params, best, tokenizer, labels, known)
+
+
+def load_task_of(run: Opened) -> Task:
+    """Returns the task of a run, with its data.
+
+    Raises UserError when the data are not those that the run was trained on.
+    """
+    with _made_by_this_version(run.path):
+        task = make_task(run.config.task)
+    tokenizer = task.artifacts().get(FILE)
+    kept = (run.path / FILE).read_text(encoding="utf-8") if tokenizer else None
+    if tokenizer != kept:
+        raise UserError(f"{run.path} was trained on other data than are there now: {FILE} differs.")
+    return task
+
+
+@contextlib.contextmanager
+def _made_by_this_version(run: Path) -> Generator[None]:
+    """Raises UserError where a config lacks a key that is read."""
+    try:
+        yield
+    except AttributeError as error:
+        missing = str(error).splitlines()[0]
+        raise UserError(f"{run} was made by another version of this code: {missing}") from None
+
+
+def _shapes_of_a_batch(config: ConfigDict) -> PyTree:
+    """A small batch of the kind that the model takes."""
+    tokens: Any = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    length: Any = jax.ShapeDtypeStruct((1,), jnp.int32)
+    if config.model.name == "decoder":
+        return {"inputs": tokens}
+    if config.model.name == "classifier":
+        return {"inputs": tokens, "length": length}
+    source = tokens
+    if config.model.name == "speech":
+        source = jax.ShapeDtypeStruct((1, 16, config.task.num_mels), jnp.float32)
+    return {"source": source, "source_length": length, "inputs": tokens, "targets": tokens}

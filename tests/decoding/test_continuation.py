@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from research.decoding.continuation import CHUNK, continuation
 from research.decoding.sampling import Sampling, draw, restrict
+from research.decoding.streaming import stream_scores, streaming
 from research.errors import UserError
 from research.models.transformer import make_transformer
 from tests import small
@@ -26,7 +27,7 @@ def decoder(**deltas):
 
 def collect(model, params, prompt, tokens, sampling, seed=0):
     chunks = continuation(model, params, prompt, tokens, sampling, jax.random.key(seed))
-    return np.concatenate(list(chunks), axis=1)
+    return np.concatenate([chunk.tokens for chunk in chunks], axis=1)
 
 
 def recomputed(model, params, prompt, tokens):
@@ -132,3 +133,18 @@ def test_values_out_of_range_are_named(wrong):
     (name,) = wrong
     with pytest.raises(UserError, match=f"--{name}"):
         Sampling(**wrong)
+
+
+def test_a_stream_goes_on_without_starting_again():
+    """Greedy tokens of a rolling cache are the most probable ones of the stream's own scores."""
+    model, params = decoder(model__position="rope")
+    model = streaming(model, 8, 2)
+    prompt = np.random.default_rng(3).integers(0, VOCAB, (2, 11))
+    chunks = list(continuation(model, params, prompt, 40, GREEDY, jax.random.key(0), True))
+    written = np.concatenate([chunk.tokens for chunk in chunks], axis=1)
+    assert written.shape == (2, 40) and len(np.unique(written)) > 1
+    whole = jnp.asarray(np.concatenate([prompt, written], axis=1))
+    scores = stream_scores(model, params, whole)
+    assert (np.asarray(scores.rank)[:, 10:] == 0).all()
+    found = np.concatenate([chunk.scores.log_prob for chunk in chunks], axis=1)
+    np.testing.assert_allclose(found, scores.log_prob[:, 10:], atol=1e-5)

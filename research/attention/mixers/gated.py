@@ -39,18 +39,6 @@ def gate_parameter(mixer: LinearTime) -> Parameter:
     return Parameter(shape, init, ("width", "heads", "head_width"))
 
 
-def decayed(
-    read: tuple[Array, Array, decay.Decay],
-    v: Float[Array, "B T H Dv"],
-    memory: Array,
-    form: str,
-    options: dict[str, int],
-) -> tuple[Array, Float[Array, "B T H Dv"]]:
-    """The recurrence of ``decay`` by the form of this name, of queries, keys and decays."""
-    q, k, decays = read
-    return decay.FORMS[form](q, k, v, decays, memory, **options)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retention(LinearTime):
     """Multi-scale retention (Sun et al. 2023, RetNet, equations 5-8).
@@ -86,17 +74,6 @@ class Retention(LinearTime):
         rates = np.log1p(-(2.0 ** (-5.0 - np.arange(self.num_heads))))
         decays = jnp.broadcast_to(jnp.asarray(rates, q.dtype), (1, length, self.num_heads))
         return (q, k, decays), v, {"step": state["step"] + length}
-
-    def recur(
-        self,
-        params: dict[str, Array],
-        read: Any,
-        v: Float[Array, "B T H Dv"],
-        memory: PyTree,
-        form: str,
-    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """Sums that decay; see ``LinearTime``."""
-        return decayed(read, v, memory, form, self.options_of(form))
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -162,17 +139,6 @@ class GatedLinearAttention(LinearTime):
         logits = logits.astype(dtype) + params["decay_bias"].astype(dtype)
         decays = jax.nn.log_sigmoid(logits) / self.TEMPERATURE
         return (q * self.head_width**-0.5, k, decays), v, {"inputs": inputs}
-
-    def recur(
-        self,
-        params: dict[str, Array],
-        read: Any,
-        v: Float[Array, "B T H Dv"],
-        memory: PyTree,
-        form: str,
-    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """Sums whose channels decay; see ``LinearTime``."""
-        return decayed(read, v, memory, form, self.options_of(form))
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]

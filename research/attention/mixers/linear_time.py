@@ -142,8 +142,12 @@ class LinearTime(Mixer):
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """What is remembered after these tokens, and outputs that are linear in the values."""
-        raise NotImplementedError
+        """What is remembered after these tokens, and outputs that are linear in the values.
+
+        Here the recurrence of ``decay``, of queries, keys and decays.
+        """
+        q, k, decays = read
+        return decay.FORMS[form](q, k, v, decays, memory, **self.options_of(form))
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]

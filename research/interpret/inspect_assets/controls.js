@@ -46,7 +46,7 @@ addEventListener("keydown", (event) => {
   else if (event.key === "r") byId("direction")?.click();
   else if (event.key === "Escape") {
     if (points(state.held)) change({ held: {}, focus: {} });
-    else tileOf(state.map, state.head).cell.focus();
+    else tileOf(state.map, state.head)?.cell.focus();
   }
 });
 

@@ -61,6 +61,8 @@ async function loadSmall(map) {
     new Matrix(bytes, i * h * (4 + w), h, w, MAPS[map].signed));
 }
 
+const headOf = (map, head) => `head ${MAPS[map].heads[head]}`;
+
 // What a position of an axis is called.
 function nameOf(axis, index, length) {
   if (axis === "audio") return `${(index * DATA.audio.state).toFixed(2)} s`;

@@ -48,8 +48,8 @@ function captions() {
     tile.caption.style.backgroundColor = value === null ? "" : back;
     tile.caption.style.color = value === null ? "" : text;
     const said = name ? `, ${name} ${format(value)}` : "";
-    tile.cell.setAttribute("aria-label", `${MAPS[tile.map].name}, head ${tile.head}${said}`);
-    tile.cell.title = `${MAPS[tile.map].name} · head ${tile.head}${said}`;
+    tile.cell.setAttribute("aria-label", `${MAPS[tile.map].name}, ${headOf(tile.map, tile.head)}${said}`);
+    tile.cell.title = `${MAPS[tile.map].name} · ${headOf(tile.map, tile.head)}${said}`;
   }
 }
 

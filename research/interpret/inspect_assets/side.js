@@ -4,7 +4,7 @@ const LISTED = 8;
 
 function paintHead() {
   const map = MAPS[state.map];
-  document.getElementById("chosen").textContent = `${map.name} · head ${state.head}`;
+  document.getElementById("chosen").textContent = `${map.name} · ${headOf(state.map, state.head)}`;
   const [tall, wide] = map.pool;
   const [, rows, columns] = map.shape;
   const notes = [map.note, `${rows} × ${columns}: rows are ${map.rows}, columns ${map.columns}.`];
@@ -12,7 +12,7 @@ function paintHead() {
     notes.push(`Pooled for this page: a cell shows the greatest of up to ${tall} × ${wide} weights.`);
   }
   document.getElementById("about").textContent = notes.filter(Boolean).join(" · ");
-  marks.setAttribute("aria-label", `Weights of ${map.name}, head ${state.head}: arrow keys move over cells`);
+  marks.setAttribute("aria-label", `Weights of ${map.name}, ${headOf(state.map, state.head)}: arrow keys move over cells`);
 }
 
 function paintMeasures() {

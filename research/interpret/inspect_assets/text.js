@@ -10,7 +10,7 @@ function makeTexts() {
   bar.append(create("h2", "Tokens"));
   if (numberNames.length) {
     const select = create("select", "", { id: "numbers" });
-    select.append(create("option", "weights of the chosen head", { value: "" }));
+    if (MAPS.length) select.append(create("option", "weights of the chosen head", { value: "" }));
     for (const name of numberNames) select.append(create("option", name, { value: name }));
     select.addEventListener("change", () => change({ numbers: select.value }));
     const label = create("label", "colour ");
@@ -22,6 +22,11 @@ function makeTexts() {
   bar.append(way);
   texts.append(bar, create("p", "", { class: "note", id: "meaning" }));
   for (const side of sides) texts.append(makeSide(side));
+  // Without maps the numbers are all that there is to show.
+  if (!MAPS.length) {
+    way.hidden = true;
+    change({ numbers: numberNames[0] || "", theme: theme() });
+  }
 }
 
 function makeSide(side) {
@@ -39,6 +44,8 @@ function makeSide(side) {
     }
   }
   side.body = create("div", "", { class: "tokens", tabindex: "0", role: "group", "aria-label": `${side.axis} tokens: arrow keys move` });
+  // Words and numbers without spaces of their own would run into one another.
+  side.body.classList.toggle("apart", !names.some((name) => name.includes("·")));
   side.body.addEventListener("pointerover", (event) => point(side, event, "focus"));
   side.body.addEventListener("pointerleave", () => change({ focus: {} }));
   side.body.addEventListener("click", (event) => point(side, event, "held"));
@@ -63,11 +70,12 @@ function turn(side, start) {
   });
   const parts = side.spans.flatMap((span) => (span.textContent.endsWith("↵") ? [span, create("br")] : [span]));
   side.body.replaceChildren(...parts);
-  if (state.matrix) colourTexts();
+  if (state.matrix || state.numbers) colourTexts();
 }
 
 // What a token means in the chosen map: its row, its column, or nothing.
 function focusOf(axis, index) {
+  if (!state.matrix) return {};
   const { row, column } = axesOf(state.map);
   const asRow = row.axis === axis && (column.axis !== axis || state.direction === "reads");
   if (asRow) return { row: Math.floor(index / row.pool) };
@@ -76,7 +84,7 @@ function focusOf(axis, index) {
 
 function point(side, event, name) {
   const at = event.target.dataset.at;
-  if (at === undefined || !state.matrix) return;
+  if (at === undefined) return;
   const focus = focusOf(side.axis, Number(at));
   if (name === "held") hold(focus);
   else change({ focus });
@@ -141,7 +149,7 @@ function meanColumns() {
 }
 
 function colourTexts() {
-  const { row, column } = axesOf(state.map);
+  const { row, column } = state.matrix ? axesOf(state.map) : { row: {}, column: {} };
   const now = pointed();
   for (const side of sides) {
     const values = valuesOf(side.axis);
@@ -188,6 +196,7 @@ function showHeld() {
 }
 
 function paintMeaning() {
+  if (!state.matrix) return meaning(`Colours: ${state.numbers}, ${rangeOfNumbers()}`);
   const way = document.getElementById("direction");
   const { row, column } = axesOf(state.map);
   way.hidden = row.axis !== column.axis || row.axis === "audio";
@@ -202,10 +211,10 @@ function paintMeaning() {
 }
 
 onChange((changed) => {
-  if (!state.matrix || !sides.length) return;
+  if (!(state.matrix || state.numbers) || !sides.length) return;
   if (changed("matrix", "focus", "held", "direction", "numbers", "scale", "theme")) {
     colourTexts();
     paintMeaning();
   }
-  if (changed("held")) showHeld();
+  if (state.matrix && changed("held")) showHeld();
 });

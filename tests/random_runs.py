@@ -1,0 +1,48 @@
+"""Runs that a test can open without training them: random weights, saved as a finished run is."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from research.ablation.store import CONFIG, RESULT, write_json, write_text
+from research.configuration import to_plain
+from research.models.model import parameter_shapes
+from research.tasks.registry import make_task
+from research.training.checkpoints import Checkpoints
+from research.training.loop import POPULATION
+from research.training.program import model_of
+from research.training.step import Best, State, batch_shapes
+
+STEP = 7
+"""At which the parameters were best."""
+
+
+def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) -> Any:
+    """Writes what a finished run leaves; returns its task and model.
+
+    Args:
+      run: the directory.
+      config: of the run.
+      scale: standard deviation of the parameters.
+      seed: of them.
+    """
+    task = make_task(config.task)
+    model = model_of(config, task)
+    shapes = parameter_shapes(model, batch_shapes(task, 1))
+    random = np.random.default_rng(seed)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(scale * random.normal(size=(1, *s.shape)), s.dtype), shapes
+    )
+    best = Best(params, jnp.zeros(1), jnp.full(1, STEP))
+    with Checkpoints(run / "checkpoints", 1) as checkpoints:
+        checkpoints.save(STEP, State(params, {"count": jnp.zeros(1)}, -jnp.ones(1), best))
+    write_json(run / POPULATION, {"checkpoints": "checkpoints", "member": 0})
+    for name, text in task.artifacts().items():
+        write_text(run / name, text)
+    write_json(run / CONFIG, to_plain(config))
+    write_json(run / RESULT, {"status": "completed"})
+    return task, model

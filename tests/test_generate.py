@@ -1,0 +1,134 @@
+"""Lines of log-probabilities against the trained model itself."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from research.decoding.continuation import continuation
+from research.decoding.sampling import Sampling
+from research.generate import opened, show_lines, show_scores
+from research.models.transformer import make_transformer
+from research.tasks.tokenizer import load_tokenizer
+from research.training.loop import train_population
+from research.training.runs import load_best_of
+from tests import small
+from tests.commands import run_cases
+
+TEXT = "A rose\tby any other\nname “would” smell as sweet.\n"
+STREAMED = ["--window=6", "--sinks=2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a second: its config, result and directory."""
+    tmp = tmp_path_factory.mktemp("generate")
+    (tmp / "text.txt").write_text(TEXT * 60, encoding="utf-8")
+    streams = {"task__stream_sinks": (0, 2), "task__stream_window": 6, "task__stream_tokens": 60}
+    config = small.text(tmp / "text.txt", task__length=16, model__num_layers=1, **streams)
+    (result,) = train_population([config], [tmp / "run"], tmp / "run")
+    return config, result, tmp / "run"
+
+
+@pytest.fixture(scope="module")
+def outcomes(trained):
+    workdir = f"--workdir={trained[-1]}"
+    cases = {
+        "streamed": [workdir, f"--score={TEXT}", "--logprobs=json", *STREAMED],
+        "long": [workdir, "--tokens=50", "--seed=3", *STREAMED],
+        "too long": [workdir, f"--score={TEXT}"],
+        "too short": [workdir, "--score=A"],
+        "sinks alone": [workdir, "--sinks=2"],
+        "too many sinks": [workdir, "--window=4", "--sinks=4"],
+    }
+    return dict(zip(cases, run_cases("research.generate", list(cases.values())), strict=True))
+
+
+def own_log_probs(config, run, text):
+    """Returns tokens and log p (T - 1, V) of a text that fits, by one forward pass."""
+    tokenizer = load_tokenizer(run)
+    params, _ = load_best_of(run)
+    model = make_transformer(config.model, tokenizer.vocab_size, config.task.length)
+    tokens = np.asarray(tokenizer.encode(text))
+    logits = model.apply({"params": params}, tokens[None])[0][0, :-1]
+    return tokens, np.asarray(jax.nn.log_softmax(logits), np.float64)
+
+
+def test_lines_are_what_the_model_says(trained, capsys):
+    config, _, run = trained
+    trained_run, model = opened(run, 0, 0)
+    tokenizer, params = trained_run.tokenizer, trained_run.params
+    prompt = np.tile(tokenizer.encode("A rose"), (2, 1))
+    greedy = Sampling(temperature=0.0)
+    chunks = list(continuation(model, params, prompt, 9, greedy, jax.random.key(0)))
+    show_lines(tokenizer, chunks, "tsv")
+    header, *lines = capsys.readouterr().out.splitlines()
+    show_lines(tokenizer, chunks, "json")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert header.split("\t") == ["sample", "token", "log_prob", "entropy", "rank"]
+    assert len(rows) == len(lines) == 2 * 9
+    for line, row in zip(lines, rows, strict=True):
+        sample, token, log_prob, entropy, rank = line.split("\t")
+        assert (int(sample), json.loads(token), int(rank)) == tuple(
+            row[k] for k in ("sample", "token", "rank")
+        )
+        assert float(log_prob) == pytest.approx(row["log_prob"], abs=1e-6)
+        assert float(entropy) == pytest.approx(row["entropy"], abs=1e-6)
+    written = "".join(row["token"] for row in rows if row["sample"] == 1)
+    assert len(written) == 9
+    tokens, log_p = own_log_probs(config, run, "A rose" + written)
+    for t, row in enumerate(rows[:9], 5):
+        assert row["rank"] == 0, "the most probable token each time"
+        assert row["log_prob"] == pytest.approx(log_p[t, tokens[t + 1]], abs=1e-4)
+        assert row["entropy"] == pytest.approx(-(np.exp(log_p[t]) * log_p[t]).sum(), abs=1e-4)
+
+
+def test_a_text_is_scored(trained, capsys):
+    config, _, run = trained
+    trained_run, model = opened(run, 0, 0)
+    options = SimpleNamespace(score=TEXT[:16], window=0, logprobs="")
+    show_scores(trained_run.tokenizer, model, trained_run.params, options)
+    printed = capsys.readouterr()
+    lines = [line.split("\t") for line in printed.out.splitlines()[1:]]
+    assert "".join(json.loads(line[1]) for line in lines) == TEXT[1:16]
+    tokens, log_p = own_log_probs(config, run, TEXT[:16])
+    own = log_p[np.arange(15), tokens[1:]]
+    np.testing.assert_allclose([float(line[2]) for line in lines], own, atol=1e-4)
+    ranks = (log_p > own[:, None]).sum(-1)
+    assert [int(line[4]) for line in lines] == ranks.tolist()
+    assert f"{-own.mean():.4f} nats per token" in printed.err
+
+
+def test_a_rolling_cache_takes_any_length(outcomes):
+    found = outcomes
+    rows = [json.loads(line) for line in found["streamed"].out.splitlines()]
+    assert "".join(row["token"] for row in rows) == TEXT[1:]
+    assert all(math.isfinite(row["log_prob"]) and row["log_prob"] < 0 for row in rows)
+    assert found["long"].code == 0 and len(found["long"].out) == len("\n") + 50 + len("\n")
+
+
+def test_a_run_streams_when_it_ends(trained):
+    _, result, _ = trained
+    assert result["slices"]["stream_loss_by_sinks"] == ["0", "2"]
+    found = result["best"]["validation"]
+    without, kept = found["stream_loss_by_sinks"]
+    assert without != kept == found["stream_loss"]
+    assert found["stream_perplexity_ratio"] == pytest.approx(math.exp(without - kept))
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("too long", "has room for 17; a rolling cache takes them all: --window=16 --sinks=4"),
+        ("too short", "--score takes at least two tokens"),
+        ("sinks alone", "--sinks=2 are of a rolling cache; give its size with --window"),
+        ("too many sinks", "--sinks=4 must be at least 0 and less than --window=4"),
+    ],
+)
+def test_mistakes_are_one_line(outcomes, case, message):
+    outcome = outcomes[case]
+    assert outcome.code == 2 and message in outcome.err
+    assert outcome.err.count("\n") == 1 and not outcome.out
