@@ -75,7 +75,8 @@ def flow(
     residual: float = 0.5,
     heads: str = "mean",
     outputs: Sequence[int] | None = None,
-) -> Float[np.ndarray, "O S"]:
+    inputs: Sequence[int] | None = None,
+) -> Float[np.ndarray, "O I"]:
     """Returns attention flow: how much can reach an output position from each input.
 
     The maximum flow from one to the other through the graph whose nodes are the positions of each
@@ -88,16 +89,18 @@ def flow(
       residual: the part that the residual connection has, 0 to 1.
       heads: how the heads of a layer become one, "mean", "max" or "min".
       outputs: positions of the last layer, one for each row of the result; None: all S.
+      inputs: positions that the flow goes to, one for each column; None: all S.
     """
     layers = np.asarray(layer_weights(jnp.asarray(weights), residual, heads))
     positions = layers.shape[-1]
     graph = _graph(layers)
     top = len(layers) * positions
-    asked = range(positions) if outputs is None else outputs
-    found = np.zeros((len(asked), positions), np.float32)
-    for row, output in enumerate(asked):
-        for entry in range(positions):
-            found[row, entry] = maximum_flow(graph, top + output, entry).flow_value / _SCALE
+    outputs = range(positions) if outputs is None else outputs
+    inputs = range(positions) if inputs is None else inputs
+    found = np.zeros((len(outputs), len(inputs)), np.float32)
+    for row, output in enumerate(outputs):
+        for column, entry in enumerate(inputs):
+            found[row, column] = maximum_flow(graph, top + output, entry).flow_value / _SCALE
     return found
 
 

@@ -66,10 +66,14 @@ def check_layers(model: Model, batch: Batch) -> None:
             "interpret.final='rollout' follows attention through the layers of a classifier; "
             f"model.body={has!r} must be 'transformer'."
         )
-    shapes = parameter_shapes(model, batch)
-    found = jax.eval_shape(lambda p, b: record(model, p, b, ("weights",))[1], shapes, batch)
-    weights = [p.sites["weights"].shape for p in parts(found) if p.kind == "self"]
-    if len(weights) < model.config.layers.num_layers or any(s[-1] != s[-2] for s in weights):
+
+    def weights(params: PyTree, batch: Batch) -> list[Array]:
+        found = parts(record(model, params, batch, ("weights",))[1])
+        return [part.sites["weights"] for part in found if part.kind == "self"]
+
+    found = jax.eval_shape(weights, parameter_shapes(model, batch), batch)
+    square = [leaf for leaf in found if leaf.shape[-1] == leaf.shape[-2]]
+    if len(square) < model.config.layers.num_layers:
         raise UserError(
             "interpret.final='rollout' needs weights between all tokens in every layer, which "
             "the mixer has not; use one such as model.mixer='softmax'."
@@ -150,9 +154,8 @@ def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool
     whole = slice(front, front + words)
     ways = {way: read[way][:, row, whole] for way in ("raw", "rollout")}
     if with_flow:
-        size = front + words
-        ways["flow"] = _flow(read["weights"][:, row, :, :size, :size], read["reader"][row, :size])
-        ways["flow"] = ways["flow"][:, whole]
+        inputs = range(front, front + words)
+        ways["flow"] = _flow(read["weights"][:, row], read["reader"][row], inputs)
     return Read(
         ways,
         variation(read["blanked"][row, :words], read["logits"][row]),
@@ -162,12 +165,16 @@ def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool
 
 
 def _flow(
-    weights: Float[np.ndarray, "L H R R"], reader: Float[np.ndarray, " R"]
-) -> Float[np.ndarray, "L R"]:
+    weights: Float[np.ndarray, "L H R R"], reader: Float[np.ndarray, " R"], inputs: range
+) -> Float[np.ndarray, "L n"]:
     """Flow up to each layer, averaged over the rows that are read."""
     rows = np.flatnonzero(reader).tolist()
-    each = [flow.flow(weights[: layer + 1], outputs=rows) for layer in range(len(weights))]
-    return np.stack([reader[rows] @ found for found in each])
+    return np.stack(
+        [
+            reader[rows] @ flow.flow(weights[: layer + 1], outputs=rows, inputs=inputs)
+            for layer in range(len(weights))
+        ]
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)  # compiled once for all members

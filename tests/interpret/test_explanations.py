@@ -1,5 +1,6 @@
 """Faithfulness of attention: models whose answer is known, and every number again in a loop."""
 
+import functools
 import itertools
 
 import jax
@@ -80,16 +81,36 @@ def texts(question):
                 yield tokens[:length], relevant[:length]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def looked_at(model, params, tokens):
+    """Probabilities (C,) and attention (n,) of one text without padding."""
+    batch = {"inputs": tokens[None], "length": jnp.array([len(tokens)])}
+    logits, weights = (
+        model.apply({"params": params}, batch, method=m) for m in ("of_batch", "weights")
+    )
+    return jax.nn.softmax(logits[0]), weights[0].reshape(-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def one_hot_slope(model, params, tokens, label):
+    """The gradient of the probability of a class in the amounts of the tokens that are there."""
+
+    def probability(amounts):
+        x = params["embed"]["embedding"][tokens] * amounts[:, None]
+        length = jnp.array([len(tokens)])
+        out = model.apply({"params": params}, x[None], length, method="from_embeddings")
+        return jax.nn.softmax(out[0])[label]
+
+    return jax.grad(probability)(jnp.ones(len(tokens)))
+
+
 def probabilities(question, tokens):
-    batch = {"inputs": jnp.asarray(tokens)[None], "length": jnp.array([len(tokens)])}
-    logits = question.model.apply({"params": question.params}, batch, method="of_batch")
-    return np.asarray(jax.nn.softmax(logits[0]), float)
+    return np.asarray(looked_at(question.model, question.params, tokens)[0], float)
 
 
 def attention(question, tokens, member=0):
     params = jax.tree.map(lambda leaf: leaf[member], question.siblings)
-    batch = {"inputs": jnp.asarray(tokens)[None], "length": jnp.array([len(tokens)])}
-    return np.asarray(question.model.apply({"params": params}, batch, method="weights"))[0, 0, 0]
+    return np.asarray(looked_at(question.model, params, tokens)[1])
 
 
 def logistic(x):
@@ -97,13 +118,14 @@ def logistic(x):
 
 
 def test_where_attention_decides_by_construction_all_agree():
-    found = faithfulness(asked(by_keyword, model__body="none")).metrics
+    question = asked(by_keyword, model__body="none", task__min_length=3)
+    found = faithfulness(question).metrics
     assert set(METRICS) <= set(found)
     for name in ("attention", "gradient", "integrated_gradients", "leave_one_out"):
         assert found[f"truth_{name}"] == 1, name
     assert found["truth_random"] < 0.9
-    removed, kept, permuted, n_there = [], [], [], []
-    for tokens, _ in texts(asked(by_keyword, model__body="none")):
+    removed, kept, permuted = [], [], []
+    for tokens, _ in texts(question):
         n = len(tokens)
 
         def of(number):
@@ -116,17 +138,15 @@ def test_where_attention_decides_by_construction_all_agree():
         kept.append(np.mean([whole - (of(c) if c else 0.5) for c in counts]))
         least = logistic(EFFECT / (np.exp(CHOICE) + n - 1))
         permuted.append(whole - least)
-        n_there.append(n)
     for name in ("attention", "gradient", "integrated_gradients"):
         assert found[f"comprehensiveness_{name}"] == pytest.approx(np.mean(removed), abs=1e-5)
         assert found[f"sufficiency_{name}"] == pytest.approx(np.mean(kept), abs=1e-5)
     assert found["comprehensiveness_random"] < np.mean(removed)
     # More than half of the permutations move the keyword's weight away where there are 3 or more.
-    assert min(n_there) >= 3
     assert found["permutation_change"] == pytest.approx(np.mean(permuted), abs=1e-5)
     # Another seed has the same attention; an adversary cannot take the weight from the keyword.
     assert found["seed_divergence"] == pytest.approx(0, abs=1e-6)
-    assert found["adversarial_divergence"] < 0.2
+    assert found["adversarial_divergence"] < 0.25
 
 
 def test_where_nothing_decides_nothing_changes():
@@ -136,13 +156,14 @@ def test_where_nothing_decides_nothing_changes():
         params = by_keyword(zeros)
         return {**params, "head": jnp.zeros_like(params["head"])}
 
-    found = faithfulness(asked(constant, model__body="none")).metrics
+    question = asked(constant, model__body="none", task__min_length=3)
+    found = faithfulness(question).metrics
     assert found["permutation_change"] == 0
     assert found["comprehensiveness_attention"] == found["sufficiency_attention"] == 0
     assert np.isnan(found["gradient_tau"]) and np.isnan(found["leave_one_out_tau"])
     most = []
-    for tokens, _ in texts(asked(constant, model__body="none")):
-        own = attention(asked(constant, model__body="none"), tokens)
+    for tokens, _ in texts(question):
+        own = attention(question, tokens)
         corners = np.eye(len(tokens))
         most.append(max(scipy.spatial.distance.jensenshannon(c, own) ** 2 for c in corners))
     assert found["adversarial_divergence"] == pytest.approx(np.mean(most), rel=0.05)
@@ -153,26 +174,16 @@ def test_where_nothing_decides_nothing_changes():
 
 def test_rankings_and_seeds_in_a_loop_over_texts_without_padding():
     """A random LSTM, whose texts are read one by one: gradients are those of the probability."""
-    question = asked(model__body="lstm")
+    question = asked(model__body="lstm", task__min_length=6)
     findings = faithfulness(question)
     found, kinds, labels = {}, ("gradient", "leave_one_out"), []
     of = {kind: [] for kind in kinds}
-    seeds, table = [], question.params["embed"]["embedding"]
+    seeds = []
     for tokens, _ in texts(question):
         whole = probabilities(question, tokens)
         labels.append(int(whole.argmax()))
-
-        def probability(amounts, tokens=tokens, label=labels[-1]):
-            embeddings = table[tokens] * amounts[:, None]  # of each token in the one-hot input
-            logits = question.model.apply(
-                {"params": question.params},
-                *(embeddings[None], jnp.array([len(tokens)])),
-                method="from_embeddings",
-            )
-            return jax.nn.softmax(logits[0])[label]
-
         own, other = attention(question, tokens), attention(question, tokens, 1)
-        slope = np.abs(jax.grad(probability)(jnp.ones(len(tokens))))
+        slope = np.abs(one_hot_slope(question.model, question.params, tokens, labels[-1]))
         without = [probabilities(question, np.delete(tokens, i)) for i in range(len(tokens))]
         change = np.abs(np.array(without) - whole).sum(-1) / 2
         of["gradient"].append(scipy.stats.kendalltau(own, slope))
@@ -219,20 +230,30 @@ def test_precision_counts_the_relevant_among_the_first():
     np.testing.assert_array_equal(precision(scores, relevant, real), [0.5, 1.0])
 
 
-def test_a_run_answers_with_its_siblings(tmp_path):
+def test_a_run_learns_the_keyword_and_explanations_find_it(tmp_path):
     configs = [
         small.rule(
             seed=seed,
             model__body="none",
+            optimizer__name="adamw",
+            optimizer__learning_rate=0.03,
+            train__steps=300,
+            train__log_every=100,
+            train__eval_every=100,
+            train__checkpoint_every=300,
             interpret__final=("faithfulness",),
-            interpret__examples=4,
-            train__steps=4,
+            interpret__examples=16,
         )
         for seed in (0, 1)
     ]
     results = train_population(configs, [tmp_path / "a", tmp_path / "b"], tmp_path)
     first, second = (result["best"]["test"] for result in results)
     assert set(METRICS) <= set(first) and "gradient_tau" not in results[0]["best"]["validation"]
+    for found in (first, second):
+        assert found["accuracy"] == 1
+        for way in ("leave_one_out", "gradient", "integrated_gradients"):
+            assert found[f"truth_{way}"] > 0.9 > found["truth_random"], way
+        assert found["comprehensiveness_gradient"] > found["comprehensiveness_random"] + 0.1
     # How far two attentions are from each other is the same seen from either.
     assert first["seed_divergence"] == pytest.approx(second["seed_divergence"], rel=1e-4)
     assert first["seed_divergence"] > 0
@@ -240,7 +261,8 @@ def test_a_run_answers_with_its_siblings(tmp_path):
 
 
 def test_a_seed_alone_has_no_divergence_from_others():
-    found = faithfulness(asked(by_keyword, members=1, model__body="none")).metrics
+    question = asked(by_keyword, members=1, model__body="none", task__min_length=3)
+    found = faithfulness(question).metrics
     assert "seed_divergence" not in found and "adversarial_beyond_seeds" not in found
 
 
@@ -259,5 +281,5 @@ def test_models_without_attention_over_tokens_are_refused_before_training():
         make_program(small.rule(model__pooling="mean", interpret__final=("faithfulness",)))
     with pytest.raises(UserError, match="model.pooling='none'"):
         make_program(small.recall(interpret__final=("faithfulness",)))
-    question = asked(model__body="none")
+    question = asked()
     check_pooling(question.model, batch_shapes(question.task, 1))

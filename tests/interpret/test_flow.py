@@ -89,6 +89,8 @@ def test_flow_is_the_smallest_cut(seed):
     expected = [[smallest_cut(layers, t, s) for s in range(3)] for t in range(3)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_array_equal(flow(weights, outputs=[2, 0]), found[[2, 0]])
+    some = flow(weights, outputs=[2, 0], inputs=[1])
+    np.testing.assert_array_equal(some, found[[2, 0]][:, [1]])
 
 
 def test_flow_of_one_layer_is_its_weights_and_of_more_at_least_rollout():

@@ -21,6 +21,7 @@ DEEP = {
     "model__num_heads": 2,
     "model__feedforward": 8,
     "model__position": "none",
+    "task__min_length": 6,
 }
 
 
