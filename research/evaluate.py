@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from research.configuration import run
 from research.errors import UserError, check_name
@@ -49,10 +50,12 @@ def main() -> None:
         check(options)
     from research.training.runs import load_config_of, open_run
 
-    opened = open_run(workdir, load_config_of(workdir, ("text",) if streams else ()))
+    config = load_config_of(workdir, ("text",) if streams else ())
+    sizes = sizes_of(config, options) if streams else (0, 0)
+    opened = open_run(workdir, config)
     tell(f"best step {opened.best['step']:,}")
     if streams:
-        stream(opened, options)
+        stream(opened, options, *sizes)
     else:
         again(opened, options.split)
 
@@ -104,13 +107,10 @@ def sinks_of(options: flags.FlagValues) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def stream(opened: Any, options: flags.FlagValues) -> None:
-    """Streams, prints a table and writes curves and picture. Raises UserError."""
-    from research.decoding.stream_curves import pieces, stream_models, summaries
-
-    config = opened.config
-    window, sinks = options.window or config.task.length, sinks_of(options)
-    longest = max((config.task.length, *config.task.eval_lengths))
+def sizes_of(config: ConfigDict, options: flags.FlagValues) -> tuple[int, int]:
+    """Returns the window, and how many tokens the model can read at once. Raises UserError."""
+    window = options.window or config.task.length
+    longest = max((config.task.length, *config.task.get("eval_lengths", ())))
     if options.tokens <= window:
         raise UserError(
             f"--tokens={options.tokens} must be more than the window of {window} tokens."
@@ -120,7 +120,21 @@ def stream(opened: Any, options: flags.FlagValues) -> None:
             f"--recompute reads --window={window} tokens at once, and the model has room for "
             f"{longest}; give a smaller window."
         )
-    models = stream_models(opened.model, window, sinks)
+    return window, longest
+
+
+def stream(opened: Any, options: flags.FlagValues, window: int, longest: int) -> None:
+    """Streams, prints a table and writes curves and picture. Raises UserError.
+
+    Args:
+      opened: the run.
+      options: of the command.
+      window: tokens of the rolling cache.
+      longest: tokens that the model can read at once.
+    """
+    from research.decoding.stream_curves import pieces, stream_models, summaries
+
+    models = stream_models(opened.model, window, sinks_of(options))
     text, source = text_of(opened, options)
     tokens = pieces(text, options.tokens, options.pieces)
     tell(f"{len(tokens)} pieces of {options.tokens:,} tokens of {source}, window {window:,}")
@@ -154,11 +168,13 @@ def curves_of(
     config, params, number = opened.config, opened.params, tokens.shape[1] - 1
     curves = []
     for name, sinks, model in models:
-        progress = progress_of(number, f"tokens, {name}")
+        tell(f"{name}:")
+        progress = progress_of(number, "tokens")
         curves.append(Curve(name, sinks, streamed(model, params, tokens, progress)))
     model = make_transformer(config.model, opened.tokenizer.vocab_size, longest)
     if recompute:
-        progress = progress_of(number, "tokens, recomputed")
+        tell("recomputed:")
+        progress = progress_of(number, "tokens")
         losses = recomputed(model, params, tokens, window, progress)
         curves.append(Curve("recomputed", -1, losses))
     room = min(longest, number)

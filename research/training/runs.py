@@ -106,7 +106,7 @@ def open_run(run: Path, config: ConfigDict) -> Opened:
         labels = tuple(known.get("labels", ()))
         if not labels:
             raise UserError(f"{run} has no {CORPUS} with the names of its labels.")
-    with _made_by_this_version(run):
+    with made_by_this_version(run):
         model = make_model(config.model, size, config.task.length, classes=len(labels))
     params, best = load_best_of(run)
     shapes = parameter_shapes(model, _shapes_of_a_batch(config))
@@ -125,7 +125,7 @@ def load_task_of(run: Opened) -> Task:
 
     Raises UserError when the data are not those that the run was trained on.
     """
-    with _made_by_this_version(run.path):
+    with made_by_this_version(run.path):
         task = make_task(run.config.task)
     tokenizer = task.artifacts().get(FILE)
     kept = (run.path / FILE).read_text(encoding="utf-8") if tokenizer else None
@@ -135,7 +135,7 @@ def load_task_of(run: Opened) -> Task:
 
 
 @contextlib.contextmanager
-def _made_by_this_version(run: Path) -> Generator[None]:
+def made_by_this_version(run: Path) -> Generator[None]:
     """Raises UserError where a config lacks a key that is read."""
     try:
         yield
