@@ -88,6 +88,7 @@ def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
 
 def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:
     """Prints a line for each token of --score but the first, and the mean in nats to stderr."""
+    import jax.numpy as jnp
     import numpy as np
 
     from research.decoding.streaming import stream_scores
@@ -102,7 +103,7 @@ def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:
             f"--window={model.config.length} --sinks=4."
         )
     tokens = np.asarray(tokens, np.int32)[None]
-    scores = stream_scores(model, params, tokens)
+    scores = stream_scores(model, params, jnp.asarray(tokens))
     written = tokens[:, 1:], *(np.asarray(a) for a in scores)
     print_lines(tokenizer, [written], options.logprobs or "tsv")
     nats = -float(np.mean(scores.log_prob))

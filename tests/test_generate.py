@@ -63,13 +63,13 @@ def test_lines_are_what_the_model_says(trained, capsys):
     tokenizer, params = trained_run.tokenizer, trained_run.params
     prompt = np.tile(tokenizer.encode("A rose"), (2, 1))
     greedy = Sampling(temperature=0.0)
-    chunks = list(continuation(model, params, prompt, 9, greedy, jax.random.key(0)))
+    chunks = list(continuation(model, params, prompt, 8, greedy, jax.random.key(0)))
     show_lines(tokenizer, chunks, "tsv")
     header, *lines = capsys.readouterr().out.splitlines()
     show_lines(tokenizer, chunks, "json")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert header.split("\t") == ["sample", "token", "log_prob", "entropy", "rank"]
-    assert len(rows) == len(lines) == 2 * 9
+    assert len(rows) == len(lines) == 2 * 8
     for line, row in zip(lines, rows, strict=True):
         sample, token, log_prob, entropy, rank = line.split("\t")
         assert (int(sample), json.loads(token), int(rank)) == tuple(
@@ -78,9 +78,9 @@ def test_lines_are_what_the_model_says(trained, capsys):
         assert float(log_prob) == pytest.approx(row["log_prob"], abs=1e-6)
         assert float(entropy) == pytest.approx(row["entropy"], abs=1e-6)
     written = "".join(row["token"] for row in rows if row["sample"] == 1)
-    assert len(written) == 9
+    assert len(written) == 8
     tokens, log_p = own_log_probs(config, run, "A rose" + written)
-    for t, row in enumerate(rows[:9], 5):
+    for t, row in enumerate(rows[:8], 5):
         assert row["rank"] == 0, "the most probable token each time"
         assert row["log_prob"] == pytest.approx(log_p[t, tokens[t + 1]], abs=1e-4)
         assert row["entropy"] == pytest.approx(-(np.exp(log_p[t]) * log_p[t]).sum(), abs=1e-4)

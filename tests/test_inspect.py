@@ -108,7 +108,8 @@ def test_weights_on_the_page_are_those_of_the_model(outcomes, folder):
             [decode(blob(page, f"head-{i}-{j}"), 16, 16, maps[part.name]["signed"]) for j in (0, 1)]
         )
         greatest = np.abs(weights).max(-1, keepdims=True)
-        assert (np.abs(shown - weights) <= 0.005 * greatest + 1e-6).all()
+        # Weights of a delta rule have signs, which leaves 127 steps to each side.
+        assert (np.abs(shown - weights) <= greatest / 127 + 1e-6).all()
     assert "cut to the 16" in outcomes["text"].err
 
 

@@ -65,7 +65,6 @@ def streaming(model: Decoder, window: int, sinks: int) -> Decoder:
     return Decoder(dataclasses.replace(model.config, mixers=mixers))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def stream_scores(model: Decoder, params: Any, tokens: Int[Array, "B N"]) -> Scores:
     """Returns how probable each token but the first is, given those before that the model sees.
 
@@ -77,12 +76,24 @@ def stream_scores(model: Decoder, params: Any, tokens: Int[Array, "B N"]) -> Sco
     Returns:
       Scores (B, N - 1).
     """
+    state = init_state(model.config, tokens.shape[0], model.config.length)
+    return extend_scores(model, params, state, tokens)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def extend_scores(
+    model: Decoder, params: Any, state: Any, tokens: Int[Array, "B N"]
+) -> tuple[Any, Scores]:
+    """Returns the state after all tokens but the last, and the scores of all but the first.
+
+    Arguments and scores as of `stream_scores`, with the state that the texts go on from; the last
+    token of one part of a text is the first of the next.
+    """
 
     def step(state: Any, pair: tuple[Array, Array]) -> tuple[Any, Scores]:
         token, following = pair
         logits, state = model.apply({"params": params}, token[:, None], state)
         return state, score_tokens(logits[:, 0], following)
 
-    state = init_state(model.config, tokens.shape[0], model.config.length)
-    _, scores = jax.lax.scan(step, state, (tokens[:, :-1].T, tokens[:, 1:].T))
-    return jax.tree.map(jnp.transpose, scores)
+    state, scores = jax.lax.scan(step, state, (tokens[:, :-1].T, tokens[:, 1:].T))
+    return state, jax.tree.map(jnp.transpose, scores)

@@ -108,7 +108,8 @@ def pooled(
 def quantize(weights: Float[np.ndarray, "h w"], signed: bool) -> bytes:
     """Returns the scales and codes of a matrix, as the module's docstring says.
 
-    A value is off by 1/254 of its row's greatest at most, and by less the nearer it is to zero.
+    A value is off by 1/254 of its row's greatest at most, 1/127 where `signed`, and by less the
+    nearer it is to zero.
     """
     finite = np.isfinite(weights)
     known = np.where(finite, weights, 0).astype(np.float32)

@@ -141,7 +141,7 @@ def _map(subject: Subject, part: Part, heads: list[int], sums: Mapping[str, Sums
         rows=rows,
         columns=columns,
         weights=weights[heads],
-        measures={name: _mean(s)[heads] for name, s in sums.items()},
+        measures={n: _mean(sums[n])[heads] for n in map(_called, SHOWN[part.kind]) if n in sums},
         note="; ".join(notes),
         heads=some,
     )
@@ -156,9 +156,12 @@ def _sums(part: Part, batch: Batch) -> dict[str, Sums]:
     for name in SHOWN[part.kind]:
         measure = MEASURES[name]
         if tokens is not None or not measure.tokens:
-            title = name.partition("_of_")[0].replace("_", " ")
-            found[title] = measure.compute(part, rows, tokens)
+            found[_called(name)] = measure.compute(part, rows, tokens)
     return found
+
+
+def _called(measure: str) -> str:
+    return measure.partition("_of_")[0].replace("_", " ")
 
 
 def _mean(sums: Sums) -> Float[np.ndarray, " H"]:

@@ -1,0 +1,194 @@
+"""What the tokens of a long text cost a decoder that does not see all of it, by their position.
+
+The comparison of Xiao et al. 2023, section 4.1: a rolling cache with and without the first tokens,
+the latest tokens read anew for every token (which is what a cache has to stand up to), and all
+tokens for as long as the model has room for them.
+
+A position is the number of tokens before the one that is predicted, from 1.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from research.decoding.streaming import extend_scores, score_tokens, streaming
+from research.errors import UserError
+from research.models.transformer import Decoder, init_state
+
+CHUNK = 512
+"""Tokens of a stream per dispatch: few enough to say how far it is."""
+TOGETHER = 16_384
+"""Tokens that are read anew per dispatch."""
+PER_DOUBLING = 4
+"""Bins of positions from one power of two to the next."""
+
+Progress = Callable[[int], None]
+"""Is told how many tokens of each text are done."""
+
+
+class Curve(NamedTuple):
+    """The cost of a text along its length.
+
+    Attributes:
+      name: of what reads it.
+      sinks: first tokens that a rolling cache keeps; -1: there is no such cache.
+      losses: (N,) float64 nats per token, mean over texts, at positions 1 to N.
+    """
+
+    name: str
+    sinks: int
+    losses: np.ndarray
+
+
+class Summary(NamedTuple):
+    """A curve in numbers.
+
+    Attributes:
+      first, last: positions that count.
+      loss: nats per token, mean over these.
+      perplexity: exp(loss).
+      ratio: of the perplexity to the lowest one over the same positions; NaN for a curve over
+        others.
+    """
+
+    first: int
+    last: int
+    loss: float
+    perplexity: float
+    ratio: float
+
+
+def pieces(text: Int[np.ndarray, " M"], tokens: int, most: int) -> Int[np.ndarray, "B N+1"]:
+    """Returns pieces of a text, each of N tokens to predict and one to start from.
+
+    Args:
+      text: M tokens.
+      tokens: N.
+      most: how many pieces there may be; fewer where the text is short, so that none overlap.
+
+    Raises UserError for a text shorter than one piece.
+    """
+    number = min(most, len(text) // (tokens + 1))
+    if not number:
+        raise UserError(
+            f"--tokens={tokens:,}: the text has {len(text):,} tokens; give at most "
+            f"{max(len(text) - 1, 0):,}, or a longer text."
+        )
+    starts = np.linspace(0, len(text) - tokens - 1, number).astype(np.int64)
+    return text[starts[:, None] + np.arange(tokens + 1)]
+
+
+def stream_models(
+    model: Decoder, window: int, sinks: Sequence[int]
+) -> list[tuple[str, int, Decoder]]:
+    """Returns (name, sinks, decoder) for each number of sinks; see `streaming`.
+
+    A model without a cache, whose layers keep a state of fixed size, is one decoder with sinks -1.
+
+    Raises UserError for sizes that do not fit, and a model that cannot stream.
+    """
+    able = [(number, streaming(model, window, number)) for number in sinks]
+    if all(one.config == model.config for _, one in able):
+        return [("recurrent state", -1, model)]
+    return [(f"{n} sink" + "s" * (n != 1), n, one) for n, one in able]
+
+
+def streamed(
+    model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"], progress: Progress
+) -> Float[np.ndarray, " N"]:
+    """Returns the losses of a decoder made by `streaming`, one token after the other."""
+    rows, number = tokens.shape[0], tokens.shape[1] - 1
+    chunk = min(CHUNK, number)
+    # Filled up to whole chunks, so that one program does for all; nothing sees what comes after.
+    padded = np.pad(tokens, ((0, 0), (0, -number % chunk)))
+    state, losses = init_state(model.config, rows, model.config.length), []
+    for start in range(0, number, chunk):
+        part = jnp.asarray(padded[:, start : start + chunk + 1])
+        state, scores = extend_scores(model, params, state, part)
+        losses.append(_mean_loss(scores.log_prob))
+        progress(min(start + chunk, number))
+    return np.concatenate(losses)[:number]
+
+
+def dense(model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"]) -> Float[np.ndarray, " N"]:
+    """Returns the losses of a decoder that sees all tokens; it must have room for N."""
+    return _mean_loss(_whole(model, params, jnp.asarray(tokens)))
+
+
+def recomputed(
+    model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"], window: int, progress: Progress
+) -> Float[np.ndarray, " N"]:
+    """Returns the losses of a decoder that reads the latest `window` tokens anew for each token.
+
+    Xiao et al. 2023, figure 1 (c); it must have room for `window`.
+    """
+    number = tokens.shape[1] - 1
+    losses = [dense(model, params, tokens[:, : window + 1])]
+    ending = np.lib.stride_tricks.sliding_window_view(tokens, window + 1, axis=1)[:, 1:]
+    together = max(1, TOGETHER // (window * len(tokens)))
+    for start in range(0, ending.shape[1], together):
+        part = ending[:, start : start + together]
+        # Filled up to whole parts, so that one program does for all.
+        padded = np.pad(part, ((0, 0), (0, together - part.shape[1]), (0, 0)))
+        found = _last(model, params, jnp.asarray(padded.reshape(-1, window + 1)))
+        losses.append(_mean_loss(found.reshape(len(tokens), -1))[: part.shape[1]])
+        progress(min(window + start + together, number))
+    return np.concatenate(losses)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _whole(model: Decoder, params: Any, tokens: Int[Array, "B N"]) -> Float[Array, "B N-1"]:
+    logits = model.apply({"params": params}, tokens[:, :-1])[0]
+    return score_tokens(logits, tokens[:, 1:]).log_prob
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _last(model: Decoder, params: Any, tokens: Int[Array, "R N"]) -> Float[Array, " R"]:
+    logits = model.apply({"params": params}, tokens[:, :-1])[0]
+    return score_tokens(logits[:, -1], tokens[:, -1]).log_prob
+
+
+def _mean_loss(log_prob: Float[Array, "B N"]) -> np.ndarray:
+    return -np.asarray(log_prob, np.float64).mean(0)
+
+
+def summaries(curves: Sequence[Curve], window: int) -> list[Summary]:
+    """Returns the numbers of each curve.
+
+    Curves over the whole text count from where tokens have left the window, others all over.
+
+    Args:
+      curves: of one text.
+      window: tokens in sight.
+    """
+    longest = max(len(curve.losses) for curve in curves)
+    whole = [len(curve.losses) == longest for curve in curves]
+    firsts = [window + 1 if w else 1 for w in whole]
+    losses = [float(c.losses[f - 1 :].mean()) for c, f in zip(curves, firsts, strict=True)]
+    best = min(loss for loss, w in zip(losses, whole, strict=True) if w)
+    return [
+        Summary(
+            first, len(c.losses), loss, math.exp(loss), math.exp(loss - best) if w else math.nan
+        )
+        for c, first, loss, w in zip(curves, firsts, losses, whole, strict=True)
+    ]
+
+
+def position_bins(last: int) -> list[tuple[int, int]]:
+    """Returns inclusive ranges of positions from 1 to `last`, `PER_DOUBLING` to each doubling."""
+    edges = {1, last + 1}
+    for i in range(PER_DOUBLING * (last.bit_length() + 1)):
+        edges.add(min(round(2 ** (i / PER_DOUBLING)), last + 1))
+    ordered = sorted(edges)
+    return [(low, high - 1) for low, high in zip(ordered, ordered[1:], strict=False)]
+
+
+def binned(losses: Float[np.ndarray, " N"], bins: Sequence[tuple[int, int]]) -> list[float]:
+    """Returns the mean loss of each bin, up to the last one that the curve reaches the end of."""
+    return [float(losses[low - 1 : high].mean()) for low, high in bins if high <= len(losses)]

@@ -1,0 +1,225 @@
+"""Evaluates a trained model again, or streams a long text through it.
+
+python -m research.evaluate --workdir=runs/text
+python -m research.evaluate --workdir=runs/translation --split=test
+python -m research.evaluate --workdir=runs/text --window=64 --sinks=0,1,2,4 --tokens=4096
+python -m research.evaluate --workdir=runs/text --input=novel.txt --tokens=20000 --recompute
+
+Without options of a stream it prints the metrics of the best checkpoint, with the code and the data
+as they are now, and says whether they are those of result.json.
+
+A stream reads a text far longer than the model was trained at through a rolling cache, once for
+each number of first tokens ("sinks") that stay in it (Xiao et al. 2023). It prints the loss where
+tokens have left the cache, beside that of all tokens for as long as the model has room for them
+("dense") and, with --recompute, that of the latest tokens read anew for every token. By position it
+is in WORKDIR/stream.json and stream.png.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from research.configuration import run
+from research.errors import UserError, check_name
+
+flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
+flags.DEFINE_string("split", "", "Of the run's data. Default: all; of a stream: validation.")
+flags.DEFINE_integer("window", 0, "Tokens of the rolling cache. Default: task.length.")
+flags.DEFINE_list("sinks", ["0", "1", "2", "4"], "How many of them are the first of the text.")
+flags.DEFINE_integer("tokens", 4096, "Tokens of each piece of the text.")
+flags.DEFINE_integer("pieces", 8, "Pieces of the text, side by side.", lower_bound=1)
+flags.DEFINE_string("input", "", "UTF-8 text file to stream in place of the run's data.")
+flags.DEFINE_boolean("recompute", False, "Also reads the window anew for each token: slow.")
+flags.DEFINE_string("out", "", "Directory of stream.json and stream.png. Default: WORKDIR.")
+
+STREAM = ("window", "sinks", "tokens", "pieces", "input", "recompute", "out")
+"""Options of a stream."""
+SPLITS = ("train", "validation")
+"""Of a text."""
+
+
+def main() -> None:
+    """Evaluates and prints."""
+    options = flags.FLAGS
+    workdir = Path(options.workdir)
+    streams = any(options[name].present for name in STREAM)
+    if streams:
+        check(options)
+    from research.training.runs import load_config_of, open_run
+
+    opened = open_run(workdir, load_config_of(workdir, ("text",) if streams else ()))
+    tell(f"best step {opened.best['step']:,}")
+    if streams:
+        stream(opened, options)
+    else:
+        again(opened, options.split)
+
+
+def again(opened: Any, split: str) -> None:
+    """Prints the metrics of a run as lines of split, metric and value, parted by tabs."""
+    from research.ablation.store import result_of
+    from research.training.evaluating import changes, evaluate
+
+    metrics, labels = evaluate(opened, split)
+    print("split\tmetric\tvalue")
+    for name, of_split in metrics.items():
+        for metric, value in of_split.items():
+            named = [(metric, value)]
+            if isinstance(value, list):
+                cut = [f"{metric}[{label}]" for label in labels[metric]]
+                named = list(zip(cut, value, strict=True))
+            for text, number in named:
+                print(f"{name}\t{text}\t{number:.6g}")
+    result = result_of(opened.path)
+    if result is None:
+        tell("training has not finished: there is no result.json to compare with")
+    elif found := changes(metrics, result):
+        tell(f"{len(found)} differ from result.json: {'; '.join(found[:5])}")
+    else:
+        tell("the same as in result.json")
+
+
+def check(options: flags.FlagValues) -> None:
+    """Raises UserError for options of a stream that make no sense, before anything is opened."""
+    sinks_of(options)
+    if options["window"].present and options.window < 1:
+        raise UserError(f"--window={options.window} must be at least 1.")
+    if options["input"].present and not Path(options.input).is_file():
+        raise UserError(f"--input={options.input}: there is no such file.")
+    if options.input and options["split"].present:
+        raise UserError("--input and --split are both given; give one of them.")
+    if not options.input:
+        check_name("--split", options.split or "validation", SPLITS)
+    if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
+        raise UserError(f"--out={options.out} is no directory.")
+
+
+def sinks_of(options: flags.FlagValues) -> list[int]:
+    """Returns the numbers of sinks, ascending. Raises UserError for what is no number."""
+    words = options.sinks
+    if not words or not all(word.strip().isdecimal() for word in words):
+        raise UserError(f"--sinks={','.join(words)} must be numbers from 0, such as 0,4.")
+    return sorted({int(word) for word in words})
+
+
+def stream(opened: Any, options: flags.FlagValues) -> None:
+    """Streams, prints a table and writes curves and picture. Raises UserError."""
+    from research.decoding.stream_curves import pieces, stream_models, summaries
+
+    config = opened.config
+    window, sinks = options.window or config.task.length, sinks_of(options)
+    longest = max((config.task.length, *config.task.eval_lengths))
+    if options.tokens <= window:
+        raise UserError(
+            f"--tokens={options.tokens} must be more than the window of {window} tokens."
+        )
+    if options.recompute and window > longest:
+        raise UserError(
+            f"--recompute reads --window={window} tokens at once, and the model has room for "
+            f"{longest}; give a smaller window."
+        )
+    models = stream_models(opened.model, window, sinks)
+    text, source = text_of(opened, options)
+    tokens = pieces(text, options.tokens, options.pieces)
+    tell(f"{len(tokens)} pieces of {options.tokens:,} tokens of {source}, window {window:,}")
+    curves = curves_of(opened, models, tokens, window, longest, options.recompute)
+    found = summaries(curves, window)
+    show(curves, found)
+    write(opened, curves, found, tokens, window, source, Path(options.out or opened.path))
+
+
+def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
+    """Returns the tokens of a long text, and what it is. Raises UserError."""
+    import numpy as np
+
+    from research.tasks.corpora import read_file
+    from research.training.runs import load_task_of
+
+    if options.input:
+        return opened.tokenizer.encode(read_file(Path(options.input))), options.input
+    split = options.split or "validation"
+    return np.asarray(load_task_of(opened).data[split]), f"the {split} split"
+
+
+def curves_of(
+    opened: Any, models: list, tokens: Any, window: int, longest: int, recompute: bool
+) -> list[Any]:
+    """Returns what reads the text in each way, one curve to each, with progress on stderr."""
+    from research.decoding.lines import progress_of
+    from research.decoding.stream_curves import Curve, dense, recomputed, streamed
+    from research.models.transformer import make_transformer
+
+    config, params, number = opened.config, opened.params, tokens.shape[1] - 1
+    curves = []
+    for name, sinks, model in models:
+        progress = progress_of(number, f"tokens, {name}")
+        curves.append(Curve(name, sinks, streamed(model, params, tokens, progress)))
+    model = make_transformer(config.model, opened.tokenizer.vocab_size, longest)
+    if recompute:
+        progress = progress_of(number, "tokens, recomputed")
+        losses = recomputed(model, params, tokens, window, progress)
+        curves.append(Curve("recomputed", -1, losses))
+    room = min(longest, number)
+    curves.append(Curve("dense", -1, dense(model, params, tokens[:, : room + 1])))
+    return curves
+
+
+def show(curves: list[Any], found: list[Any]) -> None:
+    """Prints the table."""
+    width = max(len(curve.name) for curve in curves)
+    print(f"{'':{width}}  {'positions':>13}  {'loss':>7}  {'perplexity':>10}  {'ratio':>6}")
+    for curve, one in zip(curves, found, strict=True):
+        positions = f"{one.first:,}-{one.last:,}"
+        ratio = "" if one.ratio != one.ratio else f"{one.ratio:.3f}"
+        numbers = f"{one.loss:7.4f}  {one.perplexity:10.3f}  {ratio:>6}"
+        print(f"{curve.name:{width}}  {positions:>13}  {numbers}".rstrip())
+
+
+def write(
+    opened: Any,
+    curves: list[Any],
+    found: list[Any],
+    tokens: Any,
+    window: int,
+    source: str,
+    folder: Path,
+) -> None:
+    """Writes stream.json and stream.png."""
+    from research.ablation.store import write_json
+    from research.configuration import to_plain
+    from research.decoding.stream_curves import binned, position_bins
+    from research.decoding.stream_picture import write_stream_picture
+    from research.training.environment import describe_environment
+
+    bins = position_bins(tokens.shape[1] - 1)
+    rows = [
+        {"name": curve.name, "sinks": curve.sinks, **one._asdict()}
+        | {"loss_by_position": binned(curve.losses, bins)}
+        for curve, one in zip(curves, found, strict=True)
+    ]
+    content = {
+        "text": source,
+        "pieces": len(tokens),
+        "tokens": tokens.shape[1] - 1,
+        "window": window,
+        "best_step": opened.best["step"],
+        "positions": bins,
+        "curves": rows,
+        "config": to_plain(opened.config),
+        "environment": describe_environment(),
+    }
+    write_json(folder / "stream.json", content)
+    title = f"{opened.path.name}: {len(tokens)} x {tokens.shape[1] - 1:,} tokens of {source}"
+    write_stream_picture(curves, window, title, folder / "stream.png")
+    tell(f"{folder / 'stream.json'}, {folder / 'stream.png'}")
+
+
+def tell(text: str) -> None:
+    """Prints to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
