@@ -33,7 +33,7 @@ EXAMPLES, SEED = 8, 3
 CHOICE, EFFECT = 2.0, 3.0
 
 
-def asked(change=None, members=2, **deltas):
+def asked(change=None, members=2, scale=1.0, **deltas):
     """Returns a question to random parameters, or to those that `change` makes of zeros."""
     config = small.rule(**deltas)
     task = make_task(config.task)
@@ -42,7 +42,7 @@ def asked(change=None, members=2, **deltas):
     rng = np.random.default_rng(0)
 
     def draw(leaf):
-        return jnp.asarray(rng.normal(size=(members, *leaf.shape)), jnp.float32)
+        return jnp.asarray(scale * rng.normal(size=(members, *leaf.shape)), jnp.float32)
 
     siblings = jax.tree.map(draw, shapes)
     if change is not None:

@@ -7,10 +7,9 @@ import scipy.stats
 
 from research.errors import UserError
 from research.interpret.capture import parts, record
-from research.interpret.rollout import METRICS, check_layers, rolled_out
+from research.interpret.rollout import METRICS, rolled_out
 from research.tasks.task import UNKNOWN
 from research.training.program import make_program
-from research.training.step import batch_shapes
 from tests import small
 from tests.interpret.test_explanations import asked, probabilities, texts
 
@@ -57,7 +56,8 @@ def expected(question, tokens, pooling):
 
 @pytest.mark.parametrize("pooling", ["class_token", "mean"])
 def test_correlations_in_a_loop_over_texts_without_padding(pooling):
-    question = asked(model__pooling=pooling, **DEEP)
+    # Not so sure that changes of its output drown in rounding.
+    question = asked(scale=0.3, model__pooling=pooling, **DEEP)
     found = rolled_out(question)
     assert set(METRICS) <= set(found.metrics)
     correlations, right = {"raw": [], "rollout": []}, {"raw": [], "rollout": []}
@@ -88,7 +88,13 @@ def test_models_that_cannot_be_followed_are_refused_before_training():
         make_program(small.rule(interpret__final=("rollout",)))
     with pytest.raises(UserError, match="model.body='none'"):
         make_program(small.recall(interpret__final=("rollout",)))
-    # Linformer's weights are over projected positions, not over tokens.
-    projected = asked(model__mixer="linformer", **DEEP)
+    recurrent = "mixer=gru, position=none, mask=causal"
     with pytest.raises(UserError, match="the mixer has not"):
-        check_layers(projected.model, batch_shapes(projected.task, 1))
+        make_program(
+            small.rule(
+                model__pooling="mean",
+                model__encoder=recurrent,
+                interpret__final=("rollout",),
+                **DEEP,
+            )
+        )
