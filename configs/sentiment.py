@@ -7,8 +7,8 @@ of 32 each, additive attention over their states (Bahdanau et al. 2015, without 
 dropout: half of all channels, a fifth of all words. --config.model.body, pooling and cell choose
 others; experiments/sentiment.py compares them.
 
-300 steps, about a minute on 2 cores. Expect 80 % on validation, by which the checkpoint is chosen,
-and 81 % on the test split.
+300 steps, about a minute on 2 cores. Expect 80.6 % on validation, by which the checkpoint is
+chosen, and 80.7 % on the test split (means over seeds 0 to 4; seed 0: 81.1 and 81.8 %).
 """
 
 from ml_collections import ConfigDict

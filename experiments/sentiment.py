@@ -5,6 +5,9 @@
 
 Everything is trained from scratch on the 6,920 sentences of SST-2, at a width of 64. The learning
 rate of each arm is the better of two on validation.
+
+42 runs, about 12 minutes on 2 cores. Expect 78.5 to 81.6 % on the test split for all arms, the mean
+over a BiLSTM's states first, intervals of about a point.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
