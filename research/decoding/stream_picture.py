@@ -39,7 +39,7 @@ def stream_figure(curves: Sequence[Curve], window: int, title: str) -> Figure:
         fontsize=7.5,
         va="top",
     )
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("tokens before the one that is predicted")
