@@ -19,7 +19,8 @@ DEEP = {
     "model__num_layers": LAYERS,
     "model__num_heads": 2,
     "model__feedforward": 8,
-    "model__position": "none",
+    # Without positions a word that comes twice is read twice alike, and rounding ranks the two.
+    "model__position": "rope",
     "task__min_length": 6,
 }
 
@@ -57,7 +58,7 @@ def expected(question, tokens, pooling):
 @pytest.mark.parametrize("pooling", ["class_token", "mean"])
 def test_correlations_in_a_loop_over_texts_without_padding(pooling):
     # Not so sure that changes of its output drown in rounding.
-    question = asked(scale=0.3, model__pooling=pooling, **DEEP)
+    question = asked(scale=0.5, model__pooling=pooling, **DEEP)
     found = rolled_out(question)
     assert set(METRICS) <= set(found.metrics)
     correlations, right = {"raw": [], "rollout": []}, {"raw": [], "rollout": []}
