@@ -13,6 +13,9 @@ Chan et al. 2016, section 1, and Chorowski et al. 2015, section 1: CTC assumes t
 independent of each other given the sound, attention does not; and Prabhavalkar et al. 2017, "A
 Comparison of Sequence-to-Sequence Models for Speech Recognition", Table 1: attention better than
 CTC without a language model.
+
+About 20 minutes on 2 cores. Expect 5 % errors of attention, 13 % of a fixed alignment, and between 8
+and 60 % of CTC, of which some seeds have not learned it after 1,500 steps.
 """
 
 from research.ablation.claims import Claim, Direction

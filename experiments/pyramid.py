@@ -9,6 +9,10 @@ fourth or eighth. Strings of one to three spoken digits.
 
 Chan, Jaitly, Le and Vinyals 2016, "Listen, Attend and Spell", section 3.1: without the pyramid the
 model converged slowly and was much worse even after a month of training; theirs has three levels.
+
+About 45 minutes on 2 cores. Expect 11 to 22 % errors, most without a pyramid, of seeds that differ
+by as much, so that three of them decide nothing about errors. Steps took 2.6 times as long without,
+other programs beside.
 """
 
 from research.ablation.claims import Claim, Direction
