@@ -14,8 +14,8 @@ independent of each other given the sound, attention does not; and Prabhavalkar 
 Comparison of Sequence-to-Sequence Models for Speech Recognition", Table 1: attention better than
 CTC without a language model.
 
-About 20 minutes on 2 cores. Expect 5 % errors of attention, 13 % of a fixed alignment, and between 8
-and 60 % of CTC, of which some seeds have not learned it after 1,500 steps.
+About 20 minutes on 2 cores. Expect 5 % errors of attention, 13 % of a fixed alignment, and between
+8 and 60 % of CTC, of which some seeds have not learned it after 1,500 steps.
 """
 
 from research.ablation.claims import Claim, Direction
