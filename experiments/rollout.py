@@ -10,6 +10,9 @@ Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", Table 1, c
 token attends to words with what changes when each is blanked out, on the number of verbs, in six
 layers: raw attention .69, .10, -.11, -.09, .20, .29 from the first layer to the last, rollout .32,
 .38, .51, .62, .70, .71, flow .32, .44, .70, .70, .71, .70.
+
+About 8 minutes on 2 cores. Expect rollout to correlate by .41 in the last layer, raw attention not
+at all; raw attention agrees less the deeper the layer, as theirs does, rollout not more.
 """
 
 from research.ablation.claims import Claim, Threshold, Trend
