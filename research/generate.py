@@ -5,12 +5,10 @@ python -m research.generate --workdir=runs/text --tokens=5000 --window=64 --sink
 python -m research.generate --workdir=runs/text --score="O Romeo, Romeo!" --logprobs=tsv
 """
 
-import json
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -32,10 +30,6 @@ flags.DEFINE_enum(
     "logprobs", "", ["", "tsv", "json"], "Prints a line for each token in place of the text."
 )
 
-COLUMNS = ("sample", "token", "log_prob", "entropy", "rank")
-"""Of --logprobs: from 1, JSON text, nats, nats, tokens that were more probable. log_prob and
-entropy are the model's own, before temperature, top_k and top_p."""
-
 
 def main() -> None:
     """Continues the prompt and prints it, or scores a text."""
@@ -44,6 +38,7 @@ def main() -> None:
 
     from research.decoding.continuation import continuation
     from research.decoding.sampling import Sampling
+    from research.decoding.written import opened, show_lines, show_scores
 
     options = flags.FLAGS
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
@@ -64,74 +59,6 @@ def main() -> None:
     else:
         written = (chunk.tokens for chunk in chunks)
         show(options.prompt, texts(run.tokenizer, written, options.samples), options.samples)
-
-
-def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
-    """Returns a run, and its model with a rolling cache if there is to be one.
-
-    Args:
-      workdir: of the run.
-      window: tokens of the cache; 0: no such cache.
-      sinks: how many of them are the first of the text.
-
-    Raises UserError for what is no run of a text task, or cannot stream.
-    """
-    from research.decoding.streaming import streaming
-    from research.training.runs import load_config_of, open_run
-
-    config = load_config_of(workdir, ("text",))
-    if sinks and not window:
-        raise UserError(f"--sinks={sinks} are of a rolling cache; give its size with --window.")
-    run = open_run(workdir, config)
-    return run, streaming(run.model, window, sinks) if window else run.model
-
-
-def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:
-    """Prints a line for each token of --score but the first, and the mean in nats to stderr."""
-    import jax.numpy as jnp
-    import numpy as np
-
-    from research.decoding.streaming import stream_scores
-
-    tokens = tokenizer.encode(options.score)
-    if len(tokens) < 2:
-        raise UserError("--score takes at least two tokens: the first one is only read.")
-    if len(tokens) - 1 > model.config.length and not options.window:
-        raise UserError(
-            f"--score has {len(tokens):,} tokens, the model has room for "
-            f"{model.config.length + 1:,}; a rolling cache takes them all: "
-            f"--window={model.config.length} --sinks=4."
-        )
-    tokens = np.asarray(tokens, np.int32)[None]
-    scores = stream_scores(model, params, jnp.asarray(tokens))
-    written = tokens[:, 1:], *(np.asarray(a) for a in scores)
-    print_lines(tokenizer, [written], options.logprobs or "tsv")
-    nats = -float(np.mean(scores.log_prob))
-    print(f"{nats:.4f} nats per token, perplexity {np.exp(nats):.3f}", file=sys.stderr)
-
-
-def show_lines(tokenizer: Any, chunks: Iterable[Any], form: str) -> None:
-    """Prints a line for each generated token, as they come."""
-    print_lines(tokenizer, ((chunk.tokens, *chunk.scores) for chunk in chunks), form)
-
-
-def print_lines(tokenizer: Any, chunks: Iterable[tuple], form: str) -> None:
-    """Prints lines of `COLUMNS`, of chunks (tokens, log_prob, entropy, rank), each (B, n)."""
-    if form == "tsv":
-        print("\t".join(COLUMNS))
-    for chunk in chunks:
-        for sample, row in enumerate(zip(*chunk, strict=True), 1):
-            for token, log_prob, entropy, rank in zip(*row, strict=True):
-                text = tokenizer.decode([int(token)])
-                values = (sample, text, float(log_prob), float(entropy), int(rank))
-                if form == "json":
-                    print(json.dumps(dict(zip(COLUMNS, values, strict=True))))
-                else:
-                    # Quoted and escaped, so that a tab or a line break is no column and no line.
-                    print(
-                        f"{sample}\t{json.dumps(text)}\t{log_prob:.6f}\t{entropy:.6f}\t{int(rank)}"
-                    )
-        sys.stdout.flush()
 
 
 def texts(tokenizer, chunks: Iterator, samples: int) -> Iterator[list[str]]:

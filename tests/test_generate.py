@@ -10,7 +10,7 @@ import pytest
 
 from research.decoding.continuation import continuation
 from research.decoding.sampling import Sampling
-from research.generate import opened, show_lines, show_scores
+from research.decoding.written import opened, show_lines, show_scores
 from research.models.transformer import make_transformer
 from research.tasks.tokenizer import load_tokenizer
 from research.training.loop import train_population

@@ -318,7 +318,7 @@ def test_stepwise_content_is_causal_attention():
     expected = jnp.einsum("bthd,hdm->btm", out, params["out"])
     np.testing.assert_allclose(jax.jit(mixer)(params, x), expected, atol=1e-5)
     np.testing.assert_allclose(
-        jax.jit(mixer.weights)(params, x),
+        jax.jit(mixer.look)(params, x).weights,
         dense.weights(q, k, score=score, mask=causal()),
         atol=1e-6,
     )

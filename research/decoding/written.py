@@ -1,0 +1,78 @@
+"""How probable what a language model writes, or a given text, is to it: a line to each token."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from research.decoding.streaming import stream_scores, streaming
+from research.errors import UserError
+from research.training.runs import load_config_of, open_run
+
+COLUMNS = ("sample", "token", "log_prob", "entropy", "rank")
+"""Of --logprobs: from 1, JSON text, nats, nats, tokens that were more probable. log_prob and
+entropy are the model's own, before temperature, top_k and top_p."""
+
+
+def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
+    """Returns a run, and its model with a rolling cache if there is to be one.
+
+    Args:
+      workdir: of the run.
+      window: tokens of the cache; 0: no such cache.
+      sinks: how many of them are the first of the text.
+
+    Raises UserError for what is no run of a text task, or cannot stream.
+    """
+    config = load_config_of(workdir, ("text",))
+    if sinks and not window:
+        raise UserError(f"--sinks={sinks} are of a rolling cache; give its size with --window.")
+    run = open_run(workdir, config)
+    return run, streaming(run.model, window, sinks) if window else run.model
+
+
+def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:
+    """Prints a line for each token of --score but the first, and the mean in nats to stderr."""
+    tokens = tokenizer.encode(options.score)
+    if len(tokens) < 2:
+        raise UserError("--score takes at least two tokens: the first one is only read.")
+    if len(tokens) - 1 > model.config.length and not options.window:
+        raise UserError(
+            f"--score has {len(tokens):,} tokens, the model has room for "
+            f"{model.config.length + 1:,}; a rolling cache takes them all: "
+            f"--window={model.config.length} --sinks=4."
+        )
+    tokens = np.asarray(tokens, np.int32)[None]
+    scores = stream_scores(model, params, jnp.asarray(tokens))
+    written = tokens[:, 1:], *(np.asarray(a) for a in scores)
+    print_lines(tokenizer, [written], options.logprobs or "tsv")
+    nats = -float(np.mean(scores.log_prob))
+    print(f"{nats:.4f} nats per token, perplexity {np.exp(nats):.3f}", file=sys.stderr)
+
+
+def show_lines(tokenizer: Any, chunks: Iterable[Any], form: str) -> None:
+    """Prints a line for each generated token, as they come."""
+    print_lines(tokenizer, ((chunk.tokens, *chunk.scores) for chunk in chunks), form)
+
+
+def print_lines(tokenizer: Any, chunks: Iterable[tuple], form: str) -> None:
+    """Prints lines of `COLUMNS`, of chunks (tokens, log_prob, entropy, rank), each (B, n)."""
+    if form == "tsv":
+        print("\t".join(COLUMNS))
+    for chunk in chunks:
+        for sample, row in enumerate(zip(*chunk, strict=True), 1):
+            for token, log_prob, entropy, rank in zip(*row, strict=True):
+                text = tokenizer.decode([int(token)])
+                values = (sample, text, float(log_prob), float(entropy), int(rank))
+                if form == "json":
+                    print(json.dumps(dict(zip(COLUMNS, values, strict=True))))
+                else:
+                    # Quoted and escaped, so that a tab or a line break is no column and no line.
+                    print(
+                        f"{sample}\t{json.dumps(text)}\t{log_prob:.6f}\t{entropy:.6f}\t{int(rank)}"
+                    )
+        sys.stdout.flush()
