@@ -9,7 +9,7 @@ import pytest
 
 from research.attention.errors import Unsupported
 from research.attention.mixers import cross_attention
-from research.attention.mixers.mixer import init_params, read_values
+from research.attention.mixers.mixer import Mixer, init_params, read_values
 from research.attention.options import make_mixer
 from tests.attention.cases import CASES, PADDABLE, close, problem, some_padding, visible
 
@@ -31,11 +31,21 @@ def rebuilt(mixer, params, x, **kwargs):
     return look, mixer.merge(params, x, read_values(look.weights, look.values))
 
 
+def opaque(mixer):
+    """Whether a mixer leaves it to its base class to say that there is nothing to look at."""
+    return type(mixer).look is Mixer.look
+
+
+def test_only_gated_networks_have_nothing_to_look_at():
+    without = {o.mixer for o in CASES.values() if opaque(make_mixer(o))}
+    assert without == set(OPAQUE), "give a mixer `look` and `merge`, or name it in OPAQUE"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_weights_times_values_make_the_output(name):
     options = CASES[name]
     mixer, params, x, call = problem(options)
-    if options.mixer in OPAQUE:
+    if opaque(mixer):
         with pytest.raises(Unsupported, match="no weights to look at"):
             mixer.look(params, x)
         with pytest.raises(Unsupported, match="nothing to merge"):
