@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -23,3 +24,13 @@ def check_name(field: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         hint = did_you_mean(value, known)
         raise UserError(f"{field}={value!r} is unknown.{hint} Allowed: {', '.join(known)}.")
+
+
+def check_output(flag: str, path: str, ending: str) -> None:
+    """Raises UserError for the path of a flag that no file can be written to; "" is none."""
+    if path and not path.endswith(ending):
+        raise UserError(f"--{flag}={path} must end in {ending}.")
+    if path and not Path(path).absolute().parent.is_dir():
+        raise UserError(f"--{flag}={path}: there is no such directory.")
+    if path and Path(path).is_dir():
+        raise UserError(f"--{flag}={path} is a directory.")

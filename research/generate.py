@@ -1,6 +1,7 @@
 """Continues a prompt with a trained language model, or says how probable a text is to it.
 
 python -m research.generate --workdir=runs/text --prompt="ROMEO:" --tokens=500 --temperature=0.8
+python -m research.generate --workdir=runs/text --prompt="ROMEO:" --attention=runs/romeo.html
 python -m research.generate --workdir=runs/text --tokens=5000 --window=64 --sinks=4
 python -m research.generate --workdir=runs/text --score="O Romeo, Romeo!" --logprobs=tsv
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from research.configuration import run
-from research.errors import UserError
+from research.errors import UserError, check_output
 
 flags.DEFINE_string("workdir", None, "Directory of a run of a text task.", required=True)
 flags.DEFINE_string("prompt", "\n", "Text to continue.")
@@ -29,6 +30,7 @@ flags.DEFINE_string("score", "", "Says how probable each token of this text is; 
 flags.DEFINE_enum(
     "logprobs", "", ["", "tsv", "json"], "Prints a line for each token in place of the text."
 )
+flags.DEFINE_string("attention", "", "Page of the attention with which it is written, a .html.")
 
 
 def main() -> None:
@@ -43,8 +45,7 @@ def main() -> None:
     options = flags.FLAGS
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     workdir = Path(options.workdir)
-    if not options.prompt:
-        raise UserError("--prompt is empty; give at least one character.")
+    check(options)
     run, model = opened(workdir, options.window, options.sinks)
     if options.score:
         show_scores(run.tokenizer, model, run.params, options)
@@ -54,11 +55,46 @@ def main() -> None:
     print(f"best step {run.best['step']:,}, seed {seed}", file=sys.stderr)
     key, streams = jax.random.key(seed), bool(options.window)
     chunks = continuation(model, run.params, prompt, options.tokens, sampling, key, streams)
+    written: list[int] = []
+    if options.attention:
+        chunks = kept(chunks, written)
     if options.logprobs:
         show_lines(run.tokenizer, chunks, options.logprobs)
     else:
-        written = (chunk.tokens for chunk in chunks)
-        show(options.prompt, texts(run.tokenizer, written, options.samples), options.samples)
+        tokens = (chunk.tokens for chunk in chunks)
+        show(options.prompt, texts(run.tokenizer, tokens, options.samples), options.samples)
+    if options.attention:
+        from research.interpret.inspect_page import write_page
+        from research.interpret.inspecting import inspect
+        from research.interpret.subject import of_written
+
+        subject = of_written(run, prompt[0].tolist(), written)
+        write_page(inspect(run, subject), Path(options.attention))
+        print(options.attention, file=sys.stderr)
+
+
+def check(options: flags.FlagValues) -> None:
+    """Raises UserError for options that do not go together, before anything is opened."""
+    if not options.prompt:
+        raise UserError("--prompt is empty; give at least one character.")
+    check_output("attention", options.attention, ".html")
+    if options.attention and options.score:
+        raise UserError(
+            "--score writes nothing; `research.inspect --text` shows how a given text is read."
+        )
+    if options.attention and options.samples > 1:
+        raise UserError(f"--attention shows one sample, not {options.samples}; give --samples=1.")
+    if options.attention and options.window:
+        raise UserError(
+            "--attention reads all tokens at once, which a rolling cache (--window) does not."
+        )
+
+
+def kept(chunks: Iterator, written: list[int]) -> Iterator:
+    """Yields the chunks of one sample and appends their tokens to `written`."""
+    for chunk in chunks:
+        written += chunk.tokens[0].tolist()
+        yield chunk
 
 
 def texts(tokenizer, chunks: Iterator, samples: int) -> Iterator[list[str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from research.configuration import run
-from research.errors import UserError
+from research.errors import UserError, check_output
 
 flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
 flags.DEFINE_string("text", "", "What the model reads.")
@@ -82,17 +82,7 @@ def check(options: flags.FlagValues) -> None:
     for name in ("layers", "heads"):
         numbers(name, options)
     for name, ending in (("out", ".html"), ("png", ".png")):
-        check_path(name, getattr(options, name), ending)
-
-
-def check_path(flag: str, path: str, ending: str) -> None:
-    """Raises UserError for a file that cannot be written."""
-    if path and not path.endswith(ending):
-        raise UserError(f"--{flag}={path} must end in {ending}.")
-    if path and not Path(path).absolute().parent.is_dir():
-        raise UserError(f"--{flag}={path}: there is no such directory.")
-    if path and Path(path).is_dir():
-        raise UserError(f"--{flag}={path} is a directory.")
+        check_output(name, getattr(options, name), ending)
 
 
 def numbers(flag: str, options: flags.FlagValues) -> tuple[int, ...]:
@@ -122,11 +112,10 @@ def write(inspection, workdir: Path, options: flags.FlagValues) -> None:
         draw(inspection, Path(options.png))
         print(options.png)
     if options.out or not options.png:
-        from research.ablation.store import write_text
-        from research.interpret.inspect_page import render
+        from research.interpret.inspect_page import write_page
 
         path = Path(options.out) if options.out else workdir / "inspect.html"
-        write_text(path, render(inspection, options.budget << 20))
+        write_page(inspection, path, options.budget << 20)
         print(path, flush=True)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from research.configuration import run
-from research.errors import UserError
+from research.errors import UserError, check_output
 
 flags.DEFINE_string("workdir", None, "Directory of a run of the speech task.", required=True)
 flags.DEFINE_integer("beam", None, "Hypotheses followed; 1: greedy. Default: that of the run.")
@@ -62,10 +62,7 @@ def check(options: flags.FlagValues, files: tuple[str, ...]) -> None:
     picture = options.alignment
     if picture and len(files) != 1:
         raise UserError(f"--alignment draws one file, not {len(files):,}; give one.")
-    if picture and not picture.endswith(".png"):
-        raise UserError(f"--alignment={picture} must end in .png.")
-    if picture and not Path(picture).absolute().parent.is_dir():
-        raise UserError(f"--alignment={picture}: there is no such directory.")
+    check_output("alignment", picture, ".png")
 
 
 def open_transcriber(workdir: Path, options: flags.FlagValues):

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from research.configuration import run
-from research.errors import UserError
+from research.errors import UserError, check_output
 
 flags.DEFINE_string("workdir", None, "Directory of a run of a translation task.", required=True)
 flags.DEFINE_string("text", "", "One sentence to translate.")
@@ -95,10 +95,7 @@ def check(options: flags.FlagValues, lines: list | None, references: list | None
         )
     if options.alignment and (lines is None or len([x for x in lines if x.strip()]) != 1):
         raise UserError("--alignment draws one sentence; give one with --text.")
-    if options.alignment and not options.alignment.endswith(".png"):
-        raise UserError(f"--alignment={options.alignment} must end in .png.")
-    if options.alignment and not Path(options.alignment).absolute().parent.is_dir():
-        raise UserError(f"--alignment={options.alignment}: there is no such directory.")
+    check_output("alignment", options.alignment, ".png")
     drawing = [name for name in ("top_k", "top_p", "seed") if options[name].present]
     if drawing and not options.temperature:
         raise UserError(f"--{drawing[0]} is for drawing; give --temperature, for example 0.8.")

@@ -11,6 +11,8 @@ import pytest
 from research.decoding.continuation import continuation
 from research.decoding.sampling import Sampling
 from research.decoding.written import opened, show_lines, show_scores
+from research.interpret.inspecting import inspect
+from research.interpret.subject import of_written
 from research.models.transformer import make_transformer
 from research.tasks.tokenizer import load_tokenizer
 from research.training.loop import train_population
@@ -39,6 +41,16 @@ def outcomes(trained):
     cases = {
         "streamed": [workdir, f"--score={TEXT}", "--logprobs=json", *STREAMED],
         "long": [workdir, "--tokens=50", "--seed=3", *STREAMED],
+        "attention": [
+            workdir,
+            "--prompt=A ro",
+            "--tokens=8",
+            "--logprobs=json",
+            f"--attention={trained[-1]}/attention.html",
+        ],
+        "attention of samples": [workdir, "--samples=2", "--attention=a.html"],
+        "attention of a stream": [workdir, "--attention=a.html", *STREAMED],
+        "no folder": [workdir, "--attention=none/a.html"],
         "too long": [workdir, f"--score={TEXT}"],
         "too short": [workdir, "--score=A"],
         "sinks alone": [workdir, "--sinks=2"],
@@ -102,6 +114,34 @@ def test_a_text_is_scored(trained, capsys):
     assert f"{-own.mean():.4f} nats per token" in printed.err
 
 
+def test_a_page_shows_the_attention_with_which_it_was_written(trained, outcomes):
+    _, _, run = trained
+    outcome = outcomes["attention"]
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
+    written = "".join(row["token"] for row in rows)
+    page = (run / "attention.html").read_text(encoding="utf-8")
+    assert outcome.code == 0 and str(run / "attention.html") in outcome.err and len(written) == 8
+    assert "Written: the last 8 tokens." in page
+    trained_run, _ = opened(run, 0, 0)
+    encode = trained_run.tokenizer.encode
+    shown = inspect(trained_run, of_written(trained_run, encode("A ro"), encode(written)))
+    assert "".join(shown.tokens.input) == "A ro" + written
+    # Written token by token from a cache, read anew at once: the same probabilities.
+    read = shown.tokens.input_numbers["log-probability"][4:]
+    np.testing.assert_allclose(read, [row["log_prob"] for row in rows], atol=1e-4)
+    (map_, _) = shown.maps
+    np.testing.assert_allclose(np.triu(map_.weights, 1), 0)
+    np.testing.assert_allclose(map_.weights.sum(-1), 1, atol=1e-5)
+
+
+def test_more_than_fits_is_shown_from_its_end(trained):
+    trained_run, _ = opened(trained[-1], 0, 0)
+    encode = trained_run.tokenizer.encode
+    subject = of_written(trained_run, encode(TEXT[:9]), encode(TEXT[9:30]))
+    assert "".join(subject.input) == TEXT[30 - 16 : 30]
+    assert "here the last 16 tokens are one sequence" in subject.lines[1]
+
+
 def test_a_rolling_cache_takes_any_length(outcomes):
     found = outcomes
     rows = [json.loads(line) for line in found["streamed"].out.splitlines()]
@@ -124,6 +164,9 @@ def test_a_run_streams_when_it_ends(trained):
     [
         ("too long", "has room for 17; a rolling cache takes them all: --window=16 --sinks=4"),
         ("too short", "--score takes at least two tokens"),
+        ("attention of samples", "--attention shows one sample, not 2"),
+        ("attention of a stream", "which a rolling cache (--window) does not"),
+        ("no folder", "--attention=none/a.html: there is no such directory"),
         ("sinks alone", "--sinks=2 are of a rolling cache; give its size with --window"),
         ("too many sinks", "--sinks=4 must be at least 0 and less than --window=4"),
     ],

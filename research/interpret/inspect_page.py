@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 
 from research.ablation.markup import Html, el, join
+from research.ablation.store import write_text
 from research.interpret.inspect_payload import BUDGET, payload, script_json
 from research.interpret.inspection import Inspection, legible
 
@@ -47,6 +48,11 @@ def render(inspection: Inspection, budget: int = BUDGET) -> str:
         name, _, rest = piece.partition("}}")
         filled += [parts[name], rest]
     return "".join(filled)
+
+
+def write_page(inspection: Inspection, path: Path, budget: int = BUDGET) -> None:
+    """Writes the page; see `render`."""
+    write_text(path, render(inspection, budget))
 
 
 def _header(inspection: Inspection) -> Html:

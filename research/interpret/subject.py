@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from research.decoding.continuation import CHUNK
 from research.decoding.decode import decode_all, static_lengths
 from research.decoding.search import check_model, ctc_share, search_of
 from research.decoding.transcription import frame_lengths, read_features
@@ -80,6 +81,28 @@ def of_text(run: Opened, text: str, target: str = "") -> Subject:
     else:
         pieces = pieces_of(run, tokens)
     return Subject(title, _read_alone(run, tokens), pieces, (), lines)
+
+
+def of_written(run: Opened, prompt: Sequence[int], written: Sequence[int]) -> Subject:
+    """Returns what a language model wrote, after its prompt.
+
+    Of more tokens than the model is made for, the last ones are kept. Where writing may have begun
+    again in between (see `research.decoding.continuation`), `lines` say so.
+
+    Args:
+      run: of a text task.
+      prompt, written: tokens.
+    """
+    tokens, room = np.array([*prompt, *written], np.int32), run.config.task.length
+    lines = [f"Written: the last {len(written):,} tokens."]
+    if len(tokens) > room - CHUNK:
+        tokens = tokens[-room:]
+        lines.append(
+            f"Writing begins again from the last half of the text where the model has no more room "
+            f"(task.length={room}); here the last {len(tokens):,} tokens are one sequence."
+        )
+    title = f"{run.config.task.name}: {_brief(run.tokenizer.decode(tokens.tolist()))}"
+    return Subject(title, _read_alone(run, tokens), pieces_of(run, tokens), (), lines)
 
 
 def of_recording(run: Opened, path: Path, target: str = "") -> Subject:
