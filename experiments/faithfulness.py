@@ -82,7 +82,7 @@ experiment = Experiment(
     base="configs/sentiment.py",
     common={
         "interpret.final": ("faithfulness",),
-        "interpret.examples": 64,  # each costs most of a second of 2 cores
+        "interpret.examples": 256,
     },
     arms={
         RECURRENT: {},
@@ -95,7 +95,7 @@ experiment = Experiment(
             "optimizer.learning_rate": 3e-3,
         },
     },
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
     outcome=Outcome(metric="gradient_tau"),
     ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=claims(),

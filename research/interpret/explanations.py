@@ -10,6 +10,9 @@ Evaluate Rationalized NLP Models" (ACL): whether a ranking finds the words that 
 
 Gradients are those of the log-odds of the predicted class. They are those of its probability but
 for one factor for all words, so rankings are the same, and they do not vanish where it is sure.
+Where attention is compared with them it is held fixed (Jain and Wallace 2019, section 4.1): they
+say what the words do to the output through the states that are weighted, not through the weights.
+As a ranking of its own, the gradient goes through both.
 """
 
 import functools
@@ -69,6 +72,7 @@ class Explained(NamedTuple):
       without: (N, T, C) without each token; rows of padding are those of the whole example.
       erased: (N, R, 2, F, C) without the tokens that rank highest, and with these alone.
       rankings: (N, R, T) of `RANKINGS`; gradients have signs, random ones are uniform. Padding: 0.
+      held: (N, T) the gradient while attention is held fixed, with signs.
       change: (N,) median of the output under permutations, total variation.
       adversarial: (N,) largest Jensen-Shannon divergence of an attention with nearly this output.
       seeds: (N,) mean divergence from the attention of the siblings; 0 where there are none.
@@ -78,6 +82,7 @@ class Explained(NamedTuple):
     without: Any
     erased: Any
     rankings: Any
+    held: Any
     change: Any
     adversarial: Any
     seeds: Any
@@ -100,8 +105,9 @@ def faithfulness(trained: Trained) -> Findings:
     """Returns how far attention explains what a classifier decides.
 
     Metrics, means over examples of at least two tokens:
-      "gradient_tau": Kendall's tau of attention and the size of gradient times embedding;
-        "gradient_tau_significant", the fraction of examples in which p < 0.05.
+      "gradient_tau": Kendall's tau of attention and the size of gradient times embedding, while
+        attention is held fixed; "gradient_tau_significant", the fraction of examples in which
+        p < 0.05.
       "leave_one_out_tau", "leave_one_out_tau_significant": with how much the output changes (total
         variation) when a token is left out.
       "permutation_change": of the output, the median over permutations of the attention.
@@ -118,7 +124,7 @@ def faithfulness(trained: Trained) -> Findings:
     predicted = found.logits.argmax(-1)
     left_out = variation(found.without, found.logits[:, None])
     falls = _falls(found, predicted)
-    attention, gradient = found.rankings[:, 0], np.abs(found.rankings[:, 1])
+    attention, gradient = found.rankings[:, 0], np.abs(found.held)
     metrics, slices, labels = {}, {}, {}
     for name, other in (("gradient", gradient), ("leave_one_out", left_out)):
         tau, p = taus(attention, other, real)
@@ -207,7 +213,7 @@ def _explained(trained: Trained) -> tuple[Explained, dict[str, np.ndarray]]:
         examples.append({name: np.asarray(leaf)[counts] for name, leaf in batch.items()})
         report(done := done + len(counts))
     longest = max(batch["inputs"].shape[1] for batch in examples)
-    axes = (None, 1, None, 2, None, None, None)
+    axes = (None, 1, None, 2, 1, None, None, None)
     whole = [
         np.concatenate([padded_to(leaf, axis, longest) for leaf in leaves])
         for axis, leaves in zip(axes, zip(*found, strict=True), strict=True)
@@ -290,6 +296,11 @@ def _of_one(
     def embed(tokens: Int[Array, " T"]) -> Float[Array, "T M"]:
         return model.apply({"params": params}, tokens[None], method=lambda m, t: m.embed(t))[0]
 
+    def odds_of_held(x: Float[Array, "T M"]) -> Float[Array, ""]:
+        states, _ = model.apply({"params": params}, x[None], length[None], method="states")
+        pooled = attention[None], states
+        return log_odds(model.apply({"params": params}, *pooled, method="from_weights")[0], label)
+
     x, nothing = embed(tokens), embed(jnp.full_like(tokens, UNKNOWN))
     rankings = jnp.stack(
         [
@@ -310,6 +321,7 @@ def _of_one(
         without=logits[1 : 1 + len(tokens)],
         erased=logits[1 + len(tokens) :].reshape(len(RANKINGS), 2, len(FRACTIONS), -1),
         rankings=rankings,
+        held=jnp.where(real, gradient_times_input(odds_of_held, x), 0.0),
         change=permutation_test(
             output, attention, shuffled, PERMUTATIONS, real, batch_size=PERMUTATIONS
         ),

@@ -201,9 +201,37 @@ class Classifier(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B C"]:
         """Returns the float32 logits of sequences whose tokens are already looked up."""
-        states, valid = self._states(embeddings, length, deterministic)
+        states, valid = self.states(embeddings, length, deterministic)
         pooled = self.dropout(self.pool(states, valid), deterministic=deterministic)
         return self._decided(pooled)
+
+    def states(
+        self, x: Float[Array, "B T M"], length: Int[Array, " B"], deterministic: bool = True
+    ) -> tuple[Float[Array, "B R N"], Bool[Array, "B R"]]:
+        """Returns the states of embeddings, and which are no padding; R is T, or 1 + T."""
+        c = self.config
+
+        def drop(y: jax.Array) -> jax.Array:
+            return self.dropout(y, deterministic=deterministic)
+
+        if c.pooling == CLASS_TOKEN:
+            token = jnp.broadcast_to(self.class_token.astype(x.dtype), (x.shape[0], 1, c.width))
+            x, length = jnp.concatenate([token, x], axis=1), length + 1
+        valid = jnp.arange(x.shape[1]) < length[:, None]
+        if c.layers is None:
+            x = drop(x)
+            if c.sizes is not None:
+                x, _ = encode(c.sizes, unfreeze(self.networks), x, length, drop)
+            return x, valid
+        if c.layers.position == "learned":
+            x = x + self.position[: x.shape[1]].astype(x.dtype)
+        if c.layers.position == "sinusoidal":
+            # Scaled to the embeddings, which it would drown at unit size.
+            table = sinusoidal(c.layers.length, c.width) * (c.embedding_stddev or c.width**-0.5)
+            x = x + jnp.asarray(table[: x.shape[1]], x.dtype)
+        # Padding is on the right: what never looks ahead never sees it.
+        mask = padding(valid) if c.looks_ahead else None
+        return self.stack(constrain(drop(x), *HIDDEN), mask, deterministic), valid
 
     def from_weights(
         self, weights: Float[Array, "B R"], states: Float[Array, "B R N"]
@@ -216,7 +244,7 @@ class Classifier(nn.Module):
         rows, tokens = batch["inputs"].shape
         if self.config.pooling not in (ATTENTION, MEAN):
             return jnp.zeros((rows, 0, 1, tokens))
-        states, valid = self._states(self.embed(batch["inputs"]), batch["length"], True)
+        states, valid = self.states(self.embed(batch["inputs"]), batch["length"])
         return self.pool.weights(states, valid)[:, None, None]
 
     @property
@@ -255,34 +283,6 @@ class Classifier(nn.Module):
 
     def _decided(self, pooled: Float[Array, "B N"]) -> Float[Array, "B C"]:
         return linear(pooled, self.head).astype(jnp.float32) + self.bias
-
-    def _states(
-        self, x: Float[Array, "B T M"], length: Int[Array, " B"], deterministic: bool
-    ) -> tuple[Float[Array, "B R N"], Bool[Array, "B R"]]:
-        """Returns the states that are pooled, and which are there; R is T, or 1 + T."""
-        c = self.config
-
-        def drop(y: jax.Array) -> jax.Array:
-            return self.dropout(y, deterministic=deterministic)
-
-        if c.pooling == CLASS_TOKEN:
-            token = jnp.broadcast_to(self.class_token.astype(x.dtype), (x.shape[0], 1, c.width))
-            x, length = jnp.concatenate([token, x], axis=1), length + 1
-        valid = jnp.arange(x.shape[1]) < length[:, None]
-        if c.layers is None:
-            x = drop(x)
-            if c.sizes is not None:
-                x, _ = encode(c.sizes, unfreeze(self.networks), x, length, drop)
-            return x, valid
-        if c.layers.position == "learned":
-            x = x + self.position[: x.shape[1]].astype(x.dtype)
-        if c.layers.position == "sinusoidal":
-            # Scaled to the embeddings, which it would drown at unit size.
-            table = sinusoidal(c.layers.length, c.width) * (c.embedding_stddev or c.width**-0.5)
-            x = x + jnp.asarray(table[: x.shape[1]], x.dtype)
-        # Padding is on the right: what never looks ahead never sees it.
-        mask = padding(valid) if c.looks_ahead else None
-        return self.stack(constrain(drop(x), *HIDDEN), mask, deterministic), valid
 
 
 def make_classifier(

@@ -93,13 +93,17 @@ def looked_at(model, params, tokens):
 
 @functools.partial(jax.jit, static_argnums=0)
 def one_hot_slope(model, params, tokens, label):
-    """The gradient of the probability of a class in the amounts of the tokens that are there."""
+    """The gradient of the probability of a class in the amounts of the tokens that are there.
+
+    Attention is held fixed: the pooling and the last layer are written out.
+    """
+    fixed = looked_at(model, params, tokens)[1]
 
     def probability(amounts):
         x = params["embed"]["embedding"][tokens] * amounts[:, None]
         length = jnp.array([len(tokens)])
-        out = model.apply({"params": params}, x[None], length, method="from_embeddings")
-        return jax.nn.softmax(out[0])[label]
+        states, _ = model.apply({"params": params}, x[None], length, method="states")
+        return jax.nn.softmax(fixed @ states[0] @ params["head"] + params["head_bias"])[label]
 
     return jax.grad(probability)(jnp.ones(len(tokens)))
 
