@@ -5,9 +5,9 @@
 
 6 runs, for a GPU. Needs tiny Shakespeare.
 
-experiments/sinks.py with a hundred times the parameters and a hundred times the tokens: nanoGPT's
+experiments/sinks.py with a hundred times the parameters and fifty times the tokens: nanoGPT's
 recipe for a GPU (6 layers, 6 heads, width 384, context 256, batch 64, dropout 0.2), with RoPE, in
-bfloat16, over 3,000 steps. What heads put on the first token is measured too.
+bfloat16, over 1,500 steps. What heads put on the first token is measured too.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
@@ -29,10 +29,10 @@ experiment = Experiment(
         "model.feedforward": 1536,
         "model.dropout": 0.2,
         "model.dtype": "bfloat16",
-        "train.steps": 3000,
-        "train.eval_every": 500,
+        "train.steps": 1500,
+        "train.eval_every": 250,
         "train.eval_batches": 6,
-        "train.checkpoint_every": 3000,
+        "train.checkpoint_every": 1500,
         "interpret.measures": ("sink",),
     },
     arms={

@@ -1,16 +1,20 @@
 """Metrics of a population on their way to disk: JSON lines and TensorBoard, one step late.
 
 Rows are handed over as device arrays and written when the next row comes, so that the host never
-waits for the step that it just dispatched.
+waits for the step that it just dispatched. A thread waits in its place, so that the time of a row
+is when it was computed: on GPUs the host drives a loop of steps, and the next row comes only when
+the next steps are done.
 """
 
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tensorboardX
 
@@ -43,7 +47,8 @@ class MetricsWriter:
         self._runs = runs
         self._utilization = utilization
         self._last: tuple[int, float] | None = None
-        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._pending: tuple[int, dict[str, Any], Future[float]] | None = None
+        self._waiting = ThreadPoolExecutor(1)
         self._start = time.perf_counter()
         for run in runs:
             rows = [row for row in read_metrics(run) if row["step"] <= resume_step]
@@ -56,17 +61,19 @@ class MetricsWriter:
     def add(self, step: int, columns: dict[str, Any]) -> None:
         """Hands over the row of `step`: {prefix: sums} and {name: (P,) array or float}."""
         self.flush()
-        self._pending = (step, columns)
+        self._pending = (step, columns, self._waiting.submit(_computed, columns))
 
     def flush(self) -> None:
         """Writes the row that is waiting; blocks until its values are computed."""
         if self._pending is None:
             return
-        step, columns = self._pending
+        step, columns, computed = self._pending
         self._pending = None
-        rows = [self._row(step, columns, member) for member in range(len(self._runs))]
-        self.latest = [row | self._utilized(step) for row in rows]
-        self._last = (step, time.perf_counter())
+        when = computed.result()
+        times = {"seconds": round(when - self._start, 3)} | self._utilized(step, when)
+        members = range(len(self._runs))
+        self.latest = [self._row(step, columns, member) | times for member in members]
+        self._last = (step, when)
         for run, board, row in zip(self._runs, self._boards, self.latest, strict=True):
             with open(run / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain(row)) + "\n")
@@ -82,18 +89,25 @@ class MetricsWriter:
                 row |= {f"{name}/{k}": v for k, v in ratios(value, member).items()}
             else:
                 row[name] = float(np.broadcast_to(np.asarray(value), len(self._runs))[member])
-        return row | {"seconds": round(time.perf_counter() - self._start, 3)}
+        return row
 
-    def _utilized(self, step: int) -> dict[str, float]:
+    def _utilized(self, step: int, now: float) -> dict[str, float]:
         """The utilization since the last row; evaluation and saving count as time."""
         if self._utilization is None or self._last is None:
             return {}
-        before, when = self._last
-        rate = (step - before) / max(time.perf_counter() - when, 1e-9)
+        before, then = self._last
+        rate = (step - before) / max(now - then, 1e-9)
         return {"model_flops_utilization": rate * self._utilization}
 
     def close(self) -> None:
         """Writes what is left."""
         self.flush()
+        self._waiting.shutdown()
         for board in self._boards:
             board.close()
+
+
+def _computed(columns: Any) -> float:
+    """Waits, and returns when all of it was there."""
+    jax.block_until_ready(columns)
+    return time.perf_counter()

@@ -1,7 +1,8 @@
 """Attention by kernels that others wrote: the same function, or a refusal that names what lacks.
 
 What needs a GPU or a TPU is checked as far as a CPU can: the kernel for TPUs is interpreted, what
-cuDNN would be asked is computed by XLA instead, and both are lowered for their devices.
+cuDNN would be asked is computed by XLA instead, and both are lowered for their devices. Where there
+is a GPU, cuDNN itself is asked as well.
 """
 
 import jax
@@ -18,6 +19,8 @@ from research.attention.parts import biases, masks, normalizers, scores
 from tests.attention.cases import close, qkv, weighted
 from tests.attention.test_attend import BIASES, HEADS
 
+PLATFORM = jax.default_backend()
+runs_splash = pytest.mark.skipif(PLATFORM == "gpu", reason="splash runs on TPUs; CPUs interpret it")
 SOFTMAX = (scores.scaled_dot(), masks.causal(), (), normalizers.softmax)
 
 
@@ -113,7 +116,23 @@ def test_jax_cudnn_refuses_what_it_lacks(xla_for_cudnn, monkeypatch):
         )
     assert not xla_for_cudnn
     monkeypatch.undo()
+    monkeypatch.setattr(fused, "platform", lambda: "cpu")
     refused("needs an NVIDIA GPU, not a cpu; use 'blockwise'", **causal)
+
+
+@pytest.mark.skipif(PLATFORM != "gpu", reason="cuDNN runs on NVIDIA GPUs")
+@pytest.mark.parametrize("mask", [masks.full(), masks.causal(), masks.window(40)], ids=str)
+def test_cudnn_equals_dense(mask):
+    """A population of two, whose head widths have to be padded."""
+    arrays = [jnp.stack([x, x[::-1]]) for x in bfloat16(*qkv(130, 130, HEADS, 2, width=10))]
+
+    def run(function, dtype):
+        def one(q, k, v):
+            return value_and_gradients(function, q, k, v, normalizers.Softmax(), mask=mask)
+
+        return jax.jit(jax.vmap(one))(*(x.astype(dtype) for x in arrays))[1][:3]
+
+    close(run(fused.attend_cudnn, jnp.bfloat16), run(dense.attend, jnp.float32), 0.03)
 
 
 def test_jax_cudnn_lowers_to_cudnn(monkeypatch):
@@ -161,6 +180,7 @@ SPLASH = {
 }
 
 
+@runs_splash
 @pytest.mark.parametrize("case", SPLASH.values(), ids=SPLASH.keys())
 def test_splash_equals_dense(case):
     t, s, mechanism, normalizer = case
@@ -187,6 +207,7 @@ def test_splash_lowers_for_tpus(case, monkeypatch):
     assert text.count("tpu_custom_call") == 3
 
 
+@runs_splash
 def test_splash_of_a_population():
     """Members with inputs and a sink of their own."""
     members = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), (*qkv(128, 128, HEADS, 2), SINK))
