@@ -23,6 +23,7 @@ from research.attention.parts.positions import sinusoidal
 from research.errors import UserError, check_name
 from research.models import transformer
 from research.models.layers import looks_ahead, part_options
+from research.models.lookup import lookup
 from research.models.projection import linear
 from research.models.recurrent_networks import DIRECTIONS, Sizes, encode, encoder_parameters
 from research.models.stacks import EncoderStack
@@ -104,8 +105,7 @@ class Embed(nn.Module):
         c = self.config
         init, shape = matrix_init(c.embedding_stddev), (c.vocab_size, c.embedding_width)
         table = self.param("embedding", init, shape).astype(c.dtype)
-        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
-        return constrain(constrain(table, "vocab", "")[tokens], *HIDDEN)
+        return constrain(lookup(table, tokens), *HIDDEN)
 
 
 class Pool(nn.Module):

@@ -30,6 +30,7 @@ from research.models.layers import (
     looks_ahead,
     part_options,
 )
+from research.models.lookup import lookup
 from research.models.projection import linear
 from research.models.stacks import DecoderStack, EncoderStack, Kept
 from research.models.transformer import (
@@ -227,8 +228,7 @@ class EncoderDecoder(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "B N M"]:
         """Returns the rows of the tokens plus those of their positions, from `start` on."""
-        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
-        x = constrain(table.astype(c.dtype), "vocab", "")[tokens]
+        x = lookup(table.astype(c.dtype), tokens)
         if c.position == "sinusoidal":
             # Scaled to the embeddings, which it would drown at unit size.
             learned = jnp.asarray(sinusoidal(c.length, c.width) * c.embedding_stddev)

@@ -21,6 +21,7 @@ from research.attention.mixers.recurrent import CELLS
 from research.attention.parameters import Parameter, drawn, is_parameter, matrix_init
 from research.errors import UserError, check_name
 from research.models import recurrent_networks as networks
+from research.models.lookup import lookup
 from research.models.projection import linear
 from research.models.recurrent_attention import (
     ATTENTIONS,
@@ -186,9 +187,8 @@ class RecurrentModel(nn.Module):
         return lambda x: self.dropout(x, deterministic=deterministic)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
-        table = constrain(self.params["embedding"].astype(self.config.dtype), "vocab", "")
-        return constrain(table[tokens], "batch", "", "")
+        table = self.params["embedding"].astype(self.config.dtype)
+        return constrain(lookup(table, tokens), "batch", "", "")
 
     def _remember(self, source, lengths, drop):
         sizes = self.config.sizes

@@ -35,6 +35,7 @@ from research.models.layers import (
     part_options,
 )
 from research.models.listeners import FRAMES, check_any_length, shapes
+from research.models.lookup import lookup
 from research.models.projection import linear
 from research.models.recurrent import RecurrentConfig, make_recurrent
 from research.models.recurrent_attention import Reader, make_reader
@@ -145,9 +146,8 @@ class RecurrentSpeller(nn.Module):
         return unfreeze(self.frozen)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
-        table = constrain(self._params["embedding"].astype(self.config.dtype), "vocab", "")
-        return constrain(table[tokens], "batch", "", "")
+        table = self._params["embedding"].astype(self.config.dtype)
+        return constrain(lookup(table, tokens), "batch", "", "")
 
     def _logits(self, h: Float[Array, "*b N"]) -> Float[Array, "*b V"]:
         params = self._params
@@ -209,8 +209,7 @@ class TransformerSpeller(nn.Module):
     def _decode(self, memory, state, tokens, deterministic, with_weights):
         c, table = self.config.decoder, self.embedding
         start = 0 if state is None else state["step"]
-        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
-        x = constrain(table.astype(c.dtype), "vocab", "")[tokens]
+        x = lookup(table.astype(c.dtype), tokens)
         if c.position in ("learned", "sinusoidal"):
             # Sines are scaled to the embeddings, which they would drown at unit size.
             learned = c.position == "learned"

@@ -24,6 +24,7 @@ from research.attention.registry import MIXERS
 from research.errors import UserError, check_name
 from research.models.activations import ACTIVATIONS
 from research.models.layers import implementation_of, layer_mixers, layer_options
+from research.models.lookup import lookup
 from research.models.projection import linear
 from research.parallel.rules import constrain
 from research.tasks.task import Batch
@@ -213,10 +214,8 @@ class Decoder(nn.Module):
         dtype = jnp.dtype(c.dtype)
         embedding_init = matrix_init(c.embedding_stddev)
         table = self.param("embedding", embedding_init, (c.vocab_size, c.width)).astype(dtype)
-        # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
-        table = constrain(table, "vocab", "")
         step = jnp.int32(0) if state is None else state["step"]
-        x = table[tokens]
+        x = lookup(table, tokens)
         if c.position in ("sinusoidal", "learned"):
             if c.position == "learned":
                 positions = self.param("position", embedding_init, (c.length, c.width))
@@ -239,7 +238,7 @@ class Decoder(nn.Module):
 
         x = Norm(c.norm, c.use_bias, name="norm")(x)
         if c.tie_embeddings:
-            logits = x @ table.T
+            logits = x @ constrain(table, "vocab", "").T
         else:
             logits = linear(x, self.param("head", embedding_init, (c.width, c.vocab_size)))
         return constrain(logits.astype(jnp.float32), "batch", "length", "vocab"), state
