@@ -21,9 +21,12 @@ def lookup(table: Float[Array, "V M"], tokens: Int[Array, "*b"]) -> Float[Array,
     """
     # Whole rows under fsdp too: rows that lie in pieces cannot be looked up where they lie.
     table = constrain(table, "vocab", "")
-    rows = len(table)
-    if platform() == "cpu" or not rows <= min(MOST, tokens.size):
-        return table[tokens]
-    chosen = jax.nn.one_hot(tokens, rows, dtype=table.dtype)
+    small = len(table) <= min(MOST, tokens.size)
+    return multiplied(table, tokens) if small and platform() != "cpu" else table[tokens]
+
+
+def multiplied(table: Float[Array, "V M"], tokens: Int[Array, "*b"]) -> Float[Array, "*b M"]:
+    """Returns ``table[tokens]`` by a product with one-hot vectors."""
+    chosen = jax.nn.one_hot(tokens, len(table), dtype=table.dtype)
     # Faster products of float32 would round the rows.
     return jnp.matmul(chosen, table, precision=jax.lax.Precision.HIGHEST)
