@@ -103,7 +103,11 @@ def columns(found: Sequence[Part], batch: Batch, measures: Sequence[str]) -> dic
     for name in measures:
         measure = MEASURES[name]
         mine = measurable(found, name)
-        each = [measure.compute(p, rows_of(p, batch), tokens_of(p, batch)) for p in mine]
+        stands = [tokens_of(p, batch) if measure.tokens else None for p in mine]
+        each = [
+            measure.compute(p, rows_of(p, batch), tokens)
+            for p, tokens in zip(mine, stands, strict=True)
+        ]
         total, count = (jnp.concatenate([getattr(s, k) for s in each]) for k in Sums._fields)
         ratio = total / jnp.maximum(count, 1)
         there = (count > 0).any()
@@ -168,13 +172,15 @@ def rows_of(part: Part, batch: Batch) -> Rows:
     """Returns which queries of a part are no padding.
 
     A query of self-attention is padding if it may not see itself; queries of a decoder that is
-    given a source are those whose target is asked for.
+    given a source are those whose target is asked for. Examples without a label fill a batch up.
     """
     rows, length = part.sites["weights"].shape[0], part.sites["weights"].shape[2]
     asked = jnp.ones((rows, length), bool)
     if part.kind == "self" and "visible" in part.sites:
         own = jnp.diagonal(part.sites["visible"], axis1=-2, axis2=-1)
         asked = asked & own
+    if "label" in batch:
+        asked = asked & (batch["label"] >= 0)[:, None]
     if "eval_length" in batch:  # heads are measured at the length of training
         asked = asked & (batch["eval_length"] < 0)[:, None]
     reads_target = part.kind == "cross" or part.name.startswith(("decoder", "speller"))

@@ -45,6 +45,7 @@ from research.tasks.task import UNKNOWN, Batch
 
 RANKINGS = (ATTENTION, "gradient", "integrated_gradients", "random")
 METRICS = (
+    "attention_entropy",
     "gradient_tau",
     "gradient_tau_significant",
     "leave_one_out_tau",
@@ -105,6 +106,8 @@ def faithfulness(trained: Trained) -> Findings:
     """Returns how far attention explains what a classifier decides.
 
     Metrics, means over examples of at least two tokens:
+      "attention_entropy": of the most that an example of its length allows; at 1 attention is a
+        mean and ranks nothing.
       "gradient_tau": Kendall's tau of attention and the size of gradient times embedding, while
         attention is held fixed; "gradient_tau_significant", the fraction of examples in which
         p < 0.05.
@@ -125,7 +128,9 @@ def faithfulness(trained: Trained) -> Findings:
     left_out = variation(found.without, found.logits[:, None])
     falls = _falls(found, predicted)
     attention, gradient = found.rankings[:, 0], np.abs(found.held)
-    metrics, slices, labels = {}, {}, {}
+    most = np.log(real.sum(-1))
+    metrics = {"attention_entropy": mean(scipy.special.entr(attention).sum(-1) / most)}
+    slices, labels = {}, {}
     for name, other in (("gradient", gradient), ("leave_one_out", left_out)):
         tau, p = taus(attention, other, real)
         metrics[f"{name}_tau"] = mean(tau)

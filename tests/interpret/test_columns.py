@@ -9,6 +9,7 @@ from research.interpret import head_measures
 from research.interpret.capture import parts, record, stacked
 from research.interpret.columns import MEASURES, SITES, columns, labels
 from research.training.loop import train_population
+from research.training.runs import load_config_of, open_run
 from tests import small
 from tests.interpret.test_capture import problem
 
@@ -53,6 +54,31 @@ def test_padding_and_what_is_not_asked_do_not_count():
     largest = weights.max(-1)
     expected = np.concatenate([largest[:, 0].ravel(), largest[:, 1, :, :3].ravel()]).mean()
     np.testing.assert_allclose(sums["confidence_of_cross"].total, expected, rtol=1e-5)
+
+
+def test_pooling_is_measured_in_runs_and_examples_that_fill_a_batch_do_not_count(tmp_path):
+    measures = ("entropy_of_pooling", "confidence_of_pooling")
+    config = small.rule(interpret__measures=measures, train__steps=8, model__body="lstm")
+    (result,) = train_population([config], [tmp_path / "run"], tmp_path / "run")
+    found = result["best"]["validation"]
+    (entropy,) = found["entropy_of_pooling_by_head"]
+    assert 0 < entropy < np.log(config.task.length)
+    assert entropy == pytest.approx(found["entropy_of_pooling"])
+    assert 1 / config.task.length < found["confidence_of_pooling"] < 1
+
+    run = open_run(tmp_path / "run", load_config_of(tmp_path / "run"))
+    batch = {
+        "inputs": np.arange(12).reshape(2, 6) % 5,
+        "length": np.array([6, 4]),
+        "label": np.array([1, -1]),
+    }
+    sums = columns_of(run.model, run.params, batch, measures)
+    weights = np.asarray(run.model.apply({"params": run.params}, batch, method="weights"))[
+        0
+    ].ravel()
+    own = -(weights * np.log(weights)).sum()
+    np.testing.assert_allclose(sums["entropy_of_pooling"].total, own, rtol=1e-5)
+    np.testing.assert_allclose(sums["confidence_of_pooling"].total, weights.max(), rtol=1e-5)
 
 
 def test_heads_are_named_by_their_layers():

@@ -182,7 +182,7 @@ def test_rankings_and_seeds_in_a_loop_over_texts_without_padding():
     findings = faithfulness(question)
     found, kinds, labels = {}, ("gradient", "leave_one_out"), []
     of = {kind: [] for kind in kinds}
-    seeds = []
+    seeds, spread = [], []
     for tokens, _ in texts(question):
         whole = probabilities(question, tokens)
         labels.append(int(whole.argmax()))
@@ -192,6 +192,7 @@ def test_rankings_and_seeds_in_a_loop_over_texts_without_padding():
         change = np.abs(np.array(without) - whole).sum(-1) / 2
         of["gradient"].append(scipy.stats.kendalltau(own, slope))
         of["leave_one_out"].append(scipy.stats.kendalltau(own, change))
+        spread.append(scipy.stats.entropy(own, base=len(tokens)))
         seeds.append(scipy.spatial.distance.jensenshannon(own, other) ** 2)
     for kind in kinds:
         tau = np.array([t.statistic for t in of[kind]])
@@ -202,6 +203,7 @@ def test_rankings_and_seeds_in_a_loop_over_texts_without_padding():
             mine = tau[np.array(labels) == label]
             assert value == pytest.approx(mine.mean()) if len(mine) else np.isnan(value)
     found["seed_divergence"] = np.mean(seeds)
+    found["attention_entropy"] = np.mean(spread)
     for name, value in found.items():
         assert findings.metrics[name] == pytest.approx(value, abs=1e-4), name
     assert len(findings.labels["gradient_tau_by_class"]) == 2
