@@ -1,6 +1,7 @@
 """Measures of heads as metrics: against the measures themselves, in runs, and as outcomes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,7 +70,7 @@ def test_pooling_is_measured_in_runs_and_examples_that_fill_a_batch_do_not_count
     run = open_run(tmp_path / "run", load_config_of(tmp_path / "run"))
     batch = {
         "inputs": np.arange(12).reshape(2, 6) % 5,
-        "length": np.array([6, 4]),
+        "length": jnp.array([6, 4]),
         "label": np.array([1, -1]),
     }
     sums = columns_of(run.model, run.params, batch, measures)
