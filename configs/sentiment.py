@@ -3,9 +3,10 @@
 python -m research.train --config=configs/sentiment.py --workdir=runs/sentiment
 
 Words of lower case that occur twice or more in training, an embedding and two directions of an LSTM
-of 32 each, additive attention over their states (Bahdanau et al. 2015, without a query), and strong
-dropout: half of all channels, a fifth of all words. --config.model.body, pooling and cell choose
-others; experiments/sentiment.py compares them.
+of 32 each, additive attention over their states (Bahdanau et al. 2015, without a query), and dropout
+of half of all channels. --config.model.body, pooling and cell choose others;
+experiments/sentiment.py compares them. Weight decay is weak: at 1.0 the weights of attention hardly
+differ from each other (experiments/faithfulness.py).
 
 300 steps, about a minute on 2 cores. Expect 80.6 % on validation, by which the checkpoint is
 chosen, and 80.7 % on the test split (means over seeds 0 to 4; seed 0: 81.1 and 81.8 %).
@@ -26,7 +27,6 @@ def get_config() -> ConfigDict:
     config.task.batch_size = 64
     config.task.buckets = 3
     config.task.min_count = 2
-    config.task.word_dropout = 0.2
     config.model.name = "classifier"
     config.model.body = "bilstm"
     config.model.pooling = "attention"
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.model.init_stddev = 0.0
     config.model.embedding_stddev = 0.1
     config.optimizer.learning_rate = 1e-2
-    config.optimizer.weight_decay = 1.0
+    config.optimizer.weight_decay = 0.01
     config.optimizer.warmup_steps = 50
     config.train.steps = 300
     config.train.log_every = 25

@@ -3,9 +3,9 @@
     python -m research.sweep --experiment=experiments/faithfulness.py --workdir=runs/faithfulness
     python -m research.report --workdir=runs/faithfulness
 
-A BiLSTM with attention over its states, as in both papers; attention over the embeddings
-themselves, where nothing has mixed the words before they are weighted; and a transformer that
-pools by attention.
+A BiLSTM with attention over its states, as in both papers; the same under a hundred times the weight
+decay; attention over the embeddings themselves, where nothing has mixed the words before they are
+weighted; and a transformer that pools by attention.
 
 Against: Jain and Wallace 2019, "Attention is not Explanation", find that attention agrees little
 with gradients (Table 2: Kendall's tau on SST .34 and .36 for the two classes) or with leaving words
@@ -25,7 +25,8 @@ from research.ablation.experiment import Experiment, Outcome
 
 AGAINST = "Jain and Wallace 2019"
 FOR = "Wiegreffe and Pinter 2019"
-RECURRENT, EMBEDDINGS, TRANSFORMER = "BiLSTM", "embeddings", "transformer"
+RECURRENT, DECAYED = "BiLSTM", "BiLSTM, decayed"
+EMBEDDINGS, TRANSFORMER = "embeddings", "transformer"
 
 
 def claims() -> tuple[Claim, ...]:
@@ -64,6 +65,10 @@ def claims() -> tuple[Claim, ...]:
             test=Direction(a=EMBEDDINGS, b=RECURRENT, metric="gradient_tau", better="higher"),
         ),
         Claim(
+            text="Strong weight decay makes attention a mean, which agrees with nothing.",
+            test=Direction(a=RECURRENT, b=DECAYED, metric="gradient_tau", better="higher"),
+        ),
+        Claim(
             text="Words that attention ranks high are words that the output needs: without them "
             "the probability falls by 0.1 on average over a range of fractions.",
             source="DeYoung et al. 2020, section 4.2 (comprehensiveness)",
@@ -86,6 +91,7 @@ experiment = Experiment(
     },
     arms={
         RECURRENT: {},
+        DECAYED: {"optimizer.weight_decay": 1.0},
         EMBEDDINGS: {"model.body": "none", "model.embedding_width": 0},
         TRANSFORMER: {
             "model.body": "transformer",
