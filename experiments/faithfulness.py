@@ -3,9 +3,9 @@
     python -m research.sweep --experiment=experiments/faithfulness.py --workdir=runs/faithfulness
     python -m research.report --workdir=runs/faithfulness
 
-A BiLSTM with attention over its states, as in both papers; the same under a hundred times the weight
-decay; attention over the embeddings themselves, where nothing has mixed the words before they are
-weighted; and a transformer that pools by attention.
+A BiLSTM with attention over its states, as in both papers; the same under a hundred times the
+weight decay; attention over the embeddings themselves, where nothing has mixed the words before
+they are weighted; and a transformer that pools by attention.
 
 Against: Jain and Wallace 2019, "Attention is not Explanation", find that attention agrees little
 with gradients (Table 2: Kendall's tau on SST .34 and .36 for the two classes) or with leaving words

@@ -221,7 +221,7 @@ def check_outcome(outcome: Outcome, program: Program, final: Sequence[str] = ())
     known = [name for name, s in sums.items() if s.total.ndim == 0]
     if outcome.at == "best":
         known += score_names(task, outcome.split)
-        known += metric_names(final, task, outcome.split)
+        known += metric_names(final, task, outcome.split, batch)
     if (
         outcome.metric in known
         and outcome.metric in program.task.aligned

@@ -55,6 +55,7 @@ METRICS = (
     *(f"comprehensiveness_{name}" for name in RANKINGS),
     *(f"sufficiency_{name}" for name in RANKINGS),
 )
+TRUTH = tuple(f"truth_{name}" for name in (*RANKINGS, "leave_one_out"))
 SIGNIFICANT = 0.05
 PERMUTATIONS = 100
 EPSILON = 0.01
@@ -147,9 +148,9 @@ def faithfulness(trained: Trained) -> Findings:
         metrics[f"comprehensiveness_{name}"] = mean(falls[:, index, 0])
         metrics[f"sufficiency_{name}"] = mean(falls[:, index, 1])
     if "relevant" in examples:
-        by_size = dict(zip(RANKINGS, np.abs(found.rankings).swapaxes(0, 1), strict=True))
-        for name, scores in (by_size | {"leave_one_out": left_out}).items():
-            metrics[f"truth_{name}"] = mean(precision(scores, examples["relevant"], real))
+        by_size = (*np.abs(found.rankings).swapaxes(0, 1), left_out)
+        for name, scores in zip(TRUTH, by_size, strict=True):
+            metrics[name] = mean(precision(scores, examples["relevant"], real))
     return Findings(metrics, slices, labels)
 
 

@@ -26,6 +26,7 @@ class Question(NamedTuple):
     Attributes:
       ask: answers it.
       metrics: names of the numbers of an answer.
+      truth: of those that are there where the task knows which tokens decide ("relevant").
       source: the paper, with section or equation.
       check: raises UserError for a model that cannot be asked, given the shapes of a batch.
     """
@@ -34,6 +35,7 @@ class Question(NamedTuple):
     metrics: tuple[str, ...]
     source: str
     check: Callable[[Model, Batch], None] = fits_all
+    truth: tuple[str, ...] = ()
 
 
 FINAL: dict[str, Question] = {
@@ -43,12 +45,14 @@ FINAL: dict[str, Question] = {
         "Jain and Wallace 2019, section 4; Wiegreffe and Pinter 2019, section 3.3; DeYoung et al. "
         "2020, section 4.2",
         explanations.check_pooling,
+        explanations.TRUTH,
     ),
     "rollout": Question(
         rollout.rolled_out,
         rollout.METRICS,
         "Abnar and Zuidema 2020, Tables 1 and 2",
         rollout.check_layers,
+        rollout.TRUTH,
     ),
     "head_importance": Question(
         needed_heads,
@@ -83,11 +87,13 @@ def check_model(names: Sequence[str], model: Model, batch: Batch) -> None:
         FINAL[name].check(model, batch)
 
 
-def metric_names(names: Sequence[str], task: Task, split: str) -> list[str]:
-    """Returns the metrics that questions add to a split's."""
+def metric_names(names: Sequence[str], task: Task, split: str, batch: Batch) -> list[str]:
+    """Returns the metrics that questions add to a split's; `batch` as of `check_model`."""
     if split != split_of(task):
         return []
-    return [metric for name in names for metric in FINAL[name].metrics]
+    asked = [FINAL[name] for name in names]
+    known = "relevant" in batch
+    return [metric for q in asked for metric in (*q.metrics, *(q.truth if known else ()))]
 
 
 def answered(names: Sequence[str], trained: Trained) -> Findings:

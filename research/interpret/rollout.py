@@ -33,6 +33,7 @@ METRICS = (
     "rollout_beyond_raw",
     "flow_beyond_raw",
 )
+TRUTH = (*(f"truth_{way}" for way in WAYS), "truth_blank_out")
 FLOW_EXAMPLES = 32
 """Examples that flow is computed for: a maximum flow to every word, layer and row that is read."""
 

@@ -13,6 +13,7 @@ import scipy.stats
 from research.errors import UserError
 from research.interpret.explanations import (
     METRICS,
+    TRUTH,
     check_pooling,
     faithfulness,
     mean,
@@ -254,7 +255,9 @@ def test_a_run_learns_the_keyword_and_explanations_find_it(tmp_path):
     ]
     results = train_population(configs, [tmp_path / "a", tmp_path / "b"], tmp_path)
     first, second = (result["best"]["test"] for result in results)
-    assert set(METRICS) <= set(first) and "gradient_tau" not in results[0]["best"]["validation"]
+    assert {*METRICS, *TRUTH} <= set(first) and "gradient_tau" not in results[0]["best"][
+        "validation"
+    ]
     for found in (first, second):
         assert found["accuracy"] == 1
         for way in ("leave_one_out", "gradient", "integrated_gradients"):

@@ -1,0 +1,89 @@
+"""Which explanation finds the tokens that are known to decide?
+
+    python -m research.sweep --experiment=experiments/known_tokens.py --workdir=runs/known_tokens
+    python -m research.report --workdir=runs/known_tokens
+
+One keyword in random noise decides the class of a sequence ("keyword"), or whether two are of one
+class does ("pair"). A ranking of the tokens is right as far as its first one, or its first two, are
+keywords. Tokens are ranked by what happens without them, by the gradient times the embedding, by
+integrated gradients and by attention, and at random.
+
+Bastings and Filippova 2020, "The elephant in the interpretability room", argue that which inputs
+mattered is answered by saliency methods, which know what the output is made of, not by attention.
+"""
+
+from research.ablation.claims import Claim, Threshold
+from research.ablation.experiment import Experiment, Outcome
+
+SOURCE = "Bastings and Filippova 2020, section 4"
+RECURRENT, TRANSFORMER = "BiLSTM", "transformer"
+KEYWORD, PAIR = {"task.kind": "keyword"}, {"task.kind": "pair"}
+
+
+def found_by(way: str, arm: str, point: dict[str, str]) -> Claim:
+    """Returns the claim that a ranking puts the keywords first."""
+    name = way.replace("_", " ")
+    kind = point["task.kind"]
+    return Claim(
+        text=f"By {name} the tokens that decide are first ({arm}, {kind}).",
+        source=SOURCE,
+        test=Threshold(arm=arm, at_least=0.9, at=point, metric=f"truth_{way}"),
+    )
+
+
+experiment = Experiment(
+    question="Which explanation finds the tokens that are known to decide?",
+    base="configs/base.py",
+    common={
+        "task.name": "rule",
+        "task.length": 16,
+        "task.min_length": 6,
+        "task.batch_size": 64,
+        "model.name": "classifier",
+        "model.body": "bilstm",
+        "model.pooling": "attention",
+        "model.width": 32,
+        "model.init_stddev": 0.0,
+        "model.embedding_stddev": 0.1,
+        "optimizer.learning_rate": 1e-2,
+        "optimizer.weight_decay": 0.01,
+        "train.steps": 600,
+        "train.eval_every": 100,
+        "train.eval_batches": 8,
+        "train.checkpoint_every": 600,
+        "interpret.final": ("faithfulness",),
+        "interpret.examples": 256,
+    },
+    arms={
+        RECURRENT: {"model.num_layers": 1},
+        TRANSFORMER: {
+            "model.body": "transformer",
+            "model.feedforward": 64,
+            "optimizer.learning_rate": 3e-3,
+        },
+    },
+    axes={"task.kind": ("keyword", "pair")},
+    seeds=(0, 1, 2, 3, 4),
+    outcome=Outcome(metric="truth_leave_one_out"),
+    ablated=("parameters", "flops_per_token", "state_bytes"),
+    claims=(
+        Claim(
+            text="The rules are learned: at least 95 % of fresh sequences.",
+            test=Threshold(arm=RECURRENT, at_least=0.95, at=PAIR, metric="accuracy"),
+        ),
+        *(
+            found_by(way, arm, point)
+            for way in ("leave_one_out", "gradient", "integrated_gradients")
+            for arm in (RECURRENT, TRANSFORMER)
+            for point in (KEYWORD, PAIR)
+        ),
+        *(
+            Claim(
+                text=f"Attention finds fewer of them than leaving one out ({arm}, pair).",
+                source=SOURCE,
+                test=Threshold(arm=arm, at_most=0.9, at=PAIR, metric="truth_attention"),
+            )
+            for arm in (RECURRENT, TRANSFORMER)
+        ),
+    ),
+)
