@@ -20,9 +20,9 @@ can be faithful without agreeing with another one: DeYoung et al. 2020 ask wheth
 names are those that the output needs.
 
 20 runs, about 3 minutes on 2 cores. Expect tau to be .26 with gradients and .31 with leaving words
-out; .09 under strong decay, at the same accuracy and the same spread of the weights, .66 where words
-are not mixed, .11 in a transformer. All claims hold, those of either side: adversaries are found for
-all models, and no seed is anywhere near them.
+out; .09 under strong decay, at the same accuracy and the same spread of the weights; .66 where
+words are not mixed; .11 in a transformer. All claims hold, those of either side: there are
+adversaries of all models, and no seed is anywhere near them.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold

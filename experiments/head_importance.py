@@ -14,6 +14,12 @@ encoder of a WMT model change BLEU significantly when they are taken out alone (
 40 % of all heads can go without a noticeable loss (section 4.2), and it is encoder-decoder
 attention that suffers most (section 5). Voita et al. 2019, "Analyzing Multi-Head Self-Attention":
 38 of 48 encoder heads can go for 0.15 BLEU, if the model is trained to do without.
+
+15 runs, about 12 minutes on one core. Expect that of 48 heads (8 a layer: in two layers of an
+encoder, and of a decoder that has cross-attention too) ten can go before accuracy is 1 % worse; of
+24 heads four, of 12 heads one. Two thirds of the 48 matter when they are taken out alone, where
+Michel et al. have a twelfth, and self-attention needs its heads more than cross-attention does: a
+small model of a task that is all order has little to spare.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold

@@ -16,8 +16,13 @@ from research.ablation.claims import Claim, Threshold
 from research.ablation.experiment import Experiment, Outcome
 
 SOURCE = "Bastings and Filippova 2020, section 4"
-RECURRENT, TRANSFORMER = "BiLSTM", "transformer"
+RECURRENT, EMBEDDINGS, TRANSFORMER = "BiLSTM", "embeddings", "transformer"
 KEYWORD, PAIR = {"task.kind": "keyword"}, {"task.kind": "pair"}
+# A weighted sum of embeddings cannot tell pairs apart.
+ASKED = (
+    (EMBEDDINGS, KEYWORD),
+    *((a, p) for a in (RECURRENT, TRANSFORMER) for p in (KEYWORD, PAIR)),
+)
 
 
 def found_by(way: str, arm: str, point: dict[str, str]) -> Claim:
@@ -56,6 +61,7 @@ experiment = Experiment(
     },
     arms={
         RECURRENT: {"model.num_layers": 1},
+        EMBEDDINGS: {"model.body": "none"},
         TRANSFORMER: {
             "model.body": "transformer",
             "model.feedforward": 64,
@@ -74,8 +80,7 @@ experiment = Experiment(
         *(
             found_by(way, arm, point)
             for way in ("leave_one_out", "gradient", "integrated_gradients")
-            for arm in (RECURRENT, TRANSFORMER)
-            for point in (KEYWORD, PAIR)
+            for arm, point in ASKED
         ),
         *(
             Claim(

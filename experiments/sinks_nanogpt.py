@@ -3,7 +3,9 @@
     python -m research.sweep --experiment=experiments/sinks_nanogpt.py --workdir=runs/sinks_nanogpt
     python -m research.report --workdir=runs/sinks_nanogpt
 
-6 runs, for a GPU. Needs tiny Shakespeare.
+6 runs, 5 minutes on an H100. Needs tiny Shakespeare. Expect a validation loss of 1.49 (nanoGPT's
+README has 1.4697 after 5,000 steps), no head with more than 1.5 % of its attention on the first
+token, and no difference between perplexities with and without it.
 
 experiments/sinks.py with a hundred times the parameters and fifty times the tokens: nanoGPT's
 recipe for a GPU (6 layers, 6 heads, width 384, context 256, batch 64, dropout 0.2), with RoPE, in

@@ -197,13 +197,22 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
 
 
 def slice_labels(study: Study, metric: str) -> dict[Point, list[str]]:
-    """Returns {point: labels} of a sliced metric, {} for a scalar one."""
-    labels = {point_key(p): [] for p in points(study.experiment)}
+    """Returns {point: labels} of a sliced metric, {} for a scalar one.
+
+    The labels of all arms: those of the run that has most of them, then what only others have.
+    """
+    found: dict[Point, list[list[str]]] = {point_key(p): [] for p in points(study.experiment)}
     for run in study.reported:
-        found = (run.result.get("slices") or {}).get(metric)
-        if found and len(found) > len(labels.setdefault(point_key(run.point), [])):
-            labels[point_key(run.point)] = [str(label) for label in found]
+        found.setdefault(point_key(run.point), []).append(_own_labels(run, metric))
+    labels = {
+        point: list(dict.fromkeys(x for own in sorted(lists, key=len, reverse=True) for x in own))
+        for point, lists in found.items()
+    }
     return labels if any(labels.values()) else {}
+
+
+def _own_labels(run: Run, metric: str) -> list[str]:
+    return [str(label) for label in (run.result.get("slices") or {}).get(metric) or ()]
 
 
 def sliced_metrics(study: Study) -> list[str]:
@@ -213,21 +222,15 @@ def sliced_metrics(study: Study) -> list[str]:
 
 def _sliced(runs, outcome, metric, labels, higher) -> dict:
     merged: dict[tuple[str, Point], dict[int, float]] = {}
-    for index in range(max(map(len, labels.values()))):
-        own = [_item(metric_value(r, outcome, metric), index) for r in runs]
-        logged = [
-            [_item(row.get(f"validation/{metric}"), index) for row in run.curve] for run in runs
-        ]
-        keep = [i for i, r in enumerate(runs) if index < len(labels[point_key(r.point)])]
-        keys = [
-            (
-                runs[i].arm,
-                point_key({**runs[i].point, SLICE: labels[point_key(runs[i].point)][index]}),
-            )
-            for i in keep
-        ]
-        values = _with_worst(runs, own, logged, higher)
-        merged |= _grouped([runs[i] for i in keep], [values[i] for i in keep], keys)
+    for label in dict.fromkeys(x for found in labels.values() for x in found):
+        # Arms may have other slices, as of heads: each has its own place for a label, or none.
+        known = [_own_labels(r, metric) or labels[point_key(r.point)] for r in runs]
+        places = [(r, k.index(label)) for r, k in zip(runs, known, strict=True) if label in k]
+        have = [run for run, _ in places]
+        own = [_item(metric_value(r, outcome, metric), i) for r, i in places]
+        logged = [[_item(row.get(f"validation/{metric}"), i) for row in r.curve] for r, i in places]
+        keys = [(run.arm, point_key({**run.point, SLICE: label})) for run in have]
+        merged |= _grouped(have, _with_worst(have, own, logged, higher), keys)
     return merged
 
 

@@ -296,8 +296,9 @@ def _slices(study: Study) -> Iterator[Chart]:
             axes.set_xlabel(by.replace("_", " "))
             # At even distances: the labels are ranges of unequal width.
             if _lines(axes, study, data, group, range(len(group))):
-                labels = [_cut(str(p[SLICE]), 9) for p in group]
-                every = max(1, math.ceil(len(labels) / 9))
+                labels = [_cut(str(p[SLICE]), 14) for p in group]
+                room = max(2, min(9, 45 // (max(map(len, labels)) + 1)))
+                every = math.ceil(len(labels) / room)
                 axes.set_xticks(range(0, len(labels), every), labels[::every])
                 yield Chart(f"slices-{_slug(metric)}-{i}", "slices", title, figure)
 

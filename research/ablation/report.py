@@ -176,7 +176,10 @@ def _reproduce(study: Study) -> Iterator[str]:
     if commit:
         yield f"Commit `{_plain(commit)}`."
     yield "\n".join(f"    {line}" for line in page.commands(study) if not line.startswith("git "))
-    versions = study.environment.get("versions") or {}
+    device, versions = (study.environment.get(k) or {} for k in ("device", "versions"))
+    if device:
+        kind, cores = _plain(device.get("kind")), device.get("cpu_cores")
+        yield f"On {device.get('count')} {kind}, {cores} CPU cores."
     yield ", ".join(f"{_plain(k)} {_plain(v)}" for k, v in versions.items())
 
 

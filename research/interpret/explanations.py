@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from research.decoding.lines import progress_of
 from research.errors import UserError
-from research.interpret.attribution import gradient_times_input, integrated_gradients
+from research.interpret.attribution import gradient, gradient_times_input, integrated_gradients
 from research.interpret.capture import parts, record
 from research.interpret.classification import log_odds
 from research.interpret.erasure import each_without, logits_of_kept
@@ -43,7 +43,7 @@ from research.models.classifier import ATTENTION, Classifier
 from research.models.model import Model
 from research.tasks.task import UNKNOWN, Batch
 
-RANKINGS = (ATTENTION, "gradient", "integrated_gradients", "random")
+RANKINGS = (ATTENTION, "gradient", "gradient_norm", "integrated_gradients", "random")
 METRICS = (
     "attention_entropy",
     "gradient_tau",
@@ -118,7 +118,10 @@ def faithfulness(trained: Trained) -> Findings:
       "adversarial_divergence": of the furthest attention found with nearly the same output, nats.
       "seed_divergence": of attention from that of other seeds in the population, and
         "adversarial_beyond_seeds", how much more the former is; not there for one seed alone.
-      "comprehensiveness_X", "sufficiency_X": area over the perturbation curve of each ranking.
+      "comprehensiveness_X", "sufficiency_X": area over the perturbation curve of each ranking:
+        by attention, by the gradient times the embedding, by the length of the gradient, by
+        integrated gradients and at random. A transformer that normalizes its embeddings hardly
+        depends on their length, so that the gradient times the embedding is blind there.
       "truth_X": the fraction of the tokens that decide among as many that rank highest, by size;
         where the task knows them. X is also "leave_one_out".
     Slices: both taus by predicted class.
@@ -128,11 +131,11 @@ def faithfulness(trained: Trained) -> Findings:
     predicted = found.logits.argmax(-1)
     left_out = variation(found.without, found.logits[:, None])
     falls = _falls(found, predicted)
-    attention, gradient = found.rankings[:, 0], np.abs(found.held)
+    attention, held = found.rankings[:, 0], np.abs(found.held)
     most = np.log(real.sum(-1))
     metrics = {"attention_entropy": mean(scipy.special.entr(attention).sum(-1) / most)}
     slices, labels = {}, {}
-    for name, other in (("gradient", gradient), ("leave_one_out", left_out)):
+    for name, other in (("gradient", held), ("leave_one_out", left_out)):
         tau, p = taus(attention, other, real)
         metrics[f"{name}_tau"] = mean(tau)
         metrics[f"{name}_tau_significant"] = mean(np.where(np.isnan(p), p, p < SIGNIFICANT))
@@ -312,6 +315,7 @@ def _of_one(
         [
             attention,
             gradient_times_input(odds, x),
+            gradient(odds, x),
             integrated_gradients(odds, x, nothing, GRADIENTS),
             jax.random.uniform(drawn, attention.shape),
         ]

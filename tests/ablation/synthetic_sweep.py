@@ -127,7 +127,7 @@ def _nested(flat: Mapping[str, Any]) -> dict:
 
 ENVIRONMENT = {
     "versions": {"jax": "0.10.2", "flax": "0.12.8"},
-    "device": {"platform": "cpu", "kind": "x86", "count": 1},
+    "device": {"platform": "cpu", "kind": "x86", "count": 1, "cpu_cores": 2},
     "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
     "command": ["python", "-m", "research.sweep", "--experiment=experiments/example.py"],
 }

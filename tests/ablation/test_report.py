@@ -123,6 +123,7 @@ def test_complete(complete):
     assert images and all((out / image).read_bytes().startswith(b"\x89PNG") for image in images)
     assert sorted(out.glob("*.png")) == sorted(out / image for image in images)
     assert "not finished" not in markdown
+    assert "On 1 x86, 2 CPU cores." in markdown
     text = " ".join(page.text)
     assert "Paper, Fig. 2" in text and "20 of 20 runs finished" in text
     headings = [a for tag, a in page.tags if tag == "th" and "aria-sort" in a]
