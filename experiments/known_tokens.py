@@ -84,7 +84,7 @@ experiment = Experiment(
         ),
         *(
             Claim(
-                text=f"Attention finds fewer of them than leaving one out ({arm}, pair).",
+                text=f"By attention they are not ({arm}, pair).",
                 source=SOURCE,
                 test=Threshold(arm=arm, at_most=0.9, at=PAIR, metric="truth_attention"),
             )
