@@ -10,6 +10,12 @@ integrated gradients and by attention, and at random.
 
 Bastings and Filippova 2020, "The elephant in the interpretability room", argue that which inputs
 mattered is answered by saliency methods, which know what the output is made of, not by attention.
+
+30 runs, about 2 minutes. Expect all rankings to be right where embeddings are pooled as they are.
+Leaving out finds 97 to 99 % of the keywords in a BiLSTM and 84 to 97 % in a transformer, integrated
+gradients 75 to 97 %. The gradient alone finds less where the model is sure (69 to 81 % in a BiLSTM),
+and next to nothing in a transformer, whose norms take the length out of an embedding (5 to 21 %).
+Attention over the states of a BiLSTM finds a single keyword as often as chance does (11 %).
 """
 
 from research.ablation.claims import Claim, Threshold
