@@ -15,7 +15,7 @@ ablation: .venv/run.stamp
 	$(BIN)/python -m research.report --workdir=$(WORKDIR)
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/parity.stamp
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow -n 2
@@ -24,7 +24,7 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/ty check
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .

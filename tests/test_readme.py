@@ -41,13 +41,20 @@ OF_CONFIG = {
     "configs/text.py": ["--config.task.path={data}/text.txt"],
     "configs/translation.py": TINY_TRANSFORMER + TINY_CORPUS,
     "configs/translation_recurrent.py": TINY_RECURRENT + TINY_CORPUS,
-    "configs/transduction.py": [*TINY_RECURRENT, "--config.task.test_sequences=1"],
+    "configs/transduction.py": [
+        *TINY_RECURRENT,
+        "--config.task.test_lengths=(5,)",
+        "--config.task.test_sequences=1",
+    ],
 }
 TINY_SPEECH = [
     "--config.model.width=8",
     "--config.task.num_mels=8",
     "--config.task.buckets=1",
+    "--config.task.test_lengths=(1,)",
     "--config.task.test_sequences=1",
+    "--config.model.encoder_layers=1",
+    "--config.decoding.beam=2",
 ]
 OF_CONFIG["configs/speech.py"] = TINY_SPEECH
 OF_CONFIG["configs/sentiment.py"] = ["--config.model.width=8", "--config.model.embedding_width=8"]
