@@ -139,6 +139,7 @@ def test_more_than_fits_is_shown_from_its_end(trained):
     encode = trained_run.tokenizer.encode
     subject = of_written(trained_run, encode(TEXT[:9]), encode(TEXT[9:30]))
     assert "".join(subject.input) == TEXT[30 - 16 : 30]
+    assert subject.lines[0] == "Written: the last 16 tokens."
     assert "here the last 16 tokens are one sequence" in subject.lines[1]
 
 

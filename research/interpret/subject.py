@@ -94,9 +94,10 @@ def of_written(run: Opened, prompt: Sequence[int], written: Sequence[int]) -> Su
       prompt, written: tokens.
     """
     tokens, room = np.array([*prompt, *written], np.int32), run.config.task.length
-    lines = [f"Written: the last {len(written):,} tokens."]
-    if len(tokens) > room - CHUNK:
-        tokens = tokens[-room:]
+    restarts = len(tokens) > room - CHUNK
+    tokens = tokens[-room:]
+    lines = [f"Written: the last {min(len(written), len(tokens)):,} tokens."]
+    if restarts:
         lines.append(
             f"Writing begins again from the last half of the text where the model has no more room "
             f"(task.length={room}); here the last {len(tokens):,} tokens are one sequence."

@@ -8,7 +8,7 @@ from research.attention.implementations.platforms import platform
 from research.parallel.rules import constrain
 
 MOST = 1024
-"""Rows of a table that is multiplied with, beyond which reading it costs more than the scatter."""
+"""The most rows of a table that is multiplied with; what the product costs grows with them."""
 
 
 def lookup(table: Float[Array, "V M"], tokens: Int[Array, "*b"]) -> Float[Array, "*b M"]:
