@@ -65,7 +65,12 @@ def test_no_key_is_none_or_a_list(path):
         assert isinstance(value, bool | int | float | str | tuple), key
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+# One of them has so many arms that it takes as long as twenty others.
+MANY_ARMS = {"attention_type_full": pytest.mark.slow}
+RESOLVED = [pytest.param(p, id=p.stem, marks=MANY_ARMS.get(p.stem, ())) for p in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("path", RESOLVED)
 def test_every_experiment_resolves(path, tmp_path, corpora):
     experiment = prepare(str(path), tmp_path)
     first = next(iter(tuning_cells(experiment)), None)

@@ -217,6 +217,7 @@ def test_the_command(experiment, swept):
     ]
 
 
+@pytest.mark.slow  # test_stopping.py stops sweeps by SIGTERM among the fast ones
 def test_killing_a_sweep_changes_nothing(tmp_path):
     path = write(tmp_path, **{"train.steps": 12, "train.checkpoint_every": 4})
     said = []
