@@ -14,7 +14,9 @@ mattered is answered by saliency methods, which know what the output is made of,
 30 runs, about 2 minutes. Expect all rankings to be right where embeddings are pooled as they are.
 Leaving out finds 97 to 99 % of the keywords in a BiLSTM and 84 to 97 % in a transformer, integrated
 gradients 75 to 97 %. The gradient alone finds less where the model is sure (69 to 81 % in BiLSTMs),
-and next to nothing in a transformer, whose norms take the length out of an embedding (5 to 21 %).
+and next to nothing in a transformer, whose norms take the length out of an embedding (5 to 21 %):
+its gradients are orthogonal to embeddings, at a cosine of 0.02, which random vectors of this width
+have at 0.12 and keywords in a BiLSTM at 0.82 (medians, one model each).
 Attention over the states of a BiLSTM finds a single keyword as often as chance does (11 %).
 """
 

@@ -4,7 +4,7 @@
     python -m research.report --workdir=runs/sinks_nanogpt
 
 6 runs, 5 minutes on an H100. Needs tiny Shakespeare. Expect a validation loss of 1.49 (nanoGPT's
-README has 1.4697 after 5,000 steps), no head with more than 1.5 % of its attention on the first
+README has 1.4697 after 5,000 steps), no head with more than 1.7 % of its attention on the first
 token, and no difference between perplexities with and without it.
 
 experiments/sinks.py with a hundred times the parameters and fifty times the tokens: nanoGPT's
