@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from research.attention.implementations.attend import IMPLEMENTATIONS
 from research.attention.mixers.cross_attention import CrossAttention
@@ -55,6 +54,7 @@ call = jax.jit(
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 def test_equals_torch(use_bias, padded):
+    torch = pytest.importorskip("torch")
     layer = dataclasses.replace(PLAIN, use_bias=use_bias)
     params, x, memory = problem(layer)
     reference = torch.nn.MultiheadAttention(
