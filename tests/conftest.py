@@ -14,9 +14,24 @@ MOST_MAPS = 40_000
 LONG = ("test_readme.py", "test_eight_devices.py", "test_configs.py", "test_speech_runs.py")
 """Files that go first: at the end, one of two workers would have nothing to do beside them."""
 
-# Most of the tests' time is XLA optimizing machine code for arrays of a few numbers. The slow tests
-# run it as users do: `make test-slow` sets the flags to nothing.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+SKIPPED = "attest/skipped"
+"""Where pytest's cache has {test or file: why the last run skipped it}."""
+
+# Most of the tests' time is XLA making machine code for arrays of a few numbers: here it optimizes
+# nothing, and emits code the way that takes half as long to compile. The slow tests run it as users
+# do: `make test-slow` sets the flags to nothing.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    " ".join(
+        (
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_llvm_disable_expensive_passes=true",
+            "--xla_cpu_parallel_codegen_split_count=1",
+            "--xla_cpu_max_isa=AVX2",
+        )
+    ),
+)
 
 # Test helpers are imported as tests.NAME, wherever pytest was started.
 if str(ROOT) not in sys.path:
@@ -41,10 +56,53 @@ from research.training.program import forget_programs  # noqa: E402
 enable_compilation_cache()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option that runs what an earlier run skipped."""
+    parser.addoption(
+        "--skipped-for",
+        default="",
+        metavar="WORD",
+        help="Only tests that the last run without this option skipped with WORD in the reason, "
+        "for example torch, once that is installed.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the reasons of skipped tests from one run to the next."""
+    if not config.getoption("--skipped-for") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Skips(config))
+
+
+class Skips:
+    """Records which tests and which whole files a run skips, with the reasons."""
+
+    def __init__(self, config: pytest.Config):
+        self.config, self.reasons = config, {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.reasons[report.nodeid] = report.longrepr[2]
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.reasons[report.nodeid] = report.longrepr[2]
+
+    def pytest_sessionfinish(self) -> None:
+        cache = getattr(self.config, "cache", None)
+        if cache and not self.config.option.collectonly:
+            cache.set(SKIPPED, self.reasons)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts the files that take longest first, the others in their order."""
     place = {name: index for index, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+    if word := config.getoption("--skipped-for"):
+        reasons = config.cache.get(SKIPPED, {})
+        chosen = {name for name, reason in reasons.items() if word in reason}
+        left = [i for i in items if not chosen & {i.nodeid, i.nodeid.split("::")[0]}]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [i for i in items if i not in set(left)]
 
 
 @pytest.fixture(autouse=True, scope="session")
