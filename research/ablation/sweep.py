@@ -46,7 +46,6 @@ from research.configuration import load_config, to_plain
 from research.errors import UserError, check_name
 from research.interpret.columns import measured
 from research.interpret.final import metric_names
-from research.models.model import parameter_shapes
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
 from research.tasks.task import Batch, Sums
@@ -217,7 +216,7 @@ def check_outcome(outcome: Outcome, program: Program, final: Sequence[str] = ())
     def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
         return metrics(params, task.marked(batch, 0))
 
-    sums = jax.eval_shape(marked, parameter_shapes(program.model, batch), batch)
+    sums = jax.eval_shape(marked, program.parameters, batch)
     known = [name for name, s in sums.items() if s.total.ndim == 0]
     if outcome.at == "best":
         known += score_names(task, outcome.split)

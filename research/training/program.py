@@ -90,6 +90,13 @@ class Program:
         """The task's data on all devices."""
         return place(self.task.data, NamedSharding(self.mesh, PartitionSpec()))
 
+    @property
+    def parameters(self) -> Any:
+        """Shapes and dtypes of the parameters of one member."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.state.params
+        )
+
 
 def static_config(config: ConfigDict) -> dict:
     """Returns the config without what may differ between members, as nested JSON values.
@@ -194,7 +201,7 @@ def check_longer(program: Program, config: ConfigDict) -> None:
             )
     batch = batch_shapes(task, 1)
     longer = model_of(config, task, SLOW_TO_TRACE, task.longest)
-    if parameter_shapes(longer, batch) != parameter_shapes(program.model, batch):
+    if parameter_shapes(longer, batch) != program.parameters:
         raise UserError(
             f"{asked}: this model has parameters for task.length={task.length} tokens only "
             "(model.position='learned' has, for example), so it cannot be evaluated at more."
@@ -208,7 +215,7 @@ def heads_that_read(program: Program) -> int:
     def weights(params: Any, batch: Any) -> Any:
         return model.apply({"params": params}, batch, method="weights")
 
-    return jax.eval_shape(weights, parameter_shapes(model, batch), batch).shape[1]
+    return jax.eval_shape(weights, program.parameters, batch).shape[1]
 
 
 def check_train(config: ConfigDict) -> None:
