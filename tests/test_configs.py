@@ -65,8 +65,8 @@ def test_no_key_is_none_or_a_list(path):
         assert isinstance(value, bool | int | float | str | tuple), key
 
 
-# One of them has so many arms that it takes as long as twenty others.
-MANY_ARMS = {"attention_type_full": pytest.mark.slow}
+# Two of them have so many arms that they take as long as all others.
+MANY_ARMS = dict.fromkeys(("attention_type_full", "every_mechanism"), pytest.mark.slow)
 RESOLVED = [pytest.param(p, id=p.stem, marks=MANY_ARMS.get(p.stem, ())) for p in EXPERIMENTS]
 
 

@@ -149,9 +149,14 @@ def test_every_command_is_known_to_make_or_runs_below():
             assert command.startswith((*ELSEWHERE, ".venv/bin/python -m research.")), command
 
 
-def test_the_commands_run(tmp_path):
+@pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "every"]
+)
+def test_the_commands_run(tmp_path, every):
+    """Every command runs; without `every`, the second training of a config is only resolved."""
     write_data(tmp_path / "data")
     mine = example(tmp_path)
+    trained = set()
     cases: dict[str, list[list[str]]] = {}
     piped = []
     for command in commands():
@@ -168,6 +173,10 @@ def test_the_commands_run(tmp_path):
             continue  # long sequences take a minute; tests/cloud plans this one among the slow
         if module in ("research.sweep", "research.report") and "--dry_run" not in arguments:
             continue  # their runs take minutes; tests/ablation runs both on a smaller experiment
+        config = next((a for a in arguments if a.startswith("--config=")), "")
+        if module == "research.train" and not every and config in trained:
+            module = "tests.resolve"
+        trained.add(config)
         cases.setdefault(module, []).append(arguments)
     assert sum(map(len, cases.values())) >= 10
     # Runs are trained before anything reads them, as in the README.

@@ -13,6 +13,7 @@ from research.attention.mixers.mixer import init_params, state_bytes
 from research.attention.options import Options, make_mixer
 from research.attention.parts.masks import padding
 from tests.attention.cases import (
+    BUILDS,
     CASES,
     ELSEWHERE,
     LENGTH,
@@ -29,6 +30,13 @@ from tests.attention.cases import (
 )
 
 cases = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+builds = pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=() if name in BUILDS else pytest.mark.slow)
+        for name, options in CASES.items()
+    ],
+)
 # Sizes of the chunks that a sequence is fed in; 5 exceeds the windows of the cases.
 CHUNKS = (5, 1, 1, 5)
 
@@ -101,7 +109,7 @@ def test_state_bytes_are_those_of_the_state(options):
         assert state_bytes(mixer, 3, 9, dtype) == sum(a.nbytes for a in jax.tree.leaves(state)) > 0
 
 
-@cases
+@builds
 def test_batch_rows_are_independent(options):
     _, params, x, forward = problem(options)
     other = x.at[1].set(x[1] * 100 + 3)
@@ -135,7 +143,7 @@ def test_gradient_equals_finite_differences_in_float64(options):
     assert abs(measured - slope) < 1e-5 * max(abs(slope), 1.0)
 
 
-@cases
+@builds
 def test_compiled_equals_eager(options):
     mixer, params, x, forward = problem(options)
     with jax.disable_jit():
@@ -143,7 +151,7 @@ def test_compiled_equals_eager(options):
     close(forward(params, x), eager)
 
 
-@cases
+@builds
 def test_bfloat16_is_near_float32(options):
     mixer, params, x, forward = problem(options)
     low = forward(params, x.astype(jnp.bfloat16))
@@ -160,7 +168,7 @@ def test_bfloat16_is_near_float32(options):
         assert after == jax.eval_shape(lambda: state)
 
 
-@cases
+@builds
 def test_population_lane_equals_single_run(options):
     mixer, params, x, forward = problem(options)
     stacked = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)

@@ -219,7 +219,8 @@ def test_rows_count_the_runs_of_a_sweep():
 
 
 def test_small_populations_take_more_programs():
-    rows = forecast_experiment(EXPERIMENT, parse_target("v5e:1x1"), {}, False, 2)
+    one = dataclasses.replace(EXPERIMENT, arms={"a": {}}, axes={"task.length": (16,)})
+    rows = forecast_experiment(one, parse_target("v5e:1x1"), {}, False, 2)
     assert [f.members for f in rows[0].forecasts] == [2, 2, 1]
     assert total_cost(rows) is None
 
