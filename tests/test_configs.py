@@ -33,7 +33,7 @@ def corpora(tmp_path, monkeypatch):
     """Stand in for the data sets, which may not be on this machine."""
     path = tmp_path / "corpus.txt"
     path.write_text("To be, or not to be, that is the question.\n" * 300)
-    monkeypatch.setattr("research.tasks.text.read_text", lambda name: path.read_text())
+    monkeypatch.setattr("research.tasks.text.text_file", lambda name: path)
     pairs = read_corpus(small.corpus(tmp_path), "de", "en")
     monkeypatch.setattr("research.tasks.translation.read_corpus", lambda *_: pairs)
     texts = read_labelled(small.labelled(tmp_path))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from research.errors import UserError, did_you_mean
 from research.tasks.corpora import LABEL_NAMES, LABELLED_TEXTS, fetch
+from research.tasks.digests import digests
 from research.tasks.parallel_text import (
     LEAST_DISTANCE,
-    digests,
     file_lines,
     held_out,
     split_file,
@@ -31,7 +31,7 @@ class LabelledCorpus:
       splits: of "train" and "validation" and, where there is one, "test", in their order.
       labels: the C labels of the training split, sorted.
       left_out: texts of all splits that are left out because they are empty.
-      files: {path: sha256 of its bytes}.
+      files: {path: sha256 of its bytes}; see `digests`.
     """
 
     splits: Mapping[str, LabelledTexts]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from research.errors import UserError, check_name, did_you_mean
-from research.tasks.corpora import FSDD, FSDD_SPEAKERS, fetch_folder, read_file
+from research.tasks.corpora import FSDD, FSDD_SPEAKERS, data_directory, fetch_folder, read_file
+from research.tasks.digests import digests, file_digest, listing_digest
 from research.tasks.parallel_text import LEAST_DISTANCE, MOST_HELD_OUT, VALIDATION_NAMES
 
 COLUMNS = ("path", "transcript", "speaker", "split")
@@ -156,6 +157,18 @@ def read_recordings(path: str, held_out_speaker: str = "") -> dict[str, list[Utt
         if not splits[name]:
             raise UserError(f"task.path={path!r} has no recording for {name}.")
     return splits
+
+
+def files_of(path: str, utterances: Iterable[Utterance]) -> dict[str, str]:
+    """Returns {name: sha256} of the manifest `task.path` and of its recordings, all of them as one.
+
+    Recordings have paths from the folder of the manifest, so that both may be moved.
+    """
+    known = path == "fsdd"
+    folder = data_directory() if known else Path(path).expanduser().parent
+    found = {os.path.relpath(u.path, folder): file_digest(u.path) for u in utterances}
+    own = {} if known else digests([Path(path).expanduser()])
+    return {**own, "recordings": listing_digest(found)}
 
 
 def _held_out(utterances: Sequence[Utterance]) -> list[Utterance]:

@@ -5,7 +5,6 @@ is one character or two is not for a model to guess. Files may be gzipped ("x.en
 """
 
 import glob
-import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from research.errors import UserError, check_name, did_you_mean
-from research.tasks.corpora import SENTENCE_PAIRS, data_directory, fetch, read_file
+from research.tasks.corpora import SENTENCE_PAIRS, fetch, read_file
+from research.tasks.digests import digests
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 Example = TypeVar("Example")
@@ -33,7 +33,7 @@ class Corpus:
     Attributes:
       splits: pairs of "train" and "validation" and, where there is one, "test", in their order.
       left_out: pairs that are not trained on because a side is empty.
-      files: {path: sha256 of its bytes}.
+      files: {path: sha256 of its bytes}; see `digests`.
     """
 
     splits: Mapping[str, Pairs]
@@ -229,14 +229,3 @@ def file_lines(path: Path) -> list[str]:
     if not lines:
         raise UserError(f"{path} is empty; it must have one sentence per line.")
     return [line.removesuffix("\r") for line in lines]
-
-
-def digests(paths: Sequence[Path]) -> dict[str, str]:
-    """Returns {path: sha256}; paths are relative to the data directory where they lie in it."""
-    root = data_directory()
-    return {
-        str(path.relative_to(root) if path.is_relative_to(root) else path): hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
-        for path in paths
-    }

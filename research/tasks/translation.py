@@ -258,7 +258,6 @@ def _known(config: ConfigDict, corpus: Corpus, cuts: Mapping, train: Encoded, bo
             for (s, t), n in zip(bounds, counts, strict=True)
         ],
         "padding": padded_part(*train.lengths, bounds, config.batch_size),
-        "sha256": dict(corpus.files),
     }
 
 
@@ -321,6 +320,7 @@ def make_translation(config: ConfigDict) -> Translation:
         word_bins=word_bins([e.words for e in evaluated.values()]),
         label_smoothing=config.label_smoothing,
         corpus=known,
+        files=corpus.files,
     )
 
 

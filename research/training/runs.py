@@ -20,6 +20,7 @@ from research.tasks.rule import LABELS
 from research.tasks.task import Task
 from research.tasks.tokenizer import CORPUS, FILE, load_tokenizer
 from research.training.checkpoints import load_best
+from research.training.data_record import check_same_data
 from research.training.environment import enable_compilation_cache
 from research.training.loop import POPULATION
 
@@ -127,10 +128,7 @@ def load_task_of(run: Opened) -> Task:
     """
     with made_by_this_version(run.path):
         task = make_task(run.config.task)
-    tokenizer = task.artifacts().get(FILE)
-    kept = (run.path / FILE).read_text(encoding="utf-8") if tokenizer else None
-    if tokenizer != kept:
-        raise UserError(f"{run.path} was trained on other data than are there now: {FILE} differs.")
+    check_same_data(task, run.path)
     return task
 
 

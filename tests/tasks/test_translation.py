@@ -317,7 +317,7 @@ def test_a_run_keeps_tokenizer_and_facts(task, tmp_path):
     assert again.encode("ein Hund").tolist() == task.tokenizer.encode("ein Hund").tolist()
     known = json.loads((tmp_path / "corpus.json").read_text())
     assert known["pairs"] == {"train": 203, "validation": 91, "test": 80}
-    assert len(known["sha256"]) == 6 and known["padding"] == pytest.approx(task.padding)
+    assert len(task.files) == 6 and known["padding"] == pytest.approx(task.padding)
     assert [b["batches"] for b in known["buckets"]] == list(task.epochs.batches)
 
 
