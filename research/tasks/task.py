@@ -103,6 +103,7 @@ class Task:
         their own that follow those of training.
       stream: how its text is streamed when training ends; None: not at all.
       files: {name: sha256} of all files that its data come from.
+      signatures: {name of a score: what it is computed with}, where that is not the name alone.
     """
 
     vocab_size: int
@@ -121,6 +122,7 @@ class Task:
     eval_lengths: Sequence[int] = ()
     stream: "Stream | None" = None
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    signatures: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def longest(self) -> int:

@@ -285,6 +285,8 @@ def _finish(
             found = _answers(program, config, best, member)
             result["best"][split_of(task)] |= found.metrics | found.slices
             result["slices"] |= found.labels
+        if task.signatures:
+            result["signatures"] = dict(task.signatures)
         if is_first():
             write_json(run / RESULT, result)
         results.append(plain(result))

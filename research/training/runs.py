@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.ablation.store import CONFIG, read_json
-from research.configuration import from_plain
+from research.configuration import completed, from_plain
 from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
@@ -72,7 +72,7 @@ def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
             f"{run} is not a run: it has no {CONFIG}. Runs are written by "
             "python -m research.train --workdir=DIR, or one per directory by research.sweep."
         )
-    config = from_plain(plain)
+    config = from_plain(completed(plain))
     if tasks and config.task.name not in tasks:
         other = COMMANDS.get(config.task.name)
         raise UserError(
