@@ -16,7 +16,8 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[st
 
     wer: word errors per word of the references. substitutions, insertions, deletions: its parts.
     cer: character errors per character, which is what counts in a language that puts no spaces
-    between words: there a whole text is one word. sentence_error_rate: part of the texts that are not right.
+    between words: there a whole text is one word.
+    sentence_error_rate: part of the texts that are not right.
 
     Args:
       references: N texts, none of them empty.
