@@ -50,6 +50,8 @@ def task_config() -> ConfigDict:
     # translation: sentences of one language into another
     task.source_language = "de"
     task.target_language = "en"
+    # auto: follows target_language | 13a | zh | ja-mecab | ko-mecab | char | intl | none
+    task.bleu_tokenizer = "auto"  # of BLEU, as sacrebleu calls it
     task.buckets = 6  # shapes that batches come in: more of them, less padding, longer to compile
     task.label_smoothing = 0.0  # of the training objective (Szegedy 2016); loss is without it
     # sentiment: texts into classes

@@ -5,6 +5,7 @@ A config file defines `get_config() -> ConfigDict` (optionally `get_config(argum
 """
 
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib.util
@@ -150,9 +151,41 @@ def from_plain(plain: Mapping) -> ConfigDict:
     return ConfigDict(restore(plain)).lock()
 
 
+ADDED_LATER: Deltas = {"task.bleu_tokenizer": "auto"}
+"""Keys that runs of before do not have, with the values by which those ran.
+
+A key that has this value is no part of a run's identity, so that adding it changes no run id.
+"""
+
+
+def _owner(plain: Mapping, key: str) -> tuple[Any, str]:
+    """Returns the mapping that holds a dotted key, or would, and its last part; {} without one."""
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        plain = plain.get(parent, {})
+    return plain, leaf
+
+
 def identity(plain: Mapping) -> dict:
-    """Returns the nested config without the layout over devices, which changes no result."""
-    return {key: value for key, value in plain.items() if key != "parallel"}
+    """Returns the nested config without what changes no result.
+
+    That is the layout over devices, and keys of `ADDED_LATER` that are as before there were any.
+    """
+    found = copy.deepcopy({key: value for key, value in plain.items() if key != "parallel"})
+    for key, default in ADDED_LATER.items():
+        section, leaf = _owner(found, key)
+        if section.get(leaf) == default:
+            del section[leaf]
+    return found
+
+
+def completed(plain: Mapping) -> dict:
+    """Returns the nested config of a run, perhaps of before, with the keys of `ADDED_LATER`."""
+    found = copy.deepcopy(dict(plain))
+    for key, default in ADDED_LATER.items():
+        section, leaf = _owner(found, key)
+        section.setdefault(leaf, default)
+    return found
 
 
 def run_id(config: ConfigDict) -> str:

@@ -42,11 +42,13 @@ def main() -> None:
     lines = lines_of(options)
     references = file_lines("reference", options.reference) if options.reference else None
     check(options, lines, references)
-    translator = open_translator(Path(options.workdir), options)
+    translator, config = open_translator(Path(options.workdir), options)
     if lines is None:
         return converse(translator, options.nbest)
     from research.decoding.lines import as_lines, progress_of, translate
+    from research.tasks.translation_scores import bleu_tokenizer
 
+    words_of_bleu = bleu_tokenizer(config.task.bleu_tokenizer, config.task.target_language)
     began = time.perf_counter()
     progress = progress_of(len(lines)) if len(lines) > translator.batch_size else None
     drawn = bool(options.alignment)
@@ -56,7 +58,7 @@ def main() -> None:
         tell_cut(cut, translator.model.config.length)
     tell(f"{len(lines):,} lines in {time.perf_counter() - began:.1f} s")
     if references is not None:
-        tell_scores([row[0].text for row in results], references)
+        tell_scores([row[0].text for row in results], references, words_of_bleu)
     if drawn:
         draw(translator, results, options)
 
@@ -102,7 +104,7 @@ def check(options: flags.FlagValues, lines: list | None, references: list | None
 
 
 def open_translator(workdir: Path, options: flags.FlagValues):
-    """Returns the translator of a run. Raises UserError."""
+    """Returns the translator of a run, and its config. Raises UserError."""
     from research.decoding.lines import Translator
     from research.training.runs import load_config_of, open_run
 
@@ -114,9 +116,10 @@ def open_translator(workdir: Path, options: flags.FlagValues):
     layers = config.model.num_layers if config.model.name == "encoder_decoder" else 1
     seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
     tell(f"best step {run.best['step']:,}" + (f", seed {seed}" if search.sampling else ""))
-    return Translator(
+    translator = Translator(
         run.model, run.params, run.tokenizer, search, layers, options.batch_size, seed
     )
+    return translator, config
 
 
 def search_of(options: flags.FlagValues, run_search: dict):
@@ -167,12 +170,12 @@ def tell_cut(cut: list[int], length: int) -> None:
     tell(f"cut to task.length = {length:,} tokens: {len(cut):,} lines ({first})")
 
 
-def tell_scores(translations: list[str], references: list[str]) -> None:
+def tell_scores(translations: list[str], references: list[str], words_of_bleu: str) -> None:
     """Prints BLEU and chrF with their signatures."""
     from research.tasks.translation_scores import chrf, corpus_bleu
 
-    for name, measure in (("BLEU", corpus_bleu), ("chrF2", chrf)):
-        score, signature = measure(translations, references)
+    bleu = corpus_bleu(translations, references, words_of_bleu)
+    for name, (score, signature) in {"BLEU": bleu, "chrF2": chrf(translations, references)}.items():
         tell(f"{name} {score:.2f} ({signature})")
 
 

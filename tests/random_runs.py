@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from research.ablation.store import CONFIG, RESULT, write_json, write_text
+from research.ablation.store import CONFIG, RESULT, write_json
 from research.configuration import to_plain
 from research.models.model import parameter_shapes
 from research.tasks.registry import make_task
 from research.training.checkpoints import Checkpoints
+from research.training.data_record import write_data
 from research.training.loop import POPULATION
 from research.training.program import model_of
 from research.training.step import Best, State, batch_shapes
@@ -41,8 +42,7 @@ def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) 
     with Checkpoints(run / "checkpoints", 1) as checkpoints:
         checkpoints.save(STEP, State(params, {"count": jnp.zeros(1)}, -jnp.ones(1), best))
     write_json(run / POPULATION, {"checkpoints": "checkpoints", "member": 0})
-    for name, text in task.artifacts().items():
-        write_text(run / name, text)
+    write_data(task, run)
     write_json(run / CONFIG, to_plain(config))
     write_json(run / RESULT, {"status": "completed"})
     return task, model

@@ -1,13 +1,17 @@
 """The config and experiment files of the repository, and the functions that read such files."""
 
 import functools
+import hashlib
+import json
 
 import pytest
 from ml_collections import ConfigDict
 
 from research.ablation.experiment import points, report_cells, tuning_cells
+from research.ablation.store import write_json
 from research.ablation.sweep import prepare
 from research.configuration import (
+    ADDED_LATER,
     apply_deltas,
     flatten,
     from_plain,
@@ -20,7 +24,9 @@ from research.tasks.labelled_text import read_labelled
 from research.tasks.parallel_text import read_corpus
 from research.tasks.recordings import read_all
 from research.train import members_of
+from research.training.loop import check_same_config
 from research.training.program import MEMBER_KEYS, make_program, static_id
+from research.training.runs import load_config_of
 from tests import small
 from tests.conftest import ROOT
 
@@ -33,7 +39,7 @@ def corpora(tmp_path, monkeypatch):
     """Stand in for the data sets, which may not be on this machine."""
     path = tmp_path / "corpus.txt"
     path.write_text("To be, or not to be, that is the question.\n" * 300)
-    monkeypatch.setattr("research.tasks.text.read_text", lambda name: path.read_text())
+    monkeypatch.setattr("research.tasks.text.text_file", lambda name: path)
     pairs = read_corpus(small.corpus(tmp_path), "de", "en")
     monkeypatch.setattr("research.tasks.translation.read_corpus", lambda *_: pairs)
     texts = read_labelled(small.labelled(tmp_path))
@@ -134,6 +140,26 @@ def test_every_key_is_part_of_the_identity():
     # Which device does what changes nothing that is computed.
     assert layout and {changed.pop(key) for key in layout} == {run_id(config)}
     assert len({run_id(config), *changed.values()}) == 1 + len(changed)
+
+
+def test_keys_that_were_added_later_change_no_identity(tmp_path):
+    config = small.translation("mine.{language}")
+    before = to_plain(config)
+    for key, value in ADDED_LATER.items():
+        *parents, leaf = key.split(".")
+        section = functools.reduce(lambda node, name: node[name], parents, before)
+        assert section.pop(leaf) == value == flatten(load_config(small.BASE))[key]
+    without = {name: value for name, value in before.items() if name != "parallel"}
+    text = json.dumps(without, sort_keys=True)
+    assert run_id(config) == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert run_id(from_plain(before)) == run_id(config)
+    # A run of before goes on, and is opened with what it ran with.
+    write_json(tmp_path / "config.json", before)
+    check_same_config(config, tmp_path)
+    assert load_config_of(tmp_path) == config
+    other = apply_deltas(config, {"task.bleu_tokenizer": "char"})
+    with pytest.raises(UserError, match=r"task.bleu_tokenizer \('absent' there, 'char' here\)"):
+        check_same_config(other, tmp_path)
 
 
 def test_programs_are_shared_exactly_over_the_member_keys():

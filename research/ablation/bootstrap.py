@@ -18,13 +18,13 @@ from typing import Any, cast
 
 import jiwer
 import numpy as np
-from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest, Result
 
 from research.ablation.columns import Column
 from research.ablation.evidence import Run, Study
 from research.ablation.wording import NONE, number, p_text, point_text
 from research.errors import UserError
+from research.tasks.translation_scores import DEFAULT, make_bleu, tokenizer_in
 
 RESAMPLES = 1000
 SEED = 12345
@@ -70,15 +70,22 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class _Sentences:
-    """What a run wrote, what it should have written, and why that is of no use, if it is not."""
+    """What a run wrote, what it should have written, and why that is of no use, if it is not.
+
+    `tokenizer` is what the run's BLEU took for words.
+    """
 
     hypotheses: Sequence[str] = ()
     references: Sequence[str] = ()
     note: str = ""
+    tokenizer: str = DEFAULT
 
 
 def compare_bleu(
-    base: Sequence[str], systems: Mapping[str, Sequence[str]], references: Sequence[str]
+    base: Sequence[str],
+    systems: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    tokenizer: str = DEFAULT,
 ) -> tuple[dict[str, tuple[float, float, float]], str]:
     """Compares systems with a base on the same sentences.
 
@@ -86,16 +93,16 @@ def compare_bleu(
       base: sentences of the base, detokenized.
       systems: {name: sentences}.
       references: what the sentences should be.
+      tokenizer: what BLEU takes for words.
 
     Returns:
       {name: (BLEU of the base, BLEU, two-sided p-value)}, and sacrebleu's signature. Systems whose
       n-gram statistics are those of the base have p = 1: sacrebleu, which asks how many resampled
       differences exceed the real one, finds none and would call that significant.
     """
-    # force: no advice on tokenization in the middle of a report.
     test = PairedTest(
         [("", base), *systems.items()],
-        {"BLEU": BLEU(force=True)},
+        {"BLEU": make_bleu(tokenizer)},
         [references],
         test_type="bs",
         n_samples=RESAMPLES,
@@ -160,7 +167,7 @@ def bootstrap(study: Study) -> Bootstrap | None:
     split = study.experiment.outcome.split
     best = [run.result.get("best", {}) for run in study.reported if run.result]
     spoken = any("wer" in result.get(split, {}) for result in best)
-    measure, compare = ("WER", compare_wer) if spoken else ("BLEU", compare_bleu)
+    measure = "WER" if spoken else "BLEU"
     groups: dict[tuple, list[Run]] = {}
     for run in study.reported:
         groups.setdefault((run.key[1], run.seed), []).append(run)
@@ -174,7 +181,8 @@ def bootstrap(study: Study) -> Bootstrap | None:
         systems = {r.run: written[r.run].hypotheses for r in arms if not notes[r.run]}
         found = {}
         if systems:
-            found, signature = compare(of_base.hypotheses, systems, of_base.references)
+            of = of_base.hypotheses, systems, of_base.references
+            found, signature = compare_wer(*of) if spoken else compare_bleu(*of, of_base.tokenizer)
         for run in arms:
             pair = Pair(run.arm, run.point, run.seed, note=notes[run.run])
             if run.run in found:
@@ -198,10 +206,15 @@ def _sentences(study: Study, run: Run) -> _Sentences:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}.") from None
     hypotheses, references = found["hypotheses"], found["references"]
-    if len(hypotheses) == len(references):
-        return _Sentences(hypotheses, references)
-    note = f"{len(hypotheses)} hypotheses, {len(references)} references"
-    return _Sentences(hypotheses, references, note)
+    tokenizer = tokenizer_in((run.result.get("signatures") or {}).get("bleu", ""))
+    note = ""
+    try:
+        make_bleu(tokenizer)
+    except UserError:
+        note = f"BLEU's tokenizer {tokenizer} is not installed here"
+    if len(hypotheses) != len(references):
+        note = f"{len(hypotheses)} hypotheses, {len(references)} references"
+    return _Sentences(hypotheses, references, note, tokenizer)
 
 
 def _obstacle(reference: str, base: _Sentences, arm: _Sentences) -> str:
@@ -209,6 +222,8 @@ def _obstacle(reference: str, base: _Sentences, arm: _Sentences) -> str:
     notes = [arm.note, f"{reference}: {base.note}" if base.note else ""]
     if not any(notes) and arm.references != base.references:
         notes = [f"other references than those of {reference}"]
+    elif not any(notes) and arm.tokenizer != base.tokenizer:
+        notes = [f"BLEU by {arm.tokenizer}, that of {reference} by {base.tokenizer}"]
     return "; ".join(note for note in notes if note)
 
 

@@ -27,6 +27,7 @@ from research.ablation.experiment import (
     tuning_grid,
 )
 from research.ablation.statistics import Measure, Point, point_key
+from research.configuration import completed
 from research.errors import UserError
 
 WAITING = "waiting"
@@ -160,7 +161,7 @@ def _run(cell: Mapping, result: Any, curve: list, config: Any, environment: Any)
         status=result["status"] if result else WAITING,
         result=result or {},
         curve=curve,
-        config=config or {},
+        config=completed(config or {}),
         environment=environment or {},
     )
 

@@ -14,6 +14,7 @@ from research.ablation.evidence import WAITING, Study
 from research.ablation.figures import LIMIT
 from research.ablation.markup import Html, el, join
 from research.ablation.summary import Summary
+from research.ablation.tables import score_signatures
 from research.ablation.wording import count, number, point_text, value_text
 
 HERE = Path(__file__).parent
@@ -142,6 +143,8 @@ def _results(summary: Summary) -> Html:
         "counted in the notes. ",
         "Press a heading to sort.",
     ]
+    if signed := score_signatures(summary.study):
+        treated.append(f" {signed}")
     table = panels.table(summary, main_columns(summary.study), summary.rows, "Outcome of each arm")
     return join([table, el("p", treated, class_="note")])
 

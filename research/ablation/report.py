@@ -23,6 +23,7 @@ from research.ablation.columns import (
 )
 from research.ablation.evidence import WAITING, Study, load_study, rise_time, steps_to_threshold
 from research.ablation.summary import Summary, summarize
+from research.ablation.tables import score_signatures
 from research.ablation.verdicts import Judgement
 from research.ablation.wording import count, point_text, span, value_text
 
@@ -110,6 +111,7 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
         "p values are Holm-corrected over the arms of a point. A diverged seed counts as the worst "
         "value known for it (its own validation values and all completed runs at the point). "
         "A failed run is left out of the means and counted in the notes.",
+        *([_plain(signed)] if (signed := score_signatures(study)) else []),
         *(f"![{_plain(c.title)}]({c.name}.png)" for c in summary.charts),
         "## Budget",
         _table(budget_columns(study), summary.budget),

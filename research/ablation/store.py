@@ -2,6 +2,7 @@
 
 <workdir>/<run id>/config.json        the resolved config
                    environment.json   versions, device, git commit, command line
+                   data.json          sha256 of every file that the task read, if it read any
                    metrics.jsonl      one line per logged step
                    result.json        written last: the run is finished when it exists
 """
@@ -13,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CONFIG, ENVIRONMENT, METRICS, RESULT = (
+CONFIG, ENVIRONMENT, DATA, METRICS, RESULT = (
     "config.json",
     "environment.json",
+    "data.json",
     "metrics.jsonl",
     "result.json",
 )

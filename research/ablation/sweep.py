@@ -48,7 +48,9 @@ from research.interpret.columns import measured
 from research.interpret.final import metric_names
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
+from research.tasks.registry import GENERATED
 from research.tasks.task import Batch, Sums
+from research.training.data_record import check_same_data, check_same_files
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
@@ -58,6 +60,8 @@ from research.training.program import (
     heads_that_read,
     make_program,
     static_id,
+    task_id,
+    task_of,
 )
 from research.training.scores import score_names
 from research.training.step import batch_shapes
@@ -257,7 +261,7 @@ def run_sweep(
       whose tuning is another shard's.
 
     Raises:
-      UserError: an arm makes no sense.
+      UserError: an arm makes no sense, or a file changed since the sweep began.
       Preempted: asked to stop; what was running is saved.
     """
     with StopRequest() as stop:
@@ -291,6 +295,7 @@ def _run(
             break
         for number, population in enumerate(todo, 1):
             visited.add(population.name)
+            on_first(lambda p=population, cells=cells: _check_data(p, cells, workdir))
             done = on_first(lambda p=population: _done(p, workdir))
             if all(done):
                 counts["finished before"] += len(done)
@@ -322,6 +327,27 @@ def _list(cells: Iterable[Cell], workdir: Path) -> None:
 
 def _done(population: Population, workdir: Path) -> list[bool]:
     return [result_of(workdir / cell.run) is not None for cell in population.cells]
+
+
+def _check_data(population: Population, cells: Iterable[Cell], workdir: Path) -> None:
+    """Raises UserError when a file changed since another run of the sweep read it.
+
+    That is asked of finished runs, too: a sweep must not compare arms on different data.
+    """
+    config = population.configs[0]
+    if config.task.name in GENERATED:
+        return
+    task = task_of(task_id(config))
+    for run in {cell.run for cell in population.cells}:
+        check_same_data(task, workdir / run)
+    for run in {cell.run for cell in cells if _reads(cell.config) == _reads(config)}:
+        check_same_files(task, workdir / run)
+
+
+def _reads(config: ConfigDict) -> tuple:
+    """Returns what decides which files a task reads."""
+    keys = ("name", "path", "source_language", "target_language", "held_out_speaker")
+    return tuple(config.task.get(key) for key in keys)
 
 
 def _failures(runs: Iterable[str], workdir: Path) -> int:

@@ -21,6 +21,7 @@ from research.ablation.statistics import Comparison, Interval, point_key
 from research.ablation.verdicts import ONE_SEED
 from research.ablation.wording import count
 from research.configuration import flatten
+from research.tasks.translation_scores import tokenizer_in
 
 BUDGET = ("parameters", "flops_per_token", "state_bytes", "tokens", "steps")
 """Columns that an ablation should hold equal, or name in `Experiment.ablated`."""
@@ -354,8 +355,20 @@ def progress(study: Study) -> dict[str, int]:
     return counts
 
 
+def _has_bleu(run: Run) -> bool:
+    return any("bleu" in (metrics or {}) for metrics in (run.result.get("best") or {}).values())
+
+
+def score_signatures(study: Study) -> str:
+    """Returns what the scores of the reported runs were computed with; "" where names say it."""
+    found: dict[str, None] = {}
+    for run in study.reported:
+        found |= {f"{k}: {v}": None for k, v in (run.result.get("signatures") or {}).items()}
+    return f"Scores by sacrebleu: {'; '.join(found)}." if found else ""
+
+
 def provenance_warnings(study: Study) -> list[str]:
-    """Says where runs of one sweep do not come from one place: commits, devices, versions."""
+    """Says where runs of one sweep do not come from one place: commits, devices, versions, BLEU."""
     places = {
         "git commits": lambda e: (e.get("git") or {}).get("commit"),
         "devices": lambda e: e.get("device"),
@@ -366,6 +379,14 @@ def provenance_warnings(study: Study) -> list[str]:
         kinds = {repr(get(r.environment)) for r in study.runs if get(r.environment) is not None}
         if len(kinds) > 1:
             warnings.append(f"The runs come from {len(kinds)} different {what}.")
+    # Runs of before there were signatures took the default.
+    signatures = (run.result.get("signatures") or {} for run in study.runs if _has_bleu(run))
+    words = {tokenizer_in(signature.get("bleu", "")) for signature in signatures}
+    if len(words) > 1:
+        warnings.append(
+            f"BLEU of the runs is by different tokenizers ({', '.join(sorted(words))}), so that "
+            "it cannot be compared."
+        )
     if any((r.environment.get("git") or {}).get("dirty") for r in study.runs) or (
         study.environment.get("git") or {}
     ).get("dirty"):

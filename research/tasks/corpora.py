@@ -1,7 +1,6 @@
 """Finding a data file: under DATA_DIR, or downloaded once with its sha256 checked."""
 
 import gzip
-import hashlib
 import http.client
 import os
 import tarfile
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from research.errors import UserError, did_you_mean
+from research.tasks.digests import content_digest, file_digest, listing_digest, read_bytes
 
 SECONDS = 60  # a download that stalls for this long is an error, not a hang
 MOST_BYTES = 2**26  # of a file in an archive
@@ -155,18 +155,17 @@ def fetch(file: RemoteFile) -> Path:
                 f"{file.url} ({error}). Put it there by hand, or set DATA_DIR to a directory "
                 "that has it."
             ) from None
-        _check(content, file, file.url)
+        _check(content_digest(content), file, file.url)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_bytes(content)
         os.replace(temporary, path)
     else:
-        _check(path.read_bytes(), file, str(path))
+        _check(file_digest(path), file, str(path))
     return path
 
 
-def _check(content: bytes, file: RemoteFile, where: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
+def _check(found: str, file: RemoteFile, where: str) -> None:
     if found != file.sha256:
         raise UserError(f"{where} has sha256 {found}, not the recorded {file.sha256}.")
 
@@ -183,11 +182,12 @@ def fetch_folder(folder: RemoteFolder) -> Path:
     path = data_directory() / folder.path
     if path.is_dir():
         present = [name for name in folder.names if (path / name).is_file()]
-        _check_folder({name: (path / name).read_bytes() for name in present}, folder, str(path))
+        _check_folder({name: file_digest(path / name) for name in present}, folder, str(path))
         return path
     try:
         contents = _download(folder)
-        _check_folder(contents, folder, folder.url)
+        found = {name: content_digest(content) for name, content in contents.items()}
+        _check_folder(found, folder, folder.url)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
             temporary = Path(scratch) / path.name
@@ -230,25 +230,25 @@ def _place(temporary: Path, path: Path) -> None:
             raise
 
 
-def _check_folder(contents: Mapping[str, bytes], folder: RemoteFolder, where: str) -> None:
-    missing = [name for name in folder.names if name not in contents]
+def _check_folder(files: Mapping[str, str], folder: RemoteFolder, where: str) -> None:
+    """Raises UserError unless {name: sha256} are the files of a folder."""
+    missing = [name for name in folder.names if name not in files]
     if missing:
         raise UserError(
-            f"{where} has {len(contents):,} of the {len(folder.names):,} files of {folder.path}; "
+            f"{where} has {len(files):,} of the {len(folder.names):,} files of {folder.path}; "
             f"{missing[0]} is missing."
         )
-    lines = [f"{hashlib.sha256(contents[n]).hexdigest()}  {n}\n" for n in sorted(folder.names)]
-    found = hashlib.sha256("".join(lines).encode()).hexdigest()
+    found = listing_digest(files)
     if found != folder.sha256:
         raise UserError(
             f"The files of {where} have sha256 {found} together, not the recorded {folder.sha256}."
         )
 
 
-def read_text(name: str) -> str:
-    """Returns the text of a known corpus, or of the UTF-8 file at a path.
+def text_file(name: str) -> Path:
+    """Returns the file of a known text corpus, or the one at a path.
 
-    Raises UserError when it is neither, or not UTF-8.
+    Raises UserError when it is neither.
     """
     path = fetch(TEXTS[name]) if name in TEXTS else Path(name).expanduser()
     if not path.is_file():
@@ -256,7 +256,7 @@ def read_text(name: str) -> str:
             f"task.path={name!r} is neither a file nor a known corpus "
             f"({', '.join(TEXTS)}).{did_you_mean(name, TEXTS)}"
         )
-    return read_file(path)
+    return path
 
 
 def read_file(path: Path) -> str:
@@ -265,7 +265,7 @@ def read_file(path: Path) -> str:
     Raises UserError with the line and the byte offset when it is no UTF-8, or is not readable.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:

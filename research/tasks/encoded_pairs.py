@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from research.tasks.buckets import Bounds, assign
+from research.tasks.languages import words_in
 from research.tasks.parallel_text import Pairs
 from research.tasks.task import EOS, PAD
 from research.tasks.tokenizer import SentenceTokenizer
@@ -25,14 +26,16 @@ class Encoded(NamedTuple):
         return source, target
 
 
-def encode(tokenizer: SentenceTokenizer, pairs: Pairs) -> Encoded:
-    """Returns the tokens of sentence pairs."""
+def encode(tokenizer: SentenceTokenizer, pairs: Pairs, source_language: str) -> Encoded:
+    """Returns the tokens of sentence pairs; `words_in` says what the words of a source are."""
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     source, target = (
         [np.append(tokens, EOS) for tokens in tokenizer.encode_all(side)]
         for side in (sources, targets)
     )
-    return Encoded(source, target, np.array([len(s.split()) for s in sources], np.int32))
+    return Encoded(
+        source, target, np.array([words_in(s, source_language) for s in sources], np.int32)
+    )
 
 
 def cut(encoded: Encoded, length: int) -> tuple[Encoded, dict[str, int]]:

@@ -18,6 +18,7 @@ from research.ablation.store import write_bytes
 from research.errors import UserError
 from research.tasks.audio import GREATEST_RATE, LEAST_RATE, read_audio
 from research.tasks.corpora import cache_directory
+from research.tasks.digests import file_digest
 from research.tasks.manifest import Utterance
 
 FRAME_SECONDS, SHIFT_SECONDS = 0.025, 0.010
@@ -158,8 +159,7 @@ def load_features(
 def _digest(path: Path) -> str:
     """Returns the sha256 of a file, "" when there is none: `read_audio` says what is wrong."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError:
         return ""
 

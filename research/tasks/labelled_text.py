@@ -10,11 +10,14 @@ from pathlib import Path
 
 from research.errors import UserError, did_you_mean
 from research.tasks.corpora import LABEL_NAMES, LABELLED_TEXTS, fetch
+from research.tasks.digests import digests
+from research.tasks.held_out import hold_out, same_text, together
 from research.tasks.parallel_text import (
-    LEAST_DISTANCE,
-    digests,
+    GROUP,
+    check_enough,
     file_lines,
-    held_out,
+    groups_of,
+    in_splits,
     split_file,
     split_names,
 )
@@ -31,7 +34,7 @@ class LabelledCorpus:
       splits: of "train" and "validation" and, where there is one, "test", in their order.
       labels: the C labels of the training split, sorted.
       left_out: texts of all splits that are left out because they are empty.
-      files: {path: sha256 of its bytes}.
+      files: {path: sha256 of its bytes}; see `digests`.
     """
 
     splits: Mapping[str, LabelledTexts]
@@ -46,12 +49,14 @@ def read_labelled(path: str) -> LabelledCorpus:
     `path` is a known corpus, or names UTF-8 files:
       "data/{split}.tsv": splits train, validation (or val, valid, dev) and, optionally, test (or
         whatever one name starts with "test").
-      "mine.tsv": one file, of which validation and test are held out as
-        `research.tasks.parallel_text.read_corpus` does it.
+      "mine.tsv": one file, of which validation and test are held out, 5 % of each label and at most
+        1,000 texts; see research/tasks/held_out.py. Texts that are the same stay together. So do
+        those of which "mine.group", if there is one, has the same line: what they are of, such as
+        an author. An empty line says nothing.
     A label is what follows the last tab of a line, any text.
 
     Raises UserError for files that are missing, empty or no text, for a line without a label, for
-    one label only, and for one that training does not have.
+    a split with one label only, and for a label that training does not have.
     """
     if path in LABELLED_TEXTS:
         named = LABELLED_TEXTS[path]
@@ -66,18 +71,13 @@ def read_labelled(path: str) -> LabelledCorpus:
         splits = {"train": _examples(files["train"])}
     full = {s: [e for e in examples if e[0].strip()] for s, examples in splits.items()}
     left_out = sum(map(len, splits.values())) - sum(map(len, full.values()))
+    read = list(files.values())
     if len(files) == 1:
-        if len(full["train"]) < 2 * LEAST_DISTANCE:
-            raise UserError(
-                f"{files['train']} has {len(full['train'])} texts with a label; at least "
-                f"{2 * LEAST_DISTANCE} are needed to hold some of them out."
-            )
-        full = held_out(full["train"])
+        full, extra = _held_out(files["train"], splits["train"])
+        read += extra
     labels = tuple(sorted({label for _, label in full["train"]}))
     _check_labels(path, full, labels)
-    return LabelledCorpus(
-        splits=full, labels=labels, left_out=left_out, files=digests(list(files.values()))
-    )
+    return LabelledCorpus(splits=full, labels=labels, left_out=left_out, files=digests(read))
 
 
 def _file(path: str) -> Path:
@@ -89,6 +89,22 @@ def _file(path: str) -> Path:
             f"'data/{{split}}.tsv'.{did_you_mean(path, LABELLED_TEXTS)}"
         )
     return file
+
+
+def _held_out(file: Path, examples: LabelledTexts) -> tuple[dict[str, LabelledTexts], list[Path]]:
+    """Returns the texts of one file as splits, and the file of groups if there is one."""
+    kept = [i for i, (text, _) in enumerate(examples) if text.strip()]
+    texts = [examples[i] for i in kept]
+    check_enough(file, len(texts), "texts with a label")
+    of_file, extra = groups_of(str(_stem(file).with_suffix(f".{GROUP}")), len(examples))
+    keys = [{same_text(text)} | of_file[i] for (text, _), i in zip(texts, kept, strict=True)]
+    labels = [label for _, label in texts]
+    splits = hold_out([text for text, _ in texts], together(keys), labels)
+    return in_splits(texts, splits), extra
+
+
+def _stem(file: Path) -> Path:
+    return file.with_suffix("") if file.suffix == ".gz" else file
 
 
 def _examples(file: Path, names: Mapping[str, str] | None = None) -> LabelledTexts:
@@ -112,6 +128,12 @@ def _check_labels(path: str, splits: Mapping[str, LabelledTexts], labels: tuple[
     for split, examples in splits.items():
         if not examples:
             raise UserError(f"task.path={path!r} has no text in its {split} split.")
+        found = {label for _, label in examples}
+        if len(found) == 1:
+            raise UserError(
+                f"task.path={path!r} has the label {found.pop()!r} alone in its {split} split; "
+                "there must be two or more, or whoever always answers that is right."
+            )
         if unknown := sorted({label for _, label in examples} - set(labels)):
             raise UserError(
                 f"task.path={path!r}: the {split} split has labels that training does not have: "

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from research.errors import UserError, check_name, did_you_mean
-from research.tasks.corpora import FSDD, FSDD_SPEAKERS, fetch_folder, read_file
-from research.tasks.parallel_text import LEAST_DISTANCE, MOST_HELD_OUT, VALIDATION_NAMES
+from research.tasks.corpora import FSDD, FSDD_SPEAKERS, data_directory, fetch_folder, read_file
+from research.tasks.digests import digests, file_digest, listing_digest
+from research.tasks.held_out import PARTS, hold_out, together
+from research.tasks.parallel_text import VALIDATION_NAMES, check_enough
 
 COLUMNS = ("path", "transcript", "speaker", "split")
 SPLITS = ("train", "validation", "test")
@@ -128,9 +130,11 @@ def fsdd() -> list[Utterance]:
 def read_recordings(path: str, held_out_speaker: str = "") -> dict[str, list[Utterance]]:
     """Returns the recordings of `task.path` as {"train": ..., "validation": ..., "test": ...}.
 
-    `path` is "fsdd" or that of a manifest. When a manifest has no column for splits, every n-th
-    recording is held out for validation, as is the one in the middle between two of those for
-    test, with n the smallest number from 20 on that leaves no more than 1,000 each.
+    `path` is "fsdd" or that of a manifest. When a manifest has no column for splits, parts are held
+    out for validation and for test, 5 % each and at most 1,000 recordings; see
+    research/tasks/held_out.py. All recordings of a speaker stay together, so that parts may be
+    larger, where the manifest names enough speakers for every split to have one; copies of a
+    recording stay together always.
 
     With a `held_out_speaker` all recordings of that speaker are the test set, and no other ones:
     those of other speakers that would be tested on are left out.
@@ -147,10 +151,16 @@ def read_recordings(path: str, held_out_speaker: str = "") -> dict[str, list[Utt
             f"task.path={path!r} is neither a known corpus of recordings (fsdd) nor a manifest: a "
             f"tab-separated file of paths and transcripts.{did_you_mean(path, ['fsdd'])}"
         )
-    if not any(utterance.split for utterance in utterances):
-        utterances = _held_out(utterances)
+    tested, others, parts = [], utterances, PARTS
     if held_out_speaker:
-        utterances = _without_speaker(utterances, held_out_speaker)
+        tested, others = _of_speaker(utterances, held_out_speaker)
+        parts = ("validation",)
+    if not any(utterance.split for utterance in utterances):
+        check_enough(Path(path), len(utterances), "recordings and no splits")
+        others = _held_out(others, parts)
+    if held_out_speaker:
+        others = [u for u in others if u.split != "test"]
+    utterances = [*others, *(replace(u, split="test") for u in tested)]
     splits = {name: [u for u in utterances if u.split == name] for name in SPLITS}
     for name in ("train", "validation"):
         if not splits[name]:
@@ -158,21 +168,35 @@ def read_recordings(path: str, held_out_speaker: str = "") -> dict[str, list[Utt
     return splits
 
 
-def _held_out(utterances: Sequence[Utterance]) -> list[Utterance]:
-    """Returns the recordings with splits; see `read_recordings`."""
-    if len(utterances) < 2 * LEAST_DISTANCE:
-        raise UserError(
-            f"The manifest lists {len(utterances)} recordings and no splits; at least "
-            f"{2 * LEAST_DISTANCE} are needed to hold some of them out."
-        )
-    distance = max(LEAST_DISTANCE, -(-len(utterances) // MOST_HELD_OUT))
-    place = {distance - 1: "validation", distance // 2 - 1: "test"}
-    return [replace(u, split=place.get(i % distance, "train")) for i, u in enumerate(utterances)]
+def files_of(path: str, utterances: Iterable[Utterance]) -> dict[str, str]:
+    """Returns {name: sha256} of the manifest `task.path` and of its recordings, all of them as one.
+
+    Recordings have paths from the folder of the manifest, so that both may be moved.
+    """
+    known = path == "fsdd"
+    folder = data_directory() if known else Path(path).expanduser().parent
+    found = {os.path.relpath(u.path, folder): file_digest(u.path) for u in utterances}
+    own = {} if known else digests([Path(path).expanduser()])
+    return {**own, "recordings": listing_digest(found)}
 
 
-def _without_speaker(utterances: Iterable[Utterance], speaker: str) -> list[Utterance]:
-    """Returns the recordings with those of a speaker as the test set."""
-    utterances = list(utterances)
+def _held_out(utterances: Sequence[Utterance], parts: Sequence[str]) -> list[Utterance]:
+    """Returns recordings with splits, of which `parts` are held out; see `read_recordings`."""
+    contents = [file_digest(utterance.path) for utterance in utterances]
+    speakers = {utterance.speaker for utterance in utterances} - {""}
+    apart = speakers if len(speakers) > len(parts) else set()
+    keys = [
+        {content, *({("speaker", u.speaker)} if u.speaker in apart else ())}
+        for content, u in zip(contents, utterances, strict=True)
+    ]
+    splits = hold_out(contents, together(keys), parts=parts)
+    return [replace(u, split=split) for u, split in zip(utterances, splits, strict=True)]
+
+
+def _of_speaker(
+    utterances: Sequence[Utterance], speaker: str
+) -> tuple[list[Utterance], list[Utterance]]:
+    """Returns the recordings of a speaker, and the other ones. Raises UserError for no speaker."""
     speakers = {u.speaker for u in utterances} - {""}
     if not speakers:
         raise UserError(
@@ -180,5 +204,5 @@ def _without_speaker(utterances: Iterable[Utterance], speaker: str) -> list[Utte
             "is for them."
         )
     check_name("task.held_out_speaker", speaker, speakers)
-    others = [u for u in utterances if u.speaker != speaker and u.split != "test"]
-    return others + [replace(u, split="test") for u in utterances if u.speaker == speaker]
+    mine = [u for u in utterances if u.speaker == speaker]
+    return mine, [u for u in utterances if u.speaker != speaker]

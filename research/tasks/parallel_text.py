@@ -5,7 +5,6 @@ is one character or two is not for a model to guess. Files may be gzipped ("x.en
 """
 
 import glob
-import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from research.errors import UserError, check_name, did_you_mean
-from research.tasks.corpora import SENTENCE_PAIRS, data_directory, fetch, read_file
+from research.tasks.corpora import SENTENCE_PAIRS, fetch, read_file
+from research.tasks.digests import digests
+from research.tasks.held_out import EVERY, PARTS, hold_out, same_text, together
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 Example = TypeVar("Example")
-MOST_HELD_OUT = 1000
-"""Pairs that are held out for validation and for test, each, of a corpus that has no splits."""
-LEAST_DISTANCE = 20  # of the pairs that are held out: 5 % at most
+GROUP = "group"
+"""What stands for the language in the name of the file that says what belongs together."""
 
 Pairs = list[tuple[str, str]]
 """Sentences of the source language with those of the target language."""
@@ -33,7 +33,7 @@ class Corpus:
     Attributes:
       splits: pairs of "train" and "validation" and, where there is one, "test", in their order.
       left_out: pairs that are not trained on because a side is empty.
-      files: {path: sha256 of its bytes}.
+      files: {path: sha256 of its bytes}; see `digests`.
     """
 
     splits: Mapping[str, Pairs]
@@ -47,9 +47,10 @@ def read_corpus(path: str, source: str, target: str) -> Corpus:
     `path` is a known corpus, or a pattern of UTF-8 files:
       "data/{split}.{language}": splits train, validation (or val, valid, dev) and, optionally, test
         (or whatever one name starts with "test").
-      "mine.{language}": two files. Every n-th pair is held out for validation, as is the one in the
-        middle between two of those for test, with n the smallest number from 20 on that leaves no
-        more than 1,000 pairs each.
+      "mine.{language}": two files, of which validation and test are held out, 5 % each and at most
+        1,000 pairs; see research/tasks/held_out.py. Pairs with the same source or target stay
+        together. So do those of which a third file, "mine.group", has the same line: what they are
+        of, such as a picture with several captions, or a document. An empty line says nothing.
     Pairs with an empty side are left out, but in a split for validation or test of its own.
 
     Raises UserError for files that are missing, empty, no text, or of different lengths.
@@ -101,7 +102,7 @@ def _canonical(split: str) -> str:
 def _pattern(pattern: str, source: str, target: str) -> Corpus:
     """Returns the corpus of a pattern of files."""
     if "{split}" not in pattern:
-        return _held_out(split_file(pattern, "", source), split_file(pattern, "", target))
+        return _held_out(pattern, source, target)
     return _splits(
         {
             split: (split_file(pattern, name, source), split_file(pattern, name, target))
@@ -178,30 +179,53 @@ def _splits(files: Mapping[str, tuple[Path, Path]]) -> Corpus:
     )
 
 
-def _held_out(source: Path, target: Path) -> Corpus:
+def _held_out(pattern: str, source: str, target: str) -> Corpus:
     """Returns the corpus of two files, of which parts are held out; see `read_corpus`."""
-    everything = _pairs(source, target)
-    pairs = _full(everything)
-    if len(pairs) < 2 * LEAST_DISTANCE:
-        raise UserError(
-            f"{source} has {len(pairs)} pairs of sentences with both sides; "
-            f"at least {2 * LEAST_DISTANCE} are needed to hold some of them out."
-        )
+    files = [split_file(pattern, "", language) for language in (source, target)]
+    everything = _pairs(*files)
+    kept = [i for i, pair in enumerate(everything) if all(side.strip() for side in pair)]
+    pairs = [everything[i] for i in kept]
+    check_enough(files[0], len(pairs), "pairs of sentences with both sides")
+    of_file, extra = groups_of(_filled(pattern, "", GROUP), len(everything))
+    keys = [{(side, same_text(pair[side])) for side in (0, 1)} for pair in pairs]
+    groups = together([some | of_file[i] for some, i in zip(keys, kept, strict=True)])
+    splits = hold_out(["\t".join(pair) for pair in pairs], groups)
     return Corpus(
-        splits=held_out(pairs),
+        splits=in_splits(pairs, splits),
         left_out=len(everything) - len(pairs),
-        files=digests([source, target]),
+        files=digests([*files, *extra]),
     )
 
 
-def held_out(examples: Sequence[Example]) -> dict[str, list[Example]]:
-    """Returns examples as "train", "validation" and "test"; see `read_corpus`."""
-    distance = max(LEAST_DISTANCE, -(-len(examples) // MOST_HELD_OUT))
-    place = {distance - 1: "validation", distance // 2 - 1: "test"}
-    splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for i, example in enumerate(examples):
-        splits[place.get(i % distance, "train")].append(example)
-    return splits
+def check_enough(file: Path, number: int, what: str) -> None:
+    """Raises UserError for too few examples to hold some of them out."""
+    if number < 2 * EVERY:
+        raise UserError(
+            f"{file} has {number} {what}; at least {2 * EVERY} are needed to hold some of them out."
+        )
+
+
+def groups_of(path: str, lines: int) -> tuple[list[set], list[Path]]:
+    """Returns what a file of groups says of each line, nothing where there is none, and the file.
+
+    Raises UserError when it has another number of lines than the text.
+    """
+    file = _existing(path)
+    if file is None:
+        return [set()] * lines, []
+    named = file_lines(file)
+    if len(named) != lines:
+        raise UserError(
+            f"{file} has {len(named):,} lines for {lines:,} examples; line i must name what "
+            "example i belongs to."
+        )
+    return [{(GROUP, name.strip())} if name.strip() else set() for name in named], [file]
+
+
+def in_splits(examples: Sequence[Example], splits: Sequence[str]) -> dict[str, list[Example]]:
+    """Returns examples as "train", "validation" and "test", in their order."""
+    both = list(zip(examples, splits, strict=True))
+    return {name: [e for e, split in both if split == name] for name in ("train", *PARTS)}
 
 
 def _full(pairs: Pairs) -> Pairs:
@@ -229,14 +253,3 @@ def file_lines(path: Path) -> list[str]:
     if not lines:
         raise UserError(f"{path} is empty; it must have one sentence per line.")
     return [line.removesuffix("\r") for line in lines]
-
-
-def digests(paths: Sequence[Path]) -> dict[str, str]:
-    """Returns {path: sha256}; paths are relative to the data directory where they lie in it."""
-    root = data_directory()
-    return {
-        str(path.relative_to(root) if path.is_relative_to(root) else path): hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
-        for path in paths
-    }

@@ -15,7 +15,9 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[st
     """Returns rates over a whole set; 1 is as many errors as there are words, and more can be.
 
     wer: word errors per word of the references. substitutions, insertions, deletions: its parts.
-    cer: character errors per character. sentence_error_rate: part of the texts that are not right.
+    cer: character errors per character, which is what counts in a language that puts no spaces
+    between words: there a whole text is one word.
+    sentence_error_rate: part of the texts that are not right.
 
     Args:
       references: N texts, none of them empty.

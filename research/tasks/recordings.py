@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import sys
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds
 from research.tasks.corpora import cache_directory
 from research.tasks.features import SHIFT_SECONDS, load_features, log_mel
 from research.tasks.joining import draw_plan, segments, stored
-from research.tasks.manifest import SPLITS, read_recordings
+from research.tasks.manifest import SPLITS, files_of, read_recordings
 from research.tasks.speech import Speech, evaluation_plan
 from research.tasks.task import word_bins
 from research.tasks.tokenizer import make_sentence_tokenizer
@@ -28,12 +29,16 @@ LEFT_OUT = 0.005  # the part of the longest strings that may not fit
 
 
 class Recordings(NamedTuple):
-    """All recordings, by split and speaker; features are not normalized."""
+    """All recordings, by split and speaker; features are not normalized.
+
+    `files` are {name: sha256} of what was read.
+    """
 
     features: list[np.ndarray]
     texts: list[str]
     speakers: list[str]
     splits: list[str]
+    files: Mapping[str, str]
 
 
 def read_all(config: ConfigDict) -> Recordings:
@@ -46,12 +51,13 @@ def read_all(config: ConfigDict) -> Recordings:
             check_name("task.held_out_speaker", held_out, SPEAKERS)
             found = [t for t in found if t.speaker == held_out or t.split != "test"]
             found = [t._replace(split="test") if t.speaker == held_out else t for t in found]
-        features = [log_mel(t.samples, rate, mels) for t in found]
+        features, files = [log_mel(t.samples, rate, mels) for t in found], {}
         spoken = [(t.split, t.speaker, " ".join(t.text.split())) for t in found]
     else:
         by_split = read_recordings(config.path, config.held_out_speaker)
         utterances = [u for split in SPLITS for u in by_split[split]]
         features = load_features(utterances, rate, mels, config.max_seconds)
+        files = files_of(config.path, utterances)
         spoken = [
             (split, u.speaker, " ".join(u.text.split()))
             for split in SPLITS
@@ -59,14 +65,16 @@ def read_all(config: ConfigDict) -> Recordings:
         ]
     order = sorted(range(len(spoken)), key=lambda i: (SPLITS.index(spoken[i][0]), spoken[i][1]))
     splits, speakers, texts = zip(*(spoken[i] for i in order), strict=True)
-    return Recordings([features[i] for i in order], list(texts), list(speakers), list(splits))
+    features = [features[i] for i in order]
+    return Recordings(features, list(texts), list(speakers), list(splits), files)
 
 
 def pools_of(recordings: Recordings, speakers: str) -> dict[str, tuple[tuple[int, int], ...]]:
     """Returns {split: (first recording, number) of each speaker}, or of all of them together."""
     check_name("task.speakers", speakers, ("one", "mixed"))
     found: dict[str, list[tuple[int, int]]] = {}
-    named = [(s, p if speakers == "one" else "") for s, p in zip(*recordings[:1:-1], strict=True)]
+    both = zip(recordings.splits, recordings.speakers, strict=True)
+    named = [(split, speaker if speakers == "one" else "") for split, speaker in both]
     start = 0
     for (split, _), some in groupby(named):
         number = len(list(some))
@@ -272,6 +280,7 @@ def make_speech(config: ConfigDict) -> Speech:
         references=references,
         word_bins=bins,
         corpus=known,
+        files=recordings.files,
         join=shapes.join,
         strings=shapes.strings,
         bounds=shapes.bounds,

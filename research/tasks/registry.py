@@ -28,6 +28,7 @@ GENERATED = ("induction", "recall", "rule", "transduction")
 """Tasks whose tokens are numbers: they are generated, and `task.vocab_size` says how many."""
 
 OF_TASK = {
+    "bleu_tokenizer": ("auto", "translation"),
     "min_count": (1, "sentiment"),
     "word_dropout": (0.0, "sentiment"),
     "num_keywords": (4, "rule"),

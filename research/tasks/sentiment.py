@@ -185,7 +185,6 @@ def _known(config: ConfigDict, corpus: LabelledCorpus, encoded: Mapping, cut: Ma
         "unknown_tokens": unknown,
         "left_out_empty": corpus.left_out,
         "cut": dict(cut),
-        "sha256": dict(corpus.files),
     }
 
 
@@ -264,4 +263,5 @@ def make_sentiment(config: ConfigDict) -> Sentiment:
         padding=padded_part(train.lengths, nothing, [(b, 0) for b in bounds], config.batch_size),
         word_dropout=config.word_dropout,
         corpus=known,
+        files=corpus.files,
     )

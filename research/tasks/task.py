@@ -5,7 +5,7 @@ batches with nothing to save, and changing the number of devices changes no data
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +102,8 @@ class Task:
       eval_lengths: ascending lengths of sequences that it is evaluated at besides, in buckets of
         their own that follow those of training.
       stream: how its text is streamed when training ends; None: not at all.
+      files: {name: sha256} of all files that its data come from.
+      signatures: {name of a score: what it is computed with}, where that is not the name alone.
     """
 
     vocab_size: int
@@ -119,6 +121,8 @@ class Task:
     aligned: Sequence[str] = ()
     eval_lengths: Sequence[int] = ()
     stream: "Stream | None" = None
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    signatures: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def longest(self) -> int:

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from research.errors import UserError
-from research.tasks.corpora import cache_directory, read_text
+from research.tasks.corpora import cache_directory, read_file, text_file
+from research.tasks.digests import digests
 from research.tasks.task import (
     Batch,
     Stream,
@@ -132,7 +133,8 @@ class Text(Task):
 
 def make_text(config: ConfigDict) -> Text:
     """Returns the task of `config.task`. Raises UserError for a text that is missing or short."""
-    text = read_text(config.path)
+    file = text_file(config.path)
+    text = read_file(file)
     cut = int(len(text) * TRAINING_FRACTION)
     whole = text if config.tokenizer == "char" else text[:cut]
     tokenizer = make_tokenizer(
@@ -164,6 +166,7 @@ def make_text(config: ConfigDict) -> Text:
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer,
         data=data,
+        files=digests([file]),
     )
 
 

@@ -4,9 +4,8 @@ import codecs
 import contextlib
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +15,14 @@ import tokenizers
 from research.ablation.store import read_json, write_text
 from research.errors import UserError, check_name
 from research.tasks.task import UNKNOWN, WORDS
+from research.tasks.words import has_marks, split_at_marks, split_words
 
 FILE = "tokenizer.json"
 """Name under which a run keeps its tokenizer."""
 CORPUS = "corpus.json"
 """Name under which a run keeps what is known of its data, the digest of its tokenizer included."""
+MARKS = "marks_in_words"
+"""Key of FILE where words keep their combining marks; vocabularies of before cut them off."""
 
 
 class Tokenizer(Protocol):
@@ -183,15 +185,20 @@ class OpenTokenizer:
     """Tokens of texts that are read and not written; 0, 1 are `SPECIAL` (`PAD`, `UNKNOWN`).
 
     Texts are in lower case. Words are runs of letters and digits, each other character is a word of
-    its own, and English contractions are parted as in the Penn Treebank (do n't, it 's); a word
-    that the vocabulary does not have is `UNKNOWN`. Pieces of a BPE need no such token, but what is
-    replaced by a token that says nothing does.
+    its own, and English contractions are parted as in the Penn Treebank (do n't, it 's), see
+    `split_words`; a word that the vocabulary does not have is `UNKNOWN`. Pieces of a BPE need no
+    such token, but what is replaced by a token that says nothing does.
     """
 
     SPECIAL = ("<pad>", "<unknown>")
 
-    def __init__(self, inner: WordTokenizer | BpeTokenizer):
+    def __init__(
+        self,
+        inner: WordTokenizer | BpeTokenizer,
+        words_of: Callable[[str], list[str]] = split_words,
+    ):
         self.inner = inner
+        self._words_of = words_of
         self.vocab_size = len(self.SPECIAL) + inner.vocab_size
         self.characters = np.concatenate([np.zeros(len(self.SPECIAL)), inner.characters])
         self._number = {}
@@ -202,14 +209,14 @@ class OpenTokenizer:
         """Returns int32 tokens; there are none of an empty text alone."""
         if isinstance(self.inner, BpeTokenizer):
             return self.inner.encode(_spaced(text)) + len(self.SPECIAL)
-        words = split_words(text)
+        words = self._words_of(text)
         return np.array([self._number.get(_plain(w), UNKNOWN) for w in words], np.int32)
 
     def split(self, text: str) -> list[str]:
         """Returns the part of the text that each token of `encode` stands for."""
         if isinstance(self.inner, BpeTokenizer):
             return self.inner.pieces(self.inner.encode(_spaced(text)).tolist())
-        return split_words(text)
+        return self._words_of(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens, `SPECIAL` ones by their names."""
@@ -223,15 +230,9 @@ class OpenTokenizer:
 
     def to_json(self) -> str:
         content = json.loads(self.inner.to_json())
+        if self._words_of is split_words and has_marks("".join(content.get("words", ()))):
+            content[MARKS] = True  # said only where it matters: other files are what they were
         return json.dumps(content | {"kind": f"open_{content['kind']}"}, ensure_ascii=False)
-
-
-WORD = re.compile(r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|m|d|ll|re|ve)\b|\w+|[^\w\s]", re.IGNORECASE)
-
-
-def split_words(text: str) -> list[str]:
-    """Returns the words of a text as they stand there; see `OpenTokenizer`."""
-    return WORD.findall(text)
 
 
 def _plain(word: str) -> str:
@@ -395,5 +396,6 @@ def _from_json(text: str) -> Tokenizer:
     else:
         inner = BpeTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])))
     if shell == "open" and not isinstance(inner, CharTokenizer):
-        return OpenTokenizer(inner)
+        cut = has_marks("".join(content.get("words", ()))) and MARKS not in content
+        return OpenTokenizer(inner, split_at_marks if cut else split_words)
     return SentenceTokenizer(inner) if shell else inner

@@ -43,7 +43,14 @@ from research.tasks.tokenizer import (
     digest_of,
     train_sentence_bpe,
 )
-from research.tasks.translation_scores import by_slice, chrf, corpus_bleu, exact_match
+from research.tasks.translation_scores import (
+    bleu_tokenizer,
+    by_slice,
+    chrf,
+    corpus_bleu,
+    exact_match,
+    signatures,
+)
 
 EVALUATION_BUCKETS = 2  # each is compiled for every split
 
@@ -63,8 +70,9 @@ class Translation(Task):
       padding: part of the positions of source and target, over an epoch, that is padding.
       encoded: {split: as a bucket of `data`}, host arrays of the evaluation splits in their order.
       references: {split: N translations}.
-      word_bins: ranges of the number of words of a source that metrics are cut by.
+      word_bins: ranges of the number of words of a source that metrics are cut by; see `words_in`.
       label_smoothing: of the objective.
+      bleu_tokenizer: what BLEU takes for words.
       corpus: what is known of the data, for the run to keep.
     """
 
@@ -76,6 +84,7 @@ class Translation(Task):
     references: Mapping[str, Sequence[str]]
     word_bins: Sequence[tuple[int, int]]
     label_smoothing: float = 0.0
+    bleu_tokenizer: str = "13a"
     corpus: Mapping[str, Any] = field(default_factory=dict)
     frequencies: Sequence[float] = field(init=False)
     models: Sequence[str] = ("encoder_decoder", "recurrent")
@@ -83,6 +92,7 @@ class Translation(Task):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frequencies", self.epochs.frequencies)
+        object.__setattr__(self, "signatures", signatures(self.bleu_tokenizer))
 
     @property
     def epochs(self) -> Epochs:
@@ -176,19 +186,13 @@ class Translation(Task):
         references = [_line(r) for r in self.references[split]]
         words = np.asarray(self.encoded[split]["source_words"])
         index = np.searchsorted([high for _, high in self.word_bins], words)
-        bleu, letters = corpus_bleu(texts, references), chrf(texts, references)
         measures = {
-            "bleu": lambda some, right: corpus_bleu(some, right).score,
+            "bleu": lambda some, right: corpus_bleu(some, right, self.bleu_tokenizer).score,
             "chrf": lambda some, right: chrf(some, right).score,
             "exact_match": exact_match,
         }
-        signatures = {"bleu": bleu.signature, "chrf": letters.signature}
         return Scored(
-            metrics={
-                "bleu": bleu.score,
-                "chrf": letters.score,
-                "exact_match": exact_match(texts, references),
-            },
+            metrics={name: measure(texts, references) for name, measure in measures.items()},
             slices={
                 f"{name}_by_source_length": by_slice(
                     measure, texts, references, index, len(self.word_bins)
@@ -198,7 +202,7 @@ class Translation(Task):
             files={
                 f"{split}.hypotheses.txt": "".join(text + "\n" for text in texts),
                 f"{split}.references.txt": "".join(text + "\n" for text in references),
-                "sacrebleu.json": json.dumps(signatures, indent=1) + "\n",
+                "sacrebleu.json": json.dumps(self.signatures, indent=1) + "\n",
             },
         )
 
@@ -258,7 +262,6 @@ def _known(config: ConfigDict, corpus: Corpus, cuts: Mapping, train: Encoded, bo
             for (s, t), n in zip(bounds, counts, strict=True)
         ],
         "padding": padded_part(*train.lengths, bounds, config.batch_size),
-        "sha256": dict(corpus.files),
     }
 
 
@@ -287,13 +290,17 @@ def make_translation(config: ConfigDict) -> Translation:
         raise UserError(f"task.buckets={config.buckets} must be at least 1.")
     if not 0.0 <= config.label_smoothing < 1.0:
         raise UserError(f"task.label_smoothing={config.label_smoothing} must be in [0, 1).")
+    words_of_bleu = bleu_tokenizer(config.bleu_tokenizer, config.target_language)
     corpus = read_corpus(config.path, config.source_language, config.target_language)
     tokenizer = train_sentence_bpe(
         [sentence for pair in corpus.splits["train"] for sentence in pair],
         config.bpe_vocab_size,
         cache_directory() / "tokenizers",
     )
-    encoded = {split: encode(tokenizer, pairs) for split, pairs in corpus.splits.items()}
+    encoded = {
+        split: encode(tokenizer, pairs, config.source_language)
+        for split, pairs in corpus.splits.items()
+    }
     train = _kept(config, encoded["train"])
     evaluated, cuts = {}, {}
     for split in [split for split in encoded if split != "train"]:
@@ -320,7 +327,9 @@ def make_translation(config: ConfigDict) -> Translation:
         references={s: [target for _, target in corpus.splits[s]] for s in evaluated},
         word_bins=word_bins([e.words for e in evaluated.values()]),
         label_smoothing=config.label_smoothing,
+        bleu_tokenizer=words_of_bleu,
         corpus=known,
+        files=corpus.files,
     )
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from research.ablation.store import (
     COMPLETED,
     CONFIG,
+    DATA,
     DIVERGED,
     ENVIRONMENT,
     RESULT,
@@ -23,7 +24,6 @@ from research.ablation.store import (
     read_json,
     result_of,
     write_json,
-    write_text,
 )
 from research.configuration import differences, identity, to_plain
 from research.errors import UserError
@@ -34,6 +34,7 @@ from research.parallel.processes import fetch, is_first, on_first
 from research.training import profiling
 from research.training.budget import measure_budget
 from research.training.checkpoints import DIRECTORY, Checkpoints
+from research.training.data_record import check_same_data, write_data
 from research.training.environment import describe_environment
 from research.training.metrics import MetricsWriter, ratios
 from research.training.optimizer import schedule
@@ -45,6 +46,8 @@ from research.training.program import (
     make_members,
     make_program,
     static_id,
+    task_id,
+    task_of,
 )
 from research.training.progress import ProgressLine
 from research.training.scores import score_decoded
@@ -77,7 +80,7 @@ def train_population(
       The members' results, as written to result.json.
 
     Raises:
-      UserError: a config makes no sense, or a run directory holds another config.
+      UserError: a config makes no sense, or a run directory holds a run of another config or data.
       Preempted: SIGTERM or SIGINT came before the end; the state is saved.
     """
     if len({static_id(config) for config in configs}) != 1:
@@ -85,6 +88,7 @@ def train_population(
     for config, run in zip(configs, runs, strict=True):
         on_first(lambda config=config, run=run: check_same_config(config, run))
     if finished := on_first(lambda: _finished(runs)):
+        on_first(lambda: _check_data_of_finished(configs, runs))
         return finished
     program = make_program(configs[0], len(configs))
     with _alone_in(home), contextlib.nullcontext(stop) if stop else StopRequest() as stop:
@@ -103,6 +107,13 @@ def _finished(runs: Sequence[Path]) -> list[dict]:
     """Returns the results of all runs, or nothing while one is unfinished."""
     results = [result for run in runs if (result := result_of(run))]
     return results if len(results) == len(runs) else []
+
+
+def _check_data_of_finished(configs: Sequence[ConfigDict], runs: Sequence[Path]) -> None:
+    """Raises UserError when finished runs that say what they read would read something else now."""
+    for config, run in zip(configs, runs, strict=True):
+        if (run / DATA).exists():
+            check_same_data(task_of(task_id(config)), run)
 
 
 @contextlib.contextmanager
@@ -142,16 +153,12 @@ def _describe(
 
     Raises UserError when a run goes on with other data than it began with.
     """
-    environment, artifacts = describe_environment(), program.task.artifacts()
+    for run in runs:
+        check_same_data(program.task, run)
+    environment = describe_environment()
     for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
         run.mkdir(parents=True, exist_ok=True)
-        for name, text in artifacts.items():
-            if (run / CONFIG).exists() and (run / name).read_text(encoding="utf-8") != text:
-                raise UserError(
-                    f"{run} cannot go on: its data changed since it began ({name} differs). "
-                    "Choose another --workdir, or delete that one."
-                )
-            write_text(run / name, text)
+        write_data(program.task, run)
         checkpoints = os.path.relpath(home / DIRECTORY, run)
         write_json(run / POPULATION, {"checkpoints": checkpoints, "member": index})
         write_json(run / ENVIRONMENT, environment)
@@ -278,6 +285,8 @@ def _finish(
             found = _answers(program, config, best, member)
             result["best"][split_of(task)] |= found.metrics | found.slices
             result["slices"] |= found.labels
+        if task.signatures:
+            result["signatures"] = dict(task.signatures)
         if is_first():
             write_json(run / RESULT, result)
         results.append(plain(result))

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.ablation.store import CONFIG, read_json
-from research.configuration import from_plain
+from research.configuration import completed, from_plain
 from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
@@ -20,6 +20,7 @@ from research.tasks.rule import LABELS
 from research.tasks.task import Task
 from research.tasks.tokenizer import CORPUS, FILE, load_tokenizer
 from research.training.checkpoints import load_best
+from research.training.data_record import check_same_data
 from research.training.environment import enable_compilation_cache
 from research.training.loop import POPULATION
 
@@ -71,7 +72,7 @@ def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
             f"{run} is not a run: it has no {CONFIG}. Runs are written by "
             "python -m research.train --workdir=DIR, or one per directory by research.sweep."
         )
-    config = from_plain(plain)
+    config = from_plain(completed(plain))
     if tasks and config.task.name not in tasks:
         other = COMMANDS.get(config.task.name)
         raise UserError(
@@ -127,10 +128,7 @@ def load_task_of(run: Opened) -> Task:
     """
     with made_by_this_version(run.path):
         task = make_task(run.config.task)
-    tokenizer = task.artifacts().get(FILE)
-    kept = (run.path / FILE).read_text(encoding="utf-8") if tokenizer else None
-    if tokenizer != kept:
-        raise UserError(f"{run.path} was trained on other data than are there now: {FILE} differs.")
+    check_same_data(task, run.path)
     return task
 
 

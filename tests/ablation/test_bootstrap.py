@@ -13,6 +13,7 @@ from research.ablation.evidence import load_study
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.report import write_report
 from research.errors import UserError
+from research.tasks.translation_scores import signatures
 from tests.ablation.synthetic_sweep import build, failed, plausible
 from tests.ablation.test_report import read_page
 
@@ -131,6 +132,43 @@ def test_the_report_shows_it(sweep, tmp_path):
     page = read_page(tmp_path / "out" / "report.html")
     assert "bootstrap" in {a["id"] for tag, a in page.tags if tag == "section"}
     assert f"{found.pairs[0].value:.3f}" in " ".join(page.text)
+
+
+def sign(sweep, runs, tokenizer):
+    """Gives runs the signature of a BLEU."""
+    for run in runs:
+        result = store.read_json(sweep / run.run / store.RESULT)
+        result["signatures"] = signatures(tokenizer)
+        result["best"]["test"]["bleu"] = 50.0
+        store.write_json(sweep / run.run / store.RESULT, result)
+
+
+def test_bleu_is_by_what_the_runs_took_for_words_and_the_report_says_it(sweep, tmp_path):
+    chinese = ["我喜欢这只黑色的小猫。", "今天天气很好，我们去公园。"] * 10
+    for run in runs_of(sweep):
+        write_lines(sweep / run.run, [x.replace("小", "大") for x in chinese], chinese)
+    assert bootstrap(load_study(sweep)).pairs[0].base < 70  # whole sentences, by 13a
+    sign(sweep, runs_of(sweep), "zh")
+    found = bootstrap(load_study(sweep))
+    assert 70 < found.pairs[0].base < 99 and "tok:zh" in found.signature
+    write_report(sweep, tmp_path)
+    markdown = (tmp_path / "report.md").read_text().replace("\\", "")
+    assert f"Scores by sacrebleu: bleu: {signatures('zh')['bleu']}; chrf: nrefs:1" in markdown
+    assert signatures("zh")["bleu"] in " ".join(read_page(tmp_path / "report.html").text)
+    assert "different tokenizers" not in markdown
+
+
+def test_bleu_by_different_tokenizers_is_not_compared(sweep, tmp_path):
+    sign(sweep, runs_of(sweep), "13a")
+    sign(sweep, runs_of(sweep, arm="dot"), "char")
+    pairs = bootstrap(load_study(sweep)).pairs
+    assert {p.arm: p.note for p in pairs} == {
+        "additive": "",
+        "dot": "BLEU by char, that of fixed by 13a",
+    }
+    write_report(sweep, tmp_path)
+    warning = "BLEU of the runs is by different tokenizers (13a, char), so that it cannot be"
+    assert warning in (tmp_path / "report.md").read_text()
 
 
 def test_a_sweep_that_keeps_no_sentences_has_no_such_section(sweep):

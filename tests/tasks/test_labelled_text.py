@@ -1,6 +1,8 @@
 """Texts with labels from files, and one clear line for each that is none."""
 
 import gzip
+import random
+from collections import Counter
 
 import pytest
 
@@ -14,7 +16,8 @@ def write(path, rows):
 
 
 def splits(folder, **extra):
-    rows = {"train": [("a b", "x"), ("c", "y")], "dev": [("d", "y")], "test": [("e", "x")]}
+    both = [("d", "y"), ("e", "x")]
+    rows = {"train": [("a b", "x"), ("c", "y")], "dev": both, "test": both[::-1]}
     for split, lines in (rows | extra).items():
         write(folder / f"{split}.tsv", lines)
     return str(folder / "{split}.tsv")
@@ -25,8 +28,8 @@ def test_splits_are_read(tmp_path):
     corpus = read_labelled(pattern)
     assert corpus.splits == {
         "train": [("a\tb", "x"), ("c", "y")],
-        "validation": [("d", "y")],
-        "test": [("e", "x")],
+        "validation": [("d", "y"), ("e", "x")],
+        "test": [("e", "x"), ("d", "y")],
     }
     assert corpus.labels == ("x", "y") and corpus.left_out == 1 and len(corpus.files) == 3
 
@@ -40,16 +43,69 @@ def test_gzipped_and_without_a_test(tmp_path):
     assert corpus.labels == ("ja", "nein")
 
 
-def test_of_one_file_parts_are_held_out(tmp_path):
-    write(tmp_path / "all.tsv", [(str(i), "xy"[i % 2]) for i in range(100)])
-    corpus = read_labelled(str(tmp_path / "all.tsv"))
-    numbers = {split: [int(text) for text, _ in rows] for split, rows in corpus.splits.items()}
-    assert sorted(sum(numbers.values(), [])) == list(range(100))
-    assert len(numbers["validation"]) == len(numbers["test"]) == 5
+def held_out(folder, rows, groups=()):
+    """Returns the splits of a file of rows, and of groups if there are any."""
+    write(folder / "all.tsv", rows)
+    if groups:
+        (folder / "all.group").write_text("".join(f"{group}\n" for group in groups))
+    corpus = read_labelled(str(folder / "all.tsv"))
+    assert sorted(sum(corpus.splits.values(), [])) == sorted(rows)
+    return corpus.splits
+
+
+@pytest.mark.parametrize("period", [2, 4, 5, 20])
+def test_of_one_file_parts_of_each_label_are_held_out(tmp_path, period):
+    # Every 20th line would be of one label alone.
+    rows = [(f"text {i}", str(i % period)) for i in range(200)]
+    found = held_out(tmp_path, rows)
+    each = max(1, 10 // period)
+    for split in ("validation", "test"):
+        labels = Counter(label for _, label in found[split])
+        assert set(labels.values()) == {each} and len(labels) == period
+
+
+def test_the_order_of_a_file_is_no_part_of_its_splits(tmp_path):
+    rows = [(f"text {i}", "xyz"[i % 3]) for i in range(300)]
+    first = held_out(tmp_path, rows)
+    random.Random(0).shuffle(rows)
+    again = held_out(tmp_path, rows)
+    assert {s: sorted(e) for s, e in first.items()} == {s: sorted(e) for s, e in again.items()}
+    assert again["train"] != first["train"]
+
+
+def test_a_text_that_comes_again_is_on_one_side(tmp_path):
+    rows = [(f"{'Text' if i < 100 else ' text '} {i % 100}", "xy"[i % 2]) for i in range(200)]
+    found = held_out(tmp_path, rows)
+    texts = {s: {text.lower().split()[1] for text, _ in some} for s, some in found.items()}
+    assert len(found["validation"]) == len(found["test"]) == 8 and len(texts["validation"]) == 4
+    assert not texts["train"] & (texts["validation"] | texts["test"])
+    assert not texts["validation"] & texts["test"]
+
+
+def test_texts_of_one_author_are_on_one_side(tmp_path):
+    rows = [(f"text {i}", "xy"[i // 4 % 2]) for i in range(200)]
+    found = held_out(tmp_path, rows, groups=[f"author {i // 4}" for i in range(200)])
+    authors = {s: {int(text.split()[1]) // 4 for text, _ in some} for s, some in found.items()}
+    assert not authors["train"] & (authors["validation"] | authors["test"])
+    assert len(found["validation"]) == len(found["test"]) == 8
+    assert {label for _, label in found["validation"]} == {"x", "y"}
+
+
+def test_a_rare_label_stays_in_training(tmp_path):
+    rows = [(f"text {i}", "z" if i < 2 else "xy"[i % 2]) for i in range(100)]
+    found = held_out(tmp_path, rows)
+    assert ("text 0", "z") in found["train"] and ("text 1", "z") in found["train"]
+
+
+def test_splits_with_one_label_are_refused(tmp_path):
+    rows = [(f"text {i}", "y" if i < 2 else "x") for i in range(100)]
+    with pytest.raises(UserError, match="'x' alone in its validation split; .* two or more"):
+        held_out(tmp_path, rows)
 
 
 def test_a_known_corpus_is_fetched_and_its_labels_have_names(tmp_path, monkeypatch):
-    splits(tmp_path, train=[("a", 0), ("b", 1)], dev=[("c", 1)], test=[("d", 0)])
+    rows = [("d", 0), ("c", 1)]
+    splits(tmp_path, train=[("a", 0), ("b", 1)], dev=rows, test=rows)
     fetched = []
 
     def fetch(file):
@@ -59,7 +115,7 @@ def test_a_known_corpus_is_fetched_and_its_labels_have_names(tmp_path, monkeypat
     monkeypatch.setattr(labelled_text, "fetch", fetch)
     corpus = read_labelled("sst2")
     assert corpus.labels == ("negative", "positive")
-    assert corpus.splits["test"] == [("d", "negative")]
+    assert corpus.splits["test"] == [("d", "negative"), ("c", "positive")]
     assert [url.rsplit("/", 2)[1:] for url in fetched] == [
         ["SST2", "train.tsv"],
         ["SST2", "dev.tsv"],
@@ -81,8 +137,10 @@ def test_bytes_that_are_not_the_recorded_ones_are_refused(tmp_path, monkeypatch)
     [
         ({"train": [("a", "x"), ("b", "")]}, ["train.tsv, line 2", "text<TAB>label"]),
         ({"train": [("a", "x"), ("b", "x")]}, ["'x' alone", "two or more"]),
-        ({"dev": [("a", "z")]}, ["validation split", "['z']"]),
+        ({"dev": [("a", "z"), ("b", "x")]}, ["validation split", "['z']"]),
         ({"test": [(" ", "x")]}, ["no text in its test split"]),
+        ({"dev": [("a", "x")]}, ["the label 'x' alone in its validation split", "two or more"]),
+        ({"test": [("a", "y")]}, ["the label 'y' alone in its test split"]),
     ],
 )
 def test_what_is_no_corpus_is_one_line(tmp_path, rows, parts):

@@ -20,9 +20,9 @@ URLOPEN = urllib.request.urlopen  # before it is replaced for each test
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with recordings 0.wav to 59.wav; nobody looks into them."""
+    """A folder with files 0.wav to 59.wav that differ; nobody asks whether they are recordings."""
     for i in range(60):
-        (tmp_path / f"{i}.wav").write_bytes(b"")
+        (tmp_path / f"{i}.wav").write_bytes(b"%d" % i)
     return tmp_path
 
 
@@ -107,14 +107,48 @@ def numbered(folder, number, row="{i}.wav\t{i}\n"):
     return str(listed(folder, "".join(row.format(i=i) for i in range(number))))
 
 
-def test_a_manifest_without_splits_is_split_as_parallel_text_is(folder):
+def test_parts_of_a_manifest_without_splits_are_held_out(folder):
     splits = read_recordings(numbered(folder, 60))
-    assert [u.text for u in splits["validation"]] == ["19", "39", "59"]
-    assert [u.text for u in splits["test"]] == ["9", "29", "49"]
+    assert len(splits["validation"]) == len(splits["test"]) == 3
     assert sorted(u.text for s in splits.values() for u in s) == sorted(map(str, range(60)))
     assert all(u.split == name for name, split in splits.items() for u in split)
-    with pytest.raises(UserError, match="lists 39 recordings and no splits; at least 40"):
+    # Another order, and the same splits.
+    rows = "".join(f"{i}.wav\t{i}\n" for i in range(60)[::-1])
+    again = read_recordings(str(listed(folder, rows)))
+    assert {k: {u.text for u in v} for k, v in again.items()} == {
+        k: {u.text for u in v} for k, v in splits.items()
+    }
+    with pytest.raises(UserError, match="has 39 recordings and no splits; at least 40"):
         read_recordings(numbered(folder, 39))
+
+
+def speakers(splits):
+    return [{u.speaker for u in splits[name]} for name in ("train", "validation", "test")]
+
+
+@pytest.mark.parametrize("number", [3, 4, 20])
+def test_no_speaker_is_on_two_sides(folder, number):
+    rows = "".join(f"{i}.wav\t{i}\tspeaker {i % number}\n" for i in range(60))
+    train, validation, test = speakers(read_recordings(str(listed(folder, rows))))
+    assert len(validation) == len(test) == 1
+    assert len(train | validation | test) == number == len(train) + 2
+
+
+def test_a_speaker_who_is_not_to_be_heard_leaves_the_others_split(folder):
+    rows = "".join(f"{i}.wav\t{i}\t{'abc'[i % 3]}\n" for i in range(60))
+    for speaker in "abc":
+        train, validation, test = speakers(read_recordings(str(listed(folder, rows)), speaker))
+        assert test == {speaker} and len(train) == len(validation) == 1 and train != validation
+
+
+@pytest.mark.parametrize("speaker", [str, lambda _: "", lambda _: "one", lambda i: "ab"[i % 2]])
+def test_copies_of_a_recording_are_on_one_side(folder, speaker):
+    for i in range(30):
+        (folder / f"{i + 30}.wav").write_bytes((folder / f"{i}.wav").read_bytes())
+    rows = "".join(f"{i}.wav\t{i}\t{speaker(i)}\n" for i in range(60))
+    splits = read_recordings(str(listed(folder, rows)))
+    train, *others = ({int(u.text) % 30 for u in split} for split in splits.values())
+    assert not train & set.union(*others) and others[0] and others[1]
 
 
 def test_splits_that_a_manifest_names_are_kept(folder):

@@ -95,19 +95,87 @@ def test_pairs_with_an_empty_side_are_left_out_of_training_alone(tmp_path):
     assert len(corpus.splits["validation"]) == 5
 
 
-@pytest.mark.parametrize(("number", "held_out"), [(40, 2), (100, 5), (12_345, 617), (30_001, 967)])
+@pytest.mark.parametrize(("number", "held_out"), [(40, 2), (100, 5), (12_345, 617), (30_001, 1000)])
 def test_two_files_are_split_into_parts_that_are_disjoint_and_fixed(tmp_path, number, held_out):
     write(tmp_path / "mine.de", numbered(number))
     write(tmp_path / "mine.en", numbered(number, "en "))
     corpus = read_corpus(str(tmp_path / "mine.{language}"), "de", "en")
     found = {split: [int(source) for source, _ in pairs] for split, pairs in corpus.splits.items()}
     assert len(found["validation"]) == held_out <= 1000
-    assert held_out <= len(found["test"]) <= held_out + 1 <= 1001
+    assert len(found["test"]) == held_out
     assert sorted(i for pairs in found.values() for i in pairs) == list(range(number))
     assert all(target == f"en {source}" for source, target in corpus.splits["test"])
     # Spread over the file, not from one end of it.
-    assert max(found["validation"]) > 0.9 * number
+    if number > 1000:
+        assert 0.45 * number < sum(found["validation"]) / held_out < 0.55 * number
     assert corpus == read_corpus(str(tmp_path / "mine.{language}"), "de", "en")
+
+
+def held_out(folder, pairs, groups=()):
+    """Returns the splits of two files of these pairs, and of groups if there are any."""
+    for side, language in enumerate(("de", "en")):
+        write(folder / f"mine.{language}", [pair[side] for pair in pairs])
+    if groups:
+        write(folder / "mine.group", groups)
+    corpus = read_corpus(str(folder / "mine.{language}"), "de", "en")
+    assert sorted(sum(corpus.splits.values(), [])) == sorted(pairs)
+    assert all(1 <= len(corpus.splits[split]) for split in ("validation", "test"))
+    return corpus
+
+
+def shared(splits, what):
+    """Returns what the training pairs and others have in common."""
+    of = {split: {what(pair) for pair in pairs} for split, pairs in splits.items()}
+    return of["train"] & (of["validation"] | of["test"]) | of["validation"] & of["test"]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_captions_of_one_picture_are_on_one_side(tmp_path, side):
+    captions = [(f"picture {i // 5}", f"caption {i}") for i in range(1250)]
+    splits = held_out(tmp_path, [pair if side == 0 else pair[::-1] for pair in captions]).splits
+    assert len(splits["validation"]) == len(splits["test"]) == 60
+    assert not shared(splits, lambda pair: pair[side])
+
+
+def test_sentences_that_share_a_source_or_a_target_are_on_one_side(tmp_path):
+    # Each pair has its source in common with one and its target with another of a group of six.
+    pairs = [(f"s {i // 2}", f"t {i // 6} {(i + 1) % 6 // 2}") for i in range(600)]
+    splits = held_out(tmp_path, pairs).splits
+    assert len(splits["validation"]) == 30
+    assert not shared(splits, lambda pair: int(pair[0].split()[1]) // 3)
+
+
+def test_a_file_of_groups_says_what_belongs_together(tmp_path):
+    captions = [(f"deutsch {i}", f"english {i}") for i in range(1250)]
+
+    def picture(pair):
+        return int(pair[0].split()[1]) // 5
+
+    alone = held_out(tmp_path, captions)
+    assert shared(alone.splits, picture)  # nothing tells that they belong together
+    told = held_out(tmp_path, captions, [f"{i // 5}.jpg" for i in range(1250)])
+    assert not shared(told.splits, picture)
+    assert len(told.splits["validation"]) == 60
+    assert set(told.files) == {"mine.de", "mine.en", "mine.group"}
+    write(tmp_path / "mine.group", ["a"] * 9)
+    with pytest.raises(UserError, match="mine.group has 9 lines for 1,250 examples; line i"):
+        read_corpus(str(tmp_path / "mine.{language}"), "de", "en")
+
+
+def test_neither_order_nor_period_nor_more_lines_decide_what_is_held_out(tmp_path):
+    pairs = [(f"s {i}", f"t {i}") for i in range(400)]
+    first = held_out(tmp_path, pairs).splits
+    again = held_out(tmp_path, pairs[::-1]).splits
+    assert {s: sorted(p) for s, p in first.items()} == {s: sorted(p) for s, p in again.items()}
+    places = [pairs.index(pair) for pair in first["validation"]]
+    assert len({place % 20 for place in places}) > 5
+    more = held_out(tmp_path, pairs + [("s 400", "t 400")]).splits
+    assert len(set(more["validation"]) & set(first["validation"])) >= 19
+
+
+def test_what_is_one_piece_cannot_be_split(tmp_path):
+    with pytest.raises(UserError, match="the 50 examples are 1 group.* give files for each split"):
+        held_out(tmp_path, [("ja", f"yes {i}") for i in range(50)])
 
 
 def broken(folder, what):
@@ -202,4 +270,4 @@ def test_multi30k_if_it_is_there():
     }
     english, german = corpus.splits["test"][0]
     assert english.startswith("A man in an orange hat") and german.startswith("Ein Mann")
-    assert corpus.files[file.path] == file.sha256
+    assert corpus.files[file.path.removeprefix("multi30k/")] == file.sha256

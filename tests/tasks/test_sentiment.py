@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.tasks.corpora import LABELLED_TEXTS, data_directory
 from research.tasks.registry import make_task
 from research.tasks.sentiment import choose_lengths
 from research.tasks.task import UNKNOWN
-from research.tasks.tokenizer import CORPUS, FILE, OpenTokenizer, load_tokenizer, split_words
+from research.tasks.tokenizer import CORPUS, FILE, OpenTokenizer, load_tokenizer
+from research.tasks.words import split_at_marks, split_words
 from tests import small
 
 
@@ -164,6 +166,14 @@ def test_the_vocabulary_comes_from_training_alone(tmp_path):
         ("[bold]\x1b[0m\u202e", ["[", "bold", "]", "\x1b", "[", "0m", "\u202e"]),
         ("naïve 日本 x_y", ["naïve", "日本", "x_y"]),
         (" \t\u3000", []),
+        # Combining marks belong to their letters, whatever the script; joiners stay inside.
+        ("मुझे हिन्दी किताबें पढ़ना पसंद", ["मुझे", "हिन्दी", "किताबें", "पढ़ना", "पसंद"]),
+        ("தமிழ் மொழி என்று", ["தமிழ்", "மொழி", "என்று"]),
+        ("ที่ นี่ ก็ ดี", ["ที่", "นี่", "ก็", "ดี"]),
+        ("اَلسَّلَامُ عَلَيْكُمْ", ["اَلسَّلَامُ", "عَلَيْكُمْ"]),
+        ("שָׁלוֹם! می\u200cخواهم", ["שָׁלוֹם", "!", "می\u200cخواهم"]),
+        ("cafe\u0301 ❤\ufe0f", ["cafe\u0301", "❤\ufe0f"]),
+        ("Größe-Änderung, x² isn't", ["Größe", "-", "Änderung", ",", "x²", "is", "n't"]),
     ],
 )
 def test_words_are_parted(text, words):
@@ -221,3 +231,11 @@ def test_other_tasks_do_not_read_its_keys(key):
     value = 0.5 if key == "word_dropout" else 2
     with pytest.raises(UserError, match=f"task.{key}={value}: .* does not read it"):
         make_task(small.recall(**{f"task__{key}": value}).task)
+
+
+def test_words_of_sst2_are_those_of_before():
+    path = data_directory() / LABELLED_TEXTS["sst2"]["train"].path
+    if not path.is_file():
+        pytest.skip("SST-2 is not under DATA_DIR")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert split_words(line) == split_at_marks(line)

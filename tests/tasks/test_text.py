@@ -11,7 +11,7 @@ import pytest
 
 from research.errors import UserError
 from research.tasks import corpora, tokenizer
-from research.tasks.corpora import RemoteFile, fetch, read_text
+from research.tasks.corpora import RemoteFile, fetch, read_file, text_file
 from research.tasks.text import make_text
 from research.tasks.tokenizer import (
     make_tokenizer,
@@ -82,7 +82,7 @@ def test_fetch_checks_what_it_downloads(data, monkeypatch):
 
 def test_fetch_without_network_says_what_to_do(data):
     with pytest.raises(UserError) as error:
-        read_text("tinyshakespeare")
+        read_file(text_file("tinyshakespeare"))
     for part in ("tinyshakespeare/input.txt", str(data), "no network in tests", "set DATA_DIR"):
         assert part in str(error.value)
     assert not data.exists()
@@ -95,7 +95,7 @@ def test_every_known_corpus_has_a_checksum():
 
 
 def test_line_ends_are_kept_as_they_are(tmp_path):
-    assert read_text(str(written(tmp_path, ENGLISH))) == ENGLISH
+    assert read_file(text_file(str(written(tmp_path, ENGLISH)))) == ENGLISH
 
 
 # The task.
@@ -234,6 +234,6 @@ def test_real_corpus_if_it_is_there(monkeypatch, request):
     path = corpora.data_directory() / corpora.TEXTS["tinyshakespeare"].path
     if not path.is_file():
         pytest.skip("tiny Shakespeare is not under DATA_DIR")
-    text = read_text("tinyshakespeare")
+    text = read_file(text_file("tinyshakespeare"))
     assert len(text) == 1_115_394 and len(set(text)) == 65
     assert json.loads(make_tokenizer("char", text, 0, None).to_json())["alphabet"][0] == "\n"

@@ -1,5 +1,7 @@
 """Tokenizers: round trips, pieces, caches, and what a run keeps of them."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,14 +9,17 @@ from hypothesis import strategies as st
 
 from research.errors import UserError
 from research.tasks import tokenizer
+from research.tasks.task import UNKNOWN
 from research.tasks.tokenizer import (
     CharTokenizer,
     load_tokenizer,
+    make_open_tokenizer,
     make_sentence_tokenizer,
     make_tokenizer,
     train_bpe,
     train_sentence_bpe,
 )
+from research.tasks.words import split_at_marks
 from tests.tasks.test_text import ENGLISH, UNICODE, data, made
 
 __all__ = ["data"]  # a fixture of all tests here, too
@@ -195,3 +200,35 @@ def test_tokens_of_joined_sentences_are_those_of_the_sentences(kind, tmp_path):
     assert again.vocab_size == made.vocab_size
     with pytest.raises(UserError, match="never saw"):
         made.encode("fivé")
+
+
+HINDI = ["मुझे हिन्दी किताबें पढ़ना पसंद", "हिन्दी किताबें"]
+
+
+def opened(folder, content):
+    (folder / tokenizer.FILE).write_text(content, encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+def test_words_with_marks_are_whole_and_come_back(tmp_path):
+    made = make_open_tokenizer("word", HINDI, 1, 0, None)
+    assert made.vocab_size == 2 + 5 and made.split(HINDI[0]) == HINDI[0].split()
+    again = opened(tmp_path, made.to_json())
+    assert again.to_json() == made.to_json()
+    np.testing.assert_array_equal(again.encode(HINDI[0]), made.encode(HINDI[0]))
+
+
+def test_a_vocabulary_of_before_is_read_as_it_was_made(tmp_path):
+    # Cut at its marks, as it was: words of one letter or mark.
+    words = sorted(set(split_at_marks(HINDI[0])))
+    old = opened(tmp_path, json.dumps({"kind": "open_word", "words": words}))
+    assert old.split("हिन्दी") == ["ह", "ि", "न", "्", "द", "ी"]
+    assert UNKNOWN not in old.encode(HINDI[0]).tolist()
+    assert json.loads(old.to_json()) == {"kind": "open_word", "words": words}
+
+
+def test_what_has_no_marks_is_written_as_before(tmp_path):
+    made = make_open_tokenizer("word", ["It isn't naïve"], 1, 0, None)
+    words = ["is", "it", "n't", "naïve"]
+    assert json.loads(made.to_json()) == {"kind": "open_word", "words": words}
+    assert opened(tmp_path, made.to_json()).split("हिन्दी") == ["हिन्दी"]

@@ -267,6 +267,7 @@ def test_scores_of_right_and_wrong_translations(task, splits):
     assert right.files["test.hypotheses.txt"] == "".join(r + "\n" for r in references)
     assert right.files["test.references.txt"] == right.files["test.hypotheses.txt"]
     assert "tok:13a" in json.loads(right.files["sacrebleu.json"])["bleu"]
+    assert task.signatures == json.loads(right.files["sacrebleu.json"])
     # All wrong where the source is short.
     (_, high), *others = task.word_bins
     assert others
@@ -276,6 +277,24 @@ def test_scores_of_right_and_wrong_translations(task, splits):
     assert mixed.slices["exact_match_by_source_length"] == [0.0] + [1.0] * len(others)
     for name, values in mixed.slices.items():
         assert len(values) == len(task.slices[name]) and values[0] < 1
+
+
+def test_chinese_is_scored_by_characters_and_cut_by_them(tmp_path):
+    lines = {"zh": "我喜欢这只黑色的小猫。", "en": "I like this cat."}
+    for split, number in (("train", 30), ("val", 30)):
+        for language, line in lines.items():
+            text = "".join(f"{i} {line}\n" for i in range(number))
+            (tmp_path / f"{split}.{language}").write_text(text, encoding="utf-8")
+    path = str(tmp_path / "{split}.{language}")
+    names = {"task__source_language": "en", "task__target_language": "zh"}
+    into = made(path, task__length=64, **names)
+    spoilt = [r.replace("黑", "白") for r in into.references["validation"]]
+    scored = into.score("validation", [into.tokenizer.encode(t).tolist() for t in spoilt])
+    assert 60 < scored.metrics["bleu"] < 95 and "tok:zh" in into.signatures["bleu"]
+    plain = made(path, task__length=64, task__bleu_tokenizer="13a", **names)
+    assert "tok:13a" in plain.signatures["bleu"]
+    names = {"task__source_language": "zh", "task__target_language": "en"}
+    assert made(path, task__length=64, **names).word_bins[-1][1] >= 12
 
 
 def test_a_translation_is_one_line_whatever_the_model_writes(task):
@@ -317,7 +336,7 @@ def test_a_run_keeps_tokenizer_and_facts(task, tmp_path):
     assert again.encode("ein Hund").tolist() == task.tokenizer.encode("ein Hund").tolist()
     known = json.loads((tmp_path / "corpus.json").read_text())
     assert known["pairs"] == {"train": 203, "validation": 91, "test": 80}
-    assert len(known["sha256"]) == 6 and known["padding"] == pytest.approx(task.padding)
+    assert len(task.files) == 6 and known["padding"] == pytest.approx(task.padding)
     assert [b["batches"] for b in known["buckets"]] == list(task.epochs.batches)
 
 

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.tasks import translation_scores
+from research.tasks.languages import code_of, words_in
 from research.tasks.translation_scores import (
+    bleu_tokenizer,
     by_slice,
     chrf,
     corpus_bleu,
     exact_match,
+    signatures,
+    tokenizer_in,
 )
 
 WORDS = "a man woman dog in on the street red hat , runs sits . two children play ball".split()
@@ -93,3 +98,74 @@ HALVES = (slice(0, 60), slice(60, 120))
 def test_different_numbers_of_lines_are_refused(measure):
     with pytest.raises(UserError, match="2 translations and 1 references"):
         measure(["a", "b"], ["a"])
+
+
+# What counts as a word.
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"),
+    [
+        *((name, "zh") for name in ("zh", "zh-CN", "zh_TW", "cmn", "zho", "ZHO_Hans", "yue")),
+        *((name, "char") for name in ("th", "tha", "lo", "khm", "my", "bo", "thai.tok")),
+        *((name, "13a") for name in ("en", "de", "pt-BR", "xx", "english", "vi", "hi", "ar", "tr")),
+    ],
+)
+def test_what_bleu_takes_for_words_follows_the_language(language, tokenizer):
+    assert bleu_tokenizer("auto", language) == tokenizer
+    assert bleu_tokenizer("intl", language) == "intl"
+
+
+@pytest.mark.parametrize("language", ["ja", "jpn", "ja_JP", "ko", "kor", "ko-KR"])
+def test_japanese_and_korean_are_by_mecab_where_it_is_there(language, monkeypatch):
+    def installed(tokenizer="13a"):
+        return tokenizer
+
+    def missing(tokenizer="13a"):
+        if "mecab" in tokenizer:
+            raise UserError("not installed")
+
+    monkeypatch.setattr(translation_scores, "make_bleu", installed)
+    assert bleu_tokenizer("auto", language) == f"{code_of(language)}-mecab"
+    monkeypatch.setattr(translation_scores, "make_bleu", missing)
+    assert bleu_tokenizer("auto", language) == "char"
+
+
+def test_a_tokenizer_that_is_not_there_is_one_line(monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(translation_scores, "BLEU", refuse)
+    with pytest.raises(UserError, match=r"'ja-mecab' is not .* pip install 'sacrebleu\[ja\]'"):
+        bleu_tokenizer("ja-mecab", "ja")
+    with pytest.raises(UserError, match="task.bleu_tokenizer='13b' is unknown.*'13a'"):
+        bleu_tokenizer("13b", "de")
+
+
+CHINESE = ["我喜欢这只黑色的小猫。", "今天天气很好，我们去公园。"]
+NEAR = ["我喜欢这只白色的小猫。", "今天天气很好，他们去公园。"]
+THAI = ["ฉันชอบแมวตัวนี้มาก", "วันนี้อากาศดี"]
+NEAR_THAI = ["ฉันชอบหมาตัวนี้มาก", "วันนี้อากาศร้อน"]
+
+
+@pytest.mark.parametrize(
+    ("language", "found", "right"), [("zh", NEAR, CHINESE), ("th", NEAR_THAI, THAI)]
+)
+def test_bleu_without_spaces_is_that_of_sacrebleu_and_not_zero(language, found, right, tmp_path):
+    tokenizer = bleu_tokenizer("auto", language)
+    score, signature = corpus_bleu(found, right, tokenizer)
+    theirs = sacrebleu(tmp_path, right, found, options=("-tok", tokenizer))
+    assert score == pytest.approx(theirs["score"], abs=1e-5) and 40 < score < 95
+    assert signature == theirs["signature"] == signatures(tokenizer)["bleu"]
+    assert tokenizer_in(signature) == tokenizer and tokenizer_in("") == "13a"
+    assert corpus_bleu(found, right).score < 1e-3  # a sentence is one word
+
+
+def test_length_is_in_words_where_there_are_any():
+    assert words_in("ein Hund läuft", "de") == 3
+    assert words_in(CHINESE[0], "zh_CN") == 11 and words_in(" 我 猫 ", "cmn") == 2
+    assert words_in("나는 고양이를", "ko") == 2
+
+
+def test_the_signature_of_chrf_stands_beside_it():
+    assert set(signatures("zh")) == {"bleu", "chrf"} and "nc:6" in signatures("zh")["chrf"]

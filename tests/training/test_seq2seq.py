@@ -220,6 +220,7 @@ def test_a_translation_run_keeps_what_it_decoded(translated, program, path):
         signatures = json.loads((run / "sacrebleu.json").read_text())
         assert set(signatures) == {"bleu", "chrf"}
         result = result_of(run)
+        assert result["signatures"] == signatures
         assert "bleu" not in result["final"]["test"]
         assert set(result["slices"]) >= {"bleu_by_source_length", "accuracy_by_source_length"}
     assert np.max(scores, axis=0).min() > 0, "else nothing was decoded that could be scored"
