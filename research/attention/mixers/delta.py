@@ -25,7 +25,7 @@ from research.attention.mixers.linear_time import (
 )
 from research.attention.mixers.projections import merge_heads
 from research.attention.mixers.state_space import log_rate_init, step_bias_init
-from research.attention.parameters import Parameter, matrix_init
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 
 if TYPE_CHECKING:
     from research.attention.options import Options
@@ -250,7 +250,7 @@ class DeltaNet(LinearTime):
     def parameters(self) -> dict[str, Parameter]:
         """Projections as those of ``SelfAttention``, taps, and "beta" (M, H)."""
         matrix = matrix_init(self.init_stddev, self.width)
-        beta = Parameter((self.width, self.num_heads), matrix, ("width", "heads"))
+        beta = Parameter((self.width, self.num_heads), matrix, matrix_axes("width", "heads"))
         return {**self.inward(), "beta": beta}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
@@ -323,9 +323,9 @@ class GatedDeltaNet(DeltaNet):
         matrix, heads = matrix_init(self.init_stddev, self.width), (self.num_heads,)
         return super().parameters() | {
             "gate": gate_parameter(self),
-            "step": Parameter((self.width, *heads), matrix, ("width", "heads")),
-            "step_bias": Parameter(heads, step_bias_init, ("heads",)),
-            "log_rate": Parameter(heads, log_rate_init, ("heads",)),
+            "step": Parameter((self.width, *heads), matrix, matrix_axes("width", "heads")),
+            "step_bias": Parameter(heads, step_bias_init, vector_axes("heads")),
+            "log_rate": Parameter(heads, log_rate_init, vector_axes("heads")),
         }
 
     def log_decay(

@@ -20,7 +20,7 @@ from research.attention.mixers.linear_time import (
     wide,
 )
 from research.attention.mixers.projections import merge_heads
-from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.positions import rope
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def gate_parameter(mixer: LinearTime) -> Parameter:
     """The matrix that ``gate`` reads."""
     shape = (mixer.width, mixer.num_heads, mixer.head_width)
     init = matrix_init(mixer.init_stddev, mixer.width)
-    return Parameter(shape, init, ("width", "heads", "head_width"))
+    return Parameter(shape, init, matrix_axes("width", "heads", "head_width"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,9 +117,9 @@ class GatedLinearAttention(LinearTime):
         return {
             **self.inward(),
             "gate": gate_parameter(self),
-            "decay_in": Parameter((self.width, self.RANK), down, ("width", "")),
-            "decay_out": Parameter((self.RANK, *shape), up, ("", *axes)),
-            "decay_bias": Parameter(shape, Constant(0.0), axes),
+            "decay_in": Parameter((self.width, self.RANK), down, matrix_axes("width", "")),
+            "decay_out": Parameter((self.RANK, *shape), up, matrix_axes("", *axes)),
+            "decay_bias": Parameter(shape, Constant(0.0), vector_axes(*axes)),
         }
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
