@@ -44,8 +44,8 @@ class Retention(LinearTime):
     """Multi-scale retention (Sun et al. 2023, RetNet, equations 5-8).
 
     Head h forgets by 1 - 2^(-5-h) per token; queries and keys turn with their positions, base
-    10000. Values are as wide as keys (in the paper twice). The scale and shift of the group norm
-    are left out: the output projection makes up for the scale.
+    10000, and keys are divided by sqrt(D). Values are as wide as keys (in the paper twice). The
+    scale and shift of the group norm are left out: the output projection makes up for the scale.
     """
 
     @property
@@ -86,9 +86,9 @@ class Retention(LinearTime):
 class GatedLinearAttention(LinearTime):
     """Gated linear attention (Yang et al. 2024, GLA, equation 3 and section 4.4).
 
-    Each channel of the keys forgets by sigmoid(x W W' + b)^(1/16), W of rank 16. Keys are as wide
-    as values (in the paper half). The learned scale and shift of the norm over a head are left out:
-    the output projection makes up for the scale.
+    Each channel of the keys forgets by sigmoid(x W W' + b)^(1/16), W of rank 16. Queries are
+    divided by sqrt(D); keys are as wide as values (in the paper half). The learned scale and shift
+    of the norm over a head are left out: the output projection makes up for the scale.
     """
 
     RANK = 16
@@ -181,7 +181,8 @@ RETENTION = MixerEntry(
     implementations=tuple(decay.FORMS),
     auto=auto,
     source="Sun et al. 2023 (RetNet), equations 5-8",
-    computes="S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q) swish(x W), q, k turned",
+    computes="S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q / sqrt(D)) swish(x W), "
+    "q, k turned",
     time="T C D + T D^2 in chunks of C",
     state="H D^2",
 )
@@ -193,7 +194,7 @@ GATED_LINEAR = MixerEntry(
     auto=auto,
     source="Yang et al. 2024 (GLA), equation 3, sections 4.3 and 4.4",
     computes="S_t = diag(a_t) S_(t-1) + k_t v_t^T, a_t = sigmoid(x W W')^(1/16), "
-    "y = norm(S^T q) swish(x W'')",
+    "y = norm(S^T q / sqrt(D)) swish(x W'')",
     time="T C D + T D^2 in chunks of C",
     state="H D^2",
 )
