@@ -109,6 +109,7 @@ def chunk_alignment(
         beta, which sums to what alpha sums to.
     """
     length = scores.shape[-1]
+    chunk = min(chunk, length)  # there are no more keys
     allowed = jnp.broadcast_to(True if allowed is None else allowed, scores.shape)
 
     def windows(x):
