@@ -9,6 +9,7 @@ from research.attention import registry
 from research.attention.entries import Part
 from research.attention.errors import MechanismError
 from research.attention.implementations.attend import IMPLEMENTATIONS, refusal
+from research.attention.parts.masks import LONGEST
 from research.attention.parts.positions import SCALINGS
 
 if TYPE_CHECKING:
@@ -26,6 +27,27 @@ COMMON = (
     "num_layers",
 )
 AT_LEAST_ONE = ("width", "num_heads", "max_length", "num_layers")
+# Counted along the sequence: what is longer than any sequence means the same at every value.
+LENGTHS = (
+    "window",
+    "prefix_length",
+    "dilation",
+    "stride",
+    "global_tokens",
+    "block_length",
+    "predicted_window",
+    "rope_original_length",
+    "chunk",
+    "block_size",
+)
+# The others are sizes of arrays or counts of what is gone through one by one.
+MOST = {
+    "max_length": LONGEST,
+    "num_buckets": 1024,
+    "random_blocks": 1024,
+    "mechanism_seed": 2**63 - 1,
+}
+MOST_ELSE = 2**20
 POSITIVE = ("temperature", "sharpening", "rope_base", "rope_fraction", "rope_factor")
 
 
@@ -78,6 +100,9 @@ def _check_ranges(options: "Options") -> None:
             raise MechanismError(name, value, "must be positive and finite")
         if not 0 <= value < float("inf"):
             raise MechanismError(name, value, "must be 0 or more, and finite")
+        most = MOST.get(name, MOST_ELSE)
+        if field.type is int and name not in LENGTHS and value > most:
+            raise MechanismError(name, value, f"must be at most {most}")
     for name, least in (("max_distance", 1), ("num_buckets", 4), ("rope_factor", 1)):
         if getattr(options, name) < least:
             raise MechanismError(name, getattr(options, name), f"must be at least {least}")

@@ -15,6 +15,36 @@ from jaxtyping import Array
 
 
 @dataclasses.dataclass(frozen=True)
+class Axes:
+    """What the axes of a learned array are, and whether the array is a matrix.
+
+    Attributes:
+        names: one logical name to each dimension, for sharding rules: "width" (the model's),
+            "heads", "kv_heads", "head_width", "taps"... "" where nothing is ever sharded.
+        matrix: whether it is a matrix. Matrices are what weight decay and the scale of the initial
+            parameters apply to. The number of dimensions does not say: biases of several heads have
+            two, and so have norm gains of stacked layers.
+    """
+
+    names: tuple[str, ...]
+    matrix: bool
+
+    def stacked(self) -> "Axes":
+        """Those of the arrays of several layers as one, the layers in front."""
+        return Axes(("layers", *self.names), self.matrix)
+
+
+def matrix_axes(*names: str) -> Axes:
+    """Axes of a matrix: a projection, a filter, a table whose rows are vectors, or one per head."""
+    return Axes(names, matrix=True)
+
+
+def vector_axes(*names: str) -> Axes:
+    """Axes of what is no matrix: a bias, the gain of a norm, a rate, numbers that heads have."""
+    return Axes(names, matrix=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class Parameter:
     """One array that is learned.
 
@@ -23,13 +53,12 @@ class Parameter:
         init: ``init(key, shape, dtype) -> array``, as those of ``jax.nn.initializers``. Two
             mixers of the same options have to be equal, so it is a module-level function or one of
             the dataclasses below, not a closure.
-        axes: one logical axis name to each dimension, for sharding rules: "width" (the model's),
-            "heads", "kv_heads", "head_width", "taps"... "" where nothing is ever sharded.
+        axes: what its dimensions are, and whether it is a matrix.
     """
 
     shape: tuple[int, ...]
     init: Callable[..., Array]
-    axes: tuple[str, ...]
+    axes: Axes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from research.cloud.memory import kept
 from research.configuration import apply_deltas
 from research.errors import UserError
 from research.models.layers import layer_options
+from research.models.model import Model, matrices
 from research.models.registry import make_model
 from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.layout import Layout
@@ -158,7 +159,7 @@ def trace_step(
         population = jax.eval_shape(jax.vmap(make_init(config, task, whole)), _member((members,)))
         model_flops, _ = _flops(apply_deltas(config, {"model.remat": False}), task)
         _, flops = _flops(config, task)
-    part = _parameter_parts(state, layout)
+    part = _parameter_parts(model, state, layout)
     # The state is donated: the new one is written where the old one was.
     need = measure(jaxpr.jaxpr, part, range(len(jax.tree.leaves(state))))
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
@@ -202,7 +203,7 @@ def _one_device(config: ConfigDict, task: Task, layout: Layout) -> tuple[ConfigD
     return local, _text(local.task.length, local.task.batch_size, vocabulary, ASSUMED_TOKENS)
 
 
-def _parameter_parts(state: State, layout: Layout) -> Any:
+def _parameter_parts(model: Model, state: State, layout: Layout) -> Any:
     """Returns which part of arrays with a parameter's shape is on one device under fsdp.
 
     The layers' parameters and gradients lie in pieces, and so does what is kept of the others; what
@@ -210,7 +211,9 @@ def _parameter_parts(state: State, layout: Layout) -> Any:
     """
     if not layout.fsdp:
         return lambda shape, dtype: 1.0
-    pieces = {a.shape for a in jax.tree.leaves(state.params) if a.ndim >= 2}
+    params = state.params
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(matrices(model, params)), strict=True)
+    pieces = {leaf.shape for leaf, matrix in leaves if matrix}
 
     def part(shape: tuple[int, ...], dtype: Any) -> float:
         split = shape in pieces and (len(shape) >= 3 or dtype == jnp.float32)

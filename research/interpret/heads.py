@@ -41,15 +41,15 @@ def attentions(model: Model, params: PyTree) -> list[Attention]:
       model: any model.
       params: its parameters or their shapes, of one member.
     """
-    axes = dict(_leaves(model.parameter_axes(params), is_leaf=lambda x: isinstance(x, tuple)))
+    axes = dict(_leaves(model.parameter_axes(params)))
     shapes = {path: leaf.shape for path, leaf in _leaves(params)}
-    outs = [path for path in shapes if path[-1] == "out" and "heads" in axes[path]]
+    outs = [path for path in shapes if path[-1] == "out" and "heads" in axes[path].names]
     slots = {path: _slot(path) for path in outs}
     found = []
     for path in outs:
         stack, slot, kind = slots[path]
         each = 1 + max(s for other, s, k in slots.values() if (other, k) == (stack, kind))
-        if "layers" not in axes[path]:
+        if "layers" not in axes[path].names:
             key = (STACKS.index(stack), 0, kind == "cross")
             found.append((key, _attention(path, stack, 0, kind, None, shapes[path][0])))
             continue

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from research.attention.mixers.recurrent import CELLS
-from research.attention.parameters import drawn, is_parameter
+from research.attention.parameters import Axes, drawn, is_parameter, matrix_axes, vector_axes
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
 from research.errors import UserError, check_name
@@ -45,12 +45,12 @@ BODIES = {TRANSFORMER: (), "bilstm": DIRECTIONS, "lstm": DIRECTIONS[:1], NONE: (
 CLASS_TOKEN, ATTENTION, MEAN, LAST = "class_token", "attention", "mean", "last"
 POOLINGS = (CLASS_TOKEN, ATTENTION, MEAN, LAST)
 AXES = transformer.AXES | {
-    "class_token": ("width",),
-    "matrix": ("width", "hidden"),
-    "matrix_bias": ("hidden",),
-    "vector": ("hidden",),
-    "head": ("width", ""),
-    "head_bias": ("",),
+    "class_token": vector_axes("width"),
+    "matrix": matrix_axes("width", "hidden"),
+    "matrix_bias": vector_axes("hidden"),
+    "vector": vector_axes("hidden"),
+    "head": matrix_axes("width", ""),
+    "head_bias": vector_axes(""),
 }
 
 
@@ -254,20 +254,20 @@ class Classifier(nn.Module):
 
     @nn.nowrap
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the logical axes of each parameter, a tuple of names to each leaf.
+        """Returns the axes of each parameter, `Axes` to each leaf.
 
         Args:
           params: parameters or their shapes; leading axes of their own are not described.
         """
         c = self.config
 
-        def axes(path: tuple, _: Any) -> tuple[str, ...]:
+        def axes(path: tuple, _: Any) -> Axes:
             names = [key.key for key in path]
             if c.layers is not None and "mixer" in names:
                 own = c.layers.mixers[0].parameters()[names[-1]].axes
             else:
                 own = AXES[names[-1]]
-            return ("layers", *own) if "layers" in names else own
+            return own.stacked() if "layers" in names else own
 
         others = {name: part for name, part in params.items() if name != "networks"}
         found = jax.tree_util.tree_map_with_path(axes, others)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.attention.mixers.mixer import Mixer
+from research.attention.parameters import matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
 from research.models.projection import linear
 from research.models.transformer import (
@@ -26,7 +27,10 @@ from research.models.transformer import (
 )
 from research.parallel.rules import constrain
 
-AXES = {"depthwise": ("taps", "feedforward"), "depthwise_bias": ("feedforward",)}
+AXES = {
+    "depthwise": matrix_axes("taps", "feedforward"),
+    "depthwise_bias": vector_axes("feedforward"),
+}
 """Axes of the parameters that a transformer has not; its own names mean what they mean there."""
 
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from research.attention.mixers import cross_attention
 from research.attention.mixers.cross_attention import CrossAttention
+from research.attention.parameters import Axes
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
 from research.attention.registry import MODEL_POSITIONS
@@ -141,14 +142,14 @@ class EncoderDecoder(nn.Module):
         return self.config.implementation
 
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the logical axes of each parameter, a tuple of names to each leaf.
+        """Returns the axes of each parameter, `Axes` to each leaf.
 
         Args:
           params: parameters or their shapes; leading axes of their own are not described.
         """
         mixers = {"encoder": self.config.encoder.mixers, "decoder": self.config.decoder.mixers}
 
-        def axes(path: tuple, _: Any) -> tuple[str, ...]:
+        def axes(path: tuple, _: Any) -> Axes:
             names = [key.key for key in path]
             if names[0] == "cross":
                 own = self.config.cross.parameters()[names[-1]].axes
@@ -156,7 +157,7 @@ class EncoderDecoder(nn.Module):
                 own = mixers[names[0]][int(names[2])].parameters()[names[-1]].axes
             else:
                 own = AXES[names[-1]]
-            return ("layers", *own) if "layers" in names else own
+            return own.stacked() if "layers" in names else own
 
         return jax.tree_util.tree_map_with_path(axes, params)
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from research.attention.mixers.recurrent import CELLS, run
 from research.attention.options import Options, make_mixer
-from research.attention.parameters import Parameter, drawn
+from research.attention.parameters import Axes, Parameter, drawn, matrix_axes, vector_axes
 from research.attention.parameters import matrix_init as stddev_init
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
@@ -47,9 +47,9 @@ FRAMES = 512
 AXES = (
     transformer.AXES
     | conformer.AXES
-    | {f"convolution_{i}": ("taps", "taps", "", "") for i in range(MOST_LEVELS)}
-    | {f"convolution_{i}_bias": ("",) for i in range(MOST_LEVELS)}
-    | {"input": ("", "width"), "input_bias": ("width",)}
+    | {f"convolution_{i}": matrix_axes("taps", "taps", "", "") for i in range(MOST_LEVELS)}
+    | {f"convolution_{i}_bias": vector_axes("") for i in range(MOST_LEVELS)}
+    | {"input": matrix_axes("", "width"), "input_bias": vector_axes("width")}
 )
 
 
@@ -340,10 +340,10 @@ def shapes(described: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_axes(c: ListenerConfig, params: Any) -> Any:
-    """Returns the logical axes of each parameter of a listener, a tuple of names to each leaf."""
+    """Returns the axes of each parameter of a listener, `Axes` to each leaf."""
     cell = CELLS["lstm"].parameters(1, 1, 0.0)
 
-    def axes(path: tuple, _: Any) -> tuple[str, ...]:
+    def axes(path: tuple, _: Any) -> Axes:
         names = [key.key for key in path]
         if names[0] == "bilstm":
             return cell[names[-1]].axes
@@ -351,6 +351,6 @@ def parameter_axes(c: ListenerConfig, params: Any) -> Any:
             own = c.layers.mixers[0].parameters()[names[-1]].axes
         else:
             own = AXES[names[-1]]
-        return ("layers", *own) if "layers" in names else own
+        return own.stacked() if "layers" in names else own
 
     return jax.tree_util.tree_map_with_path(axes, params)

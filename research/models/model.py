@@ -32,7 +32,7 @@ class Model(Protocol):
         ...
 
     def parameter_axes(self, params: PyTree) -> PyTree:
-        """Returns the logical axes of each parameter, a tuple of names to each leaf."""
+        """Returns the axes of each parameter, `Axes` to each leaf."""
         ...
 
     def state_bytes(self, length: int) -> int | None:
@@ -72,6 +72,16 @@ class SequenceToSequence(Model, Protocol):
     def weights(self, batch: Batch) -> Float[Array, "B H T S"]:
         """Returns how each target of a batch reads the source, given the targets before."""
         ...
+
+
+def matrices(model: Model, params: PyTree) -> PyTree:
+    """Returns whether each parameter is a matrix, as it is declared, a bool to each leaf.
+
+    Args:
+      model: the model.
+      params: its parameters or their shapes; leading axes of their own do not matter.
+    """
+    return jax.tree.map(lambda _, axes: axes.matrix, params, model.parameter_axes(params))
 
 
 def parameter_shapes(model: Model, batch: PyTree) -> PyTree:

@@ -18,7 +18,13 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from research.attention.mixers.recurrent import CELLS
-from research.attention.parameters import Parameter, drawn, is_parameter, matrix_init
+from research.attention.parameters import (
+    Parameter,
+    drawn,
+    is_parameter,
+    matrix_axes,
+    matrix_init,
+)
 from research.errors import UserError, check_name
 from research.models import recurrent_networks as networks
 from research.models.lookup import lookup
@@ -83,11 +89,11 @@ class RecurrentConfig:
         }
         if not self.tie_embeddings:
             init = matrix_init(self.embedding_stddev, self.width)
-            found["head"] = Parameter((self.width, self.vocab_size), init, EMBEDDING[::-1])
+            found["head"] = Parameter((self.width, self.vocab_size), init, HEAD)
         return found
 
 
-EMBEDDING = ("vocab", "width")
+EMBEDDING, HEAD = matrix_axes("vocab", "width"), matrix_axes("width", "vocab")
 
 
 class RecurrentModel(nn.Module):
@@ -147,7 +153,7 @@ class RecurrentModel(nn.Module):
 
     @nn.nowrap
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the logical axes of each parameter, a tuple of names to each leaf."""
+        """Returns the axes of each parameter, `Axes` to each leaf."""
         described = self.config.parameters()
         return jax.tree.map(lambda p: p.axes, described, is_leaf=is_parameter)
 

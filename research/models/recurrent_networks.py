@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from research.attention.mixers.recurrent import CELLS, project, run, run_gates
-from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.models.recurrent_attention import Reader
 
 Drop = Callable[[jax.Array], jax.Array]
@@ -69,15 +69,17 @@ def decoder_parameters(s: Sizes) -> dict[str, Any]:
         str(i): cell.parameters(n if i else s.inputs + extra, n, s.init_stddev)
         for i in range(s.num_layers)
     }
-    matrix = Parameter((s.num_layers, n, n), matrix_init(s.init_stddev, n), ("", "width", "hidden"))
-    bias = Parameter((s.num_layers, n), Constant(0.0), ("", "hidden"))
+    matrix = Parameter(
+        (s.num_layers, n, n), matrix_init(s.init_stddev, n), matrix_axes("", "width", "hidden")
+    )
+    bias = Parameter((s.num_layers, n), Constant(0.0), vector_axes("", "hidden"))
     parts = cell.init_state(1, 1, "float32")
     found["bridge"] = {p: matrix for p in parts} | {f"{p}_bias": bias for p in parts}
     if s.reader is not None:
         found["attention"] = s.reader.parameters()
     if s.reader is not None or s.every_step:
         init = matrix_init(s.init_stddev, 2 * n)
-        found["combine"] = Parameter((2 * n, n), init, ("", "width"))
+        found["combine"] = Parameter((2 * n, n), init, matrix_axes("", "width"))
     return found
 
 
@@ -217,7 +219,7 @@ def decode(
     drop: Drop,
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B T H S"] | None]:
     """Returns h~ and the weights of every token, as `advance` one token after the other."""
-    matrices = _cast(params, s.dtype)
+    matrices = _cast(s, params)
     gates = gates_of(s, matrices, x, memory)
     ones = jnp.ones((*x.shape[:2], s.width), s.dtype)
     kept = tuple(drop(ones) for _ in range(s.num_layers - 1))
@@ -260,10 +262,10 @@ def _dot(x, matrix, dtype):
     return jnp.matmul(x.astype(dtype), matrix.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _cast(params, dtype):
+def _cast(s, params):
     """Matrices in the dtype of the products: once, not at every token."""
 
-    def cast(path, p):
-        return p.astype(dtype) if p.ndim >= 2 and "bias" not in path[-1].key else p
+    def cast(p, described):
+        return p.astype(s.dtype) if described.axes.matrix else p
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree.map(cast, params, decoder_parameters(s))

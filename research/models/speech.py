@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from research.attention.parameters import matrix_axes, vector_axes
 from research.decoding import ctc as connectionist
 from research.errors import UserError, check_name
 from research.models import listeners, spellers
@@ -160,7 +161,7 @@ class SpeechModel(nn.Module):
 
     @nn.nowrap
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the logical axes of each parameter, a tuple of names to each leaf.
+        """Returns the axes of each parameter, `Axes` to each leaf.
 
         Args:
           params: parameters or their shapes; leading axes of their own are not described.
@@ -172,7 +173,7 @@ class SpeechModel(nn.Module):
         if c.speller is not None:
             found["speller"] = spellers.parameter_axes(c.speller, params["speller"])
         if c.ctc_weight:
-            found |= {"ctc": ("width", "vocab"), "ctc_bias": ("vocab",)}
+            found |= {"ctc": matrix_axes("width", "vocab"), "ctc_bias": vector_axes("vocab")}
         return found
 
     @nn.nowrap

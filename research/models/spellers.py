@@ -22,7 +22,7 @@ from research.attention.mixers.monotonic import Monotonic
 from research.attention.mixers.recurrent import CELLS
 from research.attention.mixers.windowed import Windowed
 from research.attention.options import Options
-from research.attention.parameters import Parameter, drawn, is_parameter
+from research.attention.parameters import Axes, Parameter, drawn, is_parameter
 from research.attention.parts.positions import sinusoidal
 from research.attention.registry import MODEL_POSITIONS
 from research.errors import UserError
@@ -230,12 +230,12 @@ Speller = RecurrentSpeller | TransformerSpeller
 
 
 def parameter_axes(config: SpellerConfig, params: Any) -> Any:
-    """Returns the logical axes of each parameter of a speller, a tuple of names to each leaf."""
+    """Returns the axes of each parameter of a speller, `Axes` to each leaf."""
     if isinstance(config, RecurrentConfig):
         described = recurrent_parameters(config)
         return jax.tree.map(lambda p: p.axes, described, is_leaf=is_parameter)
 
-    def axes(path: tuple, _: Any) -> tuple[str, ...]:
+    def axes(path: tuple, _: Any) -> Axes:
         names = [key.key for key in path]
         if names[0] == "cross":
             own = config.cross.parameters()[names[-1]].axes
@@ -243,7 +243,7 @@ def parameter_axes(config: SpellerConfig, params: Any) -> Any:
             own = config.decoder.mixers[int(names[2])].parameters()[names[-1]].axes
         else:
             own = AXES[names[-1]]
-        return ("layers", *own) if "layers" in names else own
+        return own.stacked() if "layers" in names else own
 
     return jax.tree_util.tree_map_with_path(axes, params)
 

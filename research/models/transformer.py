@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import Mixer
 from research.attention.options import Options
+from research.attention.parameters import Axes, matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
 from research.attention.parts.positions import sinusoidal
 from research.attention.registry import MIXERS
@@ -33,17 +34,17 @@ from research.tasks.task import Batch
 # position is a row, and rows are few.
 HIDDEN = ("batch", "length", "")
 AXES = {
-    "embedding": ("vocab", "width"),
-    "head": ("width", "vocab"),
-    "position": ("", "width"),
-    "in": ("width", "feedforward"),
-    "gate": ("width", "feedforward"),
-    "out": ("feedforward", "width"),
-    "in_bias": ("feedforward",),
-    "gate_bias": ("feedforward",),
-    "out_bias": ("width",),
-    "scale": ("width",),
-    "bias": ("width",),
+    "embedding": matrix_axes("vocab", "width"),
+    "head": matrix_axes("width", "vocab"),
+    "position": matrix_axes("", "width"),
+    "in": matrix_axes("width", "feedforward"),
+    "gate": matrix_axes("width", "feedforward"),
+    "out": matrix_axes("feedforward", "width"),
+    "in_bias": vector_axes("feedforward"),
+    "gate_bias": vector_axes("feedforward"),
+    "out_bias": vector_axes("width"),
+    "scale": vector_axes("width"),
+    "bias": vector_axes("width"),
 }
 
 LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0}
@@ -253,19 +254,19 @@ class Decoder(nn.Module):
         return self.config.implementation
 
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the logical axes of each parameter, a tuple of names to each leaf.
+        """Returns the axes of each parameter, `Axes` to each leaf.
 
         Args:
           params: parameters or their shapes; leading axes of their own are not described.
         """
 
-        def axes(path: tuple, _: Any) -> tuple[str, ...]:
+        def axes(path: tuple, _: Any) -> Axes:
             names = [key.key for key in path]
             if "mixer" not in names:
                 own = AXES[names[-1]]
             else:
                 own = self.config.mixers[int(names[1])].parameters()[names[-1]].axes
-            return ("layers", *own) if names[0] == "layers" else own
+            return own.stacked() if names[0] == "layers" else own
 
         return jax.tree_util.tree_map_with_path(axes, params)
 

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from research.attention.parts.masks import LONGEST
 from research.errors import UserError, check_name
 from research.tasks.induction import make_induction
 from research.tasks.recall import make_recall
@@ -42,8 +43,8 @@ def make_task(config: ConfigDict) -> Task:
     """Returns the task of `config.task`. Raises UserError for what does not fit."""
     check_name("task.name", config.name, TASKS)
     for key in ("length", "batch_size"):
-        if config[key] < 1:
-            raise UserError(f"task.{key}={config[key]} must be at least 1.")
+        if not 1 <= config[key] <= LONGEST:
+            raise UserError(f"task.{key}={config[key]} must be at least 1 and at most {LONGEST}.")
     for key, (default, name) in OF_TASK.items():
         # A key that nothing reads would make an ablation of two equal arms.
         if key in config and config[key] != default and config.name != name:
@@ -79,3 +80,5 @@ def check_eval_lengths(config: ConfigDict) -> None:
         raise UserError(
             f"task.eval_lengths={lengths}: give positive numbers, each longer than the one before."
         )
+    if lengths[-1] > LONGEST:
+        raise UserError(f"task.eval_lengths={lengths}: each must be at most {LONGEST}.")

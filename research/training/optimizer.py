@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
@@ -60,21 +61,12 @@ def schedule(config: ConfigDict, steps: int) -> Callable[[jax.Array], jax.Array]
     return fraction
 
 
-def is_matrix(path: tuple, leaf: jax.Array) -> bool:
-    """Returns whether weight decay applies: to matrices, not to norms and biases.
-
-    The parameters of the scanned layers carry a leading layer axis that does not count, and a bias
-    of several heads is a bias though it has two axes.
-    """
-    names = [getattr(key, "key", "") for key in path]
-    return leaf.ndim - ("layers" in names) >= 2 and "bias" not in names[-1]
-
-
 def make_optimizer(
     config: ConfigDict,
     steps: int,
     learning_rate: jax.Array | float,
     weight_decay: jax.Array | float,
+    matrices: PyTree,
 ) -> optax.GradientTransformation:
     """Returns clip, Adam (or for "sgd" the plain gradient), decoupled weight decay, scheduled rate.
 
@@ -85,6 +77,7 @@ def make_optimizer(
       steps: length of the schedule.
       learning_rate: the peak; may be traced.
       weight_decay: may be traced.
+      matrices: bools like the parameters: which of them decay.
     """
     fraction = schedule(config, steps)
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -92,8 +85,6 @@ def make_optimizer(
         chain.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
     return optax.chain(
         *chain,
-        optax.add_decayed_weights(
-            weight_decay, lambda params: jax.tree_util.tree_map_with_path(is_matrix, params)
-        ),
+        optax.add_decayed_weights(weight_decay, matrices),
         optax.scale_by_learning_rate(lambda step: learning_rate * fraction(jnp.asarray(step))),
     )

@@ -329,9 +329,8 @@ def state_specs(model: Model, state: State, sizes: dict[str, int], fsdp: bool) -
       sizes: {mesh axis: number of devices}.
       fsdp: whether parameters are split over the axis `data`.
     """
-    named = model.parameter_axes(state.params)
-    leaves = jax.tree_util.tree_flatten_with_path(named, is_leaf=lambda x: isinstance(x, tuple))[0]
-    axes = {tuple(path): ("member", *names) for path, names in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(model.parameter_axes(state.params))
+    axes = {tuple(path): ("member", *own.names) for path, own in leaves}
 
     def lies(path: tuple, leaf: Any) -> PartitionSpec:
         # The path of a parameter's copy, .../mu/layers/0/..., ends with the parameter's own.

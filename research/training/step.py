@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from research.interpret.columns import measured
-from research.models.model import Model
+from research.models.model import Model, matrices
 from research.parallel.rules import constrain
 from research.tasks.task import Batch, Sums, Task
 from research.training.optimizer import make_optimizer
@@ -107,8 +107,9 @@ def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member]
     def init(member: Member) -> State:
         example = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         params = model.init(stream(member.seed, 0), example, method="of_batch")["params"]
-        params = jax.tree.map(lambda p: p * member.init_scale if p.ndim >= 2 else p, params)
-        optimizer = make_optimizer(config.optimizer, config.train.steps, 0.0, 0.0)
+        which = matrices(model, params)
+        params = jax.tree.map(lambda p, m: p * member.init_scale if m else p, params, which)
+        optimizer = make_optimizer(config.optimizer, config.train.steps, 0.0, 0.0, which)
         best = Best(params, jnp.float32(worst), jnp.int32(0))
         return State(params, optimizer.init(params), jnp.int32(-1), best)
 
@@ -190,7 +191,11 @@ def make_step(
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         alive = (state.diverged_at < 0) & finite
         optimizer = make_optimizer(
-            config.optimizer, config.train.steps, member.learning_rate, member.weight_decay
+            config.optimizer,
+            config.train.steps,
+            member.learning_rate,
+            member.weight_decay,
+            matrices(model, state.params),
         )
         updates, new = optimizer.update(grads, state.optimizer, state.params)
         state = State(

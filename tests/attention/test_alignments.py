@@ -16,7 +16,7 @@ from research.attention.mixers.mixer import init_params, state_bytes
 from research.attention.mixers.monotonic import Monotonic, MonotonicChunkwise
 from research.attention.mixers.stepwise import ALIGNMENTS, Stepwise
 from research.attention.options import Options, make_mixer
-from research.attention.parameters import Constant, Parameter
+from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts import scores
 from research.attention.parts.biases import alibi
 from research.attention.parts.focus import predicted_window
@@ -40,7 +40,7 @@ CONTENTS = {
         shaw(3, D)(scores.scaled_dot()),
         mask=local(4),
         biases=(alibi(H),),
-        normalizer=SinkSoftmax(sink=Parameter((H,), Constant(0.0), ("heads",))),
+        normalizer=SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads"))),
         focus=predicted_window(H, D, 3),
     ),
 }
@@ -341,7 +341,7 @@ def test_mixers_are_static_and_described(alignment):
     params = jax.eval_shape(lambda: init_params(mixer, jax.random.key(0)))
     for name, p in described.items():
         assert params[name].shape == p.shape and params[name].dtype == jnp.float32
-        assert len(p.axes) == len(p.shape)
+        assert len(p.axes.names) == len(p.shape)
     assert described["query"].init.stddev == 0.05
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from research.attention.implementations.attend import IMPLEMENTATIONS
 from research.attention.mixers.cross_attention import CrossAttention
-from research.attention.parameters import Constant, Parameter
+from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts import scores
 from research.attention.parts.biases import alibi
 from research.attention.parts.focus import predicted_window
@@ -21,7 +21,7 @@ from research.attention.parts.sparse_masks import local
 B, T, S, M, N, H, D = 2, 5, 7, 8, 6, 4, 2
 PLAIN = CrossAttention(M, N, H, H, D)
 GROUPED = dataclasses.replace(PLAIN, num_kv_heads=2)
-SINK = SinkSoftmax(sink=Parameter((H,), Constant(0.0), ("heads",)))
+SINK = SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads")))
 
 LAYERS = {
     "plain": PLAIN,
@@ -209,7 +209,7 @@ def test_bfloat16_and_populations():
 def test_parameters_are_described(layer):
     described = layer.parameters()
     for p in described.values():
-        assert len(p.axes) == len(p.shape)
+        assert len(p.axes.names) == len(p.shape)
         drawn = jax.eval_shape(lambda p=p: p.init(jax.random.key(0), p.shape))
         assert drawn.shape == p.shape and drawn.dtype == jnp.float32
     assert described["value"].shape == (N, layer.num_kv_heads, D)

@@ -244,7 +244,7 @@ def test_mixers_refuse_masks_and_are_hashable(name):
     for key, a in init_params(mixer, jax.random.key(0)).items():
         assert a.shape == described[key].shape
         assert a.dtype == jnp.float32
-        assert len(described[key].axes) == a.ndim
+        assert len(described[key].axes.names) == a.ndim
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -114,7 +114,7 @@ def test_populations_and_descriptions():
     assert mixer == again and hash(mixer) == hash(again)
     assert mixer.parameters() == again.parameters()
     for parameter in mixer.parameters().values():
-        assert len(parameter.axes) == len(parameter.shape)
+        assert len(parameter.axes.names) == len(parameter.shape)
 
 
 def test_low_precision():

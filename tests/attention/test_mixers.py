@@ -49,7 +49,7 @@ def test_parameters_are_described(options):
     for name, parameter in described.items():
         assert params[name].shape == parameter.shape
         assert params[name].dtype == jnp.float32
-        assert len(parameter.axes) == len(parameter.shape)
+        assert len(parameter.axes.names) == len(parameter.shape)
     # Two mixers of the same options are one static argument to jit.
     again = make_mixer(options)
     assert mixer == again

@@ -278,7 +278,7 @@ def test_what_biases_start_from(name):
     hash(part)
     learned = described(part, "bias")
     for p in learned.values():
-        assert len(p.axes) == len(p.shape)
+        assert len(p.axes.names) == len(p.shape)
     start = {k: p.init(jax.random.key(0), p.shape, "float32") for k, p in learned.items()}
     bias = bind(part, "bias", start)
     index = np.arange(S)

@@ -205,7 +205,7 @@ def test_populations_and_descriptions(cell):
     assert mixer == again and hash(mixer) == hash(again)
     assert mixer.parameters() == again.parameters()
     for parameter in mixer.parameters().values():
-        assert len(parameter.axes) == len(parameter.shape)
+        assert len(parameter.axes.names) == len(parameter.shape)
     with pytest.raises(Unsupported, match=f"'{cell}' cannot take a mask .* 'softmax' can"):
         mixer(params, x, mask=causal())
 

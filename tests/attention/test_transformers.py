@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from research.attention.implementations import dense
+from research.attention.mixers.delta import GatedDeltaNet
+from research.attention.mixers.linear_time import NORM_EPSILON
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import bind, described
 from research.attention.parts import biases, masks, normalizers, scores
@@ -216,3 +218,59 @@ def test_sinks_of_gpt_oss():
         normalizer=bind(part, "normalizer", {name: array(module.sinks)}),
     )
     np.testing.assert_allclose(ours, array(expected), atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3], ids=["ordinary", "small"])
+def test_gated_delta_of_qwen3_next(size):
+    """Outputs and gradients, also where values are so small that the norm's epsilon shows."""
+    from transformers.models.qwen3_next import modeling_qwen3_next as qwen
+
+    torch.manual_seed(0)
+    made = transformers.Qwen3NextConfig(
+        hidden_size=M,
+        num_hidden_layers=1,
+        layer_types=["linear_attention"],
+        linear_num_value_heads=H,
+        linear_num_key_heads=H,
+        linear_key_head_dim=D,
+        linear_value_head_dim=D,
+        linear_conv_kernel_dim=4,
+        rms_norm_eps=NORM_EPSILON,
+    )
+    theirs = qwen.Qwen3NextGatedDeltaNet(made, 0)
+    x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
+    with torch.no_grad():
+        # Queries, keys, values and gates lie one after the other within each head.
+        theirs.in_proj_qkvz.weight.reshape(H, 4, D, M)[:, 2].mul_(size)
+    theirs_out = theirs(x)
+    theirs_out.backward(out_gradient)
+
+    ours = GatedDeltaNet(width=M, num_heads=H, head_width=D, short_convolution=4)
+
+    def as_ours(value):
+        """What `value` makes of a parameter of theirs, by our names and in our layout."""
+        inward = array(value(theirs.in_proj_qkvz.weight)).reshape(H, 4, D, M)
+        inward = inward.transpose(1, 3, 0, 2)
+        rates = array(value(theirs.in_proj_ba.weight)).reshape(H, 2, M).transpose(1, 2, 0)
+        # Theirs has the oldest input first.
+        taps = array(value(theirs.conv1d.weight))[:, 0, ::-1].reshape(3, H * D, 4)
+        found = dict(zip(("query", "key", "value", "gate"), inward, strict=True))
+        found |= dict(zip(("beta", "step"), rates, strict=True))
+        found |= {f"{name}_taps": taps[i].T for i, name in enumerate(("query", "key", "value"))}
+        return found | {
+            "step_bias": array(value(theirs.dt_bias)),
+            "log_rate": array(value(theirs.A_log)),
+            "out": array(value(theirs.out_proj.weight)).T.reshape(H, D, M),
+        }
+
+    params, inputs = as_ours(lambda p: p), array(x)
+    assert {k: a.shape for k, a in params.items()} == {
+        k: p.shape for k, p in ours.parameters().items()
+    }
+    found, pull = jax.vjp(ours, params, inputs)
+    np.testing.assert_allclose(found, theirs_out.detach(), atol=2e-5)
+    of_params, of_inputs = pull(array(out_gradient))
+    for name, expected in {"x": array(x.grad), **as_ours(lambda p: p.grad)}.items():
+        found = of_inputs if name == "x" else of_params[name]
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(found, expected, atol=1e-3 * scale, rtol=0, err_msg=name)

@@ -184,8 +184,9 @@ def test_what_parameters_and_states_are(case):
     model = model_of(case)
     shapes = parameter_shapes(model, some_batch())
     axes = model.parameter_axes(shapes)
-    named = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-    assert [len(names) for names in named] == [p.ndim for p in jax.tree.leaves(shapes)]
+    assert [len(own.names) for own in jax.tree.leaves(axes)] == [
+        p.ndim for p in jax.tree.leaves(shapes)
+    ]
     assert model.state_bytes(T) is None
     kind = {"transformer": "dense", "none": "none"}.get(model.config.body, "recurrent")
     assert model.implementation == kind

@@ -199,15 +199,10 @@ def test_parameters_are_described():
         model = model_of(**VARIANTS[name])
         shapes = shapes_of(model)
         axes = model.parameter_axes(shapes)
-        jax.tree.map(
-            lambda a, leaf: (len(a) == len(leaf.shape)) or 1 / 0,
-            axes,
-            shapes,
-            is_leaf=lambda x: isinstance(x, tuple),
-        )
-    assert axes["cross"]["layers"]["key"] == ("layers", "width", "kv_heads", "head_width")
-    assert axes["decoder"]["layers"]["1"]["norm_cross"]["scale"] == ("layers", "width")
-    assert axes["encoder"]["layers"]["0"]["mixer"]["out"][0] == "layers"
+        jax.tree.map(lambda a, leaf: (len(a.names) == len(leaf.shape)) or 1 / 0, axes, shapes)
+    assert axes["cross"]["layers"]["key"].names == ("layers", "width", "kv_heads", "head_width")
+    assert axes["decoder"]["layers"]["1"]["norm_cross"]["scale"].names == ("layers", "width")
+    assert axes["encoder"]["layers"]["0"]["mixer"]["out"].names[0] == "layers"
     tied, untied = shapes_of(model_of()), shapes_of(model_of(tie_embeddings=False))
     assert untied.keys() - tied.keys() == {"source_embedding", "head"}
     learned = shapes_of(model_of(position="learned"))

@@ -259,9 +259,7 @@ def test_a_conformer_block_is_what_its_parts_add():
 def test_parameters_are_described(config):
     params = parameters(config)
     axes = parameter_axes(config, params)
-    described = jax.tree.map(
-        lambda p, a: p.ndim == len(a), params, axes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    described = jax.tree.map(lambda p, a: p.ndim == len(a.names), params, axes)
     assert all(jax.tree.leaves(described))
     assert hash(config) == hash(config.__class__(**vars(config)))
 

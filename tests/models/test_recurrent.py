@@ -344,11 +344,9 @@ def test_parameters_are_described(name):
         lambda: model.init(jax.random.key(0), some_batch(), method="of_batch")["params"]
     )
     axes = model.parameter_axes(params)
-    described = jax.tree.map(
-        lambda p, a: len(p.shape) == len(a), params, axes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    described = jax.tree.map(lambda p, a: len(p.shape) == len(a.names), params, axes)
     assert all(jax.tree.leaves(described))
-    assert axes["embedding"] == ("vocab", "width")
+    assert axes["embedding"].names == ("vocab", "width")
     assert hash(model) == hash(model.clone())
     assert not any(isinstance(p, Parameter) for p in jax.tree.leaves(params))
     assert model.implementation == "recurrent"

@@ -282,9 +282,7 @@ def test_every_leaf_has_the_batch_or_is_shared(model):
 def test_parameters_are_described(model):
     params = parameters(model)
     axes = model.parameter_axes(params)
-    described = jax.tree.map(
-        lambda p, a: p.ndim == len(a), params, axes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    described = jax.tree.map(lambda p, a: p.ndim == len(a.names), params, axes)
     assert all(jax.tree.leaves(described))
     assert hash(model) == hash(model.clone())
 

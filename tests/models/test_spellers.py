@@ -192,9 +192,7 @@ def test_the_window_is_around_the_median_of_the_step_before():
 def test_parameters_are_described(config):
     params = parameters(config)
     axes = spellers.parameter_axes(config, params)
-    described = jax.tree.map(
-        lambda p, a: p.ndim == len(a), params, axes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    described = jax.tree.map(lambda p, a: p.ndim == len(a.names), params, axes)
     assert all(jax.tree.leaves(described))
     assert "encoder" not in params
     assert hash(config) == hash(config.__class__(**vars(config)))

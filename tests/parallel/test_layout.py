@@ -95,7 +95,9 @@ def test_every_parameter_has_named_axes(deltas):
     model = make_transformer(config.model, 16, 16)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 16), int))["params"]
     axes = model.parameter_axes(shapes)
-    jax.tree.map(lambda s, a: None if len(a) == s.ndim else pytest.fail(f"{a} {s}"), shapes, axes)
+    jax.tree.map(
+        lambda s, a: None if len(a.names) == s.ndim else pytest.fail(f"{a} {s}"), shapes, axes
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -258,6 +258,14 @@ def test_gap_bins_hold_what_their_labels_say(batches):
         ({"task__vocab_size": 6}, "task.vocab_size=6 must be even and at least 8"),
         ({"task__num_pairs": (0, 2)}, "task.num_pairs=(0, 2)"),
         ({"task__batch_size": 0}, "task.batch_size=0 must be at least 1"),
+        (
+            {"task__length": 2**31},
+            "task.length=2147483648 must be at least 1 and at most 1073741824",
+        ),
+        (
+            {"task__eval_lengths": (16, 2**63)},
+            "9223372036854775808): each must be at most 1073741824",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(deltas, message):

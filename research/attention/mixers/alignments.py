@@ -14,7 +14,15 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
 
 from research.attention.implementations import dense
-from research.attention.parameters import Constant, Parameter, bind, described, matrix_init
+from research.attention.parameters import (
+    Constant,
+    Parameter,
+    bind,
+    described,
+    matrix_axes,
+    matrix_init,
+    vector_axes,
+)
 from research.attention.parts.biases import Bias
 from research.attention.parts.focus import PredictedWindow
 from research.attention.parts.masks import Mask, full
@@ -245,10 +253,18 @@ class Stateful(Alignment):
         inner, init = (self.head_width, self.score_width), matrix_init(0.0, self.head_width)
         vector = matrix_init(0.0, self.score_width)
         return {
-            f"{prefix}query": Parameter(heads + inner, init, ("heads", "head_width", "")),
-            f"{prefix}key": Parameter(kv_heads + inner, init, ("kv_heads", "head_width", "")),
-            f"{prefix}bias": Parameter((*heads, self.score_width), Constant(0.0), ("heads", "")),
-            f"{prefix}vector": Parameter((*heads, self.score_width), vector, ("heads", "")),
+            f"{prefix}query": Parameter(
+                heads + inner, init, matrix_axes("heads", "head_width", "")
+            ),
+            f"{prefix}key": Parameter(
+                kv_heads + inner, init, matrix_axes("kv_heads", "head_width", "")
+            ),
+            f"{prefix}bias": Parameter(
+                (*heads, self.score_width), Constant(0.0), vector_axes("heads", "")
+            ),
+            f"{prefix}vector": Parameter(
+                (*heads, self.score_width), vector, matrix_axes("heads", "")
+            ),
         }
 
 
@@ -300,8 +316,8 @@ class LocationAware(Stateful):
         init, place_init = matrix_init(0.0, self.filter_length), matrix_init(0.0, self.num_filters)
         return {
             **self._energy(),
-            "filters": Parameter(filters, init, ("heads", "taps", "")),
-            "location": Parameter(place, place_init, ("heads", "", "")),
+            "filters": Parameter(filters, init, matrix_axes("heads", "taps", "")),
+            "location": Parameter(place, place_init, matrix_axes("heads", "", "")),
             **described(self.normalizer, "normalizer"),
         }
 

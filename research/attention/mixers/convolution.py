@@ -12,7 +12,14 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import Look, Mixer
-from research.attention.parameters import Constant, Normal, Parameter, matrix_init
+from research.attention.parameters import (
+    Constant,
+    Normal,
+    Parameter,
+    matrix_axes,
+    matrix_init,
+    vector_axes,
+)
 from research.attention.parts.masks import Mask
 
 if TYPE_CHECKING:
@@ -141,10 +148,10 @@ class GatedConvolution(Mixer):
         width, zeros = self.width, Constant(0.0)
         gate, taps = matrix_init(self.init_stddev, width), Normal(self.filter_length**-0.5)
         return {
-            "gate": Parameter((width, width), gate, ("width", "width")),
-            "gate_bias": Parameter((width,), zeros, ("width",)),
-            "filter": Parameter((self.filter_length, width), taps, ("taps", "width")),
-            "filter_bias": Parameter((width,), zeros, ("width",)),
+            "gate": Parameter((width, width), gate, matrix_axes("width", "width")),
+            "gate_bias": Parameter((width,), zeros, vector_axes("width")),
+            "filter": Parameter((self.filter_length, width), taps, matrix_axes("taps", "width")),
+            "filter_bias": Parameter((width,), zeros, vector_axes("width")),
         }
 
     def __call__(

@@ -5,7 +5,7 @@ import dataclasses
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.mixers.alignments import Position, Positions, Stateful
-from research.attention.parameters import Parameter, bind, described, matrix_init
+from research.attention.parameters import Parameter, bind, described, matrix_axes, matrix_init
 from research.attention.parts.masks import Mask
 from research.attention.parts.normalizers import Normalizer, softmax
 
@@ -31,7 +31,9 @@ class Coverage(Stateful):
         covered = matrix_init(0.0, self.score_width)
         return {
             **self._energy(),
-            "coverage": Parameter((self.num_heads, self.score_width), covered, ("heads", "")),
+            "coverage": Parameter(
+                (self.num_heads, self.score_width), covered, matrix_axes("heads", "")
+            ),
             **described(self.normalizer, "normalizer"),
         }
 

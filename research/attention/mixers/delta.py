@@ -25,7 +25,7 @@ from research.attention.mixers.linear_time import (
 )
 from research.attention.mixers.projections import merge_heads
 from research.attention.mixers.state_space import log_rate_init, step_bias_init
-from research.attention.parameters import Parameter, matrix_init
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 
 if TYPE_CHECKING:
     from research.attention.options import Options
@@ -238,8 +238,10 @@ class DeltaNet(LinearTime):
     """The delta rule (Schlag et al. 2021, section 4.2) as in Yang et al. 2024, section 3.3.
 
     q, k and v pass SiLU, after a short convolution if there is one; q and k are divided by their
-    lengths; beta is a sigmoid of x W. Each head's output is divided by its root mean square; the
-    learned scale of that norm is left out, because the output projection makes up for it.
+    lengths, and q by sqrt(D) too, as in the authors' code; beta is a sigmoid of x W. Each head's
+    output is divided by its root mean square, which would take the sqrt(D) out again were it not
+    for the epsilon of that norm. The learned scale of the norm is left out, because the output
+    projection makes up for it.
     """
 
     @property
@@ -250,7 +252,7 @@ class DeltaNet(LinearTime):
     def parameters(self) -> dict[str, Parameter]:
         """Projections as those of ``SelfAttention``, taps, and "beta" (M, H)."""
         matrix = matrix_init(self.init_stddev, self.width)
-        beta = Parameter((self.width, self.num_heads), matrix, ("width", "heads"))
+        beta = Parameter((self.width, self.num_heads), matrix, matrix_axes("width", "heads"))
         return {**self.inward(), "beta": beta}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
@@ -268,7 +270,8 @@ class DeltaNet(LinearTime):
         if not self.short_convolution:  # which would have applied it
             q, k, v = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
         beta = jax.nn.sigmoid((x @ params["beta"].astype(x.dtype)).astype(dtype))
-        return (_unit(q), _unit(k), beta, self.log_decay(params, x)), v, {"inputs": inputs}
+        q = _unit(q) * self.head_width**-0.5
+        return (q, _unit(k), beta, self.log_decay(params, x)), v, {"inputs": inputs}
 
     def recur(
         self,
@@ -323,9 +326,9 @@ class GatedDeltaNet(DeltaNet):
         matrix, heads = matrix_init(self.init_stddev, self.width), (self.num_heads,)
         return super().parameters() | {
             "gate": gate_parameter(self),
-            "step": Parameter((self.width, *heads), matrix, ("width", "heads")),
-            "step_bias": Parameter(heads, step_bias_init, ("heads",)),
-            "log_rate": Parameter(heads, log_rate_init, ("heads",)),
+            "step": Parameter((self.width, *heads), matrix, matrix_axes("width", "heads")),
+            "step_bias": Parameter(heads, step_bias_init, vector_axes("heads")),
+            "log_rate": Parameter(heads, log_rate_init, vector_axes("heads")),
         }
 
     def log_decay(
@@ -362,7 +365,7 @@ DELTA = MixerEntry(
     implementations=tuple(FORMS),
     auto=auto,
     source='Schlag et al. 2021, section 4.2; Yang et al. 2024, "Parallelizing...", section 3',
-    computes="S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t",
+    computes="S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)",
     time="chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3",
     state="H D^2",
 )
@@ -373,7 +376,7 @@ GATED_DELTA = MixerEntry(
     implementations=tuple(FORMS),
     auto=auto,
     source="Yang, Kautz, Hatamizadeh 2024, section 3.1",
-    computes="S_t = S_{t-1} a_t (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t",
+    computes="S_t = S_{t-1} a_t (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)",
     time="chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3",
     state="H D^2",
 )

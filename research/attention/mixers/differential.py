@@ -13,7 +13,7 @@ from research.attention.implementations import dense
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend
 from research.attention.mixers.mixer import Look
 from research.attention.mixers.self_attention import PARTS, SelfAttention, auto, make
-from research.attention.parameters import Normal, Parameter
+from research.attention.parameters import Normal, Parameter, vector_axes
 from research.attention.parts.masks import Mask
 
 # lambda_init of the paper depends on the layer's depth and tends to this; its Table 6 finds the
@@ -33,8 +33,8 @@ class DifferentialAttention(SelfAttention):
         """Those of ``SelfAttention``, "lambda" (4, D / 2), and the scale of the norm, (D,)."""
         half = self.head_width // 2
         return super().parameters() | {
-            "lambda": Parameter((4, half), Normal(0.1), ("", "")),
-            "norm_scale": Parameter((self.head_width,), jax.nn.initializers.ones, ("",)),
+            "lambda": Parameter((4, half), Normal(0.1), vector_axes("", "")),
+            "norm_scale": Parameter((self.head_width,), jax.nn.initializers.ones, vector_axes("")),
         }
 
     def look(

@@ -20,7 +20,7 @@ from research.attention.mixers.linear_time import (
     wide,
 )
 from research.attention.mixers.projections import merge_heads
-from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.positions import rope
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def gate_parameter(mixer: LinearTime) -> Parameter:
     """The matrix that ``gate`` reads."""
     shape = (mixer.width, mixer.num_heads, mixer.head_width)
     init = matrix_init(mixer.init_stddev, mixer.width)
-    return Parameter(shape, init, ("width", "heads", "head_width"))
+    return Parameter(shape, init, matrix_axes("width", "heads", "head_width"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class Retention(LinearTime):
     """Multi-scale retention (Sun et al. 2023, RetNet, equations 5-8).
 
     Head h forgets by 1 - 2^(-5-h) per token; queries and keys turn with their positions, base
-    10000. Values are as wide as keys (in the paper twice). The scale and shift of the group norm
-    are left out: the output projection makes up for the scale.
+    10000, and keys are divided by sqrt(D). Values are as wide as keys (in the paper twice). The
+    scale and shift of the group norm are left out: the output projection makes up for the scale.
     """
 
     @property
@@ -86,9 +86,9 @@ class Retention(LinearTime):
 class GatedLinearAttention(LinearTime):
     """Gated linear attention (Yang et al. 2024, GLA, equation 3 and section 4.4).
 
-    Each channel of the keys forgets by sigmoid(x W W' + b)^(1/16), W of rank 16. Keys are as wide
-    as values (in the paper half). The learned scale and shift of the norm over a head are left out:
-    the output projection makes up for the scale.
+    Each channel of the keys forgets by sigmoid(x W W' + b)^(1/16), W of rank 16. Queries are
+    divided by sqrt(D); keys are as wide as values (in the paper half). The learned scale and shift
+    of the norm over a head are left out: the output projection makes up for the scale.
     """
 
     RANK = 16
@@ -117,9 +117,9 @@ class GatedLinearAttention(LinearTime):
         return {
             **self.inward(),
             "gate": gate_parameter(self),
-            "decay_in": Parameter((self.width, self.RANK), down, ("width", "")),
-            "decay_out": Parameter((self.RANK, *shape), up, ("", *axes)),
-            "decay_bias": Parameter(shape, Constant(0.0), axes),
+            "decay_in": Parameter((self.width, self.RANK), down, matrix_axes("width", "")),
+            "decay_out": Parameter((self.RANK, *shape), up, matrix_axes("", *axes)),
+            "decay_bias": Parameter(shape, Constant(0.0), vector_axes(*axes)),
         }
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
@@ -181,7 +181,8 @@ RETENTION = MixerEntry(
     implementations=tuple(decay.FORMS),
     auto=auto,
     source="Sun et al. 2023 (RetNet), equations 5-8",
-    computes="S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q) swish(x W), q, k turned",
+    computes="S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q / sqrt(D)) swish(x W), "
+    "q, k turned",
     time="T C D + T D^2 in chunks of C",
     state="H D^2",
 )
@@ -193,7 +194,7 @@ GATED_LINEAR = MixerEntry(
     auto=auto,
     source="Yang et al. 2024 (GLA), equation 3, sections 4.3 and 4.4",
     computes="S_t = diag(a_t) S_(t-1) + k_t v_t^T, a_t = sigmoid(x W W')^(1/16), "
-    "y = norm(S^T q) swish(x W'')",
+    "y = norm(S^T q / sqrt(D)) swish(x W'')",
     time="T C D + T D^2 in chunks of C",
     state="H D^2",
 )

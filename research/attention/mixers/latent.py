@@ -14,7 +14,14 @@ from research.attention.mixers import cache
 from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads
 from research.attention.mixers.self_attention import auto, looked
-from research.attention.parameters import Parameter, bind, described, matrix_init
+from research.attention.parameters import (
+    Parameter,
+    bind,
+    described,
+    matrix_axes,
+    matrix_init,
+    vector_axes,
+)
 from research.attention.parts.biases import Bias
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.normalizers import Normalizer, softmax
@@ -72,18 +79,22 @@ class LatentAttention(Mixer):
         unfolded = (self.latent_width, self.num_heads, self.head_width)
         total = self.head_width + self.rotary_width
         found = {
-            "query": Parameter((self.width, self.num_heads, total), inward, ("width", *heads)),
-            "latent": Parameter((self.width, self.latent_width), inward, ("width", "")),
-            "latent_scale": Parameter((self.latent_width,), jax.nn.initializers.ones, ("",)),
-            "key": Parameter(unfolded, unfold, ("", *heads)),
-            "value": Parameter(unfolded, unfold, ("", *heads)),
+            "query": Parameter(
+                (self.width, self.num_heads, total), inward, matrix_axes("width", *heads)
+            ),
+            "latent": Parameter((self.width, self.latent_width), inward, matrix_axes("width", "")),
+            "latent_scale": Parameter(
+                (self.latent_width,), jax.nn.initializers.ones, vector_axes("")
+            ),
+            "key": Parameter(unfolded, unfold, matrix_axes("", *heads)),
+            "value": Parameter(unfolded, unfold, matrix_axes("", *heads)),
             "out": Parameter(
-                (self.num_heads, self.head_width, self.width), outward, (*heads, "width")
+                (self.num_heads, self.head_width, self.width), outward, matrix_axes(*heads, "width")
             ),
         }
         if self.rotary_width:
             shape = (self.width, self.rotary_width)
-            found["rotated_key"] = Parameter(shape, inward, ("width", ""))
+            found["rotated_key"] = Parameter(shape, inward, matrix_axes("width", ""))
         return found | described(self.normalizer, "normalizer") | described(self.biases, "biases")
 
     def __call__(

@@ -12,7 +12,7 @@ from research.attention.implementations.sharding import context_size
 from research.attention.mixers import decay, short_convolution
 from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads, projections, split_heads
-from research.attention.parameters import Parameter
+from research.attention.parameters import Parameter, matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
 
 if TYPE_CHECKING:
@@ -161,12 +161,12 @@ class LinearTime(Mixer):
         for name, shape in self.head_shapes.items():
             # One head for all is not split over devices.
             axes = ("heads" if shape[0] == self.num_heads else "", "head_width")
-            for whole, before, axis in (
-                (name, (self.width,), ("width",)),
-                (f"{name}_bias", (), ()),
+            for whole, before, own in (
+                (name, (self.width,), matrix_axes("width", *axes)),
+                (f"{name}_bias", (), vector_axes(*axes)),
             ):
                 if whole in found:
-                    found[whole] = Parameter((*before, *shape), found[whole].init, (*axis, *axes))
+                    found[whole] = Parameter((*before, *shape), found[whole].init, own)
         return found | short_convolution.parameters(self.short_convolution, self._channels())
 
     def init_inputs(self, batch: int, dtype: Any) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads, projections, split_heads
-from research.attention.parameters import Normal, Parameter
+from research.attention.parameters import Normal, Parameter, matrix_axes
 from research.attention.parts.masks import And, Mask, Padding
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ class Linformer(Mixer):
 
     def parameters(self) -> dict[str, Parameter]:
         """Projections as those of ``SelfAttention``; "key_mixture", "value_mixture" (R, length)."""
-        mixture = Parameter((self.rank, self.max_length), Normal(self.max_length**-0.5), ("", ""))
+        mixture = Parameter(
+            (self.rank, self.max_length), Normal(self.max_length**-0.5), matrix_axes("", "")
+        )
         return projections(self) | {"key_mixture": mixture, "value_mixture": mixture}
 
     def __call__(

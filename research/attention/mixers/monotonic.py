@@ -20,7 +20,7 @@ from research.attention.mixers.alignments import (
     hidden_keys,
     hidden_query,
 )
-from research.attention.parameters import Constant, Parameter
+from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts.masks import Mask
 from research.attention.parts.normalizers import softmax
 from research.attention.parts.scores import additive_scores
@@ -109,6 +109,7 @@ def chunk_alignment(
         beta, which sums to what alpha sums to.
     """
     length = scores.shape[-1]
+    chunk = min(chunk, length)  # there are no more keys
     allowed = jnp.broadcast_to(True if allowed is None else allowed, scores.shape)
 
     def windows(x):
@@ -148,8 +149,8 @@ class Monotonic(Stateful):
         scale, offset = Constant(self.score_width**-0.5), Constant(self.offset)
         return {
             **self._energy(),
-            "scale": Parameter((self.num_heads,), scale, ("heads",)),
-            "offset": Parameter((self.num_heads,), offset, ("heads",)),
+            "scale": Parameter((self.num_heads,), scale, vector_axes("heads")),
+            "offset": Parameter((self.num_heads,), offset, vector_axes("heads")),
         }
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:

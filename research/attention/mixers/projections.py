@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from research.attention.parameters import Parameter, matrix_init
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 
 
 @runtime_checkable
@@ -45,12 +45,18 @@ def projections(
     outward = matrix_init(mixer.init_stddev, num_heads * head_width, mixer.out_scale)
     shapes = {"query": (query, heads), "key": (key, kv_heads), "value": (key, kv_heads)}
     shapes = {name: shapes[name] for name in shapes if name in read}
-    found = {n: Parameter((width, *s), inward, ("width", *axes)) for n, (s, axes) in shapes.items()}
-    found["out"] = Parameter((*query, width), outward, (*heads, "width"))
+    found = {
+        n: Parameter((width, *s), inward, matrix_axes("width", *axes))
+        for n, (s, axes) in shapes.items()
+    }
+    found["out"] = Parameter((*query, width), outward, matrix_axes(*heads, "width"))
     if mixer.use_bias:
         zeros = jax.nn.initializers.zeros
-        found |= {f"{name}_bias": Parameter(s, zeros, axes) for name, (s, axes) in shapes.items()}
-        found["out_bias"] = Parameter((width,), zeros, ("width",))
+        found |= {
+            f"{name}_bias": Parameter(s, zeros, vector_axes(*axes))
+            for name, (s, axes) in shapes.items()
+        }
+        found["out_bias"] = Parameter((width,), zeros, vector_axes("width"))
     return found
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import Mixer
-from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def gru_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[s
         "input" (M, 3, N), "recurrent" (N, 3, N), "bias" (3, N) and "candidate_bias" (N,).
     """
     found = _gates(inputs, hidden, init_stddev, (0.0, 0.0, 0.0))
-    return found | {"candidate_bias": Parameter((hidden,), Constant(0.0), ("hidden",))}
+    return found | {"candidate_bias": Parameter((hidden,), Constant(0.0), vector_axes("hidden"))}
 
 
 def lstm_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[str, Parameter]:
@@ -61,12 +61,16 @@ def _gates(inputs, hidden, init_stddev, bias):
     gates = len(bias)
     return {
         "input": Parameter(
-            (inputs, gates, hidden), matrix_init(init_stddev, inputs), ("width", "", "hidden")
+            (inputs, gates, hidden),
+            matrix_init(init_stddev, inputs),
+            matrix_axes("width", "", "hidden"),
         ),
         "recurrent": Parameter(
-            (hidden, gates, hidden), matrix_init(0.0, hidden), ("", "", "hidden")
+            (hidden, gates, hidden),
+            matrix_init(0.0, hidden),
+            matrix_axes("", "", "hidden"),
         ),
-        "bias": Parameter((gates, hidden), Constant(bias), ("", "hidden")),
+        "bias": Parameter((gates, hidden), Constant(bias), vector_axes("", "hidden")),
     }
 
 
@@ -210,7 +214,9 @@ def run_gates(
     reverse: bool = False,
 ) -> tuple[State, Float[Array, "B T N"]]:
     """``run`` of what ``project`` made of the tokens; the output has the dtype of the gates."""
-    params, step = _cast(params, gates.dtype), CELLS[cell].step
+    # Once, not at every token.
+    params = params | {"recurrent": params["recurrent"].astype(gates.dtype)}
+    step = CELLS[cell].step
     gates = jnp.moveaxis(gates, 1, 0)
     if lengths is None:
         state, out = lax.scan(lambda s, g: step(params, s, g), state, gates, reverse=reverse)
@@ -225,11 +231,6 @@ def run_gates(
     there = (jnp.arange(len(gates))[:, None] < lengths)[..., None]
     state, out = lax.scan(padded, state, (gates, there), reverse=reverse)
     return state, jnp.moveaxis(out, 0, 1)
-
-
-def _cast(params, dtype):
-    """Matrices in the dtype of the products: once, not at every token."""
-    return {name: p.astype(dtype) if p.ndim == 3 else p for name, p in params.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,9 +260,9 @@ class Recurrent(Mixer):
         width = self.width
         outward = matrix_init(self.init_stddev, width, self.out_scale)
         found = CELLS[self.cell].parameters(width, width, self.init_stddev)
-        found |= {"out": Parameter((width, width), outward, ("hidden", "width"))}
+        found |= {"out": Parameter((width, width), outward, matrix_axes("hidden", "width"))}
         if self.use_bias:
-            found["out_bias"] = Parameter((width,), Constant(0.0), ("width",))
+            found["out_bias"] = Parameter((width,), Constant(0.0), vector_axes("width"))
         return found
 
     def __call__(

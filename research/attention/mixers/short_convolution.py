@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from research.attention.implementations import sharding
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, context_size
-from research.attention.parameters import Normal, Parameter
+from research.attention.parameters import Normal, Parameter, matrix_axes
 
 
 def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
@@ -27,7 +27,7 @@ def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
         channels: C; of projected heads it is H D, with the heads outermost.
         axis: the logical axis of the channels.
     """
-    return Parameter((length, channels), Normal(length**-0.5), ("taps", axis))
+    return Parameter((length, channels), Normal(length**-0.5), matrix_axes("taps", axis))
 
 
 def apply(

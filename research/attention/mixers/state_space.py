@@ -20,7 +20,7 @@ from research.attention.mixers.linear_time import (
     wide,
 )
 from research.attention.mixers.projections import merge_heads
-from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 
 if TYPE_CHECKING:
     from research.attention.options import Options
@@ -81,10 +81,10 @@ class StateSpace(LinearTime):
         return {
             **self.inward(),
             "gate": gate_parameter(self),
-            "step": Parameter((self.width, *heads), step, ("width", "heads")),
-            "step_bias": Parameter(heads, step_bias_init, ("heads",)),
-            "log_rate": Parameter(heads, log_rate_init, ("heads",)),
-            "skip": Parameter(heads, Constant(1.0), ("heads",)),
+            "step": Parameter((self.width, *heads), step, matrix_axes("width", "heads")),
+            "step_bias": Parameter(heads, step_bias_init, vector_axes("heads")),
+            "log_rate": Parameter(heads, log_rate_init, vector_axes("heads")),
+            "skip": Parameter(heads, Constant(1.0), vector_axes("heads")),
         }
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:

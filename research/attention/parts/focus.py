@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from research.attention.parameters import Parameter, matrix_init
-from research.attention.parts.masks import Index
+from research.attention.parameters import Parameter, matrix_axes, matrix_init
+from research.attention.parts.masks import LONGEST, Index
 from research.attention.parts.normalizers import Normalizer, Parts
 
 
@@ -78,8 +78,8 @@ def predicted_window(num_heads: int, width: int, size: int) -> PredictedWindow:
     """
     if size < 1:
         raise ValueError(f"predicted_window: size = {size}; it must be at least 1")
-    axes = ("heads", "head_width")
-    weight = Parameter((num_heads, width, width), matrix_init(0.0, width), (*axes, ""))
+    size, axes = min(size, LONGEST), ("heads", "head_width")
+    weight = Parameter((num_heads, width, width), matrix_init(0.0, width), matrix_axes(*axes, ""))
     return PredictedWindow(
-        weight, Parameter((num_heads, width), matrix_init(0.0, width), axes), size
+        weight, Parameter((num_heads, width), matrix_init(0.0, width), matrix_axes(*axes)), size
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from research.attention.parameters import Parameter
+from research.attention.parameters import Parameter, matrix_axes
 from research.attention.parts.masks import Index
 from research.attention.parts.normalizers import Normalizer, Parts
 from research.attention.parts.scores import NotDot, Score
@@ -64,7 +64,7 @@ def talking_heads(score: Score, normalizer: Normalizer, num_heads: int) -> tuple
 
     Biases and masks act between the two mixtures.
     """
-    weight = Parameter((num_heads, num_heads), _near_identity, ("", "heads"))
+    weight = Parameter((num_heads, num_heads), _near_identity, matrix_axes("", "heads"))
     return TalkingScores(score, weight), TalkingWeights(normalizer, weight)
 
 

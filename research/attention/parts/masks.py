@@ -29,6 +29,9 @@ from jaxtyping import Array, Bool, Int, Integer
 
 from research.attention.entries import Part
 
+LONGEST = 2**30
+"""No position or distance is larger. What is counted along the sequence stops here, where it means
+the same, so that sums and differences of two of them are int32."""
 Index = Integer[Array | np.ndarray, "..."]
 Bounds = Integer[np.ndarray, "..."]
 Blocks = tuple[Bool[np.ndarray, "..."], Bool[np.ndarray, "..."]]
@@ -297,7 +300,7 @@ def window(size: int) -> Mask:
     """
     if size < 1:
         raise ValueError(f"window: size = {size}; it must be at least 1, the query itself")
-    return Window(size)
+    return Window(min(size, LONGEST))
 
 
 def prefix(length: int) -> Mask:
@@ -310,7 +313,7 @@ def prefix(length: int) -> Mask:
     """
     if length < 0:
         raise ValueError(f"prefix: length = {length}; it must not be negative")
-    return Prefix(length)
+    return Prefix(min(length, LONGEST))
 
 
 def segments(q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"]) -> Mask:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.attention.entries import Part
-from research.attention.parameters import Constant, Parameter
+from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts.masks import static
 from research.attention.parts.sparsemax import entmax15, sparsemax
 
@@ -220,7 +220,7 @@ softmax = Softmax()
 
 
 def _per_head(num_heads: int, value: float) -> Parameter:
-    return Parameter((num_heads,), Constant(value), ("heads",))
+    return Parameter((num_heads,), Constant(value), vector_axes("heads"))
 
 
 NORMALIZERS: dict[str, Part] = {

@@ -13,7 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from research.attention.entries import Part
-from research.attention.parameters import Constant, Normal, Parameter, matrix_init
+from research.attention.parameters import (
+    Constant,
+    Normal,
+    Parameter,
+    matrix_axes,
+    matrix_init,
+    vector_axes,
+)
 from research.attention.parts.biases import Bias, Index, alibi
 from research.attention.parts.masks import static
 
@@ -149,7 +156,7 @@ def t5(num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool)
     if max_distance <= directed // 2:
         message = f"it must be more than {directed // 2}, the buckets of a single distance"
         raise ValueError(f"t5: max_distance = {max_distance}; {message}")
-    table = Parameter((num_buckets, num_heads), Normal(0.02), ("", "heads"))
+    table = Parameter((num_buckets, num_heads), Normal(0.02), vector_axes("", "heads"))
     return T5(table, bucket_edges(directed, max_distance), bidirectional)
 
 
@@ -163,7 +170,7 @@ def kerple(num_heads: int) -> Kerple:
 
     def raw(positive: np.ndarray) -> Parameter:
         inverse = positive + np.log(-np.expm1(-positive))
-        return Parameter((num_heads,), Constant(tuple(inverse.tolist())), ("heads",))
+        return Parameter((num_heads,), Constant(tuple(inverse.tolist())), vector_axes("heads"))
 
     return Kerple(raw(2 * spaced), raw(spaced))
 
@@ -178,11 +185,11 @@ def fire(num_heads: int, max_length: int) -> Fire:
     """
     heads, width = num_heads, FIRE_WIDTH
     return Fire(
-        c=Parameter((), Constant(0.1), ()),
-        multiplier=Parameter((), Constant(1.0), ()),
-        hidden=Parameter((width,), Normal(1.0), ("",)),
-        hidden_bias=Parameter((width,), Constant(0.0), ("",)),
-        out=Parameter((width, heads), matrix_init(0.0, width), ("", "heads")),
+        c=Parameter((), Constant(0.1), vector_axes()),
+        multiplier=Parameter((), Constant(1.0), vector_axes()),
+        hidden=Parameter((width,), Normal(1.0), vector_axes("")),
+        hidden_bias=Parameter((width,), Constant(0.0), vector_axes("")),
+        out=Parameter((width, heads), matrix_init(0.0, width), matrix_axes("", "heads")),
         length=max(max_length / 4, 1.0),
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from research.attention.entries import Part
-from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Index, static
 from research.attention.parts.scores import NotDot, Score, grouped_dot
 
@@ -101,7 +101,9 @@ def shaw(max_distance: int, width: int) -> Wrapper:
     """
     if max_distance < 1:
         raise ValueError(f"shaw: max_distance = {max_distance}; it must be at least 1")
-    table = Parameter((2 * max_distance + 1, width), matrix_init(0.0, width), ("", "head_width"))
+    table = Parameter(
+        (2 * max_distance + 1, width), matrix_init(0.0, width), matrix_axes("", "head_width")
+    )
     return lambda inner: Shaw(inner, table)
 
 
@@ -111,8 +113,8 @@ def transformer_xl(num_heads: int, width: int, length: int, waves: int) -> Wrapp
     ``waves`` is the width R of the sinusoids, even.
     """
     zeros, heads = Constant(0.0), ("heads", "head_width")
-    content, place = (Parameter((num_heads, width), zeros, heads) for _ in range(2))
-    weight = Parameter((waves, num_heads, width), matrix_init(0.0, waves), ("", *heads))
+    content, place = (Parameter((num_heads, width), zeros, vector_axes(*heads)) for _ in range(2))
+    weight = Parameter((waves, num_heads, width), matrix_init(0.0, waves), matrix_axes("", *heads))
     return lambda inner: TransformerXL(inner, content, place, weight, length)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.attention.entries import Part
-from research.attention.parameters import Constant, Parameter, matrix_init
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Index
 
 
@@ -285,7 +285,7 @@ def learned_cosine(num_heads: int, temperature: float = 0.1) -> Score:
     It is learned as log(1 / temperature), which keeps it positive; ``temperature`` is the first.
     """
     first = Constant(-math.log(temperature))
-    return LearnedCosine(Parameter((num_heads,), first, ("heads",)))
+    return LearnedCosine(Parameter((num_heads,), first, vector_axes("heads")))
 
 
 def general(num_heads: int, width: int, key_width: int = 0) -> Score:
@@ -294,15 +294,21 @@ def general(num_heads: int, width: int, key_width: int = 0) -> Score:
     ``key_width`` is the keys' D if it differs from the queries'. W starts at N(0, 1 / D).
     """
     shape = (num_heads, width, key_width or width)
-    return General(Parameter(shape, matrix_init(0.0, width), ("heads", "head_width", "")))
+    return General(
+        Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
+    )
 
 
 def additive(num_heads: int, kv_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
     """v . tanh(W q + U k), A = ``hidden`` (Bahdanau et al. 2015, appendix A.1.2)."""
     key_width = key_width or width
-    query = Parameter((num_heads, width, hidden), matrix_init(0.0, width), ("heads", "", ""))
+    query = Parameter(
+        (num_heads, width, hidden), matrix_init(0.0, width), matrix_axes("heads", "", "")
+    )
     key = Parameter(
-        (kv_heads, key_width, hidden), matrix_init(0.0, key_width), ("kv_heads", "", "")
+        (kv_heads, key_width, hidden),
+        matrix_init(0.0, key_width),
+        matrix_axes("kv_heads", "", ""),
     )
     return Additive(query, key, _vector(num_heads, hidden))
 
@@ -313,30 +319,36 @@ def concat(num_heads: int, width: int, hidden: int, key_width: int = 0) -> Score
     The same function as the additive score, its two matrices stacked into one.
     """
     total = width + (key_width or width)
-    weight = Parameter((num_heads, total, hidden), matrix_init(0.0, width), ("heads", "", ""))
+    weight = Parameter(
+        (num_heads, total, hidden), matrix_init(0.0, width), matrix_axes("heads", "", "")
+    )
     return Concat(weight, _vector(num_heads, hidden))
 
 
 def location(num_heads: int, width: int, length: int) -> Score:
     """(W q)[key's position], for up to ``length`` keys (Luong et al. 2015, equation 8)."""
     shape = (num_heads, width, length)
-    return Location(Parameter(shape, matrix_init(0.0, width), ("heads", "head_width", "")))
+    return Location(
+        Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
+    )
 
 
 def synthesizer_dense(num_heads: int, width: int, length: int) -> Score:
     """(W relu(q))[key's position] (Tay et al. 2021, Synthesizer, equations 1-2, "dense")."""
     shape = (num_heads, width, length)
-    return SynthesizerDense(Parameter(shape, matrix_init(0.0, width), ("heads", "head_width", "")))
+    return SynthesizerDense(
+        Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
+    )
 
 
 def synthesizer_random(num_heads: int, length: int) -> Score:
     """A learned table of scores (Tay et al. 2021, Synthesizer, equation 3, "random")."""
     shape = (num_heads, length, length)
-    return SynthesizerRandom(Parameter(shape, matrix_init(1.0, 1), ("heads", "", "")))
+    return SynthesizerRandom(Parameter(shape, matrix_init(1.0, 1), matrix_axes("heads", "", "")))
 
 
 def _vector(num_heads: int, hidden: int) -> Parameter:
-    return Parameter((num_heads, hidden), matrix_init(0.0, hidden), ("heads", ""))
+    return Parameter((num_heads, hidden), matrix_init(0.0, hidden), matrix_axes("heads", ""))
 
 
 SCORES: dict[str, Part] = {

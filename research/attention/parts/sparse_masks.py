@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
 from research.attention.entries import Part
-from research.attention.parts.masks import Blocks, Bounds, Index, Mask, static
+from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
 
 # Blocks of random links are classified by counting links in a table up to this many rows wide.
 LARGEST_TABLE = 2048
@@ -52,7 +52,7 @@ class Dilated(Mask):
 
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         distance = q_index - kv_index
-        allowed = (distance >= 0) & (distance < self.size * self.dilation)
+        allowed = (distance >= 0) & (distance <= self._farthest)
         return jnp.asarray(allowed & (distance % self.dilation == 0))
 
     def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
@@ -234,7 +234,7 @@ def local(size: int) -> Mask:
         ValueError: ``size`` is negative.
     """
     _at_least("local", "size", size, 0)
-    return Local(size)
+    return Local(min(size, LONGEST))
 
 
 def dilated(size: int, dilation: int) -> Mask:
@@ -247,7 +247,8 @@ def dilated(size: int, dilation: int) -> Mask:
     """
     _at_least("dilated", "size", size, 1)
     _at_least("dilated", "dilation", dilation, 1)
-    return Dilated(size, dilation)
+    dilation = min(dilation, LONGEST)
+    return Dilated(min(size, LONGEST // dilation + 1), dilation)
 
 
 def strided(stride: int) -> Mask:
@@ -260,7 +261,7 @@ def strided(stride: int) -> Mask:
         ValueError: ``stride`` is less than 1.
     """
     _at_least("strided", "stride", stride, 1)
-    return Strided(stride)
+    return Strided(min(stride, LONGEST))
 
 
 def global_tokens(size: int) -> Mask:
@@ -273,7 +274,7 @@ def global_tokens(size: int) -> Mask:
         ValueError: ``size`` is less than 1.
     """
     _at_least("global_tokens", "size", size, 1)
-    return Global(size)
+    return Global(min(size, LONGEST))
 
 
 def longformer(size: int, num_global: int) -> Mask:
@@ -311,7 +312,8 @@ def bigbird(
     _at_least("bigbird", "num_global", num_global, 0)
     if window_blocks < 1 or window_blocks % 2 == 0:
         raise ValueError(f"bigbird: window_blocks = {window_blocks}; it must be odd and positive")
-    near = window_blocks // 2
+    block, num_global = min(block, LONGEST), min(num_global, LONGEST)
+    near = min(window_blocks // 2, LONGEST)
     inner: Mask = Local(near)
     if random_blocks:
         inner = inner | RandomLinks(random_blocks, seed, first=num_global // block, near=near)

@@ -1,0 +1,119 @@
+"""Integers that no int32 holds, for every option: the same as a smaller one, or one line."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention import registry
+from research.attention.checks import COMMON
+from research.attention.errors import MechanismError, Unsupported
+from research.attention.mixers.monotonic import chunk_alignment
+from research.attention.options import Options, make_mixer
+from research.attention.parts import masks, sparse_masks
+from tests.attention.cases import HEADS, LENGTH, WIDTH, needed
+
+LARGE = (2**31 - 1, 2**31, 2**63)
+BASE = {"width": WIDTH, "num_heads": HEADS, "max_length": LENGTH}
+INTEGERS = [field.name for field in dataclasses.fields(Options) if field.type is int]
+
+
+def readers():
+    """(option, what has to be chosen with it) for everything that reads an integer option."""
+    found = [(option, {}) for option in COMMON if option in INTEGERS]
+    for name, entry in registry.MIXERS.items():
+        chosen = {"mixer": name} | ({} if entry.causal else {"mask": "full"})
+        found += [(option, chosen) for option in INTEGERS if option in entry.parts]
+        if "block_size" in entry.parts:
+            found += [("block_size", chosen | {"implementation": i}) for i in entry.implementations]
+    for field, table in registry.TABLES.items():
+        for name, part in table.items():
+            for option in (*part.needs, *part.takes):
+                if option in INTEGERS:
+                    found.append((option, {field: name, **needed(part)}))
+    scaled = {"position": "rope", "rope_factor": 2.0}
+    for scaling in ("linear", "ntk", "yarn"):
+        found.append(("rope_original_length", scaled | {"rope_scaling": scaling}))
+    return found
+
+
+READERS = readers()
+
+
+def test_every_integer_option_is_here():
+    assert {option for option, _ in READERS} == set(INTEGERS)
+
+
+def traced(values):
+    """Shapes of everything that the mixer of these options computes."""
+    options = Options(**BASE | values)
+    mixer = make_mixer(options)
+    params = {
+        name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in mixer.parameters().items()
+    }
+    x = jax.ShapeDtypeStruct((1, LENGTH, options.width), "float32")
+    found = [jax.eval_shape(mixer, params, x)]
+    try:
+        state = jax.eval_shape(lambda: mixer.init_state(1, LENGTH, "float32"))
+        found.append(jax.eval_shape(mixer.extend, params, state, x))
+    except Unsupported:
+        pass
+    return found
+
+
+@pytest.mark.parametrize("option", INTEGERS)
+def test_large_integers_are_one_line_or_work(option):
+    for _, chosen in (reader for reader in READERS if reader[0] == option):
+        if chosen.get("implementation") in ("jax_cudnn", "splash", "jax_xla"):
+            continue  # not on every device
+        for value in LARGE[-1:] if option == "block_size" else LARGE:
+            try:
+                traced(chosen | {option: value})
+            except MechanismError as error:
+                assert str(error).count("\n") == 0
+                assert f"{option} = {value}" in str(error), (chosen, error)
+
+
+def pairs(mask):
+    """Which pairs are allowed, how blocks of them are classified, and what decoding keeps."""
+    index = jnp.arange(-1, 40)
+    bounds = np.arange(0, 40, 5)
+    q_lo, kv_lo = bounds[:, None], bounds[None]
+    blocks = mask.blocks(q_lo, q_lo + 4, kv_lo, kv_lo + 4)
+    return [np.asarray(a) for a in (mask(index[1:, None], index[None]), *blocks)]
+
+
+MASKS = {
+    "window": (masks.window, 1),
+    "prefix": (masks.prefix, 1),
+    "local": (sparse_masks.local, 1),
+    "dilated": (sparse_masks.dilated, 2),
+    "strided": (sparse_masks.strided, 1),
+    "global": (sparse_masks.global_tokens, 1),
+    "longformer": (sparse_masks.longformer, 2),
+    "bigbird": (lambda block, num: sparse_masks.bigbird(block, 1, num), 2),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_what_is_longer_than_any_sequence_means_the_same(name):
+    make, count = MASKS[name]
+    for values in itertools.product((2, 70_000, *LARGE), repeat=count):
+        expected = make(*(min(value, 1000) for value in values))
+        for found, right in zip(pairs(make(*values)), pairs(expected), strict=True):
+            np.testing.assert_array_equal(found, right, err_msg=str(values))
+
+
+def test_every_mask_with_a_size_is_here():
+    sized = {name for name, part in registry.MASKS.items() if set(part.needs) & set(INTEGERS)}
+    assert sized == MASKS.keys()
+
+
+def test_a_chunk_of_all_keys():
+    alpha, scores = jax.random.uniform(jax.random.key(0), (2, 1, 2, 6))
+    expected = chunk_alignment(alpha, scores, 6)
+    np.testing.assert_array_equal(chunk_alignment(alpha, scores, 2**63), expected)
+    np.testing.assert_allclose(expected.sum(-1), alpha.sum(-1), rtol=1e-6)
