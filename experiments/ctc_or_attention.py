@@ -44,7 +44,7 @@ experiment = Experiment(
         },
     },
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="error_rate", split="test", higher_is_better=False, solved=0.2),
+    outcome=Outcome(metric="error_rate", split="test", solved=0.2),
     claims=(
         Claim(
             text="A learned alignment has fewer errors than a fixed one.",

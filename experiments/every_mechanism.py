@@ -52,6 +52,6 @@ experiment = Experiment(
     },
     arms=arms(),
     seeds=(0,),
-    outcome=Outcome(metric="loss", split="test", at="final", higher_is_better=False),
+    outcome=Outcome(metric="loss", split="test", at="final"),
     ablated=("parameters", "flops_per_token", "state_bytes"),
 )

@@ -49,7 +49,7 @@ experiment = Experiment(
         "2 heads": {"model.num_heads": 2},
     },
     seeds=(0, 1, 2, 3, 4),
-    outcome=Outcome(metric="removable_heads", split="test"),
+    outcome=Outcome(metric="removable_heads", split="test", higher_is_better=True),
     claims=(
         Claim(
             text="Taken out alone, at most half of eight heads change anything.",

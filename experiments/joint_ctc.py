@@ -41,7 +41,7 @@ experiment = Experiment(
         "ctc": {"model.ctc_weight": 1.0},
     },
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="error_rate", split="test", higher_is_better=False, solved=0.2),
+    outcome=Outcome(metric="error_rate", split="test", solved=0.2),
     claims=(
         Claim(
             text="CTC beside attention gets to 20 % errors sooner than attention alone.",

@@ -40,7 +40,7 @@ experiment = Experiment(
         "none": {"model.position": "none"},
     },
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="loss_longest", split="validation", higher_is_better=False),
+    outcome=Outcome(metric="loss_longest", split="validation"),
     claims=(
         Claim(
             text="With ALiBi the loss does not rise beyond the training length.",

@@ -43,7 +43,7 @@ experiment = Experiment(
         "content in a window": {"model.attention": "additive", "model.median_window": 12},
     },
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="wer", split="test", higher_is_better=False),
+    outcome=Outcome(metric="wer", split="test"),
     claims=(
         Claim(
             text="On the lengths of training content does: a word error rate of at most 10 %.",

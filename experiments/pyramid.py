@@ -38,7 +38,7 @@ experiment = Experiment(
     },
     arms={f"{levels} levels": {"model.levels": levels} for levels in (3, 2, 1, 0)},
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="error_rate", split="test", higher_is_better=False, solved=0.2),
+    outcome=Outcome(metric="error_rate", split="test", solved=0.2),
     claims=(
         Claim(
             text="Three levels end with fewer errors than none.",

@@ -52,7 +52,7 @@ experiment = Experiment(
         Claim(
             text="Softmax with somewhere else to look needs them less.",
             source=f"{XIAO}, Table 3: 160 million parameters with a learnable sink, 1+1023: 18.01",
-            test=Direction(a="softmax", b="softmax with a learned sink", margin=0.01),
+            test=Direction(a="softmax with a learned sink", b="softmax", margin=0.01),
         ),
         Claim(
             text="With four first tokens all three stream equally well.",

@@ -65,7 +65,7 @@ def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
 
 def plan_experiment(path: str, prices: Mapping[str, Any]) -> None:
     """Prints the plan of all runs of an experiment, a table for each target."""
-    from research.ablation.experiment import load_experiment
+    from research.ablation.loading import load_experiment
     from research.ablation.match import matched
     from research.cloud.forecast import check_budget, check_fits, forecast_experiment, total_cost
     from research.cloud.table import rows_table

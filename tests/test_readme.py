@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from research.ablation.experiment import load_experiment
+from research.ablation.loading import load_experiment
 from research.ablation.sweep import prepare
 from tests.commands import ROOT, run_cases
 

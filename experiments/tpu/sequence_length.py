@@ -35,7 +35,7 @@ experiment = Experiment(
     },
     axes={"task.length": (8192, 32768, 131072)},
     seeds=(0,),
-    outcome=Outcome(metric="loss", split="validation", higher_is_better=False),
+    outcome=Outcome(metric="loss", split="validation"),
     ablated=("flops_per_token", "state_bytes"),
     claims=(
         Claim(

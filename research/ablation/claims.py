@@ -12,13 +12,15 @@ Common attributes of the tests:
     "budget/NAME" is a budget column, "timing/NAME" a timing, "steps_to_threshold" the first
     evaluated step at which the outcome reached `Outcome.solved`, "rise_time" the part of training
     that the outcome took from 20 to 80 % of its way (0.6 is steady, near 0 a jump).
-  better: "higher" or "lower"; needed only for a metric whose direction the outcome does not tell.
+  better: "higher" or "lower"; needed only for a metric whose direction nothing declares.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from research.ablation.store import BUDGET, TIMINGS
 from research.errors import UserError, check_name
 
 if TYPE_CHECKING:
@@ -26,6 +28,16 @@ if TYPE_CHECKING:
 
 SLICE = "slice"
 """Axis key of the labels of a sliced metric."""
+STEPS, RISE = "steps_to_threshold", "rise_time"
+"""Metrics that are read off the curve of the outcome: the first evaluated step at which it reached
+`Outcome.solved`, and the part of training in which it went most of its way. Fewer steps are better;
+how abruptly an outcome came is neither."""
+COLUMNS: Mapping[str, Mapping[str, bool | None]] = {"budget": BUDGET, "timing": TIMINGS}
+"""What a metric with a slash may name, and whether higher is better."""
+
+
+Directions = Mapping[str, bool | None]
+"""{metric: whether higher is better}; None where neither is."""
 
 
 def _kind(name: str) -> Any:
@@ -171,23 +183,28 @@ class Claim:
         return tuple(key for key in keys if key != SLICE)
 
 
-def higher_is_better(metric: str, outcome: "Outcome", better: str = "") -> bool | None:
+def higher_is_better(
+    metric: str, outcome: "Outcome", better: str = "", declared: Directions = MappingProxyType({})
+) -> bool | None:
     """Returns the direction of a metric: True, False, or None when nothing tells it.
 
-    `better` ("higher" or "lower") decides; else slices of the outcome go the way of the outcome,
-    costs go down and rates ("..._per_second") go up.
+    A slice, METRIC_by_SLICE, goes the way of METRIC.
+
+    Args:
+      metric: as in a test.
+      outcome: of the experiment, with its direction.
+      better: "higher" or "lower", which decides; "": what is declared does.
+      declared: {metric: direction} of the experiment's runs.
     """
     if better:
         check_name("better", better, ("higher", "lower"))
         return better == "higher"
-    if metric in ("", outcome.metric) or metric.startswith(f"{outcome.metric}_by_"):
-        return outcome.higher_is_better
-    if metric.startswith(("budget/", "timing/")) or metric in (
-        "steps_to_threshold",
-        "rise_time",
-    ):
-        return metric.endswith("_per_second")
-    return None
+    group, slash, column = metric.partition("/")
+    if slash:
+        return COLUMNS.get(group, {}).get(column)
+    known = {**declared, STEPS: False, RISE: None, "": outcome.higher_is_better}
+    known[outcome.metric] = outcome.higher_is_better
+    return known[metric] if metric in known else known.get(metric.partition("_by_")[0])
 
 
 def restore_test(value: Mapping) -> Test:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from research.ablation import store
-from research.ablation.claims import SLICE, higher_is_better
+from research.ablation.claims import RISE, SLICE, STEPS, higher_is_better
 from research.ablation.experiment import (
     Experiment,
     Outcome,
@@ -32,12 +32,6 @@ from research.errors import UserError
 
 WAITING = "waiting"
 """Status of a cell that has no result yet; the others are those of `store`."""
-
-STEPS = "steps_to_threshold"
-"""Name of the measure "first evaluated step at which the outcome reached `Outcome.solved`"."""
-
-RISE = "rise_time"
-"""Name of the measure "part of training in which the outcome went most of its way"."""
 
 RISE_BETWEEN = 0.2, 0.8
 """The parts of its way that a rise is measured between."""
@@ -177,7 +171,7 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
     """Returns one quantity of every reported run; `metric` as in `research.ablation.claims`."""
     outcome, runs = study.experiment.outcome, study.reported
     metric = metric or outcome.metric
-    higher = higher_is_better(metric, outcome, better)
+    higher = higher_is_better(metric, outcome, better, study.experiment.directions)
     axis_points = points(study.experiment)
     labels = slice_labels(study, metric)
     if labels:

@@ -1,23 +1,25 @@
 """An ablation as data: question, base config, arms, axes, tuning, seeds, outcome, claims.
 
-An experiment file defines one module-level `experiment = Experiment(...)`. This module turns it
-into cells: one cell is one run, identified by its resolved config. It imports no jax.
+An experiment file defines one module-level `experiment = Experiment(...)`, which
+`research.ablation.loading` reads and checks. This module turns it into cells: one cell is one run,
+identified by its resolved config. It imports no jax.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from research.ablation.claims import Claim, claim_from_json, higher_is_better
-from research.configuration import Deltas, apply_deltas, load_config, load_module, run_id
-from research.errors import UserError, did_you_mean
+from research.ablation.claims import Claim, claim_from_json
+from research.configuration import Deltas, apply_deltas, load_config, run_id
+from research.errors import UserError
 
 COSTS = ("parameters", "flops_per_token", "state_bytes")
 """Columns of the budget."""
+WIDTH = "model.feedforward"
+"""The key that match="parameters" solves."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Outcome:
       metric: name of a scalar metric of the task, for example "accuracy".
       split: evaluation split that is reported; tuning always uses "validation".
       at: "best" (parameters with the best validation value) or "final" (the last step).
-      higher_is_better: direction of the metric.
+      higher_is_better: direction of the metric; None: as it is declared where the metric is. Must
+        be said where nothing declares it, and may not contradict what does.
       solved: threshold that counts as solving the task, or None. With it the report adds the
         fraction of seeds that solved it and the steps they took.
     """
@@ -36,7 +39,7 @@ class Outcome:
     metric: str
     split: str = "test"
     at: str = "best"
-    higher_is_better: bool = True
+    higher_is_better: bool | None = None
     solved: float | None = None
 
 
@@ -58,7 +61,11 @@ class Experiment:
       claims: published or expected statements, checked on the statistics.
       match: "parameters" gives every arm the feed-forward width (model.feedforward) at which it has
         as many parameters as the first arm; "" leaves the arms as they are.
+      same: groups of arms that are meant to be the same run at some point, such as
+        (("window", "full"),) where the window is as long as the sequence. Other arms may not be.
       feedforward: {arm: {point: width}}, what `match` found; not to be written by hand.
+      directions: {metric: whether higher is better}, as its runs declare them; not to be written
+        by hand.
       against: a budget column that the outcome is drawn against, or "".
       ablated: budget columns ("parameters", "flops_per_token", "state_bytes") that are the subject
         of the ablation, so that a difference there is not flagged.
@@ -76,7 +83,9 @@ class Experiment:
     tune_seeds: Sequence[int] = ()
     claims: Sequence[Claim] = ()
     match: str = ""
+    same: Sequence[Sequence[str]] = ()
     feedforward: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    directions: Mapping[str, bool] = field(default_factory=dict)
     against: str = ""
     ablated: Sequence[str] = ()
     tolerance: float = 0.1
@@ -87,9 +96,14 @@ class Experiment:
 
 
 def experiment_from_json(value: Mapping) -> Experiment:
-    """Inverse of `Experiment.to_json`; keys that are no attribute of it are ignored."""
+    """Inverse of `Experiment.to_json`; keys that are no attribute of it are ignored.
+
+    Raises UserError for an outcome without a direction: one that was never loaded from a file.
+    """
     known = {f.name: value[f.name] for f in fields(Experiment) if f.name in value}
     known["outcome"] = Outcome(**known["outcome"])
+    if known["outcome"].higher_is_better is None:
+        raise UserError("outcome.higher_is_better is not there; say true or false.")
     known["claims"] = [claim_from_json(claim) for claim in known.get("claims", ())]
     return Experiment(**known)
 
@@ -130,60 +144,6 @@ class Cell:
         }
 
 
-def load_experiment(path: str | Path) -> Experiment:
-    """Returns the `experiment` of a file, checked. Raises UserError naming what is wrong."""
-    module = load_module(path)
-    experiment = getattr(module, "experiment", None)
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{path} defines no `experiment = Experiment(...)`.")
-    if not experiment.arms:
-        raise UserError(f"{path}: arms is empty; an ablation compares at least one arm.")
-    if not experiment.seeds:
-        raise UserError(f"{path}: seeds is empty; for example seeds=(0, 1, 2).")
-    if experiment.tune and not experiment.tune_seeds:
-        raise UserError(f"{path}: tune is given without tune_seeds; for example (100, 101).")
-    if experiment.against not in ("", *COSTS):
-        hint = did_you_mean(experiment.against, COSTS)
-        raise UserError(
-            f"{path}: against={experiment.against!r} is unknown.{hint} Allowed: {', '.join(COSTS)}."
-        )
-    overlap = set(experiment.seeds) & set(experiment.tune_seeds)
-    if overlap:
-        raise UserError(
-            f"{path}: seeds {sorted(overlap)} are in both seeds and tune_seeds; the reported "
-            "seeds must be fresh."
-        )
-    for claim in experiment.claims:
-        _check_claim(path, experiment, claim)
-    return experiment
-
-
-def _check_claim(path: str | Path, experiment: Experiment, claim: Claim) -> None:
-    where = f"{path}: claim {claim.text!r}"
-    for arm in claim.arms():
-        if arm not in experiment.arms:
-            hint = did_you_mean(arm, experiment.arms)
-            raise UserError(f"{where} names the unknown arm {arm!r}.{hint}")
-    for axis in claim.axes():
-        if axis not in experiment.axes:
-            hint = did_you_mean(axis, experiment.axes)
-            raise UserError(f"{where} names the unknown axis {axis!r}.{hint}")
-    for axis, value in claim.test.at.items() if claim.test else ():
-        if axis in experiment.axes and value not in experiment.axes[axis]:
-            raise UserError(
-                f"{where} is at {axis}={value!r}, which the axis does not take; its values are "
-                f"{', '.join(map(repr, experiment.axes[axis]))}."
-            )
-    # A direction needs to know which way the metric is better, before hours of training.
-    better = getattr(claim.test, "better", None)
-    if claim.test and better is not None:
-        if higher_is_better(claim.test.metric, experiment.outcome, better) is None:
-            raise UserError(
-                f"{where} compares the metric {claim.test.metric!r}; say better='higher' or "
-                "better='lower'."
-            )
-
-
 def points(experiment: Experiment) -> list[dict[str, Any]]:
     """Returns the product of the axes, in the order they are written."""
     keys = list(experiment.axes)
@@ -213,7 +173,7 @@ def resolve(
     base = load_config(experiment.base)
     deltas = {**experiment.common, **point, **experiment.arms[arm], **tuned, "seed": seed}
     if arm in experiment.feedforward:
-        deltas["model.feedforward"] = experiment.feedforward[arm][point_name(point)]
+        deltas[WIDTH] = experiment.feedforward[arm][point_name(point)]
     try:
         config = apply_deltas(base, deltas)
     except UserError as error:

@@ -87,7 +87,7 @@ def _draw(study: Study, title: str, column: str, spots: Sequence[Spot]) -> Figur
             [spot.cost] * len(spot.seeds), spot.seeds, "_", color=style["color"], alpha=0.4
         )
         mark([*mean, *seeds], spot.index)
-    best = best_for_cost(spots, study.experiment.outcome.higher_is_better)
+    best = best_for_cost(spots, bool(study.experiment.outcome.higher_is_better))
     axes.step(
         [s.cost for s in best],
         [s.mean for s in best],

@@ -4,12 +4,10 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from research.ablation.experiment import Experiment, point_name, points, resolve
+from research.ablation.experiment import WIDTH, Experiment, point_name, points, resolve
 from research.configuration import apply_deltas
 from research.errors import UserError, check_name
 from research.training.budget import count_parameters
-
-WIDTH = "model.feedforward"
 
 
 def matched(experiment: Experiment) -> Experiment:

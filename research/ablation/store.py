@@ -25,6 +25,23 @@ CONFIG, ENVIRONMENT, DATA, METRICS, RESULT = (
 COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
 """Values of result["status"]: trained to the end; loss became NaN; raised an exception."""
 
+TIMINGS: Mapping[str, bool | None] = {
+    "train_seconds": False,
+    "compile_seconds": False,
+    "steps_per_second": True,
+    "model_flops_utilization": True,
+    "members": None,
+}
+"""What result["timing"] may have, and whether higher is better; None: neither."""
+BUDGET: Mapping[str, bool | None] = {
+    "parameters": False,
+    "flops_per_token": False,
+    "state_bytes": False,
+    "tokens": False,
+    "steps": False,
+}
+"""What result["budget"] has, alike."""
+
 
 def plain(value: Any) -> Any:
     """Returns `value` with NaN and infinities as None: JSON has no word for them."""

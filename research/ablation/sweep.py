@@ -13,7 +13,7 @@ anywhere falls back into the same populations and each goes on from its own chec
 import hashlib
 import shutil
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,15 +21,15 @@ import jax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from research.ablation.claims import RISE, STEPS
 from research.ablation.experiment import (
     Cell,
     Experiment,
-    Outcome,
-    load_experiment,
     points,
     report_cells,
     tuning_cells,
 )
+from research.ablation.loading import check_distinct, each_arm, load_experiment
 from research.ablation.match import matched
 from research.ablation.statistics import choose, point_key
 from research.ablation.store import (
@@ -42,7 +42,7 @@ from research.ablation.store import (
     result_of,
     write_json,
 )
-from research.configuration import load_config, to_plain
+from research.configuration import Deltas, load_config, to_plain
 from research.errors import UserError, check_name
 from research.interpret.columns import measured
 from research.interpret.final import metric_names
@@ -180,9 +180,11 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
     experiment = load_experiment(path)
     if layout:
         deltas = parse_layout(layout, load_config(experiment.base).parallel)
-        experiment = replace(experiment, common={**experiment.common, **deltas})
+        experiment = laid_out(experiment, deltas)
     try:
         experiment = matched(experiment)
+        if experiment.match:  # an arm may have been solved to be another one
+            check_distinct(experiment, each_arm(experiment))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     found = populations(_any_cells(experiment), most)
@@ -190,7 +192,7 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
         try:
             config = population.configs[0]
             program = make_program(config, len(population.cells))
-            check_outcome(experiment.outcome, program, config.interpret.final)
+            check_metrics(experiment, population.cells[0].arm, program, config)
         except UserError as error:
             raise UserError(f"{path}: arm {population.cells[0].arm!r}: {error}") from None
     there = read_json(workdir / EXPERIMENT)
@@ -202,19 +204,59 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
     return experiment
 
 
-def check_outcome(outcome: Outcome, program: Program, final: Sequence[str] = ()) -> None:
-    """Raises UserError for an outcome that is not measured.
+def laid_out(experiment: Experiment, deltas: Deltas) -> Experiment:
+    """Returns the experiment with keys of `config.parallel` in all runs.
+
+    Raises UserError for a key that an arm or an axis sets, which would win over it.
+    """
+    for part in (*experiment.arms.values(), experiment.axes, experiment.tune):
+        for key in deltas.keys() & part.keys():
+            raise UserError(f"--parallel sets {key!r}, and so does the experiment; leave it out.")
+    return replace(experiment, common={**experiment.common, **deltas})
+
+
+def check_metrics(experiment: Experiment, arm: str, program: Program, config: ConfigDict) -> None:
+    """Raises UserError for an outcome or a claim about something that is not measured.
 
     Args:
-      outcome: of an experiment.
-      program: of one of its runs.
-      final: what its config asks when training ends.
+      experiment: what is asked.
+      arm: one of its arms.
+      program: of one of the arm's runs.
+      config: of that run.
     """
-    task = program.task
+    outcome, task = experiment.outcome, program.task
     check_name("outcome.split", outcome.split, task.splits)
     check_name("outcome.at", outcome.at, ("best", "final"))
-    batch = batch_shapes(task)
+    known, slices = metrics_of(program, config, outcome.at, outcome.split)
+    if outcome.metric in known and outcome.metric in task.aligned and not heads_that_read(program):
+        raise UserError(f"outcome.metric={outcome.metric!r} needs attention, and this arm has none")
+    check_name("outcome.metric", outcome.metric, known)
+    if experiment.tune:
+        on_validation = metrics_of(program, config, outcome.at, "validation")[0]
+        if outcome.metric not in on_validation:
+            raise UserError(
+                f"outcome.metric={outcome.metric!r} is not measured on validation, by which tuning "
+                f"chooses; leave tune out, or compare one of {', '.join(on_validation)}."
+            )
+    if config.interpret.final:
+        return  # their answers have slices that only a trained model tells
+    for claim in experiment.claims:
+        metric = claim.test.metric if claim.test else ""
+        if arm in claim.arms() and metric and "/" not in metric and metric not in (STEPS, RISE):
+            check_name(f"claim {claim.text!r}: metric", metric, [*known, *slices])
 
+
+def metrics_of(program: Program, config: ConfigDict, at: str, split: str) -> tuple[list, list]:
+    """Returns the names of the numbers, and of the sliced metrics, of a split of a run's result.
+
+    Args:
+      program: of the run.
+      config: of the run.
+      at: "best" or "final".
+      split: which.
+    """
+    task = program.task
+    batch = batch_shapes(task)
     metrics = measured(task, program.model, program.measures)
 
     def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
@@ -222,16 +264,10 @@ def check_outcome(outcome: Outcome, program: Program, final: Sequence[str] = ())
 
     sums = jax.eval_shape(marked, program.parameters, batch)
     known = [name for name, s in sums.items() if s.total.ndim == 0]
-    if outcome.at == "best":
-        known += score_names(task, outcome.split)
-        known += metric_names(final, task, outcome.split, batch)
-    if (
-        outcome.metric in known
-        and outcome.metric in program.task.aligned
-        and not heads_that_read(program)
-    ):
-        raise UserError(f"outcome.metric={outcome.metric!r} needs attention, and this arm has none")
-    check_name("outcome.metric", outcome.metric, known)
+    if at == "best":
+        known += score_names(task, split)
+        known += metric_names(config.interpret.final, task, split, batch)
+    return known, [*program.slices]
 
 
 def _any_cells(experiment: Experiment) -> Iterator[Cell]:

@@ -13,6 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.tasks.task import Sums
 
+HIGHER_IS_BETTER: Mapping[str, bool | None] = {
+    "alignment_error": False,
+    "diagonality": None,
+    "entropy": None,
+    "monotonicity": None,
+    "on_span": True,
+    "coverage": True,
+}
+"""Direction of each measure of `alignment_scores`; None where neither way is better."""
+
 
 def argmax_links(weights: Float[Array, "*b T S"]) -> Bool[Array, "*b T S"]:
     """Returns one link per target, to the source position with the most weight.

@@ -16,6 +16,7 @@ As a ranking of its own, the gradient goes through both.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,18 +45,19 @@ from research.models.model import Model
 from research.tasks.task import UNKNOWN, Batch
 
 RANKINGS = (ATTENTION, "gradient", "gradient_norm", "integrated_gradients", "random")
-METRICS = (
-    "attention_entropy",
-    "gradient_tau",
-    "gradient_tau_significant",
-    "leave_one_out_tau",
-    "leave_one_out_tau_significant",
-    "permutation_change",
-    "adversarial_divergence",
-    *(f"comprehensiveness_{name}" for name in RANKINGS),
-    *(f"sufficiency_{name}" for name in RANKINGS),
-)
-TRUTH = tuple(f"truth_{name}" for name in (*RANKINGS, "leave_one_out"))
+METRICS: Mapping[str, bool | None] = {
+    "attention_entropy": None,
+    "gradient_tau": True,
+    "gradient_tau_significant": True,
+    "leave_one_out_tau": True,
+    "leave_one_out_tau_significant": True,
+    "permutation_change": None,
+    "adversarial_divergence": None,
+    **{f"comprehensiveness_{name}": True for name in RANKINGS},
+    **{f"sufficiency_{name}": False for name in RANKINGS},
+}
+"""{metric: whether attention that has more of it explains better}; None: neither."""
+TRUTH: Mapping[str, bool | None] = {f"truth_{name}": True for name in (*RANKINGS, "leave_one_out")}
 SIGNIFICANT = 0.05
 PERMUTATIONS = 100
 EPSILON = 0.01

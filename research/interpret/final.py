@@ -5,12 +5,13 @@ task has, and the answer stands beside the split's metrics in the result: it can
 sweep. A new one is one function and one line here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from research.errors import UserError, check_name
 from research.interpret import explanations, rollout
-from research.interpret.importance import needed_heads
+from research.interpret.importance import METRICS, needed_heads
 from research.interpret.trained import Findings, Trained
 from research.models.model import Model
 from research.tasks.task import Batch, Task
@@ -25,17 +26,17 @@ class Question(NamedTuple):
 
     Attributes:
       ask: answers it.
-      metrics: names of the numbers of an answer.
+      metrics: names of the numbers of an answer, and whether higher is better; None: neither.
       truth: of those that are there where the task knows which tokens decide ("relevant").
       source: the paper, with section or equation.
       check: raises UserError for a model that cannot be asked, given the shapes of a batch.
     """
 
     ask: Callable[[Trained], Findings]
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, bool | None]
     source: str
     check: Callable[[Model, Batch], None] = fits_all
-    truth: tuple[str, ...] = ()
+    truth: Mapping[str, bool | None] = MappingProxyType({})
 
 
 FINAL: dict[str, Question] = {
@@ -56,7 +57,7 @@ FINAL: dict[str, Question] = {
     ),
     "head_importance": Question(
         needed_heads,
-        ("significant_heads", "harmful_heads", "removable_heads", "importance_of_self"),
+        METRICS,
         "Michel et al. 2019, sections 3.2 and 4.2",
     ),
 }

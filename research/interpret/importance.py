@@ -4,7 +4,7 @@ Michel et al. 2019, "Are Sixteen Heads Really Better than One?": sections 3.2 (o
 many as one likes), with a paired bootstrap over examples and Holm's correction over heads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,13 @@ from research.interpret.trained import (
 )
 from research.tasks.task import Batch
 
+METRICS: Mapping[str, bool | None] = {
+    "significant_heads": None,
+    "harmful_heads": None,
+    "removable_heads": None,
+    "importance_of_self": None,
+}
+"""What is said of every model. How many heads it needs makes a model neither better nor worse."""
 DROP = 0.01
 """The relative loss of quality up to which heads may go."""
 SIGNIFICANT = 0.05
@@ -60,7 +67,7 @@ def needed_heads(trained: Trained) -> Findings:
     metrics = {
         "significant_heads": float(significant.mean()),
         "harmful_heads": float((significant & (importance.mean < 0)).mean()),
-        "removable_heads": removable(quality, trained.task.select[1]) / (layers * heads),
+        "removable_heads": removable(quality, trained.task.select_higher) / (layers * heads),
     }
     kinds = np.array([attention.kind for attention in found])
     for kind in sorted(set(kinds)):
@@ -106,7 +113,7 @@ def _by_mask(trained: Trained) -> Callable[[Float[Array, "L H"]], Any]:
     @jax.jit
     def of_batch(params: PyTree, mask: Array, batch: Batch) -> Any:
         outputs = outputs_of(model, mask_heads(model, params, mask), batch)
-        return [example_metric(task, outputs, batch, name) for name in ("loss", task.select[0])]
+        return [example_metric(task, outputs, batch, name) for name in ("loss", task.select)]
 
     def of_mask(mask: Float[Array, "L H"]) -> list[Float[np.ndarray, " N"]]:
         found = [of_batch(trained.params, mask, batch) for batch in examples]

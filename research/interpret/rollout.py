@@ -6,6 +6,7 @@ classified, against what changes when a word is blanked out, and against gradien
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,13 +28,17 @@ from research.models.model import Model, parameter_shapes
 from research.tasks.task import Batch
 
 WAYS = ("raw", "rollout", "flow")
-METRICS = (
-    *(f"{way}_correlation" for way in WAYS),
-    *(f"{way}_gradient_correlation" for way in WAYS),
-    "rollout_beyond_raw",
-    "flow_beyond_raw",
-)
-TRUTH = (*(f"truth_{way}" for way in WAYS), "truth_blank_out")
+METRICS: Mapping[str, bool | None] = {
+    **{f"{way}_correlation": True for way in WAYS},
+    **{f"{way}_gradient_correlation": True for way in WAYS},
+    "rollout_beyond_raw": True,
+    "flow_beyond_raw": True,
+}
+"""{metric: whether higher is better}."""
+TRUTH: Mapping[str, bool | None] = {
+    **{f"truth_{way}": True for way in WAYS},
+    "truth_blank_out": True,
+}
 FLOW_EXAMPLES = 32
 """Examples that flow is computed for: a maximum flow to every word, layer and row that is read."""
 

@@ -87,6 +87,10 @@ def sequence(
 class Recall(Task):
     """The task of this file; the attributes are those of `Task`."""
 
+    higher_is_better = {
+        "loss": False,
+        **dict.fromkeys(("accuracy", "accuracy_most_pairs", "accuracy_longest"), True),
+    }
     num_pairs: tuple[int, ...]
     gap_power: float
     gap_bins: list[tuple[int, int]] = field(init=False)

@@ -1,28 +1,40 @@
 """Tasks by the name that `task.name` takes. A new task is one file and one line here."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 from research.attention.parts.masks import LONGEST
 from research.errors import UserError, check_name
-from research.tasks.induction import make_induction
-from research.tasks.recall import make_recall
+from research.tasks.induction import Induction, make_induction
+from research.tasks.recall import Recall, make_recall
 from research.tasks.recordings import make_speech
-from research.tasks.rule import make_rule
-from research.tasks.sentiment import make_sentiment
+from research.tasks.rule import Rule, make_rule
+from research.tasks.sentiment import Sentiment, make_sentiment
+from research.tasks.speech import Speech
 from research.tasks.task import Task
-from research.tasks.text import make_text
-from research.tasks.transduction import make_transduction
-from research.tasks.translation import make_translation
+from research.tasks.text import Text, make_text
+from research.tasks.transduction import Transduction, make_transduction
+from research.tasks.translation import Translation, make_translation
 
-TASKS = {
-    "induction": make_induction,
-    "recall": make_recall,
-    "rule": make_rule,
-    "sentiment": make_sentiment,
-    "speech": make_speech,
-    "text": make_text,
-    "transduction": make_transduction,
-    "translation": make_translation,
+
+class Entry(NamedTuple):
+    """A task: its class, which declares its metrics and options, and what makes it of a config."""
+
+    task: type[Task]
+    make: Callable[[ConfigDict], Task]
+
+
+TASKS: dict[str, Entry] = {
+    "induction": Entry(Induction, make_induction),
+    "recall": Entry(Recall, make_recall),
+    "rule": Entry(Rule, make_rule),
+    "sentiment": Entry(Sentiment, make_sentiment),
+    "speech": Entry(Speech, make_speech),
+    "text": Entry(Text, make_text),
+    "transduction": Entry(Transduction, make_transduction),
+    "translation": Entry(Translation, make_translation),
 }
 
 GENERATED = ("induction", "recall", "rule", "transduction")
@@ -54,7 +66,7 @@ def make_task(config: ConfigDict) -> Task:
             )
     check_eval_lengths(config)
     check_streams(config)
-    return TASKS[config.name](config)
+    return TASKS[config.name].make(config)
 
 
 def check_streams(config: ConfigDict) -> None:

@@ -64,6 +64,11 @@ class Speech(Task):
       corpus: what is known of the data, for the run to keep.
     """
 
+    higher_is_better = {
+        **dict.fromkeys(("loss", "ctc_loss", "ctc_too_short", "objective", "error_rate"), False),
+        "accuracy": True,
+        **dict.fromkeys(RATES, False),
+    }
     tokenizer: SentenceTokenizer
     join: tuple[tuple[int, ...], ...]
     strings: Mapping[str, np.ndarray]
@@ -78,7 +83,7 @@ class Speech(Task):
     mean_tokens: float
     corpus: Mapping[str, Any] = field(default_factory=dict)
     frequencies: Sequence[float] = field(init=False)
-    select: tuple[str, bool] = ("error_rate", False)
+    select: str = "error_rate"
     models: Sequence[str] = ("speech",)
     scores: Sequence[str] = RATES
     aligned: Sequence[str] = ("diagonality", "entropy", "monotonicity", "on_span", "coverage")

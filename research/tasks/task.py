@@ -6,7 +6,7 @@ batches with nothing to save, and changing the number of devices changes no data
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,8 @@ class Task:
     Tasks inherit from it what most of them have in common.
 
     Attributes:
+      higher_is_better: {metric: direction} of every metric that it gives, scores included; None
+        where neither way is better. A sliced one, METRIC_by_SLICE, goes the way of METRIC.
       vocab_size: number of tokens, inputs and targets.
       length: the most tokens of a sequence that is trained on.
       batch_size: sequences per batch.
@@ -90,7 +92,7 @@ class Task:
       data: pytree of device arrays that `batch` and `evaluation` read; an argument of the compiled
         step, because constants would be compiled into the program.
       splits: evaluation splits; always "validation", "test" where one exists.
-      select: metric that chooses the best checkpoint on validation, and whether higher is better.
+      select: metric that chooses the best checkpoint on validation.
       next_token: whether targets are the inputs one step later, so that no token may see ahead.
       models: names of the models that can learn it.
       frequencies: batches come in buckets, each with shapes of its own; the part of all steps that
@@ -106,13 +108,14 @@ class Task:
       signatures: {name of a score: what it is computed with}, where that is not the name alone.
     """
 
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {"loss": False, "accuracy": True}
     vocab_size: int
     length: int
     batch_size: int
     classes: int = 0
     data: Any = ()
     splits: Sequence[str] = ("validation", "test")
-    select: tuple[str, bool] = ("accuracy", True)
+    select: str = "accuracy"
     next_token: bool = False
     models: Sequence[str] = ("decoder",)
     frequencies: Sequence[float] = (1.0,)
@@ -123,6 +126,11 @@ class Task:
     stream: "Stream | None" = None
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     signatures: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def select_higher(self) -> bool:
+        """Whether a higher value of the metric that chooses checkpoints is better."""
+        return bool(self.higher_is_better[self.select])
 
     @property
     def longest(self) -> int:

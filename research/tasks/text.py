@@ -41,9 +41,10 @@ class Text(Task):
     `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32}.
     """
 
+    higher_is_better = {"loss": False, "loss_longest": False, "bits_per_character": False}
     tokenizer: Tokenizer
     splits: Sequence[str] = ("validation",)
-    select: tuple[str, bool] = ("loss", False)
+    select: str = "loss"
     next_token: bool = True
     position_bins: list[tuple[int, int]] = field(init=False)
 

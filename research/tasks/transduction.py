@@ -62,6 +62,14 @@ CLAUSE_ORDERS = np.array(
 VERBS = 3
 """One in this many words of the vocabulary is a verb."""
 
+SCORES = (
+    "exact_match",
+    "token_accuracy",
+    "exact_match_training_lengths",
+    "token_accuracy_training_lengths",
+)
+"""What `Transduction.score` gives. Higher is better."""
+
 Order = Callable[[Int[Array, " T"], Int[Array, ""], Int[Array, " T"]], Int[Array, " T"]]
 
 
@@ -158,6 +166,10 @@ class Transduction(Task):
       test_sequences: how many of each length the test has.
     """
 
+    higher_is_better = {
+        "loss": False,
+        **dict.fromkeys(("accuracy", "accuracy_training_lengths", *SCORES), True),
+    }
     kind: str
     min_length: int
     train_length: int
@@ -166,12 +178,7 @@ class Transduction(Task):
     models: Sequence[str] = ("encoder_decoder", "recurrent")
     decoded: Sequence[str] = ("test",)
     aligned: Sequence[str] = ("alignment_error", "diagonality", "entropy")
-    scores: Sequence[str] = (
-        "exact_match",
-        "token_accuracy",
-        "exact_match_training_lengths",
-        "token_accuracy_training_lengths",
-    )
+    scores: Sequence[str] = SCORES
 
     @property
     def slices(self) -> Mapping[str, Sequence[str]]:

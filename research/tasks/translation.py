@@ -76,6 +76,10 @@ class Translation(Task):
       corpus: what is known of the data, for the run to keep.
     """
 
+    higher_is_better = {
+        **dict.fromkeys(("loss", "objective"), False),
+        **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), True),
+    }
     tokenizer: SentenceTokenizer
     bounds: tuple[Bounds, ...]
     pairs: tuple[int, ...]

@@ -177,7 +177,7 @@ def _train(
     """Returns the state after the last step, and {"train_seconds", ...}."""
     config, host = configs[0].train, make_members(configs)
     members = place(host, program.members)
-    data, (metric, _) = program.data, program.task.select
+    data, metric = program.data, program.task.select
     rate, utilization = schedule(configs[0].optimizer, config.steps), _utilization(program, configs)
     first = step = on_first(lambda: saved.latest) or 0
     shapes = abstract_state(program, len(configs))

@@ -258,7 +258,7 @@ def build_program(
     members = NamedSharding(rest, spec(("member",), (layout.member,), dict(rest.shape)))
     axis = "data" if layout.how == "pmap" and layout.member == 1 else None
     train = make_train(task, make_step(config, task, model, axis))
-    keep_best = make_keep_best(task.select[1])
+    keep_best = make_keep_best(task.select_higher)
     total, measures = config.train.eval_batches, config.interpret.measures
     return Program(
         task=task,

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ from research.tasks.task import Batch, Sums, Task
 from research.training.program import Program
 
 SPEED = "decoded_tokens_per_second"
+HIGHER_IS_BETTER: Mapping[str, bool | None] = {
+    SPEED: True,
+    "stream_loss": False,
+    "stream_perplexity_ratio": False,
+}
+"""Direction of what is measured here whatever the task scores."""
 
 
 def score_names(task: Task, split: str) -> Sequence[str]:

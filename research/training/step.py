@@ -101,7 +101,7 @@ def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
 
 def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member], State]:
     """Returns member -> initial state (of one member)."""
-    worst = -jnp.inf if task.select[1] else jnp.inf
+    worst = -jnp.inf if task.select_higher else jnp.inf
     shapes = batch_shapes(task, 1)
 
     def init(member: Member) -> State:

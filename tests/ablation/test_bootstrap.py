@@ -23,7 +23,7 @@ EXPERIMENT = Experiment(
     arms={"fixed": {"model.a": "fixed"}, "additive": {"model.a": "add"}, "dot": {"model.a": "dot"}},
     axes={"task.length": (20, 40)},
     seeds=(0, 1),
-    outcome=Outcome("accuracy"),
+    outcome=Outcome("accuracy", higher_is_better=True),
 )
 
 WORDS = [f"word{i}" for i in range(300)]

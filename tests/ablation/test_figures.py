@@ -33,7 +33,7 @@ def test_what_runs_decoded_comes_with_the_report(tmp_path):
         base="configs/recall.py",
         arms={"one": {}, "other": {"model.num_heads": 1}},
         seeds=(0,),
-        outcome=Outcome("accuracy"),
+        outcome=Outcome("accuracy", higher_is_better=True),
     )
     build(tmp_path / "sweep", experiment, lambda *cell: plausible(0.9, cell[-1]))
     runs = [path.parent for path in (tmp_path / "sweep").glob("*/result.json")]

@@ -4,8 +4,9 @@ import pytest
 
 from research.ablation.chart import svg
 from research.ablation.evidence import load_study
-from research.ablation.experiment import Experiment, Outcome, load_experiment
+from research.ablation.experiment import Experiment, Outcome
 from research.ablation.frontier import Spot, amount, best_for_cost, frontier_charts
+from research.ablation.loading import load_experiment
 from research.errors import UserError
 from tests.ablation.synthetic_sweep import build, plausible
 
@@ -29,7 +30,7 @@ def test_one_chart_per_point_with_a_mark_per_arm(tmp_path, axes):
         base="configs/recall.py",
         arms={arm: {} for arm in ARMS},
         axes=axes,
-        outcome=Outcome("accuracy"),
+        outcome=Outcome("accuracy", higher_is_better=True),
         seeds=(0, 1, 2),
         against="state_bytes",
     )
@@ -51,7 +52,7 @@ def test_one_chart_per_point_with_a_mark_per_arm(tmp_path, axes):
 
 
 def test_without_a_column_there_is_no_chart(tmp_path):
-    experiment = Experiment("?", "b", {"a": {}}, Outcome("accuracy"), (0,))
+    experiment = Experiment("?", "b", {"a": {}}, Outcome("accuracy", higher_is_better=True), (0,))
     simulate = lambda arm, point, tuned, seed, g: plausible(0.5, g)  # noqa: E731
     assert not list(frontier_charts(load_study(build(tmp_path, experiment, simulate))))
 

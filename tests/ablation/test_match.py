@@ -26,7 +26,7 @@ def experiment(**changes):
         common=common,
         arms=ARMS,
         axes={"task.length": (16, 32)},
-        outcome=Outcome("accuracy"),
+        outcome=Outcome("accuracy", higher_is_better=True),
         seeds=(0,),
         match="parameters",
     )

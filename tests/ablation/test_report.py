@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
     tune={"optimizer.learning_rate": (1e-3, 3e-3)},
     tune_seeds=(100,),
     seeds=(0, 1, 2),
-    outcome=Outcome("accuracy", solved=0.95),
+    outcome=Outcome("accuracy", solved=0.95, higher_is_better=True),
     claims=(
         Claim("Attention wins when it is long", "Paper, Fig. 2", {"none": 0.55, "dot": 1.0},
               Direction("dot", "none", 0.2, at={"task.length": 20})),
@@ -374,7 +374,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_an_outcome_no_run_has_is_named(report):
     with pytest.raises(UserError, match="'acuracy'.*Did you mean 'accuracy'"):
-        report(replace(EXPERIMENT, outcome=Outcome("acuracy"), claims=()))
+        report(replace(EXPERIMENT, outcome=Outcome("acuracy", higher_is_better=True), claims=()))
 
 
 def test_experiment_survives_json(complete):

@@ -11,7 +11,7 @@ from research.ablation.experiment import Experiment, Outcome
 from research.ablation.report import write_report
 from tests.ablation.synthetic_sweep import build, plausible
 
-OUTCOME = Outcome("accuracy", solved=0.9)
+OUTCOME = Outcome("accuracy", solved=0.9, higher_is_better=True)
 
 
 def run(steps, values, status="completed", metric="accuracy"):
@@ -59,7 +59,9 @@ def test_claims_and_reports_have_it(tmp_path):
         outcome=OUTCOME,
         claims=(
             Claim("It is sudden.", test=Threshold("sudden", at_most=0.3, metric="rise_time")),
-            Claim("It is not.", test=Direction("late", "sudden", metric="rise_time")),
+            Claim(
+                "It is not.", test=Direction("late", "sudden", metric="rise_time", better="lower")
+            ),
         ),
     )
 
@@ -69,7 +71,7 @@ def test_claims_and_reports_have_it(tmp_path):
     build(tmp_path, experiment, simulate)
     study = load_study(tmp_path)
     data = measure(study, "rise_time")
-    assert data.higher_is_better is False
+    assert data.higher_is_better is None
     values = data.values["sudden", ()]
     # The made-up curves are logistic with a width of 0.06.
     assert sorted(values) == [0, 1, 2]

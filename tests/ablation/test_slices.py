@@ -11,7 +11,7 @@ EXPERIMENT = Experiment(
     base="configs/recall.py",
     arms={"few": {"model.num_heads": 1}, "many": {"model.num_heads": 2}},
     seeds=(0, 1),
-    outcome=Outcome("accuracy"),
+    outcome=Outcome("accuracy", higher_is_better=True),
 )
 
 

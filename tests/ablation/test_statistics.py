@@ -249,10 +249,12 @@ def test_choice(scores, higher, best):
 def test_choice_waits_for_the_whole_grid():
     cells, results = tuning({0.1: [0.5], 0.2: [0.7]})
     del results["0.1-0"]
-    assert statistics.choose(Outcome("accuracy"), cells, results) == {}
+    assert statistics.choose(Outcome("accuracy", higher_is_better=True), cells, results) == {}
 
 
 def test_choice_counts_a_failed_run_as_worst():
     cells, results = tuning({0.1: [0.1], 0.2: [0.7]})
     results["0.2-0"]["status"] = "failed"
-    assert list(statistics.choose(Outcome("accuracy"), cells, results).values()) == [{"lr": 0.1}]
+    assert list(
+        statistics.choose(Outcome("accuracy", higher_is_better=True), cells, results).values()
+    ) == [{"lr": 0.1}]

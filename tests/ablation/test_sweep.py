@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from research.ablation import sweep
-from research.ablation.experiment import load_experiment
 from research.ablation.forecast import forecast, predict
-from research.ablation.store import read_json, result_of
+from research.ablation.loading import load_experiment
+from research.ablation.store import BUDGET, TIMINGS, read_json, result_of
 from research.ablation.sweep import Shard, parse_shard, populations, run_sweep
 from research.errors import UserError
 from research.training.program import static_id
@@ -31,7 +31,8 @@ experiment = Experiment(
     tune={{"optimizer.learning_rate": (1e-3, 1e-2)}},
     tune_seeds=(100,),
     seeds=(0, 1),
-    outcome=Outcome("loss", higher_is_better=False),
+    same=(("two heads", "two heads again"),),
+    outcome=Outcome("loss"),
     ablated=("flops_per_token",),
 )
 """
@@ -42,6 +43,7 @@ ALL = Shard()
 def write(folder, **steps):
     # An axis that changes no shape: the points share compiled programs.
     common = small.RECALL | STEPS | steps
+    del common["optimizer.learning_rate"]  # it is tuned
     path = folder / "heads.py"
     path.write_text(EXPERIMENT.format(common=common))
     return str(path)
@@ -68,6 +70,10 @@ def test_every_cell_has_a_result_and_equal_cells_share_one(swept):
     # Two arms are the same config, so a third of the runs are trained once for both.
     assert len(runs) == 2 * 2 * (2 + 2)
     assert all(result_of(workdir / run)["status"] == "completed" for run in runs)
+    result = result_of(workdir / next(iter(runs)))
+    # A claim may name no other column, and each says which way is better.
+    assert set(result["budget"]) == set(BUDGET)
+    assert set(result["timing"]) <= set(TIMINGS)
     assert counts == {"trained": 16, "finished before": 0, "failed": 0, "waiting": 0}
     assert len(list(workdir.glob("*/result.json"))) == 16
     by_arm = {

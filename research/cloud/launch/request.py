@@ -48,7 +48,8 @@ def job_of(given: flags.FlagValues, argv: Sequence[str], default_shards: int) ->
 
 
 def _pairs(path: str) -> int:
-    from research.ablation.experiment import load_experiment, points
+    from research.ablation.experiment import points
+    from research.ablation.loading import load_experiment
 
     experiment = load_experiment(path)
     return len(points(experiment)) * len(experiment.arms)

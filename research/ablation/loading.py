@@ -1,0 +1,262 @@
+"""Reading an experiment file: what does not make sense is refused before anything is trained.
+
+An ablation compares what its arms differ in. A key that two of its parts set would have one value
+in the file and another in the runs, and two arms that are one run would always be equal.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from research.ablation.claims import COLUMNS, Claim, Directions, higher_is_better
+from research.ablation.experiment import (
+    COSTS,
+    WIDTH,
+    Cell,
+    Experiment,
+    Outcome,
+    point_name,
+    points,
+    resolve,
+    tuning_grid,
+)
+from research.configuration import load_config, load_module
+from research.errors import UserError, check_name, did_you_mean
+
+SWEPT = {
+    "seed": "give seeds=(0, 1, 2) and tune_seeds",
+    "members": "a sweep trains the runs of one shape together by itself, as --max_members says",
+}
+"""Keys that are the sweep's own, and what to do instead."""
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Returns the `experiment` of a file, checked, with the directions of its metrics.
+
+    Raises UserError naming what is wrong.
+    """
+    module = load_module(path)
+    experiment = getattr(module, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path} defines no `experiment = Experiment(...)`.")
+    try:
+        check_parts(experiment)
+        check_keys(experiment)
+        for claim in experiment.claims:
+            check_claim(experiment, claim)
+        cells = each_arm(experiment)
+        check_distinct(experiment, cells)
+        return with_directions(experiment, cells)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_parts(experiment: Experiment) -> None:
+    """Raises UserError for a part that is missing, empty or no list of values."""
+    if not experiment.arms:
+        raise UserError("arms is empty; an ablation compares at least one arm.")
+    if not experiment.seeds:
+        raise UserError("seeds is empty; for example seeds=(0, 1, 2).")
+    if experiment.tune and not experiment.tune_seeds:
+        raise UserError("tune is given without tune_seeds; for example (100, 101).")
+    if experiment.against not in ("", *COSTS):
+        hint = did_you_mean(experiment.against, COSTS)
+        raise UserError(
+            f"against={experiment.against!r} is unknown.{hint} Allowed: {', '.join(COSTS)}."
+        )
+    check_name("match", experiment.match, ("", "parameters"))
+    lists = {"seeds": experiment.seeds, "tune_seeds": experiment.tune_seeds}
+    for where, given in (("axes", experiment.axes), ("tune", experiment.tune)):
+        for key, values in given.items():
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise UserError(f"{where}[{key!r}]={values!r}: give a tuple of one or more values.")
+        lists |= {f"{where}[{key!r}]": values for key, values in given.items()}
+    for name, values in lists.items():
+        twice = [value for value, number in Counter(values).items() if number > 1]
+        if twice:
+            raise UserError(f"{name} has {twice[0]!r} twice; name each value once.")
+    overlap = set(experiment.seeds) & set(experiment.tune_seeds)
+    if overlap:
+        raise UserError(
+            f"seeds {sorted(overlap)} are in both seeds and tune_seeds; the reported seeds must be "
+            "fresh."
+        )
+    for name in ("feedforward", "directions"):
+        if getattr(experiment, name):
+            raise UserError(f"{name} is found by the sweep; leave it out.")
+
+
+def check_keys(experiment: Experiment) -> None:
+    """Raises UserError for a key that more than one part sets, so that one of its values is lost.
+
+    An arm may be the exception to what is common, unless every arm is.
+    """
+    arms = {f"arm {name!r}": deltas for name, deltas in experiment.arms.items()}
+    parts = {"common": experiment.common, **arms, "axes": experiment.axes, "tune": experiment.tune}
+    for part, given in parts.items():
+        for key in SWEPT.keys() & given.keys():
+            raise UserError(f"{part} sets {key!r}, which is not an arm's to choose: {SWEPT[key]}.")
+    for part, taker in _unwanted(parts):
+        for key in parts[part].keys() & parts[taker].keys():
+            raise UserError(
+                f"{part} sets {key!r}, which is in {taker} as well, so that one of its values is "
+                f"lost; take it out of {part} or out of {taker}."
+            )
+    for key, value in experiment.common.items():
+        if all(key in deltas for deltas in experiment.arms.values()):
+            raise UserError(
+                f"common sets {key!r} to {value!r}, and so does every arm to something of its own; "
+                "take it out of common."
+            )
+    if experiment.match:
+        for part in [*list(arms)[1:], "axes", "tune"]:
+            if WIDTH in parts[part]:
+                raise UserError(
+                    f"{part} sets {WIDTH!r}, which match={experiment.match!r} solves for every arm "
+                    "but the first; take it out."
+                )
+    if experiment.base and (members := load_config(experiment.base).members) != 1:
+        raise UserError(f"{experiment.base} sets members={members}; {SWEPT['members']}.")
+
+
+def _unwanted(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the pairs of parts that may not set the same key; the second is axes or tune."""
+    for taker in ("axes", "tune"):
+        yield from ((part, taker) for part in parts if part not in ("axes", "tune"))
+    yield "axes", "tune"
+
+
+def check_claim(experiment: Experiment, claim: Claim) -> None:
+    """Raises UserError for a claim on an arm, an axis or a column that is not there."""
+    where = f"claim {claim.text!r}"
+    for arm in claim.arms():
+        if arm not in experiment.arms:
+            hint = did_you_mean(arm, experiment.arms)
+            raise UserError(f"{where} names the unknown arm {arm!r}.{hint}")
+    for axis in claim.axes():
+        if axis not in experiment.axes:
+            hint = did_you_mean(axis, experiment.axes)
+            raise UserError(f"{where} names the unknown axis {axis!r}.{hint}")
+    for axis, value in claim.test.at.items() if claim.test else ():
+        if axis in experiment.axes and value not in experiment.axes[axis]:
+            raise UserError(
+                f"{where} is at {axis}={value!r}, which the axis does not take; its values are "
+                f"{', '.join(map(repr, experiment.axes[axis]))}."
+            )
+    metric = claim.test.metric if claim.test else ""
+    if "/" in metric:
+        known = [f"{group}/{name}" for group, names in COLUMNS.items() for name in names]
+        check_name(f"{where}: metric", metric, known)
+
+
+def each_arm(experiment: Experiment) -> list[Cell]:
+    """Returns one cell of every arm at every point: the first seed and the first to tune."""
+    tuned, seed = tuning_grid(experiment)[0], experiment.seeds[0]
+    return [
+        resolve(experiment, arm, point, tuned, seed, "report")
+        for point in points(experiment)
+        for arm in experiment.arms
+    ]
+
+
+def check_distinct(experiment: Experiment, cells: Sequence[Cell]) -> None:
+    """Raises UserError for two arms that are one run without `same` saying so, or the reverse.
+
+    Args:
+      experiment: what they are of.
+      cells: of `each_arm`.
+    """
+    said = {
+        frozenset(pair) for group in experiment.same for pair in itertools.combinations(group, 2)
+    }
+    for arm in itertools.chain(*experiment.same):
+        check_name("same", arm, experiment.arms)
+    found, first = set(), {}
+    for cell in cells:
+        other = first.setdefault(cell.run, cell)
+        pair = frozenset((cell.arm, other.arm))
+        if other is cell:
+            continue
+        if pair not in said:
+            raise UserError(
+                f"{_name(other)} and {_name(cell)} are the same run, so that they can only be "
+                "equal; change one of them, or say that it is meant to be with "
+                f"same=(({other.arm!r}, {cell.arm!r}),)."
+            )
+        found.add(pair)
+    for pair in said - found:
+        raise UserError(f"same has {tuple(sorted(pair))!r}, which are never the same run.")
+
+
+def _name(cell: Cell) -> str:
+    return f"arm {cell.arm!r}" + (f" at {point_name(cell.point)}" if cell.point else "")
+
+
+def with_directions(experiment: Experiment, cells: Sequence[Cell]) -> Experiment:
+    """Returns the experiment with the directions that its runs declare, its outcome's among them.
+
+    Raises UserError for an outcome or a claim whose direction nothing tells, or that contradicts
+    what is declared.
+    """
+    # Imported here: it takes jax, which reading what is on disk does not need.
+    from research.ablation.directions import declared
+
+    known: dict[str, bool | None] = {}
+    kinds = {
+        (c.config.task.name, *c.config.interpret.final, *c.config.interpret.measures): c
+        for c in cells
+    }
+    for cell in kinds.values():
+        known |= declared(cell.config)
+    directed = replace(
+        experiment,
+        outcome=_with_direction(experiment.outcome, known),
+        directions={name: higher for name, higher in known.items() if higher is not None},
+    )
+    for claim in experiment.claims:
+        _check_direction(directed, claim, known)
+    return directed
+
+
+def _with_direction(outcome: Outcome, known: Directions) -> Outcome:
+    said, higher = outcome.higher_is_better, known.get(outcome.metric)
+    if said is None and higher is None:
+        why = "is not declared, because neither way is better"
+        if outcome.metric not in known:
+            why = f"is unknown.{did_you_mean(outcome.metric, known)} Otherwise"
+        raise UserError(
+            f"outcome.metric={outcome.metric!r}: whether higher is better {why}; say "
+            "higher_is_better=True or False."
+        )
+    if said is not None and higher is not None and said != higher:
+        raise UserError(
+            f"outcome.higher_is_better={said}: of {outcome.metric!r} {_word(higher)} is better; "
+            "leave it out."
+        )
+    return replace(outcome, higher_is_better=higher if said is None else said)
+
+
+def _check_direction(experiment: Experiment, claim: Claim, known: Directions) -> None:
+    better = getattr(claim.test, "better", None)
+    if claim.test is None or better is None:
+        return
+    where, metric = f"claim {claim.text!r}", claim.test.metric
+    told = higher_is_better(metric, experiment.outcome, "", known)
+    if told is None and not better:
+        hint = "" if metric in known else did_you_mean(metric, known)
+        raise UserError(
+            f"{where} compares the metric {metric!r}, of which nothing declares a direction.{hint} "
+            "Say better='higher' or better='lower'."
+        )
+    if better and told is not None and higher_is_better(metric, experiment.outcome, better) != told:
+        raise UserError(
+            f"{where}: better={better!r}, but of {metric or experiment.outcome.metric!r} "
+            f"{_word(told)} is better; leave it out, and turn a and b if that is meant."
+        )
+
+
+def _word(higher: bool) -> str:
+    return "higher" if higher else "lower"
