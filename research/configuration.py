@@ -23,6 +23,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from research import command_help
 from research.errors import UserError, did_you_mean
 
 Deltas = Mapping[str, Any]
@@ -207,13 +208,16 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
 NO_CONFIG = "--config is missing; for example --config=configs/base.py."
 
 
-def _read_flags(argv: list[str], files: bool) -> list[str]:
+def _read_flags(argv: list[str], main: Callable[..., int | None], files: bool) -> list[str]:
     """Parses flags; a mistake is one line and exit code 2 instead of a traceback.
 
     Args:
       argv: the command line.
+      main: the command; --help prints the docstring of its module.
       files: whether arguments that are no flags are allowed.
     """
+    if command_help.is_asked(argv):
+        _print_help(argv, main)
     try:
         rest = flags.FLAGS(argv)
         _check_config_flag()
@@ -226,6 +230,31 @@ def _read_flags(argv: list[str], files: bool) -> list[str]:
     if "workdir" in flags.FLAGS and flags.FLAGS["workdir"].value == "":
         _stop("--workdir is empty; give a directory, for example --workdir=runs/NAME.")
     return rest
+
+
+def _print_help(argv: list[str], main: Callable[..., int | None]) -> None:
+    """Prints what the command is and its flags, or the keys of the config file that is given."""
+    path = _given(argv).get("config")
+    if path and "config" in flags.FLAGS:
+        try:
+            values = flatten(load_config(path))
+            meanings = command_help.meanings_in(load_module(path.partition(":")[0]))
+        except UserError as error:
+            _stop(_one_line(error))
+        lines = [f"keys of {path} (--config.KEY=VALUE overrides one):"]
+        lines += command_help.key_lines(values, meanings)
+    else:
+        lines = [str(sys.modules[main.__module__].__doc__).strip(), "", "flags:"]
+        lines += command_help.flag_lines(main_module=argv[0])
+    command_help.write(lines)
+    sys.exit(0)
+
+
+def _given(argv: list[str]) -> dict[str, str]:
+    """Returns {name: value} of a command line's flags, `--config=x` and `--config x` alike."""
+    words = [word for argument in argv[1:] for word in argument.split("=", 1)]
+    pairs = itertools.pairwise([*words, ""])
+    return {word.lstrip("-"): value for word, value in pairs if word.startswith("-")}
 
 
 def _check_config_flag() -> None:
@@ -251,9 +280,7 @@ def _explained(argv: list[str], error: Exception) -> str:
     if missing:
         name = missing[1]
         return f"--{name} is missing: {flags.FLAGS[name].help}"
-    # `--config=x` and `--config x` alike.
-    words = [word for argument in argv[1:] for word in argument.split("=", 1)]
-    given = {w.lstrip("-"): v for w, v in itertools.pairwise([*words, ""]) if w.startswith("-")}
+    given = _given(argv)
     overrides = {k.removeprefix("config."): v for k, v in given.items() if k.startswith("config.")}
     if "config" in flags.FLAGS and (overrides or "config" in given):
         try:
@@ -293,9 +320,11 @@ def _stop(message: str) -> None:
 
 def define_config_flag() -> None:
     """Defines --config=FILE and --config.key=value overrides."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file: configs/NAME.py", lock_config=True
+    about = (
+        "Config file, for example --config=configs/recall.py. --config.KEY=VALUE overrides a key "
+        "of it, for example --config.model.num_heads=4. --config=FILE --help lists all keys."
     )
+    config_flags.DEFINE_config_file("config", None, about, lock_config=True)
 
 
 def define_process_flags() -> None:
@@ -323,4 +352,4 @@ def run(main: Callable[..., int | None]) -> None:
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             _stop(f"{error.filename}: {error.strerror}.")
 
-    app.run(guarded, flags_parser=functools.partial(_read_flags, files=files))
+    app.run(guarded, flags_parser=functools.partial(_read_flags, main=main, files=files))

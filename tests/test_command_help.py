@@ -1,0 +1,133 @@
+"""--help of every command: its own flags, --config first, and the keys of a config."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from research.configuration import flatten, load_config
+from tests.commands import ROOT, run_alone
+
+COMMANDS = sorted(
+    path.stem for path in (ROOT / "research").glob("*.py") if "\ndef main(" in path.read_text()
+)
+PROCESSES = ["coordinator", "num_processes", "process_id", "distributed"]
+SPELLINGS = ("--help", "-h", "-?", "--helpshort", "--helpfull", "--help=true")
+# One process for all: a command is imported in a fork, where its flags meet no other's.
+IN_FORKS = """
+import importlib, json, os, sys, tempfile
+from research import configuration
+found = []
+for name, arguments in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as out:
+        if (child := os.fork()) == 0:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+            module = importlib.import_module(f"research.{name}")
+            sys.argv = [f"research/{name}.py", *arguments]
+            getattr(module, "define_flags", lambda: None)()
+            configuration.run(module.main)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0)
+        found.append([code, out.read().decode()])
+print(json.dumps(found))
+"""
+
+
+def own_flags(name):
+    """The names of a command's flags in order, read off its source."""
+    tree = ast.parse((ROOT / "research" / f"{name}.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+    names = ["config"] * ("define_config_flag" in called)
+    names += PROCESSES * ("define_process_flags" in called)
+    defined = [
+        (node.lineno, node.args[0].value)
+        for node in calls
+        if isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_")
+    ]
+    return names + [flag for _, flag in sorted(defined)]
+
+
+@pytest.fixture(scope="module")
+def helped():
+    """{(command, what is asked): (exit code, what is printed)}."""
+    cases = [(name, ["--help"]) for name in COMMANDS]
+    cases += [("train", [spelling]) for spelling in SPELLINGS]
+    cases += [("train", ["--wrkdir=x", "--help"])]
+    for name in COMMANDS:
+        if "config" in own_flags(name):
+            cases += [(name, ["--config=configs/recall.py", "--help"])]
+    cases += [("train", ["--config", "configs/tpu/lm_1b3.py", "-h"])]
+    cases += [("train", ["--config=configs/recal.py", "--help"])]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_FORKS],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    asked = [(name, " ".join(arguments)) for name, arguments in cases]
+    return dict(zip(asked, json.loads(done.stdout), strict=True))
+
+
+def shown_flags(text):
+    lines = [line for line in text.splitlines() if line.startswith("  --")]
+    return [line.strip().removeprefix("--").removeprefix("[no]") for line in lines]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_the_flags_of_the_command(helped, name):
+    code, text = helped[name, "--help"]
+    assert code == 0
+    assert shown_flags(text) == own_flags(name)
+    assert text.startswith(ast.get_docstring(ast.parse((ROOT / f"research/{name}.py").read_text())))
+    if "config" in own_flags(name):
+        assert "--config=configs/recall.py" in text
+        assert "--config=FILE --help lists all keys" in " ".join(text.split())
+
+
+def test_any_way_of_asking_is_answered(helped):
+    expected = helped["train", "--help"]
+    for arguments in (*SPELLINGS, "--wrkdir=x --help"):
+        assert helped["train", arguments] == expected
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if "config" in own_flags(name)])
+def test_keys_of_a_config_with_values_and_meanings(helped, name):
+    code, text = helped[name, "--config=configs/recall.py --help"]
+    assert code == 0
+    lines = [line[2:] for line in text.splitlines()[1:] if line[2] != " "]
+    shown = dict(line.split(" = ", 1) for line in lines)
+    values = flatten(load_config("configs/recall.py"))
+    assert shown == {key: repr(value) for key, value in values.items()}
+    said = " ".join(text.split())
+    assert "model.width = 32 of the residual stream; of a recurrent state" in said
+    # What base.py says above a key, and what stands behind it although a line is above.
+    assert "model.name = 'decoder' decoder | encoder_decoder (transformers) | recurrent" in said
+    assert "task.vocab_size = 64 half keys, half values; token 0 is the filler" in said
+
+
+def test_a_config_of_a_config_of_a_config(helped):
+    code, text = helped["train", "--config configs/tpu/lm_1b3.py -h"]
+    assert code == 0
+    assert "seed = 0 initial parameters, order of the data" in " ".join(text.split())
+
+
+def test_a_mistake_in_the_config_is_one_line(helped):
+    assert helped["train", "--config=configs/recal.py --help"] == [
+        2,
+        "error: there is no file 'configs/recal.py'. Did you mean 'recall.py'?\n",
+    ]
+
+
+def test_the_command_as_users_start_it():
+    outcome = run_alone("research.train", "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert shown_flags(outcome.out) == own_flags("train")
