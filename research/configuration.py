@@ -13,6 +13,7 @@ import inspect
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import traceback
@@ -24,7 +25,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from research import command_help
-from research.errors import UserError, did_you_mean
+from research.errors import PATHS, UserError, did_you_mean, told
 
 Deltas = Mapping[str, Any]
 """Dotted config keys and the values they take, for example {"model.num_heads": 8}."""
@@ -313,9 +314,9 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _stop(message: str) -> None:
+def _stop(message: str, code: int = 2) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def define_config_flag() -> None:
@@ -336,7 +337,10 @@ def define_process_flags() -> None:
 
 
 def run(main: Callable[..., int | None]) -> None:
-    """Runs a command: parses flags, calls `main()`, turns UserError into one line, exit code 2.
+    """Runs a command: parses flags, calls `main()`, ends with what it returns as exit code.
+
+    A UserError is one line and exit code 2, and so is an OSError that says that a path is wrong.
+    Any other OSError, as of a full disk, is one line and exit code 1.
 
     A `main` with parameters gets the arguments that are no flags: names of files.
     """
@@ -349,7 +353,11 @@ def run(main: Callable[..., int | None]) -> None:
             sys.exit(main(*argv[1:]) or 0)
         except UserError as error:
             _stop(_one_line(error))
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            _stop(f"{error.filename}: {error.strerror}.")
+        except BrokenPipeError:
+            # Whoever read the output has seen enough; nothing is left that could be flushed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            _stop(f"{_one_line(Exception(told(error)))}.", 2 if error.errno in PATHS else 1)
 
     app.run(guarded, flags_parser=functools.partial(_read_flags, main=main, files=files))

@@ -1,7 +1,11 @@
-"""The one exception that a command shows as a single line instead of a traceback."""
+"""What a command shows as a single line instead of a traceback: mistakes, and disks that refuse."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import tempfile
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 
@@ -34,3 +38,52 @@ def check_output(flag: str, path: str, ending: str) -> None:
         raise UserError(f"--{flag}={path}: there is no such directory.")
     if path and Path(path).is_dir():
         raise UserError(f"--{flag}={path} is a directory.")
+    if path:
+        try:
+            # Output is written beside its place and renamed; asked before hours of work, not after.
+            with tempfile.TemporaryFile(dir=Path(path).absolute().parent):
+                pass
+        except OSError as error:
+            raise UserError(f"--{flag}={path} cannot be written: {error.strerror}.") from None
+
+
+PATHS = frozenset(
+    (
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    )
+)
+"""Error numbers that say that a path is wrong; the others say that a disk or a network is."""
+
+
+def told(error: OSError) -> str:
+    """Returns what the system said of a file, with its name: "runs/a: No space left on device"."""
+    what = error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {what}" if error.filename else what
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Gives an OSError the name of the file, which it lacks when a write fails and not an open."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def while_starting(directory: Path) -> Generator[None]:
+    """Turns an OSError into a UserError: nothing is done yet that a disk has to take."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--workdir: {directory} cannot be written to ({told(error)}). Choose another."
+        ) from None

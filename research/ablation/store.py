@@ -7,12 +7,15 @@
                    result.json        written last: the run is finished when it exists
 """
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from research.errors import UserError, naming
 
 CONFIG, ENVIRONMENT, DATA, METRICS, RESULT = (
     "config.json",
@@ -60,14 +63,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes beside the target, then renames over it, so that no reader sees half a file."""
+    """Writes beside the target, then renames over it, so that no reader sees half a file.
+
+    Raises OSError, with the name of the target, when the disk refuses; nothing is left then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with naming(path), open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,25 +87,38 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the parsed file, or None when it does not exist."""
+    """Returns the parsed file, or None when it does not exist.
+
+    Raises UserError when it holds something else than JSON, as when it was cut short.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read: it was cut short or damaged ({error}). Delete it, and the "
+            "command that wrote it writes it again."
+        ) from None
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """Returns the rows of metrics.jsonl in order; a last line cut by a kill is dropped."""
+    """Returns the rows of metrics.jsonl in order; a last line cut by a kill is dropped.
+
+    Raises UserError when another line is no JSON.
+    """
+    path = run / METRICS
     try:
-        lines = (run / METRICS).read_text(encoding="utf-8").split("\n")
+        *lines, last = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     rows = []
-    for line in lines:
+    for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+        except ValueError:
+            if number <= len(lines):
+                raise UserError(f"{path}, line {number}: damaged, this is no JSON.") from None
     return rows
 
 

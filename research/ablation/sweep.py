@@ -43,7 +43,7 @@ from research.ablation.store import (
     write_json,
 )
 from research.configuration import Deltas, load_config, to_plain
-from research.errors import UserError, check_name
+from research.errors import UserError, check_name, while_starting
 from research.interpret.columns import measured
 from research.interpret.final import metric_names
 from research.parallel.layout import layout_of, parse_layout
@@ -353,8 +353,9 @@ def _run(
 def _describe(experiment: Experiment, path: str, workdir: Path) -> None:
     """Writes what is known of a sweep before it starts."""
     about = experiment.to_json() | {"name": Path(path).stem, "file": path}
-    write_json(workdir / EXPERIMENT, about)
-    write_json(workdir / ENVIRONMENT, describe_environment())
+    with while_starting(workdir):
+        write_json(workdir / EXPERIMENT, about)
+        write_json(workdir / ENVIRONMENT, describe_environment())
 
 
 def _list(cells: Iterable[Cell], workdir: Path) -> None:
@@ -392,12 +393,15 @@ def _failures(runs: Iterable[str], workdir: Path) -> int:
 
 
 def _train(population: Population, workdir: Path, title: str, stop: StopRequest) -> None:
-    """Trains one population; an exception of the training becomes the result of its runs."""
+    """Trains one population; an exception of the training becomes the result of its runs.
+
+    Not that a disk refused, which says nothing of the arm.
+    """
     runs = [workdir / cell.run for cell in population.cells]
     home = workdir / POPULATIONS / population.name
     try:
         train_population(population.configs, runs, home, title, stop=stop)
-    except (UserError, Preempted):
+    except (UserError, Preempted, OSError):
         raise
     except Exception:
         error = traceback.format_exc()

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from research.errors import UserError
+from research.errors import UserError, told
 
 ENVIRONMENT = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -141,7 +141,10 @@ def together() -> Generator[None]:
         foreseen = isinstance(error, UserError | SystemExit | Agreed)
         if foreseen or jax.process_count() == 1:
             raise
-        traceback.print_exc()
+        if isinstance(error, OSError):
+            print(f"error: {told(error)}.", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

@@ -5,35 +5,75 @@ parameters), so that a reader of the model does not load the optimizer. Every ch
 member's own best, which is why keeping the latest few is enough.
 """
 
+import contextlib
+import errno
+import gc
+import os
+import re
+import sys
+from collections.abc import Generator
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
 
 from research.errors import UserError
+from research.parallel.processes import any_process, on_first
 from research.training.step import Best, State
 
 DIRECTORY = "checkpoints"
+DAMAGED = "damaged"
+"""Ending of a checkpoint that was set aside; Orbax takes whole numbers for steps only."""
+
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""Error numbers of a checkpoint whose files are not there, where others are the disk's."""
+
+
+class DamagedError(Exception):
+    """The files of a checkpoint cannot be read, or not all of them."""
 
 
 class Checkpoints:
-    """Saves in the background and restores. As a context manager it waits for saves at the end."""
+    """Saves in the background and restores. As a context manager it waits for saves at the end.
+
+    What goes wrong in the background is raised here, by the next call or at the end, as an OSError
+    with the checkpoint's path when it is the disk that refuses.
+    """
 
     def __init__(self, directory: Path, keep: int):
-        policy = ocp.checkpoint_managers.LatestN(keep)
+        self._directory = directory.absolute()
+        self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self._directory,
+            item_handlers=_handlers(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, enable_async_checkpointing=True, create=True
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                enable_async_checkpointing=True,
+                create=True,
+                # What a killed or a refused save left takes room that the next one needs.
+                cleanup_tmp_directories=True,
             ),
         )
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Checkpoints":
+        self._open.enter_context(_told_once())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with self._open:
+            try:
+                self._settle()
+            finally:
+                with contextlib.suppress(OSError):
+                    self._manager.close()
+                # With what is left of a failed save, which complains when it is thrown away.
+                del self._manager
+                gc.collect()
 
     @property
     def latest(self) -> int | None:
@@ -42,28 +82,83 @@ class Checkpoints:
 
     def save(self, step: int, state: State) -> None:
         """Starts saving; returns when the values are copied, before they are written."""
+        self._settle()
         items = ocp.args.Composite(
             training=ocp.args.StandardSave(_training(state)),
             best=ocp.args.StandardSave(state.best._asdict()),
         )
-        self._manager.save(step, args=items)
+        self._saving = step
+        with _naming_disk(self._directory / str(step)):
+            self._manager.save(step, args=items)
 
-    def restore(self, step: int, abstract: State) -> State:
-        """Returns the state at `step`; `abstract` gives shapes and shardings.
+    def check(self) -> None:
+        """Raises what went wrong in the background until now; does not wait."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._settle()
 
-        Raises UserError when the checkpoint is of another model.
+    def _settle(self) -> None:
+        """Waits for the save that was started, and raises what went wrong with it."""
+        if self._saving is None:
+            return
+        path, self._saving = self._directory / str(self._saving), None
+        with _naming_disk(path):
+            self._manager.wait_until_finished()
+        if not path.is_dir():
+            raise OSError(errno.EIO, "the checkpoint was not written", str(path))
+
+    def restore(self, abstract: State) -> tuple[int, State] | None:
+        """Returns the newest step that can be read and the state at it; None: nothing was saved.
+
+        A checkpoint with files that are cut short, damaged or missing is set aside, not deleted,
+        and the one before it is taken.
+
+        Args:
+          abstract: gives shapes and shardings.
+
+        Raises UserError when the checkpoint is of another model, or none can be read.
         """
-        items = ocp.args.Composite(
-            training=ocp.args.StandardRestore(_training(abstract)),
-            best=ocp.args.StandardRestore(abstract.best._asdict()),
-        )
-        try:
-            restored = self._manager.restore(step, args=items)
-        except (ValueError, KeyError) as error:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            failure = self._attempt(step, abstract)
+            if isinstance(failure, State):
+                return step, failure
+            path, why = self._directory / str(step), str(failure)
+            on_first(lambda path=path, why=why: _set_aside(path, why))
+            # Or the step would count as saved when training comes to it again.
+            self._manager.reload()
+        if on_first(lambda: any(self._directory.glob(f"*.{DAMAGED}*"))):
             raise UserError(
-                f"the checkpoint {self._manager.directory}/{step} is of another model: "
-                f"{str(error).splitlines()[0][:300]}"
-            ) from None
+                f"none of the checkpoints in {self._directory} can be read. To start over, choose "
+                "another --workdir or delete that directory."
+            )
+        return None
+
+    def _attempt(self, step: int, abstract: State) -> State | DamagedError:
+        """Returns the state at a step, or on every process why one of them cannot read it."""
+        found: State | DamagedError
+        try:
+            found = self._read(step, abstract)
+        except DamagedError as error:
+            found = error
+        if any_process(isinstance(found, DamagedError)) and isinstance(found, State):
+            return DamagedError("another process could not read it")
+        return found
+
+    def _read(self, step: int, abstract: State) -> State:
+        path, training, best = self._directory / str(step), _training(abstract), abstract.best
+        items = ocp.args.Composite(
+            training=ocp.args.StandardRestore(training),
+            best=ocp.args.StandardRestore(best._asdict()),
+        )
+        with _finding_damage():
+            try:
+                restored = self._manager.restore(step, args=items)
+            except (ValueError, KeyError):
+                if different := _differences(self._manager, step, training, best._asdict()):
+                    raise UserError(
+                        f"the checkpoint {path} is of another model: {different}"
+                    ) from None
+                raise
         return State(**restored["training"], best=Best(**restored["best"]))
 
 
@@ -71,31 +166,169 @@ def _training(state: State) -> dict[str, Any]:
     return {k: v for k, v in state._asdict().items() if k != "best"}
 
 
+def _handlers() -> dict[str, ocp.StandardCheckpointHandler]:
+    """Told what the items are, Orbax can say the shapes of one before it reads it."""
+    return {item: ocp.StandardCheckpointHandler() for item in ("best", "training")}
+
+
+def _differences(manager: ocp.CheckpointManager, step: int, training: Any, best: Any) -> str:
+    """Returns how the arrays of a checkpoint differ from those that are wanted, "" if they do not.
+
+    Also "" when the checkpoint does not say what its arrays are: then it is damaged.
+    """
+    with contextlib.suppress(Exception):  # whatever a damaged file makes Orbax raise
+        there = manager.item_metadata(step)
+        for item, wanted in (("training", training), ("best", best)):
+            have = {"/".join(k): v.shape for k, v in ocp.tree.to_flat_dict(there[item]).items()}
+            want = {"/".join(k): v.shape for k, v in ocp.tree.to_flat_dict(wanted).items()}
+            # Without its metadata Orbax makes up names; every state has some in common.
+            known = have.keys() & want.keys()
+            for name in sorted(have.keys() | want.keys()) if known else ():
+                a, b = have.get(name, "absent"), want.get(name, "absent")
+                if a != b:
+                    return f"{item}/{name} is {a} there, {b} here."
+    return ""
+
+
+def _set_aside(path: Path, why: str) -> None:
+    """Renames a damaged checkpoint to what is no step, and says so."""
+    number, aside = 0, path.with_name(f"{path.name}.{DAMAGED}")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{DAMAGED}.{number}")
+    path.rename(aside)
+    print(f"{path} is damaged ({why}): set aside as {aside.name}.", file=sys.stderr)
+
+
 def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
     """Returns the best parameters of one member and {"value", "step"} of when they were best.
+
+    They are those of the newest checkpoint that can be read.
 
     Args:
       directory: the checkpoints directory.
       member: index on the population axis.
 
-    Raises UserError when there is no checkpoint.
+    Raises UserError when there is no checkpoint, or none that can be read.
     """
     if not directory.is_dir():
         raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
-    # Told what the items are, Orbax can say the shapes of one before it reads it, and does not warn
-    # of the other.
-    handlers = {item: ocp.StandardCheckpointHandler() for item in ("best", "training")}
-    with ocp.CheckpointManager(directory.absolute(), item_handlers=handlers) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
-        # Onto one device, wherever it was when it was saved.
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with (
+        _told_once(),
+        ocp.CheckpointManager(directory.absolute(), item_handlers=_handlers()) as manager,
+    ):
+        steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                best = _best_at(directory.absolute() / str(step) / "best")
+            except DamagedError as error:
+                print(f"{directory / str(step)} is damaged ({error}).", file=sys.stderr)
+                continue
+            best = jax.tree.map(lambda leaf: leaf[member], best)
+            return best["params"], {"value": float(best["value"]), "step": int(best["step"])}
+    if steps or any(directory.glob(f"*.{DAMAGED}*")):
+        raise UserError(f"none of the checkpoints in {directory} can be read; train the run again.")
+    raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
+
+
+def _best_at(path: Path) -> Any:
+    """Returns the item "best" of a checkpoint; that another item is damaged does not matter."""
+    # Onto one device, wherever it was when it was saved.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    handler = ocp.StandardCheckpointHandler()
+    with _finding_damage():
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            manager.item_metadata(step)["best"],
+            handler.metadata(epath.Path(path)).tree,
         )
-        items = ocp.args.Composite(best=ocp.args.StandardRestore(target))
-        best = manager.restore(step, args=items)["best"]
-    best = jax.tree.map(lambda leaf: leaf[member], best)
-    return best["params"], {"value": float(best["value"]), "step": int(best["step"])}
+        return handler.restore(epath.Path(path), args=ocp.args.StandardRestore(target))
+
+
+@contextlib.contextmanager
+def _finding_damage() -> Generator[None]:
+    """Turns what Orbax raises into a DamagedError, unless a disk or a device refuses."""
+    try:
+        yield
+    except (UserError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        refused = _os_error(error)
+        if refused is not None and refused.errno not in MISSING:
+            raise refused from None
+        why = _root(error)
+    else:
+        return
+    raise DamagedError(why)
+
+
+@contextlib.contextmanager
+def _naming_disk(path: Path) -> Generator[None]:
+    """Turns what Orbax raises into an OSError with the checkpoint's path where it is one."""
+    try:
+        yield
+    except Exception as error:
+        refused = _os_error(error)
+        if refused is None:
+            raise
+        number, what = refused.errno, refused.strerror
+    else:
+        return
+    # Here and not above, so that the error does not hold on to all that Orbax was doing.
+    raise OSError(number, f"the checkpoint cannot be written: {what}", str(path))
+
+
+def _chain(error: BaseException | None) -> Generator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """Returns the OSError that is behind an exception: tensorstore has it in its message only."""
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno:
+            return cause
+        if number := re.search(r"os_error_code='(\d+)'", str(cause)):
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+    return None
+
+
+def _root(error: BaseException) -> str:
+    """Returns what tensorstore or a parser said first, without the details."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).partition(" [")[0].split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _told_once() -> Generator[None]:
+    """While active, Orbax's threads do not print what it raises; that is told once, where it ends.
+
+    They log tracebacks, and coroutines that wait for a read or a write complain when it fails
+    after their event loop is closed.
+    """
+    before, loggers = sys.unraisablehook, (logging.get_absl_logger(), getLogger("asyncio"))
+
+    def unraisable(what: Any) -> None:
+        closed = str(what.exc_value) == "Event loop is closed"
+        module = getattr(getattr(what.object, "cr_code", None), "co_filename", "")
+        if not closed and not _of_orbax(module):
+            before(what)
+
+    def told(record: LogRecord) -> bool:
+        unretrieved = "exception was never retrieved" in record.getMessage()
+        return not (record.exc_info and (unretrieved or _of_orbax(record.pathname)))
+
+    sys.unraisablehook = unraisable
+    for logger in loggers:
+        logger.addFilter(told)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(told)
+        sys.unraisablehook = before
+
+
+def _of_orbax(path: str) -> bool:
+    return f"{os.sep}orbax{os.sep}" in path

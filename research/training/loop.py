@@ -26,7 +26,7 @@ from research.ablation.store import (
     write_json,
 )
 from research.configuration import differences, identity, to_plain
-from research.errors import UserError
+from research.errors import UserError, while_starting
 from research.interpret.final import answered, split_of
 from research.interpret.trained import Findings, Trained
 from research.parallel.parallelize import place
@@ -36,7 +36,7 @@ from research.training.budget import measure_budget
 from research.training.checkpoints import DIRECTORY, Checkpoints
 from research.training.data_record import check_same_data, write_data
 from research.training.environment import describe_environment
-from research.training.metrics import MetricsWriter, ratios
+from research.training.metrics import MetricsWriter, ratios, resume_metrics
 from research.training.optimizer import schedule
 from research.training.preemption import Preempted, StopRequest
 from research.training.profiling import Trace
@@ -80,7 +80,9 @@ def train_population(
       The members' results, as written to result.json.
 
     Raises:
-      UserError: a config makes no sense, or a run directory holds a run of another config or data.
+      UserError: a config makes no sense, a run directory holds a run of another config or data or
+        cannot be written to, or none of its checkpoints can be read.
+      OSError: a disk refused while training was under way; the latest checkpoint is whole.
       Preempted: SIGTERM or SIGINT came before the end; the state is saved.
     """
     if len({static_id(config) for config in configs}) != 1:
@@ -95,8 +97,10 @@ def train_population(
         # Once more: another process may have finished them before this one had the lock.
         if finished := on_first(lambda: _finished(runs)):
             return finished
-        on_first(lambda: _describe(program, configs, runs, home))
-        with Checkpoints(home / DIRECTORY, configs[0].train.keep_checkpoints) as saved:
+        with while_starting(home):
+            on_first(lambda: _describe(program, configs, runs, home))
+            checkpoints = Checkpoints(home / DIRECTORY, configs[0].train.keep_checkpoints)
+        with checkpoints as saved:
             trace = Trace(profile, home / profiling.DIRECTORY)
             state, timing = _train(program, configs, runs, saved, stop, title, trace)
         results = _finish(program, configs, runs, state, timing)
@@ -122,8 +126,9 @@ def _alone_in(home: Path) -> Generator[None]:
     with contextlib.ExitStack() as held:
 
         def lock() -> None:
-            home.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(open(home / ".lock", "w"))
+            with while_starting(home):
+                home.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(open(home / ".lock", "w"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -179,9 +184,10 @@ def _train(
     members = place(host, program.members)
     data, metric = program.data, program.task.select
     rate, utilization = schedule(configs[0].optimizer, config.steps), _utilization(program, configs)
-    first = step = on_first(lambda: saved.latest) or 0
-    shapes = abstract_state(program, len(configs))
-    state = saved.restore(step, shapes) if step else program.init(members)
+    restored = saved.restore(abstract_state(program, len(configs)))
+    step, state = restored or (0, program.init(members))
+    on_first(lambda: resume_metrics(runs, step, _logged(step, config)))
+    first = step
     began = time.perf_counter()
     # No steps, only to compile, so that the rates below are of training.
     state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
@@ -206,8 +212,9 @@ def _train(
             writer.add(step, columns)
             line.update(step, writer.latest)
             stopping = stop.agreed()
+            saved.check()
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
-                writer.flush()
+                writer.sync()
                 saved.save(step, state)
             if stopping and step < config.steps:
                 raise Preempted(f"saved at step {step:,}")
@@ -234,6 +241,11 @@ def _targets(step: int, config: ConfigDict, others: Sequence[int]) -> Iterator[i
         ends = [(step // every + 1) * every for every in intervals]
         step = min(config.steps, *ends, *(other for other in others if other > step))
         yield step
+
+
+def _logged(step: int, config: ConfigDict) -> list[int]:
+    """Returns the steps up to `step` of which every run has a row, however it was stopped."""
+    return [target for target in _targets(0, config, ()) if target <= step]
 
 
 def _utilization(program: Program, configs: Sequence[ConfigDict]) -> float | None:

@@ -6,20 +6,23 @@ is when it was computed: on GPUs the host drives a loop of steps, and the next r
 the next steps are done.
 """
 
+import contextlib
 import json
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 
 from research.ablation.store import METRICS, plain, read_metrics, write_text
+from research.errors import UserError, naming
 from research.tasks.task import Sums
+from research.training.events import EventFile
 
 
 def ratios(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[float]]:
@@ -33,29 +36,45 @@ def ratios(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[floa
     return values
 
 
+def resume_metrics(runs: Sequence[Path], step: int, logged: Iterable[int]) -> None:
+    """Drops the rows after the step that runs go on from; they will come again.
+
+    Args:
+      runs: run directories.
+      step: of the checkpoint; 0: the beginning.
+      logged: the steps up to there that have a row.
+
+    Raises UserError when rows before the checkpoint are not there any more.
+    """
+    for run in runs:
+        rows = [row for row in read_metrics(run) if row["step"] <= step]
+        if lost := sorted(set(logged) - {row["step"] for row in rows}):
+            raise UserError(
+                f"{run / METRICS} was cut short: it has no row of step {lost[0]:,}, and the "
+                f"checkpoint is of step {step:,}. Choose another --workdir, or delete that one."
+            )
+        write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 class MetricsWriter:
-    """Writes one metrics.jsonl and one TensorBoard log per member.
+    """Appends to one metrics.jsonl and writes one TensorBoard log per member.
 
     Args:
       runs: run directories, in member order.
-      resume_step: rows after this step are dropped first; they are from a run that was cut after
-        its last checkpoint and will come again.
+      step: that they begin or go on at.
       utilization: model FLOPs utilization at one step per second, where the devices' peak is known.
+
+    Every method raises OSError, with the file's name, when the disk refuses.
     """
 
-    def __init__(self, runs: Sequence[Path], resume_step: int, utilization: float | None = None):
+    def __init__(self, runs: Sequence[Path], step: int, utilization: float | None = None):
         self._runs = runs
         self._utilization = utilization
         self._last: tuple[int, float] | None = None
         self._pending: tuple[int, dict[str, Any], Future[float]] | None = None
         self._waiting = ThreadPoolExecutor(1)
         self._start = time.perf_counter()
-        for run in runs:
-            rows = [row for row in read_metrics(run) if row["step"] <= resume_step]
-            write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
-        self._boards = [
-            tensorboardX.SummaryWriter(str(run / "tensorboard"), flush_secs=30) for run in runs
-        ]
+        self._boards = [EventFile(run / "tensorboard", step) for run in runs]
         self.latest: list[dict] = []
 
     def add(self, step: int, columns: dict[str, Any]) -> None:
@@ -75,12 +94,22 @@ class MetricsWriter:
         self.latest = [self._row(step, columns, member) | times for member in members]
         self._last = (step, when)
         for run, board, row in zip(self._runs, self._boards, self.latest, strict=True):
-            with open(run / METRICS, "a", encoding="utf-8") as file:
+            path = run / METRICS
+            with naming(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain(row)) + "\n")
-            for name, value in row.items():
-                # TensorBoard has no word for NaN either; it would warn once for every value.
-                if isinstance(value, float) and math.isfinite(value):
-                    board.add_scalar(name, value, step)
+            # TensorBoard has no word for NaN either.
+            finite = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
+            board.add(step, finite)
+
+    def sync(self) -> None:
+        """As `flush`, and returns when the rows would outlast a power cut.
+
+        A checkpoint may then say that training has come this far.
+        """
+        self.flush()
+        for path in (run / METRICS for run in self._runs):
+            with naming(path), open(path, "rb") as file:
+                os.fsync(file.fileno())
 
     def _row(self, step: int, columns: dict[str, Any], member: int) -> dict:
         row: dict[str, Any] = {"step": step}
@@ -101,10 +130,11 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Writes what is left."""
-        self.flush()
-        self._waiting.shutdown()
-        for board in self._boards:
-            board.close()
+        with contextlib.ExitStack() as left:
+            left.callback(self._waiting.shutdown)
+            for board in self._boards:
+                left.callback(board.close)
+            self.flush()
 
 
 def _computed(columns: Any) -> float:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from research.ablation.store import CONFIG, read_json
+from research.ablation.store import CONFIG, RESULT, read_json, result_of
 from research.configuration import completed, from_plain
 from research.errors import UserError
 from research.models.model import parameter_shapes
@@ -83,11 +83,23 @@ def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
 
 
 def load_best_of(run: Path) -> tuple[Any, dict[str, float]]:
-    """Returns the best parameters of a run on validation, and {"value", "step"} of them."""
+    """Returns the best parameters of a run on validation, and {"value", "step"} of them.
+
+    Raises UserError when there are none, or not those that the run ended with: its last checkpoint
+    may be damaged.
+    """
     population = read_json(run / POPULATION)
     if population is None:
         raise UserError(f"{run} has no {POPULATION}, so its checkpoints cannot be found.")
-    return load_best(run / population["checkpoints"], population["member"])
+    params, best = load_best(run / population["checkpoints"], population["member"])
+    result = result_of(run)
+    if result and result.get("best_step", best["step"]) != best["step"]:
+        raise UserError(
+            f"{run} was best at step {result['best_step']:,}, and the checkpoint that can be read "
+            f"has the parameters of step {best['step']:,}. Delete {run / RESULT} and run the "
+            "command that trained it again: it goes on from there."
+        )
+    return params, best
 
 
 def open_run(run: Path, config: ConfigDict) -> Opened:

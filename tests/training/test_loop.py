@@ -1,7 +1,6 @@
 """Runs on disk: complete, resumed to the bit, one process each, readable afterwards."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,9 +11,8 @@ import numpy as np
 import pytest
 
 from research.ablation.store import read_json, read_metrics, result_of
-from research.configuration import apply_deltas, run_id, to_plain
+from research.configuration import apply_deltas, to_plain
 from research.errors import UserError
-from research.train import members_of
 from research.training import loop
 from research.training.checkpoints import load_best
 from research.training.loop import train_population
@@ -23,28 +21,9 @@ from research.training.preemption import Preempted, StopRequest
 from research.training.program import make_program
 from tests import small
 from tests.commands import ROOT, run_alone
+from tests.runs import best_of, signal_at, train, without_time
 
 BOUNDARIES = [5, 6, 8, 10, 12, 15, 16, 18, 20, 24]  # of small.RECALL: every 5, 6 and 8 steps
-
-
-def train(config, workdir):
-    """Trains as research.train does; returns the runs' directories."""
-    configs = members_of(config)
-    runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
-    train_population(configs, runs, workdir)
-    return runs
-
-
-def without_time(run):
-    """Returns result.json and metrics.jsonl without what a clock says."""
-    result = {k: v for k, v in result_of(run).items() if k != "timing"}
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
-    return result, rows
-
-
-def best_of(run):
-    where = read_json(run / "population.json")
-    return load_best(run / where["checkpoints"], where["member"])
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +36,6 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def population(tmp_path_factory):
     return train(small.recall(members=3), tmp_path_factory.mktemp("population"))
-
-
-def signal_at(monkeypatch, steps, number=signal.SIGTERM):
-    """Sends this process a signal when training reaches each of the steps."""
-    left = sorted(steps)
-    update = loop.ProgressLine.update
-
-    def told(self, step, rows):
-        update(self, step, rows)
-        if left and step >= left[0]:
-            left.pop(0)
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(loop.ProgressLine, "update", told)
 
 
 def test_a_run_has_its_files(whole):
