@@ -93,6 +93,7 @@ def arms(deltas):
         ({"feedforward": "{'b': {'': 64}}"}, "feedforward is found by the sweep"),
         ({"seeds": "(0, 0)"}, "seeds has 0 twice"),
         ({"axes": "{'task.length': (32, 32)}"}, r"axes\['task.length'\] has 32 twice"),
+        ({"axes": "{'task.num_pairs': ([2], [2])}"}, r"has \[2\] twice"),
         ({"axes": "{'task.length': ()}"}, "give a tuple of one or more values"),
         ({"axes": "{'task.kind': 'copy'}"}, "give a tuple of one or more values"),
         ({"arms": arms("{}")}, r"arm 'a' and arm 'b' are the same run, .* same=\(\('a', 'b'\),\)"),
