@@ -75,9 +75,9 @@ def check_parts(experiment: Experiment) -> None:
                 raise UserError(f"{where}[{key!r}]={values!r}: give a tuple of one or more values.")
         lists |= {f"{where}[{key!r}]": values for key, values in given.items()}
     for name, values in lists.items():
-        twice = [value for value, number in Counter(values).items() if number > 1]
+        twice = [text for text, number in Counter(map(repr, values)).items() if number > 1]
         if twice:
-            raise UserError(f"{name} has {twice[0]!r} twice; name each value once.")
+            raise UserError(f"{name} has {twice[0]} twice; name each value once.")
     overlap = set(experiment.seeds) & set(experiment.tune_seeds)
     if overlap:
         raise UserError(
@@ -118,7 +118,7 @@ def check_keys(experiment: Experiment) -> None:
                     f"{part} sets {WIDTH!r}, which match={experiment.match!r} solves for every arm "
                     "but the first; take it out."
                 )
-    if experiment.base and (members := load_config(experiment.base).members) != 1:
+    if (members := load_config(experiment.base).members) != 1:
         raise UserError(f"{experiment.base} sets members={members}; {SWEPT['members']}.")
 
 

@@ -121,6 +121,16 @@ def part_options(
     return _implemented(options, inherited, role == "cross" or looks_ahead(options), where)
 
 
+def part_keys(model: ConfigDict, key: str, start: Mapping[str, Any]) -> set[str]:
+    """Returns the mechanism keys of `config.model` that a part reads, see `part_options`.
+
+    Those that its delta sets are not among them: the part has its own.
+    """
+    delta = parse_layer(model[key], f"model.{key}={model[key]!r}")
+    values = model.to_dict() | dict(start) | delta
+    return _read({k: v for k, v in values.items() if k in FIELDS}) - delta.keys()
+
+
 def _read(values: dict[str, Any]) -> set[str]:
     """Returns the keys that the mixer of these values and its parts read; all if one is unknown."""
     entry = MIXERS.get(values["mixer"])

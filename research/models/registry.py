@@ -1,12 +1,16 @@
 """Models by the name that `model.name` takes. A new model is one file and one line here."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from research.attention.options import Options
 from research.errors import UserError, check_name
 from research.models.classifier import make_classifier
 from research.models.encoder_decoder import make_encoder_decoder
+from research.models.layers import part_keys
 from research.models.model import Model
 from research.models.recurrent import make_recurrent
 from research.models.speech import make_speech
@@ -52,6 +56,24 @@ SPEECH_KEYS = {
     "median_window": 0,
 }
 CLASSIFIER_KEYS = {"body": "transformer", "pooling": "mean"}
+MECHANISM_KEYS: dict[str, Any] = {
+    # The others are of all that is learned, attention or not.
+    **{
+        f.name: f.default
+        for f in fields(Options)
+        if f.default is not MISSING and f.name not in ("dtype", "init_stddev", "num_layers")
+    },
+    "num_heads": 4,
+    "position": TRANSFORMER_KEYS["position"],
+}
+READERS = (
+    (SOURCE_KEYS, "model.name='encoder_decoder'"),
+    (RECURRENT_KEYS, "model.name='recurrent'"),
+    (SPEECH_KEYS, "model.name='speech'"),
+    (CLASSIFIER_KEYS, "model.name='classifier'"),
+    (TRANSFORMER_KEYS | MECHANISM_KEYS, "a transformer that attends so"),
+)
+"""Keys of `config.model`, and who reads them."""
 UNREAD = {
     "decoder": SOURCE_KEYS | RECURRENT_KEYS | SPEECH_KEYS | CLASSIFIER_KEYS,
     "encoder_decoder": RECURRENT_KEYS | SPEECH_KEYS | CLASSIFIER_KEYS,
@@ -87,11 +109,13 @@ def _unread_by_classifier(model: ConfigDict) -> Mapping[str, object]:
     found = SOURCE_KEYS | RECURRENT_KEYS | SPEECH_KEYS | {"tie_embeddings": True, "pattern": ()}
     if model.body == "transformer":
         del found["encoder"]
-        return found | {"mask": TRANSFORMER_KEYS["mask"]}
+        read = part_keys(model, "encoder", {"mask": "full"})
+        others = {k: v for k, v in MECHANISM_KEYS.items() if k not in read}
+        return found | others | {"mask": TRANSFORMER_KEYS["mask"]}
     if model.body != "none":
         for key in ("cell", "embedding_width"):
             del found[key]
-    return found | TRANSFORMER_KEYS
+    return found | TRANSFORMER_KEYS | MECHANISM_KEYS
 
 
 def make_model(
@@ -116,9 +140,11 @@ def make_model(
     for key, default in unread(model).items():
         # A key that nothing reads would make an ablation of two equal arms.
         if key in model and model[key] != default:
+            readers = next(who for keys, who in READERS if key in keys or "mixer" in keys)
+            body = f" with model.body={model.body!r}" if model.name == "classifier" else ""
             raise UserError(
-                f"model.{key}={model[key]!r}: model.name={model.name!r} does not read it; leave it "
-                f"{default!r}."
+                f"model.{key}={model[key]!r}: model.name={model.name!r}{body} does not read it, "
+                f"{readers} does; leave it {default!r}."
             )
     outputs = (classes,) if classes else ()
     return MODELS[model.name](model, vocab_size, length, instead, *outputs)

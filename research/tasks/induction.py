@@ -88,6 +88,7 @@ class Induction(Task):
       distance_bins, place_bins: inclusive ranges of the slices.
     """
 
+    options = {"vocab_size": 64, "segment": (4, 16)}
     segment: tuple[int, int]
     next_token: bool = True
     distance_bins: list[tuple[int, int]] = field(init=False)

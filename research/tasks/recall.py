@@ -87,6 +87,7 @@ def sequence(
 class Recall(Task):
     """The task of this file; the attributes are those of `Task`."""
 
+    options = {"vocab_size": 64, "num_pairs": (4,), "gap_power": 0.01, "eval_lengths": ()}
     higher_is_better = {
         "loss": False,
         **dict.fromkeys(("accuracy", "accuracy_most_pairs", "accuracy_longest"), True),

@@ -37,18 +37,11 @@ TASKS: dict[str, Entry] = {
     "translation": Entry(Translation, make_translation),
 }
 
+OPTIONS = {key: value for entry in TASKS.values() for key, value in entry.task.options.items()}
+"""Every key that some task reads and others do not, with its default."""
+
 GENERATED = ("induction", "recall", "rule", "transduction")
 """Tasks whose tokens are numbers: they are generated, and `task.vocab_size` says how many."""
-
-OF_TASK = {
-    "bleu_tokenizer": ("auto", "translation"),
-    "min_count": (1, "sentiment"),
-    "word_dropout": (0.0, "sentiment"),
-    "num_keywords": (4, "rule"),
-}
-"""Keys of `config.task` that one task alone reads: their defaults and its name."""
-OF_ANY_LENGTH = ("recall", "text")
-"""Tasks that can be evaluated at lengths that they do not train at."""
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -57,24 +50,24 @@ def make_task(config: ConfigDict) -> Task:
     for key in ("length", "batch_size"):
         if not 1 <= config[key] <= LONGEST:
             raise UserError(f"task.{key}={config[key]} must be at least 1 and at most {LONGEST}.")
-    for key, (default, name) in OF_TASK.items():
-        # A key that nothing reads would make an ablation of two equal arms.
-        if key in config and config[key] != default and config.name != name:
-            raise UserError(
-                f"task.{key}={config[key]!r}: task.name={config.name!r} does not read it; leave it "
-                f"{default!r}."
-            )
+    check_read(config)
     check_eval_lengths(config)
-    check_streams(config)
     return TASKS[config.name].make(config)
 
 
-def check_streams(config: ConfigDict) -> None:
-    """Raises UserError for a stream of what is no text."""
-    if config.stream_sinks and config.name != "text":
+def check_read(config: ConfigDict) -> None:
+    """Raises UserError for a changed key that the task of `config` does not read.
+
+    It would make an ablation of two equal arms.
+    """
+    mine = TASKS[config.name].task.options
+    for key, default in OPTIONS.items():
+        if key in mine or key not in config or config[key] == default:
+            continue
+        readers = [name for name, entry in TASKS.items() if key in entry.task.options]
         raise UserError(
-            f"task.stream_sinks={tuple(config.stream_sinks)}: task.name={config.name!r} does not "
-            "read it, text does; leave it ()."
+            f"task.{key}={config[key]!r}: task.name={config.name!r} does not read it, "
+            f"{', '.join(readers)} {'does' if len(readers) == 1 else 'do'}; leave it {default!r}."
         )
 
 
@@ -83,11 +76,6 @@ def check_eval_lengths(config: ConfigDict) -> None:
     lengths = tuple(config.eval_lengths)
     if not lengths:
         return
-    if config.name not in OF_ANY_LENGTH:
-        raise UserError(
-            f"task.eval_lengths={lengths}: task.name={config.name!r} does not read it, "
-            f"{', '.join(OF_ANY_LENGTH)} do; leave it ()."
-        )
     if lengths[0] < 1 or list(lengths) != sorted(set(lengths)):
         raise UserError(
             f"task.eval_lengths={lengths}: give positive numbers, each longer than the one before."

@@ -79,6 +79,7 @@ class Rule(Classification):
       keywords: K, of each class.
     """
 
+    options = {"vocab_size": 64, "kind": "substitute", "min_length": 2, "num_keywords": 4}
     kind: str
     min_length: int
     keywords: int

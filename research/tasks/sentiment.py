@@ -68,6 +68,14 @@ class Sentiment(Classification):
       corpus: what is known of the data, for the run to keep.
     """
 
+    options = {
+        "path": "tinyshakespeare",
+        "tokenizer": "char",
+        "bpe_vocab_size": 1024,
+        "buckets": 6,
+        "min_count": 1,
+        "word_dropout": 0.0,
+    }
     tokenizer: OpenTokenizer
     encoded: Mapping[str, Encoded]
     bounds: tuple[int, ...]

@@ -32,6 +32,9 @@ WORDS = 3
 UNKNOWN = 1
 """Token of classified texts that says nothing: an unknown word. Their padding is `PAD`, too."""
 
+COMMON = ("name", "length", "batch_size")
+"""Keys of `config.task` that every task reads."""
+
 LEAST_IN_SLICE = 20
 """Sentences of each split, in every range of `word_bins`."""
 
@@ -85,6 +88,7 @@ class Task:
     Attributes:
       higher_is_better: {metric: direction} of every metric that it gives, scores included; None
         where neither way is better. A sliced one, METRIC_by_SLICE, goes the way of METRIC.
+      options: {key of `config.task` that it reads: default}, beside `COMMON`.
       vocab_size: number of tokens, inputs and targets.
       length: the most tokens of a sequence that is trained on.
       batch_size: sequences per batch.
@@ -109,6 +113,7 @@ class Task:
     """
 
     higher_is_better: ClassVar[Mapping[str, bool | None]] = {"loss": False, "accuracy": True}
+    options: ClassVar[Mapping[str, Any]] = {}
     vocab_size: int
     length: int
     batch_size: int

@@ -41,6 +41,15 @@ class Text(Task):
     `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32}.
     """
 
+    options = {
+        "path": "tinyshakespeare",
+        "tokenizer": "char",
+        "bpe_vocab_size": 1024,
+        "eval_lengths": (),
+        "stream_sinks": (),
+        "stream_window": 0,
+        "stream_tokens": 1024,
+    }
     higher_is_better = {"loss": False, "loss_longest": False, "bits_per_character": False}
     tokenizer: Tokenizer
     splits: Sequence[str] = ("validation",)

@@ -166,6 +166,14 @@ class Transduction(Task):
       test_sequences: how many of each length the test has.
     """
 
+    options = {
+        "vocab_size": 64,
+        "kind": "substitute",
+        "min_length": 2,
+        "train_length": 20,
+        "test_lengths": (5, 10, 15, 20, 25, 30),
+        "test_sequences": 100,
+    }
     higher_is_better = {
         "loss": False,
         **dict.fromkeys(("accuracy", "accuracy_training_lengths", *SCORES), True),

@@ -76,6 +76,15 @@ class Translation(Task):
       corpus: what is known of the data, for the run to keep.
     """
 
+    options = {
+        "path": "tinyshakespeare",
+        "source_language": "de",
+        "target_language": "en",
+        "bpe_vocab_size": 1024,
+        "buckets": 6,
+        "label_smoothing": 0.0,
+        "bleu_tokenizer": "auto",
+    }
     higher_is_better = {
         **dict.fromkeys(("loss", "objective"), False),
         **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), True),

@@ -6,7 +6,7 @@ What is compiled is in `step`; where it runs is in `research.parallel`.
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
-from research.decoding.search import check_model, search_of
+from research.decoding.search import Search, check_model, search_of
 from research.decoding.streaming import streaming
 from research.errors import UserError, check_name
 from research.interpret import final
@@ -157,6 +157,7 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
             f"{', '.join(able)} can."
         )
     program = program_of(static_id(config), layout)
+    check_read(config, program.task)
     if config.interpret.final:
         shapes = batch_shapes(program.task, 1)
         final.check_model(config.interpret.final, program.model, shapes)
@@ -186,6 +187,31 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
                 "it has to predict; use 'causal' or 'window'."
             )
     return program
+
+
+def check_read(config: ConfigDict, task: Task) -> None:
+    """Raises UserError for a changed key of how to search, ask or optimize that nothing reads."""
+    optimizer, asked = config.optimizer, config.interpret
+    decodes = f"task.name={config.task.name!r} decodes nothing"
+    unread: dict[str, tuple[Any, str]] = {}
+    if not task.decoded:
+        defaults = {f.name: f.default for f in fields(Search)}
+        unread |= {f"decoding.{key}": (defaults[key], decodes) for key in config.decoding}
+    if not asked.final:
+        unread["interpret.examples"] = 256, "interpret.final=() asks nothing"
+    if optimizer.name != "adamw":
+        why = f"optimizer.name={optimizer.name!r} has no moments"
+        defaults = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8}
+        unread |= {f"optimizer.{key}": (value, why) for key, value in defaults.items()}
+    if optimizer.schedule not in ("cosine", "linear"):
+        why = f"optimizer.schedule={optimizer.schedule!r} does not decay to it"
+        unread["optimizer.final_fraction"] = 0.1, why
+    values = flatten(config)
+    for key, (default, why) in unread.items():
+        if values[key] != default:
+            raise UserError(
+                f"{key}={values[key]!r}: nothing reads it, {why}; leave it {default!r}."
+            )
 
 
 def check_longer(program: Program, config: ConfigDict) -> None:

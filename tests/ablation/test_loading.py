@@ -93,6 +93,7 @@ def arms(deltas):
         ({"feedforward": "{'b': {'': 64}}"}, "feedforward is found by the sweep"),
         ({"seeds": "(0, 0)"}, "seeds has 0 twice"),
         ({"axes": "{'task.length': (32, 32)}"}, r"axes\['task.length'\] has 32 twice"),
+        ({"axes": "{'task.num_pairs': ([2], [2])}"}, r"has \[2\] twice"),
         ({"axes": "{'task.length': ()}"}, "give a tuple of one or more values"),
         ({"axes": "{'task.kind': 'copy'}"}, "give a tuple of one or more values"),
         ({"arms": arms("{}")}, r"arm 'a' and arm 'b' are the same run, .* same=\(\('a', 'b'\),\)"),
@@ -259,14 +260,12 @@ def runs(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question.\n" * 60)
     return {
-        "induction": small.recall(
-            task__name="induction", task__segment=(2, 4), task__num_pairs=(4,)
-        ),
+        "induction": small.induction(),
         "recall": small.recall(task__eval_lengths=(32,)),
         "rule": small.rule(),
         "sentiment": small.sentiment(small.labelled(tmp_path)),
         "speech": small.speech(),
-        "text": small.text(text, task__eval_lengths=(32,), task__num_pairs=(4,)),
+        "text": small.text(text, task__eval_lengths=(32,)),
         "transduction": small.transduction(),
         "translation": small.translation(small.corpus(tmp_path), task__label_smoothing=0.1),
     }

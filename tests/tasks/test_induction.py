@@ -158,7 +158,7 @@ def test_batches_depend_on_key_and_step_and_evaluation_is_apart():
     ],
 )
 def test_sizes_that_do_not_fit_are_named(deltas, message):
-    sizes = {"task__name": "induction", "task__segment": (2, 8)} | deltas
+    sizes = {"task__segment": (2, 8)} | deltas
     with pytest.raises(UserError) as error:
-        make_task(small.recall(**sizes).task)
+        make_task(small.induction(**sizes).task)
     assert message in str(error.value)
