@@ -40,7 +40,7 @@ class EventFile:
         self._write(Event(wall_time=time.time(), file_version=VERSION))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the scalars of a step, {name: value}; what is waiting goes to disk twice a minute."""
+        """Writes the scalars of a step, {name: value}; flushed twice a minute."""
         event = Event(wall_time=time.time(), step=step)
         for name, value in values.items():
             event.summary.value.extend(summary.scalar(name, value).value)
