@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from research.ablation import store
+from research.ablation.cells import read_cells
 from research.ablation.claims import RISE, SLICE, STEPS, higher_is_better
 from research.ablation.experiment import (
     Experiment,
@@ -78,7 +79,7 @@ class Study:
       file: path of the experiment file.
       workdir: the directory.
       experiment: the ablation.
-      runs: one per cell written so far, in the order of cells.json.
+      runs: one per cell written so far: to tune first, then to report, in the order of points.
       planned: number of cells of the whole sweep, also those not yet written.
       environment: environment.json of the sweep.
     """
@@ -111,7 +112,7 @@ def load_study(workdir: str | Path) -> Study:
         experiment = experiment_from_json(plain)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{workdir / 'experiment.json'} is no experiment: {error!r}.") from None
-    cells = _read(workdir / "cells.json") or []
+    cells = _cells(workdir, experiment)
     runs: dict[str, tuple] = {}
     for cell in cells:
         # Two cells may share a run: it is read once.
@@ -129,6 +130,15 @@ def load_study(workdir: str | Path) -> Study:
         planned=max(len(cells), per_arm * len(experiment.arms) * len(points(experiment))),
         environment=_read(workdir / "environment.json") or {},
     )
+
+
+def _cells(workdir: Path, experiment: Experiment) -> list[dict]:
+    """Returns the cells known so far that are the experiment's: to tune first, then to report."""
+    pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
+    place = {pair: i for i, pair in enumerate(pairs)}
+    known = [(place.get((c["arm"], point_key(c["point"]))), c) for c in read_cells(workdir)]
+    found = [(c["stage"] != "tune", at, c) for at, c in known if at is not None]
+    return [c for _, _, c in sorted(found, key=lambda row: row[:2])]
 
 
 def _read(path: Path) -> Any:

@@ -1,7 +1,7 @@
 """Running an experiment: cells to populations, populations to results, nothing done twice.
 
     <workdir>/experiment.json          the experiment, as data
-              cells.json               which run is which cell
+              cells.json               which run is which cell; of a shard, cells-I-of-N.json
               environment.json
               <run id>/                one run, see store.py
               populations/<id>/        checkpoints of runs that are trained as one program
@@ -21,6 +21,7 @@ import jax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from research.ablation.cells import write_cells
 from research.ablation.claims import RISE, STEPS
 from research.ablation.experiment import (
     Cell,
@@ -68,7 +69,7 @@ from research.training.step import batch_shapes
 
 # Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
 HELD = 8
-EXPERIMENT, CELLS, POPULATIONS = "experiment.json", "cells.json", "populations"
+EXPERIMENT, POPULATIONS = "experiment.json", "populations"
 
 
 @dataclass(frozen=True)
@@ -323,9 +324,10 @@ def _run(
     held: set[tuple] = set()
     while True:
         cells, waiting = plan(experiment, workdir)
-        on_first(lambda cells=cells: _list(cells, workdir))
+        own = in_shard(cells, experiment, shard)
+        on_first(lambda own=own: _list(own, workdir, shard))
         every = populations(cells, most)
-        mine = {cell.run for cell in in_shard(cells, experiment, shard)}
+        mine = {cell.run for cell in own}
         todo = [p for p in every if p.name not in visited and any(c.run in mine for c in p.cells)]
         if not todo:
             break
@@ -358,8 +360,8 @@ def _describe(experiment: Experiment, path: str, workdir: Path) -> None:
         write_json(workdir / ENVIRONMENT, describe_environment())
 
 
-def _list(cells: Iterable[Cell], workdir: Path) -> None:
-    write_json(workdir / CELLS, [cell.to_json() for cell in cells])
+def _list(cells: Iterable[Cell], workdir: Path, shard: Shard) -> None:
+    write_cells(workdir, [cell.to_json() for cell in cells], shard.index, shard.count)
 
 
 def _done(population: Population, workdir: Path) -> list[bool]:

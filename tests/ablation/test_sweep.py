@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from research.ablation import sweep
+from research.ablation.cells import read_cells, write_cells
+from research.ablation.evidence import load_study
 from research.ablation.forecast import forecast, predict
 from research.ablation.loading import load_experiment
 from research.ablation.store import BUDGET, TIMINGS, read_json, result_of
@@ -125,7 +127,26 @@ def test_shards_together_are_the_whole(swept, experiment, tmp_path):
     second = run_sweep(experiment, tmp_path, parse_shard("2/2"), False, 8)
     assert first["trained"] + second["trained"] == 16 and second["waiting"] == 0
     assert kill_sweep.figures(tmp_path) == kill_sweep.figures(workdir)
-    assert (tmp_path / "cells.json").read_text() == (workdir / "cells.json").read_text()
+    together, whole = (load_study(folder).runs for folder in (tmp_path, workdir))
+    assert [run.key for run in together] == [run.key for run in whole]
+    assert [run.run for run in together] == [run.run for run in whole]
+
+
+def test_shards_that_finish_together_lose_nothing_of_each_other(tmp_path):
+    """The list that one wrote before is not the other's to replace."""
+
+    def rows(arm, stages):
+        return [{"arm": arm, "point": {}, "stage": s, "run": arm + s, "seed": 0} for s in stages]
+
+    write_cells(tmp_path, rows("a", ["tune"]), 0, 2)
+    write_cells(tmp_path, rows("b", ["tune", "report"]), 1, 2)
+    write_cells(tmp_path, rows("a", ["tune", "report"]), 0, 2)
+    found = {row["run"] for row in read_cells(tmp_path)}
+    assert found == {"atune", "areport", "btune", "breport"}
+    # As a whole, later, an arm may have other runs; those of before are not its any more.
+    write_cells(tmp_path, rows("a", ["other"]))
+    found = {row["run"] for row in read_cells(tmp_path)}
+    assert found == {"aother", "btune", "breport"}
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "a/b", "1", "1/2/3", "-1/2", ""])

@@ -20,7 +20,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from research.ablation.store import RESULT, read_json
+from research.ablation.cells import read_cells
+from research.ablation.store import RESULT
 from research.cloud.launch.devices import Binding
 from research.cloud.launch.job import Command, Job
 from research.cloud.launch.shell import line
@@ -204,7 +205,7 @@ def progress(workdir: Path) -> str:
 
     "" when nothing is known yet.
     """
-    runs = {cell["run"] for cell in read_json(workdir / "cells.json") or ()}
+    runs = {cell["run"] for cell in read_cells(workdir)}
     done = sum((workdir / run / RESULT).exists() for run in runs)
     return f"{done} of {len(runs)} known runs finished" if runs else ""
 
