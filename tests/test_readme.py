@@ -112,7 +112,8 @@ def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
             extra = [*extra, SENTENCES]
         if "speech" in config and not any("task.path" in a for a in arguments):
             extra = [*extra, RECORDINGS]
-        if "sentiment" in config and not any("task.path" in a for a in arguments):
+        # The rule task is trained from the same config, and generates its texts.
+        if "sentiment" in config and not any("task.path" in a or "=rule" in a for a in arguments):
             extra = [*extra, REVIEWS]
         arguments += [a.format(data=tmp_path / "data") for a in extra]
     return module, arguments
