@@ -57,7 +57,8 @@ TINY_SPEECH = [
     "--config.decoding.beam=2",
 ]
 OF_CONFIG["configs/speech.py"] = TINY_SPEECH
-OF_CONFIG["configs/sentiment.py"] = ["--config.model.width=8", "--config.model.embedding_width=8"]
+OF_CONFIG["configs/sentiment.py"] = TINY_RECURRENT
+OF_CONFIG["configs/rule.py"] = TINY_RECURRENT
 RECORDINGS = "--config.task.path={data}/recordings.tsv"
 REVIEWS = "--config.task.path={data}/{{split}}.tsv"
 SENTENCES = "--config.task.path={data}/{{split}}.{{language}}"
@@ -112,8 +113,7 @@ def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
             extra = [*extra, SENTENCES]
         if "speech" in config and not any("task.path" in a for a in arguments):
             extra = [*extra, RECORDINGS]
-        # The rule task is trained from the same config, and generates its texts.
-        if "sentiment" in config and not any("task.path" in a or "=rule" in a for a in arguments):
+        if "sentiment" in config and not any("task.path" in a for a in arguments):
             extra = [*extra, REVIEWS]
         arguments += [a.format(data=tmp_path / "data") for a in extra]
     return module, arguments

@@ -172,7 +172,8 @@ def test_initial_scale_and_decay_are_of_the_matrices(case):
         parameter_axes=model.parameter_axes,
     )
     task = types.SimpleNamespace(
-        select=("loss", False),
+        select="loss",
+        select_higher=False,
         data=None,
         batch=lambda *args: batch,
         metrics=lambda outputs, _: {"loss": Sums(outputs, jnp.float32(1))},
