@@ -6,8 +6,8 @@ Noise of which one keyword decides the class, or with --config.task.kind=pair a 
 explanation can be held against what is known to decide. The model is that of
 experiments/known_tokens.py.
 
-600 steps, 13 seconds of training for five seeds at once on 2 cores. Expect an accuracy of 1.00 on the
-test split for both kinds (seeds 0 to 4: five of five).
+600 steps, 13 seconds of training for five seeds at once on 2 cores. Expect an accuracy of 1.00 on
+the test split for both kinds (seeds 0 to 4: five of five).
 """
 
 from ml_collections import ConfigDict
