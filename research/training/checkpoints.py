@@ -64,16 +64,21 @@ class Checkpoints:
         self._open.enter_context(_told_once())
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, raised: object, *_: object) -> None:
+        failed = raised is not None
         with self._open:
             try:
                 self._settle()
+            except BaseException:
+                failed = True
+                raise
             finally:
                 with contextlib.suppress(OSError):
                     self._manager.close()
-                # With what is left of a failed save, which complains when it is thrown away.
                 del self._manager
-                gc.collect()
+                # What is left of a failed save complains when it is thrown away: here, unheard.
+                if failed:
+                    gc.collect()
 
     @property
     def latest(self) -> int | None:
