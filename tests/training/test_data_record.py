@@ -181,8 +181,8 @@ experiment = Experiment(
 def sweep(tmp_path):
     """An experiment on a text; and a sweep of it, one of whose two arms has finished."""
     config, file = text(tmp_path)
-    mine = {"task.name": "text", "task.path": str(file)}
-    (tmp_path / "heads.py").write_text(EXPERIMENT.format(common=small.RECALL | mine))
+    mine = {"task.path": str(file)}
+    (tmp_path / "heads.py").write_text(EXPERIMENT.format(common=small.TEXT | mine))
     one = apply_deltas(config, {"model.num_heads": 1})
     write_run(tmp_path / "sweep" / run_id(one), one)
     return tmp_path, config, file
