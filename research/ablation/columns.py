@@ -8,7 +8,8 @@ from typing import Any
 from research.ablation import store
 from research.ablation.evidence import WAITING, Study
 from research.ablation.statistics import Interval
-from research.ablation.tables import BUDGET, BudgetRow, Row, TuningRow
+from research.ablation.store import BUDGET
+from research.ablation.tables import BudgetRow, Row, TuningRow
 from research.ablation.wording import (
     NONE,
     bracket,

@@ -144,7 +144,7 @@ def _cells(workdir: Path, experiment: Experiment) -> list[dict]:
 def _read(path: Path) -> Any:
     try:
         return store.read_json(path)
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
 
 

@@ -224,12 +224,12 @@ def with_directions(experiment: Experiment, cells: Sequence[Cell]) -> Experiment
 def _with_direction(outcome: Outcome, known: Directions) -> Outcome:
     said, higher = outcome.higher_is_better, known.get(outcome.metric)
     if said is None and higher is None:
-        why = "is not declared, because neither way is better"
+        why = "whether higher is better is not declared, because neither way is."
         if outcome.metric not in known:
-            why = f"is unknown.{did_you_mean(outcome.metric, known)} Otherwise"
+            hint = did_you_mean(outcome.metric, known)
+            why = f"whether higher is better is unknown.{hint} If the name is right:"
         raise UserError(
-            f"outcome.metric={outcome.metric!r}: whether higher is better {why}; say "
-            "higher_is_better=True or False."
+            f"outcome.metric={outcome.metric!r}: {why} Say higher_is_better=True or False."
         )
     if said is not None and higher is not None and said != higher:
         raise UserError(

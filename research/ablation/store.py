@@ -43,7 +43,7 @@ BUDGET: Mapping[str, bool | None] = {
     "tokens": False,
     "steps": False,
 }
-"""What result["budget"] has, alike."""
+"""What result["budget"] has, alike: what an ablation should hold equal, or name as ablated."""
 
 
 def plain(value: Any) -> Any:

@@ -18,11 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.ablation.cells import write_cells
-from research.ablation.claims import RISE, STEPS
 from research.ablation.experiment import (
     Cell,
     Experiment,
@@ -32,6 +30,7 @@ from research.ablation.experiment import (
 )
 from research.ablation.loading import check_distinct, each_arm, load_experiment
 from research.ablation.match import matched
+from research.ablation.measured_metrics import check_metrics
 from research.ablation.statistics import choose, point_key
 from research.ablation.store import (
     CONFIG,
@@ -44,28 +43,21 @@ from research.ablation.store import (
     write_json,
 )
 from research.configuration import Deltas, load_config, to_plain
-from research.errors import UserError, check_name, while_starting
-from research.interpret.columns import measured
-from research.interpret.final import metric_names
+from research.errors import UserError, while_starting
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
 from research.tasks.registry import GENERATED
-from research.tasks.task import Batch, Sums
 from research.training.data_record import check_same_data, check_same_files
 from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import (
-    Program,
     forget_programs,
-    heads_that_read,
     make_program,
     static_id,
     task_id,
     task_of,
 )
-from research.training.scores import score_names
-from research.training.step import batch_shapes
 
 # Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
 HELD = 8
@@ -214,61 +206,6 @@ def laid_out(experiment: Experiment, deltas: Deltas) -> Experiment:
         for key in deltas.keys() & part.keys():
             raise UserError(f"--parallel sets {key!r}, and so does the experiment; leave it out.")
     return replace(experiment, common={**experiment.common, **deltas})
-
-
-def check_metrics(experiment: Experiment, arm: str, program: Program, config: ConfigDict) -> None:
-    """Raises UserError for an outcome or a claim about something that is not measured.
-
-    Args:
-      experiment: what is asked.
-      arm: one of its arms.
-      program: of one of the arm's runs.
-      config: of that run.
-    """
-    outcome, task = experiment.outcome, program.task
-    check_name("outcome.split", outcome.split, task.splits)
-    check_name("outcome.at", outcome.at, ("best", "final"))
-    known, slices = metrics_of(program, config, outcome.at, outcome.split)
-    if outcome.metric in known and outcome.metric in task.aligned and not heads_that_read(program):
-        raise UserError(f"outcome.metric={outcome.metric!r} needs attention, and this arm has none")
-    check_name("outcome.metric", outcome.metric, known)
-    if experiment.tune:
-        on_validation = metrics_of(program, config, outcome.at, "validation")[0]
-        if outcome.metric not in on_validation:
-            raise UserError(
-                f"outcome.metric={outcome.metric!r} is not measured on validation, by which tuning "
-                f"chooses; leave tune out, or compare one of {', '.join(on_validation)}."
-            )
-    if config.interpret.final:
-        return  # their answers have slices that only a trained model tells
-    for claim in experiment.claims:
-        metric = claim.test.metric if claim.test else ""
-        if arm in claim.arms() and metric and "/" not in metric and metric not in (STEPS, RISE):
-            check_name(f"claim {claim.text!r}: metric", metric, [*known, *slices])
-
-
-def metrics_of(program: Program, config: ConfigDict, at: str, split: str) -> tuple[list, list]:
-    """Returns the names of the numbers, and of the sliced metrics, of a split of a run's result.
-
-    Args:
-      program: of the run.
-      config: of the run.
-      at: "best" or "final".
-      split: which.
-    """
-    task = program.task
-    batch = batch_shapes(task)
-    metrics = measured(task, program.model, program.measures)
-
-    def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
-        return metrics(params, task.marked(batch, 0))
-
-    sums = jax.eval_shape(marked, program.parameters, batch)
-    known = [name for name, s in sums.items() if s.total.ndim == 0]
-    if at == "best":
-        known += score_names(task, split)
-        known += metric_names(config.interpret.final, task, split, batch)
-    return known, [*program.slices]
 
 
 def _any_cells(experiment: Experiment) -> Iterator[Cell]:

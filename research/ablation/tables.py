@@ -23,9 +23,6 @@ from research.ablation.wording import count
 from research.configuration import flatten
 from research.tasks.translation_scores import tokenizer_in
 
-BUDGET = ("parameters", "flops_per_token", "state_bytes", "tokens", "steps")
-"""Columns that an ablation should hold equal, or name in `Experiment.ablated`."""
-
 EQUAL = "all seeds equal"
 """Note on an interval without width, which says nothing of unseen seeds."""
 
@@ -163,8 +160,8 @@ class BudgetRow:
     """What one arm cost at one point.
 
     Attributes:
-      costs: {column: cost} for `BUDGET`; a flagged one differs from the reference by more than the
-        tolerance and is not what is being ablated.
+      costs: {column: cost} for `store.BUDGET`; a flagged one differs from the reference by more
+        than the tolerance and is not what is being ablated.
       seconds: median training seconds over seeds. Never flagged: it is of the machine, too.
       implementations: names of the implementations its runs used.
     """
@@ -184,7 +181,8 @@ def budget_table(study: Study) -> list[BudgetRow]:
         for index, arm in enumerate(study.experiment.arms):
             runs = [r for r in study.reported if r.key == (arm, point_key(point))]
             spent = {
-                c: _agreed([(r.result.get("budget") or {}).get(c) for r in runs]) for c in BUDGET
+                c: _agreed([(r.result.get("budget") or {}).get(c) for r in runs])
+                for c in store.BUDGET
             }
             reference = spent if index == 0 else reference
             seconds = [(r.result.get("timing") or {}).get("train_seconds") for r in runs]
@@ -195,7 +193,7 @@ def budget_table(study: Study) -> list[BudgetRow]:
                 BudgetRow(
                     arm=arm,
                     point=point,
-                    costs={c: _cost(study, c, spent[c], reference[c]) for c in BUDGET},
+                    costs={c: _cost(study, c, spent[c], reference[c]) for c in store.BUDGET},
                     seconds=statistics.median(s for s in seconds if s is not None),
                     implementations=sorted(set(names)),
                 )

@@ -18,7 +18,8 @@ from research.ablation.experiment import (
     tuning_cells,
 )
 from research.ablation.loading import load_experiment
-from research.ablation.sweep import check_metrics, laid_out, prepare
+from research.ablation.measured_metrics import check_metrics
+from research.ablation.sweep import laid_out, prepare
 from research.configuration import load_config, run_id
 from research.errors import UserError
 from research.interpret.columns import MEASURES

@@ -1,0 +1,64 @@
+"""Whether the runs of an experiment measure what it compares and claims, before any is trained."""
+
+import jax
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from research.ablation.claims import RISE, STEPS
+from research.ablation.experiment import Experiment
+from research.errors import UserError, check_name
+from research.interpret.columns import measured
+from research.interpret.final import metric_names
+from research.tasks.task import Batch, Sums
+from research.training.program import Program, heads_that_read
+from research.training.scores import score_names
+from research.training.step import batch_shapes
+
+
+def check_metrics(experiment: Experiment, arm: str, program: Program, config: ConfigDict) -> None:
+    """Raises UserError for an outcome or a claim about something that is not measured.
+
+    Args:
+      experiment: what is asked.
+      arm: one of its arms.
+      program: of one of the arm's runs.
+      config: of that run.
+    """
+    outcome, task = experiment.outcome, program.task
+    check_name("outcome.split", outcome.split, task.splits)
+    check_name("outcome.at", outcome.at, ("best", "final"))
+    logged = logged_numbers(program)
+
+    def known_on(split: str) -> list[str]:
+        if outcome.at == "final":
+            return logged
+        asked = metric_names(config.interpret.final, task, split, batch_shapes(task))
+        return [*logged, *score_names(task, split), *asked]
+
+    known = known_on(outcome.split)
+    if outcome.metric in known and outcome.metric in task.aligned and not heads_that_read(program):
+        raise UserError(f"outcome.metric={outcome.metric!r} needs attention, and this arm has none")
+    check_name("outcome.metric", outcome.metric, known)
+    if experiment.tune and outcome.metric not in (chosen_by := known_on("validation")):
+        raise UserError(
+            f"outcome.metric={outcome.metric!r} is not measured on validation, by which tuning "
+            f"chooses; leave tune out, or compare one of {', '.join(chosen_by)}."
+        )
+    if config.interpret.final:
+        return  # their answers have slices that only a trained model tells
+    for claim in experiment.claims:
+        metric = claim.test.metric if claim.test else ""
+        if arm in claim.arms() and metric and "/" not in metric and metric not in (STEPS, RISE):
+            check_name(f"claim {claim.text!r}: metric", metric, [*known, *program.slices])
+
+
+def logged_numbers(program: Program) -> list[str]:
+    """Returns the names of the metrics of an evaluation that are one number, of any split."""
+    task = program.task
+    metrics = measured(task, program.model, program.measures)
+
+    def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
+        return metrics(params, task.marked(batch, 0))
+
+    sums = jax.eval_shape(marked, program.parameters, batch_shapes(task))
+    return [name for name, s in sums.items() if s.total.ndim == 0]
