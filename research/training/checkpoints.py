@@ -80,11 +80,6 @@ class Checkpoints:
                 if failed:
                     gc.collect()
 
-    @property
-    def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        return self._manager.latest_step()
-
     def save(self, step: int, state: State) -> None:
         """Starts saving; returns when the values are copied, before they are written."""
         self._settle()

@@ -184,10 +184,8 @@ def _train(
     members = place(host, program.members)
     data, metric = program.data, program.task.select
     rate, utilization = schedule(configs[0].optimizer, config.steps), _utilization(program, configs)
-    restored = saved.restore(abstract_state(program, len(configs)))
-    step, state = restored or (0, program.init(members))
-    on_first(lambda: resume_metrics(runs, step, _logged(step, config)))
-    first = step
+    first, state = _begin(program, configs, runs, saved)
+    step = first
     began = time.perf_counter()
     # No steps, only to compile, so that the rates below are of training.
     state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
@@ -241,6 +239,16 @@ def _targets(step: int, config: ConfigDict, others: Sequence[int]) -> Iterator[i
         ends = [(step // every + 1) * every for every in intervals]
         step = min(config.steps, *ends, *(other for other in others if other > step))
         yield step
+
+
+def _begin(
+    program: Program, configs: Sequence[ConfigDict], runs: Sequence[Path], saved: Checkpoints
+) -> tuple[int, State]:
+    """Returns the step and the state that runs begin or go on at, their metrics cut to there."""
+    restored = saved.restore(abstract_state(program, len(configs)))
+    step, state = restored or (0, program.init(place(make_members(configs), program.members)))
+    on_first(lambda: resume_metrics(runs, step, _logged(step, configs[0].train)))
+    return step, state
 
 
 def _logged(step: int, config: ConfigDict) -> list[int]:
