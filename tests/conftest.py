@@ -100,9 +100,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if word := config.getoption("--skipped-for"):
         reasons = config.cache.get(SKIPPED, {})
         chosen = {name for name, reason in reasons.items() if word in reason}
-        left = [i for i in items if not chosen & {i.nodeid, i.nodeid.split("::")[0]}]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [i for i in items if i not in set(left)]
+        parts: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            parts[bool(chosen & {item.nodeid, item.nodeid.split("::")[0]})].append(item)
+        config.hook.pytest_deselected(items=parts[False])
+        items[:] = parts[True]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from research.configuration import define_config_flag, run
+from research.configuration import define_config_flag
 from research.training.program import make_program
 
 define_config_flag()
@@ -12,7 +12,3 @@ flags.DEFINE_string("workdir", None, "Where the run would be.", required=True)
 def main() -> None:
     """Checks the config and builds its program, uncompiled."""
     make_program(flags.FLAGS.config)
-
-
-if __name__ == "__main__":
-    run(main)
