@@ -6,6 +6,7 @@ A case is a list of arguments. The fork happens before any device is touched, so
 the command as a fresh process would, with its own flags, its own files and no network.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -102,6 +103,9 @@ def main() -> None:
     # Imported once here instead of in every fork.
     for name in ("research.ablation.sweep", "research.training.loop"):
         importlib.import_module(name)
+    # A search for garbage in every fork would copy and walk all that was imported.
+    gc.freeze()
+    gc.set_threshold(1_000_000)
     outcomes = [vars(_case(module, case)) for case in json.load(sys.stdin)]
     json.dump(outcomes, sys.stdout)
 

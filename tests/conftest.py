@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parent.parent
 MOST_MAPS = 40_000
@@ -37,10 +37,10 @@ os.environ.setdefault(
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-# Shapes and dtypes of every annotated function of the package are checked while it is tested. Here,
-# because a module that was imported before the hook is not checked. All modules but the options,
-# which check their types themselves, in their own words.
-install_import_hook(
+# Shapes and dtypes of every annotated function of the package are checked while it is tested (see
+# `_checked_shapes`). Here, because a module that was imported before the hook is not checked. All
+# modules but the options, which check their types themselves, in their own words.
+jaxtyping.install_import_hook(
     [
         ".".join(module.relative_to(ROOT).with_suffix("").parts)
         for module in sorted((ROOT / "research" / "attention").rglob("*.py"))
@@ -105,6 +105,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             parts[bool(chosen & {item.nodeid, item.nodeid.split("::")[0]})].append(item)
         config.hook.pytest_deselected(items=parts[False])
         items[:] = parts[True]
+
+
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector run rarely.
+
+    What is imported lives until the end, and a search through it and through what is being traced
+    takes a fifth of the time of the tests.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(1_000_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _checked_shapes(request: pytest.FixtureRequest):
+    """Checks annotations in the tests of attention, and everywhere in `make test-slow`.
+
+    The models call the same functions; to check each call again as they are traced takes long.
+    """
+    everywhere = "not slow" not in request.config.option.markexpr
+    checked = everywhere or ROOT / "tests" / "attention" in request.path.parents
+    jaxtyping.config.update("jaxtyping_disable", not checked)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True, scope="session")
