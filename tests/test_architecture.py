@@ -57,9 +57,7 @@ def test_attention_stands_alone(path):
     assert not [m for m in modules if below(m, "flax") or below(m, "ml_collections")]
 
 
-@pytest.mark.parametrize(
-    "name", ["experiment", "loading", "store", "statistics", "claims", "report"]
-)
+@pytest.mark.parametrize("name", ["experiment", "loading", "store", "claims", "report"])
 def test_reading_results_needs_no_jax(name):
     path = ROOT / "research" / "ablation" / f"{name}.py"
     assert not [m for m in imported(ast.parse(path.read_text())) if below(m, "jax")]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from research.ablation.statistics import point_key
+from research.ablation.measure import point_key
 from research.ablation.store import read_json, write_json
 
 WHOLE = "cells.json"

@@ -7,7 +7,6 @@ from typing import Any
 
 from research.ablation import store
 from research.ablation.evidence import WAITING, Study
-from research.ablation.statistics import Interval
 from research.ablation.store import BUDGET
 from research.ablation.tables import BudgetRow, Row, TuningRow
 from research.ablation.wording import (
@@ -20,6 +19,7 @@ from research.ablation.wording import (
     span,
     value_text,
 )
+from research.stats import Interval
 
 
 @dataclass(frozen=True)

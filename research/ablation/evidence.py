@@ -27,7 +27,7 @@ from research.ablation.experiment import (
     points,
     tuning_grid,
 )
-from research.ablation.statistics import Measure, Point, point_key
+from research.ablation.measure import Measure, Point, point_key
 from research.configuration import completed
 from research.errors import UserError
 

@@ -58,7 +58,7 @@ class Experiment:
       seeds: seeds that are reported.
       tune_seeds: seeds used to choose among `tune`; unused without it.
       outcome: the compared quantity.
-      claims: published or expected statements, checked on the statistics.
+      claims: published or expected statements, checked on the stats.
       match: "parameters" gives every arm the feed-forward width (model.feedforward) at which it has
         as many parameters as the first arm; "" leaves the arms as they are.
       same: groups of arms that are meant to be the same run at some point, such as

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from research.ablation import statistics, store
+from research import stats
+from research.ablation import store
 from research.ablation.chart import INK, MUTED, Chart, look, mark, styled
 from research.ablation.claims import SLICE
 from research.ablation.evidence import (
@@ -21,8 +22,8 @@ from research.ablation.evidence import (
 )
 from research.ablation.experiment import points
 from research.ablation.frontier import frontier_charts
+from research.ablation.measure import Measure, point_key
 from research.ablation.quantities import along_axis, axis_positions
-from research.ablation.statistics import Measure, point_key
 from research.ablation.wording import point_text, short_keys, value_text
 
 
@@ -95,9 +96,7 @@ def _lines(axes: Axes, study: Study, data: Measure, group: Sequence, x: Sequence
     ends = []
     for index, arm in enumerate(study.experiment.arms):
         samples = [data.values.get((arm, point_key(p)), {}) for p in group]
-        shown = [
-            (a, statistics.t_interval(s.values())) for a, s in zip(x, samples, strict=True) if s
-        ]
+        shown = [(a, stats.t_interval(s.values())) for a, s in zip(x, samples, strict=True) if s]
         if not shown:
             continue
         shown.sort(key=lambda pair: pair[0])
@@ -199,12 +198,12 @@ def _strip(
             sample, [index - 0.16] * len(sample), marker, color=color, alpha=0.45, markersize=4
         )
         if never is None and sample:
-            i = statistics.t_interval(sample)
+            i = stats.t_interval(sample)
             artists += axes.plot([i.mean], [index + 0.14], marker, color=color, markersize=5.5)
             if not math.isnan(i.low):
                 artists += axes.plot([i.low, i.high], [index + 0.14] * 2, "-", color=color)
         missed = (never or {}).get(arm, 0)
-        middle = statistics.median([*sample, *[math.inf] * missed])
+        middle = stats.median([*sample, *[math.inf] * missed])
         if never is not None and math.isfinite(middle):
             artists += axes.plot([middle], [index + 0.16], "|", color=color, markersize=9)
         if missed:
@@ -272,7 +271,7 @@ def _arm_curve(axes: Axes, study: Study, index: int, arm: tuple, metric: str) ->
         for step, value in pairs:
             by_step.setdefault(step, []).append(value)
     # A mean over fewer and fewer seeds would jump as they end: it stops with the first of them.
-    whole = sorted((s, statistics.mean(v)) for s, v in by_step.items() if len(v) == drawn)
+    whole = sorted((s, stats.mean(v)) for s, v in by_step.items() if len(v) == drawn)
     if not whole:
         return None
     steps, means = zip(*whole, strict=True)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from research.ablation import statistics
+from research import stats
 from research.ablation.chart import INK, MUTED, Chart, look, mark
 from research.ablation.evidence import Study, measure
 from research.ablation.experiment import points
-from research.ablation.statistics import point_key
+from research.ablation.measure import point_key
 from research.ablation.tables import budget_table
 from research.ablation.wording import point_text
 
@@ -48,7 +48,7 @@ def frontier_charts(study: Study) -> Iterator[Chart]:
             # Costs that are the same at all points stand at none of them.
             cost = costs.get((arm, point_key(point)), costs.get((arm, ())))
             if sample and cost:
-                spots.append(Spot(index, arm, cost, statistics.mean(sample), tuple(sample)))
+                spots.append(Spot(index, arm, cost, stats.mean(sample), tuple(sample)))
         if spots:
             where = point_text(point)
             outcome = study.experiment.outcome

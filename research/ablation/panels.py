@@ -8,7 +8,6 @@ from research.ablation.chart import PALETTE
 from research.ablation.columns import Column
 from research.ablation.evidence import WAITING
 from research.ablation.markup import Html, el, join
-from research.ablation.statistics import Interval
 from research.ablation.summary import Summary
 from research.ablation.verdicts import (
     INCONCLUSIVE,
@@ -19,6 +18,7 @@ from research.ablation.verdicts import (
     Judgement,
 )
 from research.ablation.wording import NONE, count, number, point_text, span, value_text
+from research.stats import Interval
 
 SIGNS = {SUPPORTED: "✓", REFUTED: "✕", INCONCLUSIVE: "?", UNTESTED: "i"}
 

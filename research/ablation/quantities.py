@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from research.ablation import statistics
+from research import stats
 from research.ablation.claims import Crossover, Direction, Equivalence, Test, Threshold, Trend
-from research.ablation.statistics import Measure, point_key
+from research.ablation.measure import Measure, point_key
 from research.ablation.wording import point_text
 
 
@@ -81,7 +81,7 @@ def _label(point: Mapping, at: Mapping) -> str:
 
 def _mean(data, arm, point, at, low, high) -> Quantity:
     sample = data.values.get((arm, point_key(point)), {})
-    i = statistics.t_interval(sample.values())
+    i = stats.t_interval(sample.values())
     error = i.sd / math.sqrt(i.n) if i.n else math.nan
     return Quantity(_label(point, at), f"mean of {arm}", i.mean, error, i.n - 1.0, i.n, low, high)
 
@@ -90,7 +90,7 @@ def difference(data, a, b, point, at, what, region, signed=True) -> Quantity:
     """Returns a - b at a point; turned so that more is better when `signed`."""
     key = point_key(point)
     sample_a, sample_b = data.values.get((a, key), {}), data.values.get((b, key), {})
-    c = statistics.compare(sample_a, sample_b)
+    c = stats.compare(sample_a, sample_b)
     sign = -1.0 if signed and data.higher_is_better is False else 1.0
     low, high, strict = region
     return Quantity(
@@ -133,7 +133,7 @@ def _position(value: Any) -> float | None:
     # "1-2", "> 16", "32+": slice labels are ranges of a number.
     match = re.fullmatch(r"[^\d.]*(\d+\.?\d*)(?:\s*[-–:]\s*(\d+\.?\d*))?\+?", str(value))
     ends = [float(g) for g in match.groups() if g] if match else []
-    return statistics.mean(ends) if ends else None
+    return stats.mean(ends) if ends else None
 
 
 def _change(data: Measure, test: Trend, group: Sequence[Mapping]) -> Quantity:
@@ -148,7 +148,7 @@ def _change(data: Measure, test: Trend, group: Sequence[Mapping]) -> Quantity:
     # A seed that lacks a point would mix the trend with what is missing.
     full = [pairs for pairs in seeds.values() if len(pairs) == len(group) > 1]
     extent = max(positions) - min(positions)
-    i = statistics.t_interval([slope(pairs) * extent for pairs in full])
+    i = stats.t_interval([slope(pairs) * extent for pairs in full])
     low, high = {
         "increasing": (test.margin, math.inf),
         "decreasing": (-math.inf, -test.margin),
@@ -170,7 +170,7 @@ def _change(data: Measure, test: Trend, group: Sequence[Mapping]) -> Quantity:
 
 def slope(pairs: Sequence[tuple[float, float]]) -> float:
     """Returns the least-squares slope of (x, y) pairs."""
-    x0, y0 = statistics.mean(x for x, _ in pairs), statistics.mean(y for _, y in pairs)
+    x0, y0 = stats.mean(x for x, _ in pairs), stats.mean(y for _, y in pairs)
     spread = math.fsum((x - x0) ** 2 for x, _ in pairs)
     return math.fsum((x - x0) * (y - y0) for x, y in pairs) / spread
 

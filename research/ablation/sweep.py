@@ -30,8 +30,8 @@ from research.ablation.experiment import (
 )
 from research.ablation.loading import check_distinct, each_arm, load_experiment
 from research.ablation.match import matched
+from research.ablation.measure import point_key
 from research.ablation.measured_metrics import check_metrics
-from research.ablation.statistics import choose, point_key
 from research.ablation.store import (
     CONFIG,
     ENVIRONMENT,
@@ -42,6 +42,7 @@ from research.ablation.store import (
     result_of,
     write_json,
 )
+from research.ablation.tuning import choose
 from research.configuration import Deltas, load_config, to_plain
 from research.errors import UserError, while_starting
 from research.parallel.layout import layout_of, parse_layout

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from research.ablation import statistics, store
+from research import stats
+from research.ablation import store
 from research.ablation.evidence import (
     WAITING,
     Run,
@@ -17,10 +18,12 @@ from research.ablation.evidence import (
     steps_to_threshold,
 )
 from research.ablation.experiment import points
-from research.ablation.statistics import Comparison, Interval, point_key
+from research.ablation.measure import point_key
+from research.ablation.tuning import choose, scalar
 from research.ablation.verdicts import ONE_SEED
 from research.ablation.wording import count
 from research.configuration import flatten
+from research.stats import Comparison, Interval
 from research.tasks.translation_scores import tokenizer_in
 
 EQUAL = "all seeds equal"
@@ -72,8 +75,8 @@ def main_table(study: Study) -> list[Row]:
     for point in points(study.experiment):
         key = point_key(point)
         samples = {arm: data.values.get((arm, key), {}) for arm in arms}
-        comparisons = {arm: statistics.compare(samples[arm], samples[arms[0]]) for arm in arms[1:]}
-        adjusted = statistics.holm([c.p for c in comparisons.values()])
+        comparisons = {arm: stats.compare(samples[arm], samples[arms[0]]) for arm in arms[1:]}
+        adjusted = stats.holm([c.p for c in comparisons.values()])
         p = dict(zip(comparisons, adjusted, strict=True))
         for arm in arms:
             runs = [run for run in study.reported if run.key == (arm, key)]
@@ -85,20 +88,20 @@ def main_table(study: Study) -> list[Row]:
 
 def _row(study, arm, point, runs, sample, comparison, p) -> Row:
     outcome = study.experiment.outcome
-    low, high = statistics.median_interval(sample.values())
+    low, high = stats.median_interval(sample.values())
     seeds = seed_counts(runs, study)
     solved = None
     if outcome.solved is not None and sample:
         k = sum(reached(v, outcome) for v in sample.values())
-        solved = (k, *statistics.wilson(k, len(sample)))
+        solved = (k, *stats.wilson(k, len(sample)))
     finished = [r for r in runs if r.status in (store.COMPLETED, store.DIVERGED)]
     first = [steps_to_threshold(r, outcome) for r in finished] if outcome.solved is not None else []
     ever = [math.inf if step is None else float(step) for step in first]
     return Row(
         arm=arm,
         point=point,
-        outcome=statistics.t_interval(sample.values()),
-        median=statistics.median(sample.values()),
+        outcome=stats.t_interval(sample.values()),
+        median=stats.median(sample.values()),
         median_low=low,
         median_high=high,
         seeds=seeds,
@@ -107,11 +110,11 @@ def _row(study, arm, point, runs, sample, comparison, p) -> Row:
         p=math.nan if p is None else p,
         detectable=math.nan
         if comparison is None
-        else statistics.minimum_detectable_effect(comparison.error, comparison.df),
+        else stats.minimum_detectable_effect(comparison.error, comparison.df),
         solved=solved,
-        steps=statistics.median(ever),
+        steps=stats.median(ever),
         never=sum(math.isinf(step) for step in ever),
-        rise=statistics.median(r for run in runs if (r := rise_time(run, outcome)) is not None),
+        rise=stats.median(r for run in runs if (r := rise_time(run, outcome)) is not None),
         notes=_notes(seeds, sample, comparison),
     )
 
@@ -141,7 +144,7 @@ def _notes(seeds: Mapping[str, int], sample: Mapping, comparison: Comparison | N
         notes.append(f"compared on {count(comparison.difference.n, 'shared seed')}")
     if comparison and comparison.method == "welch":
         notes.append("no shared seeds: Welch's test")
-    if len(sample) > 1 and statistics.deviation(sample.values()) == 0:
+    if len(sample) > 1 and stats.deviation(sample.values()) == 0:
         notes.append(EQUAL)
     return notes
 
@@ -194,7 +197,7 @@ def budget_table(study: Study) -> list[BudgetRow]:
                     arm=arm,
                     point=point,
                     costs={c: _cost(study, c, spent[c], reference[c]) for c in store.BUDGET},
-                    seconds=statistics.median(s for s in seconds if s is not None),
+                    seconds=stats.median(s for s in seconds if s is not None),
                     implementations=sorted(set(names)),
                 )
             )
@@ -211,7 +214,7 @@ def _merged(rows: Sequence[BudgetRow]) -> list[BudgetRow]:
         replace(
             group[0],
             point={},
-            seconds=statistics.median(r.seconds for r in group if not math.isnan(r.seconds)),
+            seconds=stats.median(r.seconds for r in group if not math.isnan(r.seconds)),
             implementations=sorted({name for r in group for name in r.implementations}),
         )
         for group in by_arm.values()
@@ -221,7 +224,7 @@ def _merged(rows: Sequence[BudgetRow]) -> list[BudgetRow]:
 def _agreed(values: Iterable[float | None]) -> float | None:
     """The median over seeds: it is the same for all, unless one stopped early."""
     known = [float(v) for v in values if v is not None]
-    return statistics.median(known) if known else None
+    return stats.median(known) if known else None
 
 
 def _cost(study: Study, column: str, value: float | None, reference: float | None) -> Cost:
@@ -264,7 +267,7 @@ def tuning_table(study: Study) -> list[TuningRow]:
         {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
         for r in study.runs
     ]
-    chosen = statistics.choose(outcome, cells, results)
+    chosen = choose(outcome, cells, results)
     for point in points(study.experiment):
         for arm in study.experiment.arms:
             key = (arm, point_key(point))
@@ -292,9 +295,9 @@ def tuning_table(study: Study) -> list[TuningRow]:
 
 
 def _tuning_score(outcome, runs: Sequence[Run]) -> tuple[Mapping[str, Any], float, int]:
-    values = [statistics.scalar(r.result, outcome.at, "validation", outcome.metric) for r in runs]
+    values = [scalar(r.result, outcome.at, "validation", outcome.metric) for r in runs]
     known = [v for v in values if v is not None]
-    return runs[0].tuned, statistics.mean(known), len(values) - len(known)
+    return runs[0].tuned, stats.mean(known), len(values) - len(known)
 
 
 def _edges(study: Study, tuned: Mapping[str, Any]) -> list[str]:

@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from research.ablation import statistics
+from research import stats
 from research.ablation.claims import Claim, Crossover, Direction, Test, Trend
+from research.ablation.measure import Measure, point_key
 from research.ablation.quantities import (
     Quantity,
     along_axis,
@@ -22,8 +23,8 @@ from research.ablation.quantities import (
     matches,
     quantities,
 )
-from research.ablation.statistics import Interval, Measure, point_key
 from research.ablation.wording import count, point_text, span, value_text
+from research.stats import Interval
 
 SUPPORTED, REFUTED, INCONCLUSIVE, UNTESTED = "supported", "refuted", "inconclusive", "not tested"
 """Verdicts; "not tested" is for a claim that only shows figures."""
@@ -112,13 +113,13 @@ def _ours(claim: Claim, data: Measure, at: Mapping) -> dict[str, Interval]:
                 for seed, value in data.values.get((arm, point_key(point)), {}).items():
                     seeds.setdefault(seed, []).append(value)
         if seeds:
-            ours[arm] = statistics.t_interval([statistics.mean(v) for v in seeds.values()])
+            ours[arm] = stats.t_interval([stats.mean(v) for v in seeds.values()])
     return ours
 
 
-def check(quantities: Sequence[Quantity], alpha: float = statistics.ALPHA) -> list[Check]:
+def check(quantities: Sequence[Quantity], alpha: float = stats.ALPHA) -> list[Check]:
     """Returns each quantity's interval and verdict, Holm-corrected over all of them."""
-    levels = statistics.holm_levels([_p(q) for q in quantities], alpha)
+    levels = stats.holm_levels([_p(q) for q in quantities], alpha)
     return [_check(q, level) for q, level in zip(quantities, levels, strict=True)]
 
 
@@ -134,9 +135,9 @@ def _p(q: Quantity) -> float:
     """p-value of the hypothesis that the true value is on the border of the region."""
     if _two_sided_region(q) and _inside(q):
         centre, half = (q.low + q.high) / 2, (q.high - q.low) / 2
-        return statistics.tost(q.estimate - centre, half, q.error, q.df)
+        return stats.tost(q.estimate - centre, half, q.error, q.df)
     border = min((q.low, q.high), key=lambda end: abs(q.estimate - end))
-    return statistics.p_value(q.estimate, border, q.error, q.df)
+    return stats.p_value(q.estimate, border, q.error, q.df)
 
 
 def _check(q: Quantity, level: float) -> Check:
@@ -145,7 +146,7 @@ def _check(q: Quantity, level: float) -> Check:
         return Check(q, interval, INCONCLUSIVE)
     # Two one-sided tests at `level` are an interval of level 1 - 2 level (Schuirmann 1987).
     tail = level if _two_sided_region(q) and _inside(q) else level / 2
-    half = statistics.t_quantile(1 - tail, q.df) * q.error
+    half = stats.t_quantile(1 - tail, q.df) * q.error
     low, high = q.estimate - half, q.estimate + half
     # Means of decimal fractions miss their border by rounding: 0.9 - 0.6 is not 0.3.
     slack = 1e-12 * max(1.0, abs(q.estimate))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from research.ablation.statistics import Interval
+from research.stats import Interval
 
 NONE = "–"
 """Stands where there is no number."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from research.ablation.statistics import holm
+from research.stats import holm
 
 Loss = Callable[[Float[Array, "L H"]], Float[Array | np.ndarray, " N"]]
 

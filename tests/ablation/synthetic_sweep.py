@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from research.ablation import statistics, store
+from research.ablation import store
 from research.ablation.experiment import Experiment, points, tuning_grid
+from research.ablation.measure import point_key
+from research.ablation.tuning import choose
 
 Simulate = Callable[[str, Mapping, Mapping, int, np.random.Generator], dict]
 """(arm, point, tuned, seed, generator) -> overrides of what `plausible` returns."""
@@ -93,8 +95,8 @@ def build(workdir: Path, experiment: Experiment, simulate: Simulate, finished: f
                     for seed in experiment.tune_seeds:
                         add("tune", arm, point, tuned, seed)
                 results = {c["run"]: m["result"] for c, m in zip(cells, made, strict=True)}
-                choices = statistics.choose(experiment.outcome, cells, results)
-                chosen = choices[arm, statistics.point_key(point)]
+                choices = choose(experiment.outcome, cells, results)
+                chosen = choices[arm, point_key(point)]
             for seed in experiment.seeds:
                 add("report", arm, point, chosen, seed)
     for index, (cell, run) in enumerate(zip(cells, made, strict=True)):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from research.ablation import statistics
 from research.ablation.directions import declared
 from research.ablation.evidence import load_study, measure
 from research.ablation.experiment import (
@@ -20,6 +19,7 @@ from research.ablation.experiment import (
 from research.ablation.loading import load_experiment
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.sweep import laid_out, prepare
+from research.ablation.tuning import choose
 from research.configuration import load_config, run_id
 from research.errors import UserError
 from research.interpret.columns import MEASURES
@@ -233,7 +233,7 @@ def test_tuning_by_loss_takes_the_lowest(tmp_path):
         run: {"status": "completed", "best": {"validation": {"loss": loss}}}
         for run, loss in losses.items()
     }
-    chosen = statistics.choose(found.outcome, [c.to_json() for c in cells], results)
+    chosen = choose(found.outcome, [c.to_json() for c in cells], results)
     assert list(chosen.values()) == [{"optimizer.learning_rate": 3e-3}]
 
 

@@ -18,8 +18,8 @@ from research.ablation.claims import Claim, Direction, Threshold, Trend
 from research.ablation.columns import text_rows, tuning_columns
 from research.ablation.evidence import load_study, measure
 from research.ablation.experiment import Experiment, Outcome
+from research.ablation.measure import point_key
 from research.ablation.report import write_report
-from research.ablation.statistics import point_key
 from research.ablation.tables import provenance_warnings, tuning_table
 from research.errors import UserError
 from tests.ablation.synthetic_sweep import GAPS, build, diverged, failed, plausible
@@ -410,7 +410,7 @@ def test_command_errors_are_one_line(arguments, message):
 
 
 def test_reading_results_needs_no_jax():
-    names = "claims columns evidence experiment figures page quantities report statistics store"
+    names = "claims columns evidence experiment figures page quantities report store tuning"
     code = "import sys\n" + "".join(f"import research.ablation.{n}\n" for n in names.split())
     code += "import research.report\nprint(sorted({m.split('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

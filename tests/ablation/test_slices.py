@@ -2,7 +2,7 @@
 
 from research.ablation.evidence import load_study, measure, slice_labels
 from research.ablation.experiment import Experiment, Outcome
-from research.ablation.statistics import point_key
+from research.ablation.measure import point_key
 from tests.ablation.synthetic_sweep import build, failed, plausible
 
 HEADS = {"few": ["layer 0.0", "layer 1.0"], "many": ["layer 0.0", "layer 0.1", "layer 1.0"]}

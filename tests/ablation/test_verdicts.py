@@ -21,8 +21,8 @@ from research.ablation.claims import (
     restore_test,
 )
 from research.ablation.experiment import Outcome
+from research.ablation.measure import Measure, point_key
 from research.ablation.quantities import Quantity, axis_positions, slope
-from research.ablation.statistics import Measure, point_key
 from research.ablation.verdicts import check, judge
 from research.errors import UserError
 
