@@ -48,7 +48,7 @@ def _sections(summary: Summary, out: Path, resampled: Bootstrap | None) -> list[
         ("slices", "Slices", _charts(summary, "slices", SLICES_NOTE)),
         ("steps", "Steps to solve", _charts(summary, "steps", STEPS_NOTE)),
         ("budget", "Budget", _budget(summary)),
-        ("bootstrap", "Paired bootstrap", _bootstrap(summary, resampled)),
+        ("bootstrap", "Paired resampling", _bootstrap(summary, resampled)),
         ("tuning", "Tuning", _tuning(summary)),
         ("arms", "What differs", _arms(summary)),
         ("runs", "Runs", _runs(summary, out)),

@@ -118,7 +118,7 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
     ]
     if resampled:
         table = _table(bootstrap_columns(study, resampled.measure), resampled.pairs)
-        blocks += ["## Paired bootstrap", table, _plain(bootstrap_note(resampled))]
+        blocks += ["## Paired resampling", table, _plain(bootstrap_note(resampled))]
     if summary.tuning:
         blocks += ["## Tuning", _table(tuning_columns(study), summary.tuning)]
     blocks += ["## What differs", _configs(summary), "## Reproduce", *_reproduce(study)]

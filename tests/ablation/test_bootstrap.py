@@ -1,4 +1,4 @@
-"""Paired bootstrap of made-up translations, and how it shows in a report."""
+"""Paired resampling of made-up translations, and how it shows in a report."""
 
 import time
 
@@ -6,6 +6,7 @@ import jiwer
 import numpy as np
 import pytest
 import sacrebleu
+from sacrebleu.significance import PairedTest
 
 from research.ablation import store
 from research.ablation.bootstrap import bootstrap, compare_bleu, compare_wer
@@ -74,7 +75,7 @@ def test_scores_are_those_of_sacrebleu():
     found, signature = compare_bleu(base, systems, REFERENCES)
     expected = [sacrebleu.corpus_bleu(x, [REFERENCES]).score for x in (base, systems["a"])]
     assert found["a"][:2] == pytest.approx(expected)
-    assert f"version:{sacrebleu.__version__}" in signature and "bs:1000" in signature
+    assert f"version:{sacrebleu.__version__}" in signature and "ar:1000" in signature
 
 
 def test_worse_is_significant_and_alike_is_not():
@@ -87,17 +88,37 @@ def test_worse_is_significant_and_alike_is_not():
     assert back["base"] == pytest.approx((found["worse"][1], found["worse"][0], found["worse"][2]))
 
 
-def test_a_rare_improvement_has_the_p_value_of_its_resamples():
-    """One sentence of 60 is better, so a resample differs by as often as it has that sentence.
+def test_p_values_are_those_of_sacrebleu():
+    base, systems = noisy(REFERENCES, 0.3, 1), {"a": noisy(REFERENCES, 0.32, 2)}
+    found, _ = compare_bleu(base, systems, REFERENCES, resamples=300)
+    theirs = PairedTest(
+        [("", base), *systems.items()], {"BLEU": sacrebleu.BLEU()}, [REFERENCES], "ar", 300
+    )
+    assert found["a"][2] == pytest.approx(theirs()[1]["BLEU"][1].p_value)
 
-    That is Poisson(1), nearly. Sacrebleu counts differences that exceed their mean (once) by more
-    than the real one (once): p is P(n > 2) = 0.080, or up to P(n >= 2) = 0.264 as BLEU is no sum.
-    """
+
+def test_a_single_better_sentence_is_no_evidence():
+    """All other sentences are the same, so that every swap leaves the difference as large."""
     base = noisy(REFERENCES, 0.3, 1)
-    better = [REFERENCES[0], *base[1:]]
-    found, _ = compare_bleu(base, {"better": better}, REFERENCES)
+    found, _ = compare_bleu(base, {"better": [REFERENCES[0], *base[1:]]}, REFERENCES)
     assert found["better"][1] > found["better"][0]
-    assert 0.06 < found["better"][2] < 0.29
+    assert found["better"][2] == 1.0
+
+
+def test_systems_that_are_alike_are_rejected_as_often_as_the_level_says():
+    """Two systems that share their sentences at random: p-values up to 1, few below 5 %."""
+    one, other = noisy(REFERENCES, 0.3, 1), noisy(REFERENCES, 0.3, 2)
+    generator = np.random.default_rng(0)
+    p = []
+    for _ in range(60):
+        swap = generator.random(len(one)) < 0.5
+        pairs = [(b, a) if s else (a, b) for a, b, s in zip(one, other, swap, strict=True)]
+        base, system = map(list, zip(*pairs, strict=True))
+        found, _ = compare_bleu(base, {"other": system}, REFERENCES, resamples=100)
+        p.append(found["other"][2])
+    # Binomial(60, 0.05) exceeds 9 with probability 6e-4, and (60, 0.11) half of the time 6.
+    assert sum(x <= 0.05 for x in p) <= 9
+    assert max(p) > 0.8 and 0.35 < np.mean(p) < 0.65
 
 
 def test_the_same_output_is_no_difference():
@@ -125,7 +146,7 @@ def test_the_report_shows_it(sweep, tmp_path):
     write_report(sweep, tmp_path / "out")
     found = bootstrap(load_study(sweep))
     markdown = (tmp_path / "out" / "report.md").read_text()
-    section = markdown.split("## Paired bootstrap\n")[1].split("\n## ")[0]
+    section = markdown.split("## Paired resampling\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 8 and all(f"{pair.value:.3f}" in section for pair in found.pairs)
     assert "version:" in section
