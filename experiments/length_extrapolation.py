@@ -47,19 +47,17 @@ experiment = Experiment(
             source="Press et al. 2022 (ALiBi), abstract",
             published="1.3 billion parameters: trained at 1,024 and tested at 2,048 tokens, the "
             "perplexity of a sinusoidal model trained at 2,048",
-            test=Trend("ALiBi", "slice", "flat", margin=0.05, scale="log", metric=BY_LENGTH),
+            test=Trend("ALiBi", "slice", "flat", margin=0.05, metric=BY_LENGTH),
         ),
         Claim(
             text="With sinusoidal positions it rises.",
             source=PRESS,
-            test=Trend(
-                "sinusoidal", "slice", "increasing", margin=0.1, scale="log", metric=BY_LENGTH
-            ),
+            test=Trend("sinusoidal", "slice", "increasing", margin=0.1, metric=BY_LENGTH),
         ),
         Claim(
             text="RoPE does not extrapolate either.",
             source=PRESS,
-            test=Trend("RoPE", "slice", "increasing", margin=0.1, scale="log", metric=BY_LENGTH),
+            test=Trend("RoPE", "slice", "increasing", margin=0.1, metric=BY_LENGTH),
         ),
         Claim(
             text="At eight times the training length ALiBi is better than RoPE.",

@@ -55,12 +55,12 @@ experiment = Experiment(
         Claim(
             text="RoPE loses recall beyond the training length.",
             source=KAZEMNEJAD,
-            test=Trend("RoPE", "slice", "decreasing", margin=0.1, scale="log", metric=BY_LENGTH),
+            test=Trend("RoPE", "slice", "decreasing", margin=0.1, metric=BY_LENGTH),
         ),
         Claim(
             text="So does ALiBi, which carries a language model.",
             source=KAZEMNEJAD,
-            test=Trend("ALiBi", "slice", "decreasing", margin=0.1, scale="log", metric=BY_LENGTH),
+            test=Trend("ALiBi", "slice", "decreasing", margin=0.1, metric=BY_LENGTH),
         ),
     ),
 )

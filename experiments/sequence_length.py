@@ -37,12 +37,12 @@ experiment = Experiment(
             text="Softmax attention recalls as well at 128 tokens as at 32.",
             source="Arora et al. 2023 (Zoology), Figure 2",
             published="attention solves the task at every length",
-            test=Trend("softmax", "task.length", "flat", margin=0.05, scale="log"),
+            test=Trend("softmax", "task.length", "flat", margin=0.05),
         ),
         Claim(
             text="A window loses recall as the sequence outgrows it.",
             source="Arora et al. 2024 (Based), section 3: the range of a window limits its recall",
-            test=Trend("window of 8", "task.length", "decreasing", margin=0.1, scale="log"),
+            test=Trend("window of 8", "task.length", "decreasing", margin=0.1),
         ),
     ),
 )

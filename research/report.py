@@ -11,15 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from research import configuration
-from research.ablation.columns import progress_text
+from research.ablation.columns import difference_text, progress_text
 from research.ablation.report import write_report
 from research.ablation.summary import Summary
 from research.ablation.tables import EQUAL
-from research.ablation.verdicts import INCONCLUSIVE, REFUTED, SUPPORTED
-from research.ablation.wording import p_text, point_text, signed, span
+from research.ablation.verdicts import OPEN, REFUTED, SUPPORTED
+from research.ablation.wording import p_text, point_text, span
 from research.errors import UserError
 
-COLORS = {SUPPORTED: "green", REFUTED: "red", INCONCLUSIVE: "yellow"}
+COLORS = {SUPPORTED: "green", REFUTED: "red", OPEN: "yellow"}
 
 
 def main() -> None:
@@ -45,8 +45,8 @@ def show(summary: Summary, console: Console) -> None:
     for name in ("point", "arm", f"{outcome.split} {outcome.metric}", "difference", "p"):
         table.add_column(Text(name), no_wrap=name != "arm", overflow="fold")
     for row in summary.rows:
-        difference = span(row.comparison.difference, signed) if row.comparison else "reference"
-        cells = (point_text(row.point), row.arm, span(row.outcome), difference, p_text(row.p))
+        cells = (point_text(row.point), row.arm, span(row.outcome), difference_text(row))
+        cells += (p_text(row.p),)
         table.add_row(*map(Text, cells))
     console.print(table)
     for row in summary.rows:

@@ -4,6 +4,13 @@ A test is a small frozen dataclass that names arms, a place on the axes and a ma
 numbers of ours; `research.ablation.verdicts.judge` applies it to the measured runs. Everything here
 survives `dataclasses.asdict` and JSON, and `claim_from_json` brings it back.
 
+What is compared, of a metric:
+  the outcome, where `Outcome.solved` is given: the probability that a seed solves the task;
+  "steps_to_threshold": the order in which seeds get there;
+  "budget/NAME": the number, which is the same for all seeds;
+  anything else, also the outcome when it is named: the mean over seeds.
+"timing/NAME" is never compared: one clock times all seeds of an arm at once.
+
 Common attributes of the tests:
   at: partial axis point, {axis key: value}. Axes it leaves out are quantified over: the claim must
     hold at every one of their values. Empty means at every point.
@@ -46,7 +53,7 @@ def _kind(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Direction:
-    """Arm `a` is better than arm `b` by at least `margin` (in units of the metric)."""
+    """Arm `a` is better than arm `b` by more than `margin`, in units of what is compared."""
 
     a: str
     b: str
@@ -59,11 +66,16 @@ class Direction:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The mean of `arm` is at least `at_least`, or at most `at_most` (exactly one of them)."""
+    """More than a share of the seeds of `arm` are at least `at_least`, or at most `at_most`.
+
+    Exactly one of the borders is given. About the mean of a few seeds nothing can be said that
+    holds for any outcome: ten seeds that succeed do not exclude an eleventh that fails.
+    """
 
     arm: str
     at_least: float | None = None
     at_most: float | None = None
+    share: float = 0.5
     at: Mapping[str, Any] = field(default_factory=dict)
     metric: str = ""
     kind: str = _kind("threshold")
@@ -74,11 +86,13 @@ class Threshold:
                 f"Threshold({self.arm!r}) takes exactly one of at_least and at_most, for example "
                 "at_least=0.95."
             )
+        if not 0 <= self.share < 1:
+            raise UserError(f"Threshold({self.arm!r}) takes 0 <= share < 1, not {self.share!r}.")
 
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Arms `a` and `b` differ by less than `margin` in either direction."""
+    """Arms `a` and `b` differ by less than `margin` in what is compared, in either direction."""
 
     a: str
     b: str
@@ -112,26 +126,23 @@ class Crossover:
 
 @dataclass(frozen=True)
 class Trend:
-    """The metric of `arm` rises, falls or stays flat along an axis.
+    """What is compared of `arm` rises, falls or stays flat along an axis.
 
-    The statistic is the change of a least-squares line from the first to the last axis value, one
-    line per seed. "increasing" and "decreasing" ask for a change of at least `margin`, "flat" for
-    one smaller than `margin`. `scale` "log" takes the logarithm of the axis values; values that are
-    not numbers count by their position.
+    "increasing" and "decreasing" ask for a change from every axis value to the next, and for one of
+    more than `margin` from the first to the last. "flat" asks that no two axis values differ by
+    `margin`. Axis values that are not numbers count in their order.
     """
 
     arm: str
     along: str
     direction: str
     margin: float = 0.0
-    scale: str = "linear"
     at: Mapping[str, Any] = field(default_factory=dict)
     metric: str = ""
     kind: str = _kind("trend")
 
     def __post_init__(self):
         check_name("Trend.direction", self.direction, ("increasing", "decreasing", "flat"))
-        check_name("Trend.scale", self.scale, ("linear", "log"))
         if self.direction == "flat":
             _positive("Trend(direction='flat')", self.margin)
 
@@ -162,12 +173,16 @@ class Claim:
       published: {label: figure}; a label that is an arm's name is shown beside that arm's mean. A
         text or a number is shown as it is.
       test: what must hold on our runs; None shows the figures and passes no verdict.
+      primary: whether the claim is one of those the experiment was made for. The primary claims of
+        an experiment are corrected together for their number; others are exploratory, are not
+        corrected, and the report says so.
     """
 
     text: str
     source: str = ""
     published: Mapping[str, Any] | str | float = field(default_factory=dict)
     test: Test | None = None
+    primary: bool = True
 
     def arms(self) -> tuple[str, ...]:
         """Returns the arms the test names."""
@@ -212,7 +227,8 @@ def restore_test(value: Mapping) -> Test:
     kind = value.get("kind", "")
     check_name("test.kind", kind, TESTS)
     cls = TESTS[kind]
-    arguments = {key: v for key, v in value.items() if key != "kind"}
+    # Trends had a scale, when they were lines.
+    arguments = {key: v for key, v in value.items() if key not in ("kind", "scale")}
     for key in arguments:
         check_name(f"field of test {kind!r}", key, [f.name for f in fields(cls) if f.init])
     return cls(**arguments)
@@ -226,4 +242,5 @@ def claim_from_json(value: Mapping) -> Claim:
         source=value.get("source", ""),
         published=value.get("published", {}),
         test=restore_test(test) if test else None,
+        primary=value.get("primary", True),
     )

@@ -12,6 +12,7 @@ from research.ablation.tables import BudgetRow, Row, TuningRow
 from research.ablation.wording import (
     NONE,
     bracket,
+    count,
     number,
     p_text,
     short_keys,
@@ -19,7 +20,7 @@ from research.ablation.wording import (
     span,
     value_text,
 )
-from research.stats import Interval
+from research.stats import ALPHA, Summary
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Column:
       value: row -> what the column is sorted by; None sorts last.
       hint: what the column means, one sentence.
       kind: "number", "text", "arm" or "interval".
-      interval: row -> interval to draw in an "interval" column of the page.
+      interval: row -> mean and extremes to draw in an "interval" column of the page.
+      tip: row -> what hovering over a cell says, "" for nothing.
       flagged: row -> whether the cell is to be noticed.
     """
 
@@ -41,7 +43,8 @@ class Column:
     value: Callable[[Any], Any]
     hint: str = ""
     kind: str = "number"
-    interval: Callable[[Any], Interval] | None = None
+    interval: Callable[[Any], Summary] | None = None
+    tip: Callable[[Any], str] = lambda row: ""
     flagged: Callable[[Any], bool] = lambda row: False
 
 
@@ -60,51 +63,65 @@ def _place(study: Study) -> list[Column]:
     return [*axes, Column("arm", lambda row: row.arm, lambda row: row.arm, kind="arm")]
 
 
+RESULTS_NOTE = (
+    "Means over seeds, with the lowest and the highest. Intervals of differences are over seeds, "
+    "on these test data, and hold for all arms of a point together; p values are Holm-corrected "
+    "likewise. A diverged seed has not solved the task and counts as the worst value that its "
+    "metric has. A failed run (an exception) says nothing of its arm: it is left out, and no "
+    "verdict is passed on the others."
+)
+"""What the main table shows."""
+
+
 def main_columns(study: Study) -> list[Column]:
-    """Returns the columns of the main table; solved and steps only with a threshold."""
+    """Returns the columns of the main table; those on solving only with a threshold."""
     outcome = study.experiment.outcome
-    reference = next(iter(study.experiment.arms))
-    versus = f"difference from {reference}"
-    columns = [
+    reference, *others = study.experiment.arms
+    solving = outcome.solved is not None
+    what = "probability to solve" if solving else "mean"
+    level = 100 * (1 - ALPHA / max(1, len(others)))
+    correction = (
+        f"simultaneous over {len(others)} arms: {level:.3g} % each" if len(others) > 1 else ""
+    )
+    exact = "exact" if solving else "Welch"
+    return [
         *_place(study),
+        *(_solving(study)[:1]),
         Column(
             f"{outcome.split} {outcome.metric}",
             lambda row: span(row.outcome),
             lambda row: row.outcome.mean,
-            "Mean over seeds with its Student-t 95 % interval.",
+            "Mean over seeds, and the lowest and highest seed; hover for the standard deviation.",
             "interval",
             lambda row: row.outcome,
+            tip=lambda row: f"sd {number(row.outcome.sd)} over {count(row.outcome.n, 'seed')}",
         ),
         Column(
-            "n", lambda row: str(row.outcome.n), lambda row: row.outcome.n, "Seeds in the mean."
-        ),
-        Column("sd", lambda row: number(row.outcome.sd), lambda row: row.outcome.sd),
-        Column("median", _median, lambda row: row.median, "With its interval from six seeds on."),
-        Column(
-            f"Δ {reference}",
-            lambda row: span(row.comparison.difference, signed) if row.comparison else "reference",
-            lambda row: row.comparison.difference.mean if row.comparison else 0.0,
-            f"Mean {versus} with its 95 % interval: paired over shared seeds, else Welch.",
+            f"Δ {'solve ' if solving else ''}{reference}",
+            difference_text,
+            lambda row: 0.0 if row.reference else row.difference,
+            f"Difference of the {what} from {reference} with its 95 % interval ({exact}, over "
+            f"seeds, on these test data{correction}).",
         ),
         Column(
             "p",
             lambda row: p_text(row.p),
             lambda row: row.p,
-            f"Two-sided test of no {versus}, Holm-corrected over the arms of the point.",
-            flagged=lambda row: row.p < 0.05,
+            "Two-sided test of no difference, Holm-corrected over the arms of the point.",
+            flagged=lambda row: row.p < ALPHA,
         ),
-        Column(
-            "detectable",
-            lambda row: number(row.detectable),
-            lambda row: row.detectable,
-            f"True {versus} that this many seeds find with 80 % power (before correction).",
-        ),
-    ]
-    return [
-        *columns,
-        *_solving(study),
+        *(_solving(study)[1:]),
         Column("notes", lambda row: "; ".join(row.notes), lambda _: None, kind="text"),
     ]
+
+
+def difference_text(row: Row) -> str:
+    """Returns the difference of an arm from the reference arm, with its interval."""
+    if row.reference:
+        return "reference"
+    if row.difference is None:
+        return NONE
+    return f"{signed(row.difference)} {bracket(row.low, row.high, signed)}".strip()
 
 
 def _solving(study: Study) -> list[Column]:
@@ -118,7 +135,14 @@ def _solving(study: Study) -> list[Column]:
             "solved",
             _solved,
             lambda row: row.solved[0] / row.outcome.n if row.solved else None,
-            f"Seeds with outcome {threshold}, with Wilson's 95 % interval of the fraction.",
+            f"Seeds with outcome {threshold}, with the exact 95 % interval of the probability "
+            "(Clopper-Pearson).",
+        ),
+        Column(
+            "when solved",
+            lambda row: number(row.when_solved),
+            lambda row: row.when_solved,
+            f"Mean {outcome.metric} of the seeds that solved the task.",
         ),
         Column(
             "steps to solve",
@@ -132,13 +156,10 @@ def _solving(study: Study) -> list[Column]:
             lambda row: number(row.rise) if math.isfinite(row.rise) else NONE,
             lambda row: row.rise,
             f"Median part of training in which validation {outcome.metric} went from 20 to 80 % of "
-            "its way; 0.6 is a steady rise, near 0 a jump.",
+            f"its way to {outcome.solved:g}, over seeds that got there; 0.6 is a steady rise, near "
+            "0 a jump.",
         ),
     ]
-
-
-def _median(row: Row) -> str:
-    return f"{number(row.median)} {bracket(row.median_low, row.median_high)}".strip()
 
 
 def _solved(row: Row) -> str:

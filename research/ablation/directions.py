@@ -1,4 +1,4 @@
-"""Which way the metrics of a run are better, collected from where each of them is declared."""
+"""Which way the metrics of a run are better, and how bad they can be, as each declares it."""
 
 from ml_collections import ConfigDict
 
@@ -25,3 +25,10 @@ def declared(config: ConfigDict) -> Directions:
         found |= {**FINAL[name].metrics, **FINAL[name].truth}
     found |= {name: alignment_measures.HIGHER_IS_BETTER[name] for name in task.aligned}
     return {**found, **task.higher_is_better}
+
+
+def worst_values(config: ConfigDict) -> dict[str, float]:
+    """Returns {metric: value of a model that does nothing right}, of those that have one."""
+    task = TASKS[config.task.name].task
+    aligned = {n: v for n, v in alignment_measures.WORST.items() if n in task.aligned}
+    return {**aligned, **task.worst}

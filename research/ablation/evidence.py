@@ -3,12 +3,11 @@
 Reads a sweep directory (see `research.ablation.store`) at any moment of the sweep, finished or not.
 
 Seeds without a number are never dropped in silence:
-  diverged  the seed counts as the worst value known for it: the worst of the validation values it
-            logged itself and of all completed runs at the same point. That is defined without
-            knowing the range of the metric, and never flatters the arm.
-  failed    the run raised an exception. That says nothing of the arm, so the seed has no value; it
-            is counted and its error is shown.
-  waiting   there is no result yet.
+  diverged  the seed counts as the worst value that its metric declares, an infinity where there is
+            none: it has not solved the task, and a mean with it is no number.
+  failed    the run raised an exception. That says nothing of the arm, so the seed has no value; its
+            error is shown, and no verdict is passed on what is left.
+  waiting   there is no result yet; likewise.
 """
 
 import math
@@ -27,7 +26,7 @@ from research.ablation.experiment import (
     points,
     tuning_grid,
 )
-from research.ablation.measure import Measure, Point, point_key
+from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
 from research.configuration import completed
 from research.errors import UserError
 
@@ -180,25 +179,89 @@ def metric_value(run: Run, outcome: Outcome, metric: str) -> Any:
 def measure(study: Study, metric: str = "", better: str = "") -> Measure:
     """Returns one quantity of every reported run; `metric` as in `research.ablation.claims`."""
     outcome, runs = study.experiment.outcome, study.reported
+    named = bool(metric)
     metric = metric or outcome.metric
     higher = higher_is_better(metric, outcome, better, study.experiment.directions)
     axis_points = points(study.experiment)
     labels = slice_labels(study, metric)
+    worst = _worst(study, metric, higher)
     if labels:
         expanded = [{**p, SLICE: label} for p in axis_points for label in labels[point_key(p)]]
-        return Measure(metric, _sliced(runs, outcome, metric, labels, higher), expanded, higher)
+        values = _sliced(runs, outcome, metric, labels, worst)
+        absent = {
+            (arm, point_key({**p, SLICE: label})): text
+            for p in axis_points
+            for arm in study.experiment.arms
+            if (text := _missing(study, arm, p))
+            for label in labels[point_key(p)]
+        }
+        return Measure(metric, values, expanded, higher, missing=absent)
     group, _, column = metric.partition("/")
+    kind = VALUES
     if metric == STEPS:
-        values = [_steps_value(run, study) for run in runs]
+        kind, values = TIMES, [_steps_value(run, study) for run in runs]
     elif metric == RISE:
         values = [rise_time(run, study.experiment.outcome) for run in runs]
     elif column and group in ("budget", "timing"):
+        kind = COSTS if group == "budget" else STOPWATCH
         values = [_number((run.result.get(group) or {}).get(column)) for run in runs]
     else:
-        own = [metric_value(run, outcome, metric) for run in runs]
-        logged = [[row.get(f"validation/{metric}") for row in run.curve] for run in runs]
-        values = _with_worst(runs, own, logged, higher)
-    return Measure(metric, _grouped(runs, values, [run.key for run in runs]), axis_points, higher)
+        values = [_value(run, metric_value(run, outcome, metric), worst) for run in runs]
+    grouped = _grouped(runs, values, [run.key for run in runs])
+    absent = {
+        (arm, point_key(p)): text
+        for p in axis_points
+        for arm in study.experiment.arms
+        if (text := _missing(study, arm, p) or (metric == RISE and _unsolved(study, arm, p)))
+    }
+    return Measure(
+        metric,
+        grouped,
+        axis_points,
+        higher,
+        kind,
+        solved=None if named else outcome.solved,
+        chance=outcome.chance if metric == outcome.metric else None,
+        missing=absent,
+    )
+
+
+def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:
+    """Says which of the planned seeds of an arm have no result; "" when all have one."""
+    planned = len(study.experiment.seeds)
+    runs = [r for r in study.reported if r.key == (arm, point_key(point))]
+    failed = sum(r.status == store.FAILED for r in runs)
+    waiting = planned - len(runs) + sum(r.status == WAITING for r in runs)
+    said = []
+    if failed:
+        said.append(f"{failed} of {planned} seeds of {arm} failed with an exception")
+    if waiting > 0:
+        said.append(f"{waiting} of {planned} seeds of {arm} are not finished")
+    return " and ".join(said)
+
+
+def _unsolved(study: Study, arm: str, point: Mapping[str, Any]) -> str:
+    """Says that seeds never rose to the threshold, so that a rise time is of the others only."""
+    runs = [r for r in study.reported if r.key == (arm, point_key(point))]
+    never = sum(rise_time(r, study.experiment.outcome) is None for r in runs)
+    return f"{never} of {len(runs)} seeds of {arm} never solve the task" if never else ""
+
+
+def _worst(study: Study, metric: str, higher: bool | None) -> float:
+    """The value of a seed that diverged, of a metric or of the slices of one."""
+    declared = study.experiment.worst
+    return declared.get(metric, declared.get(metric.partition("_by_")[0], _unbounded(higher)))
+
+
+def _unbounded(higher: bool | None) -> float:
+    return math.nan if higher is None else -math.inf if higher else math.inf
+
+
+def _value(run: Run, own: Any, worst: float) -> float | None:
+    """The number of a run, the worst one if it diverged, None without a result."""
+    if run.status == store.DIVERGED or _is_nan(run, own):
+        return worst
+    return _number(own) if run.status == store.COMPLETED else None
 
 
 def slice_labels(study: Study, metric: str) -> dict[Point, list[str]]:
@@ -225,17 +288,16 @@ def sliced_metrics(study: Study) -> list[str]:
     return list(dict.fromkeys(m for run in study.reported for m in run.result.get("slices") or {}))
 
 
-def _sliced(runs, outcome, metric, labels, higher) -> dict:
+def _sliced(runs, outcome, metric, labels, worst) -> dict:
     merged: dict[tuple[str, Point], dict[int, float]] = {}
     for label in dict.fromkeys(x for found in labels.values() for x in found):
         # Arms may have other slices, as of heads: each has its own place for a label, or none.
         known = [_own_labels(r, metric) or labels[point_key(r.point)] for r in runs]
         places = [(r, k.index(label)) for r, k in zip(runs, known, strict=True) if label in k]
         have = [run for run, _ in places]
-        own = [_item(metric_value(r, outcome, metric), i) for r, i in places]
-        logged = [[_item(row.get(f"validation/{metric}"), i) for row in r.curve] for r, i in places]
+        values = [_value(r, _item(metric_value(r, outcome, metric), i), worst) for r, i in places]
         keys = [(run.arm, point_key({**run.point, SLICE: label})) for run in have]
-        merged |= _grouped(have, _with_worst(have, own, logged, higher), keys)
+        merged |= _grouped(have, values, keys)
     return merged
 
 
@@ -257,24 +319,6 @@ def _is_nan(run: Run, value: Any) -> bool:
     return run.status == store.COMPLETED and isinstance(value, float) and math.isnan(value)
 
 
-def _with_worst(runs, own, logged, higher) -> list[float | None]:
-    """Returns the runs' own values, those of diverged runs replaced as the module says."""
-    worst = min if higher else max
-    values = [
-        _number(v) if r.status == store.COMPLETED else None for r, v in zip(runs, own, strict=True)
-    ]
-    filled = list(values)
-    for i, run in enumerate(runs):
-        if higher is None or not (run.status == store.DIVERGED or _is_nan(run, own[i])):
-            continue
-        point = point_key(run.point)
-        known = [v for r, v in zip(runs, values, strict=True) if point_key(r.point) == point]
-        known += [_number(v) for v in logged[i]]
-        finite = [v for v in known if v is not None]
-        filled[i] = worst(finite) if finite else None
-    return filled
-
-
 def _grouped(runs, values, keys) -> dict[tuple[str, Point], dict[int, float]]:
     groups: dict[tuple[str, Point], dict[int, float]] = {}
     for run, value, key in zip(runs, values, keys, strict=True):
@@ -293,21 +337,24 @@ def steps_to_threshold(run: Run, outcome: Outcome) -> int | None:
 
 
 def rise_time(run: Run, outcome: Outcome) -> float | None:
-    """Returns the part of training in which the validation outcome rose, or None.
+    """Returns the part of training in which the validation outcome rose to `solved`, or None.
 
-    The rise time of signal processing, from 20 to 80 % of the way between the outcome at the first
-    and at the last evaluation: the steps from where it first passed the one to where it first
-    passed the other, over all steps. Between evaluations it is taken to be linear. None for a run
-    that is unfinished, has fewer than two evaluations, or ended where it began.
+    The rise time of signal processing, from 20 to 80 % of the way between the first evaluation and
+    the threshold: the steps from where the outcome first passed the one to where it first passed
+    the other, over all steps. Between evaluations it is taken to be linear. Of a way to wherever
+    the curve happened to end, a model that learns nothing would have a rise time, too. None without
+    a threshold, for a run that is unfinished, and for one that began or stayed on one side of it.
     """
-    if run.status != store.COMPLETED:
+    if run.status != store.COMPLETED or outcome.solved is None:
         return None
     logged = [(row["step"], _number(row.get(f"validation/{outcome.metric}"))) for row in run.curve]
     curve = [(step, value) for step, value in logged if value is not None]
-    if len(curve) < 2 or curve[0][1] == curve[-1][1]:
+    if not curve or reached(curve[0][1], outcome):
         return None
-    begin, end = curve[0][1], curve[-1][1]
-    way = [(step, (value - begin) / (end - begin)) for step, value in curve]
+    begin = curve[0][1]
+    way = [(step, (value - begin) / (outcome.solved - begin)) for step, value in curve]
+    if max(part for _, part in way) < 1:
+        return None
     low, high = (_first_passed(way, part) for part in RISE_BETWEEN)
     return (high - low) / curve[-1][0]
 
@@ -327,10 +374,8 @@ def reached(value: float, outcome: Outcome) -> bool:
 
 
 def _steps_value(run: Run, study: Study) -> float | None:
-    """A run that never reached the threshold counts with its last step, a lower bound."""
+    """The first step at the threshold; infinity for a run that ended without having reached it."""
     if run.status not in (store.COMPLETED, store.DIVERGED):
         return None
     first = steps_to_threshold(run, study.experiment.outcome)
-    if first is not None:
-        return float(first)
-    return _number((run.result.get("budget") or {}).get("steps", run.result.get("steps")))
+    return math.inf if first is None else float(first)

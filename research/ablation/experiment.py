@@ -32,8 +32,10 @@ class Outcome:
       at: "best" (parameters with the best validation value) or "final" (the last step).
       higher_is_better: direction of the metric; None: as it is declared where the metric is. Must
         be said where nothing declares it, and may not contradict what does.
-      solved: threshold that counts as solving the task, or None. With it the report adds the
-        fraction of seeds that solved it and the steps they took.
+      solved: threshold that counts as solving the task, or None. With it claims on the outcome
+        are about the probability to solve, and the report adds the steps that seeds took.
+      chance: the outcome of guessing, or None. No difference between two arms is judged when
+        neither is better than that.
     """
 
     metric: str
@@ -41,6 +43,7 @@ class Outcome:
     at: str = "best"
     higher_is_better: bool | None = None
     solved: float | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Experiment:
       feedforward: {arm: {point: width}}, what `match` found; not to be written by hand.
       directions: {metric: whether higher is better}, as its runs declare them; not to be written
         by hand.
+      worst: {metric: value of a model that does nothing right}, as its runs declare them; not to be
+        written by hand.
       against: a budget column that the outcome is drawn against, or "".
       ablated: budget columns ("parameters", "flops_per_token", "state_bytes") that are the subject
         of the ablation, so that a difference there is not flagged.
@@ -86,6 +91,7 @@ class Experiment:
     same: Sequence[Sequence[str]] = ()
     feedforward: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     directions: Mapping[str, bool] = field(default_factory=dict)
+    worst: Mapping[str, float] = field(default_factory=dict)
     against: str = ""
     ablated: Sequence[str] = ()
     tolerance: float = 0.1

@@ -92,17 +92,16 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[int, str, float]]) -> None:
 
 
 def _lines(axes: Axes, study: Study, data: Measure, group: Sequence, x: Sequence[float]) -> bool:
-    """Draws each arm's mean with its interval at the points; returns whether there was any."""
+    """Draws each arm's mean and extremes at the points; returns whether there was any."""
     ends = []
     for index, arm in enumerate(study.experiment.arms):
-        samples = [data.values.get((arm, point_key(p)), {}) for p in group]
-        shown = [(a, stats.t_interval(s.values())) for a, s in zip(x, samples, strict=True) if s]
+        samples = [[v for v in data.sample(arm, p).values() if math.isfinite(v)] for p in group]
+        shown = [(a, stats.summary(s)) for a, s in zip(x, samples, strict=True) if s]
         if not shown:
             continue
         shown.sort(key=lambda pair: pair[0])
         xs, means = [a for a, _ in shown], [i.mean for _, i in shown]
-        low = [i.mean if math.isnan(i.low) else i.low for _, i in shown]
-        high = [i.mean if math.isnan(i.high) else i.high for _, i in shown]
+        low, high = [i.low for _, i in shown], [i.high for _, i in shown]
         style = look(index)
         band = axes.fill_between(xs, low, high, color=style["color"], alpha=0.1, linewidth=0)
         bars = axes.vlines(xs, low, high, color=style["color"], linewidth=1.1)
@@ -114,8 +113,8 @@ def _lines(axes: Axes, study: Study, data: Measure, group: Sequence, x: Sequence
 
 
 def _limits(axes: Axes, study: Study, data: Measure) -> None:
-    """Intervals of few seeds can be far wider than the data: the data set the scale."""
-    values = [v for sample in data.values.values() for v in sample.values()]
+    """The values set the scale, without those of seeds that diverged."""
+    values = [v for sample in data.values.values() for v in sample.values() if math.isfinite(v)]
     if not values:
         return
     low, high = min(values), max(values)
@@ -152,10 +151,10 @@ def _axis_charts(study: Study) -> Iterator[Chart]:
     if not drawn:
         for i, point in enumerate(points(experiment)):
             values = {
-                arm: list(data.values.get((arm, point_key(point)), {}).values())
+                arm: [v for v in data.sample(arm, point).values() if math.isfinite(v)]
                 for arm in experiment.arms
             }
-            title = f"{_outcome_name(study)}: every seed, mean and 95 % interval"
+            title = f"{_outcome_name(study)}: every seed, and the mean"
             if any(values.values()):
                 yield Chart(f"outcome-{i}", "axes", title, _strip(title, values))
 
@@ -178,7 +177,7 @@ def _solved_line(axes: Axes, study: Study) -> None:
 def _strip(
     title: str, values: dict[str, list[float]], never: dict[str, int] | None = None
 ) -> Figure:
-    """One line per arm: every seed a dot, and the mean with its interval.
+    """One line per arm: every seed a dot, and the mean.
 
     With `never`, {arm: seeds that have no value because they never got there}, the median instead,
     where half of the seeds have one, and the count at the right edge.
@@ -198,10 +197,8 @@ def _strip(
             sample, [index - 0.16] * len(sample), marker, color=color, alpha=0.45, markersize=4
         )
         if never is None and sample:
-            i = stats.t_interval(sample)
-            artists += axes.plot([i.mean], [index + 0.14], marker, color=color, markersize=5.5)
-            if not math.isnan(i.low):
-                artists += axes.plot([i.low, i.high], [index + 0.14] * 2, "-", color=color)
+            centre = stats.mean(sample)
+            artists += axes.plot([centre], [index + 0.14], marker, color=color, markersize=5.5)
         missed = (never or {}).get(arm, 0)
         middle = stats.median([*sample, *[math.inf] * missed])
         if never is not None and math.isfinite(middle):

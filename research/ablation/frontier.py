@@ -1,6 +1,7 @@
 """The outcome against what it costs: a mark per arm, and the frontier of the best."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def frontier_charts(study: Study) -> Iterator[Chart]:
     for i, point in enumerate(points(study.experiment)):
         spots = []
         for index, arm in enumerate(study.experiment.arms):
-            sample = list(data.values.get((arm, point_key(point)), {}).values())
+            sample = [v for v in data.sample(arm, point).values() if math.isfinite(v)]
             # Costs that are the same at all points stand at none of them.
             cost = costs.get((arm, point_key(point)), costs.get((arm, ())))
             if sample and cost:

@@ -84,7 +84,7 @@ def check_parts(experiment: Experiment) -> None:
             f"seeds {sorted(overlap)} are in both seeds and tune_seeds; the reported seeds must be "
             "fresh."
         )
-    for name in ("feedforward", "directions"):
+    for name in ("feedforward", "directions", "worst"):
         if getattr(experiment, name):
             raise UserError(f"{name} is found by the sweep; leave it out.")
 
@@ -202,19 +202,22 @@ def with_directions(experiment: Experiment, cells: Sequence[Cell]) -> Experiment
     what is declared.
     """
     # Imported here: it takes jax, which reading what is on disk does not need.
-    from research.ablation.directions import declared
+    from research.ablation.directions import declared, worst_values
 
     known: dict[str, bool | None] = {}
+    worst: dict[str, float] = {}
     kinds = {
         (c.config.task.name, *c.config.interpret.final, *c.config.interpret.measures): c
         for c in cells
     }
     for cell in kinds.values():
         known |= declared(cell.config)
+        worst |= worst_values(cell.config)
     directed = replace(
         experiment,
         outcome=_with_direction(experiment.outcome, known),
         directions={name: higher for name, higher in known.items() if higher is not None},
+        worst=worst,
     )
     for claim in experiment.claims:
         _check_direction(directed, claim, known)

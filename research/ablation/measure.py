@@ -1,13 +1,17 @@
 """A quantity of every reported run, by arm, axis point and seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from research.stats import Sample
 
 Point = tuple[tuple[str, Any], ...]
 """An axis point as a sorted tuple of (key, value), so that it can be a dictionary key."""
+
+VALUES, TIMES, COSTS, STOPWATCH = "values", "times", "costs", "stopwatch"
+"""Kinds of a quantity: a number per seed; steps to an event, infinite where it never came; what is
+the same for every seed; what one clock said of all seeds that were trained together."""
 
 
 def point_key(point: Mapping[str, Any]) -> Point:
@@ -25,12 +29,30 @@ class Measure:
 
     Attributes:
       name: how the report calls it.
-      values: {(arm, point): {seed: value}}; a seed without a value is absent.
+      values: {(arm, point): {seed: value}}. A seed that diverged has the worst value there is, an
+        infinity where there is none; a seed without a result is absent.
       points: the points that should exist, in the order of the axes.
       higher_is_better: direction, or None when neither is better.
+      kind: VALUES, TIMES, COSTS or STOPWATCH.
+      solved: value from which on a seed counts as having solved the task, or None. With it, claims
+        are about the probability to solve.
+      chance: what guessing reaches, or None.
+      missing: {(arm, point): why seeds are absent}.
     """
 
     name: str
     values: Mapping[tuple[str, Point], Sample]
     points: Sequence[Mapping[str, Any]]
     higher_is_better: bool | None
+    kind: str = VALUES
+    solved: float | None = None
+    chance: float | None = None
+    missing: Mapping[tuple[str, Point], str] = field(default_factory=dict)
+
+    def sample(self, arm: str, point: Mapping[str, Any]) -> Sample:
+        """Returns {seed: value} of an arm at a point; {} when there is nothing."""
+        return self.values.get((arm, point_key(point)), {})
+
+    def reached(self, value: float, border: float) -> bool:
+        """Returns whether a value is at least as good as `border`."""
+        return value <= border if self.higher_is_better is False else value >= border

@@ -9,7 +9,13 @@ from urllib.parse import quote
 from research.ablation import chart, panels, store
 from research.ablation.bootstrap import Bootstrap, bootstrap_columns, bootstrap_note
 from research.ablation.chart import Chart
-from research.ablation.columns import budget_columns, main_columns, progress_text, tuning_columns
+from research.ablation.columns import (
+    RESULTS_NOTE,
+    budget_columns,
+    main_columns,
+    progress_text,
+    tuning_columns,
+)
 from research.ablation.evidence import WAITING, Study
 from research.ablation.figures import LIMIT
 from research.ablation.markup import Html, el, join
@@ -104,12 +110,15 @@ FRONTIER_NOTE = (
     "One mark per arm, the mean over its seeds, which are the dashes; the dashed line joins the "
     "arms that no other beats at the same cost or less."
 )
-AXES_NOTE = "Means over seeds with 95 % intervals; the dashed line is the threshold of “solved”."
+AXES_NOTE = (
+    "Means over seeds, from the lowest to the highest; the dashed line is the threshold of "
+    "“solved”."
+)
 CURVES_NOTE = (
     "Thick: mean over seeds, as long as all of them run. Thin: each seed; × marks where one "
     "diverged."
 )
-SLICES_NOTE = "Means over seeds with 95 % intervals."
+SLICES_NOTE = "Means over seeds, from the lowest to the highest."
 STEPS_NOTE = (
     "Each mark is a seed; the bar is the median, which counts the seeds that never get there as "
     "later than all others."
@@ -136,11 +145,7 @@ def _figure(drawn: Chart) -> Html:
 
 def _results(summary: Summary) -> Html:
     treated = [
-        "p values are Holm-corrected over the arms of each point. ",
-        "A diverged seed counts as the worst value known for it: the worst of what it logged on "
-        "validation and of all completed runs at the same point. ",
-        "A failed run (an exception) says nothing of its arm: it is left out of the means and "
-        "counted in the notes. ",
+        f"{RESULTS_NOTE} ",
         "Press a heading to sort.",
     ]
     if signed := score_signatures(summary.study):

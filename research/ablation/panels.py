@@ -10,17 +10,27 @@ from research.ablation.evidence import WAITING
 from research.ablation.markup import Html, el, join
 from research.ablation.summary import Summary
 from research.ablation.verdicts import (
-    INCONCLUSIVE,
+    CANNOT_TELL,
+    OPEN,
     REFUTED,
     SUPPORTED,
     UNTESTED,
     Check,
     Judgement,
 )
-from research.ablation.wording import NONE, count, number, point_text, span, value_text
-from research.stats import Interval
+from research.ablation.wording import (
+    NONE,
+    bracket,
+    count,
+    number,
+    point_text,
+    span,
+    value_text,
+)
+from research.stats import Summary as Sample
 
-SIGNS = {SUPPORTED: "✓", REFUTED: "✕", INCONCLUSIVE: "?", UNTESTED: "i"}
+SIGNS = {SUPPORTED: "✓", REFUTED: "✕", OPEN: "?", CANNOT_TELL: "∅", UNTESTED: "i"}
+CLASSES = {verdict: verdict.replace(" ", "-") for verdict in SIGNS}
 
 
 def dot(index: int) -> Html:
@@ -61,14 +71,16 @@ def verdicts(summary: Summary) -> Html | None:
     said = ", ".join(f"{n} {verdict}" for verdict, n in tally.items() if n)
     cards = [_card(summary, judgement) for judgement in summary.judgements]
     note = (
-        f"{said}. A claim is supported when the 95 % interval lies wholly on the claimed side, "
-        "refuted when wholly on the other, else inconclusive."
+        f"{said}. A claim is supported when its interval lies wholly on the claimed side, refuted "
+        "when wholly on the other, open when it includes the border. Of claims that these runs "
+        "could not have decided it says “cannot tell” and why. Intervals are over seeds, on these "
+        "test data; the chance of a false verdict is at most 5 % over all claims together (Holm), "
+        "for those not marked as exploratory."
     )
     return join([el("p", note, class_="note"), el("div", cards, class_="cards")])
 
 
 def _card(summary: Summary, judgement: Judgement) -> Html:
-    name = judgement.verdict.split()[0]
     return el(
         "article",
         el(
@@ -79,10 +91,12 @@ def _card(summary: Summary, judgement: Judgement) -> Html:
         ),
         el("h3", judgement.claim.text),
         el("p", judgement.claim.source, class_="source") if judgement.claim.source else None,
-        el("p", judgement.reason, class_="reason"),
+        el("p", judgement.effect, class_="effect") if judgement.effect else None,
         _check_plot(judgement.checks),
+        el("p", judgement.tested, class_="source") if judgement.tested else None,
+        el("p", judgement.why, class_="source") if judgement.why else None,
         _published(summary, judgement),
-        class_=f"card {name}",
+        class_=f"card {CLASSES[judgement.verdict]}",
     )
 
 
@@ -112,10 +126,10 @@ def _published(summary: Summary, judgement: Judgement) -> Html | None:
 
 def _check_plot(checks: Sequence[Check]) -> Html | None:
     """Every interval of a claim against the region it claims (shaded)."""
-    drawn = [c for c in checks if math.isfinite(c.interval.low + c.interval.high)]
+    drawn = [c for c in checks if math.isfinite(c.low + c.high)]
     if not drawn:
         return None
-    ends = [v for c in drawn for v in (c.interval.low, c.interval.high)]
+    ends = [v for c in drawn for v in (c.low, c.high)]
     ends += [v for c in drawn for v in (c.quantity.low, c.quantity.high) if math.isfinite(v)]
     low, high = min(ends), max(ends)
     pad = 0.06 * ((high - low) or abs(high) or 1.0)
@@ -130,9 +144,11 @@ def _check_plot(checks: Sequence[Check]) -> Html | None:
             style=f"left:{_at(left, low, high)};right:{_at(right, high, low)}",
         )
         label = el("span", q.label, class_="where") if q.label else None
-        bar = el("span", region, _whisker(check.interval, low, high), class_="track")
-        title = f"{q.label or q.what}: {span(check.interval)}, {check.verdict}"
-        rows.append(el("li", label, bar, title=title, class_=check.verdict))
+        mean = q.estimate.estimate if q.estimate else math.nan
+        bar = el("span", region, _whisker(mean, check.low, check.high, low, high), class_="track")
+        title = f"{q.label or q.what}: {number(mean)} {bracket(check.low, check.high)}, "
+        title += check.verdict
+        rows.append(el("li", label, bar, title=title, class_=CLASSES[check.verdict]))
     more = len(drawn) - len(rows)
     spacer = el("span", class_="where") if any(c.quantity.label for c in drawn) else None
     ends = el("span", el("span", number(low + pad)), el("span", number(high - pad)), class_="ends")
@@ -145,11 +161,11 @@ def _at(value: float, low: float, high: float) -> str:
     return f"{100 * (value - low) / (high - low):.2f}%"
 
 
-def _whisker(interval: Interval, low: float, high: float) -> list[Html]:
-    """A line from end to end and a dot at the mean, placed in per cent of its track."""
+def _whisker(mean: float, start: float, end: float, low: float, high: float) -> list[Html]:
+    """A line from start to end and a dot at the mean, on a track from low to high."""
     parts = []
-    if math.isfinite(interval.low + interval.high):
-        left, right = max(interval.low, low), min(interval.high, high)
+    if math.isfinite(start + end):
+        left, right = max(start, low), min(end, high)
         parts.append(
             el(
                 "i",
@@ -157,8 +173,8 @@ def _whisker(interval: Interval, low: float, high: float) -> list[Html]:
                 style=f"left:{_at(left, low, high)};right:{_at(right, high, low)}",
             )
         )
-    if math.isfinite(interval.mean):
-        parts.append(el("i", class_="mean", style=f"left:{_at(interval.mean, low, high)}"))
+    if math.isfinite(mean):
+        parts.append(el("i", class_="mean", style=f"left:{_at(mean, low, high)}"))
     return parts
 
 
@@ -208,16 +224,17 @@ def _cell(column: Column, row: Any, arms: dict[str, int], ends: tuple[float, flo
         content.insert(0, dot(arms.get(row.arm, 0)))
     if column.interval and ends:
         color = f"--c: var(--arm-{arms.get(row.arm, 0) % len(PALETTE)})"
-        content.append(
-            el("span", _whisker(column.interval(row), *ends), class_="track", style=color)
-        )
+        found = column.interval(row)
+        line = _whisker(found.mean, found.low, found.high, *ends)
+        content.append(el("span", line, class_="track", style=color))
     name = "th" if column.kind == "arm" else "td"
     scope = "row" if column.kind == "arm" else None
-    return el(name, content, class_=classes, data_value=value, scope=scope)
+    tip = column.tip(row) or None
+    return el(name, content, class_=classes, data_value=value, scope=scope, title=tip)
 
 
-def _range(intervals: Iterable[Interval]) -> tuple[float, float] | None:
-    """The common scale of a column: the means decide, a very wide interval is cut off."""
+def _range(intervals: Iterable[Sample]) -> tuple[float, float] | None:
+    """The common scale of a column: the means decide, a very wide range is cut off."""
     intervals = list(intervals)
     means = [i.mean for i in intervals if math.isfinite(i.mean)]
     if not means:

@@ -14,6 +14,7 @@ from research.ablation.bootstrap import (
     bootstrap_note,
 )
 from research.ablation.columns import (
+    RESULTS_NOTE,
     Column,
     budget_columns,
     main_columns,
@@ -107,10 +108,7 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
         *_claims(summary),
         "## Results",
         _table(main_columns(study), summary.rows),
-        "Means over seeds with Student-t 95 % intervals; differences are paired over shared seeds; "
-        "p values are Holm-corrected over the arms of a point. A diverged seed counts as the worst "
-        "value known for it (its own validation values and all completed runs at the point). "
-        "A failed run is left out of the means and counted in the notes.",
+        RESULTS_NOTE,
         *([_plain(signed)] if (signed := score_signatures(study)) else []),
         *(f"![{_plain(c.title)}]({c.name}.png)" for c in summary.charts),
         "## Budget",

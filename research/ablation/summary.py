@@ -9,7 +9,7 @@ from research.ablation.chart import Chart
 from research.ablation.evidence import Run, Study, measure, metric_value
 from research.ablation.figures import charts
 from research.ablation.tables import BudgetRow, Row, TuningRow
-from research.ablation.verdicts import Judgement, judge
+from research.ablation.verdicts import Judgement, judge_all
 from research.errors import UserError, did_you_mean
 
 
@@ -47,10 +47,9 @@ def summarize(study: Study) -> Summary:
     _check_outcome(study)
     return Summary(
         study=study,
-        judgements=[
-            judge(claim, lambda metric, better: measure(study, metric, better))
-            for claim in study.experiment.claims
-        ],
+        judgements=judge_all(
+            study.experiment.claims, lambda metric, better: measure(study, metric, better)
+        ),
         rows=tables.main_table(study),
         budget=tables.budget_table(study),
         tuning=tables.tuning_table(study),

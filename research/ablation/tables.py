@@ -18,16 +18,16 @@ from research.ablation.evidence import (
     steps_to_threshold,
 )
 from research.ablation.experiment import points
-from research.ablation.measure import point_key
+from research.ablation.measure import Measure, point_key
+from research.ablation.quantities import ONE_SEED, Quantity, difference
 from research.ablation.tuning import choose, scalar
-from research.ablation.verdicts import ONE_SEED
 from research.ablation.wording import count
 from research.configuration import flatten
-from research.stats import Comparison, Interval
+from research.stats import ALPHA, Summary
 from research.tasks.translation_scores import tokenizer_in
 
 EQUAL = "all seeds equal"
-"""Note on an interval without width, which says nothing of unseen seeds."""
+"""Note on seeds without any spread, which say nothing of that of others."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,15 @@ class Row:
     """One arm at one point of the main table.
 
     Attributes:
-      outcome: mean over seeds with its interval.
-      median, median_low, median_high: median with its order-statistic interval.
+      outcome: mean and extremes over seeds.
       seeds: {status: number of seeds}; "diverged" also counts a NaN outcome.
       reference: whether this is the reference arm.
-      comparison: difference from the reference arm, None for the reference itself.
-      p: its p-value, Holm-adjusted over the arms at this point.
-      detectable: minimum detectable effect of the comparison.
+      difference: from the reference arm, of means or, with a threshold, of the probability to
+        solve; None for the reference itself and where nothing can be told.
+      low, high: ends of its interval, simultaneous over the arms at this point (Bonferroni).
+      p: its two-sided p-value, Holm-adjusted over the arms at this point.
       solved: (number of seeds that solved the task, low, high) or None without a threshold.
+      when_solved: mean outcome of the seeds that solved the task, NaN without any.
       steps: median first step at the threshold, infinity when half of the seeds never reach it.
       never: number of seeds that never reached it.
       rise: median rise time of the outcome as a part of training, NaN where there is none.
@@ -51,16 +52,15 @@ class Row:
 
     arm: str
     point: Mapping[str, Any]
-    outcome: Interval
-    median: float
-    median_low: float
-    median_high: float
+    outcome: Summary
     seeds: Mapping[str, int]
     reference: bool
-    comparison: Comparison | None
+    difference: float | None
+    low: float
+    high: float
     p: float
-    detectable: float
     solved: tuple[int, float, float] | None
+    when_solved: float
     steps: float
     never: int
     rise: float
@@ -70,52 +70,58 @@ class Row:
 def main_table(study: Study) -> list[Row]:
     """Returns one row per point and arm, in the order of the experiment."""
     data = measure(study)
-    arms = list(study.experiment.arms)
+    reference, *others = study.experiment.arms
     rows = []
     for point in points(study.experiment):
-        key = point_key(point)
-        samples = {arm: data.values.get((arm, key), {}) for arm in arms}
-        comparisons = {arm: stats.compare(samples[arm], samples[arms[0]]) for arm in arms[1:]}
-        adjusted = stats.holm([c.p for c in comparisons.values()])
-        p = dict(zip(comparisons, adjusted, strict=True))
-        for arm in arms:
-            runs = [run for run in study.reported if run.key == (arm, key)]
-            rows.append(
-                _row(study, arm, point, runs, samples[arm], comparisons.get(arm), p.get(arm))
-            )
+        compared = {a: difference(data, a, reference, point) for a in others}
+        adjusted = stats.holm([q.p_different for q in compared.values()])
+        p = dict(zip(others, adjusted, strict=True))
+        level = ALPHA / max(1, len(others))
+        for arm in study.experiment.arms:
+            rows.append(_row(study, data, arm, point, compared.get(arm), p.get(arm), level))
     return rows
 
 
-def _row(study, arm, point, runs, sample, comparison, p) -> Row:
+def _row(
+    study: Study,
+    data: Measure,
+    arm: str,
+    point: Mapping[str, Any],
+    compared: Quantity | None,
+    p: float | None,
+    level: float,
+) -> Row:
     outcome = study.experiment.outcome
-    low, high = stats.median_interval(sample.values())
+    key = point_key(point)
+    runs = [run for run in study.reported if run.key == (arm, key)]
+    sample = data.sample(arm, point)
     seeds = seed_counts(runs, study)
-    solved = None
+    solved, when_solved = None, math.nan
     if outcome.solved is not None and sample:
-        k = sum(reached(v, outcome) for v in sample.values())
-        solved = (k, *stats.wilson(k, len(sample)))
+        good = [v for v in sample.values() if reached(v, outcome)]
+        solved = (len(good), *stats.clopper_pearson(len(good), len(sample)))
+        when_solved = stats.mean(good)
     finished = [r for r in runs if r.status in (store.COMPLETED, store.DIVERGED)]
     first = [steps_to_threshold(r, outcome) for r in finished] if outcome.solved is not None else []
     ever = [math.inf if step is None else float(step) for step in first]
+    told = compared is not None and compared.estimate is not None
+    low, high = compared.interval(level) if compared else (math.nan, math.nan)
     return Row(
         arm=arm,
         point=point,
-        outcome=stats.t_interval(sample.values()),
-        median=stats.median(sample.values()),
-        median_low=low,
-        median_high=high,
+        outcome=stats.summary(sample.values()),
         seeds=seeds,
-        reference=comparison is None,
-        comparison=comparison,
+        reference=compared is None,
+        difference=compared.estimate.estimate if told and compared.estimate else None,
+        low=low,
+        high=high,
         p=math.nan if p is None else p,
-        detectable=math.nan
-        if comparison is None
-        else stats.minimum_detectable_effect(comparison.error, comparison.df),
         solved=solved,
+        when_solved=when_solved,
         steps=stats.median(ever),
         never=sum(math.isinf(step) for step in ever),
         rise=stats.median(r for run in runs if (r := rise_time(run, outcome)) is not None),
-        notes=_notes(seeds, sample, comparison),
+        notes=_notes(seeds, sample, compared),
     )
 
 
@@ -130,7 +136,7 @@ def seed_counts(runs: Iterable[Run], study: Study) -> dict[str, int]:
     return counts
 
 
-def _notes(seeds: Mapping[str, int], sample: Mapping, comparison: Comparison | None) -> list[str]:
+def _notes(seeds: Mapping[str, int], sample: Mapping, compared: Quantity | None) -> list[str]:
     notes = []
     if len(sample) == 1:
         notes.append(ONE_SEED)
@@ -140,12 +146,10 @@ def _notes(seeds: Mapping[str, int], sample: Mapping, comparison: Comparison | N
         notes.append(f"{count(seeds[store.FAILED], 'seed')} failed")
     if seeds[WAITING]:
         notes.append(f"{count(seeds[WAITING], 'seed')} not finished")
-    if comparison and comparison.method == "paired" and comparison.difference.n < len(sample):
-        notes.append(f"compared on {count(comparison.difference.n, 'shared seed')}")
-    if comparison and comparison.method == "welch":
-        notes.append("no shared seeds: Welch's test")
     if len(sample) > 1 and stats.deviation(sample.values()) == 0:
         notes.append(EQUAL)
+    if compared and compared.obstacle and not any(seeds[s] for s in (store.FAILED, WAITING)):
+        notes.append(f"no comparison: {compared.obstacle}")
     return notes
 
 

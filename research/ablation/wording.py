@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from research.stats import Interval
+from research.stats import Summary
 
 NONE = "–"
 """Stands where there is no number."""
@@ -40,9 +40,11 @@ def bracket(low: float, high: float, form=number) -> str:
     return f"[{form(low)}, {form(high)}]" if math.isfinite(low + high) else ""
 
 
-def span(interval: Interval, form=number) -> str:
-    """Returns "0.953 [0.941, 0.965]", or the mean alone when there is no interval."""
-    return f"{form(interval.mean)} {bracket(interval.low, interval.high, form)}".strip()
+def span(found: Summary, form=number) -> str:
+    """Returns "0.953 (0.941 to 0.965)": mean and extremes; the mean alone of one seed."""
+    if found.n < 2:
+        return form(found.mean)
+    return f"{form(found.mean)} ({form(found.low)} to {form(found.high)})"
 
 
 def p_text(p: float) -> str:

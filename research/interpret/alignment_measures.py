@@ -22,6 +22,8 @@ HIGHER_IS_BETTER: Mapping[str, bool | None] = {
     "coverage": True,
 }
 """Direction of each measure of `alignment_scores`; None where neither way is better."""
+WORST: Mapping[str, float] = {"on_span": 0.0, "coverage": 0.0}
+"""Value of each measure that has a worst one, for a model that does nothing right."""
 
 
 def argmax_links(weights: Float[Array, "*b T S"]) -> Bool[Array, "*b T S"]:

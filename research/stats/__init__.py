@@ -5,43 +5,41 @@ Imports nothing of the project but its own files.
 
 from research.stats.comparisons import (
     POWER,
-    Comparison,
+    Estimate,
+    Exact,
+    RankDifference,
     Sample,
-    compare,
+    StudentT,
+    mean_of,
     minimum_detectable_effect,
-    p_value,
-    tost,
+    pooled_deviation,
+    welch,
 )
-from research.stats.location import (
-    ALPHA,
-    Interval,
-    deviation,
-    mean,
-    median,
-    median_interval,
-    t_interval,
-    t_quantile,
-)
+from research.stats.location import ALPHA, Summary, deviation, mean, median, summary, t_quantile
 from research.stats.multiplicity import holm, holm_levels
-from research.stats.proportions import wilson
+from research.stats.proportions import Proportion, ProportionDifference, clopper_pearson
 
 __all__ = [
     "ALPHA",
     "POWER",
-    "Comparison",
-    "Interval",
+    "Estimate",
+    "Exact",
+    "Proportion",
+    "ProportionDifference",
+    "RankDifference",
     "Sample",
-    "compare",
+    "StudentT",
+    "Summary",
+    "clopper_pearson",
     "deviation",
     "holm",
     "holm_levels",
     "mean",
+    "mean_of",
     "median",
-    "median_interval",
     "minimum_detectable_effect",
-    "p_value",
-    "t_interval",
+    "pooled_deviation",
+    "summary",
     "t_quantile",
-    "tost",
-    "wilson",
+    "welch",
 ]

@@ -1,106 +1,187 @@
-"""Differences of arms over seeds: t tests, equivalence, and the effects that n seeds can show."""
+"""Estimates with a standard error, and times that may be censored.
+
+The estimates of this package answer the same three questions, so that verdicts treat them alike:
+`p_above(border)` and `p_below(border)` are one-sided p-values of "the true value is not above
+(below) the border", and `interval(alpha)` is the two-sided interval of level 1 - alpha.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.special import nctdtr, stdtr
+from scipy.stats import permutation_test, rankdata
 
-from research.stats.location import ALPHA, Interval, deviation, mean, t_interval, t_quantile
+from research.stats.location import ALPHA, deviation, mean, t_quantile
 
 POWER = 0.8
 """Power at which the minimum detectable effect is stated."""
+
+PERMUTATIONS = 9999
+"""Random permutations of a rank test with more permutations than that; with fewer it is exact."""
 
 Sample = Mapping[int, float]
 """{seed: value} of one arm at one point."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The difference of two arms, a - b, and its test.
+class StudentT:
+    """A number with a standard error whose ratio follows Student's t distribution.
 
     Attributes:
-      difference: mean difference with its two-sided interval.
-      p: two-sided p-value of "no difference"; NaN when there are too few seeds.
-      error: standard error of the difference.
-      df: degrees of freedom of the t distribution.
-      method: "paired", "welch" or "none" (too few seeds).
+      estimate: the number.
+      error: its standard error; NaN with too few seeds, 0 when the seeds do not differ.
+      df: degrees of freedom.
     """
 
-    difference: Interval
-    p: float
+    estimate: float
     error: float
     df: float
-    method: str
+
+    def p_above(self, border: float) -> float:
+        """Returns the one-sided p-value of "the true value is at most `border`"."""
+        return self._tail(self.estimate - border)
+
+    def p_below(self, border: float) -> float:
+        """Returns the one-sided p-value of "the true value is at least `border`"."""
+        return self._tail(border - self.estimate)
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Returns the two-sided interval of level 1 - alpha; NaN without a standard error."""
+        if not self.error > 0:
+            return math.nan, math.nan
+        half = t_quantile(1 - alpha / 2, self.df) * self.error
+        return self.estimate - half, self.estimate + half
+
+    def _tail(self, distance: float) -> float:
+        # Seeds that do not differ say nothing of the next one.
+        return float(stdtr(self.df, -distance / self.error)) if self.error > 0 else 1.0
 
 
-def compare(a: Sample, b: Sample, alpha: float = ALPHA) -> Comparison:
-    """Compares two arms: paired t test on the shared seeds, Welch's when fewer than two are shared.
+@dataclass(frozen=True)
+class Exact:
+    """A number without any chance in it, such as the parameters of an arm."""
 
-    The same seed gives both arms the same data in the same order, so pairing removes that part of
-    the noise. Seeds that only one arm has are left out of a paired comparison.
+    estimate: float
+
+    def p_above(self, border: float) -> float:
+        """Returns 0 when the number is above `border`, else 1."""
+        return 0.0 if self.estimate > border else 1.0
+
+    def p_below(self, border: float) -> float:
+        """Returns 0 when the number is below `border`, else 1."""
+        return 0.0 if self.estimate < border else 1.0
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Returns the number itself, twice."""
+        return self.estimate, self.estimate
+
+
+@dataclass(frozen=True)
+class RankDifference:
+    """Whether the values of one arm tend to be larger than those of another.
+
+    For times to an event: a seed that never got there counts as infinity, later than all that did,
+    which is right when all were watched for as long (Gehan 1965, Biometrika 52, 203-223). The
+    estimate is the probability that a seed of `a` has the larger value, ties counting half, minus
+    one half; the test is the permutation test of the Mann-Whitney statistic.
     """
-    shared = sorted(set(a) & set(b))
-    if len(shared) >= 2:
-        difference = t_interval([a[s] - b[s] for s in shared], alpha)
-        error, df = difference.sd / math.sqrt(difference.n), difference.n - 1.0
-        p = p_value(difference.mean, 0.0, error, df)
-        return Comparison(difference, p, error, df, "paired")
-    n = min(len(a), len(b))
-    centre = mean(a.values()) - mean(b.values())
-    if n < 2:
-        return Comparison(
-            Interval(centre, math.nan, math.nan, math.nan, n), math.nan, math.nan, math.nan, "none"
+
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+
+    @property
+    def estimate(self) -> float:
+        a, b = np.array(self.a)[:, None], np.array(self.b)
+        return float(((a > b) + 0.5 * (a == b)).mean() - 0.5)
+
+    def p_above(self, border: float) -> float:
+        """Returns the one-sided p-value of "`a` does not tend to be larger"; 1 if border > 0."""
+        return self._p("greater") if border <= 0 else 1.0
+
+    def p_below(self, border: float) -> float:
+        """Returns the one-sided p-value of "`a` does not tend to be smaller"; 1 if border < 0."""
+        return self._p("less") if border >= 0 else 1.0
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Returns NaN: the test has no interval."""
+        return math.nan, math.nan
+
+    def _p(self, alternative: str) -> float:
+        # Mean ranks order permutations as the Mann-Whitney statistic does, and are quick.
+        ranks = rankdata((*self.a, *self.b))
+        found = permutation_test(
+            (ranks[: len(self.a)], ranks[len(self.a) :]),
+            lambda a, b, axis: a.mean(axis) - b.mean(axis),
+            permutation_type="independent",
+            vectorized=True,
+            n_resamples=PERMUTATIONS,
+            alternative=alternative,
+            rng=np.random.default_rng(0),
         )
-    va, vb = deviation(a.values()) ** 2 / len(a), deviation(b.values()) ** 2 / len(b)
-    error = math.sqrt(va + vb)
-    # Welch-Satterthwaite; without any variance the degrees of freedom do not matter.
-    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)) if error else n - 1.0
-    half = t_quantile(1 - alpha / 2, df) * error
-    difference = Interval(centre, centre - half, centre + half, error * math.sqrt(n), n)
-    return Comparison(difference, p_value(centre, 0.0, error, df), error, df, "welch")
+        return float(found.pvalue)
 
 
-def p_value(estimate: float, hypothesis: float, error: float, df: float) -> float:
-    """Returns the two-sided p-value of "the true value is `hypothesis`".
+Estimate = StudentT | Exact | RankDifference
 
-    Without variance it is the limit: 1 when the estimate is the hypothesis, else 0.
+
+def mean_of(values: Iterable[float], scale: float = 0.0) -> StudentT:
+    """Returns the mean with its standard error.
+
+    Args:
+      values: one per seed.
+      scale: size of the numbers that the values are differences of, if they are: what is below the
+        precision of float32 at that size counts as no difference.
     """
-    if math.isnan(error):
-        return math.nan
-    distance = abs(estimate - hypothesis)
-    if error == 0:
-        return 1.0 if distance <= 1e-12 * max(abs(estimate), abs(hypothesis)) else 0.0
-    return min(1.0, 2 * float(stdtr(df, -distance / error)))
+    values = list(values)
+    n = len(values)
+    error = deviation(values, scale) / math.sqrt(n) if n else math.nan
+    return StudentT(mean(values), error, n - 1.0)
 
 
-def tost(estimate: float, margin: float, error: float, df: float) -> float:
-    """Returns the p-value of two one-sided tests of |true value| < margin (Schuirmann 1987).
+def welch(a: Iterable[float], b: Iterable[float]) -> StudentT:
+    """Returns mean(a) - mean(b), variances apart (Welch 1947, Biometrika 34, 28-35).
 
-    It is below alpha exactly when the two-sided interval of level 1 - 2 alpha lies within the
-    margin.
+    Seeds are not paired: the runs of two arms with the same seed are hardly more alike than others
+    (correlations of about .04), and pairing costs half of the degrees of freedom.
     """
-    if math.isnan(error):
-        return math.nan
-    if error == 0:
-        return 0.0 if abs(estimate) < margin else 1.0
-    return float(stdtr(df, -(margin - abs(estimate)) / error))
+    a, b = list(a), list(b)
+    apart = mean(a) - mean(b)
+    if min(len(a), len(b)) < 2:
+        return StudentT(apart, math.nan, math.nan)
+    scale = max(map(abs, (*a, *b)))
+    va, vb = deviation(a, scale) ** 2 / len(a), deviation(b, scale) ** 2 / len(b)
+    if va + vb == 0:
+        return StudentT(apart, 0.0, len(a) + len(b) - 2.0)
+    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    return StudentT(apart, math.sqrt(va + vb), df)
+
+
+def pooled_deviation(samples: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Returns the standard deviation within samples, pooled, and its degrees of freedom.
+
+    NaN and 0 when no sample has two values.
+    """
+    parts = [(deviation(s), len(s) - 1) for s in map(list, samples) if len(s) > 1]
+    df = sum(d for _, d in parts)
+    return (math.sqrt(math.fsum(sd * sd * d for sd, d in parts) / df), df) if df else (math.nan, 0)
 
 
 def minimum_detectable_effect(
     error: float, df: float, alpha: float = ALPHA, power: float = POWER
 ) -> float:
-    """Returns the true difference a two-sided t test finds with probability `power`.
+    """Returns the true difference that a two-sided t test finds with probability `power`.
 
     Args:
       error: standard error of the difference, in units of the outcome.
       df: its degrees of freedom.
+      alpha: two-sided level, corrected for the number of comparisons if there are several.
 
-    Solved on the noncentral t distribution (Cohen 1988, ch. 2). 0 without variance, NaN when there
-    are too few seeds.
+    Solved on the noncentral t distribution (Cohen 1988, ch. 2). NaN without a standard error.
     """
-    if math.isnan(error) or error == 0:
-        return error
+    if not error > 0:
+        return math.nan
     critical = t_quantile(1 - alpha / 2, df)
 
     def found(shift: float) -> float:

@@ -1,8 +1,4 @@
-"""Where a sample lies: means, medians and their intervals.
-
-Samples without variance (every seed at exactly 1.0) are ordinary here: tasks that are solved are
-solved exactly. Noise of float32, in which models compute, counts as no variance.
-"""
+"""Where a sample lies: its mean, its median, its extremes."""
 
 import math
 from collections.abc import Iterable
@@ -13,16 +9,19 @@ from scipy.special import stdtrit
 ALPHA = 0.05
 """Two-sided error rate of tests and intervals: intervals are 95 % intervals."""
 
+FLOAT32_NOISE = 1e-6
+"""Relative differences below which values of float32 models count as equal: 8 rounding units."""
+
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its confidence interval, in the units of the sample.
+class Summary:
+    """A sample in numbers, which claim nothing about seeds that were not run.
 
     Attributes:
-      mean: the estimate.
-      low, high: ends of the interval; NaN when one seed gives no interval.
-      sd: sample standard deviation (divisor n - 1); NaN for n = 1.
-      n: number of seeds.
+      mean: its mean; NaN of nothing.
+      low, high: its smallest and largest value.
+      sd: standard deviation (divisor n - 1); NaN for n = 1.
+      n: how many values there are.
     """
 
     mean: float
@@ -32,39 +31,44 @@ class Interval:
     n: int
 
 
+def summary(values: Iterable[float]) -> Summary:
+    """Returns the mean, extremes and standard deviation of a sample."""
+    values = list(values)
+    ends = (min(values), max(values)) if values else (math.nan, math.nan)
+    return Summary(mean(values), *ends, deviation(values), len(values))
+
+
 def mean(values: Iterable[float]) -> float:
     """Returns the arithmetic mean, exactly rounded; NaN of nothing."""
     values = list(values)
+    if any(map(math.isinf, values)):
+        return sum(values) / len(values)
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def deviation(values: Iterable[float]) -> float:
-    """Returns the sample standard deviation (divisor n - 1); NaN for fewer than two values.
+def deviation(values: Iterable[float], scale: float = 0.0) -> float:
+    """Returns the standard deviation (divisor n - 1); NaN for fewer than two finite values.
 
-    Differences within floating-point noise of the values count as none: 0.3 - 0.2 and 0.4 - 0.3
-    are the same improvement, and a t statistic of 1e15 would be an artefact.
+    Args:
+      values: the sample.
+      scale: size of the numbers that the values were computed from, at least their own.
+
+    Returns 0 for values that differ by no more than noise of float32 at that scale: a t statistic
+    of 1e7 would be an artefact of rounding.
     """
     values = list(values)
     if len(values) < 2:
         return math.nan
     centre = mean(values)
+    if not math.isfinite(centre):
+        return math.nan
     sd = math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
-    return sd if sd > 1e-12 * max(1e-300, *(abs(v) for v in values)) else 0.0
+    return sd if sd > FLOAT32_NOISE * max(scale, *map(abs, values)) else 0.0
 
 
 def t_quantile(probability: float, df: float) -> float:
     """Returns the quantile of Student's t distribution."""
     return float(stdtrit(df, probability))
-
-
-def t_interval(values: Iterable[float], alpha: float = ALPHA) -> Interval:
-    """Returns the mean with its two-sided Student-t interval of level 1 - alpha."""
-    values = list(values)
-    n, centre, sd = len(values), mean(values), deviation(values)
-    if n < 2:
-        return Interval(centre, math.nan, math.nan, math.nan, n)
-    half = t_quantile(1 - alpha / 2, n - 1) * sd / math.sqrt(n)
-    return Interval(centre, centre - half, centre + half, sd, n)
 
 
 def median(values: Iterable[float]) -> float:
@@ -74,20 +78,3 @@ def median(values: Iterable[float]) -> float:
         return math.nan
     low, high = values[(len(values) - 1) // 2], values[len(values) // 2]
     return low if low == high else (low + high) / 2
-
-
-def median_interval(values: Iterable[float], alpha: float = ALPHA) -> tuple[float, float]:
-    """Returns the order-statistic interval of the median, of level at least 1 - alpha.
-
-    The interval between the k-th smallest and k-th largest value misses the median with
-    probability 2 P(Binomial(n, 1/2) < k) (Conover, Practical Nonparametric Statistics, 3.2). With
-    fewer than six seeds even the extremes miss it more often than 5 %: then both ends are NaN.
-    """
-    values = sorted(values)
-    n, k, missed = len(values), 0, 0.0
-    while k < n // 2:
-        missed += 2 * math.comb(n, k) / 2**n
-        if missed > alpha:
-            break
-        k += 1
-    return (values[k - 1], values[n - k]) if k else (math.nan, math.nan)

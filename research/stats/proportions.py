@@ -1,20 +1,141 @@
-"""Proportions: how many of n seeds solved a task."""
+"""Proportions: how many of n seeds solved a task, and how two arms differ in it.
+
+All tests and intervals are exact: they hold their level at every n, which is small here.
+"""
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 
-from scipy.special import ndtri
+import numpy as np
+from scipy.stats import binom, binomtest
 
 from research.stats.location import ALPHA
 
+NUISANCE = 101
+"""Values of the unknown probability that an exact test goes through."""
 
-def wilson(successes: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:
-    """Returns Wilson's score interval of a proportion (Wilson 1927, JASA 22, 209-212)."""
+
+def clopper_pearson(successes: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:
+    """Returns the exact two-sided interval of a proportion (Clopper and Pearson 1934).
+
+    Each end is a one-sided bound of level 1 - alpha / 2.
+    """
     if n == 0:
         return math.nan, math.nan
-    z = float(ndtri(1 - alpha / 2))
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At 0 and n the exact ends are 0 and 1; rounding would miss them by 1e-17.
-    low = 0.0 if successes == 0 else centre - half
-    return low, 1.0 if successes == n else centre + half
+    found = binomtest(successes, n).proportion_ci(1 - alpha, method="exact")
+    return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """The probability that a seed succeeds, of which `k` of `n` did."""
+
+    k: int
+    n: int
+
+    @property
+    def estimate(self) -> float:
+        return self.k / self.n
+
+    def p_above(self, border: float) -> float:
+        """Returns the one-sided p-value of "the probability is at most `border`"."""
+        return float(binom.sf(self.k - 1, self.n, border))
+
+    def p_below(self, border: float) -> float:
+        """Returns the one-sided p-value of "the probability is at least `border`"."""
+        return float(binom.cdf(self.k, self.n, border))
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Returns the exact two-sided interval of level 1 - alpha."""
+        return clopper_pearson(self.k, self.n, alpha)
+
+
+@dataclass(frozen=True)
+class ProportionDifference:
+    """The probability of one arm minus that of another, of which k of n seeds succeeded each.
+
+    Unconditional exact tests that order tables by the score statistic of Farrington and Manning
+    (1990, Statistics in Medicine 9, 1447-1454) and take the largest p-value over the unknown
+    probability (Chan and Zhang 1999, Biometrics 55, 1202-1209).
+    """
+
+    k1: int
+    n1: int
+    k2: int
+    n2: int
+
+    @property
+    def estimate(self) -> float:
+        return self.k1 / self.n1 - self.k2 / self.n2
+
+    def p_above(self, border: float) -> float:
+        """Returns the one-sided p-value of "the difference is at most `border`"."""
+        return _exact_p(self.k1, self.n1, self.k2, self.n2, border)
+
+    def p_below(self, border: float) -> float:
+        """Returns the one-sided p-value of "the difference is at least `border`"."""
+        return _exact_p(self.k2, self.n2, self.k1, self.n1, -border)
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Returns the two-sided interval of level 1 - alpha: the differences not rejected."""
+        low = _bound(self.k1, self.n1, self.k2, self.n2, alpha / 2)
+        high = -_bound(self.k2, self.n2, self.k1, self.n1, alpha / 2)
+        return low, high
+
+
+@lru_cache(maxsize=65536)
+def _exact_p(k1: int, n1: int, k2: int, n2: int, border: float) -> float:
+    """The p-value of H0: p1 - p2 <= border, largest over p2.
+
+    The border itself is tested: a smaller difference makes the table less probable still.
+    """
+    if border < -1:
+        return 0.0
+    if border >= 1:
+        return 1.0
+    scores = _scores(n1, n2, border)
+    far = scores >= scores[k1, k2] - 1e-9
+    second = np.linspace(max(0.0, -border), min(1.0, 1.0 - border), NUISANCE)
+    first = np.clip(second + border, 0.0, 1.0)
+    one = binom.pmf(np.arange(n1 + 1), n1, first[:, None])
+    other = binom.pmf(np.arange(n2 + 1), n2, second[:, None])
+    return float(min(1.0, ((one @ far) * other).sum(1).max()))
+
+
+@lru_cache(maxsize=4096)
+def _bound(k1: int, n1: int, k2: int, n2: int, level: float) -> float:
+    """The largest difference that is rejected as too small, found by bisection; -1 if none is."""
+    low, high = -1.0, 1.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        rejected = _exact_p(k1, n1, k2, n2, middle) <= level
+        low, high = (middle, high) if rejected else (low, middle)
+    return low
+
+
+@lru_cache(maxsize=4096)
+def _scores(n1: int, n2: int, border: float) -> np.ndarray:
+    """The score statistic of p1 - p2 = border of every table, (n1 + 1, n2 + 1)."""
+    p1 = (np.arange(n1 + 1) / n1)[:, None]
+    p2 = (np.arange(n2 + 1) / n2)[None, :]
+    # The maximum likelihood estimate under p1 - p2 = border is a root of a cubic (Miettinen and
+    # Nurminen 1985, Statistics in Medicine 4, 213-226, appendix I).
+    theta = n2 / n1
+    a = 1 + theta
+    b = -(1 + theta + p1 + theta * p2 + border * (theta + 2))
+    c = border**2 + border * (2 * p1 + theta + 1) + p1 + theta * p2
+    d = -p1 * border * (1 + border)
+    v = (b / (3 * a)) ** 3 - b * c / (6 * a**2) + d / (2 * a)
+    root = np.sqrt(np.maximum((b / (3 * a)) ** 2 - c / (3 * a), 0.0))
+    u = np.where(v < 0, -root, root)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(u == 0, 0.0, v / u**3)
+        w = (math.pi + np.arccos(np.clip(ratio, -1, 1))) / 3
+        first = np.clip(2 * u * np.cos(w) - b / (3 * a), max(0.0, border), min(1.0, 1 + border))
+        second = np.clip(first - border, 0.0, 1.0)
+        error = np.sqrt(first * (1 - first) / n1 + second * (1 - second) / n2)
+        apart = p1 - p2 - border
+        # Without any variance the table is as far as can be, or the border itself.
+        exact = np.where(np.abs(apart) < 1e-12, 0.0, np.sign(apart) * np.inf)
+        return np.where(error < 1e-12, exact, apart / error)

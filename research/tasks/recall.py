@@ -83,6 +83,9 @@ def sequence(
     }
 
 
+ACCURACIES = ("accuracy", "accuracy_most_pairs", "accuracy_longest")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recall(Task):
     """The task of this file; the attributes are those of `Task`."""
@@ -90,8 +93,9 @@ class Recall(Task):
     options = {"vocab_size": 64, "num_pairs": (4,), "gap_power": 0.01, "eval_lengths": ()}
     higher_is_better = {
         "loss": False,
-        **dict.fromkeys(("accuracy", "accuracy_most_pairs", "accuracy_longest"), True),
+        **dict.fromkeys(ACCURACIES, True),
     }
+    worst = dict.fromkeys(ACCURACIES, 0.0)
     num_pairs: tuple[int, ...]
     gap_power: float
     gap_bins: list[tuple[int, int]] = field(init=False)

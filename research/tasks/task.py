@@ -88,6 +88,8 @@ class Task:
     Attributes:
       higher_is_better: {metric: direction} of every metric that it gives, scores included; None
         where neither way is better. A sliced one, METRIC_by_SLICE, goes the way of METRIC.
+      worst: {metric: value of a model that does nothing right}, of the metrics that have one. A run
+        that diverges counts as that; a loss has none.
       options: {key of `config.task` that it reads: default}, beside `COMMON`.
       vocab_size: number of tokens, inputs and targets.
       length: the most tokens of a sequence that is trained on.
@@ -113,6 +115,7 @@ class Task:
     """
 
     higher_is_better: ClassVar[Mapping[str, bool | None]] = {"loss": False, "accuracy": True}
+    worst: ClassVar[Mapping[str, float]] = {"accuracy": 0.0}
     options: ClassVar[Mapping[str, Any]] = {}
     vocab_size: int
     length: int

@@ -178,6 +178,7 @@ class Transduction(Task):
         "loss": False,
         **dict.fromkeys(("accuracy", "accuracy_training_lengths", *SCORES), True),
     }
+    worst = dict.fromkeys(("accuracy", "accuracy_training_lengths", *SCORES), 0.0)
     kind: str
     min_length: int
     train_length: int

@@ -89,6 +89,7 @@ class Translation(Task):
         **dict.fromkeys(("loss", "objective"), False),
         **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), True),
     }
+    worst = dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), 0.0)
     tokenizer: SentenceTokenizer
     bounds: tuple[Bounds, ...]
     pairs: tuple[int, ...]

@@ -22,88 +22,131 @@ def no_warnings():
         yield
 
 
-def seeded(sample):
-    return dict(enumerate(sample))
+def both(found):
+    """The two-sided p-value of "no difference"."""
+    return 2 * min(found.p_above(0.0), found.p_below(0.0))
 
 
+@settings(deadline=None)
 @given(values)
-def test_interval_is_scipys(sample):
-    ours = stats.t_interval(sample)
-    if ours.sd == 0:
-        assert ours.low == ours.mean == ours.high
+def test_mean_is_scipys(sample):
+    ours = stats.mean_of(sample)
+    if ours.error == 0:
+        assert all(map(math.isnan, ours.interval())) and both(ours) == 2
         return
-    n = len(sample)
-    low, high = scipy.stats.t.interval(0.95, n - 1, np.mean(sample), scipy.stats.sem(sample))
-    assert (ours.low, ours.high) == pytest.approx((low, high), rel=1e-6, abs=1e-9)
-    assert ours.sd == pytest.approx(np.std(sample, ddof=1))
+    theirs = scipy.stats.ttest_1samp(sample, 0.0)
+    assert both(ours) == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
+    assert ours.interval() == pytest.approx(tuple(theirs.confidence_interval()), rel=1e-6, abs=1e-9)
+    above = scipy.stats.ttest_1samp(sample, 1.5, alternative="greater")
+    assert ours.p_above(1.5) == pytest.approx(above.pvalue, rel=1e-6, abs=1e-12)
 
 
-def test_interval_by_hand():
-    # mean 2, sd 1, t(0.975, 2) = 4.3027: half width 4.3027 / sqrt(3).
-    i = stats.t_interval([1, 2, 3])
-    assert (i.mean, i.sd, i.n) == (2, 1, 3)
-    assert i.high - i.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+def test_summary():
+    found = stats.summary([1, 2, 3])
+    assert (found.mean, found.low, found.high, found.sd, found.n) == (2, 1, 3, 1, 3)
+    one = stats.summary([0.5])
+    assert one.mean == 0.5 and math.isnan(one.sd)
+    assert math.isnan(stats.summary([]).mean)
+    # A seed that diverged on a metric without a worst value.
+    lost = stats.summary([1.0, math.inf])
+    assert lost.mean == math.inf and math.isnan(lost.sd)
 
 
-def test_degenerate_samples():
-    one = stats.t_interval([0.5])
-    assert one.mean == 0.5 and math.isnan(one.low) and math.isnan(one.sd)
-    assert math.isnan(stats.t_interval([]).mean)
-    solved = stats.t_interval([1.0, 1.0, 1.0])
-    assert (solved.low, solved.mean, solved.high, solved.sd) == (1, 1, 1, 0)
-    # 0.3 - 0.2 and 0.4 - 0.3 differ by 1e-17: no variance, not a t statistic of 1e15.
-    assert stats.deviation([0.3 - 0.2, 0.4 - 0.3]) == 0
+def test_noise_of_float32_is_no_variance():
+    solved = [np.float32(0.1) + np.float32(k) * np.spacing(np.float32(0.1)) for k in range(4)]
+    assert stats.deviation(map(float, solved)) == 0
+    # Differences are as exact as what they are differences of.
+    assert stats.deviation([1e-8, 3e-8], scale=1.0) == 0
+    assert stats.deviation([1e-8, 3e-8]) > 0
+    assert stats.welch([0.9, 0.9, 0.9], [0.5, 0.5, 0.5]).error == 0
 
 
-def test_paired_test_is_scipys():
-    a, b = [0.9, 0.8, 0.95, 0.7], [0.6, 0.7, 0.65, 0.66]
-    ours = stats.compare(seeded(a), seeded(b))
-    theirs = scipy.stats.ttest_rel(a, b)
-    assert ours.method == "paired"
-    assert ours.p == pytest.approx(theirs.pvalue)
-    low, high = theirs.confidence_interval()
-    assert (ours.difference.low, ours.difference.high) == pytest.approx((low, high))
-
-
-def test_welch_test_without_shared_seeds_is_scipys():
+def test_welch_is_scipys():
     a, b = [0.9, 0.8, 0.95, 0.7], [0.6, 0.7, 0.65]
-    ours = stats.compare(seeded(a), {seed + 100: v for seed, v in enumerate(b)})
-    theirs = scipy.stats.ttest_ind(a, b, equal_var=False)
-    assert ours.method == "welch"
-    assert ours.p == pytest.approx(theirs.pvalue)
+    ours, theirs = stats.welch(a, b), scipy.stats.ttest_ind(a, b, equal_var=False)
+    assert both(ours) == pytest.approx(theirs.pvalue)
     assert ours.df == pytest.approx(theirs.df)
-    low, high = theirs.confidence_interval()
-    assert (ours.difference.low, ours.difference.high) == pytest.approx((low, high))
-
-
-def test_comparison_uses_shared_seeds_only():
-    ours = stats.compare({0: 1.0, 1: 0.9, 2: 0.2}, {0: 0.5, 1: 0.5, 7: 0.0})
-    assert (ours.difference.mean, ours.difference.n) == (pytest.approx(0.45), 2)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "p"),
-    [([1, 1], [1, 1], 1.0), ([1, 1], [0.5, 0.5], 0.0), ([0.3, 0.4], [0.2, 0.3], 0.0)],
-)
-def test_comparison_without_variance(a, b, p):
-    assert stats.compare(seeded(a), seeded(b)).p == p
-    apart = {seed + 9: v for seed, v in enumerate(b)}
-    if a[0] == a[1]:
-        assert stats.compare(seeded(a), apart).p == p
+    assert ours.interval() == pytest.approx(tuple(theirs.confidence_interval()))
 
 
 def test_one_seed_gives_a_difference_but_no_test():
-    ours = stats.compare({0: 1.0}, {0: 0.25})
-    assert ours.difference.mean == 0.75
-    assert ours.method == "none" and math.isnan(ours.p) and math.isnan(ours.difference.low)
+    ours = stats.welch([1.0], [0.25])
+    assert ours.estimate == 0.75 and ours.p_above(0.0) == 1
+    assert all(map(math.isnan, ours.interval()))
 
 
 @given(values, values)
 def test_comparison_is_antisymmetric(a, b):
-    ab, ba = stats.compare(seeded(a), seeded(b)), stats.compare(seeded(b), seeded(a))
-    assert ab.difference.mean == pytest.approx(-ba.difference.mean, abs=1e-9)
-    assert ab.p == pytest.approx(ba.p)
-    assert 0 <= ab.p <= 1
+    ab, ba = stats.welch(a, b), stats.welch(b, a)
+    assert ab.estimate == pytest.approx(-ba.estimate, abs=1e-9)
+    assert ab.p_above(0.3) == pytest.approx(ba.p_below(-0.3))
+
+
+def test_costs_are_exact():
+    assert stats.Exact(3.0).p_above(2.0) == 0 and stats.Exact(3.0).p_above(3.0) == 1
+    assert stats.Exact(3.0).p_below(3.5) == 0 and stats.Exact(3.0).interval() == (3, 3)
+
+
+def test_steps_are_compared_by_their_order():
+    a, b = (100.0, 300.0, 200.0, 150.0), (400.0, 250.0, 500.0, 600.0)
+    ours = stats.RankDifference(a, b)
+    theirs = scipy.stats.mannwhitneyu(a, b, alternative="less", method="exact")
+    assert ours.p_below(0.0) == pytest.approx(theirs.pvalue)
+    # Seeds that never got there are later than all others, and alike among themselves.
+    never = (math.inf,) * 4
+    assert stats.RankDifference((math.inf, 2.0, 3.0, 4.0), never).estimate == -0.375
+    assert stats.RankDifference(never, never).p_below(0.0) == 1
+    assert stats.RankDifference((1.0, 2.0, 3.0, 4.0), never).p_below(0.0) == pytest.approx(1 / 70)
+
+
+def test_pooled_deviation():
+    samples = [[1.0, 3.0], [0.0, 0.0, 3.0], [5.0]]
+    # Sums of squares 2 and 6 on 1 and 2 degrees of freedom.
+    assert stats.pooled_deviation(samples) == (pytest.approx(math.sqrt(8 / 3)), 3)
+    assert stats.pooled_deviation([[1.0]])[1] == 0
+
+
+@pytest.mark.parametrize(("n", "bound"), [(3, 0.368), (4, 0.473), (5, 0.549), (14, 0.807)])
+def test_what_seeds_that_all_solve_prove(n, bound):
+    # 0.05 ** (1 / n), the one-sided bound of level 95 %.
+    assert stats.Proportion(n, n).interval(0.1)[0] == pytest.approx(bound, abs=1e-3)
+    assert stats.Proportion(n, n).p_above(0.05 ** (1 / n)) == pytest.approx(0.05)
+    assert stats.Proportion(0, n).p_below(1 - 0.05 ** (1 / n)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("k1", "k2", "n"), [(5, 0, 5), (3, 0, 3), (4, 1, 5), (7, 3, 10), (2, 2, 4)]
+)
+def test_difference_of_proportions_is_barnards(k1, k2, n):
+    ours = stats.ProportionDifference(k1, n, k2, n)
+    theirs = scipy.stats.barnard_exact([[k1, k2], [n - k1, n - k2]], alternative="greater")
+    assert ours.p_above(0.0) == pytest.approx(theirs.pvalue, abs=2e-3)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, -0.2])
+def test_difference_of_proportions_keeps_its_level(margin):
+    """All outcomes of 5 and 6 seeds, at probabilities that differ by exactly the margin."""
+    rejected = np.array(
+        [
+            [stats.ProportionDifference(i, 5, j, 6).p_above(margin) <= 0.05 for j in range(7)]
+            for i in range(6)
+        ]
+    )
+    assert rejected[5, 0] and not rejected[2, 3]
+    for second in np.linspace(max(0, -margin), min(1, 1 - margin), 37):
+        first = min(1.0, max(0.0, second + margin))
+        one = scipy.stats.binom.pmf(range(6), 5, first)
+        other = scipy.stats.binom.pmf(range(7), 6, second)
+        assert one @ rejected @ other <= 0.0501
+
+
+def test_interval_of_a_difference_is_what_is_not_rejected():
+    found = stats.ProportionDifference(5, 5, 1, 5)
+    low, high = found.interval(0.05)
+    assert -1 <= low < found.estimate < high <= 1
+    assert found.p_above(low - 0.01) < 0.025 < found.p_above(low + 0.01)
+    mirrored = stats.ProportionDifference(1, 5, 5, 5).interval(0.05)
+    assert mirrored == pytest.approx((-high, -low))
 
 
 def test_holm_on_a_published_example():
@@ -134,40 +177,6 @@ def test_holm_levels_reject_what_holm_rejects(p):
             assert (raw <= level) == (a <= 0.05)
 
 
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3 (without continuity correction).
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_on_published_values(k, n, low, high):
-    assert stats.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_contains_the_fraction_and_mirrors(pair):
-    k, n = pair
-    low, high = stats.wilson(k, n)
-    assert 0 <= low <= k / n <= high <= 1
-    assert stats.wilson(n - k, n) == pytest.approx((1 - high, 1 - low))
-
-
-@given(st.floats(-1, 1), st.floats(0.001, 1), st.floats(0.01, 0.5), st.integers(1, 30))
-def test_tost_is_two_one_sided_tests(estimate, error, margin, df):
-    above = scipy.stats.t.sf((estimate + margin) / error, df)
-    below = scipy.stats.t.cdf((estimate - margin) / error, df)
-    assert stats.tost(estimate, margin, error, df) == pytest.approx(max(above, below), abs=1e-9)
-
-
-def test_tost_without_variance():
-    assert stats.tost(0.01, 0.02, 0.0, 4) == 0.0
-    assert stats.tost(0.03, 0.02, 0.0, 4) == 1.0
-
-
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
 def test_detectable_effect_by_simulation(n):
     generator, sd = np.random.default_rng(0), 0.2
@@ -178,7 +187,7 @@ def test_detectable_effect_by_simulation(n):
 
 
 def test_detectable_effect_without_variance_or_seeds():
-    assert stats.minimum_detectable_effect(0.0, 4) == 0
+    assert math.isnan(stats.minimum_detectable_effect(0.0, 4))
     assert math.isnan(stats.minimum_detectable_effect(math.nan, math.nan))
 
 
@@ -186,20 +195,3 @@ def test_detectable_effect_without_variance_or_seeds():
 def test_median_is_numpys(sample):
     with np.errstate(all="ignore"):
         assert stats.median(sample) == pytest.approx(float(np.median(sample)))
-
-
-def test_median_interval():
-    # Binomial(6, 1/2): the extremes miss the median with probability 2 / 64 = 0.031.
-    assert stats.median_interval([6, 1, 5, 2, 4, 3]) == (1, 6)
-    assert all(math.isnan(end) for end in stats.median_interval([1, 2, 3, 4, 5]))
-    # n = 20: the classical interval is the 6th to the 15th value.
-    assert stats.median_interval(range(1, 21)) == (6, 15)
-
-
-@settings(max_examples=30)
-@given(st.integers(6, 25))
-def test_median_interval_covers(n):
-    low, high = stats.median_interval(range(n))
-    below = scipy.stats.binom.cdf(low, n, 0.5)
-    assert 2 * below <= 0.05 < 2 * scipy.stats.binom.cdf(low + 1, n, 0.5)
-    assert high == n - 1 - low
