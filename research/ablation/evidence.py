@@ -24,9 +24,11 @@ from research.ablation.experiment import (
     Outcome,
     experiment_from_json,
     points,
+    seed_list,
     tuning_grid,
 )
 from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
+from research.ablation.registration import Registration, registration_from_json
 from research.configuration import completed
 from research.errors import UserError
 
@@ -81,6 +83,7 @@ class Study:
       runs: one per cell written so far: to tune first, then to report, in the order of points.
       planned: number of cells of the whole sweep, also those not yet written.
       environment: environment.json of the sweep.
+      registration: what is known of its first run; None of sweeps from before it was kept.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Study:
     runs: Sequence[Run]
     planned: int
     environment: Mapping[str, Any]
+    registration: Registration | None = None
 
     @property
     def reported(self) -> list[Run]:
@@ -119,7 +123,7 @@ def load_study(workdir: str | Path) -> Study:
         if run not in runs or (cell["stage"] == "report" and not runs[run][1]):
             runs[run] = _read_run(workdir / run, cell["stage"] == "report")
     grid = len(tuning_grid(experiment)) * len(experiment.tune_seeds) if experiment.tune else 0
-    per_arm = grid + len(experiment.seeds)
+    per_arm = grid + len(seed_list(experiment))
     return Study(
         name=str(plain.get("name") or workdir.name),
         file=str(plain.get("file") or ""),
@@ -128,6 +132,7 @@ def load_study(workdir: str | Path) -> Study:
         runs=[_run(cell, *runs[cell["run"]]) for cell in cells],
         planned=max(len(cells), per_arm * len(experiment.arms) * len(points(experiment))),
         environment=_read(workdir / "environment.json") or {},
+        registration=registration_from_json(plain.get("registration")),
     )
 
 
@@ -228,7 +233,7 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
 
 def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:
     """Says which of the planned seeds of an arm have no result; "" when all have one."""
-    planned = len(study.experiment.seeds)
+    planned = len(seed_list(study.experiment))
     runs = [r for r in study.reported if r.key == (arm, point_key(point))]
     failed = sum(r.status == store.FAILED for r in runs)
     waiting = planned - len(runs) + sum(r.status == WAITING for r in runs)

@@ -7,7 +7,7 @@ identified by its resolved config. It imports no jax.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -58,7 +58,9 @@ class Experiment:
       axes: {config key: values}; every arm runs at every point of their product.
       tune: {config key: values}; each arm at each point takes the combination that is best on
         validation over `tune_seeds`, and is then trained on `seeds`, which tuning never saw.
-      seeds: seeds that are reported.
+      seeds: how many seeds are reported: they are drawn from a hash of the experiment when it is
+        first run, so that nobody has chosen them, and stay (see `registration`). Or the seeds
+        themselves, where old runs are to be found again.
       tune_seeds: seeds used to choose among `tune`; unused without it.
       outcome: the compared quantity.
       claims: published or expected statements, checked on the stats.
@@ -71,6 +73,7 @@ class Experiment:
         by hand.
       worst: {metric: value of a model that does nothing right}, as its runs declare them; not to be
         written by hand.
+      looks: numbers of seeds that the sweep was run with, ascending; not to be written by hand.
       against: a budget column that the outcome is drawn against, or "".
       ablated: budget columns ("parameters", "flops_per_token", "state_bytes") that are the subject
         of the ablation, so that a difference there is not flagged.
@@ -81,7 +84,7 @@ class Experiment:
     base: str
     arms: Mapping[str, Deltas]
     outcome: Outcome
-    seeds: Sequence[int]
+    seeds: int | Sequence[int]
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     common: Deltas = field(default_factory=dict)
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -92,6 +95,7 @@ class Experiment:
     feedforward: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     directions: Mapping[str, bool] = field(default_factory=dict)
     worst: Mapping[str, float] = field(default_factory=dict)
+    looks: Sequence[int] = ()
     against: str = ""
     ablated: Sequence[str] = ()
     tolerance: float = 0.1
@@ -124,6 +128,7 @@ class Cell:
       stage: "tune" or "report".
       tuned: {tuned key: value} of this run; in the report stage, the chosen values.
       seed: the run's seed.
+      look: how often seeds had been added before this one.
       config: resolved config (locked); its hash is the run id.
     """
 
@@ -133,6 +138,7 @@ class Cell:
     tuned: Mapping[str, Any]
     seed: int
     config: ConfigDict
+    look: int = 0
 
     @property
     def run(self) -> str:
@@ -148,6 +154,13 @@ class Cell:
             "seed": self.seed,
             "run": self.run,
         }
+
+
+def seed_list(experiment: Experiment) -> Sequence[int]:
+    """Returns the reported seeds. Raises ValueError before they are drawn."""
+    if isinstance(experiment.seeds, int):
+        raise ValueError("the seeds are not drawn yet")
+    return experiment.seeds
 
 
 def points(experiment: Experiment) -> list[dict[str, Any]]:
@@ -202,4 +215,9 @@ def tuning_cells(experiment: Experiment) -> list[Cell]:
 
 def report_cells(experiment: Experiment, arm: str, point: Deltas, chosen: Deltas) -> list[Cell]:
     """Returns the cells of one arm at one point with its chosen values, one per reported seed."""
-    return [resolve(experiment, arm, point, chosen, seed, "report") for seed in experiment.seeds]
+    cells = []
+    for number, seed in enumerate(seed_list(experiment)):
+        look = sum(number >= already for already in experiment.looks)
+        cell = resolve(experiment, arm, point, chosen, seed, "report")
+        cells.append(replace(cell, look=look))
+    return cells

@@ -21,20 +21,26 @@ from research.ablation.experiment import (
     point_name,
     points,
     resolve,
+    seed_list,
     tuning_grid,
 )
+from research.ablation.registration import seed_basis, with_seeds
 from research.configuration import load_config, load_module
 from research.errors import UserError, check_name, did_you_mean
 
 SWEPT = {
-    "seed": "give seeds=(0, 1, 2) and tune_seeds",
+    "seed": "give seeds=5 and tune_seeds",
     "members": "a sweep trains the runs of one shape together by itself, as --max_members says",
 }
 """Keys that are the sweep's own, and what to do instead."""
 
 
-def load_experiment(path: str | Path) -> Experiment:
-    """Returns the `experiment` of a file, checked, with the directions of its metrics.
+def load_experiment(path: str | Path, basis: str = "") -> Experiment:
+    """Returns the `experiment` of a file, checked, with its seeds and directions of metrics.
+
+    Args:
+      path: the file.
+      basis: hash that seeds are drawn from, of the sweep's first run; "": of the experiment now.
 
     Raises UserError naming what is wrong.
     """
@@ -44,6 +50,7 @@ def load_experiment(path: str | Path) -> Experiment:
         raise UserError(f"{path} defines no `experiment = Experiment(...)`.")
     try:
         check_parts(experiment)
+        experiment = with_seeds(experiment, basis or seed_basis(experiment, Path(path).stem))
         check_keys(experiment)
         for claim in experiment.claims:
             check_claim(experiment, claim)
@@ -58,8 +65,9 @@ def check_parts(experiment: Experiment) -> None:
     """Raises UserError for a part that is missing, empty or no list of values."""
     if not experiment.arms:
         raise UserError("arms is empty; an ablation compares at least one arm.")
-    if not experiment.seeds:
-        raise UserError("seeds is empty; for example seeds=(0, 1, 2).")
+    seeds = experiment.seeds
+    if isinstance(seeds, int) and seeds < 1 or not seeds:
+        raise UserError(f"seeds={seeds!r}: give how many are to be reported, such as seeds=5.")
     if experiment.tune and not experiment.tune_seeds:
         raise UserError("tune is given without tune_seeds; for example (100, 101).")
     if experiment.against not in ("", *COSTS):
@@ -68,7 +76,8 @@ def check_parts(experiment: Experiment) -> None:
             f"against={experiment.against!r} is unknown.{hint} Allowed: {', '.join(COSTS)}."
         )
     check_name("match", experiment.match, ("", "parameters"))
-    lists = {"seeds": experiment.seeds, "tune_seeds": experiment.tune_seeds}
+    chosen = () if isinstance(seeds, int) else seeds
+    lists = {"seeds": chosen, "tune_seeds": experiment.tune_seeds}
     for where, given in (("axes", experiment.axes), ("tune", experiment.tune)):
         for key, values in given.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -78,13 +87,13 @@ def check_parts(experiment: Experiment) -> None:
         twice = [text for text, number in Counter(map(repr, values)).items() if number > 1]
         if twice:
             raise UserError(f"{name} has {twice[0]} twice; name each value once.")
-    overlap = set(experiment.seeds) & set(experiment.tune_seeds)
+    overlap = set(chosen) & set(experiment.tune_seeds)
     if overlap:
         raise UserError(
             f"seeds {sorted(overlap)} are in both seeds and tune_seeds; the reported seeds must be "
             "fresh."
         )
-    for name in ("feedforward", "directions", "worst"):
+    for name in ("feedforward", "directions", "worst", "looks"):
         if getattr(experiment, name):
             raise UserError(f"{name} is found by the sweep; leave it out.")
 
@@ -154,7 +163,7 @@ def check_claim(experiment: Experiment, claim: Claim) -> None:
 
 def each_arm(experiment: Experiment) -> list[Cell]:
     """Returns one cell of every arm at every point: the first seed and the first to tune."""
-    tuned, seed = tuning_grid(experiment)[0], experiment.seeds[0]
+    tuned, seed = tuning_grid(experiment)[0], seed_list(experiment)[0]
     return [
         resolve(experiment, arm, point, tuned, seed, "report")
         for point in points(experiment)

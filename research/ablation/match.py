@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from research.ablation.experiment import WIDTH, Experiment, point_name, points, resolve
+from research.ablation.experiment import WIDTH, Experiment, point_name, points, resolve, seed_list
 from research.configuration import apply_deltas
 from research.errors import UserError, check_name
 from research.training.budget import count_parameters
@@ -26,7 +26,7 @@ def matched(experiment: Experiment) -> Experiment:
     tuned = {key: values[0] for key, values in experiment.tune.items()}
     for point in points(experiment):
         configs = {
-            arm: resolve(experiment, arm, point, tuned, experiment.seeds[0], "report").config
+            arm: resolve(experiment, arm, point, tuned, seed_list(experiment)[0], "report").config
             for arm in experiment.arms
         }
         if not configs[reference].model.feedforward:

@@ -17,6 +17,7 @@ from research.ablation.columns import (
     tuning_columns,
 )
 from research.ablation.evidence import WAITING, Study
+from research.ablation.experiment import seed_list
 from research.ablation.figures import LIMIT
 from research.ablation.markup import Html, el, join
 from research.ablation.summary import Summary
@@ -77,7 +78,7 @@ def _header(summary: Summary) -> Html:
     facts = [
         ("Outcome", f"{outcome.split} {outcome.metric} {at}, {arrow}"),
         ("Arms", f"{len(experiment.arms)}, compared with “{next(iter(experiment.arms))}”"),
-        ("Seeds", f"{len(experiment.seeds)} per arm and point"),
+        ("Seeds", f"{len(seed_list(experiment))} per arm and point"),
         ("Runs", progress_text(summary.progress)),
     ]
     return el(

@@ -70,6 +70,7 @@ def verdicts(summary: Summary) -> Html | None:
     tally = {v: sum(j.verdict == v for j in summary.judgements) for v in SIGNS}
     said = ", ".join(f"{n} {verdict}" for verdict, n in tally.items() if n)
     cards = [_card(summary, judgement) for judgement in summary.judgements]
+    added = len(summary.study.experiment.looks) - 1
     note = (
         f"{said}. A claim is supported when its interval lies wholly on the claimed side, refuted "
         "when wholly on the other, open when it includes the border. Of claims that these runs "
@@ -77,6 +78,9 @@ def verdicts(summary: Summary) -> Html | None:
         "test data; the chance of a false verdict is at most 5 % over all claims together (Holm), "
         "for those not marked as exploratory."
     )
+    if added > 0:
+        times = "once" if added == 1 else f"{added} times"
+        note += f" Seeds were added {times}, for which levels are divided by {added + 1}."
     return join([el("p", note, class_="note"), el("div", cards, class_="cards")])
 
 

@@ -23,6 +23,7 @@ from research.ablation.columns import (
     tuning_columns,
 )
 from research.ablation.evidence import WAITING, Study, load_study, rise_time, steps_to_threshold
+from research.ablation.experiment import seed_list
 from research.ablation.summary import Summary, summarize
 from research.ablation.tables import score_signatures
 from research.ablation.verdicts import Judgement
@@ -103,7 +104,7 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
     blocks = [
         f"# {_plain(experiment.question)}",
         f"Outcome: {_plain(outcome.split)} {_plain(outcome.metric)} at the {at} ({better} is "
-        f"better), {count(len(experiment.seeds), 'seed')}. {progress_text(summary.progress)}.",
+        f"better), {count(len(seed_list(experiment)), 'seed')}. {progress_text(summary.progress)}.",
         *_warnings(summary),
         *_claims(summary),
         "## Results",

@@ -138,7 +138,10 @@ def why(
     if family > 1 and level < ALPHA:
         parts.append(f"Corrected for {family} claims (Holm).")
     if not primary:
-        parts.append("Exploratory: not corrected for the number of claims.")
+        parts.append(
+            "Exploratory (declared so, or not there at the first run): not corrected for the "
+            "number of claims."
+        )
     return " ".join(parts)
 
 

@@ -1,16 +1,19 @@
 """Everything the report says, computed once; the writers only arrange it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from research.ablation import tables
 from research.ablation.chart import Chart
+from research.ablation.claims import Claim
 from research.ablation.evidence import Run, Study, measure, metric_value
 from research.ablation.figures import charts
+from research.ablation.registration import is_late
 from research.ablation.tables import BudgetRow, Row, TuningRow
 from research.ablation.verdicts import Judgement, judge_all
 from research.errors import UserError, did_you_mean
+from research.stats import ALPHA
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,10 @@ def summarize(study: Study) -> Summary:
     return Summary(
         study=study,
         judgements=judge_all(
-            study.experiment.claims, lambda metric, better: measure(study, metric, better)
+            _claims(study),
+            lambda metric, better: measure(study, metric, better),
+            # Each time that seeds were added was a chance to stop at a lucky moment (Bonferroni).
+            ALPHA / max(1, len(study.experiment.looks)),
         ),
         rows=tables.main_table(study),
         budget=tables.budget_table(study),
@@ -60,6 +66,14 @@ def summarize(study: Study) -> Summary:
         warnings=tables.provenance_warnings(study),
         charts=charts(study),
     )
+
+
+def _claims(study: Study) -> list[Claim]:
+    """The claims; those that were written after the first run are exploratory."""
+    return [
+        replace(claim, primary=claim.primary and not is_late(claim, study.registration))
+        for claim in study.experiment.claims
+    ]
 
 
 def _check_outcome(study: Study) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import shutil
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
@@ -26,12 +26,14 @@ from research.ablation.experiment import (
     Experiment,
     points,
     report_cells,
+    seed_list,
     tuning_cells,
 )
 from research.ablation.loading import check_distinct, each_arm, load_experiment
 from research.ablation.match import matched
 from research.ablation.measure import point_key
 from research.ablation.measured_metrics import check_metrics
+from research.ablation.registration import register, registration_from_json
 from research.ablation.store import (
     CONFIG,
     ENVIRONMENT,
@@ -138,13 +140,17 @@ def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[
 
 
 def populations(cells: Iterable[Cell], most: int) -> list[Population]:
-    """Returns the cells as populations of at most `most` members, each run in one of them."""
+    """Returns the cells as populations of at most `most` members, each run in one of them.
+
+    Seeds that were added later are in populations of their own, so that those of the seeds before
+    stay what they were.
+    """
     seen: set[str] = set()
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
         if cell.run not in seen:
             seen.add(cell.run)
-            key = (cell.stage, cell.arm, point_key(cell.point), static_id(cell.config))
+            key = (cell.stage, cell.look, cell.arm, point_key(cell.point), static_id(cell.config))
             groups.setdefault(key, []).append(cell)
     return [
         Population(tuple(group[i : i + most]))
@@ -171,7 +177,11 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
 
     Raises UserError before anything is trained or written.
     """
-    experiment = load_experiment(path)
+    there = on_first(lambda: read_json(workdir / EXPERIMENT))
+    before = registration_from_json(there.get("registration")) if there else None
+    experiment = load_experiment(path, before.basis if before else "")
+    looks = register(experiment, Path(path).stem, before).looks
+    experiment = replace(experiment, looks=looks)
     if layout:
         deltas = parse_layout(layout, load_config(experiment.base).parallel)
         experiment = laid_out(experiment, deltas)
@@ -189,7 +199,6 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
             check_metrics(experiment, population.cells[0].arm, program, config)
         except UserError as error:
             raise UserError(f"{path}: arm {population.cells[0].arm!r}: {error}") from None
-    there = read_json(workdir / EXPERIMENT)
     if there is not None and there["name"] != Path(path).stem:
         raise UserError(
             f"{workdir} holds the sweep of the experiment {there['name']!r}, not of "
@@ -287,12 +296,19 @@ def _run(
             _train(population, workdir, f"[{number}/{len(todo)}] {population.title}", stop)
             counts["trained"] += len(done)
     failed = on_first(lambda: _failures(mine, workdir))
-    return counts | {"failed": failed, "waiting": len(waiting) * len(experiment.seeds)}
+    return counts | {"failed": failed, "waiting": len(waiting) * len(seed_list(experiment))}
 
 
 def _describe(experiment: Experiment, path: str, workdir: Path) -> None:
     """Writes what is known of a sweep before it starts."""
-    about = experiment.to_json() | {"name": Path(path).stem, "file": path}
+    name = Path(path).stem
+    there = read_json(workdir / EXPERIMENT)
+    before = registration_from_json(there.get("registration")) if there else None
+    about = experiment.to_json() | {
+        "name": name,
+        "file": path,
+        "registration": asdict(register(experiment, name, before)),
+    }
     with while_starting(workdir):
         write_json(workdir / EXPERIMENT, about)
         write_json(workdir / ENVIRONMENT, describe_environment())

@@ -17,7 +17,7 @@ from research.ablation.evidence import (
     rise_time,
     steps_to_threshold,
 )
-from research.ablation.experiment import points
+from research.ablation.experiment import points, seed_list
 from research.ablation.measure import Measure, point_key
 from research.ablation.quantities import ONE_SEED, Quantity, difference
 from research.ablation.tuning import choose, scalar
@@ -132,7 +132,7 @@ def seed_counts(runs: Iterable[Run], study: Study) -> dict[str, int]:
     for run in runs:
         status = store.DIVERGED if has_diverged(run, study.experiment.outcome) else run.status
         counts[status] = counts.get(status, 0) + 1
-    counts[WAITING] += max(0, len(study.experiment.seeds) - len(runs))
+    counts[WAITING] += max(0, len(seed_list(study.experiment)) - len(runs))
     return counts
 
 
