@@ -96,6 +96,18 @@ def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`."""
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, leaf = key.split(".")
+        inner = found
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[leaf] = value
+    return found
+
+
 def apply_deltas(config: ConfigDict, deltas: Deltas) -> ConfigDict:
     """Returns a locked copy of `config` with `deltas` applied.
 

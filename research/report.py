@@ -1,6 +1,7 @@
 """Writes the report of a sweep: python -m research.report --workdir=DIR [--out=DIR].
 
-DIR is what `python -m research.sweep` wrote; the sweep may still be running.
+DIR is what `python -m research.sweep` wrote; the sweep may still be running. With --results=DIR,
+makes the report again from the results.json of an earlier one, without the runs.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from research import configuration
 from research.ablation.columns import difference_text, progress_text
-from research.ablation.report import write_report
+from research.ablation.report import rewrite_report, write_report
 from research.ablation.summary import Summary
 from research.ablation.tables import EQUAL
 from research.ablation.verdicts import OPEN, REFUTED, SUPPORTED
@@ -24,13 +25,19 @@ COLORS = {SUPPORTED: "green", REFUTED: "red", OPEN: "yellow"}
 
 def main() -> None:
     """Writes the report of a sweep and prints its outcome."""
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is missing: the directory that research.sweep wrote.")
-    out = Path(flags.FLAGS.out or flags.FLAGS.workdir)
-    summary = write_report(flags.FLAGS.workdir, out)
+    workdir, results = flags.FLAGS.workdir, flags.FLAGS.results
+    if bool(workdir) == bool(results):
+        raise UserError(
+            "--workdir is missing: the directory that research.sweep wrote. Or --results, the "
+            "directory of an earlier report."
+            if not workdir
+            else "--workdir and --results are two sources of one report; give one of them."
+        )
+    out = Path(flags.FLAGS.out or workdir or results)
+    summary = write_report(workdir, out) if workdir else rewrite_report(results, out)
     console = Console()
     show(summary, console)
-    names = ("report.html", "report.md", "results.csv")
+    names = ("report.html", "report.md", "results.json", "results.csv")
     # One path per line and never wrapped: they are there to be clicked and copied.
     console.print(f"{progress_text(summary.progress)}; {len(summary.charts)} figures", markup=False)
     for name in names:
@@ -68,7 +75,8 @@ def show(summary: Summary, console: Console) -> None:
 def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "Directory that research.sweep wrote.")
-    flags.DEFINE_string("out", None, "Directory of the report; default: the workdir.")
+    flags.DEFINE_string("results", None, "Directory of a report, to make it again without runs.")
+    flags.DEFINE_string("out", None, "Directory of the report; default: where it is made from.")
 
 
 if __name__ == "__main__":

@@ -169,6 +169,9 @@ def bootstrap(study: Study) -> Bootstrap | None:
     Reads {split}.hypotheses.txt and {split}.references.txt of the runs, a sentence to each line.
     Raises UserError for a file that is not UTF-8.
     """
+    if study.resampled:
+        pairs = [Pair(**pair) for pair in study.resampled["pairs"]]
+        return Bootstrap(pairs, study.resampled["measure"], study.resampled["signature"])
     reference, *others = study.experiment.arms
     written = {run.run: _sentences(study, run) for run in study.reported}
     if not others or not any(sentences.hypotheses for sentences in written.values()):

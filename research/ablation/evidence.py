@@ -83,7 +83,9 @@ class Study:
       runs: one per cell written so far: to tune first, then to report, in the order of points.
       planned: number of cells of the whole sweep, also those not yet written.
       environment: environment.json of the sweep.
+      plain: experiment.json.
       registration: what is known of its first run; None of sweeps from before it was kept.
+      resampled: the comparisons on sentences, where the sentences are not there any more.
     """
 
     name: str
@@ -93,7 +95,9 @@ class Study:
     runs: Sequence[Run]
     planned: int
     environment: Mapping[str, Any]
+    plain: Mapping[str, Any] = field(default_factory=dict, repr=False)
     registration: Registration | None = None
+    resampled: Mapping[str, Any] | None = None
 
     @property
     def reported(self) -> list[Run]:
@@ -115,13 +119,37 @@ def load_study(workdir: str | Path) -> Study:
         experiment = experiment_from_json(plain)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{workdir / 'experiment.json'} is no experiment: {error!r}.") from None
-    cells = _cells(workdir, experiment)
     runs: dict[str, tuple] = {}
+    cells = read_cells(workdir)
     for cell in cells:
         # Two cells may share a run: it is read once.
         run = cell["run"]
         if run not in runs or (cell["stage"] == "report" and not runs[run][1]):
             runs[run] = _read_run(workdir / run, cell["stage"] == "report")
+    read = {cell["run"] + cell["stage"]: runs[cell["run"]] for cell in cells}
+    environment = _read(workdir / "environment.json") or {}
+    return make_study(plain, cells, read, environment, workdir, experiment)
+
+
+def make_study(
+    plain: Mapping[str, Any],
+    cells: Sequence[Mapping],
+    read: Mapping[str, tuple],
+    environment: Mapping[str, Any],
+    workdir: Path,
+    experiment: Experiment,
+) -> Study:
+    """Returns the study of a sweep.
+
+    Args:
+      plain: its experiment.json.
+      cells: rows of cells.json; those that are not of the experiment are left out.
+      read: {run id + stage: (result, curve, config, environment)}.
+      environment: of the sweep.
+      workdir: where the sweep is, or the results of it.
+      experiment: what `plain` holds.
+    """
+    shown = _ordered(cells, experiment)
     grid = len(tuning_grid(experiment)) * len(experiment.tune_seeds) if experiment.tune else 0
     per_arm = grid + len(seed_list(experiment))
     return Study(
@@ -129,18 +157,19 @@ def load_study(workdir: str | Path) -> Study:
         file=str(plain.get("file") or ""),
         workdir=workdir,
         experiment=experiment,
-        runs=[_run(cell, *runs[cell["run"]]) for cell in cells],
-        planned=max(len(cells), per_arm * len(experiment.arms) * len(points(experiment))),
-        environment=_read(workdir / "environment.json") or {},
+        runs=[_run(cell, *read[cell["run"] + cell["stage"]]) for cell in shown],
+        planned=max(len(shown), per_arm * len(experiment.arms) * len(points(experiment))),
+        environment=environment,
+        plain=plain,
         registration=registration_from_json(plain.get("registration")),
     )
 
 
-def _cells(workdir: Path, experiment: Experiment) -> list[dict]:
+def _ordered(cells: Sequence[Mapping], experiment: Experiment) -> list[Mapping]:
     """Returns the cells known so far that are the experiment's: to tune first, then to report."""
     pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
     place = {pair: i for i, pair in enumerate(pairs)}
-    known = [(place.get((c["arm"], point_key(c["point"]))), c) for c in read_cells(workdir)]
+    known = [(place.get((c["arm"], point_key(c["point"]))), c) for c in cells]
     found = [(c["stage"] != "tune", at, c) for at, c in known if at is not None]
     return [c for _, _, c in sorted(found, key=lambda row: row[:2])]
 
@@ -380,7 +409,7 @@ def reached(value: float, outcome: Outcome) -> bool:
 
 def _steps_value(run: Run, study: Study) -> float | None:
     """The first step at the threshold; infinity for a run that ended without having reached it."""
-    if run.status not in (store.COMPLETED, store.DIVERGED):
+    if run.status not in (store.COMPLETED, store.DIVERGED) or not run.curve:
         return None
     first = steps_to_threshold(run, study.experiment.outcome)
     return math.inf if first is None else float(first)

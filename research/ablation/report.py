@@ -24,6 +24,7 @@ from research.ablation.columns import (
 )
 from research.ablation.evidence import WAITING, Study, load_study, rise_time, steps_to_threshold
 from research.ablation.experiment import seed_list
+from research.ablation.results import RESULTS, read_results, write_results
 from research.ablation.summary import Summary, summarize
 from research.ablation.tables import score_signatures
 from research.ablation.verdicts import Judgement
@@ -33,6 +34,8 @@ from research.ablation.wording import count, point_text, span, value_text
 def write_report(workdir: str | Path, out: str | Path | None = None) -> Summary:
     """Reads a sweep directory, finished or not, and writes its report to `out` (default: there).
 
+    Beside the report stands results.json, from which `rewrite_report` makes it again.
+
     What reported runs decoded is copied to `out`/outputs/RUN.SPLIT.hypotheses.txt; results.csv says
     which run is which.
 
@@ -40,15 +43,30 @@ def write_report(workdir: str | Path, out: str | Path | None = None) -> Summary:
     """
     workdir = Path(workdir)
     out = Path(out) if out else workdir
-    summary = summarize(load_study(workdir))
-    resampled = bootstrap(summary.study)
+    study = load_study(workdir)
+    summary = _write(study, out)
+    if out.resolve() != workdir.resolve():
+        _copy_outputs(study, workdir, out / "outputs")
+    return summary
+
+
+def rewrite_report(results: str | Path, out: str | Path | None = None) -> Summary:
+    """Writes the report of the results.json in a folder to `out` (default: that folder).
+
+    Raises UserError when there is none.
+    """
+    return _write(read_results(results), Path(out) if out else Path(results))
+
+
+def _write(study: Study, out: Path) -> Summary:
+    summary = summarize(study)
+    resampled = bootstrap(study)
     for drawn in summary.charts:
         chart.write_png(drawn, out / f"{drawn.name}.png")
     store.write_text(out / "results.csv", results_csv(summary.study))
     store.write_text(out / "report.md", markdown(summary, resampled))
     store.write_text(out / "report.html", page.render(summary, out, resampled))
-    if out.resolve() != workdir.resolve():
-        _copy_outputs(summary.study, workdir, out / "outputs")
+    write_results(study, resampled, out / RESULTS)
     return summary
 
 

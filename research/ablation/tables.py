@@ -101,7 +101,7 @@ def _row(
         good = [v for v in sample.values() if reached(v, outcome)]
         solved = (len(good), *stats.clopper_pearson(len(good), len(sample)))
         when_solved = stats.mean(good)
-    finished = [r for r in runs if r.status in (store.COMPLETED, store.DIVERGED)]
+    finished = [r for r in runs if r.curve and r.status in (store.COMPLETED, store.DIVERGED)]
     first = [steps_to_threshold(r, outcome) for r in finished] if outcome.solved is not None else []
     ever = [math.inf if step is None else float(step) for step in first]
     told = compared is not None and compared.estimate is not None

@@ -19,7 +19,7 @@ from research.ablation.columns import text_rows, tuning_columns
 from research.ablation.evidence import load_study, measure
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.measure import point_key
-from research.ablation.report import write_report
+from research.ablation.report import rewrite_report, write_report
 from research.ablation.tables import provenance_warnings, tuning_table
 from research.errors import UserError
 from tests.ablation.synthetic_sweep import GAPS, build, failed, plausible
@@ -393,3 +393,22 @@ def test_reading_results_needs_no_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not {"jax", "jaxlib", "flax"} & set(json.loads(done.stdout.replace("'", '"')))
+
+
+def test_a_report_is_made_again_from_its_results(complete, tmp_path):
+    summary, out, _ = complete
+    again = rewrite_report(out, tmp_path)
+    for name in ("report.md", "results.csv", "results.json"):
+        assert (tmp_path / name).read_text() == (out / name).read_text()
+    assert [j.reason for j in again.judgements] == [j.reason for j in summary.judgements]
+    assert {c.name for c in again.charts} == {c.name for c in summary.charts}
+    read_page(tmp_path / "report.html")
+
+
+def test_results_that_are_not_there_or_damaged(tmp_path):
+    with pytest.raises(UserError, match="has no results.json"):
+        rewrite_report(tmp_path)
+    for content in ("{", "{}", '{"experiment": {}}'):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(UserError, match="cannot be read|holds no results"):
+            rewrite_report(tmp_path)
