@@ -108,8 +108,11 @@ def cells() -> Iterator[Cell]:
         mixed = {"": draw} if shape == "normal" else {"": draw, " against normal": SHAPES["normal"]}
         for name, other in mixed.items():
             yield from _means(shape + name, draw, other)
-        border = Threshold("a", at_least=MEDIANS[shape])
-        yield Cell(shape, "threshold", border, one(a=draw), None)
+        border = Threshold("a", at_least=0.0)
+        yield Cell(shape, "threshold", border, one(a=draw), None, truth=0.0)
+        yield Cell(shape, "power: 9 sd above", Threshold("a", -9.0), one(a=draw), None, ())
+        median = Threshold("a", at_least=MEDIANS[shape], share=0.5)
+        yield Cell(shape, "threshold, share", median, one(a=draw), None)
     for p in (0.5, 0.8, 0.9):
         yield from _solving(f"bimodal {p}", p, bimodal(p))
         yield from _undeclared(f"undeclared {p}", p)

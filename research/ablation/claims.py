@@ -8,7 +8,8 @@ What is compared, of a metric:
   the outcome, where `Outcome.solved` is given: the probability that a seed solves the task;
   "steps_to_threshold": the order in which seeds get there;
   "budget/NAME": the number, which is the same for all seeds;
-  anything else, also the outcome when it is named: the mean over seeds.
+  anything else, also the outcome when it is named: the mean over seeds. A single mean is tested
+    with great caution (`research.stats.CAUTION`), a difference of two by Welch's test.
 "timing/NAME" is never compared: one clock times all seeds of an arm at once.
 
 Common attributes of the tests:
@@ -66,16 +67,17 @@ class Direction:
 
 @dataclass(frozen=True)
 class Threshold:
-    """More than a share of the seeds of `arm` are at least `at_least`, or at most `at_most`.
+    """The mean of `arm` is at least `at_least`, or at most `at_most` (exactly one of them).
 
-    Exactly one of the borders is given. About the mean of a few seeds nothing can be said that
-    holds for any outcome: ten seeds that succeed do not exclude an eleventh that fails.
+    Of an outcome with `Outcome.solved`, or with a `share`: more than that share of the seeds are (a
+    half, if it is not said). The mean of seeds that succeed or fail is little to go by: four that
+    succeed do not exclude a fifth that fails.
     """
 
     arm: str
     at_least: float | None = None
     at_most: float | None = None
-    share: float = 0.5
+    share: float | None = None
     at: Mapping[str, Any] = field(default_factory=dict)
     metric: str = ""
     kind: str = _kind("threshold")
@@ -86,7 +88,7 @@ class Threshold:
                 f"Threshold({self.arm!r}) takes exactly one of at_least and at_most, for example "
                 "at_least=0.95."
             )
-        if not 0 <= self.share < 1:
+        if self.share is not None and not 0 <= self.share < 1:
             raise UserError(f"Threshold({self.arm!r}) takes 0 <= share < 1, not {self.share!r}.")
 
 

@@ -246,7 +246,7 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
         (arm, point_key(p)): text
         for p in axis_points
         for arm in study.experiment.arms
-        if (text := _missing(study, arm, p) or (metric == RISE and _unsolved(study, arm, p)))
+        if (text := _missing(study, arm, p) or _without_curve(study, arm, p, metric))
     }
     return Measure(
         metric,
@@ -274,9 +274,16 @@ def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:
     return " and ".join(said)
 
 
-def _unsolved(study: Study, arm: str, point: Mapping[str, Any]) -> str:
-    """Says that seeds never rose to the threshold, so that a rise time is of the others only."""
+def _without_curve(study: Study, arm: str, point: Mapping[str, Any], metric: str) -> str:
+    """Says why seeds lack a metric that is read off their curves; "" when none does."""
+    if metric not in (STEPS, RISE):
+        return ""
     runs = [r for r in study.reported if r.key == (arm, point_key(point))]
+    if not all(r.curve for r in runs):
+        return f"the learning curves of {arm} were not kept"
+    if metric == STEPS:
+        return ""
+    # A rise time of the seeds that solve the task is not one of the arm.
     never = sum(rise_time(r, study.experiment.outcome) is None for r in runs)
     return f"{never} of {len(runs)} seeds of {arm} never solve the task" if never else ""
 

@@ -24,7 +24,7 @@ from research.ablation.claims import (
     Threshold,
     Trend,
 )
-from research.ablation.measure import COSTS, STOPWATCH, TIMES, Measure, point_key
+from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, point_key
 from research.ablation.wording import count, number, point_text
 from research.stats import ALPHA, Estimate, Proportion, ProportionDifference
 
@@ -272,31 +272,41 @@ def _solved(data: Measure, arm: str, point: Mapping) -> int:
 
 
 def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
-    """The probability that a seed reaches a border, or a cost held to it."""
+    """What a threshold is about: a mean, a cost, or the share of seeds that reach the border."""
     sample, label = data.sample(test.arm, point), _label(point, test.at)
-    at_least = test.at_least is not None
+    obstacle = _absent(data, test.arm, point, sample)
+    if data.kind == VALUES and (data.solved is not None or test.share is not None):
+        return _share(data, test, label, sample, obstacle)
+    low = -math.inf if test.at_least is None else test.at_least
+    high = math.inf if test.at_most is None else test.at_most
+    what, estimate = f"{subject(data)} of {test.arm}", None
+    if data.kind == COSTS:
+        # The border itself is allowed.
+        low, high = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
+        estimate = stats.Exact(stats.median(sample.values())) if sample else None
+    elif data.kind == TIMES:
+        obstacle = obstacle or "of steps only the order of two arms is tested"
+    elif not obstacle:
+        estimate = stats.mean_of(sample.values(), caution=stats.CAUTION)
+        obstacle = _no_spread(data, ((test.arm, point, sample),), estimate)
+    return Quantity(label, what, estimate, low, high, (len(sample),), obstacle=obstacle)
+
+
+def _share(data: Measure, test: Threshold, label: str, sample, obstacle: str) -> Quantity:
+    at_least, share = test.at_least is not None, 0.5 if test.share is None else test.share
     border = test.at_least if test.at_least is not None else test.at_most
     assert border is not None
-    obstacle = _absent(data, test.arm, point, sample)
-    if data.kind == COSTS:
-        what = f"{data.name} of {test.arm}"
-        # The border itself is allowed.
-        low = math.nextafter(border, -math.inf) if at_least else -math.inf
-        high = math.inf if at_least else math.nextafter(border, math.inf)
-        found = stats.Exact(stats.median(sample.values())) if sample else None
-        return Quantity(label, what, found, low, high, (len(sample),), obstacle=obstacle)
-    sign = "≥" if at_least else "≤"
-    what = f"share of seeds of {test.arm} with {data.name} {sign} {border:g}"
+    what = f"share of seeds of {test.arm} with {data.name} {'≥' if at_least else '≤'} {border:g}"
     n, estimate = len(sample), None
     if not obstacle:
         k = sum(v >= border if at_least else v <= border for v in sample.values())
         estimate = Proportion(k, n)
-        if Proportion(n, n).p_above(test.share) > ALPHA and k == n:
-            needed = next(m for m in range(n, 10_000) if test.share**m <= ALPHA)
+        if k == n and share**n > ALPHA:
+            needed = next(m for m in range(n, 10_000) if share**m <= ALPHA)
             obstacle = (
                 f"{count(n, 'seed')} cannot show it whatever they do: it takes at least {needed}"
             )
-    return Quantity(label, what, estimate, test.share, math.inf, (n,), True, obstacle)
+    return Quantity(label, what, estimate, share, math.inf, (n,), True, obstacle)
 
 
 def along_axis(places: Sequence[Mapping], along: str) -> list[list[Mapping]]:

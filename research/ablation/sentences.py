@@ -8,7 +8,7 @@ from research.ablation.claims import Crossover, Direction, Equivalence, Test, Th
 from research.ablation.measure import COSTS, TIMES, Measure
 from research.ablation.quantities import Quantity, subject
 from research.ablation.wording import bracket, number, value_text
-from research.stats import ALPHA, Proportion, RankDifference
+from research.stats import ALPHA, Proportion, RankDifference, StudentT
 
 if TYPE_CHECKING:
     from research.ablation.verdicts import Check
@@ -21,12 +21,12 @@ def tested(test: Test, data: Measure, everywhere: bool) -> str:
     match test:
         case Threshold():
             border = f"≥ {test.at_least:g}" if test.at_least is not None else f"≤ {test.at_most:g}"
-            if data.kind == COSTS:
-                return f"Tested: {data.name} of {test.arm} {border}{ending}."
-            seeds = (
-                "most seeds" if test.share == 0.5 else f"more than {test.share:.0%} of the seeds"
+            if data.solved is None and test.share is None:
+                return f"Tested: the {what} of {test.arm} is {border}{ending}."
+            share = (
+                "most" if test.share in (None, 0.5) else f"more than {percent(test.share)} of the"
             )
-            return f"Tested: {seeds} of {test.arm} have {data.name} {border}{ending}."
+            return f"Tested: {share} seeds of {test.arm} have {data.name} {border}{ending}."
         case Direction(a, b, margin):
             if data.kind == TIMES:
                 return f"Tested: seeds of {a} tend to get there before those of {b}{ending}."
@@ -106,6 +106,8 @@ def _of(q: Quantity, data: Measure, level: float, seeds: str) -> str:
         return (
             f"a probability of {' and '.join(bounds)}, one-sided {percent(1 - level)} bounds, exact"
         )
+    if isinstance(q.estimate, StudentT) and q.estimate.caution > 1:
+        return f"{percent(1 - level)} interval, t, widened for skewed outcomes, over {over}"
     kind = "exact" if data.solved is not None else "Welch"
     return f"{percent(1 - level)} interval, {kind}, over {over} of each"
 

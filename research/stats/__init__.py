@@ -4,6 +4,7 @@ Imports nothing of the project but its own files.
 """
 
 from research.stats.comparisons import (
+    CAUTION,
     POWER,
     Estimate,
     Exact,
@@ -21,6 +22,7 @@ from research.stats.proportions import Proportion, ProportionDifference, clopper
 
 __all__ = [
     "ALPHA",
+    "CAUTION",
     "POWER",
     "Estimate",
     "Exact",

@@ -134,12 +134,15 @@ CASES = [
     ("cannot tell", Direction("a", "b"), one_place(a=[1.0] * 5, b=[1.0] * 5)),
     ("cannot tell", Direction("a", "b", 0.3), one_place(a=[0.99] * 3, b=[0.6] * 3)),
     ("supported", Direction("a", "b", 0.3), one_place(a=around(0.9), b=[0.5] * 5)),
-    # A share of seeds, which five that agree can tell from a half, and four cannot.
     ("supported", Threshold("a", at_least=0.9), one_place(a=around(0.95))),
     ("refuted", Threshold("a", at_least=0.9), one_place(a=around(0.8))),
     ("open", Threshold("a", at_least=0.9), one_place(a=around(0.9))),
-    ("supported", Threshold("a", at_least=1.0), one_place(a=[1.0] * 5)),
-    ("cannot tell", Threshold("a", at_least=1.0), one_place(a=[1.0] * 4)),
+    ("cannot tell", Threshold("a", at_least=0.9), one_place(a=[1.0] * 5)),
+    # A single mean is tested with caution: 2.4 standard errors are not enough, nor are 8.
+    ("open", Threshold("a", at_least=0.9), one_place(a=around(0.93))),
+    # A share of seeds, which five that agree can tell from a half, and four cannot.
+    ("supported", Threshold("a", at_least=1.0, share=0.5), one_place(a=[1.0] * 5)),
+    ("cannot tell", Threshold("a", at_least=1.0, share=0.5), one_place(a=[1.0] * 4)),
     ("cannot tell", Threshold("a", at_least=1.0, share=0.8), one_place(a=[1.0] * 13)),
     ("supported", Threshold("a", at_least=1.0, share=0.8), one_place(a=[1.0] * 14)),
     ("supported", Threshold("a", at_most=0.3), one_place(a=around(0.2))),
@@ -246,12 +249,22 @@ def test_sentences_hold_the_numbers_and_what_was_tested():
     assert judgement.tested == (
         "Tested: the mean accuracy of a is higher than that of b by more than 0.3."
     )
-    judgement = verdict(Threshold("a", at_least=0.9), one_place(a=around(0.95)))
+    judgement = verdict(Threshold("a", at_least=0.9, share=0.5), one_place(a=around(0.95)))
     assert judgement.effect == (
         "Share of seeds of a with accuracy ≥ 0.9: 5 of 5 "
         "(a probability of at least 0.55, one-sided 95 % bounds, exact)."
     )
     assert judgement.tested == "Tested: most seeds of a have accuracy ≥ 0.9."
+    # The seeds of an outcome with a threshold are counted without being asked.
+    solved = verdict(Threshold("a", at_least=0.9), one_place(a=around(0.95)), solved=0.9)
+    assert (solved.effect, solved.tested) == (judgement.effect, judgement.tested)
+    judgement = verdict(Threshold("a", at_least=0.9), one_place(a=around(0.95)))
+    # .95 + .0002, error .00413, of which the t quantile of 1 - .05 / 60 on 4 degrees is 7.53.
+    assert judgement.effect == (
+        "Mean accuracy of a: 0.950 [0.919, 0.981] "
+        "(95 % interval, t, widened for skewed outcomes, over 5 seeds)."
+    )
+    assert judgement.tested == "Tested: the mean accuracy of a is ≥ 0.9."
 
 
 def test_lower_is_better_turns_the_difference():
