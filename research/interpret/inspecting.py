@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jaxtyping import Float
@@ -180,7 +179,7 @@ def _rollouts(run: Opened, found: Sequence[Part]) -> list[AttentionMap]:
         alike = len({w.shape for w in weights}) == 1 and len(weights) == len(layers)
         if not alike or convolves or any((w < 0).any() for w in weights):
             continue
-        through = np.asarray(flow.rollout(jnp.asarray(np.stack(weights)))[-1])
+        through = np.asarray(flow.rollout(np.stack(weights)))[-1]
         axis = AXES.get(stack, "input")
         note = "through all layers: Abnar and Zuidema 2020, equation 1"
         name = f"{stack} rollout".strip()

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from research.decoding.continuation import CHUNK
@@ -164,7 +163,7 @@ def of_example(
     tokens = row["inputs"][0]
     batch = _read_alone(run, tokens)
     if run.tokenizer is None:
-        batch = {**batch, "targets": jnp.asarray(row["targets"])}
+        batch = {**batch, "targets": row["targets"]}
     return Subject(title, batch, pieces_of(run, tokens))
 
 
@@ -194,9 +193,9 @@ def _check_writes(run: Opened, target: str | bool) -> None:
 
 
 def _read_alone(run: Opened, tokens: np.ndarray) -> Batch:
-    batch = {"inputs": jnp.asarray(tokens, jnp.int32)[None]}
+    batch = {"inputs": np.asarray(tokens, np.int32)[None]}
     if run.config.model.name == "classifier":
-        batch["length"] = jnp.array([len(tokens)], jnp.int32)
+        batch["length"] = np.array([len(tokens)], np.int32)
     return batch
 
 
@@ -238,13 +237,12 @@ def _with_output(
         target = _written(run, source)
         lines = [*lines, f"The model writes: {_text_of(run, target) or '(nothing)'}"]
     sound = source.ndim == 2
-    batch: dict[str, Any] = {
+    batch = {
         "source": source[None],
         "source_length": np.array([len(source)], np.int32),
         "inputs": np.array([[BOS, *target[:-1]]], np.int32),
         "targets": np.array([target], np.int32),
     }
-    batch = {name: jnp.asarray(array) for name, array in batch.items()}
     read = () if sound else pieces_of(run, source)
     return Subject(title, batch, read, pieces_of(run, target), lines)
 

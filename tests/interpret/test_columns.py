@@ -10,10 +10,7 @@ from research.errors import UserError
 from research.interpret import head_measures
 from research.interpret.capture import parts, record
 from research.interpret.columns import MEASURES, SITES, columns, labels
-from research.training.loop import train_population
-from research.training.runs import load_config_of, open_run
-from tests import small
-from tests.interpret.test_capture import applied, layers, problem
+from tests.interpret.test_capture import layers, problem
 
 TEXT = ("entropy", "distance", "previous_token", "sink", "induction", "normalized_entropy")
 
@@ -72,29 +69,6 @@ def test_padding_and_what_is_not_asked_do_not_count():
     np.testing.assert_allclose(sums["confidence_of_cross"].total, expected, rtol=1e-5)
 
 
-def test_pooling_is_measured_in_runs_and_examples_that_fill_a_batch_do_not_count(tmp_path):
-    measures = ("entropy_of_pooling", "confidence_of_pooling")
-    config = small.rule(interpret__measures=measures, train__steps=8, model__body="none")
-    (result,) = train_population([config], [tmp_path / "run"], tmp_path / "run")
-    found = result["best"]["validation"]
-    (entropy,) = found["entropy_of_pooling_by_head"]
-    assert 0 < entropy < np.log(config.task.length)
-    assert entropy == pytest.approx(found["entropy_of_pooling"])
-    assert 1 / config.task.length < found["confidence_of_pooling"] < 1
-
-    run = open_run(tmp_path / "run", load_config_of(tmp_path / "run"))
-    batch = {
-        "inputs": np.arange(12).reshape(2, 6) % 5,
-        "length": np.array([6, 4]),
-        "label": np.array([1, -1]),
-    }
-    sums, _ = columns_of(run.model, run.params, batch, measures)
-    weights = np.asarray(applied(run.model, run.params, batch, "weights"))[0].ravel()
-    own = -(weights * np.log(weights)).sum()
-    np.testing.assert_allclose(sums["entropy_of_pooling"].total, own, rtol=1e-5)
-    np.testing.assert_allclose(sums["confidence_of_pooling"].total, weights.max(), rtol=1e-5)
-
-
 def test_heads_are_named_by_their_layers():
     model, _, batch = problem("encoder_decoder")
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
@@ -118,17 +92,3 @@ def test_what_a_model_does_not_have_is_refused(name, measure, message):
     model, _, batch = problem(name)
     with pytest.raises(UserError, match=message):
         labels(model, batch, (measure,))
-
-
-def test_a_run_logs_them_and_its_result_has_them(tmp_path):
-    measures = ("induction", "entropy")
-    configs = [small.recall(interpret__measures=measures, train__steps=8, seed=s) for s in (0, 1)]
-    results = train_population(configs, [tmp_path / "a", tmp_path / "b"], tmp_path)
-    for result in results:
-        found = result["best"]["validation"]
-        assert 0 < found["entropy"] < np.log(16)
-        assert len(found["induction_by_head"]) == 4 == len(result["slices"]["induction_by_head"])
-        assert found["induction"] == pytest.approx(max(found["induction_by_head"]), rel=0.05)
-    assert results[0]["best"] != results[1]["best"]
-    rows = (tmp_path / "a" / "metrics.jsonl").read_text()
-    assert '"validation/induction"' in rows
