@@ -22,6 +22,13 @@ STEP = 7
 """At which the parameters were best."""
 
 
+def random_params(program: Any, scale: float) -> Any:
+    """Returns random parameters of a population of one, or of as many as a program splits."""
+    random = np.random.default_rng(0)
+    shapes = program.state.params
+    return jax.tree.map(lambda s: (scale * random.normal(size=s.shape)).astype(s.dtype), shapes)
+
+
 def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) -> Any:
     """Writes what a finished run leaves; returns its task and model.
 

@@ -19,16 +19,10 @@ from research.training.program import make_program
 from tests import small
 from tests.attention.cases import close
 from tests.interpret.test_capture import CASES, applied, looked, problem
+from tests.random_runs import random_params
 
 RUN = small.recall(interpret__final=("head_importance",), interpret__examples=8, train__steps=8)
 masked_heads = functools.partial(jax.jit, static_argnums=0)(mask_heads)
-
-
-def random_params(program, scale):
-    """Parameters of a population of one."""
-    rng = np.random.default_rng(0)
-    shapes = program.state.params
-    return jax.tree.map(lambda s: (scale * rng.normal(size=s.shape)).astype(np.float32), shapes)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -11,7 +11,7 @@ from research.training.runs import load_config_of, open_run
 from tests import small
 from tests.interpret.test_capture import applied
 from tests.interpret.test_columns import columns_of
-from tests.interpret.test_heads import random_params
+from tests.random_runs import random_params
 
 POOLING = ("entropy_of_pooling", "confidence_of_pooling")
 
