@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,9 +161,9 @@ def of_example(
         lines = [f"The right label: {run.labels[int(row['label'][0])]}"]
         return Subject(title, _read_alone(run, tokens), pieces_of(run, tokens), (), lines)
     tokens = row["inputs"][0]
-    batch = _read_alone(run, tokens)
+    batch: dict[str, Any] = dict(_read_alone(run, tokens))
     if run.tokenizer is None:
-        batch = {**batch, "targets": row["targets"]}
+        batch["targets"] = row["targets"]
     return Subject(title, batch, pieces_of(run, tokens))
 
 
@@ -193,7 +193,7 @@ def _check_writes(run: Opened, target: str | bool) -> None:
 
 
 def _read_alone(run: Opened, tokens: np.ndarray) -> Batch:
-    batch = {"inputs": np.asarray(tokens, np.int32)[None]}
+    batch: dict[str, Any] = {"inputs": np.asarray(tokens, np.int32)[None]}
     if run.config.model.name == "classifier":
         batch["length"] = np.array([len(tokens)], np.int32)
     return batch
@@ -237,7 +237,7 @@ def _with_output(
         target = _written(run, source)
         lines = [*lines, f"The model writes: {_text_of(run, target) or '(nothing)'}"]
     sound = source.ndim == 2
-    batch = {
+    batch: dict[str, Any] = {
         "source": source[None],
         "source_length": np.array([len(source)], np.int32),
         "inputs": np.array([[BOS, *target[:-1]]], np.int32),

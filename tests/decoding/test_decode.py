@@ -1,6 +1,7 @@
 """Beam search against enumeration of every sequence, greedy search against whole forward passes."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -69,12 +70,15 @@ def test_a_wide_beam_finds_what_enumeration_finds(alpha, beta):
 
 def test_penalties_change_what_is_best():
     # Else the test above would pass without them.
-    model, params = make_toy(1, vocab_size=VOCAB, length=LENGTH)
-    source, lengths = sources(1, 8, 4, VOCAB)
-    best = [
-        decode(model, params, source, lengths, Search(beam=48, **penalties)).tokens
-        for penalties in ({}, {"length_penalty": 1.0}, {"coverage_penalty": 2.0})
-    ]
+    best = []
+    for alpha, beta in ((0.0, 0.0), (0.6, 0.0), (0.0, 0.5)):
+        search = Search(beam=48, nbest=12, length_penalty=alpha, coverage_penalty=beta)
+        found = []
+        for seed in range(20):
+            model, params = make_toy(seed, vocab_size=VOCAB, length=LENGTH)
+            source, lengths = sources(seed, 4, 4, VOCAB)
+            found.append(decode(model, params, source, lengths, search).tokens[:, 0])
+        best.append(np.stack(found))
     assert (best[0] != best[1]).any() and (best[0] != best[2]).any()
 
 
@@ -109,17 +113,26 @@ def textbook_beam(model, params, source, length, width, limit, alpha):
     return max(ended, key=lambda item: item[0])
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_a_narrow_beam_equals_a_textbook_one(alpha):
+FAST = ((2, 1.0), (3, 0.0), (5, 1.0))
+"""Widths and penalties of the length; the others run among the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("width", "alpha"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in itertools.product((2, 3, 5), (0.0, 1.0))
+    ],
+)
+def test_a_narrow_beam_equals_a_textbook_one(width, alpha):
     model, params = make_toy(3, vocab_size=12, length=8)
     source, lengths = sources(3, 8, 6, 12)
-    for width in (2, 3, 5):
-        search = Search(beam=width, length_penalty=alpha)
-        found = decode(model, params, source, lengths, search)
-        for row in range(8):
-            score, tokens = textbook_beam(model, params, source[row], lengths[row], width, 8, alpha)
-            np.testing.assert_array_equal(found.tokens[row, 0, : len(tokens)], tokens)
-            np.testing.assert_allclose(found.scores[row, 0], score, rtol=1e-4, atol=1e-4)
+    search = Search(beam=width, length_penalty=alpha)
+    found = decode(model, params, source, lengths, search)
+    for row in range(8):
+        score, tokens = textbook_beam(model, params, source[row], lengths[row], width, 8, alpha)
+        np.testing.assert_array_equal(found.tokens[row, 0, : len(tokens)], tokens)
+        np.testing.assert_allclose(found.scores[row, 0], score, rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_equals_recomputing_every_token_and_a_beam_of_one():

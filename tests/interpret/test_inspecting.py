@@ -60,7 +60,7 @@ def by_name(inspection):
 
 
 def test_a_token_has_the_probability_that_those_before_give_it(language):
-    text = "a rose by a name"
+    text = "a rose by any n."
     shown = inspect(language, of_text(language, text))
     assert list(shown.tokens.input) == list(text)
     tokens = language.tokenizer.encode(text)
@@ -107,7 +107,7 @@ def test_another_implementation_shows_the_same(home, language):
 
 
 def test_only_what_is_asked_for_is_kept(language):
-    subject = of_text(language, "any name")
+    subject = of_text(language, "any other name")
     shown = inspect(language, subject, Chosen(layers=(1,), heads=(1,)))
     (one,) = shown.maps
     whole = by_name(inspect(language, subject))["layer 1"]
