@@ -11,6 +11,7 @@ import scipy.spatial.distance
 import scipy.stats
 
 from research.errors import UserError
+from research.interpret import explanations
 from research.interpret.explanations import (
     METRICS,
     check_pooling,
@@ -230,10 +231,22 @@ def test_precision_counts_the_relevant_among_the_first():
     np.testing.assert_array_equal(precision(scores, relevant, real), [0.5, 1.0])
 
 
-def test_a_seed_alone_has_no_divergence_from_others():
+def test_a_seed_alone_has_no_divergence_from_others(monkeypatch):
+    """What is known of the examples is that of two seeds, which is compiled already."""
+    question = asked(by_keyword, model__body="none", task__min_length=3)
+    known = explanations._explained(question)
+    monkeypatch.setattr(explanations, "_explained", lambda _: known)
+    alone = question._replace(siblings=jax.tree.map(lambda leaf: leaf[:1], question.siblings))
+    both, found = faithfulness(question).metrics, faithfulness(alone).metrics
+    assert both.keys() - found.keys() == {"seed_divergence", "adversarial_beyond_seeds"}
+    assert found.items() <= both.items()
+
+
+@pytest.mark.slow
+def test_examples_are_explained_by_a_seed_alone():
     question = asked(by_keyword, members=1, model__body="none", task__min_length=3)
     found = faithfulness(question).metrics
-    assert "seed_divergence" not in found and "adversarial_beyond_seeds" not in found
+    assert "seed_divergence" not in found and found["truth_attention"] == 1
 
 
 def test_a_whole_split_is_thinned_out(tmp_path):

@@ -24,6 +24,7 @@ def recall(tmp_path_factory):
             interpret__measures=("induction", "entropy"),
             interpret__final=("head_importance",),
             interpret__examples=8,
+            model__feedforward=0,
             train__steps=8,
             seed=seed,
         )
