@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,6 +21,13 @@ STEP = 7
 """At which the parameters were best."""
 
 
+def random_params(program: Any, scale: float) -> Any:
+    """Returns random parameters of a population of one, or of as many as a program splits."""
+    random = np.random.default_rng(0)
+    shapes = program.state.params
+    return jax.tree.map(lambda s: (scale * random.normal(size=s.shape)).astype(s.dtype), shapes)
+
+
 def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) -> Any:
     """Writes what a finished run leaves; returns its task and model.
 
@@ -36,11 +42,12 @@ def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) 
     shapes = parameter_shapes(model, batch_shapes(task, 1))
     random = np.random.default_rng(seed)
     params = jax.tree.map(
-        lambda s: jnp.asarray(scale * random.normal(size=(1, *s.shape)), s.dtype), shapes
+        lambda s: (scale * random.normal(size=(1, *s.shape))).astype(s.dtype), shapes
     )
-    best = Best(params, jnp.zeros(1), jnp.full(1, STEP))
+    zero = np.zeros(1, np.float32)
+    best = Best(params, zero, np.full(1, STEP, np.int32))
     with Checkpoints(run / "checkpoints", 1) as checkpoints:
-        checkpoints.save(STEP, State(params, {"count": jnp.zeros(1)}, -jnp.ones(1), best))
+        checkpoints.save(STEP, State(params, {"count": zero}, zero - 1, best))
     write_json(run / POPULATION, {"checkpoints": "checkpoints", "member": 0})
     write_data(task, run)
     write_json(run / CONFIG, to_plain(config))

@@ -4,6 +4,7 @@ Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers". Both metho
 the sum of what its heads read and of what the residual connection hands on.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -21,6 +22,7 @@ _OVER_HEADS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
 _SCALE = 2**24
 
 
+@functools.partial(jax.jit, static_argnames=("residual", "heads"))
 def layer_weights(
     weights: Float[Array, "*b H S S"], residual: float = 0.5, heads: str = "mean"
 ) -> Float[Array, "*b S S"]:
@@ -48,6 +50,7 @@ def layer_weights(
     return (1 - residual) * read + residual * own
 
 
+@functools.partial(jax.jit, static_argnames=("residual", "heads"))
 def rollout(
     weights: Float[Array, "L B H S S"], residual: float = 0.5, heads: str = "mean"
 ) -> Float[Array, "L B S S"]:
@@ -91,7 +94,7 @@ def flow(
       outputs: positions of the last layer, one for each row of the result; None: all S.
       inputs: positions that the flow goes to, one for each column; None: all S.
     """
-    layers = np.asarray(layer_weights(jnp.asarray(weights), residual, heads))
+    layers = np.asarray(layer_weights(weights, residual, heads))
     positions = layers.shape[-1]
     graph = _graph(layers)
     top = len(layers) * positions

@@ -1,10 +1,10 @@
 """A trained model and one sequence to an `Inspection`: weights, measures, probabilities."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from research.interpret.inspection import KINDS, AttentionMap, Audio, Inspection
 from research.interpret.run_facts import facts_of, state_of
 from research.interpret.subject import Subject, spells
 from research.models.classifier import CLASS_TOKEN
+from research.models.model import Model
 from research.tasks.features import SHIFT_SECONDS
 from research.tasks.task import Batch, Sums
 from research.training.runs import Opened
@@ -67,13 +68,7 @@ def inspect(
 
     Raises UserError for layers, heads or kinds that the model does not have.
     """
-
-    def look(params: Any, batch: Any) -> Any:
-        outputs, recorded = record(run.model, params, batch, SITES)
-        return outputs, recorded, {p.name: _sums(p, batch) for p in parts(recorded)}
-
-    found = jax.jit(look)(run.params, subject.batch)
-    outputs, recorded, sums = jax.tree.map(np.asarray, found)
+    outputs, recorded, sums = jax.device_get(_look(run.model, run.params, subject.batch))
     found = parts(recorded)
     shown = _chosen([part for part in found if "weights" in part.sites], chosen)
     maps = [_map(subject, part, heads, sums[part.name]) for part, heads in shown]
@@ -90,6 +85,13 @@ def inspect(
         predictions=predictions,
         lines=[*subject.lines, *lines, *warning, *_without_weights(run, found), *state_of(run)],
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _look(model: Model, params: Any, batch: Batch) -> Any:
+    """Returns outputs, what was recorded, and the sums of the measures of each part."""
+    outputs, recorded = record(model, params, batch, SITES)
+    return outputs, recorded, {p.name: _sums(p, batch) for p in parts(recorded)}
 
 
 def _chosen(found: Sequence[Part], chosen: Chosen) -> list[tuple[Part, list[int]]]:
@@ -180,7 +182,7 @@ def _rollouts(run: Opened, found: Sequence[Part]) -> list[AttentionMap]:
         alike = len({w.shape for w in weights}) == 1 and len(weights) == len(layers)
         if not alike or convolves or any((w < 0).any() for w in weights):
             continue
-        through = np.asarray(flow.rollout(jnp.asarray(np.stack(weights)))[-1])
+        through = np.asarray(flow.rollout(np.stack(weights)))[-1]
         axis = AXES.get(stack, "input")
         note = "through all layers: Abnar and Zuidema 2020, equation 1"
         name = f"{stack} rollout".strip()

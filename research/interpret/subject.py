@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from research.decoding.continuation import CHUNK
@@ -162,9 +161,9 @@ def of_example(
         lines = [f"The right label: {run.labels[int(row['label'][0])]}"]
         return Subject(title, _read_alone(run, tokens), pieces_of(run, tokens), (), lines)
     tokens = row["inputs"][0]
-    batch = _read_alone(run, tokens)
+    batch: dict[str, Any] = dict(_read_alone(run, tokens))
     if run.tokenizer is None:
-        batch = {**batch, "targets": jnp.asarray(row["targets"])}
+        batch["targets"] = row["targets"]
     return Subject(title, batch, pieces_of(run, tokens))
 
 
@@ -194,9 +193,9 @@ def _check_writes(run: Opened, target: str | bool) -> None:
 
 
 def _read_alone(run: Opened, tokens: np.ndarray) -> Batch:
-    batch = {"inputs": jnp.asarray(tokens, jnp.int32)[None]}
+    batch: dict[str, Any] = {"inputs": np.asarray(tokens, np.int32)[None]}
     if run.config.model.name == "classifier":
-        batch["length"] = jnp.array([len(tokens)], jnp.int32)
+        batch["length"] = np.array([len(tokens)], np.int32)
     return batch
 
 
@@ -244,7 +243,6 @@ def _with_output(
         "inputs": np.array([[BOS, *target[:-1]]], np.int32),
         "targets": np.array([target], np.int32),
     }
-    batch = {name: jnp.asarray(array) for name, array in batch.items()}
     read = () if sound else pieces_of(run, source)
     return Subject(title, batch, read, pieces_of(run, target), lines)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from research.models.model import Model
@@ -50,17 +51,19 @@ class Findings(NamedTuple):
 
 
 def batches(task: Task, split: str, examples: int) -> Iterator[Batch]:
-    """Yields evaluation batches of a split that hold about so many examples, at least one.
+    """Yields evaluation batches of a split that hold about so many examples, as NumPy arrays.
 
-    Of a task that always evaluates a whole split they are spread evenly over its batches.
+    At least one. Of a task that always evaluates a whole split they are spread evenly over its
+    batches.
     """
     total = max(1, -(-examples // task.batch_size))
     numbers = task.evaluation_batches(split, total)
     every = [(bucket, index) for bucket, number in enumerate(numbers) for index in range(number)]
     wanted = min(total, len(every))
+    make = jax.jit(task.evaluation, static_argnums=(1, 3, 4))
     for place in range(wanted):
         bucket, index = every[place * len(every) // wanted]
-        yield task.evaluation(task.data, split, jnp.int32(index), numbers[bucket], bucket)
+        yield jax.device_get(make(task.data, split, np.int32(index), numbers[bucket], bucket))
 
 
 def example_metric(

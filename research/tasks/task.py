@@ -207,7 +207,7 @@ class Task:
     def example(self, split: str, index: int, total: int) -> Batch:
         """Returns sequence `index` of a split, in the split's order, as a batch of one."""
         make = jax.jit(self.evaluation, static_argnums=(1, 3))
-        batch = make(self.data, split, np.int32(index // self.batch_size), total)
+        batch = jax.device_get(make(self.data, split, np.int32(index // self.batch_size), total))
         row = index % self.batch_size
         return {name: array[row : row + 1] for name, array in batch.items()}
 

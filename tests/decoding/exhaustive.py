@@ -55,6 +55,7 @@ def enumerated(model, params, source, length, search, limit=LENGTH, words=WORDS)
 
 def assert_best(found, row, wanted):
     """The hypotheses of a row are the best of all, in order."""
+    found = jax.device_get(found)
     for n in range(found.tokens.shape[1]):
         score, log_prob, tokens = wanted[n]
         assert found.lengths[row, n] == len(tokens)

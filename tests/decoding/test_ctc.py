@@ -10,18 +10,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 
-from research.decoding import ctc_prefix
+from research.decoding import ctc, ctc_prefix
 from research.decoding.beams import batch_axes, take_rows
-from research.decoding.ctc import greedy, prefix_beam
 from research.errors import UserError
 from research.tasks.task import BOS, EOS, PAD
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def compiled_beam(log_probs, lengths, beam, blank):
+    return ctc.prefix_beam(log_probs, lengths, beam, blank)
+
+
+def prefix_beam(log_probs, lengths, beam, blank=PAD):
+    return jax.device_get(compiled_beam(log_probs, lengths, beam, blank))
+
+
+def greedy(log_probs, lengths, blank=PAD):
+    return jax.device_get(jax.jit(ctc.greedy, static_argnums=2)(log_probs, lengths, blank))
+
+
+given_prefixes = jax.jit(ctc_prefix.conditional_log_probs)
+optax_loss = jax.jit(optax.ctc_loss, static_argnames="blank_id")
 
 
 def frames(seed, size, number, vocab, scale=1.5):
     """Random log probabilities (B, S, V)."""
     logits = np.random.default_rng(seed).normal(0, scale, (size, number, vocab))
-    return np.array(jax.nn.log_softmax(logits.astype(np.float32)))
+    return scipy.special.log_softmax(logits.astype(np.float32), axis=-1)
 
 
 def spelled(path, blank):
@@ -57,13 +74,13 @@ def textbook(log_probs, width, blank):
 
 def as_dict(found, row, blank):
     """{labelling: probability} of a row, which must be sorted, distinct and well padded."""
-    log_probs = np.asarray(found.log_probs[row])
+    log_probs = found.log_probs[row]
     assert (log_probs[:-1] >= log_probs[1:]).all()
     items = {}
     for tokens, n, log_prob in zip(found.tokens[row], found.lengths[row], log_probs, strict=True):
-        assert (np.asarray(tokens[n:]) == blank).all() and (np.asarray(tokens[:n]) != blank).all()
+        assert (tokens[n:] == blank).all() and (tokens[:n] != blank).all()
         if math.isfinite(log_prob):
-            items[tuple(np.asarray(tokens[:n]).tolist())] = math.exp(log_prob)
+            items[tuple(tokens[:n].tolist())] = math.exp(log_prob)
         else:
             assert n == 0
     assert len(items) == np.isfinite(log_probs).sum(), "a labelling was found twice"
@@ -141,10 +158,10 @@ def test_labels_without_probability_and_empty_rows():
 def test_search_in_a_population():
     log_probs, lengths = frames(5, 6, 8, 4), np.array([8, 3, 8, 5, 8, 1])
     whole = prefix_beam(log_probs, lengths, 4)
-    search = jax.vmap(functools.partial(prefix_beam, beam=4))
+    search = jax.jit(jax.vmap(functools.partial(ctc.prefix_beam, beam=4)))
     split = search(log_probs.reshape(2, 3, 8, 4), lengths.reshape(2, 3))
     for one, two in zip(whole, split, strict=True):
-        np.testing.assert_allclose(two.reshape(one.shape), one, rtol=1e-6)
+        np.testing.assert_allclose(np.reshape(two, one.shape), one, rtol=1e-6)
 
 
 VOCAB = 5
@@ -155,12 +172,17 @@ def without_specials(seed, size, number):
     """Frames that give BOS and EOS no probability."""
     log_probs = frames(seed, size, number, VOCAB)
     log_probs[:, :, [BOS, EOS]] = -np.inf
-    return np.asarray(jax.nn.log_softmax(log_probs))
+    return scipy.special.log_softmax(log_probs, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="blank")
 def spell(log_probs, lengths, tokens, blank=PAD):
     """The prefixes and scores after each token (N, T), the empty prefix first."""
+    found = jax.device_get(compiled_spell(log_probs, lengths, tokens, blank))
+    return [jax.tree.map(lambda leaf, t=t: leaf[t], found) for t in range(tokens.shape[1] + 1)]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def compiled_spell(log_probs, lengths, tokens, blank):
 
     def step(prefixes, token):
         scores = ctc_prefix.extend(prefixes, log_probs, lengths, blank)
@@ -170,8 +192,7 @@ def spell(log_probs, lengths, tokens, blank=PAD):
     # A blank adds nothing to the last prefix.
     tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=blank)
     first = ctc_prefix.init(log_probs, lengths, blank)
-    _, found = jax.lax.scan(step, first, tokens.T)
-    return [jax.tree.map(lambda leaf, t=t: leaf[t], found) for t in range(tokens.shape[1])]
+    return jax.lax.scan(step, first, tokens.T)[1]
 
 
 def every(count):
@@ -211,14 +232,14 @@ def test_whole_sequences_are_what_the_loss_says():
     assert (tokens[:, 1:] == tokens[:, :-1]).any()
     for count, (_, found) in enumerate(spell(log_probs, lengths, tokens, blank)):
         absent = np.arange(8) >= count
-        loss = optax.ctc_loss(
+        loss = optax_loss(
             log_probs,
             np.arange(number) >= lengths[:, None],
             tokens,
             np.tile(absent, (size, 1)),
             blank_id=blank,
         )
-        np.testing.assert_allclose(found[:, EOS], -loss, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(found[:, EOS], -np.asarray(loss), rtol=1e-4, atol=1e-3)
 
 
 def test_prefixes_share_their_probability_among_what_follows():
@@ -227,12 +248,12 @@ def test_prefixes_share_their_probability_among_what_follows():
     tokens = np.random.default_rng(2).choice(WORDS, (size, steps)).astype(np.int32)
     before = np.zeros(size)
     for t, (prefixes, scores) in enumerate(spell(log_probs, lengths, tokens)):
-        total = jax.nn.logsumexp(scores, axis=-1)
+        total = scipy.special.logsumexp(scores, axis=-1)
         np.testing.assert_allclose(total, prefixes.log_prob, rtol=1e-4, atol=1e-4)
         assert (prefixes.log_prob <= before + 1e-5).all()
         assert not t or (prefixes.log_prob < before).all()
         before = np.asarray(prefixes.log_prob)
-        given = np.asarray(ctc_prefix.conditional_log_probs(prefixes, scores))
+        given = np.asarray(given_prefixes(prefixes, scores))
         np.testing.assert_allclose(np.exp(given).sum(-1), 1.0, rtol=1e-3)
 
 
@@ -241,8 +262,8 @@ def test_a_prefix_longer_than_the_frames_has_no_probability():
     found = spell(log_probs, np.array([2, 3]), np.array([[3, 4, 3, 3]] * 2, np.int32))
     assert [bool(np.isfinite(p.log_prob[0])) for p, _ in found] == [True, True, True, False, False]
     for prefixes, scores in found[3:]:
-        given = ctc_prefix.conditional_log_probs(prefixes, scores)
-        assert not np.isnan(given).any() and (np.asarray(given[0]) == -np.inf).all()
+        given = np.asarray(given_prefixes(prefixes, scores))
+        assert not np.isnan(given).any() and (given[0] == -np.inf).all()
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
@@ -257,10 +278,10 @@ def test_joint_steps_add_up_to_the_mean_of_both_log_probabilities(weight):
     words = np.array([[*w, EOS] for w in ([3, 3, 3], [3, 3, 4], [3, 4, 4], [4, 3, 3])])
     words = np.concatenate([words, [[3, EOS, 0, 0], [4, EOS, 0, 0], [EOS, 0, 0, 0]]])
     step = jax.jit(ctc_prefix.joint(attention, log_probs, lengths, weight))
-    state = (jnp.zeros(rows, jnp.int32), ctc_prefix.init(log_probs, lengths))
+    state = (np.zeros(rows, np.int32), jax.jit(ctc_prefix.init)(log_probs, lengths))
     total, before = np.zeros(rows), np.full(rows, BOS)
     for token in words.T:
-        scores, state, _ = step(state, jnp.asarray(before))
+        scores, state, _ = step(state, before)
         alive = token != PAD
         total[alive] += np.asarray(scores)[np.arange(rows), token][alive]
         before = token
@@ -275,18 +296,19 @@ def test_joint_steps_add_up_to_the_mean_of_both_log_probabilities(weight):
 
 def test_rows_stay_where_the_token_is_the_blank_and_can_be_reordered():
     log_probs, lengths = without_specials(5, 1, 9).repeat(3, axis=0), np.full(3, 7)
-    first = ctc_prefix.init(log_probs, lengths)
+    advance = jax.jit(ctc_prefix.advance)
+    first = jax.device_get(jax.jit(ctc_prefix.init)(log_probs, lengths))
     axes = batch_axes(
         lambda size: ctc_prefix.init(jnp.zeros((size, 9, VOCAB)), jnp.full((size,), 9))
     )
     assert set(jax.tree.leaves(axes)) == {0}
-    one = ctc_prefix.advance(first, log_probs, lengths, np.array([3, PAD, 4]))
+    one = jax.device_get(advance(first, log_probs, lengths, np.array([3, PAD, 4])))
     for new, old in zip(one, first, strict=True):
         np.testing.assert_array_equal(new[1], old[1])
         assert not np.array_equal(new[0], old[0])
     # Rows 2, 0, 0 of what was "3", "", "4", followed by 3, 3, 4.
-    moved = take_rows(one, axes, jnp.array([2, 0, 0]))
-    two = ctc_prefix.advance(moved, log_probs, lengths, np.array([3, 3, 4]))
+    moved = jax.jit(lambda tree, rows: take_rows(tree, axes, rows))(one, np.array([2, 0, 0]))
+    two = advance(moved, log_probs, lengths, np.array([3, 3, 4]))
     straight = spell(log_probs, lengths, np.array([[4, 3], [3, 3], [3, 4]], np.int32))[-1][0]
     for a, b in zip(two, straight, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)

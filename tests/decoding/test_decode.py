@@ -1,12 +1,16 @@
 """Beam search against enumeration of every sequence, greedy search against whole forward passes."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.decoding import decode as decoding
 from research.decoding.beams import SHARED, batch_axes, beam_search, read, take_rows
-from research.decoding.decode import decode, decode_all, padded, static_lengths
+from research.decoding.decode import decode_all, padded, static_lengths
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search
 from research.errors import UserError
@@ -21,6 +25,32 @@ from tests.decoding.exhaustive import (
     recomputed,
 )
 from tests.decoding.toy import make_toy, sources
+
+
+def decode(*args):
+    """What `research.decoding.decode.decode` returns, as arrays of NumPy."""
+    return jax.device_get(decoding.decode(*args))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def by_beam(model, params, source, lengths, search, limit):
+    """Beam search, which `decode` does not do for a beam of one."""
+    reader = read(model, params, source, lengths, search.beam, limit, search.ctc_weight)
+    return beam_search(reader, search, limit)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step_by_step(model, params, source, length, tokens):
+    """How each of the tokens (T, 1) that are fed to the model reads the source, (T, 1, H, S)."""
+    variables = {"params": params}
+    memory = model.apply(variables, source, length, method="encode")
+    state = model.apply(variables, memory, len(tokens), method="init_state")
+
+    def step(state, token):
+        _, state, weights = model.apply(variables, memory, state, token, method="step")
+        return state, weights
+
+    return jax.lax.scan(step, state, tokens)[1]
 
 
 @pytest.mark.parametrize(
@@ -40,12 +70,15 @@ def test_a_wide_beam_finds_what_enumeration_finds(alpha, beta):
 
 def test_penalties_change_what_is_best():
     # Else the test above would pass without them.
-    model, params = make_toy(1, vocab_size=VOCAB, length=LENGTH)
-    source, lengths = sources(1, 8, 4, VOCAB)
-    best = [
-        np.asarray(decode(model, params, source, lengths, Search(beam=48, **penalties)).tokens)
-        for penalties in ({}, {"length_penalty": 1.0}, {"coverage_penalty": 2.0})
-    ]
+    best = []
+    for alpha, beta in ((0.0, 0.0), (0.6, 0.0), (0.0, 0.5)):
+        search = Search(beam=48, nbest=12, length_penalty=alpha, coverage_penalty=beta)
+        found = []
+        for seed in range(20):
+            model, params = make_toy(seed, vocab_size=VOCAB, length=LENGTH)
+            source, lengths = sources(seed, 4, 4, VOCAB)
+            found.append(decode(model, params, source, lengths, search).tokens[:, 0])
+        best.append(np.stack(found))
     assert (best[0] != best[1]).any() and (best[0] != best[2]).any()
 
 
@@ -80,17 +113,26 @@ def textbook_beam(model, params, source, length, width, limit, alpha):
     return max(ended, key=lambda item: item[0])
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_a_narrow_beam_equals_a_textbook_one(alpha):
+FAST = ((2, 1.0), (3, 0.0), (5, 1.0))
+"""Widths and penalties of the length; the others run among the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("width", "alpha"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in itertools.product((2, 3, 5), (0.0, 1.0))
+    ],
+)
+def test_a_narrow_beam_equals_a_textbook_one(width, alpha):
     model, params = make_toy(3, vocab_size=12, length=8)
     source, lengths = sources(3, 8, 6, 12)
-    for width in (2, 3, 5):
-        search = Search(beam=width, length_penalty=alpha)
-        found = decode(model, params, source, lengths, search)
-        for row in range(8):
-            score, tokens = textbook_beam(model, params, source[row], lengths[row], width, 8, alpha)
-            np.testing.assert_array_equal(found.tokens[row, 0, : len(tokens)], tokens)
-            np.testing.assert_allclose(found.scores[row, 0], score, rtol=1e-4, atol=1e-4)
+    search = Search(beam=width, length_penalty=alpha)
+    found = decode(model, params, source, lengths, search)
+    for row in range(8):
+        score, tokens = textbook_beam(model, params, source[row], lengths[row], width, 8, alpha)
+        np.testing.assert_array_equal(found.tokens[row, 0, : len(tokens)], tokens)
+        np.testing.assert_allclose(found.scores[row, 0], score, rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_equals_recomputing_every_token_and_a_beam_of_one():
@@ -102,8 +144,7 @@ def test_greedy_equals_recomputing_every_token_and_a_beam_of_one():
     np.testing.assert_array_equal(found.tokens[:, 0], wanted)
     for alpha in (0.0, 1.0):
         search = Search(length_penalty=alpha)
-        reader = read(model, params, source, lengths, 1, 10)
-        beam = jax.jit(lambda reader=reader, search=search: beam_search(reader, search, 10))()
+        beam = by_beam(model, params, source, lengths, search, 10)
         np.testing.assert_array_equal(beam.tokens, found.tokens)
         np.testing.assert_allclose(beam.log_probs, found.log_probs, rtol=1e-4, atol=1e-4)
 
@@ -136,17 +177,15 @@ def test_weights_are_those_of_the_steps_that_found_the_hypothesis():
     found = decode_all(model, params, source, lengths, search, with_weights=True)
     for i, row in enumerate(found):
         one = (source[i : i + 1], lengths[i : i + 1])
-        memory = model.apply({"params": params}, *one, method="encode")
         for hypothesis in row:
-            state = model.apply({"params": params}, memory, 8, method="init_state")
-            assert hypothesis.weights.shape == (2, len(hypothesis.tokens) + 1, lengths[i])
-            for t, token in enumerate([BOS, *hypothesis.tokens]):
-                _, state, weights = model.apply(
-                    {"params": params}, memory, state, jnp.array([token]), method="step"
-                )
-                np.testing.assert_allclose(
-                    hypothesis.weights[:, t], weights[0, :, : lengths[i]], atol=1e-5
-                )
+            number = len(hypothesis.tokens) + 1
+            tokens = np.zeros((8, 1), np.int32)
+            tokens[:number, 0] = [BOS, *hypothesis.tokens]
+            weights = np.asarray(step_by_step(model, params, *one, tokens))[:number, 0]
+            assert hypothesis.weights.shape == (2, number, lengths[i])
+            np.testing.assert_allclose(
+                hypothesis.weights, weights[..., : lengths[i]].swapaxes(0, 1), atol=1e-5
+            )
 
 
 def test_samples_follow_the_probabilities_of_the_model():
@@ -176,7 +215,7 @@ def test_a_model_without_attention_is_decoded_but_has_no_coverage():
 
 def test_a_broken_model_still_gives_every_sentence_an_answer():
     model, params = make_toy(0, vocab_size=12, length=6)
-    params = jax.tree.map(lambda p: p * jnp.nan, params)
+    params = jax.tree.map(lambda p: p * np.nan, params)
     source, lengths = sources(0, 3, 4, 12)
     for beam in (1, 2):
         found = decode_all(model, params, source, lengths, Search(beam=beam))
@@ -189,8 +228,8 @@ def test_rows_are_reordered_along_the_axis_that_is_the_batch():
 
     axes = batch_axes(init)
     assert axes == {"a": 0, "b": 1, "c": SHARED}
-    tree = {"a": jnp.arange(6).reshape(3, 2), "b": jnp.arange(6).reshape(2, 3), "c": jnp.arange(3)}
-    taken = take_rows(tree, axes, jnp.array([2, 0, 2]))
+    tree = {"a": np.arange(6).reshape(3, 2), "b": np.arange(6).reshape(2, 3), "c": np.arange(3)}
+    taken = jax.jit(lambda tree, rows: take_rows(tree, axes, rows))(tree, np.array([2, 0, 2]))
     np.testing.assert_array_equal(taken["a"], [[4, 5], [0, 1], [4, 5]])
     np.testing.assert_array_equal(taken["b"], [[2, 0, 2], [5, 3, 5]])
     np.testing.assert_array_equal(taken["c"], [0, 1, 2])

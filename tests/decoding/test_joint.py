@@ -1,5 +1,6 @@
 """Frames as sources, CTC beside attention, and CTC alone, against enumeration."""
 
+import functools
 import itertools
 import math
 
@@ -9,22 +10,28 @@ import numpy as np
 import optax
 import pytest
 
-from research.decoding.beams import beam_search, read
-from research.decoding.decode import decode, decode_all, static_lengths
+from research.decoding.beams import read
+from research.decoding.decode import decode_all
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search
 from research.errors import UserError
 from research.tasks.task import BOS, EOS, PAD
 from tests.decoding.exhaustive import LENGTH, VOCAB, enumerated, forward
+from tests.decoding.test_decode import by_beam, decode
 from tests.decoding.toy import frames, make_listening, make_toy, sources
 
 JOINT = {"vocab_size": VOCAB, "length": LENGTH, "ctc_weight": 0.5}
 ALONE = JOINT | {"ctc_weight": 1.0}
 
 
-def frames_of(model, params, source, lengths):
+@functools.partial(jax.jit, static_argnums=0)
+def ctc_of(model, params, source, lengths):
     memory = model.apply({"params": params}, source, lengths, method="encode")
-    return jax.device_get(model.apply({"params": params}, memory, method="ctc"))
+    return model.apply({"params": params}, memory, method="ctc")
+
+
+def frames_of(model, params, source, lengths):
+    return jax.device_get(ctc_of(model, params, source, lengths))
 
 
 @jax.jit
@@ -116,13 +123,7 @@ def test_a_narrow_beam_equals_a_textbook_one(beam):
     model, params = make_listening(5, **JOINT)
     source, lengths = frames(5, 8, 10)
     log_probs, numbers = frames_of(model, params, source, lengths)
-
-    @jax.jit
-    def searched():  # `decode` takes another way for a beam of one
-        reader = read(model, params, source, lengths, beam, LENGTH, search.ctc_weight)
-        return beam_search(reader, search, LENGTH)
-
-    found = searched()
+    found = jax.device_get(by_beam(model, params, source, lengths, search, LENGTH))
     for row, n in enumerate(numbers):
         score, tokens = textbook(
             model, params, source[row], lengths[row], log_probs[row, :n], search
@@ -143,7 +144,7 @@ def test_joint_scores_only_fall():
     tokens[0] = BOS
 
     @jax.jit
-    def scored():
+    def scored(params):
         reader = read(model, params, source, lengths, 1, 6, 0.7)
 
         def step(state, tokens):
@@ -152,7 +153,7 @@ def test_joint_scores_only_fall():
 
         return jax.lax.scan(step, reader.state, jnp.asarray(tokens))[1]
 
-    log_probs = np.asarray(scored())
+    log_probs = np.asarray(scored(params))
     assert log_probs.shape == (5, 16, 9) and (log_probs <= 1e-4).all()
 
 
@@ -162,7 +163,7 @@ def test_a_recording_is_decoded_alike_in_any_company():
     source, lengths = frames(4, 8, 15)
     alone, together = (
         decode_all(model, params, source, lengths, search, size, with_weights=True, lengths=shapes)
-        for size, shapes in ((1, static_lengths(15)), (16, (24,)))
+        for size, shapes in ((1, (15,)), (16, (24,)))
     )
     assert len({tuple(row[0].tokens) for row in alone}) > 3
     for one, other, n in zip(alone, together, lengths, strict=True):
@@ -225,8 +226,8 @@ def test_the_best_of_rows_are_the_best_of_all():
         # Few values, so that ties are common, and -inf in most rows.
         total = random.integers(-3, 0, (6, width, vocab)).astype(np.float32)
         total[random.random(total.shape) < 0.4] = -np.inf
-        values, parent, token = _best(jnp.asarray(total), number)
-        wanted, index = jax.lax.top_k(total.reshape(6, -1), number)
+        values, parent, token = jax.jit(_best, static_argnums=1)(total, number)
+        wanted, index = jax.device_get(jax.lax.top_k(total.reshape(6, -1), number))
         np.testing.assert_array_equal(values, wanted)
         np.testing.assert_array_equal(parent, index // vocab)
         np.testing.assert_array_equal(token, index % vocab)

@@ -1,7 +1,5 @@
 """Decoding with the models of the library: their states are reordered as their search needs."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from research.configuration import apply_deltas, load_config
@@ -11,15 +9,13 @@ from research.models.encoder_decoder import make_encoder_decoder
 from research.models.recurrent import make_recurrent
 from tests import small
 from tests.decoding.exhaustive import LENGTH, VOCAB, assert_best, enumerated, recomputed
-from tests.decoding.toy import sources
+from tests.decoding.toy import drawn, sources
 
 TINY = {
     "model.width": 8,
     "model.num_layers": 2,
     "model.feedforward": 16,
     "model.num_heads": 2,
-    "model.init_stddev": 0.5,
-    "model.embedding_stddev": 1.0,
 }
 TRANSFORMERS = {
     "softmax": {},
@@ -41,14 +37,7 @@ def make_model(case, vocab, length):
     make, keys = CASES[case]
     deltas = TINY | {f"model.{key}": value for key, value in keys.items()}
     model = make(apply_deltas(load_config(small.BASE), deltas).model, vocab, length)
-    tokens = jnp.ones((1, 2), jnp.int32)
-    batch = {"source": tokens, "source_length": jnp.array([2]), "inputs": tokens}
-    batch |= {"targets": tokens}
-
-    def init(key):
-        return model.init(key, batch, method="of_batch")["params"]
-
-    return model, jax.jit(init)(jax.random.key(1))
+    return model, drawn(model, 0.5)
 
 
 def cases(*fast):

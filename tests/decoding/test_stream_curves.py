@@ -2,8 +2,6 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,15 +21,19 @@ from research.decoding.streaming import streaming
 from research.errors import UserError
 from research.models.transformer import make_transformer
 from tests import small
+from tests.decoding.test_continuation import forward
+from tests.decoding.toy import drawn
 
 VOCAB, LENGTH, TOKENS, WINDOW = 16, 12, 23, 6
 
 
+def model_of(**deltas):
+    return make_transformer(small.recall(**deltas).model, VOCAB, LENGTH)
+
+
 def decoder(**deltas):
-    config = small.recall(model__init_stddev=0.4, model__embedding_stddev=0.4, **deltas)
-    model = make_transformer(config.model, VOCAB, LENGTH)
-    params = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
-    return model, params
+    model = model_of(**deltas)
+    return model, drawn(model, 0.4)
 
 
 def texts(rows=2):
@@ -41,12 +43,11 @@ def texts(rows=2):
 def window_by_window(model, params, tokens, window):
     """Nats per token when each is predicted by a forward pass of its own over the latest ones."""
     # Filled up behind, where nothing is seen, so that all compile once.
-    forward = jax.jit(lambda seen: model.apply({"params": params}, seen)[0])
     losses = []
     for t in range(1, tokens.shape[1]):
         seen = tokens[:, max(0, t - window) : t]
         padded = np.pad(seen, ((0, 0), (0, window - seen.shape[1])))
-        logits = np.asarray(forward(padded)[:, seen.shape[1] - 1], np.float64)
+        logits = np.asarray(forward(model, params, padded), np.float64)[:, seen.shape[1] - 1]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         losses.append(-log_p[np.arange(len(tokens)), tokens[:, t]].mean())
     return np.array(losses)
@@ -81,15 +82,15 @@ def test_in_one_layer_a_cache_without_sinks_is_the_window_read_anew(monkeypatch)
 
 
 def test_each_number_of_sinks_is_a_model_and_a_state_of_fixed_size_is_one():
-    model, _ = decoder()
+    model = model_of()
     assert [(n, s) for n, s, _ in stream_models(model, 6, (0, 1, 4))] == [
         ("0 sinks", 0),
         ("1 sink", 1),
         ("4 sinks", 4),
     ]
-    recurrent, _ = decoder(model__mixer="linear", model__position="none")
+    recurrent = model_of(model__mixer="linear", model__position="none")
     assert stream_models(recurrent, 6, (0, 4)) == [("recurrent state", -1, recurrent)]
-    mixed, _ = decoder(model__pattern=("", "mixer=linear, position=none"))
+    mixed = model_of(model__pattern=("", "mixer=linear, position=none"))
     assert [s for _, s, _ in stream_models(mixed, 6, (0, 4))] == [0, 4]
 
 

@@ -1,5 +1,6 @@
 """Small recurrent models with attention that can be decoded, with every kind of state leaf."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from research.models.model import parameter_shapes
 
 WIDTH = 8
 
@@ -120,9 +123,28 @@ def frames(seed: int, number: int, longest: int) -> tuple[np.ndarray, np.ndarray
 def make_toy(seed: int, **config: Any) -> tuple[Toy, Any]:
     """Returns a model and random parameters."""
     model = Toy(ToyConfig(**config))
+    return model, jax.device_get(_init(model, seed))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Toy, seed: int) -> Any:
     tokens = jnp.ones((1, 2), jnp.int32)
     batch = {"source": tokens, "source_length": jnp.array([2]), "inputs": tokens}
-    return model, model.init(jax.random.key(seed), batch, method="of_batch")["params"]
+    return model.init(jax.random.key(seed), batch, method="of_batch")["params"]
+
+
+def drawn(model: Any, scale: float) -> Any:
+    """Returns random parameters of a model of the library: NumPy's, and no program to draw them."""
+    tokens = np.ones((1, 2), np.int32)
+    batch = {"source": tokens, "source_length": np.array([2], np.int32)}
+    random = np.random.default_rng(1)
+
+    def draw(path: Any, shape: Any) -> np.ndarray:
+        mean = float(path[-1].key == "scale")  # of a norm
+        return (mean + scale * random.normal(size=shape.shape)).astype(np.float32)
+
+    shapes = parameter_shapes(model, batch | {"inputs": tokens, "targets": tokens})
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def sources(seed: int, number: int, longest: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,46 +58,61 @@ NAMES = {
 }
 
 
-@functools.cache  # so never to be called while tracing
+@functools.cache
 def problem(name):
+    """Model, parameters and batch of a case, all arrays NumPy's."""
     make, changes = CASES[name]
     config = make(**{f"model__{k}": v for k, v in changes.items()})
     rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(3, V, (2, T)), jnp.int32)
-    batch = {"inputs": tokens}
+    batch = {"inputs": rng.integers(3, V, (2, T)).astype(np.int32)}
     if make in (small.transduction, small.speech):
-        batch["source"] = jnp.asarray(rng.integers(3, V, (2, S)), jnp.int32)
-        batch["source_length"] = jnp.array([S, 4], jnp.int32)
+        batch["source"] = rng.integers(3, V, (2, S)).astype(np.int32)
+        batch["source_length"] = np.array([S, 4], np.int32)
     if make is small.speech:
-        batch["source"] = jnp.asarray(rng.normal(size=(2, 4 * S, 8)), jnp.float32)
-        batch["source_length"] = jnp.array([4 * S, 17], jnp.int32)
+        batch["source"] = rng.normal(size=(2, 4 * S, 8)).astype(np.float32)
+        batch["source_length"] = np.array([4 * S, 17], np.int32)
     classes = {}
     if make is small.rule:
-        batch["length"], classes = jnp.array([T, 5], jnp.int32), {"classes": 2}
+        batch["length"], classes = np.array([T, 5], np.int32), {"classes": 2}
     model = make_model(config.model, V, 16, **classes)
     params = jax.tree.map(
-        lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), jnp.float32),
+        lambda p: (0.5 * rng.normal(size=p.shape)).astype(np.float32),
         parameter_shapes(model, batch),
     )
     return model, params, batch
 
 
-def outputs_of(model, params, batch):
-    return model.apply({"params": params}, batch, method="of_batch")
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def applied(model, params, batch, method="of_batch"):
+    return model.apply({"params": params}, batch, method=method)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def recorded(model, params, batch, sites, changes):
+    return record(model, params, batch, sites, changes)
+
+
+def looked(model, params, batch, sites=SITES, changes=None):
+    """What `record` returns, compiled, as arrays of NumPy."""
+    return jax.device_get(recorded(model, params, batch, sites, changes))
+
+
+def layers(found, site, kind="self"):
+    return np.stack([p.sites[site] for p in parts(found) if p.kind == kind and site in p.sites])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_recording_changes_nothing_and_finds_every_attention(name):
     model, params, batch = problem(name)
-    outputs, found = jax.jit(lambda p, b: record(model, p, b, SITES))(params, batch)
-    close(outputs, outputs_of(model, params, batch), 1e-6)
+    outputs, found = looked(model, params, batch)
+    close(outputs, applied(model, params, batch), 1e-6)
     with_weights = [part for part in parts(found) if "weights" in part.sites]
     assert [part.name for part in with_weights] == NAMES[name]
     for part in with_weights:
         assert part.sites.get("gap", 0) < 1e-5, part.name
         if "visible" in part.sites and part.kind == "self":
             hidden = ~np.broadcast_to(part.sites["visible"][:, None], part.sites["weights"].shape)
-            assert not np.asarray(part.sites["weights"])[hidden].any()
+            assert not part.sites["weights"][hidden].any()
     entries = [part.sites for part in parts(found) if "entry" in part.sites]
     for before, after in zip(entries, entries[1:], strict=False):
         if before["exit"].shape == after["entry"].shape and "encoder_decoder" not in name:
@@ -108,18 +122,17 @@ def test_recording_changes_nothing_and_finds_every_attention(name):
 @pytest.mark.parametrize("name", ["encoder_decoder", "recurrent", "conformer"])
 def test_cross_weights_are_those_the_model_gives_itself(name):
     model, params, batch = problem(name)
-    found = record(model, params, batch, ("weights",))[1]
-    own = model.apply({"params": params}, batch, method="weights")
+    found = looked(model, params, batch)[1]
+    own = applied(model, params, batch, "weights")
     ours = stacked(found, "weights", "cross")  # (L, B, H, T, S)
-    close(jnp.concatenate(list(ours), axis=1), own, 1e-6)
+    close(np.concatenate(list(np.asarray(ours)), axis=1), own, 1e-6)
 
 
 def test_pooling_is_recorded():
     model, params, batch = problem("bilstm attention")
-    found = record(model, params, batch, ("weights", "values", "embeddings"))[1]
+    found = looked(model, params, batch)[1]
     (pooling,) = parts(found)
-    own = model.apply({"params": params}, batch, method="weights")
-    close(pooling.sites["weights"], own, 1e-6)
+    close(pooling.sites["weights"], applied(model, params, batch, "weights"), 1e-6)
     table = params["embed"]["embedding"]
     close(found["embed"]["embeddings"], table[batch["inputs"]], 1e-6)
 
@@ -127,66 +140,66 @@ def test_pooling_is_recorded():
 @pytest.mark.parametrize("name", ["decoder", "blockwise", "remat"])
 def test_own_weights_in_place_of_themselves_change_nothing(name):
     model, params, batch = problem(name)
-    own = stacked(record(model, params, batch, ("weights",))[1], "weights")
-    everywhere = Change(own, jnp.bool_(True).reshape(1, 1, 1, 1, 1))
-    outputs, _ = record(model, params, batch, (), {"weights": everywhere})
-    close(outputs, outputs_of(model, params, batch), 1e-5)
+    own = layers(looked(model, params, batch)[1], "weights")
+    everywhere = Change(own, np.ones((1, 1, 1, 1, 1), bool))
+    outputs, _ = looked(model, params, batch, (), {"weights": everywhere})
+    close(outputs, applied(model, params, batch), 1e-5)
 
 
 def test_other_weights_in_one_layer_are_what_is_summed():
     model, params, batch = problem("decoder")
-    first = jnp.zeros((4, 2, 2, T, T)).at[..., 0].set(1)
-    where = (jnp.arange(4) == 2).reshape(4, 1, 1, 1, 1)
-    recorded = record(
-        model, params, batch, ("weights", "read", "values"), {"weights": Change(first, where)}
-    )[1]
-    weights, read, values = (stacked(recorded, s) for s in ("weights", "read", "values"))
+    first = np.zeros((4, 2, 2, T, T), np.float32)
+    first[..., 0] = 1
+    where = (np.arange(4) == 2).reshape(4, 1, 1, 1, 1)
+    sites = ("weights", "read", "values")
+    found = looked(model, params, batch, sites, {"weights": Change(first, where)})[1]
+    weights, read, values = (layers(found, s) for s in sites)
     close(weights[2], first[2], 1e-6)
-    close(read[2], jnp.broadcast_to(values[2][:, :1], read[2].shape), 1e-5)
-    own = stacked(record(model, params, batch, ("weights",))[1], "weights")
+    close(read[2], np.broadcast_to(values[2][:, :1], read[2].shape), 1e-5)
+    own = layers(looked(model, params, batch)[1], "weights")
     close(weights[:2], own[:2], 1e-6)
     assert np.abs(weights[3] - own[3]).max() > 1e-3
 
 
 def test_reading_nothing_is_the_output_matrix_without_the_head():
     model, params, batch = problem("decoder")
-    gone = jnp.zeros((4, 2, T, 2, 4))
-    where = ((jnp.arange(4) == 1)[:, None] & (jnp.arange(2) == 1)).reshape(4, 1, 1, 2, 1)
-    outputs, _ = record(model, params, batch, (), {"read": Change(gone, where)})
-    without = jax.tree.map(lambda p: p, params)
-    without["layers"]["0"]["mixer"]["out"] = (
-        params["layers"]["0"]["mixer"]["out"].at[1, 1].set(0)  # (L, H, D, M)
-    )
-    close(outputs, outputs_of(model, without, batch), 1e-5)
+    gone = np.zeros((4, 2, T, 2, 4), np.float32)
+    where = ((np.arange(4) == 1)[:, None] & (np.arange(2) == 1)).reshape(4, 1, 1, 2, 1)
+    outputs, _ = looked(model, params, batch, (), {"read": Change(gone, where)})
+    without = jax.tree.map(np.copy, params)
+    without["layers"]["0"]["mixer"]["out"][1, 1] = 0  # (L, H, D, M)
+    close(outputs, applied(model, without, batch), 1e-5)
 
 
 @pytest.mark.parametrize("site", ["entry", "exit"])
 def test_the_stream_of_another_input_gives_its_outputs(site):
     model, params, batch = problem("decoder")
     other = {"inputs": batch["inputs"][:, ::-1]}
-    stream = stacked(record(model, params, other, (site,))[1], site)
-    where = (jnp.arange(4) == 2).reshape(4, 1, 1, 1)
-    outputs, _ = record(model, params, batch, (), {site: Change(stream, where)})
-    close(outputs, outputs_of(model, params, other), 1e-5)
+    stream = layers(looked(model, params, other)[1], site)
+    where = np.broadcast_to((np.arange(4) == 2).reshape(4, 1, 1, 1), (4, 1, T, 1))
+    outputs, _ = looked(model, params, batch, (), {site: Change(stream, where)})
+    close(outputs, applied(model, params, other), 1e-5)
 
 
 def test_a_stream_changed_at_one_position_is_seen_from_there_on_only():
     model, params, batch = problem("decoder")
-    where = ((jnp.arange(4) == 1)[:, None] & (jnp.arange(T) == 5)).reshape(4, 1, T, 1)
-    changed, _ = record(model, params, batch, (), {"entry": Change(jnp.ones((4, 2, T, 8)), where)})
-    own = outputs_of(model, params, batch)
+    where = ((np.arange(4) == 1)[:, None] & (np.arange(T) == 5)).reshape(4, 1, T, 1)
+    ones = np.ones((4, 2, T, 8), np.float32)
+    changed, _ = looked(model, params, batch, (), {"entry": Change(ones, where)})
+    own = np.asarray(applied(model, params, batch))
     close(changed[:, :5], own[:, :5], 1e-6)
     assert (np.abs(changed[:, 5:] - own[:, 5:]).max(-1) > 1e-4).all()
 
 
 def test_changes_of_a_pattern_go_to_their_layers():
     model, params, batch = problem("hybrid")
-    stream = stacked(record(model, params, batch, ("entry",))[1], "entry")
+    stream = layers(looked(model, params, batch)[1], "entry")
     for layer in range(4):
-        where = (jnp.arange(4) == layer).reshape(4, 1, 1, 1)
-        found = record(model, params, batch, ("entry",), {"entry": Change(stream + 1, where)})[1]
-        close(stacked(found, "entry")[layer], stream[layer] + 1, 1e-5)
-        np.testing.assert_allclose(stacked(found, "entry")[:layer], stream[:layer], atol=1e-5)
+        where = (np.arange(4) == layer).reshape(4, 1, 1, 1)
+        change = {"entry": Change(stream + 1, where)}
+        found = layers(looked(model, params, batch, ("entry",), change)[1], "entry")
+        close(found[layer], stream[layer] + 1, 1e-5)
+        np.testing.assert_allclose(found[:layer], stream[:layer], atol=1e-5)
 
 
 def test_embeddings_of_another_input_give_its_outputs_and_gradients_pass():
@@ -195,40 +208,44 @@ def test_embeddings_of_another_input_give_its_outputs_and_gradients_pass():
     embeddings = params["embed"]["embedding"][other["inputs"]]
 
     def first_logit(x):
-        change = Change(x, jnp.bool_(True).reshape(1, 1, 1))
-        return record(model, params, batch, (), {"embeddings": change})[0]
+        change = Change(x, np.ones((1, 1, 1), bool))
+        outputs = record(model, params, batch, (), {"embeddings": change})[0]
+        return outputs[0, 0], outputs
 
-    close(first_logit(embeddings), outputs_of(model, params, other), 1e-6)
-    slope = jax.grad(lambda x: first_logit(x)[0, 0])(embeddings)
-    assert np.abs(slope[0]).max() > 0 and not np.abs(slope[1]).any()
+    slope, outputs = jax.jit(jax.grad(first_logit, has_aux=True))(embeddings)
+    close(outputs, applied(model, params, other), 1e-6)
+    slope = np.abs(slope)
+    assert slope[0].max() > 0 and not slope[1].any()
 
 
 def test_pooling_weights_can_be_replaced():
     model, params, batch = problem("bilstm attention")
-    one = jnp.zeros((2, 1, 1, T)).at[..., 3].set(1)
-    change = Change(one, jnp.bool_(True).reshape(1, 1, 1, 1))
-    found = record(model, params, batch, ("weights", "values"), {"weights": change})
-    (pooling,) = parts(found[1])
+    one = np.zeros((2, 1, 1, T), np.float32)
+    one[..., 3] = 1
+    change = Change(one, np.ones((1, 1, 1, 1), bool))
+    outputs, found = looked(model, params, batch, ("weights", "values"), {"weights": change})
+    (pooling,) = parts(found)
     state = pooling.sites["values"][:, 3, 0]
-    expected = state @ params["head"] + params["head_bias"]
-    close(found[0], expected, 1e-5)
+    close(outputs, state @ params["head"] + params["head_bias"], 1e-5)
 
 
 def test_members_side_by_side_are_each_alone():
     model, params, batch = problem("encoder_decoder")
-    both = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
-    found = jax.vmap(lambda p: record(model, p, batch, ("weights",))[1])(both)
-    second = record(model, jax.tree.map(lambda p: 2 * p, params), batch, ("weights",))[1]
-    close(jax.tree.map(lambda a: a[1], found), second, 1e-5)
+    twice = jax.tree.map(lambda p: 2 * p, params)
+    both = jax.tree.map(lambda *p: np.stack(p), params, twice)
+    found = jax.jit(jax.vmap(lambda p: record(model, p, batch, SITES)[1]))(both)
+    second = looked(model, twice, batch)[1]
+    close(jax.tree.map(lambda a: np.asarray(a)[1], found), second, 1e-5)
 
 
 def test_mistakes_are_named():
     model, params, batch = problem("hybrid")
+    change = Change(np.zeros(1), np.bool_(True))
     with pytest.raises(UserError, match="sites='weight'"):
         record(model, params, batch, ("weight",))
     with pytest.raises(UserError, match="changes='scores'"):
-        record(model, params, batch, (), {"scores": Change(jnp.zeros(1), jnp.bool_(True))})
+        record(model, params, batch, (), {"scores": change})
     with pytest.raises(UserError, match="no such place"):
-        record(model, params, batch, (), {"embeddings": Change(jnp.zeros(1), jnp.bool_(True))})
+        record(model, params, batch, (), {"embeddings": change})
     with pytest.raises(UserError, match="no weights of cross-attention"):
-        stacked(record(model, params, batch, ("weights",))[1], "weights", "cross")
+        stacked(looked(model, params, batch)[1], "weights", "cross")

@@ -1,47 +1,60 @@
 """Measures of heads as metrics: against the measures themselves, in runs, and as outcomes."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from research.errors import UserError
 from research.interpret import head_measures
-from research.interpret.capture import parts, record, stacked
+from research.interpret.capture import parts, record
 from research.interpret.columns import MEASURES, SITES, columns, labels
-from research.training.loop import train_population
-from research.training.runs import load_config_of, open_run
-from tests import small
-from tests.interpret.test_capture import problem
+from tests.interpret.test_capture import layers, problem
 
 TEXT = ("entropy", "distance", "previous_token", "sink", "induction", "normalized_entropy")
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def measured(model, params, batch, measures):
+    found = record(model, params, batch, SITES)[1]
+    return columns(parts(found), batch, measures), found
+
+
 def columns_of(model, params, batch, measures):
-    return columns(parts(record(model, params, batch, SITES)[1]), batch, measures)
+    """The measures of a batch, and what was recorded for them."""
+    return jax.device_get(measured(model, params, batch, measures))
+
+
+@jax.jit
+def one_by_one(weights, tokens):
+    """The measures of each layer's heads; each layer alone."""
+    names = ("entropy", "distance", "previous_token", "sink")
+    found = {name: [getattr(head_measures, name)(w) for w in weights] for name in names}
+    return found | {"induction": [head_measures.induction(w, tokens) for w in weights]}
 
 
 def test_columns_are_the_measures_of_all_heads():
     model, params, batch = problem("decoder")
-    sums = columns_of(model, params, batch, TEXT)
-    weights = stacked(record(model, params, batch, SITES)[1], "weights")  # (L, B, H, T, T)
-    for name in ("entropy", "distance", "previous_token", "sink"):
-        each = [getattr(head_measures, name)(w) for w in weights]
+    sums, found = columns_of(model, params, batch, TEXT)
+    weights = layers(found, "weights")  # (L, B, H, T, T)
+    expected = jax.device_get(one_by_one(weights, batch["inputs"]))
+    heads = expected.pop("induction")
+    for name, each in expected.items():
         ratios = np.concatenate([s.total / s.count for s in each])
         by_head = sums[f"{name}_by_head"]
         np.testing.assert_allclose(by_head.total / by_head.count, ratios, rtol=1e-5)
         one = ratios.max() if MEASURES[name].strongest else ratios.mean()
         np.testing.assert_allclose(sums[name].total, one, rtol=1e-5)
         assert sums[name].count == 1
-    heads = [head_measures.induction(w, batch["inputs"]) for w in weights]
     expected = max(float((s.total / s.count).max()) for s in heads)
     np.testing.assert_allclose(sums["induction"].total, expected, rtol=1e-5)
 
 
 def test_padding_and_what_is_not_asked_do_not_count():
     model, params, batch = problem("class token")
-    sums = columns_of(model, params, batch, ("entropy",))
-    weights = np.asarray(stacked(record(model, params, batch, SITES)[1], "weights"))
+    sums, found = columns_of(model, params, batch, ("entropy",))
+    weights = layers(found, "weights")
     # a class token and 8 tokens; 5 of row 1
     rows = np.concatenate([weights[:, 0].reshape(-1, 9), weights[:, 1, :, :6].reshape(-1, 9)])
     own = -(rows * np.log(np.where(rows > 0, rows, 1))).sum(-1)
@@ -50,36 +63,10 @@ def test_padding_and_what_is_not_asked_do_not_count():
     model, params, batch = problem("encoder_decoder")
     targets = np.zeros(batch["inputs"].shape, np.int32)
     targets[1, 3:] = -1
-    sums = columns_of(model, params, batch | {"targets": targets}, ("confidence_of_cross",))
-    weights = np.asarray(stacked(record(model, params, batch, ("weights",))[1], "weights", "cross"))
-    largest = weights.max(-1)
+    sums, found = columns_of(model, params, batch | {"targets": targets}, ("confidence_of_cross",))
+    largest = layers(found, "weights", "cross").max(-1)
     expected = np.concatenate([largest[:, 0].ravel(), largest[:, 1, :, :3].ravel()]).mean()
     np.testing.assert_allclose(sums["confidence_of_cross"].total, expected, rtol=1e-5)
-
-
-def test_pooling_is_measured_in_runs_and_examples_that_fill_a_batch_do_not_count(tmp_path):
-    measures = ("entropy_of_pooling", "confidence_of_pooling")
-    config = small.rule(interpret__measures=measures, train__steps=8, model__body="lstm")
-    (result,) = train_population([config], [tmp_path / "run"], tmp_path / "run")
-    found = result["best"]["validation"]
-    (entropy,) = found["entropy_of_pooling_by_head"]
-    assert 0 < entropy < np.log(config.task.length)
-    assert entropy == pytest.approx(found["entropy_of_pooling"])
-    assert 1 / config.task.length < found["confidence_of_pooling"] < 1
-
-    run = open_run(tmp_path / "run", load_config_of(tmp_path / "run"))
-    batch = {
-        "inputs": np.arange(12).reshape(2, 6) % 5,
-        "length": jnp.array([6, 4]),
-        "label": np.array([1, -1]),
-    }
-    sums = columns_of(run.model, run.params, batch, measures)
-    weights = np.asarray(run.model.apply({"params": run.params}, batch, method="weights"))[
-        0
-    ].ravel()
-    own = -(weights * np.log(weights)).sum()
-    np.testing.assert_allclose(sums["entropy_of_pooling"].total, own, rtol=1e-5)
-    np.testing.assert_allclose(sums["confidence_of_pooling"].total, weights.max(), rtol=1e-5)
 
 
 def test_heads_are_named_by_their_layers():
@@ -105,17 +92,3 @@ def test_what_a_model_does_not_have_is_refused(name, measure, message):
     model, _, batch = problem(name)
     with pytest.raises(UserError, match=message):
         labels(model, batch, (measure,))
-
-
-def test_a_run_logs_them_and_its_result_has_them(tmp_path):
-    measures = ("induction", "entropy")
-    configs = [small.recall(interpret__measures=measures, train__steps=8, seed=s) for s in (0, 1)]
-    results = train_population(configs, [tmp_path / "a", tmp_path / "b"], tmp_path)
-    for result in results:
-        found = result["best"]["validation"]
-        assert 0 < found["entropy"] < np.log(16)
-        assert len(found["induction_by_head"]) == 4 == len(result["slices"]["induction_by_head"])
-        assert found["induction"] == pytest.approx(max(found["induction_by_head"]), rel=0.05)
-    assert results[0]["best"] != results[1]["best"]
-    rows = (tmp_path / "a" / "metrics.jsonl").read_text()
-    assert '"validation/induction"' in rows

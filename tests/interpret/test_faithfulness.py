@@ -15,6 +15,7 @@ from research.interpret.faithfulness import (
     permutation_test,
     total_variation,
 )
+from tests.compiled import compiled
 
 KEY = jax.random.key(0)
 
@@ -30,9 +31,9 @@ def test_distances_are_those_of_scipy():
     expected = [divergence(x, y) for x, y in zip(p, q, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert expected[0] == pytest.approx(np.log(2)) and np.isfinite(slope).all()
-    assert jensen_shannon(p[1], p[1]) == 0
+    assert compiled(jensen_shannon)(p[1], p[1]) == 0
     expected = [np.abs(x - y).sum() / 2 for x, y in zip(p, q, strict=True)]
-    np.testing.assert_allclose(total_variation(p, q), expected, rtol=1e-5)
+    np.testing.assert_allclose(compiled(total_variation)(p, q), expected, rtol=1e-5)
 
 
 def first_weight(w):
@@ -56,7 +57,7 @@ def test_permutations_move_real_positions_evenly():
 
 def test_permutations_of_equal_weights_change_nothing():
     weights = np.full(5, 0.2, np.float32)
-    assert permutation_test(first_weight, weights, KEY, 10) == 0
+    assert compiled(permutation_test, 0, 3)(first_weight, weights, KEY, 10) == 0
 
 
 def adversaries(f, weights, **options):
@@ -126,7 +127,7 @@ def test_removing_and_keeping_follow_the_ranking():
 
 def test_fractions_are_whole_tokens():
     """A tenth of ten tokens is one, a little of a token is one; the first of equals is taken."""
-    removed, kept = erasures(np.ones(10, np.float32), None, (0.01, 0.1, 0.11, 0.3))
+    removed, kept = compiled(erasures, 1, 2)(np.ones(10, np.float32), None, (0.01, 0.1, 0.11, 0.3))
     np.testing.assert_array_equal(kept.sum(-1), [1, 1, 2, 3])
     np.testing.assert_array_equal(kept, np.arange(10) < kept.sum(-1, keepdims=True))
     np.testing.assert_array_equal(removed, ~kept)

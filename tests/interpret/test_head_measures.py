@@ -1,23 +1,22 @@
 """Measures of heads against scipy, loops, and heads whose pattern is known."""
 
-import jax
 import numpy as np
 import pytest
 import scipy.stats
 
 from research.interpret import head_measures
-from research.interpret.head_measures import (
-    confidence,
-    diagonality,
-    distance,
-    duplicate_token,
-    entropy,
-    head_scores,
-    induction,
-    normalized_entropy,
-    previous_token,
-    sink,
-)
+from tests.compiled import compiled
+
+confidence = compiled(head_measures.confidence)
+diagonality = compiled(head_measures.diagonality)
+distance = compiled(head_measures.distance)
+duplicate_token = compiled(head_measures.duplicate_token)
+entropy = compiled(head_measures.entropy)
+head_scores = compiled(head_measures.head_scores)
+induction = compiled(head_measures.induction)
+normalized_entropy = compiled(head_measures.normalized_entropy)
+previous_token = compiled(head_measures.previous_token)
+sink = compiled(head_measures.sink)
 
 T = 6
 CAUSAL = np.tril(np.ones((T, T), bool))
@@ -72,7 +71,7 @@ def test_measures_of_a_row_are_those_of_loops():
         "previous_token": by_loop(weights, lambda w, t: w[t - 1], lambda t: t > 0),
         "sink": by_loop(weights, lambda w, t: w[0] + w[1], lambda t: t > 1),
     }
-    scores = jax.jit(head_scores, static_argnames="sinks")(weights, CAUSAL, sinks=2)
+    scores = compiled(lambda *args: head_measures.head_scores(*args, sinks=2))(weights, CAUSAL)
     assert scores.keys() == expected.keys()
     for name, of_heads in expected.items():
         assert scores[name].count.shape == (3,)
@@ -133,7 +132,7 @@ def test_measures_of_tokens_are_those_of_loops(name):
                 if earlier:
                     rows.append(sum(weights[b, h, t, s + shift] for s in earlier))
         expected.append(np.mean(rows))
-    found = getattr(head_measures, name)(weights, tokens)
+    found = {"duplicate_token": duplicate_token, "induction": induction}[name](weights, tokens)
     np.testing.assert_allclose(values(found), expected, rtol=1e-5)
 
 

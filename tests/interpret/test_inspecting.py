@@ -3,18 +3,18 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 
 from research.configuration import apply_deltas
 from research.errors import UserError
-from research.interpret.capture import parts, record
+from research.interpret.capture import parts
 from research.interpret.inspecting import Chosen, inspect
 from research.interpret.subject import of_example, of_text
 from research.training.runs import load_config_of, open_run
 from tests import small
+from tests.interpret.test_capture import applied, looked
 from tests.random_runs import write_run
 
 TEXT = "ROMEO: a rose by any other name would smell sweet.\n" * 40
@@ -42,8 +42,17 @@ def language(home):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def outputs_of(model, params, batch):
-    return model.apply({"params": params}, batch, method="of_batch")
+def step_by_step(model, params, batch):
+    """Logits (T, V) and weights (T, H, S) of the only row of a batch, each token fed alone."""
+    variables = {"params": params}
+    memory = model.apply(variables, batch["source"], batch["source_length"], method="encode")
+    state = model.apply(variables, memory, 16, method="init_state")
+
+    def step(state, token):
+        logits, state, weights = model.apply(variables, memory, state, token, method="step")
+        return state, (logits[0], weights[0])
+
+    return jax.lax.scan(step, state, batch["inputs"][0][:, None])[1]
 
 
 def by_name(inspection):
@@ -51,30 +60,29 @@ def by_name(inspection):
 
 
 def test_a_token_has_the_probability_that_those_before_give_it(language):
-    text = "a rose by a name"
+    text = "a rose by any n."
     shown = inspect(language, of_text(language, text))
     assert list(shown.tokens.input) == list(text)
     tokens = language.tokenizer.encode(text)
     own, entropy = (shown.tokens.input_numbers[n] for n in ("log-probability", "entropy"))
     assert np.isnan(own[0]) and np.isnan(entropy[0])
     for t in (1, 9, len(text) - 1):
-        before = {"inputs": jnp.asarray(np.resize(tokens[:t], len(text)))[None]}
-        logits = outputs_of(language.model, language.params, before)
-        p = scipy.special.softmax(np.asarray(logits[0, t - 1], np.float64))
+        before = {"inputs": np.resize(tokens[:t], len(text)).astype(np.int32)[None]}
+        logits = np.asarray(applied(language.model, language.params, before), np.float64)
+        p = scipy.special.softmax(logits[0, t - 1])
         assert own[t] == pytest.approx(np.log(p[tokens[t]]), abs=1e-4)
         assert entropy[t] == pytest.approx(scipy.special.entr(p).sum(), abs=1e-4)
 
 
 def test_maps_are_what_was_recorded_and_rollout_their_product(language):
     shown = inspect(language, of_text(language, "any other name"))
-    batch = {"inputs": jnp.asarray(language.tokenizer.encode("any other name"))[None]}
-    look = jax.jit(lambda p, b: record(language.model, p, b, ("weights",))[1])
-    found = parts(look(language.params, batch))
+    batch = {"inputs": np.asarray(language.tokenizer.encode("any other name"))[None]}
+    found = parts(looked(language.model, language.params, batch, ("weights",))[1])
     maps = by_name(shown)
     assert list(maps) == ["layer 0", "layer 1", "rollout"]
     through = np.eye(14)
     for part in found:
-        weights = np.asarray(part.sites["weights"][0])
+        weights = part.sites["weights"][0]
         np.testing.assert_allclose(maps[part.name].weights, weights, atol=1e-6)
         previous = [np.diagonal(head, -1).mean() for head in weights]
         measures = maps[part.name].measures
@@ -99,7 +107,7 @@ def test_another_implementation_shows_the_same(home, language):
 
 
 def test_only_what_is_asked_for_is_kept(language):
-    subject = of_text(language, "any name")
+    subject = of_text(language, "any other name")
     shown = inspect(language, subject, Chosen(layers=(1,), heads=(1,)))
     (one,) = shown.maps
     whole = by_name(inspect(language, subject))["layer 1"]
@@ -128,7 +136,7 @@ def test_answers_are_asked_where_the_task_asks(home):
     numbers, task_row = shown.tokens.input_numbers["log-probability of the answer"], subject.batch
     targets = np.asarray(task_row["targets"][0])
     np.testing.assert_array_equal(np.isfinite(numbers), targets >= 0)
-    logits = outputs_of(run.model, run.params, task_row)[0]
+    logits = applied(run.model, run.params, task_row)[0]
     log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     asked = targets >= 0
     np.testing.assert_allclose(numbers[asked], log_p[asked, targets[asked]], atol=1e-4)
@@ -150,20 +158,14 @@ def test_what_is_written_has_the_probabilities_of_decoding_step_by_step(home):
     subject = of_example(run, "test", 3, reference=True)
     given = inspect(run, subject)
     assert given.tokens.output[-1] == "</s>" and "<pad>" not in given.tokens.output
-    variables, batch = {"params": run.params}, subject.batch
-    apply = run.model.apply
-    memory = apply(variables, batch["source"], batch["source_length"], method="encode")
-    state = apply(variables, memory, 16, method="init_state")
-    step = jax.jit(lambda state, token: apply(variables, memory, state, token, method="step"))
     own = given.tokens.output_numbers["log-probability"]
     cross = by_name(given)["decoder 0 cross"]
     assert cross.rows == "output" and cross.columns == "input"
-    for t, (token, target) in enumerate(zip(batch["inputs"][0], batch["targets"][0], strict=True)):
-        logits, state, weights = step(state, token[None])
-        assert own[t] == pytest.approx(
-            scipy.special.log_softmax(np.asarray(logits[0], np.float64))[int(target)], abs=1e-4
-        )
-        np.testing.assert_allclose(cross.weights[:, t], weights[0], atol=1e-5)
+    logits, weights = jax.device_get(step_by_step(run.model, run.params, subject.batch))
+    log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+    for t, target in enumerate(subject.batch["targets"][0]):
+        assert own[t] == pytest.approx(log_p[t, target], abs=1e-4)
+        np.testing.assert_allclose(cross.weights[:, t], weights[t], atol=1e-5)
     assert of_example(run, "test", 3).lines[1].startswith("The model writes: ")
 
 
@@ -182,8 +184,8 @@ def test_classes_and_the_token_in_front(home, pooling):
     shown = inspect(run, subject)
     inputs, length = subject.batch["inputs"], subject.batch["length"]
     assert inputs.shape[1] == int(length[0])
-    logits = outputs_of(run.model, run.params, subject.batch)[0]
-    p = scipy.special.softmax(np.asarray(logits, np.float64))
+    logits = np.asarray(applied(run.model, run.params, subject.batch), np.float64)[0]
+    p = scipy.special.softmax(logits)
     labels = {label: float(v) for label, v in shown.predictions}
     assert labels == pytest.approx({"first": p[0], "second": p[1]}, abs=1e-5)
     texts, extra = list(shown.tokens.input), int(pooling == "class_token")
@@ -192,8 +194,9 @@ def test_classes_and_the_token_in_front(home, pooling):
     odds = np.log(p[best] / p[1 - best])
     found = shown.tokens.input_numbers["leave one out"]
     assert np.isnan(found[:extra]).all()
-    without = dict(subject.batch, inputs=inputs.at[0, 1].set(1))
-    q = outputs_of(run.model, run.params, without)[0]
+    without = dict(subject.batch, inputs=inputs.copy())
+    without["inputs"][0, 1] = 1
+    q = np.asarray(applied(run.model, run.params, without))[0]
     assert found[1 + extra] == pytest.approx(odds - float(q[best] - q[1 - best]), abs=1e-3)
     assert ("pooling" in by_name(shown)) == (pooling == "attention")
     assert set(shown.tokens.input_numbers) == {

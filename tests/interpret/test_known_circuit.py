@@ -9,12 +9,9 @@ for positions whose token before is its own token, and writes their token. Olsso
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.interpret.capture import parts, record, stacked
-from research.interpret.columns import SITES, columns
 from research.interpret.heads import mask_heads
 from research.interpret.logit_lens import decoder_lens
 from research.interpret.patching import (
@@ -26,6 +23,9 @@ from research.interpret.patching import (
 )
 from research.models.registry import make_model
 from tests import small
+from tests.compiled import compiled
+from tests.interpret.test_capture import applied, layers
+from tests.interpret.test_columns import columns_of
 
 V, T = 12, 10
 WIDTH, D = 2 * V + T + V, 16
@@ -73,12 +73,12 @@ def circuit():
         "norm": {"scale": np.ones(WIDTH)},
         "layers": {"0": {"norm1": {"scale": np.ones((2, WIDTH))}, "mixer": mixer}},
     }
-    return model, jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    return model, jax.tree.map(lambda a: a.astype(np.float32), params)
 
 
 # 5 was followed by 7; the second 5 is at place 6.
-TOKENS = jnp.array([[3, 5, 7, 2, 9, 4, 5, 7, 2, 9]], jnp.int32)
-OTHER = jnp.array([[3, 5, 8, 2, 9, 4, 5, 7, 2, 9]], jnp.int32)
+TOKENS = np.array([[3, 5, 7, 2, 9, 4, 5, 7, 2, 9]], np.int32)
+OTHER = np.array([[3, 5, 8, 2, 9, 4, 5, 7, 2, 9]], np.int32)
 ASKED = 6
 
 
@@ -88,7 +88,7 @@ def metric(logits):
 
 def test_the_circuit_predicts_what_followed_before():
     model, params = circuit()
-    logits = model.apply({"params": params}, {"inputs": TOKENS}, method="of_batch")
+    logits = np.asarray(applied(model, params, {"inputs": TOKENS}))
     assert logits[0, 6:9].argmax(-1).tolist() == [7, 2, 9]
 
 
@@ -96,14 +96,14 @@ def test_it_is_found_and_scored_one():
     model, params = circuit()
     batch = {"inputs": TOKENS}
     names = ("induction", "previous_token")
-    sums = columns(parts(record(model, params, batch, SITES)[1]), batch, names)
+    sums, found = columns_of(model, params, batch, names)
     induction, previous = (
         s.total / s.count for s in (sums["induction_by_head"], sums["previous_token_by_head"])
     )
     assert induction[1] == pytest.approx(1, abs=1e-3) and induction[0] < 0.1
     assert previous[0] == pytest.approx(1, abs=1e-3) and previous[1] < 0.5
     assert sums["induction"].total == pytest.approx(1, abs=1e-3)
-    weights = stacked(record(model, params, batch, ("weights",))[1], "weights")
+    weights = layers(found, "weights")
     assert weights[1, 0, 0, 6].argmax() == 2  # the second 5 reads what followed the first
 
 
@@ -112,26 +112,29 @@ def test_without_either_head_it_is_gone():
     for layer in range(2):
         mask = np.ones((2, 1), np.float32)
         mask[layer] = 0
-        logits = model.apply(
-            {"params": mask_heads(model, params, jnp.asarray(mask))},
-            {"inputs": TOKENS},
-            method="of_batch",
-        )
-        chosen = logits[0, 6:9].argmax(-1).tolist()
+        masked = compiled(mask_heads, 0)(model, params, mask)
+        chosen = np.asarray(applied(model, masked, {"inputs": TOKENS}))[0, 6:9].argmax(-1).tolist()
         assert chosen != [7, 2, 9]
 
 
 def test_patching_finds_the_places_the_answer_passes_through():
     model, params = circuit()
     clean, corrupted = {"inputs": TOKENS}, {"inputs": OTHER}
-    run, cache = patched_stream(model, params, metric), cached(model, params, clean, "entry")
-    effects = patch_effects(run, clean, corrupted, cache, single_sites(2, T)).reshape(2, T)
+
+    def effects_of(site, patched, *shape):
+        @compiled
+        def effects(params, clean, corrupted):
+            run, cache = patched(model, params, metric), cached(model, params, clean, site)
+            return patch_effects(run, clean, corrupted, cache, single_sites(*shape))
+
+        return effects(params, clean, corrupted).reshape(2, T)
+
+    effects = effects_of("entry", patched_stream, 2, T)
     # What differs stands at place 2 and is read from there by layer 1.
     expected = np.zeros((2, T))
     expected[:, 2] = 1
     np.testing.assert_allclose(effects, expected, atol=1e-3)
-    run, cache = patched_heads(model, params, metric), cached(model, params, clean, "read")
-    effects = patch_effects(run, clean, corrupted, cache, single_sites(2, T, 1)).reshape(2, T)
+    effects = effects_of("read", patched_heads, 2, T, 1)
     expected = np.zeros((2, T))
     expected[1, ASKED] = 1
     np.testing.assert_allclose(effects, expected, atol=1e-3)
@@ -140,8 +143,8 @@ def test_patching_finds_the_places_the_answer_passes_through():
 def test_the_lens_sees_the_answer_behind_the_last_layer_only():
     model, params = circuit()
     batch = {"inputs": TOKENS}
-    seen = decoder_lens(model, params, batch)
+    seen = compiled(decoder_lens, 0)(model, params, batch)
     assert seen.shape == (3, 1, T, V)
-    logits = model.apply({"params": params}, batch, method="of_batch")
+    logits = applied(model, params, batch)
     np.testing.assert_allclose(seen[-1], logits, rtol=1e-5, atol=1e-5)
-    assert not np.asarray(seen[:2, 0, ASKED]).any()
+    assert not seen[:2, 0, ASKED].any()

@@ -1,7 +1,6 @@
 """Induction against its definition, and against what can be known without reading the tokens."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from research.tasks.induction import EVALUATION_SEED, Induction
 from research.tasks.registry import make_task
 from research.training.metrics import ratios
 from tests import small
+from tests.compiled import compiled
 
 SHAPES = {
     "varied": Induction(length=40, vocab_size=48, batch_size=512, segment=(3, 12)),
@@ -20,10 +20,7 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def batches():
-    return {
-        name: jax.tree.map(np.asarray, jax.jit(task.batch)((), jax.random.key(1)))
-        for name, task in SHAPES.items()
-    }
+    return {name: compiled(task.batch)((), jax.random.key(1)) for name, task in SHAPES.items()}
 
 
 def occurrences(row):
@@ -73,11 +70,14 @@ def test_offsets_and_lengths_vary(batches):
     assert ((counts - 256 / 15) ** 2 / (256 / 15)).sum() < 40  # 14 degrees
 
 
-def scored(task, batch, guesses):
+MEASURED = {name: compiled(task.metrics) for name, task in SHAPES.items()}
+
+
+def scored(name, batch, guesses):
     """Returns the metrics of one guess to each position, (B, T) tokens."""
-    logits = 50.0 * jax.nn.one_hot(jnp.asarray(guesses), task.vocab_size)
-    sums = jax.jit(task.metrics)(logits, batch)
-    return ratios(jax.tree.map(lambda a: np.asarray(a)[None], sums), 0)
+    logits = 50.0 * (guesses[..., None] == np.arange(SHAPES[name].vocab_size))
+    sums = MEASURED[name](logits.astype(np.float32), batch)
+    return ratios(jax.tree.map(lambda a: a[None], sums), 0)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -90,7 +90,7 @@ def test_an_induction_head_scores_one(batches, name):
             guess[t] = successor.get(token, 0)
             if t:
                 successor[row[t - 1]] = token
-    found = scored(task, batch, guesses)
+    found = scored(name, batch, guesses)
     assert found["accuracy"] == 1.0 and found["loss"] < 1e-6
     for metric in task.slices:
         assert {x for x in found[metric] if x == x} == {1.0}
@@ -99,7 +99,7 @@ def test_an_induction_head_scores_one(batches, name):
 def test_no_fixed_distance_and_no_fixed_token_scores_well(batches):
     task, batch = SHAPES["varied"], batches["varied"]
     by_distance = [
-        scored(task, batch, np.roll(batch["inputs"], shift, axis=1))["accuracy"]
+        scored("varied", batch, np.roll(batch["inputs"], shift, axis=1))["accuracy"]
         for shift in range(task.length - 1)  # the last one reads the token that follows
     ]
     # At least 17 distances fit every length; weighting by targets favours none by much.
@@ -116,7 +116,7 @@ def test_no_fixed_distance_and_no_fixed_token_scores_well(batches):
 def test_slices_sum_to_the_whole(batches):
     task, batch = SHAPES["varied"], batches["varied"]
     logits = np.random.default_rng(0).normal(size=(*batch["inputs"].shape, task.vocab_size))
-    sums = task.metrics(jnp.asarray(logits, jnp.float32), batch)
+    sums = MEASURED["varied"](logits.astype(np.float32), batch)
     whole = sums["accuracy"]
     assert 0 < whole.total < whole.count == (batch["targets"] >= 0).sum()
     for metric, labels in task.slices.items():
@@ -131,18 +131,18 @@ def test_slices_sum_to_the_whole(batches):
 
 def test_batches_depend_on_key_and_step_and_evaluation_is_apart():
     task = SHAPES["one length"]
-    batch = jax.jit(task.batch)
+    batch, evaluation = compiled(task.batch), compiled(task.evaluation, 1, 3)
     seen = {
-        np.asarray(batch((), jax.random.key(seed), step)["inputs"]).tobytes()
+        batch((), jax.random.key(seed), step)["inputs"].tobytes()
         for seed in (0, 1, *EVALUATION_SEED.values())
         for step in range(3)
     }
     for split in task.splits:
         for index in range(2):
-            held_out = task.evaluation((), split, jnp.int32(index), 2)["inputs"]
-            again = task.evaluation((), split, jnp.int32(index), 2)["inputs"]
+            held_out = evaluation((), split, index, 2)["inputs"]
+            again = evaluation((), split, index, 2)["inputs"]
             np.testing.assert_array_equal(held_out, again)
-            seen.add(np.asarray(held_out).tobytes())
+            seen.add(held_out.tobytes())
     # The streams of evaluation are those of no seed: training folds the seed once more.
     assert len(seen) == 12
 

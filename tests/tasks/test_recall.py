@@ -11,6 +11,7 @@ from research.tasks.registry import make_task
 from research.training.metrics import ratios
 from research.training.step import stream
 from tests import small
+from tests.compiled import compiled
 
 SHAPES = {
     "varied": Recall(
@@ -25,10 +26,10 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def batches():
-    return {
-        name: jax.tree.map(np.asarray, jax.jit(task.batch)((), jax.random.key(1)))
-        for name, task in SHAPES.items()
-    }
+    return {name: compiled(task.batch)((), jax.random.key(1)) for name, task in SHAPES.items()}
+
+
+MEASURED = {name: compiled(task.metrics) for name, task in SHAPES.items()}
 
 
 def rows(batch):
@@ -136,11 +137,14 @@ def test_keys_and_values_are_uniform_and_independent(batches):
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    task, streams = SHAPES["varied"], jax.jit(SHAPES["varied"].batch)
+    task = SHAPES["varied"]
+
+    @compiled
+    def drawn(seed, step):
+        return task.batch((), jax.random.fold_in(stream(seed, 1), step))["inputs"]
 
     def at(seed, step):
-        key = jax.random.fold_in(stream(jnp.uint32(seed), 1), step)
-        return np.asarray(streams((), key)["inputs"]).tobytes()
+        return drawn(np.uint32(seed), step).tobytes()
 
     seen = {at(seed, step) for seed in range(3) for step in range(5)}
     assert len(seen) == 15
@@ -152,7 +156,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 def test_evaluation_streams_are_fixed_and_disjoint_from_training():
     task = SHAPES["one number"]  # sequences of one pair could come twice by chance
-    held_out = jax.jit(task.evaluation, static_argnums=(1, 3))
+    held_out = compiled(task.evaluation, 1, 3)
 
     @jax.jit
     def trained(seed):
@@ -164,16 +168,16 @@ def test_evaluation_streams_are_fixed_and_disjoint_from_training():
 
     # Seeds that equal the constants of the evaluation streams are no way in either.
     seeds = [*range(4), *EVALUATION_SEED.values()]
-    training = set.union(*(lines(trained(jnp.uint32(seed))) for seed in seeds))
+    training = set.union(*(lines(trained(np.uint32(seed))) for seed in seeds))
     assert len(training) == 6 * 8 * 64
     found = {
-        split: [lines(held_out((), split, jnp.int32(i), 4)["inputs"]) for i in range(4)]
+        split: [lines(held_out((), split, i, 4)["inputs"]) for i in range(4)]
         for split in task.splits
     }
     every = [batch for batches in found.values() for batch in batches]
     assert len(set.union(*every)) == sum(map(len, every)), "batches and splits do not overlap"
     assert not set.union(*every) & training
-    assert found["test"][1] == lines(held_out((), "test", jnp.int32(1), 4)["inputs"])
+    assert found["test"][1] == lines(held_out((), "test", 1, 4)["inputs"])
 
 
 def oracle(batch, vocab_size, confidence=50.0):
@@ -188,13 +192,13 @@ def oracle(batch, vocab_size, confidence=50.0):
                 logits[b, t, value_of[token]] = confidence
             elif 0 < token < vocab_size // 2 and t + 1 < length:
                 value_of[token] = tokens[b, t + 1]
-    return jnp.asarray(logits)
+    return logits
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_an_oracle_scores_one(batches, name):
     task, batch = SHAPES[name], batches[name]
-    sums = task.metrics(oracle(batch, task.vocab_size), batch)
+    sums = MEASURED[name](oracle(batch, task.vocab_size), batch)
     found = ratios(jax.tree.map(lambda a: np.asarray(a)[None], sums), 0)
     assert found["accuracy"] == found["accuracy_most_pairs"] == 1.0
     assert found["loss"] < 1e-6
@@ -208,16 +212,16 @@ def test_guessing_among_the_shown_values_scores_one_over_n(batches):
     for b in range(len(logits)):
         n = task.num_pairs[batch["pairs"][b]]
         logits[b][:, batch["inputs"][b, 1 : 2 * n : 2]] = 0.0
-    sums = task.metrics(jnp.asarray(logits), batch)
+    sums = MEASURED["varied"](logits, batch)
     numbers = np.array(task.num_pairs)[batch["pairs"]]
     # Uniform over n values costs log n nats for each of n queries.
     np.testing.assert_allclose(sums["loss"].total, (numbers * np.log(numbers)).sum(), rtol=1e-5)
     generator = np.random.default_rng(0)
-    measure, right = jax.jit(task.metrics), 0
+    right = 0
     for _ in range(20):
         noise = generator.gumbel(size=logits.shape).astype(np.float32)
-        guess = measure(jnp.asarray(logits + noise), batch)["accuracy_by_pairs"]
-        right += np.asarray(guess.total) / np.asarray(guess.count) / 20
+        guess = MEASURED["varied"](logits + noise, batch)["accuracy_by_pairs"]
+        right += guess.total / guess.count / 20
     np.testing.assert_allclose(right, 1 / np.array(task.num_pairs), atol=0.05)
 
 
@@ -225,8 +229,8 @@ def test_guessing_among_the_shown_values_scores_one_over_n(batches):
 def test_slices_sum_to_the_whole(batches, name):
     task, batch = SHAPES[name], batches[name]
     noise = np.random.default_rng(0).normal(size=(*batch["inputs"].shape, task.vocab_size))
-    logits = 0.2 * oracle(batch, task.vocab_size) / 10 + jnp.asarray(noise, jnp.float32)
-    sums = task.metrics(logits, batch)
+    logits = 0.2 * oracle(batch, task.vocab_size) / 10 + noise.astype(np.float32)
+    sums = MEASURED[name](logits, batch)
     whole = sums["accuracy"]
     assert 0 < whole.total < whole.count == (batch["targets"] >= 0).sum()
     for name in ("accuracy_by_gap", "accuracy_by_pairs"):
@@ -240,7 +244,7 @@ def test_slices_sum_to_the_whole(batches, name):
 
 def test_gap_bins_hold_what_their_labels_say(batches):
     task, batch = SHAPES["varied"], batches["varied"]
-    sums = task.metrics(oracle(batch, task.vocab_size), batch)
+    sums = MEASURED["varied"](oracle(batch, task.vocab_size), batch)
     gaps = batch["gaps"][batch["targets"] >= 0]
     for label, count in zip(
         task.slices["accuracy_by_gap"], sums["accuracy_by_gap"].count, strict=True
@@ -277,6 +281,6 @@ def test_sizes_that_do_not_fit_are_named(deltas, message):
 def test_smallest_sizes_that_fit_do():
     config = small.recall(task__length=12, task__vocab_size=8, task__num_pairs=(3,)).task
     task = make_recall(config)
-    batch = jax.tree.map(np.asarray, task.batch((), jax.random.key(0)))
+    batch = compiled(task.batch)((), jax.random.key(0))
     for row in rows(batch):
         check_sequence(row, task)

@@ -8,6 +8,7 @@ from research.errors import UserError
 from research.tasks.registry import make_task
 from research.tasks.rule import FIRST
 from tests import small
+from tests.compiled import compiled
 
 K = 2
 
@@ -19,7 +20,7 @@ def made(kind, **deltas):
 @pytest.fixture(scope="module", params=["keyword", "pair"])
 def drawn(request):
     task = made(request.param)
-    return task, jax.device_get(jax.jit(task.batch)(task.data, jax.random.key(0), 3))
+    return task, compiled(task.batch)(task.data, jax.random.key(0), 3)
 
 
 def test_relevant_tokens_decide(drawn):
@@ -51,7 +52,7 @@ def test_classes_lengths_places_and_words_are_even(drawn):
 
 def test_one_keyword_of_a_pair_says_nothing():
     task = made("pair")
-    batch = jax.device_get(task.batch((), jax.random.key(1)))
+    batch = compiled(task.batch)((), jax.random.key(1))
     first = batch["relevant"].argmax(-1)
     word = np.take_along_axis(batch["inputs"], first[:, None], 1)[:, 0]
     for w in range(FIRST, FIRST + 2 * K):
@@ -60,9 +61,10 @@ def test_one_keyword_of_a_pair_says_nothing():
 
 def test_a_batch_depends_on_seed_and_step_alone_and_splits_are_apart():
     task = made("keyword")
-    draws = [task.batch((), jax.random.key(s), i) for s, i in ((0, 0), (0, 1), (1, 0), (0, 0))]
-    draws += [task.evaluation((), split, 0, 1) for split in ("validation", "test")]
-    rows = [np.asarray(d["inputs"]).tobytes() for d in draws]
+    draw, evaluation = compiled(task.batch), compiled(task.evaluation, 1, 3)
+    draws = [draw((), jax.random.key(s), i) for s, i in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    draws += [evaluation((), split, 0, 1) for split in ("validation", "test")]
+    rows = [d["inputs"].tobytes() for d in draws]
     assert rows[0] == rows[3] and len(set(rows)) == 5
     assert task.tokens == 512 * 5
     assert task.length_bins[0] == (2, 3) and task.length_bins[-1][1] == 8

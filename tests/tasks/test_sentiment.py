@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from research.tasks.task import UNKNOWN
 from research.tasks.tokenizer import CORPUS, FILE, OpenTokenizer, load_tokenizer
 from research.tasks.words import split_at_marks, split_words
 from tests import small
+from tests.compiled import compiled
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,11 @@ def texts_of(path, split):
     return found
 
 
+def buckets_of(task, steps):
+    """Returns the bucket of each of the first steps."""
+    return compiled(jax.vmap(task.bucket))(np.arange(steps)).tolist()
+
+
 def shown(task, batch):
     """Returns the texts and labels of a batch's rows that count."""
     found = []
@@ -54,9 +59,10 @@ def shown(task, batch):
 @pytest.mark.parametrize(("split", "name"), [("validation", "dev"), ("test", "test")])
 def test_an_evaluation_has_every_text_once(task, path, split, name):
     wanted, found = texts_of(path, name), []
+    evaluation = compiled(task.evaluation, 1, 3, 4)
     for bucket, batches in enumerate(task.evaluation_batches(split, 1)):
         for index in range(batches):
-            batch = jax.device_get(task.evaluation(task.data, split, index, batches, bucket))
+            batch = evaluation(task.data, split, index, batches, bucket)
             assert len(batch["label"]) == task.batch_size
             found += shown(task, batch)
     assert {pair: found.count(pair) for pair in found} == wanted
@@ -64,13 +70,13 @@ def test_an_evaluation_has_every_text_once(task, path, split, name):
 
 def test_an_epoch_has_a_text_once_at_most_and_depends_on_the_seed(task, path):
     wanted = texts_of(path, "train")
-    draw = jax.jit(task.batch, static_argnums=3)
+    draw = compiled(task.batch, 3)
+    buckets = buckets_of(task, sum(task.epochs.batches))
     orders = []
     for seed in (0, 1):
         found, key = [], jax.random.key(seed)
-        for step in range(sum(task.epochs.batches)):
-            bucket = int(task.bucket(jnp.int32(step)))
-            batch = jax.device_get(draw(task.data, key, step, bucket))
+        for step, bucket in enumerate(buckets):
+            batch = draw(task.data, key, step, bucket)
             assert batch["inputs"].shape == (task.batch_size, task.bounds[bucket])
             found += shown(task, batch)
         assert all(found.count(pair) <= wanted[pair] for pair in found)
@@ -81,33 +87,35 @@ def test_an_epoch_has_a_text_once_at_most_and_depends_on_the_seed(task, path):
 
 
 def test_tokens_are_those_without_padding(task):
-    draw = jax.jit(task.batch, static_argnums=3)
+    draw, key = compiled(task.batch, 3), jax.random.key(0)
     epoch = sum(task.epochs.batches)
     seen = 0
-    for step in range(4 * epoch):
-        bucket = int(task.bucket(jnp.int32(step)))
-        seen += int(draw(task.data, jax.random.key(0), step, bucket)["length"].sum())
+    for step, bucket in enumerate(buckets_of(task, 4 * epoch)):
+        seen += int(draw(task.data, key, step, bucket)["length"].sum())
     assert task.tokens == pytest.approx(seen / (4 * epoch), rel=0.03)
 
 
 def test_word_dropout_is_of_training_tokens_alone(task, path):
     dropping = made(path, task__word_dropout=0.3)
     bucket = len(task.bounds) - 1
-    draw = jax.jit(dropping.batch, static_argnums=3)
+    draw, plain, key = compiled(dropping.batch, 3), compiled(task.batch, 3), jax.random.key(0)
     dropped = tokens = 0
     for step in range(40):
-        a = jax.device_get(task.batch(task.data, jax.random.key(0), step, bucket))
-        b = jax.device_get(draw(dropping.data, jax.random.key(0), step, bucket))
+        a = plain(task.data, key, step, bucket)
+        b = draw(dropping.data, key, step, bucket)
         changed = a["inputs"] != b["inputs"]
         np.testing.assert_array_equal(b["inputs"][changed], UNKNOWN)
         np.testing.assert_array_equal(a["label"], b["label"])
         assert not changed[a["inputs"] == 0].any()
         dropped, tokens = dropped + changed.sum(), tokens + (a["inputs"] > 0).sum()
     assert dropped / tokens == pytest.approx(0.3, abs=0.05)
-    again = draw(dropping.data, jax.random.key(0), 39, bucket)
+    again = draw(dropping.data, key, 39, bucket)
     np.testing.assert_array_equal(again["inputs"], b["inputs"])
     for split in ("validation", "test"):
-        a, b = (t.evaluation(t.data, split, 0, 1, 0)["inputs"] for t in (task, dropping))
+        a, b = (
+            compiled(t.evaluation, 1, 3, 4)(t.data, split, 0, 1, 0)["inputs"]
+            for t in (task, dropping)
+        )
         np.testing.assert_array_equal(a, b)
 
 
@@ -116,7 +124,7 @@ def test_metrics_against_numpy(task):
     logits = rng.normal(size=(9, 2)).astype(np.float32)
     label = np.array([0, 1, 1, 0, -1, 1, 0, 1, -1], np.int32)
     length = np.array([1, 9, 3, 10, 1, 2, 8, 4, 2], np.int32)
-    sums = task.metrics(jnp.asarray(logits), {"label": label, "length": length})
+    sums = compiled(task.metrics)(logits, {"label": label, "length": length})
     there = label >= 0
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert sums["loss"].count == 7

@@ -5,7 +5,6 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from research.tasks.tokenizer import (
     make_tokenizer,
 )
 from tests import small
+from tests.compiled import compiled
 
 # One, two, three and four bytes a character, and a combining mark.
 UNICODE = "naïve Ångström – “日本語” 🙂🙂 e\u0301 Ω\n"
@@ -121,7 +121,7 @@ def test_bpe_is_trained_on_the_training_split_alone(tmp_path):
 def test_targets_are_the_inputs_shifted_by_one(tmp_path):
     text = "".join(chr(0x4E00 + i) for i in range(400))  # each character once: windows are unique
     task = made(tmp_path, text, task__batch_size=32)
-    batch = task.batch(task.data, jax.random.key(0))
+    batch = compiled(task.batch)(task.data, jax.random.key(0))
     assert batch["inputs"].shape == batch["targets"].shape == (32, 16)
     for row, target in zip(batch["inputs"].tolist(), batch["targets"].tolist(), strict=True):
         found = task.tokenizer.decode(row) + task.tokenizer.decode(target[-1:])
@@ -132,9 +132,8 @@ def test_targets_are_the_inputs_shifted_by_one(tmp_path):
 def test_training_windows_reach_both_ends_of_the_split(tmp_path):
     text = "".join(chr(0x4E00 + i) for i in range(60))  # 54 for training, windows of 16 + 1
     task = made(tmp_path, text, task__length=4, task__batch_size=64)
-    batches = jax.vmap(lambda k: task.batch(task.data, k)["inputs"][:, 0])(
-        jax.random.split(jax.random.key(0), 40)
-    )
+    draw = compiled(jax.vmap(lambda k: task.batch(task.data, k)["inputs"][:, 0]))
+    batches = draw(jax.random.split(jax.random.key(0), 40))
     starts = np.bincount(np.asarray(batches).ravel(), minlength=50)
     # Windows of 4 and their last target: starts 0 .. 49, each as often as any other.
     assert len(starts) == 50
@@ -146,10 +145,9 @@ def test_training_windows_reach_both_ends_of_the_split(tmp_path):
 def test_validation_windows_are_spread_evenly_and_fixed(tmp_path, batches, size):
     text = "".join(chr(0x4E00 + i) for i in range(1500))
     task = made(tmp_path, text, task__batch_size=size)
-    found = [
-        task.evaluation(task.data, "validation", jnp.int32(i), batches) for i in range(batches)
-    ]
-    starts = np.concatenate([np.asarray(b["inputs"][:, 0]) for b in found]) - 1350
+    evaluation = compiled(task.evaluation, 1, 3)
+    found = [evaluation(task.data, "validation", i, batches) for i in range(batches)]
+    starts = np.concatenate([b["inputs"][:, 0] for b in found]) - 1350
     last = 150 - 16 - 1
     assert starts.min() == 0 and starts.max() == last
     steps = np.diff(starts)
@@ -160,8 +158,9 @@ def test_validation_windows_are_spread_evenly_and_fixed(tmp_path, batches, size)
 
 def test_batches_depend_on_the_key_alone(tmp_path):
     task = made(tmp_path, ENGLISH * 50)
-    one, two = (np.asarray(task.batch(task.data, jax.random.key(k))["inputs"]) for k in (0, 1))
-    again = np.asarray(made(tmp_path, ENGLISH * 50).batch(task.data, jax.random.key(0))["inputs"])
+    other = made(tmp_path, ENGLISH * 50)
+    one, two = (compiled(task.batch)(task.data, jax.random.key(k))["inputs"] for k in (0, 1))
+    again = compiled(other.batch)(task.data, jax.random.key(0))["inputs"]
     assert (one == again).all() and (one != two).any()
 
 
@@ -169,7 +168,7 @@ def test_batches_depend_on_the_key_alone(tmp_path):
 def test_bits_per_character_counted_by_hand(tmp_path, kind):
     text = (ENGLISH + UNICODE) * 9
     task = made(tmp_path, text, task__tokenizer=kind, task__bpe_vocab_size=300)
-    batch = task.evaluation(task.data, "validation", jnp.int32(0), 2)
+    batch = compiled(task.evaluation, 1, 3)(task.data, "validation", 0, 2)
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(*batch["inputs"].shape, task.vocab_size)).astype(np.float32)
     nats, characters = 0.0, 0
@@ -185,7 +184,7 @@ def test_bits_per_character_counted_by_hand(tmp_path, kind):
                 for t in targets
             )
             characters += sum(byte & 0xC0 != 0x80 for byte in joined)
-    sums = task.metrics(jnp.asarray(logits), batch)
+    sums = compiled(task.metrics)(logits, batch)
     assert sums["bits_per_character"].count == characters
     np.testing.assert_allclose(sums["loss"].total, nats, rtol=1e-5)
     assert sums["loss"].count == batch["targets"].size
@@ -200,9 +199,9 @@ def test_bits_per_character_do_not_depend_on_the_tokenizer(tmp_path):
     """A model that knows nothing but the bytes: uniform over 256 without a single merge."""
     text = UNICODE * 40
     task = made(tmp_path, text, task__tokenizer="bpe", task__bpe_vocab_size=256)
-    batch = task.evaluation(task.data, "validation", jnp.int32(0), 4)
+    batch = compiled(task.evaluation, 1, 3)(task.data, "validation", 0, 4)
     assert task.vocab_size == 256
-    sums = task.metrics(jnp.zeros((*batch["inputs"].shape, 256)), batch)
+    sums = compiled(task.metrics)(np.zeros((*batch["inputs"].shape, 256)), batch)
     bits = sums["bits_per_character"].total / sums["bits_per_character"].count
     per_byte = 8 * batch["targets"].size / sums["bits_per_character"].count
     np.testing.assert_allclose(bits, per_byte, rtol=1e-6)
@@ -212,11 +211,9 @@ def test_bits_per_character_do_not_depend_on_the_tokenizer(tmp_path):
 
 def test_loss_by_position_sums_to_the_loss(tmp_path):
     task = made(tmp_path, ENGLISH * 50)
-    batch = task.batch(task.data, jax.random.key(0))
-    logits = jnp.asarray(
-        np.random.default_rng(0).normal(size=(*batch["inputs"].shape, task.vocab_size)), jnp.float32
-    )
-    sums = task.metrics(logits, batch)
+    batch = compiled(task.batch)(task.data, jax.random.key(0))
+    shape = (*batch["inputs"].shape, task.vocab_size)
+    sums = compiled(task.metrics)(np.random.default_rng(0).normal(size=shape), batch)
     by_position = sums["loss_by_position"]
     np.testing.assert_allclose(by_position.total.sum(), sums["loss"].total, rtol=1e-6)
     assert task.slices["loss_by_position"] == ["1", "2-3", "4-7", "8-15", "16"]

@@ -11,6 +11,7 @@ from research.interpret.alignment_measures import alignment_scores
 from research.tasks.task import BOS, EOS, PAD, WORDS
 from research.tasks.transduction import KINDS, make_transduction, substitution
 from research.training.metrics import ratios
+from tests.compiled import compiled
 
 VOCAB = 11
 
@@ -43,8 +44,8 @@ def tests_of(tasks):
 
 def whole_test(task):
     (total,) = task.evaluation_batches("test", 1)
-    run = jax.jit(lambda i: task.evaluation(task.data, "test", i, total))
-    batches = [run(jnp.int32(i)) for i in range(total)]
+    run = compiled(lambda i: task.evaluation(task.data, "test", i, total))
+    batches = [run(i) for i in range(total)]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
@@ -89,7 +90,7 @@ def check_pair(row, kind, longest):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_obey_the_rule(tasks, tests_of, kind):
     task = tasks[kind]
-    batch = jax.tree.map(np.asarray, jax.jit(task.batch)((), jax.random.key(0), 3))
+    batch = compiled(task.batch)((), jax.random.key(0), 3)
     for row in rows(batch):
         check_pair(row, kind, 6)
     assert {name: array.dtype for name, array in batch.items()} == dict.fromkeys(batch, np.int32)
@@ -160,22 +161,22 @@ def test_the_test_has_equal_numbers_of_each_length_and_then_rows_that_count_noth
 def test_validation_has_the_lengths_of_training_alone(tasks):
     task = tasks["reverse"]
     assert task.evaluation_batches("validation", 7) == (7,)
-    run = jax.jit(lambda i: task.evaluation((), "validation", i, 5))
+    run = compiled(lambda i: task.evaluation((), "validation", i, 5))
     batches = [run(i) for i in range(5)]
     lengths = np.concatenate([b["source_length"] for b in batches]) - 1
     assert np.bincount(lengths).tolist() == [0, 0, 8, 8, 8, 8, 8]
     assert batches[0]["source"].shape == (8, 7)
-    for row in rows(jax.tree.map(np.asarray, batches[1])):
+    for row in rows(batches[1]):
         check_pair(row, "reverse", 6)
 
 
 def logits_of(targets):
-    return 20.0 * jax.nn.one_hot(targets, VOCAB)
+    return 20.0 * (targets[..., None] == np.arange(VOCAB)).astype(np.float32)
 
 
 def measured(task, logits, batch):
-    sums = task.metrics(logits, batch)
-    return sums, ratios(jax.tree.map(lambda a: np.asarray(a)[None], sums), 0)
+    sums = compiled(task.metrics)(logits, batch)
+    return sums, ratios(jax.tree.map(lambda a: a[None], sums), 0)
 
 
 def test_right_logits_are_perfect_and_filler_counts_nothing(tasks, tests_of):
@@ -198,7 +199,7 @@ def test_mistakes_are_counted_where_they_are(tasks, tests_of):
     assert found["accuracy_by_length"] == [1.0, 1.0, pytest.approx(35 / 40)]
     assert found["accuracy"] == pytest.approx(75 / 80)
     assert found["accuracy_training_lengths"] == 1.0
-    _, guess = measured(task, jnp.zeros((*test["targets"].shape, VOCAB)), test)
+    _, guess = measured(task, np.zeros((*test["targets"].shape, VOCAB), np.float32), test)
     assert guess["loss"] == pytest.approx(np.log(VOCAB), rel=1e-5)
 
 
@@ -246,11 +247,15 @@ def test_the_decoded_test_is_the_evaluated_one(tasks, tests_of):
     assert (sources["source"] == tests_of["reorder"]["source"][:12]).all()
 
 
+scores_of = jax.jit(alignment_scores)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_on_the_known_positions_have_no_alignment_error(tasks, kind):
-    batch = tasks[kind].alignments("test")
-    right = jax.nn.one_hot(batch["alignment"], batch["source"].shape[1])
-    scores = alignment_scores(jnp.stack([right, jnp.flip(right, -1)], 1), batch)
+    batch = jax.device_get(tasks[kind].alignments("test"))
+    right = batch["alignment"][..., None] == np.arange(batch["source"].shape[1])
+    weights = np.stack([right, np.flip(right, -1)], 1).astype(np.float32)
+    scores = jax.device_get(scores_of(weights, batch))
     errors = scores["alignment_error"].total / scores["alignment_error"].count
     assert errors[0] == 0 and errors[1] == 1
     assert (scores["alignment_error"].count == 2 * (batch["targets"] > EOS).sum()).all()
@@ -282,7 +287,7 @@ def test_smallest_sizes_that_fit_do():
     task = make_transduction(
         config(vocab_size=5, min_length=1, train_length=1, test_lengths=(1,), length=2)
     )
-    batch = jax.tree.map(np.asarray, jax.jit(task.batch)((), jax.random.key(0)))
+    batch = compiled(task.batch)((), jax.random.key(0))
     assert batch["source"].shape == (8, 2)
     assert (batch["inputs"][:, 1] == batch["targets"][:, 0]).all()
     assert (batch["targets"][:, 0] == batch["source"][:, 0]).all()

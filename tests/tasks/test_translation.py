@@ -15,6 +15,7 @@ from research.tasks.task import BOS, EOS, PAD, word_bins
 from research.tasks.tokenizer import load_tokenizer
 from research.tasks.translation import make_translation
 from tests import small
+from tests.compiled import compiled
 
 GERMAN = "ein mann hund frau sieht läuft über die straße rot groß".split()
 ENGLISH = "a man dog woman sees walks across the street red big".split()
@@ -86,7 +87,7 @@ def bucket_of(task):
 @pytest.fixture(scope="module")
 def batch_of(task, bucket_of):
     """Returns (seed, step) -> batch."""
-    of = jax.jit(task.batch, static_argnums=3)
+    of = compiled(task.batch, 3)
     return lambda seed, step: of(task.data, jax.random.key(seed), step, int(bucket_of(step)))
 
 
@@ -100,7 +101,7 @@ def epoch(task, batch_of):
 def read(task, batch):
     """Returns the pairs of a batch as text, and checks that their arrays are what they must be."""
     pairs = []
-    arrays = {name: np.asarray(array).tolist() for name, array in batch.items()}
+    arrays = {name: array.tolist() for name, array in batch.items()}
     for row, length in enumerate(arrays["source_length"]):
         source, inputs, targets = (arrays[name][row] for name in ("source", "inputs", "targets"))
         number = sum(t >= 0 for t in targets)
@@ -146,7 +147,7 @@ def test_batches_are_a_function_of_seed_and_step(task, batch_of, path):
     assert int(jax.jit(again.bucket)(9)) == bucket
     jax.tree.map(np.testing.assert_array_equal, one, alike(9))
     assert other["source"].shape == one["source"].shape
-    assert (np.asarray(other["source"]) != np.asarray(one["source"])).any()
+    assert (other["source"] != one["source"]).any()
 
 
 def test_members_take_the_same_branch_with_data_of_their_own(task, batch_of):
@@ -189,9 +190,9 @@ def test_tokens_and_padding_are_those_of_the_batches(task, epoch):
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluation_has_the_whole_split_once(task, splits, split):
     assert task.splits == task.decoded == ("validation", "test")
-    batches = task.evaluation_batches(split, 2)
+    batches, evaluation = task.evaluation_batches(split, 2), compiled(task.evaluation, 1, 3, 4)
     found = [
-        task.evaluation(task.data, split, jnp.int32(i), n, bucket)
+        evaluation(task.data, split, i, n, bucket)
         for bucket, n in enumerate(batches)
         for i in range(n)
     ]
@@ -210,14 +211,19 @@ def random_logits(task, batch, seed=0):
 
 def test_metrics_against_those_of_optax(path):
     task = made(path, task__label_smoothing=0.1)
-    batch = task.evaluation(task.data, "test", jnp.int32(0), 1, 0)
+    batch = compiled(task.evaluation, 1, 3, 4)(task.data, "test", 0, 1, 0)
     logits = random_logits(task, batch)
     targets = np.asarray(batch["targets"])
     asked = targets >= 0
-    sums = task.metrics(jnp.asarray(logits), batch)
-    one_hot = jax.nn.one_hot(targets, task.vocab_size)
-    loss = optax.softmax_cross_entropy(logits, one_hot)[asked].sum()
-    smooth = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, 0.1))[asked].sum()
+    sums = compiled(task.metrics)(logits, batch)
+    one_hot = (targets[..., None] == np.arange(task.vocab_size)).astype(np.float32)
+
+    @compiled
+    def losses(logits):
+        smoothed = optax.smooth_labels(one_hot, 0.1)
+        return [optax.softmax_cross_entropy(logits, labels) for labels in (one_hot, smoothed)]
+
+    loss, smooth = (each[asked].sum() for each in losses(logits))
     np.testing.assert_allclose(sums["loss"].total, loss, rtol=1e-5)
     np.testing.assert_allclose(sums["objective"].total, smooth, rtol=1e-5)
     assert sums["accuracy"].total == (logits.argmax(-1) == targets)[asked].sum()
@@ -226,15 +232,16 @@ def test_metrics_against_those_of_optax(path):
 
 
 def test_without_smoothing_the_loss_is_minimised(task):
-    batch = task.evaluation(task.data, "test", jnp.int32(0), 1, 0)
-    assert "objective" not in task.metrics(jnp.asarray(random_logits(task, batch)), batch)
+    batch = compiled(task.evaluation, 1, 3, 4)(task.data, "test", 0, 1, 0)
+    logits = random_logits(task, batch)
+    assert "objective" not in jax.eval_shape(task.metrics, logits, batch)
 
 
 def test_accuracy_by_source_length_counted_by_hand(task):
-    batch = task.evaluation(task.data, "validation", jnp.int32(1), 1, 0)
+    batch = compiled(task.evaluation, 1, 3, 4)(task.data, "validation", 1, 1, 0)
     logits = random_logits(task, batch)
     right = logits.argmax(-1) == np.asarray(batch["targets"])
-    found = task.metrics(jnp.asarray(logits), batch)["accuracy_by_source_length"]
+    found = compiled(task.metrics)(logits, batch)["accuracy_by_source_length"]
     assert len(found.total) == len(task.slices["accuracy_by_source_length"])
     for i, (low, high) in enumerate(task.word_bins):
         rows = [low <= len(source.split()) <= high for source, _ in read(task, batch)]
@@ -364,7 +371,9 @@ def test_what_does_not_fit_is_one_clear_line(path, deltas, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("length", "buckets"), [(64, 7), (40, 6)])
+@pytest.mark.parametrize(
+    ("length", "buckets"), [(64, 7), pytest.param(40, 6, marks=pytest.mark.slow)]
+)
 def test_padding_of_multi30k_if_it_is_there(length, buckets):
     file = corpora.SENTENCE_PAIRS["multi30k"]["train.de"]
     if not (corpora.data_directory() / file.path).is_file():
