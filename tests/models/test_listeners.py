@@ -89,7 +89,15 @@ KINDS = {
     ),
 }
 KINDS = {name: config for name, (config, _) in KINDS.items()}
-kinds = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
+# Others have their parts: a conformer with rope, and a causal one that takes every frame.
+OF_OTHERS = {"conformer", "no subsampling"}
+kinds = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=pytest.mark.slow if name in OF_OTHERS else ())
+        for name, config in KINDS.items()
+    ],
+)
 
 
 @kinds

@@ -325,7 +325,9 @@ def test_members_are_independent(name):
     assert np.abs(both.logits[0] - both.logits[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["listen, attend and spell", "joint"])
+@pytest.mark.parametrize(
+    "name", ["listen, attend and spell", pytest.param("joint", marks=pytest.mark.slow)]
+)
 def test_bfloat16_is_near_float32(name):
     changes = (
         {}

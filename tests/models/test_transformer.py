@@ -120,7 +120,13 @@ PEERS = {
 }
 
 
-@pytest.mark.parametrize("name", PEERS)
+# Each is one of the others without something.
+LESS = {"nanogpt", "llama"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LESS else ()) for n in PEERS]
+)
 def test_logits_and_gradients_equal_pytorch(name):
     torch = pytest.importorskip("torch")
     model = decoder(**PEERS[name])
@@ -203,7 +209,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# Masks, tables of positions and mixers are what could look ahead.
+LOOKING = ("softmax", "window", "learned", "hybrid", "short convolution")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in LOOKING else pytest.mark.slow) for n in VARIANTS]
+)
 def test_no_position_sees_a_later_one(name):
     """By the gradient of every logit with respect to every embedded token."""
     # Untied: a tied table also reaches every logit as output matrix.
@@ -347,7 +359,7 @@ def test_dropout_keeps_the_mean_of_what_layers_add_and_differs_between_layers():
     np.testing.assert_allclose(x.mean(), 2.0, rtol=0.01)
 
 
-OF_GRADIENT = {True: {"softmax"}, False: set(MIXERS)}
+OF_GRADIENT = {True: ("softmax",), False: ("softmax", "gated_delta", "gated_convolution", "lstm")}
 """Mixers whose programs are measured with and without their gradient, among the fast tests."""
 
 
