@@ -3,11 +3,13 @@
 import functools
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 from ml_collections import ConfigDict
 
 from research.ablation.experiment import points, report_cells, tuning_cells
+from research.ablation.loading import load_experiment
 from research.ablation.store import write_json
 from research.ablation.sweep import prepare
 from research.configuration import (
@@ -74,10 +76,27 @@ def test_no_key_is_none_or_a_list(path):
 # Two of them have so many arms that they take as long as all others.
 MANY_ARMS = dict.fromkeys(("attention_type_full", "every_mechanism"), pytest.mark.slow)
 RESOLVED = [pytest.param(p, id=p.stem, marks=MANY_ARMS.get(p.stem, ())) for p in EXPERIMENTS]
+WITH_AXES = [
+    pytest.param(p, id=p.stem, marks=pytest.mark.slow)
+    for p in EXPERIMENTS
+    if load_experiment(str(p)).axes
+]
 
 
 @pytest.mark.parametrize("path", RESOLVED)
-def test_every_experiment_resolves(path, tmp_path, corpora):
+def test_every_experiment_resolves_at_its_first_point(path, tmp_path, corpora, monkeypatch):
+    whole = load_experiment(str(path))
+    first = replace(whole, axes={key: values[:1] for key, values in whole.axes.items()})
+    monkeypatch.setattr("research.ablation.sweep.load_experiment", lambda _: first)
+    check_arms(path, tmp_path)
+
+
+@pytest.mark.parametrize("path", WITH_AXES)
+def test_every_experiment_resolves_at_all_points(path, tmp_path, corpora):
+    check_arms(path, tmp_path)
+
+
+def check_arms(path, tmp_path):
     experiment = prepare(str(path), tmp_path)
     first = next(iter(tuning_cells(experiment)), None)
     cells = [

@@ -157,8 +157,9 @@ def trace_step(
         # What the state looks like does not depend on how mixers are computed.
         whole = make_model(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
         population = jax.eval_shape(jax.vmap(make_init(config, task, whole)), _member((members,)))
-        model_flops, _ = _flops(apply_deltas(config, {"model.remat": False}), task)
-        _, flops = _flops(config, task)
+        model_flops, flops = _flops(apply_deltas(config, {"model.remat": False}), task)
+        if config.model.remat:
+            _, flops = _flops(config, task)
     part = _parameter_parts(model, state, layout)
     # The state is donated: the new one is written where the old one was.
     need = measure(jaxpr.jaxpr, part, range(len(jax.tree.leaves(state))))
@@ -245,7 +246,9 @@ def _flops(config: ConfigDict, task: Task) -> tuple[float, float]:
     short = min(length, COUNTED_UP_TO // 2) // 2
     one, two = (_counted(config, task, n) for n in (short, 2 * short))
     square = (two - 2 * one) / (2 * short**2)
-    if length <= COUNTED_UP_TO:
+    if length == 2 * short:
+        whole = two
+    elif length <= COUNTED_UP_TO:
         whole = _counted(config, task, length)
     else:
         whole = (one / short - square * short) * length + square * length**2

@@ -39,7 +39,10 @@ def count_parameters(config: ConfigDict) -> int:
     """Returns the number of trained values of a config, without compiling anything."""
     task = task_of(task_id(config))
     model = model_of(config, task, COUNTED_AS)
-    params = parameter_shapes(model, batch_shapes(task, 1))
+    return _number(parameter_shapes(model, batch_shapes(task, 1)))
+
+
+def _number(params: Any) -> int:
     return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
 
 
@@ -61,29 +64,33 @@ def _measure_model(static: str) -> dict[str, Any]:
     config = from_plain(json.loads(static))
     task = task_of(task_id(config))
     counted = model_of(config, task, COUNTED_AS)
+    params = parameter_shapes(counted, batch_shapes(task, 1))
     flops = sum(
-        part * training_flops(counted, batch_shapes(task, bucket=bucket))
+        part * training_flops(counted, batch_shapes(task, bucket=bucket), params)
         for bucket, part in enumerate(task.frequencies)
     )
     model = model_of(config, task)
     return {
-        "parameters": count_parameters(config),
+        "parameters": _number(params),
         "flops_per_token": flops / task.tokens,
         "state_bytes": model.state_bytes(task.length),
     }
 
 
-def training_flops(model: Model, batch: Any) -> float:
-    """Returns the FLOPs of one gradient of a batch, given by its shapes, by `count_flops`.
+def training_flops(model: Model, batch: Any, params: Any = None) -> float:
+    """Returns the FLOPs of one gradient of a batch, by `count_flops`.
 
-    The model's implementations have to be ones whose products a jaxpr shows; see `COUNTED_AS`.
+    Args:
+      model: its implementations have to be ones whose products a jaxpr shows; see `COUNTED_AS`.
+      batch: shapes.
+      params: shapes of the model's parameters, if they are known.
     """
 
     def loss(params: Any, batch: Any) -> jax.Array:
         outputs = model.apply({"params": params}, batch, method="of_batch")
         return sum((a.sum() for a in jax.tree.leaves(outputs)), jnp.float32(0.0))
 
-    params = parameter_shapes(model, batch)
+    params = params or parameter_shapes(model, batch)
     return count_flops(jax.make_jaxpr(jax.grad(loss))(params, batch).jaxpr)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -224,7 +225,8 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
             except DamagedError as error:
                 print(f"{directory / str(step)} is damaged ({error}).", file=sys.stderr)
                 continue
-            best = jax.tree.map(lambda leaf: leaf[member], best)
+            # On the host, or a program would be compiled for each shape.
+            best = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[member], best))
             return best["params"], {"value": float(best["value"]), "step": int(best["step"])}
     if steps or any(directory.glob(f"*.{DAMAGED}*")):
         raise UserError(f"none of the checkpoints in {directory} can be read; train the run again.")

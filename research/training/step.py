@@ -218,12 +218,16 @@ def make_train(task: Task, step: Callable) -> Callable:
 
     def train(state: State, members: Member, data: Any, start: jax.Array, stop: jax.Array):
         # One branch for each shape that batches come in. All members take the same one: were it a
-        # matter of the member, every branch would be computed.
+        # matter of the member, every branch would be computed. Under jit, because the first is
+        # asked for its shapes and then used: it is traced once for both.
         steps = [
-            jax.vmap(
-                functools.partial(step, bucket=bucket),
-                in_axes=(0, 0, None, None),
-                spmd_axis_name="member",
+            jax.jit(
+                jax.vmap(
+                    functools.partial(step, bucket=bucket),
+                    in_axes=(0, 0, None, None),
+                    spmd_axis_name="member",
+                ),
+                inline=True,
             )
             for bucket in range(len(task.frequencies))
         ]

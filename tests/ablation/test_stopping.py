@@ -12,12 +12,23 @@ from tests.ablation.test_sweep import write
 from tests.kill_sweep import figures
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_sigterm_stops_a_sweep_and_fails_nothing(tmp_path, monkeypatch, late):
-    path = write(tmp_path)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run_sweep(path, whole, Shard(), False, 8)
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """An experiment of four populations that share a program."""
+    arms = {"small": {}, "large": {"model.init_scale": 2.0}}
+    return write(tmp_path_factory.mktemp("experiment"), arms=arms, axes={}, same=())
 
+
+@pytest.fixture(scope="module")
+def whole(path, tmp_path_factory):
+    """A sweep that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run_sweep(path, workdir, Shard(), False, 8)
+    return workdir
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_sigterm_stops_a_sweep_and_fails_nothing(path, whole, tmp_path, monkeypatch, late):
     update, told = loop.ProgressLine.update, []
 
     def tell_once(self, step, rows):
@@ -30,10 +41,10 @@ def test_sigterm_stops_a_sweep_and_fails_nothing(tmp_path, monkeypatch, late):
     monkeypatch.setattr(loop.ProgressLine, "update", tell_once)
     message = "stopped between two runs" if late else "run the same command to continue"
     with pytest.raises(Preempted, match=message):
-        run_sweep(path, stopped, Shard(), False, 8)
+        run_sweep(path, tmp_path, Shard(), False, 8)
     assert told
-    assert bool(list(stopped.glob("*/result.json"))) == late
-    assert len(figures(stopped)) < len(figures(whole))
-    counts = run_sweep(path, stopped, Shard(), False, 8)
+    assert bool(list(tmp_path.glob("*/result.json"))) == late
+    assert len(figures(tmp_path)) < len(figures(whole))
+    counts = run_sweep(path, tmp_path, Shard(), False, 8)
     assert counts["failed"] == 0
-    assert figures(stopped) == figures(whole)
+    assert figures(tmp_path) == figures(whole)

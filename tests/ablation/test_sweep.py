@@ -24,30 +24,34 @@ experiment = Experiment(
     question="Does a second head help?",
     base="configs/base.py",
     common={common!r},
-    arms={{
-        "one head": {{"model.num_heads": 1}},
-        "two heads": {{}},
-        "two heads again": {{"model.num_heads": 2}},
-    }},
-    axes={{"model.init_scale": (1.0, 2.0)}},
+    arms={arms!r},
+    axes={axes!r},
     tune={{"optimizer.learning_rate": (1e-3, 1e-2)}},
     tune_seeds=(100,),
     seeds=(0, 1),
-    same=(("two heads", "two heads again"),),
+    same={same!r},
     outcome=Outcome("loss"),
     ablated=("flops_per_token",),
 )
 """
 STEPS = {"train.steps": 4, "train.log_every": 2, "train.eval_every": 2, "train.checkpoint_every": 2}
+HEADS = {
+    "one head": {"model.num_heads": 1},
+    "two heads": {},
+    "two heads again": {"model.num_heads": 2},
+}
+# An axis that changes no shape: the points share compiled programs.
+SCALES = {"model.init_scale": (1.0, 2.0)}
+SAME = (("two heads", "two heads again"),)
 ALL = Shard()
 
 
-def write(folder, **steps):
-    # An axis that changes no shape: the points share compiled programs.
-    common = small.RECALL | STEPS | steps
+def write(folder, steps=STEPS, arms=HEADS, axes=SCALES, same=SAME):
+    """Writes an experiment; returns its path."""
+    common = small.RECALL | {"model.num_layers": 1} | steps
     del common["optimizer.learning_rate"]  # it is tuned
     path = folder / "heads.py"
-    path.write_text(EXPERIMENT.format(common=common))
+    path.write_text(EXPERIMENT.format(common=common, arms=arms, axes=axes, same=same))
     return str(path)
 
 
@@ -246,7 +250,7 @@ def test_the_command(experiment, swept):
 
 @pytest.mark.slow  # test_stopping.py stops sweeps by SIGTERM among the fast ones
 def test_killing_a_sweep_changes_nothing(tmp_path):
-    path = write(tmp_path, **{"train.steps": 12, "train.checkpoint_every": 4})
+    path = write(tmp_path, STEPS | {"train.steps": 12, "train.checkpoint_every": 4})
     said = []
     found = kill_sweep.compare(path, tmp_path, kills=1, seed=1, say=said.append)
     assert len(found) == 16, said
@@ -255,7 +259,7 @@ def test_killing_a_sweep_changes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_killing_a_sweep_ten_times_changes_nothing(tmp_path):
-    path = write(tmp_path, **{"train.steps": 24, "train.checkpoint_every": 4})
+    path = write(tmp_path, STEPS | {"train.steps": 24, "train.checkpoint_every": 4})
     said = []
     found = kill_sweep.compare(path, tmp_path, kills=10, seed=2, say=said.append)
     assert len(found) == 16, said
@@ -286,7 +290,7 @@ def test_forgotten_programs_are_gone():
 import jax
 from research.training.program import forget_programs, make_members, make_program
 from tests import small
-config = small.recall()
+config = small.recall(model__num_layers=1)
 make_program(config).init(make_members([config]))
 client = jax.devices()[0].client
 before = len(client.live_executables())

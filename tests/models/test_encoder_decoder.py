@@ -81,32 +81,49 @@ def token_by_token(model, params, batch):
         return jax.lax.scan(step, state, batch["inputs"].T)[1]
 
     logits, weights = jax.jit(run)(params, batch)
-    return jnp.swapaxes(logits, 0, 1), jnp.moveaxis(weights, 0, 2)
+    return np.swapaxes(logits, 0, 1), np.moveaxis(np.asarray(weights), 0, 2)
 
 
 # The same function token by token.
 
 VARIANTS = {
-    "rope": {"num_layers": 2},
-    "sinusoidal": {"position": "sinusoidal", "use_bias": True},
+    "rope, window, multi-query": {
+        "mask": "window",
+        "window": 3,
+        "num_kv_heads": 1,
+        "output_gate": True,
+    },
+    "sinusoidal, biases, remat, rotary cross": {
+        "position": "sinusoidal",
+        "use_bias": True,
+        "remat": True,
+        "cross": "position=rope, implementation=blockwise",
+    },
     "learned": {"position": "learned", "tie_embeddings": False, "encoder_layers": 2},
-    "gated_delta": {"mixer": "gated_delta", "position": "none"},
-    "window": {"mask": "window", "window": 3},
-    "multi-query": {"num_kv_heads": 1, "output_gate": True},
     "pattern": {
-        "num_layers": 4,
+        "num_layers": 2,
         "pattern": ("mixer=gated_delta, position=none", "position=alibi"),
         "encoder": "mask=local, window=1, position=t5",
     },
     "location-aware": {"mixer": "location_aware", "position": "sinusoidal"},
-    "linformer encoder": {"encoder": "mixer=linformer"},
-    "remat, rotary cross": {"remat": True, "cross": "position=rope, implementation=blockwise"},
+    "linformer encoder": {"encoder": "mixer=linformer", "num_layers": 2},
+}
+# What is part of a variant above, by itself, and more layers.
+APART = {
+    "rope": {"num_layers": 2},
+    "gated_delta": {"mixer": "gated_delta", "position": "none"},
+    "window": {"mask": "window", "window": 3},
+    "multi-query": {"num_kv_heads": 1, "output_gate": True},
+    "long pattern": VARIANTS["pattern"] | {"num_layers": 4},
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [*VARIANTS, *(pytest.param(n, marks=pytest.mark.slow) for n in APART)]
+)
 def test_steps_equal_the_whole_whatever_it_is_padded_to(name):
-    model, config = model_of(**VARIANTS[name]), config_of(**VARIANTS[name])
+    deltas = (VARIANTS | APART)[name]
+    model, config = model_of(**deltas), config_of(**deltas)
     params, batch = parameters(model), some_batch()
     logits, weights = token_by_token(model, params, batch)
     assert weights.shape == (2, config.num_layers * config.num_heads, T, S)
@@ -167,20 +184,24 @@ def test_every_way_to_read_the_source_runs_and_steps(delta):
     cross, rng = model_of(cross=delta).config.cross, np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     params = {name: draw(*p.shape) for name, p in cross.parameters().items()}
-    kept = cross.remember(params, draw(2, S, 8))
-    x, mask = draw(2, T, 8), padding(jnp.arange(S) < jnp.asarray(LENGTHS)[:, None])
-    out, weights = (
-        cross.read(params, x, kept, mask=mask),
-        cross.look(params, x, kept, mask=mask).weights,
-    )
-    last, at = x[:, -1:], {"mask": mask, "q_index": jnp.array([T - 1])}
-    np.testing.assert_allclose(
-        cross.read(params, last, kept, **at), out[:, -1:], rtol=1e-4, atol=1e-4
-    )
-    stepped = cross.look(params, last, kept, **at).weights
+
+    @jax.jit
+    def run(params, source, x):
+        """All at once, and the last one alone: what is read, and with which weights."""
+        kept = cross.remember(params, source)
+        mask = padding(jnp.arange(S) < jnp.asarray(LENGTHS)[:, None])
+        last = {"mask": mask, "q_index": jnp.array([T - 1])}
+        return [
+            (cross.read(params, x, kept, **at), cross.look(params, x, kept, **at).weights)
+            for x, at in ((x, {"mask": mask}), (x[:, -1:], last))
+        ]
+
+    found = run(params, draw(2, S, 8), draw(2, T, 8))
+    (out, weights), (read, stepped) = jax.tree.map(np.asarray, found)
+    np.testing.assert_allclose(read, out[:, -1:], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(stepped, weights[:, :, -1:], rtol=1e-4, atol=1e-5)
-    assert np.asarray(out).any() and np.isfinite(out).all()
-    assert not np.asarray(weights[1, ..., LENGTHS[1] :]).any()
+    assert out.any() and np.isfinite(out).all()
+    assert not weights[1, ..., LENGTHS[1] :].any()
 
 
 def test_a_source_of_nothing_but_padding_is_read_as_zeros():
@@ -236,15 +257,15 @@ def test_initial_values():
 
 
 def test_dropout():
-    model, batch = model_of(dropout=0.4, num_layers=2), some_batch()
+    model, batch = model_of(dropout=0.4), some_batch()
     params = parameters(model)
 
     @jax.jit
     def dropped(key):
         return apply(model, params, batch, deterministic=False, rngs={"dropout": key})
 
-    off = whole(model, params, batch)[0]
-    np.testing.assert_array_equal(off, whole(model_of(num_layers=2), params, batch)[0])
+    off, plain = (jax.jit(lambda p, m=m: apply(m, p, batch))(params) for m in (model, model_of()))
+    np.testing.assert_array_equal(off, plain)
     one, two = dropped(jax.random.key(0)), dropped(jax.random.key(1))
     np.testing.assert_array_equal(one, dropped(jax.random.key(0)))
     assert (one != two).mean() > 0.9 and (one != off).mean() > 0.9

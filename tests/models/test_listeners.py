@@ -57,6 +57,18 @@ def heard(config, params, x):
     return Listener(config).apply({"params": params}, x, jnp.asarray(LENGTHS), True)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def heard_and_gradient(config, params, x):
+    """As `heard`, and the gradient of a row's last state with respect to all frames."""
+
+    def total(x):
+        states, lengths = found = heard(config, params, x)
+        last = states[jnp.arange(B), lengths - 1]
+        return (last * jnp.arange(1, 1 + config.width)).sum(), found
+
+    return jax.grad(total, has_aux=True)(x)
+
+
 KINDS = {
     "bilstm": config_of(encoder_layers=2),
     "no subsampling": config_of(levels=0, width=6),
@@ -77,12 +89,20 @@ KINDS = {
     ),
 }
 KINDS = {name: config for name, (config, _) in KINDS.items()}
-kinds = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
+# Others have their parts: a conformer with rope, and a causal one that takes every frame.
+OF_OTHERS = {"conformer", "no subsampling"}
+kinds = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=pytest.mark.slow if name in OF_OTHERS else ())
+        for name, config in KINDS.items()
+    ],
+)
 
 
 @kinds
 def test_shapes_and_lengths(config):
-    states, lengths = heard(config, parameters(config), frames())
+    _, (states, lengths) = heard_and_gradient(config, parameters(config), frames())
     expected = [int(np.ceil(n / 2**config.levels)) for n in LENGTHS]
     assert lengths.tolist() == expected
     assert states.shape == (B, subsampled(config.levels, S), config.width)
@@ -97,9 +117,9 @@ def test_shapes_and_lengths(config):
 @kinds
 def test_padding_leaves_no_trace(config):
     params, x = parameters(config), frames()
-    states, lengths = heard(config, params, x)
+    _, (states, lengths) = heard_and_gradient(config, params, x)
     there = (np.arange(S) < LENGTHS[:, None])[..., None]
-    noisy = heard(config, params, jnp.where(there, x, 7.0))[0]
+    noisy = heard_and_gradient(config, params, np.where(there, x, np.float32(7.0)))[1][0]
     assert np.array_equal(noisy, states)
     more, same = heard(config, params, frames(S + 6))
     assert np.array_equal(same, lengths)
@@ -110,19 +130,8 @@ def test_padding_leaves_no_trace(config):
 @kinds
 def test_gradient_reaches_all_frames_and_no_padding(config):
     """Of a row's last state: what looks to both sides, or back, has every frame to reach it."""
-    params = parameters(config)
-
-    @jax.jit
-    def gradient(x):
-        def total(x):
-            states, lengths = Listener(config).apply(
-                {"params": params}, x, jnp.asarray(LENGTHS), True
-            )
-            return (states[jnp.arange(B), lengths - 1] * jnp.arange(1, 1 + config.width)).sum()
-
-        return jax.grad(total)(x)
-
-    reached = np.abs(gradient(frames())).max(-1) > 0
+    gradient, _ = heard_and_gradient(config, parameters(config), frames())
+    reached = np.abs(gradient).max(-1) > 0
     assert np.array_equal(reached, np.arange(S) < LENGTHS[:, None])
 
 
@@ -150,7 +159,7 @@ def lstm(p, xs):
 def test_pyramid_equals_loops():
     config = KINDS["pyramid"]
     params = jax.tree.map(np.asarray, parameters(config))["bilstm"]
-    states, _ = heard(config, parameters(config), frames())
+    _, (states, _) = heard_and_gradient(config, parameters(config), frames())
     for row, length in enumerate(LENGTHS):
         xs = list(np.asarray(frames())[row, :length])
         for layer in range(4):
@@ -223,8 +232,8 @@ def conformer_parts():
 def test_conformer_convolution_equals_numpy():
     layers, params, x, valid, _ = conformer_parts()
     own = params["convolution"]
-    found = Convolution(layers, 3).apply({"params": own}, x, valid)
-    p = jax.tree.map(np.asarray, own)
+    found = jax.jit(lambda p: Convolution(layers, 3).apply({"params": p}, x, valid))(own)
+    x, p = np.asarray(x), jax.tree.map(np.asarray, own)
     y = (x @ p["in"] + p["in_bias"]) * sigmoid(x @ p["gate"] + p["gate_bias"])
     y = np.pad(y, ((0, 0), (1, 1), (0, 0)))
     y = sum(y[:, n : n + 7] * p["depthwise"][n] for n in range(3)) + p["depthwise_bias"]

@@ -89,9 +89,16 @@ MODELS = {
     ),
     "ctc": built(ctc_weight=1.0),
 }
-SPELLING = [name for name in MODELS if name != "ctc"]
-models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-spelling = pytest.mark.parametrize("model", [MODELS[n] for n in SPELLING], ids=SPELLING)
+
+
+def each(names):
+    """Tests each of the models; that of transformers, of which another has CTC beside, slowly."""
+    slow = {"transformers": pytest.mark.slow}
+    cases = [pytest.param(MODELS[n], id=n, marks=slow.get(n, ())) for n in names]
+    return pytest.mark.parametrize("model", cases)
+
+
+models, spelling = each(MODELS), each(name for name in MODELS if name != "ctc")
 
 
 @models
@@ -137,7 +144,7 @@ def test_padding_leaves_no_trace(model):
 def test_padding_has_no_gradient(model):
     """Of an objective as tasks have it, whatever weight the parts have."""
     params, batch = parameters(model), some_batch()
-    labels = jnp.where(batch["targets"] > EOS, batch["targets"], PAD)
+    labels = np.where(np.asarray(batch["targets"]) > EOS, batch["targets"], PAD)
 
     @jax.jit
     def gradient(x):
@@ -187,8 +194,8 @@ def test_labelling_equals_a_loop(model):
     for seed in (1, 1, 2, 3):
         params = parameters(model, seed)
         # The second time a word that was found means the end.
-        table = params["speller"]["embedding"]
-        table = table.at[jnp.array([EOS, word])].set(table[jnp.array([word, EOS])])
+        table = np.array(params["speller"]["embedding"])
+        table[[EOS, word]] = table[[word, EOS]]
         params = {**params, "speller": {**params["speller"], "embedding": table}}
         labelling = np.asarray(called(model, params, some_batch()).labelling)
         expected = step_by_step(model, params, some_batch())
@@ -247,8 +254,8 @@ def test_one_step_after_the_other_equals_the_whole(model):
         return jax.lax.scan(step, first, batch["inputs"].T)[1]
 
     found, read = run(memory)
-    np.testing.assert_allclose(jnp.swapaxes(found, 0, 1), logits, atol=5e-5)
-    np.testing.assert_allclose(jnp.moveaxis(read, 0, 2), weights, atol=1e-5)
+    np.testing.assert_allclose(np.swapaxes(found, 0, 1), logits, atol=5e-5)
+    np.testing.assert_allclose(np.moveaxis(np.asarray(read), 0, 2), weights, atol=1e-5)
     assert weights.shape[2:] == (T, model.subsampled(S))
 
 
@@ -294,7 +301,9 @@ def test_only_what_is_used_has_parameters():
     assert names["joint"] == {"listener", "speller", "ctc", "ctc_bias"}
 
 
-@pytest.mark.parametrize("name", ["pyramid", "joint transformers"])
+@pytest.mark.parametrize(
+    "name", ["pyramid", pytest.param("joint transformers", marks=pytest.mark.slow)]
+)
 def test_members_are_independent(name):
     """As training makes and runs them: side by side, each with parameters of its own."""
     model, batch = MODELS[name], some_batch()
@@ -302,9 +311,13 @@ def test_members_are_independent(name):
     def init(key):
         return model.init(key, batch, method="of_batch")["params"]
 
-    stacked = jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(0)))
-    apply = lambda p: model.apply({"params": p}, batch, method="of_batch")  # noqa: E731
-    both = jax.jit(jax.vmap(apply))(stacked)
+    @jax.jit
+    def run(keys):
+        stacked = jax.vmap(init)(keys)
+        apply = lambda p: model.apply({"params": p}, batch, method="of_batch")  # noqa: E731
+        return stacked, jax.vmap(apply)(stacked)
+
+    stacked, both = jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(0))))
     for member in range(2):
         one = called(model, jax.tree.map(lambda a, m=member: a[m], stacked), batch)
         np.testing.assert_allclose(both.logits[member], one.logits, atol=2e-5)
@@ -312,7 +325,9 @@ def test_members_are_independent(name):
     assert np.abs(both.logits[0] - both.logits[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["listen, attend and spell", "joint"])
+@pytest.mark.parametrize(
+    "name", ["listen, attend and spell", pytest.param("joint", marks=pytest.mark.slow)]
+)
 def test_bfloat16_is_near_float32(name):
     changes = (
         {}

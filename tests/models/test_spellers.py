@@ -99,6 +99,8 @@ VARIANTS |= {
     "pattern": config_of("transformer", num_layers=2, pattern=("mask=window, window=2", "")),
 }
 variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+# Others have each part of these: median windows, tables of their own, attention without memory.
+OF_OTHERS = {"dot", "window of heads", "sinusoidal"}
 
 
 def heads_of(config):
@@ -107,8 +109,12 @@ def heads_of(config):
     return config.reader.num_heads if config.reader else 0
 
 
-@variants
-def test_one_step_after_the_other_equals_the_whole(config):
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in OF_OTHERS else ()) for n in VARIANTS],
+)
+def test_one_step_after_the_other_equals_the_whole(name):
+    config = VARIANTS[name]
     params = parameters(config)
     logits, weights = decoded(config, params, states(), inputs())
     assert weights.shape == (B, heads_of(config), T, S)

@@ -1,14 +1,11 @@
 """The decoder: against PyTorch, causal, the same in every form it can be run in."""
 
-import itertools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.registry import MIXERS
 from research.errors import UserError
 from research.models.transformer import (
     ACTIVATIONS,
@@ -120,7 +117,13 @@ PEERS = {
 }
 
 
-@pytest.mark.parametrize("name", PEERS)
+# Each is one of the others without something.
+LESS = {"nanogpt", "llama"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LESS else ()) for n in PEERS]
+)
 def test_logits_and_gradients_equal_pytorch(name):
     torch = pytest.importorskip("torch")
     model = decoder(**PEERS[name])
@@ -203,7 +206,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# Masks, tables of positions and mixers are what could look ahead.
+LOOKING = ("softmax", "window", "learned", "hybrid", "short convolution")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in LOOKING else pytest.mark.slow) for n in VARIANTS]
+)
 def test_no_position_sees_a_later_one(name):
     """By the gradient of every logit with respect to every embedded token."""
     # Untied: a tied table also reaches every logit as output matrix.
@@ -228,8 +237,14 @@ def test_no_position_sees_a_later_one(name):
 # The same function in every form.
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("chunks", [(12,), (1, 4, 1, 3, 2, 1)], ids=str)
+# One token and several by turns, in every variant; all at once where much and little is kept.
+CHUNKED = [(name, (1, 5, 1, 5)) for name in VARIANTS] + [("softmax", (12,)), ("hybrid", (12,))]
+MORE = [(name, chunks) for name in VARIANTS for chunks in ((12,), (1, 4, 1, 3, 2, 1))]
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks"), CHUNKED + [pytest.param(*m, marks=pytest.mark.slow) for m in MORE]
+)
 def test_decoding_in_chunks_equals_the_whole(name, chunks):
     model = decoder(**VARIANTS[name])
     params, tokens = parameters(model), some_tokens()
@@ -241,7 +256,7 @@ def test_decoding_in_chunks_equals_the_whole(name, chunks):
         found.append(logits)
         start += size
     assert start == LENGTH and state["step"] == LENGTH
-    np.testing.assert_allclose(jnp.concatenate(found, 1), whole, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(np.concatenate(found, 1), whole, rtol=2e-4, atol=2e-4)
 
 
 def test_state_size_is_that_of_the_state():
@@ -255,13 +270,19 @@ def test_state_size_is_that_of_the_state():
 def test_scanned_layers_equal_layers_one_by_one():
     model = decoder(num_layers=3)
     params, tokens = parameters(model), some_tokens()
-    x = params["embedding"][tokens]
-    for i in range(3):
-        layer = jax.tree.map(lambda a, i=i: a[i], params["layers"]["0"])
-        x, _ = Block(model.config, model.config.mixers[0], True).apply({"params": layer}, x, None)
-    x = Norm("rmsnorm", False).apply({"params": params["norm"]}, x)
-    wanted = x @ params["embedding"].T
-    np.testing.assert_allclose(logits_of(model, params, tokens), wanted, rtol=1e-5, atol=1e-5)
+
+    @jax.jit
+    def one_by_one(params):
+        x = params["embedding"][tokens]
+        block = Block(model.config, model.config.mixers[0], True)
+        for i in range(3):
+            layer = jax.tree.map(lambda a, i=i: a[i], params["layers"]["0"])
+            x, _ = block.apply({"params": layer}, x, None)
+        x = Norm("rmsnorm", False).apply({"params": params["norm"]}, x)
+        return x @ params["embedding"].T
+
+    found = logits_of(model, params, tokens)
+    np.testing.assert_allclose(found, one_by_one(params), rtol=1e-5, atol=1e-5)
 
 
 def test_recomputing_layers_changes_no_gradient():
@@ -283,9 +304,9 @@ def test_bfloat16_is_close_to_float32():
     exact = logits_of(plain, params, tokens)
     rough = logits_of(decoder(dtype="bfloat16"), params, tokens)
     assert rough.dtype == jnp.float32
-    error = np.abs(rough - exact).max() / np.abs(exact).max()
+    error = np.abs(np.asarray(rough) - exact).max() / np.abs(exact).max()
     assert 1e-5 < error < 0.03, error
-    init = decoder(dtype="bfloat16").init(jax.random.key(0), tokens)["params"]
+    init = jax.eval_shape(decoder(dtype="bfloat16").init, jax.random.key(0), tokens)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(init)} == {jnp.dtype("float32")}
 
 
@@ -333,27 +354,6 @@ def test_dropout_keeps_the_mean_of_what_layers_add_and_differs_between_layers():
     np.testing.assert_array_equal(values, [0.0, 1.0, 2.0])
     np.testing.assert_allclose(counts / counts.sum(), [0.16, 0.48, 0.36], atol=0.01)
     np.testing.assert_allclose(x.mean(), 2.0, rtol=0.01)
-
-
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_the_program_does_not_grow_with_depth(mixer):
-    sizes = []
-    mask = "causal" if MIXERS[mixer].causal else "full"
-    for layers in (2, 12):
-        model = decoder(num_layers=layers, mixer=mixer, mask=mask, position="none")
-        shapes = jax.eval_shape(model.init, jax.random.key(0), some_tokens())["params"]
-        loss = lambda p, m=model: m.apply({"params": p}, some_tokens())[0].sum()  # noqa: E731
-        sizes.append(count_equations(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr))
-    assert sizes[0] == sizes[1] > 50
-
-
-def count_equations(jaxpr):
-    inner = (p for equation in jaxpr.eqns for p in equation.params.values())
-    bodies = itertools.chain.from_iterable(
-        p if isinstance(p, tuple | list) else (p,) for p in inner
-    )
-    bodies = [getattr(b, "jaxpr", b) for b in bodies]
-    return len(jaxpr.eqns) + sum(count_equations(b) for b in bodies if hasattr(b, "eqns"))
 
 
 # Initial values.

@@ -7,7 +7,7 @@ import pytest
 
 from research.attention.registry import MIXERS
 from research.configuration import apply_deltas
-from research.training.budget import count_flops, measure_budget
+from research.training.budget import COUNTED_AS, count_flops, measure_budget
 from research.training.program import abstract_state, make_program
 from tests import small
 
@@ -128,9 +128,20 @@ def test_members_share_a_budget_of_their_own_length():
     assert two["parameters"] == one["parameters"]
 
 
+def fast(mixer, name):
+    """Whether it is counted as itself, and some of what is counted as another."""
+    return name not in COUNTED_AS or (mixer, name) in (("gated_delta", "ring"), ("latent", "ring"))
+
+
 @pytest.mark.parametrize(
     ("mixer", "implementation"),
-    [(mixer, name) for mixer, entry in MIXERS.items() for name in entry.implementations],
+    [
+        pytest.param(
+            mixer, name, marks=() if mixer == "softmax" or fast(mixer, name) else pytest.mark.slow
+        )
+        for mixer, entry in MIXERS.items()
+        for name in entry.implementations
+    ],
 )
 def test_every_implementation_is_counted(mixer, implementation):
     config = small.recall(

@@ -17,7 +17,7 @@ from research.training.preemption import Preempted
 from research.training.program import make_program
 from research.training.runs import load_best_of
 from tests import small
-from tests.training.test_loop import best_of, signal_at, without_time
+from tests.runs import best_of, signal_at, without_time
 
 LEARNS = {
     "optimizer__name": "adamw",

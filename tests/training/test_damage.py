@@ -1,5 +1,6 @@
 """Files of a run that are cut short, emptied or gone: recovered from, or one line, never wrong."""
 
+import functools
 import json
 import shutil
 
@@ -16,11 +17,13 @@ from research.training.runs import load_best_of
 from tests import small
 from tests.runs import best_of, signal_at, train, without_time
 
+recall = functools.partial(small.recall, model__num_layers=1)
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run, with the checkpoints of steps 18 and 24."""
-    (run,) = train(small.recall(), tmp_path_factory.mktemp("whole"))
+    (run,) = train(recall(), tmp_path_factory.mktemp("whole"))
     return run
 
 
@@ -31,7 +34,7 @@ def stopped(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, [12])
         with pytest.raises(Preempted):
-            train(small.recall(), run)
+            train(recall(), run)
     return run
 
 
@@ -74,7 +77,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_taken(
     newest = copy / "checkpoints" / "12"
     damage(newest, pattern, how)
     left = sorted(p.relative_to(newest) for p in newest.rglob("*"))
-    train(small.recall(), copy)
+    train(recall(), copy)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"{newest} is damaged (") and line.endswith("set aside as 12.damaged.")
     aside = copy / "checkpoints" / "12.damaged"
@@ -89,7 +92,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_taken(
 def test_a_second_damaged_checkpoint_of_a_step_does_not_take_the_place_of_the_first(copy, whole):
     (copy / "checkpoints" / "12.damaged").mkdir()
     damage(copy / "checkpoints" / "12")
-    train(small.recall(), copy)
+    train(recall(), copy)
     assert (copy / "checkpoints" / "12.damaged.1" / "training").is_dir()
     assert without_time(copy) == without_time(whole)
 
@@ -100,19 +103,19 @@ def test_without_a_checkpoint_that_can_be_read_it_says_how_to_start_over(copy):
     # The second time they are set aside already; that is no reason to begin anew in silence.
     for _ in range(2):
         with pytest.raises(UserError) as error:
-            train(small.recall(), copy)
+            train(recall(), copy)
         assert str(copy / "checkpoints") in str(error.value)
         assert "choose another --workdir or delete that directory" in str(error.value)
     assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["12.damaged", "6.damaged"]
     shutil.rmtree(copy / "checkpoints")
-    train(small.recall(), copy)
+    train(recall(), copy)
     assert result_of(copy)["status"] == "completed"
 
 
 def test_another_model_is_no_damage(copy):
     (copy / "config.json").unlink()
     with pytest.raises(UserError, match=r"is of another model: .*\(1, 16, 8\) there, \(1, 16, 4\)"):
-        train(small.recall(model__width=4), copy)
+        train(recall(model__width=4), copy)
     assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["12", "6"]
 
 
@@ -142,7 +145,7 @@ def test_a_finished_run_is_not_read_with_other_parameters_than_its_result_has(wh
     with pytest.raises(UserError, match=r"was best at step 24.*Delete .*result\.json"):
         load_best_of(run)
     (run / "result.json").unlink()
-    train(small.recall(), run)
+    train(recall(), run)
     assert without_time(run) == without_time(whole)
     for one, two in zip(
         jax.tree.leaves(load_best_of(run)[0]), jax.tree.leaves(params), strict=True
@@ -156,14 +159,14 @@ def test_a_damaged_json_file_is_one_line(whole, tmp_path, name, how):
     shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     how(tmp_path / "run" / name)
     with pytest.raises(UserError, match=rf"{name} cannot be read: it was cut short or damaged"):
-        train(small.recall(), tmp_path / "run")
+        train(recall(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("how", [empty, remove])
 def test_rows_that_are_gone_are_missed(copy, how):
     how(copy / "metrics.jsonl")
     with pytest.raises(UserError, match=r"metrics\.jsonl was cut short: it has no row of step 5,"):
-        train(small.recall(), copy)
+        train(recall(), copy)
 
 
 def test_only_the_last_line_of_the_metrics_may_be_cut(copy):
@@ -198,7 +201,7 @@ def test_a_tokenizer_that_is_cut_short_is_one_line(tmp_path, monkeypatch):
 def test_no_file_of_a_checkpoint_can_be_damaged_so_that_it_reads_as_another(whole, tmp_path):
     """Each file cut short, emptied, zeroed and removed: the same values, or those of step 18."""
     run = shutil.copytree(whole, tmp_path / "run")
-    newest, shapes = run / "checkpoints" / "24", abstract_state(make_program(small.recall()), 1)
+    newest, shapes = run / "checkpoints" / "24", abstract_state(make_program(recall()), 1)
 
     def restored():
         with Checkpoints(run / "checkpoints", 2) as checkpoints:

@@ -1,5 +1,6 @@
 """Runs on disk: complete, resumed to the bit, one process each, readable afterwards."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -20,26 +21,27 @@ from research.training.metrics import ratios
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import make_program
 from tests import small
-from tests.commands import ROOT, run_alone
+from tests.commands import ROOT
 from tests.runs import best_of, signal_at, train, without_time
 
+recall = functools.partial(small.recall, model__num_layers=1)
 BOUNDARIES = [5, 6, 8, 10, 12, 15, 16, 18, 20, 24]  # of small.RECALL: every 5, 6 and 8 steps
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of one member that nothing disturbed."""
-    (run,) = train(small.recall(), tmp_path_factory.mktemp("whole"))
+    (run,) = train(recall(), tmp_path_factory.mktemp("whole"))
     return run
 
 
 @pytest.fixture(scope="module")
 def population(tmp_path_factory):
-    return train(small.recall(members=3), tmp_path_factory.mktemp("population"))
+    return train(recall(members=3), tmp_path_factory.mktemp("population"))
 
 
 def test_a_run_has_its_files(whole):
-    assert read_json(whole / "config.json") == to_plain(small.recall())
+    assert read_json(whole / "config.json") == to_plain(recall())
     environment = read_json(whole / "environment.json")
     assert environment["versions"]["jax"] == jax.__version__
     assert {"python", "flax", "optax", "numpy"} <= environment["versions"].keys()
@@ -80,12 +82,12 @@ def test_metrics_are_complete_and_in_order(whole):
 def test_a_finished_run_is_not_trained_again(whole, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     monkeypatch.setattr(loop, "make_program", lambda *_: pytest.fail("trained again"))
-    train(small.recall(), whole)
+    train(recall(), whole)
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
 
 def test_where_a_run_reports_changes_nothing_in_what_it_learns(whole, tmp_path):
-    config = small.recall(train__log_every=7, train__checkpoint_every=50)
+    config = recall(train__log_every=7, train__checkpoint_every=50)
     (run,) = train(config, tmp_path)
     assert [r["step"] for r in read_metrics(run)] == [7, 8, 14, 16, 21, 24]
     for one, two in zip(
@@ -96,13 +98,13 @@ def test_where_a_run_reports_changes_nothing_in_what_it_learns(whole, tmp_path):
 
 
 def test_best_parameters_are_those_that_were_recorded(population):
-    config = small.recall()
+    config = recall()
     program = make_program(config)
     for run in population:
         params, best = best_of(run)
         result = result_of(run)
         assert best["step"] == result["best_step"]
-        stacked = jax.tree.map(lambda leaf: leaf[None], params)
+        stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
         for split, evaluate in program.evaluate.items():
             found = ratios(evaluate(stacked, program.task.data), 0)
             for name, value in result["best"][split].items():
@@ -127,7 +129,7 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(whole, tmp_path, monkeypa
     stopped = 0
     for _ in range(len(stops) + 1):
         try:
-            (run,) = train(small.recall(), tmp_path)
+            (run,) = train(recall(), tmp_path)
             break
         except Preempted as error:
             stopped += 1
@@ -142,7 +144,7 @@ def test_a_request_in_the_last_steps_is_not_lost(whole, tmp_path, monkeypatch):
     # A sweep that swallowed it would start the next run after it said that it would stop.
     signal_at(monkeypatch, [24])
     with StopRequest() as stop:
-        train_population([small.recall()], [tmp_path], tmp_path, stop=stop)
+        train_population([recall()], [tmp_path], tmp_path, stop=stop)
     assert stop.agreed()
     assert without_time(tmp_path) == without_time(whole)
 
@@ -150,8 +152,8 @@ def test_a_request_in_the_last_steps_is_not_lost(whole, tmp_path, monkeypatch):
 def test_a_population_that_was_stopped_ends_the_same(population, tmp_path, monkeypatch):
     signal_at(monkeypatch, [11], signal.SIGINT)
     with pytest.raises(Preempted):
-        train(small.recall(members=3), tmp_path)
-    for run, undisturbed in zip(train(small.recall(members=3), tmp_path), population, strict=True):
+        train(recall(members=3), tmp_path)
+    for run, undisturbed in zip(train(recall(members=3), tmp_path), population, strict=True):
         assert without_time(run) == without_time(undisturbed)
 
 
@@ -168,7 +170,7 @@ def test_a_kill_loses_at_most_the_steps_since_the_checkpoint(whole, tmp_path, mo
 
     monkeypatch.setattr(loop.ProgressLine, "update", killed)
     with pytest.raises(Killed):
-        train(small.recall(), tmp_path)
+        train(recall(), tmp_path)
     monkeypatch.undo()
     # As after a power cut: a row that came after the checkpoint, and half of another.
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -177,17 +179,18 @@ def test_a_kill_loses_at_most_the_steps_since_the_checkpoint(whole, tmp_path, mo
     monkeypatch.setattr(
         loop.ProgressLine, "update", lambda self, step, rows: first.append(step) or None
     )
-    (run,) = train(small.recall(), tmp_path)
+    (run,) = train(recall(), tmp_path)
     assert first[0] == 15, "goes on after step 12, the last checkpoint"
     assert without_time(run) == without_time(whole)
 
 
 def test_a_member_that_diverges_is_marked_and_the_others_finish(tmp_path, whole):
-    wild = apply_deltas(small.recall(), {"seed": 1, "optimizer.learning_rate": 1e30})
-    configs = [small.recall(), wild]
-    runs = [tmp_path / "calm", tmp_path / "wild"]
-    calm, lost = train_population(configs, runs, tmp_path)
-    assert calm["status"] == "completed" and lost["status"] == "diverged"
+    wild = apply_deltas(recall(), {"seed": 1, "optimizer.learning_rate": 1e30})
+    # As many as in the population, so that they share its programs.
+    configs = [recall(), wild, recall(seed=2)]
+    runs = [tmp_path / "calm", tmp_path / "wild", tmp_path / "other"]
+    calm, lost, other = train_population(configs, runs, tmp_path)
+    assert calm["status"] == other["status"] == "completed" and lost["status"] == "diverged"
     assert 0 < lost["diverged_at"] < 24
     assert calm["final"]["validation"]["loss"] == pytest.approx(
         result_of(whole)["final"]["validation"]["loss"], rel=1e-3
@@ -199,7 +202,7 @@ def test_a_member_that_diverges_is_marked_and_the_others_finish(tmp_path, whole)
 def test_another_config_is_refused_and_nothing_is_touched(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     with pytest.raises(UserError) as error:
-        train(small.recall(model__width=16), whole)
+        train(recall(model__width=16), whole)
     assert "model.width (8 there, 16 here)" in str(error.value)
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
@@ -207,10 +210,10 @@ def test_another_config_is_refused_and_nothing_is_touched(whole):
 def test_a_checkpoint_of_another_model_is_one_line(tmp_path, monkeypatch):
     signal_at(monkeypatch, [6])
     with pytest.raises(Preempted):
-        train(small.recall(), tmp_path)
+        train(recall(), tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError) as error:
-        train(small.recall(model__width=16), tmp_path)
+        train(recall(model__width=16), tmp_path)
     assert "is of another model" in str(error.value)
     assert str(tmp_path / "checkpoints") in str(error.value)
 
@@ -220,34 +223,35 @@ def test_load_best_of_nothing_is_one_line(tmp_path):
         load_best(tmp_path / "checkpoints", 0)
 
 
-COMMAND = [
-    *("--config=configs/base.py", *small.as_flags(small.RECALL)),
-    *(
-        "--config.train.steps=40000",
-        "--config.train.log_every=1",
-        "--config.train.eval_every=40000",
-    ),
-    "--config.train.checkpoint_every=40000",
-]
+LONG = {
+    "model__num_layers": 1,
+    "train__steps": 40000,
+    "train__log_every": 1,
+    "train__eval_every": 40000,
+    "train__checkpoint_every": 40000,
+}
 
 
 def test_processes_of_a_user(tmp_path):
-    """A second process on the workdir is refused, SIGTERM saves with exit code 0."""
-    command = [sys.executable, "-m", "research.train", *COMMAND, f"--workdir={tmp_path}"]
+    """Whoever comes second to the workdir is refused, SIGTERM saves with exit code 0."""
+    changes = {key.replace("__", "."): value for key, value in LONG.items()}
+    command = [sys.executable, "-m", "research.train", "--config=configs/base.py"]
+    command += [*small.as_flags(small.RECALL | changes), f"--workdir={tmp_path}"]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as first:
         try:
             while first.poll() is None and not read_metrics(tmp_path):
                 time.sleep(0.05)
-            second = run_alone("research.train", *COMMAND, f"--workdir={tmp_path}")
+            # As a second command does, which would say it in one line and end with exit code 2.
+            with pytest.raises(UserError) as refused:
+                train(small.recall(**LONG), tmp_path)
             assert first.poll() is None, first.stderr.read()
             first.terminate()
             out, err = first.communicate(timeout=120)
         finally:
             first.kill()
-    assert second.code == 2
-    assert second.err == f"error: another process is training in {tmp_path}.\n"
+    assert str(refused.value) == f"another process is training in {tmp_path}."
     assert first.returncode == 0, err
     # On a slow machine progress lines come before it.
     assert err.splitlines()[-1] == "SIGTERM: saving, then stopping (once more: stop at once)"
