@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -36,11 +35,12 @@ def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) 
     shapes = parameter_shapes(model, batch_shapes(task, 1))
     random = np.random.default_rng(seed)
     params = jax.tree.map(
-        lambda s: jnp.asarray(scale * random.normal(size=(1, *s.shape)), s.dtype), shapes
+        lambda s: (scale * random.normal(size=(1, *s.shape))).astype(s.dtype), shapes
     )
-    best = Best(params, jnp.zeros(1), jnp.full(1, STEP))
+    value = np.zeros(1, np.float32)
+    best: Any = Best(params, value, np.full(1, STEP, np.int32))
     with Checkpoints(run / "checkpoints", 1) as checkpoints:
-        checkpoints.save(STEP, State(params, {"count": jnp.zeros(1)}, -jnp.ones(1), best))
+        checkpoints.save(STEP, State(params, {"count": value}, -np.ones(1, np.int32), best))
     write_json(run / POPULATION, {"checkpoints": "checkpoints", "member": 0})
     write_data(task, run)
     write_json(run / CONFIG, to_plain(config))
