@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 from research.ablation.store import CONFIG, RESULT, write_json
 from research.configuration import to_plain
 from research.models.model import parameter_shapes
-from research.tasks.registry import make_task
 from research.training.checkpoints import Checkpoints
 from research.training.data_record import write_data
 from research.training.loop import POPULATION
-from research.training.program import model_of
+from research.training.program import model_of, task_id, task_of
 from research.training.step import Best, State, batch_shapes
 
 STEP = 7
@@ -30,7 +29,7 @@ def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) 
       scale: standard deviation of the parameters.
       seed: of them.
     """
-    task = make_task(config.task)
+    task = task_of(task_id(config))
     model = model_of(config, task)
     shapes = parameter_shapes(model, batch_shapes(task, 1))
     random = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """What `research.train` does short of training: for tests of commands.
 
-The config is checked, its program is built, uncompiled, and the run that it leaves has random
-weights, for other commands to read.
+The config is checked and its program is built, uncompiled. With `--write` it leaves a run with
+random weights, for other commands to read.
 """
 
 from pathlib import Path
@@ -14,9 +14,11 @@ from tests.random_runs import write_run
 
 define_config_flag()
 flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+flags.DEFINE_bool("write", False, "Writes the run.")
 
 
 def main() -> None:
-    """Builds the program of the config and writes a run."""
+    """Builds the program of the config and, if that is asked for, writes a run."""
     make_program(flags.FLAGS.config)
-    write_run(Path(flags.FLAGS.workdir), flags.FLAGS.config)
+    if flags.FLAGS.write:
+        write_run(Path(flags.FLAGS.workdir), flags.FLAGS.config)

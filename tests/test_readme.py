@@ -28,6 +28,11 @@ SHORT = {
     "research.generate": ["--tokens=3"],
     "research.launch": ["--dry_run"],
 }
+# Commands that read runs.
+READERS = tuple(
+    f"research.{name}"
+    for name in ("classify", "evaluate", "generate", "inspect", "transcribe", "translate")
+)
 TINY_RECURRENT = ["--config.model.width=8", "--config.model.embedding_width=8"]
 TINY_TRANSFORMER = [
     "--config.model.width=8",
@@ -119,6 +124,11 @@ def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
     return module, arguments
 
 
+def workdir_of(arguments: list[str]) -> str:
+    """Returns the flag that names the directory of a run; "" where there is none."""
+    return next((a for a in arguments if a.startswith("--workdir=")), "")
+
+
 def example(tmp_path: Path) -> Path:
     """Returns the README's experiment as a file, with the imports of the one it is copied from."""
     copied = (ROOT / "experiments" / "attention_type.py").read_text(encoding="utf-8")
@@ -176,6 +186,10 @@ def test_the_commands_run(tmp_path, every):
             trained = True
         cases.append((module, arguments))
     assert len(cases) >= 30 and {module for module, _ in cases} >= {"research.train"}
+    read = {workdir_of(arguments) for module, arguments in cases if module in READERS}
+    for module, arguments in cases:
+        if module == "tests.resolve" and workdir_of(arguments) in read:
+            arguments.append("--write")
     for case, outcome in zip(cases, run_commands(cases), strict=True):
         assert outcome.code == 0, f"{case}\n{outcome.err}"
     ((module, (*arguments, _, path)),) = piped
