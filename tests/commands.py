@@ -1,15 +1,18 @@
-"""Runs a command many times for the price of one interpreter start: each case is a fork.
+"""Runs commands for the price of one interpreter start: each is a fork of one process.
 
-python -m tests.commands research.train < cases.json > outcomes.json
-
-A case is a list of arguments. The fork happens before any device is touched, so every case meets
-the command as a fresh process would, with its own flags, its own files and no network.
+That process has imported what commands import, but no command: two of them define the same flags.
+It is started once by every process of the tests, reads requests, a line of JSON each, and answers
+with the outcomes. No fork finds a device touched: every case meets the command as a fresh process
+would, with its own flags, its own files and no network.
 """
 
+import atexit
+import functools
 import gc
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+SECONDS = 600
+"""After which a case is ended."""
+
+IMPORTED = (
+    "research.ablation.report",
+    "research.ablation.sweep",
+    "research.cloud.forecast",
+    "research.cloud.launch.engines",
+    "research.cloud.launch.request",
+    "research.decoding.stream_picture",
+    "research.interpret.alignment_picture",
+    "research.interpret.inspect_page",
+    "research.interpret.inspecting",
+    "research.training.events",
+    "research.training.loop",
+)
+"""What commands import when they run."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +54,49 @@ class Outcome:
 
 def run_cases(module: str, cases: Sequence[Sequence[str]], **environment: str) -> list[Outcome]:
     """Returns the outcome of `python -m module *case` for every case."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.commands", module],
-        input=json.dumps([list(map(str, case)) for case in cases]),
-        capture_output=True,
+    return run_commands([(module, case) for case in cases], **environment)
+
+
+def run_commands(
+    commands: Sequence[tuple[str, Sequence[str]]],
+    directory: Path = ROOT,
+    stdin: str = os.devnull,
+    **environment: str,
+) -> list[Outcome]:
+    """Returns the outcomes of commands, one after the other.
+
+    Args:
+      commands: modules and their arguments.
+      directory: where they are started.
+      stdin: the file that they can read.
+      **environment: variables beside those of this process.
+    """
+    request = {
+        "commands": [(module, list(map(str, arguments))) for module, arguments in commands],
+        "directory": str(directory),
+        "stdin": str(stdin),
+        "environment": os.environ | environment,
+    }
+    process = _forking()
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, f"the process that forks commands has ended: {process.poll()}"
+    return [Outcome(**outcome) for outcome in json.loads(answer)]
+
+
+@functools.cache
+def _forking() -> subprocess.Popen:
+    """The process that runs the commands; it ends with this one, when its requests do."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.commands"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=os.environ | environment,
-        timeout=600,
     )
-    assert done.returncode == 0, done.stderr
-    return [Outcome(**outcome) for outcome in json.loads(done.stdout)]
+    atexit.register(process.communicate)  # closes what it reads
+    return process
 
 
 def run_alone(module: str, *arguments: object, **environment: str) -> Outcome:
@@ -55,7 +107,7 @@ def run_alone(module: str, *arguments: object, **environment: str) -> Outcome:
         text=True,
         cwd=ROOT,
         env=os.environ | environment,
-        timeout=600,
+        timeout=SECONDS,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -65,26 +117,16 @@ def no_network(url: str, *_: object, **__: object) -> None:
     raise urllib.error.URLError("no network in tests")
 
 
-def _case(module: str, arguments: list[str]) -> Outcome:
+def _case(module: str, arguments: list[str], stdin: str) -> Outcome:
     """Runs one case in a fork of this process."""
-    from research.configuration import run
-
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
+            signal.alarm(SECONDS)
+            os.dup2(os.open(stdin, os.O_RDONLY), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = [module, *arguments]
-            try:
-                run(importlib.import_module(module).main)
-            except SystemExit as stop:
-                code = stop.code
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-                code = 1
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+            os._exit(_code(module, arguments))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         texts = []
         for file in (out, err):
@@ -93,21 +135,51 @@ def _case(module: str, arguments: list[str]) -> Outcome:
     return Outcome(code, *texts)
 
 
+def _code(module: str, arguments: list[str]) -> int:
+    """Runs a command in this process; returns its exit code."""
+    from research.configuration import run
+
+    sys.stdin = open(0, closefd=False)
+    sys.argv = [module, *arguments]
+    try:
+        command = importlib.import_module(module)
+        getattr(command, "define_flags", lambda: None)()
+        run(command.main)
+        code = 0
+    except SystemExit as stop:
+        code = 0 if stop.code is None else stop.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else 1
+
+
 def main() -> None:
-    """Reads cases, writes outcomes."""
-    (module,) = sys.argv[1:]
+    """Reads requests, writes outcomes."""
+    import jax
+
     # JAX warns of forks because a running backend has threads; none runs here yet.
     warnings.filterwarnings("ignore", message=".*fork.*")
     urllib.request.urlopen = no_network
-    importlib.import_module(module)
     # Imported once here instead of in every fork.
-    for name in ("research.ablation.sweep", "research.training.loop"):
+    for name in IMPORTED:
         importlib.import_module(name)
     # A search for garbage in every fork would copy and walk all that was imported.
     gc.freeze()
     gc.set_threshold(1_000_000)
-    outcomes = [vars(_case(module, case)) for case in json.load(sys.stdin)]
-    json.dump(outcomes, sys.stdout)
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        os.chdir(request["directory"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        # JAX read it when it was imported.
+        jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
+        outcomes = [vars(_case(*command, request["stdin"])) for command in request["commands"]]
+        answers.write(json.dumps(outcomes) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

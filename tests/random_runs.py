@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 from research.ablation.store import CONFIG, RESULT, write_json
 from research.configuration import to_plain
 from research.models.model import parameter_shapes
-from research.tasks.registry import make_task
 from research.training.checkpoints import Checkpoints
 from research.training.data_record import write_data
 from research.training.loop import POPULATION
-from research.training.program import model_of
+from research.training.program import model_of, task_id, task_of
 from research.training.step import Best, State, batch_shapes
 
 STEP = 7
@@ -37,17 +36,17 @@ def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) 
       scale: standard deviation of the parameters.
       seed: of them.
     """
-    task = make_task(config.task)
+    task = task_of(task_id(config))
     model = model_of(config, task)
     shapes = parameter_shapes(model, batch_shapes(task, 1))
     random = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda s: (scale * random.normal(size=(1, *s.shape))).astype(s.dtype), shapes
     )
-    zero = np.zeros(1, np.float32)
-    best = Best(params, zero, np.full(1, STEP, np.int32))
+    value = np.zeros(1, np.float32)
+    best: Any = Best(params, value, np.full(1, STEP, np.int32))
     with Checkpoints(run / "checkpoints", 1) as checkpoints:
-        checkpoints.save(STEP, State(params, {"count": zero}, zero - 1, best))
+        checkpoints.save(STEP, State(params, {"count": value}, -np.ones(1, np.int32), best))
     write_json(run / POPULATION, {"checkpoints": "checkpoints", "member": 0})
     write_data(task, run)
     write_json(run / CONFIG, to_plain(config))

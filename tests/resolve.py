@@ -1,14 +1,24 @@
-"""Everything `research.train` does with its options short of training: for tests of commands."""
+"""What `research.train` does short of training: for tests of commands.
+
+The config is checked and its program is built, uncompiled. With `--write` it leaves a run with
+random weights, for other commands to read.
+"""
+
+from pathlib import Path
 
 from absl import flags
 
 from research.configuration import define_config_flag
 from research.training.program import make_program
+from tests.random_runs import write_run
 
 define_config_flag()
-flags.DEFINE_string("workdir", None, "Where the run would be.", required=True)
+flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+flags.DEFINE_bool("write", False, "Writes the run.")
 
 
 def main() -> None:
-    """Checks the config and builds its program, uncompiled."""
+    """Builds the program of the config and, if that is asked for, writes a run."""
     make_program(flags.FLAGS.config)
+    if flags.FLAGS.write:
+        write_run(Path(flags.FLAGS.workdir), flags.FLAGS.config)

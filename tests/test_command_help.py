@@ -1,40 +1,17 @@
 """--help of every command: its own flags, --config first, and the keys of a config."""
 
 import ast
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from research.configuration import flatten, load_config
-from tests.commands import ROOT, run_alone
+from tests.commands import ROOT, run_alone, run_commands
 
 COMMANDS = sorted(
     path.stem for path in (ROOT / "research").glob("*.py") if "\ndef main(" in path.read_text()
 )
 PROCESSES = ["coordinator", "num_processes", "process_id", "distributed"]
 SPELLINGS = ("--help", "-h", "-?", "--helpshort", "--helpfull", "--help=true")
-# One process for all: a command is imported in a fork, where its flags meet no other's.
-IN_FORKS = """
-import importlib, json, os, sys, tempfile
-from research import configuration
-found = []
-for name, arguments in json.load(sys.stdin):
-    with tempfile.TemporaryFile() as out:
-        if (child := os.fork()) == 0:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-            module = importlib.import_module(f"research.{name}")
-            sys.argv = [f"research/{name}.py", *arguments]
-            getattr(module, "define_flags", lambda: None)()
-            configuration.run(module.main)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        out.seek(0)
-        found.append([code, out.read().decode()])
-print(json.dumps(found))
-"""
 
 
 def own_flags(name):
@@ -63,18 +40,10 @@ def helped():
             cases += [(name, ["--config=configs/recall.py", "--help"])]
     cases += [("train", ["--config", "configs/tpu/lm_1b3.py", "-h"])]
     cases += [("train", ["--config=configs/recal.py", "--help"])]
-    done = subprocess.run(
-        [sys.executable, "-c", IN_FORKS],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    outcomes = run_commands([(f"research.{name}", arguments) for name, arguments in cases])
     asked = [(name, " ".join(arguments)) for name, arguments in cases]
-    return dict(zip(asked, json.loads(done.stdout), strict=True))
+    found = [(outcome.code, outcome.out + outcome.err) for outcome in outcomes]
+    return dict(zip(asked, found, strict=True))
 
 
 def shown_flags(text):
@@ -121,10 +90,10 @@ def test_a_config_of_a_config_of_a_config(helped):
 
 
 def test_a_mistake_in_the_config_is_one_line(helped):
-    assert helped["train", "--config=configs/recal.py --help"] == [
+    assert helped["train", "--config=configs/recal.py --help"] == (
         2,
         "error: there is no file 'configs/recal.py'. Did you mean 'recall.py'?\n",
-    ]
+    )
 
 
 def test_the_command_as_users_start_it():

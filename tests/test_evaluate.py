@@ -45,7 +45,8 @@ def trained(folder):
     runs = [folder / "members" / str(s) for s in (0, 1)]
     results = train_population(texts, runs, folder / "members")
     found = {"text": (runs[1], results[1])}
-    pairs = small.transduction(train__steps=2, train__eval_every=2, train__checkpoint_every=2)
+    steps = dict.fromkeys(("train__steps", "train__eval_every", "train__checkpoint_every"), 2)
+    pairs = small.transduction(**steps, task__test_lengths=(3,))
     (result,) = train_population([pairs], [folder / "pairs"], folder / "pairs")
     return found | {"pairs": (folder / "pairs", result)}
 
@@ -126,6 +127,15 @@ def test_metrics_are_those_of_the_result(outcomes, trained):
     for label, loss in zip(of_positions, best["loss_by_position"], strict=True):
         name = f"loss_by_position[{label}]"
         assert printed["validation", name] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_run_streams_when_it_ends(trained):
+    _, result = trained["text"]
+    assert result["slices"]["stream_loss_by_sinks"] == ["0", "2"]
+    found = result["best"]["validation"]
+    without, kept = found["stream_loss_by_sinks"]
+    assert without != kept == found["stream_loss"]
+    assert found["stream_perplexity_ratio"] == pytest.approx(math.exp(without - kept))
 
 
 def test_what_is_decoded_is_evaluated_again_and_nothing_is_written(trained):

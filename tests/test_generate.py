@@ -1,4 +1,4 @@
-"""Lines of log-probabilities against the trained model itself."""
+"""Lines of log-probabilities against the model itself."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from research.decoding.continuation import continuation
 from research.decoding.sampling import Sampling
@@ -15,29 +16,27 @@ from research.interpret.inspecting import inspect
 from research.interpret.subject import of_written
 from research.models.transformer import make_transformer
 from research.tasks.tokenizer import load_tokenizer
-from research.training.loop import train_population
-from research.training.runs import load_best_of
+from research.training.runs import load_best_of, load_config_of
 from tests import small
 from tests.commands import run_cases
+from tests.random_runs import write_run
 
 TEXT = "A rose\tby any other\nname “would” smell as sweet.\n"
 STREAMED = ["--window=6", "--sinks=2"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of a second: its config, result and directory."""
+def run(tmp_path_factory):
+    """A run with random weights."""
     tmp = tmp_path_factory.mktemp("generate")
     (tmp / "text.txt").write_text(TEXT * 60, encoding="utf-8")
-    streams = {"task__stream_sinks": (0, 2), "task__stream_window": 6, "task__stream_tokens": 60}
-    config = small.text(tmp / "text.txt", task__length=16, model__num_layers=1, **streams)
-    (result,) = train_population([config], [tmp / "run"], tmp / "run")
-    return config, result, tmp / "run"
+    write_run(tmp / "run", small.text(tmp / "text.txt", task__length=16, model__num_layers=1))
+    return tmp / "run"
 
 
 @pytest.fixture(scope="module")
-def outcomes(trained):
-    workdir = f"--workdir={trained[-1]}"
+def outcomes(run):
+    workdir = f"--workdir={run}"
     cases = {
         "streamed": [workdir, f"--score={TEXT}", "--logprobs=json", *STREAMED],
         "long": [workdir, "--tokens=50", "--seed=3", *STREAMED],
@@ -46,7 +45,7 @@ def outcomes(trained):
             "--prompt=A ro",
             "--tokens=8",
             "--logprobs=json",
-            f"--attention={trained[-1]}/attention.html",
+            f"--attention={run}/attention.html",
         ],
         "attention of samples": [workdir, "--samples=2", "--attention=a.html"],
         "attention of a stream": [workdir, "--attention=a.html", *STREAMED],
@@ -59,18 +58,17 @@ def outcomes(trained):
     return dict(zip(cases, run_cases("research.generate", list(cases.values())), strict=True))
 
 
-def own_log_probs(config, run, text):
+def own_log_probs(run, text):
     """Returns tokens and log p (T - 1, V) of a text that fits, by one forward pass."""
-    tokenizer = load_tokenizer(run)
+    config, tokenizer = load_config_of(run), load_tokenizer(run)
     params, _ = load_best_of(run)
     model = make_transformer(config.model, tokenizer.vocab_size, config.task.length)
     tokens = np.asarray(tokenizer.encode(text))
-    logits = model.apply({"params": params}, tokens[None])[0][0, :-1]
-    return tokens, np.asarray(jax.nn.log_softmax(logits), np.float64)
+    logits, _ = jax.jit(model.apply)({"params": params}, tokens[None])
+    return tokens, log_softmax(np.asarray(logits[0], np.float64), axis=-1)[:-1]
 
 
-def test_lines_are_what_the_model_says(trained, capsys):
-    config, _, run = trained
+def test_lines_are_what_the_model_says(run, capsys):
     trained_run, model = opened(run, 0, 0)
     tokenizer, params = trained_run.tokenizer, trained_run.params
     prompt = np.tile(tokenizer.encode("A rose"), (2, 1))
@@ -91,22 +89,21 @@ def test_lines_are_what_the_model_says(trained, capsys):
         assert float(entropy) == pytest.approx(row["entropy"], abs=1e-6)
     written = "".join(row["token"] for row in rows if row["sample"] == 1)
     assert len(written) == 8
-    tokens, log_p = own_log_probs(config, run, "A rose" + written)
+    tokens, log_p = own_log_probs(run, "A rose" + written)
     for t, row in enumerate(rows[:8], 5):
         assert row["rank"] == 0, "the most probable token each time"
         assert row["log_prob"] == pytest.approx(log_p[t, tokens[t + 1]], abs=1e-4)
         assert row["entropy"] == pytest.approx(-(np.exp(log_p[t]) * log_p[t]).sum(), abs=1e-4)
 
 
-def test_a_text_is_scored(trained, capsys):
-    config, _, run = trained
+def test_a_text_is_scored(run, capsys):
     trained_run, model = opened(run, 0, 0)
     options = SimpleNamespace(score=TEXT[:16], window=0, logprobs="")
     show_scores(trained_run.tokenizer, model, trained_run.params, options)
     printed = capsys.readouterr()
     lines = [line.split("\t") for line in printed.out.splitlines()[1:]]
     assert "".join(json.loads(line[1]) for line in lines) == TEXT[1:16]
-    tokens, log_p = own_log_probs(config, run, TEXT[:16])
+    tokens, log_p = own_log_probs(run, TEXT[:16])
     own = log_p[np.arange(15), tokens[1:]]
     np.testing.assert_allclose([float(line[2]) for line in lines], own, atol=1e-4)
     ranks = (log_p > own[:, None]).sum(-1)
@@ -114,8 +111,7 @@ def test_a_text_is_scored(trained, capsys):
     assert f"{-own.mean():.4f} nats per token" in printed.err
 
 
-def test_a_page_shows_the_attention_with_which_it_was_written(trained, outcomes):
-    _, _, run = trained
+def test_a_page_shows_the_attention_with_which_it_was_written(run, outcomes):
     outcome = outcomes["attention"]
     rows = [json.loads(line) for line in outcome.out.splitlines()]
     written = "".join(row["token"] for row in rows)
@@ -134,8 +130,8 @@ def test_a_page_shows_the_attention_with_which_it_was_written(trained, outcomes)
     np.testing.assert_allclose(map_.weights.sum(-1), 1, atol=1e-5)
 
 
-def test_more_than_fits_is_shown_from_its_end(trained):
-    trained_run, _ = opened(trained[-1], 0, 0)
+def test_more_than_fits_is_shown_from_its_end(run):
+    trained_run, _ = opened(run, 0, 0)
     encode = trained_run.tokenizer.encode
     subject = of_written(trained_run, encode(TEXT[:9]), encode(TEXT[9:30]))
     assert "".join(subject.input) == TEXT[30 - 16 : 30]
@@ -149,15 +145,6 @@ def test_a_rolling_cache_takes_any_length(outcomes):
     assert "".join(row["token"] for row in rows) == TEXT[1:]
     assert all(math.isfinite(row["log_prob"]) and row["log_prob"] < 0 for row in rows)
     assert found["long"].code == 0 and len(found["long"].out) == len("\n") + 50 + len("\n")
-
-
-def test_a_run_streams_when_it_ends(trained):
-    _, result, _ = trained
-    assert result["slices"]["stream_loss_by_sinks"] == ["0", "2"]
-    found = result["best"]["validation"]
-    without, kept = found["stream_loss_by_sinks"]
-    assert without != kept == found["stream_loss"]
-    assert found["stream_perplexity_ratio"] == pytest.approx(math.exp(without - kept))
 
 
 @pytest.mark.parametrize(

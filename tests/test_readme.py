@@ -12,13 +12,12 @@ import pytest
 import soundfile
 
 from research.ablation.loading import load_experiment
-from research.ablation.sweep import prepare
-from tests.commands import ROOT, run_cases
+from tests.commands import ROOT, run_commands
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What the tests cannot run here: they install software, or they run these tests.
 ELSEWHERE = ("make ", "cp ", ".venv/bin/pip ", ".venv/bin/python -m benchmarks.")
-# Enough to see that a command works; the README's own numbers of steps would take minutes.
+# Enough to see that a command works; the README's own numbers would take minutes.
 SHORT = {
     "research.train": [
         "--config.train.steps=2",
@@ -29,6 +28,11 @@ SHORT = {
     "research.generate": ["--tokens=3"],
     "research.launch": ["--dry_run"],
 }
+# Commands that read runs.
+READERS = tuple(
+    f"research.{name}"
+    for name in ("classify", "evaluate", "generate", "inspect", "transcribe", "translate")
+)
 TINY_RECURRENT = ["--config.model.width=8", "--config.model.embedding_width=8"]
 TINY_TRANSFORMER = [
     "--config.model.width=8",
@@ -38,7 +42,7 @@ TINY_TRANSFORMER = [
 TINY_CORPUS = ["--config.task.bpe_vocab_size=300", "--config.task.buckets=1"]
 # What the training of a config needs besides; {data} is the directory of `write_data`.
 OF_CONFIG = {
-    "configs/text.py": ["--config.task.path={data}/text.txt"],
+    "configs/text.py": [*TINY_TRANSFORMER, "--config.task.path={data}/text.txt"],
     "configs/translation.py": TINY_TRANSFORMER + TINY_CORPUS,
     "configs/translation_recurrent.py": TINY_RECURRENT + TINY_CORPUS,
     "configs/transduction.py": [
@@ -46,19 +50,20 @@ OF_CONFIG = {
         "--config.task.test_lengths=(5,)",
         "--config.task.test_sequences=1",
     ],
+    "configs/speech.py": [
+        "--config.model.width=8",
+        "--config.task.num_mels=8",
+        "--config.task.buckets=1",
+        "--config.task.test_lengths=(1,)",
+        "--config.task.test_sequences=4",  # one is looked at by its number
+        "--config.model.encoder_layers=1",
+        "--config.decoding.beam=2",
+    ],
+    "configs/sentiment.py": TINY_RECURRENT,
+    "configs/rule.py": TINY_RECURRENT,
+    "configs/recall.py": ["--config.model.width=8"],
+    "configs/induction.py": ["--config.model.width=8"],
 }
-TINY_SPEECH = [
-    "--config.model.width=8",
-    "--config.task.num_mels=8",
-    "--config.task.buckets=1",
-    "--config.task.test_lengths=(1,)",
-    "--config.task.test_sequences=4",  # one is looked at by its number
-    "--config.model.encoder_layers=1",
-    "--config.decoding.beam=2",
-]
-OF_CONFIG["configs/speech.py"] = TINY_SPEECH
-OF_CONFIG["configs/sentiment.py"] = TINY_RECURRENT
-OF_CONFIG["configs/rule.py"] = TINY_RECURRENT
 RECORDINGS = "--config.task.path={data}/recordings.tsv"
 REVIEWS = "--config.task.path={data}/{{split}}.tsv"
 SENTENCES = "--config.task.path={data}/{{split}}.{{language}}"
@@ -119,6 +124,11 @@ def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
     return module, arguments
 
 
+def workdir_of(arguments: list[str]) -> str:
+    """Returns the flag that names the directory of a run; "" where there is none."""
+    return next((a for a in arguments if a.startswith("--workdir=")), "")
+
+
 def example(tmp_path: Path) -> Path:
     """Returns the README's experiment as a file, with the imports of the one it is copied from."""
     copied = (ROOT / "experiments" / "attention_type.py").read_text(encoding="utf-8")
@@ -130,9 +140,7 @@ def example(tmp_path: Path) -> Path:
 
 
 def test_the_example_is_an_experiment(tmp_path):
-    path = example(tmp_path)
-    prepare(str(path), tmp_path / "runs")
-    assert len(load_experiment(path).arms) == 3
+    assert len(load_experiment(example(tmp_path)).arms) == 3
 
 
 def test_every_file_that_is_linked_exists():
@@ -151,22 +159,21 @@ def test_every_command_is_known_to_make_or_runs_below():
 
 
 @pytest.mark.parametrize(
-    "every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "every"]
+    "every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["first", "every"]
 )
 def test_the_commands_run(tmp_path, every):
-    """Every command runs; without `every`, the second training of a config is only resolved."""
+    """Every command runs; without `every`, one run is trained, the others have random weights."""
     write_data(tmp_path / "data")
     mine = example(tmp_path)
-    trained = set()
-    cases: dict[str, list[list[str]]] = {}
-    piped = []
+    trained = False
+    cases, piped = [], []
     for command in commands():
         if command.startswith(ELSEWHERE):
             continue
         module, arguments = arguments_of(command, tmp_path)
         arguments = [a.replace("experiments/mine.py", str(mine)) for a in arguments]
         if "<" in arguments:
-            piped.append([module, *arguments])
+            piped.append((module, arguments))
             continue
         if "--distributed" in arguments or "--num_processes=2" in arguments:
             continue  # waits for the others; tests/parallel runs several
@@ -174,22 +181,21 @@ def test_the_commands_run(tmp_path, every):
             continue  # long sequences take a minute; tests/cloud plans this one among the slow
         if module in ("research.sweep", "research.report") and "--dry_run" not in arguments:
             continue  # their runs take minutes; tests/ablation runs both on a smaller experiment
-        config = next((a for a in arguments if a.startswith("--config=")), "")
-        if module == "research.train" and not every and config in trained:
-            module = "tests.resolve"
-        trained.add(config)
-        cases.setdefault(module, []).append(arguments)
-    assert sum(map(len, cases.values())) >= 10
-    # Runs are trained before anything reads them, as in the README.
-    for module, arguments in cases.items():
-        for case, outcome in zip(arguments, run_cases(module, arguments), strict=True):
-            assert outcome.code == 0, f"{module} {case}\n{outcome.err}"
-    (case,) = piped
-    *arguments, _, path = case
-    with open(path, "rb") as file:
-        done = subprocess.run([sys.executable, "-m", *arguments], stdin=file, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout.splitlines()[0].startswith(b"0 ||| "), done.stdout
+        if module == "research.train":
+            module = "research.train" if every or not trained else "tests.resolve"
+            trained = True
+        cases.append((module, arguments))
+    assert len(cases) >= 30 and {module for module, _ in cases} >= {"research.train"}
+    read = {workdir_of(arguments) for module, arguments in cases if module in READERS}
+    for module, arguments in cases:
+        if module == "tests.resolve" and workdir_of(arguments) in read:
+            arguments.append("--write")
+    for case, outcome in zip(cases, run_commands(cases), strict=True):
+        assert outcome.code == 0, f"{case}\n{outcome.err}"
+    ((module, (*arguments, _, path)),) = piped
+    (outcome,) = run_commands([(module, arguments)], stdin=path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("0 ||| "), outcome.out
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """What a run, or every run of an experiment, will need of a target: memory, time, money."""
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -124,13 +124,15 @@ def forecast(
     config = apply_deltas(config, {"parallel.how": "jit"})
     task = abstract_task(config)
     layout = layout_of(config, members, target.devices)
-    platform = "tpu" if target.slice else target_devices(target)[0].platform
+    # Asked for before anything is traced: without libtpu there are none.
+    devices = target_devices(target) if compiling or target.slice is None else ()
+    platform = "tpu" if target.slice else devices[0].platform
     traced = trace_step(config, task, layout, members, platform)
     temporaries = predict_temporaries(traced.need, traced.weights, config.model.dtype, platform)
     collectives = expected_collectives(config, layout, traced.parameters, members)
     compiled = None
     if compiling:
-        compiled, found = _compile(config, task, layout, members, target, traced)
+        compiled, found = _compile(config, task, layout, members, devices, traced)
         collectives = collectives if found is None else found
     return Forecast(
         target=target,
@@ -148,11 +150,16 @@ def forecast(
 
 
 def _compile(
-    config: ConfigDict, task: Task, layout: Layout, members: int, target: Target, traced: Traced
+    config: ConfigDict,
+    task: Task,
+    layout: Layout,
+    members: int,
+    devices: Sequence[Any],
+    traced: Traced,
 ) -> tuple[Compiled, list[Collective] | None]:
     """Returns what the compiler says; no collectives of a program that does not fit."""
     try:
-        program = compile_step(config, task, layout, members, target_devices(target))
+        program = compile_step(config, task, layout, members, devices)
     except OutOfMemory as error:
         return Compiled(sum(traced.kept.values()), error.bytes, 0), None
     analysis, text = program.memory_analysis(), program.as_text()

@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-import scipy.stats
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from research.decoding.lines import progress_of
@@ -166,9 +165,10 @@ def taus(
 
     By scipy: p is exact for short rows without ties, else of the normal approximation.
     """
-    found = [
-        scipy.stats.kendalltau(x[there], y[there]) for x, y, there in zip(a, b, real, strict=True)
-    ]
+    # Imported here: it takes as long as jax does, and most commands never ask.
+    from scipy.stats import kendalltau
+
+    found = [kendalltau(x[there], y[there]) for x, y, there in zip(a, b, real, strict=True)]
     return np.array([f.statistic for f in found]), np.array([f.pvalue for f in found])
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import Array, Float, Int, PyTree
 
 from research.decoding.lines import progress_of
@@ -124,11 +123,13 @@ def rolled_out(trained: Trained) -> Findings:
 
 def _spearman(rows: Float[np.ndarray, "L n"], scores: Float[np.ndarray, " n"]) -> list[float]:
     """Spearman's correlation of each row; NaN where one is constant."""
+    # Imported here: it takes as long as jax does, and most commands never ask.
+    from scipy.stats import spearmanr
+
     if np.ptp(scores) == 0:
         return [float("nan")] * len(rows)
     return [
-        float(scipy.stats.spearmanr(row, scores).statistic) if np.ptp(row) else float("nan")
-        for row in rows
+        float(spearmanr(row, scores).statistic) if np.ptp(row) else float("nan") for row in rows
     ]
 
 

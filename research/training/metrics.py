@@ -22,7 +22,6 @@ import numpy as np
 from research.ablation.store import METRICS, plain, read_metrics, write_text
 from research.errors import UserError, naming
 from research.tasks.task import Sums
-from research.training.events import EventFile
 
 
 def ratios(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[float]]:
@@ -74,6 +73,9 @@ class MetricsWriter:
         self._pending: tuple[int, dict[str, Any], Future[float]] | None = None
         self._waiting = ThreadPoolExecutor(1)
         self._start = time.perf_counter()
+        # Imported here: it imports PyTorch where there is one.
+        from research.training.events import EventFile
+
         self._boards = [EventFile(run / "tensorboard", step) for run in runs]
         self.latest: list[dict] = []
 

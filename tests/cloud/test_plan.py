@@ -1,33 +1,13 @@
 """The command, and the configs for TPU slices compiled for them."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 
 from tests import small
-from tests.commands import ROOT, run_cases
+from tests.commands import run_cases
 
-
-def plan(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "research.plan", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_a_run_on_local_devices():
-    run = plan(f"--config={small.BASE}", *small.as_flags(small.RECALL), "--topology=local")
-    assert run.returncode == 0, run.stderr
-    assert "compiled: kept + temporaries" in run.stdout
-    assert "fits" in run.stdout
-
-
+LOCAL = [f"--config={small.BASE}", *small.as_flags(small.RECALL), "--topology=local"]
 LARGE = "--config=configs/tpu/lm_125m.py"
 SLICES = [LARGE, "--topology=v5e:4x4,v5p:2x2x1", "--estimate"]
 MISTAKES = {
@@ -36,19 +16,31 @@ MISTAKES = {
     "does not fit:": [LARGE, "--estimate", "--topology=v5e:4x4", "--config.task.batch_size=4096"],
     "parallel.model=5": [LARGE, "--estimate", "--topology=v5e:4x4", "--config.parallel.model=5"],
     "nowhere.json": [LARGE, "--estimate", "--topology=v5e:4x4", "--prices=nowhere.json"],
-    "--budget=0.01: v5e:4x4 costs about $": [*SLICES, "--budget=0.01"],
+    "--budget=0.01: v5e:4x4 costs about $": [
+        LARGE,
+        "--estimate",
+        "--topology=v5e:4x4",
+        "--budget=0.01",
+    ],
     "give either --config=configs/NAME.py or --experiment": [],
 }
 
 
 @pytest.fixture(scope="module")
 def outcomes():
-    cases = [SLICES, *MISTAKES.values()]
+    cases = [LOCAL, SLICES, *MISTAKES.values()]
     return run_cases("research.plan", cases, JAX_PLATFORMS="cpu")
 
 
-def test_estimates_need_no_libtpu(outcomes):
+def test_a_run_on_local_devices(outcomes):
     run = outcomes[0]
+    assert run.code == 0, run.err
+    assert "compiled: kept + temporaries" in run.out
+    assert "fits" in run.out
+
+
+def test_estimates_need_no_libtpu(outcomes):
+    run = outcomes[1]
     assert run.code == 0, run.err
     assert "v5e:4x4" in run.out and "v5p:2x2x1" in run.out
     assert "Price of v5p" in run.out
@@ -56,7 +48,7 @@ def test_estimates_need_no_libtpu(outcomes):
 
 @pytest.mark.parametrize("message", MISTAKES)
 def test_what_cannot_be_is_one_line(outcomes, message):
-    run = outcomes[1 + list(MISTAKES).index(message)]
+    run = outcomes[2 + list(MISTAKES).index(message)]
     assert run.code == 2
     assert run.err.startswith("error: ") or run.err.splitlines()[-1].startswith("error: ")
     assert message in run.err.splitlines()[-1]
@@ -66,16 +58,17 @@ def test_what_cannot_be_is_one_line(outcomes, message):
     importlib.util.find_spec("libtpu") is not None, reason="libtpu is here, nothing is missing"
 )
 def test_without_libtpu_it_says_how_to_get_it():
-    run = plan("--config=configs/tpu/lm_125m.py")
-    assert run.returncode == 2
-    assert 'pip install "jax[tpu]==' in run.stderr.splitlines()[-1]
+    (run,) = run_cases("research.plan", [[LARGE]], JAX_PLATFORMS="cpu")
+    assert run.code == 2
+    assert 'pip install "jax[tpu]==' in run.err.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_every_cell_of_an_experiment_has_a_row():
-    run = plan("--experiment=experiments/tpu/sequence_length.py", "--estimate")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("fits (") == 6
+    case = ["--experiment=experiments/tpu/sequence_length.py", "--estimate"]
+    (run,) = run_cases("research.plan", [case])
+    assert run.code == 0, run.err
+    assert run.out.count("fits (") == 6
 
 
 @pytest.mark.slow

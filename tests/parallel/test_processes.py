@@ -25,32 +25,43 @@ SHAPE = small.RECALL | {"task.batch_size": 8, "model.width": 16} | LONG
 DEVICES = 4
 
 
+def flags_of(devices):
+    """Returns XLA's flags, with so many devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return f"{flags} --xla_force_host_platform_device_count={devices}"
+
+
+def arguments(workdir, *more, module="research.train", deltas=SHAPE):
+    own = [f"--config={small.BASE}", *small.as_flags(deltas)] if module == "research.train" else []
+    return [f"--workdir={workdir}", *more, *own]
+
+
+def run_one(workdir, *more, module="research.train", deltas=SHAPE):
+    """Runs the command in one process that has `DEVICES` devices."""
+    case = arguments(workdir, *more, module=module, deltas=deltas)
+    (outcome,) = run_cases(module, [case], XLA_FLAGS=flags_of(DEVICES))
+    assert outcome.code == 0, outcome.err
+
+
 def start(workdir, processes, *more, module="research.train", deltas=SHAPE):
     """Starts one command in several processes that have `DEVICES` devices together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = os.environ.get("XLA_FLAGS", "")
-    flags += f" --xla_force_host_platform_device_count={DEVICES // processes}"
-    found = []
-    for index in range(processes):
-        command = [sys.executable, "-m", module, f"--workdir={workdir}", *more]
-        if module == "research.train":
-            command += [f"--config={small.BASE}", *small.as_flags(deltas)]
-        if processes > 1:
-            command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
-            command += [f"--process_id={index}"]
-        found.append(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | {"XLA_FLAGS": flags},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    command = [sys.executable, "-m", module]
+    command += arguments(workdir, *more, module=module, deltas=deltas)
+    command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+    return [
+        subprocess.Popen(
+            [*command, f"--process_id={index}"],
+            cwd=ROOT,
+            env=os.environ | {"XLA_FLAGS": flags_of(DEVICES // processes)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-    return found
+        for index in range(processes)
+    ]
 
 
 def finish(processes):
@@ -89,7 +100,7 @@ def assert_alike(run, other):
 def whole(tmp_path_factory):
     """One process with four devices, undisturbed."""
     workdir = tmp_path_factory.mktemp("whole")
-    finish(start(workdir, 1))
+    run_one(workdir)
     return workdir
 
 
@@ -123,7 +134,7 @@ def test_one_signal_stops_all_and_one_process_goes_on(whole, tmp_path):
     stop_one(tmp_path, 2, SHAPE)
     environment = read_json(tmp_path / "environment.json")
     assert environment["device"]["processes"] == 2 and environment["device"]["count"] == DEVICES
-    finish(start(tmp_path, 1))
+    run_one(tmp_path)
     assert_alike(tmp_path, whole)
     assert result_of(tmp_path)["layout"] == "data=4, jit"
     # What four devices saved opens on the one that there is here.
@@ -142,18 +153,18 @@ def test_any_number_goes_on(task, tmp_path):
     if task == "text":
         deltas = {key: value for key, value in SHAPE.items() if key not in small.OF_RECALL}
         deltas |= {"task.name": "text", "task.path": str(text)}
-    finish(start(tmp_path / "whole", 1, deltas=deltas))
+    run_one(tmp_path / "whole", deltas=deltas)
     saved = stop_one(tmp_path / "run", 2, deltas)
     stop_one(tmp_path / "run", 4, deltas, after=saved)
-    finish(start(tmp_path / "run", 1, deltas=deltas))
+    run_one(tmp_path / "run", deltas=deltas)
     assert_alike(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_a_sweep_in_two_processes(tmp_path):
     experiment = f"--experiment={write(tmp_path)}"
-    for processes in (1, 2):
-        finish(start(tmp_path / str(processes), processes, experiment, module="research.sweep"))
+    run_one(tmp_path / "1", experiment, module="research.sweep")
+    finish(start(tmp_path / "2", 2, experiment, module="research.sweep"))
     runs = [sorted(p.parent.name for p in (tmp_path / n).glob("*/result.json")) for n in "12"]
     assert runs[0] == runs[1] and runs[0]
     for run in runs[0]:

@@ -1,6 +1,5 @@
 """The scripts run, and hand on what they were given, with other programs faked on PATH."""
 
-import json
 import os
 import signal
 import stat
@@ -20,18 +19,16 @@ from research.cloud.launch.slices import parse_slice
 from research.errors import UserError
 from tests.cloud.launch.engine_cases import CASES, CLOUD, HOSTILE, RUN, SWEEP, launched
 
-# Writes its own name and arguments down.
-RECORDER = """#!{python} -S
-import json, os, sys
-with open(os.environ["RECORD"], "a") as file:
-    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+# Writes its own name and arguments down, after their number; a shell starts faster than Python.
+RECORDER = """#!/bin/sh
+printf '%s\\0' "$#" "${{0##*/}}" "$@" >> "$RECORD"
 """
 # Trains until it is told to stop, then takes a while to save.
 TRAINER = """#!{python} -S
 import os, signal, sys, time
 def note(text):
     with open(os.environ["RECORD"], "a") as file:
-        file.write('["' + text + '"]\\n')
+        file.write("0\\0" + text + "\\0")
 def stop(*_):
     note("TERM")
     global stopped
@@ -61,8 +58,15 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
 
 
 def recorded(tmp_path: Path) -> list[list[str]]:
+    """Returns the names and arguments of the programs that were called."""
     path = tmp_path / "record"
-    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+    words = path.read_bytes().decode().split("\0")[:-1] if path.exists() else []
+    rows = []
+    while words:
+        end = 2 + int(words[0])
+        rows.append(words[1:end])
+        words = words[end:]
+    return rows
 
 
 def bash(script: str, tmp_path: Path, **more: str) -> subprocess.CompletedProcess:

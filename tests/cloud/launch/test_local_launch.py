@@ -13,7 +13,7 @@ import pytest
 
 from research.cloud.launch.devices import Devices, cuda_gpus, deal, local_devices, tpu_chips
 from research.errors import UserError
-from tests.commands import ROOT, run_alone
+from tests.commands import ROOT, Outcome, run_cases, run_commands
 
 CORES = tuple(range(8))
 
@@ -44,45 +44,36 @@ print("unfinished line", end="")
 """
 
 
+COMMAND = ("--shards=2", "--workdir=runs/x", "--experiment=experiments/head_count.py")
+
+
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the project whose sweep is the one above."""
-    shutil.copytree(ROOT / "research", tmp_path / "research")
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    shutil.copytree(
-        ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("results")
-    )
+    """A directory with the project's experiments, whose sweep is the one above."""
+    for name in ("configs", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "research").mkdir()
+    (tmp_path / "research" / "__init__.py").touch()
     (tmp_path / "research" / "sweep.py").write_text(SWEEP)
     return tmp_path
 
 
-def arguments(*more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "research.launch", "--shards=2", "--workdir=runs/x"),
-        *("--experiment=experiments/head_count.py", *more),
-    ]
-
-
-def launch(project: Path, *more: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        arguments(*more),
-        cwd=project,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def launch(project: Path, *more: str, **environment: str) -> Outcome:
+    """Launches the shards in the project."""
+    environment = {"JAX_PLATFORMS": "cpu"} | environment
+    command = ("research.launch", [*COMMAND, *more])
+    return run_commands([command], directory=project, **environment)[0]
 
 
 def test_two_shards_run_side_by_side_and_the_report_is_named(project):
     done = launch(project, "--retry_failed")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     for i in (1, 2):
-        assert f"[{i}/2] training {i}/2" in done.stdout
-        assert f"[{i}/2] unfinished line" in done.stdout
+        assert f"[{i}/2] training {i}/2" in done.out
+        assert f"[{i}/2] unfinished line" in done.out
         log = (project / f"runs/x/launch/local/shard-{i}.log").read_text()
         assert log == f"training {i}/2\nunfinished line"
-    assert done.stdout.splitlines()[-1] == "python -m research.report --workdir=runs/x"
+    assert done.out.splitlines()[-1] == "python -m research.report --workdir=runs/x"
     seen = [json.loads((project / f"runs/x/seen-{i}-2.json").read_text()) for i in (1, 2)]
     here = sorted(os.sched_getaffinity(0))
     if len(here) > 1:
@@ -93,8 +84,8 @@ def test_two_shards_run_side_by_side_and_the_report_is_named(project):
 
 def test_a_failed_shard_is_named_with_its_last_lines(project):
     done = launch(project, FAIL="2/2")
-    assert done.returncode == 1
-    said = done.stdout
+    assert done.code == 1
+    said = done.out
     assert "[2/2] failed with exit code 3" in said and "[1/2] failed" not in said
     assert "    ValueError: the cause" in said.splitlines()
 
@@ -105,14 +96,18 @@ def test_gpus_are_dealt_out(project):
     tool.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
     tool.chmod(0o755)
     environment = {"PATH": f"{tool.parent}:{os.environ['PATH']}", "JAX_PLATFORMS": "cuda"}
-    assert launch(project, **environment).returncode == 0
+    assert launch(project, **environment).code == 0
     seen = [json.loads((project / f"runs/x/seen-{i}-2.json").read_text()) for i in (1, 2)]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in seen] == ["0,1", "2,3"]
 
 
 def test_a_signal_reaches_every_shard_once_and_it_waits_until_they_have_saved(project):
+    # A process of its own, which has to find the launcher beside the sweep.
+    shutil.rmtree(project / "research")
+    shutil.copytree(ROOT / "research", project / "research")
+    (project / "research" / "sweep.py").write_text(SWEEP)
     process = subprocess.Popen(
-        arguments(),
+        [sys.executable, "-m", "research.launch", *COMMAND],
         cwd=project,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "LONG": "1"},
         stdout=subprocess.PIPE,
@@ -124,14 +119,14 @@ def test_a_signal_reaches_every_shard_once_and_it_waits_until_they_have_saved(pr
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.05)
     second = launch(project)
-    assert second.returncode == 2 and "earlier launch" in second.stderr
+    assert second.code == 2 and "earlier launch" in second.err
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=20)
     assert process.returncode == 0
     for log in logs:
         assert log.read_text().splitlines()[1:] == ["saving", "saved at step 7"]
     assert "the same command goes on" in said.splitlines()[-1]
-    assert launch(project).returncode == 0
+    assert launch(project).code == 0
 
 
 @pytest.mark.parametrize(
@@ -149,19 +144,19 @@ def test_a_signal_reaches_every_shard_once_and_it_waits_until_they_have_saved(pr
     ],
 )
 def test_a_mistake_is_one_line(wrong, said, tmp_path):
-    done = run_alone("research.launch", f"--workdir={tmp_path}/x", *wrong)
+    (done,) = run_cases("research.launch", [[f"--workdir={tmp_path}/x", *wrong]])
     assert done.code == 2 and said in done.err
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
     assert not (tmp_path / "x").exists()
 
 
 def test_overrides_are_passed_on_however_they_are_written(tmp_path):
-    done = run_alone(
-        "research.launch",
+    case = [
         *("--config", "configs/text.py", "--config.model.num_heads", "2", "--dry_run"),
         *("--noconfig.model.talking_heads", "--config.model.output_gate"),
         *("--config.task.path=it's; $HOME", f"--workdir={tmp_path}/x"),
-    )
+    ]
+    (done,) = run_cases("research.launch", [case])
     assert done.code == 0, done.err
     words = " ".join(done.out.replace("\\\n", " ").split())
     assert "--config=configs/text.py --config.model.num_heads=2 --noconfig.model.talking" in words
@@ -170,10 +165,8 @@ def test_overrides_are_passed_on_however_they_are_written(tmp_path):
 
 def test_a_dry_run_writes_and_starts_nothing(tmp_path):
     cloud = ("--bucket=my-bucket", "--slice=v5e:4x4", "--submit", "--yes", "--dry_run")
-    done = run_alone(
-        "research.launch",
-        *("--engine=skypilot", "--config=configs/text.py", f"--workdir={tmp_path}/x", *cloud),
-    )
+    case = ["--engine=skypilot", "--config=configs/text.py", f"--workdir={tmp_path}/x", *cloud]
+    (done,) = run_cases("research.launch", [case])
     assert done.code == 0 and "sky jobs launch" in done.out and "tpu-v5litepod-16" in done.out
     assert not (tmp_path / "x").exists()
 
