@@ -1,6 +1,8 @@
 """Rules of the code base that no single module can hold by itself."""
 
 import ast
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,7 @@ RESEARCH = sorted((ROOT / "research").rglob("*.py"))
 ATTENTION = sorted((ROOT / "research" / "attention").rglob("*.py"))
 
 
-def short(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
+@functools.cache
 def imported(tree: ast.AST) -> set[str]:
     """Returns the modules that a file imports, also inside functions."""
     found = set()
@@ -22,7 +21,6 @@ def imported(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute, so that this test can read them"
             found |= {node.module or "", *(f"{node.module}.{a.name}" for a in node.names)}
     return found
 
@@ -41,35 +39,62 @@ def undocumented(tree: ast.Module) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", RESEARCH, ids=short)
-def test_research_does_not_import_what_uses_it(path):
-    modules = imported(ast.parse(path.read_text()))
-    users = ("configs", "experiments", "tests", "benchmarks")
-    assert not [m for m in modules for user in users if below(m, user)]
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
-@pytest.mark.parametrize("path", ATTENTION, ids=short)
-def test_attention_stands_alone(path):
-    modules = imported(ast.parse(path.read_text()))
-    ours = [m for m in modules if below(m, "research") and not below(m, "research.attention")]
-    # `from research import attention` would list "research" itself.
-    assert not ours
-    assert not [m for m in modules if below(m, "flax") or below(m, "ml_collections")]
+def offenders(paths: list[Path], found: Callable[[ast.Module], list[str]]) -> dict[str, list[str]]:
+    """Returns what is found in the files where something is, by file."""
+    every = {str(path.relative_to(ROOT)): found(parsed(path)) for path in paths}
+    return {name: wrong for name, wrong in every.items() if wrong}
 
 
-@pytest.mark.parametrize("name", ["experiment", "loading", "store", "claims", "report"])
-def test_reading_results_needs_no_jax(name):
-    path = ROOT / "research" / "ablation" / f"{name}.py"
-    assert not [m for m in imported(ast.parse(path.read_text())) if below(m, "jax")]
+def imports(*packages: str) -> Callable[[ast.Module], list[str]]:
+    """Returns what finds imports of the packages in a file."""
+    return lambda tree: [m for m in sorted(imported(tree)) if any(below(m, p) for p in packages)]
 
 
-@pytest.mark.parametrize("path", RESEARCH, ids=short)
-def test_what_is_public_has_a_docstring(path):
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree) or not tree.body
-    # A command's main() is described by its module.
-    missing = [n for n in undocumented(tree) if n != "main"]
-    assert not missing
+def test_there_are_files_to_check():
+    assert len(RESEARCH) > len(ATTENTION) > 40
+
+
+def test_imports_are_absolute():
+    """So that the other tests can read them."""
+
+    def relative(tree):
+        nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+        return [f"line {node.lineno}" for node in nodes if node.level]
+
+    assert not offenders(RESEARCH, relative)
+
+
+def test_research_does_not_import_what_uses_it():
+    assert not offenders(RESEARCH, imports("configs", "experiments", "tests", "benchmarks"))
+
+
+def test_attention_stands_alone():
+    def others(tree):
+        # `from research import attention` would list "research" itself.
+        ours = [m for m in imports("research")(tree) if not below(m, "research.attention")]
+        return ours + imports("flax", "ml_collections")(tree)
+
+    assert not offenders(ATTENTION, others)
+
+
+def test_reading_results_needs_no_jax():
+    names = ("experiment", "loading", "store", "claims", "report")
+    paths = [ROOT / "research" / "ablation" / f"{name}.py" for name in names]
+    assert not offenders(paths, imports("jax"))
+
+
+def test_what_is_public_has_a_docstring():
+    def missing(tree):
+        module = [] if ast.get_docstring(tree) or not tree.body else ["the module"]
+        # A command's main() is described by its module.
+        return module + [name for name in undocumented(tree) if name != "main"]
+
+    assert not offenders(RESEARCH, missing)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ registered; ``test_registry.py`` fails if one has none.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -12,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.attention import registry
-from research.attention.mixers.mixer import init_params
 from research.attention.options import Options, make_mixer
-from research.attention.parts.masks import padding
 
 BATCH, LENGTH, WIDTH, HEADS = 2, 12, 16, 4
 
@@ -93,8 +92,28 @@ def conformance_cases() -> dict[str, Options]:
         chosen += [{**first, **extra} for extra in VARIANTS.get(name, [])]
     for field, table in registry.TABLES.items():
         chosen += [{field: name, **needed(part)} for name, part in table.items()]
+    chosen += [first | second for first, second in mixed()]
     base = {"width": WIDTH, "num_heads": HEADS, "max_length": LENGTH}
     return {_name(extra): Options(**(base | extra)) for extra in chosen}
+
+
+def mixed() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Parts of self-attention in pairs: every normalizer, position encoding, score and mask.
+
+    A mask that looks ahead is a case by itself, since nothing beside it could be decoded.
+    """
+
+    base = {"width": WIDTH, "num_heads": HEADS, "max_length": LENGTH}
+
+    def others(field):
+        found = [{field: name, **needed(part)} for name, part in registry.TABLES[field].items()]
+        # Some positions are added to what a model reads.
+        plain = make_mixer(Options(**base))
+        return [part for part in found if make_mixer(Options(**base, **part)) != plain]
+
+    masks = [m for m in others("mask") if Options(**base, **m).build_mask().together is not None]
+    pairs = (others("normalizer"), others("position")), (others("score"), masks)
+    return [pair for several in pairs for pair in itertools.zip_longest(*several, fillvalue={})]
 
 
 def needed(part: Any) -> dict[str, int]:
@@ -112,10 +131,26 @@ CASES = {make_mixer(o): (name, o) for name, o in reversed(NAMED.items())}
 CASES = dict(reversed(CASES.values()))
 
 # What depends on how a mixer is built and not on which parts it is built of is asked of one case to
-# each mixer and of those that put the most parts together; of every case by `make test-slow`.
+# each class of mixers and of those that put the most parts together; of every case by
+# `make test-slow`.
 RICH = ("normalizer=softmax_sink", "mask=causal & bigbird", "talking_heads", "rope_scaling=yarn")
-BUILDS = {next(n for n, o in CASES.items() if o.mixer == mixer) for mixer in registry.MIXERS}
-BUILDS |= {name for name in CASES if any(part in name for part in RICH) and "," in name}
+CLASSES = set({type(make_mixer(o)): name for name, o in reversed(CASES.items())}.values())
+BUILDS = CLASSES | {name for name in CASES if any(part in name for part in RICH) and "," in name}
+
+
+# What repeats the code of another case in other numbers, or has one part of a pair, is a case of
+# `make test-slow`.
+REPEATED = {
+    "mixer=softmax,block_size=5,num_kv_heads=2",
+    "mixer=softmax,block_size=5,position=rope,rope_scaling=ntk,rope_factor=2.0",
+    "mixer=softmax,block_size=5,position=rope,rope_scaling=linear,rope_factor=2.0",
+    "mixer=differential,block_size=5,position=rope,num_kv_heads=2",
+    "mixer=linear,block_size=5,short_convolution=3",
+    "mixer=gated_linear,block_size=5,short_convolution=3",
+    "mixer=state_space,block_size=5,short_convolution=3",
+    "mixer=delta,block_size=5,short_convolution=3",
+}
+REPEATED |= {_name(part) for pair in mixed() for part in pair if all(pair)}
 
 
 def decodable(options: Options) -> bool:
@@ -139,20 +174,21 @@ def problem(options: Options):
     """The mixer, parameters that tell positions apart, an input, and the compiled call."""
     mixer = make_mixer(options)
     params = drawn(mixer)
-    x = jax.random.normal(jax.random.key(99), (BATCH, options.max_length, options.width))
+    shape = (BATCH, options.max_length, options.width)
+    x = np.random.default_rng(99).normal(size=shape).astype(np.float32)
     return mixer, params, x, jax.jit(mixer.__call__)
 
 
+def numbers(mixer, seed: int = 0) -> dict[str, np.ndarray]:
+    """Parameters of such a size that every part of the mixer shows, in float64."""
+    generator = np.random.default_rng(seed)
+    described = sorted(mixer.parameters().items())
+    return {name: 0.5 * generator.normal(size=p.shape) for name, p in described}
+
+
 def drawn(mixer) -> dict[str, jax.Array]:
-    """Parameters of such a size that every part of the mixer shows."""
-    shapes = jax.eval_shape(lambda: init_params(mixer, jax.random.key(0)))
-    generator = np.random.default_rng(0)
-    return {n: jnp.asarray(0.5 * generator.normal(size=p.shape)) for n, p in shapes.items()}
-
-
-def some_padding(options: Options):
-    """A mask under which row 0 is whole and row 1 has 8 tokens."""
-    return padding(jnp.arange(options.max_length)[None] < jnp.array([[options.max_length], [8]]))
+    """The same as arrays, of float32 if nothing else was set."""
+    return jax.tree.map(jnp.asarray, numbers(mixer))
 
 
 def close(actual, expected, tolerance: float = 2e-5) -> None:
@@ -165,12 +201,9 @@ def close(actual, expected, tolerance: float = 2e-5) -> None:
 
 def qkv(t: int, s: int, heads: int, kv_heads: int, width: int = 8, value_width: int = 6):
     """Random queries, keys and values; the value width differs so that mixing them up shows."""
-    keys = jax.random.split(jax.random.key(7), 3)
-    return (
-        jax.random.normal(keys[0], (BATCH, t, heads, width)),
-        jax.random.normal(keys[1], (BATCH, s, kv_heads, width)),
-        jax.random.normal(keys[2], (BATCH, s, kv_heads, value_width)),
-    )
+    generator = np.random.default_rng(7)
+    shapes = (t, heads, width), (s, kv_heads, width), (s, kv_heads, value_width)
+    return tuple(jnp.asarray(generator.normal(size=(BATCH, *x)), jnp.float32) for x in shapes)
 
 
 def weighted(out) -> jax.Array:

@@ -59,22 +59,28 @@ KINDS = {
     **{n: STATEFUL[n] for n in ("location-aware", "coverage", "monotonic that waits", "chunkwise")},
 }
 kinds = pytest.mark.parametrize("alignment", KINDS.values(), ids=KINDS.keys())
+# The simplest and the one with the most parts; test_mixers.py asks the same of those between, as
+# `make test-slow` does of all.
+ends = pytest.mark.parametrize(
+    "alignment",
+    [
+        pytest.param(a, id=n, marks=() if n in ("additive", "chunkwise") else pytest.mark.slow)
+        for n, a in KINDS.items()
+    ],
+)
 
 
 def drawn(described, seed=0, scale=0.7):
     """Parameters that tell everything apart."""
     rng = np.random.default_rng(seed)
-    return {
-        name: jnp.asarray(scale * rng.normal(size=p.shape), jnp.float32)
-        for name, p in described.items()
-    }
+    return {name: np.float32(scale * rng.normal(size=p.shape)) for name, p in described.items()}
 
 
 def vectors(seed=1):
     """Queries (T, B, 1, H, D), keys (B, S, K, D) and values, the last of another width."""
     rng = np.random.default_rng(seed)
     shapes = (T, B, 1, H, D), (B, S, K, D), (B, S, K, D + 1)
-    return [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+    return [np.float32(rng.normal(size=s)) for s in shapes]
 
 
 def steps(alignment, params, q, k, mask=None):
@@ -96,21 +102,23 @@ compiled = jax.jit(steps, static_argnums=0)
 @pytest.mark.parametrize("alignment", CONTENTS.values(), ids=CONTENTS.keys())
 def test_content_is_attention_one_query_at_a_time(alignment):
     params, (q, k, v) = drawn(alignment.parameters()), vectors()
-    together = jnp.moveaxis(q[:, :, 0], 0, 1)
-    valid = padding(jnp.arange(S) < jnp.array([[S], [5]]))
+    lengths = np.array([[S], [5]])
 
     @jax.jit
-    def whole(params):
+    def both(params, q, k, v):
+        valid, together = padding(jnp.arange(S) < lengths), jnp.moveaxis(q[:, :, 0], 0, 1)
         mechanism = alignment.mechanism(params, together, np.arange(T), np.arange(S), valid)
-        weights = dense.weights(together, k, **mechanism)
-        return weights, dense.attend(together, k, v, **mechanism)
+        expected = dense.weights(together, k, **mechanism)
+        found = steps(alignment, params, q, k, valid)
+        outs = (
+            jax.lax.map(lambda w: read(w, v)[:, 0], found),
+            dense.attend(together, k, v, **mechanism),
+        )
+        return (found, jnp.moveaxis(expected, 2, 0)), (jnp.moveaxis(outs[0], 0, 1), outs[1])
 
-    expected, out = whole(params)
-    found = compiled(alignment, params, q, k, valid)
-    np.testing.assert_allclose(found, jnp.moveaxis(expected, 2, 0), atol=2e-6)
-    np.testing.assert_allclose(
-        jnp.stack([read(w, v)[:, 0] for w in found], axis=1), out, rtol=1e-4, atol=1e-5
-    )
+    (found, expected), outs = both(params, q, k, v)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(*outs, rtol=1e-4, atol=1e-5)
     assert np.abs(found).max() > 0.1
 
 
@@ -118,13 +126,14 @@ def test_local_m_and_local_p_see_their_windows():
     q, k, _ = vectors()
     weights = compiled(CONTENTS["local-m"], {}, q, k)
     far = np.abs(np.arange(T)[:, None] - np.arange(S)) > 1
-    assert not np.asarray(jnp.moveaxis(weights, 0, 2))[..., far].any()
+    assert not np.moveaxis(np.asarray(weights), 0, 2)[..., far].any()
     # Where a window is predicted depends on how many keys there are without the padding.
     alignment = CONTENTS["local-p"]
     params = drawn(alignment.parameters())
-    padded = compiled(alignment, params, q, k, padding(jnp.ones((B, S), bool).at[:, 4:].set(False)))
+    valid = jnp.asarray(np.broadcast_to(np.arange(S) < 4, (B, S)))
+    padded = np.asarray(compiled(alignment, params, q, k, padding(valid)))
     np.testing.assert_allclose(padded[..., :4], compiled(alignment, params, q, k[:, :4]), atol=1e-6)
-    assert not np.asarray(padded[..., 4:]).any()
+    assert not padded[..., 4:].any()
 
 
 @pytest.mark.parametrize("name", ["location-aware", "smoothed", "sharpened"])
@@ -134,7 +143,7 @@ def test_location_aware_equals_the_papers_equations(name):
     params, (q, k, _) = drawn(alignment.parameters()), vectors()
     w = {key: np.float64(p) for key, p in params.items()}
     valid = np.arange(S) < np.array([[S], [5]])
-    found = compiled(alignment, params, q, k, padding(jnp.asarray(valid)))
+    found = np.asarray(compiled(alignment, params, q, k, padding(jnp.asarray(valid))))
     q, k, taps = np.float64(q), np.float64(k), alignment.filter_length
     squash = (lambda e: 1 / (1 + np.exp(-e))) if name == "smoothed" else np.exp
     for b, h in itertools.product(range(B), range(H)):
@@ -160,7 +169,7 @@ def test_coverage_equals_the_papers_equations():
     params, (q, k, _) = drawn(alignment.parameters()), vectors()
     w = {key: np.float64(p) for key, p in params.items()}
     valid = np.arange(S) < np.array([[S], [5]])
-    found = compiled(alignment, params, q, k, padding(jnp.asarray(valid)))
+    found = np.asarray(compiled(alignment, params, q, k, padding(jnp.asarray(valid))))
     q, k = np.float64(q), np.float64(k)
     for b, h in itertools.product(range(B), range(H)):
         covered = np.zeros(S)
@@ -177,7 +186,7 @@ def test_keys_share_of_an_energy_is_remembered():
     _, k, _ = vectors()
     for name, heads in (("additive", K), ("concat", H)):
         params = drawn(CONTENTS[name].parameters())
-        memory = CONTENTS[name].remember(params, k)
+        memory = jax.eval_shape(CONTENTS[name].remember, params, k)
         assert memory["hidden"].shape == (B, S, heads, A)
         assert memory.keys() == {"hidden"}
 
@@ -185,27 +194,27 @@ def test_keys_share_of_an_energy_is_remembered():
 def test_location_aware_depends_on_the_weights_before():
     alignment = STATEFUL["location-aware"]
     params, (q, k, _) = drawn(alignment.parameters()), vectors()
-    weights = compiled(alignment, params, jnp.stack([q[0]] * T), k)
+    weights = np.asarray(compiled(alignment, params, np.stack([q[0]] * T), k))
     assert np.abs(weights[1] - weights[0]).max() > 1e-2
-    blind = {**params, "location": jnp.zeros_like(params["location"])}
-    weights = compiled(alignment, blind, jnp.stack([q[0]] * T), k)
+    blind = {**params, "location": np.zeros_like(params["location"])}
+    weights = np.asarray(compiled(alignment, blind, np.stack([q[0]] * T), k))
     np.testing.assert_allclose(weights[1], weights[0], rtol=1e-5)
 
 
 @kinds
 def test_what_padding_holds_changes_nothing(alignment):
     params, (q, k, _) = drawn(alignment.parameters()), vectors()
-    valid = jnp.arange(S) < jnp.array([[S], [4]])
-    weights = compiled(alignment, params, q, k, padding(valid))
-    other = compiled(alignment, params, q, k.at[1, 4:].set(1e3), padding(valid))
-    assert np.array_equal(weights, other)
-    np.testing.assert_allclose(
-        weights[:, 1, :, :4], compiled(alignment, params, q, k[:, :4])[:, 1], atol=1e-6
-    )
-    assert not np.asarray(weights[:, 1, :, 4:]).any()
+    valid = np.arange(S) < np.array([[S], [4]])
+    mask = padding(jnp.asarray(valid))
+    weights = np.asarray(compiled(alignment, params, q, k, mask))
+    other = np.where(valid[..., None, None], k, np.float32(1e3))
+    assert np.array_equal(weights, compiled(alignment, params, q, other, mask))
+    short = np.asarray(compiled(alignment, params, q, k[:, :4]))
+    np.testing.assert_allclose(weights[:, 1, :, :4], short[:, 1], atol=1e-6)
+    assert not weights[:, 1, :, 4:].any()
 
 
-@kinds
+@ends
 def test_populations_and_gradients(alignment):
     params, (q, k, _) = drawn(alignment.parameters()), vectors()
 
@@ -217,16 +226,20 @@ def test_populations_and_gradients(alignment):
     # difference. (A smaller step rounds more than it gains.)
     way, step = drawn(alignment.parameters(), 5), 1e-2
     population = jax.tree.map(
-        lambda p, w: jnp.stack([p, 0.5 * p, p + step * w, p - step * w]), params, way
+        lambda p, w: np.stack([p, 0.5 * p, p + step * w, p - step * w]).astype(np.float32),
+        params,
+        way,
     )
     gradient = jax.value_and_grad(loss, (0, 1, 2))
-    values, grads = jax.jit(jax.vmap(gradient, (0, None, None)))(population, q, k)
+    run = jax.jit(jax.vmap(gradient, (0, None, None)))
+    values, grads = jax.device_get(run(population, q, k))
     for leaf in jax.tree.leaves(grads):
         assert np.isfinite(leaf).all() and np.abs(leaf[0]).max() > 1e-5
     slope = sum((grads[0][n][0] * way[n]).sum() for n in way)
     np.testing.assert_allclose(slope, (values[2] - values[3]) / (2 * step), rtol=2e-2, atol=2e-3)
     for member in (0, 1):
-        weights = compiled(alignment, jax.tree.map(lambda p, m=member: p[m], population), q, k)
+        one = {name: p[member] for name, p in population.items()}
+        weights = np.asarray(compiled(alignment, one, q, k))
         alone = (weights * np.cos(np.arange(weights.size)).reshape(weights.shape)).sum()
         np.testing.assert_allclose(values[member], alone, rtol=1e-4, atol=1e-5)
     assert abs(values[1] - values[0]) > 1e-4
@@ -237,39 +250,41 @@ def mixer_of(alignment, **options):
 
 
 def sequence(length=9):
-    return jnp.asarray(np.random.default_rng(3).normal(size=(B, length, M)), jnp.float32)
+    return np.float32(np.random.default_rng(3).normal(size=(B, length, M)))
 
 
-@kinds
+@ends
 def test_chunks_equal_the_whole(alignment):
     mixer, x = mixer_of(alignment, use_bias=True), sequence()
-    params = drawn(mixer.parameters())
-    expected, extend = jax.jit(mixer)(params, x), jax.jit(mixer.extend)
-    # The state may have been made for more than comes.
-    state, done = mixer.init_state(B, 12, x.dtype), 0
-    structure = jax.eval_shape(lambda: state)
-    for size in (4, 1, 4):
-        state, y = extend(params, state, x[:, done : done + size])
-        np.testing.assert_allclose(y, expected[:, done : done + size], atol=2e-5)
-        assert jax.eval_shape(lambda s=state: s) == structure
-        done += size
+
+    @jax.jit
+    def run(params, x):
+        # The state may have been made for more than comes.
+        state, fed = mixer.init_state(B, 12, x.dtype), []
+        structure = jax.eval_shape(lambda: state)
+        for start, size in ((0, 4), (4, 1), (5, 4)):
+            state, y = mixer.extend(params, state, x[:, start : start + size])
+            assert jax.eval_shape(lambda s=state: s) == structure
+            fed.append(y)
+        return jnp.concatenate(fed, 1), mixer(params, x)
+
+    found, expected = run(drawn(mixer.parameters()), x)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
     assert np.abs(expected).max() > 0.1
     assert state_bytes(mixer, B, 12, "bfloat16") < state_bytes(mixer, B, 12, "float32")
 
 
-@kinds
+@ends
 def test_outputs_see_exactly_the_past(alignment):
     mixer, x = mixer_of(alignment), sequence(6)
-    params = drawn(mixer.parameters())
-    weight = jnp.asarray(np.random.default_rng(0).normal(size=(6, B, M)), jnp.float32)
+    params = jax.tree.map(jnp.asarray, drawn(mixer.parameters()))
+    weight = np.float32(np.random.default_rng(0).normal(size=(6, B, M)))
 
     @jax.jit
     def influence(x):
         _, back = jax.vjp(lambda x: jnp.moveaxis(mixer(params, x), 1, 0), x)
-        grads = jax.vmap(lambda t: back(jnp.zeros_like(weight).at[t].set(weight[t]))[0])(
-            jnp.arange(6)
-        )
-        return jnp.abs(grads).max((1, 3))
+        one = jnp.eye(6)[..., None, None]
+        return jnp.abs(jax.lax.map(lambda at: back(at * weight)[0], one)).max((1, 3))
 
     found = np.asarray(influence(x))
     past = np.tri(6, dtype=bool)
@@ -277,60 +292,70 @@ def test_outputs_see_exactly_the_past(alignment):
     assert found[past].min() > 1e-4 * found.max()
 
 
-@kinds
+@ends
 def test_padding_of_a_sequence_changes_nothing(alignment):
     mixer, x = mixer_of(alignment), sequence(6)
-    params = drawn(mixer.parameters())
-    forward = jax.jit(lambda x, valid: mixer(params, x, mask=padding(valid)))
-    valid = jnp.arange(6) < jnp.array([[6], [4]])
-    y = forward(x, valid)
-    assert np.array_equal(y[1, :4], forward(x.at[1, 4:].set(50.0), valid)[1, :4])
-    plain = jax.jit(mixer)(params, x)
+    params = jax.tree.map(jnp.asarray, drawn(mixer.parameters()))
+    masked = jax.jit(lambda x, valid: mixer(params, x, mask=padding(valid)))
+
+    def forward(x, valid, noise):
+        return np.asarray(masked(np.where(valid[..., None], x, np.float32(noise)), valid))
+
+    valid = np.arange(6) < np.array([[6], [4]])
+    y = forward(x, valid, 1)
+    assert np.array_equal(y[1, :4], forward(x, valid, 50)[1, :4])
+    plain = np.asarray(jax.jit(mixer)(params, x))
     np.testing.assert_allclose(y[0], plain[0], atol=1e-5)
     np.testing.assert_allclose(y[1, :4], plain[1, :4], atol=1e-5)
     # Padding in front: no query reads it.
-    late = jnp.arange(6) >= jnp.array([[0], [2]])
-    assert np.array_equal(forward(x, late)[1, 2:], forward(x.at[1, :2].set(50.0), late)[1, 2:])
+    late = np.arange(6) >= np.array([[0], [2]])
+    assert np.array_equal(forward(x, late, 1)[1, 2:], forward(x, late, 50)[1, 2:])
 
 
-@kinds
+@ends
 def test_bfloat16_is_near_float32(alignment):
     mixer, x = mixer_of(alignment), sequence()
-    params = drawn(mixer.parameters(), scale=0.4)
-    exact = np.asarray(jax.jit(mixer)(params, x))
-    low = jax.jit(mixer)(params, x.astype(jnp.bfloat16))
-    state = mixer.init_state(B, 9, jnp.bfloat16)
-    state, first = jax.jit(mixer.extend)(params, state, x[:, :4].astype(jnp.bfloat16))
+
+    @jax.jit
+    def run(params, x):
+        narrow = x.astype(jnp.bfloat16)
+        state, first = mixer.extend(params, mixer.init_state(B, 9, jnp.bfloat16), narrow[:, :4])
+        return mixer(params, x), mixer(params, narrow), first, state["alignment"]
+
+    found = run(drawn(mixer.parameters(), scale=0.4), x)
+    exact, low, first, kept = jax.device_get(found)
     assert low.dtype == first.dtype == jnp.bfloat16
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state["alignment"]))
-    for found, expected in ((low, exact), (first, exact[:, :4])):
-        error = np.sqrt(np.mean((np.asarray(found, np.float32) - expected) ** 2))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(kept))
+    for narrow, expected in ((low, exact), (first, exact[:, :4])):
+        error = np.sqrt(np.mean((np.asarray(narrow, np.float32) - expected) ** 2))
         assert error < 0.05 * exact.std()
 
 
 def test_stepwise_content_is_causal_attention():
     """Against the whole-sequence reference: the same projections and parameters."""
     mixer, x = mixer_of(CONTENTS["additive"]), sequence()
-    params = drawn(mixer.parameters())
-    q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in ("query", "key", "value"))
-    score = scores.Additive(*(params[f"alignment_score_{n}"] for n in ("query", "key", "vector")))
-    out = dense.attend(q, k, v, score=score, mask=causal())
-    expected = jnp.einsum("bthd,hdm->btm", out, params["out"])
-    np.testing.assert_allclose(jax.jit(mixer)(params, x), expected, atol=1e-5)
-    np.testing.assert_allclose(
-        jax.jit(mixer.look)(params, x).weights,
-        dense.weights(q, k, score=score, mask=causal()),
-        atol=1e-6,
-    )
+
+    @jax.jit
+    def run(params, x):
+        q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[n]) for n in ("query", "key", "value"))
+        learned = (params[f"alignment_score_{n}"] for n in ("query", "key", "vector"))
+        parts = {"score": scores.Additive(*learned), "mask": causal()}
+        expected = jnp.einsum("bthd,hdm->btm", dense.attend(q, k, v, **parts), params["out"])
+        weights = mixer.look(params, x).weights, dense.weights(q, k, **parts)
+        return (mixer(params, x), expected), weights
+
+    outs, weights = run(drawn(mixer.parameters()), x)
+    np.testing.assert_allclose(*outs, atol=1e-5)
+    np.testing.assert_allclose(*weights, atol=1e-6)
 
 
 def test_heads_read_the_values_that_they_share():
-    weights = jnp.asarray(np.random.default_rng(0).uniform(size=(B, H, S)), jnp.float32)
+    weights = np.float32(np.random.default_rng(0).uniform(size=(B, H, S)))
     v = vectors()[2]
     expected = np.zeros((B, 1, H, D + 1))
     for b, h, s in itertools.product(range(B), range(H), range(S)):
         expected[b, 0, h] += float(weights[b, h, s]) * np.float64(v[b, s, h // (H // K)])
-    np.testing.assert_allclose(read(weights, v), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(read)(weights, v), expected, rtol=1e-5, atol=1e-6)
 
 
 @kinds

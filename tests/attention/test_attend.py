@@ -102,9 +102,13 @@ ALIBI = biases.alibi(HEADS)
 
 
 def combinations() -> dict[str, tuple]:
-    """Every normalizer with every bias; masks, scores and groupings turn."""
+    """Every normalizer with every bias; masks, scores and groupings turn.
+
+    Diagonal by diagonal, so that the first of them have every part.
+    """
     found = {}
-    for i, j in itertools.product(range(len(NORMALIZERS)), range(len(BIASES))):
+    for distance, i in itertools.product(range(len(BIASES)), range(len(NORMALIZERS))):
+        j = (i + distance) % len(BIASES)
         case = (
             list(NORMALIZERS)[i],
             list(BIASES)[j],
@@ -117,6 +121,8 @@ def combinations() -> dict[str, tuple]:
 
 
 COMBINATIONS = combinations()
+# Until every mask was there; the others are slow.
+FAST = list(COMBINATIONS)[: len(MASKS)]
 
 
 def test_cases_cover_every_pair_of_parts():
@@ -124,7 +130,8 @@ def test_cases_cover_every_pair_of_parts():
     for a, b in itertools.combinations(range(4), 2):
         seen = {(case[a], case[b]) for case in COMBINATIONS.values()}
         assert seen == set(itertools.product(tables[a], tables[b]))
-    assert {case[4] for case in COMBINATIONS.values()} == set(MASKS)
+    for n, table in enumerate(tables):
+        assert {COMBINATIONS[name][n] for name in FAST} == set(table)
 
 
 def able(**parts) -> list[str]:
@@ -156,7 +163,13 @@ def value_and_gradients(implementation, q, k, v, **mechanism):
     return out, [g for g in jax.tree.leaves(grads) if g.dtype != jax.dtypes.float0]
 
 
-@pytest.mark.parametrize("case", COMBINATIONS.values(), ids=COMBINATIONS.keys())
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=() if name in FAST else pytest.mark.slow)
+        for name, case in COMBINATIONS.items()
+    ],
+)
 def test_implementations_equal_dense(case):
     normalizer, bias, score, kv_heads, mask = case
     q, k, v = qkv(T, S, HEADS, kv_heads)
@@ -168,22 +181,23 @@ def test_implementations_equal_dense(case):
         assert all(np.abs(x).max() > 0 for x in expected[1][:3])
     for name in able(**parts)[1:]:
         options = {"q_index": Q_INDEX, "block_size": BLOCK}
-        close(value_and_gradients(name, q, k, v, **parts, **options), expected, 1e-4)
+        # The gradient of a temperature is a rounded sum of terms of both signs, one to each score.
+        close(value_and_gradients(name, q, k, v, **parts, **options), expected, 2e-4)
 
 
 @pytest.mark.parametrize("implementation", HERE)
 def test_rows_without_keys_are_zero_and_have_finite_gradients(implementation):
     q, k, v = qkv(T, S, HEADS, 2)
     # Scores beyond the range of exp must not leak through the mask either.
-    k = k.at[1].mul(1e4)
+    k = jnp.asarray(k * np.float32([1, 1e4])[:, None, None, None])
     for mask in (masks.padding(VALID), ~masks.full()):
         out, grads = value_and_gradients(implementation, q, k, v, mask=mask, block_size=BLOCK)
-        assert not np.asarray(out[1]).any()
-        for g in grads:
+        assert not np.asarray(out)[1].any()
+        for g in map(np.asarray, grads):
             assert np.isfinite(g).all()
-            assert not np.asarray(g[1]).any()
-    weights = dense.weights(q, k, mask=masks.padding(VALID))
-    assert not np.asarray(weights[1]).any()
+            assert not g[1].any()
+    weights = np.asarray(jax.jit(lambda q, k: dense.weights(q, k, mask=masks.padding(VALID)))(q, k))
+    assert not weights[1].any()
     np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
 
 
@@ -196,10 +210,11 @@ def test_grouped_heads_equal_repeated_heads(implementation, kv_heads):
         softmax if implementation == "jax_xla" else NORMALIZERS["softmax_sink"]
     )
     out, (dq, dk, dv, *rest) = value_and_gradients(implementation, q, k, v, **mechanism)
-    repeated = (jnp.repeat(x, HEADS // kv_heads, axis=2) for x in (k, v))
+    repeated = (np.repeat(x, HEADS // kv_heads, axis=2) for x in (k, v))
     expected, (eq, ek, ev, *erest) = value_and_gradients(implementation, q, *repeated, **mechanism)
 
     def summed(x):
+        x = np.asarray(x)
         return x.reshape(*x.shape[:2], kv_heads, -1, x.shape[-1]).sum(3)
 
     close((out, dq, dk, dv, rest), (expected, eq, summed(ek), summed(ev), erest))
@@ -208,13 +223,20 @@ def test_grouped_heads_equal_repeated_heads(implementation, kv_heads):
 def test_forbidden_blocks_are_never_computed():
     """What no query may see can be NaN. Dense attention multiplies it by zero, which is NaN."""
     q, k, v = qkv(16, 16, HEADS, HEADS)
-    v = v.at[:, 8:].set(jnp.nan)
-    blockwise = attend(q, k, v, mask=masks.causal(), implementation="blockwise", block_size=8)
-    assert np.isfinite(blockwise[:, :8]).all()
-    assert np.isnan(attend(q, k, v, mask=masks.causal())[:, :8]).all()
-    window = attend(
-        q, k, v[:, ::-1], mask=masks.window(4), implementation="blockwise", block_size=4
-    )
+    blockwise = {"implementation": "blockwise"}
+
+    @jax.jit
+    def run(v):
+        return (
+            attend(q, k, v, mask=masks.causal(), **blockwise, block_size=8),
+            attend(q, k, v, mask=masks.causal()),
+            attend(q, k, v[:, ::-1], mask=masks.window(4), **blockwise, block_size=4),
+        )
+
+    late = np.where(np.arange(16)[:, None, None] < 8, v, np.nan)
+    skipping, dense, window = map(np.asarray, run(late))
+    assert np.isfinite(skipping[:, :8]).all()
+    assert np.isnan(dense[:, :8]).all()
     assert np.isnan(window[:, :8]).all()
     assert np.isfinite(window[:, 12:]).all()
 
@@ -248,19 +270,26 @@ def test_positions_unknown_while_tracing_give_the_same():
 
 def test_key_positions_in_any_order():
     """A ring buffer holds keys out of order."""
-    q, k, v = qkv(T, S, HEADS, 2)
     order = np.random.default_rng(0).permutation(S)
     mechanism = {"mask": masks.window(4), "q_index": Q_INDEX, "biases": (ALIBI,)}
-    expected = attend(q, k, v, **mechanism)
-    for name in able(biases=mechanism["biases"]):
-        options = {"kv_index": order, "implementation": name, "block_size": BLOCK}
-        close(attend(q, k[:, order], v[:, order], **mechanism, **options), expected)
+
+    @jax.jit
+    def run(q, k, v):
+        options = {**mechanism, "kv_index": order, "block_size": BLOCK}
+        found = [
+            attend(q, k[:, order], v[:, order], **options, implementation=name)
+            for name in able(biases=mechanism["biases"])
+        ]
+        return [*found, attend(q, k, v, **mechanism)]
+
+    *found, expected = run(*qkv(T, S, HEADS, 2))
+    close(found, [expected] * len(found))
 
 
 def test_blockwise_under_vmap_checkpoint_and_scan():
     q, k, v = qkv(T, S, HEADS, 2)
-    members = [jnp.stack([x, x[::-1] * 0.5, -x]) for x in (q, k, v)]
-    cap = jnp.asarray([1.0, 2.0, 3.0])
+    members = [np.stack([x, x[::-1] * 0.5, -x]) for x in map(np.asarray, (q, k, v))]
+    cap = np.float32([1.0, 2.0, 3.0])
 
     def loss(q, k, v, cap, implementation):
         options = {"mask": masks.causal(), "implementation": implementation, "block_size": BLOCK}
@@ -281,12 +310,12 @@ def test_blockwise_under_vmap_checkpoint_and_scan():
 @pytest.mark.parametrize("implementation", HERE)
 def test_bfloat16_inputs(implementation):
     q, k, v = qkv(T, S, HEADS, 2)
-    low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    low = [np.asarray(x).astype(jnp.bfloat16) for x in (q, k, v)]
     mechanism = {"mask": masks.causal(), "q_index": Q_INDEX, "block_size": BLOCK}
     out, grads = value_and_gradients(implementation, *low, **mechanism)
     assert {x.dtype for x in (out, *grads)} == {jnp.dtype(jnp.bfloat16)}
     # Against float32 arithmetic on the same rounded inputs.
-    exact = value_and_gradients("dense", *(x.astype(jnp.float32) for x in low), **mechanism)
+    exact = value_and_gradients("dense", *(x.astype(np.float32) for x in low), **mechanism)
     close((out, grads), exact, 0.02)
 
 
@@ -295,27 +324,28 @@ def test_permuting_keys_and_queries_permutes_the_output(score):
     q, k, v = qkv(T, T, HEADS, 2)
     order = np.random.default_rng(1).permutation(T)
     run = jax.jit(lambda q, k, v: attend(q, k, v, score=DOT_SCORES[score]))
-    close(run(q[:, order], k[:, order], v[:, order]), run(q, k, v)[:, order])
+    close(run(*(np.asarray(x)[:, order] for x in (q, k, v))), np.asarray(run(q, k, v))[:, order])
 
 
 @pytest.mark.parametrize("implementation", able(biases=(ALIBI,)))
 def test_alibi_and_masks_depend_on_distance_only(implementation):
-    q, k, v = qkv(T, S, HEADS, 2)
-    for mask in (masks.causal(), masks.window(4)):
-        mechanism = {"mask": mask, "biases": (ALIBI,), "block_size": BLOCK}
-        mechanism["implementation"] = implementation
-        here = attend(q, k, v, q_index=Q_INDEX, kv_index=np.arange(S), **mechanism)
-        there = attend(q, k, v, q_index=Q_INDEX + 41, kv_index=np.arange(S) + 41, **mechanism)
-        close(here, there)
+    @jax.jit
+    def run(q, k, v, start):
+        options = {"q_index": Q_INDEX + start, "kv_index": np.arange(S) + start}
+        options |= {"implementation": implementation, "biases": (ALIBI,), "block_size": BLOCK}
+        return [attend(q, k, v, **options, mask=mask) for mask in (masks.causal(), masks.window(4))]
+
+    arrays = qkv(T, S, HEADS, 2)
+    close(run(*arrays, 0), run(*arrays, 41))
 
 
 def test_blockwise_refuses_what_it_lacks():
     q, k, v = qkv(T, T, HEADS, HEADS)
-    assert np.isfinite(attend(q, k, v, score=Distance())).all()
+    assert np.isfinite(jax.jit(lambda q: attend(q, k, v, score=Distance()))(q)).all()
     with pytest.raises(Unsupported, match="lacks score Distance .* dense has it"):
         attend(q, k, v, score=Distance(), implementation="blockwise")
     other = normalizers.Sparsemax()
-    assert np.isfinite(attend(q, k, v, normalizer=other)).all()
+    assert np.isfinite(jax.jit(lambda q: attend(q, k, v, normalizer=other))(q)).all()
     with pytest.raises(Unsupported, match="lacks normalizer 'sparsemax'; dense has it"):
         attend(q, k, v, normalizer=other, implementation="blockwise")
 

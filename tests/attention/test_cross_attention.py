@@ -107,19 +107,19 @@ def test_padding_has_no_influence(layer):
     mask = padding(jnp.asarray(VALID))
 
     @jax.jit
-    def influence(memory):
+    def run(params, x, memory):
         out, back = jax.vjp(lambda m: layer(params, x, m, mask=mask), memory)
-        return jnp.abs(back(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))[0])
+        ramp = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
+        others = layer(params, x, memory), layer(params, x, memory[:, :4])
+        return jnp.abs(back(ramp)[0]).max(-1), out, *others
 
-    found = np.asarray(influence(memory)).max(-1)
+    found, padded, whole, short = jax.device_get(run(params, x, memory))
     assert not found[~VALID].any()
     assert np.isfinite(found).all()
     if layer.focus is None:
         assert (found[VALID] > 1e-6).all()
     # It is as if the padded part were not there.
-    padded = call(layer, params, x, memory, mask)
-    np.testing.assert_allclose(padded[0], call(layer, params, x, memory)[0], atol=1e-5)
-    short = call(layer, params, x, memory[:, :4])
+    np.testing.assert_allclose(padded[0], whole[0], atol=1e-5)
     np.testing.assert_allclose(padded[1], short[1], atol=1e-5)
 
 
@@ -127,14 +127,22 @@ def test_padding_has_no_influence(layer):
 def test_reading_token_by_token_equals_reading_at_once(layer):
     params, x, memory = problem(layer)
     mask = padding(jnp.asarray(VALID))
-    expected = call(layer, params, x, memory, mask)
-    remembered = jax.jit(layer.remember)(params, memory)
-    assert ("k" in remembered) == ("key" in layer.score.reads)
-    read = jax.jit(lambda x, at: layer.read(params, x, remembered, mask=mask, q_index=at))
-    for t in range(T):
-        y = read(x[:, t : t + 1], jnp.array([t]))
-        np.testing.assert_allclose(y[:, 0], expected[:, t], atol=1e-5)
-    np.testing.assert_allclose(read(x[:, 3:], jnp.array([3, 4])), expected[:, 3:], atol=1e-5)
+
+    @jax.jit
+    def run(params, x, memory):
+        kept = layer.remember(params, memory)
+        assert ("k" in kept) == ("key" in layer.score.reads)
+
+        def read(at):
+            return layer.read(params, x[:, at], kept, mask=mask, q_index=at)
+
+        one_by_one = jax.lax.map(lambda t: read(t[None])[:, 0], jnp.arange(T))
+        last_two = read(jnp.array([3, 4]))
+        return layer(params, x, memory, mask=mask), jnp.moveaxis(one_by_one, 0, 1), last_two
+
+    expected, one_by_one, last_two = jax.device_get(run(params, x, memory))
+    np.testing.assert_allclose(one_by_one, expected, atol=1e-5)
+    np.testing.assert_allclose(last_two, expected[:, 3:], atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", [n for n in IMPLEMENTATIONS if n != "dense"])
@@ -174,12 +182,17 @@ def test_rotary_sees_distances_only():
     layer = dataclasses.replace(PLAIN, rotary=Rotary(100.0))
     params, x, memory = problem(layer)
     plain, turned = call(PLAIN, params, x, memory), call(layer, params, x, memory)
-    assert np.abs(plain - turned).max() > 0.1
+    assert np.abs(np.asarray(plain) - np.asarray(turned)).max() > 0.1
     # The same query later and the same memory later: attention to zeros in front left out.
-    moved = jnp.pad(memory, ((0, 0), (2, 0), (0, 0)))
-    behind = padding(jnp.broadcast_to(jnp.arange(S + 2) >= 2, (B, S + 2)))
-    remembered = layer.remember(params, moved)
-    found = layer.read(params, x, remembered, mask=behind, q_index=np.arange(2, T + 2))
+    moved = np.pad(memory, ((0, 0), (2, 0), (0, 0)))
+    behind = padding(jnp.asarray(np.broadcast_to(np.arange(S + 2) >= 2, (B, S + 2))))
+
+    @jax.jit
+    def run(params, x, memory):
+        kept = layer.remember(params, memory)
+        return layer.read(params, x, kept, mask=behind, q_index=np.arange(2, T + 2))
+
+    found = run(params, x, moved)
     np.testing.assert_allclose(found, turned, atol=1e-5)
 
 

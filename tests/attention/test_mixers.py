@@ -1,6 +1,8 @@
 """What every mixer has to do, for every entry of the registry."""
 
+import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,33 +21,54 @@ from tests.attention.cases import (
     LENGTH,
     NAMED,
     PADDABLE,
+    REPEATED,
     SPARSE,
     close,
     decodable,
     drawn,
     problem,
-    some_padding,
     visible,
     weighted,
 )
-
-cases = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
-builds = pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(options, id=name, marks=() if name in BUILDS else pytest.mark.slow)
-        for name, options in CASES.items()
-    ],
+from tests.attention.conformance import (
+    CHUNKS,
+    RUNS,
+    STEP,
+    UNPADDED,
+    VALID,
+    found,
+    given,
+    in_chunks,
+    narrow,
+    opaque,
 )
-# Sizes of the chunks that a sequence is fed in; 5 exceeds the windows of the cases.
-CHUNKS = (5, 1, 1, 5)
+
+# What is left to say that there is nothing to look at.
+OPAQUE = ("gru", "lstm")
+# One of each way to go over a sequence.
+EAGER = ("softmax", "location_aware", "linear", "delta", "gated_convolution", "gru", "linformer")
+WHOLE, AHEAD, BEHIND, PADDED, OTHERWISE, NOTHING = range(len(RUNS))
+
+
+def fast(names):
+    """Marks a test of all cases, those of other names as slow."""
+    chosen = [
+        pytest.param(options, id=name, marks=() if name in names else pytest.mark.slow)
+        for name, options in CASES.items()
+    ]
+    return pytest.mark.parametrize("options", chosen)
+
+
+cases = fast(CASES.keys() - REPEATED)
+builds = fast(BUILDS)
 
 
 @cases
 def test_parameters_are_described(options):
-    mixer, _, _, _ = problem(options)
+    mixer = make_mixer(options)
     described = mixer.parameters()
-    params = jax.eval_shape(lambda: init_params(mixer, jax.random.key(3)))
+    params = jax.eval_shape(lambda key: init_params(mixer, key), jax.eval_shape(jax.random.key, 3))
+    assert params.keys() == described.keys()
     for name, parameter in described.items():
         assert params[name].shape == parameter.shape
         assert params[name].dtype == jnp.float32
@@ -58,50 +81,41 @@ def test_parameters_are_described(options):
 
 @cases
 def test_gradient_reaches_exactly_what_is_visible(options):
-    mixer, params, x, _ = problem(options)
-
-    @jax.jit
-    def influence(x):
-        def output(t, x):
-            return weighted(jax.lax.dynamic_index_in_dim(mixer(params, x), t, 1, False))
-
-        grads = jax.lax.map(lambda t: jax.grad(output, argnums=1)(t, x), jnp.arange(x.shape[1]))
-        return jnp.abs(grads).max((1, 3))
-
-    found = np.asarray(influence(x))
+    influence = found(options).influence
+    reached = influence[WHOLE].max(1)
     expected = visible(options)
     # The Fourier transform leaves rounding where there should be nothing.
-    rounding = 1e-5 * found.max() if options.mixer == "gated_convolution" else 0
-    assert found[~expected].max(initial=0) <= rounding
+    rounding = 1e-14 * reached.max() if options.mixer == "gated_convolution" else 0
+    assert reached[~expected].max(initial=0) <= rounding
     if options.predicted_window or any(getattr(options, f) in v for f, v in SPARSE.items()):
-        assert (found[expected] > 0).mean() > 0.5
+        assert (reached[expected] > 0).mean() > 0.5
     else:
-        assert found[expected].min() > 1e-7 * found.max()
+        assert reached[expected].min() > 1e-7 * reached.max()
+
+
+@cases
+def test_gradient_equals_finite_differences(options):
+    """Along one direction through the input and all parameters at once."""
+    one = found(options)
+    assert one.loss.dtype == one.slope.dtype == np.float64
+    slope = one.slope[WHOLE]
+    measured = (one.loss[AHEAD] - one.loss[BEHIND]) / (2 * STEP)
+    assert abs(slope) > 0
+    assert abs(measured - slope) < 1e-5 * max(abs(slope), 1.0)
 
 
 @cases
 def test_feeding_chunks_equals_the_whole(options):
-    mixer, params, x, forward = problem(options)
-    if not decodable(options):
+    if decodable(options):
+        close(found(options).chunks, found(options).out[WHOLE], 1e-11)
+    else:
         with pytest.raises(Unsupported, match="looks ahead"):
-            mixer.init_state(2, options.max_length, "float32")
-        return
-    extend = jax.jit(mixer.extend)
-    expected = forward(params, x)
-    state, done = mixer.init_state(x.shape[0], options.max_length, x.dtype), 0
-    structure = jax.eval_shape(lambda s=state: s)
-    while done < options.max_length:
-        for size in CHUNKS:
-            state, y = extend(params, state, x[:, done : done + size])
-            close(y, expected[:, done : done + size])
-            done += size
-    # A state that changed type could not be carried by a compiled loop.
-    assert jax.eval_shape(lambda s=state: s) == structure
+            make_mixer(options).init_state(2, options.max_length, "float32")
 
 
 @cases
 def test_state_bytes_are_those_of_the_state(options):
-    mixer = problem(options)[0]
+    mixer = make_mixer(options)
     if not decodable(options):
         return
     for dtype in ("float32", "bfloat16"):
@@ -109,133 +123,152 @@ def test_state_bytes_are_those_of_the_state(options):
         assert state_bytes(mixer, 3, 9, dtype) == sum(a.nbytes for a in jax.tree.leaves(state)) > 0
 
 
-@builds
-def test_batch_rows_are_independent(options):
-    _, params, x, forward = problem(options)
-    other = x.at[1].set(x[1] * 100 + 3)
-    assert np.array_equal(forward(params, x)[0], forward(params, other)[0])
+@cases
+def test_padding_is_taken_or_refused(options):
+    one, (params, x) = found(options), given(options)
+    if options.mixer not in PADDABLE:
+        with pytest.raises(Unsupported, match="'softmax' can"):
+            mask = padding(jnp.asarray(np.ones(x.shape[:2], bool)))
+            jax.eval_shape(lambda p, x: make_mixer(options)(p, x, mask=mask), params, x)
+        return
+    # A row without padding does not change, and what stands in the padding does not matter.
+    close(one.out[PADDED, 0], one.out[WHOLE, 0], 1e-11)
+    assert np.array_equal(one.out[PADDED, 1, :VALID], one.out[OTHERWISE, 1, :VALID])
+    if options.mixer != "linformer":
+        assert not one.influence[PADDED, :VALID, 1, VALID:].any()
+    # A row with nothing to see reads zeros, and no gradient is lost to them.
+    assert np.isfinite(one.influence).all()
+    assert np.isfinite(one.slope).all()
+    bias = params.get("out_bias", np.zeros(()))
+    close(one.out[NOTHING, 1], np.broadcast_to(bias, one.out[NOTHING, 1].shape))
+    close(one.out[NOTHING, 0], one.out[WHOLE, 0], 1e-11)
+
+
+def test_only_gated_networks_have_nothing_to_look_at():
+    without = {o.mixer for o in CASES.values() if opaque(make_mixer(o))}
+    assert without == set(OPAQUE), "give a mixer `look` and `merge`, or name it in OPAQUE"
 
 
 @cases
-def test_gradient_equals_finite_differences_in_float64(options):
-    """Along one direction through the input and all parameters at once."""
-    with jax.enable_x64(True):
-        mixer = make_mixer(options)
-        generator = np.random.default_rng(5)
-
-        def like(tree):
-            return jax.tree.map(lambda a: jnp.asarray(generator.normal(size=a.shape)), tree)
-
-        shape = (1, options.max_length, options.width)
-        point = (drawn(mixer), jnp.asarray(generator.normal(size=shape)))
-        direction = like(point)
-
-        def along(step):
-            return weighted(mixer(*jax.tree.map(lambda p, d: p + step * d, point, direction)))
-
-        step = 1e-6
-        at = jnp.asarray([0.0, step, -step], jnp.float64)
-        run = jax.jit(lambda at: jax.lax.map(jax.value_and_grad(along), at))
-        (value, ahead, behind), (slope, _, _) = (np.asarray(a) for a in run(at))
-        assert value.dtype == slope.dtype == np.float64
-    measured = (ahead - behind) / (2 * step)
-    assert abs(slope) > 0
-    assert abs(measured - slope) < 1e-5 * max(abs(slope), 1.0)
+def test_what_is_looked_at_makes_the_output(options):
+    """Weights times values do, also where there is padding."""
+    mixer, (params, x), one = make_mixer(options), given(options), found(options)
+    if opaque(mixer):
+        with pytest.raises(Unsupported, match="no weights to look at"):
+            jax.eval_shape(mixer.look, params, x)
+        with pytest.raises(Unsupported, match="nothing to merge"):
+            jax.eval_shape(mixer.merge, params, x, x[:, :, None])
+        return
+    assert one.weights.dtype == np.float64
+    assert one.weights.shape[1::2] == (len(x), options.max_length)
+    # A weight where nothing can be seen would be a leak or a picture of one.
+    assert not one.weights[..., ~visible(options)].any()
+    close(one.rebuilt[0], one.out[WHOLE], 1e-11)
+    if options.mixer in PADDABLE:
+        close(one.rebuilt[1, 1, :VALID], one.out[PADDED, 1, :VALID], 1e-11)
+        if options.mixer != "linformer":
+            assert not one.weights[1, 1, :, :VALID, VALID:].any()
 
 
 @builds
-def test_compiled_equals_eager(options):
-    mixer, params, x, forward = problem(options)
-    with jax.disable_jit():
-        eager = mixer(params, x)
-    close(forward(params, x), eager)
+def test_float32_is_near_float64(options):
+    """And without a mask like with one that hides nothing, as `found` has it if it can."""
+    one, (out, slope, _, _) = found(options), narrow(options)
+    assert out.dtype == slope.dtype == np.float32
+    close(out[0], one.out[WHOLE])
+    close(slope[0], one.slope[WHOLE], 1e-4)
 
 
 @builds
-def test_bfloat16_is_near_float32(options):
-    mixer, params, x, forward = problem(options)
-    low = forward(params, x.astype(jnp.bfloat16))
-    assert low.dtype == jnp.bfloat16
-    exact = np.asarray(forward(params, x))
-    error = np.sqrt(np.mean((np.asarray(low, np.float32) - exact) ** 2))
-    # bfloat16 rounds to 1 part in 256; the sums and the peaked softmax of these cases magnify it.
-    assert error < 0.06 * exact.std()
-    if decodable(options):
-        state = mixer.init_state(x.shape[0], options.max_length, jnp.bfloat16)
-        chunk = jax.ShapeDtypeStruct((*x.shape[:1], 1, *x.shape[2:]), jnp.bfloat16)
-        after, first = jax.eval_shape(mixer.extend, params, state, chunk)
-        assert first.dtype == jnp.bfloat16
-        assert after == jax.eval_shape(lambda: state)
+def test_batch_rows_are_independent(options):
+    out = narrow(options).out
+    assert np.array_equal(out[0, 0], out[1, 0])
 
 
 @builds
 def test_population_lane_equals_single_run(options):
-    mixer, params, x, forward = problem(options)
-    stacked = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
-    both = jax.jit(jax.vmap(mixer, (0, None)))(stacked, x)
-    close(both[0], forward(params, x))
-    close(both[1], forward(jax.tree.map(lambda p: 0.5 * p, params), x))
+    one = narrow(options)
+    close(one.both[0], one.out[0])
+    close(one.both[1], one.out[2])
 
 
-@cases
-def test_padding_is_taken_or_refused(options):
-    mixer, params, x, forward = problem(options)
-    if options.mixer not in PADDABLE:
-        with pytest.raises(Unsupported, match="'softmax' can"):
-            mixer(params, x, mask=some_padding(options))
+@builds
+def test_bfloat16_is_near_float32(options):
+    low, exact = narrow(options).low, narrow(options).out[0]
+    assert low.dtype == jnp.bfloat16
+    error = np.sqrt(np.mean((np.asarray(low, np.float32) - exact) ** 2))
+    # bfloat16 rounds to 1 part in 256; the sums and the peaked softmax of these cases magnify it.
+    assert error < 0.06 * exact.std()
+    if not decodable(options):
         return
+    mixer, (params, x) = make_mixer(options), jax.tree.map(np.float32, given(options))
+    for dtype in (jnp.bfloat16, jnp.float32):
+        state = jax.eval_shape(lambda d=dtype: mixer.init_state(2, options.max_length, d))
+        after, first = jax.eval_shape(mixer.extend, params, state, x[:, :1].astype(dtype))
+        # A state that changed type could not be carried by a compiled loop.
+        assert first.dtype == dtype
+        assert after == state
 
-    @jax.jit
-    def run(x, valid):
-        def loss(x):
-            out = mixer(params, x, mask=padding(valid))
-            return weighted(out), out
 
-        return jax.grad(loss, has_aux=True)(x)[::-1]
+@fast({next(n for n in CASES if CASES[n].mixer == mixer) for mixer in EAGER})
+def test_compiled_equals_eager(options):
+    params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), given(options))
+    with jax.disable_jit():
+        eager = make_mixer(options)(params, x)
+    close(eager, narrow(options).out[0])
 
-    whole = jnp.ones(x.shape[:2], bool)
-    some = whole.at[1, 8:].set(False)
-    out, _ = run(x, some)
-    # What stands in the padding does not matter, and without padding nothing changes.
-    assert np.array_equal(out[1, :8], run(x.at[1, 8:].set(5.0), some)[0][1, :8])
-    close(out[0], forward(params, x)[0])
-    # A row with nothing to see reads zeros, and no gradient is lost to them.
-    out, gradient = run(x, whole.at[1].set(False))
-    assert np.isfinite(gradient).all()
-    close(out[1], jnp.broadcast_to(params.get("out_bias", jnp.zeros(())), out[1].shape))
-    close(out[0], forward(params, x)[0])
+
+def first_case(mixer: str) -> Options:
+    """The options of the first case of a mixer."""
+    return next(options for options in CASES.values() if options.mixer == mixer)
 
 
 FORMS = [
     (name, form)
     for name, entry in registry.MIXERS.items()
-    for form in entry.implementations[1:]
-    if form not in ELSEWHERE
+    for form in entry.implementations
+    if form not in (*ELSEWHERE, first_case(name).resolved_implementation)
 ]
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        # The performer and Based are linear attention with other features.
+        pytest.param(*pair, marks=pytest.mark.slow if pair[0] in ("performer", "based") else ())
+        for pair in FORMS
+    ],
+)
 def test_every_implementation_gives_the_same_values_gradients_and_states(name, form):
-    entry = registry.MIXERS[name]
-    base = {"width": 16, "num_heads": 4, "max_length": LENGTH, "mixer": name}
-    base |= {} if entry.causal else {"mask": "full"}
-    base |= {"block_size": 5} if "block_size" in entry.parts else {}
+    options = first_case(name)
+    other = dataclasses.replace(options, implementation=form)
+    if form in ("ring", "gather"):
+        # For split sequences; on one device they are the program of another.
+        unsplit = {"blockwise", "chunkwise"} & set(registry.MIXERS[name].implementations)
+        assert steps(other) == steps(dataclasses.replace(options, implementation=unsplit.pop()))
+    elif form == "jax_xla":
+        one, (params, x) = narrow(other), jax.tree.map(np.float32, given(options))
+        # Not that with another row, which is far larger.
+        for actual, expected in zip(one[:2], narrow(options)[:2], strict=True):
+            close(actual[::2], expected[::2], 1e-4)
+        run = jax.jit(in_chunks, static_argnums=(0, 1))
+        close(run(make_mixer(other), CHUNKS, params, x), one.out[0])
+    else:
+        one, all_of_it = found(other, whole=True), found(options)
+        close(one.chunks, all_of_it.chunks, 1e-9)
+        close(one[:4], [x[: len(UNPADDED)] for x in all_of_it[:4]], 1e-9)
 
-    def run(implementation):
-        mixer, params, x, _ = problem(Options(**base, implementation=implementation))
 
-        def loss(params, x):
-            out = mixer(params, x)
-            return weighted(out), out
+def steps(options: Options) -> str:
+    """What is computed forwards, backwards and by feeding, as JAX writes it."""
+    mixer = make_mixer(options)
 
-        def extended(x):
-            state = mixer.init_state(x.shape[0], LENGTH, x.dtype)
-            return mixer.extend(params, mixer.extend(params, state, x[:, :5])[0], x[:, 5:])
+    def run(params, x):
+        grads = jax.grad(lambda *a: weighted(mixer(*a)), (0, 1))(params, x)
+        return grads, mixer.extend(params, mixer.init_state(*x.shape[:2], x.dtype), x)
 
-        gradients = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
-        return gradients, jax.jit(extended)(x)
-
-    close(run(form), run(entry.implementations[0]), 1e-4)
+    written = str(jax.make_jaxpr(run)(*jax.tree.map(np.float32, given(options))))
+    return re.sub("0x[0-9a-f]+", "", written)
 
 
 UNPLACED = [

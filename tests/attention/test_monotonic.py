@@ -35,15 +35,24 @@ def stops_at(z: np.ndarray, start: int) -> int:
     return next((j for j in range(start, len(z)) if z[j]), len(z))
 
 
-def start(length: int) -> jax.Array:
-    return jnp.zeros(length).at[0].set(1)
+def start(length: int) -> np.ndarray:
+    return np.eye(length, dtype=np.float32)[0]
+
+
+def uniform(seed: int, *shape: int) -> np.ndarray:
+    return np.float32(np.random.default_rng(seed).uniform(size=shape))
+
+
+@jax.jit
+def moved(p, alpha):
+    """Where the reader is after a query, and what it lost."""
+    return expected_alignment(p, alpha), unspent(p, alpha)
 
 
 def test_expected_alignment_equals_its_equation():
-    p = jax.random.uniform(jax.random.key(0), (9, B, H, S))
-    alpha, expected = jnp.broadcast_to(start(S), (B, H, S)), np.eye(S)[0]
-    for row in p:
-        alpha, expected = expected_alignment(row, alpha), equation_9(row, expected)
+    alpha, expected = np.broadcast_to(start(S), (B, H, S)), np.eye(S)[0]
+    for row in uniform(0, 9, B, H, S):
+        alpha, expected = np.asarray(moved(row, alpha)[0]), equation_9(row, expected)
         # Relative: there is nothing that cancels, however small it is.
         np.testing.assert_allclose(alpha, expected, rtol=2e-5)
         assert (alpha.sum(-1) < 1).all()
@@ -64,8 +73,8 @@ def test_expected_alignment_equals_enumeration_of_every_outcome():
                 lost[i] += probability
     alpha, gone = start(keys), 0.0
     for i in range(queries):
-        gone += unspent(jnp.asarray(p[i]), alpha)
-        alpha = expected_alignment(jnp.asarray(p[i]), alpha)
+        alpha, lost_here = moved(np.float32(p[i]), alpha)
+        gone += lost_here
         np.testing.assert_allclose(alpha, expected[i], rtol=1e-5)
         np.testing.assert_allclose(gone, lost[i], rtol=1e-5)
 
@@ -74,9 +83,9 @@ def test_expected_alignment_equals_simulation():
     count = 200_000
     p = np.random.default_rng(1).uniform(size=(4, S)).astype(np.float32)
     draws = np.random.default_rng(2).uniform(size=(4, count, S)) < p[:, None]
-    at, alpha = jnp.zeros(count, jnp.int32), start(S)
-    for row, z in zip(jnp.asarray(p), draws, strict=True):
-        at, alpha = hard_alignment(jnp.asarray(z, jnp.float32), at), expected_alignment(row, alpha)
+    at, alpha = np.zeros(count, np.int32), start(S)
+    for row, z in zip(p, draws, strict=True):
+        at, alpha = jax.jit(hard_alignment)(np.float32(z), at), np.asarray(moved(row, alpha)[0])
         found = np.bincount(at, minlength=S + 1)[:S] / count
         # Five standard deviations of a mean of that many.
         assert (np.abs(found - alpha) < 5 * np.sqrt(alpha / count) + 1e-6).all()
@@ -90,17 +99,17 @@ def test_hard_alignment_is_the_process_and_the_limit_of_the_expected_one():
     assert found.tolist() == [stops_at(row > 0.5, k) for row, k in zip(p, at.tolist(), strict=True)]
     assert S in found and found.dtype == jnp.int32
     # One-hot positions and p of 0 and 1; position S is no key, all zeros.
-    alpha = expected_alignment(jnp.asarray(p > 0.5, jnp.float32), jax.nn.one_hot(at, S))
-    assert np.array_equal(alpha, jax.nn.one_hot(found, S))
+    places = np.eye(S + 1, S, dtype=np.float32)
+    alpha, _ = moved(np.float32(p > 0.5), places[np.asarray(at)])
+    assert np.array_equal(alpha, places[np.asarray(found)])
 
 
 def test_reader_never_moves_back_and_loses_only_what_is_unspent():
-    p = jax.random.uniform(jax.random.key(4), (20, S)) * 0.8
     alpha = start(S)
-    for row in p:
-        before, alpha, lost = alpha, expected_alignment(row, alpha), unspent(row, alpha)
+    for row in uniform(4, 20, S) * np.float32(0.8):
+        before, (alpha, lost) = alpha, jax.device_get(moved(row, alpha))
         # Probability of being at or before each key.
-        assert (jnp.cumsum(alpha) <= jnp.cumsum(before) + 1e-6).all()
+        assert (np.cumsum(alpha) <= np.cumsum(before) + 1e-6).all()
         np.testing.assert_allclose(alpha.sum() + lost, before.sum(), rtol=1e-5)
 
 
@@ -109,7 +118,8 @@ def test_gradients_are_exact_where_p_is_zero_or_one():
     p = np.array([0, 0.3, 1, 1, 0, 0.6, 1.0])
     previous = np.array([0, 0.2, 0, 0.5, 0, 0, 0.3])
     with jax.enable_x64(True):
-        jacobians = jax.jacobian(expected_alignment, (0, 1))(jnp.asarray(p), jnp.asarray(previous))
+        jacobians = jax.jit(jax.jacobian(expected_alignment, (0, 1)))(p, previous)
+    jacobians = jax.device_get(jacobians)
     for found, argument in zip(jacobians, (0, 1), strict=True):
         for n in range(S):
             more, less = [p.copy(), previous.copy()], [p.copy(), previous.copy()]
@@ -124,9 +134,9 @@ def test_gradients_are_exact_where_p_is_zero_or_one():
 def test_long_memories_do_not_underflow(p):
     # The product of all 1 - p is 0 in float32 for the larger two.
     length = 3000
-    alpha = jax.jit(expected_alignment)(
-        jnp.full(length, p), jnp.zeros(length).at[1500].set(0.5).at[2900].set(0.5)
-    )
+    places = np.zeros(length, np.float32)
+    places[[1500, 2900]] = 0.5
+    alpha = np.asarray(moved(np.full(length, p, np.float32), places)[0])
     j = np.arange(length)
     expected = 0.5 * np.where(j >= 1500, p * (1.0 - p) ** np.maximum(j - 1500, 0), 0)
     expected += 0.5 * np.where(j >= 2900, p * (1.0 - p) ** np.maximum(j - 2900, 0), 0)
@@ -154,7 +164,7 @@ def test_chunks_equal_their_equation(chunk, spread):
     # Scores this far apart underflow a sum that all windows share.
     u = (rng.normal(size=(B, H, S)) * spread).astype(np.float32)
     alpha = np.where(allowed, rng.uniform(size=(B, H, S)), 0).astype(np.float32)
-    beta = jax.jit(chunk_alignment, static_argnums=2)(alpha, u, chunk, allowed)
+    beta = np.asarray(jax.jit(chunk_alignment, static_argnums=2)(alpha, u, chunk, allowed))
     for b, h in itertools.product(range(B), range(H)):
         expected = chunk_equation(alpha[b, h], u[b, h], chunk, allowed[b, 0])
         np.testing.assert_allclose(beta[b, h], expected, rtol=1e-4, atol=1e-30)
@@ -179,7 +189,7 @@ def test_chunk_gradients_are_finite_and_exact():
         def loss(u):
             return (chunk_alignment(fixed[0], u, 3, fixed[1])[0, 0] * weights).sum()
 
-        slope = np.asarray(jax.grad(loss)(jnp.asarray(u)))
+        slope = np.asarray(jax.jit(jax.grad(loss))(u))
     expected = (reference(u + 1e-5 * way) - reference(u - 1e-5 * way)) / 2e-5
     np.testing.assert_allclose((slope * way).sum(), expected, rtol=1e-8)
     assert not slope[..., ~allowed].any()
@@ -188,13 +198,10 @@ def test_chunk_gradients_are_finite_and_exact():
 def problem(kind, **options):
     """An alignment, parameters that tell heads apart, a query for each of 5 steps, and keys."""
     alignment = kind(H, 2, D, A, **options)
-    keys = jax.random.split(jax.random.key(7), 3)
-    params = {
-        name: jax.random.normal(jax.random.key(i), p.shape)
-        for i, (name, p) in enumerate(alignment.parameters().items())
-    }
-    q = jax.random.normal(keys[0], (5, B, 1, H, D))
-    return alignment, params, q, jax.random.normal(keys[1], (B, S, 2, D))
+    draw = np.random.default_rng(7)
+    params = {n: np.float32(draw.normal(size=p.shape)) for n, p in alignment.parameters().items()}
+    shapes = (5, B, 1, H, D), (B, S, 2, D)
+    return alignment, params, *(np.float32(draw.normal(size=shape)) for shape in shapes)
 
 
 def run(alignment, params, q, k, mask=None):
@@ -211,7 +218,12 @@ def run(alignment, params, q, k, mask=None):
     return jax.lax.scan(step, first, (jnp.arange(len(q)), q))[1]
 
 
-run_compiled = jax.jit(run, static_argnums=0)
+compiled = jax.jit(run, static_argnums=0)
+
+
+def run_compiled(*arguments):
+    """The same as numpy arrays."""
+    return jax.device_get(compiled(*arguments))
 
 
 def energy(params, prefix, q, k, h):
@@ -246,13 +258,12 @@ def test_steps_equal_the_papers_equations(chunk):
 def test_first_probabilities_are_those_of_the_offset():
     heads = 32
     alignment = Monotonic(heads, heads, 8, 16, offset=-4.0)
-    params = {
-        name: p.init(jax.random.key(0), p.shape) for name, p in alignment.parameters().items()
-    }
+    parts = alignment.parameters().items()
+    params = jax.jit(lambda key: {n: p.init(key, p.shape) for n, p in parts})(jax.random.key(0))
     # |g / |v| v . tanh| is at most 1 with g = 1 / sqrt(A), so that p is near sigma(-4).
     rng = np.random.default_rng(0)
-    k = jnp.asarray(rng.normal(size=(1, 50, heads, 8)), jnp.float32)
-    q = jnp.asarray(rng.normal(size=(1, 1, 1, heads, 8)), jnp.float32)
+    k = np.float32(rng.normal(size=(1, 50, heads, 8)))
+    q = np.float32(rng.normal(size=(1, 1, 1, heads, 8)))
     weights = run_compiled(alignment, params, q, k)[0][0, 0]
     p = weights[:, 0]
     assert (p > 1 / (1 + np.exp(5))).all() and (p < 1 / (1 + np.exp(3))).all()
@@ -264,13 +275,17 @@ def test_hard_reading_is_hard_alignment():
     alignment, params, q, k = problem(Monotonic, hard=True)
     soft, _ = run_compiled(Monotonic(H, 2, D, A), params, q, k)
     found, states = run_compiled(alignment, params, q, k)
-    at = jnp.zeros((B, H), jnp.int32)
-    for i in range(len(q)):
+    at = np.zeros((B, H), np.int32)
+
+    @jax.jit
+    def follow(params, q, k, at):
         # p of this query alone, from a reader that may start at every key.
         memory = alignment.remember(params, k)
-        p = Monotonic(H, 2, D, A)._stops(params, q[i], memory, jnp.float32)
-        at = hard_alignment(p, at)
-        assert np.array_equal(found[i], jax.nn.one_hot(at, S))
+        return hard_alignment(Monotonic(H, 2, D, A)._stops(params, q, memory, jnp.float32), at)
+
+    for i in range(len(q)):
+        at = follow(params, q[i], k, at)
+        assert np.array_equal(found[i], np.eye(S + 1, S)[np.asarray(at)])
     assert not np.array_equal(found, soft)
     assert len(np.unique(np.argmax(found, -1))) > 1
 
@@ -293,10 +308,15 @@ def test_what_waits_goes_on_where_the_query_could_see_no_further(kind):
 
 def test_a_reader_that_waits_does_not_go_back_to_what_a_query_sees():
     alignment, params, q, k = problem(Monotonic, waits=True)
-    at_three = jnp.broadcast_to(jax.nn.one_hot(3, S), (B, H, S))
-    memory, index = alignment.remember(params, k), np.arange(S)
-    first = padding(jnp.broadcast_to(jnp.arange(S) < 2, (B, S)))
-    weights, state = alignment.step(params, q[0], memory, np.array([0]), index, first, at_three)
+    at_three = np.broadcast_to(np.eye(S, dtype=np.float32)[3], (B, H, S))
+
+    @jax.jit
+    def step(params, q, k, state):
+        memory, index = alignment.remember(params, k), np.arange(S)
+        first = padding(jnp.asarray(np.broadcast_to(np.arange(S) < 2, (B, S))))
+        return alignment.step(params, q, memory, np.array([0]), index, first, state)
+
+    weights, state = step(params, q[0], k, at_three)
     assert not np.asarray(weights).any()
     assert np.array_equal(state, at_three)
 
@@ -306,7 +326,9 @@ def test_a_reader_that_waits_does_not_go_back_to_what_a_query_sees():
 def test_padding_changes_nothing(valid, waits):
     alignment, params, q, k = problem(Monotonic, waits=waits)
     valid = np.array(valid, bool)
-    padded = run_compiled(alignment, params, q, k, padding(jnp.broadcast_to(valid, (B, S))))[0]
+    padded = run_compiled(
+        alignment, params, q, k, padding(jnp.asarray(np.broadcast_to(valid, (B, S))))
+    )[0]
     # Leaving the padded keys out is the same, wherever they are: the reader passes them.
     without = run_compiled(alignment, params, q, k[:, valid])[0]
     np.testing.assert_allclose(padded[..., valid], without, rtol=1e-5, atol=1e-12)
@@ -316,6 +338,7 @@ def test_padding_changes_nothing(valid, waits):
 @pytest.mark.parametrize("kind", [Monotonic, MonotonicChunkwise])
 def test_gradients_reach_every_parameter_and_stay_finite(kind):
     alignment, params, q, k = problem(kind)
+    q, k = jnp.asarray(q), jnp.asarray(k)
 
     def loss(params, scale):
         weights = run(alignment, {**params, "scale": scale}, q, k)[0]
@@ -323,12 +346,12 @@ def test_gradients_reach_every_parameter_and_stay_finite(kind):
 
     gradient = jax.jit(jax.grad(loss))
     for scale in (1.0, 1e3):  # with the second every p is 0 or 1 in float32
-        grads = gradient(params, scale * jnp.ones(H))
+        grads = gradient(params, np.full(H, scale, np.float32))
         assert all(np.isfinite(g).all() for g in grads.values())
         if scale == 1.0:
             assert all(np.abs(g).max() > 0 for name, g in grads.items() if name != "scale")
-    zero = jax.tree.map(jnp.zeros_like, params)
-    assert all(np.isfinite(g).all() for g in gradient(zero, jnp.ones(H)).values())
+    zero = jax.tree.map(np.zeros_like, params)
+    assert all(np.isfinite(g).all() for g in gradient(zero, np.ones(H, np.float32)).values())
 
 
 def test_chunk_is_at_least_one():

@@ -1,5 +1,6 @@
 """Normalizers against their equations in float64, and what all of them promise about masks."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -90,12 +91,13 @@ def test_gradients_are_finite_differences(name):
         def value(scores, learned):
             return jnp.sum(built(name, learned, "float64")(scores, mask) * turn)
 
-        def along(step):
-            return value(jnp.asarray(SCORES + step * direction), LEARNED + step * SINK[:, 0, 0])
+        run = jax.jit(jax.value_and_grad(value, (0, 1)))
 
-        value = jax.jit(value)
-        grads = jax.jit(jax.grad(value, (0, 1)))(jnp.asarray(SCORES), jnp.asarray(LEARNED))
-        assert grads[0].dtype == jnp.float64
+        def along(step):
+            return run(SCORES + step * direction, LEARNED + step * SINK[:, 0, 0])[0]
+
+        grads = jax.device_get(run(SCORES, LEARNED)[1])
+        assert grads[0].dtype == np.float64
         slope = np.sum(grads[0] * direction) + np.sum(grads[1] * SINK[:, 0, 0])
         assert abs(slope) > 0.01
         np.testing.assert_allclose(slope, (along(1e-5) - along(-1e-5)) / 2e-5, rtol=1e-6)
@@ -123,18 +125,27 @@ def test_rows_with_nothing_allowed(name):
     assert np.asarray(grad)[mask].any()
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def weighed(name, scores):
+    """The weights, and the gradient of the sum of their squares."""
+
+    def squares(scores):
+        weights = built(name)(scores, jnp.asarray(MASK))
+        return jnp.sum(weights**2), weights
+
+    return jax.grad(squares, has_aux=True)(scores)[::-1]
+
+
 @pytest.mark.parametrize("name", NORMALIZERS)
 @pytest.mark.parametrize("size", [80.0, 3e4])
 def test_large_scores_do_not_overflow(name, size):
-    scores = jnp.asarray(size * SCORES, jnp.float32)
-    weigh = jax.jit(lambda s: built(name)(s, jnp.asarray(MASK)))
-    weights = weigh(scores)
-    grad = jax.jit(jax.grad(lambda s: jnp.sum(weigh(s) ** 2)))(scores)
+    scores = np.float32(size * SCORES)
+    weights, grad = weighed(name, scores)
     assert np.isfinite(weights).all() and np.isfinite(grad).all()
     if name in SUM_TO_ONE:
         np.testing.assert_allclose(np.sum(weights, -1), 1, rtol=1e-5)
     # Far below zero as well: what is divided by must not underflow.
-    low = weigh(scores - 10 * size)
+    low, _ = weighed(name, scores - np.float32(10 * size))
     assert np.isfinite(low).all()
     if name in SUM_TO_ONE:
         np.testing.assert_allclose(np.sum(low, -1), 1, rtol=1e-5)
@@ -142,12 +153,12 @@ def test_large_scores_do_not_overflow(name, size):
 
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_low_precision_and_vmap(name):
-    low = jnp.asarray(SCORES, jnp.bfloat16)
+    low = SCORES.astype(jnp.bfloat16)
     run = jax.jit(lambda s, x: built(name, x)(s, jnp.asarray(MASK)))
-    expected = run(low.astype(jnp.float32), jnp.asarray(LEARNED, jnp.float32))
-    assert np.array_equal(run(low, jnp.asarray(LEARNED, jnp.float32)), expected)
-    members = jnp.stack([low.astype(jnp.float32), -low.astype(jnp.float32)])
-    learned = jnp.asarray(np.stack([LEARNED, 2 * LEARNED]), jnp.float32)
+    expected = run(low.astype(np.float32), np.float32(LEARNED))
+    assert np.array_equal(run(low, np.float32(LEARNED)), expected)
+    members = np.stack([low, -low]).astype(np.float32)
+    learned = np.float32([LEARNED, 2 * LEARNED])
     both = jax.jit(jax.vmap(run))(members, learned)
     for i in range(2):
         np.testing.assert_allclose(both[i], run(members[i], learned[i]), atol=1e-6)

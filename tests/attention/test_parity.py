@@ -1,5 +1,6 @@
 """Parity with code that is not ours, and with formulas written another way."""
 
+import functools
 import math
 
 import jax
@@ -16,8 +17,9 @@ from research.attention.parts.positions import rope, sinusoidal
 from tests.attention.cases import close, qkv, weighted
 
 T, S = 13, 19
-# Implementations that run where the tests do.
-HERE = [name for name, found in IMPLEMENTATIONS.items() if "cpu" in found.platforms]
+# Implementations that run where the tests do. Those for split sequences are blockwise here, which
+# test_mixers.py checks.
+HERE = [n for n, found in IMPLEMENTATIONS.items() if "cpu" in found.platforms and not found.split]
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -33,10 +35,14 @@ def test_jax_nn(implementation, causal, kv_heads):
     def theirs(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
 
-    def both(f):
-        return jax.jit(jax.value_and_grad(lambda *a: weighted(f(*a)), (0, 1, 2)))(q, k, v)
+    @jax.jit
+    def both(*arrays):
+        return [
+            jax.value_and_grad(lambda *a, f=f: weighted(f(*a)), (0, 1, 2))(*arrays)
+            for f in (ours, theirs)
+        ]
 
-    close(both(ours), both(theirs))
+    close(*both(q, k, v))
 
 
 @pytest.mark.parametrize("implementation", HERE)
@@ -74,11 +80,19 @@ def test_weights_and_scores_by_loops():
         raw[b, h, t, s] = nq[b, t, h] @ nk[b, s, h // 2]
     lengths = np.linalg.norm(nq, axis=-1).transpose(0, 2, 1)[..., None]
     lengths = lengths * np.repeat(np.linalg.norm(nk, axis=-1), 2, -1).transpose(0, 2, 1)[:, :, None]
-    close(dense.weights(q, k, score=scores.dot()), softmax(raw))
-    close(dense.weights(q, k), softmax(raw / math.sqrt(8)))
-    close(dense.weights(q, k, score=scores.cosine(0.2)), softmax(raw / lengths / 0.2))
+
+    @jax.jit
+    def run(q, k):
+        return (
+            dense.weights(q, k, score=scores.dot()),
+            dense.weights(q, k),
+            dense.weights(q, k, score=scores.cosine(0.2)),
+            dense.weights(q, k, biases=(biases.softcap(1.5),)),
+        )
+
     capped = 1.5 * np.tanh(raw / math.sqrt(8) / 1.5)
-    close(dense.weights(q, k, biases=(biases.softcap(1.5),)), softmax(capped))
+    rows = (raw, raw / math.sqrt(8), raw / lengths / 0.2, capped)
+    close(run(q, k), tuple(map(softmax, rows)))
     with pytest.raises(ValueError, match="temperature = 0.0"):
         scores.cosine(0.0)
     with pytest.raises(ValueError, match="cap = -1.0"):
@@ -100,18 +114,27 @@ def test_alibi_by_loops():
     penalty = np.zeros((3, T, S))
     for h, t, s in np.ndindex(penalty.shape):
         penalty[h, t, s] = [2**-4, 2**-8, 2**-2][h] * abs(t + S - T - s)
-    raw = np.asarray(scores.grouped_dot(*scores.scaled_dot().as_dot(q, k))) - penalty
     options = {"biases": (biases.alibi(3),), "q_index": np.arange(S - T, S)}
-    close(dense.weights(q, k, **options), softmax(raw))
+
+    @jax.jit
+    def run(q, k):
+        raw = scores.grouped_dot(*scores.scaled_dot().as_dot(q, k))
+        return raw, dense.weights(q, k, **options)
+
+    raw, weights = run(q, k)
+    close(weights, softmax(np.asarray(raw) - penalty))
 
 
 def test_rope_is_a_rotation_of_complex_numbers():
-    x = jax.random.normal(jax.random.key(0), (2, T, 3, 10))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, T, 3, 10)), jnp.float32)
     positions = np.arange(T) * 7 + 2
-    pairs = np.asarray(x[..., :5]) + 1j * np.asarray(x[..., 5:])
+    pairs = np.asarray(x)[..., :5] + 1j * np.asarray(x)[..., 5:]
     for i in range(5):
         pairs[..., i] *= np.exp(1j * positions * 500.0 ** (-2 * i / 10))[None, :, None]
-    close(rope(x, positions, 500.0), np.concatenate([pairs.real, pairs.imag], -1))
+    close(
+        jax.jit(lambda x: rope(x, positions, 500.0))(x),
+        np.concatenate([pairs.real, pairs.imag], -1),
+    )
     with pytest.raises(ValueError, match="head width = 9"):
         rope(x[..., :9], positions)
 
@@ -119,11 +142,15 @@ def test_rope_is_a_rotation_of_complex_numbers():
 def test_rope_scores_depend_on_distance_only():
     q, k, _ = qkv(T, T, 4, 4)
     here, there = np.arange(T), np.arange(T) + 29
-    run = scores.grouped_dot
-    close(run(rope(q, there), rope(k, there)), run(rope(q, here), rope(k, here)))
+
+    @jax.jit
+    def run(q, k, q_index, k_index):
+        return scores.grouped_dot(rope(q, q_index), rope(k, k_index))
+
+    plain = np.asarray(run(q, k, here, here))
+    close(run(q, k, there, there), plain)
     # A shift of the queries alone does change them.
-    moved = run(rope(q, there), rope(k, here))
-    assert np.abs(moved - run(rope(q, here), rope(k, here))).max() > 0.1
+    assert np.abs(run(q, k, there, here) - plain).max() > 0.1
 
 
 def test_sinusoidal_table():
@@ -137,19 +164,20 @@ def test_sinusoidal_table():
 
 @pytest.mark.parametrize(("length", "taps"), [(9, 1), (9, 4), (9, 9), (9, 14), (40, 33)])
 def test_convolution_is_numpys(length, taps):
-    x = jax.random.normal(jax.random.key(0), (2, length, 3))
-    h = jax.random.normal(jax.random.key(1), (taps, 3))
+    draw = np.random.default_rng(0)
+    x, h = (np.float32(draw.normal(size=shape)) for shape in ((2, length, 3), (taps, 3)))
     expected = np.zeros(x.shape)
     for b in range(2):
         for m in range(3):
             expected[b, :, m] = np.convolve(x[b, :, m], h[:, m])[:length]
-    for way in (convolve, convolve_shifted, convolve_fft):
-        close(way(x, h), expected, 1e-5)
+    ways = (convolve, convolve_shifted, convolve_fft)
+    for found in jax.jit(lambda x, h: [way(x, h) for way in ways])(x, h):
+        close(found, expected, 1e-5)
     assert SHORT < 33  # so that both ways were taken by ``convolve``
 
 
 # The sums over no keys.
-EMPTY = (jnp.zeros((2, 4, 8, 6)), jnp.zeros((2, 4, 8)))
+EMPTY = tuple(jnp.asarray(np.zeros(shape, np.float32)) for shape in ((2, 4, 8, 6), (2, 4, 8)))
 
 
 def test_linear_attention_is_its_equation():
@@ -161,29 +189,38 @@ def test_linear_attention_is_its_equation():
         weight = pk[b, : t + 1, h] @ pq[b, t, h]
         expected[b, t, h] = weight @ np.asarray(v)[b, : t + 1, h] / weight.sum()
     elu = features.Elu()
-    for form in decay.FORMS.values():
+
+    @jax.jit
+    def run(q, k, v):
         arrays = (elu.queries(q), elu.keys(k), v, EMPTY, elu.epsilon)
-        close(linear.normalized(form, *arrays)[1], expected)
+        return [linear.normalized(form, *arrays)[1] for form in decay.FORMS.values()]
+
+    for found in run(q, k, v):
+        close(found, expected)
+
+
+@functools.cache
+def linear_form(form, **options):
+    """Outputs, states and gradients from a state that is not empty."""
+    elu = features.Elu()
+
+    def loss(*a):
+        state, out = linear.normalized(form, *a, elu.epsilon, **options)
+        return weighted(out) + sum(weighted(x) for x in state), (state, out)
+
+    @jax.jit
+    def run(q, k, v):
+        arrays = (elu.queries(q), elu.keys(k), v)
+        reverse = (x[:, ::-1] for x in arrays)
+        before = linear.normalized(decay.parallel, *reverse, EMPTY, elu.epsilon)[0]
+        return jax.grad(loss, (0, 1, 2, 3), has_aux=True)(*arrays, before)
+
+    return run(*qkv(T, T, 4, 4))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 13, 64])
 def test_forms_of_linear_attention_agree(chunk):
-    """From a state that is not empty, in outputs, states and gradients."""
-    q, k, v = qkv(T, T, 4, 4)
-    elu = features.Elu()
-    arrays = (elu.queries(q), elu.keys(k), v)
-    reverse = (x[:, ::-1] for x in arrays)
-    before = linear.normalized(decay.parallel, *reverse, EMPTY, elu.epsilon)[0]
-
-    def run(form, **options):
-        def loss(*a):
-            state, out = linear.normalized(form, *a, elu.epsilon, **options)
-            return weighted(out) + sum(weighted(x) for x in state), (state, out)
-
-        grad = jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))
-        return grad(*arrays, before)
-
-    expected = run(decay.parallel)
-    close(run(decay.chunkwise, chunk=chunk), expected)
+    expected = linear_form(decay.parallel)
+    close(linear_form(decay.chunkwise, chunk=chunk), expected)
     if chunk == 1:
-        close(run(decay.recurrent), expected)
+        close(linear_form(decay.recurrent), expected)

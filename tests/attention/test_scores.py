@@ -117,17 +117,20 @@ def test_values_equal_the_equation(name, kv_heads):
     score = build(name, kv_heads)
     params, q, k = arguments(score, kv_heads)
     expected = looped(name, params, q, k)
+
+    @jax.jit
+    def run(params, q, k):
+        single = jax.tree.map(lambda a: a.astype(jnp.float32), (params, q, k))
+        half = (a.astype(jnp.bfloat16) for a in single[1:])
+        exact = computed(score, params, q, k)
+        return exact, computed(score, *single), computed(score, single[0], *half)
+
     with jax.enable_x64(True):
-        found = jax.jit(lambda *a: computed(score, *a))(params, q, k)
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
-    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (params, q, k))
-    found = computed(score, *single)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
-    half = (single[0], single[1].astype(jnp.bfloat16), single[2].astype(jnp.bfloat16))
-    found = computed(score, *half)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+        exact, single, half = run(params, q, k)
+        np.testing.assert_allclose(exact, expected, rtol=1e-9, atol=1e-10)
+    assert single.dtype == half.dtype == jnp.float32
+    np.testing.assert_allclose(single, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(half, expected, atol=0.05 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -140,7 +143,7 @@ def test_gradients_are_the_slopes_of_the_equation(name):
     )
     weight = weight.reshape(B, H, T, S)
     with jax.enable_x64(True):
-        grads = jax.grad(lambda a: (computed(score, *a) * weight).sum())(given)
+        grads = jax.jit(jax.grad(lambda a: (computed(score, *a) * weight).sum()))(given)
     step = 1e-5
     # Along a random direction in each argument by itself.
     for leaf in range(len(jax.tree.leaves(given))):
@@ -160,9 +163,11 @@ def test_a_score_looks_at_what_it_says_it_reads(name):
     score = build(name)
     params, q, k = arguments(score, K)
     with jax.enable_x64(True):
-        slopes = jax.grad(lambda *a: (computed(score, params, *a) ** 2).sum(), (0, 1))(q, k)
-        bound = bind(score, "score", jax.tree.map(jnp.asarray, params))
-        form = bound.as_dot(jnp.asarray(q), jnp.asarray(k))
+        slope = jax.grad(lambda *a: (computed(score, *a) ** 2).sum(), (1, 2))
+        slopes = jax.device_get(jax.jit(slope)(params, q, k))
+        form = jax.eval_shape(
+            lambda params, q, k: bind(score, "score", params).as_dot(q, k), params, q, k
+        )
     read = tuple(n for n, g in zip(("query", "key"), slopes, strict=True) if np.any(g))
     assert read == score.reads
     assert score.has_dot_form == (form is not None)
@@ -171,45 +176,51 @@ def test_a_score_looks_at_what_it_says_it_reads(name):
 @pytest.mark.parametrize("name", ["cosine", "learned_cosine"])
 def test_cosine_of_a_zero_vector_has_a_finite_gradient(name):
     score = build(name)
-    params, q, k = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arguments(score, K))
-    grads = jax.grad(lambda a: computed(score, *a).sum())((params, 0 * q, 0 * k))
+    params, q, k = jax.tree.map(np.float32, arguments(score, K))
+    grads = jax.jit(jax.grad(lambda a: computed(score, *a).sum()))((params, 0 * q, 0 * k))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def test_cosine_forgets_lengths_and_general_generalises_dot():
-    _, q, k = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arguments(dot(), K))
-    grown = computed(cosine(0.5), {}, 100 * q, 0.01 * k)
-    np.testing.assert_allclose(grown, computed(cosine(0.5), {}, q, k), atol=1e-5)
-    same = computed(
-        build("general"), {"score_weight": jnp.broadcast_to(jnp.eye(D), (H, D, D))}, q, k
-    )
-    np.testing.assert_allclose(same, computed(dot(), {}, q, k), atol=1e-5)
+    _, q, k = jax.tree.map(np.float32, arguments(dot(), K))
+    same = {"score_weight": np.broadcast_to(np.eye(D, dtype=np.float32), (H, D, D))}
+
+    @jax.jit
+    def run(q, k):
+        grown = computed(cosine(0.5), {}, 100 * q, 0.01 * k)
+        cosines = grown, computed(cosine(0.5), {}, q, k)
+        return cosines, (computed(build("general"), same, q, k), computed(dot(), {}, q, k))
+
+    for found, expected in run(q, k):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCORE_POSITIONS)
 def test_relative_scores_do_not_change_when_both_move(name):
     score = build(name)
     params, q, k = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arguments(score, K))
-    bound = bind(score, "score", params)
-    here = bound(q, k, Q_INDEX, KV_INDEX)
-    assert np.array_equal(here, bound(q, k, Q_INDEX + 1000, KV_INDEX + 1000))
-    moved = bound(q, k, Q_INDEX + 1, KV_INDEX)
-    assert not np.allclose(here, moved, atol=1e-2)
+
+    @jax.jit
+    def run(params, q_index, kv_index):
+        return bind(score, "score", params)(q, k, q_index, kv_index)
+
+    here = run(params, Q_INDEX, KV_INDEX)
+    assert np.array_equal(here, run(params, Q_INDEX + 1000, KV_INDEX + 1000))
+    assert not np.allclose(here, run(params, Q_INDEX + 1, KV_INDEX), atol=1e-2)
     # As it starts, position matters: the first parameters are not all zero.
-    drawn = {
-        key: p.init(jax.random.key(1), p.shape, "float32")
-        for key, p in described(score, "score").items()
-    }
-    bound = bind(score, "score", drawn)
-    assert not np.allclose(bound(q, k, Q_INDEX, KV_INDEX), bound(q, k, Q_INDEX + 1, KV_INDEX))
+    parts = described(score, "score").items()
+    draw = jax.jit(lambda key: {name: p.init(key, p.shape, "float32") for name, p in parts})
+    first = draw(jax.random.key(1))
+    assert not np.allclose(run(first, Q_INDEX, KV_INDEX), run(first, Q_INDEX + 1, KV_INDEX))
 
 
 def test_relative_scores_share_the_scale_of_what_they_wrap():
     for wrap in (shaw(FAR, D), transformer_xl(H, D, LENGTH, 8)):
         params, q, k = arguments(wrap(dot()), K)
         with jax.enable_x64(True):
-            plain = computed(wrap(dot()), params, q, k)
-            scaled = computed(wrap(scaled_dot()), params, q, k)
+            plain, scaled = jax.jit(
+                lambda *a, wrap=wrap: [computed(wrap(s), *a) for s in (dot(), scaled_dot())]
+            )(params, q, k)
         np.testing.assert_allclose(plain, np.asarray(scaled) * np.sqrt(D), rtol=1e-9)
     with pytest.raises(NotImplementedError, match="needs a dot product"):
         computed(shaw(FAR, D)(build("additive")), *arguments(shaw(FAR, D)(build("additive")), K))
@@ -238,22 +249,23 @@ def test_talking_heads_mix_before_and_after_the_softmax():
     for g, h in itertools.product(range(H), range(H)):
         expected[:, h] += heads[:, g] * params["normalizer_weight"][g, h]
     with jax.enable_x64(True):
-        params, q, k = jax.tree.map(jnp.asarray, (params, q, k))
-        found = dense.weights(
-            q,
-            k,
-            score=bind(score, "score", params),
-            normalizer=bind(normalizer, "normalizer", params),
-            mask=causal(),
-            q_index=Q_INDEX[:, 0],
-            kv_index=KV_INDEX[0],
-        )
+        found = jax.jit(
+            lambda params, q, k: dense.weights(
+                q,
+                k,
+                score=bind(score, "score", params),
+                normalizer=bind(normalizer, "normalizer", params),
+                mask=causal(),
+                q_index=Q_INDEX[:, 0],
+                kv_index=KV_INDEX[0],
+            )
+        )(params, q, k)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     # Each head starts close to itself.
     for p in (*described(score, "x").values(), *described(normalizer, "x").values()):
-        first = p.init(jax.random.key(0), p.shape)
-        assert (jnp.diagonal(first) > 0.7).all()
-        assert (jnp.abs(first - jnp.eye(H)) < 0.3).all() and (first != jnp.eye(H)).all()
+        first = np.asarray(p.init(jax.random.key(0), p.shape))
+        assert (np.diagonal(first) > 0.7).all()
+        assert (np.abs(first - np.eye(H)) < 0.3).all() and (first != np.eye(H)).all()
 
 
 def test_predicted_window_is_that_of_luong():
@@ -274,15 +286,17 @@ def test_predicted_window_is_that_of_luong():
             row = softmax64(plain[b, h, t], near)
             expected[b, h, t] = row * np.exp(-((kv - center) ** 2) / (2 * (size / 2) ** 2))
     with jax.enable_x64(True):
-        q, plain, kv, lengths = map(jnp.asarray, (q, plain, kv, lengths))
 
-        def weights(params):
-            bound = bind(window, "focus", params)
-            return bound.around(softmax, q, lengths[None, :, None], kv)(plain)
+        @jax.jit
+        def both(params, q, plain):
+            def weights(params):
+                bound = bind(window, "focus", params)
+                return bound.around(softmax, q, jnp.asarray(lengths)[None, :, None], kv)(plain)
 
-        params = jax.tree.map(jnp.asarray, params)
-        found = weights(params)
-        grads = jax.grad(lambda p: (weights(p) * jnp.cos(kv)).sum())(params)
+            slopes = jax.grad(lambda p: (weights(p) * jnp.cos(kv)).sum())
+            return weights(params), slopes(params)
+
+        found, grads = both(params, q, plain)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     # The place is learned through the Gaussian.
     assert all(np.abs(g).max() > 1e-3 for g in grads.values())
