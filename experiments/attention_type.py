@@ -8,15 +8,20 @@ or, step by step:
         --workdir=runs/attention_type
     python -m research.report --workdir=runs/attention_type
 
-64 runs, about 5 minutes on 2 cores. Expect: softmax 1.00 at both lengths; linear attention and the
-gated convolution at the level of guessing one of the shown values (about 0.27 over the mixture of
-1, 2, 4 and 8 pairs); a window of 4 tokens below that, because it does not even see the values.
+32 runs, about 4 minutes on 2 cores. Expect: softmax solves the task, accuracy 1.00, in 7 or 8 of 8
+seeds (RECIPE_FIGURE); linear attention and the gated convolution stay at the level of guessing one
+of the shown values (about 0.27 over the mixture of 1, 2, 4 and 8 pairs) in all; a window of 4
+tokens below that, because it does not even see the values.
 
 Multi-query associative recall (Arora et al. 2023, "Zoology", section 4.1 and Figure 2): softmax
 attention finds the value of a key wherever it stands. Gated convolutions and linear attention have
 to keep every pair in a state of fixed size, and a window does not see beyond its edge. All arms
-have the same width, depth, data and tuning budget. The small width is the point of Figure 2, where
-attention solves the task at every width and gated convolutions need one that grows with length.
+have the same width, depth, data, steps and learning rate. The small width is the point of Figure 2,
+where attention solves the task at every width and gated convolutions need one that grows with
+length: that curve is not drawn here, nor are rates tuned for the arms that fail.
+
+The recipe was developed on softmax attention, on other seeds than those reported: at the rate and
+700 steps of configs/recall.py (0.003, constant) a quarter of fresh seeds stay at guessing.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold
@@ -25,39 +30,42 @@ from research.ablation.experiment import Experiment, Outcome
 experiment = Experiment(
     question="Which kinds of attention can look a value up by its key?",
     base="configs/recall.py",
+    common={
+        "task.length": 32,
+        "optimizer.learning_rate": 2e-3,
+        "optimizer.schedule": "cosine",
+        "train.steps": 1500,
+    },
     arms={
         "softmax": {},
         "window of 4": {"model.mask": "window", "model.window": 4},
         "linear": {"model.mixer": "linear", "model.position": "none"},
         "gated convolution": {"model.mixer": "gated_convolution", "model.position": "none"},
     },
-    axes={"task.length": (32, 64)},
-    tune={"optimizer.learning_rate": (3e-3, 1e-2)},
-    tune_seeds=(100, 101),
-    seeds=(0, 1, 2, 3),
+    seeds=8,
     outcome=Outcome(metric="accuracy", solved=0.95),
     ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=(
         Claim(
-            text="Softmax attention solves multi-query recall at a small width.",
+            text="Softmax attention solves multi-query recall at a small width, in most seeds.",
             source="Arora et al. 2023 (Zoology), section 4.1 and Figure 2",
             published="attention solves the task at every length with a width of 64",
             test=Threshold(arm="softmax", at_least=0.95),
         ),
         Claim(
-            text="A gated convolution of the same width does not.",
+            text="A gated convolution of the same width does not, in the same steps.",
             source="Arora et al. 2023 (Zoology), section 4.1 and Figure 2",
             published="gated convolutions need a width that grows with the length",
-            test=Direction(a="softmax", b="gated convolution", margin=0.3),
+            test=Direction(a="softmax", b="gated convolution", margin=0.2),
         ),
         Claim(
-            text="Linear attention of the same width does not.",
+            text="Linear attention of the same width does not, in the same steps.",
             source="Arora et al. 2024 (Based), abstract: recall grows with the size of the state",
-            test=Direction(a="softmax", b="linear", margin=0.3),
+            test=Direction(a="softmax", b="linear", margin=0.2),
         ),
         Claim(
             text="A window shorter than the gap cannot recall what lies outside of it.",
-            test=Direction(a="softmax", b="window of 4", margin=0.3),
+            test=Direction(a="softmax", b="window of 4", margin=0.2),
         ),
     ),
 )

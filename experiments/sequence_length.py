@@ -4,8 +4,9 @@
         --workdir=runs/sequence_length
     python -m research.report --workdir=runs/sequence_length
 
-54 runs, about 10 minutes on 2 cores. Expect: softmax stays at 1.00; a window of 8 tokens falls from
-0.70 to 0.36, as more and more queries stand farther from their key than its two layers can see.
+54 runs, about 10 minutes on 2 cores. Softmax solved all lengths in four of four seeds; a window of
+8 tokens falls from 0.70 to 0.36, as more and more queries stand farther from their key than its
+two layers can see. Four seeds cannot show that a probability to solve stays within 0.05.
 
 A first version with 700 steps, 3 seeds and a window of 16 left both claims open: at 128 tokens two
 of three softmax seeds had not got to the sudden rise yet, and two layers of 16 reach 31 tokens.

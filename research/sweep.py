@@ -21,8 +21,10 @@ flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one progra
 
 def main() -> int:
     """Trains what is left of an experiment; returns 1 when a run failed."""
+    from research.ablation.evidence import load_study
     from research.ablation.forecast import forecast
-    from research.ablation.sweep import parse_shard, prepare, run_sweep
+    from research.ablation.power import power_lines
+    from research.ablation.sweep import EXPERIMENT, parse_shard, prepare, run_sweep
     from research.parallel.processes import is_first, start, together
     from research.training.environment import enable_compilation_cache
     from research.training.preemption import Preempted
@@ -36,6 +38,8 @@ def main() -> int:
         rows = forecast(experiment, workdir, shard, options.max_members)
         if is_first():
             show_forecast(rows)
+            pilot = load_study(workdir) if (workdir / EXPERIMENT).exists() else None
+            print(*power_lines(experiment, pilot), sep="\n")
         return 0
     try:
         with together():

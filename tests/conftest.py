@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MOST_MAPS = 40_000
 """Memory maps after a file of tests, above which programs are dropped; a file adds to 12,000."""
+MOST_MEMORY = 2 * 2**30
+"""Bytes of a process after a file of tests, above which programs and garbage are dropped."""
 LONG = ("test_readme.py", "test_eight_devices.py", "test_configs.py", "test_speech_runs.py")
 """Files that go first: at the end, one of two workers would have nothing to do beside them."""
 
@@ -147,9 +149,16 @@ def _room_for_programs():
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+    many = maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS
+    if many or resident() > MOST_MEMORY:
         forget_programs()
         gc.collect()
+
+
+def resident() -> int:
+    """Returns the bytes of memory that this process holds; 0 where the system does not say."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
 
 
 @pytest.fixture(autouse=True)

@@ -220,7 +220,7 @@ SWEEP = {
     "metric": ({"metric": "acuracy"}, ["outcome.metric='acuracy'", "'accuracy'"]),
     "split": ({"split": "tets"}, ["outcome.split='tets'", "'test'"]),
     "arms": ({"arms": {}}, ["arms is empty"]),
-    "seeds": ({"seeds": ()}, ["seeds is empty"]),
+    "seeds": ({"seeds": ()}, ["seeds=()", "seeds=5"]),
     "tuning without seeds": ({"tune": {"seed": (1,)}}, ["tune_seeds"]),
     "seeds that tuning saw": (
         {"tune": {"optimizer.learning_rate": (1e-3,)}, "tune_seeds": (0, 1)},

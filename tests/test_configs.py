@@ -87,7 +87,7 @@ WITH_AXES = [
 def test_every_experiment_resolves_at_its_first_point(path, tmp_path, corpora, monkeypatch):
     whole = load_experiment(str(path))
     first = replace(whole, axes={key: values[:1] for key, values in whole.axes.items()})
-    monkeypatch.setattr("research.ablation.sweep.load_experiment", lambda _: first)
+    monkeypatch.setattr("research.ablation.sweep.load_experiment", lambda *_: first)
     check_arms(path, tmp_path)
 
 

@@ -25,7 +25,8 @@ def vectors():
 def weights_of(alignment, q, k):
     params = drawn(alignment.parameters())
     valid = padding(jnp.arange(S) < LENGTHS[:, None])
-    return np.asarray(jax.jit(lambda q, k: steps(alignment, params, q, k, valid))(q, k))
+    run = jax.jit(lambda params, q, k: steps(alignment, params, q, k, valid))
+    return np.asarray(run(params, q, k))
 
 
 def numpy_median(weights):

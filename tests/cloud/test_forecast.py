@@ -92,6 +92,7 @@ def test_flops_at_great_length_follow_from_short_ones(monkeypatch):
     assert step._flops(config, task) == pytest.approx(counted, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_window_takes_less_time():
     long = {"task__length": 16384, "task__batch_size": 16}
     window = {"model__mask": "window", "model__window": 512}

@@ -371,9 +371,8 @@ def test_what_does_not_fit_is_one_clear_line(path, deltas, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("length", "buckets"), [(64, 7), pytest.param(40, 6, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("length", "buckets"), [(64, 7), (40, 6)])
+@pytest.mark.slow
 def test_padding_of_multi30k_if_it_is_there(length, buckets):
     file = corpora.SENTENCE_PAIRS["multi30k"]["train.de"]
     if not (corpora.data_directory() / file.path).is_file():

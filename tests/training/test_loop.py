@@ -123,7 +123,11 @@ def test_members_have_runs_of_their_own(population, whole):
     assert len(losses) == 3
 
 
-@pytest.mark.parametrize("stops", [[1], [7, 13], [5, 10, 15, 20]], ids=str)
+@pytest.mark.parametrize(
+    "stops",
+    [[1], [7, 13], pytest.param([5, 10, 15, 20], marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_stopped_run_ends_as_if_nothing_had_happened(whole, tmp_path, monkeypatch, stops, capfd):
     signal_at(monkeypatch, stops)
     stopped = 0

@@ -183,6 +183,7 @@ def without_clock(run):
     return result, rows, {p.name: p.read_text() for p in run.glob("*.txt")}
 
 
+@pytest.mark.slow  # runs of one bucket are stopped in test_loop, of speech in test_speech_runs
 def test_a_stopped_run_ends_as_if_nothing_had_happened(config, translated, tmp_path, monkeypatch):
     signal_at(monkeypatch, [30])
     with pytest.raises(Preempted, match="saved at step 30"):
