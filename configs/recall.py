@@ -3,8 +3,10 @@
     python -m research.train --config=configs/recall.py --workdir=runs/recall
 
 64 tokens with 1, 2, 4 or 8 key-value pairs. About 20 seconds on 2 cores; accuracy 0.99 or more on
-fresh sequences after a sudden rise at step 200 to 600. Sequences with few pairs show the model the
-way: with 8 pairs alone it stays at the level of guessing much longer.
+fresh sequences after a sudden rise at step 200 to 600, in two seeds of three: the others are still
+at the level of guessing (0.27) when these 700 steps end. At 32 tokens, 0.002 with a cosine and
+1,500 steps 19 of 20 fresh seeds got there; with 0.003 it was 16 (constant) and 15 (cosine).
+Sequences with few pairs show the model the way: with 8 pairs alone it takes much longer.
 """
 
 from ml_collections import ConfigDict

@@ -263,6 +263,11 @@ def _score(names: dict[str, str], tuned, mean: float, without: int) -> str:
     return f"{what} → {number(mean)}" + (f" ({without} without a value)" if without else "")
 
 
+def filled(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:
+    """Returns the columns that say something in some row."""
+    return [column for column in columns if any(column.text(row) for row in rows) or not rows]
+
+
 def text_rows(columns: Sequence[Column], rows: Sequence[Any]) -> list[list[str]]:
     """Returns the cells as text."""
     return [[column.text(row) for column in columns] for row in rows]

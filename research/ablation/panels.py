@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from research.ablation.chart import PALETTE
-from research.ablation.columns import Column
+from research.ablation.columns import Column, filled
 from research.ablation.evidence import WAITING
 from research.ablation.markup import Html, el, join
 from research.ablation.summary import Summary
@@ -30,6 +30,10 @@ from research.ablation.wording import (
 from research.stats import Summary as Sample
 
 SIGNS = {SUPPORTED: "✓", REFUTED: "✕", OPEN: "?", CANNOT_TELL: "∅", UNTESTED: "i"}
+UNSEEN = (
+    " The experiment names no threshold at which the task is solved: a failure that none of these "
+    "seeds showed is in no interval."
+)
 CLASSES = {verdict: verdict.replace(" ", "-") for verdict in SIGNS}
 
 
@@ -78,6 +82,8 @@ def verdicts(summary: Summary) -> Html | None:
         "test data; the chance of a false verdict is at most 5 % over all claims together (Holm), "
         "for those not marked as exploratory."
     )
+    if summary.study.experiment.outcome.solved is None:
+        note += UNSEEN
     if added > 0:
         times = "once" if added == 1 else f"{added} times"
         note += f" Seeds were added {times}, for which levels are divided by {added + 1}."
@@ -190,6 +196,7 @@ def scroller(table: Html, name: str) -> Html:
 def table(summary: Summary, columns: Sequence[Column], rows: Sequence[Any], caption: str) -> Html:
     """A table that sorts by click and keyboard (the headings are buttons)."""
     arms = {arm: i for i, arm in enumerate(summary.study.experiment.arms)}
+    columns = filled(columns, rows)
     head = [
         el(
             "th",

@@ -17,6 +17,7 @@ from research.ablation.columns import (
     RESULTS_NOTE,
     Column,
     budget_columns,
+    filled,
     main_columns,
     progress_text,
     text_rows,
@@ -203,6 +204,7 @@ def _reproduce(study: Study) -> Iterator[str]:
 
 
 def _table(columns: list[Column], rows: Any) -> str:
+    columns = filled(columns, rows)
     return _rows([column.title for column in columns], text_rows(columns, rows))
 
 

@@ -9,7 +9,8 @@
      "runs": [{"run", "arm", "point", "stage", "tuned", "seed", "result", "curve",
                "config": what is the run's own, "environment": index} of each cell]}
 
-`curve` holds the rows of metrics.jsonl of a reported run. Reports are made from it as from a sweep.
+`curve` holds the rows of metrics.jsonl of a reported run, without what is sliced. Reports are made
+from it as from a sweep.
 """
 
 import json
@@ -51,7 +52,7 @@ def write_results(study: Study, resampled: Bootstrap | None, path: Path) -> None
                 "tuned": run.tuned,
                 "seed": run.seed,
                 "result": run.result,
-                "curve": run.curve,
+                "curve": [_scalars(row) for row in run.curve],
                 "config": {k: config[k] for k in sorted(config) if k not in common},
                 "environment": environments.index(run.environment),
             }
@@ -66,6 +67,10 @@ def write_results(study: Study, resampled: Bootstrap | None, path: Path) -> None
         "runs": rows,
     }
     store.write_text(path, _lines(store.plain(content)))
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not isinstance(value, list)}
 
 
 def _lines(content: Mapping[str, Any]) -> str:
