@@ -1,7 +1,9 @@
 """Sweeps: nothing twice, nothing lost, the same runs however they are cut into pieces."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +124,21 @@ def test_a_finished_sweep_trains_nothing(swept, experiment, monkeypatch):
     counts = run_sweep(experiment, workdir, ALL, False, 8)
     assert counts == {"trained": 0, "finished before": 16, "failed": 0, "waiting": 0}
     assert kill_sweep.figures(workdir) == before
+
+
+def test_added_seeds_are_trained_and_nothing_else(swept, experiment, tmp_path):
+    workdir = tmp_path / "sweep"
+    shutil.copytree(swept[0], workdir)
+    before = kill_sweep.figures(workdir)
+    path = tmp_path / Path(experiment).name
+    path.write_text(Path(experiment).read_text().replace("seeds=(0, 1),", "seeds=(0, 1, 2),"))
+    counts = run_sweep(str(path), workdir, ALL, False, 8)
+    # One more seed of two different arms at two points.
+    assert counts == {"trained": 4, "finished before": 16, "failed": 0, "waiting": 0}
+    after = kill_sweep.figures(workdir)
+    assert {run: after[run] for run in before} == before
+    study = load_study(workdir)
+    assert study.experiment.looks == [2, 3] and study.registration.looks == (2, 3)
 
 
 def test_shards_together_are_the_whole(swept, experiment, tmp_path):
