@@ -34,7 +34,7 @@ def power_lines(experiment: Experiment, pilot: Study | None = None) -> list[str]
     """
     n = len(seed_list(experiment))
     family = sum(claim.primary and claim.test is not None for claim in experiment.claims)
-    level = ALPHA / max(1, family, len(experiment.looks)) if family else ALPHA
+    level = ALPHA / max(1, family) / max(1, len(experiment.looks))
     lines = dict.fromkeys(_lines(experiment, n, level, pilot))
     if not lines:
         return []

@@ -136,7 +136,7 @@ def why(
         parts.append(f"The seeds do not decide it{where}: {_border(checks, verdict)}.")
     elif len(checks) > 1:
         alike = sum(c.verdict == verdict for c in checks)
-        parts.append(f"{alike} of {len(checks)} comparisons say so.")
+        parts.append(f"So in {alike} of {len(checks)} comparisons.")
     if family > 1 and level < ALPHA:
         parts.append(f"Corrected for {family} claims (Holm).")
     if not primary:
