@@ -14,15 +14,13 @@ from research import stats
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
 from research.ablation.evidence import Study
 from research.ablation.experiment import Experiment, seed_list
+from research.ablation.quantities import MOST_SEEDS
 from research.ablation.tuning import scalar
 from research.ablation.wording import count, number
 from research.stats import ALPHA, Proportion, ProportionDifference
 
 OFTEN, SELDOM = 0.9, 0.1
 """Probabilities to solve the task that the power of a comparison is stated for."""
-
-MOST_SEEDS = 64
-"""Seeds up to which it is said how many a claim needs."""
 
 
 def power_lines(experiment: Experiment, pilot: Study | None = None) -> list[str]:

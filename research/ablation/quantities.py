@@ -9,7 +9,7 @@ themselves, of anything else the mean over seeds.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, pairwise
 from typing import Any
@@ -153,11 +153,11 @@ def difference(data: Measure, a: str, b: str, point: Mapping[str, Any]) -> Quant
 def _equivalence(data, a, b, point, at, margin) -> Quantity:
     what = f"{subject(data)} of {a} minus that of {b}"
     q = _difference(data, a, b, point, _label(point, at), what, -margin, margin)
-    if data.solved is not None and not q.obstacle:
-        solved = min(_solved(data, arm, point) / len(data.sample(arm, point)) for arm in (a, b))
-        if solved < 0.5:
+    e = q.estimate
+    if isinstance(e, ProportionDifference) and not q.obstacle:
+        if min(e.k1 / e.n1, e.k2 / e.n2) < 0.5:
             obstacle = "an arm that fails in most seeds is no measure of what another one keeps"
-            return Quantity(q.label, what, q.estimate, q.low, q.high, q.n, obstacle=obstacle)
+            return replace(q, obstacle=obstacle)
     return q
 
 
@@ -217,7 +217,8 @@ def _absent(data: Measure, arm: str, point: Mapping, sample: stats.Sample) -> st
 
 def _no_spread(data: Measure, sides, estimate: stats.StudentT) -> str:
     for arm, _, sample in sides:
-        lost = sum(map(math.isinf, sample.values()))
+        # Infinite, or NaN of a metric that has no better way.
+        lost = sum(not math.isfinite(value) for value in sample.values())
         if lost:
             return f"{count(lost, 'seed')} of {arm} diverged, and {data.name} has no worst value"
     if estimate.error == 0:
@@ -264,11 +265,6 @@ def _too_few(low: float, high: float, n: tuple[int, int]) -> str:
     enough = next((m for m in range(min(n) + 1, MOST_SEEDS) if decides(m, m)), None)
     needed = f"at least {enough}" if enough else f"more than {MOST_SEEDS}"
     return f"{count(min(n), 'seed')} of an arm cannot show it whatever they do: it takes {needed}"
-
-
-def _solved(data: Measure, arm: str, point: Mapping) -> int:
-    values = data.sample(arm, point).values()
-    return sum(data.reached(v, data.solved) for v in values) if data.solved is not None else 0
 
 
 def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:

@@ -19,7 +19,6 @@ from research.ablation import sentences
 from research.ablation.claims import Claim, Crossover, Direction, Test, Trend
 from research.ablation.measure import Measure
 from research.ablation.quantities import (
-    ONE_SEED,
     Quantity,
     along_axis,
     axis_positions,
@@ -35,8 +34,6 @@ CANNOT_TELL, UNTESTED = "cannot tell", "not tested"
 whatever they gave; "not tested": the claim only shows figures."""
 
 VERDICTS = (SUPPORTED, REFUTED, OPEN, CANNOT_TELL, UNTESTED)
-
-__all__ = ["ONE_SEED", "VERDICTS", "Check", "Judgement", "judge", "judge_all"]
 
 
 @dataclass(frozen=True)
