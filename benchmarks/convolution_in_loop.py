@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.models.listeners import CHANNELS, convolve_by_two
+from research.models.speech.listeners import CHANNELS, convolve_by_two
 
 RESULTS = Path(__file__).parent / "results"
 FRAMES, BANDS, BATCH, STEPS = 288, 40, 16, 3

@@ -34,12 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from research.ablation.store import write_json
 from research.configuration import apply_deltas
 from research.decoding.beams import SHARED, batch_axes, take_rows
 from research.decoding.decode import decode_all, static_lengths
 from research.decoding.search import Search, length_divisor
 from research.models.registry import make_model
+from research.runs.store import write_json
 from research.tasks.registry import make_task
 from research.tasks.task import BOS, EOS, PAD, Task
 from research.training.runs import load_best_of, load_config_of

@@ -22,8 +22,8 @@ import numpy as np
 import scipy
 import soundfile
 
-from research.tasks.audio import read_audio
-from research.tasks.features import log_mel, normalize
+from research.tasks.speech.audio import read_audio
+from research.tasks.speech.features import log_mel, normalize
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = (

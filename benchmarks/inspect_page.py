@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from research.errors import UserError  # noqa: E402
-from research.interpret.inspect_page import render  # noqa: E402
+from research.inspect.page import render  # noqa: E402
 from tests import browser as chromium  # noqa: E402
 from tests.inspections import self_attention  # noqa: E402
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.models.lookup import multiplied
-from research.training.environment import describe_environment
+from research.training.records.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS, WIDTH, ROWS = 16384, 384, (64, 256, 1024, 4096, 16384)

@@ -39,7 +39,8 @@ from research.ablation.claims import (
     Trend,
 )
 from research.ablation.measure import Measure, point_key
-from research.ablation.verdicts import REFUTED, SUPPORTED, judge
+from research.report.judging.judgements import REFUTED, SUPPORTED
+from research.report.judging.verdicts import judge
 
 RESULTS = Path(__file__).parent / "results" / "verdicts.json"
 SEEDS = (3, 4, 5, 10, 20)

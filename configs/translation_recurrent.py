@@ -6,7 +6,7 @@
 Data, steps and search are those of configs/translation.py. The encoder is a bidirectional LSTM, the
 decoder an LSTM of width 512 with additive attention (Bahdanau et al. 2015) and input feeding (Luong
 et al. 2015, section 3.3). --config.model.attention=NAME reads in another way; the names are in
-research/models/recurrent_attention.py.
+research/models/recurrent/attention.py.
 
 32 minutes on 2 cores, and 1 to decode. Expect 36.7 BLEU on validation and 37.7 on test_2016_flickr
 (cased, detokenized, sacreBLEU's 13a; seed 0).

@@ -43,8 +43,8 @@ def main(*texts: str) -> None:
     lines = texts_of(texts, options.input)
     classifier = open_classifier(Path(options.workdir), options.by)
     from research.decoding.lines import progress_of
+    from research.inspect.classified_lines import as_row, show
     from research.interpret.classification import classify
-    from research.interpret.classified_lines import as_row, show
 
     live = sys.stdout.isatty()
     progress = progress_of(len(lines), "texts") if len(lines) >= PROGRESS_FROM else None
@@ -97,7 +97,7 @@ def texts_of(texts: Sequence[str], file: str) -> list[str]:
 def open_classifier(workdir: Path, by: str):
     """Returns the classifier of a run. Raises UserError."""
     from research.interpret.classification import TextClassifier, check_method
-    from research.tasks.tokenizer import FILE, OpenTokenizer
+    from research.tasks.text.tokenizer import FILE, OpenTokenizer
     from research.training.runs import load_config_of, open_run
 
     run = open_run(workdir, load_config_of(workdir, ("sentiment",)))

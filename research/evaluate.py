@@ -62,7 +62,7 @@ def main() -> None:
 
 def again(opened: Any, split: str) -> None:
     """Prints the metrics of a run as lines of split, metric and value, parted by tabs."""
-    from research.ablation.store import result_of
+    from research.runs.store import result_of
     from research.training.evaluating import changes, evaluate
 
     metrics, labels = evaluate(opened, split)
@@ -203,11 +203,11 @@ def write(
     folder: Path,
 ) -> None:
     """Writes stream.json and stream.png."""
-    from research.ablation.store import write_json
     from research.configuration import to_plain
     from research.decoding.stream_curves import binned, position_bins
     from research.decoding.stream_picture import write_stream_picture
-    from research.training.environment import describe_environment
+    from research.runs.store import write_json
+    from research.training.records.environment import describe_environment
 
     bins = position_bins(tokens.shape[1] - 1)
     rows = [

@@ -48,7 +48,7 @@ def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
     """Prints the plan of one run of `config.members` members, a column for each target."""
     from research.cloud.forecast import check_budget, check_fits, forecast
     from research.cloud.table import screen
-    from research.cloud.topology import parse_targets
+    from research.parallel.topology import parse_targets
 
     options = flags.FLAGS
     if config.members < 1:
@@ -69,7 +69,7 @@ def plan_experiment(path: str, prices: Mapping[str, Any]) -> None:
     from research.ablation.match import matched
     from research.cloud.forecast import check_budget, check_fits, forecast_experiment, total_cost
     from research.cloud.table import rows_table
-    from research.cloud.topology import parse_targets
+    from research.parallel.topology import parse_targets
 
     options = flags.FLAGS
     experiment = matched(load_experiment(path))

@@ -21,13 +21,13 @@ flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one progra
 
 def main() -> int:
     """Trains what is left of an experiment; returns 1 when a run failed."""
-    from research.ablation.evidence import load_study
     from research.ablation.forecast import forecast
-    from research.ablation.power import power_lines
     from research.ablation.sweep import EXPERIMENT, parse_shard, prepare, run_sweep
     from research.parallel.processes import is_first, start, together
-    from research.training.environment import enable_compilation_cache
+    from research.report.judging.evidence import load_study
+    from research.report.judging.power import power_lines
     from research.training.preemption import Preempted
+    from research.training.records.environment import enable_compilation_cache
 
     options = flags.FLAGS
     workdir, shard = Path(options.workdir), parse_shard(options.shard)

@@ -26,10 +26,10 @@ flags.DEFINE_string("profile", "", "start:stop traces these steps into WORKDIR/p
 def main() -> None:
     """Trains the config's members to the end and prints their results."""
     from research.parallel.processes import is_first, start, together
-    from research.training.environment import enable_compilation_cache
     from research.training.loop import train_population
     from research.training.preemption import Preempted
     from research.training.profiling import parse_steps
+    from research.training.records.environment import enable_compilation_cache
 
     start()
     enable_compilation_cache()

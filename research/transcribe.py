@@ -39,7 +39,7 @@ def main(*files: str) -> int:
     """Transcribes and prints; returns the exit code."""
     options = flags.FLAGS
     check(options, files)
-    from research.tasks.features import SHIFT_SECONDS
+    from research.tasks.speech.features import SHIFT_SECONDS
 
     transcriber, config, longest = open_transcriber(Path(options.workdir), options)
     began, seconds, failed = time.perf_counter(), 0.0, 0
@@ -88,7 +88,7 @@ def open_transcriber(workdir: Path, options: flags.FlagValues):
 def read(files: tuple[str, ...], task, longest: int | None) -> list[tuple[str, Any]]:
     """Returns the path and features of every file that can be read; says which others cannot."""
     from research.decoding.transcription import read_features
-    from research.tasks.features import SHIFT_SECONDS
+    from research.tasks.speech.features import SHIFT_SECONDS
 
     found = []
     for path in files:
@@ -129,7 +129,7 @@ def show(transcriber, features: list, options: flags.FlagValues) -> None:
 def draw(transcriber, frames, transcript, path: Path, alone: bool) -> None:
     """Writes the picture of a file: of its attention, or of its labels where CTC is alone."""
     from research.decoding.transcription import label_posteriors
-    from research.interpret.speech_picture import write_speech_alignment, write_speech_labels
+    from research.inspect.speech_picture import write_speech_alignment, write_speech_labels
 
     if alone:
         posteriors = label_posteriors(transcriber, frames)

@@ -46,7 +46,7 @@ def main() -> None:
     if lines is None:
         return converse(translator, options.nbest)
     from research.decoding.lines import as_lines, progress_of, translate
-    from research.tasks.translation_scores import bleu_tokenizer
+    from research.tasks.text.translation_scores import bleu_tokenizer
 
     words_of_bleu = bleu_tokenizer(config.task.bleu_tokenizer, config.task.target_language)
     began = time.perf_counter()
@@ -172,7 +172,7 @@ def tell_cut(cut: list[int], length: int) -> None:
 
 def tell_scores(translations: list[str], references: list[str], words_of_bleu: str) -> None:
     """Prints BLEU and chrF with their signatures."""
-    from research.tasks.translation_scores import chrf, corpus_bleu
+    from research.tasks.text.translation_scores import chrf, corpus_bleu
 
     bleu = corpus_bleu(translations, references, words_of_bleu)
     for name, (score, signature) in {"BLEU": bleu, "chrF2": chrf(translations, references)}.items():
@@ -181,7 +181,7 @@ def tell_scores(translations: list[str], references: list[str], words_of_bleu: s
 
 def draw(translator, results: list, options: flags.FlagValues) -> None:
     """Writes the picture of the one sentence that was translated."""
-    from research.interpret.alignment_picture import by_word, select_head, write_alignment
+    from research.inspect.alignment_picture import by_word, select_head, write_alignment
 
     (best,) = (row[0] for row in results if row[0].source)
     weights = select_head(best.weights, options.alignment_head, translator.layers)

@@ -28,16 +28,16 @@ SECONDS = 600
 """After which a case is ended."""
 
 IMPORTED = (
-    "research.ablation.report",
+    "research.report.write",
     "research.ablation.sweep",
     "research.cloud.forecast",
     "research.cloud.launch.engines",
     "research.cloud.launch.request",
     "research.decoding.stream_picture",
-    "research.interpret.alignment_picture",
-    "research.interpret.inspect_page",
-    "research.interpret.inspecting",
-    "research.training.events",
+    "research.inspect.alignment_picture",
+    "research.inspect.page",
+    "research.inspect.inspecting",
+    "research.training.records.events",
     "research.training.loop",
 )
 """What commands import when they run."""
@@ -142,7 +142,8 @@ def _code(module: str, arguments: list[str]) -> int:
     sys.stdin = open(0, closefd=False)
     sys.argv = [module, *arguments]
     try:
-        command = importlib.import_module(module)
+        package = hasattr(importlib.import_module(module), "__path__")
+        command = importlib.import_module(f"{module}.__main__" if package else module)
         getattr(command, "define_flags", lambda: None)()
         run(command.main)
         code = 0

@@ -51,8 +51,8 @@ jaxtyping.install_import_hook(
     "beartype.beartype",
 )
 
-from research.training.environment import enable_compilation_cache  # noqa: E402
 from research.training.program import forget_programs  # noqa: E402
+from research.training.records.environment import enable_compilation_cache  # noqa: E402
 
 # The directory is that of the commands, so that tests which start them compile nothing anew.
 enable_compilation_cache()

@@ -35,7 +35,7 @@ def outcomes(*modules: str) -> dict[str, str]:
 
 def main() -> None:
     """Runs the checks of the modules named on the command line."""
-    from research.training.environment import enable_compilation_cache
+    from research.training.records.environment import enable_compilation_cache
 
     enable_compilation_cache()
     found = {}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from research.interpret.inspection import AttentionMap, Audio, Inspection, Tokens
+from research.inspect.inspection import AttentionMap, Audio, Inspection, Tokens
 
 HOSTILE = (
     "<script>document.title='ran'</script>",

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from research.ablation.store import CONFIG, RESULT, write_json
 from research.configuration import to_plain
 from research.models.model import parameter_shapes
-from research.training.checkpoints import Checkpoints
-from research.training.data_record import write_data
+from research.runs.store import CONFIG, RESULT, write_json
 from research.training.loop import POPULATION
 from research.training.program import model_of, task_id, task_of
+from research.training.records.checkpoints import Checkpoints
+from research.training.records.data_record import write_data
 from research.training.step import Best, State, batch_shapes
 
 STEP = 7

@@ -3,6 +3,7 @@
 import ast
 import functools
 from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,88 @@ def test_research_does_not_import_what_uses_it():
     assert not offenders(RESEARCH, imports("configs", "experiments", "tests", "benchmarks"))
 
 
+FLOORS = {
+    "research.errors": 1,
+    "research.command_help": 1,
+    "research.attention": 1,
+    "research.stats": 1,
+    "research.runs": 1,
+    "research.tasks.task": 1,
+    "research.configuration": 2,
+    "research.drawing": 2,
+    "research.losses": 2,
+    "research.parallel": 2,
+    "research.tasks": 2,
+    "research.models": 3,
+    "research.decoding": 4,
+    "research.interpret": 5,
+    "research.training": 6,
+    "research.ablation": 7,
+    "research.inspect": 7,
+    "research.cloud": 8,
+    "research.report": 8,
+}
+"""A file imports what is on lower floors and what is in its own folder. Commands are above all."""
+COMMANDS = 9
+# Errors are what every file may raise.
+EVERYWHERE = "research.errors"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in RESEARCH}
+
+
+def imported_files(module: str) -> set[str]:
+    """Returns the modules of the project that a module imports, for types only included."""
+    found = set()
+    for node in ast.walk(parsed(MODULES[module])):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            # A package is imported for its own names, not for the modules in it.
+            found |= submodules & set(MODULES) or {node.module or ""}
+    return found & set(MODULES)
+
+
+def room(module: str) -> tuple[int, str]:
+    """Returns the floor of a module and its folder on it."""
+    if module.endswith("__main__"):
+        return COMMANDS, module
+    parents = [module.rsplit(".", i)[0] for i in range(module.count(".") + 1)]
+    folder = next((name for name in parents if name in FLOORS), module)
+    return FLOORS.get(folder, COMMANDS), folder
+
+
+def test_every_folder_has_a_floor():
+    folders = {m for m, path in MODULES.items() if path.name == "__init__.py" and m.count(".") == 1}
+    assert folders <= set(FLOORS)
+
+
+def test_imports_point_down():
+    upward = [
+        f"{module} -> {other}"
+        for module in MODULES
+        for other in imported_files(module)
+        if other != EVERYWHERE and room(other)[1] != room(module)[1]
+        if room(other)[0] >= room(module)[0]
+    ]
+    assert not upward
+
+
+def test_no_two_files_import_each_other():
+    # TODO: attention, whose mixers and options import each other's types.
+    graph = {m: imported_files(m) for m in MODULES if not below(m, "research.attention")}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"these import each other in a circle: {' -> '.join(error.args[1])}")
+
+
 def test_attention_stands_alone():
     def others(tree):
         # `from research import attention` would list "research" itself.
@@ -83,8 +166,8 @@ def test_attention_stands_alone():
 
 
 def test_reading_results_needs_no_jax():
-    names = ("experiment", "loading", "store", "claims", "report")
-    paths = [ROOT / "research" / "ablation" / f"{name}.py" for name in names]
+    names = ("ablation.experiment", "ablation.loading", "ablation.claims", "runs", "report")
+    paths = [path for m, path in MODULES.items() if any(below(m, f"research.{n}") for n in names)]
     assert not offenders(paths, imports("jax"))
 
 

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.ablation.store import CONFIG, write_json, write_text
 from research.configuration import to_plain
-from research.interpret import classified_lines
+from research.inspect import classified_lines
+from research.inspect.classified_lines import show
 from research.interpret.classification import Classified, TextClassifier, classify
-from research.interpret.classified_lines import show
 from research.models.registry import make_model
-from research.tasks.tokenizer import CORPUS, FILE, OpenTokenizer, WordTokenizer, digest_of
-from research.training.checkpoints import Checkpoints
+from research.runs.store import CONFIG, write_json, write_text
+from research.tasks.text.tokenizer import CORPUS, FILE, OpenTokenizer, WordTokenizer, digest_of
 from research.training.loop import POPULATION
+from research.training.records.checkpoints import Checkpoints
 from research.training.step import Best, State
 from tests import small
 from tests.commands import ROOT, run_cases

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from research.ablation.store import write_json
 from research.configuration import to_plain
+from research.runs.store import write_json
 from tests import small
 from tests.commands import run_alone, run_cases
 

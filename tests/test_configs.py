@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from research.ablation.experiment import points, report_cells, tuning_cells
 from research.ablation.loading import load_experiment
-from research.ablation.store import write_json
 from research.ablation.sweep import prepare
 from research.configuration import (
     ADDED_LATER,
@@ -22,9 +21,10 @@ from research.configuration import (
     to_plain,
 )
 from research.errors import UserError
-from research.tasks.labelled_text import read_labelled
-from research.tasks.parallel_text import read_corpus
-from research.tasks.recordings import read_all
+from research.runs.store import write_json
+from research.tasks.speech.recordings import read_all
+from research.tasks.text.labelled_text import read_labelled
+from research.tasks.text.parallel_text import read_corpus
 from research.train import members_of
 from research.training.loop import check_same_config
 from research.training.program import MEMBER_KEYS, make_program, static_id
@@ -41,12 +41,12 @@ def corpora(tmp_path, monkeypatch):
     """Stand in for the data sets, which may not be on this machine."""
     path = tmp_path / "corpus.txt"
     path.write_text("To be, or not to be, that is the question.\n" * 300)
-    monkeypatch.setattr("research.tasks.text.text_file", lambda name: path)
+    monkeypatch.setattr("research.tasks.text.language_modeling.text_file", lambda name: path)
     pairs = read_corpus(small.corpus(tmp_path), "de", "en")
-    monkeypatch.setattr("research.tasks.translation.read_corpus", lambda *_: pairs)
+    monkeypatch.setattr("research.tasks.text.translation.read_corpus", lambda *_: pairs)
     texts = read_labelled(small.labelled(tmp_path))
-    monkeypatch.setattr("research.tasks.sentiment.read_labelled", lambda _: texts)
-    monkeypatch.setattr("research.tasks.recordings.read_all", lambda _: recordings())
+    monkeypatch.setattr("research.tasks.text.sentiment.read_labelled", lambda _: texts)
+    monkeypatch.setattr("research.tasks.speech.recordings.read_all", lambda _: recordings())
 
 
 @functools.cache

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from research.ablation.store import CONFIG, write_json
 from research.configuration import to_plain
 from research.decoding.streaming import stream_scores, streaming
+from research.runs.store import CONFIG, write_json
 from research.training.evaluating import changes, evaluate
 from research.training.loop import train_population
 from research.training.runs import load_config_of, open_run

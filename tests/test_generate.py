@@ -11,11 +11,11 @@ from scipy.special import log_softmax
 
 from research.decoding.continuation import continuation
 from research.decoding.sampling import Sampling
-from research.decoding.written import opened, show_lines, show_scores
-from research.interpret.inspecting import inspect
-from research.interpret.subject import of_written
+from research.inspect.inputs import of_written
+from research.inspect.inspecting import inspect
+from research.inspect.token_probabilities import opened, show_lines, show_scores
 from research.models.transformer import make_transformer
-from research.tasks.tokenizer import load_tokenizer
+from research.tasks.text.tokenizer import load_tokenizer
 from research.training.runs import load_best_of, load_config_of
 from tests import small
 from tests.commands import run_cases

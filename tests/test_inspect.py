@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from research.ablation.store import CONFIG, RESULT, write_json
 from research.configuration import to_plain
+from research.inspect.inputs import of_text
 from research.interpret.capture import parts, record
-from research.interpret.subject import of_text
+from research.runs.store import CONFIG, RESULT, write_json
 from research.training.runs import load_config_of, open_run
 from tests import browser as chromium
 from tests import small
 from tests.commands import run_cases
-from tests.interpret.test_inspect_payload import Page, blob, decode
+from tests.inspect.test_inspect_payload import Page, blob, decode
 from tests.random_runs import STEP, write_run
 
 HOSTILE = "lovely </script><img src=x onerror=\"document.title='ran'\"> film \u202e"

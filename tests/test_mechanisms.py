@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from research import mechanisms
-from research.ablation.evidence import load_study
 from research.attention import registry
+from research.report.judging.evidence import load_study
 from tests.conftest import ROOT
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from research.ablation.store import CONFIG, write_json, write_text
 from research.configuration import apply_deltas, load_config, to_plain
 from research.decoding.decode import Hypothesis
 from research.decoding.search import Search
@@ -23,9 +22,10 @@ from research.decoding.transcription import (
 )
 from research.errors import UserError
 from research.models.registry import make_model
-from research.tasks.tokenizer import CORPUS, FILE, digest_of, make_sentence_tokenizer
-from research.training.checkpoints import Checkpoints
+from research.runs.store import CONFIG, write_json, write_text
+from research.tasks.text.tokenizer import CORPUS, FILE, digest_of, make_sentence_tokenizer
 from research.training.loop import POPULATION
+from research.training.records.checkpoints import Checkpoints
 from research.training.step import Best, State
 from tests import small
 from tests.commands import run_cases

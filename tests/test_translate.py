@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.ablation.store import CONFIG, write_json, write_text
 from research.configuration import apply_deltas, load_config, to_plain
 from research.decoding.lines import Translator, as_lines, read_lines, translate
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search
 from research.errors import UserError
 from research.models.registry import make_model
-from research.tasks.tokenizer import CORPUS, FILE, digest_of, train_sentence_bpe
-from research.training.checkpoints import Checkpoints
+from research.runs.store import CONFIG, write_json, write_text
+from research.tasks.text.tokenizer import CORPUS, FILE, digest_of, train_sentence_bpe
 from research.training.loop import POPULATION
+from research.training.records.checkpoints import Checkpoints
 from research.training.step import Best, State
 from tests import small
 from tests.commands import ROOT, run_cases

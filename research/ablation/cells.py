@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from research.ablation.measure import point_key
-from research.ablation.store import read_json, write_json
+from research.runs.store import read_json, write_json
 
 WHOLE = "cells.json"
 NAME = re.compile(r"cells(-\d+-of-\d+)?\.json")

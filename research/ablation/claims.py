@@ -1,8 +1,8 @@
 """Claims as data: what a paper says, where, its figures, and the test that checks it.
 
 A test is a small frozen dataclass that names arms, a place on the axes and a margin. It holds no
-numbers of ours; `research.ablation.verdicts.judge` applies it to the measured runs. Everything here
-survives `dataclasses.asdict` and JSON, and `claim_from_json` brings it back.
+numbers of ours; `research.report.judging.verdicts.judge` applies it to the measured runs.
+Everything here survives `dataclasses.asdict` and JSON, and `claim_from_json` brings it back.
 
 What is compared, of a metric:
   the outcome, where `Outcome.solved` is given: the probability that a seed solves the task;
@@ -26,13 +26,10 @@ Common attributes of the tests:
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from research.ablation.store import BUDGET, TIMINGS
 from research.errors import UserError, check_name
-
-if TYPE_CHECKING:
-    from research.ablation.experiment import Outcome
+from research.runs.store import BUDGET, TIMINGS
 
 SLICE = "slice"
 """Axis key of the labels of a sliced metric."""
@@ -50,6 +47,30 @@ Directions = Mapping[str, bool | None]
 
 def _kind(name: str) -> Any:
     return field(default=name, init=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is compared.
+
+    Attributes:
+      metric: name of a scalar metric of the task, for example "accuracy".
+      split: evaluation split that is reported; tuning always uses "validation".
+      at: "best" (parameters with the best validation value) or "final" (the last step).
+      higher_is_better: direction of the metric; None: as it is declared where the metric is. Must
+        be said where nothing declares it, and may not contradict what does.
+      solved: threshold that counts as solving the task, or None. With it claims on the outcome
+        are about the probability to solve, and the report adds the steps that seeds took.
+      chance: the outcome of guessing, or None. No difference between two arms is judged when
+        neither is better than that.
+    """
+
+    metric: str
+    split: str = "test"
+    at: str = "best"
+    higher_is_better: bool | None = None
+    solved: float | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +222,7 @@ class Claim:
 
 
 def higher_is_better(
-    metric: str, outcome: "Outcome", better: str = "", declared: Directions = MappingProxyType({})
+    metric: str, outcome: Outcome, better: str = "", declared: Directions = MappingProxyType({})
 ) -> bool | None:
     """Returns the direction of a metric: True, False, or None when nothing tells it.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from research.ablation.claims import Claim, claim_from_json
+from research.ablation.claims import Claim, Outcome, claim_from_json
 from research.configuration import Deltas, apply_deltas, load_config, run_id
 from research.errors import UserError
 
@@ -20,30 +20,6 @@ COSTS = ("parameters", "flops_per_token", "state_bytes")
 """Columns of the budget."""
 WIDTH = "model.feedforward"
 """The key that match="parameters" solves."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What is compared.
-
-    Attributes:
-      metric: name of a scalar metric of the task, for example "accuracy".
-      split: evaluation split that is reported; tuning always uses "validation".
-      at: "best" (parameters with the best validation value) or "final" (the last step).
-      higher_is_better: direction of the metric; None: as it is declared where the metric is. Must
-        be said where nothing declares it, and may not contradict what does.
-      solved: threshold that counts as solving the task, or None. With it claims on the outcome
-        are about the probability to solve, and the report adds the steps that seeds took.
-      chance: the outcome of guessing, or None. No difference between two arms is judged when
-        neither is better than that.
-    """
-
-    metric: str
-    split: str = "test"
-    at: str = "best"
-    higher_is_better: bool | None = None
-    solved: float | None = None
-    chance: float | None = None
 
 
 @dataclass(frozen=True)

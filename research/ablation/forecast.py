@@ -6,8 +6,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from research.ablation.experiment import Cell, Experiment, report_cells, tuning_cells
-from research.ablation.store import FAILED, result_of
 from research.ablation.sweep import Shard, in_shard, plan, populations
+from research.runs.store import FAILED, result_of
 from research.training.budget import measure_budget
 from research.training.program import static_id
 

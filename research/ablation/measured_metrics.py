@@ -8,7 +8,7 @@ from research.ablation.claims import RISE, STEPS
 from research.ablation.experiment import Experiment
 from research.errors import UserError, check_name
 from research.interpret.columns import measured
-from research.interpret.final import metric_names
+from research.interpret.questions import metric_names
 from research.tasks.task import Batch, Sums
 from research.training.program import Program, heads_that_read
 from research.training.scores import score_names

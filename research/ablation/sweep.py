@@ -34,7 +34,12 @@ from research.ablation.match import matched
 from research.ablation.measure import point_key
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.registration import register, registration_from_json
-from research.ablation.store import (
+from research.ablation.tuning import choose
+from research.configuration import Deltas, load_config, to_plain
+from research.errors import UserError, while_starting
+from research.parallel.layout import layout_of, parse_layout
+from research.parallel.processes import is_first, on_first
+from research.runs.store import (
     CONFIG,
     ENVIRONMENT,
     FAILED,
@@ -44,14 +49,7 @@ from research.ablation.store import (
     result_of,
     write_json,
 )
-from research.ablation.tuning import choose
-from research.configuration import Deltas, load_config, to_plain
-from research.errors import UserError, while_starting
-from research.parallel.layout import layout_of, parse_layout
-from research.parallel.processes import is_first, on_first
 from research.tasks.registry import GENERATED
-from research.training.data_record import check_same_data, check_same_files
-from research.training.environment import describe_environment
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import (
@@ -61,6 +59,8 @@ from research.training.program import (
     task_id,
     task_of,
 )
+from research.training.records.data_record import check_same_data, check_same_files
+from research.training.records.environment import describe_environment
 
 # Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
 HELD = 8

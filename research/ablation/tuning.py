@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from research.ablation.claims import Outcome
 from research.ablation.measure import Point, point_key
 from research.stats import mean
 
-if TYPE_CHECKING:
-    from research.ablation.experiment import Outcome
-
 
 def choose(
-    outcome: "Outcome", cells: Iterable[Mapping], results: Mapping[str, Mapping]
+    outcome: Outcome, cells: Iterable[Mapping], results: Mapping[str, Mapping]
 ) -> dict[tuple[str, Point], dict[str, Any]]:
     """Returns {(arm, point): tuned values}: the best combination on validation.
 
@@ -44,7 +42,7 @@ def choose(
     return chosen
 
 
-def tuning_score(outcome: "Outcome", results: Sequence[Mapping | None]) -> tuple[int, float]:
+def tuning_score(outcome: Outcome, results: Sequence[Mapping | None]) -> tuple[int, float]:
     """Returns (minus the seeds without a number, oriented mean of the others); larger is better."""
     values = [scalar(r, outcome.at, "validation", outcome.metric) for r in results]
     finite = [v for v in values if v is not None]

@@ -9,17 +9,17 @@ import functools
 from typing import TYPE_CHECKING
 
 from research.attention.entries import MixerEntry, Part
-from research.attention.mixers.convolution import GATED_CONVOLUTION
-from research.attention.mixers.delta import DELTA, GATED_DELTA
 from research.attention.mixers.differential import DIFFERENTIAL
-from research.attention.mixers.gated import GATED_LINEAR, RETENTION
 from research.attention.mixers.latent import LATENT
-from research.attention.mixers.linear import BASED, LINEAR, PERFORMER
+from research.attention.mixers.linear.convolution import GATED_CONVOLUTION
+from research.attention.mixers.linear.delta import DELTA, GATED_DELTA
+from research.attention.mixers.linear.gated import GATED_LINEAR, RETENTION
+from research.attention.mixers.linear.kernelized import BASED, LINEAR, PERFORMER
+from research.attention.mixers.linear.state_space import STATE_SPACE
 from research.attention.mixers.linformer import LINFORMER
-from research.attention.mixers.recurrent import GRU, LSTM
+from research.attention.mixers.rnn import GRU, LSTM
 from research.attention.mixers.self_attention import SOFTMAX
-from research.attention.mixers.state_space import STATE_SPACE
-from research.attention.mixers.stepwise import (
+from research.attention.mixers.sequential.stepwise import (
     COVERAGE,
     LOCATION_AWARE,
     MONOTONIC,

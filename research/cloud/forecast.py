@@ -20,10 +20,10 @@ from research.cloud.memory import Memory, predict_temporaries
 from research.cloud.prices import Price
 from research.cloud.roofline import Times, estimate
 from research.cloud.step import OutOfMemory, Traced, abstract_task, compile_step, trace_step
-from research.cloud.topology import Target, target_devices
 from research.configuration import apply_deltas
 from research.errors import UserError
 from research.parallel.layout import Layout, layout_of
+from research.parallel.topology import Target, target_devices
 from research.tasks.task import Task
 from research.training.program import static_id
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from research.cloud.collectives import Collective
-from research.cloud.topology import Chip, Target
+from research.parallel.topology import Chip, Target
 
 PRODUCTS, MEMORY, LINKS = 0.55, 0.8, 0.7
 """Parts of the peak that are reached."""

@@ -28,7 +28,7 @@ from research.parallel.layout import Layout
 from research.parallel.mesh import make_mesh
 from research.tasks.corpora import TEXTS, data_directory
 from research.tasks.task import Task
-from research.tasks.text import Text
+from research.tasks.text.language_modeling import Text
 from research.training.budget import COUNTED_AS, training_flops
 from research.training.program import abstract_state, build_program, task_id, task_of
 from research.training.step import Member, State, make_init, make_step

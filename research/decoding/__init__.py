@@ -1,0 +1,1 @@
+"""From a trained model to sequences: sampling, beam search, CTC prefix search, streaming."""

@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from research.decoding.ctc import padded_frames
 from research.errors import UserError
+from research.losses.ctc import padded_frames
 from research.tasks.task import BOS, EOS, PAD
 
 

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from research.decoding.ancestral import ancestral
 from research.decoding.beams import beam_search, read
-from research.decoding.ctc import Labellings, greedy, prefix_beam
 from research.decoding.search import Hypotheses, Search, check_model, ctc_share
-from research.tasks.encoded_pairs import padded_rows
+from research.losses.ctc import Labellings, greedy, prefix_beam
 from research.tasks.task import BOS, EOS, PAD
+from research.tasks.text.encoded_pairs import padded_rows
 
 SHORTEST = 8
 """The least number of source positions that a program is compiled for."""

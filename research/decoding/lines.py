@@ -10,7 +10,7 @@ from research.decoding.decode import Hypothesis, decode_all, padded
 from research.decoding.search import Search
 from research.errors import UserError
 from research.tasks.task import EOS
-from research.tasks.tokenizer import Tokenizer
+from research.tasks.text.tokenizer import Tokenizer
 
 PLAIN_SECONDS = 15.0
 """Seconds between lines of progress when they do not go to a terminal."""

@@ -29,7 +29,7 @@ class Search:
     lp(n) = ((5 + n) / 6) ** length_penalty and cp = sum over source positions of
     log(min(attention received, 1)) (Wu et al. 2016, eq. 14), attention averaged over heads.
     With `ctc_weight` = w, log p is (1 - w) log p_attention + w log p_CTC (Watanabe et al. 2017,
-    section IV.C). A model of CTC alone is searched by its own algorithms (research/decoding/ctc.py)
+    section IV.C). A model of CTC alone is searched by its own algorithms (research/losses/ctc.py)
     and reads `beam`, `nbest` and `max_length` only.
 
     Attributes:

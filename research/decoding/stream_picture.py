@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from research.ablation.chart import DASHES, MUTED, PALETTE, Chart, styled, write_png
 from research.decoding.stream_curves import Curve, binned, position_bins
+from research.drawing.chart import DASHES, MUTED, PALETTE, Chart, styled, write_png
 
 SIZE = (6.4, 3.6)
 """Inches."""
@@ -15,7 +15,7 @@ SIZE = (6.4, 3.6)
 def stream_figure(curves: Sequence[Curve], window: int, title: str) -> Figure:
     """Returns the drawing: nats per token, means over bins of the position, a line to each curve.
 
-    Draw and save it inside `research.ablation.chart.styled`.
+    Draw and save it inside `research.drawing.chart.styled`.
     """
     figure = Figure(figsize=SIZE)
     axes = figure.add_axes((0.1, 0.14, 0.62, 0.74))

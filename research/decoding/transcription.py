@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from research.decoding.decode import Hypothesis, decode_all
 from research.decoding.search import Search
-from research.tasks.audio import read_audio
-from research.tasks.features import log_mel, normalize
+from research.tasks.speech.audio import read_audio
+from research.tasks.speech.features import log_mel, normalize
 from research.tasks.task import EOS
-from research.tasks.tokenizer import Tokenizer
+from research.tasks.text.tokenizer import Tokenizer
 
 SHORTEST = 128
 """The least number of frames that a program is compiled for."""

@@ -1,0 +1,1 @@
+"""Methods that show what a model does: measures, attribution, capture, patching."""

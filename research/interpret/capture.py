@@ -24,8 +24,8 @@ from research.attention.mixers.mixer import Look, read_values
 from research.attention.parts.masks import Mask
 from research.errors import UserError, check_name
 from research.models.classifier import Embed, Pool
-from research.models.conformer import ConformerBlock
 from research.models.model import Model
+from research.models.speech.conformer import ConformerBlock
 from research.models.stacks import Cross, DecoderBlock
 from research.models.transformer import Block, Mix
 from research.tasks.task import Batch

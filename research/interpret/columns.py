@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from research.errors import UserError, check_name
-from research.interpret import head_measures
 from research.interpret.capture import Part, parts, record
+from research.interpret.heads import head_measures
 from research.models.model import Model, parameter_shapes
 from research.tasks.task import Batch, Sums, Task
 

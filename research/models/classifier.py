@@ -16,7 +16,7 @@ from flax.core import unfreeze
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from research.attention.mixers.recurrent import CELLS
+from research.attention.mixers.rnn import CELLS
 from research.attention.parameters import Axes, drawn, is_parameter, matrix_axes, vector_axes
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
@@ -25,7 +25,7 @@ from research.models import transformer
 from research.models.layers import looks_ahead, part_options
 from research.models.lookup import lookup
 from research.models.projection import linear
-from research.models.recurrent_networks import DIRECTIONS, Sizes, encode, encoder_parameters
+from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
 from research.models.stacks import EncoderStack
 from research.models.transformer import (
     HIDDEN,

@@ -12,8 +12,8 @@ from research.models.classifier import make_classifier
 from research.models.encoder_decoder import make_encoder_decoder
 from research.models.layers import part_keys
 from research.models.model import Model
-from research.models.recurrent import make_recurrent
-from research.models.speech import make_speech
+from research.models.recurrent.language_model import make_recurrent
+from research.models.speech.recognizer import make_speech
 from research.models.transformer import make_transformer
 
 MODELS: dict[str, Callable[..., Model]] = {

@@ -1,0 +1,1 @@
+"""Meshes, layouts and processes: how one program runs on many devices."""

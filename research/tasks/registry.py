@@ -7,16 +7,16 @@ from ml_collections import ConfigDict
 
 from research.attention.parts.masks import LONGEST
 from research.errors import UserError, check_name
-from research.tasks.induction import Induction, make_induction
-from research.tasks.recall import Recall, make_recall
-from research.tasks.recordings import make_speech
-from research.tasks.rule import Rule, make_rule
-from research.tasks.sentiment import Sentiment, make_sentiment
-from research.tasks.speech import Speech
+from research.tasks.speech.recognition import Speech
+from research.tasks.speech.recordings import make_speech
+from research.tasks.synthetic.induction import Induction, make_induction
+from research.tasks.synthetic.recall import Recall, make_recall
+from research.tasks.synthetic.rule import Rule, make_rule
+from research.tasks.synthetic.transduction import Transduction, make_transduction
 from research.tasks.task import Task
-from research.tasks.text import Text, make_text
-from research.tasks.transduction import Transduction, make_transduction
-from research.tasks.translation import Translation, make_translation
+from research.tasks.text.language_modeling import Text, make_text
+from research.tasks.text.sentiment import Sentiment, make_sentiment
+from research.tasks.text.translation import Translation, make_translation
 
 
 class Entry(NamedTuple):

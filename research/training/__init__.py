@@ -1,0 +1,1 @@
+"""One step function, the loop around it, and what a run records."""

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 
 from research.errors import check_name
-from research.interpret.final import answered, split_of
+from research.interpret.questions import answered, split_of
 from research.parallel.layout import ONE_DEVICE
 from research.parallel.mesh import make_mesh
 from research.training.loop import trained
-from research.training.metrics import ratios
 from research.training.program import build_program
+from research.training.records.metrics import ratios
 from research.training.runs import Opened, load_task_of, made_by_this_version
 from research.training.scores import SPEED, score_decoded
 

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from research.ablation.store import (
+from research.configuration import differences, identity, to_plain
+from research.errors import UserError, while_starting
+from research.interpret.questions import answered, split_of
+from research.interpret.trained import Findings, Trained
+from research.parallel.parallelize import place
+from research.parallel.processes import fetch, is_first, on_first
+from research.runs.store import (
     COMPLETED,
     CONFIG,
     DATA,
@@ -25,18 +31,8 @@ from research.ablation.store import (
     result_of,
     write_json,
 )
-from research.configuration import differences, identity, to_plain
-from research.errors import UserError, while_starting
-from research.interpret.final import answered, split_of
-from research.interpret.trained import Findings, Trained
-from research.parallel.parallelize import place
-from research.parallel.processes import fetch, is_first, on_first
 from research.training import profiling
 from research.training.budget import measure_budget
-from research.training.checkpoints import DIRECTORY, Checkpoints
-from research.training.data_record import check_same_data, write_data
-from research.training.environment import describe_environment
-from research.training.metrics import MetricsWriter, ratios, resume_metrics
 from research.training.optimizer import schedule
 from research.training.preemption import Preempted, StopRequest
 from research.training.profiling import Trace
@@ -49,7 +45,11 @@ from research.training.program import (
     task_id,
     task_of,
 )
-from research.training.progress import ProgressLine
+from research.training.records.checkpoints import DIRECTORY, Checkpoints
+from research.training.records.data_record import check_same_data, write_data
+from research.training.records.environment import describe_environment
+from research.training.records.metrics import MetricsWriter, ratios, resume_metrics
+from research.training.records.progress import ProgressLine
 from research.training.scores import score_decoded
 from research.training.step import State
 from research.training.utilization import utilization_of_a_step

@@ -18,7 +18,7 @@ from research.configuration import flatten, from_plain, to_plain
 from research.decoding.search import Search, check_model, search_of
 from research.decoding.streaming import streaming
 from research.errors import UserError, check_name
-from research.interpret import final
+from research.interpret import questions as final
 from research.interpret.columns import labels
 from research.models.layers import layer_options
 from research.models.model import Model, parameter_shapes

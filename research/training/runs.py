@@ -10,19 +10,19 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from research.ablation.store import CONFIG, RESULT, read_json, result_of
 from research.configuration import completed, from_plain
 from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
+from research.runs.store import CONFIG, RESULT, read_json, result_of
 from research.tasks.registry import GENERATED, make_task
-from research.tasks.rule import LABELS
+from research.tasks.synthetic.rule import LABELS
 from research.tasks.task import Task
-from research.tasks.tokenizer import CORPUS, FILE, load_tokenizer
-from research.training.checkpoints import load_best
-from research.training.data_record import check_same_data
-from research.training.environment import enable_compilation_cache
+from research.tasks.text.tokenizer import CORPUS, FILE, load_tokenizer
 from research.training.loop import POPULATION
+from research.training.records.checkpoints import load_best
+from research.training.records.data_record import check_same_data
+from research.training.records.environment import enable_compilation_cache
 
 COMMANDS = {
     "text": "research.generate",

@@ -7,7 +7,7 @@ that peak is not within reach, and the figure says so.
 
 import jax
 
-from research.cloud.topology import CHIPS
+from research.parallel.topology import CHIPS
 
 TPU_KINDS = {
     "TPU v4": "v4",

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 
 from research.ablation.directions import declared
-from research.ablation.evidence import load_study, measure
 from research.ablation.experiment import (
     Experiment,
     Outcome,
@@ -23,13 +22,14 @@ from research.ablation.tuning import choose
 from research.configuration import load_config, run_id
 from research.errors import UserError
 from research.interpret.columns import MEASURES
+from research.report.judging.evidence import load_study, measure
 from research.tasks.registry import TASKS, make_task
-from research.tasks.speech_outputs import SpeechOutputs
+from research.tasks.speech.speech_outputs import SpeechOutputs
 from research.training.program import make_program
 from research.training.scores import score_names
 from research.training.step import batch_shapes
 from tests import small
-from tests.ablation.synthetic_sweep import build, plausible
+from tests.report.synthetic_sweep import build, plausible
 
 FILE = """
 from research.ablation.claims import *

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 import pytest
 
 from research.ablation.claims import Claim, Direction
-from research.ablation.evidence import load_study
 from research.ablation.experiment import Experiment, Outcome, report_cells
 from research.ablation.loading import load_experiment
 from research.ablation.registration import (
@@ -18,9 +17,10 @@ from research.ablation.registration import (
     seed_basis,
     with_seeds,
 )
-from research.ablation.report import write_report
 from research.ablation.sweep import populations
-from tests.ablation.synthetic_sweep import build, plausible
+from research.report.judging.evidence import load_study
+from research.report.write import write_report
+from tests.report.synthetic_sweep import build, plausible
 
 CLAIM = Claim("a wins", test=Direction("a", "b"))
 EXPERIMENT = Experiment(

@@ -9,12 +9,12 @@ import pytest
 
 from research.ablation import sweep
 from research.ablation.cells import read_cells, write_cells
-from research.ablation.evidence import load_study
 from research.ablation.forecast import forecast, predict
 from research.ablation.loading import load_experiment
-from research.ablation.store import BUDGET, TIMINGS, read_json, result_of
 from research.ablation.sweep import Shard, parse_shard, populations, run_sweep
 from research.errors import UserError
+from research.report.judging.evidence import load_study
+from research.runs.store import BUDGET, TIMINGS, read_json, result_of
 from research.training.program import static_id
 from tests import kill_sweep, small
 from tests.commands import ROOT, run_alone

@@ -10,11 +10,11 @@ import pytest
 
 from research.attention.errors import MechanismError
 from research.attention.implementations import dense
-from research.attention.mixers.alignments import Content, LocationAware, read
-from research.attention.mixers.coverage import Coverage
 from research.attention.mixers.mixer import init_params, state_bytes
-from research.attention.mixers.monotonic import Monotonic, MonotonicChunkwise
-from research.attention.mixers.stepwise import ALIGNMENTS, Stepwise
+from research.attention.mixers.sequential.alignments import Content, LocationAware, read
+from research.attention.mixers.sequential.coverage import Coverage
+from research.attention.mixers.sequential.monotonic import Monotonic, MonotonicChunkwise
+from research.attention.mixers.sequential.stepwise import ALIGNMENTS, Stepwise
 from research.attention.options import Options, make_mixer
 from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts import scores

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.convolution import FORMS, SHORT, GatedConvolution
+from research.attention.mixers.linear.convolution import FORMS, SHORT, GatedConvolution
 from research.attention.parts.masks import causal
 
 B, T, M = 2, 23, 3

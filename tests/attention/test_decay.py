@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.mixers import decay
+from research.attention.mixers.linear import decay
 from tests.attention.cases import close
 
 B, T, H, D, E = 2, 13, 3, 4, 5

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.attention.mixers import decay, features, linear
+from research.attention.mixers.linear import decay, features
+from research.attention.mixers.linear import kernelized as linear
 from tests.attention.cases import close
 from tests.attention.test_decay import weighted
 

@@ -11,7 +11,7 @@ import pytest
 from research.attention import registry
 from research.attention.checks import COMMON
 from research.attention.errors import MechanismError, Unsupported
-from research.attention.mixers.monotonic import chunk_alignment
+from research.attention.mixers.sequential.monotonic import chunk_alignment
 from research.attention.options import Options, make_mixer
 from research.attention.parts import masks, sparse_masks
 from tests.attention.cases import HEADS, LENGTH, WIDTH, needed

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from research.attention.errors import MechanismError, Unsupported
-from research.attention.mixers import decay, features, gated, linear, short_convolution, state_space
+from research.attention.mixers.linear import decay, features, gated, short_convolution, state_space
+from research.attention.mixers.linear import kernelized as linear
 from research.attention.mixers.mixer import init_params
 from research.attention.parts.masks import Padding
 from tests.attention.cases import close

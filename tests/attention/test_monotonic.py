@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.mixers.monotonic import (
+from research.attention.mixers.sequential.monotonic import (
     Monotonic,
     MonotonicChunkwise,
     chunk_alignment,

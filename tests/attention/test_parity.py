@@ -10,8 +10,14 @@ import pytest
 
 from research.attention.implementations import dense
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend
-from research.attention.mixers import decay, features, linear
-from research.attention.mixers.convolution import SHORT, convolve, convolve_fft, convolve_shifted
+from research.attention.mixers.linear import decay, features
+from research.attention.mixers.linear import kernelized as linear
+from research.attention.mixers.linear.convolution import (
+    SHORT,
+    convolve,
+    convolve_fft,
+    convolve_shifted,
+)
 from research.attention.parts import biases, masks, scores
 from research.attention.parts.positions import rope, sinusoidal
 from tests.attention.cases import close, qkv, weighted

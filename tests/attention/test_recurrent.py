@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.recurrent import (
+from research.attention.mixers.rnn import (
     CELLS,
     Recurrent,
     gru_cell,

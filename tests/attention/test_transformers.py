@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from research.attention.implementations import dense
-from research.attention.mixers.delta import GatedDeltaNet
-from research.attention.mixers.linear_time import NORM_EPSILON
+from research.attention.mixers.linear.delta import GatedDeltaNet
+from research.attention.mixers.linear.linear_time import NORM_EPSILON
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import bind, described
 from research.attention.parts import biases, masks, normalizers, scores

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.mixers.alignments import Content, LocationAware
-from research.attention.mixers.coverage import Coverage
-from research.attention.mixers.monotonic import MonotonicChunkwise
-from research.attention.mixers.windowed import Near, Windowed, median
+from research.attention.mixers.sequential.alignments import Content, LocationAware
+from research.attention.mixers.sequential.coverage import Coverage
+from research.attention.mixers.sequential.monotonic import MonotonicChunkwise
+from research.attention.mixers.sequential.windowed import Near, Windowed, median
 from research.attention.parts.masks import padding
 from tests.attention.test_alignments import drawn, steps
 

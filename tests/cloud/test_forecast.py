@@ -13,10 +13,10 @@ from research.cloud.forecast import check_budget, forecast, forecast_experiment,
 from research.cloud.prices import load_prices
 from research.cloud.roofline import bandwidth, estimate
 from research.cloud.table import rows_table, screen
-from research.cloud.topology import CHIPS, parse_target, parse_targets
 from research.configuration import apply_deltas, flatten, load_config
 from research.errors import UserError
 from research.parallel.layout import Layout
+from research.parallel.topology import CHIPS, parse_target, parse_targets
 from tests import small
 
 LM, SMALL_LM = "configs/tpu/lm_1b3.py", "configs/tpu/lm_125m.py"

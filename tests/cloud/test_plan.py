@@ -88,8 +88,8 @@ def test_every_cell_of_an_experiment_has_a_row():
 )  # fmt: skip
 def test_configs_for_slices_compile_with_kernels_and_as_predicted(config, deltas):
     from research.cloud.forecast import forecast
-    from research.cloud.topology import parse_target
     from research.configuration import apply_deltas, load_config
+    from research.parallel.topology import parse_target
 
     config = apply_deltas(load_config(f"configs/tpu/{config}.py"), deltas)
     found = forecast(config, parse_target(config.parallel.slice), {}, compiling=True)

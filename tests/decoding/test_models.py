@@ -6,7 +6,7 @@ from research.configuration import apply_deltas, load_config
 from research.decoding.decode import decode, decode_all
 from research.decoding.search import Search
 from research.models.encoder_decoder import make_encoder_decoder
-from research.models.recurrent import make_recurrent
+from research.models.recurrent.language_model import make_recurrent
 from tests import small
 from tests.decoding.exhaustive import LENGTH, VOCAB, assert_best, enumerated, recomputed
 from tests.decoding.toy import drawn, sources

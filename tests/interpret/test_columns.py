@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.interpret import head_measures
 from research.interpret.capture import parts, record
 from research.interpret.columns import MEASURES, SITES, columns, labels
+from research.interpret.heads import head_measures
 from tests.interpret.test_capture import layers, problem
 
 TEXT = ("entropy", "distance", "previous_token", "sink", "induction", "normalized_entropy")

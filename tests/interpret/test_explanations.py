@@ -24,7 +24,7 @@ from research.interpret.faithfulness import FRACTIONS
 from research.interpret.trained import Trained, batches
 from research.models.model import parameter_shapes
 from research.tasks.registry import make_task
-from research.tasks.rule import FIRST
+from research.tasks.synthetic.rule import FIRST
 from research.training.program import make_program, model_of
 from research.training.step import batch_shapes
 from tests import small

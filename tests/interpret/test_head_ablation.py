@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from research.interpret.head_ablation import (
+from research.interpret.heads.head_ablation import (
     ablation_differences,
     head_importance,
     head_sensitivity,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from research.interpret import head_measures
+from research.interpret.heads import head_measures
 from tests.compiled import compiled
 
 confidence = compiled(head_measures.confidence)

@@ -10,9 +10,9 @@ import scipy.special
 from research.errors import UserError
 from research.interpret.capture import Change
 from research.interpret.columns import shapes_of_parts
-from research.interpret.final import answered, check_final
-from research.interpret.heads import attentions, mask_heads, same_heads
-from research.interpret.importance import removable
+from research.interpret.heads.activity import attentions, mask_heads, same_heads
+from research.interpret.heads.importance import removable
+from research.interpret.questions import answered, check_final
 from research.interpret.trained import batches
 from research.training.loop import trained
 from research.training.program import make_program

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.interpret.heads import mask_heads
+from research.interpret.heads.activity import mask_heads
 from research.interpret.logit_lens import decoder_lens
 from research.interpret.patching import (
     cached,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from research.interpret.explanations import METRICS, TRUTH
-from research.interpret.final import answered
+from research.interpret.questions import answered
 from research.training.loop import train_population, trained
 from research.training.program import make_program
 from research.training.runs import load_config_of, open_run

@@ -9,8 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 from research.errors import UserError
-from research.models.conformer import ConformerBlock, Convolution, depthwise
-from research.models.listeners import (
+from research.models.speech.conformer import ConformerBlock, Convolution, depthwise
+from research.models.speech.listeners import (
     Listener,
     bilstm_parameters,
     drawn,

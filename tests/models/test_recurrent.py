@@ -9,8 +9,8 @@ import pytest
 
 from research.attention.parameters import Parameter
 from research.errors import UserError
-from research.models import recurrent_networks as networks
-from research.models.recurrent import ATTENTIONS, make_recurrent
+from research.models.recurrent import networks
+from research.models.recurrent.language_model import ATTENTIONS, make_recurrent
 from tests import small
 
 B, S, T, V, LENGTH = 3, 6, 4, 11, 8

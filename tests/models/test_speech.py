@@ -10,7 +10,7 @@ import pytest
 
 from research.decoding.beams import SHARED, batch_axes
 from research.errors import UserError
-from research.models.speech import make_speech
+from research.models.speech.recognizer import make_speech
 from research.tasks.task import BOS, EOS, PAD
 from tests import small
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.models import spellers
-from research.models.spellers import make_recurrent_speller, make_transformer_speller
+from research.models.speech import spellers
+from research.models.speech.spellers import make_recurrent_speller, make_transformer_speller
 from tests import small
 
 B, S, T, V, N, LENGTH = 3, 7, 4, 11, 8, 6

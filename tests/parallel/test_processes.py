@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.ablation.store import read_json, read_metrics, result_of
+from research.runs.store import read_json, read_metrics, result_of
 from research.training.runs import load_best_of
 from tests import small
 from tests.ablation.test_sweep import write

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from research.errors import UserError
-from research.tasks.audio import read_audio
+from research.tasks.speech.audio import read_audio
 
 RATE = 8000
 

@@ -6,8 +6,8 @@ import pytest
 
 from research.errors import UserError
 from research.models.transformer import make_transformer
-from research.tasks.recall import EVALUATION_SEED
 from research.tasks.registry import make_task
+from research.tasks.synthetic.recall import EVALUATION_SEED
 from research.training.loop import train_population
 from research.training.program import make_program
 from tests import small

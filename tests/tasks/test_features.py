@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.errors import UserError
-from research.tasks import features as module
 from research.tasks.corpora import data_directory
-from research.tasks.features import load_features, log_mel, normalize, num_frames
-from research.tasks.manifest import Utterance
+from research.tasks.speech import features as module
+from research.tasks.speech.features import load_features, log_mel, normalize, num_frames
+from research.tasks.speech.manifest import Utterance
 
 RATE = 8000
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.tasks.induction import EVALUATION_SEED, Induction
 from research.tasks.registry import make_task
-from research.training.metrics import ratios
+from research.tasks.synthetic.induction import EVALUATION_SEED, Induction
+from research.training.records.metrics import ratios
 from tests import small
 from tests.compiled import compiled
 

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.tasks.features import normalize
-from research.tasks.joining import QUIET, Plan, draw_plan, joined, masked, segments, stored
+from research.tasks.speech.features import normalize
+from research.tasks.speech.joining import QUIET, Plan, draw_plan, joined, masked, segments, stored
 from research.tasks.task import BOS, EOS, PAD
 from tests.compiled import compiled
 

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from research.errors import UserError
-from research.tasks import corpora, labelled_text
-from research.tasks.labelled_text import read_labelled
+from research.tasks import corpora
+from research.tasks.text import labelled_text
+from research.tasks.text.labelled_text import read_labelled
 
 
 def write(path, rows):

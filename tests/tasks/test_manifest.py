@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from research.errors import UserError
-from research.tasks import corpora, manifest
+from research.tasks import corpora
 from research.tasks.corpora import FSDD, RemoteFolder, fetch_folder
-from research.tasks.manifest import fsdd, read_manifest, read_recordings
+from research.tasks.speech import manifest
+from research.tasks.speech.manifest import fsdd, read_manifest, read_recordings
 
 URLOPEN = urllib.request.urlopen  # before it is replaced for each test
 

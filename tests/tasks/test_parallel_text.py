@@ -7,7 +7,7 @@ import pytest
 
 from research.errors import UserError
 from research.tasks import corpora
-from research.tasks.parallel_text import read_corpus
+from research.tasks.text.parallel_text import read_corpus
 
 
 def write(path, lines, end="\n"):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.tasks.recall import EVALUATION_SEED, Recall, make_recall
 from research.tasks.registry import make_task
-from research.training.metrics import ratios
+from research.tasks.synthetic.recall import EVALUATION_SEED, Recall, make_recall
+from research.training.records.metrics import ratios
 from research.training.step import stream
 from tests import small
 from tests.compiled import compiled

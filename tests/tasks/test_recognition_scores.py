@@ -7,7 +7,7 @@ import jiwer
 import numpy as np
 import pytest
 
-from research.tasks.recognition_scores import RATES, edit_distance, error_rates
+from research.tasks.speech.recognition_scores import RATES, edit_distance, error_rates
 
 
 def padded(rows, length):

@@ -6,7 +6,7 @@ import pytest
 
 from research.errors import UserError
 from research.tasks.registry import make_task
-from research.tasks.rule import FIRST
+from research.tasks.synthetic.rule import FIRST
 from tests import small
 from tests.compiled import compiled
 

@@ -9,10 +9,10 @@ import pytest
 from research.errors import UserError
 from research.tasks.corpora import LABELLED_TEXTS, data_directory
 from research.tasks.registry import make_task
-from research.tasks.sentiment import choose_lengths
 from research.tasks.task import UNKNOWN
-from research.tasks.tokenizer import CORPUS, FILE, OpenTokenizer, load_tokenizer
-from research.tasks.words import split_at_marks, split_words
+from research.tasks.text.sentiment import choose_lengths
+from research.tasks.text.tokenizer import CORPUS, FILE, OpenTokenizer, load_tokenizer
+from research.tasks.text.words import split_at_marks, split_words
 from tests import small
 from tests.compiled import compiled
 

@@ -11,12 +11,12 @@ import soundfile
 
 from research.configuration import apply_deltas, load_config
 from research.errors import UserError
-from research.tasks.recordings import make_speech
-from research.tasks.speech import ctc_losses
-from research.tasks.speech_outputs import SpeechOutputs
+from research.tasks.speech.recognition import ctc_losses
+from research.tasks.speech.recordings import make_speech
+from research.tasks.speech.speech_outputs import SpeechOutputs
+from research.tasks.speech.tones import sing
 from research.tasks.task import EOS, PAD
-from research.tasks.tokenizer import load_tokenizer
-from research.tasks.tones import sing
+from research.tasks.text.tokenizer import load_tokenizer
 from research.training.step import batch_shapes
 from tests import small
 from tests.compiled import compiled

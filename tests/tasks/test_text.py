@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.tasks import corpora, tokenizer
+from research.tasks import corpora
 from research.tasks.corpora import RemoteFile, fetch, read_file, text_file
-from research.tasks.text import make_text
-from research.tasks.tokenizer import (
+from research.tasks.text import tokenizer
+from research.tasks.text.language_modeling import make_text
+from research.tasks.text.tokenizer import (
     make_tokenizer,
 )
 from tests import small

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.errors import UserError
-from research.tasks import tokenizer
 from research.tasks.task import UNKNOWN
-from research.tasks.tokenizer import (
+from research.tasks.text import tokenizer
+from research.tasks.text.tokenizer import (
     CharTokenizer,
     load_tokenizer,
     make_open_tokenizer,
@@ -19,7 +19,7 @@ from research.tasks.tokenizer import (
     train_bpe,
     train_sentence_bpe,
 )
-from research.tasks.words import split_at_marks
+from research.tasks.text.words import split_at_marks
 from tests.tasks.test_text import ENGLISH, UNICODE, data, made
 
 __all__ = ["data"]  # a fixture of all tests here, too

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from research.tasks.tones import SPEAKERS, VARIANTS, WORDS, melodies, sing, tones
+from research.tasks.speech.tones import SPEAKERS, VARIANTS, WORDS, melodies, sing, tones
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from research.errors import UserError
 from research.interpret.alignment_measures import alignment_scores
+from research.tasks.synthetic.transduction import KINDS, make_transduction, substitution
 from research.tasks.task import BOS, EOS, PAD, WORDS
-from research.tasks.transduction import KINDS, make_transduction, substitution
-from research.training.metrics import ratios
+from research.training.records.metrics import ratios
 from tests.compiled import compiled
 
 VOCAB = 11

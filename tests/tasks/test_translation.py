@@ -12,8 +12,8 @@ from research.configuration import apply_deltas
 from research.errors import UserError
 from research.tasks import corpora
 from research.tasks.task import BOS, EOS, PAD, word_bins
-from research.tasks.tokenizer import load_tokenizer
-from research.tasks.translation import make_translation
+from research.tasks.text.tokenizer import load_tokenizer
+from research.tasks.text.translation import make_translation
 from tests import small
 from tests.compiled import compiled
 

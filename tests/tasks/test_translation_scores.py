@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.tasks import translation_scores
-from research.tasks.languages import code_of, words_in
-from research.tasks.translation_scores import (
+from research.tasks.text import translation_scores
+from research.tasks.text.languages import code_of, words_in
+from research.tasks.text.translation_scores import (
     bleu_tokenizer,
     by_slice,
     chrf,

@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from research.ablation.store import result_of
 from research.errors import UserError
 from research.parallel.layout import layout_of
+from research.runs.store import result_of
 from research.train import members_of
 from research.training.budget import count_parameters, measure_budget
 from research.training.loop import train_population
-from research.training.metrics import ratios
 from research.training.preemption import Preempted
 from research.training.program import make_program
+from research.training.records.metrics import ratios
 from research.training.runs import load_best_of
 from tests import small
 from tests.runs import best_of, signal_at, without_time

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from research.ablation.store import read_json, read_metrics, result_of
 from research.errors import UserError
-from research.training.checkpoints import Checkpoints, load_best
+from research.runs.store import read_json, read_metrics, result_of
 from research.training.preemption import Preempted
 from research.training.program import abstract_state, make_program
+from research.training.records.checkpoints import Checkpoints, load_best
 from research.training.runs import load_best_of
 from tests import small
 from tests.runs import best_of, signal_at, train, without_time

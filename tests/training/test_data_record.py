@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from research.ablation.store import CONFIG, DATA, RESULT, read_json, write_json
 from research.ablation.sweep import Shard, run_sweep
 from research.configuration import apply_deltas, run_id, to_plain
 from research.errors import UserError
+from research.runs.store import CONFIG, DATA, RESULT, read_json, write_json
 from research.tasks.digests import file_digest, read_bytes
 from research.tasks.registry import make_task
-from research.training.data_record import check_same_data, write_data
 from research.training.loop import train_population
 from research.training.program import task_of
+from research.training.records.data_record import check_same_data, write_data
 from research.training.runs import Opened, load_task_of
 from tests import small
 

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from research import configuration
-from research.ablation.store import read_metrics, result_of, write_json
 from research.errors import UserError, told
-from research.training import events
+from research.runs.store import read_metrics, result_of, write_json
+from research.training.records import events
 from tests import small
 from tests.runs import at_steps, train, without_time
 

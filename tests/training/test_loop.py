@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from research.ablation.store import read_json, read_metrics, result_of
 from research.configuration import apply_deltas, to_plain
 from research.errors import UserError
+from research.runs.store import read_json, read_metrics, result_of
 from research.training import loop
-from research.training.checkpoints import load_best
 from research.training.loop import train_population
-from research.training.metrics import ratios
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import make_program
+from research.training.records.checkpoints import load_best
+from research.training.records.metrics import ratios
 from tests import small
 from tests.commands import ROOT
 from tests.runs import best_of, signal_at, train, without_time

@@ -11,7 +11,7 @@ import pytest
 from research.attention import registry
 from research.configuration import apply_deltas
 from research.models.model import matrices, parameter_shapes
-from research.models.recurrent_attention import ATTENTIONS
+from research.models.recurrent.attention import ATTENTIONS
 from research.models.registry import MODELS, make_model
 from research.tasks.task import Sums
 from research.training.step import Member, make_init, make_step

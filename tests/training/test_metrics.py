@@ -5,8 +5,8 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from research.ablation.store import read_metrics
-from research.training.metrics import MetricsWriter
+from research.runs.store import read_metrics
+from research.training.records.metrics import MetricsWriter
 
 PAUSE = 0.4
 

@@ -6,8 +6,8 @@ import json
 import jax
 import pytest
 
-from research.ablation.store import read_metrics
 from research.errors import UserError
+from research.runs.store import read_metrics
 from research.train import members_of
 from research.training import loop, utilization
 from research.training.budget import measure_budget

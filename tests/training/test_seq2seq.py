@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from research.ablation.store import result_of
 from research.ablation.sweep import prepare
 from research.cloud.step import abstract_task
 from research.configuration import apply_deltas
@@ -17,13 +16,14 @@ from research.decoding.search import Search
 from research.errors import UserError
 from research.interpret.columns import measured
 from research.parallel.layout import layout_of
+from research.runs.store import result_of
 from research.tasks.task import BOS, EOS, PAD
 from research.train import members_of
 from research.training.budget import measure_budget, training_flops
 from research.training.loop import train_population
-from research.training.metrics import ratios
 from research.training.preemption import Preempted
 from research.training.program import make_members, make_program
+from research.training.records.metrics import ratios
 from research.training.runs import load_best_of
 from research.training.scores import SPEED, score_names
 from research.training.step import stream

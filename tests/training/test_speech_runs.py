@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from research.ablation.store import result_of
 from research.decoding.decode import decode_all
 from research.decoding.search import Search
 from research.errors import UserError
-from research.tasks.recognition_scores import RATES, error_rates
+from research.runs.store import result_of
+from research.tasks.speech.recognition_scores import RATES, error_rates
 from research.training.loop import train_population
 from research.training.preemption import Preempted
 from research.training.program import make_program

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from research.attention.implementations.attend import attend
-from research.attention.mixers.alignments import Content
 from research.attention.mixers.mixer import Look
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.self_attention import looked
+from research.attention.mixers.sequential.alignments import Content
 from research.attention.parameters import Parameter
 from research.attention.parts.biases import Bias
 from research.attention.parts.focus import PredictedWindow

@@ -17,9 +17,9 @@ from research.attention.implementations.attend import (
     while_decoding,
 )
 from research.attention.mixers import cache
-from research.attention.mixers.alignments import Content
 from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads, projections, split_heads
+from research.attention.mixers.sequential.alignments import Content
 from research.attention.parameters import Parameter
 from research.attention.parts.biases import Bias
 from research.attention.parts.focus import PredictedWindow

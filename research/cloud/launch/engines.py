@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from research.ablation.store import write_text
 from research.cloud.launch import gcloud, skypilot, slurm, xpk
 from research.cloud.launch.job import Job, Launch, Options
 from research.cloud.launch.names import PATTERNS, check_option
 from research.cloud.launch.shell import line
 from research.errors import UserError
+from research.runs.store import write_text
 
 LOCAL = "local"
 

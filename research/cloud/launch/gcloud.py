@@ -11,8 +11,8 @@ from research.cloud.launch import shell
 from research.cloud.launch.job import MOUNT, Command, Job, Launch, Options, check_travels
 from research.cloud.launch.names import legal_name, shard_names
 from research.cloud.launch.skypilot import fetch
-from research.cloud.launch.slices import Slice, parse_slice
 from research.errors import UserError
+from research.parallel.slices import Slice, parse_slice
 
 LIMIT = 50
 QUEUE_HOURS = 12

@@ -21,11 +21,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from research.ablation.cells import read_cells
-from research.ablation.store import RESULT
 from research.cloud.launch.devices import Binding
 from research.cloud.launch.job import Command, Job
 from research.cloud.launch.shell import line
 from research.errors import UserError
+from research.runs.store import RESULT
 
 POLL_SECONDS = 0.2
 LAST_LINES = 5

@@ -10,8 +10,8 @@ from pathlib import Path
 from research.cloud.launch import shell
 from research.cloud.launch.job import MOUNT, Job, Launch, Options, check_travels
 from research.cloud.launch.names import legal_name, shard_names
-from research.cloud.launch.slices import Slice, parse_slice
 from research.errors import UserError
+from research.parallel.slices import Slice, parse_slice
 
 LIMIT = 40
 VENV = 'venv="$HOME/attest-venv"\n'

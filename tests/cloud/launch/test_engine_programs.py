@@ -22,7 +22,7 @@ import pytest
 from research.cloud.launch import skypilot
 from research.cloud.launch.engines import write
 from research.cloud.launch.job import Options
-from research.cloud.launch.slices import GENERATIONS, parse_slice
+from research.parallel.slices import GENERATIONS, parse_slice
 from tests.cloud.launch.engine_cases import CASES, HOSTILE, SWEEP, launched
 
 pytestmark = pytest.mark.slow

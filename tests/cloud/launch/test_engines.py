@@ -15,8 +15,8 @@ from research.cloud.launch import gcloud, shell, skypilot, slurm, xpk
 from research.cloud.launch.engines import ENGINES, write
 from research.cloud.launch.job import Launch, Options, launch_directory
 from research.cloud.launch.names import legal_name, shard_names
-from research.cloud.launch.slices import parse_slice
 from research.errors import UserError
+from research.parallel.slices import parse_slice
 from tests.cloud.launch.engine_cases import CASES, CLOUD, HOSTILE, RUN, SWEEP, launched
 
 # Writes its own name and arguments down, after their number; a shell starts faster than Python.

@@ -1,0 +1,240 @@
+"""A linear recurrence with decays, in forms that compute the same function.
+
+S_t = diag(a_t) S_{t-1} + k_t v_t^T and y_t = S_t^T q_t, where a_t is 1, one number per head, or one
+per channel of the keys. Decays are given as logarithms, which are at most 0. No form ever takes the
+exponential of a positive number or divides by a product of decays, so any decay is safe.
+"""
+
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from research.attention.implementations.sharding import context_size
+from research.attention.mixers.linear import shards
+
+CHUNK = 64
+# exp of this is the smallest float32 there is; below it nothing remains and no gradient flows.
+FLOOR = -104.0
+# Sums of log decays are kept as multiples of 1 / GRID, which add without rounding, and a rest.
+GRID = 16.0
+
+Decay: TypeAlias = Float[Array, "#B T #H"] | Float[Array, "#B T #H D"] | None
+Memory: TypeAlias = Float[Array, "B H D Dv"]
+
+
+def parallel(
+    q: Float[Array, "B T #H D"],
+    k: Float[Array, "B T #H D"],
+    v: Float[Array, "B T H Dv"],
+    decay: Decay,
+    memory: Memory,
+) -> tuple[Memory, Float[Array, "B T H Dv"]]:
+    """All pairs at once, quadratic in T (Sun et al. 2023, equation 5; Dao and Gu 2024, section 3).
+
+    Args:
+        q: queries. All arguments are float32 or wider.
+        k: keys; like queries, one head can serve all.
+        v: values.
+        decay: log a_t, at most 0: None, (B, T, H) or (B, T, H, D).
+        memory: S before the first token.
+
+    Returns:
+        S after the last token, and the outputs.
+    """
+    return chunkwise(q, k, v, decay, memory, chunk=q.shape[1])
+
+
+def chunkwise(
+    q: Float[Array, "B T #H D"],
+    k: Float[Array, "B T #H D"],
+    v: Float[Array, "B T H Dv"],
+    decay: Decay,
+    memory: Memory,
+    chunk: int = CHUNK,
+) -> tuple[Memory, Float[Array, "B T H Dv"]]:
+    """All pairs within a chunk, S between chunks; work and memory linear in T.
+
+    All chunks at once, but for the recurrence between them (Yang et al. 2024, GLA, section 4.3; Dao
+    and Gu 2024, section 6). Arguments and results are those of ``parallel``; T need not be a
+    multiple of ``chunk``.
+    """
+    return _in_chunks(q, k, v, decay, memory, chunk, lax.scan)
+
+
+def ring(
+    q: Float[Array, "B T #H D"],
+    k: Float[Array, "B T #H D"],
+    v: Float[Array, "B T H Dv"],
+    decay: Decay,
+    memory: Memory,
+    chunk: int = CHUNK,
+) -> tuple[Memory, Float[Array, "B T H Dv"]]:
+    """``chunkwise``, the tokens split over the axis "context" of the active mesh; see ``shards``.
+
+    What a device's tokens leave of S is the product of their decays. Arguments and results are
+    those of ``chunkwise``, which it is without such an axis.
+    """
+
+    def local(q, k, v, decay, memory):
+        def scan(step, memory, chunks):
+            return shards.scan(step, memory, chunks, _whole(chunks[0]), _keep)
+
+        return _in_chunks(q, k, v, decay, memory, chunk, scan)
+
+    if context_size() == 1:
+        return chunkwise(q, k, v, decay, memory, chunk)
+    return shards.over_context(local, (q, k, v, decay), memory)
+
+
+def _in_chunks(q, k, v, decay, memory, chunk, scan):
+    """``scan`` runs the recurrence between chunks."""
+    length = q.shape[1]
+    q, k, v = (_split(x, min(chunk, length)) for x in (q, k, v))
+    if decay is None:
+        y, kept, added, q = _undecayed(q, k, v)
+    elif decay.ndim == 3:
+        y, kept, added, q = _decayed_by_head(q, k, v, _split(decay, min(chunk, length)))
+    else:
+        y, kept, added, q = _decayed_by_channel(q, k, v, _split(decay, min(chunk, length)))
+
+    def step(memory, chunk):
+        kept, added = chunk
+        return _keep(kept, memory) + added, memory
+
+    memory, before = scan(step, memory, (kept, added))
+    y = y + q @ before
+    # (N, B, H, C, Dv) to (B, T, H, Dv).
+    y = jnp.transpose(y, (1, 0, 3, 2, 4))
+    return memory, y.reshape(y.shape[0], -1, *y.shape[3:])[:, :length]
+
+
+def _keep(kept, memory):
+    return memory if kept is None else kept * memory
+
+
+def _whole(kept):
+    """What several chunks leave of S."""
+    if kept is None:
+        return None
+    return lax.scan(lambda whole, one: (whole * one, None), jnp.ones_like(kept[0]), kept)[0]
+
+
+def recurrent(
+    q: Float[Array, "B T #H D"],
+    k: Float[Array, "B T #H D"],
+    v: Float[Array, "B T H Dv"],
+    decay: Decay,
+    memory: Memory,
+) -> tuple[Memory, Float[Array, "B T H Dv"]]:
+    """One token after the other; arguments and results are those of ``parallel``."""
+
+    def step(memory, token):
+        query, key, value, decay = token
+        if decay is not None:
+            # (B, H, D, 1), or (B, H, 1, 1) if a head has one decay.
+            decay = decay.reshape(*decay.shape[:2], -1, 1)
+            memory = jnp.exp(decay) * memory
+        memory = memory + key[..., :, None] * value[..., None, :]
+        return memory, (query[..., None, :] @ memory)[..., 0, :]
+
+    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, decay))
+    memory, y = lax.scan(step, memory, tokens)
+    return memory, jnp.moveaxis(y, 0, 1)
+
+
+FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "ring": ring}
+
+
+def _split(x, chunk):
+    """(B, T, H, ...) in chunks, (N, B, H, C, ...). Padding adds nothing and decays nothing."""
+    batch, length, *rest = x.shape
+    count = -(-length // chunk)
+    if count * chunk > length:
+        x = jnp.pad(x, [(0, 0), (0, count * chunk - length)] + [(0, 0)] * len(rest))
+    x = x.reshape(batch, count, chunk, *rest)
+    return jnp.transpose(x, (1, 0, 3, 2, *range(4, x.ndim)))
+
+
+# Each of these takes arrays (N, B, H, C, ...) and returns, with N chunks in front: the outputs of
+# the pairs within a chunk; what a chunk leaves of S, as a factor; what it adds to S; the queries as
+# S before the chunk meets them.
+
+
+def _undecayed(q, k, v):
+    scores = jnp.where(np.tri(q.shape[-2], dtype=bool), q @ k.mT, 0.0)
+    return scores @ v, None, k.mT @ v, q
+
+
+def _decayed_by_head(q, k, v, decay):
+    since, between, until = products(decay)
+    since, until = since[..., None], until[..., None]
+    return ((q @ k.mT) * between) @ v, since[..., -1:, :], (k * until).mT @ v, q * since
+
+
+def products(decay: Float[Array, "*N C"]) -> tuple[Array, Array, Array]:
+    """Products of decays along a chunk, from their logarithms.
+
+    Their differences of sums do not cancel: multiples of 1 / GRID, whose sums are exact, are summed
+    apart from the rests, whose sums are small. A single sum would lose a mild decay next to one of
+    -100 to rounding.
+
+    Returns:
+        From the chunk's start through i, (..., C); after j through i, (..., C, C), zero where j is
+        later than i; after j through the chunk's end, (..., C).
+    """
+    decay = jnp.maximum(decay, FLOOR)
+    coarse = lax.stop_gradient(jnp.round(decay * GRID) / GRID)
+    coarse, rest = jnp.cumsum(coarse, -1), jnp.cumsum(decay - coarse, -1)
+    apart = coarse[..., :, None] - coarse[..., None, :]
+    apart = apart + (rest[..., :, None] - rest[..., None, :])
+    # Masked before the exponential: above the diagonal the differences are positive.
+    between = jnp.exp(jnp.where(np.tri(decay.shape[-1], dtype=bool), apart, -jnp.inf))
+    until = jnp.exp((coarse[..., -1:] - coarse) + (rest[..., -1:] - rest))
+    return jnp.exp(coarse + rest), between, until
+
+
+def _decayed_by_channel(q, k, v, decay):
+    scores, since, until = jax.checkpoint(_channel_scores)(q, k, decay)
+    kept = jnp.exp(since[..., -1, :, None])
+    return scores @ v, kept, (k * jnp.exp(until)).mT @ v, q * jnp.exp(since)
+
+
+def _channel_scores(q, k, decay):
+    """Scores (..., C, C), and sums of log decays: from the chunk's start through t; after t.
+
+    The score of a pair is sum_d q_d k_d exp(sum of decays between), which is no product of a matrix
+    of queries and one of keys unless both are scaled to a common point. Taken is the middle between
+    two neighbouring blocks, queries in the right one, keys in the left one: both factors are then
+    at most 1. Blocks are merged in pairs until one is left (a stable alternative to the secondary
+    chunks of Yang et al. 2024, GLA, section 4.3), so each of log C rounds is a matrix product. The
+    sums are of numbers of one sign and never subtracted.
+    """
+    length = q.shape[-2]
+    padding = [(0, 0)] * (q.ndim - 2) + [(0, (1 << (length - 1).bit_length()) - length), (0, 0)]
+    q, k, decay = (jnp.pad(x, padding)[..., None, :] for x in (q, k, decay))
+    # Blocks of one token: (..., number of blocks, size of blocks, D).
+    heads = np.broadcast_shapes(q.shape[:-1], decay.shape[:-1])
+    scores = jnp.broadcast_to(jnp.sum(q * k, -1, keepdims=True), (*heads, 1))
+    since, until = decay, jnp.zeros_like(decay)
+    while q.shape[-3] > 1:
+        (_, right), (left, _) = _pairs(q), _pairs(k)
+        (first, second), (since0, since1), (until0, until1) = map(_pairs, (scores, since, until))
+        across = (right * jnp.exp(since1)) @ (left * jnp.exp(until0)).mT
+        above = jnp.concatenate([first, jnp.zeros_like(across)], -1)
+        scores = jnp.concatenate([above, jnp.concatenate([across, second], -1)], -2)
+        # The last of ``since`` is the sum over its block.
+        since = jnp.concatenate([since0, since0[..., -1:, :] + since1], -2)
+        until = jnp.concatenate([until0 + since1[..., -1:, :], until1], -2)
+        q, k = (x.reshape(*x.shape[:-3], -1, 2 * x.shape[-2], x.shape[-1]) for x in (q, k))
+    scores, since, until = (x[..., 0, :length, :] for x in (scores, since, until))
+    return scores[..., :length], since, until
+
+
+def _pairs(x):
+    """Blocks (..., 2 n, C, D) as the first and the second of each pair, (..., n, C, D)."""
+    x = x.reshape(*x.shape[:-3], -1, 2, *x.shape[-2:])
+    return x[..., 0, :, :], x[..., 1, :, :]

@@ -1,0 +1,382 @@
+"""The delta rule, plain and gated: linear attention that overwrites what a key stood for.
+
+The recurrence in its forms as pure functions, which compute the same, and two mixers on it.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.implementations.sharding import context_size
+from research.attention.mixers.linear import decay, shards
+from research.attention.mixers.linear.gated import gate, gate_parameter
+from research.attention.mixers.linear.linear_time import (
+    NORM_EPSILON,
+    SHARED_PARTS,
+    LinearTime,
+    auto,
+    shared_options,
+    wide,
+)
+from research.attention.mixers.linear.state_space import log_rate_init, step_bias_init
+from research.attention.mixers.projections import merge_heads
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+# Of the lengths of queries and keys; those of all zeros stay zero, with a finite gradient.
+EPSILON = 1e-6
+
+Run = tuple[Float[Array, "B H D Dv"], Float[Array, "B T H Dv"]]
+
+
+def recurrent(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    beta: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | None,
+    memory: Float[Array, "B H D Dv"],
+) -> Run:
+    """The gated delta rule one token after the other (Yang, Kautz, Hatamizadeh 2024, section 3.1).
+
+    S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T and y_t = S_t^T q_t, where S is the
+    transpose of the paper's. Without decays it is the delta rule (Schlag et al. 2021, section 4.2;
+    Yang et al. 2024, "Parallelizing linear transformers with the delta rule", section 2.2).
+
+    Args:
+        q: queries, float32 or wider.
+        k: keys, of length 1 or less.
+        v: values.
+        beta: how much of what a key stood for is replaced, in (0, 1).
+        log_decay: log a_t <= 0; None is a_t = 1.
+        memory: S before the first of these tokens.
+
+    Returns:
+        S after the last token and the outputs, in the dtype of the arguments.
+    """
+
+    def step(memory, token):
+        query, key, value, rate, log = token
+        if log is not None:
+            memory = memory * jnp.exp(log)[..., None, None]
+        new = rate[..., None] * (value - jnp.einsum("bhd,bhde->bhe", key, memory))
+        memory = memory + key[..., :, None] * new[..., None, :]
+        return memory, jnp.einsum("bhd,bhde->bhe", query, memory)
+
+    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, beta, log_decay))
+    memory, out = lax.scan(step, memory, tokens)
+    return memory, jnp.moveaxis(out, 0, 1)
+
+
+def chunkwise(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    beta: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | None,
+    memory: Float[Array, "B H D Dv"],
+    chunk: int = decay.CHUNK,
+) -> Run:
+    """The same, chunk by chunk: linear in T, and all but two products at once for all chunks.
+
+    What the tokens of a chunk write is u_i = b_i (v_i - what is then remembered for k_i), a
+    triangular system whose solution is linear in the state at the chunk's start (the WY form:
+    Yang et al. 2024, "Parallelizing...", section 3.2; with decays Yang, Kautz, Hatamizadeh 2024,
+    section 3.3).
+
+    Arguments and results are those of ``recurrent``; T need not be a multiple of ``chunk``.
+    """
+    return _in_chunks(q, k, v, beta, log_decay, memory, chunk, lax.scan)
+
+
+def ring(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    beta: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | None,
+    memory: Float[Array, "B H D Dv"],
+    chunk: int = decay.CHUNK,
+) -> Run:
+    """``chunkwise``, the tokens split over the axis "context" of the active mesh; see ``shards``.
+
+    What a device's tokens make of S is a matrix (D, D) applied to it, which is what they make of
+    the unit matrix if they write nothing. Arguments and results are those of ``chunkwise``, which
+    it is without such an axis.
+    """
+
+    def local(q, k, v, beta, log_decay, memory):
+        def scan(step, memory, chunks):
+            nothing = jnp.zeros((len(chunks.written), 1, 1, 1, 1), memory.dtype)
+            unit = jnp.eye(memory.shape[-2], dtype=memory.dtype)
+            unit = jnp.broadcast_to(unit, (*memory.shape[:2], *unit.shape))
+            kept, _ = lax.scan(step, unit, chunks._replace(written=nothing))
+            return shards.scan(step, memory, chunks, kept, jnp.matmul)
+
+        return _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan)
+
+    if context_size() == 1:
+        return chunkwise(q, k, v, beta, log_decay, memory, chunk)
+    return shards.over_context(local, (q, k, v, beta, log_decay), memory)
+
+
+class _Chunks(NamedTuple):
+    """What the recurrence between chunks reads, each (chunks, B, H, ...).
+
+    Attributes:
+        written: what the tokens write, (C, Dv), if S is zero before them.
+        forgotten: (C, D); they write less by this times S.
+        kept: their keys, (C, D), as far as they last to the chunk's end.
+        whole: what the decays leave of S, (1, 1).
+    """
+
+    written: Array
+    forgotten: Array
+    kept: Array
+    whole: Array
+
+
+def _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan):
+    """``scan`` runs the recurrence between chunks."""
+    length = q.shape[1]
+    chunk = min(chunk, length)
+    count = -(-length // chunk)
+
+    def split(x):
+        # Padded tokens write nothing, beta being zero, and do not decay, the log being zero.
+        x = jnp.pad(x, ((0, 0), (0, count * chunk - length), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), (1, 3), (0, 2))
+
+    tokens = jax.tree.map(split, (q, k, v, beta, log_decay))
+    q, k, v, beta, log_decay = tokens  # each (chunks, B, H, chunk, ...)
+    since, between, until = _products(log_decay, beta.shape[-1], beta.dtype)
+    system = beta[..., None] * jnp.tril(k @ k.mT * between, -1)
+    targets = jnp.concatenate([v, k * since], axis=-1) * beta[..., None]
+    solved = _unit_lower_inverse(system) @ targets
+    written, forgotten = jnp.split(solved, [v.shape[-1]], axis=-1)
+
+    def step(memory, chunk):
+        new = chunk.written - chunk.forgotten @ memory
+        return chunk.whole * memory + chunk.kept.mT @ new, (memory, new)
+
+    whole = jnp.broadcast_to(since[..., -1:, :], (count, *memory.shape[:2], 1, 1))
+    memory, (before, new) = scan(step, memory, _Chunks(written, forgotten, k * until, whole))
+    out = (q * since) @ before + (q @ k.mT * between) @ new
+    out = jnp.moveaxis(out, (0, 2), (1, 3))
+    return memory, out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
+
+
+def parallel(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    beta: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | None,
+    memory: Float[Array, "B H D Dv"],
+) -> Run:
+    """The same as one chunk over all tokens; as ``recurrent``. Its system makes it cubic in T."""
+    return chunkwise(q, k, v, beta, log_decay, memory, chunk=q.shape[1])
+
+
+FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "ring": ring}
+
+
+def _products(log_decay, chunk, dtype):
+    """``decay.products`` as columns, of ones where nothing decays."""
+    if log_decay is None:
+        ones = jnp.ones((chunk, 1), dtype)
+        return ones, jnp.tril(jnp.ones((chunk, chunk), dtype)), ones
+    since, between, until = decay.products(log_decay)
+    return since[..., None], between, until[..., None]
+
+
+@jax.custom_jvp
+def _unit_lower_inverse(strict):
+    """(I + L)^-1 for strictly lower L (..., C, C), by blocks: products of matrices only.
+
+    Not through LAPACK: on a CPU jaxlib 0.10.2 can wait forever when two batched calls of it run at
+    the same time, each holding the threads that the other one needs.
+    """
+    size = strict.shape[-1]
+    if size <= 8:
+        # (I - L) (I + L^2) (I + L^4), exact because L^8 = 0. Powers of larger blocks would grow.
+        inverse, power = jnp.eye(size, dtype=strict.dtype) - strict, strict
+        for _ in range((size - 1).bit_length() - 1):
+            power = power @ power
+            inverse = inverse + inverse @ power
+        return inverse
+    half = -(-size // 2)
+    # Both halves at once; the second may be one short, and is padded by a row of the identity.
+    short = [(0, 0)] * (strict.ndim - 2) + [(0, 2 * half - size)] * 2
+    halves = jnp.stack([strict[..., :half, :half], jnp.pad(strict[..., half:, half:], short)])
+    first, second = _unit_lower_inverse(halves)
+    second = second[..., : size - half, : size - half]
+    below = -second @ (strict[..., half:, :half] @ first)
+    above = jnp.concatenate([first, jnp.zeros_like(below).mT], axis=-1)
+    return jnp.concatenate([above, jnp.concatenate([below, second], axis=-1)], axis=-2)
+
+
+@_unit_lower_inverse.defjvp
+def _unit_lower_inverse_jvp(primals, tangents):
+    inverse = _unit_lower_inverse(*primals)
+    return inverse, -inverse @ jnp.tril(tangents[0], -1) @ inverse
+
+
+def _unit(x):
+    return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + EPSILON)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaNet(LinearTime):
+    """The delta rule (Schlag et al. 2021, section 4.2) as in Yang et al. 2024, section 3.3.
+
+    q, k and v pass SiLU, after a short convolution if there is one; q and k are divided by their
+    lengths, and q by sqrt(D) too, as in the authors' code; beta is a sigmoid of x W. Each head's
+    output is divided by its root mean square, which would take the sqrt(D) out again were it not
+    for the epsilon of that norm. The learned scale of the norm is left out, because the output
+    projection makes up for it.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        return "delta"
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections as those of ``SelfAttention``, taps, and "beta" (M, H)."""
+        matrix = matrix_init(self.init_stddev, self.width)
+        beta = Parameter((self.width, self.num_heads), matrix, matrix_axes("width", "heads"))
+        return {**self.inward(), "beta": beta}
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """ "memory" (batch, H, D, D) and "inputs" of the convolutions, float32 or wider."""
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
+
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """Queries, keys, beta, decays, and values; see ``LinearTime``."""
+        dtype = wide(x.dtype)
+        heads, inputs = self.split(params, state["inputs"], x)
+        q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
+        if not self.short_convolution:  # which would have applied it
+            q, k, v = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
+        beta = jax.nn.sigmoid((x @ params["beta"].astype(x.dtype)).astype(dtype))
+        q = _unit(q) * self.head_width**-0.5
+        return (q, _unit(k), beta, self.log_decay(params, x)), v, {"inputs": inputs}
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """The delta rule; see ``LinearTime``."""
+        q, k, beta, log_decay = read
+        return FORMS[form](q, k, v, beta, log_decay, memory, **self.options_of(form))
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Normalizes and gates the heads; see ``Mixer``."""
+        y = read * lax.rsqrt(jnp.square(read).mean(-1, keepdims=True) + NORM_EPSILON)
+        return merge_heads(params, self.gated_output(params, x, y.astype(x.dtype)))
+
+    def log_decay(
+        self, params: dict[str, Array], x: Float[Array, "B T M"]
+    ) -> Float[Array, "B T H"] | None:
+        """The logarithms of the decays; None is no decay."""
+        return None
+
+    def gated_output(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T H D"]:
+        """What becomes of the heads' outputs."""
+        return y
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedDeltaNet(DeltaNet):
+    """The gated delta rule (Yang, Kautz, Hatamizadeh 2024, section 3), values as wide as keys.
+
+    As ``DeltaNet``, but the memory first decays, by exp(-A softplus(x W + b)) as in Mamba-2, and
+    the outputs are multiplied by swish(x W').
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        return "gated_delta"
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Those of ``DeltaNet``, "gate" (M, H, D), and those of the decay.
+
+        "step" (M, H) and "step_bias" (H,); "log_rate" (H,), log A.
+        """
+        matrix, heads = matrix_init(self.init_stddev, self.width), (self.num_heads,)
+        return super().parameters() | {
+            "gate": gate_parameter(self),
+            "step": Parameter((self.width, *heads), matrix, matrix_axes("width", "heads")),
+            "step_bias": Parameter(heads, step_bias_init, vector_axes("heads")),
+            "log_rate": Parameter(heads, log_rate_init, vector_axes("heads")),
+        }
+
+    def log_decay(
+        self, params: dict[str, Array], x: Float[Array, "B T M"]
+    ) -> Float[Array, "B T H"] | None:
+        """-A softplus(x W + b)."""
+        dtype = wide(x.dtype)
+        step = (x @ params["step"].astype(x.dtype)).astype(dtype)
+        step = jax.nn.softplus(step + params["step_bias"].astype(dtype))
+        return -jnp.exp(params["log_rate"].astype(dtype)) * step
+
+    def gated_output(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T H D"]:
+        """y swish(x W')."""
+        return y * gate(params, x)
+
+
+def make(options: "Options") -> DeltaNet:
+    """The delta rule from validated options."""
+    return DeltaNet(**shared_options(options), short_convolution=options.short_convolution)
+
+
+def make_gated(options: "Options") -> GatedDeltaNet:
+    """The gated delta rule from validated options."""
+    return GatedDeltaNet(**shared_options(options), short_convolution=options.short_convolution)
+
+
+PARTS = SHARED_PARTS | {"short_convolution"}
+
+DELTA = MixerEntry(
+    make=make,
+    parts=PARTS,
+    implementations=tuple(FORMS),
+    auto=auto,
+    source='Schlag et al. 2021, section 4.2; Yang et al. 2024, "Parallelizing...", section 3',
+    computes="S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)",
+    time="chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3",
+    state="H D^2",
+)
+
+GATED_DELTA = MixerEntry(
+    make=make_gated,
+    parts=PARTS,
+    implementations=tuple(FORMS),
+    auto=auto,
+    source="Yang, Kautz, Hatamizadeh 2024, section 3.1",
+    computes="S_t = S_{t-1} a_t (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)",
+    time="chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3",
+    state="H D^2",
+)

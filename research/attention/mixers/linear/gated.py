@@ -1,0 +1,200 @@
+"""Recurrences that forget at a fixed rate per head, or at a rate per channel that x decides."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.errors import MechanismError
+from research.attention.mixers.linear import decay
+from research.attention.mixers.linear.linear_time import (
+    SHARED_PARTS,
+    LinearTime,
+    auto,
+    shared_options,
+    standardize_heads,
+    wide,
+)
+from research.attention.mixers.projections import merge_heads
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
+from research.attention.parts.positions import rope
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+
+def gate(params: dict[str, Array], x: Float[Array, "B T M"]) -> Float[Array, "B T H D"]:
+    """swish(x W), by ``params["gate"]`` (M, H, D), in the dtype of x."""
+    return jax.nn.silu(jnp.einsum("btm,mhd->bthd", x, params["gate"].astype(x.dtype)))
+
+
+def gate_parameter(mixer: LinearTime) -> Parameter:
+    """The matrix that ``gate`` reads."""
+    shape = (mixer.width, mixer.num_heads, mixer.head_width)
+    init = matrix_init(mixer.init_stddev, mixer.width)
+    return Parameter(shape, init, matrix_axes("width", "heads", "head_width"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retention(LinearTime):
+    """Multi-scale retention (Sun et al. 2023, RetNet, equations 5-8).
+
+    Head h forgets by 1 - 2^(-5-h) per token; queries and keys turn with their positions, base
+    10000, and keys are divided by sqrt(D). Values are as wide as keys (in the paper twice). The
+    scale and shift of the group norm are left out: the output projection makes up for the scale.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        return "retention"
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections as those of ``SelfAttention``, and "gate" (M, H, D)."""
+        return {**self.inward(), "gate": gate_parameter(self)}
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """ "memory" (batch, H, D, D), float32 or wider, and "step", how many tokens were seen."""
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "step": jnp.zeros((), jnp.int32)}
+
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """Turned queries and keys, decays, and values; see ``LinearTime``."""
+        length = x.shape[1]
+        heads, _ = self.split(params, {}, x)
+        q, k, v = (heads[name].astype(wide(x.dtype)) for name in ("query", "key", "value"))
+        index = state["step"] + jnp.arange(length, dtype=jnp.int32)
+        q, k = rope(q, index), rope(k * self.head_width**-0.5, index)
+        rates = np.log1p(-(2.0 ** (-5.0 - np.arange(self.num_heads))))
+        decays = jnp.broadcast_to(jnp.asarray(rates, q.dtype), (1, length, self.num_heads))
+        return (q, k, decays), v, {"step": state["step"] + length}
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Normalizes and gates the heads; see ``Mixer``."""
+        return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedLinearAttention(LinearTime):
+    """Gated linear attention (Yang et al. 2024, GLA, equation 3 and section 4.4).
+
+    Each channel of the keys forgets by sigmoid(x W W' + b)^(1/16), W of rank 16. Queries are
+    divided by sqrt(D); keys are as wide as values (in the paper half). The learned scale and shift
+    of the norm over a head are left out: the output projection makes up for the scale.
+    """
+
+    RANK = 16
+    TEMPERATURE = 16.0
+    # Scores of decays per channel take log C rounds, so shorter chunks than elsewhere are best.
+    CHUNK = 32
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        return "gated_linear"
+
+    @property
+    def chunk(self) -> int:
+        """How many tokens the chunkwise form takes at once."""
+        return self.block_size or self.CHUNK
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections as those of ``SelfAttention``, taps, and those of the gates.
+
+        "gate" (M, H, D); "decay_in" (M, 16), "decay_out" (16, H, D), "decay_bias" (H, D).
+        """
+        shape, axes = (self.num_heads, self.head_width), ("heads", "head_width")
+        down = matrix_init(self.init_stddev, self.width)
+        up = matrix_init(self.init_stddev, self.RANK)
+        return {
+            **self.inward(),
+            "gate": gate_parameter(self),
+            "decay_in": Parameter((self.width, self.RANK), down, matrix_axes("width", "")),
+            "decay_out": Parameter((self.RANK, *shape), up, matrix_axes("", *axes)),
+            "decay_bias": Parameter(shape, Constant(0.0), vector_axes(*axes)),
+        }
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """ "memory" (batch, H, D, D) and "inputs" of the convolutions, float32 or wider."""
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
+
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """Queries, keys, decays, and values; see ``LinearTime``."""
+        dtype = wide(x.dtype)
+        heads, inputs = self.split(params, state["inputs"], x)
+        q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
+        low = x @ params["decay_in"].astype(x.dtype)
+        logits = jnp.einsum("btr,rhd->bthd", low, params["decay_out"].astype(x.dtype))
+        logits = logits.astype(dtype) + params["decay_bias"].astype(dtype)
+        decays = jax.nn.log_sigmoid(logits) / self.TEMPERATURE
+        return (q * self.head_width**-0.5, k, decays), v, {"inputs": inputs}
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Normalizes and gates the heads; see ``Mixer``."""
+        return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
+
+
+def make_retention(options: "Options") -> Retention:
+    """Retention from validated options.
+
+    Raises:
+        MechanismError: the head width is odd.
+    """
+    if options.head_size % 2:
+        raise MechanismError(
+            "head_width", options.head_size, "retention turns channels in pairs; make it even"
+        )
+    return Retention(**shared_options(options))
+
+
+def make_gated_linear(options: "Options") -> GatedLinearAttention:
+    """Gated linear attention from validated options.
+
+    Raises:
+        MechanismError: the head width is 1, which a norm over the head would make constant.
+    """
+    if options.head_size < 2:
+        raise MechanismError(
+            "head_width", options.head_size, "gated_linear normalizes each head; make it 2 or more"
+        )
+    return GatedLinearAttention(
+        **shared_options(options), short_convolution=options.short_convolution
+    )
+
+
+RETENTION = MixerEntry(
+    make=make_retention,
+    parts=SHARED_PARTS,
+    implementations=tuple(decay.FORMS),
+    auto=auto,
+    source="Sun et al. 2023 (RetNet), equations 5-8",
+    computes="S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q / sqrt(D)) swish(x W), "
+    "q, k turned",
+    time="T C D + T D^2 in chunks of C",
+    state="H D^2",
+)
+
+GATED_LINEAR = MixerEntry(
+    make=make_gated_linear,
+    parts=SHARED_PARTS | {"short_convolution"},
+    implementations=tuple(decay.FORMS),
+    auto=auto,
+    source="Yang et al. 2024 (GLA), equation 3, sections 4.3 and 4.4",
+    computes="S_t = diag(a_t) S_(t-1) + k_t v_t^T, a_t = sigmoid(x W W')^(1/16), "
+    "y = norm(S^T q / sqrt(D)) swish(x W'')",
+    time="T C D + T D^2 in chunks of C",
+    state="H D^2",
+)

@@ -1,0 +1,176 @@
+"""Causal linear attention: a feature map in place of the softmax, sums in place of a cache."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.mixers.linear import decay
+from research.attention.mixers.linear.features import Elu, FeatureMap, RandomFeatures, Taylor
+from research.attention.mixers.linear.linear_time import (
+    SHARED_PARTS,
+    LinearTime,
+    auto,
+    shared_options,
+    wide,
+)
+from research.attention.parameters import Parameter
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+State = tuple[Float[Array, "B H D Dv"], Float[Array, "B H D"]]
+
+
+def normalized(
+    form: Callable[..., Any],
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    state: State,
+    epsilon: float,
+    **options: Any,
+) -> tuple[State, Float[Array, "B T H Dv"]]:
+    """sum_s (q_t . k_s) v_s / (epsilon + sum_s q_t . k_s) over s <= t.
+
+    Katharopoulos et al. 2020, equations 8 and 16-20.
+
+    Args:
+        form: one of ``decay.FORMS``.
+        q: queries after the feature map, float32 or wider, like the others.
+        k: keys after the feature map.
+        v: values.
+        state: sums of k v and of k over the keys before these.
+        epsilon: is added to a query's sum over keys before dividing by it.
+        **options: of the form.
+
+    Returns:
+        The state after these keys and the outputs.
+    """
+    # A value that is always 1 sums the weights.
+    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
+    memory = jnp.concatenate([state[0], state[1][..., None]], -1)
+    memory, y = form(q, k, v, None, memory, **options)
+    return (memory[..., :-1], memory[..., -1]), y[..., :-1] / (y[..., -1:] + epsilon)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearAttention(LinearTime):
+    """Causal linear attention (Katharopoulos et al. 2020, sections 3.2-3.4) with some features.
+
+    Attributes:
+        features: what stands for the exponential of the scores.
+        key_width: of queries and keys before the features; 0 is D.
+    """
+
+    features: FeatureMap = Elu()
+    key_width: int = 0
+
+    @property
+    def name(self) -> str:
+        """That of its features."""
+        return self.features.name
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, int]]:
+        """Queries and keys can be narrower than values."""
+        narrow = (self.num_heads, self.key_width or self.head_width)
+        return {"query": narrow, "key": narrow, "value": (self.num_heads, self.head_width)}
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections as those of ``SelfAttention``, and taps if there are any."""
+        return self.inward()
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """ "memory", sums of k v and of k over the tokens seen, and "inputs" of the convolutions.
+
+        All are float32 or wider and of the same size at every length.
+        """
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
+
+    def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
+        """The two sums; see ``LinearTime``."""
+        keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))
+        return tuple(jnp.zeros(shape, wide(dtype)) for shape in ((*keys, value_width), keys))
+
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """Features of queries and keys, and values; see ``LinearTime``."""
+        heads, inputs = self.split(params, state["inputs"], x)
+        read = self.features.queries(heads["query"]), self.features.keys(heads["key"])
+        return read, heads["value"].astype(wide(x.dtype)), {"inputs": inputs}
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """Normalized sums; see ``LinearTime``."""
+        options = self.options_of(form)
+        return normalized(decay.FORMS[form], *read, v, memory, self.features.epsilon, **options)
+
+
+def _make(options: "Options", features: FeatureMap, key_width: int = 0) -> LinearAttention:
+    return LinearAttention(
+        **shared_options(options),
+        short_convolution=options.short_convolution,
+        features=features,
+        key_width=key_width,
+    )
+
+
+def make(options: "Options") -> LinearAttention:
+    """Linear attention with elu + 1 features from validated options."""
+    return _make(options, Elu())
+
+
+def make_performer(options: "Options") -> LinearAttention:
+    """Linear attention with positive random features from validated options."""
+    return _make(options, RandomFeatures(options.mechanism_seed, options.feature_width))
+
+
+def make_based(options: "Options") -> LinearAttention:
+    """Linear attention with Taylor features from validated options."""
+    return _make(options, Taylor(), options.feature_width or min(16, options.head_size))
+
+
+LINEAR = MixerEntry(
+    make=make,
+    parts=SHARED_PARTS | {"short_convolution"},
+    implementations=tuple(decay.FORMS),
+    auto=auto,
+    source="Katharopoulos et al. 2020, equations 7, 8 and 16-20",
+    computes="sum_s phi(q_t).phi(k_s) v_s / sum_s phi(q_t).phi(k_s), phi = elu + 1",
+    time="T C D + T D^2 in chunks of C",
+    state="H D (D + 1)",
+)
+
+PERFORMER = MixerEntry(
+    make=make_performer,
+    parts=SHARED_PARTS | {"short_convolution", "feature_width", "mechanism_seed"},
+    implementations=tuple(decay.FORMS),
+    auto=auto,
+    source="Choromanski et al. 2021, equations 4 and 5, lemma 1, section 2.4",
+    computes="linear attention, phi(x)_i = exp(w_i.x - |x|^2 / 2) with F orthogonal random w_i",
+    time="T C F + T F D in chunks of C",
+    state="H F (D + 1)",
+)
+
+BASED = MixerEntry(
+    make=make_based,
+    parts=SHARED_PARTS | {"short_convolution", "feature_width"},
+    implementations=tuple(decay.FORMS),
+    auto=auto,
+    source="Arora et al. 2024 (Based), section 3.1",
+    computes="linear attention, phi(q).phi(k) = 1 + s + s^2 / 2, s = q.k / sqrt(d), d = 16",
+    time="T C d^2 + T d^2 D in chunks of C",
+    state="H (d + 1)(d + 2) / 2 (D + 1)",
+)

@@ -1,0 +1,222 @@
+"""What mixers on a linear recurrence share: their options, and how they are run."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.errors import Unsupported
+from research.attention.implementations.sharding import context_size
+from research.attention.mixers.linear import decay, short_convolution
+from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.projections import merge_heads, projections, split_heads
+from research.attention.parameters import Parameter, matrix_axes, vector_axes
+from research.attention.parts.masks import Mask
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+# Under the square root of a norm; outputs at initialization are small.
+NORM_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearTime(Mixer):
+    """A mixer whose state does not grow, on the recurrence of ``decay``.
+
+    Attributes:
+        width: M.
+        num_heads: H.
+        head_width: D, of values, and of queries and keys unless the mixer says otherwise.
+        implementation: a name in ``decay.FORMS``; they compute the same function.
+        block_size: the chunk of the chunkwise and ring forms; 0 chooses.
+        short_convolution: taps of a causal convolution, followed by SiLU, on what becomes queries,
+            keys and values; 0 leaves both out.
+        use_bias: adds a bias to each of the four projections.
+        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+        out_scale: multiplies the initial output projection.
+    """
+
+    width: int
+    num_heads: int
+    head_width: int
+    implementation: str = "chunkwise"
+    block_size: int = 0
+    short_convolution: int = 0
+    use_bias: bool = False
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        raise NotImplementedError
+
+    @property
+    def num_kv_heads(self) -> int:
+        """K; every head has its own state, so as many as there are heads."""
+        return self.num_heads
+
+    @property
+    def chunk(self) -> int:
+        """How many tokens the chunkwise form takes at once."""
+        return self.block_size or decay.CHUNK
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, int]]:
+        """Heads and width of "query", "key" and "value"."""
+        return dict.fromkeys(("query", "key", "value"), (self.num_heads, self.head_width))
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """Mixes a whole sequence; see ``Mixer``."""
+        if mask is not None:
+            raise Unsupported(
+                f"mixer {self.name!r} cannot take a mask beyond its own; 'softmax' can"
+            )
+        state = self.init_state(x.shape[0], x.shape[1], x.dtype)
+        return self.mix(params, state, x, self.implementation)[1]
+
+    def extend(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """The next T tokens; see ``Mixer``."""
+        return self.mix(params, state, x, "recurrent" if x.shape[1] == 1 else self.implementation)
+
+    def mix(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """As ``extend``, by the form of this name."""
+        read, v, inputs = self.prepare(params, state, x)
+        memory, y = self.recur(params, read, v, state["memory"], form)
+        return {"memory": memory, **inputs}, self.merge(params, x, y)
+
+    def look(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Look:
+        """The implied weights: what the recurrence makes of values that each mark one position.
+
+        It is linear in the values, so the output at t for the mark of s is the weight of s. See
+        ``Mixer``; no scores.
+        """
+        if mask is not None:
+            raise Unsupported(
+                f"mixer {self.name!r} cannot take a mask beyond its own; 'softmax' can"
+            )
+        batch, length = x.shape[:2]
+        read, v, _ = self.prepare(params, self.init_state(batch, length, x.dtype), x)
+        marks = jnp.eye(length, dtype=wide(x.dtype))[None, :, None]
+        marks = jnp.broadcast_to(marks, (batch, length, self.num_heads, length))
+        memory = self.init_memory(batch, length, x.dtype)
+        form = "chunkwise" if self.implementation == "ring" else self.implementation
+        weights = self.recur(params, read, marks, memory, form)[1]
+        return Look(jnp.swapaxes(weights, 1, 2), v)
+
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H Dv"], dict[str, Any]]:
+        """What the recurrence reads beside the values, the values, and the rest of the state."""
+        raise NotImplementedError
+
+    def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
+        """What the recurrence remembers before the first token, of values of this width."""
+        shape = (batch, self.num_heads, self.head_shapes["key"][1], value_width)
+        return jnp.zeros(shape, wide(dtype))
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """What is remembered after these tokens, and outputs that are linear in the values.
+
+        Here the recurrence of ``decay``, of queries, keys and decays.
+        """
+        q, k, decays = read
+        return decay.FORMS[form](q, k, v, decays, memory, **self.options_of(form))
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Projects what the heads read; see ``Mixer``."""
+        return merge_heads(params, read.astype(x.dtype))
+
+    def inward(self) -> dict[str, Parameter]:
+        """Projections "query", "key", "value", "out"; their biases and "query_taps" ... if any."""
+        found = projections(self)
+        for name, shape in self.head_shapes.items():
+            # One head for all is not split over devices.
+            axes = ("heads" if shape[0] == self.num_heads else "", "head_width")
+            for whole, before, own in (
+                (name, (self.width,), matrix_axes("width", *axes)),
+                (f"{name}_bias", (), vector_axes(*axes)),
+            ):
+                if whole in found:
+                    found[whole] = Parameter((*before, *shape), found[whole].init, own)
+        return found | short_convolution.parameters(self.short_convolution, self._channels())
+
+    def init_inputs(self, batch: int, dtype: Any) -> dict[str, Array]:
+        """What the short convolutions have seen before the first token."""
+        length, dtype = self.short_convolution, wide(dtype)
+        return short_convolution.init_past(length, self._channels(), batch, dtype)
+
+    def split(
+        self, params: dict[str, Array], inputs: dict[str, Array], x: Float[Array, "B T M"]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """ "query", "key" and "value", in the dtype of x, and the inputs to remember."""
+        heads = {name: split_heads(params, name, x) for name in self.head_shapes}
+        return short_convolution.activate(params, inputs, heads)
+
+    def options_of(self, form: str) -> dict[str, int]:
+        """The options that a form has."""
+        return {"chunk": self.chunk} if form in ("chunkwise", "ring") else {}
+
+    def _channels(self):
+        return {name: heads * width for name, (heads, width) in self.head_shapes.items()}
+
+
+def wide(dtype: Any) -> Any:
+    """What states and statistics are computed in: float32, or this dtype if it is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def standardize_heads(y: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
+    """Each head to mean 0 and variance 1, without learned scale: a group norm of H groups."""
+    y = y - y.mean(-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + NORM_EPSILON)
+
+
+def shared_options(options: "Options") -> dict[str, Any]:
+    """The fields of ``LinearTime`` from validated options, without the short convolution."""
+    return {
+        "width": options.width,
+        "num_heads": options.num_heads,
+        "head_width": options.head_size,
+        "implementation": options.resolved_implementation,
+        "block_size": options.block_size,
+        "use_bias": options.use_bias,
+        "init_stddev": options.init_stddev,
+        "out_scale": options.out_scale,
+    }
+
+
+def auto(options: "Options") -> str:
+    """The form for whole sequences: "ring" if the active mesh splits them, else "chunkwise"."""
+    return "ring" if context_size() > 1 else "chunkwise"
+
+
+SHARED_PARTS = frozenset({"num_heads", "head_width", "block_size", "use_bias"})

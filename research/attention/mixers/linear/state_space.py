@@ -1,0 +1,148 @@
+"""Selective state spaces whose decay is one number per head and token (Mamba-2)."""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.mixers.linear import decay
+from research.attention.mixers.linear.gated import gate, gate_parameter
+from research.attention.mixers.linear.linear_time import (
+    NORM_EPSILON,
+    SHARED_PARTS,
+    LinearTime,
+    auto,
+    shared_options,
+    wide,
+)
+from research.attention.mixers.projections import merge_heads
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+# Steps start out between these, evenly in the logarithm (Gu and Dao 2023, Mamba, section 3.6).
+SHORTEST, LONGEST = 1e-3, 0.1
+# Rates start out between these, evenly.
+SLOWEST, FASTEST = 1.0, 16.0
+
+
+def step_bias_init(key: Array, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+    """b with softplus(b) log-uniform in [0.001, 0.1] (Gu and Dao 2023, Mamba, section 3.6)."""
+    low, high = math.log(SHORTEST), math.log(LONGEST)
+    step = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
+    return step + jnp.log(-jnp.expm1(-step))
+
+
+def log_rate_init(key: Array, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+    """log A with A uniform in [1, 16], as in the code of Dao and Gu 2024."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, SLOWEST, FASTEST))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StateSpace(LinearTime):
+    """Selective state space with scalar decays (Dao and Gu 2024, Mamba-2, sections 6 and 7).
+
+    With steps dt = softplus(x W + b): S_t = exp(-dt_t A) S_{t-1} + dt_t B_t x_t^T, y_t = S_t^T C_t
+    + skip x_t, then RMS norm over all heads of y swish(z). B and C ("key", "query") are shared by
+    the heads, as in the paper (multi-value attention, section 7.2); A, dt and skip are each head's
+    own. H D, the paper's inner width, is the model's width by default (in the paper twice that).
+    The learned scale of the norm is left out: the output projection makes up for it.
+
+    Attributes:
+        state_width: N, of B and C.
+    """
+
+    state_width: int
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        return "state_space"
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, int]]:
+        """C ("query") and B ("key") are one head of the state's width."""
+        shared = (1, self.state_width)
+        return {"query": shared, "key": shared, "value": (self.num_heads, self.head_width)}
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections: "query" and "key" (M, 1, N), "value" (M, H, D), "out" (H, D, M); taps.
+
+        "gate" (M, H, D); "step" (M, H) and "step_bias" (H,), of dt; "log_rate" (H,), log A; "skip"
+        (H,).
+        """
+        heads = (self.num_heads,)
+        step = matrix_init(self.init_stddev, self.width)
+        return {
+            **self.inward(),
+            "gate": gate_parameter(self),
+            "step": Parameter((self.width, *heads), step, matrix_axes("width", "heads")),
+            "step_bias": Parameter(heads, step_bias_init, vector_axes("heads")),
+            "log_rate": Parameter(heads, log_rate_init, vector_axes("heads")),
+            "skip": Parameter(heads, Constant(1.0), vector_axes("heads")),
+        }
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """ "memory" (batch, H, N, D) and "inputs" of the convolutions, float32 or wider."""
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
+
+    def prepare(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        """C, B, steps, decays, and values; see ``LinearTime``."""
+        dtype = wide(x.dtype)
+        heads, inputs = self.split(params, state["inputs"], x)
+        q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
+        step = x @ params["step"].astype(x.dtype)
+        step = jax.nn.softplus(step.astype(dtype) + params["step_bias"].astype(dtype))
+        decays = -step * jnp.exp(params["log_rate"].astype(dtype))
+        return (q, k, step, decays), v, {"inputs": inputs}
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        read: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """Sums that decay, and the skip of the token's own value; see ``LinearTime``."""
+        q, k, step, decays = read
+        stepped = v * step[..., None]
+        memory, y = decay.FORMS[form](q, k, stepped, decays, memory, **self.options_of(form))
+        return memory, y + params["skip"].astype(y.dtype)[:, None] * v
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Gates the heads and normalizes them together; see ``Mixer``."""
+        y = read * gate(params, x).astype(read.dtype)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean((-2, -1), keepdims=True) + NORM_EPSILON)
+        return merge_heads(params, y.astype(x.dtype))
+
+
+def make(options: "Options") -> StateSpace:
+    """A state space from validated options."""
+    return StateSpace(
+        **shared_options(options),
+        short_convolution=options.short_convolution,
+        state_width=options.feature_width or options.head_size,
+    )
+
+
+STATE_SPACE = MixerEntry(
+    make=make,
+    parts=SHARED_PARTS | {"feature_width", "short_convolution"},
+    implementations=tuple(decay.FORMS),
+    auto=auto,
+    source="Dao and Gu 2024 (Mamba-2), sections 6 and 7",
+    computes="S_t = exp(-dt A) S_(t-1) + dt B_t x_t^T, y = norm((S^T C + skip x) swish(z)) W",
+    time="T C N + T N D in chunks of C",
+    state="H N D",
+)

@@ -1,0 +1,234 @@
+"""Monotonic alignments: a reader that only moves forward, and where it is expected to be.
+
+From where it stopped for the last query, the reader looks at one key after the other and stops at
+key s with probability p_s. All functions here are exact for p of 0 and 1 and have finite gradients
+there: the recurrences are run as they stand (in log S rounds), nothing is divided by a product of
+the 1 - p. Raffel et al. 2017 train with noise before the sigmoid; whoever calls these adds it.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from research.attention.mixers.sequential.alignments import (
+    Position,
+    Positions,
+    Stateful,
+    hidden_keys,
+    hidden_query,
+)
+from research.attention.parameters import Constant, Parameter, vector_axes
+from research.attention.parts.masks import Mask
+from research.attention.parts.normalizers import softmax
+from research.attention.parts.scores import additive_scores
+
+CHUNK = 4
+
+
+def arrivals(
+    p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]
+) -> Float[Array, "*rows S"]:
+    """The probability that the reader looks at key s (Raffel et al. 2017, equation 13).
+
+    q_s = (1 - p_{s-1}) q_{s-1} + previous_s.
+
+    Args:
+        p: the probability of stopping at a key that is looked at.
+        previous: the probability that the reader starts at this key.
+    """
+    passing = jnp.concatenate([jnp.zeros_like(p[..., :1]), 1 - p[..., :-1]], axis=-1)
+
+    def chained(first, second):
+        # Two affine maps q -> a q + b, one after the other. No term is ever subtracted.
+        (a, b), (a2, b2) = first, second
+        return a * a2, a2 * b + b2
+
+    return jax.lax.associative_scan(chained, (passing, previous), axis=-1)[1]
+
+
+def expected_alignment(
+    p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]
+) -> Float[Array, "*rows S"]:
+    """The probability that the reader stops at key s (Raffel et al. 2017, equations 9-14).
+
+    alpha_s = p_s sum_{k <= s} previous_k prod_{k <= l < s} (1 - p_l).
+
+    Args:
+        p: the probability of stopping at a key that is looked at; 0 for padding.
+        previous: this function's result for the query before; for the first, all at key 0.
+
+    Returns:
+        alpha, which sums to at most what ``previous`` sums to: with the rest of the probability the
+        reader stops nowhere.
+    """
+    return p * arrivals(p, previous)
+
+
+def unspent(p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]) -> Float[Array, "*rows"]:
+    """The probability that the reader started and stopped nowhere; arguments as above."""
+    return (1 - p[..., -1]) * arrivals(p, previous)[..., -1]
+
+
+def hard_alignment(
+    p: Float[Array, "*rows S"], previous: Int[Array, "*rows"], threshold: float = 0.5
+) -> Int[Array, "*rows"]:
+    """Where the reader stops at inference: the first key from ``previous`` on with p > threshold.
+
+    Source: Raffel et al. 2017, section 2.2 and algorithm 1, with z = 1 where p > 0.5.
+
+    Returns:
+        The position; S if there is none. A reader that starts at S stays there.
+    """
+    length = p.shape[-1]
+    stops = (p > threshold) & (jnp.arange(length) >= previous[..., None])
+    return jnp.where(jnp.any(stops, -1), jnp.argmax(stops, -1), length).astype(previous.dtype)
+
+
+def chunk_alignment(
+    alpha: Float[Array, "B H S"],
+    scores: Float[Array, "B H S"],
+    chunk: int,
+    allowed: Bool[Array, "..."] | None = None,
+) -> Float[Array, "B H S"]:
+    """Expected weights of a softmax over the ``chunk`` keys up to where the reader stops.
+
+    beta_j = sum_{k = j}^{j + w - 1} alpha_k exp(u_j) / sum_{l = k - w + 1}^{k} exp(u_l), w the
+    chunk (Chiu and Raffel 2018, section 2.3). Each window has its own softmax, in w S numbers, so
+    that scores far apart do not underflow each other.
+
+    Args:
+        alpha: where the reader stops.
+        scores: u.
+        chunk: w, at least 1. Windows are shorter at the first keys.
+        allowed: the keys that exist, broadcastable to (B, H, S); None is all.
+
+    Returns:
+        beta, which sums to what alpha sums to.
+    """
+    length = scores.shape[-1]
+    chunk = min(chunk, length)  # there are no more keys
+    allowed = jnp.broadcast_to(True if allowed is None else allowed, scores.shape)
+
+    def windows(x):
+        """x[k - m] for m = 0 .. w - 1, on a new last axis; zeros before the first."""
+        x = jnp.pad(x, ((0, 0), (0, 0), (chunk - 1, 0)))
+        return jnp.stack([x[..., chunk - 1 - m :][..., :length] for m in range(chunk)], axis=-1)
+
+    spread = alpha[..., None] * softmax(windows(scores), windows(allowed))
+    spread = jnp.pad(spread, ((0, 0), (0, 0), (0, chunk - 1), (0, 0)))
+    return sum((spread[..., m : m + length, m] for m in range(1, chunk)), spread[..., :length, 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Monotonic(Stateful):
+    """A reader that only moves forward, and stops at key s with probability p_s = sigma(e_s).
+
+    e = g / |v| v . tanh(W q + U k + b) + r (Raffel et al. 2017, section 2.4); the weights are
+    where it is expected to stop. They may sum to less than 1: with the remaining probability it
+    stops nowhere and reads nothing.
+
+    Attributes:
+        offset: the initial r. The lower, the further it looks at first; -4 suits memories of
+            hundreds of keys.
+        hard: p is 1 where it is above 1/2 and 0 elsewhere, as the paper has it at inference. There
+            is no gradient with respect to the energies then.
+        waits: what stopped nowhere goes on from the last key that the query could see. For
+            memories that grow with the queries. In the paper it has left the memory for good.
+    """
+
+    offset: float = -1.0
+    hard: bool = False
+    waits: bool = False
+
+    def parameters(self) -> dict[str, Parameter]:
+        """W "query" (H, D, A), U "key" (K, D, A), b "bias" and v "vector" (H, A), g "scale" (H,)
+        (1 / sqrt(A) at first) and r "offset" (H,)."""
+        scale, offset = Constant(self.score_width**-0.5), Constant(self.offset)
+        return {
+            **self._energy(),
+            "scale": Parameter((self.num_heads,), scale, vector_axes("heads")),
+            "offset": Parameter((self.num_heads,), offset, vector_axes("heads")),
+        }
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """Where the reader is, probabilities (B, H, S) in float32 or wider: at key 0."""
+        return super().init_state(batch, length, dtype).at[..., :1].set(1)
+
+    def step(
+        self,
+        params: dict[str, Array],
+        q: Float[Array, "B 1 H D"],
+        memory: dict[str, Float[Array, "B S ..."]],
+        q_index: Position,
+        kv_index: Positions,
+        mask: Mask | None,
+        state: PyTree,
+    ) -> tuple[Float[Array, "B H S"], PyTree]:
+        """See ``Alignment``."""
+        allowed = jnp.ones(len(kv_index), bool)
+        if mask is not None:
+            allowed = mask(q_index[:, None], kv_index[None, :])[..., 0, :]
+        # The reader passes what it may not see.
+        p = jnp.where(allowed, self._stops(params, q, memory, state.dtype), 0)
+        alpha = expected_alignment(p, state)
+        weights = self._weights(params, q, memory, alpha, allowed)
+        if not self.waits:
+            return weights, alpha
+        slots = jnp.arange(alpha.shape[-1])
+        last = jnp.max(jnp.where(allowed | (state > 0), slots, 0), axis=-1, keepdims=True)
+        return weights, alpha + jnp.where(slots == last, unspent(p, state)[..., None], 0)
+
+    def _stops(self, params, q, memory, dtype):
+        """p (B, H, S), before any mask."""
+        vector = params["vector"].astype(dtype)
+        # The epsilon keeps the gradient of a zero vector finite.
+        length = jnp.sqrt(jnp.sum(vector * vector, axis=-1, keepdims=True) + 1e-12)
+        vector = params["scale"][:, None].astype(dtype) * vector / length
+        hidden = jnp.swapaxes(memory["hidden"], 1, 2)
+        energy = additive_scores(hidden_query(params, "", q), hidden, vector)[:, :, 0]
+        energy = energy.astype(dtype) + params["offset"][:, None].astype(dtype)
+        return (energy > 0).astype(dtype) if self.hard else jax.nn.sigmoid(energy)
+
+    def _weights(self, params, q, memory, alpha, allowed):
+        return alpha
+
+
+@dataclasses.dataclass(frozen=True)
+class MonotonicChunkwise(Monotonic):
+    """Where ``Monotonic`` stops, a softmax over the ``chunk`` keys that end there.
+
+    Chiu and Raffel 2018 (MoChA), section 2.3; its energies u = v . tanh(W q + U k + b) have
+    parameters of their own. The reader's state is where it stops, not what the softmax reads.
+
+    Attributes:
+        chunk: w, at least 1.
+
+    Raises:
+        ValueError: ``chunk`` is less than 1.
+    """
+
+    chunk: int = CHUNK
+
+    def __post_init__(self):
+        if self.chunk < 1:
+            raise ValueError(f"chunk = {self.chunk}; it must be at least 1")
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Those of ``Monotonic``, and "chunk_query", "chunk_key", "chunk_bias", "chunk_vector"."""
+        return super().parameters() | self._energy("chunk_")
+
+    def remember(
+        self, params: dict[str, Array], k: Float[Array, "B S K D"]
+    ) -> dict[str, Float[Array, "B S ..."]]:
+        """ "hidden" and "chunk_hidden" (B, S, K, A): the keys' shares of the energies."""
+        found = super().remember(params, k)
+        return {**found, "chunk_hidden": hidden_keys(params, "chunk_key", k)}
+
+    def _weights(self, params, q, memory, alpha, allowed):
+        hidden = jnp.swapaxes(memory["chunk_hidden"], 1, 2)
+        hidden_q = hidden_query(params, "chunk_", q)
+        scores = additive_scores(hidden_q, hidden, params["chunk_vector"])[:, :, 0]
+        return chunk_alignment(alpha, scores.astype(alpha.dtype), self.chunk, allowed)

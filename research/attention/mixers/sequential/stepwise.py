@@ -1,0 +1,300 @@
+"""Self-attention whose weights depend on the weights before, so that queries go one by one."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from research.attention.entries import MixerEntry
+from research.attention.errors import MechanismError
+from research.attention.mixers import cache
+from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.projections import merge_heads, projections, split_heads
+from research.attention.mixers.sequential.alignments import (
+    FILTER_LENGTH,
+    Alignment,
+    Content,
+    LocationAware,
+    read,
+)
+from research.attention.mixers.sequential.coverage import Coverage
+from research.attention.mixers.sequential.monotonic import CHUNK, Monotonic, MonotonicChunkwise
+from research.attention.parameters import Parameter
+from research.attention.parts.masks import Mask, causal
+
+if TYPE_CHECKING:
+    from research.attention.options import Options
+
+CAUSAL = causal()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepwise(Mixer):
+    """Causal self-attention, one query after the other, through an ``Alignment``.
+
+    A query sees the inputs up to and including its own, at the weights that the alignment gives
+    them: those of monotonic ones may sum to less than 1. Its state follows the queries, so that an
+    output depends on earlier inputs through earlier weights too.
+
+    Attributes:
+        width: M.
+        num_heads: H.
+        num_kv_heads: K, which divides H.
+        head_width: D.
+        alignment: how a query reads the keys, given what the one before read.
+        use_bias: adds a bias to each of the four projections.
+        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). Matrices
+            of the alignment always start at 1 / sqrt(fan in).
+        out_scale: multiplies the initial output projection.
+    """
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    alignment: Alignment
+    use_bias: bool = False
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Projections as those of ``SelfAttention``, and the alignment's as "alignment_..."."""
+        learned = self.alignment.parameters()
+        return projections(self) | {f"alignment_{name}": p for name, p in learned.items()}
+
+    def __call__(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Float[Array, "B T M"]:
+        """Attention over a whole sequence; see ``Mixer``."""
+        seen = self._remembered(params, x)
+        out = self._whole(params, x, seen, mask, lambda weights: read(weights, seen["v"])[:, 0])
+        return merge_heads(params, out)
+
+    def look(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> Look:
+        """The weights and values of a whole sequence; see ``Mixer``. No scores."""
+        seen = self._remembered(params, x)
+        weights = self._whole(params, x, seen, mask, lambda weights: weights)
+        return Look(jnp.swapaxes(weights, 1, 2), seen["v"])
+
+    def merge(
+        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    ) -> Float[Array, "B T M"]:
+        """Projects what the heads read; see ``Mixer``."""
+        return merge_heads(params, read.astype(x.dtype))
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """A "cache" of what is remembered of every token, and the "alignment"'s state."""
+        params = {
+            name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in self.parameters().items()
+        }
+        token = jax.ShapeDtypeStruct((batch, 1, self.width), dtype)
+        kept = jax.eval_shape(self._remembered, params, token)
+        shapes = {name: a.shape[2:] for name, a in kept.items()}
+        return {
+            "cache": cache.empty(CAUSAL, batch, length, shapes, dtype),
+            "alignment": self.alignment.init_state(batch, length, dtype),
+        }
+
+    def extend(
+        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
+    ) -> tuple[PyTree, Float[Array, "B T M"]]:
+        """The next T tokens; see ``Mixer``."""
+        index = cache.positions(state["cache"], x.shape[1])
+        kept, seen = cache.extend(CAUSAL, state["cache"], self._remembered(params, x))
+        # The mask keeps every key, so that a slot is a position and earlier weights fit.
+        sight = (index, seen["positions"], CAUSAL & cache.filled)
+        aligned, out = self._scan(
+            params, x, seen, sight, state["alignment"], lambda w: read(w, seen["v"])[:, 0]
+        )
+        return {"cache": kept, "alignment": aligned}, merge_heads(params, out.astype(x.dtype))
+
+    def _remembered(self, params, x):
+        """What is kept of the tokens for later queries."""
+        k = split_heads(params, "key", x)
+        own = self.alignment.remember(self._learned(params), k)
+        return {**own, "v": split_heads(params, "value", x)}
+
+    def _learned(self, params):
+        """The alignment's arrays by its own names for them."""
+        return {name: params[f"alignment_{name}"] for name in self.alignment.parameters()}
+
+    def _whole(self, params, x, seen, mask, take):
+        index = np.arange(x.shape[1])
+        sight = (index, index, CAUSAL if mask is None else CAUSAL & mask)
+        state = self.alignment.init_state(x.shape[0], x.shape[1], x.dtype)
+        return self._scan(params, x, seen, sight, state, take)[1]
+
+    def _scan(self, params, x, seen, sight, state, take):
+        """The last state, and ``take(weights)`` (B, ...) of every query as (B, T, ...)."""
+        q_index, kv_index, mask = sight
+        learned, kv_index = self._learned(params), jnp.asarray(kv_index)
+
+        # What is inside the energies, S times A numbers to a head and query, is not kept for the
+        # gradient but computed again.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def step(state, query):
+            q, at = query
+            weights, state = self.alignment.step(
+                learned, q[:, None], seen, at[None], kv_index, mask, state
+            )
+            return state, take(weights)
+
+        q = jnp.moveaxis(split_heads(params, "query", x), 1, 0)
+        state, out = lax.scan(step, state, (q, jnp.asarray(q_index)))
+        return state, jnp.moveaxis(out, 0, 1)
+
+
+def content(options: "Options") -> Content:
+    """What softmax attention of these options does, for one query at a time."""
+    return Content(
+        score=options.build_score(),
+        mask=options.build_mask(),
+        biases=options.build_biases(),
+        normalizer=options.build_normalizer(),
+        focus=options.build_focus(),
+    )
+
+
+def location_aware(options: "Options") -> LocationAware:
+    """Location-aware attention; filter_length 0 is 15.
+
+    Raises:
+        MechanismError: filter_length is even.
+    """
+    length = options.filter_length or FILTER_LENGTH
+    if length % 2 == 0:
+        raise MechanismError("filter_length", length, "must be odd, to have a middle, or 0 for 15")
+    normalizer = options.build_normalizer()
+    return LocationAware(*_sizes(options), filter_length=length, normalizer=normalizer)
+
+
+def coverage(options: "Options") -> Coverage:
+    """Attention with coverage."""
+    return Coverage(*_sizes(options), normalizer=options.build_normalizer())
+
+
+def monotonic(options: "Options") -> Monotonic:
+    """Monotonic attention."""
+    return Monotonic(*_sizes(options))
+
+
+def monotonic_chunkwise(options: "Options") -> MonotonicChunkwise:
+    """Monotonic chunkwise attention; chunk 0 is 4."""
+    return MonotonicChunkwise(*_sizes(options), chunk=options.chunk or CHUNK)
+
+
+def _sizes(options):
+    score_width = options.score_width or options.head_size
+    return options.num_heads, options.kv_heads, options.head_size, score_width
+
+
+# What a recurrent decoder reads its memory through, by the names of the mixers.
+ALIGNMENTS: dict[str, Callable[["Options"], Alignment]] = {
+    "softmax": content,
+    "location_aware": location_aware,
+    "coverage": coverage,
+    "monotonic": monotonic,
+    "monotonic_chunkwise": monotonic_chunkwise,
+}
+
+
+def make_location_aware(options: "Options") -> Stepwise:
+    """Location-aware self-attention from validated options."""
+    return _make(options, location_aware(options))
+
+
+def make_coverage(options: "Options") -> Stepwise:
+    """Self-attention with coverage from validated options."""
+    return _make(options, coverage(options))
+
+
+def make_monotonic(options: "Options") -> Stepwise:
+    """Monotonic self-attention from validated options; see ``Monotonic.waits``."""
+    return _make(options, dataclasses.replace(monotonic(options), waits=True))
+
+
+def make_monotonic_chunkwise(options: "Options") -> Stepwise:
+    """Monotonic chunkwise self-attention from validated options; see ``Monotonic.waits``."""
+    return _make(options, dataclasses.replace(monotonic_chunkwise(options), waits=True))
+
+
+def _make(options, alignment):
+    return Stepwise(
+        width=options.width,
+        num_heads=options.num_heads,
+        num_kv_heads=options.kv_heads,
+        head_width=options.head_size,
+        alignment=alignment,
+        use_bias=options.use_bias,
+        init_stddev=options.init_stddev,
+        out_scale=options.out_scale,
+    )
+
+
+PARTS = frozenset({"num_heads", "head_width", "score_width", "use_bias"})
+
+LOCATION_AWARE = MixerEntry(
+    make=make_location_aware,
+    parts=PARTS | {"filter_length", "normalizer"},
+    implementations=("recurrent",),
+    auto=lambda options: "recurrent",
+    source="Chorowski et al. 2015, equations 8-9",
+    computes="weights from v . tanh(W q + U k + V f + b), f a convolution of the weights before",
+    time="T S H (A (1 + filters) + taps filters) + T D A H, sequential",
+    state="S H (A + D + 1)",
+    where=("self", "decoder"),
+)
+
+COVERAGE = MixerEntry(
+    make=make_coverage,
+    parts=PARTS | {"normalizer"},
+    implementations=("recurrent",),
+    auto=lambda options: "recurrent",
+    source="See et al. 2017, equations 10-11; Tu et al. 2016, section 3.1, without fertility",
+    computes="weights from v . tanh(W q + U k + c w + b), c the sum of the weights before",
+    time="T S H A + T D A H, sequential",
+    state="S H (A + D + 1)",
+    where=("self", "decoder"),
+)
+
+MONOTONIC = MixerEntry(
+    make=make_monotonic,
+    parts=PARTS,
+    implementations=("recurrent",),
+    auto=lambda options: "recurrent",
+    source="Raffel et al. 2017, sections 2.3-2.4",
+    computes="weights = where a reader that only moves forward stops, p = sigma(energy) at each "
+    "key; they may sum to less than 1",
+    time="T S H A + T D A H, sequential",
+    state="S H (A + D + 1)",
+    where=("self", "decoder"),
+)
+
+MONOTONIC_CHUNKWISE = MixerEntry(
+    make=make_monotonic_chunkwise,
+    parts=PARTS | {"chunk"},
+    implementations=("recurrent",),
+    auto=lambda options: "recurrent",
+    source="Chiu and Raffel 2018 (MoChA), section 2.3",
+    computes="where a monotonic reader stops, a softmax over the chunk of keys that ends there; "
+    "weights may sum to less than 1",
+    time="T S H (2 A + chunk) + 2 T D A H, sequential",
+    state="S H (2 A + D + 1)",
+    where=("self", "decoder"),
+)

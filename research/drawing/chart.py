@@ -1,0 +1,149 @@
+"""One look for every chart, and its two outputs: PNG files and themeable SVG for the page.
+
+Colours are Okabe and Ito's (legible with every common colour blindness) without their yellow, which
+vanishes on white; the reference arm is black. Arms differ in marker and dash as well. In the page
+the same drawing takes its colours from CSS variables, so that it follows the light or dark theme.
+"""
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from research.runs import store
+
+INK, MUTED, RULE = "#1b1e23", "#646a73", "#e3e5e8"
+PALETTE = ("#1b1e23", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+MARKERS = "os^DvPX<"
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
+
+VARIABLES = {
+    **{color: f"var(--arm-{i})" for i, color in enumerate(PALETTE)},
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+}
+"""CSS variables that stand for the colours in the page."""
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.color": INK,
+    # Arm names are shown as they are: a "$" in one is no formula.
+    "text.parse_math": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "attest",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One panel.
+
+    Attributes:
+      name: file stem, unique in the report.
+      section: "frontier", "axes", "curves", "slices" or "steps".
+      title: what is shown, for the heading and for screen readers.
+      figure: the drawing.
+    """
+
+    name: str
+    section: str
+    title: str
+    figure: Figure
+
+
+@contextmanager
+def styled() -> Generator[None]:
+    """Everything is drawn and written in here: matplotlib reads its settings at both times."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # Names in scripts that the PNG font lacks are drawn as boxes there; the HTML has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def look(index: int) -> dict:
+    """Returns colour, marker and line style of the arm at `index`."""
+    n = len(PALETTE)
+    return {
+        "color": PALETTE[index % n],
+        "marker": MARKERS[index % n],
+        "linestyle": DASHES[index // n % len(DASHES)],
+    }
+
+
+def mark(artists: Iterable, index: int) -> None:
+    """Tags what belongs to an arm, so that the page can bring it forward."""
+    for artist in artists:
+        artist.set_gid(f"arm-{index}")
+
+
+def write_png(chart: Chart, path: Path) -> None:
+    """Writes the chart on white at twice the size of the page, whole or not at all."""
+    buffer = io.BytesIO()
+    with styled():
+        FigureCanvasAgg(chart.figure)
+        # A long name may stand out over the edge; "tight" makes room for it.
+        chart.figure.savefig(
+            buffer, format="png", dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1
+        )
+    store.write_bytes(path, buffer.getvalue())
+
+
+def svg(chart: Chart) -> str:
+    """Returns the chart as an `<svg>` element to stand inside a page.
+
+    Its colours are CSS variables (--ink, --muted, --rule, --arm-N), its text takes the font of the
+    page, its ids are unique to the chart, and what belongs to an arm has a `data-arm` attribute.
+    """
+    buffer = io.StringIO()
+    with styled():
+        FigureCanvasSVG(chart.figure)
+        chart.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # A style element would apply to the whole page; page.css has its rule.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    return re.sub(r"<[^>]*>", lambda tag: _themed(tag[0], chart), text).strip()
+
+
+def _themed(tag: str, chart: Chart) -> str:
+    """Rewrites one tag. Text between tags, where names stand, is never touched."""
+    if tag.startswith("<svg"):
+        box = re.search(r'viewBox="[\d. ]+"', tag)
+        return f'<svg role="img" aria-label="{html.escape(chart.title)}" {box[0] if box else ""}>'
+    tag = re.sub(r'\bid="arm-(\d+)"', r'data-arm="\1"', tag)
+    # Ids that something refers to (markers, clip paths) are hashes; the others only name parts.
+    tag = re.sub(r'\bid="([mpC][0-9a-f_]{6,})"', rf'id="{chart.name}-\1"', tag)
+    tag = re.sub(rf' id="(?!{chart.name}-)[^"]*"', "", tag)
+    tag = re.sub(r'xlink:href="#', f'href="#{chart.name}-', tag)
+    tag = tag.replace("url(#", f"url(#{chart.name}-").replace("font-family: 'DejaVu Sans'; ", "")
+    tag = re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", tag)
+    return re.sub(r"#[0-9a-f]{6}\b", lambda color: VARIABLES.get(color[0], color[0]), tag)

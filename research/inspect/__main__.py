@@ -1,0 +1,128 @@
+"""Writes a page that shows what a trained model does inside with one sequence.
+
+python -m research.inspect --workdir=runs/translation --text="Ein Hund läuft im Schnee."
+python -m research.inspect --workdir=runs/recall --index=3 --split=test
+python -m research.inspect --workdir=runs/speech --input=recording.wav --out=recording.html
+python -m research.inspect --workdir=runs/text --text="ROMEO:" --layers=1 --heads=2 --png=head.png
+
+The page, WORKDIR/inspect.html unless --out says otherwise, has the attention weights of all heads
+of all layers, measures of each, what the model makes of every token, and what the run is. It is one
+file that needs no network. --png draws the heads for a paper; without --out it is all that is
+written. The path of what was written goes to stdout, everything else to stderr.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from research.configuration import run
+from research.errors import UserError, check_output
+
+flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
+flags.DEFINE_string("text", "", "What the model reads.")
+flags.DEFINE_integer("index", None, "Which sequence of the run's data it reads, from 0.")
+flags.DEFINE_string("input", "", "Which recording it reads, a WAV or FLAC file.")
+flags.DEFINE_string("split", "validation", "Of the run's data, for --index.")
+flags.DEFINE_string("target", "", "What is written, in place of what the model itself writes.")
+flags.DEFINE_boolean("reference", False, "The right target of --index is what is written.")
+flags.DEFINE_list("layers", [], "Layers that are shown, such as 0,2; none: all.")
+flags.DEFINE_list("heads", [], "Heads that are shown, such as 1,3; none: all.")
+flags.DEFINE_list("kinds", [], "Of attention that are shown: self, cross, pooling; none: all.")
+flags.DEFINE_string("out", "", "The page. Default: WORKDIR/inspect.html.")
+flags.DEFINE_string("png", "", "A picture of the heads, of one head with its tokens.")
+flags.DEFINE_integer("budget", 16, "MB of weights that the page holds at most.", lower_bound=1)
+flags.DEFINE_string("base", "configs/base.py", "Config whose differences from the run are named.")
+
+
+def main() -> None:
+    """Looks and writes."""
+    options = flags.FLAGS
+    workdir = Path(options.workdir)
+    check(options)
+    from research.inspect.inspecting import Chosen, inspect
+    from research.training.runs import load_config_of, open_run
+
+    opened = open_run(workdir, load_config_of(workdir))
+    tell(f"best step {opened.best['step']:,}")
+    subject = subject_of(opened, options)
+    chosen = Chosen(numbers("layers", options), numbers("heads", options), tuple(options.kinds))
+    inspection = inspect(opened, subject, chosen, options.base)
+    for line in inspection.lines:
+        tell(line)
+    write(inspection, workdir, options)
+    heads = sum(len(one.weights) for one in inspection.maps)
+    tell(f"{heads} heads in {len(inspection.maps)} maps: {inspection.title}")
+
+
+def check(options: flags.FlagValues) -> None:
+    """Raises UserError for options that do not go together, before anything is opened."""
+    given = [f"--{name}" for name in ("text", "index", "input") if options[name].present]
+    if not given:
+        raise UserError(
+            "nothing to look at; give --text, --index=N (a sequence of the run's data) or "
+            "--input=FILE.wav (a recording)."
+        )
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are given; give one of them.")
+    for name, what in (("text", "at least one word"), ("input", "a WAV or FLAC file")):
+        if options[name].present and not getattr(options, name).strip():
+            raise UserError(f"--{name} is empty; give {what}.")
+    if options["split"].present and options.index is None:
+        raise UserError(f"--split={options.split} is for --index; give --index=N.")
+    if options.reference and options.index is None:
+        raise UserError(
+            "--reference is for --index, whose right target is known; or give --target."
+        )
+    if options.reference and options.target:
+        raise UserError("--reference and --target are both given; give one of them.")
+    for name in ("text", "target"):
+        if any("\ud800" <= character <= "\udfff" for character in getattr(options, name)):
+            raise UserError(f"--{name} is not UTF-8.")
+    for name in ("layers", "heads"):
+        numbers(name, options)
+    for name, ending in (("out", ".html"), ("png", ".png")):
+        check_output(name, getattr(options, name), ending)
+
+
+def numbers(flag: str, options: flags.FlagValues) -> tuple[int, ...]:
+    """Returns the numbers of a list. Raises UserError for anything else."""
+    words = getattr(options, flag)
+    if not all(word.strip().isdecimal() for word in words):
+        raise UserError(f"--{flag}={','.join(words)} must be numbers from 0, such as 0,2.")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def subject_of(opened, options: flags.FlagValues):
+    """Returns what the model reads. Raises UserError."""
+    from research.inspect.inputs import of_example, of_recording, of_text
+
+    if options.input:
+        return of_recording(opened, Path(options.input), options.target)
+    if options.text:
+        return of_text(opened, options.text, options.target)
+    return of_example(opened, options.split, options.index, options.target, options.reference)
+
+
+def write(inspection, workdir: Path, options: flags.FlagValues) -> None:
+    """Writes what is asked for and prints where it is."""
+    if options.png:
+        from research.inspect.picture import draw
+
+        draw(inspection, Path(options.png))
+        print(options.png)
+    if options.out or not options.png:
+        from research.inspect.page import write_page
+
+        path = Path(options.out) if options.out else workdir / "inspect.html"
+        write_page(inspection, path, options.budget << 20)
+        print(path, flush=True)
+
+
+def tell(text: str) -> None:
+    """Prints to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,137 @@
+"""Pictures of how a translation read its source, as Bahdanau et al. 2015, figure 3."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from research.drawing.chart import INK, MUTED, styled
+from research.errors import UserError
+from research.runs import store
+
+CELL = 0.26
+"""Inches to a word, either way."""
+LONGEST = 24
+"""Characters of a word that are shown."""
+
+
+def select_head(weights: Float[np.ndarray, "H T S"], head: str, layers: int) -> np.ndarray:
+    """Returns the weights (T, S) of one head, or the mean over all.
+
+    Args:
+      weights: of all layers' heads, those of the first layer first.
+      head: "mean" or "layer.head", both from 0: "1.3" is the fourth head of the second layer.
+      layers: how many layers have heads.
+
+    Raises UserError when there is no such head, or no attention at all.
+    """
+    if not len(weights):
+        raise UserError("there is nothing to draw: this model has no attention.")
+    if head == "mean":
+        return weights.mean(0)
+    heads = len(weights) // layers
+    layer, dot, number = head.partition(".")
+    if not (dot and layer.isdecimal() and number.isdecimal()):
+        raise UserError(f"--alignment_head={head!r} must be mean or LAYER.HEAD, such as 0.0.")
+    if int(layer) >= layers or int(number) >= heads:
+        raise UserError(
+            f"--alignment_head={head!r} does not exist: the last one is {layers - 1}.{heads - 1}."
+        )
+    return weights[int(layer) * heads + int(number)]
+
+
+def words_of(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Returns the words that pieces of tokens make, each with the indices of its pieces.
+
+    A word starts at a space, and where letters or digits turn into something else or back; names
+    of special tokens, as "</s>", stand alone. An empty piece belongs to the word before.
+    """
+    words: list[tuple[str, list[int]]] = []
+    for i, piece in enumerate(pieces):
+        if not words or _starts_word(words[-1][0], piece):
+            words.append((piece.strip(), [i]))
+        else:
+            text, indices = words[-1]
+            words[-1] = (text + piece.rstrip(), [*indices, i])
+    return words
+
+
+def _starts_word(before: str, piece: str) -> bool:
+    if not piece:
+        return False
+    special = any(p.startswith("<") and p.endswith(">") for p in (before, piece))
+    changes = before != "" and before[-1].isalnum() != piece[0].isalnum()
+    return special or piece[0].isspace() or changes
+
+
+def by_word(
+    weights: Float[np.ndarray, "T S"], source: Sequence[str], target: Sequence[str]
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Returns the weights between words, the source words and the target words.
+
+    A target word reads a source word as much as its pieces read, on average, all pieces of it: rows
+    that sum to one still do.
+
+    Args:
+      weights: between tokens.
+      source: S pieces.
+      target: T pieces.
+    """
+    columns, rows = words_of(source), words_of(target)
+    merged = np.stack([weights[:, indices].sum(1) for _, indices in columns], axis=1)
+    merged = np.stack([merged[indices].mean(0) for _, indices in rows], axis=0)
+    return merged, [text for text, _ in columns], [text for text, _ in rows]
+
+
+def alignment_figure(
+    weights: Float[np.ndarray, "T S"], source: Sequence[str], target: Sequence[str]
+) -> Figure:
+    """Returns the drawing: source words along the top, target words down, white is weight one.
+
+    Draw and save it inside `research.drawing.chart.styled`.
+    """
+    height, width = weights.shape
+    figure = Figure(figsize=(CELL * width, CELL * height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(weights, cmap="gray", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(width), [_short(word) for word in source], rotation=60, ha="left")
+    axes.set_yticks(range(height), [_short(word) for word in target])
+    for label in axes.get_xticklabels():
+        label.set_rotation_mode("anchor")
+    axes.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False, top=False)
+    axes.grid(False)
+    # Cells stay apart where neighbours have the same grey.
+    axes.set_xticks(np.arange(width - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(height - 1) + 0.5, minor=True)
+    axes.grid(True, which="minor", color=MUTED, linewidth=0.3)
+    axes.tick_params(which="minor", length=0)
+    return figure
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= LONGEST else word[: LONGEST - 1] + "…"
+
+
+def write_alignment(
+    weights: Float[np.ndarray, "T S"], source: Sequence[str], target: Sequence[str], path: Path
+) -> None:
+    """Writes the picture as PNG, whole or not at all.
+
+    Args:
+      weights: between words or tokens.
+      source: S labels.
+      target: T labels.
+      path: of the file.
+    """
+    buffer = io.BytesIO()
+    with styled():
+        figure = alignment_figure(weights, source, target)
+        FigureCanvasAgg(figure)
+        figure.savefig(
+            buffer, format="png", dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1
+        )
+    store.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,276 @@
+"""What a trained model is looked at with: one sequence, from a text, a recording or its data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from research.decoding.continuation import CHUNK
+from research.decoding.decode import decode_all, static_lengths
+from research.decoding.search import check_model, ctc_share, search_of
+from research.decoding.transcription import frame_lengths, read_features
+from research.errors import UserError, check_name
+from research.tasks.speech.features import SHIFT_SECONDS
+from research.tasks.task import BOS, EOS, Batch
+from research.tasks.text.tokenizer import (
+    OpenTokenizer,
+    SentenceTokenizer,
+    WordTokenizer,
+)
+from research.training.runs import Opened, load_task_of
+
+SPEECH = "speech"
+SHOWN = 60
+"""Characters of a text in a title."""
+
+
+class Subject(NamedTuple):
+    """One sequence.
+
+    Attributes:
+      title: what it is called.
+      batch: what the model takes, one row without padding. A language model has "targets" where
+        the task asks for something else than the next token.
+      input: texts of the input's tokens; none of sound.
+      output: texts of what is written, the end among them; none where nothing is.
+      lines: what there is to say of it.
+    """
+
+    title: str
+    batch: Batch
+    input: Sequence[str]
+    output: Sequence[str] = ()
+    lines: Sequence[str] = ()
+
+
+def of_text(run: Opened, text: str, target: str = "") -> Subject:
+    """Returns a text as the run's model takes it.
+
+    What has more tokens than the model is made for is cut, and `lines` say so.
+
+    Args:
+      run: of a task with texts.
+      text: what is read.
+      target: what is written, for a model that writes; "": what it writes itself.
+
+    Raises UserError for a task without texts, a text without tokens, and characters that the model
+    does not know.
+    """
+    name = run.config.task.name
+    if name == SPEECH:
+        raise UserError("--text: this model reads sound; give --input=FILE.wav or --index=N.")
+    if run.tokenizer is None:
+        raise UserError(
+            f"--text: the tokens of task.name={name!r} are numbers; give --index=N, which sequence "
+            "of its data."
+        )
+    title = f"{name}: {_brief(text)}"
+    tokens = run.tokenizer.encode(text)
+    if not len(tokens):
+        raise UserError("--text has no token; give at least one word.")
+    if _writes(run):
+        tokens, lines = _cut(run, tokens, run.config.task.length - 1, "text")
+        source = np.append(tokens, EOS).astype(np.int32)
+        return _with_output(run, title, source, _target_of(run, target), lines)
+    _check_writes(run, target)
+    tokens, lines = _cut(run, tokens, run.config.task.length, "text")
+    if isinstance(run.tokenizer, OpenTokenizer):
+        pieces = run.tokenizer.split(text)[: len(tokens)]
+    else:
+        pieces = pieces_of(run, tokens)
+    return Subject(title, _read_alone(run, tokens), pieces, (), lines)
+
+
+def of_written(run: Opened, prompt: Sequence[int], written: Sequence[int]) -> Subject:
+    """Returns what a language model wrote, after its prompt.
+
+    Of more tokens than the model is made for, the last ones are kept. Where writing may have begun
+    again in between (see `research.decoding.continuation`), `lines` say so.
+
+    Args:
+      run: of a text task.
+      prompt, written: tokens.
+    """
+    tokens, room = np.array([*prompt, *written], np.int32), run.config.task.length
+    restarts = len(tokens) > room - CHUNK
+    tokens = tokens[-room:]
+    lines = [f"Written: the last {min(len(written), len(tokens)):,} tokens."]
+    if restarts:
+        lines.append(
+            f"Writing begins again from the last half of the text where the model has no more room "
+            f"(task.length={room}); here the last {len(tokens):,} tokens are one sequence."
+        )
+    title = f"{run.config.task.name}: {_brief(run.tokenizer.decode(tokens.tolist()))}"
+    return Subject(title, _read_alone(run, tokens), pieces_of(run, tokens), (), lines)
+
+
+def of_recording(run: Opened, path: Path, target: str = "") -> Subject:
+    """Returns a WAV or FLAC file as the run's model takes it; `target` as of `of_text`.
+
+    Raises UserError for a file that cannot be read, and a run that is not of speech.
+    """
+    if run.config.task.name != SPEECH:
+        raise UserError(
+            f"--input={path}: task.name={run.config.task.name!r} has no sound; give --text or "
+            "--index=N."
+        )
+    frames, lines = read_features(path, run.config.task), []
+    longest = run.corpus.get("longest_frames")
+    if longest and len(frames) > longest:
+        lines.append(
+            f"The recording has {len(frames) * SHIFT_SECONDS:.2f} s, more than anything in "
+            f"training ({longest * SHIFT_SECONDS:.2f} s)."
+        )
+    title = f"{run.config.task.name}: {_brief(path.name)}"
+    return _with_output(run, title, frames, _target_of(run, target), lines)
+
+
+def of_example(
+    run: Opened, split: str, index: int, target: str = "", reference: bool = False
+) -> Subject:
+    """Returns a sequence of the run's data.
+
+    Args:
+      run: any.
+      split: of the evaluation.
+      index: from 0, in the order of the split.
+      target: as of `of_text`.
+      reference: whether the right target is what is written.
+
+    Raises UserError for a split or sequence that does not exist, and for data that changed.
+    """
+    task, total = load_task_of(run), run.config.train.eval_batches
+    check_name("--split", split, task.splits)
+    number = task.examples(split, total)
+    if not 0 <= index < number:
+        raise UserError(
+            f"--index={index}: the {split} split has {number:,} sequences, 0 to {number - 1}."
+        )
+    row = {name: np.asarray(array) for name, array in task.example(split, index, total).items()}
+    title = f"{run.config.task.name}: sequence {index} of {split}"
+    if _writes(run):
+        source = row["source"][0, : int(row["source_length"][0])]
+        right = row["targets"][0][row["targets"][0] >= 0].tolist()
+        lines = [f"The right output: {_text_of(run, right)}"]
+        given = right if reference else _target_of(run, target)
+        return _with_output(run, title, source, given, lines)
+    _check_writes(run, target or reference)
+    if run.config.model.name == "classifier":
+        tokens = row["inputs"][0, : int(row["length"][0])]
+        lines = [f"The right label: {run.labels[int(row['label'][0])]}"]
+        return Subject(title, _read_alone(run, tokens), pieces_of(run, tokens), (), lines)
+    tokens = row["inputs"][0]
+    batch: dict[str, Any] = dict(_read_alone(run, tokens))
+    if run.tokenizer is None:
+        batch["targets"] = row["targets"]
+    return Subject(title, batch, pieces_of(run, tokens))
+
+
+def pieces_of(run: Opened, tokens: Sequence[int] | np.ndarray) -> list[str]:
+    """Returns the text of each token; where a run has no tokenizer, its number."""
+    tokens = [int(t) for t in tokens]
+    if run.tokenizer is None:
+        ends = EOS if _writes(run) else -1
+        return [SentenceTokenizer.SPECIAL[t] if t == ends else str(t) for t in tokens]
+    pieces = run.tokenizer.pieces(tokens)
+    if isinstance(getattr(run.tokenizer, "inner", None), WordTokenizer):
+        # Spaces in front of all words say nothing.
+        pieces = [piece.removeprefix(" ") for piece in pieces]
+    return pieces
+
+
+def _writes(run: Opened) -> bool:
+    """Whether a model makes a target of a source."""
+    return run.config.model.name not in ("decoder", "classifier")
+
+
+def _check_writes(run: Opened, target: str | bool) -> None:
+    if target:
+        raise UserError(
+            f"--target and --reference: model.name={run.config.model.name!r} writes no target."
+        )
+
+
+def _read_alone(run: Opened, tokens: np.ndarray) -> Batch:
+    batch: dict[str, Any] = {"inputs": np.asarray(tokens, np.int32)[None]}
+    if run.config.model.name == "classifier":
+        batch["length"] = np.array([len(tokens)], np.int32)
+    return batch
+
+
+def _cut(run: Opened, tokens: np.ndarray, room: int, what: str) -> tuple[np.ndarray, list[str]]:
+    if len(tokens) <= room:
+        return tokens, []
+    said = (
+        f"The {what} has {len(tokens):,} tokens; cut to the {room:,} that the model is made for "
+        f"(task.length={run.config.task.length})."
+    )
+    return tokens[:room], [said]
+
+
+def _target_of(run: Opened, target: str) -> list[int]:
+    """Tokens of a target with its end; none of an empty one."""
+    if not target:
+        return []
+    if run.tokenizer is None:
+        raise UserError(
+            f"--target: the tokens of task.name={run.config.task.name!r} are numbers; --reference "
+            "takes the right ones."
+        )
+    tokens, room = run.tokenizer.encode(target).tolist(), run.config.task.length - 1
+    if len(tokens) > room:
+        raise UserError(
+            f"--target has {len(tokens):,} tokens; the model is made for {room:,} "
+            f"(task.length={run.config.task.length})."
+        )
+    return [*tokens, EOS]
+
+
+def _with_output(
+    run: Opened, title: str, source: np.ndarray, target: list[int], lines: list[str]
+) -> Subject:
+    """Returns a source with a target, which the model writes if there is none."""
+    if target:
+        lines = [*lines, f"The output was given: {_text_of(run, target)}"]
+    else:
+        target = _written(run, source)
+        lines = [*lines, f"The model writes: {_text_of(run, target) or '(nothing)'}"]
+    sound = source.ndim == 2
+    batch: dict[str, Any] = {
+        "source": source[None],
+        "source_length": np.array([len(source)], np.int32),
+        "inputs": np.array([[BOS, *target[:-1]]], np.int32),
+        "targets": np.array([target], np.int32),
+    }
+    read = () if sound else pieces_of(run, source)
+    return Subject(title, batch, read, pieces_of(run, target), lines)
+
+
+def _written(run: Opened, source: np.ndarray) -> list[int]:
+    """Returns what the run's own search finds, with its end."""
+    search = search_of(run.config)
+    check_model(search, run.model.config, "decoding.")
+    length = np.array([len(source)], np.int32)
+    room = frame_lengths if source.ndim == 2 else static_lengths
+    found = decode_all(
+        run.model, run.params, source[None], length, search, lengths=room(len(source))
+    )
+    return [*found[0][0].tokens, EOS]
+
+
+def _text_of(run: Opened, tokens: Sequence[int]) -> str:
+    words = [t for t in tokens if t != EOS]
+    if run.tokenizer is None:
+        return " ".join(map(str, words))
+    return " ".join(run.tokenizer.decode(words).split())
+
+
+def _brief(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
+
+
+def spells(run: Opened) -> bool:
+    """Whether a model gives each token of its output a probability, given those before."""
+    return _writes(run) and ctc_share(run.model.config) < 1

@@ -1,0 +1,213 @@
+"""Pictures of how a model of speech heard a recording, as Chan et al. 2016, figure 2.
+
+The recording's features are on top, below them what the model made of each frame, on one axis of
+time in seconds.
+"""
+
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from research.drawing.chart import INK, MUTED, RULE, styled
+from research.errors import UserError
+from research.runs import store
+from research.tasks.speech.features import SHIFT_SECONDS
+from research.tasks.task import PAD, WORDS
+
+SECOND = 2.2
+"""Inches to a second, within NARROW and WIDE."""
+NARROW, WIDE = 5.0, 24.0
+ROW = 0.2
+"""Inches to a row of the lower panel, within SHORT and TALL."""
+SHORT, TALL = 1.0, 7.0
+ABOVE = 1.5
+"""Inches of the upper panel."""
+LABEL = 0.15
+"""Inches that a row's name takes: where rows are thinner, only some are named."""
+LONGEST = 16
+"""Characters of a name that are shown."""
+
+
+def frames_each(frames: int, positions: int) -> int:
+    """Returns how many frames a position of the memory stands for: 1, 2, 4, ...
+
+    Args:
+      frames: S, of the features.
+      positions: of the memory: S halved some times, each time rounded up.
+    """
+    number = 1
+    while -(-frames // number) > positions:
+        number *= 2
+    return number
+
+
+def speech_figure(
+    features: Float[np.ndarray, "S F"],
+    weights: Float[np.ndarray, "H T R"],
+    pieces: Sequence[str],
+    seconds_per_frame: float = SHIFT_SECONDS,
+) -> Figure:
+    """Returns the drawing of the weights, averaged over heads: a piece to each row.
+
+    Black is the greatest of them, which is said: read over many frames, each has little.
+
+    Args:
+      features: log-mel features.
+      weights: how each of T pieces read each of R positions of the memory; see `frames_each`.
+      pieces: of the transcript, the end among them.
+      seconds_per_frame: of the features.
+
+    Draw and save it inside `research.drawing.chart.styled`.
+
+    Raises UserError without any head.
+    """
+    if not len(weights):
+        raise UserError("there is nothing to draw: this model has no attention.")
+    figure, axes = _panels(features, len(pieces), seconds_per_frame)
+    mean = weights.mean(0)
+    _image(axes, mean, len(features), seconds_per_frame, float(mean.max()))
+    axes.set_title(f"black: {mean.max():.2g}", loc="right", fontsize=7, color=MUTED, pad=3)
+    _name_rows(axes, pieces)
+    return figure
+
+
+def labels_figure(
+    features: Float[np.ndarray, "S F"],
+    posteriors: Float[np.ndarray, "R V"],
+    pieces: Sequence[str],
+    seconds_per_frame: float = SHIFT_SECONDS,
+) -> Figure:
+    """Returns the drawing of CTC: the probability of each label that is the best of some frame.
+
+    The greedy labelling stands where its labels begin, between the panels; the blank is a row.
+
+    Args:
+      features: log-mel features.
+      posteriors: of each label, PAD the blank, in each of R positions of the memory.
+      pieces: of all V labels.
+      seconds_per_frame: of the features.
+
+    Draw and save it inside `research.drawing.chart.styled`.
+    """
+    best = posteriors.argmax(1)
+    used = [PAD, *dict.fromkeys(int(label) for label in best if label >= WORDS)]
+    figure, axes = _panels(features, len(used), seconds_per_frame)
+    _image(axes, posteriors[:, used].T, len(features), seconds_per_frame, 1.0)
+    _name_rows(axes, ["blank", *(pieces[label] for label in used[1:])])
+    each = frames_each(len(features), len(best)) * seconds_per_frame
+    runs = itertools.groupby(range(len(best)), key=best.__getitem__)
+    starts = [(next(frames), int(label)) for label, frames in runs if label >= WORDS]
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([(i + 0.5) * each for i, _ in starts], [_short(pieces[v]) for _, v in starts])
+    top.tick_params(length=3, labelcolor=INK, labelsize=8)
+    top.spines["top"].set_visible(False)
+    return figure
+
+
+def _panels(
+    features: Float[np.ndarray, "S F"], rows: int, seconds_per_frame: float
+) -> tuple[Figure, Axes]:
+    """Returns a figure with the features drawn, and the axes below them for `rows` rows."""
+    seconds = len(features) * seconds_per_frame
+    width = min(max(SECOND * seconds, NARROW), WIDE)
+    height = min(max(ROW * rows, SHORT), TALL)
+    figure = Figure(figsize=(width, ABOVE + height + 0.35))
+    above, below = figure.subplots(
+        2, sharex=True, height_ratios=(ABOVE, height), gridspec_kw={"hspace": 0.35 / height}
+    )
+    low, high = np.percentile(features, (1, 99))
+    above.imshow(
+        features.T,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=low,
+        vmax=max(high, low + 1e-6),
+        extent=(0.0, seconds, 0.0, features.shape[1]),
+        interpolation="nearest",
+    )
+    above.set_ylabel("mel band")
+    below.set_xlabel("seconds")
+    for axes in (above, below):
+        axes.grid(False)
+        axes.tick_params(labelcolor=MUTED)
+    below.set_xlim(0.0, seconds)
+    return figure, below
+
+
+def _image(
+    axes: Axes, rows: np.ndarray, frames: int, seconds_per_frame: float, black: float
+) -> None:
+    """Draws rows of values from 0 to `black` over the memory's positions, the first row on top."""
+    number, positions = rows.shape
+    end = positions * frames_each(frames, positions) * seconds_per_frame
+    limits = axes.get_xlim()
+    axes.imshow(
+        rows,
+        aspect="auto",
+        cmap="Greys",
+        vmin=0.0,
+        vmax=black,
+        extent=(0.0, end, number - 0.5, -0.5),
+        interpolation="nearest",
+    )
+    # The last position may reach beyond the last frame.
+    axes.set_xlim(limits)
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names the rows, or every few of them where they are too many to be read."""
+    height = min(max(ROW * len(names), SHORT), TALL)
+    every = max(1, int(np.ceil(LABEL * len(names) / height)))
+    chosen = range(0, len(names), every)
+    axes.set_yticks(list(chosen), [_short(names[i]) for i in chosen])
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    if every == 1:
+        for i in range(1, len(names)):
+            axes.axhline(i - 0.5, color=RULE, linewidth=0.4)
+
+
+def _short(name: str) -> str:
+    """Returns a name that can be seen: no longer than LONGEST, and not blank."""
+    name = name.strip() or "␣"
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+
+
+def write_speech_alignment(
+    features: Float[np.ndarray, "S F"],
+    weights: Float[np.ndarray, "H T R"],
+    pieces: Sequence[str],
+    path: Path,
+    seconds_per_frame: float = SHIFT_SECONDS,
+) -> None:
+    """Writes the picture of `speech_figure` as PNG, whole or not at all."""
+    with styled():
+        _write(speech_figure(features, weights, pieces, seconds_per_frame), path)
+
+
+def write_speech_labels(
+    features: Float[np.ndarray, "S F"],
+    posteriors: Float[np.ndarray, "R V"],
+    pieces: Sequence[str],
+    path: Path,
+    seconds_per_frame: float = SHIFT_SECONDS,
+) -> None:
+    """Writes the picture of `labels_figure` as PNG, whole or not at all."""
+    with styled():
+        _write(labels_figure(features, posteriors, pieces, seconds_per_frame), path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(
+        buffer, format="png", dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1
+    )
+    store.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,126 @@
+"""Which heads a trained model needs: each alone taken out, and one after the other.
+
+Michel et al. 2019, "Are Sixteen Heads Really Better than One?": sections 3.2 (one head) and 4.2 (as
+many as one likes), with a paired bootstrap over examples and Holm's correction over heads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from research.interpret.heads.activity import attentions, mask_heads, same_heads
+from research.interpret.heads.head_ablation import (
+    ablation_differences,
+    head_importance,
+    prune_greedily,
+    without,
+)
+from research.interpret.trained import (
+    Findings,
+    Trained,
+    batches,
+    example_metric,
+    outputs_of,
+)
+from research.tasks.task import Batch
+
+METRICS: Mapping[str, bool | None] = {
+    "significant_heads": None,
+    "harmful_heads": None,
+    "removable_heads": None,
+    "importance_of_self": None,
+}
+"""What is said of every model. How many heads it needs makes a model neither better nor worse."""
+DROP = 0.01
+"""The relative loss of quality up to which heads may go."""
+SIGNIFICANT = 0.05
+
+
+def needed_heads(trained: Trained) -> Findings:
+    """Returns how many heads matter, how much, and how many can go.
+
+    Metrics: "significant_heads", the fraction of heads without which the loss of examples changes
+    (two-sided, Holm-corrected p < 0.05); "harmful_heads", those without which it falls;
+    "removable_heads", the fraction that can go, greedily by the loss, before the metric that
+    chooses checkpoints is more than 1 % worse; "importance_of_self" and, where there is any,
+    "importance_of_cross", the mean rise of the loss (nats) without a head, and their difference
+    "cross_minus_self". Slices:
+    "importance_by_head", and "quality_by_heads_gone".
+
+    Raises UserError if layers have different numbers of heads, or none.
+    """
+    found = attentions(trained.model, trained.params)
+    layers, heads = len(found), same_heads(found)
+    of_mask = _by_mask(trained)
+
+    def loss(mask: Float[Array, "L H"]) -> Float[np.ndarray, " N"]:
+        return of_mask(mask)[0]
+
+    importance = head_importance(ablation_differences(loss, layers, heads))
+    pruning = prune_greedily(loss, layers, heads)
+    masks = [without(pruning.order[:gone], layers, heads) for gone in range(layers * heads + 1)]
+    quality = [float(of_mask(mask)[1].mean()) for mask in masks]
+    significant = importance.adjusted < SIGNIFICANT
+    metrics = {
+        "significant_heads": float(significant.mean()),
+        "harmful_heads": float((significant & (importance.mean < 0)).mean()),
+        "removable_heads": removable(quality, trained.task.select_higher) / (layers * heads),
+    }
+    kinds = np.array([attention.kind for attention in found])
+    for kind in sorted(set(kinds)):
+        metrics[f"importance_of_{kind}"] = float(importance.mean[kinds == kind].mean())
+    if len(set(kinds)) > 1:
+        of_cross, of_self = metrics["importance_of_cross"], metrics["importance_of_self"]
+        metrics["cross_minus_self"] = of_cross - of_self
+    names = [f"{attention.name}.{head}" for attention in found for head in range(heads)]
+    return Findings(
+        metrics,
+        {
+            "importance_by_head": importance.mean.ravel().tolist(),
+            "quality_by_heads_gone": quality,
+        },
+        {
+            "importance_by_head": names,
+            "quality_by_heads_gone": [str(gone) for gone in range(len(quality))],
+        },
+    )
+
+
+def removable(quality: Sequence[float], higher: bool, drop: float = DROP) -> int:
+    """Returns how many heads can go before quality is worse by more than a part `drop` of it.
+
+    Args:
+      quality: with none gone, one gone, ... in the order in which they go.
+      higher: whether more is better.
+      drop: relative.
+    """
+    least = quality[0] - drop * abs(quality[0]) if higher else quality[0] + drop * abs(quality[0])
+    good = [(q >= least if higher else q <= least) for q in quality]
+    return good.index(False) - 1 if False in good else len(good) - 1
+
+
+def _by_mask(trained: Trained) -> Callable[[Float[Array, "L H"]], Any]:
+    """Loss and quality (N,) of every example as a function of the mask.
+
+    Rows that fill a batch up are left out.
+    """
+    task, model = trained.task, trained.model
+    examples = list(batches(task, trained.split, trained.examples))
+
+    @jax.jit
+    def of_batch(params: PyTree, mask: Array, batch: Batch) -> Any:
+        outputs = outputs_of(model, mask_heads(model, params, mask), batch)
+        return [example_metric(task, outputs, batch, name) for name in ("loss", task.select)]
+
+    def of_mask(mask: Float[Array, "L H"]) -> list[Float[np.ndarray, " N"]]:
+        found = [of_batch(trained.params, mask, batch) for batch in examples]
+        each = []
+        for metric in zip(*found, strict=True):
+            total, count = (np.concatenate([np.asarray(m[i]) for m in metric]) for i in (0, 1))
+            each.append(total[count > 0] / count[count > 0])
+        return each
+
+    return of_mask

@@ -1,0 +1,1 @@
+"""Losses that are more than an expression: connectionist temporal classification."""

@@ -1,0 +1,224 @@
+"""How a recurrent decoder reads the source: attentions by name, and the reader that runs one."""
+
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from ml_collections import ConfigDict
+
+from research.attention.checks import chosen_parts
+from research.attention.mixers.projections import merge_heads, projections, split_heads
+from research.attention.mixers.sequential.alignments import Alignment, read
+from research.attention.mixers.sequential.stepwise import ALIGNMENTS
+from research.attention.options import Options
+from research.attention.parameters import Parameter
+from research.attention.parts.masks import padding
+from research.attention.registry import MIXERS, SWITCHES
+from research.errors import UserError, check_name
+from research.models.layers import FIELDS, make_options
+
+FIXED_INITIAL, FIXED_EVERY_STEP, MULTI_HEAD = "fixed_initial", "fixed_every_step", "multi_head"
+
+LUONG_WINDOW = 10
+"""D of Luong et al. 2015, section 4.1."""
+
+
+class Attention(NamedTuple):
+    """What a name stands for.
+
+    Attributes:
+      deltas: on the mechanism keys of `config.model`; mask and position are full and none besides.
+      source: the paper, with section or equation.
+      defaults: of keys that have to be set, where the config leaves them 0.
+    """
+
+    deltas: dict[str, Any]
+    source: str
+    defaults: dict[str, int] = {}
+
+
+ATTENTIONS: dict[str, Attention] = {
+    FIXED_INITIAL: Attention({}, "Sutskever et al. 2014, section 2"),
+    FIXED_EVERY_STEP: Attention({}, "Cho et al. 2014, section 2.2"),
+    "additive": Attention({"score": "additive"}, "Bahdanau et al. 2015, appendix A.1.2"),
+    "dot": Attention({"score": "dot"}, "Luong et al. 2015, section 3.1"),
+    "scaled_dot": Attention({"score": "scaled_dot"}, "Vaswani et al. 2017, equation 1"),
+    "general": Attention({"score": "general"}, "Luong et al. 2015, section 3.1"),
+    "concat": Attention({"score": "concat"}, "Luong et al. 2015, section 3.1"),
+    "cosine": Attention({"score": "cosine"}, "Liu et al. 2022 (Swin V2), equation 2"),
+    "location": Attention({"score": "location"}, "Luong et al. 2015, equation 8"),
+    "local_m": Attention(
+        {"score": "general", "mask": "local"},
+        "Luong et al. 2015, section 3.2",
+        {"window": LUONG_WINDOW},
+    ),
+    "local_p": Attention(
+        {"score": "general"},
+        "Luong et al. 2015, equations 9-10",
+        {"predicted_window": LUONG_WINDOW},
+    ),
+    "location_aware": Attention(
+        {"mixer": "location_aware"}, "Chorowski et al. 2015, equations 8-9"
+    ),
+    "coverage": Attention({"mixer": "coverage"}, "See et al. 2017, equations 10-11"),
+    "monotonic": Attention({"mixer": "monotonic"}, "Raffel et al. 2017, equations 9-14"),
+    "monotonic_chunkwise": Attention(
+        {"mixer": "monotonic_chunkwise"}, "Chiu and Raffel 2018, section 2.3"
+    ),
+    MULTI_HEAD: Attention({"score": "scaled_dot"}, "Vaswani et al. 2017, section 3.2.2"),
+}
+
+
+DECIDED = ("mixer", "score", "mask", "position", "implementation")
+"""Keys of the mechanism that `config.model` has for transformers; here the name decides."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads a memory of encoder states through an alignment.
+
+    Attributes:
+      width: N, of queries, encoder states and what is read.
+      num_heads: H.
+      num_kv_heads: K, which divides H.
+      head_width: D.
+      alignment: from a query and the memory to weights.
+      projected: queries, keys and values are learned projections, and so is what is read (Vaswani
+        2017, section 3.2.2). Otherwise the one head compares and reads the states as they are.
+      use_bias: adds biases to the projections.
+      init_stddev: initial standard deviation of the projections; 0: 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
+    """
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    alignment: Alignment
+    projected: bool
+    use_bias: bool = False
+    init_stddev: float = 0.02
+    out_scale: float = 1.0
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Returns the alignment's as "alignment_...", and projections if there are any."""
+        learned = self.alignment.parameters().items()
+        found = {f"alignment_{name}": p for name, p in learned}
+        return found | (projections(self) if self.projected else {})
+
+    def remember(self, params: dict[str, Array], states: Float[Array, "B S N"]) -> dict[str, Any]:
+        """Returns "values" (B, S, K, D), and what queries are compared with where it differs."""
+        if self.projected:
+            k, values = (split_heads(params, name, states) for name in ("key", "value"))
+            return {"values": values, "keys": self.alignment.remember(self._learned(params), k)}
+        values = states[:, :, None]
+        keys = self.alignment.remember(self._learned(params), values)
+        return {"values": values, "keys": {n: a for n, a in keys.items() if n != "k"}}
+
+    def init_state(self, values: Float[Array, "B S K D"]) -> PyTree:
+        """Returns the state of the alignment before the first query."""
+        return self.alignment.init_state(*values.shape[:2], values.dtype)
+
+    def align(
+        self,
+        params: dict[str, Array],
+        h: Float[Array, "B N"],
+        memory: dict[str, Any],
+        valid: Bool[Array, "B S"],
+        at: Int[Array, ""],
+        state: PyTree,
+    ) -> tuple[Float[Array, "B H S"], PyTree]:
+        """Returns the weights of query number `at`, float32 or wider, and the new state."""
+        q = split_heads(params, "query", h[:, None]) if self.projected else h[:, None, None]
+        # What is inside the energies, S times A numbers to a query, is computed again for the
+        # gradient: it takes no longer than to keep it.
+        step = jax.checkpoint(self.alignment.step, prevent_cse=False)
+        keys = {"k": memory["values"], **memory["keys"]}
+        index = jnp.arange(valid.shape[1])
+        return step(self._learned(params), q, keys, at[None], index, padding(valid), state)
+
+    def read(
+        self, params: dict[str, Array], weights: Float[Array, "B H S"], memory: dict[str, Any]
+    ) -> Float[Array, "B N"]:
+        """Returns what a query reads at these weights."""
+        found = read(weights, memory["values"])
+        return (merge_heads(params, found) if self.projected else found[:, :, 0])[:, 0]
+
+    def align_all(
+        self,
+        params: dict[str, Array],
+        h: Float[Array, "B T N"],
+        memory: dict[str, Any],
+        valid: Bool[Array, "B S"],
+    ) -> tuple[Float[Array, "B T H S"], Float[Array, "B T N"]]:
+        """Returns the weights of queries 0 .. T-1 and what each reads."""
+
+        def one(state: PyTree, query: tuple) -> tuple[PyTree, tuple]:
+            weights, state = self.align(params, query[1], memory, valid, query[0], state)
+            return state, (weights, self.read(params, weights, memory))
+
+        queries = jnp.arange(h.shape[1]), jnp.swapaxes(h, 0, 1)
+        _, found = jax.lax.scan(one, self.init_state(memory["values"]), queries)
+        weights, contexts = (jnp.swapaxes(a, 0, 1) for a in found)
+        return weights, contexts
+
+    def _learned(self, params: dict[str, Array]) -> dict[str, Array]:
+        return {name: params[f"alignment_{name}"] for name in self.alignment.parameters()}
+
+
+def make_reader(model: ConfigDict, length: int) -> Reader | None:
+    """Returns what `model.attention` stands for; None for a fixed vector.
+
+    The name decides mixer, score, mask and position; all other mechanism keys of `config.model`
+    apply. multi_head has projections however many heads there are, and takes num_heads from the
+    config as all do. Raises UserError.
+    """
+    check_name("model.attention", model.attention, ATTENTIONS)
+    if model.implementation not in ("auto", "recurrent"):
+        raise UserError(
+            f"model.implementation={model.implementation!r}: a recurrent model is computed one "
+            "token after the other; leave it 'auto'."
+        )
+    where = f"model.attention={model.attention!r}: "
+    attention = ATTENTIONS[model.attention]
+    values = {k: v for k, v in model.to_dict().items() if k in FIELDS and k not in DECIDED}
+    if model.attention in (FIXED_INITIAL, FIXED_EVERY_STEP):
+        # A mixer without a mechanism: it refuses all keys of one.
+        make_options({**values, "mixer": "gru"}, length, where)
+        return None
+    # Alignments that are no softmax mixer's have no mask of their own to choose.
+    values |= {"mask": "full"} if "mixer" not in attention.deltas else {}
+    values |= attention.deltas
+    values |= {key: n for key, n in attention.defaults.items() if not values[key]}
+    options = make_options(values, length, where)
+    _check_usable(options, model.attention)
+    one = options.num_heads == 1 and options.head_size == options.width
+    return Reader(
+        width=options.width,
+        num_heads=options.num_heads,
+        num_kv_heads=options.kv_heads,
+        head_width=options.head_size,
+        alignment=ALIGNMENTS[options.mixer](options),
+        projected=not one or model.attention == MULTI_HEAD,
+        use_bias=options.use_bias,
+        init_stddev=options.init_stddev,
+    )
+
+
+def _check_usable(options: Options, name: str) -> None:
+    """Refuses parts that only attention with all queries at hand has."""
+    defaults = {field.name: field.default for field in fields(options)}
+    switched = {k: p for k, p in SWITCHES.items() if getattr(options, k) != defaults[k]}
+    chosen = {
+        **chosen_parts(options),
+        **switched,
+        f"mixer {options.mixer!r}": MIXERS[options.mixer],
+    }
+    for what, part in chosen.items():
+        if "decoder" not in part.where:
+            raise UserError(
+                f"model.attention={name!r}: a recurrent decoder has no {what}; it is for "
+                f"{', '.join(part.where)}-attention."
+            )

@@ -1,0 +1,271 @@
+"""Recurrent sequence-to-sequence models, with and without attention to the source.
+
+A bidirectional encoder (Bahdanau et al. 2015), a decoder of the same number of layers that queries
+the encoder's states with its top one and goes on from what it read (Luong et al. 2015, section 3),
+and every way to read in `ATTENTIONS`, a fixed vector instead of reading among them. Monotonic
+attention reads at its expected alignment in training and in decoding alike.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import unfreeze
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from research.attention.mixers.rnn import CELLS
+from research.attention.parameters import (
+    Parameter,
+    drawn,
+    is_parameter,
+    matrix_axes,
+    matrix_init,
+)
+from research.errors import UserError, check_name
+from research.models.lookup import lookup
+from research.models.projection import linear
+from research.models.recurrent import networks
+from research.models.recurrent.attention import (
+    ATTENTIONS,
+    FIXED_EVERY_STEP,
+    Reader,
+    make_reader,
+)
+from research.models.transformer import DTYPES
+from research.parallel.rules import constrain
+from research.tasks.task import Batch
+
+__all__ = ["ATTENTIONS", "RecurrentConfig", "RecurrentModel", "make_recurrent"]
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """Static description of a model; the keys are those of `config.model` in configs/base.py.
+
+    `reader` is what `attention` stands for, None for a fixed vector.
+    """
+
+    vocab_size: int
+    length: int
+    cell: str
+    width: int
+    embedding_width: int
+    num_layers: int
+    attention: str
+    input_feeding: bool
+    tie_embeddings: bool
+    dropout: float
+    init_stddev: float
+    embedding_stddev: float
+    dtype: str
+    reader: Reader | None
+
+    @property
+    def sizes(self) -> networks.Sizes:
+        """What the networks are made of. Without attention there is nothing to feed."""
+        return networks.Sizes(
+            cell=self.cell,
+            width=self.width,
+            inputs=self.embedding_width,
+            num_layers=self.num_layers,
+            init_stddev=self.init_stddev,
+            reader=self.reader,
+            input_feeding=self.input_feeding and self.reader is not None,
+            every_step=self.attention == FIXED_EVERY_STEP,
+            dtype=self.dtype,
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        """Returns what the model learns, as a tree of `Parameter`."""
+        table, sizes = (self.vocab_size, self.embedding_width), self.sizes
+        found: dict[str, Any] = {
+            "embedding": Parameter(table, matrix_init(self.embedding_stddev, table[0]), EMBEDDING),
+            "encoder": networks.encoder_parameters(sizes),
+            "decoder": networks.decoder_parameters(sizes),
+        }
+        if not self.tie_embeddings:
+            init = matrix_init(self.embedding_stddev, self.width)
+            found["head"] = Parameter((self.width, self.vocab_size), init, HEAD)
+        return found
+
+
+EMBEDDING, HEAD = matrix_axes("vocab", "width"), matrix_axes("width", "vocab")
+
+
+class RecurrentModel(nn.Module):
+    """See `research.models.model.SequenceToSequence`; the decoding state is small and fixed."""
+
+    config: RecurrentConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.frozen = {
+            name: self.param(name, drawn(described)) for name, described in c.parameters().items()
+        }
+        self.dropout = nn.Dropout(c.dropout)
+
+    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
+        """Returns float32 logits of "inputs" (B, T), given "source" and "source_length".
+
+        Dropout is on embeddings, between layers, and on what the output matrix multiplies
+        (Zaremba et al. 2014; Luong et al. 2015, section 4.1).
+        """
+        drop = self._drop(deterministic)
+        memory = self._remember(batch["source"], batch["source_length"], drop)
+        h, _ = self._decode(memory, batch["inputs"], drop)
+        return self._logits(drop(h))
+
+    def encode(self, source: Int[Array, "B S"], source_length: Int[Array, " B"]) -> dict[str, Any]:
+        """Returns the memory of right-padded sources; see `recurrent_networks.remember`."""
+        return self._remember(source, source_length, self._drop(True))
+
+    def init_state(self, memory: dict[str, Any], length: int) -> dict[str, Any]:
+        """Returns the decoding state before the first token, of the same size at every length."""
+        return networks.first_state(self.config.sizes, memory)
+
+    def step(
+        self, memory: dict[str, Any], state: dict[str, Any], token: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], dict[str, Any], Float[Array, "B H S"]]:
+        """Returns float32 logits of the next token, the new state, and how the source was read.
+
+        H is 0 without attention.
+        """
+        sizes, params = self.config.sizes, self.params["decoder"]
+        gates = networks.gates_of(sizes, params, self._embed(token[:, None]), memory)[:, 0]
+        state, (h, weights) = networks.advance(sizes, params, memory, state, gates)
+        if weights is None:
+            weights = jnp.zeros((len(token), 0, memory["valid"].shape[1]))
+        return self._logits(h), state, weights
+
+    def weights(self, batch: Batch) -> Float[Array, "B H T S"]:
+        """Returns how each target of a batch reads the source, given the inputs before it."""
+        drop = self._drop(True)
+        memory = self._remember(batch["source"], batch["source_length"], drop)
+        _, weights = self._decode(memory, batch["inputs"], drop)
+        if weights is None:
+            (rows, targets), length = batch["inputs"].shape, batch["source"].shape[1]
+            return jnp.zeros((rows, 0, targets, length))
+        return jnp.swapaxes(weights, 1, 2)
+
+    @nn.nowrap
+    def parameter_axes(self, params: Any) -> Any:
+        """Returns the axes of each parameter, `Axes` to each leaf."""
+        described = self.config.parameters()
+        return jax.tree.map(lambda p: p.axes, described, is_leaf=is_parameter)
+
+    @property
+    def implementation(self) -> str:
+        """There is one."""
+        return "recurrent"
+
+    @nn.nowrap
+    def state_bytes(self, length: int) -> int:
+        """Returns the bytes kept to decode one sequence whose source has `length` tokens.
+
+        All that is kept of the source counts: keys and values with attention, which grow with it,
+        and first states and fixed vector, which do not.
+        """
+        described = self.config.parameters()
+        params = jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), described, is_leaf=is_parameter
+        )
+
+        def kept(params: Any) -> Any:
+            source = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
+            memory: Any = self.apply({"params": params}, *source, method="encode")
+            state = networks.first_state(self.config.sizes, memory)
+            # First states are in the state, and which tokens are valid is one number.
+            return {k: a for k, a in memory.items() if k not in ("initial", "valid")}, state
+
+        leaves = jax.tree.leaves(jax.eval_shape(kept, params))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.ndim)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters, in plain dictionaries again: Flax freezes those of attributes."""
+        return unfreeze(self.frozen)
+
+    def _drop(self, deterministic: bool) -> Callable[[jax.Array], jax.Array]:
+        return lambda x: self.dropout(x, deterministic=deterministic)
+
+    def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+        table = self.params["embedding"].astype(self.config.dtype)
+        return constrain(lookup(table, tokens), "batch", "", "")
+
+    def _remember(self, source, lengths, drop):
+        sizes = self.config.sizes
+        x = drop(self._embed(source))
+        states, last = networks.encode(sizes, self.params["encoder"], x, lengths, drop)
+        return networks.remember(sizes, self.params["decoder"], states, last, lengths)
+
+    def _decode(self, memory, inputs, drop):
+        sizes, params = self.config.sizes, self.params["decoder"]
+        return networks.decode(sizes, params, memory, drop(self._embed(inputs)), drop)
+
+    def _logits(self, h: Float[Array, "*b N"]) -> Float[Array, "*b V"]:
+        tied = self.config.tie_embeddings
+        head = self.params["embedding"].T if tied else self.params["head"]
+        axes = ("batch", "length", "vocab") if h.ndim == 3 else ("batch", "vocab")
+        return constrain(linear(h, head).astype(jnp.float32), *axes)
+
+
+def make_recurrent(
+    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
+) -> RecurrentModel:
+    """Returns the recurrent model of `config.model`.
+
+    Args:
+      model: `config.model`.
+      vocab_size: V, of source and target together.
+      length: the most tokens of a source or target.
+      instead: not looked at: there is one implementation.
+
+    Raises UserError for what does not fit.
+    """
+    check_name("model.cell", model.cell, CELLS)
+    check_name("model.dtype", model.dtype, DTYPES)
+    if model.num_layers < 1:
+        raise UserError(f"model.num_layers={model.num_layers} must be at least 1.")
+    if model.width < 2 or model.width % 2:
+        raise UserError(
+            f"model.width={model.width} must be even: the encoder has half of it in each direction."
+        )
+    if model.embedding_width < 0:
+        raise UserError(
+            f"model.embedding_width={model.embedding_width} must be at least 0 (0: model.width)."
+        )
+    embedding_width = model.embedding_width or model.width
+    if model.tie_embeddings and embedding_width != model.width:
+        raise UserError(
+            f"model.embedding_width={embedding_width} must be model.width={model.width} or 0 where "
+            "the output matrix is the embedding matrix; or set model.tie_embeddings=False."
+        )
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
+    if model.pattern:
+        raise UserError(
+            f"model.pattern={model.pattern} is of transformers; a recurrent model has "
+            "model.attention."
+        )
+    return RecurrentModel(
+        RecurrentConfig(
+            vocab_size=vocab_size,
+            length=length,
+            cell=model.cell,
+            width=model.width,
+            embedding_width=embedding_width,
+            num_layers=model.num_layers,
+            attention=model.attention,
+            input_feeding=model.input_feeding,
+            tie_embeddings=model.tie_embeddings,
+            dropout=model.dropout,
+            init_stddev=model.init_stddev,
+            embedding_stddev=model.embedding_stddev,
+            dtype=model.dtype,
+            reader=make_reader(model, length),
+        )
+    )

@@ -1,0 +1,271 @@
+"""The recurrent encoder and decoder as pure functions of parameters.
+
+What they learn is described by `encoder_parameters` and `decoder_parameters`, in the order in which
+the layers lie upon each other.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from research.attention.mixers.rnn import CELLS, project, run, run_gates
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
+from research.models.recurrent.attention import Reader
+
+Drop = Callable[[jax.Array], jax.Array]
+DIRECTIONS = ("forward", "backward")
+
+
+class Sizes(NamedTuple):
+    """What the networks are made of.
+
+    Attributes:
+      cell: a name in `CELLS`.
+      width: N, of the decoder's states and of the encoder's, all directions together.
+      inputs: E, of the embeddings.
+      num_layers: of encoder and decoder each.
+      init_stddev: of matrices that are not recurrent; 0: 1 / sqrt(fan in).
+      reader: reads the encoder's states; None does not.
+      input_feeding: what the step before read is an input.
+      every_step: the fixed vector is an input of every step and of the output.
+      dtype: of activations; states are float32.
+      directions: in which the encoder reads; each has its share of the width.
+    """
+
+    cell: str
+    width: int
+    inputs: int
+    num_layers: int
+    init_stddev: float
+    reader: Reader | None
+    input_feeding: bool
+    every_step: bool
+    dtype: str
+    directions: tuple[str, ...] = DIRECTIONS
+
+    @property
+    def each(self) -> int:
+        """The width of the encoder's states in one direction."""
+        return self.width // len(self.directions)
+
+
+def encoder_parameters(s: Sizes) -> dict[str, Any]:
+    """Returns {"0": {"forward": those of a cell, "backward": ...}, "1": ...}."""
+    make = CELLS[s.cell].parameters
+    return {
+        str(i): {d: make(s.width if i else s.inputs, s.each, s.init_stddev) for d in s.directions}
+        for i in range(s.num_layers)
+    }
+
+
+def decoder_parameters(s: Sizes) -> dict[str, Any]:
+    """Returns {"0": those of a cell, ..., "bridge": {...}, "attention": {...}, "combine": ...}."""
+    cell, n = CELLS[s.cell], s.width
+    extra = n if s.input_feeding or s.every_step else 0
+    found: dict[str, Any] = {
+        str(i): cell.parameters(n if i else s.inputs + extra, n, s.init_stddev)
+        for i in range(s.num_layers)
+    }
+    matrix = Parameter(
+        (s.num_layers, n, n), matrix_init(s.init_stddev, n), matrix_axes("", "width", "hidden")
+    )
+    bias = Parameter((s.num_layers, n), Constant(0.0), vector_axes("", "hidden"))
+    parts = cell.init_state(1, 1, "float32")
+    found["bridge"] = {p: matrix for p in parts} | {f"{p}_bias": bias for p in parts}
+    if s.reader is not None:
+        found["attention"] = s.reader.parameters()
+    if s.reader is not None or s.every_step:
+        init = matrix_init(s.init_stddev, 2 * n)
+        found["combine"] = Parameter((2 * n, n), init, matrix_axes("", "width"))
+    return found
+
+
+def encode(
+    s: Sizes,
+    params: dict[str, Any],
+    x: Float[Array, "B S E"],
+    lengths: Int[Array, " B"],
+    drop: Drop,
+) -> tuple[Float[Array, "B S N"], tuple[dict[str, Float[Array, "B N"]], ...]]:
+    """Runs the encoder, which reads in each of its directions.
+
+    Returns:
+      The states of the top layer, forward beside backward, zeros at padding; and for each layer its
+      last ones: the forward state at the last token beside the backward state at the first.
+    """
+    cell, last = CELLS[s.cell], []
+    for i in range(s.num_layers):
+        x = drop(x) if i else x
+        zeros = cell.init_state(x.shape[0], s.each, x.dtype)
+        found = [
+            run(s.cell, params[str(i)][d], zeros, x, lengths=lengths, reverse=d == "backward")
+            for d in s.directions
+        ]
+        states, outs = zip(*found, strict=True)
+        x = jnp.concatenate(outs, axis=-1)
+        last.append(jax.tree.map(lambda *a: jnp.concatenate(a, axis=-1), *states))
+    return x, tuple(last)
+
+
+def remember(
+    s: Sizes,
+    params: dict[str, Any],
+    states: Float[Array, "B S N"],
+    last: tuple[dict[str, Float[Array, "B N"]], ...],
+    lengths: Int[Array, " B"],
+) -> dict[str, Any]:
+    """Returns the memory: what the decoder needs of the source, given the decoder's parameters.
+
+    "initial": the decoder's first states, tanh(W v + b) of the encoder's last ones v, layer by
+    layer (Bahdanau et al. 2015, appendix A.2.2, whose v is the backward half alone). "valid"
+    (B, S): which tokens of the source are there. "source": keys and values, only with attention.
+    "fixed": v of the top layer, only where it is an input of every step.
+    """
+    bridge = params["bridge"]
+    initial = tuple(
+        {
+            name: jnp.tanh(_dot(v, bridge[name][i], s.dtype) + bridge[f"{name}_bias"][i])
+            for name, v in state.items()
+        }
+        for i, state in enumerate(last)
+    )
+    valid = jnp.arange(states.shape[1]) < lengths[:, None]
+    memory: dict[str, Any] = {"initial": initial, "valid": valid}
+    if s.every_step:
+        memory["fixed"] = last[-1]["h"].astype(s.dtype)
+    if s.reader is not None:
+        memory["source"] = s.reader.remember(params["attention"], states)
+    return memory
+
+
+def first_state(s: Sizes, memory: dict[str, Any]) -> dict[str, Any]:
+    """Returns the decoding state before the first token.
+
+    "cells": of each layer; "position": how many tokens there were; with attention "alignment", and
+    with input feeding "fed" (B, N), zeros as in Luong et al. 2015.
+    """
+    state: dict[str, Any] = {"cells": memory["initial"], "position": jnp.int32(0)}
+    if s.reader is not None:
+        state["alignment"] = s.reader.init_state(memory["source"]["values"])
+    if s.input_feeding:
+        state["fed"] = jnp.zeros_like(memory["initial"][0]["h"], s.dtype)
+    return state
+
+
+def gates_of(
+    s: Sizes, params: dict[str, Any], x: Float[Array, "B T E"], memory: dict[str, Any]
+) -> Float[Array, "B T G N"]:
+    """Returns the share of the lowest layer's gates that inputs and fixed vector have."""
+    layer = params["0"]
+    if s.every_step:
+        fixed = jnp.broadcast_to(memory["fixed"][:, None], (*x.shape[:2], s.width))
+        x = jnp.concatenate([x, fixed], axis=-1)
+    return project({"input": layer["input"][: x.shape[-1]], "bias": layer["bias"]}, x)
+
+
+def advance(
+    s: Sizes,
+    params: dict[str, Any],
+    memory: dict[str, Any],
+    state: dict[str, Any],
+    gates: Float[Array, "B G N"],
+    kept: tuple[Float[Array, "B N"], ...] = (),
+) -> tuple[dict[str, Any], tuple[Float[Array, "B N"], Float[Array, "B H S"] | None]]:
+    """One token.
+
+    Args:
+      s: the sizes.
+      params: of the decoder.
+      memory: as `remember` returned it.
+      state: as `first_state`.
+      gates: of the token, as `gates_of`.
+      kept: dropout's factors between the layers, one fewer than there are layers, or ().
+
+    Returns:
+      The new state; h~ = tanh(W [c; h]) (Luong et al. 2015, equation 5) of what was read, c, and
+      the top layer's state, h; and the weights it was read with, None without attention.
+    """
+    new, cells = {**state, "position": state["position"] + 1}, []
+    if s.input_feeding:
+        kernel = params["0"]["input"][s.inputs :].astype(gates.dtype)
+        gates = gates + jnp.einsum("bn,ngk->bgk", state["fed"], kernel)
+    h = jnp.zeros(())
+    for i, old in enumerate(state["cells"]):
+        if i:
+            gates = project(params[str(i)], h * kept[i - 1] if kept else h)
+        cell, h = CELLS[s.cell].step(params[str(i)], old, gates)
+        cells.append(cell)
+    new["cells"] = tuple(cells)
+    if s.reader is None:
+        return new, (_combine(s, params, memory, h, None), None)
+    learned, source = params["attention"], memory["source"]
+    weights, new["alignment"] = s.reader.align(
+        learned, h, source, memory["valid"], state["position"], state["alignment"]
+    )
+    h = _combine(s, params, memory, h, s.reader.read(learned, weights, source))
+    if s.input_feeding:
+        new["fed"] = h
+    return new, (h, weights)
+
+
+def decode(
+    s: Sizes,
+    params: dict[str, Any],
+    memory: dict[str, Any],
+    x: Float[Array, "B T E"],
+    drop: Drop,
+) -> tuple[Float[Array, "B T N"], Float[Array, "B T H S"] | None]:
+    """Returns h~ and the weights of every token, as `advance` one token after the other."""
+    matrices = _cast(s, params)
+    gates = gates_of(s, matrices, x, memory)
+    ones = jnp.ones((*x.shape[:2], s.width), s.dtype)
+    kept = tuple(drop(ones) for _ in range(s.num_layers - 1))
+    if not s.input_feeding:
+        return _decode_by_layer(s, matrices, memory, gates, kept)
+
+    def one(state: dict[str, Any], now: tuple) -> tuple:
+        return advance(s, matrices, memory, state, *now)
+
+    over_time = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (gates, kept))
+    _, found = jax.lax.scan(one, first_state(s, memory), over_time)
+    h, weights = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), found)
+    return h, weights
+
+
+def _decode_by_layer(s, params, memory, gates, kept):
+    """What no step feeds to the next can be done for all of them, one layer after the other."""
+    h = None
+    for i, state in enumerate(memory["initial"]):
+        gates = project(params[str(i)], h * kept[i - 1]) if i else gates
+        _, h = run_gates(s.cell, params[str(i)], state, gates)
+    if s.reader is None:
+        return _combine(s, params, memory, h, None), None
+    weights, contexts = s.reader.align_all(
+        params["attention"], h, memory["source"], memory["valid"]
+    )
+    return _combine(s, params, memory, h, contexts), weights
+
+
+def _combine(s, params, memory, h, context):
+    if s.every_step:
+        context = memory["fixed"]
+        context = jnp.broadcast_to(context[:, None] if h.ndim == 3 else context, h.shape)
+    if context is None:
+        return h
+    return jnp.tanh(jnp.concatenate([context, h], axis=-1) @ params["combine"].astype(h.dtype))
+
+
+def _dot(x, matrix, dtype):
+    return jnp.matmul(x.astype(dtype), matrix.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _cast(s, params):
+    """Matrices in the dtype of the products: once, not at every token."""
+
+    def cast(p, described):
+        return p.astype(s.dtype) if described.axes.matrix else p
+
+    return jax.tree.map(cast, params, decoder_parameters(s))

@@ -1,0 +1,1 @@
+"""Speech recognizers: listeners (encoders), spellers (decoders), and the two together."""

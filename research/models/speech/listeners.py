@@ -1,0 +1,357 @@
+"""Listeners: from frames of sound to fewer states, which a speller or CTC reads.
+
+Padding is on the right and leaves no trace: states of a row are the same however long its batch
+is, and zeros behind its end.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from research.attention.mixers.rnn import CELLS, run
+from research.attention.options import Options, make_mixer
+from research.attention.parameters import Axes, Parameter, drawn, matrix_axes, vector_axes
+from research.attention.parameters import matrix_init as stddev_init
+from research.attention.parts.masks import padding
+from research.attention.parts.positions import sinusoidal
+from research.errors import UserError, check_name
+from research.models import transformer
+from research.models.layers import implementation_of, looks_ahead, part_options
+from research.models.projection import linear
+from research.models.recurrent.networks import DIRECTIONS, Drop
+from research.models.speech import conformer
+from research.models.speech.conformer import ConformerStack
+from research.models.stacks import EncoderStack
+from research.models.transformer import (
+    HIDDEN,
+    TransformerConfig,
+    computed_instead,
+    matrix_init,
+    transformer_config,
+)
+from research.parallel.rules import constrain
+
+LISTENERS = ("bilstm", "transformer", "conformer")
+SUBSAMPLINGS = ("convolution", "pyramid")
+MOST_LEVELS = 3
+CHANNELS = 32
+"""Of the convolutions: few, because they run at the rate of the frames."""
+FRAMES = 512
+"""The longest sequence as mechanisms are told that ask for it. There may be more states."""
+AXES = (
+    transformer.AXES
+    | conformer.AXES
+    | {f"convolution_{i}": matrix_axes("taps", "taps", "", "") for i in range(MOST_LEVELS)}
+    | {f"convolution_{i}_bias": vector_axes("") for i in range(MOST_LEVELS)}
+    | {"input": matrix_axes("", "width"), "input_bias": vector_axes("width")}
+)
+
+
+@dataclass(frozen=True)
+class ListenerConfig:
+    """Static description of a listener.
+
+    Attributes:
+      kind: a name in `LISTENERS`.
+      subsampling: a name in `SUBSAMPLINGS`.
+      levels: how often time is halved, 0 to `MOST_LEVELS`.
+      width: N, of the states.
+      num_layers: L, of the layers behind the convolutions.
+      dropout: rate.
+      init_stddev: of matrices that are neither recurrent nor convolutions; 0: 1 / sqrt(fan in).
+      dtype: of activations.
+      filter_conv: taps of the Conformer's convolution over time.
+      layers: of a transformer or Conformer.
+      looks_ahead: whether its mixer does, which has to be told then what is padding.
+    """
+
+    kind: str
+    subsampling: str
+    levels: int
+    width: int
+    num_layers: int
+    dropout: float
+    init_stddev: float
+    dtype: str
+    filter_conv: int
+    layers: TransformerConfig | None
+    looks_ahead: bool
+
+
+def subsampled(levels: int, length: Any) -> Any:
+    """Returns how many states there are of so many frames: each level halves, rounding up."""
+    for _ in range(levels):
+        length = (length + 1) // 2
+    return length
+
+
+def masked(x: Float[Array, "B S ..."], lengths: Int[Array, " B"]) -> Float[Array, "B S ..."]:
+    """Returns x with zeros from `lengths` on."""
+    there = jnp.arange(x.shape[1]) < lengths[:, None]
+    return jnp.where(there.reshape(there.shape + (1,) * (x.ndim - 2)), x, 0)
+
+
+class Listener(nn.Module):
+    """Frames to states.
+
+    Time is halved by convolutions over time and frequency, kernel 3 and stride 2, and a linear
+    layer (Dong et al. 2018, section 3.3; Gulati et al. 2020, section 2), or between the layers of a
+    pyramid, which has no convolutions (Chan et al. 2016, section 3.1).
+    """
+
+    config: ListenerConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S F"], lengths: Int[Array, " B"], deterministic: bool
+    ) -> tuple[Float[Array, "B R N"], Int[Array, " B"]]:
+        """Returns the states and how many of them there are.
+
+        Args:
+          x: frames, right-padded.
+          lengths: how many of them there are.
+          deterministic: without dropout.
+        """
+        c = self.config
+        drop = nn.Dropout(c.dropout, deterministic=deterministic)
+        x = masked(x.astype(c.dtype), lengths)
+        if c.subsampling == "convolution":
+            for i in range(c.levels):
+                x = self._convolve(i, x if i else x[..., None])
+                lengths = subsampled(1, lengths)
+                x = masked(x, lengths)
+            x = drop(masked(self._project(x.reshape(*x.shape[:2], -1)), lengths))
+        if c.layers is None:
+            described = bilstm_parameters(c, x.shape[-1])
+            return bilstm(c, self.param("bilstm", drawn(described)), x, lengths, drop)
+        if c.layers.position == "sinusoidal":
+            x = x + jnp.asarray(sinusoidal(x.shape[1], c.width), x.dtype)
+        x, valid = constrain(x, *HIDDEN), jnp.arange(x.shape[1]) < lengths[:, None]
+        # Padding is on the right: what never looks ahead never sees it.
+        mask = padding(valid) if c.looks_ahead else None
+        if c.kind == "conformer":
+            stack = ConformerStack(c.layers, c.filter_conv, name="stack")
+            x = stack(x, valid, mask, deterministic)
+        else:
+            x = EncoderStack(c.layers, name="stack")(x, mask, deterministic)
+        return masked(x, lengths), lengths
+
+    def _convolve(self, level: int, x: Float[Array, "B S F C"]) -> Float[Array, "B R G D"]:
+        """Returns half of the frames and bands, rounding up."""
+        shape = (3, 3, x.shape[-1], CHANNELS)
+        # A rectifier halves the variance (He et al. 2015).
+        init = stddev_init(0.0, 9 * x.shape[-1], 2**0.5)
+        kernel = self.param(f"convolution_{level}", init, shape)
+        bias = self.param(f"convolution_{level}_bias", nn.initializers.zeros, (CHANNELS,))
+        x = convolve_by_two(x, kernel.astype(x.dtype))
+        return jax.nn.relu(x + bias.astype(x.dtype))
+
+    def _project(self, x: Float[Array, "B S G"]) -> Float[Array, "B S N"]:
+        c = self.config
+        kernel = self.param("input", matrix_init(c.init_stddev), (x.shape[-1], c.width))
+        bias = self.param("input_bias", nn.initializers.zeros, (c.width,))
+        return linear(x, kernel) + bias.astype(x.dtype)
+
+
+def convolve_by_two(
+    x: Float[Array, "B S F C"], kernel: Float[Array, "N N C D"]
+) -> Float[Array, "B R G D"]:
+    """Returns a convolution of stride 2 over time and frequency: half of each, rounding up.
+
+    A sum over the taps of products of matrices. XLA's own convolution takes 20 to 30 times as long
+    on CPUs once it is in the body of a loop, as a training step is
+    (benchmarks/convolution_in_loop.py).
+
+    Args:
+      x: the input. It is padded alike on both sides at every length, so that frames meet the same
+        taps whatever follows them.
+      kernel: N odd.
+    """
+    size, rows, bands = len(kernel), subsampled(1, x.shape[1]), subsampled(1, x.shape[2])
+    half = size // 2
+    x = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    taps = (
+        x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * bands - 1 : 2] @ kernel[i, j]
+        for i in range(size)
+        for j in range(size)
+    )
+    return functools.reduce(jnp.add, taps)
+
+
+def bilstm_parameters(c: ListenerConfig, inputs: int) -> dict[str, Any]:
+    """Returns {"0": {"forward": those of a cell, "backward": ...}, "1": ...}.
+
+    Args:
+      c: of the listener.
+      inputs: width of what the lowest layer reads.
+    """
+    found = {}
+    for i in range(c.num_layers):
+        read = c.width * (2 if halves(c, i) else 1) if i else inputs
+        cell = CELLS["lstm"].parameters(read, c.width // 2, c.init_stddev)
+        found[str(i)] = dict.fromkeys(DIRECTIONS, cell)
+    return found
+
+
+def halves(c: ListenerConfig, layer: int) -> bool:
+    """Returns whether a layer of a pyramid reads two states of the one below at a time."""
+    return c.subsampling == "pyramid" and 1 <= layer <= c.levels
+
+
+def bilstm(
+    c: ListenerConfig,
+    params: dict[str, Any],
+    x: Float[Array, "B S M"],
+    lengths: Int[Array, " B"],
+    drop: Drop,
+) -> tuple[Float[Array, "B R N"], Int[Array, " B"]]:
+    """Returns the top layer's states, forward beside backward, and how many there are.
+
+    A layer of a pyramid reads [h_{2 i}, h_{2 i + 1}] of the one below (Chan et al. 2016, equation
+    5), the second of which is zeros behind an odd end. Dropout is between the layers.
+    """
+    x = constrain(x, "batch", "", "")
+    for i in range(c.num_layers):
+        x = drop(x) if i else x
+        if halves(c, i):
+            x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0)))
+            x, lengths = x.reshape(len(x), -1, 2 * c.width), subsampled(1, lengths)
+        zeros = CELLS["lstm"].init_state(len(x), c.width // 2, x.dtype)
+        outs = [
+            run("lstm", params[str(i)][d], zeros, x, lengths=lengths, reverse=d == "backward")[1]
+            for d in DIRECTIONS
+        ]
+        x = jnp.concatenate(outs, axis=-1)
+    return x, lengths
+
+
+def make_listener(
+    model: ConfigDict, vocab_size: int, instead: Mapping[str, str]
+) -> tuple[ListenerConfig, str]:
+    """Returns the listener of `config.model` and the name of its implementation.
+
+    Args:
+      model: `config.model`; its numbers are in range.
+      vocab_size: V.
+      instead: as `make_model` takes it.
+
+    Raises UserError for what does not fit.
+    """
+    _check(model)
+    depth = model.encoder_layers or model.num_layers
+    layers, ahead, name = None, False, "recurrent"
+    if model.listener != "bilstm":
+        start = {"mask": "full", "num_layers": depth}
+        options = part_options(model, FRAMES, "encoder", start, "self")
+        check_any_length(options, lambda o: make_mixer(o).parameters(), "encoder", model.encoder)
+        options = computed_instead(options, instead)
+        ahead, name = looks_ahead(options), implementation_of((options,))
+        changes = {"num_layers": depth, "position": options.position}
+        layers = transformer_config(model, vocab_size, FRAMES, (options,), **changes)
+    listener = ListenerConfig(
+        kind=model.listener,
+        subsampling=model.subsampling,
+        levels=model.levels,
+        width=model.width,
+        num_layers=depth,
+        dropout=model.dropout,
+        init_stddev=model.init_stddev,
+        dtype=model.dtype,
+        filter_conv=model.filter_conv,
+        layers=layers,
+        looks_ahead=ahead,
+    )
+    return listener, name
+
+
+def _check(model: ConfigDict) -> None:
+    check_name("model.listener", model.listener, LISTENERS)
+    check_name("model.subsampling", model.subsampling, SUBSAMPLINGS)
+    if not 0 <= model.levels <= MOST_LEVELS:
+        raise UserError(f"model.levels={model.levels} must be from 0 to {MOST_LEVELS}.")
+    if model.encoder_layers < 0:
+        raise UserError(
+            f"model.encoder_layers={model.encoder_layers} must be at least 0 (0: num_layers)."
+        )
+    if model.listener == "bilstm" and model.width % 2:
+        raise UserError(
+            f"model.width={model.width} must be even: the listener has half of it in each "
+            "direction."
+        )
+    if model.filter_conv < 1 or model.filter_conv % 2 == 0:
+        raise UserError(
+            f"model.filter_conv={model.filter_conv} must be odd, as many taps on either side."
+        )
+    if model.subsampling == "pyramid":
+        _check_pyramid(model)
+
+
+def _check_pyramid(model: ConfigDict) -> None:
+    if model.listener != "bilstm":
+        raise UserError(
+            f"model.subsampling='pyramid' is of model.listener='bilstm'; {model.listener!r} has "
+            "'convolution'."
+        )
+    depth = model.encoder_layers or model.num_layers
+    if depth <= model.levels:
+        raise UserError(
+            f"model.levels={model.levels}: a pyramid of that many halvings needs "
+            f"model.encoder_layers to be at least {model.levels + 1}, and it is {depth}."
+        )
+
+
+def check_any_length(
+    options: Options,
+    described: Callable[[Options], Mapping[str, Parameter]],
+    key: str,
+    delta: str,
+) -> None:
+    """Raises UserError if what reads frames has parameters for only so many of them.
+
+    Args:
+      options: of what reads.
+      described: from options to what it learns.
+      key: of `config.model` that has its delta.
+      delta: that.
+    """
+    where = f"model.{key}={delta!r}: "
+    if options.position == "learned":
+        raise UserError(
+            f"{where}position 'learned' has a row for each place, and there may be any number of "
+            f"frames; add for example position=sinusoidal to model.{key}."
+        )
+    longer = replace(options, max_length=2 * options.max_length)
+    if shapes(described(options)) != shapes(described(longer)):
+        raise UserError(
+            f"{where}mixer {options.mixer!r} with score {options.score!r} has parameters whose "
+            "size is the longest sequence's, and there may be any number of frames; choose others."
+        )
+
+
+def shapes(described: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of what is learned."""
+    return {name: p.shape for name, p in described.items()}
+
+
+def parameter_axes(c: ListenerConfig, params: Any) -> Any:
+    """Returns the axes of each parameter of a listener, `Axes` to each leaf."""
+    cell = CELLS["lstm"].parameters(1, 1, 0.0)
+
+    def axes(path: tuple, _: Any) -> Axes:
+        names = [key.key for key in path]
+        if names[0] == "bilstm":
+            return cell[names[-1]].axes
+        if c.layers is not None and "mixer" in names:
+            own = c.layers.mixers[0].parameters()[names[-1]].axes
+        else:
+            own = AXES[names[-1]]
+        return own.stacked() if "layers" in names else own
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,0 +1,279 @@
+"""Models of speech: a listener, and a speller that attends to it, CTC, or both.
+
+Listen, Attend and Spell (Chan et al. 2016), the attention of Chorowski et al. 2015, the
+Speech-Transformer (Dong et al. 2018) and the Conformer (Gulati et al. 2020) are choices of the two
+parts; the objective may join CTC (Graves et al. 2006) to the speller's (Kim et al. 2017).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from research.attention.parameters import matrix_axes, vector_axes
+from research.errors import UserError, check_name
+from research.losses import ctc as connectionist
+from research.models.projection import linear
+from research.models.speech import listeners, spellers
+from research.models.speech.listeners import Listener, ListenerConfig, make_listener
+from research.models.speech.spellers import (
+    Memory,
+    SpellerConfig,
+    make_recurrent_speller,
+    make_transformer_speller,
+)
+from research.models.transformer import check_shell, matrix_init
+from research.parallel.rules import constrain
+from research.tasks.speech.speech_outputs import SpeechOutputs
+from research.tasks.task import BOS, EOS, PAD, Batch
+
+SPELLERS = {"recurrent": make_recurrent_speller, "transformer": make_transformer_speller}
+NO_LABEL = -1e9
+"""The logit of what no frame is labelled with."""
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """Static description of a model of speech.
+
+    Attributes:
+      vocab_size: V.
+      length: the most tokens of a target, end token included.
+      ctc_weight: lambda of the objective (1 - lambda) attention + lambda CTC (Kim et al. 2017,
+        equation 9); 0: no CTC; 1: no speller.
+      listener: from frames to states.
+      speller: from states to tokens; None if there is none.
+      implementation: the names of the implementations, of the listener first.
+    """
+
+    vocab_size: int
+    length: int
+    ctc_weight: float
+    listener: ListenerConfig
+    speller: SpellerConfig | None
+    implementation: str
+
+
+class SpeechModel(nn.Module):
+    """Frames and target tokens to `SpeechOutputs`; see `SequenceToSequence` in model.py."""
+
+    config: SpeechConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.listener = Listener(c.listener)
+        if c.speller is not None:
+            self.speller = spellers.make(c.speller)
+        if c.ctc_weight:
+            init = matrix_init(c.listener.init_stddev)
+            self.head = self.param("ctc", init, (c.listener.width, c.vocab_size))
+            self.bias = self.param("ctc_bias", nn.initializers.zeros, (c.vocab_size,))
+
+    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> SpeechOutputs:
+        """Returns what the metrics of speech read.
+
+        Args:
+          batch: "source" (B, S, F) float32 frames, right-padded, "source_length" (B,) and "inputs"
+            (B, T) int32.
+          deterministic: without dropout. The labelling is found only then, of at most 2 T tokens
+            if it is the speller's: errors that only make a transcript longer are to be seen.
+        """
+        c = self.config
+        states, lengths = self._listen(batch["source"], batch["source_length"], deterministic)
+        ctc = self._ctc_logits(states) if c.ctc_weight else None
+        # Nobody looks at what is found before there are parameters.
+        looks = deterministic and not self.is_initializing()
+        logits = labelling = None
+        if c.speller is not None:
+            memory = self.speller.remember(states, lengths)
+            logits, _ = self.speller.decode(memory, batch["inputs"], deterministic)
+            room = min(2 * batch["inputs"].shape[1], c.length)
+            labelling = self._spelled(memory, room) if looks else None
+        elif looks:
+            labelling = connectionist.greedy(ctc, lengths, PAD).tokens
+        weight = jnp.float32(c.ctc_weight)
+        return SpeechOutputs(logits, ctc, lengths, weight, labelling)
+
+    def encode(
+        self, source: Float[Array, "B S F"], source_length: Int[Array, " B"]
+    ) -> dict[str, Any]:
+        """Returns the memory: "valid" (B, R), "ctc" (B, R, V) log p if there is CTC, and what the
+        speller remembers of the R states."""
+        states, lengths = self._listen(source, source_length, deterministic=True)
+        memory: Memory = {"valid": jnp.arange(states.shape[1]) < lengths[:, None]}
+        if self.config.speller is not None:
+            memory |= self.speller.remember(states, lengths)
+        if self.config.ctc_weight:
+            memory["ctc"] = jax.nn.log_softmax(self._ctc_logits(states))
+        return memory
+
+    def init_state(self, memory: Memory, length: int) -> Any:
+        """Returns the state before the first token, with room for `length` of them.
+
+        Raises UserError without a speller.
+        """
+        return self._speller().init_state(memory, length)
+
+    def step(
+        self, memory: Memory, state: Any, token: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], Any, Float[Array, "B H R"]]:
+        """Returns float32 logits of the next token, the new state, and how the states were read.
+
+        Raises UserError without a speller.
+        """
+        return self._speller().step(memory, state, token)
+
+    def weights(self, batch: Batch) -> Float[Array, "B H T R"]:
+        """Returns how each target of a batch reads the states, given the inputs before it.
+
+        H is 0 without attention, as without a speller.
+        """
+        states, lengths = self._listen(batch["source"], batch["source_length"], True)
+        if self.config.speller is None:
+            rows, targets = batch["inputs"].shape
+            return jnp.zeros((rows, 0, targets, states.shape[1]))
+        memory = self.speller.remember(states, lengths)
+        return self.speller.decode(memory, batch["inputs"], True, with_weights=True)[1]
+
+    def ctc(self, memory: Memory) -> tuple[Float[Array, "B R V"], Int[Array, " B"]]:
+        """Returns log p of each frame's label, PAD the blank, and how many frames there are.
+
+        Raises UserError without CTC.
+        """
+        if not self.config.ctc_weight:
+            raise UserError("model.ctc_weight=0.0: this model has no CTC; it needs more than 0.")
+        return memory["ctc"], memory["valid"].sum(-1, dtype=jnp.int32)
+
+    @nn.nowrap
+    def subsampled(self, length: Any) -> Any:
+        """Returns R, how many states there are of `length` frames."""
+        return listeners.subsampled(self.config.listener.levels, length)
+
+    @property
+    def implementation(self) -> str:
+        """How the mixers are computed, those of the listener first."""
+        return self.config.implementation
+
+    @nn.nowrap
+    def parameter_axes(self, params: Any) -> Any:
+        """Returns the axes of each parameter, `Axes` to each leaf.
+
+        Args:
+          params: parameters or their shapes; leading axes of their own are not described.
+        """
+        c = self.config
+        found: dict[str, Any] = {
+            "listener": listeners.parameter_axes(c.listener, params["listener"])
+        }
+        if c.speller is not None:
+            found["speller"] = spellers.parameter_axes(c.speller, params["speller"])
+        if c.ctc_weight:
+            found |= {"ctc": matrix_axes("width", "vocab"), "ctc_bias": vector_axes("vocab")}
+        return found
+
+    @nn.nowrap
+    def state_bytes(self, length: int) -> int | None:
+        """Returns the bytes that spelling one sequence keeps: of `length` tokens and states each.
+
+        None without a speller.
+        """
+        c = self.config
+        if c.speller is None:
+            return None
+        return spellers.state_bytes(c.speller, c.listener.width, length)
+
+    def _listen(self, source: Array, source_length: Array, deterministic: bool) -> tuple:
+        return self.listener(source, source_length, deterministic)
+
+    def _speller(self) -> Any:
+        if self.config.speller is None:
+            raise UserError(
+                "model.ctc_weight=1.0: this model has no speller; its CTC output can be decoded, "
+                "and less than 1 gives it one."
+            )
+        return self.speller
+
+    def _ctc_logits(self, states: Float[Array, "B R N"]) -> Float[Array, "B R V"]:
+        logits = linear(states, self.head).astype(jnp.float32) + self.bias
+        number = jnp.arange(logits.shape[-1])
+        logits = jnp.where((number == BOS) | (number == EOS), NO_LABEL, logits)
+        return constrain(logits, "batch", "length", "vocab")
+
+    def _spelled(self, memory: Memory, length: int) -> Int[Array, "B T"]:
+        # A scan over calls of a module needs it apart from its parameters.
+        speller, variables = self.speller.unbind()
+        state = self.speller.init_state(memory, length)
+
+        def step(state: Any, token: Array) -> tuple:
+            return speller.apply(variables, memory, state, token, method="step")[:2]
+
+        return spelled(step, state, len(memory["valid"]), length)
+
+
+def spelled(
+    step: Callable[[Any, Array], tuple[Array, Any]], state: Any, rows: int, length: int
+) -> Int[Array, "B T"]:
+    """Returns what greedy decoding finds: tokens before the end token, PAD after them.
+
+    Args:
+      step: (state, token (B,)) -> logits (B, V) of the next one and the state.
+      state: before the first token.
+      rows: B.
+      length: T, the most tokens that are looked for.
+    """
+
+    def one(carry: tuple, _: None) -> tuple:
+        state, token, ended = carry
+        logits, state = step(state, token)
+        number = jnp.arange(logits.shape[-1])
+        possible = jnp.where((number == PAD) | (number == BOS), -jnp.inf, logits)
+        token = possible.argmax(-1).astype(jnp.int32)
+        ended |= token == EOS
+        token = jnp.where(ended, PAD, token)
+        return (state, token, ended), token
+
+    first = state, jnp.full(rows, BOS, jnp.int32), jnp.zeros(rows, bool)
+    return jax.lax.scan(one, first, length=length)[1].T
+
+
+def make_speech(
+    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
+) -> SpeechModel:
+    """Returns the model of speech of `config.model`.
+
+    A transformer or Conformer that listens has the mechanism keys as the encoder of an
+    encoder-decoder has them, `model.encoder` included; a transformer that spells has them as its
+    decoder, `model.cross` included; a recurrent speller reads them as a recurrent model does.
+
+    Args:
+      model: `config.model`.
+      vocab_size: V.
+      length: the most tokens of a target, end token included. Frames have no limit.
+      instead: {implementation: another} to take in its place by mixers that have the other.
+
+    Raises UserError for what does not fit.
+    """
+    check_shell(model)
+    check_name("model.speller", model.speller, SPELLERS)
+    if not 0 <= model.ctc_weight <= 1:
+        raise UserError(f"model.ctc_weight={model.ctc_weight} must be from 0 to 1.")
+    listener, heard = make_listener(model, vocab_size, instead or {})
+    speller, said = None, ""
+    if model.ctc_weight < 1:
+        speller, said = SPELLERS[model.speller](model, vocab_size, length, instead or {})
+    names = ", ".join(filter(None, (heard, said))).split(", ")
+    return SpeechModel(
+        SpeechConfig(
+            vocab_size=vocab_size,
+            length=length,
+            ctc_weight=float(model.ctc_weight),
+            listener=listener,
+            speller=speller,
+            implementation=", ".join(dict.fromkeys(names)),
+        )
+    )

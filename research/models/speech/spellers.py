@@ -1,0 +1,341 @@
+"""Spellers: from a listener's states to tokens, one after the other.
+
+Both kinds have the same methods. `remember` keeps what decoding needs of the states; `decode` takes
+all inputs of a batch at once; `init_state` and `step` take one token after the other, which gives
+the same logits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import unfreeze
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from research.attention.mixers import cross_attention
+from research.attention.mixers.cross_attention import CrossAttention
+from research.attention.mixers.rnn import CELLS
+from research.attention.mixers.sequential.monotonic import Monotonic
+from research.attention.mixers.sequential.windowed import Windowed
+from research.attention.options import Options
+from research.attention.parameters import Axes, Parameter, drawn, is_parameter
+from research.attention.parts.positions import sinusoidal
+from research.attention.registry import MODEL_POSITIONS
+from research.errors import UserError
+from research.models import transformer
+from research.models.layers import (
+    implementation_of,
+    layer_options,
+    looks_ahead,
+    part_options,
+)
+from research.models.lookup import lookup
+from research.models.projection import linear
+from research.models.recurrent import networks
+from research.models.recurrent.attention import Reader, make_reader
+from research.models.recurrent.language_model import RecurrentConfig, make_recurrent
+from research.models.speech.listeners import FRAMES, check_any_length, shapes
+from research.models.stacks import DecoderStack
+from research.models.transformer import (
+    AXES,
+    HIDDEN,
+    TransformerConfig,
+    computed_instead,
+    matrix_init,
+    transformer_config,
+)
+from research.parallel.rules import constrain
+
+Memory = dict[str, Any]
+Decoded = tuple[Float[Array, "B T V"], Any]
+"""Logits, and weights (B, H, T, S) if they were asked for, None otherwise."""
+
+
+@dataclass(frozen=True)
+class TransformerSpellerConfig:
+    """Static description of a transformer that spells.
+
+    Attributes:
+      decoder: of the layers, the target's positions and the embeddings.
+      cross: how every layer reads the states.
+    """
+
+    decoder: TransformerConfig
+    cross: CrossAttention
+
+
+SpellerConfig = RecurrentConfig | TransformerSpellerConfig
+
+
+def make(config: SpellerConfig, name: str | None = None) -> "Speller":
+    """Returns the speller of a description."""
+    if isinstance(config, RecurrentConfig):
+        return RecurrentSpeller(config, name=name)
+    return TransformerSpeller(config, name=name)
+
+
+def recurrent_parameters(c: RecurrentConfig) -> dict[str, Any]:
+    """Returns what a recurrent speller learns, as a tree of `Parameter`."""
+    return {name: tree for name, tree in c.parameters().items() if name != "encoder"}
+
+
+class RecurrentSpeller(nn.Module):
+    """The decoder of research/models/recurrent/language_model.py, without the encoder.
+
+    Its first states are made of the mean of the listener's states, which is also the vector that
+    attention `fixed_every_step` reads: a Conformer has no last state.
+    """
+
+    config: RecurrentConfig
+
+    def setup(self) -> None:
+        described = recurrent_parameters(self.config)
+        self.frozen = {name: self.param(name, drawn(tree)) for name, tree in described.items()}
+        self.dropout = nn.Dropout(self.config.dropout)
+
+    def remember(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
+        """Returns the memory of states that are zeros from `lengths` on."""
+        sizes = self.config.sizes
+        count = jnp.maximum(lengths, 1)[:, None]
+        mean = states.astype(jnp.float32).sum(1) / count
+        parts = CELLS[sizes.cell].init_state(1, 1, "float32")
+        last = (dict.fromkeys(parts, mean),) * sizes.num_layers
+        return networks.remember(sizes, self._params["decoder"], states, last, lengths)
+
+    def decode(
+        self,
+        memory: Memory,
+        inputs: Int[Array, "B T"],
+        deterministic: bool,
+        with_weights: bool = False,
+    ) -> Decoded:
+        """Returns float32 logits after each input and, if wanted, how the states were read."""
+
+        def drop(x: Array) -> Array:
+            return self.dropout(x, deterministic=deterministic)
+
+        sizes, params = self.config.sizes, self._params["decoder"]
+        h, weights = networks.decode(sizes, params, memory, drop(self._embed(inputs)), drop)
+        if not with_weights:
+            return self._logits(drop(h)), None
+        if weights is None:
+            weights = jnp.zeros((*inputs.shape, 0, memory["valid"].shape[1]))
+        return self._logits(drop(h)), jnp.swapaxes(weights, 1, 2)
+
+    def init_state(self, memory: Memory, length: int) -> dict[str, Any]:
+        """Returns the state before the first token, of the same size at every length."""
+        return networks.first_state(self.config.sizes, memory)
+
+    def step(
+        self, memory: Memory, state: dict[str, Any], token: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], dict[str, Any], Float[Array, "B H S"]]:
+        """Returns float32 logits of the next token, the new state, and how the states were read."""
+        sizes, params = self.config.sizes, self._params["decoder"]
+        gates = networks.gates_of(sizes, params, self._embed(token[:, None]), memory)[:, 0]
+        state, (h, weights) = networks.advance(sizes, params, memory, state, gates)
+        if weights is None:
+            weights = jnp.zeros((len(token), 0, memory["valid"].shape[1]))
+        return self._logits(h), state, weights
+
+    @property
+    def _params(self) -> dict[str, Any]:
+        return unfreeze(self.frozen)
+
+    def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+        table = self._params["embedding"].astype(self.config.dtype)
+        return constrain(lookup(table, tokens), "batch", "", "")
+
+    def _logits(self, h: Float[Array, "*b N"]) -> Float[Array, "*b V"]:
+        params = self._params
+        head = params["embedding"].T if self.config.tie_embeddings else params["head"]
+        axes = ("batch", "length", "vocab") if h.ndim == 3 else ("batch", "vocab")
+        return constrain(linear(h, head).astype(jnp.float32), *axes)
+
+
+class TransformerSpeller(nn.Module):
+    """The decoder of research/models/encoder_decoder.py."""
+
+    config: TransformerSpellerConfig
+
+    def setup(self) -> None:
+        c = self.config.decoder
+        self.decoder = DecoderStack(c, self.config.cross)
+        self.cross = self.param("cross", self._init_cross)
+        self.dropout = nn.Dropout(c.dropout)
+        init, shape = matrix_init(c.embedding_stddev), (c.vocab_size, c.width)
+        self.embedding = self.param("embedding", init, shape)
+        if not c.tie_embeddings:
+            self.head = self.param("head", init, shape[::-1])
+        if c.position == "learned":
+            self.position = self.param("position", init, (c.length, c.width))
+
+    def remember(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
+        """Returns what all layers read of the states, "kept" (L, B, ...), and "valid" (B, S)."""
+        cross = dict(self.cross["layers"])
+        kept = jax.vmap(self.config.cross.remember, (0, None))(cross, states)
+        return {"kept": kept, "valid": jnp.arange(states.shape[1]) < lengths[:, None]}
+
+    def decode(
+        self,
+        memory: Memory,
+        inputs: Int[Array, "B T"],
+        deterministic: bool,
+        with_weights: bool = False,
+    ) -> Decoded:
+        """Returns float32 logits after each input and, if wanted, the weights of all layers."""
+        logits, _, weights = self._decode(memory, None, inputs, deterministic, with_weights)
+        return logits, weights
+
+    def init_state(self, memory: Memory, length: int) -> dict[str, Any]:
+        """Returns the state before the first token, with room for `length` of them."""
+        return transformer.init_state(self.config.decoder, len(memory["valid"]), length)
+
+    def step(
+        self, memory: Memory, state: dict[str, Any], token: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], dict[str, Any], Float[Array, "B H S"]]:
+        """Returns float32 logits of the next token, the new state, and how the states were read."""
+        found = self._decode(memory, state, token[:, None], True, True)
+        return found[0][:, 0], found[1], found[2][:, :, 0]
+
+    def _init_cross(self, key: jax.Array) -> dict[str, Any]:
+        """Cross-attention of all layers, stacked as the parameters of the layers are."""
+        described, depth = self.config.cross.parameters(), self.config.decoder.num_layers
+        return {"layers": jax.vmap(drawn(described))(jax.random.split(key, depth))}
+
+    def _decode(self, memory, state, tokens, deterministic, with_weights):
+        c, table = self.config.decoder, self.embedding
+        start = 0 if state is None else state["step"]
+        x = lookup(table.astype(c.dtype), tokens)
+        if c.position in ("learned", "sinusoidal"):
+            # Sines are scaled to the embeddings, which they would drown at unit size.
+            learned = c.position == "learned"
+            rows = self.position if learned else sinusoidal(c.length, c.width) * c.embedding_stddev
+            window = jax.lax.dynamic_slice_in_dim(jnp.asarray(rows), start, tokens.shape[1])
+            x = x + window.astype(x.dtype)
+        x = constrain(self.dropout(x, deterministic=deterministic), *HIDDEN)
+        source = dict(self.cross["layers"]), memory["kept"]
+        x, state, weights = self.decoder(
+            x, state, source, memory["valid"], deterministic, with_weights
+        )
+        logits = linear(x, table.T if c.tie_embeddings else self.head)
+        logits = constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+        return logits, state, weights
+
+
+Speller = RecurrentSpeller | TransformerSpeller
+
+
+def parameter_axes(config: SpellerConfig, params: Any) -> Any:
+    """Returns the axes of each parameter of a speller, `Axes` to each leaf."""
+    if isinstance(config, RecurrentConfig):
+        described = recurrent_parameters(config)
+        return jax.tree.map(lambda p: p.axes, described, is_leaf=is_parameter)
+
+    def axes(path: tuple, _: Any) -> Axes:
+        names = [key.key for key in path]
+        if names[0] == "cross":
+            own = config.cross.parameters()[names[-1]].axes
+        elif "mixer" in names:
+            own = config.decoder.mixers[int(names[2])].parameters()[names[-1]].axes
+        else:
+            own = AXES[names[-1]]
+        return own.stacked() if "layers" in names else own
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def state_bytes(config: SpellerConfig, width: int, length: int) -> int:
+    """Returns the bytes that decoding keeps of a sequence of `length` tokens and as many states.
+
+    Args:
+      config: of the speller.
+      width: N, of the states.
+      length: tokens, and the listener's states that they are read from.
+    """
+    speller = make(config)
+    dtype = config.dtype if isinstance(config, RecurrentConfig) else config.decoder.dtype
+
+    def kept(speller: Speller) -> Any:
+        states = jnp.zeros((1, length, width), dtype)
+        memory = speller.remember(states, jnp.full((1,), length))
+        state = speller.init_state(memory, length)
+        # First states are in the state, and which of the listener's are valid is one number.
+        return {k: a for k, a in memory.items() if k not in ("initial", "valid")}, state
+
+    found = jax.eval_shape(lambda: speller.init_with_output(jax.random.key(0), method=kept)[0])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found) if leaf.ndim)
+
+
+def make_recurrent_speller(
+    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str]
+) -> tuple[SpellerConfig, str]:
+    """Returns a recurrent speller and the name of its implementation."""
+    config = make_recurrent(model, vocab_size, FRAMES).config
+    readers = filter(None, (make_reader(model, n) for n in (FRAMES, 2 * FRAMES)))
+    if len({str(shapes(reader.parameters())) for reader in readers}) > 1:
+        raise UserError(
+            f"model.attention={model.attention!r} has parameters for each place of a source, and "
+            "there may be any number of frames; 'location_aware' has not."
+        )
+    reader = windowed(config.reader, model)
+    return replace(config, length=length, reader=reader), "recurrent"
+
+
+def make_transformer_speller(
+    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str]
+) -> tuple[SpellerConfig, str]:
+    """Returns a transformer that spells and the names of its implementations."""
+    layers = layer_options(model, length)
+    for options in filter(looks_ahead, layers):
+        raise UserError(
+            f"model.mask={options.mask!r} of mixer {options.mixer!r} looks ahead, and a speller "
+            "must not see what it predicts; choose a causal one, such as model.mask='causal'."
+        )
+    start = {"mixer": "softmax", "mask": "full", "position": "none"}
+    cross = part_options(model, FRAMES, "cross", start, "cross")
+
+    def described(options: Options) -> Mapping[str, Parameter]:
+        return cross_attention.make(options, model.width).parameters()
+
+    if cross.position != "none" and cross.position in MODEL_POSITIONS:
+        raise UserError(
+            f"model.cross={model.cross!r}: position {cross.position!r} is added to the input of "
+            f"the model, not to what is read; set model.position={cross.position!r}."
+        )
+    check_any_length(cross, described, "cross", model.cross)
+    layers = tuple(computed_instead(o, instead) for o in layers)
+    cross = computed_instead(cross, instead)
+    config = TransformerSpellerConfig(
+        decoder=transformer_config(model, vocab_size, length, layers),
+        cross=cross_attention.make(cross, model.width),
+    )
+    return config, implementation_of((*layers, cross))
+
+
+def windowed(reader: Reader | None, model: ConfigDict) -> Reader | None:
+    """Returns the reader with the window of `config.model.median_window`. Raises UserError."""
+    if model.median_window == 0:
+        return reader
+    where = f"model.median_window={model.median_window}"
+    if model.median_window < 0:
+        raise UserError(f"{where} must be at least 0 (0: all frames may be read).")
+    if reader is None:
+        raise UserError(
+            f"{where}: model.attention={model.attention!r} reads no frames; leave it 0."
+        )
+    if isinstance(reader.alignment, Monotonic):
+        raise UserError(
+            f"{where}: model.attention={model.attention!r} goes on from where it is and takes no "
+            "window; leave it 0, or choose another attention, such as 'location_aware'."
+        )
+    if model.predicted_window or model.attention == "local_p":
+        raise UserError(
+            f"{where}: model.attention={model.attention!r} predicts a window of its own; leave "
+            "one of them out."
+        )
+    inner = Windowed(reader.alignment, model.median_window, reader.num_heads)
+    return replace(reader, alignment=inner)

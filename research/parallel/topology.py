@@ -1,0 +1,158 @@
+"""TPU slices as a plan needs them: what a chip can do, and descriptions of its devices.
+
+Figures of a chip are those of cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e, tpu7x; read
+2026-11-22). Interconnect is given there per chip in both directions together (v5e 400 GB/s); one
+direction is half of it. For v4 it is 2,400 Gbit/s per chip in one direction. The memory that a
+program can have is what the compiler of libtpu 0.0.42.1 says when a program does not fit.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from research.errors import UserError
+from research.parallel.slices import Slice, parse_slice
+
+GIB = 2**30
+LOCAL = "local"
+NO_LIBTPU = (
+    'TPU compilation needs libtpu: pip install "jax[tpu]=={version}" (no TPU is needed), or add '
+    "--estimate to plan without compiling."
+)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A generation of TPU chips.
+
+    Attributes:
+      devices: JAX devices per chip.
+      memory: bytes that a program can have on one device.
+      flops: peak FLOP/s of a chip in bfloat16.
+      bandwidth: bytes/s of a chip's memory.
+      link: bytes/s of one interconnect link in one direction.
+      dimensions: of the torus; two links each.
+      wraps: a torus dimension of a multiple of this many chips is a ring, others are lines.
+      network: bytes/s of a chip to other slices.
+      options: of the description of its devices.
+    """
+
+    devices: int
+    memory: float
+    flops: float
+    bandwidth: float
+    link: float
+    dimensions: int
+    wraps: int
+    network: float
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+CHIPS = {
+    # Kernels need both cores of a v4 chip to be one device, which is what hardware starts with.
+    "v4": Chip(
+        *(1, 30.75 * GIB, 275e12, 1.2e12, 50e9, 3, 4, 6.25e9), (("chip_config_name", "megacore"),)
+    ),
+    "v5e": Chip(1, 15.75 * GIB, 197e12, 0.819e12, 50e9, 2, 16, 3.1e9),
+    "v5p": Chip(1, 95.74 * GIB, 459e12, 2.765e12, 100e9, 3, 4, 6.25e9),
+    "v6e": Chip(1, 31.25 * GIB, 918e12, 1.638e12, 100e9, 2, 16, 12.5e9),
+    "tpu7x": Chip(2, 94.75 * GIB, 2307e12, 7.38e12, 100e9, 3, 4, 12.5e9),
+}
+"""For v4 the network is not published; it is taken to be that of v5p."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan is for: a slice, or the devices that are here (slice None).
+
+    Attributes:
+      name: as it was written.
+      slice: the TPU slice.
+      devices: number of JAX devices.
+    """
+
+    name: str
+    slice: Slice | None
+    devices: int
+
+    @property
+    def chip(self) -> Chip | None:
+        """What its chips can do; None for local devices, of which it is not known."""
+        return CHIPS[self.slice.generation] if self.slice else None
+
+    @property
+    def chips(self) -> int:
+        """All chips, of all slices; local devices count as chips."""
+        return self.slice.chips * self.slice.count if self.slice else self.devices
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a program can have on one device; infinite where it is not known."""
+        return self.chip.memory if self.chip else math.inf
+
+
+def parse_target(text: str) -> Target:
+    """Returns the target of "v5e:4x4", "2*v5e:16x16" or "local".
+
+    Raises UserError for a slice that does not exist.
+    """
+    if text == LOCAL:
+        return Target(text, None, jax.device_count())
+    found = parse_slice(text)
+    chips = found.chips * found.count
+    return Target(text, found, chips * CHIPS[found.generation].devices)
+
+
+def parse_targets(text: str, suggested: str) -> list[Target]:
+    """Returns the targets of a list with commas; without one, that of `parallel.slice`.
+
+    Raises UserError when there is neither.
+    """
+    names = [name.strip() for name in (text or suggested).split(",") if name.strip()]
+    if not names:
+        raise UserError(
+            "--topology is missing and the config's parallel.slice is empty; for example "
+            "--topology=v5e:4x4, --topology=v5e:4x4,v6e:2x4 or --topology=local."
+        )
+    return [parse_target(name) for name in names]
+
+
+def target_devices(target: Target) -> Sequence[Any]:
+    """Returns the devices of a target; for a slice their descriptions, which compile and run not.
+
+    Raises UserError when libtpu is missing.
+    """
+    if target.slice is None:
+        return jax.devices()
+    from jax.experimental import topologies
+
+    # libtpu looks for the metadata of the machine it runs on, and wants it for itself.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", target.slice.accelerator_type)
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    options = dict(CHIPS[target.slice.generation].options)
+    if target.slice.count > 1:
+        options["num_slices"] = target.slice.count
+    if target.slice.chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    name = f"{target.slice.generation}:{target.slice.topology}"
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:
+        if _has_libtpu():
+            raise UserError(
+                f"--topology={target.name!r}: libtpu has no such slice: {error}."
+            ) from None
+        raise UserError(NO_LIBTPU.format(version=jax.__version__)) from None
+    return found.devices
+
+
+def _has_libtpu() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("libtpu") is not None

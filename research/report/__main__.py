@@ -1,0 +1,84 @@
+"""Writes the report of a sweep: python -m research.report --workdir=DIR [--out=DIR].
+
+DIR is what `python -m research.sweep` wrote; the sweep may still be running. With --results=DIR,
+makes the report again from the results.json of an earlier one, without the runs.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from research import configuration
+from research.errors import UserError
+from research.report.columns import difference_text, progress_text
+from research.report.formatting import p_text, point_text, span
+from research.report.judging.judgements import OPEN, REFUTED, SUPPORTED
+from research.report.summary import Summary
+from research.report.tables import EQUAL
+from research.report.write import rewrite_report, write_report
+
+COLORS = {SUPPORTED: "green", REFUTED: "red", OPEN: "yellow"}
+
+
+def main() -> None:
+    """Writes the report of a sweep and prints its outcome."""
+    workdir, results = flags.FLAGS.workdir, flags.FLAGS.results
+    if bool(workdir) == bool(results):
+        raise UserError(
+            "--workdir is missing: the directory that research.sweep wrote. Or --results, the "
+            "directory of an earlier report."
+            if not workdir
+            else "--workdir and --results are two sources of one report; give one of them."
+        )
+    out = Path(flags.FLAGS.out or workdir or results)
+    summary = write_report(workdir, out) if workdir else rewrite_report(results, out)
+    console = Console()
+    show(summary, console)
+    names = ("report.html", "report.md", "results.json", "results.csv")
+    # One path per line and never wrapped: they are there to be clicked and copied.
+    console.print(f"{progress_text(summary.progress)}; {len(summary.charts)} figures", markup=False)
+    for name in names:
+        console.print(str(out / name), markup=False, soft_wrap=True, highlight=False)
+
+
+def show(summary: Summary, console: Console) -> None:
+    """Prints the outcome of each arm and the verdicts. Names are shown as text, never as markup."""
+    outcome = summary.study.experiment.outcome
+    console.print(Text(summary.study.experiment.question, style="bold"))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("point", "arm", f"{outcome.split} {outcome.metric}", "difference", "p"):
+        table.add_column(Text(name), no_wrap=name != "arm", overflow="fold")
+    for row in summary.rows:
+        cells = (point_text(row.point), row.arm, span(row.outcome), difference_text(row))
+        cells += (p_text(row.p),)
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    for row in summary.rows:
+        notes = [note for note in row.notes if note != EQUAL]
+        if notes:
+            place = ", ".join(part for part in (point_text(row.point), row.arm) if part)
+            console.print(Text(f"{place}: {'; '.join(notes)}", style="yellow"))
+    console.print()
+    verdicts = Table(box=None, pad_edge=False, show_header=False)
+    for judgement in summary.judgements:
+        style = COLORS.get(judgement.verdict, "dim")
+        said = Text.assemble((judgement.claim.text, "bold"), "\n", (judgement.reason, "dim"))
+        verdicts.add_row(Text(judgement.verdict, style=style), said)
+    console.print(verdicts)
+    for run, line in summary.failures:
+        console.print(Text(f"failed {run.run} ({run.arm}, seed {run.seed}): {line}", style="red"))
+
+
+def define_flags() -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string("workdir", None, "Directory that research.sweep wrote.")
+    flags.DEFINE_string("results", None, "Directory of a report, to make it again without runs.")
+    flags.DEFINE_string("out", None, "Directory of the report; default: where it is made from.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    configuration.run(main)

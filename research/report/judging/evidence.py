@@ -1,0 +1,422 @@
+"""What a sweep left on disk, as one value: the experiment, its runs, and measures of them.
+
+Reads a sweep directory (see `research.runs.store`) at any moment of the sweep, finished or not.
+
+Seeds without a number are never dropped in silence:
+  diverged  the seed counts as the worst value that its metric declares, an infinity where there is
+            none: it has not solved the task, and a mean with it is no number.
+  failed    the run raised an exception. That says nothing of the arm, so the seed has no value; its
+            error is shown, and no verdict is passed on what is left.
+  waiting   there is no result yet; likewise.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from research.ablation.cells import read_cells
+from research.ablation.claims import RISE, SLICE, STEPS, higher_is_better
+from research.ablation.experiment import (
+    Experiment,
+    Outcome,
+    experiment_from_json,
+    points,
+    seed_list,
+    tuning_grid,
+)
+from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
+from research.ablation.registration import Registration, registration_from_json
+from research.configuration import completed
+from research.errors import UserError
+from research.runs import store
+
+WAITING = "waiting"
+"""Status of a cell that has no result yet; the others are those of `store`."""
+
+RISE_BETWEEN = 0.2, 0.8
+"""The parts of its way that a rise is measured between."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the sweep and what its run left.
+
+    Attributes:
+      run: run id, the name of its directory.
+      arm, point, stage, tuned, seed: as in `experiment.Cell`.
+      status: "completed", "diverged", "failed" or "waiting".
+      result: result.json, {} while waiting.
+      curve: rows of metrics.jsonl; read for the report stage only.
+      config: config.json, {} when absent.
+      environment: environment.json of the run, {} when absent.
+    """
+
+    run: str
+    arm: str
+    point: Mapping[str, Any]
+    stage: str
+    tuned: Mapping[str, Any]
+    seed: int
+    status: str
+    result: Mapping[str, Any]
+    curve: Sequence[Mapping[str, Any]] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+    environment: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def key(self) -> tuple[str, Point]:
+        """The group the run belongs to."""
+        return self.arm, point_key(self.point)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep directory, read.
+
+    Attributes:
+      name: file stem of the experiment.
+      file: path of the experiment file.
+      workdir: the directory.
+      experiment: the ablation.
+      runs: one per cell written so far: to tune first, then to report, in the order of points.
+      planned: number of cells of the whole sweep, also those not yet written.
+      environment: environment.json of the sweep.
+      plain: experiment.json.
+      registration: what is known of its first run; None of sweeps from before it was kept.
+      resampled: the comparisons on sentences, where the sentences are not there any more.
+    """
+
+    name: str
+    file: str
+    workdir: Path
+    experiment: Experiment
+    runs: Sequence[Run]
+    planned: int
+    environment: Mapping[str, Any]
+    plain: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    registration: Registration | None = None
+    resampled: Mapping[str, Any] | None = None
+
+    @property
+    def reported(self) -> list[Run]:
+        """Runs of the report stage."""
+        return [run for run in self.runs if run.stage == "report"]
+
+
+def load_study(workdir: str | Path) -> Study:
+    """Reads a sweep directory. Raises UserError when it is none, or a file in it is damaged."""
+    workdir = Path(workdir)
+    plain = _read(workdir / "experiment.json")
+    if plain is None:
+        what = "there is no such directory" if not workdir.is_dir() else "it has no experiment.json"
+        raise UserError(
+            f"--workdir={str(workdir)!r} is not a sweep directory: {what}. `python -m "
+            "research.sweep --experiment=experiments/NAME.py --workdir=DIR` makes one."
+        )
+    try:
+        experiment = experiment_from_json(plain)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{workdir / 'experiment.json'} is no experiment: {error!r}.") from None
+    runs: dict[str, tuple] = {}
+    cells = read_cells(workdir)
+    for cell in cells:
+        # Two cells may share a run: it is read once.
+        run = cell["run"]
+        if run not in runs or (cell["stage"] == "report" and not runs[run][1]):
+            runs[run] = _read_run(workdir / run, cell["stage"] == "report")
+    read = {cell["run"] + cell["stage"]: runs[cell["run"]] for cell in cells}
+    environment = _read(workdir / "environment.json") or {}
+    return make_study(plain, cells, read, environment, workdir, experiment)
+
+
+def make_study(
+    plain: Mapping[str, Any],
+    cells: Sequence[Mapping],
+    read: Mapping[str, tuple],
+    environment: Mapping[str, Any],
+    workdir: Path,
+    experiment: Experiment,
+) -> Study:
+    """Returns the study of a sweep.
+
+    Args:
+      plain: its experiment.json.
+      cells: rows of cells.json; those that are not of the experiment are left out.
+      read: {run id + stage: (result, curve, config, environment)}.
+      environment: of the sweep.
+      workdir: where the sweep is, or the results of it.
+      experiment: what `plain` holds.
+    """
+    shown = _ordered(cells, experiment)
+    grid = len(tuning_grid(experiment)) * len(experiment.tune_seeds) if experiment.tune else 0
+    per_arm = grid + len(seed_list(experiment))
+    return Study(
+        name=str(plain.get("name") or workdir.name),
+        file=str(plain.get("file") or ""),
+        workdir=workdir,
+        experiment=experiment,
+        runs=[_run(cell, *read[cell["run"] + cell["stage"]]) for cell in shown],
+        planned=max(len(shown), per_arm * len(experiment.arms) * len(points(experiment))),
+        environment=environment,
+        plain=plain,
+        registration=registration_from_json(plain.get("registration")),
+    )
+
+
+def _ordered(cells: Sequence[Mapping], experiment: Experiment) -> list[Mapping]:
+    """Returns the cells known so far that are the experiment's: to tune first, then to report."""
+    pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
+    place = {pair: i for i, pair in enumerate(pairs)}
+    known = [(place.get((c["arm"], point_key(c["point"]))), c) for c in cells]
+    found = [(c["stage"] != "tune", at, c) for at, c in known if at is not None]
+    return [c for _, _, c in sorted(found, key=lambda row: row[:2])]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return store.read_json(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+
+
+def _read_run(path: Path, with_curve: bool) -> tuple:
+    result = _read(path / store.RESULT)
+    curve = store.read_metrics(path) if with_curve else []
+    return result, curve, _read(path / store.CONFIG), _read(path / store.ENVIRONMENT)
+
+
+def _run(cell: Mapping, result: Any, curve: list, config: Any, environment: Any) -> Run:
+    return Run(
+        run=cell["run"],
+        arm=cell["arm"],
+        point=cell["point"],
+        stage=cell["stage"],
+        tuned=cell["tuned"],
+        seed=cell["seed"],
+        status=result["status"] if result else WAITING,
+        result=result or {},
+        curve=curve,
+        config=completed(config or {}),
+        environment=environment or {},
+    )
+
+
+def metric_value(run: Run, outcome: Outcome, metric: str) -> Any:
+    """Returns a metric at the outcome's place in result.json: number, list, NaN, None if absent."""
+    values = (run.result.get(outcome.at) or {}).get(outcome.split) or {}
+    # JSON has no NaN: the store writes null, which is something else than not being there.
+    return math.nan if metric in values and values[metric] is None else values.get(metric)
+
+
+def measure(study: Study, metric: str = "", better: str = "") -> Measure:
+    """Returns one quantity of every reported run; `metric` as in `research.ablation.claims`."""
+    outcome, runs = study.experiment.outcome, study.reported
+    named = bool(metric)
+    metric = metric or outcome.metric
+    higher = higher_is_better(metric, outcome, better, study.experiment.directions)
+    axis_points = points(study.experiment)
+    labels = slice_labels(study, metric)
+    worst = _worst(study, metric, higher)
+    if labels:
+        expanded = [{**p, SLICE: label} for p in axis_points for label in labels[point_key(p)]]
+        values = _sliced(runs, outcome, metric, labels, worst)
+        absent = {
+            (arm, point_key({**p, SLICE: label})): text
+            for p in axis_points
+            for arm in study.experiment.arms
+            if (text := _missing(study, arm, p))
+            for label in labels[point_key(p)]
+        }
+        return Measure(metric, values, expanded, higher, missing=absent)
+    group, _, column = metric.partition("/")
+    kind = VALUES
+    if metric == STEPS:
+        kind, values = TIMES, [_steps_value(run, study) for run in runs]
+    elif metric == RISE:
+        values = [rise_time(run, study.experiment.outcome) for run in runs]
+    elif column and group in ("budget", "timing"):
+        kind = COSTS if group == "budget" else STOPWATCH
+        values = [_number((run.result.get(group) or {}).get(column)) for run in runs]
+    else:
+        values = [_value(run, metric_value(run, outcome, metric), worst) for run in runs]
+    grouped = _grouped(runs, values, [run.key for run in runs])
+    absent = {
+        (arm, point_key(p)): text
+        for p in axis_points
+        for arm in study.experiment.arms
+        if (text := _missing(study, arm, p) or _without_curve(study, arm, p, metric))
+    }
+    return Measure(
+        metric,
+        grouped,
+        axis_points,
+        higher,
+        kind,
+        solved=None if named else outcome.solved,
+        chance=outcome.chance if metric == outcome.metric else None,
+        missing=absent,
+    )
+
+
+def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:
+    """Says which of the planned seeds of an arm have no result; "" when all have one."""
+    planned = len(seed_list(study.experiment))
+    runs = [r for r in study.reported if r.key == (arm, point_key(point))]
+    failed = sum(r.status == store.FAILED for r in runs)
+    waiting = planned - len(runs) + sum(r.status == WAITING for r in runs)
+    said = []
+    if failed:
+        said.append(f"{failed} of {planned} seeds of {arm} failed with an exception")
+    if waiting > 0:
+        said.append(f"{waiting} of {planned} seeds of {arm} are not finished")
+    return " and ".join(said)
+
+
+def _without_curve(study: Study, arm: str, point: Mapping[str, Any], metric: str) -> str:
+    """Says why seeds lack a metric that is read off their curves; "" when none does."""
+    if metric not in (STEPS, RISE):
+        return ""
+    runs = [r for r in study.reported if r.key == (arm, point_key(point))]
+    if not all(r.curve for r in runs):
+        return f"the learning curves of {arm} were not kept"
+    if metric == STEPS:
+        return ""
+    # A rise time of the seeds that solve the task is not one of the arm.
+    never = sum(rise_time(r, study.experiment.outcome) is None for r in runs)
+    return f"{never} of {len(runs)} seeds of {arm} never solve the task" if never else ""
+
+
+def _worst(study: Study, metric: str, higher: bool | None) -> float:
+    """The value of a seed that diverged, of a metric or of the slices of one."""
+    declared = study.experiment.worst
+    return declared.get(metric, declared.get(metric.partition("_by_")[0], _unbounded(higher)))
+
+
+def _unbounded(higher: bool | None) -> float:
+    return math.nan if higher is None else -math.inf if higher else math.inf
+
+
+def _value(run: Run, own: Any, worst: float) -> float | None:
+    """The number of a run, the worst one if it diverged, None without a result."""
+    if run.status == store.DIVERGED or _is_nan(run, own):
+        return worst
+    return _number(own) if run.status == store.COMPLETED else None
+
+
+def slice_labels(study: Study, metric: str) -> dict[Point, list[str]]:
+    """Returns {point: labels} of a sliced metric, {} for a scalar one.
+
+    The labels of all arms: those of the run that has most of them, then what only others have.
+    """
+    found: dict[Point, list[list[str]]] = {point_key(p): [] for p in points(study.experiment)}
+    for run in study.reported:
+        found.setdefault(point_key(run.point), []).append(_own_labels(run, metric))
+    labels = {
+        point: list(dict.fromkeys(x for own in sorted(lists, key=len, reverse=True) for x in own))
+        for point, lists in found.items()
+    }
+    return labels if any(labels.values()) else {}
+
+
+def _own_labels(run: Run, metric: str) -> list[str]:
+    return [str(label) for label in (run.result.get("slices") or {}).get(metric) or ()]
+
+
+def sliced_metrics(study: Study) -> list[str]:
+    """Returns the names of the sliced metrics, in the order the runs list them."""
+    return list(dict.fromkeys(m for run in study.reported for m in run.result.get("slices") or {}))
+
+
+def _sliced(runs, outcome, metric, labels, worst) -> dict:
+    merged: dict[tuple[str, Point], dict[int, float]] = {}
+    for label in dict.fromkeys(x for found in labels.values() for x in found):
+        # Arms may have other slices, as of heads: each has its own place for a label, or none.
+        known = [_own_labels(r, metric) or labels[point_key(r.point)] for r in runs]
+        places = [(r, k.index(label)) for r, k in zip(runs, known, strict=True) if label in k]
+        have = [run for run, _ in places]
+        values = [_value(r, _item(metric_value(r, outcome, metric), i), worst) for r, i in places]
+        keys = [(run.arm, point_key({**run.point, SLICE: label})) for run in have]
+        merged |= _grouped(have, values, keys)
+    return merged
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index] if isinstance(values, list) and index < len(values) else None
+
+
+def _number(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+def has_diverged(run: Run, outcome: Outcome) -> bool:
+    """Returns whether the run counts as diverged: it says so, or its outcome is NaN."""
+    return run.status == store.DIVERGED or _is_nan(run, metric_value(run, outcome, outcome.metric))
+
+
+def _is_nan(run: Run, value: Any) -> bool:
+    return run.status == store.COMPLETED and isinstance(value, float) and math.isnan(value)
+
+
+def _grouped(runs, values, keys) -> dict[tuple[str, Point], dict[int, float]]:
+    groups: dict[tuple[str, Point], dict[int, float]] = {}
+    for run, value, key in zip(runs, values, keys, strict=True):
+        if value is not None:
+            groups.setdefault(key, {})[run.seed] = value
+    return groups
+
+
+def steps_to_threshold(run: Run, outcome: Outcome) -> int | None:
+    """Returns the first evaluated step whose validation outcome reached `solved`, or None."""
+    for row in run.curve:
+        value = _number(row.get(f"validation/{outcome.metric}"))
+        if value is not None and reached(value, outcome):
+            return int(row["step"])
+    return None
+
+
+def rise_time(run: Run, outcome: Outcome) -> float | None:
+    """Returns the part of training in which the validation outcome rose to `solved`, or None.
+
+    The rise time of signal processing, from 20 to 80 % of the way between the first evaluation and
+    the threshold: the steps from where the outcome first passed the one to where it first passed
+    the other, over all steps. Between evaluations it is taken to be linear. Of a way to wherever
+    the curve happened to end, a model that learns nothing would have a rise time, too. None without
+    a threshold, for a run that is unfinished, and for one that began or stayed on one side of it.
+    """
+    if run.status != store.COMPLETED or outcome.solved is None:
+        return None
+    logged = [(row["step"], _number(row.get(f"validation/{outcome.metric}"))) for row in run.curve]
+    curve = [(step, value) for step, value in logged if value is not None]
+    if not curve or reached(curve[0][1], outcome):
+        return None
+    begin = curve[0][1]
+    way = [(step, (value - begin) / (outcome.solved - begin)) for step, value in curve]
+    if max(part for _, part in way) < 1:
+        return None
+    low, high = (_first_passed(way, part) for part in RISE_BETWEEN)
+    return (high - low) / curve[-1][0]
+
+
+def _first_passed(way: Sequence[tuple[float, float]], part: float) -> float:
+    """Returns the step at which a curve from 0 to 1 first reaches `part`, linear in between."""
+    after = next(i for i, (_, value) in enumerate(way) if value >= part)
+    (step0, value0), (step1, value1) = way[after - 1], way[after]
+    return step0 + (step1 - step0) * (part - value0) / (value1 - value0)
+
+
+def reached(value: float, outcome: Outcome) -> bool:
+    """Returns whether an outcome counts as solved; False without a threshold."""
+    if outcome.solved is None:
+        return False
+    return value >= outcome.solved if outcome.higher_is_better else value <= outcome.solved
+
+
+def _steps_value(run: Run, study: Study) -> float | None:
+    """The first step at the threshold; infinity for a run that ended without having reached it."""
+    if run.status not in (store.COMPLETED, store.DIVERGED) or not run.curve:
+        return None
+    first = steps_to_threshold(run, study.experiment.outcome)
+    return math.inf if first is None else float(first)

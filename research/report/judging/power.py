@@ -1,0 +1,119 @@
+"""What a number of seeds can show, before any is trained.
+
+Of an outcome with a `solved` threshold it is known without a pilot: seeds solve the task or do not.
+Of a mean it depends on the spread over seeds: the smallest difference is given in standard
+deviations, and in units of the metric where finished runs (a pilot, tuning runs) show the spread.
+"""
+
+import math
+from collections.abc import Iterator
+
+from scipy.stats import binom
+
+from research import stats
+from research.ablation.claims import Claim, Direction, Equivalence, Threshold
+from research.ablation.experiment import Experiment, seed_list
+from research.ablation.tuning import scalar
+from research.report.formatting import count, number
+from research.report.judging.evidence import Study
+from research.report.judging.quantities import MOST_SEEDS
+from research.stats import ALPHA, Proportion, ProportionDifference
+
+OFTEN, SELDOM = 0.9, 0.1
+"""Probabilities to solve the task that the power of a comparison is stated for."""
+
+
+def power_lines(experiment: Experiment, pilot: Study | None = None) -> list[str]:
+    """Returns a line to each kind of test among the claims: what the planned seeds can show.
+
+    Args:
+      experiment: with its seeds drawn.
+      pilot: finished runs of the experiment, for the spread over seeds.
+    """
+    n = len(seed_list(experiment))
+    family = sum(claim.primary and claim.test is not None for claim in experiment.claims)
+    level = ALPHA / max(1, family) / max(1, len(experiment.looks))
+    lines = dict.fromkeys(_lines(experiment, n, level, pilot))
+    if not lines:
+        return []
+    head = f"{count(n, 'seed')}, {count(family, 'claim')} corrected together:"
+    return [head, *(f"  {line}" for line in lines)]
+
+
+def _lines(experiment: Experiment, n: int, level: float, pilot: Study | None) -> Iterator[str]:
+    for claim in experiment.claims:
+        test = claim.test
+        solving = experiment.outcome.solved is not None and not getattr(test, "metric", "")
+        if isinstance(test, Direction | Equivalence) and not solving:
+            yield _difference(experiment, claim, n, level, pilot)
+        elif isinstance(test, Direction):
+            yield _solving(test.margin, n, level)
+        elif isinstance(test, Threshold) and (solving or test.share is not None):
+            yield _share(0.5 if test.share is None else test.share, n, level)
+
+
+def _solving(margin: float, n: int, level: float) -> str:
+    """The power to tell an arm that solves the task in nine of ten seeds from one in ten."""
+
+    def shown(k1: int, k2: int, seeds: int) -> bool:
+        return 2 * ProportionDifference(k1, seeds, k2, seeds).p_above(margin) <= level
+
+    needed = _first(lambda seeds: shown(seeds, 0, seeds))
+    power = math.fsum(
+        binom.pmf(i, n, OFTEN) * binom.pmf(j, n, SELDOM)
+        for i in range(n + 1)
+        for j in range(n + 1)
+        if shown(i, j, n)
+    )
+    beyond = f" by more than {margin:g}" if margin else ""
+    return (
+        f"that one arm solves the task more often than another{beyond} takes {needed}; of arms "
+        f"that solve it in 90 % and 10 % of seeds, {n} show it with a probability of {power:.2f}"
+    )
+
+
+def _share(share: float, n: int, level: float) -> str:
+    def shown(k: int, seeds: int) -> bool:
+        return Proportion(k, seeds).p_above(share) <= level
+
+    needed = _first(lambda seeds: shown(seeds, seeds))
+    power = math.fsum(binom.pmf(k, n, OFTEN) for k in range(n + 1) if shown(k, n))
+    return (
+        f"that more than {100 * share:g} % of seeds reach a threshold takes {needed}; where 90 % "
+        f"do, {n} show it with a probability of {power:.2f}"
+    )
+
+
+def _difference(
+    experiment: Experiment, claim: Claim, n: int, level: float, pilot: Study | None
+) -> str:
+    """The smallest difference of means that is found with 80 % power."""
+    if n < 2:
+        return "a difference of means takes at least 2 seeds"
+    smallest = stats.minimum_detectable_effect(math.sqrt(2 / n), 2 * n - 2, level)
+    text = f"a difference of means is found with 80 % power from {smallest:.1f} sd of seeds on"
+    metric = getattr(claim.test, "metric", "") or experiment.outcome.metric
+    sd, df = _spread(metric, pilot)
+    if df:
+        text += (
+            f" ({metric}: {number(smallest * sd)}, by the sd of {number(sd)} over finished seeds, "
+            f"{df} degrees of freedom)"
+        )
+    return text
+
+
+def _spread(metric: str, pilot: Study | None) -> tuple[float, int]:
+    """The pooled standard deviation over seeds of the runs there are, on validation."""
+    groups: dict[tuple, list[float]] = {}
+    for run in pilot.runs if pilot else ():
+        outcome = pilot.experiment.outcome if pilot else None
+        value = scalar(run.result, outcome.at if outcome else "best", "validation", metric)
+        if value is not None:
+            key = (run.key, run.stage, tuple(sorted(run.tuned.items())))
+            groups.setdefault(key, []).append(value)
+    return stats.pooled_deviation(groups.values())
+
+
+def _first(shown) -> str:
+    found = next((seeds for seeds in range(2, MOST_SEEDS) if shown(seeds)), None)
+    return f"at least {count(found, 'seed')}" if found else f"more than {MOST_SEEDS} seeds"

@@ -1,0 +1,388 @@
+"""The numbers a claim speaks of: what each test measures, where, and the region it claims.
+
+What is compared depends on the measure. Of an outcome with a `solved` threshold it is the
+probability that a seed solves the task: seeds of such a task solve it or do not, and the mean of a
+few of them says little. Of steps to an event it is the order of the seeds, of costs the numbers
+themselves, of anything else the mean over seeds.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import combinations, pairwise
+from typing import Any
+
+from research import stats
+from research.ablation.claims import (
+    SLICE,
+    Crossover,
+    Direction,
+    Equivalence,
+    Test,
+    Threshold,
+    Trend,
+)
+from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, point_key
+from research.report.formatting import count, number, point_text
+from research.stats import ALPHA, Estimate, Proportion, ProportionDifference
+
+ONE_SEED = "one seed is not evidence"
+MOST_SEEDS = 64
+"""Seeds up to which the report says how many a claim would need."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number a claim speaks of, and the region the claim wants it in.
+
+    Attributes:
+      label: where it is measured, "" when there is only one place.
+      what: what it is, for example "mean accuracy of additive minus that of none".
+      estimate: the number, with its tests and intervals; None without runs.
+      low, high: the claimed region.
+      n: seeds of each arm.
+      one_sided: whether verdicts take one-sided bounds of level 95 %, as of a proportion that is
+        held to a border. Otherwise they take 95 % intervals, each end a bound of 97.5 %.
+      obstacle: why nothing can be told from it, whatever the test says; "" if something can.
+    """
+
+    label: str
+    what: str
+    estimate: Estimate | Proportion | ProportionDifference | None
+    low: float
+    high: float
+    n: tuple[int, ...]
+    one_sided: bool = False
+    obstacle: str = ""
+
+    @property
+    def support(self) -> float:
+        """The p-value of "outside of the region", 1 where nothing can be told."""
+        if self.obstacle or self.estimate is None:
+            return 1.0
+        p = 0.0
+        if math.isfinite(self.low):
+            p = max(p, self.estimate.p_above(self.low))
+        if math.isfinite(self.high):
+            p = max(p, self.estimate.p_below(self.high))
+        return min(1.0, p * (1 if self.one_sided else 2))
+
+    @property
+    def contradiction(self) -> float:
+        """The p-value of "inside of the region", 1 where nothing can be told."""
+        if self.obstacle or self.estimate is None:
+            return 1.0
+        tails = []
+        if math.isfinite(self.low):
+            tails.append(self.estimate.p_below(self.low))
+        if math.isfinite(self.high):
+            tails.append(self.estimate.p_above(self.high))
+        return min(1.0, min(tails) * len(tails) * (1 if self.one_sided else 2))
+
+    @property
+    def p_different(self) -> float:
+        """The two-sided p-value of "the number is 0"; NaN where nothing can be told."""
+        if self.obstacle or self.estimate is None:
+            return math.nan
+        return min(1.0, 2 * min(self.estimate.p_above(0.0), self.estimate.p_below(0.0)))
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Returns the interval whose place decides a test of this level; NaN if there is none."""
+        if self.estimate is None:
+            return math.nan, math.nan
+        return self.estimate.interval(2 * level if self.one_sided else level)
+
+
+def matches(point: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
+    """Returns whether the point agrees with the partial point."""
+    wanted = dict(point_key(at))
+    return all(dict(point_key(point)).get(key, math.nan) == v for key, v in wanted.items())
+
+
+def quantities(test: Test, data: Measure, places: Sequence[Mapping]) -> list[Quantity]:
+    """Returns the quantities of a test at the given points."""
+    match test:
+        case Direction(a, b, margin):
+            return [advantage(data, a, b, p, test.at, (margin, math.inf)) for p in places]
+        case Equivalence(a, b, margin):
+            return [_equivalence(data, a, b, p, test.at, margin) for p in places]
+        case Threshold():
+            return [_reaching(data, test, p) for p in places]
+        case Trend():
+            return [
+                q for group in along_axis(places, test.along) for q in _steps(data, test, group)
+            ]
+        case Crossover():
+            return [
+                q for group in along_axis(places, test.along) for q in _sides(data, test, group)
+            ]
+
+
+def _label(point: Mapping, at: Mapping) -> str:
+    return point_text({k: v for k, v in point.items() if k not in at})
+
+
+def subject(data: Measure) -> str:
+    """Returns what is compared, for example "mean accuracy"."""
+    if data.solved is not None:
+        return "probability to solve"
+    return {TIMES: data.name.replace("_", " "), COSTS: data.name}.get(
+        data.kind, f"mean {data.name}"
+    )
+
+
+def advantage(data: Measure, a: str, b: str, point: Mapping, at: Mapping, region) -> Quantity:
+    """Returns by how much `a` is better than `b` at a point, in units of what is compared."""
+    lower = data.higher_is_better is False and data.solved is None
+    first, second = (b, a) if lower else (a, b)
+    what = f"{subject(data)} of {first} minus that of {second}"
+    if data.kind == TIMES:
+        what = f"share of pairs of seeds in which {a} comes first, above one half"
+    low, high = region
+    return _difference(data, first, second, point, _label(point, at), what, low, high)
+
+
+def difference(data: Measure, a: str, b: str, point: Mapping[str, Any]) -> Quantity:
+    """Returns what is compared of `a` minus that of `b` at a point."""
+    what = f"{subject(data)} of {a} minus that of {b}"
+    return _difference(data, a, b, point, "", what, 0.0, math.inf)
+
+
+def _equivalence(data, a, b, point, at, margin) -> Quantity:
+    what = f"{subject(data)} of {a} minus that of {b}"
+    q = _difference(data, a, b, point, _label(point, at), what, -margin, margin)
+    e = q.estimate
+    if isinstance(e, ProportionDifference) and not q.obstacle:
+        if min(e.k1 / e.n1, e.k2 / e.n2) < 0.5:
+            obstacle = "an arm that fails in most seeds is no measure of what another one keeps"
+            return replace(q, obstacle=obstacle)
+    return q
+
+
+def _difference(data, a, b, point, label, what, low, high, paired=False) -> Quantity:
+    one, other = data.sample(a, point), data.sample(b, point)
+    return _between(data, ((a, point, one), (b, point, other)), label, what, low, high, paired)
+
+
+def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
+    """The difference of two samples, each (arm, point, {seed: value}), and its obstacle."""
+    (a, _, one), (b, _, other) = sides
+    n = (len(one), len(other))
+    obstacle = next((text for s in sides if (text := _absent(data, *s))), "")
+    estimate: Any = None
+    if not obstacle:
+        if data.solved is not None:
+            k1, k2 = (sum(data.reached(v, data.solved) for v in s.values()) for s in (one, other))
+            estimate = ProportionDifference(k1, n[0], k2, n[1])
+            obstacle = _same_end(k1, k2, n, a, b, low, high) or _too_few(low, high, n)
+        elif data.kind == COSTS:
+            estimate = stats.Exact(stats.median(one.values()) - stats.median(other.values()))
+        elif data.kind == TIMES:
+            estimate = stats.RankDifference(tuple(one.values()), tuple(other.values()))
+            if all(map(math.isinf, (*one.values(), *other.values()))):
+                obstacle = "no seed of either ever got there"
+            elif low > 0:
+                obstacle = "of steps only the order is tested, not by how many they differ"
+        else:
+            estimate = _means(one, other, paired)
+            obstacle = _no_spread(data, sides, estimate) or _guessing(data, sides)
+    return Quantity(label, what, estimate, low, high, n, obstacle=obstacle)
+
+
+def _means(one: stats.Sample, other: stats.Sample, paired: bool) -> stats.StudentT:
+    shared = sorted(set(one) & set(other))
+    if paired and len(shared) > 1:
+        scale = max(abs(v) for v in (*one.values(), *other.values()))
+        return stats.mean_of([one[s] - other[s] for s in shared], scale)
+    return stats.welch(one.values(), other.values())
+
+
+def _absent(data: Measure, arm: str, point: Mapping, sample: stats.Sample) -> str:
+    """Says why a sample is none to judge by; "" when it is one."""
+    if data.kind == STOPWATCH:
+        return (
+            "one clock timed all seeds of an arm at once; arms would have to take turns, several "
+            "times, to be compared by it"
+        )
+    if missing := data.missing.get((arm, point_key(point))):
+        return missing
+    if not sample:
+        return f"there are no finished runs of {arm}"
+    if len(sample) == 1 and data.kind != COSTS:
+        return ONE_SEED
+    return ""
+
+
+def _no_spread(data: Measure, sides, estimate: stats.StudentT) -> str:
+    for arm, _, sample in sides:
+        # Infinite, or NaN of a metric that has no better way.
+        lost = sum(not math.isfinite(value) for value in sample.values())
+        if lost:
+            return f"{count(lost, 'seed')} of {arm} diverged, and {data.name} has no worst value"
+    if estimate.error == 0:
+        return "all seeds are equal, which says nothing of the spread of others"
+    return ""
+
+
+def _guessing(data: Measure, sides) -> str:
+    """Says that neither arm is better than guessing, where that is known."""
+    if data.chance is None:
+        return ""
+    sign = -1 if data.higher_is_better is False else 1
+    for _, _, sample in sides:
+        found = stats.mean_of([sign * v for v in sample.values()])
+        if found.p_above(sign * data.chance) <= ALPHA / 2 or (
+            found.error == 0 and found.estimate > sign * data.chance
+        ):
+            return ""
+    return f"neither arm is shown to be better than guessing ({number(data.chance)})"
+
+
+def _same_end(k1: int, k2: int, n: tuple[int, int], a: str, b: str, low: float, high: float) -> str:
+    if k1 == k2 == 0:
+        return f"no seed of {a} or {b} solves the task"
+    if (k1, k2) == n and not (math.isfinite(low) and math.isfinite(high)):
+        return f"every seed of {a} and {b} solves the task, so that neither can be better"
+    return ""
+
+
+@lru_cache
+def _too_few(low: float, high: float, n: tuple[int, int]) -> str:
+    """Says that no result of so few seeds could decide; "" when one could."""
+
+    def decides(n1: int, n2: int) -> bool:
+        if math.isfinite(low) and math.isfinite(high):
+            best = ProportionDifference(n1, n1, n2, n2)
+            return 2 * max(best.p_above(low), best.p_below(high)) <= ALPHA
+        if math.isfinite(low):
+            return 2 * ProportionDifference(n1, n1, 0, n2).p_above(low) <= ALPHA
+        return 2 * ProportionDifference(0, n1, n2, n2).p_below(high) <= ALPHA
+
+    if decides(*n):
+        return ""
+    enough = next((m for m in range(min(n) + 1, MOST_SEEDS) if decides(m, m)), None)
+    needed = f"at least {enough}" if enough else f"more than {MOST_SEEDS}"
+    return f"{count(min(n), 'seed')} of an arm cannot show it whatever they do: it takes {needed}"
+
+
+def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
+    """What a threshold is about: a mean, a cost, or the share of seeds that reach the border."""
+    sample, label = data.sample(test.arm, point), _label(point, test.at)
+    obstacle = _absent(data, test.arm, point, sample)
+    if data.kind == VALUES and (data.solved is not None or test.share is not None):
+        return _share(data, test, label, sample, obstacle)
+    low = -math.inf if test.at_least is None else test.at_least
+    high = math.inf if test.at_most is None else test.at_most
+    what, estimate = f"{subject(data)} of {test.arm}", None
+    if data.kind == COSTS:
+        # The border itself is allowed.
+        low, high = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
+        estimate = stats.Exact(stats.median(sample.values())) if sample else None
+    elif data.kind == TIMES:
+        obstacle = obstacle or "of steps only the order of two arms is tested"
+    elif not obstacle:
+        estimate = stats.mean_of(sample.values(), caution=stats.CAUTION)
+        obstacle = _no_spread(data, ((test.arm, point, sample),), estimate)
+    return Quantity(label, what, estimate, low, high, (len(sample),), obstacle=obstacle)
+
+
+def _share(data: Measure, test: Threshold, label: str, sample, obstacle: str) -> Quantity:
+    at_least, share = test.at_least is not None, 0.5 if test.share is None else test.share
+    border = test.at_least if test.at_least is not None else test.at_most
+    assert border is not None
+    what = f"share of seeds of {test.arm} with {data.name} {'≥' if at_least else '≤'} {border:g}"
+    n, estimate = len(sample), None
+    if not obstacle:
+        k = sum(v >= border if at_least else v <= border for v in sample.values())
+        estimate = Proportion(k, n)
+        if k == n and share**n > ALPHA:
+            needed = next(m for m in range(n, 10_000) if share**m <= ALPHA)
+            obstacle = (
+                f"{count(n, 'seed')} cannot show it whatever they do: it takes at least {needed}"
+            )
+    return Quantity(label, what, estimate, share, math.inf, (n,), True, obstacle)
+
+
+def along_axis(places: Sequence[Mapping], along: str) -> list[list[Mapping]]:
+    """Groups points that differ only in `along`, in the order they come."""
+    groups: dict[tuple, list[Mapping]] = {}
+    for point in places:
+        rest = point_key({k: v for k, v in point.items() if k != along})
+        groups.setdefault(rest, []).append(point)
+    return list(groups.values())
+
+
+def axis_positions(values: Sequence[Any]) -> list[float]:
+    """Returns where axis values lie: numbers as they are, ranges ("3-4") at their middle.
+
+    When one of them holds no number, or two hold the same, all count by their position.
+    """
+    found = [_position(value) for value in values]
+    known = [v for v in found if v is not None]
+    if len(set(known)) == len(found):
+        return known
+    return [float(i) for i in range(len(found))]
+
+
+def _position(value: Any) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    # "1-2", "> 16", "32+": slice labels are ranges of a number.
+    match = re.fullmatch(r"[^\d.]*(\d+\.?\d*)(?:\s*[-–:]\s*(\d+\.?\d*))?\+?", str(value))
+    ends = [float(g) for g in match.groups() if g] if match else []
+    return stats.mean(ends) if ends else None
+
+
+def sorted_along(group: Sequence[Mapping], along: str) -> list[Mapping]:
+    """Returns the points of a group in the order of their values of `along`."""
+    positions = axis_positions([p.get(along) for p in group])
+    return [p for _, p in sorted(zip(positions, group, strict=True), key=lambda pair: pair[0])]
+
+
+def _steps(data: Measure, test: Trend, group: Sequence[Mapping]) -> list[Quantity]:
+    """The changes of an arm that a trend is about.
+
+    A line through the values would call 1, .3, 1 flat and .2, .6, .9, .5 rising. "flat" is about
+    every pair of axis values; "increasing" and "decreasing" about each value and the next, and, if
+    there is a margin, about the last and the first.
+    """
+    ordered = sorted_along(group, test.along)
+    rest = {k: v for k, v in group[0].items() if k != test.along}
+    name, where = test.along.rsplit(".", 1)[-1], _label(rest, test.at)
+    # Slices are of one run, so that its seeds are the same on both sides.
+    paired = test.along == SLICE
+
+    def change(p: Mapping, q: Mapping, low: float, high: float) -> Quantity:
+        ends = f"{name} {p.get(test.along)} to {q.get(test.along)}"
+        label = f"{where}, {ends}" if where else ends
+        sides = (
+            (test.arm, q, data.sample(test.arm, q)),
+            (test.arm, p, data.sample(test.arm, p)),
+        )
+        what = f"change of the {subject(data)} of {test.arm}"
+        return _between(data, sides, label, what, low, high, paired)
+
+    if test.direction == "flat":
+        return [change(p, q, -test.margin, test.margin) for p, q in combinations(ordered, 2)]
+    low, high = (0.0, math.inf) if test.direction == "increasing" else (-math.inf, 0.0)
+    found = [change(p, q, low, high) for p, q in pairwise(ordered)]
+    if test.margin:
+        ends = (test.margin, high) if test.direction == "increasing" else (low, -test.margin)
+        found.append(change(ordered[0], ordered[-1], *ends))
+    return found
+
+
+def _sides(data: Measure, test: Crossover, group: Sequence[Mapping]) -> list[Quantity]:
+    """The advantage of a over b along the axis, each with the side the claim wants it on."""
+    positions = axis_positions([p.get(test.along) for p in group])
+    sides = []
+    for x, point in zip(sorted(positions), sorted_along(group, test.along), strict=True):
+        first, last = x == min(positions), x == max(positions)
+        before = first if test.value is None else x < test.value
+        after = last if test.value is None else x > test.value
+        if before or after:
+            region = (0.0, math.inf) if before else (-math.inf, 0.0)
+            sides.append(advantage(data, test.a, test.b, point, test.at, region))
+    return sides

@@ -1,0 +1,168 @@
+"""Verdicts: the tests of claims applied to the measured runs.
+
+Every test comes down to one or more quantities (see `quantities`) and the region where the claim
+wants each of them. A claim is supported when every quantity is shown to lie in its region: an
+intersection-union test (Berger 1982, Technometrics 24, 295-300), which takes the largest p-value
+and needs no correction. It is refuted when one is shown to lie outside: Bonferroni over the
+quantities. All primary claims of an experiment are one family, over which Holm's procedure holds
+the chance of any false verdict at 5 %.
+
+Verdicts that can be wrong more often than that are not passed: "cannot tell" is for a claim whose
+runs could not have decided it, and says why.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from research import stats
+from research.ablation.claims import Claim, Crossover, Direction, Test, Trend
+from research.ablation.measure import Measure
+from research.report.formatting import point_text, value_text
+from research.report.judging import sentences
+from research.report.judging.judgements import (
+    CANNOT_TELL,
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    UNTESTED,
+    Check,
+    Judgement,
+)
+from research.report.judging.quantities import (
+    Quantity,
+    along_axis,
+    axis_positions,
+    matches,
+    quantities,
+)
+from research.stats import ALPHA
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What the runs say of a claim, before the correction for other claims."""
+
+    claim: Claim
+    data: Measure
+    quantities: Sequence[Quantity]
+    obstacle: str
+    support: float
+    contradiction: float
+
+    @property
+    def p(self) -> float:
+        return min(self.support, self.contradiction)
+
+
+def judge(claim: Claim, measure: Callable[[str, str], Measure]) -> Judgement:
+    """Returns the verdict on a claim that stands alone; arguments as of `judge_all`."""
+    return judge_all([claim], measure)[0]
+
+
+def judge_all(
+    claims: Sequence[Claim], measure: Callable[[str, str], Measure], alpha: float = ALPHA
+) -> list[Judgement]:
+    """Returns the verdicts on the claims of an experiment.
+
+    Args:
+      claims: the claims; the primary ones with a test are corrected together.
+      measure: (metric, better) -> Measure; "" is the outcome of the experiment.
+      alpha: chance of a false verdict on any of the primary claims, and on each other one.
+    """
+    found = [_weigh(claim, measure) for claim in claims]
+    # A claim that cannot be decided stays in the family: what is counted must not depend on the
+    # results.
+    family = [i for i, claim in enumerate(claims) if claim.primary and claim.test is not None]
+    levels = dict.fromkeys(range(len(claims)), alpha)
+    levels |= dict(zip(family, stats.holm_levels([found[i].p for i in family], alpha), strict=True))
+    sizes = {i: len(family) if i in family else 1 for i in range(len(claims))}
+    return [_decide(e, levels[i], sizes[i]) for i, e in enumerate(found)]
+
+
+def _weigh(claim: Claim, measure: Callable[[str, str], Measure]) -> _Evidence:
+    test = claim.test
+    data = measure("", "") if test is None else measure(test.metric, getattr(test, "better", ""))
+    if test is None:
+        return _Evidence(claim, data, (), "", 1.0, 1.0)
+    places = [p for p in data.points if matches(p, test.at)]
+    obstacle = _lacking(test, data, places)
+    if obstacle:
+        return _Evidence(claim, data, (), obstacle, 1.0, 1.0)
+    asked = quantities(test, data, places)
+    support = max(q.support for q in asked)
+    contradiction = min(1.0, min(q.contradiction for q in asked) * len(asked))
+    return _Evidence(claim, data, asked, "", support, contradiction)
+
+
+def _lacking(test: Test, data: Measure, places: Sequence[Mapping]) -> str:
+    """Says why the sweep cannot decide a claim at all; "" when it can."""
+    if isinstance(test, Direction | Crossover) and data.higher_is_better is None:
+        return f"whether higher or lower {data.name} is better is not said, and the test needs it"
+    if not places:
+        return f"the sweep has no point with {point_text(test.at)}"
+    if not isinstance(test, Trend | Crossover):
+        return ""
+    for group in along_axis(places, test.along):
+        x = axis_positions([p.get(test.along) for p in group])
+        if len(x) < 2:
+            return f"the sweep has fewer than two values of {test.along}"
+        value = test.value if isinstance(test, Crossover) else None
+        if value is not None and not min(x) < value < max(x):
+            return f"the sweep has no values of {test.along} on both sides of {value_text(value)}"
+    return ""
+
+
+def _decide(evidence: _Evidence, level: float, family: int) -> Judgement:
+    """Passes the verdict at a level that is corrected for the other claims."""
+    claim, test, data = evidence.claim, evidence.claim.test, evidence.data
+    ours = _ours(claim, data, test.at if test else {})
+    if test is None:
+        effect = "Shown beside our figures; nothing is tested."
+        return Judgement(claim, UNTESTED, effect, "", "", level, 1, (), ours)
+    checks = [_check(q, level, len(evidence.quantities)) for q in evidence.quantities]
+    obstacle = evidence.obstacle or next(
+        (q.obstacle for q in evidence.quantities if q.obstacle), ""
+    )
+    if evidence.contradiction <= level:
+        verdict = REFUTED
+    elif obstacle:
+        verdict = CANNOT_TELL
+    else:
+        verdict = SUPPORTED if evidence.support <= level else OPEN
+    return Judgement(
+        claim=claim,
+        verdict=verdict,
+        effect=sentences.effect(checks, verdict, data, level),
+        tested=sentences.tested(test, data, len(data.points) > 1 and not test.at),
+        why=sentences.why(test, verdict, checks, obstacle, level, family, claim.primary),
+        level=level,
+        family=family,
+        checks=checks,
+        ours=ours,
+    )
+
+
+def _check(q: Quantity, level: float, number: int) -> Check:
+    low, high = q.interval(level)
+    if q.contradiction * number <= level:
+        verdict = REFUTED
+    elif q.obstacle:
+        verdict = CANNOT_TELL
+    else:
+        verdict = SUPPORTED if q.support <= level else OPEN
+    return Check(q, low, high, verdict)
+
+
+def _ours(claim: Claim, data: Measure, at: Mapping) -> dict[str, stats.Summary]:
+    """Our mean of each published arm over the claim's points, one value per seed."""
+    labels = claim.published if isinstance(claim.published, Mapping) else {}
+    ours = {}
+    for arm in labels:
+        seeds: dict[int, list[float]] = {}
+        for point in data.points:
+            if matches(point, at):
+                for seed, value in data.sample(arm, point).items():
+                    seeds.setdefault(seed, []).append(value)
+        if seeds:
+            ours[arm] = stats.summary(stats.mean(v) for v in seeds.values())
+    return ours

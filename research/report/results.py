@@ -1,0 +1,120 @@
+"""The evidence of an experiment in one file, results.json, which needs no runs beside it.
+
+    {"experiment": experiment.json of the sweep, with its registration,
+     "workdir": where the runs were,
+     "environment": of the sweep,
+     "config": what the configs of all runs have in common, by dotted key,
+     "environments": the environments of the runs, each once,
+     "resampled": the comparisons of what runs wrote, sentence by sentence, or null,
+     "runs": [{"run", "arm", "point", "stage", "tuned", "seed", "result", "curve",
+               "config": what is the run's own, "environment": index} of each cell]}
+
+`curve` holds the rows of metrics.jsonl of a reported run, without what is sliced. Reports are made
+from it as from a sweep.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from research.ablation.experiment import experiment_from_json
+from research.configuration import flatten, nested
+from research.errors import UserError
+from research.report.judging.bootstrap import Bootstrap
+from research.report.judging.evidence import WAITING, Study, make_study
+from research.runs import store
+
+RESULTS = "results.json"
+
+
+def write_results(study: Study, resampled: Bootstrap | None, path: Path) -> None:
+    """Writes what a study knows of its runs; those that are waiting are left out."""
+    runs = [run for run in study.runs if run.status != WAITING]
+    configs = [flatten(run.config) for run in runs]
+    common = {
+        key: value
+        for key, value in sorted((configs[0] if configs else {}).items())
+        if all(key in config and config[key] == value for config in configs)
+    }
+    environments: list[Mapping] = []
+    rows = []
+    for run, config in zip(runs, configs, strict=True):
+        if run.environment not in environments:
+            environments.append(run.environment)
+        rows.append(
+            {
+                "run": run.run,
+                "arm": run.arm,
+                "point": run.point,
+                "stage": run.stage,
+                "tuned": run.tuned,
+                "seed": run.seed,
+                "result": run.result,
+                "curve": [_scalars(row) for row in run.curve],
+                "config": {k: config[k] for k in sorted(config) if k not in common},
+                "environment": environments.index(run.environment),
+            }
+        )
+    content = {
+        "experiment": study.plain,
+        "workdir": str(study.workdir),
+        "environment": study.environment,
+        "config": common,
+        "environments": environments,
+        "resampled": asdict(resampled) if resampled else None,
+        "runs": rows,
+    }
+    store.write_text(path, _lines(store.plain(content)))
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not isinstance(value, list)}
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    """JSON with a line to each run, so that a change of one is a change of one line."""
+    parts = []
+    for key, value in content.items():
+        if key == "runs":
+            rows = ",\n".join(f"  {json.dumps(row, separators=(',', ':'))}" for row in value)
+            parts.append(f'"runs": [\n{rows}\n]')
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return "{" + ",\n".join(parts) + "}\n"
+
+
+def read_results(folder: str | Path) -> Study:
+    """Returns the study that results.json in a folder holds.
+
+    Raises UserError when there is none or it is damaged.
+    """
+    path = Path(folder) / RESULTS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"--results={str(folder)!r} has no {RESULTS}; `python -m research.report "
+            "--workdir=DIR --out=DIR` writes one."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+    try:
+        runs: Sequence[Mapping] = content["runs"]
+        read = {
+            row["run"] + row["stage"]: (
+                row["result"],
+                row["curve"],
+                nested({**content["config"], **row["config"]}),
+                content["environments"][row["environment"]],
+            )
+            for row in runs
+        }
+        plain = content["experiment"]
+        experiment = experiment_from_json(plain)
+        workdir = Path(content["workdir"])
+        study = make_study(plain, runs, read, content["environment"], workdir, experiment)
+        return replace(study, resampled=content.get("resampled"))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} holds no results: {error!r}.") from None

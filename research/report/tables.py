@@ -1,0 +1,401 @@
+"""The rows of the report's tables, computed once for every output format."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from research import stats
+from research.ablation.experiment import points, seed_list
+from research.ablation.measure import Measure, point_key
+from research.ablation.tuning import choose, scalar
+from research.configuration import flatten
+from research.report.formatting import count
+from research.report.judging.evidence import (
+    WAITING,
+    Run,
+    Study,
+    has_diverged,
+    measure,
+    reached,
+    rise_time,
+    steps_to_threshold,
+)
+from research.report.judging.quantities import ONE_SEED, Quantity, difference
+from research.runs import store
+from research.stats import ALPHA, Summary
+from research.tasks.text.translation_scores import tokenizer_in
+
+EQUAL = "all seeds equal"
+"""Note on seeds without any spread, which say nothing of that of others."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm at one point of the main table.
+
+    Attributes:
+      outcome: mean and extremes over seeds.
+      seeds: {status: number of seeds}; "diverged" also counts a NaN outcome.
+      reference: whether this is the reference arm.
+      difference: from the reference arm, of means or, with a threshold, of the probability to
+        solve; None for the reference itself and where nothing can be told.
+      low, high: ends of its interval, simultaneous over the arms at this point (Bonferroni).
+      p: its two-sided p-value, Holm-adjusted over the arms at this point.
+      solved: (number of seeds that solved the task, low, high) or None without a threshold.
+      when_solved: mean outcome of the seeds that solved the task, NaN without any.
+      steps: median first step at the threshold, infinity when half of the seeds never reach it.
+      never: number of seeds that never reached it.
+      rise: median rise time of the outcome as a part of training, NaN where there is none.
+      notes: what a reader must know.
+    """
+
+    arm: str
+    point: Mapping[str, Any]
+    outcome: Summary
+    seeds: Mapping[str, int]
+    reference: bool
+    difference: float | None
+    low: float
+    high: float
+    p: float
+    solved: tuple[int, float, float] | None
+    when_solved: float
+    steps: float
+    never: int
+    rise: float
+    notes: Sequence[str]
+
+
+def main_table(study: Study) -> list[Row]:
+    """Returns one row per point and arm, in the order of the experiment."""
+    data = measure(study)
+    reference, *others = study.experiment.arms
+    rows = []
+    for point in points(study.experiment):
+        compared = {a: difference(data, a, reference, point) for a in others}
+        adjusted = stats.holm([q.p_different for q in compared.values()])
+        p = dict(zip(others, adjusted, strict=True))
+        level = ALPHA / max(1, len(others))
+        for arm in study.experiment.arms:
+            rows.append(_row(study, data, arm, point, compared.get(arm), p.get(arm), level))
+    return rows
+
+
+def _row(
+    study: Study,
+    data: Measure,
+    arm: str,
+    point: Mapping[str, Any],
+    compared: Quantity | None,
+    p: float | None,
+    level: float,
+) -> Row:
+    outcome = study.experiment.outcome
+    key = point_key(point)
+    runs = [run for run in study.reported if run.key == (arm, key)]
+    sample = data.sample(arm, point)
+    seeds = seed_counts(runs, study)
+    solved, when_solved = None, math.nan
+    if outcome.solved is not None and sample:
+        good = [v for v in sample.values() if reached(v, outcome)]
+        solved = (len(good), *stats.clopper_pearson(len(good), len(sample)))
+        when_solved = stats.mean(good)
+    finished = [r for r in runs if r.curve and r.status in (store.COMPLETED, store.DIVERGED)]
+    first = [steps_to_threshold(r, outcome) for r in finished] if outcome.solved is not None else []
+    ever = [math.inf if step is None else float(step) for step in first]
+    told = compared is not None and compared.estimate is not None
+    low, high = compared.interval(level) if compared else (math.nan, math.nan)
+    return Row(
+        arm=arm,
+        point=point,
+        outcome=stats.summary(sample.values()),
+        seeds=seeds,
+        reference=compared is None,
+        difference=compared.estimate.estimate if told and compared.estimate else None,
+        low=low,
+        high=high,
+        p=math.nan if p is None else p,
+        solved=solved,
+        when_solved=when_solved,
+        steps=stats.median(ever),
+        never=sum(math.isinf(step) for step in ever),
+        rise=stats.median(r for run in runs if (r := rise_time(run, outcome)) is not None),
+        notes=_notes(seeds, sample, compared),
+    )
+
+
+def seed_counts(runs: Iterable[Run], study: Study) -> dict[str, int]:
+    """Returns {status: seeds} of one group; seeds without a cell yet are waiting."""
+    counts = dict.fromkeys((store.COMPLETED, store.DIVERGED, store.FAILED, WAITING), 0)
+    runs = list(runs)
+    for run in runs:
+        status = store.DIVERGED if has_diverged(run, study.experiment.outcome) else run.status
+        counts[status] = counts.get(status, 0) + 1
+    counts[WAITING] += max(0, len(seed_list(study.experiment)) - len(runs))
+    return counts
+
+
+def _notes(seeds: Mapping[str, int], sample: Mapping, compared: Quantity | None) -> list[str]:
+    notes = []
+    if len(sample) == 1:
+        notes.append(ONE_SEED)
+    if seeds[store.DIVERGED]:
+        notes.append(f"{count(seeds[store.DIVERGED], 'seed')} diverged, counted as worst")
+    if seeds[store.FAILED]:
+        notes.append(f"{count(seeds[store.FAILED], 'seed')} failed")
+    if seeds[WAITING]:
+        notes.append(f"{count(seeds[WAITING], 'seed')} not finished")
+    if len(sample) > 1 and stats.deviation(sample.values()) == 0:
+        notes.append(EQUAL)
+    if compared and compared.obstacle and not any(seeds[s] for s in (store.FAILED, WAITING)):
+        notes.append(f"no comparison: {compared.obstacle}")
+    return notes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One budget entry of an arm at a point: its value and its ratio to the reference arm's."""
+
+    value: float | None
+    ratio: float
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """What one arm cost at one point.
+
+    Attributes:
+      costs: {column: cost} for `store.BUDGET`; a flagged one differs from the reference by more
+        than the tolerance and is not what is being ablated.
+      seconds: median training seconds over seeds. Never flagged: it is of the machine, too.
+      implementations: names of the implementations its runs used.
+    """
+
+    arm: str
+    point: Mapping[str, Any]
+    costs: Mapping[str, Cost]
+    seconds: float
+    implementations: Sequence[str]
+
+
+def budget_table(study: Study) -> list[BudgetRow]:
+    """Returns one row per point and arm, or one per arm when the costs are the same everywhere."""
+    rows = []
+    for point in points(study.experiment):
+        reference: Mapping[str, float | None] = {}
+        for index, arm in enumerate(study.experiment.arms):
+            runs = [r for r in study.reported if r.key == (arm, point_key(point))]
+            spent = {
+                c: _agreed([(r.result.get("budget") or {}).get(c) for r in runs])
+                for c in store.BUDGET
+            }
+            reference = spent if index == 0 else reference
+            seconds = [(r.result.get("timing") or {}).get("train_seconds") for r in runs]
+            names = [
+                str(r.result["implementation"]) for r in runs if r.result.get("implementation")
+            ]
+            rows.append(
+                BudgetRow(
+                    arm=arm,
+                    point=point,
+                    costs={c: _cost(study, c, spent[c], reference[c]) for c in store.BUDGET},
+                    seconds=stats.median(s for s in seconds if s is not None),
+                    implementations=sorted(set(names)),
+                )
+            )
+    return _merged(rows)
+
+
+def _merged(rows: Sequence[BudgetRow]) -> list[BudgetRow]:
+    by_arm: dict[str, list[BudgetRow]] = {}
+    for row in rows:
+        by_arm.setdefault(row.arm, []).append(row)
+    if any(row.costs != group[0].costs for group in by_arm.values() for row in group):
+        return list(rows)
+    return [
+        replace(
+            group[0],
+            point={},
+            seconds=stats.median(r.seconds for r in group if not math.isnan(r.seconds)),
+            implementations=sorted({name for r in group for name in r.implementations}),
+        )
+        for group in by_arm.values()
+    ]
+
+
+def _agreed(values: Iterable[float | None]) -> float | None:
+    """The median over seeds: it is the same for all, unless one stopped early."""
+    known = [float(v) for v in values if v is not None]
+    return stats.median(known) if known else None
+
+
+def _cost(study: Study, column: str, value: float | None, reference: float | None) -> Cost:
+    if value is None or reference is None:
+        return Cost(value, math.nan, False)
+    ratio = value / reference if reference else (1.0 if value == 0 else math.inf)
+    differs = abs(ratio - 1) > study.experiment.tolerance
+    return Cost(value, ratio, differs and column not in study.experiment.ablated)
+
+
+@dataclass(frozen=True)
+class TuningRow:
+    """The combination one arm uses at one point.
+
+    Attributes:
+      tuned: values the reported runs use; before there are any, the choice of the tuning runs.
+      best: choice of the tuning runs, {} while they are not finished.
+      scores: (combination, mean validation outcome or NaN, seeds without one) of the whole grid.
+      edges: tuned keys whose chosen value is the smallest or largest of the grid.
+      done, total: tuning cells with a result, and all of them.
+    """
+
+    arm: str
+    point: Mapping[str, Any]
+    tuned: Mapping[str, Any]
+    best: Mapping[str, Any]
+    scores: Sequence[tuple[Mapping[str, Any], float, int]]
+    edges: Sequence[str]
+    done: int
+    total: int
+
+
+def tuning_table(study: Study) -> list[TuningRow]:
+    """Returns one row per point and arm; empty when the experiment tunes nothing."""
+    outcome, rows = study.experiment.outcome, []
+    if not study.experiment.tune:
+        return []
+    results = {r.run: r.result for r in study.runs if r.result}
+    cells = [
+        {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
+        for r in study.runs
+    ]
+    chosen = choose(outcome, cells, results)
+    for point in points(study.experiment):
+        for arm in study.experiment.arms:
+            key = (arm, point_key(point))
+            runs = [r for r in study.runs if r.stage == "tune" and r.key == key]
+            groups: dict[tuple, list[Run]] = {}
+            for run in runs:
+                groups.setdefault(point_key(run.tuned), []).append(run)
+            scores = [_tuning_score(outcome, group) for group in groups.values()]
+            # What the reported runs used is the fact; the choice is shown until they exist.
+            used = [r.tuned for r in study.reported if r.key == key]
+            tuned = used[0] if used else chosen.get(key, {})
+            rows.append(
+                TuningRow(
+                    arm=arm,
+                    point=point,
+                    tuned=tuned,
+                    best=chosen.get(key, {}),
+                    scores=scores,
+                    edges=_edges(study, tuned),
+                    done=sum(r.status != WAITING for r in runs),
+                    total=len(runs),
+                )
+            )
+    return rows
+
+
+def _tuning_score(outcome, runs: Sequence[Run]) -> tuple[Mapping[str, Any], float, int]:
+    values = [scalar(r.result, outcome.at, "validation", outcome.metric) for r in runs]
+    known = [v for v in values if v is not None]
+    return runs[0].tuned, stats.mean(known), len(values) - len(known)
+
+
+def _edges(study: Study, tuned: Mapping[str, Any]) -> list[str]:
+    """A best value at the edge of its grid says that a better one may lie outside."""
+    edges = []
+    for key, values in study.experiment.tune.items():
+        ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if ordered and len(values) > 1 and tuned.get(key) in (min(values), max(values)):
+            edges.append(key)
+    return edges
+
+
+def config_table(study: Study) -> dict[str, list[Any]]:
+    """Returns {config key: value per arm} of the keys in which the arms differ or that they set.
+
+    Values are of the resolved configs at the first point, so that a difference which no delta
+    states (a derived width, say) shows as well. Before there are configs: the deltas; None where an
+    arm does not set the key.
+    """
+    experiment = study.experiment
+    first = point_key(points(experiment)[0])
+    configs = []
+    for arm in experiment.arms:
+        found = [r.config for r in study.runs if r.key == (arm, first) and r.config]
+        # The last one is of the report stage when that has begun.
+        configs.append(flatten(found[-1]) if found else dict(experiment.arms[arm]))
+    declared = [key for deltas in experiment.arms.values() for key in deltas]
+    keys = dict.fromkeys([*declared, *(key for config in configs for key in sorted(config))])
+    table = {key: [config.get(key) for config in configs] for key in keys if key != "seed"}
+    return {
+        key: values
+        for key, values in table.items()
+        if key in declared or any(value != values[0] for value in values)
+    }
+
+
+def failures(study: Study) -> list[tuple[Run, str]]:
+    """Returns the failed runs, each with the last line of its traceback."""
+    seen: dict[str, tuple[Run, str]] = {}
+    for run in study.runs:
+        if run.status == store.FAILED:
+            lines = [
+                line for line in str(run.result.get("error") or "").splitlines() if line.strip()
+            ]
+            seen.setdefault(run.run, (run, lines[-1].strip() if lines else "no error was recorded"))
+    return list(seen.values())
+
+
+def progress(study: Study) -> dict[str, int]:
+    """Returns {status: cells}; cells not yet written count as waiting."""
+    counts = dict.fromkeys((store.COMPLETED, store.DIVERGED, store.FAILED, WAITING), 0)
+    for run in study.runs:
+        status = store.DIVERGED if has_diverged(run, study.experiment.outcome) else run.status
+        counts[status] = counts.get(status, 0) + 1
+    counts[WAITING] += study.planned - len(study.runs)
+    return counts
+
+
+def _has_bleu(run: Run) -> bool:
+    return any("bleu" in (metrics or {}) for metrics in (run.result.get("best") or {}).values())
+
+
+def score_signatures(study: Study) -> str:
+    """Returns what the scores of the reported runs were computed with; "" where names say it."""
+    found: dict[str, None] = {}
+    for run in study.reported:
+        found |= {f"{k}: {v}": None for k, v in (run.result.get("signatures") or {}).items()}
+    return f"Scores by sacrebleu: {'; '.join(found)}." if found else ""
+
+
+def provenance_warnings(study: Study) -> list[str]:
+    """Says where runs of one sweep do not come from one place: commits, devices, versions, BLEU."""
+    places = {
+        "git commits": lambda e: (e.get("git") or {}).get("commit"),
+        "devices": lambda e: e.get("device"),
+        "sets of package versions": lambda e: e.get("versions"),
+    }
+    warnings = []
+    for what, get in places.items():
+        kinds = {repr(get(r.environment)) for r in study.runs if get(r.environment) is not None}
+        if len(kinds) > 1:
+            warnings.append(f"The runs come from {len(kinds)} different {what}.")
+    # Runs of before there were signatures took the default.
+    signatures = (run.result.get("signatures") or {} for run in study.runs if _has_bleu(run))
+    words = {tokenizer_in(signature.get("bleu", "")) for signature in signatures}
+    if len(words) > 1:
+        warnings.append(
+            f"BLEU of the runs is by different tokenizers ({', '.join(sorted(words))}), so that "
+            "it cannot be compared."
+        )
+    if any((r.environment.get("git") or {}).get("dirty") for r in study.runs) or (
+        study.environment.get("git") or {}
+    ).get("dirty"):
+        warnings.append(
+            "The working tree had uncommitted changes: the commit alone does not say what ran."
+        )
+    return warnings

@@ -1,0 +1,228 @@
+"""Writes the report of a sweep directory: report.html, report.md, results.csv and the figures."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from research.ablation.experiment import seed_list
+from research.drawing import chart
+from research.report import page
+from research.report.columns import (
+    RESULTS_NOTE,
+    Column,
+    budget_columns,
+    filled,
+    main_columns,
+    progress_text,
+    text_rows,
+    tuning_columns,
+)
+from research.report.formatting import count, point_text, span, value_text
+from research.report.judging.bootstrap import (
+    Bootstrap,
+    bootstrap,
+    bootstrap_columns,
+    bootstrap_note,
+)
+from research.report.judging.evidence import (
+    WAITING,
+    Study,
+    load_study,
+    rise_time,
+    steps_to_threshold,
+)
+from research.report.judging.judgements import Judgement
+from research.report.results import RESULTS, read_results, write_results
+from research.report.summary import Summary, summarize
+from research.report.tables import score_signatures
+from research.runs import store
+
+
+def write_report(workdir: str | Path, out: str | Path | None = None) -> Summary:
+    """Reads a sweep directory, finished or not, and writes its report to `out` (default: there).
+
+    Beside the report stands results.json, from which `rewrite_report` makes it again.
+
+    What reported runs decoded is copied to `out`/outputs/RUN.SPLIT.hypotheses.txt; results.csv says
+    which run is which.
+
+    Raises UserError when `workdir` is no sweep directory.
+    """
+    workdir = Path(workdir)
+    out = Path(out) if out else workdir
+    study = load_study(workdir)
+    summary = _write(study, out)
+    if out.resolve() != workdir.resolve():
+        _copy_outputs(study, workdir, out / "outputs")
+    return summary
+
+
+def rewrite_report(results: str | Path, out: str | Path | None = None) -> Summary:
+    """Writes the report of the results.json in a folder to `out` (default: that folder).
+
+    Raises UserError when there is none.
+    """
+    return _write(read_results(results), Path(out) if out else Path(results))
+
+
+def _write(study: Study, out: Path) -> Summary:
+    summary = summarize(study)
+    resampled = bootstrap(study)
+    for drawn in summary.charts:
+        chart.write_png(drawn, out / f"{drawn.name}.png")
+    store.write_text(out / "results.csv", results_csv(summary.study))
+    store.write_text(out / "report.md", markdown(summary, resampled))
+    store.write_text(out / "report.html", page.render(summary, out, resampled))
+    write_results(study, resampled, out / RESULTS)
+    return summary
+
+
+def _copy_outputs(study: Study, workdir: Path, out: Path) -> None:
+    """Copies what was decoded; references are the corpus's, and so is their licence."""
+    for run in study.reported:
+        for path in sorted((workdir / run.run).glob("*.hypotheses.txt")):
+            store.write_text(out / f"{run.run}.{path.name}", path.read_text(encoding="utf-8"))
+
+
+def results_csv(study: Study) -> str:
+    """Returns one row per run: where it stands in the ablation, what it measured, what it cost."""
+    rows = [dict(_flat_run(study, run)) for run in study.runs]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat_run(study: Study, run: Any) -> Iterator[tuple[str, Any]]:
+    yield from {"run": run.run, "arm": run.arm, "stage": run.stage, "seed": run.seed}.items()
+    yield from ((key, value_text(value)) for key, value in run.point.items())
+    yield from ((f"tuned.{key}", value_text(value)) for key, value in run.tuned.items())
+    result = run.result
+    yield "status", run.status
+    for key in ("implementation", "best_step", "steps"):
+        yield key, result.get(key)
+    if study.experiment.outcome.solved is not None:
+        yield "steps_to_threshold", steps_to_threshold(run, study.experiment.outcome)
+        yield "rise_time", rise_time(run, study.experiment.outcome)
+    for group in ("best", "final"):
+        for split, metrics in (result.get(group) or {}).items():
+            for metric, value in (metrics or {}).items():
+                labels = (result.get("slices") or {}).get(metric)
+                if isinstance(value, list):
+                    for i, v in enumerate(value):
+                        label = labels[i] if labels and i < len(labels) else i
+                        yield f"{group}.{split}.{metric}[{label}]", v
+                else:
+                    yield f"{group}.{split}.{metric}", value
+    for group in ("budget", "timing"):
+        yield from ((f"{group}.{key}", value) for key, value in (result.get(group) or {}).items())
+
+
+def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
+    """Returns the report as Markdown; the figures are the PNG files beside it."""
+    study = summary.study
+    experiment, outcome = study.experiment, study.experiment.outcome
+    at = "best validation step" if outcome.at == "best" else "last step"
+    better = "higher" if outcome.higher_is_better else "lower"
+    blocks = [
+        f"# {_plain(experiment.question)}",
+        f"Outcome: {_plain(outcome.split)} {_plain(outcome.metric)} at the {at} ({better} is "
+        f"better), {count(len(seed_list(experiment)), 'seed')}. {progress_text(summary.progress)}.",
+        *_warnings(summary),
+        *_claims(summary),
+        "## Results",
+        _table(main_columns(study), summary.rows),
+        RESULTS_NOTE,
+        *([_plain(signed)] if (signed := score_signatures(study)) else []),
+        *(f"![{_plain(c.title)}]({c.name}.png)" for c in summary.charts),
+        "## Budget",
+        _table(budget_columns(study), summary.budget),
+    ]
+    if resampled:
+        table = _table(bootstrap_columns(study, resampled.measure), resampled.pairs)
+        blocks += ["## Paired resampling", table, _plain(bootstrap_note(resampled))]
+    if summary.tuning:
+        blocks += ["## Tuning", _table(tuning_columns(study), summary.tuning)]
+    blocks += ["## What differs", _configs(summary), "## Reproduce", *_reproduce(study)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _warnings(summary: Summary) -> Iterator[str]:
+    if summary.progress[WAITING]:
+        waiting = count(summary.progress[WAITING], "run")
+        yield f"**This sweep is not finished: {waiting} still to come.**"
+    yield from (f"**{warning}**" for warning in summary.warnings)
+    if summary.failures:
+        yield "Failed runs:"
+        yield "\n".join(
+            f"- `{run.run}` {_plain(run.arm)} {_plain(point_text(run.point))}, seed {run.seed}: "
+            f"{_plain(line)}"
+            for run, line in summary.failures
+        )
+
+
+def _claims(summary: Summary) -> list[str]:
+    if not summary.judgements:
+        return []
+    head = ["verdict", "claim", "source", "reason", "published", "ours"]
+    rows = [
+        [
+            j.verdict,
+            j.claim.text,
+            j.claim.source,
+            j.reason,
+            published_text(j),
+            "; ".join(f"{label}: {span(i)}" for label, i in j.ours.items()),
+        ]
+        for j in summary.judgements
+    ]
+    return ["## Claims", _rows(head, rows)]
+
+
+def published_text(judgement: Judgement) -> str:
+    """Returns the published figures of a claim in one line."""
+    figures = judgement.claim.published
+    if isinstance(figures, Mapping):
+        return "; ".join(f"{label}: {value_text(v)}" for label, v in figures.items())
+    return value_text(figures) if figures is not None else ""
+
+
+def _configs(summary: Summary) -> str:
+    body = [
+        [key, *("as in the base" if v is None else value_text(v) for v in values)]
+        for key, values in summary.configs.items()
+    ]
+    return _rows(["config key", *summary.study.experiment.arms], body)
+
+
+def _reproduce(study: Study) -> Iterator[str]:
+    commit = (study.environment.get("git") or {}).get("commit")
+    if commit:
+        yield f"Commit `{_plain(commit)}`."
+    yield "\n".join(f"    {line}" for line in page.commands(study) if not line.startswith("git "))
+    device, versions = (study.environment.get(k) or {} for k in ("device", "versions"))
+    if device:
+        kind, cores = _plain(device.get("kind")), device.get("cpu_cores")
+        yield f"On {device.get('count')} {kind}, {cores} CPU cores."
+    yield ", ".join(f"{_plain(k)} {_plain(v)}" for k, v in versions.items())
+
+
+def _table(columns: list[Column], rows: Any) -> str:
+    columns = filled(columns, rows)
+    return _rows([column.title for column in columns], text_rows(columns, rows))
+
+
+def _rows(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
+
+
+def _plain(text: Any) -> str:
+    """Text that Markdown shows as it is: no markup, no new cells, one line."""
+    text = " ".join(str(text).split())
+    text = text.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    return "".join("\\" + c if c in "|*_`[]" else c for c in text)

@@ -1,0 +1,1 @@
+"""Speech recognition: recordings, features, and what is made of them."""

@@ -1,0 +1,207 @@
+"""Log-mel filterbank features of recordings, as Kaldi defines them."""
+
+import hashlib
+import io
+import json
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import kaldi_native_fbank
+import numpy as np
+from jaxtyping import Float
+
+from research.errors import UserError
+from research.runs.store import write_bytes
+from research.tasks.corpora import cache_directory
+from research.tasks.digests import file_digest
+from research.tasks.speech.audio import GREATEST_RATE, LEAST_RATE, read_audio
+from research.tasks.speech.manifest import Utterance
+
+FRAME_SECONDS, SHIFT_SECONDS = 0.025, 0.010
+LOW_HZ = 20.0
+HIGH = 0.95
+"""Where the highest band ends, as a part of half the rate: 3,800 Hz at 8 kHz, 7,600 at 16 kHz."""
+
+FULL_SCALE = 32768.0
+"""What a sample of 1 is multiplied with: Kaldi's features are of 16-bit integers."""
+
+LOG_FLOOR = 0.0
+"""The least log energy of a band, about that of the rounding noise of 16 bits.
+
+Kaldi's own is -15.9, and relies on dither: a stretch of zeros would be farther from a silent room
+than that is from speech, and decide alone what `normalize` does to the rest.
+"""
+
+LEAST_DEVIATION = 1e-2
+"""The least standard deviation of a band that `normalize` divides by."""
+
+PLAIN_SECONDS = 15.0
+"""Seconds between lines about progress when stderr is no terminal."""
+
+_VERSION = 1  # of the cached features: to be raised with every change of what is computed
+
+
+def num_frames(samples: int, rate: int) -> int:
+    """Returns F, the frames of a recording: one for each 10 ms, rounded, and at least one."""
+    shift = int(rate * SHIFT_SECONDS)
+    return max(1, (samples + shift // 2) // shift)
+
+
+def log_mel(samples: Float[np.ndarray, "N"], rate: int, num_mels: int = 40) -> np.ndarray:
+    """Returns (F, num_mels) float32: natural logarithms of the energy in mel-spaced bands.
+
+    Kaldi's compute-fbank-feats without dither, so the same every time (Povey et al. 2011, "The
+    Kaldi speech recognition toolkit"; feature-window.cc, mel-computations.cc): frames of 25 ms
+    every 10 ms, each without its mean, pre-emphasis 0.97, Povey window, power spectrum of the next
+    power of two, triangles between 20 Hz and 0.95 of half the rate that are equally wide in
+    mel = 1127 ln(1 + f / 700), and no energy below that of `LOG_FLOOR`.
+
+    Frame i is centred on sample (i + 1/2) * shift, and samples beyond the ends are those before
+    them mirrored (`snip_edges=false`), so that even a recording shorter than one frame has some:
+    F = `num_frames(N, rate)`. A recording of less than 5 ms is filled up with zeros.
+
+    Args:
+      samples: full scale 1, N > 0.
+      rate: samples per second.
+      num_mels: bands; each must have a point of the spectrum in it.
+
+    Raises UserError for a rate or a number of bands that cannot be.
+    """
+    if not LEAST_RATE <= rate <= GREATEST_RATE:
+        raise UserError(
+            f"task.sample_rate={rate} must be between {LEAST_RATE:,} and {GREATEST_RATE:,}."
+        )
+    if num_mels < 1:
+        raise UserError(f"task.num_mels={num_mels} must be at least 1.")
+    try:
+        online = kaldi_native_fbank.OnlineFbank(_options(rate, num_mels))
+    except ValueError:  # a triangle without any point of the spectrum
+        raise UserError(
+            f"task.num_mels={num_mels} are too many bands for {rate:,} samples a second."
+        ) from None
+    least = (int(rate * SHIFT_SECONDS) + 1) // 2
+    samples = np.pad(samples, (0, max(0, least - len(samples)))) * np.float32(FULL_SCALE)
+    online.accept_waveform(rate, samples.tolist())
+    online.input_finished()
+    frames = np.stack([online.get_frame(i) for i in range(online.num_frames_ready)])
+    return np.maximum(frames, np.float32(LOG_FLOOR))
+
+
+def _options(rate: int, num_mels: int) -> kaldi_native_fbank.FbankOptions:
+    """Returns Kaldi's defaults, but for dither, frames at the edges and the highest band."""
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.samp_freq = rate
+    options.frame_opts.dither = 0.0
+    options.frame_opts.snip_edges = False
+    options.mel_opts.num_bins = num_mels
+    options.mel_opts.low_freq = LOW_HZ
+    options.mel_opts.high_freq = HIGH * rate / 2
+    return options
+
+
+def normalize(features: Float[np.ndarray, "F num_mels"]) -> Float[np.ndarray, "F num_mels"]:
+    """Returns the features of one recording with mean 0 and variance 1 over frames, float32.
+
+    Each band for itself, so that neither loudness nor the microphone's response matters. A band
+    that hardly varies, as in silence, is divided by `LEAST_DEVIATION`.
+    """
+    mean = features.mean(axis=0, dtype=np.float64)
+    deviation = features.std(axis=0, dtype=np.float64)
+    return ((features - mean) / np.maximum(deviation, LEAST_DEVIATION)).astype(np.float32)
+
+
+def load_features(
+    utterances: Sequence[Utterance],
+    rate: int,
+    num_mels: int = 40,
+    max_seconds: float = 30.0,
+    cache: Path | None = None,
+) -> list[np.ndarray]:
+    """Returns `log_mel` of every recording, not normalised: (F, num_mels) float32 each.
+
+    All are held in memory, and kept in a file of the cache whose name is a hash of the recordings'
+    content and of everything else that the features depend on. Says on stderr how far it is.
+
+    Args:
+      utterances: of which only the paths are read.
+      rate, num_mels: see `log_mel`; recordings of another rate are resampled.
+      max_seconds: longer recordings are refused.
+      cache: a directory; default: "features" in `cache_directory()`.
+
+    Raises UserError for a recording that cannot be read; see `read_audio`.
+    """
+    settings = {
+        "version": _VERSION,
+        "kaldi_native_fbank": version("kaldi-native-fbank"),
+        "rate": rate,
+        "num_mels": num_mels,
+        "max_seconds": max_seconds,
+        "recordings": [_digest(utterance.path) for utterance in utterances],
+    }
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+    path = (cache or cache_directory() / "features") / f"{name}.npz"
+    found = _read(path)
+    if found is not None:
+        return found
+    report = _progress(len(utterances))
+    features = []
+    for utterance in utterances:
+        features.append(log_mel(read_audio(utterance.path, rate, max_seconds), rate, num_mels))
+        report(len(features))
+    _write(path, features)
+    return features
+
+
+def _digest(path: Path) -> str:
+    """Returns the sha256 of a file, "" when there is none: `read_audio` says what is wrong."""
+    try:
+        return file_digest(path)
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> list[np.ndarray] | None:
+    """Returns features from the cache, or None when they are not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            frames, lengths = arrays["frames"], arrays["lengths"]
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    return np.split(frames, np.cumsum(lengths)[:-1])
+
+
+def _write(path: Path, features: Sequence[np.ndarray]) -> None:
+    """Writes features to the cache if it can be written to."""
+    if not features:
+        return
+    content = io.BytesIO()
+    lengths = np.array([len(f) for f in features], np.int64)
+    np.savez(content, frames=np.concatenate(features), lengths=lengths)
+    try:
+        write_bytes(path, content.getvalue())
+    except OSError as error:
+        print(f"features are not cached: {error}", file=sys.stderr)
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    """Returns a function of how many recordings are done that says so, now and then."""
+    began = said = time.perf_counter()
+    live = sys.stderr.isatty()
+
+    def report(done: int) -> None:
+        nonlocal said
+        now = time.perf_counter()
+        if now - said < (0.2 if live else PLAIN_SECONDS) and not (live and done == total):
+            return
+        said = now
+        left = (total - done) * (now - began) / done
+        text = f"features: {done:,}/{total:,} recordings, {left:,.0f} s left"
+        # Going back to the start of the line, a terminal shows one; the spaces clear the last one.
+        start, end = ("\r", "    " if done < total else "    \n") if live else ("", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+
+    return report

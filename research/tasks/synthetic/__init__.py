@@ -1,0 +1,1 @@
+"""Tasks that are generated on the device inside the training step."""

@@ -1,0 +1,1 @@
+"""Tasks of written language: language modeling, translation, classification; tokenizers."""

@@ -1,0 +1,203 @@
+"""Language modelling on a text file: predict the next character or BPE token.
+
+The first 90 % of the text are for training, the last 10 % for validation, as nanoGPT splits tiny
+Shakespeare. A training batch is a set of random windows; validation takes windows spread evenly
+over the split, the same at every evaluation. The corpus lives on the device.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from research.errors import UserError
+from research.tasks.corpora import cache_directory, read_file, text_file
+from research.tasks.digests import digests
+from research.tasks.task import (
+    Batch,
+    Stream,
+    Sums,
+    Task,
+    bin_index,
+    bin_label,
+    cross_entropy,
+    of_lengths,
+    power_of_two_bins,
+    sliced,
+)
+from research.tasks.text.tokenizer import FILE, Tokenizer, make_tokenizer
+
+TRAINING_FRACTION = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Task):
+    """The task of this file; the attributes are those of `Task`.
+
+    `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32}.
+    """
+
+    options = {
+        "path": "tinyshakespeare",
+        "tokenizer": "char",
+        "bpe_vocab_size": 1024,
+        "eval_lengths": (),
+        "stream_sinks": (),
+        "stream_window": 0,
+        "stream_tokens": 1024,
+    }
+    higher_is_better = {"loss": False, "loss_longest": False, "bits_per_character": False}
+    tokenizer: Tokenizer
+    splits: Sequence[str] = ("validation",)
+    select: str = "loss"
+    next_token: bool = True
+    position_bins: list[tuple[int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "position_bins", power_of_two_bins(1, self.longest))
+
+    @property
+    def slices(self) -> Mapping[str, Sequence[str]]:
+        labels = {"loss_by_position": [bin_label(*b) for b in self.position_bins]}
+        if self.eval_lengths:
+            labels["loss_by_length"] = [str(n) for n in self.eval_lengths]
+        if self.stream:
+            labels["stream_loss_by_sinks"] = [str(n) for n in self.stream.sinks]
+        return labels
+
+    def batch(
+        self,
+        data: Mapping[str, jax.Array],
+        key: Key[Array, ""],
+        step: int | Int[Array, ""] = 0,
+        bucket: int = 0,
+    ) -> Batch:
+        """Returns windows at random places of the training split."""
+        key = jax.random.fold_in(key, step)
+        last = data["train"].shape[0] - self.length
+        starts = jax.random.randint(key, (self.batch_size,), 0, last)
+        return self._windows(data, "train", starts, self.length)
+
+    def evaluation(
+        self,
+        data: Mapping[str, jax.Array],
+        split: str,
+        index: Int[Array, ""],
+        total: int,
+        bucket: int = 0,
+    ) -> Batch:
+        """Returns batch `index` of `total`, windows spread evenly over the split."""
+        length = self.length_of(bucket)
+        last = data[split].shape[0] - length - 1
+        starts = np.linspace(0, last, total * self.batch_size).astype(np.int32)
+        starts = jnp.asarray(starts.reshape(total, self.batch_size))[index]
+        return self.marked(self._windows(data, split, starts, length), bucket)
+
+    def _windows(
+        self, data: Mapping[str, jax.Array], split: str, starts: jax.Array, length: int
+    ) -> Batch:
+        tokens = data[split][starts[:, None] + jnp.arange(length + 1)]
+        targets = tokens[:, 1:]
+        return {
+            "inputs": tokens[:, :-1],
+            "targets": targets,
+            "characters": data["characters"][targets],
+        }
+
+    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+        """Returns loss (nats per token), bits per character, loss by position in the context.
+
+        Loss and bits are of the length of training; windows of every length count by position.
+        """
+        loss = cross_entropy(outputs, batch["targets"])
+        ones = jnp.ones_like(loss)
+        positions = bin_index(1 + jnp.arange(loss.shape[1]), self.position_bins)
+        positions = jnp.broadcast_to(positions, loss.shape)
+        by_position = sliced(loss, ones, positions, len(self.position_bins))
+        weights, others = of_lengths(self, "loss", loss, ones, batch)
+        total = (loss * weights).sum()
+        characters = (batch["characters"] * weights).sum()
+        return {
+            "loss": Sums(total, weights.sum()),
+            "bits_per_character": Sums(total / jnp.log(2.0), characters),
+            "loss_by_position": by_position,
+            **others,
+        }
+
+    def streams(self, split: str) -> Int[Array, "B N"]:
+        """Returns `batch_size` pieces of a split, spread evenly over it."""
+        if self.stream is None:
+            raise ValueError("nothing is streamed")
+        last = self.data[split].shape[0] - self.stream.tokens - 1
+        starts = np.linspace(0, last, self.batch_size).astype(np.int32)
+        return self.data[split][starts[:, None] + np.arange(self.stream.tokens + 1)]
+
+    def artifacts(self) -> Mapping[str, str]:
+        """Returns the tokenizer."""
+        return {FILE: self.tokenizer.to_json()}
+
+
+def make_text(config: ConfigDict) -> Text:
+    """Returns the task of `config.task`. Raises UserError for a text that is missing or short."""
+    file = text_file(config.path)
+    text = read_file(file)
+    cut = int(len(text) * TRAINING_FRACTION)
+    whole = text if config.tokenizer == "char" else text[:cut]
+    tokenizer = make_tokenizer(
+        config.tokenizer, whole, config.bpe_vocab_size, cache_directory() / "tokenizers"
+    )
+    splits = {
+        "train": tokenizer.encode(text[:cut]),
+        "validation": tokenizer.encode(text[cut:]),
+    }
+    eval_lengths = tuple(config.eval_lengths)
+    for name, tokens in splits.items():
+        for key, length in (
+            ("length", config.length),
+            *(("eval_lengths", n) for n in eval_lengths),
+        ):
+            if len(tokens) < length + 2:
+                raise UserError(
+                    f"task.{key}={length} is too long: the {name} split of {config.path} "
+                    f"has {len(tokens)} tokens."
+                )
+    stream = make_stream(config, len(splits["validation"]))
+    data = {name: jnp.asarray(tokens) for name, tokens in splits.items()}
+    data["characters"] = jnp.asarray(tokenizer.characters)
+    return Text(
+        length=config.length,
+        batch_size=config.batch_size,
+        eval_lengths=eval_lengths,
+        stream=stream,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer,
+        data=data,
+        files=digests([file]),
+    )
+
+
+def make_stream(config: ConfigDict, tokens: int) -> Stream | None:
+    """Returns how the text is streamed, if it is. Raises UserError for sizes that do not fit.
+
+    Args:
+      config: `config.task`.
+      tokens: of the validation split.
+    """
+    sinks, window = tuple(config.stream_sinks), config.stream_window or config.length
+    if not sinks:
+        return None
+    if list(sinks) != sorted(set(sinks)) or sinks[0] < 0 or sinks[-1] >= window:
+        raise UserError(
+            f"task.stream_sinks={sinks}: give numbers from 0 to less than the window of {window} "
+            "tokens, each larger than the one before."
+        )
+    if not window < config.stream_tokens < tokens:
+        raise UserError(
+            f"task.stream_tokens={config.stream_tokens} must be more than the window of {window} "
+            f"tokens and less than the {tokens} of the validation text."
+        )
+    return Stream(window, sinks, config.stream_tokens)

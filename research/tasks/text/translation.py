@@ -1,0 +1,353 @@
+"""Translation: sentences of one language into another, with one vocabulary for both.
+
+Byte-level BPE is trained on both sides of the training split together (Sennrich et al. 2016,
+"Neural Machine Translation of Rare Words with Subword Units", 3.2: joint BPE). Pairs are padded to
+a few shapes and live on the device; research/tasks/buckets.py says in which order they come.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from research.errors import UserError
+from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds, padded_part
+from research.tasks.corpora import cache_directory
+from research.tasks.task import (
+    BOS,
+    EOS,
+    PAD,
+    Batch,
+    Scored,
+    Sums,
+    Task,
+    bin_index,
+    bin_label,
+    cross_entropy,
+    sliced,
+    word_bins,
+)
+from research.tasks.text.encoded_pairs import Encoded, arrays_of, chosen, cut, encode, in_buckets
+from research.tasks.text.parallel_text import Corpus, read_corpus
+from research.tasks.text.tokenizer import (
+    CORPUS,
+    FILE,
+    SentenceTokenizer,
+    digest_of,
+    train_sentence_bpe,
+)
+from research.tasks.text.translation_scores import (
+    bleu_tokenizer,
+    by_slice,
+    chrf,
+    corpus_bleu,
+    exact_match,
+    signatures,
+)
+
+EVALUATION_BUCKETS = 2  # each is compiled for every split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translation(Task):
+    """The task of this file; the attributes that are not below are those of `Task`.
+
+    `data` is {split: one mapping for each bucket}, of arrays with a row for each pair: "source"
+    (N, S), "source_length" (N,), "source_words" (N,) and "target" (N, T), int32. Rows of the splits
+    that are evaluated are filled up to full batches.
+
+    Attributes:
+      tokenizer: of both languages.
+      bounds: most tokens of source and target, of each bucket for training.
+      pairs: number of pairs of each bucket for training, at least `batch_size`.
+      padding: part of the positions of source and target, over an epoch, that is padding.
+      encoded: {split: as a bucket of `data`}, host arrays of the evaluation splits in their order.
+      references: {split: N translations}.
+      word_bins: ranges of the number of words of a source that metrics are cut by; see `words_in`.
+      label_smoothing: of the objective.
+      bleu_tokenizer: what BLEU takes for words.
+      corpus: what is known of the data, for the run to keep.
+    """
+
+    options = {
+        "path": "tinyshakespeare",
+        "source_language": "de",
+        "target_language": "en",
+        "bpe_vocab_size": 1024,
+        "buckets": 6,
+        "label_smoothing": 0.0,
+        "bleu_tokenizer": "auto",
+    }
+    higher_is_better = {
+        **dict.fromkeys(("loss", "objective"), False),
+        **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), True),
+    }
+    worst = dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), 0.0)
+    tokenizer: SentenceTokenizer
+    bounds: tuple[Bounds, ...]
+    pairs: tuple[int, ...]
+    padding: float
+    encoded: Mapping[str, Mapping[str, Any]]
+    references: Mapping[str, Sequence[str]]
+    word_bins: Sequence[tuple[int, int]]
+    label_smoothing: float = 0.0
+    bleu_tokenizer: str = "13a"
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    frequencies: Sequence[float] = field(init=False)
+    models: Sequence[str] = ("encoder_decoder", "recurrent")
+    scores: Sequence[str] = ("bleu", "chrf", "exact_match")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frequencies", self.epochs.frequencies)
+        object.__setattr__(self, "signatures", signatures(self.bleu_tokenizer))
+
+    @property
+    def epochs(self) -> Epochs:
+        """Which pairs a step has."""
+        return Epochs(self.pairs, self.batch_size)
+
+    @property
+    def tokens(self) -> float:
+        positions = [part * sum(b) for part, b in zip(self.frequencies, self.bounds, strict=True)]
+        return self.batch_size * sum(positions) * (1.0 - self.padding)
+
+    @property
+    def slices(self) -> Mapping[str, Sequence[str]]:
+        labels = [bin_label(*b) for b in self.word_bins]
+        return {f"{name}_by_source_length": labels for name in ("accuracy", *self.scores)}
+
+    def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
+        """Returns which bucket the batch of a step is from: the same for every seed."""
+        return self.epochs.bucket(step)
+
+    def batch(
+        self, data: Any, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
+    ) -> Batch:
+        """Returns the pairs of a step.
+
+        Where `bucket` is not that of the step, it is some batch of that bucket.
+        """
+        rows = self.epochs.rows(key, step, bucket)
+        return _batch_of({name: array[rows] for name, array in data["train"][bucket].items()})
+
+    def evaluation(
+        self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
+    ) -> Batch:
+        """Returns batch `index` of a split's bucket. Rows that fill it up count for nothing."""
+        rows = jnp.asarray(index) * self.batch_size + jnp.arange(self.batch_size)
+        return _batch_of({name: array[rows] for name, array in data[split][bucket].items()})
+
+    def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
+        """Returns how many batches each bucket of the whole split has, whatever `total` is."""
+        return tuple(len(arrays["source"]) // self.batch_size for arrays in self.data[split])
+
+    def examples(self, split: str, total: int) -> int:
+        """Returns how many pairs a split has."""
+        return len(self.references[split])
+
+    def example(self, split: str, index: int, total: int) -> Batch:
+        """Returns pair `index` of a split, in the order of its files."""
+        return _batch_of({n: a[index : index + 1] for n, a in self.encoded[split].items()})
+
+    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+        """Returns loss (nats per target token) and accuracy, of targets given those before.
+
+        With label smoothing also "objective": with probability e the target is any token of the
+        vocabulary, all equally likely (Szegedy et al. 2016, section 7; e = 0.1 in Vaswani et al.
+        2017, section 5.4).
+        """
+        targets = batch["targets"]
+        weights = (targets >= 0).astype(jnp.float32)
+        outputs = outputs.astype(jnp.float32)
+        loss = cross_entropy(outputs, jnp.maximum(targets, 0))
+        right = (outputs.argmax(-1) == targets).astype(jnp.float32)
+        words = jnp.broadcast_to(batch["source_words"][:, None], targets.shape)
+        count = weights.sum()
+        sums = {
+            "loss": Sums((loss * weights).sum(), count),
+            "accuracy": Sums((right * weights).sum(), count),
+            "accuracy_by_source_length": sliced(
+                right, weights, bin_index(words, self.word_bins), len(self.word_bins)
+            ),
+        }
+        if self.label_smoothing:
+            uniform = jax.nn.logsumexp(outputs, -1) - outputs.mean(-1)
+            smooth = loss + self.label_smoothing * (uniform - loss)
+            sums["objective"] = Sums((smooth * weights).sum(), count)
+        return sums
+
+    def sources(self, split: str) -> Batch:
+        """Returns what is decoded: "source" (N, S) and "source_length" (N,), host arrays."""
+        return {name: self.encoded[split][name] for name in ("source", "source_length")}
+
+    def score(self, split: str, hypotheses: Sequence[Sequence[int]]) -> Scored:
+        """Returns BLEU and chrF (0 to 100) and the part of exact matches, also by source length.
+
+        Scores are of text, one line for each sentence, as the run keeps it.
+
+        Args:
+          split: which.
+          hypotheses: tokens of each translation without end tokens, in the split's order.
+        """
+        texts = [_line(self.tokenizer.decode(h)) for h in hypotheses]
+        references = [_line(r) for r in self.references[split]]
+        words = np.asarray(self.encoded[split]["source_words"])
+        index = np.searchsorted([high for _, high in self.word_bins], words)
+        measures = {
+            "bleu": lambda some, right: corpus_bleu(some, right, self.bleu_tokenizer).score,
+            "chrf": lambda some, right: chrf(some, right).score,
+            "exact_match": exact_match,
+        }
+        return Scored(
+            metrics={name: measure(texts, references) for name, measure in measures.items()},
+            slices={
+                f"{name}_by_source_length": by_slice(
+                    measure, texts, references, index, len(self.word_bins)
+                )
+                for name, measure in measures.items()
+            },
+            files={
+                f"{split}.hypotheses.txt": "".join(text + "\n" for text in texts),
+                f"{split}.references.txt": "".join(text + "\n" for text in references),
+                "sacrebleu.json": json.dumps(self.signatures, indent=1) + "\n",
+            },
+        )
+
+    def artifacts(self) -> Mapping[str, str]:
+        """Returns the tokenizer, and what is known of the corpus."""
+        tokenizer = self.tokenizer.to_json()
+        known = {**self.corpus, "tokenizer": digest_of(tokenizer)}
+        corpus = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
+        return {FILE: tokenizer, CORPUS: corpus}
+
+
+def _line(text: str) -> str:
+    """Returns `text` without line breaks of any kind, which a model may write."""
+    return " ".join(text.splitlines())
+
+
+def _batch_of(rows: Mapping[str, Int[Array, "B *n"]]) -> Batch:
+    """Returns a batch of rows of `data`."""
+    target = rows["target"]
+    before = jnp.pad(target, ((0, 0), (1, 0)), constant_values=BOS)[:, :-1]
+    return {
+        "source": rows["source"],
+        "source_length": rows["source_length"],
+        "source_words": rows["source_words"],
+        # The end token is asked for, and nothing follows it.
+        "inputs": jnp.where(before == EOS, PAD, before),
+        "targets": jnp.where(target == PAD, -1, target),
+    }
+
+
+def _kept(config: ConfigDict, encoded: Encoded) -> Encoded:
+    """Returns the pairs for training that are not too long. Raises UserError for too few."""
+    source, target = encoded.lengths
+    kept = chosen(encoded, np.flatnonzero((source <= config.length) & (target <= config.length)))
+    if len(kept.words) < config.batch_size:
+        raise UserError(
+            f"task.batch_size={config.batch_size} is too large: {config.path} has "
+            f"{len(kept.words):,} pairs of at most task.length={config.length} tokens to train on."
+        )
+    return kept
+
+
+def _known(config: ConfigDict, corpus: Corpus, cuts: Mapping, train: Encoded, bounds: list) -> dict:
+    """Returns what is known of the data; `cuts` are {split: {side: sentences cut}}."""
+    counts = np.bincount(assign(*train.lengths, bounds), minlength=len(bounds)).tolist()
+    return {
+        "path": config.path,
+        "source_language": config.source_language,
+        "target_language": config.target_language,
+        "pairs": {split: len(pairs) for split, pairs in corpus.splits.items()}
+        | {"train": len(train.words)},
+        "left_out_empty": corpus.left_out,
+        "left_out_too_long": len(corpus.splits["train"]) - len(train.words),
+        "cut": dict(cuts),
+        "buckets": [
+            {"source": s, "target": t, "pairs": n, "batches": n // config.batch_size}
+            for (s, t), n in zip(bounds, counts, strict=True)
+        ],
+        "padding": padded_part(*train.lengths, bounds, config.batch_size),
+    }
+
+
+def _describe(known: Mapping[str, Any], length: int) -> str:
+    """Returns one line on what `_known` returns."""
+    pairs = ", ".join(f"{n:,} for {split}" for split, n in known["pairs"].items())
+    out = f"{known['left_out_too_long']:,} of more than {length} tokens"
+    if known["left_out_empty"]:
+        out += f" and {known['left_out_empty']:,} with an empty side"
+    sources = sum(sides["source"] for sides in known["cut"].values())
+    return (
+        f"{known['path']}: pairs: {pairs}; left out of training: {out}; cut for evaluation: "
+        f"{sources:,} sources; {len(known['buckets'])} buckets, {known['padding']:.1%} padding"
+    )
+
+
+def make_translation(config: ConfigDict) -> Translation:
+    """Returns the task of `config.task`, and says on stderr what was left out.
+
+    Pairs with a side of more than `length` tokens are left out of training; in the splits that are
+    evaluated they are cut. Raises UserError for what does not fit, and for unusable files.
+    """
+    if config.length < 2:
+        raise UserError(f"task.length={config.length} must be at least 2: a word and its end.")
+    if config.buckets < 1:
+        raise UserError(f"task.buckets={config.buckets} must be at least 1.")
+    if not 0.0 <= config.label_smoothing < 1.0:
+        raise UserError(f"task.label_smoothing={config.label_smoothing} must be in [0, 1).")
+    words_of_bleu = bleu_tokenizer(config.bleu_tokenizer, config.target_language)
+    corpus = read_corpus(config.path, config.source_language, config.target_language)
+    tokenizer = train_sentence_bpe(
+        [sentence for pair in corpus.splits["train"] for sentence in pair],
+        config.bpe_vocab_size,
+        cache_directory() / "tokenizers",
+    )
+    encoded = {
+        split: encode(tokenizer, pairs, config.source_language)
+        for split, pairs in corpus.splits.items()
+    }
+    train = _kept(config, encoded["train"])
+    evaluated, cuts = {}, {}
+    for split in [split for split in encoded if split != "train"]:
+        evaluated[split], cuts[split] = cut(encoded[split], config.length)
+    bounds = choose_bounds(*train.lengths, config.buckets, config.batch_size)
+    data = {"train": in_buckets(train, bounds)}
+    for split, pairs in evaluated.items():
+        own = choose_bounds(*pairs.lengths, EVALUATION_BUCKETS, config.batch_size)
+        data[split] = in_buckets(pairs, own, config.batch_size)
+    known = _known(config, corpus, cuts, train, bounds)
+    print(_describe(known, config.length), file=sys.stderr)
+    return Translation(
+        length=config.length,
+        batch_size=config.batch_size,
+        vocab_size=tokenizer.vocab_size,
+        data=jax.device_put(data),
+        splits=tuple(evaluated),
+        decoded=tuple(evaluated),
+        tokenizer=tokenizer,
+        bounds=tuple(bounds),
+        pairs=tuple(bucket["pairs"] for bucket in known["buckets"]),
+        padding=known["padding"],
+        encoded={s: arrays_of(e, _longest(e)) for s, e in evaluated.items()},
+        references={s: [target for _, target in corpus.splits[s]] for s in evaluated},
+        word_bins=word_bins([e.words for e in evaluated.values()]),
+        label_smoothing=config.label_smoothing,
+        bleu_tokenizer=words_of_bleu,
+        corpus=known,
+        files=corpus.files,
+    )
+
+
+def _longest(encoded: Encoded) -> Bounds:
+    """Returns the bucket that holds all pairs."""
+    source, target = encoded.lengths
+    return int(source.max()), int(target.max())

@@ -1,0 +1,77 @@
+"""What a run keeps of its data, and whether they are still the same.
+
+data.json has the sha256 of every file that the task read. It is no part of the config, so that a
+run's id does not depend on where files are or who made them; what else a task keeps (its tokenizer,
+what is known of its corpus) is compared as well.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from research.errors import UserError
+from research.runs.store import CONFIG, DATA, read_json, write_json, write_text
+from research.tasks.digests import difference, without_common_folder
+from research.tasks.task import Task
+from research.tasks.text.tokenizer import CORPUS
+
+HELP = "Put the old data back, or train in another --workdir."
+
+
+def write_data(task: Task, run: Path) -> None:
+    """Writes what a run keeps of its task's data."""
+    for name, text in task.artifacts().items():
+        write_text(run / name, text)
+    if task.files:
+        write_json(run / DATA, {"files": dict(task.files)})
+
+
+def recorded_files(run: Path) -> dict[str, str] | None:
+    """Returns {name: sha256} of the files that a run read, or None where it does not say."""
+    record = read_json(run / DATA)
+    if record is not None:
+        return record["files"]
+    # Runs of before data.json have the files of texts in corpus.json, whose paths may be absolute.
+    old = (read_json(run / CORPUS) or {}).get("sha256")
+    if not isinstance(old, Mapping):
+        return None
+    return dict(zip(without_common_folder(list(old)), old.values(), strict=True))
+
+
+def check_same_files(task: Task, run: Path) -> None:
+    """Raises UserError when the files that a run read are not those that `task` read."""
+    there = recorded_files(run)
+    if there is not None and (changed := difference(there, task.files)):
+        raise UserError(f"{run}: its data changed since it began: {changed}. {HELP}")
+
+
+def check_same_data(task: Task, run: Path) -> None:
+    """Raises UserError when a run's data are not those of `task`; of a run that is none, nothing.
+
+    Runs of before there was a record are taken as they are.
+    """
+    if not (run / CONFIG).exists():
+        return
+    check_same_files(task, run)
+    for name, text in task.artifacts().items():
+        path = run / name
+        # A file that was cut short differs, whatever its last bytes are.
+        if path.exists() and not _same(name, path.read_bytes().decode(errors="replace"), text):
+            raise UserError(f"{run}: its data changed since it began ({name} differs). {HELP}")
+
+
+def _same(name: str, there: str, here: str) -> bool:
+    """Whether two versions of an artifact say the same, as far as both say it."""
+    if name != CORPUS or there == here:
+        return there == here
+    try:
+        old, new = (_facts(json.loads(text)) for text in (there, here))
+    except ValueError:
+        return False
+    return all(old[key] == new[key] for key in old.keys() & new.keys())
+
+
+def _facts(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what corpus.json says without the files, which `check_same_files` compares."""
+    return {k: v for k, v in known.items() if k != "sha256" or not isinstance(v, Mapping)}

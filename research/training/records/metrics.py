@@ -1,0 +1,145 @@
+"""Metrics of a population on their way to disk: JSON lines and TensorBoard, one step late.
+
+Rows are handed over as device arrays and written when the next row comes, so that the host never
+waits for the step that it just dispatched. A thread waits in its place, so that the time of a row
+is when it was computed: on GPUs the host drives a loop of steps, and the next row comes only when
+the next steps are done.
+"""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.errors import UserError, naming
+from research.runs.store import METRICS, plain, read_metrics, write_text
+from research.tasks.task import Sums
+
+
+def ratios(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[float]]:
+    """Returns {metric: total / count} of one member; slices that hold nothing are NaN."""
+    values = {}
+    for name, (total, count) in sums.items():
+        total, count = np.asarray(total)[member], np.asarray(count)[member]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.where(count > 0, total / count, np.nan)
+        values[name] = float(ratio) if ratio.ndim == 0 else [float(r) for r in ratio]
+    return values
+
+
+def resume_metrics(runs: Sequence[Path], step: int, logged: Iterable[int]) -> None:
+    """Drops the rows after the step that runs go on from; they will come again.
+
+    Args:
+      runs: run directories.
+      step: of the checkpoint; 0: the beginning.
+      logged: the steps up to there that have a row.
+
+    Raises UserError when rows before the checkpoint are not there any more.
+    """
+    for run in runs:
+        rows = [row for row in read_metrics(run) if row["step"] <= step]
+        if lost := sorted(set(logged) - {row["step"] for row in rows}):
+            raise UserError(
+                f"{run / METRICS} was cut short: it has no row of step {lost[0]:,}, and the "
+                f"checkpoint is of step {step:,}. Choose another --workdir, or delete that one."
+            )
+        write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+class MetricsWriter:
+    """Appends to one metrics.jsonl and writes one TensorBoard log per member.
+
+    Args:
+      runs: run directories, in member order.
+      step: that they begin or go on at.
+      utilization: model FLOPs utilization at one step per second, where the devices' peak is known.
+
+    Every method raises OSError, with the file's name, when the disk refuses.
+    """
+
+    def __init__(self, runs: Sequence[Path], step: int, utilization: float | None = None):
+        self._runs = runs
+        self._utilization = utilization
+        self._last: tuple[int, float] | None = None
+        self._pending: tuple[int, dict[str, Any], Future[float]] | None = None
+        self._waiting = ThreadPoolExecutor(1)
+        self._start = time.perf_counter()
+        # Imported here: it imports PyTorch where there is one.
+        from research.training.records.events import EventFile
+
+        self._boards = [EventFile(run / "tensorboard", step) for run in runs]
+        self.latest: list[dict] = []
+
+    def add(self, step: int, columns: dict[str, Any]) -> None:
+        """Hands over the row of `step`: {prefix: sums} and {name: (P,) array or float}."""
+        self.flush()
+        self._pending = (step, columns, self._waiting.submit(_computed, columns))
+
+    def flush(self) -> None:
+        """Writes the row that is waiting; blocks until its values are computed."""
+        if self._pending is None:
+            return
+        step, columns, computed = self._pending
+        self._pending = None
+        when = computed.result()
+        times = {"seconds": round(when - self._start, 3)} | self._utilized(step, when)
+        members = range(len(self._runs))
+        self.latest = [self._row(step, columns, member) | times for member in members]
+        self._last = (step, when)
+        for run, board, row in zip(self._runs, self._boards, self.latest, strict=True):
+            path = run / METRICS
+            with naming(path), open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(row)) + "\n")
+            # TensorBoard has no word for NaN either.
+            finite = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
+            board.add(step, finite)
+
+    def sync(self) -> None:
+        """As `flush`, and returns when the rows would outlast a power cut.
+
+        A checkpoint may then say that training has come this far.
+        """
+        self.flush()
+        for path in (run / METRICS for run in self._runs):
+            with naming(path), open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+    def _row(self, step: int, columns: dict[str, Any], member: int) -> dict:
+        row: dict[str, Any] = {"step": step}
+        for name, value in columns.items():
+            if isinstance(value, Mapping):
+                row |= {f"{name}/{k}": v for k, v in ratios(value, member).items()}
+            else:
+                row[name] = float(np.broadcast_to(np.asarray(value), len(self._runs))[member])
+        return row
+
+    def _utilized(self, step: int, now: float) -> dict[str, float]:
+        """The utilization since the last row; evaluation and saving count as time."""
+        if self._utilization is None or self._last is None:
+            return {}
+        before, then = self._last
+        rate = (step - before) / max(now - then, 1e-9)
+        return {"model_flops_utilization": rate * self._utilization}
+
+    def close(self) -> None:
+        """Writes what is left."""
+        with contextlib.ExitStack() as left:
+            left.callback(self._waiting.shutdown)
+            for board in self._boards:
+                left.callback(board.close)
+            self.flush()
+
+
+def _computed(columns: Any) -> float:
+    """Waits, and returns when all of it was there."""
+    jax.block_until_ready(columns)
+    return time.perf_counter()
