@@ -163,7 +163,7 @@ def curves_of(
     """Returns what reads the text in each way, one curve to each, with progress on stderr."""
     from research.decoding.lines import progress_of
     from research.decoding.stream_curves import Curve, dense, recomputed, streamed
-    from research.models.transformer import make_transformer
+    from research.models.registry import make_model
 
     config, params, number = opened.config, opened.params, tokens.shape[1] - 1
     curves = []
@@ -171,7 +171,7 @@ def curves_of(
         tell(f"{name}:")
         progress = progress_of(number, "tokens")
         curves.append(Curve(name, sinks, streamed(model, params, tokens, progress)))
-    model = make_transformer(config.model, opened.tokenizer.vocab_size, longest)
+    model: Any = make_model(config.model, opened.tokenizer.vocab_size, longest)
     if recompute:
         tell("recomputed:")
         progress = progress_of(number, "tokens")

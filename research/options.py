@@ -48,6 +48,9 @@ class Option:
       unless: {other option: values}: it is not read where the other option has one of these.
       table: {name: part} for an option that names a part.
       joined: whether several names may be joined by "&" and "|".
+      others: why no other names can be chosen, where other tables have more.
+      source: the paper, of an option that is a mechanism of its own.
+      where: where it can be used, if not everywhere.
     """
 
     help: str
@@ -56,10 +59,13 @@ class Option:
     above: float | None = None
     below: float | None = None
     allowed: Sequence[str] = ()
-    when: Mapping[str, Sequence[Any]] = MappingProxyType({})
-    unless: Mapping[str, Sequence[Any]] = MappingProxyType({})
+    when: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    unless: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     table: Mapping[str, "type[Part]"] | None = None
     joined: bool = False
+    others: str = ""
+    source: str = ""
+    where: tuple[str, ...] = ()
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -71,16 +77,16 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     return dataclasses.field(default=default, metadata={"option": declared}, kw_only=True)
 
 
-def choice(table: "Mapping[str, type[Part]]", default: str, help: str, joined: bool = False) -> Any:
+def choice(table: "Mapping[str, type[Part]]", default: str, help: str, **others: Any) -> Any:
     """Returns a dataclass field that holds the part that a config names.
 
     Args:
       table: {name: part} to choose from.
       default: a name in it.
       help: what is chosen, one line.
-      joined: whether several names may be joined: "&" for all, "|" for any, "&" binds closer.
+      **others: attributes of `Option`; with `joined`, "&" binds closer than "|".
     """
-    declared = Option(help, table=table, joined=joined)
+    declared = Option(help, table=table, **others)
     return dataclasses.field(
         default_factory=functools.partial(_named, declared, default, {}),
         metadata={"option": declared, "default": default},
@@ -107,6 +113,19 @@ class Part:
         for name, declared in declarations(type(self)).items():
             check_value(name, getattr(self, name), declared)
 
+    def reads(self, declared: "Declared") -> bool:
+        """Returns whether an option is read, given what the other options are."""
+
+        def value(other: str) -> Any:
+            table = declarations(type(self))[other].option.table
+            found = getattr(self, other)
+            return found if table is None else name_of(found, table)
+
+        wanted, unwanted = declared.option.when.items(), declared.option.unless.items()
+        return all(value(other) in values for other, values in wanted) and not any(
+            value(other) in values for other, values in unwanted
+        )
+
 
 P = TypeVar("P", bound=Part)
 
@@ -121,9 +140,9 @@ class Joined:
     """
 
     text: str
-    parts: tuple[tuple[Part, ...], ...]
+    parts: tuple[tuple[Any, ...], ...]
 
-    def every(self) -> Iterator[Part]:
+    def every(self) -> Iterator[Any]:
         """Returns all of them, in the order of the text."""
         return (part for alternative in self.parts for part in alternative)
 
@@ -181,6 +200,10 @@ def _check_one(name: str, value: Any, one: Any, kind: Any, limits: Option) -> No
     if not math.isfinite(one):
         raise OptionError(name, value, "must be finite")
     low, high = limits.least, limits.most
+    if low is not None and limits.below is not None and not low <= one < limits.below:
+        raise OptionError(name, value, f"must be in [{low:g}, {limits.below:g})")
+    if low is not None and high is not None and high < 100 and not low <= one <= high:
+        raise OptionError(name, value, f"must be from {low:g} to {high:g}")
     if low is not None and one < low:
         raise OptionError(name, value, f"must be at least {low:g}")
     if high is not None and one > high:
@@ -192,9 +215,18 @@ def _check_one(name: str, value: Any, one: Any, kind: Any, limits: Option) -> No
         raise OptionError(name, value, f"must be less than {limits.below:g}")
 
 
-def unknown(name: str, value: str, known: Iterable[str]) -> OptionError:
-    """Returns the error for a name that is not there, with the nearest and all that are."""
+def unknown(name: str, value: str, known: Iterable[str], others: str = "") -> OptionError:
+    """Returns the error for a name that is not there, with the nearest and all that are.
+
+    Args:
+      name: the key.
+      value: the name.
+      known: the names that are there.
+      others: why there are no others.
+    """
     known = list(known)
+    if others:
+        return OptionError(name, value, f"{others}; it can be {', '.join(known)}")
     near = difflib.get_close_matches(value, known, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return OptionError(name, value, f"unknown; {guess}it is one of {', '.join(known)}")
@@ -219,6 +251,7 @@ def read(part: type[P], values: Mapping[str, Any]) -> P:
         if declared.option.table is not None:
             given[name] = _named(declared.option, value or declared.default, values, name)
         elif value is not None:
+            check_value(name, value, declared)
             given[name] = _as(declared.kind, value)
     return part(**given)
 
@@ -239,9 +272,18 @@ def _named(declared: Option, text: str, values: Mapping[str, Any], name: str = "
     alternatives = names_in(text) if declared.joined else [[text]]
     for one in (one for every in alternatives for one in every):
         if one not in table:
-            raise unknown(name, one, table)
-    parts = tuple(tuple(read(table[one], values) for one in every) for every in alternatives)
+            raise unknown(name, one, table, declared.others)
+    parts = tuple(tuple(_inner(name, one, table, values) for one in e) for e in alternatives)
     return Joined(text, parts) if declared.joined else parts[0][0]
+
+
+def _inner(name: str, one: str, table: Mapping[str, type[P]], values: Mapping[str, Any]) -> P:
+    """Returns the part of a table; an error of its options says which part reads them."""
+    try:
+        return read(table[one], values)
+    except OptionError as error:
+        message = f"{error.message}, for {name} {one!r}"
+        raise OptionError(error.field, error.value, message) from None
 
 
 def chosen(part: Part) -> dict[str, Part]:
@@ -269,7 +311,7 @@ def values_read(part: Part) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, declared in declarations(type(part)).items():
-        if not is_read(part, declared):
+        if not part.reads(declared):
             continue
         value = getattr(part, name)
         table = declared.option.table
@@ -282,26 +324,12 @@ def values_read(part: Part) -> dict[str, Any]:
     return found
 
 
-def is_read(part: Part, declared: Declared) -> bool:
-    """Returns whether an option is read, given what other options of the part are."""
-
-    def value(other: str) -> Any:
-        table = declarations(type(part))[other].option.table
-        found = getattr(part, other)
-        return found if table is None else name_of(found, table)
-
-    wanted, unwanted = declared.option.when.items(), declared.option.unless.items()
-    return all(value(other) in values for other, values in wanted) and not any(
-        value(other) in values for other, values in unwanted
-    )
-
-
 def defaults_read(part: Part) -> dict[str, Any]:
     """Returns {key: declared default} for the keys of `values_read`."""
     found: dict[str, Any] = {}
     for one in (*chosen(part).values(), part):
         for name, declared in declarations(type(one)).items():
-            if is_read(one, declared):
+            if one.reads(declared):
                 found[name] = declared.default
     return found
 
@@ -336,6 +364,21 @@ def every_part(tables: Iterable[Mapping[str, type[Part]]]) -> list[type[Part]]:
         for declared in declarations(part).values():
             waiting += (declared.option.table or {}).values()
     return list(found)
+
+
+def has_to_be_set(declared: Declared) -> bool:
+    """Returns whether an option's own default is outside of its limits."""
+    try:
+        check_value(declared.name, declared.default, declared)
+    except OptionError:
+        return True
+    return False
+
+
+def common_default(declared: Iterable[Declared]) -> Any:
+    """Returns the default that all declarations of a key agree on, else None."""
+    defaults = {repr(one.default): one.default for one in declared}
+    return next(iter(defaults.values())) if len(defaults) == 1 else None
 
 
 def readers(key: str, tables: Mapping[str, Mapping[str, type[Part]]]) -> str:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.models.registry import make_model
 from research.models.transformer import (
     ACTIVATIONS,
     Block,
     Norm,
     init_state,
-    make_transformer,
 )
 from tests import small
 
@@ -21,7 +21,7 @@ VOCAB, LENGTH = 16, 12
 
 def decoder(length=LENGTH, vocab=VOCAB, **model):
     deltas = {f"model__{k}": v for k, v in model.items()}
-    return make_transformer(small.recall(**deltas).model, vocab, length)
+    return make_model(small.recall(**deltas).model, vocab, length)
 
 
 def some_tokens(length=LENGTH, batch=2, vocab=VOCAB):

@@ -1,7 +1,6 @@
 """Cross-attention: queries of one sequence read another, the memory."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from research.attention.implementations.attend import attend
+from research.attention.mixers.attention_options import ScoredOptions
+from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import Look
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.self_attention import looked
@@ -20,9 +21,6 @@ from research.attention.parts.masks import Mask, full
 from research.attention.parts.normalizers import Normalizer, softmax
 from research.attention.parts.positions import Rotary
 from research.attention.parts.scores import ScaledDot, Score
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
 
 Positions = Integer[Array | np.ndarray, " N"]
 
@@ -186,27 +184,18 @@ class CrossAttention:
         return Content(self.score, self.mask, self.biases, self.normalizer, self.focus)
 
 
-def make(options: "Options", memory_width: int) -> CrossAttention:
-    """Cross-attention to a memory of this width, from validated options.
+def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> CrossAttention:
+    """Returns cross-attention to a memory of this width.
 
-    The options' mask speaks of positions in the two sequences: "full" is what is usual.
+    The mask speaks of positions in the two sequences: "full" is what is usual.
     """
-    return CrossAttention(
-        width=options.width,
+    return fill(
+        CrossAttention,
+        options.sizes(context),
+        options,
+        context,
+        **options.parts(context),
         memory_width=memory_width,
-        num_heads=options.num_heads,
-        num_kv_heads=options.kv_heads,
-        head_width=options.head_size,
-        score=options.build_score(),
-        mask=options.build_mask(),
-        biases=options.build_biases(),
-        normalizer=options.build_normalizer(),
-        focus=options.build_focus(),
-        rotary=options.build_rotary(),
-        output_gate=options.output_gate,
-        implementation=options.resolved_implementation,
-        block_size=options.block_size,
-        use_bias=options.use_bias,
-        init_stddev=options.init_stddev,
-        out_scale=options.out_scale,
+        rotary=options.build_rotary(context),
+        implementation=options.resolved(context),
     )
