@@ -22,6 +22,7 @@ from research.report.judging.evidence import load_study, measure
 from research.report.tables import provenance_warnings, tuning_table
 from research.report.write import rewrite_report, write_report
 from research.runs import store
+from tests.commands import run_cases
 from tests.report.synthetic_sweep import GAPS, build, failed, plausible
 
 EXPERIMENT = Experiment(
@@ -359,16 +360,11 @@ def test_experiment_survives_json(complete):
     assert summary.study.experiment.to_json() == json.loads(json.dumps(EXPERIMENT.to_json()))
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "research.report", *arguments], capture_output=True, text=True
-    )
-
-
 def test_command(complete, tmp_path):
-    done = command(f"--workdir={complete[0].study.workdir}", f"--out={tmp_path / 'there'}")
-    assert done.returncode == 0, done.stderr
-    assert "supported" in done.stdout and str(tmp_path / "there" / "report.html") in done.stdout
+    case = [f"--workdir={complete[0].study.workdir}", f"--out={tmp_path / 'there'}"]
+    (done,) = run_cases("research.report", [case])
+    assert done.code == 0, done.err
+    assert "supported" in done.out and str(tmp_path / "there" / "report.html") in done.out
     assert (tmp_path / "there" / "report.html").is_file()
 
 
@@ -376,15 +372,14 @@ def test_command(complete, tmp_path):
     ("arguments", "message"),
     [
         ([], "--workdir is missing"),
-        # A process each: of the others there are tests without one, of all commands' flags.
-        pytest.param(["--workdir=/nonexistent"], "is not a sweep", marks=pytest.mark.slow),
-        pytest.param(["--wrkdir=x"], "workdir", marks=pytest.mark.slow),
+        (["--workdir=/nonexistent"], "is not a sweep"),
+        (["--wrkdir=x"], "workdir"),
     ],
 )
 def test_command_errors_are_one_line(arguments, message):
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    (done,) = run_cases("research.report", [arguments])
+    assert done.code == 2
+    assert message in done.err and done.err.count("\n") == 1
 
 
 def test_reading_results_needs_no_jax():
