@@ -93,7 +93,13 @@ def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
     def batch(data: Any, key: jax.Array) -> Batch:
         return task.batch(data, key, 0, bucket)
 
-    shapes = jax.eval_shape(batch, task.data, jax.eval_shape(lambda: jax.random.key(0)))
+    # Kept with the task: every program of it asks for them several times, and some batches take as
+    # long to trace as a small model.
+    known = vars(task).setdefault("_batch_shapes", {})
+    if bucket not in known:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        known[bucket] = jax.eval_shape(batch, task.data, key)
+    shapes = known[bucket]
     if rows is None:
         return shapes
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), shapes)
