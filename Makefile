@@ -7,6 +7,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes
 WORKDIR ?= runs/attention_type
+# Some environments forbid __pycache__; then each of the processes that tests start would compile all
+# of the source anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile \
+  --no-loadscope-reorder
 
 .PHONY: ablation test test-slow check format types lock clean
 
@@ -15,7 +19,7 @@ ablation: .venv/run.stamp
 	$(BIN)/python -m research.report --workdir=$(WORKDIR)
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-slow: .venv/parity.stamp
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow -n 2
@@ -24,7 +28,7 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/ty check
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
