@@ -153,8 +153,15 @@ REFERENCES = {
     "state_space": state_space_reference,
 }
 PLAIN, RICH = {}, {"use_bias": True, "short_convolution": 3, "feature_width": 2}
-CASES = [(name, PLAIN) for name in ENTRIES] + [(name, RICH) for name in ENTRIES]
-cases = pytest.mark.parametrize(("name", "extra"), CASES, ids=[f"{n}{len(e)}" for n, e in CASES])
+# Rich is all that plain is, and more. Retention has no convolutions, whatever the options say.
+FAST = [("linear", PLAIN), ("retention", PLAIN)] + [(name, RICH) for name in ENTRIES]
+CASES = [
+    pytest.param(name, extra, id=f"{name}{len(extra)}", marks=marks)
+    for extra in (PLAIN, RICH)
+    for name in ENTRIES
+    for marks in [() if (name, extra) in FAST else pytest.mark.slow]
+]
+cases = pytest.mark.parametrize(("name", "extra"), CASES)
 
 
 SIZES = (6, 1, 1, 4, 1)
