@@ -47,11 +47,12 @@ def parameters(model, scale=0.2):
     """Parameters so large that every part of the model shows in the logits, biases included."""
     leaves, tree = jax.tree.flatten(shapes_of(model))
     rng = np.random.default_rng(1)
-    drawn = [jnp.asarray(rng.normal(size=leaf.shape) * scale, jnp.float32) for leaf in leaves]
+    drawn = [np.float32(rng.normal(size=leaf.shape) * scale) for leaf in leaves]
     # Norm scales are around one.
-    return jax.tree_util.tree_map_with_path(
+    params = jax.tree_util.tree_map_with_path(
         lambda path, p: p + 1 if path[-1].key == "scale" else p, jax.tree.unflatten(tree, drawn)
     )
+    return jax.device_put(params)
 
 
 def apply(model, params, *args, method="of_batch", **options):

@@ -64,10 +64,10 @@ def parameters(model, seed=1):
     rng = np.random.default_rng(seed)
 
     def draw(path, p):
-        a = jnp.asarray(0.6 * rng.normal(size=p.shape), jnp.float32)
-        return a + (path[-1].key == "scale")
+        a = np.float32(0.6 * rng.normal(size=p.shape))
+        return a + np.float32(path[-1].key == "scale")
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -57,10 +57,10 @@ def parameters(config):
     rng = np.random.default_rng(1)
 
     def draw(path, p):
-        a = jnp.asarray(0.4 * rng.normal(size=p.shape), jnp.float32)
-        return a + (path[-1].key == "scale")
+        a = np.float32(0.4 * rng.normal(size=p.shape))
+        return a + np.float32(path[-1].key == "scale")
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 @functools.partial(jax.jit, static_argnums=0)
