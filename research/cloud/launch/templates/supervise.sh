@@ -1,6 +1,5 @@
-#!/usr/bin/env bash
-set -u
-export PYTHONUNBUFFERED=1
+# Runs the array `command`, hands a SIGTERM on to it once, and leaves its exit code in `code`;
+# after a signal from outside `stopped` runs.
 signals=0
 child=
 forwarded=
@@ -13,9 +12,7 @@ forward() {
 }
 trap 'signals=$((signals + 1)); forward' TERM INT
 
-timeout --foreground --preserve-status --signal=TERM --kill-after=300 24h python -m \
-  research.sweep --experiment=experiments/head_count.py --workdir=/mnt/attest/head-count \
-  --shard=2/3 --distributed &
+"${command[@]}" &
 child=$!
 if [ "$signals" != 0 ]; then forward; fi
 # A signal ends `wait` before the command has saved: wait again until none came meanwhile.
@@ -25,8 +22,4 @@ while :; do
   code=$?
   [ "$signals" = "$seen" ] && break
 done
-if [ "$signals" != 0 ]; then
-  # The machine is taken away: not 0, so that whoever watches starts it again elsewhere.
-  [ "$code" = 0 ] && code=143
-fi
-exit "$code"
+if [ "$signals" != 0 ]; then stopped; fi
