@@ -26,12 +26,11 @@ from jax.extend import core
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from research.attention.options import Options
+from research.attention.spec import MixerSpec
 from research.cloud.step import local_task, member_shapes
 from research.configuration import apply_deltas
-from research.models.layers import layer_options
 from research.models.model import Model
-from research.models.registry import make_model
+from research.models.registry import make_model, read_model
 from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.layout import AXES, Layout
 from research.parallel.topology import Target
@@ -218,7 +217,8 @@ def _flops(config: ConfigDict, task: Task) -> tuple[float, float]:
     one, two = (_counted(config, task, n) for n in (short, 2 * short))
     square = (two - 2 * one) / (2 * short**2)
     whole = (one / short - square * short) * length + square * length**2
-    seen = [_visited(options, length) for options in layer_options(config.model, length)]
+    layers = read_model(config.model).layers()
+    seen = [_visited(layer.spec(length), length) for layer in layers]
     return whole, whole - (1 - sum(seen) / len(seen)) * square * length**2
 
 
@@ -227,13 +227,13 @@ def _counted(config: ConfigDict, task: Task, length: int) -> float:
     return training_flops(model, {"inputs": jax.ShapeDtypeStruct((1, length), jnp.int32)})
 
 
-def _visited(options: Options, length: int) -> float:
+def _visited(spec: MixerSpec, length: int) -> float:
     """Returns the part of all blocks of pairs that attention computes."""
-    if options.resolved_implementation not in SKIPPING:
+    if spec.implementation not in SKIPPING or spec.mask is None:
         return 1.0
     first = np.arange(0, length, BLOCK)
     last = np.minimum(first + BLOCK, length) - 1
-    some, _ = options.build_mask().blocks(first[:, None], last[:, None], first[None], last[None])
+    some, _ = spec.mask.blocks(first[:, None], last[:, None], first[None], last[None])
     return float(np.mean(some))
 
 
