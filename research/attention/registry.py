@@ -1,8 +1,9 @@
 """Every attention mechanism by name.
 
 Adding one is one file (or one dataclass in an existing one) plus one line in a table here or, for a
-part of softmax attention, in the table of its module. The conformance suite and MECHANISMS.md go
-through the tables, so an entry is tested and documented by being registered.
+part of softmax attention, in the table of its module. The conformance suite and
+docs/mechanism-list.md go through the tables, so an entry is tested and documented by being
+registered.
 """
 
 import functools
