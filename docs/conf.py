@@ -3,8 +3,8 @@
     make docs
 
 The pages are written to be read on a code host too, so they link to files of the repository by
-relative paths. On the site such a link leads to `SOURCE_URL/path` if that variable is set, and is
-plain text otherwise.
+relative paths. On the site a link to a module leads to its API page. A link to another file leads
+to `SOURCE_URL/path` if that variable is set, and is plain text otherwise.
 """
 
 import os
@@ -51,10 +51,14 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)")
 
 
 def link_to_source(app, docname, source):
-    """Turns links out of docs/ into links to the repository, or into text where it has no URL."""
+    """Turns links out of docs/ into links to API pages, to the repository, or into text."""
 
     def replaced(match):
         text, path, _ = match.groups()
+        module = ROOT / path
+        if path.startswith("research/") and (module.is_dir() or module.suffix == ".py"):
+            name = path.removesuffix(".py").rstrip("/").replace("/", ".")
+            return f"{{py:mod}}`{text.strip('`')} <{name}>`"
         return f"[{text}]({SOURCE_URL}/{path})" if SOURCE_URL else text
 
     source[0] = LINK.sub(replaced, source[0])
