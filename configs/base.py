@@ -129,8 +129,8 @@ def model_config() -> ConfigDict:
 def add_mixer(model: ConfigDict) -> None:
     """Adds the keys of what moves information between positions.
 
-    MECHANISMS.md lists every name of mixer, score, mask, normalizer and position, what it computes
-    and which of these keys it reads.
+    docs/mechanism-list.md lists every name of mixer, score, mask, normalizer and position, what it
+    computes and which of these keys it reads.
     """
     model.mixer = "softmax"  # softmax | latent | linear | delta | gated_delta | state_space | ...
     # Layers that differ: one string per layer, repeated to num_layers, each a delta on the keys

@@ -1,6 +1,6 @@
-"""Writes MECHANISMS.md, the page of everything that is registered.
+"""Writes docs/mechanism-list.md, the page of everything that is registered.
 
-    python -m research.mechanisms --out=MECHANISMS.md
+    python -m research.mechanisms --out=docs/mechanism-list.md
 
 Everything on it is read off the registry: names, sources, what is computed, and numbers of the
 mechanism itself (parameters, decoding state) at one stated size.
@@ -23,13 +23,13 @@ from research.attention.spec import MixerSpec, make_mixer, mixer_spec
 from research.configuration import run
 from research.options import declarations, has_to_be_set
 
-flags.DEFINE_string("out", "MECHANISMS.md", "The file to write.")
+flags.DEFINE_string("out", "docs/mechanism-list.md", "The file to write.")
 
 # The size at which parameters and states are counted.
 SIZE: dict[str, Any] = {"width": 256, "num_heads": 4, "max_length": 1024}
 NEEDED = {"window": 64, "prefix_length": 64, "dilation": 4, "stride": 32, "global_tokens": 4}
 
-HEAD = """# Mechanisms
+HEAD = """# List of mechanisms
 
 Everything that can be chosen from a config, by the key and the name that choose it. This page is
 written by `python -m research.mechanisms` from the registry; a test keeps it true.

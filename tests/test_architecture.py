@@ -78,6 +78,7 @@ FLOORS = {
     "research.errors": 1,
     "research.options": 1,
     "research.command_help": 1,
+    "research.messages": 1,
     "research.attention": 1,
     "research.stats": 1,
     "research.runs": 1,

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 
 def test_the_page_is_what_the_command_writes():
-    written = (ROOT / "MECHANISMS.md").read_text()
+    written = (ROOT / "docs/mechanism-list.md").read_text()
     assert written == mechanisms.page(), "run: python -m research.mechanisms"
 
 

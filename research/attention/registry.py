@@ -1,8 +1,8 @@
 """Every mixer by name.
 
 Adding one is one file and one line here; a part of softmax attention has its line in the table of
-its module. The conformance suite and MECHANISMS.md go through the tables, so a mechanism is tested
-and documented by being registered.
+its module. The conformance suite and docs/mechanism-list.md go through the tables, so a mechanism
+is tested and documented by being registered.
 """
 
 from research.attention.mixers.choice import MixerOptions
