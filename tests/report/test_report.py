@@ -131,8 +131,8 @@ def test_complete(complete):
     assert headings and all(a["aria-sort"] == "none" for a in headings)
     sections = {a["id"] for tag, a in page.tags if tag == "section"}
     assert sections == {
-        "verdicts", "results", "axes", "curves", "slices", "steps", "budget", "tuning", "arms",
-        "runs", "reproduce",
+        "verdicts", "outcome", "results", "axes", "curves", "slices", "steps", "budget", "tuning",
+        "arms", "runs", "reproduce",
     }  # fmt: skip
 
 
