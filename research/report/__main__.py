@@ -35,12 +35,13 @@ def main() -> None:
             else "--workdir and --results are two sources of one report; give one of them."
         )
     out = Path(flags.FLAGS.out or workdir or results)
-    kinds = _kinds(flags.FLAGS.formats)
+    kinds = _kinds(flags.FLAGS.formats or ("png,pdf" if flags.FLAGS.latex else "png"))
     write = write_report if workdir else rewrite_report
-    summary = write(workdir or results, out, kinds)
+    summary = write(workdir or results, out, kinds, flags.FLAGS.latex)
     console = Console()
     show(summary, console)
-    names = ("report.html", "report.md", "results.json", "results.csv")
+    names = ["report.html", "report.md", "results.json", "results.csv"]
+    names += ["report.tex"] if flags.FLAGS.latex else []
     # One path per line and never wrapped: they are there to be clicked and copied.
     console.print(f"{progress_text(summary.progress)}; {len(summary.charts)} figures", markup=False)
     for name in names:
@@ -86,7 +87,12 @@ def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "Directory that research.sweep wrote.")
     flags.DEFINE_string("results", None, "Directory of a report, to make it again without runs.")
-    flags.DEFINE_string("formats", "png", "Files of the figures: png, svg, pdf, joined by commas.")
+    flags.DEFINE_string(
+        "formats",
+        "",
+        "Files of the figures: png, svg, pdf. Default: png; with --latex: png,pdf.",
+    )
+    flags.DEFINE_boolean("latex", False, "Writes report.tex, too: methods and tables for a paper.")
     flags.DEFINE_string("out", None, "Directory of the report; default: where it is made from.")
 
 

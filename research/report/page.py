@@ -20,9 +20,10 @@ from research.report.columns import (
     progress_text,
     tuning_columns,
 )
-from research.report.formatting import count, value_text
+from research.report.formatting import count, typographic, value_text
 from research.report.judging.bootstrap import Bootstrap, bootstrap_columns, bootstrap_note
 from research.report.judging.evidence import Study
+from research.report.methods import methods
 from research.report.summary import Summary
 from research.report.tables import score_signatures
 
@@ -114,6 +115,7 @@ def _sections(summary: Summary, out: Path, resampled: Bootstrap | None) -> list[
         _tuning(summary),
         Section("arms", "What differs", "configs", panels.configs(summary), _base(study)),
         Section("runs", "Runs", "runs", panels.runs(summary, out)),
+        Section("methods", "Methods", "text", typographic(methods(study))),
         Section("reproduce", "Reproduce", "reproduce", _reproduce(study)),
     ]
     return [section for section in sections if section.content]

@@ -34,6 +34,7 @@ from research.report.judging.evidence import (
     rise_time,
     steps_to_threshold,
 )
+from research.report.latex import latex
 from research.report.results import RESULTS, read_results, write_results
 from research.report.summary import Summary, summarize
 from research.report.tables import score_signatures
@@ -41,7 +42,10 @@ from research.runs import store
 
 
 def write_report(
-    workdir: str | Path, out: str | Path | None = None, formats: Sequence[str] = ("png",)
+    workdir: str | Path,
+    out: str | Path | None = None,
+    formats: Sequence[str] = ("png",),
+    paper: bool = False,
 ) -> Summary:
     """Reads a sweep directory, finished or not, and writes its report to `out` (default: there).
 
@@ -54,29 +58,33 @@ def write_report(
       workdir: the sweep directory.
       out: where the report goes.
       formats: kinds of files of the figures, of `research.drawing.chart.FORMATS`.
+      paper: whether report.tex is written as well.
 
     Raises UserError when `workdir` is no sweep directory.
     """
     workdir = Path(workdir)
     out = Path(out) if out else workdir
     study = load_study(workdir)
-    summary = _write(study, out, formats)
+    summary = _write(study, out, formats, paper)
     if out.resolve() != workdir.resolve():
         _copy_outputs(study, workdir, out / "outputs")
     return summary
 
 
 def rewrite_report(
-    results: str | Path, out: str | Path | None = None, formats: Sequence[str] = ("png",)
+    results: str | Path,
+    out: str | Path | None = None,
+    formats: Sequence[str] = ("png",),
+    paper: bool = False,
 ) -> Summary:
     """Writes the report of the results.json in a folder to `out` (default: that folder).
 
     Raises UserError when there is none.
     """
-    return _write(read_results(results), Path(out) if out else Path(results), formats)
+    return _write(read_results(results), Path(out) if out else Path(results), formats, paper)
 
 
-def _write(study: Study, out: Path, formats: Sequence[str]) -> Summary:
+def _write(study: Study, out: Path, formats: Sequence[str], paper: bool) -> Summary:
     summary = summarize(study)
     resampled = bootstrap(study)
     for drawn in summary.charts:
@@ -85,6 +93,8 @@ def _write(study: Study, out: Path, formats: Sequence[str]) -> Summary:
     store.write_text(out / "results.csv", results_csv(summary.study))
     store.write_text(out / "report.md", markdown(summary, resampled))
     store.write_text(out / "report.html", page.render(summary, out, resampled))
+    if paper:
+        store.write_text(out / "report.tex", latex(summary))
     write_results(study, resampled, out / RESULTS)
     return summary
 

@@ -132,7 +132,7 @@ def test_complete(complete):
     sections = {a["id"] for tag, a in page.tags if tag == "section"}
     assert sections == {
         "verdicts", "outcome", "results", "axes", "curves", "slices", "steps", "budget", "tuning",
-        "arms", "runs", "reproduce",
+        "arms", "runs", "methods", "reproduce",
     }  # fmt: skip
 
 
