@@ -111,13 +111,17 @@ FORMATS = ("png", "svg", "pdf")
 
 
 def write_chart(chart: Chart, path: Path) -> None:
-    """Writes the chart on white, whole or not at all, as the kind of file that `path` ends in.
+    """Writes the chart, whole or not at all, as the kind of file that `path` ends in."""
+    store.write_bytes(path, drawn(chart.figure, path.suffix.removeprefix(".")))
 
-    PNG is twice the size of the page, in 256 colours, which is a third of the bytes. In SVG and PDF
+
+def drawn(figure: Figure, kind: str = "png") -> bytes:
+    """Returns a figure on white as a file of a kind in `FORMATS`.
+
+    PNG is twice the size of the page, in 256 colors, which is a third of the bytes. In SVG and PDF
     text is text.
     """
     buffer = io.BytesIO()
-    kind = path.suffix.removeprefix(".")
     options: dict[str, Any] = {
         "png": {"dpi": 150},
         "svg": {"metadata": {"Date": None}},
@@ -125,7 +129,7 @@ def write_chart(chart: Chart, path: Path) -> None:
     }[kind]
     with styled():
         # A long name may stand out over the edge; "tight" makes room for it.
-        chart.figure.savefig(
+        figure.savefig(
             buffer,
             format=kind,
             facecolor="white",
@@ -133,7 +137,7 @@ def write_chart(chart: Chart, path: Path) -> None:
             pad_inches=0.1,
             **options,
         )
-    store.write_bytes(path, _fewer_colors(buffer) if kind == "png" else buffer.getvalue())
+    return _fewer_colors(buffer) if kind == "png" else buffer.getvalue()
 
 
 def _fewer_colors(png: io.BytesIO) -> bytes:

@@ -202,7 +202,8 @@ def commands(study: Study) -> list[str]:
     commit = (study.environment.get("git") or {}).get("commit")
     command = study.environment.get("command")
     lines = [f"git checkout {shlex.quote(str(commit))}"] if commit else []
-    if isinstance(command, list) and command:
+    # Of what a program made, the command is that program.
+    if study.file and isinstance(command, list) and command:
         lines.append(shlex.join(map(str, command)))
     return [*lines, shlex.join(["python", "-m", "research.report", f"--workdir={study.workdir}"])]
 

@@ -34,7 +34,7 @@ class Block:
     Attributes:
       title: where it was measured, "" when there is one place only.
       arms: names, from top to bottom.
-      counts: {arm: what is written before the first column}.
+      counts: {arm: how many of its seeds solved the task}, written before the first column.
       columns: at least one.
     """
 
@@ -82,6 +82,9 @@ def _column(axes: Axes, block: Block, column: Column, arms: Mapping, first: bool
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(5))
     across = axes.get_position().width * WIDE
+    if first and any(block.counts.values()):
+        place = (-0.1 / across, 1 + 6 / 72 / (LINE * len(block.arms) + 0.1))
+        axes.text(*place, "solved", color=MUTED, ha="right", fontsize=8, transform=axes.transAxes)
     for y, arm in enumerate(block.arms):
         number, _ = arms[arm]
         mark(column.draw(axes, arm, y), number)

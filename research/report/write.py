@@ -1,7 +1,5 @@
 """Writes the report of a sweep directory: report.html, report.md, results.csv and the figures."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,10 @@ from research.report.judging.evidence import (
     WAITING,
     Study,
     load_study,
-    rise_time,
-    steps_to_threshold,
 )
 from research.report.latex import latex
 from research.report.results import RESULTS, read_results, write_results
+from research.report.run_rows import results_csv
 from research.report.summary import Summary, summarize
 from research.report.tables import score_signatures
 from research.runs import store
@@ -104,42 +101,6 @@ def _copy_outputs(study: Study, workdir: Path, out: Path) -> None:
     for run in study.reported:
         for path in sorted((workdir / run.run).glob("*.hypotheses.txt")):
             store.write_text(out / f"{run.run}.{path.name}", path.read_text(encoding="utf-8"))
-
-
-def results_csv(study: Study) -> str:
-    """Returns one row per run: where it stands in the ablation, what it measured, what it cost."""
-    rows = [dict(_flat_run(study, run)) for run in study.runs]
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, keys, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _flat_run(study: Study, run: Any) -> Iterator[tuple[str, Any]]:
-    yield from {"run": run.run, "arm": run.arm, "stage": run.stage, "seed": run.seed}.items()
-    yield from ((key, value_text(value)) for key, value in run.point.items())
-    yield from ((f"tuned.{key}", value_text(value)) for key, value in run.tuned.items())
-    result = run.result
-    yield "status", run.status
-    for key in ("implementation", "best_step", "steps"):
-        yield key, result.get(key)
-    if study.experiment.outcome.solved is not None:
-        yield "steps_to_threshold", steps_to_threshold(run, study.experiment.outcome)
-        yield "rise_time", rise_time(run, study.experiment.outcome)
-    for group in ("best", "final"):
-        for split, metrics in (result.get(group) or {}).items():
-            for metric, value in (metrics or {}).items():
-                labels = (result.get("slices") or {}).get(metric)
-                if isinstance(value, list):
-                    for i, v in enumerate(value):
-                        label = labels[i] if labels and i < len(labels) else i
-                        yield f"{group}.{split}.{metric}[{label}]", v
-                else:
-                    yield f"{group}.{split}.{metric}", value
-    for group in ("budget", "timing"):
-        yield from ((f"{group}.{key}", value) for key, value in (result.get(group) or {}).items())
 
 
 def markdown(summary: Summary, resampled: Bootstrap | None) -> str:

@@ -68,7 +68,7 @@ def test_one_figure_for_each_question(few):
 
 def test_arms_are_sorted_and_what_was_solved_comes_first(few):
     seeds, differences, *_ = few["outcome"].figure.axes
-    assert texts(seeds) == ["better", "4 of 4", "reference", "0 of 4", "worse", "0 of 4"]
+    assert texts(seeds) == ["solved", "better", "4 of 4", "reference", "0 of 4", "worse", "0 of 4"]
     dots = [line for line in seeds.lines if len(line.get_xdata()) == 4]
     assert [sorted(line.get_xdata()) for line in dots] == [
         pytest.approx([REACHED[arm] + 0.01 * i for i in range(4)])

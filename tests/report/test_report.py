@@ -366,10 +366,14 @@ def command(*arguments):
 
 
 def test_command(complete, tmp_path):
-    done = command(f"--workdir={complete[0].study.workdir}", f"--out={tmp_path / 'there'}")
+    done = command(
+        f"--workdir={complete[0].study.workdir}", f"--out={tmp_path / 'there'}", "--latex"
+    )
     assert done.returncode == 0, done.stderr
     assert "supported" in done.stdout and str(tmp_path / "there" / "report.html") in done.stdout
     assert (tmp_path / "there" / "report.html").is_file()
+    assert "report.tex" in done.stdout and (tmp_path / "there" / "report.tex").is_file()
+    assert {path.suffix for path in (tmp_path / "there").glob("curves.*")} == {".png", ".pdf"}
 
 
 @pytest.mark.parametrize(
@@ -379,6 +383,7 @@ def test_command(complete, tmp_path):
         # A process each: of the others there are tests without one, of all commands' flags.
         pytest.param(["--workdir=/nonexistent"], "is not a sweep", marks=pytest.mark.slow),
         pytest.param(["--wrkdir=x"], "workdir", marks=pytest.mark.slow),
+        pytest.param(["--workdir=x", "--formats=jpg"], "'jpg'", marks=pytest.mark.slow),
     ],
 )
 def test_command_errors_are_one_line(arguments, message):
