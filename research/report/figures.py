@@ -163,7 +163,18 @@ def _lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequence[str
     _limits(axes, data, group)
     if solved is not None:
         _solved_line(axes, study)
+        _room(axes, x)
     return ends
+
+
+def _room(axes: Axes, x: Sequence[float]) -> None:
+    """Leaves room at the sides for what is drawn aside."""
+    low, high = min(x), max(x)
+    if axes.get_xscale() == "log":
+        factor = (high / low) ** 0.08
+        axes.set_xlim(low / factor, high * factor)
+    else:
+        axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
 
 
 def _aside(axes: Axes, shift: float):
@@ -195,9 +206,7 @@ def _share_lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequen
         mark([*axes.plot(xs, shares, **style, transform=aside), bars], number)
         ends.append((arm, shares[-1]))
     axes.set_ylim(-0.04, 1.04)
-    low, high = min(x), max(x)
-    if axes.get_xscale() == "linear":
-        axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    _room(axes, x)
     return ends
 
 

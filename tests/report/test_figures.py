@@ -66,6 +66,12 @@ def test_one_figure_for_each_question(few):
     assert [len(chart.figure.axes) for chart in few.values()] == [4, 2, 2, 2, 2]
 
 
+def test_every_seed_is_inside_of_its_panel(few):
+    for axes in few["outcome-by-task-length"].figure.axes:
+        low, high = axes.get_xlim()
+        assert low < 32 - 2 and 64 + 2 < high
+
+
 def test_arms_are_sorted_and_what_was_solved_comes_first(few):
     seeds, differences, *_ = few["outcome"].figure.axes
     assert texts(seeds) == ["solved", "better", "4 of 4", "reference", "0 of 4", "worse", "0 of 4"]
