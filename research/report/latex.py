@@ -16,6 +16,8 @@ from research.report.formatting import typographic
 from research.report.methods import methods
 from research.report.summary import Summary
 
+ON_THE_PAGE = ("when solved", "steps to solve", "rise time", "not compared because")
+"""Columns of the main table that a column of text has no room for."""
 LONG = 40
 """Rows from which on a table may break over pages."""
 SPECIAL = {
@@ -64,16 +66,11 @@ def latex(summary: Summary) -> str:
             "results",
             f"Test of “{study.experiment.question}”: mean over seeds, with the lowest and the "
             "highest.",
-            main_columns(study),
+            [column for column in main_columns(study) if column.title not in ON_THE_PAGE],
             summary.rows,
         ),
         _claims(summary),
-        _columns(
-            "budget",
-            "What each arm costs; × is the ratio to the reference arm.",
-            budget_columns(study),
-            summary.budget,
-        ),
+        _budget(summary),
     ]
     if summary.tuning:
         columns = [column for column in tuning_columns(study) if column.title != "runs"]
@@ -86,6 +83,19 @@ def _columns(name: str, caption: str, columns: Sequence[Column], rows: Sequence[
     kinds = "".join(_kind(column, rows) for column in columns)
     head = [column.title for column in columns]
     return _table(name, caption, kinds, head, text_rows(columns, rows))
+
+
+def _budget(summary: Summary) -> str:
+    """What all arms have alike is said once, in the caption."""
+    columns, rows = filled(budget_columns(summary.study), summary.budget), summary.budget
+    texts = {column.title: {column.text(row) for row in rows} for column in columns}
+    alike = [t for t, found in texts.items() if len(found) == 1] if len(rows) > 1 else []
+    said = "; ".join(f"{title}: {next(iter(texts[title]))}" for title in alike)
+    caption = "What each arm costs; × is the ratio to the reference arm."
+    if said:
+        caption += f" The same for all: {said}."
+    columns = [column for column in columns if column.title not in alike]
+    return _columns("budget", caption, columns, rows)
 
 
 def _kind(column: Column, rows: Sequence[Any]) -> str:
