@@ -119,7 +119,7 @@ def _card(summary: Summary, judgement: Judgement) -> Card:
         style=CLASSES[judgement.verdict],
         tested=typographic(judgement.tested),
         why=typographic(judgement.why),
-        published=published(judgement),
+        published=typographic(published(judgement)),
         bars=bars,
         ends=ends,
         more=more,

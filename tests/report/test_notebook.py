@@ -67,7 +67,7 @@ def test_a_sweep_is_trained_in_the_process_and_goes_on(tmp_path, monkeypatch):
     more = run(replace(TINY, seeds=3), tmp_path / "mine")
     assert len(more.study.reported) == 6 and {r.seed for r in more.study.reported} > set(seeds)
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
-    with pytest.raises(UserError, match="more seeds|arms|'other'"):
+    with pytest.raises(UserError, match="arms is empty"):
         run(replace(TINY, arms={}), tmp_path / "other")
 
 
