@@ -7,7 +7,7 @@ in the file and another in the runs, and two arms that are one run would always 
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,41 @@ SWEPT = {
 """Keys that are the sweep's own, and what to do instead."""
 
 
-def load_experiment(path: str | Path, basis: str = "") -> Experiment:
+@dataclass(frozen=True)
+class Written:
+    """An experiment that was written in a program, not in a file, and the name of its sweep."""
+
+    experiment: Experiment
+    name: str
+
+
+Source = str | Path | Written
+"""Where an experiment comes from: a file, or what a program has made."""
+
+
+def name_of(source: Source) -> str:
+    """Returns the name of an experiment: its own, or its file's without ".py"."""
+    return source.name if isinstance(source, Written) else Path(source).stem
+
+
+def load_experiment(source: Source, basis: str = "") -> Experiment:
     """Returns the `experiment` of a file, checked, with its seeds and directions of metrics.
 
     Args:
-      path: the file.
+      source: the file, or the experiment as a program wrote it.
       basis: hash that seeds are drawn from, of the sweep's first run; "": of the experiment now.
 
     Raises UserError naming what is wrong.
     """
-    module = load_module(path)
-    experiment = getattr(module, "experiment", None)
+    if isinstance(source, Written):
+        experiment, path = source.experiment, source.name
+    else:
+        experiment, path = getattr(load_module(source), "experiment", None), source
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} defines no `experiment = Experiment(...)`.")
     try:
         check_parts(experiment)
-        experiment = with_seeds(experiment, basis or seed_basis(experiment, Path(path).stem))
+        experiment = with_seeds(experiment, basis or seed_basis(experiment, name_of(source)))
         check_keys(experiment)
         for claim in experiment.claims:
             check_claim(experiment, claim)

@@ -29,7 +29,14 @@ from research.ablation.experiment import (
     seed_list,
     tuning_cells,
 )
-from research.ablation.loading import check_distinct, each_arm, load_experiment
+from research.ablation.loading import (
+    Source,
+    Written,
+    check_distinct,
+    each_arm,
+    load_experiment,
+    name_of,
+)
 from research.ablation.match import matched
 from research.ablation.measure import point_key
 from research.ablation.measured_metrics import check_metrics
@@ -166,11 +173,11 @@ def in_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> lis
     return [c for c in cells if shard.holds(number[c.arm, point_key(c.point)])]
 
 
-def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experiment:
+def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> Experiment:
     """Returns the experiment after checking every arm, and that `workdir` is not another's.
 
     Args:
-      path: the experiment file.
+      source: the experiment, a file or what a program has made.
       workdir: where the runs are or will be.
       most: largest population.
       layout: replaces keys of `config.parallel` in all runs, see `parse_layout`.
@@ -179,8 +186,9 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
     """
     there = on_first(lambda: read_json(workdir / EXPERIMENT))
     before = registration_from_json(there.get("registration")) if there else None
-    experiment = load_experiment(path, before.basis if before else "")
-    looks = register(experiment, Path(path).stem, before).looks
+    name = name_of(source)
+    experiment = load_experiment(source, before.basis if before else "")
+    looks = register(experiment, name, before).looks
     experiment = replace(experiment, looks=looks)
     if layout:
         deltas = parse_layout(layout, load_config(experiment.base).parallel)
@@ -190,7 +198,7 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
         if experiment.match:  # an arm may have been solved to be another one
             check_distinct(experiment, each_arm(experiment))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
     found = populations(_any_cells(experiment), most)
     for population in {(static_id(p.configs[0]), len(p.cells)): p for p in found}.values():
         try:
@@ -198,11 +206,11 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
             program = make_program(config, len(population.cells))
             check_metrics(experiment, population.cells[0].arm, program, config)
         except UserError as error:
-            raise UserError(f"{path}: arm {population.cells[0].arm!r}: {error}") from None
-    if there is not None and there["name"] != Path(path).stem:
+            raise UserError(f"{name}: arm {population.cells[0].arm!r}: {error}") from None
+    if there is not None and there["name"] != name:
         raise UserError(
             f"{workdir} holds the sweep of the experiment {there['name']!r}, not of "
-            f"{Path(path).stem!r}. Choose another --workdir."
+            f"{name!r}. Choose another --workdir."
         )
     return experiment
 
@@ -228,12 +236,12 @@ def _any_cells(experiment: Experiment) -> Iterator[Cell]:
 
 
 def run_sweep(
-    path: str, workdir: Path, shard: Shard, retry_failed: bool, most: int, layout: str = ""
+    source: Source, workdir: Path, shard: Shard, retry_failed: bool, most: int, layout: str = ""
 ) -> dict[str, int]:
     """Trains what is left of an experiment.
 
     Args:
-      path: the experiment file.
+      source: the experiment, a file or what a program has made.
       workdir: where the runs are.
       shard: which part to train here.
       retry_failed: trains failed runs again.
@@ -249,8 +257,8 @@ def run_sweep(
       Preempted: asked to stop; what was running is saved.
     """
     with StopRequest() as stop:
-        experiment = prepare(path, workdir, most, layout)
-        on_first(lambda: _describe(experiment, path, workdir))
+        experiment = prepare(source, workdir, most, layout)
+        on_first(lambda: _describe(experiment, source, workdir))
         return _run(experiment, workdir, shard, retry_failed, most, stop)
 
 
@@ -299,14 +307,14 @@ def _run(
     return counts | {"failed": failed, "waiting": len(waiting) * len(seed_list(experiment))}
 
 
-def _describe(experiment: Experiment, path: str, workdir: Path) -> None:
+def _describe(experiment: Experiment, source: Source, workdir: Path) -> None:
     """Writes what is known of a sweep before it starts."""
-    name = Path(path).stem
+    name = name_of(source)
     there = read_json(workdir / EXPERIMENT)
     before = registration_from_json(there.get("registration")) if there else None
     about = experiment.to_json() | {
         "name": name,
-        "file": path,
+        "file": "" if isinstance(source, Written) else str(source),
         "registration": asdict(register(experiment, name, before)),
     }
     with while_starting(workdir):

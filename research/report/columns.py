@@ -36,6 +36,7 @@ class Column:
       interval: row -> mean and extremes to draw in an "interval" column of the page.
       tip: row -> what hovering over a cell says, "" for nothing.
       flagged: row -> whether the cell is to be noticed.
+      on_paper: whether it is left out of the page, where hovering over another column says it.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Column:
     interval: Callable[[Any], Summary] | None = None
     tip: Callable[[Any], str] = lambda row: ""
     flagged: Callable[[Any], bool] = lambda row: False
+    on_paper: bool = False
 
 
 def _place(study: Study) -> list[Column]:
@@ -107,11 +109,21 @@ def main_columns(study: Study) -> list[Column]:
             "p",
             lambda row: p_text(row.p),
             lambda row: row.p,
-            "Two-sided test of no difference, Holm-corrected over the arms of the point.",
+            "Two-sided test of no difference, Holm-corrected over the arms of the point; hover "
+            "over a dash for why there is none.",
+            tip=lambda row: row.obstacle,
             flagged=lambda row: row.p < ALPHA,
         ),
         *(_solving(study)[1:]),
         Column("notes", lambda row: "; ".join(row.notes), lambda _: None, kind="text"),
+        Column(
+            "not compared because",
+            lambda row: row.obstacle,
+            lambda _: None,
+            "",
+            "text",
+            on_paper=True,
+        ),
     ]
 
 
@@ -172,7 +184,9 @@ def _solved(row: Row) -> str:
 def _steps(row: Row) -> str:
     if math.isnan(row.steps):
         return NONE
-    steps = number(row.steps) if math.isfinite(row.steps) else "not reached"
+    if row.never == row.outcome.n:
+        return "never"
+    steps = number(row.steps) if math.isfinite(row.steps) else NONE
     return steps + (f" ({row.never} never)" if row.never else "")
 
 

@@ -48,6 +48,7 @@ class Row:
       never: number of seeds that never reached it.
       rise: median rise time of the outcome as a part of training, NaN where there is none.
       notes: what a reader must know.
+      obstacle: why nothing can be told from the difference, "" if something can.
     """
 
     arm: str
@@ -65,6 +66,7 @@ class Row:
     never: int
     rise: float
     notes: Sequence[str]
+    obstacle: str = ""
 
 
 def main_table(study: Study) -> list[Row]:
@@ -121,7 +123,8 @@ def _row(
         steps=stats.median(ever),
         never=sum(math.isinf(step) for step in ever),
         rise=stats.median(r for run in runs if (r := rise_time(run, outcome)) is not None),
-        notes=_notes(seeds, sample, compared),
+        notes=_notes(seeds, sample),
+        obstacle=compared.obstacle if compared else "",
     )
 
 
@@ -136,7 +139,7 @@ def seed_counts(runs: Iterable[Run], study: Study) -> dict[str, int]:
     return counts
 
 
-def _notes(seeds: Mapping[str, int], sample: Mapping, compared: Quantity | None) -> list[str]:
+def _notes(seeds: Mapping[str, int], sample: Mapping) -> list[str]:
     notes = []
     if len(sample) == 1:
         notes.append(ONE_SEED)
@@ -148,8 +151,6 @@ def _notes(seeds: Mapping[str, int], sample: Mapping, compared: Quantity | None)
         notes.append(f"{count(seeds[WAITING], 'seed')} not finished")
     if len(sample) > 1 and stats.deviation(sample.values()) == 0:
         notes.append(EQUAL)
-    if compared and compared.obstacle and not any(seeds[s] for s in (store.FAILED, WAITING)):
-        notes.append(f"no comparison: {compared.obstacle}")
     return notes
 
 

@@ -132,8 +132,8 @@ def test_complete(complete):
     assert headings and all(a["aria-sort"] == "none" for a in headings)
     sections = {a["id"] for tag, a in page.tags if tag == "section"}
     assert sections == {
-        "verdicts", "results", "axes", "curves", "slices", "steps", "budget", "tuning", "arms",
-        "runs", "reproduce",
+        "verdicts", "outcome", "results", "axes", "curves", "slices", "steps", "budget", "tuning",
+        "arms", "runs", "methods", "reproduce",
     }  # fmt: skip
 
 
@@ -361,11 +361,13 @@ def test_experiment_survives_json(complete):
 
 
 def test_command(complete, tmp_path):
-    case = [f"--workdir={complete[0].study.workdir}", f"--out={tmp_path / 'there'}"]
+    case = [f"--workdir={complete[0].study.workdir}", f"--out={tmp_path / 'there'}", "--latex"]
     (done,) = run_cases("research.report", [case])
     assert done.code == 0, done.err
     assert "supported" in done.out and str(tmp_path / "there" / "report.html") in done.out
     assert (tmp_path / "there" / "report.html").is_file()
+    assert "report.tex" in done.out and (tmp_path / "there" / "report.tex").is_file()
+    assert {path.suffix for path in (tmp_path / "there").glob("curves.*")} == {".png", ".pdf"}
 
 
 @pytest.mark.parametrize(
@@ -374,6 +376,7 @@ def test_command(complete, tmp_path):
         ([], "--workdir is missing"),
         (["--workdir=/nonexistent"], "is not a sweep"),
         (["--wrkdir=x"], "workdir"),
+        (["--workdir=x", "--formats=jpg"], "'jpg'"),
     ],
 )
 def test_command_errors_are_one_line(arguments, message):
