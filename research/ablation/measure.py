@@ -38,6 +38,8 @@ class Measure:
         are about the probability to solve.
       chance: what guessing reaches, or None.
       missing: {(arm, point): why seeds are absent}.
+      choice: {(arm, point): standard deviation that the choice of tuned values adds to what is
+        compared}; nothing where nothing was tuned, or where it cannot be told.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Measure:
     solved: float | None = None
     chance: float | None = None
     missing: Mapping[tuple[str, Point], str] = field(default_factory=dict)
+    choice: Mapping[tuple[str, Point], float] = field(default_factory=dict)
 
     def sample(self, arm: str, point: Mapping[str, Any]) -> Sample:
         """Returns {seed: value} of an arm at a point; {} when there is nothing."""

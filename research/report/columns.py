@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from research.ablation.experiment import tune_seed_list
 from research.report.formatting import (
     NONE,
     bracket,
     count,
     number,
     p_text,
+    point_text,
     short_keys,
     signed,
     span,
@@ -242,6 +244,44 @@ def tuning_columns(study: Study) -> list[Column]:
     )
     done = Column("runs", lambda row: f"{row.done} of {row.total}", lambda row: row.done)
     return [*_place(study), *chosen, grid, done]
+
+
+TUNING_LIMIT = (
+    " Tests and intervals of means and shares leave room for what other tuning seeds would have "
+    "chosen (two standard deviations); those of slices, of steps to a threshold and of rise times "
+    "do not. Nor does any for a rate that the grid does not show to be better: where all of it "
+    "fails, equal arms are told apart too often (benchmarks/tuning.py)."
+)
+ONE_TUNING_SEED = (
+    " One tuning seed does not tell what others would have chosen, and no interval leaves room for "
+    "it: equal arms are told apart in up to a half of all cases (benchmarks/tuning.py)."
+)
+
+
+def tuning_note(study: Study, rows: Sequence[TuningRow]) -> str:
+    """Returns how the values were tuned, and what that leaves open."""
+    experiment = study.experiment
+    text = (
+        f"Every arm got the same grid, {count(len(tune_seed_list(experiment)), 'tuning seed')} each"
+    )
+    if experiment.tune_extend:
+        text += (
+            ", continued on a side where its best value lay at the edge (by at most "
+            f"{experiment.tune_extend} values)"
+        )
+    text += "; the best on validation was then trained on fresh seeds."
+    at_edge = [
+        f"{row.arm}{f' at {point_text(row.point)}' if row.point else ''}"
+        for row in rows
+        if row.edges
+    ]
+    if at_edge:
+        text += (
+            " A best value at the edge of its grid says that a better one may lie outside. So it "
+            f"is here, for {len(at_edge)} of {len(rows)}: {'; '.join(at_edge)}."
+        )
+    few = len(tune_seed_list(experiment)) < 2
+    return text + (ONE_TUNING_SEED if few else TUNING_LIMIT)
 
 
 def _chosen(row: TuningRow, key: str) -> str:

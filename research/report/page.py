@@ -17,6 +17,7 @@ from research.report.columns import (
     main_columns,
     progress_text,
     tuning_columns,
+    tuning_note,
 )
 from research.report.figures import LIMIT
 from research.report.formatting import count, number, point_text, value_text
@@ -182,12 +183,7 @@ def _bootstrap(summary: Summary, resampled: Bootstrap | None) -> Html | None:
 def _tuning(summary: Summary) -> Html | None:
     if not summary.tuning:
         return None
-    experiment = summary.study.experiment
-    note = (
-        f"Every arm got the same grid, {count(len(experiment.tune_seeds), 'tuning seed')} each; "
-        "the best on validation was then trained on fresh seeds. A best value at the edge of the "
-        "grid says that a better one may lie outside."
-    )
+    note = tuning_note(summary.study, summary.tuning)
     table = panels.table(
         summary, tuning_columns(summary.study), summary.tuning, "Chosen values of each arm"
     )

@@ -18,6 +18,7 @@ from research.report.columns import (
     progress_text,
     text_rows,
     tuning_columns,
+    tuning_note,
 )
 from research.report.formatting import count, point_text, span, value_text
 from research.report.judging.bootstrap import (
@@ -146,7 +147,8 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
         table = _table(bootstrap_columns(study, resampled.measure), resampled.pairs)
         blocks += ["## Paired resampling", table, _plain(bootstrap_note(resampled))]
     if summary.tuning:
-        blocks += ["## Tuning", _table(tuning_columns(study), summary.tuning)]
+        table = _table(tuning_columns(study), summary.tuning)
+        blocks += ["## Tuning", table, _plain(tuning_note(study, summary.tuning))]
     blocks += ["## What differs", _configs(summary), "## Reproduce", *_reproduce(study)]
     return "\n\n".join(blocks) + "\n"
 

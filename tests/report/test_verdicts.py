@@ -333,6 +333,30 @@ def test_the_primary_claims_of_an_experiment_are_corrected_together():
     assert "Exploratory" in second.why and "Exploratory" not in first.why
 
 
+def test_verdicts_leave_room_for_the_choice_of_tuned_values():
+    """Two standard deviations of it; the intervals say so, and two arms add up in squares."""
+    values = one_place(a=around(0.9), b=around(0.85, 1))
+    choice = {("a", ()): 0.003, ("b", ()): 0.004}
+    plain, tuned = (verdict(Direction("a", "b"), values, choice=c) for c in ({}, choice))
+    assert (plain.verdict, tuned.verdict) == ("supported", "supported")
+    one, other = plain.checks[0], tuned.checks[0]
+    assert (other.low, other.high) == pytest.approx((one.low - 0.01, one.high + 0.01))
+    assert "± 0.010 for the choice of tuned values" in tuned.effect
+    wide = {("a", ()): 0.03, ("b", ()): 0.04}
+    for test in (Direction("a", "b"), Direction("b", "a"), Equivalence("a", "b", 0.09)):
+        assert verdict(test, values).verdict != "open"
+        assert verdict(test, values, choice=wide).verdict == "open"
+    # Of shares, too: five of five against none is beyond .3, but not by as much again.
+    for room, expected in ((0.0, "supported"), (0.2, "open")):
+        judged = verdict(
+            Direction("a", "b", 0.3), solving(5, 0), solved=0.95, choice={("a", ()): room}
+        )
+        assert judged.verdict == expected and -1 <= judged.checks[0].low
+    share = Threshold("a", at_least=0.9)
+    judged = verdict(share, one_place(a=[0.95] * 8), solved=0.9, choice={("a", ()): 0.1})
+    assert judged.verdict == "open" and "at least 0.49" in judged.effect
+
+
 def test_one_seed_is_not_evidence():
     for test in (Direction("a", "b"), Equivalence("a", "b", 0.9), Threshold("a", at_least=0.1)):
         judgement = verdict(test, one_place(a=[0.9], b=[0.1]))

@@ -11,6 +11,7 @@ Seeds without a number are never dropped in silence:
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +25,16 @@ from research.ablation.experiment import (
     experiment_from_json,
     points,
     seed_list,
+    tune_seed_list,
     tuning_grid,
 )
 from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
 from research.ablation.registration import Registration, registration_from_json
+from research.ablation.tuning import scalar, scored
 from research.configuration import completed
 from research.errors import UserError
 from research.runs import store
+from research.stats import choice_deviation, mean
 
 WAITING = "waiting"
 """Status of a cell that has no result yet; the others are those of `store`."""
@@ -150,15 +154,21 @@ def make_study(
       experiment: what `plain` holds.
     """
     shown = _ordered(cells, experiment)
-    grid = len(tuning_grid(experiment)) * len(experiment.tune_seeds) if experiment.tune else 0
-    per_arm = grid + len(seed_list(experiment))
+    grid = len(tuning_grid(experiment)) * len(tune_seed_list(experiment))
+    reported = len(seed_list(experiment))
+    pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
+    known = Counter((cell["arm"], point_key(cell["point"]), cell["stage"]) for cell in shown)
     return Study(
         name=str(plain.get("name") or workdir.name),
         file=str(plain.get("file") or ""),
         workdir=workdir,
         experiment=experiment,
         runs=[_run(cell, *read[cell["run"] + cell["stage"]]) for cell in shown],
-        planned=max(len(shown), per_arm * len(experiment.arms) * len(points(experiment))),
+        # Tuning may have added values, and more seeds may have been trained than are asked for.
+        planned=sum(
+            max(grid, known[arm, point, "tune"]) + max(reported, known[arm, point, "report"])
+            for arm, point in pairs
+        ),
         environment=environment,
         plain=plain,
         registration=registration_from_json(plain.get("registration")),
@@ -257,7 +267,42 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
         solved=None if named else outcome.solved,
         chance=outcome.chance if metric == outcome.metric else None,
         missing=absent,
+        choice=_choice(study, metric, named) if kind == VALUES and metric != RISE else {},
     )
+
+
+def _choice(study: Study, metric: str, named: bool) -> dict[tuple[str, Point], float]:
+    """What choosing among tuned values adds, read off the tuning runs' validation."""
+    outcome = study.experiment.outcome
+    cells = [
+        {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
+        for r in study.runs
+    ]
+    results = {r.run: r.result for r in study.runs if r.result}
+    found = {}
+    for key, scores in scored(outcome, cells, results).items():
+        fewest = max(score[0] for _, score in scores)
+        # A combination with more lost seeds is never chosen, however the others turn out.
+        kept = [point_key(tuned) for tuned, score in scores if score[0] == fewest]
+        runs = [r for r in study.runs if r.stage == "tune" and r.key == key]
+        grid = [[r.result for r in runs if point_key(r.tuned) == tuned] for tuned in kept]
+        by_outcome = [_validation(group, outcome, outcome.metric) for group in grid]
+        values = [_validation(group, outcome, metric) for group in grid]
+        if not all(by_outcome) or not all(values):
+            continue
+        if not named and outcome.solved is not None:
+            values = [[float(reached(v, outcome)) for v in group] for group in values]
+        sign = 1 if outcome.higher_is_better else -1
+        signed = [[sign * v for v in group] for group in by_outcome]
+        deviation = choice_deviation(signed, [mean(group) for group in values])
+        if math.isfinite(deviation):
+            found[key] = deviation
+    return found
+
+
+def _validation(results: Sequence[Mapping], outcome: Outcome, metric: str) -> list[float]:
+    values = [scalar(result, outcome.at, "validation", metric) for result in results]
+    return [v for v in values if v is not None]
 
 
 def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:

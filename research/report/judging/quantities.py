@@ -29,6 +29,10 @@ from research.report.formatting import count, number, point_text
 from research.stats import ALPHA, Estimate, Proportion, ProportionDifference
 
 ONE_SEED = "one seed is not evidence"
+CHOICE_DEVIATIONS = 2.0
+"""Standard deviations of the choice among tuned values that tests and intervals leave room for.
+With 3 tuning seeds false verdicts on equal arms are then as rare as they are to be, by simulation
+(benchmarks/tuning.py)."""
 MOST_SEEDS = 64
 """Seeds up to which the report says how many a claim would need."""
 
@@ -46,6 +50,8 @@ class Quantity:
       one_sided: whether verdicts take one-sided bounds of level 95 %, as of a proportion that is
         held to a border. Otherwise they take 95 % intervals, each end a bound of 97.5 %.
       obstacle: why nothing can be told from it, whatever the test says; "" if something can.
+      allowance: what other tuning seeds might have done to the number: tests and intervals leave so
+        much room on either side.
     """
 
     label: str
@@ -56,6 +62,7 @@ class Quantity:
     n: tuple[int, ...]
     one_sided: bool = False
     obstacle: str = ""
+    allowance: float = 0.0
 
     @property
     def support(self) -> float:
@@ -64,9 +71,9 @@ class Quantity:
             return 1.0
         p = 0.0
         if math.isfinite(self.low):
-            p = max(p, self.estimate.p_above(self.low))
+            p = max(p, self.estimate.p_above(self.low + self.allowance))
         if math.isfinite(self.high):
-            p = max(p, self.estimate.p_below(self.high))
+            p = max(p, self.estimate.p_below(self.high - self.allowance))
         return min(1.0, p * (1 if self.one_sided else 2))
 
     @property
@@ -76,9 +83,9 @@ class Quantity:
             return 1.0
         tails = []
         if math.isfinite(self.low):
-            tails.append(self.estimate.p_below(self.low))
+            tails.append(self.estimate.p_below(self.low - self.allowance))
         if math.isfinite(self.high):
-            tails.append(self.estimate.p_above(self.high))
+            tails.append(self.estimate.p_above(self.high + self.allowance))
         return min(1.0, min(tails) * len(tails) * (1 if self.one_sided else 2))
 
     @property
@@ -86,13 +93,18 @@ class Quantity:
         """The two-sided p-value of "the number is 0"; NaN where nothing can be told."""
         if self.obstacle or self.estimate is None:
             return math.nan
-        return min(1.0, 2 * min(self.estimate.p_above(0.0), self.estimate.p_below(0.0)))
+        room = self.allowance
+        return min(1.0, 2 * min(self.estimate.p_above(room), self.estimate.p_below(-room)))
 
     def interval(self, level: float) -> tuple[float, float]:
         """Returns the interval whose place decides a test of this level; NaN if there is none."""
         if self.estimate is None:
             return math.nan, math.nan
-        return self.estimate.interval(2 * level if self.one_sided else level)
+        low, high = self.estimate.interval(2 * level if self.one_sided else level)
+        low, high = low - self.allowance, high + self.allowance
+        if isinstance(self.estimate, Proportion | ProportionDifference):
+            return max(low, 0.0 if isinstance(self.estimate, Proportion) else -1.0), min(high, 1.0)
+        return low, high
 
 
 def matches(point: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
@@ -188,7 +200,14 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
         else:
             estimate = _means(one, other, paired)
             obstacle = _no_spread(data, sides, estimate) or _guessing(data, sides)
-    return Quantity(label, what, estimate, low, high, n, obstacle=obstacle)
+    room = _allowance(data, *((arm, point) for arm, point, _ in sides))
+    return Quantity(label, what, estimate, low, high, n, obstacle=obstacle, allowance=room)
+
+
+def _allowance(data: Measure, *places: tuple[str, Mapping]) -> float:
+    """The room that is left for the choice among tuned values at one or two places."""
+    found = {place: data.choice.get(place, 0.0) for a, p in places if (place := (a, point_key(p)))}
+    return CHOICE_DEVIATIONS * math.hypot(*found.values())
 
 
 def _means(one: stats.Sample, other: stats.Sample, paired: bool) -> stats.StudentT:
@@ -272,7 +291,10 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
     sample, label = data.sample(test.arm, point), _label(point, test.at)
     obstacle = _absent(data, test.arm, point, sample)
     if data.kind == VALUES and (data.solved is not None or test.share is not None):
-        return _share(data, test, label, sample, obstacle)
+        return replace(
+            _share(data, test, label, sample, obstacle),
+            allowance=_allowance(data, (test.arm, point)),
+        )
     low = -math.inf if test.at_least is None else test.at_least
     high = math.inf if test.at_most is None else test.at_most
     what, estimate = f"{subject(data)} of {test.arm}", None
@@ -285,7 +307,10 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
     elif not obstacle:
         estimate = stats.mean_of(sample.values(), caution=stats.CAUTION)
         obstacle = _no_spread(data, ((test.arm, point, sample),), estimate)
-    return Quantity(label, what, estimate, low, high, (len(sample),), obstacle=obstacle)
+    room = _allowance(data, (test.arm, point))
+    return Quantity(
+        label, what, estimate, low, high, (len(sample),), obstacle=obstacle, allowance=room
+    )
 
 
 def _share(data: Measure, test: Threshold, label: str, sample, obstacle: str) -> Quantity:
