@@ -110,7 +110,7 @@ def tuned(landscape: Landscape, generator: np.random.Generator, seeds: int) -> t
 def errors(landscape: Landscape, tune_seeds: int, repeats: int, seed: int) -> dict:
     """Returns the shares of false verdicts at each number of reported seeds."""
     generator = np.random.default_rng([seed, tune_seeds])
-    claim = Claim("", test=Direction("a", "b"))
+    claim = Claim("", test=Direction("a", "b"), within_steps=True)
     wrong = {room: dict.fromkeys(SEEDS, 0) for room in (True, False)}
     apart = 0
     for _ in range(repeats):

@@ -72,6 +72,12 @@ class Outcome:
     solved: float | None = None
     chance: float | None = None
 
+    def reached(self, value: float) -> bool:
+        """Returns whether a value counts as solved; False without a threshold."""
+        if self.solved is None:
+            return False
+        return value >= self.solved if self.higher_is_better else value <= self.solved
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -199,6 +205,8 @@ class Claim:
       primary: whether the claim is one of those the experiment was made for. The primary claims of
         an experiment are corrected together for their number; others are exploratory, are not
         corrected, and the report says so.
+      within_steps: whether the claim is of arms after the same steps, finished or not. Otherwise an
+        arm is called worse, or unable, only where its validation curve is flat at the end.
     """
 
     text: str
@@ -206,6 +214,7 @@ class Claim:
     published: Mapping[str, Any] | str | float = field(default_factory=dict)
     test: Test | None = None
     primary: bool = True
+    within_steps: bool = False
 
     def arms(self) -> tuple[str, ...]:
         """Returns the arms the test names."""
@@ -266,4 +275,5 @@ def claim_from_json(value: Mapping) -> Claim:
         published=value.get("published", {}),
         test=restore_test(test) if test else None,
         primary=value.get("primary", True),
+        within_steps=value.get("within_steps", False),
     )

@@ -81,7 +81,8 @@ def with_seeds(experiment: Experiment, basis: str) -> Experiment:
 
 def claim_hash(claim: Claim) -> str:
     """Returns the hash of what a claim tests; its words and its source may be corrected."""
-    return _hash(asdict(claim)["test"])
+    test = asdict(claim)["test"]
+    return _hash({"within_steps": test} if claim.within_steps else test)
 
 
 def register(experiment: Experiment, name: str, before: Registration | None) -> Registration:

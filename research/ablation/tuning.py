@@ -15,7 +15,7 @@ from typing import Any
 from research.ablation.claims import Outcome
 from research.ablation.experiment import Cell, Experiment, resolve, tune_seed_list
 from research.ablation.measure import Point, point_key
-from research.stats import mean
+from research.stats import choice_deviation, mean
 
 Score = tuple[int, float]
 """(minus the seeds without a number, oriented mean of the others); larger is better."""
@@ -84,6 +84,46 @@ def scalar(result: Mapping | None, at: str, split: str, metric: str) -> float | 
     value = ((result.get(at) or {}).get(split) or {}).get(metric)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number and math.isfinite(value) else None
+
+
+def choice_deviations(
+    outcome: Outcome, cells: Sequence[Mapping], results: Mapping[str, Mapping], metric: str = ""
+) -> dict[tuple[str, Point], float]:
+    """Returns {(arm, point): standard deviation that the choice adds to what is compared}.
+
+    Read off the validation of the tuning runs; nothing where these do not tell it, such as by one
+    seed.
+
+    Args:
+      outcome: by which is chosen.
+      cells, results: as of `choose`.
+      metric: whose mean is compared; "": the outcome, or the share of seeds that solve the task.
+    """
+    found = {}
+    for key, scores in scored(outcome, cells, results).items():
+        fewest = max(score[0] for _, score in scores)
+        # A combination with more lost seeds is never chosen, however the others turn out.
+        kept = [point_key(tuned) for tuned, score in scores if score[0] == fewest]
+        own = [c for c in cells if c["stage"] == "tune"]
+        own = [c for c in own if (c["arm"], point_key(c["point"])) == key]
+        grid = [[results[c["run"]] for c in own if point_key(c["tuned"]) == t] for t in kept]
+        chosen_by = [_validation(group, outcome, outcome.metric) for group in grid]
+        values = [_validation(group, outcome, metric or outcome.metric) for group in grid]
+        if not all(chosen_by) or not all(values):
+            continue
+        if not metric and outcome.solved is not None:
+            values = [[float(outcome.reached(v)) for v in group] for group in values]
+        sign = 1 if outcome.higher_is_better else -1
+        signed = [[sign * v for v in group] for group in chosen_by]
+        deviation = choice_deviation(signed, [mean(group) for group in values])
+        if math.isfinite(deviation):
+            found[key] = deviation
+    return found
+
+
+def _validation(results: Sequence[Mapping], outcome: Outcome, metric: str) -> list[float]:
+    values = [scalar(result, outcome.at, "validation", metric) for result in results]
+    return [v for v in values if v is not None]
 
 
 def edges(scores: Scores) -> list[str]:

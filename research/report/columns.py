@@ -70,7 +70,9 @@ RESULTS_NOTE = (
     "on these test data, and hold for all arms of a point together; p values are Holm-corrected "
     "likewise. A diverged seed has not solved the task and counts as the worst value that its "
     "metric has. A failed run (an exception) says nothing of its arm: it is left out, and no "
-    "verdict is passed on the others."
+    "verdict is passed on the others. A verdict that an arm is worse, or cannot do something, "
+    "needs its validation curve to be flat in the last quarter of training, unless the claim is of "
+    "these steps only."
 )
 """What the main table shows."""
 

@@ -17,11 +17,11 @@ from research.report.judging.evidence import (
     Study,
     has_diverged,
     measure,
-    reached,
     rise_time,
     steps_to_threshold,
 )
-from research.report.judging.quantities import ONE_SEED, Quantity, difference
+from research.report.judging.quantities import ONE_SEED, difference
+from research.report.judging.quantity import Quantity
 from research.runs import store
 from research.stats import ALPHA, Summary
 from research.tasks.text.translation_scores import tokenizer_in
@@ -98,7 +98,7 @@ def _row(
     seeds = seed_counts(runs, study)
     solved, when_solved = None, math.nan
     if outcome.solved is not None and sample:
-        good = [v for v in sample.values() if reached(v, outcome)]
+        good = [v for v in sample.values() if outcome.reached(v)]
         solved = (len(good), *stats.clopper_pearson(len(good), len(sample)))
         when_solved = stats.mean(good)
     finished = [r for r in runs if r.curve and r.status in (store.COMPLETED, store.DIVERGED)]

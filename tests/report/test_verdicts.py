@@ -105,7 +105,9 @@ def measured(values, higher=True, **how):
 
 
 def verdict(test, values, higher=True, **how):
-    return judge(Claim("claim", test=test), lambda *_: measured(values, higher, **how))
+    # Made-up samples have no curves: tests/report/test_convergence.py is about these.
+    claim = Claim("claim", test=test, within_steps=True)
+    return judge(claim, lambda *_: measured(values, higher, **how))
 
 
 NOISE = [0.010, -0.008, 0.004, -0.011, 0.006]
@@ -318,7 +320,7 @@ def test_a_claim_at_every_point_needs_every_point_and_no_correction():
 
 
 def test_the_primary_claims_of_an_experiment_are_corrected_together():
-    weak = Claim("weak", test=Direction("a", "b"))
+    weak = Claim("weak", test=Direction("a", "b"), within_steps=True)
     data = measured(one_place(a=around(0.9), b=around(0.886, 2)))
     assert judge(weak, lambda *_: data).verdict == "supported"
     judged = judge_all([weak] * 4, lambda *_: data)
@@ -327,7 +329,7 @@ def test_the_primary_claims_of_an_experiment_are_corrected_together():
     wide, narrow = judged[0].checks[0], judge(weak, lambda *_: data).checks[0]
     assert wide.high - wide.low > narrow.high - narrow.low and "98.8 % interval" in judged[0].effect
     # An exploratory claim costs the others nothing, and says what it is.
-    aside = Claim("aside", test=Direction("a", "b"), primary=False)
+    aside = Claim("aside", test=Direction("a", "b"), primary=False, within_steps=True)
     first, second = judge_all([weak, aside], lambda *_: data)
     assert first.verdict == second.verdict == "supported"
     assert "Exploratory" in second.why and "Exploratory" not in first.why

@@ -28,13 +28,22 @@ from research.ablation.experiment import (
     tune_seed_list,
     tuning_grid,
 )
-from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
+from research.ablation.measure import (
+    COSTS,
+    STOPWATCH,
+    TIMES,
+    VALUES,
+    Measure,
+    Point,
+    Progress,
+    point_key,
+)
 from research.ablation.registration import Registration, registration_from_json
-from research.ablation.tuning import scalar, scored
+from research.ablation.tuning import choice_deviations
 from research.configuration import completed
 from research.errors import UserError
+from research.report.judging.curves import progress, rise
 from research.runs import store
-from research.stats import choice_deviation, mean
 
 WAITING = "waiting"
 """Status of a cell that has no result yet; the others are those of `store`."""
@@ -239,7 +248,8 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
             if (text := _missing(study, arm, p))
             for label in labels[point_key(p)]
         }
-        return Measure(metric, values, expanded, higher, missing=absent)
+        going = _progress(study, metric, higher)
+        return Measure(metric, values, expanded, higher, missing=absent, progress=going)
     group, _, column = metric.partition("/")
     kind = VALUES
     if metric == STEPS:
@@ -268,41 +278,37 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
         chance=outcome.chance if metric == outcome.metric else None,
         missing=absent,
         choice=_choice(study, metric, named) if kind == VALUES and metric != RISE else {},
+        progress=_progress(study, metric, higher) if kind == VALUES else {},
     )
+
+
+def _progress(study: Study, metric: str, higher: bool | None) -> dict[tuple[str, Point], Progress]:
+    """How the curves of every arm at every point went on; {} of a metric without a better way."""
+    found = {}
+    for point in points(study.experiment) if higher is not None else ():
+        place = point_key(point)
+        # What diverged had no end of training.
+        curves = {
+            arm: {
+                r.seed: r.curve
+                for r in study.reported
+                if r.key == (arm, place) and r.status == store.COMPLETED
+            }
+            for arm in study.experiment.arms
+        }
+        ends = progress(curves, metric, bool(higher))
+        found |= {(arm, place): end for arm, end in ends.items()}
+    return found
 
 
 def _choice(study: Study, metric: str, named: bool) -> dict[tuple[str, Point], float]:
     """What choosing among tuned values adds, read off the tuning runs' validation."""
-    outcome = study.experiment.outcome
     cells = [
         {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
         for r in study.runs
     ]
     results = {r.run: r.result for r in study.runs if r.result}
-    found = {}
-    for key, scores in scored(outcome, cells, results).items():
-        fewest = max(score[0] for _, score in scores)
-        # A combination with more lost seeds is never chosen, however the others turn out.
-        kept = [point_key(tuned) for tuned, score in scores if score[0] == fewest]
-        runs = [r for r in study.runs if r.stage == "tune" and r.key == key]
-        grid = [[r.result for r in runs if point_key(r.tuned) == tuned] for tuned in kept]
-        by_outcome = [_validation(group, outcome, outcome.metric) for group in grid]
-        values = [_validation(group, outcome, metric) for group in grid]
-        if not all(by_outcome) or not all(values):
-            continue
-        if not named and outcome.solved is not None:
-            values = [[float(reached(v, outcome)) for v in group] for group in values]
-        sign = 1 if outcome.higher_is_better else -1
-        signed = [[sign * v for v in group] for group in by_outcome]
-        deviation = choice_deviation(signed, [mean(group) for group in values])
-        if math.isfinite(deviation):
-            found[key] = deviation
-    return found
-
-
-def _validation(results: Sequence[Mapping], outcome: Outcome, metric: str) -> list[float]:
-    values = [scalar(result, outcome.at, "validation", metric) for result in results]
-    return [v for v in values if v is not None]
+    return choice_deviations(study.experiment.outcome, cells, results, metric if named else "")
 
 
 def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:
@@ -417,7 +423,7 @@ def steps_to_threshold(run: Run, outcome: Outcome) -> int | None:
     """Returns the first evaluated step whose validation outcome reached `solved`, or None."""
     for row in run.curve:
         value = _number(row.get(f"validation/{outcome.metric}"))
-        if value is not None and reached(value, outcome):
+        if value is not None and outcome.reached(value):
             return int(row["step"])
     return None
 
@@ -435,28 +441,9 @@ def rise_time(run: Run, outcome: Outcome) -> float | None:
         return None
     logged = [(row["step"], _number(row.get(f"validation/{outcome.metric}"))) for row in run.curve]
     curve = [(step, value) for step, value in logged if value is not None]
-    if not curve or reached(curve[0][1], outcome):
+    if not curve or outcome.reached(curve[0][1]):
         return None
-    begin = curve[0][1]
-    way = [(step, (value - begin) / (outcome.solved - begin)) for step, value in curve]
-    if max(part for _, part in way) < 1:
-        return None
-    low, high = (_first_passed(way, part) for part in RISE_BETWEEN)
-    return (high - low) / curve[-1][0]
-
-
-def _first_passed(way: Sequence[tuple[float, float]], part: float) -> float:
-    """Returns the step at which a curve from 0 to 1 first reaches `part`, linear in between."""
-    after = next(i for i, (_, value) in enumerate(way) if value >= part)
-    (step0, value0), (step1, value1) = way[after - 1], way[after]
-    return step0 + (step1 - step0) * (part - value0) / (value1 - value0)
-
-
-def reached(value: float, outcome: Outcome) -> bool:
-    """Returns whether an outcome counts as solved; False without a threshold."""
-    if outcome.solved is None:
-        return False
-    return value >= outcome.solved if outcome.higher_is_better else value <= outcome.solved
+    return rise(curve, outcome.solved, RISE_BETWEEN)
 
 
 def _steps_value(run: Run, study: Study) -> float | None:

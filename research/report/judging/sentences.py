@@ -7,7 +7,8 @@ from research.ablation.claims import Crossover, Direction, Equivalence, Test, Th
 from research.ablation.measure import COSTS, TIMES, Measure
 from research.report.formatting import bracket, number, value_text
 from research.report.judging.judgements import CANNOT_TELL, OPEN, REFUTED, Check
-from research.report.judging.quantities import Quantity, subject
+from research.report.judging.quantities import subject
+from research.report.judging.quantity import Quantity
 from research.stats import ALPHA, Proportion, RankDifference, StudentT
 
 
