@@ -23,6 +23,7 @@ experiment = Experiment(
     question="Which positions carry a language model beyond its training length?",
     base="configs/text.py",
     common={
+        "task.test_fraction": 0.05,
         "task.eval_lengths": (64, 128, 256, 512),
         "model.width": 64,
         "model.num_layers": 2,
@@ -40,7 +41,7 @@ experiment = Experiment(
         "none": {"model.position": "none"},
     },
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="loss_longest", split="validation"),
+    outcome=Outcome(metric="loss_longest"),
     claims=(
         Claim(
             text="With ALiBi the loss does not rise beyond the training length.",

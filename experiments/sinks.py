@@ -24,6 +24,7 @@ experiment = Experiment(
     question="Do small language models need their first tokens kept?",
     base="configs/text.py",
     common={
+        "task.test_fraction": 0.05,
         "task.stream_sinks": (0, 1, 2, 4),
         "task.stream_tokens": 1024,
         "model.width": 64,
@@ -41,7 +42,7 @@ experiment = Experiment(
         "softmax off by one": {"model.normalizer": "softmax_plus_one"},
     },
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="stream_perplexity_ratio", split="validation"),
+    outcome=Outcome(metric="stream_perplexity_ratio"),
     claims=(
         Claim(
             text="Without its first tokens softmax attention has a much worse perplexity.",

@@ -21,6 +21,7 @@ experiment = Experiment(
     question="Does a language model of nanoGPT's size need its first tokens kept?",
     base="configs/text.py",
     common={
+        "task.test_fraction": 0.05,
         "task.length": 256,
         "task.batch_size": 64,
         "task.stream_sinks": (0, 1, 4),
@@ -42,7 +43,7 @@ experiment = Experiment(
         "softmax with a learned sink": {"model.normalizer": "softmax_sink"},
     },
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="stream_perplexity_ratio", split="validation"),
+    outcome=Outcome(metric="stream_perplexity_ratio"),
     claims=(
         Claim(
             text="Without its first tokens softmax attention has a much worse perplexity.",

@@ -55,7 +55,8 @@ class Outcome:
 
     Attributes:
       metric: name of a scalar metric of the task, for example "accuracy".
-      split: evaluation split that is reported; tuning always uses "validation".
+      split: evaluation split that is reported. "validation" chooses tuned values and the "best"
+        checkpoint, and may be reported only where it has chosen nothing.
       at: "best" (parameters with the best validation value) or "final" (the last step).
       higher_is_better: direction of the metric; None: as it is declared where the metric is. Must
         be said where nothing declares it, and may not contradict what does.

@@ -82,6 +82,7 @@ def check_parts(experiment: Experiment) -> None:
             f"against={experiment.against!r} is unknown.{hint} Allowed: {', '.join(COSTS)}."
         )
     check_name("match", experiment.match, ("", "parameters"))
+    check_split(experiment)
     chosen = () if isinstance(seeds, int) else seeds
     tuned_on = () if isinstance(tuning, int) else tuning
     lists = {"seeds": chosen, "tune_seeds": tuned_on}
@@ -103,6 +104,23 @@ def check_parts(experiment: Experiment) -> None:
     for name in ("feedforward", "directions", "worst", "looks"):
         if getattr(experiment, name):
             raise UserError(f"{name} is found by the sweep; leave it out.")
+
+
+def check_split(experiment: Experiment) -> None:
+    """Raises UserError for an outcome on the split that chose what is reported.
+
+    The best of several checkpoints, or of several rates, is flattered by the data that it was best
+    on.
+    """
+    outcome = experiment.outcome
+    chosen = ["the checkpoint (outcome.at='best')"] if outcome.at == "best" else []
+    chosen += ["the tuned values"] if experiment.tune else []
+    if outcome.split == "validation" and chosen:
+        rest = "" if experiment.tune else " or outcome.at='final'"
+        raise UserError(
+            f"outcome.split='validation' chooses {' and '.join(chosen)}, so that it flatters them; "
+            f"take 'test' (of a text: with task.test_fraction=0.05){rest}."
+        )
 
 
 def check_keys(experiment: Experiment) -> None:
