@@ -40,6 +40,9 @@ def task_config() -> ConfigDict:
     task.vocab_size = 64  # half keys, half values; token 0 is the filler
     task.num_pairs = (4,)  # each sequence draws its number of key-value pairs from these
     task.gap_power = 0.01  # exponent of the power law of the gaps; smaller: shorter gaps
+    # recall, induction, rule, transduction: each seed has a test of its own, so that the spread
+    # over seeds is that of the test, too; what is decoded or asked at the end is of one test
+    task.test_of_seed = False
     # induction: a segment of random tokens comes twice; vocab_size (at least length) as above
     task.segment = (4, 16)  # least and most tokens of it
     # text: language modelling on a file

@@ -65,16 +65,19 @@ def _place(study: Study) -> list[Column]:
     return [*axes, Column("arm", lambda row: row.arm, lambda row: row.arm, kind="arm")]
 
 
-RESULTS_NOTE = (
-    "Means over seeds, with the lowest and the highest. Intervals of differences are over seeds, "
-    "on these test data, and hold for all arms of a point together; p values are Holm-corrected "
-    "likewise. A diverged seed has not solved the task and counts as the worst value that its "
-    "metric has. A failed run (an exception) says nothing of its arm: it is left out, and no "
-    "verdict is passed on the others. A verdict that an arm is worse, or cannot do something, "
-    "needs its validation curve to be flat in the last quarter of training, unless the claim is of "
-    "these steps only."
-)
-"""What the main table shows."""
+def results_note(study: Study) -> str:
+    """Returns what the main table shows, and what its intervals are of."""
+    own = [(run.config.get("task") or {}).get("test_of_seed") for run in study.reported]
+    test = "each with a test of its own" if own and all(own) else "on these test data"
+    return (
+        "Means over seeds, with the lowest and the highest. Intervals of differences are over "
+        f"seeds, {test}, and hold for all arms of a point together; p values are Holm-corrected "
+        "likewise. A diverged seed has not solved the task and counts as the worst value that its "
+        "metric has. A failed run (an exception) says nothing of its arm: it is left out, and no "
+        "verdict is passed on the others. A verdict that an arm is worse, or cannot do something, "
+        "needs its validation curve to be flat in the last quarter of training, unless the claim "
+        "is of these steps only."
+    )
 
 
 def main_columns(study: Study) -> list[Column]:
@@ -85,7 +88,7 @@ def main_columns(study: Study) -> list[Column]:
     what = "probability to solve" if solving else "mean"
     level = 100 * (1 - ALPHA / max(1, len(others)))
     correction = (
-        f"simultaneous over {len(others)} arms: {level:.3g} % each" if len(others) > 1 else ""
+        f", simultaneous over {len(others)} arms: {level:.3g} % each" if len(others) > 1 else ""
     )
     exact = "exact" if solving else "Welch"
     return [
@@ -105,7 +108,7 @@ def main_columns(study: Study) -> list[Column]:
             difference_text,
             lambda row: 0.0 if row.reference else row.difference,
             f"Difference of the {what} from {reference} with its 95 % interval ({exact}, over "
-            f"seeds, on these test data{correction}).",
+            f"seeds{correction}).",
         ),
         Column(
             "p",

@@ -12,10 +12,10 @@ from research.drawing.chart import Chart
 from research.drawing.markup import Html, el, join
 from research.report import panels
 from research.report.columns import (
-    RESULTS_NOTE,
     budget_columns,
     main_columns,
     progress_text,
+    results_note,
     tuning_columns,
     tuning_note,
 )
@@ -149,7 +149,7 @@ def _figure(drawn: Chart) -> Html:
 
 def _results(summary: Summary) -> Html:
     treated = [
-        f"{RESULTS_NOTE} ",
+        f"{results_note(summary.study)} ",
         "Press a heading to sort.",
     ]
     if signed := score_signatures(summary.study):

@@ -10,12 +10,12 @@ from research.ablation.experiment import seed_list
 from research.drawing import chart
 from research.report import page
 from research.report.columns import (
-    RESULTS_NOTE,
     Column,
     budget_columns,
     filled,
     main_columns,
     progress_text,
+    results_note,
     text_rows,
     tuning_columns,
     tuning_note,
@@ -137,7 +137,7 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
         *_claims(summary),
         "## Results",
         _table(main_columns(study), summary.rows),
-        RESULTS_NOTE,
+        results_note(study),
         *([_plain(signed)] if (signed := score_signatures(study)) else []),
         *(f"![{_plain(c.title)}]({c.name}.png)" for c in summary.charts),
         "## Budget",

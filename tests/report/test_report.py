@@ -310,6 +310,16 @@ def test_what_tuning_might_have_chosen_is_read_off_its_validation(tmp_path):
     assert not measure(study, "accuracy_by_gap").choice
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_the_report_says_what_its_intervals_are_of(tmp_path, own):
+    arms = {name: {"task.test_of_seed": own} for name in EXPERIMENT.arms}
+    build(tmp_path, replace(EXPERIMENT, arms=arms), simulate)
+    write_report(tmp_path)
+    said = "over seeds, each with a test of its own," if own else "over seeds, on these test data,"
+    for name in ("report.md", "report.html"):
+        assert said in (tmp_path / name).read_text()
+
+
 def test_runs_that_do_not_use_the_choice_are_marked(tmp_path):
     workdir = build(tmp_path, EXPERIMENT, rates(1e-3))
     tune = json.loads((workdir / "cells.json").read_text())[0]
