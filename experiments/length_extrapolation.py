@@ -11,6 +11,8 @@ Press et al. 2022 train at one length and evaluate at longer ones: with ALiBi th
 falls, with sinusoidal positions it rises at once, RoPE lies in between. Here a character model is
 trained at 64 characters and evaluated, as it is, at up to 512. The other side, a task in which
 something far away has to be found, is experiments/length_extrapolation_recall.py.
+
+The figures are of validation, which also chose the checkpoints; the outcome is of a test by now.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Trend

@@ -10,6 +10,8 @@ token, and no difference between perplexities with and without it.
 experiments/sinks.py with a hundred times the parameters and fifty times the tokens: nanoGPT's
 recipe for a GPU (6 layers, 6 heads, width 384, context 256, batch 64, dropout 0.2), with RoPE, in
 bfloat16, over 1,500 steps. What heads put on the first token is measured too.
+
+The figures are of validation, which also chose the checkpoints; the outcome is of a test by now.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
