@@ -21,6 +21,7 @@ experiment = Experiment(
     question="What does a window lose, and what does it save, from 8k to 128k tokens?",
     base="configs/tpu/lm_125m.py",
     common={
+        "task.test_fraction": 0.05,
         "task.batch_size": 8,  # one for each group of chips that splits a sequence
         "train.steps": 2000,
         "train.eval_every": 500,
@@ -36,7 +37,7 @@ experiment = Experiment(
     },
     axes={"task.length": (8192, 32768, 131072)},
     seeds=(0,),
-    outcome=Outcome(metric="loss", split="validation"),
+    outcome=Outcome(metric="loss"),
     ablated=("flops_per_token", "state_bytes"),
     claims=(
         Claim(

@@ -26,8 +26,11 @@ from research.ablation.experiment import (
     Experiment,
     points,
     report_cells,
+    resolve,
     seed_list,
+    tune_seed_list,
     tuning_cells,
+    tuning_grid,
 )
 from research.ablation.loading import (
     Source,
@@ -41,7 +44,7 @@ from research.ablation.match import matched
 from research.ablation.measure import point_key
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.registration import register, registration_from_json
-from research.ablation.tuning import choose
+from research.ablation.tuning import added_cells, choose, possible_values
 from research.configuration import Deltas, load_config, to_plain
 from research.errors import UserError, while_starting
 from research.parallel.layout import layout_of, parse_layout
@@ -128,13 +131,18 @@ def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[
     """Returns the cells known so far, and the (arm, point) pairs that wait for their tuning.
 
     Tuning cells come first. The reported cells of an arm at a point are known once all its tuning
-    runs have results.
+    runs have results and its grid needs no more values.
     """
-    tuning = tuning_cells(experiment)
-    rows = [cell.to_json() for cell in tuning]
-    found = on_first(lambda: {row["run"]: result_of(workdir / row["run"]) for row in rows})
-    results = {run: result for run, result in found.items() if result}
-    chosen = choose(experiment.outcome, rows, results)
+    tuning: list[Cell] = []
+    results: dict[str, dict] = {}
+    more = tuning_cells(experiment)
+    while more:
+        tuning += more
+        runs = [cell.run for cell in more]
+        found = on_first(lambda runs=runs: {run: result_of(workdir / run) for run in runs})
+        results |= {run: result for run, result in found.items() if result}
+        more = added_cells(experiment, tuning, results)
+    chosen = choose(experiment.outcome, [cell.to_json() for cell in tuning], results)
     reported, waiting = [], []
     for point in points(experiment):
         for arm in experiment.arms:
@@ -149,8 +157,8 @@ def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[
 def populations(cells: Iterable[Cell], most: int) -> list[Population]:
     """Returns the cells as populations of at most `most` members, each run in one of them.
 
-    Seeds that were added later are in populations of their own, so that those of the seeds before
-    stay what they were.
+    Seeds that were added later, and values that tuning added, are in populations of their own, so
+    that those before stay what they were.
     """
     seen: set[str] = set()
     groups: dict[tuple, list[Cell]] = {}
@@ -207,12 +215,29 @@ def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> E
             check_metrics(experiment, population.cells[0].arm, program, config)
         except UserError as error:
             raise UserError(f"{name}: arm {population.cells[0].arm!r}: {error}") from None
+    check_extension(experiment, name)
     if there is not None and there["name"] != name:
         raise UserError(
             f"{workdir} holds the sweep of the experiment {there['name']!r}, not of "
             f"{name!r}. Choose another --workdir."
         )
     return experiment
+
+
+def check_extension(experiment: Experiment, path: str) -> None:
+    """Raises UserError for a value that tuning might come to and that no run can have."""
+    arm, point = next(iter(experiment.arms)), points(experiment)[0]
+    for key, values in possible_values(experiment).items():
+        for value in (min(values), max(values)):
+            tuned = tuning_grid(experiment)[0] | {key: value}
+            seed = tune_seed_list(experiment)[0]
+            try:
+                make_program(resolve(experiment, arm, point, tuned, seed, "tune").config)
+            except UserError as error:
+                raise UserError(
+                    f"{path}: tuning may continue {key} to {value!r}: {error} Say tune_extend=0, "
+                    "or a smaller number."
+                ) from None
 
 
 def laid_out(experiment: Experiment, deltas: Deltas) -> Experiment:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from research.ablation.experiment import points, seed_list
+from research.ablation.experiment import points, seed_list, tune_seed_list
 from research.ablation.registration import draw_seeds
 from research.configuration import flatten
 from research.report.formatting import count, short_keys, value_text
@@ -106,7 +106,7 @@ def _tuning(study: Study) -> Iterator[str]:
     )
     yield (
         f"Every arm at every point is tuned on the same grid ({grid}): the combination that is "
-        f"best on validation over {count(len(experiment.tune_seeds), 'tuning seed')}, which the "
+        f"best on validation over {count(len(tune_seed_list(experiment)), 'tuning seed')}, which the "
         "reported runs do not contain, is then trained anew."
     )
 
@@ -115,7 +115,7 @@ def _seeds(study: Study) -> Iterator[str]:
     experiment, outcome = study.experiment, study.experiment.outcome
     seeds = tuple(seed_list(experiment))
     basis = study.registration.basis if study.registration else ""
-    drawn = basis and seeds == draw_seeds(basis, len(seeds), experiment.tune_seeds)
+    drawn = basis and seeds == draw_seeds(basis, len(seeds), tune_seed_list(experiment))
     origin = " drawn from a hash of the experiment before its first run" if drawn else ""
     yield f"We report {count(len(seeds), 'seed')} of every arm{origin}."
     at = "the step that is best on validation" if outcome.at == "best" else "the last step"

@@ -14,13 +14,14 @@ from research.drawing.templates import fill, source_hash
 from research.report import panels
 from research.report.cards import cards, cards_note
 from research.report.columns import (
-    RESULTS_NOTE,
     budget_columns,
     main_columns,
     progress_text,
+    results_note,
     tuning_columns,
+    tuning_note,
 )
-from research.report.formatting import count, typographic, value_text
+from research.report.formatting import typographic, value_text
 from research.report.judging.bootstrap import Bootstrap, bootstrap_columns, bootstrap_note
 from research.report.judging.evidence import Study
 from research.report.methods import methods
@@ -147,7 +148,7 @@ def _results(summary: Summary) -> Section:
     study = summary.study
     table = panels.table(summary, main_columns(study), summary.rows, "Outcome of each arm")
     after = " ".join(
-        filter(None, (RESULTS_NOTE, "Press a heading to sort.", score_signatures(study)))
+        filter(None, (results_note(study), "Press a heading to sort.", score_signatures(study)))
     )
     return Section("results", "Results", "table", table, after=after)
 
@@ -177,12 +178,7 @@ def _bootstrap(summary: Summary, resampled: Bootstrap | None) -> Section:
 def _tuning(summary: Summary) -> Section:
     if not summary.tuning:
         return Section("tuning", "Tuning", "table", None)
-    experiment = summary.study.experiment
-    note = (
-        f"Every arm got the same grid, {count(len(experiment.tune_seeds), 'tuning seed')} each; "
-        "the best on validation was then trained on fresh seeds. A best value at the edge of the "
-        "grid says that a better one may lie outside."
-    )
+    note = tuning_note(summary.study, summary.tuning)
     columns = tuning_columns(summary.study)
     table = panels.table(summary, columns, summary.tuning, "Chosen values of each arm")
     return Section("tuning", "Tuning", "table", table, after=note)

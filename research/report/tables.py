@@ -8,7 +8,7 @@ from typing import Any
 from research import stats
 from research.ablation.experiment import points, seed_list
 from research.ablation.measure import Measure, point_key
-from research.ablation.tuning import choose, scalar
+from research.ablation.tuning import best, edges, scalar, scored
 from research.configuration import flatten
 from research.report.formatting import count
 from research.report.judging.evidence import (
@@ -17,11 +17,11 @@ from research.report.judging.evidence import (
     Study,
     has_diverged,
     measure,
-    reached,
     rise_time,
     steps_to_threshold,
 )
-from research.report.judging.quantities import ONE_SEED, Quantity, difference
+from research.report.judging.quantities import ONE_SEED, difference
+from research.report.judging.quantity import Quantity
 from research.runs import store
 from research.stats import ALPHA, Summary
 from research.tasks.text.translation_scores import tokenizer_in
@@ -100,7 +100,7 @@ def _row(
     seeds = seed_counts(runs, study)
     solved, when_solved = None, math.nan
     if outcome.solved is not None and sample:
-        good = [v for v in sample.values() if reached(v, outcome)]
+        good = [v for v in sample.values() if outcome.reached(v)]
         solved = (len(good), *stats.clopper_pearson(len(good), len(sample)))
         when_solved = stats.mean(good)
     finished = [r for r in runs if r.curve and r.status in (store.COMPLETED, store.DIVERGED)]
@@ -248,7 +248,7 @@ class TuningRow:
       tuned: values the reported runs use; before there are any, the choice of the tuning runs.
       best: choice of the tuning runs, {} while they are not finished.
       scores: (combination, mean validation outcome or NaN, seeds without one) of the whole grid.
-      edges: tuned keys whose chosen value is the smallest or largest of the grid.
+      edges: tuned keys whose best value is the smallest or largest of the grid as continued.
       done, total: tuning cells with a result, and all of them.
     """
 
@@ -272,7 +272,7 @@ def tuning_table(study: Study) -> list[TuningRow]:
         {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
         for r in study.runs
     ]
-    chosen = choose(outcome, cells, results)
+    finished = scored(outcome, cells, results)
     for point in points(study.experiment):
         for arm in study.experiment.arms:
             key = (arm, point_key(point))
@@ -283,15 +283,16 @@ def tuning_table(study: Study) -> list[TuningRow]:
             scores = [_tuning_score(outcome, group) for group in groups.values()]
             # What the reported runs used is the fact; the choice is shown until they exist.
             used = [r.tuned for r in study.reported if r.key == key]
-            tuned = used[0] if used else chosen.get(key, {})
+            chosen = best(finished[key]) if key in finished else {}
+            tuned = used[0] if used else chosen
             rows.append(
                 TuningRow(
                     arm=arm,
                     point=point,
                     tuned=tuned,
-                    best=chosen.get(key, {}),
+                    best=chosen,
                     scores=scores,
-                    edges=_edges(study, tuned),
+                    edges=edges(finished[key]) if key in finished else [],
                     done=sum(r.status != WAITING for r in runs),
                     total=len(runs),
                 )
@@ -303,16 +304,6 @@ def _tuning_score(outcome, runs: Sequence[Run]) -> tuple[Mapping[str, Any], floa
     values = [scalar(r.result, outcome.at, "validation", outcome.metric) for r in runs]
     known = [v for v in values if v is not None]
     return runs[0].tuned, stats.mean(known), len(values) - len(known)
-
-
-def _edges(study: Study, tuned: Mapping[str, Any]) -> list[str]:
-    """A best value at the edge of its grid says that a better one may lie outside."""
-    edges = []
-    for key, values in study.experiment.tune.items():
-        ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        if ordered and len(values) > 1 and tuned.get(key) in (min(values), max(values)):
-            edges.append(key)
-    return edges
 
 
 def config_table(study: Study) -> dict[str, list[Any]]:

@@ -9,14 +9,15 @@ from research.drawing import chart
 from research.report import page
 from research.report.cards import cards
 from research.report.columns import (
-    RESULTS_NOTE,
     Column,
     budget_columns,
     filled,
     main_columns,
     progress_text,
+    results_note,
     text_rows,
     tuning_columns,
+    tuning_note,
 )
 from research.report.formatting import count, point_text, value_text
 from research.report.judging.bootstrap import (
@@ -118,7 +119,7 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
         *_claims(summary),
         "## Results",
         _table(main_columns(study), summary.rows),
-        RESULTS_NOTE,
+        results_note(study),
         *([_plain(signed)] if (signed := score_signatures(study)) else []),
         *(f"![{_plain(c.title)}]({c.name}.png)" for c in summary.charts),
         "## Budget",
@@ -128,7 +129,8 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
         table = _table(bootstrap_columns(study, resampled.measure), resampled.pairs)
         blocks += ["## Paired resampling", table, _plain(bootstrap_note(resampled))]
     if summary.tuning:
-        blocks += ["## Tuning", _table(tuning_columns(study), summary.tuning)]
+        table = _table(tuning_columns(study), summary.tuning)
+        blocks += ["## Tuning", table, _plain(tuning_note(study, summary.tuning))]
     blocks += ["## What differs", _configs(summary), "## Reproduce", *_reproduce(study)]
     return "\n\n".join(blocks) + "\n"
 

@@ -32,6 +32,7 @@ experiment = Experiment(
     axes={axes!r},
     tune={{"optimizer.learning_rate": (1e-3, 1e-2)}},
     tune_seeds=(100,),
+    tune_extend=0,
     seeds=(0, 1),
     same={same!r},
     outcome=Outcome("loss"),
