@@ -22,7 +22,6 @@ from research.report.judging.evidence import (
     Study,
     has_diverged,
     measure,
-    reached,
     sliced_metrics,
 )
 from research.report.judging.quantities import along_axis, axis_positions
@@ -192,7 +191,7 @@ def _share_lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequen
         for at, point in zip(x, group, strict=True):
             values = list(data.sample(arm, point).values())
             if values:
-                k = sum(reached(v, outcome) for v in values)
+                k = sum(outcome.reached(v) for v in values)
                 shown.append((at, k / len(values), *stats.clopper_pearson(k, len(values))))
         if not shown:
             continue

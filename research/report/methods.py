@@ -104,9 +104,10 @@ def _tuning(study: Study) -> Iterator[str]:
         f"{keys[key].replace('_', ' ')} in {', '.join(map(value_text, values))}"
         for key, values in experiment.tune.items()
     )
+    tuning = count(len(tune_seed_list(experiment)), "tuning seed")
     yield (
         f"Every arm at every point is tuned on the same grid ({grid}): the combination that is "
-        f"best on validation over {count(len(tune_seed_list(experiment)), 'tuning seed')}, which the "
+        f"best on validation over {tuning}, which the "
         "reported runs do not contain, is then trained anew."
     )
 
