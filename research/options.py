@@ -26,13 +26,15 @@ class OptionError(ValueError):
       field: the key.
       value: what it was.
       message: what is wrong, or what would be right, without key and value.
+      known: the names of which it is none, if that is what is wrong.
     """
 
-    def __init__(self, field: str, value: object, message: str):
+    def __init__(self, field: str, value: object, message: str, known: Sequence[str] = ()):
         super().__init__(f"{field} = {value!r}: {message}")
         self.field = field
         self.value = value
         self.message = message
+        self.known = known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Option:
     above: float | None = None
     below: float | None = None
     allowed: Sequence[str] = ()
-    when: Mapping[str, Sequence[Any]] = MappingProxyType({})
-    unless: Mapping[str, Sequence[Any]] = MappingProxyType({})
+    when: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    unless: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     table: Mapping[str, "type[Part]"] | None = None
     joined: bool = False
 
@@ -194,10 +196,10 @@ def _check_one(name: str, value: Any, one: Any, kind: Any, limits: Option) -> No
 
 def unknown(name: str, value: str, known: Iterable[str]) -> OptionError:
     """Returns the error for a name that is not there, with the nearest and all that are."""
-    known = list(known)
+    known = tuple(known)
     near = difflib.get_close_matches(value, known, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    return OptionError(name, value, f"unknown; {guess}it is one of {', '.join(known)}")
+    return OptionError(name, value, f"unknown; {guess}it is one of {', '.join(known)}", known)
 
 
 def names_in(text: str) -> list[list[str]]:
