@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from research.configuration import define_config_flag, run
+from research.command_line import define_config_flag, run
 
 define_config_flag()
 flags.DEFINE_enum(

@@ -7,7 +7,6 @@ mechanism itself (parameters, decoding state) at one stated size.
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from research.attention.entries import MixerEntry
 from research.attention.implementations.attend import IMPLEMENTATIONS, refusal
 from research.attention.mixers.mixer import Mixer, state_bytes
 from research.attention.options import Options, make_mixer
-from research.configuration import run
+from research.command_line import run
+from research.drawing.markdown import table
 
 flags.DEFINE_string("out", "MECHANISMS.md", "The file to write.")
 
@@ -133,13 +133,6 @@ def example_of(entry: MixerEntry, **chosen: Any) -> Mixer:
 def count(mixer: Mixer) -> int:
     """Returns how many numbers a mixer learns."""
     return sum(math.prod(p.shape) for p in mixer.parameters().values())
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from research.configuration import run
+from research.command_line import run
 from research.errors import UserError, check_output
 
 flags.DEFINE_string("workdir", None, "Directory of a run of the speech task.", required=True)

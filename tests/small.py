@@ -93,11 +93,10 @@ RULE = {key: value for key, value in PAIRS.items() if key != "model.num_heads"} 
     "model.body": "bilstm",
     "model.pooling": "attention",
 }
-SENTIMENT = {key: value for key, value in RULE.items() if key != "task.vocab_size"} | {
+OF_RULE = ("task.vocab_size", "task.kind", "task.num_keywords")
+SENTIMENT = {key: value for key, value in RULE.items() if key not in OF_RULE} | {
     "task.name": "sentiment",
-    "task.kind": "substitute",
     "task.length": 16,
-    "task.num_keywords": 4,
     "task.tokenizer": "word",
     "task.buckets": 3,
 }

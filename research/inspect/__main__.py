@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from research.configuration import run
+from research.command_line import run
 from research.errors import UserError, check_output
 
 flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)

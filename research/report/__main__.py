@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from research import configuration
+from research import command_line
 from research.errors import UserError
 from research.report.columns import difference_text, progress_text
 from research.report.formatting import p_text, point_text, span
@@ -81,4 +81,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    configuration.run(main)
+    command_line.run(main)

@@ -8,18 +8,13 @@ import jax.numpy as jnp
 import pytest
 
 from research.ablation.directions import declared
-from research.ablation.experiment import (
-    Experiment,
-    Outcome,
-    experiment_from_json,
-    report_cells,
-    tuning_cells,
-)
+from research.ablation.expansion import report_cells, tuning_cells
+from research.ablation.experiment import Experiment, Outcome, experiment_from_json
 from research.ablation.loading import load_experiment
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.sweep import laid_out, prepare
 from research.ablation.tuning import choose
-from research.configuration import load_config, run_id
+from research.configuration import load_config
 from research.errors import UserError
 from research.interpret.columns import MEASURES
 from research.report.judging.evidence import load_study, measure
@@ -34,6 +29,7 @@ from tests.report.synthetic_sweep import build, plausible
 FILE = """
 from research.ablation.claims import *
 from research.ablation.experiment import Experiment, Outcome
+from research.training.schema import run_id
 experiment = Experiment({arguments})
 """
 BASE = {

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from research.ablation.sweep import Shard, run_sweep
-from research.configuration import apply_deltas, run_id, to_plain
+from research.configuration import apply_deltas, to_plain
 from research.errors import UserError
 from research.runs.store import CONFIG, DATA, RESULT, read_json, write_json
 from research.tasks.digests import file_digest, read_bytes
@@ -165,6 +165,7 @@ def test_a_run_of_before_is_taken_as_it_is(made):
 
 EXPERIMENT = """
 from research.ablation.experiment import Experiment, Outcome
+from research.training.schema import run_id
 
 experiment = Experiment(
     question="Does a second head help?",

@@ -28,7 +28,6 @@ from research.ablation.experiment import (
 )
 from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
 from research.ablation.registration import Registration, registration_from_json
-from research.configuration import completed
 from research.errors import UserError
 from research.runs import store
 
@@ -198,7 +197,7 @@ def _run(cell: Mapping, result: Any, curve: list, config: Any, environment: Any)
         status=result["status"] if result else WAITING,
         result=result or {},
         curve=curve,
-        config=completed(config or {}),
+        config=config or {},
         environment=environment or {},
     )
 
