@@ -4,7 +4,8 @@ import functools
 from dataclasses import replace
 
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from research.ablation.expansion import report_cells, tuning_cells
 from research.ablation.experiment import points
@@ -135,6 +136,16 @@ def test_deltas_that_do_not_fit_are_named(deltas, message):
     assert message in str(error.value)
 
 
+def test_an_unset_key_is_set_on_the_command_line(monkeypatch):
+    given = ["--config.task.kind=pair", "--config.task.test_lengths=(1, 2)"]
+    argv = ["train", "--config=configs/base.py", *given]
+    monkeypatch.setattr("sys.argv", argv)  # which is where the flag looks for overrides
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    values(argv)
+    assert (values.config.task.kind, values.config.task.test_lengths) == ("pair", (1, 2))
+
+
 def test_json_round_trip_keeps_the_config_and_its_identity():
     config = small.recall()
     again = from_plain(to_plain(config))
@@ -146,8 +157,9 @@ def test_json_round_trip_keeps_the_config_and_its_identity():
 def test_programs_are_shared_exactly_over_the_member_keys():
     config = small.recall()
     for key, value in flatten(resolve(config)).items():
-        changed = apply_deltas(config, {key: value + 1}) if type(value) in (int, float) else None
-        if changed is not None:
+        other = {int: lambda v: v + 1, float: lambda v: 0.7 * v + 0.2}.get(type(value))
+        if other is not None:
+            changed = apply_deltas(config, {key: other(value)})
             shared = key in MEMBER_KEYS or key.startswith("parallel.")
             assert (static_id(changed) == static_id(config)) == shared, key
 

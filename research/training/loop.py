@@ -50,7 +50,7 @@ from research.training.records.data_record import check_same_data, write_data
 from research.training.records.environment import describe_environment
 from research.training.records.metrics import MetricsWriter, ratios, resume_metrics
 from research.training.records.progress import ProgressLine
-from research.training.schema import identity, recorded_identity, run_record
+from research.training.schema import recorded, run_record
 from research.training.scores import score_decoded
 from research.training.step import State
 from research.training.utilization import utilization_of_a_step
@@ -146,7 +146,8 @@ def check_same_config(config: ConfigDict, run: Path) -> None:
     there = read_json(run / CONFIG)
     if there is None:
         return
-    before, now = recorded_identity(there), identity(config)
+    # How it is laid out over devices is no part of what a run is.
+    before, now = (one | {"parallel": {}} for one in (recorded(there), run_record(config)))
     if before != now:
         changed = differences(before, now)
         raise UserError(

@@ -138,6 +138,8 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
     Raises UserError for a config that makes no sense.
     """
     config = resolve(config)
+    if "decoding" in config:
+        search_of(config)  # before data are read
     if config.task.batch_size % config.optimizer.accumulate:
         raise UserError(
             f"optimizer.accumulate={config.optimizer.accumulate} must divide "

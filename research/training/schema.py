@@ -236,11 +236,10 @@ def run_record(config: ConfigDict) -> dict[str, Any]:
     return to_plain(resolve(config)) | ({"revisions": changed} if changed else {})
 
 
-def recorded_identity(plain: Values) -> dict[str, Any]:
-    """Returns the identity of the run that a config.json is of, when it ran."""
-    found = identity(plain)
-    found.pop("revisions", None)
-    return found | ({"revisions": dict(plain["revisions"])} if plain.get("revisions") else {})
+def recorded(plain: Values) -> dict[str, Any]:
+    """Returns what `run_record` returns of the run that a config.json is of, when it ran."""
+    changed = dict(plain.get("revisions", {}))
+    return to_plain(of_run(plain)) | ({"revisions": changed} if changed else {})
 
 
 def named_parts() -> Iterator[tuple[str, type[Part]]]:

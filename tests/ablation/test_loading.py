@@ -21,6 +21,7 @@ from research.report.judging.evidence import load_study, measure
 from research.tasks.registry import TASKS, make_task
 from research.tasks.speech.speech_outputs import SpeechOutputs
 from research.training.program import make_program
+from research.training.schema import run_id
 from research.training.scores import score_names
 from research.training.step import batch_shapes
 from tests import small
@@ -29,7 +30,6 @@ from tests.report.synthetic_sweep import build, plausible
 FILE = """
 from research.ablation.claims import *
 from research.ablation.experiment import Experiment, Outcome
-from research.training.schema import run_id
 experiment = Experiment({arguments})
 """
 BASE = {

@@ -17,6 +17,7 @@ from research.training.loop import train_population
 from research.training.program import task_of
 from research.training.records.data_record import check_same_data, write_data
 from research.training.runs import Opened, load_task_of
+from research.training.schema import run_id
 from tests import small
 
 TEXT = "A rose by any other name would smell as sweet.\n" * 40
@@ -165,7 +166,6 @@ def test_a_run_of_before_is_taken_as_it_is(made):
 
 EXPERIMENT = """
 from research.ablation.experiment import Experiment, Outcome
-from research.training.schema import run_id
 
 experiment = Experiment(
     question="Does a second head help?",
