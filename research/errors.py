@@ -5,8 +5,11 @@ import difflib
 import errno
 import os
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from research import options
 
 
 class UserError(Exception):
@@ -28,6 +31,32 @@ def check_name(field: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         hint = did_you_mean(value, known)
         raise UserError(f"{field}={value!r} is unknown.{hint} Allowed: {', '.join(known)}.")
+
+
+def read_part(section: str, part: type[options.P], values: Mapping[str, Any]) -> options.P:
+    """Returns a section of a config as the part that its values describe.
+
+    Args:
+      section: the name that messages put before a key; "": the key stands alone.
+      part: class of the section.
+      values: {key: value}; keys that the part does not read are ignored.
+
+    Raises UserError for a value that is wrong.
+    """
+    try:
+        return options.read(part, values)
+    except options.OptionError as error:
+        raise explained(section, error) from None
+
+
+def explained(section: str, error: options.OptionError) -> UserError:
+    """Returns an error in an option of a section as one that a command shows."""
+    key = f"{section}.{error.field}" if section else error.field
+    if error.known:
+        hint = did_you_mean(str(error.value), error.known)
+        allowed = ", ".join(sorted(error.known))
+        return UserError(f"{key}={error.value!r} is unknown.{hint} Allowed: {allowed}.")
+    return UserError(f"{key}={error.value!r} {error.message}.")
 
 
 def check_output(flag: str, path: str, ending: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from research.configuration import run
+from research.command_line import run
 from research.errors import UserError, check_name
 from research.messages import progress_of, tell
 

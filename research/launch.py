@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from research.cloud.launch.request import define_options, job_of, options_of
-from research.configuration import define_config_flag, run
+from research.command_line import define_config_flag, run
 
 define_config_flag()
 flags.DEFINE_enum(

@@ -7,7 +7,6 @@ mechanism itself (parameters, decoding state) at one stated size.
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from research.attention.mixers.mixer import Mixer, state_bytes
 from research.attention.parts.choice import computes
 from research.attention.parts.tables import TABLES
 from research.attention.spec import MixerSpec, make_mixer, mixer_spec
-from research.configuration import run
+from research.command_line import run
+from research.drawing.markdown import table
 from research.options import declarations, has_to_be_set
 
 flags.DEFINE_string("out", "docs/mechanism-list.md", "The file to write.")
@@ -135,13 +135,6 @@ def able(spec: MixerSpec) -> list[str]:
 def count(mixer: Mixer) -> int:
     """Returns how many numbers a mixer learns."""
     return sum(math.prod(p.shape) for p in mixer.parameters().values())
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def main() -> None:

@@ -26,13 +26,15 @@ class OptionError(ValueError):
       field: the key.
       value: what it was.
       message: what is wrong, or what would be right, without key and value.
+      known: the names of which it is none, if that is what is wrong.
     """
 
-    def __init__(self, field: str, value: object, message: str):
+    def __init__(self, field: str, value: object, message: str, known: Sequence[str] = ()):
         super().__init__(f"{field} = {value!r}: {message}")
         self.field = field
         self.value = value
         self.message = message
+        self.known = known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,12 +226,12 @@ def unknown(name: str, value: str, known: Iterable[str], others: str = "") -> Op
       known: the names that are there.
       others: why there are no others.
     """
-    known = list(known)
+    known = tuple(known)
     if others:
-        return OptionError(name, value, f"{others}; it can be {', '.join(known)}")
+        return OptionError(name, value, f"{others}; it can be {', '.join(known)}", known)
     near = difflib.get_close_matches(value, known, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    return OptionError(name, value, f"unknown; {guess}it is one of {', '.join(known)}")
+    return OptionError(name, value, f"unknown; {guess}it is one of {', '.join(known)}", known)
 
 
 def names_in(text: str) -> list[list[str]]:

@@ -15,7 +15,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from research.configuration import define_config_flag, load_config, run
+from research.command_line import define_config_flag, run
+from research.configuration import load_config
 from research.errors import UserError
 
 define_config_flag()
@@ -32,11 +33,13 @@ def main() -> None:
     options = flags.FLAGS
     if bool(options.experiment) == options["config"].present:
         raise UserError("give either --config=configs/NAME.py or --experiment=experiments/NAME.py.")
-    if options.topology != "local":
-        # Compiling for a TPU and taking hold of one are different things; the first is wanted.
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
     from research.cloud.prices import PRICES, load_prices
 
+    if options.topology != "local" and "JAX_PLATFORMS" not in os.environ:
+        # Compiling for a TPU and taking hold of one are different things; the first is wanted.
+        jax.config.update("jax_platforms", "cpu")
     prices = load_prices(options.prices or PRICES)
     if options.experiment:
         plan_experiment(options.experiment, prices)
@@ -49,10 +52,9 @@ def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
     from research.cloud.forecast import check_budget, check_fits, forecast
     from research.cloud.table import screen
     from research.parallel.topology import parse_targets
+    from research.training.schema import resolve
 
-    options = flags.FLAGS
-    if config.members < 1:
-        raise UserError(f"members={config.members} must be at least 1.")
+    options, config = flags.FLAGS, resolve(config)
     plans = [
         forecast(config, target, prices, not options.estimate, config.members)
         for target in parse_targets(options.topology, config.parallel.slice)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from research.configuration import define_process_flags, run
+from research.command_line import define_process_flags, run
 
 define_process_flags()
 flags.DEFINE_string("experiment", None, "Experiment file: experiments/NAME.py", required=True)

@@ -8,13 +8,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from research.configuration import (
-    apply_deltas,
-    define_config_flag,
-    define_process_flags,
-    run,
-    run_id,
-)
+from research.command_line import define_config_flag, define_process_flags, run
+from research.configuration import apply_deltas
 from research.errors import UserError
 
 define_config_flag()
@@ -30,6 +25,7 @@ def main() -> None:
     from research.training.preemption import Preempted
     from research.training.profiling import parse_steps
     from research.training.records.environment import enable_compilation_cache
+    from research.training.schema import run_id
 
     start()
     enable_compilation_cache()
@@ -53,8 +49,10 @@ def main() -> None:
 
 def members_of(config: ConfigDict) -> list[ConfigDict]:
     """Returns one config per member: `members` seeds from `seed` on. Raises UserError."""
-    if config.members < 1:
-        raise UserError(f"members={config.members} must be at least 1.")
+    # Imported here: it takes jax, which --help does not need.
+    from research.training.schema import resolve
+
+    config = resolve(config)
     if config.seed + config.members > 2**32:
         raise UserError(f"seed={config.seed}: with members={config.members} it passes 2^32 - 1.")
     return [

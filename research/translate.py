@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from research.configuration import run
+from research.command_line import run
 from research.errors import UserError, check_output
 from research.messages import progress_of, tell
 

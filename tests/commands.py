@@ -137,7 +137,7 @@ def _case(module: str, arguments: list[str], stdin: str) -> Outcome:
 
 def _code(module: str, arguments: list[str]) -> int:
     """Runs a command in this process; returns its exit code."""
-    from research.configuration import run
+    from research.command_line import run
 
     sys.stdin = open(0, closefd=False)
     sys.argv = [module, *arguments]

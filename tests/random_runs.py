@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from research.configuration import to_plain
 from research.models.model import parameter_shapes
 from research.runs.store import CONFIG, RESULT, write_json
 from research.training.loop import POPULATION
 from research.training.program import model_of, task_id, task_of
 from research.training.records.checkpoints import Checkpoints
 from research.training.records.data_record import write_data
+from research.training.schema import run_record
 from research.training.step import Best, State, batch_shapes
 
 STEP = 7
@@ -49,6 +49,6 @@ def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) 
         checkpoints.save(STEP, State(params, {"count": value}, -np.ones(1, np.int32), best))
     write_json(run / POPULATION, {"checkpoints": "checkpoints", "member": 0})
     write_data(task, run)
-    write_json(run / CONFIG, to_plain(config))
+    write_json(run / CONFIG, run_record(config))
     write_json(run / RESULT, {"status": "completed"})
     return task, model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from research.configuration import define_config_flag
+from research.command_line import define_config_flag
 from research.training.program import make_program
 from tests.random_runs import write_run
 

@@ -3,12 +3,12 @@
 import os
 import signal
 
-from research.configuration import run_id
 from research.runs.store import read_json, read_metrics, result_of
 from research.train import members_of
 from research.training import loop
 from research.training.loop import train_population
 from research.training.records.checkpoints import load_best
+from research.training.schema import run_id
 
 
 def train(config, workdir):

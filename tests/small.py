@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from research.configuration import apply_deltas, load_config
+from research.training.schema import resolve
 
 BASE = str(Path(__file__).parent.parent / "configs" / "base.py")
 
@@ -14,7 +15,7 @@ BASE = str(Path(__file__).parent.parent / "configs" / "base.py")
 def model(**deltas: Any) -> ConfigDict:
     """Returns the base config's model with these keys changed."""
     changed = {f"model.{key}": value for key, value in deltas.items()}
-    return apply_deltas(load_config(BASE), changed).model
+    return resolve(apply_deltas(load_config(BASE), changed)).model
 
 
 RECALL = {
@@ -100,11 +101,10 @@ RULE = {key: value for key, value in PAIRS.items() if key != "model.num_heads"} 
     "model.body": "bilstm",
     "model.pooling": "attention",
 }
-SENTIMENT = {key: value for key, value in RULE.items() if key != "task.vocab_size"} | {
+OF_RULE = ("task.vocab_size", "task.kind", "task.num_keywords")
+SENTIMENT = {key: value for key, value in RULE.items() if key not in OF_RULE} | {
     "task.name": "sentiment",
-    "task.kind": "substitute",
     "task.length": 16,
-    "task.num_keywords": 4,
     "task.tokenizer": "word",
     "task.buckets": 3,
 }

@@ -93,9 +93,21 @@ TRAIN = {
         [CONFIG, "{workdir}", "--config.task.num_pairs=(2,32)"],
         ["task.length=64", "32 pairs", "128"],
     ),
+    "unset number": (
+        ["--config=configs/rule.py", "{workdir}", "--config.task.min_length=x"],
+        ["'task.min_length' takes int, not 'x'"],
+    ),
+    "unset numbers": (
+        ["--config=configs/speech.py", "{workdir}", "--config.task.test_lengths=(1, 'x')"],
+        ["task.test_lengths", "int"],
+    ),
+    "unset where another task reads it": (
+        [CONFIG, "{workdir}", "--config.task.kind=pair"],
+        ["task.kind='pair': task.name='recall' does not read it, rule, transduction do"],
+    ),
     "steps": ([CONFIG, "{workdir}", "--config.train.steps=0"], ["train.steps=0", "at least 1"]),
     "members": ([CONFIG, "{workdir}", "--config.members=0"], ["members=0", "at least 1"]),
-    "seed": ([CONFIG, "{workdir}", "--config.seed=-1"], ["seed=-1", "2^32"]),
+    "seed": ([CONFIG, "{workdir}", "--config.seed=-1"], ["seed=-1", "at least 0"]),
     "last seed": (
         [CONFIG, "{workdir}", "--config.seed=4294967295", "--config.members=2"],
         ["seed=4294967295", "members=2"],

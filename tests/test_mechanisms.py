@@ -1,20 +1,35 @@
-"""The page of mechanisms says what the registry says."""
+"""The pages of mechanisms and of config keys say what the code declares."""
 
 import subprocess
 import sys
 
 import pytest
 
-from research import mechanisms
+from research import config_keys, mechanisms
 from research.attention import registry
 from research.attention.parts.tables import TABLES
 from research.report.judging.evidence import load_study
+from research.training.schema import every_key
 from tests.conftest import ROOT
 
 
 def test_the_page_is_what_the_command_writes():
     written = (ROOT / "docs/mechanism-list.md").read_text()
     assert written == mechanisms.page(), "run: python -m research.mechanisms"
+
+
+def test_the_page_of_config_keys_is_what_the_command_writes():
+    written = (ROOT / "docs" / "config.md").read_text()
+    assert written == config_keys.page(), "run: python -m research.config_keys"
+
+
+def test_every_config_key_is_on_its_page_with_what_reads_it():
+    page = config_keys.page()
+    for key in every_key():
+        assert f"| `{key}` |" in page
+    rows = [line for line in page.splitlines() if line.startswith("| `task.kind`")]
+    assert len(rows) == 2 and "| name: rule |" in rows[0] and "| name: transduction |" in rows[1]
+    assert "| name: text, unless stream_sinks=() |" in page
 
 
 def test_every_name_is_on_the_page():

@@ -1,19 +1,17 @@
 """An ablation as data: question, base config, arms, axes, tuning, seeds, outcome, claims.
 
 An experiment file defines one module-level `experiment = Experiment(...)`, which
-`research.ablation.loading` reads and checks. This module turns it into cells: one cell is one run,
-identified by its resolved config. It imports no jax.
+`research.ablation.loading` reads and checks; `research.ablation.expansion` makes runs of it. This
+module is all that a report needs of it, and imports no jax.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from research.ablation.claims import Claim, Outcome, claim_from_json
-from research.configuration import Deltas, apply_deltas, load_config, run_id
+from research.configuration import Deltas
 from research.errors import UserError
 
 COSTS = ("parameters", "flops_per_token", "state_bytes")
@@ -102,44 +100,6 @@ def experiment_from_json(value: Mapping) -> Experiment:
     return Experiment(**known)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of an experiment: which arm, where on the axes, what for.
-
-    Attributes:
-      arm: name of the arm.
-      point: {axis key: value}.
-      stage: "tune" or "report".
-      tuned: {tuned key: value} of this run; in the report stage, the chosen values.
-      seed: the run's seed.
-      look: how often seeds, or values to tune, had been added before this one.
-      config: resolved config (locked); its hash is the run id.
-    """
-
-    arm: str
-    point: Mapping[str, Any]
-    stage: str
-    tuned: Mapping[str, Any]
-    seed: int
-    config: ConfigDict
-    look: int = 0
-
-    @property
-    def run(self) -> str:
-        return run_id(self.config)
-
-    def to_json(self) -> dict:
-        """Returns the row of cells.json that the report reads."""
-        return {
-            "arm": self.arm,
-            "point": dict(self.point),
-            "stage": self.stage,
-            "tuned": dict(self.tuned),
-            "seed": self.seed,
-            "run": self.run,
-        }
-
-
 def seed_list(experiment: Experiment) -> Sequence[int]:
     """Returns the reported seeds. Raises ValueError before they are drawn."""
     if isinstance(experiment.seeds, int):
@@ -175,42 +135,3 @@ def tuning_grid(experiment: Experiment) -> list[dict[str, Any]]:
         dict(zip(keys, combination, strict=True))
         for combination in itertools.product(*experiment.tune.values())
     ]
-
-
-def resolve(
-    experiment: Experiment, arm: str, point: Deltas, tuned: Deltas, seed: int, stage: str
-) -> Cell:
-    """Returns the cell: base, then common, the axis point, the arm, its matched feed-forward width,
-    the tuned values."""
-    base = load_config(experiment.base)
-    deltas = {**experiment.common, **point, **experiment.arms[arm], **tuned, "seed": seed}
-    if arm in experiment.feedforward:
-        deltas[WIDTH] = experiment.feedforward[arm][point_name(point)]
-    try:
-        config = apply_deltas(base, deltas)
-    except UserError as error:
-        raise UserError(f"arm {arm!r}: {error}") from None
-    return Cell(arm, point, stage, tuned, seed, config)
-
-
-def tuning_cells(experiment: Experiment) -> list[Cell]:
-    """Returns the cells of the tuning stage; empty when nothing is tuned."""
-    if not experiment.tune:
-        return []
-    return [
-        resolve(experiment, arm, point, tuned, seed, "tune")
-        for point in points(experiment)
-        for arm in experiment.arms
-        for tuned in tuning_grid(experiment)
-        for seed in tune_seed_list(experiment)
-    ]
-
-
-def report_cells(experiment: Experiment, arm: str, point: Deltas, chosen: Deltas) -> list[Cell]:
-    """Returns the cells of one arm at one point with its chosen values, one per reported seed."""
-    cells = []
-    for number, seed in enumerate(seed_list(experiment)):
-        look = sum(number >= already for already in experiment.looks)
-        cell = resolve(experiment, arm, point, chosen, seed, "report")
-        cells.append(replace(cell, look=look))
-    return cells

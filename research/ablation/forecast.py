@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from research.ablation.experiment import Cell, Experiment, report_cells, tuning_cells
+from research.ablation.expansion import Cell, report_cells, tuning_cells
+from research.ablation.experiment import Experiment
 from research.ablation.sweep import Shard, in_shard, plan, populations
 from research.runs.store import FAILED, result_of
 from research.training.budget import measure_budget

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from research.ablation.claims import COLUMNS, Claim, Directions, higher_is_better
+from research.ablation.expansion import Cell, resolve
 from research.ablation.experiment import (
     COSTS,
     WIDTH,
-    Cell,
     Experiment,
     Outcome,
     point_name,
     points,
-    resolve,
     seed_list,
     tuning_grid,
 )

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from research.ablation.experiment import WIDTH, Experiment, point_name, points, resolve, seed_list
+from research.ablation.expansion import resolve
+from research.ablation.experiment import WIDTH, Experiment, point_name, points, seed_list
 from research.configuration import apply_deltas
 from research.errors import UserError, check_name
 from research.training.budget import count_parameters

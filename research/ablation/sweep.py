@@ -21,15 +21,12 @@ import jax
 from ml_collections import ConfigDict
 
 from research.ablation.cells import write_cells
+from research.ablation.expansion import Cell, report_cells, resolve, tuning_cells
 from research.ablation.experiment import (
-    Cell,
     Experiment,
     points,
-    report_cells,
-    resolve,
     seed_list,
     tune_seed_list,
-    tuning_cells,
     tuning_grid,
 )
 from research.ablation.loading import (
@@ -45,7 +42,7 @@ from research.ablation.measure import point_key
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.registration import register, registration_from_json
 from research.ablation.tuning import added_cells, choose, possible_values
-from research.configuration import Deltas, load_config, to_plain
+from research.configuration import Deltas, load_config
 from research.errors import UserError, while_starting
 from research.parallel.layout import layout_of, parse_layout
 from research.parallel.processes import is_first, on_first
@@ -71,6 +68,7 @@ from research.training.program import (
 )
 from research.training.records.data_record import check_same_data, check_same_files
 from research.training.records.environment import describe_environment
+from research.training.schema import run_record
 
 # Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
 HELD = 8
@@ -398,7 +396,7 @@ def _train(population: Population, workdir: Path, title: str, stop: StopRequest)
             print(f"{title} failed: {error.strip().splitlines()[-1]}")
             for cell, run in zip(population.cells, runs, strict=True):
                 run.mkdir(parents=True, exist_ok=True)
-                write_json(run / CONFIG, to_plain(cell.config))
+                write_json(run / CONFIG, run_record(cell.config))
                 write_json(run / RESULT, {"status": FAILED, "error": error, "seed": cell.seed})
         if jax.process_count() > 1:
             raise  # perhaps here only, and the other processes wait for this one

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from research.ablation.claims import Outcome
-from research.ablation.experiment import Cell, Experiment, resolve, tune_seed_list
+from research.ablation.expansion import Cell, resolve
+from research.ablation.experiment import Experiment, tune_seed_list
 from research.ablation.measure import Point, point_key
 from research.stats import choice_deviation, mean
 

@@ -29,7 +29,7 @@ from research.options import (
 
 MIXER = "mixer"
 MIXER_KEY = Declared(MIXER, str, "softmax", Option("what moves information between positions"))
-TOLERATED = ("num_heads",)
+MECHANISM_TOLERATED = ("num_heads",)
 """Keys that mixers may have which do not read them: arms of an ablation over mixers share them."""
 
 
@@ -146,7 +146,7 @@ def read_spec(values: Mapping[str, Any], own: Collection[str] = ()) -> MixerSpec
 
 def check_read(spec: MixerSpec, key: str, value: Any) -> None:
     """Raises OptionError for a value of a key that a mixer does not read."""
-    if key not in declarations(Context) and key not in (*spec.values, *TOLERATED):
+    if key not in declarations(Context) and key not in (*spec.values, *MECHANISM_TOLERATED):
         refuse_unread(key, value)
 
 
@@ -158,7 +158,7 @@ def refuse_unread(key: str, value: Any) -> None:
     if known is None:
         raise unknown(key, value, mechanism_options())
     default = common_default(known)
-    if value not in [one.default for one in known]:
+    if value != default:
         leave = "leave it out" if default is None else f"leave it {default!r}"
         raise OptionError(key, value, f"nothing here reads it ({readers_of(key)} would); {leave}")
 

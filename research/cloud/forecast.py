@@ -5,14 +5,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from research.ablation.experiment import (
-    Cell,
-    Experiment,
-    points,
-    report_cells,
-    tuning_cells,
-    tuning_grid,
-)
+from research.ablation.expansion import Cell, report_cells, tuning_cells
+from research.ablation.experiment import Experiment, points, tuning_grid
 from research.ablation.sweep import populations
 from research.cloud.collectives import Collective, parse_collectives
 from research.cloud.estimate import Estimate, estimate, step_seconds

@@ -14,15 +14,33 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from research.decoding.sampling import Sampling
-from research.errors import UserError
+from research.errors import UserError, read_part
+from research.options import OptionError, Part, option, values_read
 from research.tasks.task import BOS, EOS, PAD
 
 LEAST_COVERAGE = 1e-6
 """What a source position that was never read counts as: the logarithm of 0 would drown the rest."""
 
 
-@dataclass(frozen=True)
-class Search:
+@dataclass(frozen=True, kw_only=True)
+class Decoding(Part):
+    """How sequences are searched for once training has ended: `config.decoding`."""
+
+    beam: int = option(1, "hypotheses that are followed side by side; 1: greedy", least=1)
+    length_penalty: float = option(
+        0.0, "alpha of Wu 2016, equation 14; more favours long hypotheses; 0: none", least=0
+    )
+    coverage_penalty: float = option(
+        0.0, "beta of the same, favours reading the whole source; needs attention; 0: none", least=0
+    )
+    ctc_weight: float = option(
+        0.0, "of CTC in the score, for models with CTC (Watanabe 2017)", least=0, most=1
+    )
+    max_length: int = option(0, "most tokens of a hypothesis; 0: task.length", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Decoding):
     """How a hypothesis is found and scored.
 
     A hypothesis of n tokens, EOS included, scores log p / lp(n) + coverage_penalty * cp, with
@@ -33,11 +51,6 @@ class Search:
     and reads `beam`, `nbest` and `max_length` only.
 
     Attributes:
-      beam: hypotheses that are followed side by side; 1: greedy.
-      length_penalty: alpha of lp; 0 scores log probabilities alone, more favours long hypotheses.
-      coverage_penalty: beta; above 0 it favours hypotheses that read the whole source.
-      ctc_weight: w, 0 to 1; above 0 for models with CTC.
-      max_length: most tokens of a hypothesis, EOS included; 0: as many as the model's length.
       nbest: how many hypotheses are returned, at most `beam`; any number with `sampling`.
       sampling: draws the `nbest` hypotheses at random instead of searching; `beam` must be 1.
       where: what a message puts before these names; not kept.
@@ -45,30 +58,17 @@ class Search:
     Raises UserError for values out of range.
     """
 
-    beam: int = 1
-    length_penalty: float = 0.0
-    coverage_penalty: float = 0.0
-    ctc_weight: float = 0.0
-    max_length: int = 0
     nbest: int = 1
     sampling: Sampling | None = None
     where: InitVar[str] = "--"
 
     def __post_init__(self, where: str) -> None:
-        for name in ("beam", "nbest"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{where}{name}={getattr(self, name)} must be at least 1.")
-        for name in ("length_penalty", "coverage_penalty"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(
-                    f"{where}{name}={getattr(self, name)} must be at least 0 (0: none)."
-                )
-        if not 0 <= self.ctc_weight <= 1:
-            raise UserError(f"{where}ctc_weight={self.ctc_weight} must be between 0 and 1.")
-        if self.max_length < 0:
-            raise UserError(
-                f"{where}max_length={self.max_length} must be at least 0 (0: task.length)."
-            )
+        try:
+            super().__post_init__()
+        except OptionError as error:
+            raise UserError(f"{where}{error.field}={error.value!r} {error.message}.") from None
+        if self.nbest < 1:
+            raise UserError(f"{where}nbest={self.nbest} must be at least 1.")
         if self.sampling is None and self.nbest > self.beam:
             raise UserError(f"{where}nbest={self.nbest} must be at most {where}beam={self.beam}.")
         if self.sampling is not None and self.beam > 1:
@@ -99,7 +99,8 @@ def search_of(config: ConfigDict) -> Search:
 
     Raises UserError for values out of range.
     """
-    search = Search(**config.decoding.to_dict(), where="decoding.")
+    decoding = read_part("decoding", Decoding, config.decoding.to_dict())
+    search = Search(**values_read(decoding), where="decoding.")
     search.limit(config.task.length, "decoding.")
     return search
 

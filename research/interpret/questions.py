@@ -6,14 +6,16 @@ sweep. A new one is one function and one line here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from research.errors import UserError, check_name
 from research.interpret import explanations, rollout
+from research.interpret.columns import MEASURES
 from research.interpret.heads.importance import METRICS, needed_heads
 from research.interpret.trained import Findings, Trained
 from research.models.model import Model
+from research.options import Part, option
 from research.tasks.task import Batch, Task
 
 
@@ -68,12 +70,22 @@ def split_of(task: Task) -> str:
     return task.splits[-1]
 
 
-def check_final(names: Sequence[str], examples: int) -> None:
-    """Raises UserError for an unknown question or a number of examples below 1."""
-    for name in names:
-        check_name("interpret.final", name, FINAL)
-    if examples < 1:
-        raise UserError(f"interpret.examples={examples} must be at least 1.")
+@dataclass(frozen=True, kw_only=True)
+class Interpretation(Part):
+    """What is measured of a model, beside what the task measures: `config.interpret`."""
+
+    measures: tuple[str, ...] = option(
+        (),
+        "columns of every evaluation, one number and one to each head of attention",
+        allowed=tuple(MEASURES),
+    )
+    final: tuple[str, ...] = option((), "asked when training ends", allowed=tuple(FINAL))
+    examples: int = option(
+        256,
+        "about how many of the last split these are asked on",
+        unless={"final": ((),)},
+        least=1,
+    )
 
 
 def check_model(names: Sequence[str], model: Model, batch: Batch) -> None:

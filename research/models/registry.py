@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from research.attention.registry import MIXERS
-from research.attention.spec import TOLERATED, mechanism_options, refuse_unread
-from research.errors import UserError, check_name
+from research.attention.spec import MECHANISM_TOLERATED, mechanism_options
+from research.errors import check_name, read_part
 from research.models.classifier import ClassifierOptions
 from research.models.encoder_decoder import EncoderDecoderOptions
 from research.models.layers import Instead, ModelOptions
@@ -16,13 +16,10 @@ from research.models.speech.recognizer import SpeechOptions
 from research.models.transformer import DecoderOptions
 from research.options import (
     Declared,
-    OptionError,
-    common_default,
-    declarations,
+    Option,
     defaults_read,
     every_option,
     name_of,
-    read,
     revisions,
     values_read,
 )
@@ -36,66 +33,26 @@ MODELS: dict[str, type[ModelOptions]] = {
 }
 
 
+TOLERATED = tuple(f"model.{key}" for key in MECHANISM_TOLERATED)
+"""Keys that may be set where nothing reads them: arms of an ablation over mixers share them, and
+some mixers have no heads."""
+
+NAME_KEY = Declared("name", str, "decoder", Option("what learns the task", table=MODELS))
+
+
 def read_model(values: Mapping[str, Any]) -> ModelOptions:
     """Returns the options of the model that the keys and values of `config.model` describe.
 
-    Raises UserError for a value that is wrong, or that is set and read by nothing.
+    Keys that neither the model nor a mechanism of its layers reads are ignored.
+
+    Raises UserError for a value that is wrong.
     """
-    name = values["name"]
+    name = values.get("name") or NAME_KEY.default
     check_name("model.name", name, MODELS)
-    keys = mechanism_options().keys()
-    given = {key: value for key, value in values.items() if key in keys and value is not None}
-    try:
-        options = replace(read(MODELS[name], values), mechanism=given)
-    except OptionError as error:
-        allowed = declarations(MODELS[name])[error.field].option.allowed
-        if allowed and isinstance(error.value, str):
-            check_name(f"model.{error.field}", error.value, allowed)
-        raise UserError(f"model.{error.field}={error.value!r} {error.message}.") from None
-    found = _shared(options)
-    # Arms of one ablation may have a fixed vector in place of attention.
-    headless = isinstance(options, ClassifierOptions) and not options.layers()
-    tolerated = () if headless else TOLERATED
-    for key, value in values.items():
-        if key == "name" or value is None or key in (*found, *values_read(options), *tolerated):
-            continue
-        if key in given:
-            _refuse(key, value)
-        else:
-            _check_own(options, name, key, value)
+    given = {k: v for k, v in values.items() if k in mechanism_options() and v is not None}
+    options = replace(read_part("model", MODELS[name], values), mechanism=given)
+    _shared(options)  # reads the layers, which raises what is wrong with them
     return options
-
-
-def _refuse(key: str, value: Any) -> None:
-    if (key, value) == ("position", "rope"):
-        return
-    try:
-        refuse_unread(key, value)
-    except OptionError as error:
-        raise UserError(f"model.{key}={value!r}: {error.message}.") from None
-
-
-def _check_own(options: ModelOptions, name: str, key: str, value: Any) -> None:
-    """Raises UserError for a changed key of other models, or of other parts of this one.
-
-    It would make an ablation of two equal arms.
-    """
-    readers = {n: declarations(m)[key] for n, m in MODELS.items() if key in declarations(m)}
-    if not readers:
-        raise UserError(f"model.{key}={value!r}: there is no such key.")
-    default = common_default(readers.values())
-    if value == default or (isinstance(value, list) and tuple(value) == default):
-        return
-    if name in readers:
-        others = [o for o in ("body", "listener", "speller") if o in declarations(type(options))]
-        chosen = " ".join(f"model.{other}={getattr(options, other)!r}" for other in others)
-        who, reader = f"model.name={name!r} with {chosen}", "it would with others"
-    else:
-        who = f"model.name={name!r}"
-        reader = f"model.name={', '.join(map(repr, readers))} does"
-    raise UserError(
-        f"model.{key}={value!r}: {who} does not read it, {reader}; leave it {default!r}."
-    )
 
 
 def _shared(options: ModelOptions) -> dict[str, list[Any]]:
@@ -120,9 +77,9 @@ def model_values(options: ModelOptions) -> dict[str, Any]:
 def model_defaults(options: ModelOptions) -> dict[str, Any]:
     """Returns {key: value when it is not set} of the keys of `model_values`.
 
-    The name has none. A key for which layers have different defaults has None.
+    A key for which layers have different defaults has None.
     """
-    found = dict(defaults_read(options))
+    found: dict[str, Any] = {"name": NAME_KEY.default} | defaults_read(options)
     for layer in options.layers():
         for key, default in layer.shared_defaults().items():
             found[key] = default if found.get(key, default) == default else None
@@ -140,9 +97,16 @@ def model_revisions(options: ModelOptions) -> dict[str, int]:
     return found
 
 
+def _shared_options() -> dict[str, list[Declared]]:
+    """Returns the declarations of mixers and parts, with that of the models' own position."""
+    found = mechanism_options()
+    turned = replace(found["position"][0], default="rope")
+    return found | {"position": [*found["position"], turned]}
+
+
 def every_model_option() -> dict[str, list[Declared]]:
     """Returns {key: its declarations} of all models, mixers and parts."""
-    return every_option([MODELS]) | mechanism_options()
+    return {"name": [NAME_KEY]} | every_option([MODELS]) | _shared_options()
 
 
 def make_model(

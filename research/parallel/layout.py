@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from research.errors import UserError, check_name
+from research.errors import UserError, check_name, read_part
+from research.options import Part, option
 
 AXES = ("member", "data", "context", "model")
 """Axes of a mesh, outermost first: neighbours on the last one talk most.
@@ -19,8 +20,25 @@ member: runs of a population. data: the batch, and parameters under fsdp. contex
 sequence. model: heads, feed-forward channels and vocabulary.
 """
 
-HOW = ("jit", "pmap")
 BOOLEANS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Part):
+    """Which devices do what: `config.parallel`. It changes no result.
+
+    A count is a number of devices along that axis of the mesh; 0: as many as fit.
+    """
+
+    how: str = option("jit", "pmap splits the batch or the members only", allowed=("jit", "pmap"))
+    member: int = option(0, "devices that the runs of a population are split over", least=0)
+    data: int = option(0, "devices that the sequences of a batch are split over", least=0)
+    context: int = option(1, "devices that the positions of a sequence are split over", least=0)
+    model: int = option(
+        1, "devices that heads, feed-forward channels and vocabulary are split over", least=0
+    )
+    fsdp: bool = option(False, "whether parameters and optimizer state are split over data too")
+    slice: str = option("", "suggested TPU slice: v5e:4x4, or 2*v5e:16x16 for two of them")
 
 
 @dataclass(frozen=True)
@@ -96,11 +114,7 @@ def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) 
 
     Raises UserError for a layout that does not divide what it splits, or needs more devices.
     """
-    parallel = config.parallel
-    check_name("parallel.how", parallel.how, HOW)
-    for axis in AXES:
-        if parallel[axis] < 0:
-            raise UserError(f"parallel.{axis}={parallel[axis]} must be at least 0 (0: automatic).")
+    parallel = read_part("parallel", Parallel, config.parallel.to_dict())
     devices = jax.device_count() if devices is None else devices
     batch = config.task.batch_size // config.optimizer.accumulate
     context, model = parallel.context or 1, parallel.model or 1
@@ -113,7 +127,8 @@ def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) 
     data = parallel.data or _largest_up_to(batch, most)
     layout = Layout(parallel.how, member, data, context, model, parallel.fsdp)
     if layout.devices > devices:
-        asked = ", ".join(f"parallel.{a}={parallel[a]}" for a in AXES if parallel[a] > 1)
+        counts = {f"parallel.{axis}": getattr(parallel, axis) for axis in AXES}
+        asked = ", ".join(f"{key}={count}" for key, count in counts.items() if count > 1)
         raise UserError(f"{asked} takes {layout.devices} devices; there are {devices}.")
     _check(layout, config, members, batch)
     return layout
@@ -158,7 +173,7 @@ def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None
         )
     if layout.model > 1:
         for key in ("num_heads", "feedforward"):
-            if (size := config.model[key]) % layout.model:
+            if (size := config.model.get(key, 0)) % layout.model:
                 raise UserError(
                     f"parallel.model={layout.model} does not divide model.{key}={size}; "
                     f"{_divisors(size)} do."

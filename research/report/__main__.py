@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from research import configuration
+from research import command_line
 from research.drawing.chart import FORMATS
 from research.errors import UserError, check_name
 from research.report.columns import difference_text, progress_text
@@ -98,4 +98,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    configuration.run(main)
+    command_line.run(main)

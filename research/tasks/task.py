@@ -32,9 +32,6 @@ WORDS = 3
 UNKNOWN = 1
 """Token of classified texts that says nothing: an unknown word. Their padding is `PAD`, too."""
 
-COMMON = ("name", "length", "batch_size")
-"""Keys of `config.task` that every task reads."""
-
 TEST_OF_SEED = 0x7E57
 """Folded into the key of a test of a seed's own, so that no seed trains on that of another one."""
 
@@ -93,7 +90,6 @@ class Task:
         where neither way is better. A sliced one, METRIC_by_SLICE, goes the way of METRIC.
       worst: {metric: value of a model that does nothing right}, of the metrics that have one. A run
         that diverges counts as that; a loss has none.
-      options: {key of `config.task` that it reads: default}, beside `COMMON`.
       vocab_size: number of tokens, inputs and targets.
       length: the most tokens of a sequence that is trained on.
       batch_size: sequences per batch.
@@ -121,7 +117,6 @@ class Task:
 
     higher_is_better: ClassVar[Mapping[str, bool | None]] = {"loss": False, "accuracy": True}
     worst: ClassVar[Mapping[str, float]] = {"accuracy": 0.0}
-    options: ClassVar[Mapping[str, Any]] = {}
     vocab_size: int
     length: int
     batch_size: int

@@ -16,7 +16,7 @@ from research.parallel.mesh import make_mesh
 from research.training.loop import trained
 from research.training.program import build_program, make_members
 from research.training.records.metrics import ratios
-from research.training.runs import Opened, load_task_of, made_by_this_version
+from research.training.runs import Opened, load_task_of
 from research.training.scores import SPEED, score_decoded
 
 TOLERANCE = 1e-4
@@ -51,8 +51,7 @@ def evaluate(opened: Opened, split: str = "") -> Evaluation:
     if split:
         check_name("--split", split, task.splits)
         task = dataclasses.replace(task, splits=(split,))
-    with made_by_this_version(opened.path):
-        program = build_program(config, ONE_DEVICE, make_mesh(ONE_DEVICE), task)
+    program = build_program(config, ONE_DEVICE, make_mesh(ONE_DEVICE), task)
     stacked = jax.tree.map(lambda leaf: leaf[None], opened.params)
     seeds = make_members([config]).seed
     metrics: dict[str, dict[str, Any]] = {

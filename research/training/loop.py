@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from research.configuration import differences, identity, to_plain
+from research.configuration import differences
 from research.errors import UserError, while_starting
 from research.interpret.questions import answered, split_of
 from research.interpret.trained import Findings, Trained
@@ -33,7 +33,7 @@ from research.runs.store import (
 )
 from research.training import profiling
 from research.training.budget import measure_budget
-from research.training.optimizer import schedule
+from research.training.optimizer import optimizer_of
 from research.training.preemption import Preempted, StopRequest
 from research.training.profiling import Trace
 from research.training.program import (
@@ -50,6 +50,7 @@ from research.training.records.data_record import check_same_data, write_data
 from research.training.records.environment import describe_environment
 from research.training.records.metrics import MetricsWriter, ratios, resume_metrics
 from research.training.records.progress import ProgressLine
+from research.training.schema import recorded, run_record
 from research.training.scores import score_decoded
 from research.training.step import State
 from research.training.utilization import utilization_of_a_step
@@ -143,8 +144,12 @@ def _alone_in(home: Path) -> Generator[None]:
 def check_same_config(config: ConfigDict, run: Path) -> None:
     """Raises UserError when `run` holds a run of another config, naming what differs."""
     there = read_json(run / CONFIG)
-    if there is not None and identity(there) != identity(to_plain(config)):
-        changed = differences(identity(there), identity(to_plain(config)))
+    if there is None:
+        return
+    # How it is laid out over devices is no part of what a run is.
+    before, now = (one | {"parallel": {}} for one in (recorded(there), run_record(config)))
+    if before != now:
+        changed = differences(before, now)
         raise UserError(
             f"{run} holds a run of another config: {'; '.join(changed[:5])}. "
             "Choose another --workdir, or delete that one."
@@ -167,7 +172,7 @@ def _describe(
         checkpoints = os.path.relpath(home / DIRECTORY, run)
         write_json(run / POPULATION, {"checkpoints": checkpoints, "member": index})
         write_json(run / ENVIRONMENT, environment)
-        write_json(run / CONFIG, to_plain(config))
+        write_json(run / CONFIG, run_record(config))
 
 
 def _train(
@@ -183,7 +188,8 @@ def _train(
     config, host = configs[0].train, make_members(configs)
     members = place(host, program.members)
     data, metric = program.data, program.task.select
-    rate, utilization = schedule(configs[0].optimizer, config.steps), _utilization(program, configs)
+    rate = optimizer_of(configs[0]).fraction(config.steps)
+    utilization = _utilization(program, configs)
     first, state = _begin(program, configs, runs, saved)
     step = first
     began = time.perf_counter()

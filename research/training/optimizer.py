@@ -1,10 +1,11 @@
-"""AdamW with warmup and decay, as a function of values that may be traced.
+"""AdamW and plain gradient descent with warm-up and decay, of values that may be traced.
 
 The learning rate and the weight decay differ between the members of a population, so they are
 arguments of the transformation and not constants in it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,79 +13,169 @@ import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from research.errors import UserError, check_name
+from research.errors import read_part
+from research.options import Part, choice, option
 
-NAMES = ("adamw", "sgd")
-SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
-
-
-def check_optimizer(config: ConfigDict) -> None:
-    """Raises UserError for an optimizer config that makes no sense."""
-    check_name("optimizer.name", config.name, NAMES)
-    check_name("optimizer.schedule", config.schedule, SCHEDULES)
-    for key in ("learning_rate", "epsilon"):
-        if not config[key] > 0:
-            raise UserError(f"optimizer.{key}={config[key]} must be positive.")
-    for key in ("weight_decay", "clip_norm", "warmup_steps"):
-        if not config[key] >= 0:
-            raise UserError(f"optimizer.{key}={config[key]} must be at least 0.")
-    for key in ("beta1", "beta2"):
-        if not 0 <= config[key] < 1:
-            raise UserError(f"optimizer.{key}={config[key]} must be in [0, 1).")
-    if not 0 <= config.final_fraction <= 1:
-        raise UserError(f"optimizer.final_fraction={config.final_fraction} must be in [0, 1].")
-    if config.accumulate < 1:
-        raise UserError(f"optimizer.accumulate={config.accumulate} must be at least 1.")
+Fraction = Callable[[jax.Array], jax.Array]
+"""Takes a step, 0 for the first, to the fraction of the peak learning rate that it has."""
 
 
-def schedule(config: ConfigDict, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """Returns step -> fraction of the peak learning rate, in [0, 1].
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Part):
+    """The learning rate after the warm-up."""
 
-    Linear warmup, then: constant; cosine or linear decay to `final_fraction` at the last step; or
-    rsqrt, sqrt(warmup / step) (Vaswani 2017, eq. 3, with the peak factored out).
-    """
-    warmup = max(config.warmup_steps, 1)
+    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array | float:
+        """Returns the fraction of the peak.
 
-    def fraction(step: jax.Array) -> jax.Array:
-        done = step + 1.0
-        ramp = jnp.minimum(done / warmup, 1.0)
-        progress = jnp.clip((done - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-        final = config.final_fraction
-        decay = {
-            "constant": lambda: 1.0,
-            "cosine": lambda: final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress)),
-            "linear": lambda: 1 - (1 - final) * progress,
-            "rsqrt": lambda: jnp.sqrt(warmup / jnp.maximum(done, warmup)),
-        }[config.schedule]()
-        return ramp * decay
+        Args:
+          done: steps that are done, this one among them, at least `warmup`.
+          progress: part of the steps after the warm-up that is done, 0 to 1.
+          warmup: steps of the warm-up, at least 1.
+        """
+        raise NotImplementedError
 
-    return fraction
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """It stays at the peak."""
+
+    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decaying(Schedule):
+    """It falls to a fraction of the peak at the last step."""
+
+    final_fraction: float = option(
+        0.1, "of the peak learning rate, reached at the last step", least=0, most=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Decaying):
+    """It falls along half a cosine."""
+
+    source = "Loshchilov and Hutter 2017, equation 5, without restarts"
+
+    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array:
+        final = self.final_fraction
+        return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Decaying):
+    """It falls along a line."""
+
+    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array:
+        return 1 - (1 - self.final_fraction) * progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReciprocalSquareRoot(Schedule):
+    """It falls as sqrt(warmup / step)."""
+
+    source = "Vaswani et al. 2017, equation 3, with the peak factored out"
+
+    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array:
+        return jnp.sqrt(warmup / done)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "linear": Linear,
+    "rsqrt": ReciprocalSquareRoot,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction(Part):
+    """Which way the parameters go, before weight decay and learning rate."""
+
+    def scaling(self) -> tuple[optax.GradientTransformation, ...]:
+        """Returns what makes a direction of a clipped gradient, step by step."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Direction):
+    """Adam, with weight decay beside it."""
+
+    source = "Loshchilov and Hutter 2019, algorithm 2"
+    beta1: float = option(0.9, "of the mean of gradients", least=0, below=1)
+    beta2: float = option(0.99, "of the mean of their squares", least=0, below=1)
+    epsilon: float = option(1e-8, "added to the root of that mean", above=0)
+
+    def scaling(self) -> tuple[optax.GradientTransformation, ...]:
+        return (optax.scale_by_adam(self.beta1, self.beta2, self.epsilon),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Direction):
+    """The plain gradient, without momentum."""
+
+    def scaling(self) -> tuple[optax.GradientTransformation, ...]:
+        return ()
+
+
+OPTIMIZERS: dict[str, type[Direction]] = {"adamw": AdamW, "sgd": SGD}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Part):
+    """How it is learned: `config.optimizer`."""
+
+    name: Direction = choice(OPTIMIZERS, "adamw", "what makes a step of a gradient")
+    learning_rate: float = option(1e-3, "the peak", above=0)
+    schedule: Schedule = choice(SCHEDULES, "cosine", "of the learning rate, after the warm-up")
+    warmup_steps: int = option(100, "steps in which the learning rate rises to the peak", least=0)
+    weight_decay: float = option(0.1, "on matrices only", least=0)
+    clip_norm: float = option(1.0, "most norm of the whole gradient; 0: no clipping", least=0)
+    accumulate: int = option(1, "splits each batch into as many parts, one after another", least=1)
+
+    def fraction(self, steps: int) -> Fraction:
+        """Returns step -> fraction of the peak learning rate, in [0, 1].
+
+        A linear warm-up, then what the schedule says; `steps` is the length of both together.
+        """
+        warmup = max(self.warmup_steps, 1)
+
+        def of_step(step: jax.Array) -> jax.Array:
+            done = step + 1.0
+            ramp = jnp.minimum(done / warmup, 1.0)
+            progress = jnp.clip((done - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+            return ramp * self.schedule.decay(jnp.maximum(done, warmup), progress, warmup)
+
+        return of_step
+
+
+def optimizer_of(config: ConfigDict) -> Optimizer:
+    """Returns the optimizer of a whole config. Raises UserError for a value that is wrong."""
+    return read_part("optimizer", Optimizer, config.optimizer.to_dict())
 
 
 def make_optimizer(
-    config: ConfigDict,
+    optimizer: Optimizer,
     steps: int,
     learning_rate: jax.Array | float,
     weight_decay: jax.Array | float,
     matrices: PyTree,
 ) -> optax.GradientTransformation:
-    """Returns clip, Adam (or for "sgd" the plain gradient), decoupled weight decay, scheduled rate.
-
-    Loshchilov and Hutter 2019, algorithms 1 and 2; "sgd" is without momentum.
+    """Returns what updates parameters: clipping, direction, decoupled weight decay, learning rate.
 
     Args:
-      config: `config.optimizer`.
+      optimizer: its learning rate and weight decay are not read, see below.
       steps: length of the schedule.
       learning_rate: the peak; may be traced.
       weight_decay: may be traced.
       matrices: bools like the parameters: which of them decay.
     """
-    fraction = schedule(config, steps)
-    chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    if config.name == "adamw":
-        chain.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
+    fraction = optimizer.fraction(steps)
+    clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
     return optax.chain(
-        *chain,
+        *clip,
+        *optimizer.name.scaling(),
         optax.add_decayed_weights(weight_decay, matrices),
         optax.scale_by_learning_rate(lambda step: learning_rate * fraction(jnp.asarray(step))),
     )

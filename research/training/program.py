@@ -6,7 +6,7 @@ What is compiled is in `step`; where it runs is in `research.parallel`.
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,13 +15,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
-from research.decoding.search import Search, check_model, search_of
+from research.decoding.search import check_model, search_of
 from research.decoding.streaming import streaming
-from research.errors import UserError, check_name
+from research.errors import UserError
 from research.interpret import questions as final
 from research.interpret.columns import labels
 from research.models.model import Model, parameter_shapes
-from research.models.registry import MODELS, make_model, read_model
+from research.models.registry import make_model, read_model
 from research.models.transformer import SLOW_TO_TRACE, DecoderOptions
 from research.parallel.layout import ONE_DEVICE, Layout, layout_of
 from research.parallel.mesh import make_mesh
@@ -29,7 +29,7 @@ from research.parallel.parallelize import parallelize, place, under
 from research.parallel.rules import spec
 from research.tasks.registry import make_task
 from research.tasks.task import Task
-from research.training.optimizer import check_optimizer
+from research.training.schema import resolve
 from research.training.step import (
     Member,
     State,
@@ -98,12 +98,12 @@ class Program:
 
 
 def static_config(config: ConfigDict) -> dict:
-    """Returns the config without what may differ between members, as nested JSON values.
+    """Returns what a run reads without what may differ between members, as nested JSON values.
 
     The layout is no part of it either; it is the other half of what a program is made for.
     """
-    plain = to_plain(config)
-    plain.pop("parallel", None)
+    plain = to_plain(resolve(config))
+    del plain["parallel"]
     for key in MEMBER_KEYS:
         node = plain
         *parents, leaf = key.split(".")
@@ -136,18 +136,14 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
 
     Raises UserError for a config that makes no sense.
     """
-    check_optimizer(config.optimizer)
-    check_train(config.train)
-    search = search_of(config)
-    final.check_final(config.interpret.final, config.interpret.examples)
+    config = resolve(config)
+    if "decoding" in config:
+        search_of(config)  # before data are read
     if config.task.batch_size % config.optimizer.accumulate:
         raise UserError(
             f"optimizer.accumulate={config.optimizer.accumulate} must divide "
             f"task.batch_size={config.task.batch_size}."
         )
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} must be in [0, 2^32).")
-    check_name("model.name", config.model.name, MODELS)
     layout = layout_of(config, members)
     able = task_of(task_id(config)).models
     if config.model.name not in able:
@@ -156,20 +152,11 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
             f"{', '.join(able)} can."
         )
     program = program_of(static_id(config), layout)
-    check_read(config, program.task)
     if config.interpret.final:
         shapes = batch_shapes(program.task, 1)
         final.check_model(config.interpret.final, program.model, shapes)
     if program.task.decoded:
-        check_model(search, program.model.config, "decoding.")
-    if program.task.decoded and search.coverage_penalty and not heads_that_read(program):
-        without = "model.attention", config.model.attention
-        if config.model.get("ctc_weight") == 1:
-            without = "model.ctc_weight", config.model.ctc_weight
-        raise UserError(
-            f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and there is "
-            f"none with {without[0]}={without[1]!r}; use 0."
-        )
+        check_search(config, program)
     check_longer(program, config)
     if stream := program.task.stream:
         decoder: Any = program.model
@@ -188,29 +175,18 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
     return program
 
 
-def check_read(config: ConfigDict, task: Task) -> None:
-    """Raises UserError for a changed key of how to search, ask or optimize that nothing reads."""
-    optimizer, asked = config.optimizer, config.interpret
-    decodes = f"task.name={config.task.name!r} decodes nothing"
-    unread: dict[str, tuple[Any, str]] = {}
-    if not task.decoded:
-        defaults = {f.name: f.default for f in fields(Search)}
-        unread |= {f"decoding.{key}": (defaults[key], decodes) for key in config.decoding}
-    if not asked.final:
-        unread["interpret.examples"] = 256, "interpret.final=() asks nothing"
-    if optimizer.name != "adamw":
-        why = f"optimizer.name={optimizer.name!r} has no moments"
-        defaults = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8}
-        unread |= {f"optimizer.{key}": (value, why) for key, value in defaults.items()}
-    if optimizer.schedule not in ("cosine", "linear"):
-        why = f"optimizer.schedule={optimizer.schedule!r} does not decay to it"
-        unread["optimizer.final_fraction"] = 0.1, why
-    values = flatten(config)
-    for key, (default, why) in unread.items():
-        if values[key] != default:
-            raise UserError(
-                f"{key}={values[key]!r}: nothing reads it, {why}; leave it {default!r}."
-            )
+def check_search(config: ConfigDict, program: Program) -> None:
+    """Raises UserError for a search that the model cannot do."""
+    search = search_of(config)
+    check_model(search, program.model.config, "decoding.")
+    if search.coverage_penalty and not heads_that_read(program):
+        without = "model.attention", config.model.get("attention")
+        if config.model.get("ctc_weight") == 1:
+            without = "model.ctc_weight", config.model.ctc_weight
+        raise UserError(
+            f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and there is "
+            f"none with {without[0]}={without[1]!r}; use 0."
+        )
 
 
 def check_longer(program: Program, config: ConfigDict) -> None:
@@ -242,13 +218,6 @@ def heads_that_read(program: Program) -> int:
         return model.apply({"params": params}, batch, method="weights")
 
     return jax.eval_shape(weights, program.parameters, batch).shape[1]
-
-
-def check_train(config: ConfigDict) -> None:
-    """Raises UserError for a training length or interval below 1."""
-    for key, value in config.items():
-        if value < 1:
-            raise UserError(f"train.{key}={value} must be at least 1.")
 
 
 @functools.lru_cache(maxsize=64)
@@ -389,7 +358,7 @@ def forget_programs() -> None:
 
 def task_id(config: ConfigDict) -> str:
     """Returns a text that is equal for configs which can share a task."""
-    return json.dumps(to_plain(config.task), sort_keys=True)
+    return json.dumps(to_plain(resolve(config).task), sort_keys=True)
 
 
 @functools.lru_cache(maxsize=8)

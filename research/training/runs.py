@@ -1,7 +1,6 @@
 """Opening a finished or running training run."""
 
-import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from research.configuration import completed, from_plain
 from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
@@ -23,6 +21,7 @@ from research.training.loop import POPULATION
 from research.training.records.checkpoints import load_best
 from research.training.records.data_record import check_same_data
 from research.training.records.environment import enable_compilation_cache
+from research.training.schema import of_run
 
 COMMANDS = {
     "text": "research.generate",
@@ -72,7 +71,10 @@ def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
             f"{run} is not a run: it has no {CONFIG}. Runs are written by "
             "python -m research.train --workdir=DIR, or one per directory by research.sweep."
         )
-    config = from_plain(completed(plain))
+    try:
+        config = of_run(plain)
+    except UserError as error:
+        raise UserError(f"{run / CONFIG}: {error}") from None
     if tasks and config.task.name not in tasks:
         other = COMMANDS.get(config.task.name)
         raise UserError(
@@ -119,8 +121,7 @@ def open_run(run: Path, config: ConfigDict) -> Opened:
         labels = tuple(known.get("labels", ()))
         if not labels:
             raise UserError(f"{run} has no {CORPUS} with the names of its labels.")
-    with made_by_this_version(run):
-        model = make_model(config.model, size, config.task.length, classes=len(labels))
+    model = make_model(config.model, size, config.task.length, classes=len(labels))
     params, best = load_best_of(run)
     shapes = parameter_shapes(model, _shapes_of_a_batch(config))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
@@ -138,20 +139,9 @@ def load_task_of(run: Opened) -> Task:
 
     Raises UserError when the data are not those that the run was trained on.
     """
-    with made_by_this_version(run.path):
-        task = make_task(run.config.task)
+    task = make_task(run.config.task)
     check_same_data(task, run.path)
     return task
-
-
-@contextlib.contextmanager
-def made_by_this_version(run: Path) -> Generator[None]:
-    """Raises UserError where a config lacks a key that is read."""
-    try:
-        yield
-    except AttributeError as error:
-        missing = str(error).splitlines()[0]
-        raise UserError(f"{run} was made by another version of this code: {missing}") from None
 
 
 def _shapes_of_a_batch(config: ConfigDict) -> PyTree:

@@ -58,10 +58,12 @@ def score_decoded(
       run: its directory.
     """
     task, model = program.task, program.model
-    search = search_of(config)
+    search = search_of(config) if task.decoded else None
     found: dict[str, dict[str, Any]] = {}
     for split in task.splits:
-        found[split] = _decoded(task, model, params, search, split, run)
+        found[split] = {}
+        if search is not None and split in task.decoded:
+            found[split] = _decoded(task, model, params, search, split, run)
         if task.aligned:
             found[split] |= _aligned(model, params, task.alignments(split))
         if task.stream:
@@ -91,8 +93,6 @@ def _streamed(task: Task, model: Any, params: Any, split: str) -> dict[str, Any]
 def _decoded(
     task: Task, model: Model, params: Any, search: Search, split: str, run: Path
 ) -> dict[str, Any]:
-    if split not in task.decoded:
-        return {}
     sources = {name: np.asarray(leaf) for name, leaf in task.sources(split).items()}
     number = len(sources["source_length"])
     began = time.perf_counter()

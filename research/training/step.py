@@ -18,7 +18,7 @@ from research.interpret.columns import measured
 from research.models.model import Model, matrices
 from research.parallel.rules import constrain
 from research.tasks.task import Batch, Sums, Task
-from research.training.optimizer import make_optimizer
+from research.training.optimizer import make_optimizer, optimizer_of
 
 AXES_OF_BATCH = ("batch", "length", "", "")
 
@@ -108,14 +108,14 @@ def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
 def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member], State]:
     """Returns member -> initial state (of one member)."""
     worst = -jnp.inf if task.select_higher else jnp.inf
-    shapes = batch_shapes(task, 1)
+    shapes, described = batch_shapes(task, 1), optimizer_of(config)
 
     def init(member: Member) -> State:
         example = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         params = model.init(stream(member.seed, 0), example, method="of_batch")["params"]
         which = matrices(model, params)
         params = jax.tree.map(lambda p, m: p * member.init_scale if m else p, params, which)
-        optimizer = make_optimizer(config.optimizer, config.train.steps, 0.0, 0.0, which)
+        optimizer = make_optimizer(described, config.train.steps, 0.0, 0.0, which)
         best = Best(params, jnp.float32(worst), jnp.int32(0))
         return State(params, optimizer.init(params), jnp.int32(-1), best)
 
@@ -178,7 +178,7 @@ def make_step(
       data_axis: the step runs in one program per device, bound to this name: each device takes its
         part of the batch, and gradients and metrics are summed over all. None: arrays are global.
     """
-    gradients = make_gradients(config, task, model)
+    gradients, described = make_gradients(config, task, model), optimizer_of(config)
 
     def step(
         state: State, member: Member, data: Any, index: jax.Array, bucket: int = 0
@@ -197,7 +197,7 @@ def make_step(
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         alive = (state.diverged_at < 0) & finite
         optimizer = make_optimizer(
-            config.optimizer,
+            described,
             config.train.steps,
             member.learning_rate,
             member.weight_decay,

@@ -8,24 +8,20 @@ import jax.numpy as jnp
 import pytest
 
 from research.ablation.directions import declared
-from research.ablation.experiment import (
-    Experiment,
-    Outcome,
-    experiment_from_json,
-    report_cells,
-    tuning_cells,
-)
+from research.ablation.expansion import report_cells, tuning_cells
+from research.ablation.experiment import Experiment, Outcome, experiment_from_json
 from research.ablation.loading import load_experiment
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.sweep import laid_out, prepare
 from research.ablation.tuning import choose
-from research.configuration import load_config, run_id
+from research.configuration import load_config
 from research.errors import UserError
 from research.interpret.columns import MEASURES
 from research.report.judging.evidence import load_study, measure
 from research.tasks.registry import TASKS, make_task
 from research.tasks.speech.speech_outputs import SpeechOutputs
 from research.training.program import make_program
+from research.training.schema import run_id
 from research.training.scores import score_names
 from research.training.step import batch_shapes
 from tests import small

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from research.ablation.experiment import Experiment, Outcome, resolve
+from research.ablation.expansion import resolve
+from research.ablation.experiment import Experiment, Outcome
 from research.ablation.match import matched
 from research.errors import UserError
 from research.training.budget import count_parameters

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from research.ablation.claims import Claim, Direction
-from research.ablation.experiment import Experiment, Outcome, report_cells
+from research.ablation.expansion import report_cells
+from research.ablation.experiment import Experiment, Outcome
 from research.ablation.loading import load_experiment
 from research.ablation.registration import (
     FIRST,

@@ -1,5 +1,6 @@
 """Sweeps: nothing twice, nothing lost, the same runs however they are cut into pieces."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from research.training.preemption import Preempted
 from research.training.program import static_id
 from tests import kill_sweep, small
 from tests.commands import run_cases, run_commands
+from tests.grown import updated
 
 EXPERIMENT = """
 from research.ablation.experiment import Experiment, Outcome
@@ -127,6 +129,15 @@ def test_a_finished_sweep_trains_nothing(swept, experiment, monkeypatch):
     counts = run_sweep(experiment, workdir, ALL, False, 8)
     assert counts == {"trained": 0, "finished before": 16, "failed": 0, "waiting": 0}
     assert kill_sweep.figures(workdir) == before
+
+
+def test_a_finished_sweep_has_nothing_to_do_after_an_update(swept, experiment, tmp_path):
+    workdir, counts = swept
+    shutil.copytree(workdir, tmp_path / "copy")
+    with contextlib.contextmanager(updated)():
+        again = run_sweep(experiment, tmp_path / "copy", ALL, False, 8)
+    assert again["trained"] == 0 and again["finished before"] == counts["trained"]
+    assert read_json(tmp_path / "copy" / "cells.json") == read_json(workdir / "cells.json")
 
 
 def test_added_seeds_are_trained_and_nothing_else(swept, experiment, tmp_path):

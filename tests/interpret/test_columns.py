@@ -82,7 +82,6 @@ def test_heads_are_named_by_their_layers():
 @pytest.mark.parametrize(
     "name, measure, message",
     [
-        ("decoder", "entropie", "interpret.measures='entropie'"),
         ("decoder", "entropy_of_cross", "cross-attention, and this model has none"),
         ("recurrent", "induction", "self-attention, and this model has none"),
         ("conformer", "induction", "sound has none"),

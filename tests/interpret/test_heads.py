@@ -12,10 +12,11 @@ from research.interpret.capture import Change
 from research.interpret.columns import shapes_of_parts
 from research.interpret.heads.activity import attentions, mask_heads, same_heads
 from research.interpret.heads.importance import removable
-from research.interpret.questions import answered, check_final
+from research.interpret.questions import answered
 from research.interpret.trained import batches
 from research.training.loop import trained
 from research.training.program import make_program
+from research.training.schema import resolve
 from tests import small
 from tests.attention.cases import close
 from tests.interpret.test_capture import CASES, applied, looked, problem
@@ -99,8 +100,8 @@ def test_importance_is_the_rise_of_the_loss_without_the_head():
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="interpret.final='head_importnce'"):
-        check_final(("head_importnce",), 10)
-    with pytest.raises(UserError, match="interpret.examples=0"):
-        check_final((), 0)
+        resolve(small.recall(interpret__final=("head_importnce",)))
+    with pytest.raises(UserError, match="interpret.examples=0 must be at least 1"):
+        resolve(small.recall(interpret__examples=0))
     model, params, _ = problem("hybrid")
     assert len(attentions(model, params)) == 2  # the recurrent layers have none

@@ -11,8 +11,8 @@ import soundfile
 
 from research.configuration import apply_deltas, load_config
 from research.errors import UserError
+from research.tasks.registry import make_task
 from research.tasks.speech.recognition import ctc_losses
-from research.tasks.speech.recordings import make_speech
 from research.tasks.speech.speech_outputs import SpeechOutputs
 from research.tasks.speech.tones import sing
 from research.tasks.task import EOS, PAD
@@ -65,12 +65,12 @@ def manifest(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def strings(manifest):
-    return make_speech(config(manifest))
+    return make_task(config(manifest))
 
 
 @pytest.fixture(scope="module")
 def whole(manifest):
-    return make_speech(config(manifest, join=(), tokenizer="char"))
+    return make_task(config(manifest, join=(), tokenizer="char"))
 
 
 def texts_of(task, targets):
@@ -139,7 +139,7 @@ def of_lines(folder, lines, **deltas):
         rows.append("\t".join((f"{i}.wav", *line)))
     path = folder / "manifest.tsv"
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return make_speech(config(path, **deltas))
+    return make_task(config(path, **deltas))
 
 
 def test_the_speaker_says_nothing_about_the_number_of_recordings(tmp_path):
@@ -191,7 +191,7 @@ def test_recordings_of_a_split_stay_in_it(strings):
 
 
 def test_a_held_out_speaker_is_the_test_and_nothing_else(manifest):
-    task = make_speech(config(manifest, held_out_speaker="bass", join=()))
+    task = make_task(config(manifest, held_out_speaker="bass", join=()))
     assert task.corpus["speakers"] == {
         "train": ["treble"],
         "validation": ["treble"],
@@ -201,7 +201,7 @@ def test_a_held_out_speaker_is_the_test_and_nothing_else(manifest):
 
 
 def test_tones_have_speakers_too():
-    task = make_speech(config("tones", held_out_speaker="alto"))
+    task = make_task(config("tones", held_out_speaker="alto"))
     assert task.corpus["speakers"]["test"] == ["alto"]
     assert "alto" not in task.corpus["speakers"]["train"]
     assert [label for label, _ in task.word_bins] == [1, 2, 3, 4]
@@ -310,7 +310,7 @@ def test_scores_by_the_number_of_words(strings):
 
 @pytest.mark.parametrize("kind", ["char", "word", "bpe"])
 def test_a_run_keeps_its_tokenizer(manifest, kind, tmp_path):
-    task = make_speech(config(manifest, tokenizer=kind, length=40, bpe_vocab_size=280))
+    task = make_task(config(manifest, tokenizer=kind, length=40, bpe_vocab_size=280))
     for name, text in task.artifacts().items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     loaded = load_tokenizer(tmp_path)
@@ -339,5 +339,5 @@ def test_a_run_keeps_its_tokenizer(manifest, kind, tmp_path):
 )
 def test_what_does_not_fit_is_said(manifest, deltas, message):
     with pytest.raises(UserError) as error:
-        make_speech(config(deltas.pop("path", manifest), **deltas))
+        make_task(config(deltas.pop("path", manifest), **deltas))
     assert message in str(error.value)

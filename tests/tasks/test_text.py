@@ -11,8 +11,8 @@ import pytest
 from research.errors import UserError
 from research.tasks import corpora
 from research.tasks.corpora import RemoteFile, fetch, read_file, text_file
+from research.tasks.registry import make_task
 from research.tasks.text import tokenizer
-from research.tasks.text.language_modeling import make_text
 from research.tasks.text.tokenizer import (
     make_tokenizer,
 )
@@ -39,7 +39,7 @@ def written(tmp_path, content):
 
 
 def made(tmp_path, content, **deltas):
-    return make_text(small.text(written(tmp_path, content), **deltas).task)
+    return make_task(small.text(written(tmp_path, content), **deltas).task)
 
 
 # Data files.

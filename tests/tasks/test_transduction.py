@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from research.errors import UserError
 from research.interpret.alignment_measures import alignment_scores
-from research.tasks.synthetic.transduction import KINDS, make_transduction, substitution
+from research.tasks.registry import make_task
+from research.tasks.synthetic.transduction import KINDS, substitution
 from research.tasks.task import BOS, EOS, PAD, WORDS
 from research.training.records.metrics import ratios
 from tests.compiled import compiled
@@ -19,6 +20,7 @@ VOCAB = 11
 def config(**changes):
     """A small `config.task`."""
     values = {
+        "name": "transduction",
         "kind": "reverse",
         "vocab_size": VOCAB,
         "min_length": 2,
@@ -34,7 +36,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def tasks():
-    return {kind: make_transduction(config(kind=kind)) for kind in KINDS}
+    return {kind: make_task(config(kind=kind)) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -280,12 +282,12 @@ def test_weights_on_the_known_positions_have_no_alignment_error(tasks, kind):
 )
 def test_sizes_that_do_not_fit_are_named(changes, message):
     with pytest.raises(UserError) as error:
-        make_transduction(config(**changes))
+        make_task(config(**changes))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_smallest_sizes_that_fit_do():
-    task = make_transduction(
+    task = make_task(
         config(vocab_size=5, min_length=1, train_length=1, test_lengths=(1,), length=2)
     )
     batch = compiled(task.batch)((), jax.random.key(0))

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from research.ablation.sweep import Shard, run_sweep
-from research.configuration import apply_deltas, run_id, to_plain
+from research.configuration import apply_deltas, to_plain
 from research.errors import UserError
 from research.runs.store import CONFIG, DATA, RESULT, read_json, write_json
 from research.tasks.digests import file_digest, read_bytes
@@ -17,6 +17,7 @@ from research.training.loop import train_population
 from research.training.program import task_of
 from research.training.records.data_record import check_same_data, write_data
 from research.training.runs import Opened, load_task_of
+from research.training.schema import run_id
 from tests import small
 
 TEXT = "A rose by any other name would smell as sweet.\n" * 40

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from research import configuration
+from research import command_line
 from research.errors import UserError, told
 from research.runs.store import read_metrics, result_of, write_json
 from research.training.records import events
@@ -155,9 +155,9 @@ def ended(monkeypatch, error):
     def main():
         raise error
 
-    monkeypatch.setattr(configuration.app, "run", lambda guarded, **_: guarded(["command"]))
+    monkeypatch.setattr(command_line.app, "run", lambda guarded, **_: guarded(["command"]))
     with pytest.raises(SystemExit) as stop:
-        configuration.run(main)
+        command_line.run(main)
     return stop.value.code
 
 

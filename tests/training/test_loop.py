@@ -20,6 +20,7 @@ from research.training.preemption import Preempted, StopRequest
 from research.training.program import make_program
 from research.training.records.checkpoints import load_best
 from research.training.records.metrics import ratios
+from research.training.schema import resolve
 from tests import small
 from tests.commands import ROOT
 from tests.runs import best_of, signal_at, train, without_time
@@ -41,7 +42,7 @@ def population(tmp_path_factory):
 
 
 def test_a_run_has_its_files(whole):
-    assert read_json(whole / "config.json") == to_plain(recall())
+    assert read_json(whole / "config.json") == to_plain(resolve(recall()))
     environment = read_json(whole / "environment.json")
     assert environment["versions"]["jax"] == jax.__version__
     assert {"python", "flax", "optax", "numpy"} <= environment["versions"].keys()

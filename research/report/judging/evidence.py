@@ -40,7 +40,6 @@ from research.ablation.measure import (
 )
 from research.ablation.registration import Registration, registration_from_json
 from research.ablation.tuning import choice_deviations
-from research.configuration import completed
 from research.errors import UserError
 from research.report.judging.curves import progress, rise
 from research.runs import store
@@ -217,7 +216,7 @@ def _run(cell: Mapping, result: Any, curve: list, config: Any, environment: Any)
         status=result["status"] if result else WAITING,
         result=result or {},
         curve=curve,
-        config=completed(config or {}),
+        config=config or {},
         environment=environment or {},
     )
 

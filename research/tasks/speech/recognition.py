@@ -64,25 +64,6 @@ class Speech(Task):
       corpus: what is known of the data, for the run to keep.
     """
 
-    options = {
-        "path": "tinyshakespeare",
-        "tokenizer": "char",
-        "bpe_vocab_size": 1024,
-        "buckets": 6,
-        "test_lengths": (5, 10, 15, 20, 25, 30),
-        "test_sequences": 100,
-        "sample_rate": 8000,
-        "num_mels": 40,
-        "max_seconds": 30.0,
-        "join": (1, 2, 3, 4, 5),
-        "gap": (0.0, 0.2),
-        "speakers": "one",
-        "held_out_speaker": "",
-        "time_masks": 0,
-        "time_mask": 10,
-        "band_masks": 0,
-        "band_mask": 8,
-    }
     higher_is_better = {
         **dict.fromkeys(("loss", "ctc_loss", "ctc_too_short", "objective", "error_rate"), False),
         "accuracy": True,

@@ -2,19 +2,21 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
 from research.messages import tell
+from research.options import option
 from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds
 from research.tasks.corpora import cache_directory
+from research.tasks.options import TaskOptions, check_ascending
 from research.tasks.speech.features import SHIFT_SECONDS, load_features, log_mel
 from research.tasks.speech.joining import draw_plan, segments, stored
 from research.tasks.speech.manifest import SPLITS, files_of, read_recordings
@@ -25,6 +27,7 @@ from research.tasks.text.tokenizer import make_sentence_tokenizer
 
 EVALUATION_BUCKETS = 2  # each is compiled for every split
 SAMPLED = 4096  # strings by which the frames of a training bucket are chosen
+AS_THEY_ARE: Mapping[str, Sequence[Any]] = {"join": ((),)}
 LEFT_OUT = 0.005  # the part of the longest strings that may not fit
 
 
@@ -41,7 +44,7 @@ class Recordings(NamedTuple):
     files: Mapping[str, str]
 
 
-def read_all(config: ConfigDict) -> Recordings:
+def read_all(config: "SpeechOptions") -> Recordings:
     """Returns the recordings of `config.path`. Raises UserError for unusable ones."""
     rate, mels = config.sample_rate, config.num_mels
     if config.path == "tones":
@@ -71,7 +74,6 @@ def read_all(config: ConfigDict) -> Recordings:
 
 def pools_of(recordings: Recordings, speakers: str) -> dict[str, tuple[tuple[int, int], ...]]:
     """Returns {split: (first recording, number) of each speaker}, or of all of them together."""
-    check_name("task.speakers", speakers, ("one", "mixed"))
     found: dict[str, list[tuple[int, int]]] = {}
     both = zip(recordings.splits, recordings.speakers, strict=True)
     named = [(split, speaker if speakers == "one" else "") for split, speaker in both]
@@ -81,29 +83,6 @@ def pools_of(recordings: Recordings, speakers: str) -> dict[str, tuple[tuple[int
         found.setdefault(split, []).append((start, number))
         start += number
     return {split: tuple(pools) for split, pools in found.items()}
-
-
-def check_speech(config: ConfigDict) -> None:
-    """Raises UserError for what does not fit in `config.task`."""
-    join, pause = tuple(config.join), tuple(config.gap)
-    if list(join) != sorted(set(join)) or (join and join[0] < 1):
-        raise UserError(f"task.join={join}: give positive numbers, each above the one before.")
-    if len(pause) != 2 or not 0 <= pause[0] <= pause[1]:
-        raise UserError(f"task.gap={pause}: give the shortest and the longest pause in seconds.")
-    tested = tuple(config.test_lengths)
-    if join and (not tested or min(tested) < 1 or list(tested) != sorted(set(tested))):
-        raise UserError(
-            f"task.test_lengths={tested}: give one or more positive numbers, each longer than the "
-            "one before."
-        )
-    for name in ("test_sequences", "buckets", "time_mask", "band_mask"):
-        if config[name] < 1:
-            raise UserError(f"task.{name}={config[name]} must be at least 1.")
-    for name in ("time_masks", "band_masks"):
-        if config[name] < 0:
-            raise UserError(f"task.{name}={config[name]} must be at least 0 (0: none).")
-    if not config.max_seconds > 0:
-        raise UserError(f"task.max_seconds={config.max_seconds} must be above 0.")
 
 
 class Shapes(NamedTuple):
@@ -125,7 +104,7 @@ class Shapes(NamedTuple):
 
 
 def joined_shapes(
-    config: ConfigDict, data: dict[str, Any], pools: dict, pause: tuple[int, int]
+    config: "SpeechOptions", data: dict[str, Any], pools: dict, pause: tuple[int, int]
 ) -> Shapes:
     """Returns the shapes of strings of recordings; `data` as `stored` returned it."""
     words = int(data["token_count"].max())
@@ -183,7 +162,7 @@ def _tested(lengths: Any, split: str, strings: tuple[int, ...], pools: Any, paus
     return plan.picks, segments(lengths, plan).sum(1)
 
 
-def whole(config: ConfigDict, data: dict[str, Any], pools: dict) -> Shapes:
+def whole(config: "SpeechOptions", data: dict[str, Any], pools: dict) -> Shapes:
     """Returns the shapes of recordings as they are."""
     bounds, order, picks, too_long = {}, {}, {}, {}
     epochs, mean = None, 0.0
@@ -231,66 +210,123 @@ def _filled(rows: np.ndarray, multiple: int) -> np.ndarray:
     return np.append(rows, np.full(-len(rows) % multiple, -1)).astype(np.int32)
 
 
-def make_speech(config: ConfigDict) -> Speech:
-    """Returns the task of `config.task`, and says on stderr what it is made of.
+@dataclass(frozen=True, kw_only=True)
+class SpeechOptions(TaskOptions):
+    """Recordings into words, as they are or joined to strings of them."""
 
-    Raises UserError for what does not fit, and for unusable recordings.
-    """
-    check_speech(config)
-    recordings = read_all(config)
-    of_train = [split == "train" for split in recordings.splits]
-    tokenizer = make_sentence_tokenizer(
-        config.tokenizer,
-        [text for text, mine in zip(recordings.texts, of_train, strict=True) if mine],
-        [text for text, mine in zip(recordings.texts, of_train, strict=True) if not mine],
-        config.bpe_vocab_size,
-        cache_directory() / "tokenizers",
+    task = Speech
+    decodes = True
+    path: str = option(
+        "fsdd", "fsdd, tones (generated), or a tab-separated file of paths and transcripts"
     )
-    data: dict[str, Any] = stored(recordings.features, tokenizer.encode_all(recordings.texts))
-    data["words"] = np.array([len(t.split()) for t in recordings.texts], np.int32)
-    pools = pools_of(recordings, config.speakers if config.join else "mixed")
-    pause = (round(config.gap[0] / SHIFT_SECONDS), round(config.gap[1] / SHIFT_SECONDS))
-    if config.join:
-        shapes = joined_shapes(config, data, pools, pause)
-    else:
-        shapes = whole(config, data, pools)
-    known = _known(config, recordings, data, shapes)
-    tell(_describe(known))
-    references = {
-        split: [" ".join(recordings.texts[i] for i in row) for row in rows]
-        for split, rows in shapes.picks.items()
-    }
-    words = [np.array([len(text.split()) for text in texts]) for texts in references.values()]
-    bins = word_bins(words)
-    if config.join and (data["words"] == 1).all():
-        bins = [(int(n), int(n)) for n in np.unique(np.concatenate(words))]
-    splits = tuple(references)
-    return Speech(
-        length=config.length,
-        batch_size=config.batch_size,
-        vocab_size=tokenizer.vocab_size,
-        data=jax.device_put({**data, "order": shapes.order}),
-        splits=splits,
-        decoded=splits,
-        tokenizer=tokenizer,
-        pools=pools,
-        pause=pause,
-        time_masks=(config.time_masks, config.time_mask),
-        band_masks=(config.band_masks, config.band_mask),
-        references=references,
-        word_bins=bins,
-        corpus=known,
-        files=recordings.files,
-        join=shapes.join,
-        strings=shapes.strings,
-        bounds=shapes.bounds,
-        epochs=shapes.epochs,
-        mean_tokens=shapes.mean_tokens,
+    tokenizer: str = option(
+        "word", "characters, words or byte-level BPE", allowed=("char", "word", "bpe")
     )
+    bpe_vocab_size: int = option(
+        1024, "vocabulary of the BPE, trained on the training split", when={"tokenizer": ("bpe",)}
+    )
+    buckets: int = option(
+        6, "shapes of batches; more of them: less padding, longer to compile", least=1
+    )
+    sample_rate: int = option(8000, "Hz; recordings of another rate are resampled")
+    num_mels: int = option(40, "bands of the log-mel features, one frame to 10 ms")
+    max_seconds: float = option(30.0, "of a recording", above=0)
+    held_out_speaker: str = option(
+        "", "tests on all recordings of this one, trains on none; empty: nobody"
+    )
+    join: tuple[int, ...] = option(
+        (1, 2, 3, 4, 5),
+        "recordings of a string; (): recordings as they are, in the test as well",
+        least=1,
+    )
+    test_lengths: tuple[int, ...] = option(
+        (1, 2, 3, 4, 5), "recordings of the test strings", unless=AS_THEY_ARE, least=1
+    )
+    test_sequences: int = option(
+        100, "test strings of each of these lengths", unless=AS_THEY_ARE, least=1
+    )
+    gap: tuple[float, ...] = option(
+        (0.0, 0.2),
+        "shortest and longest pause before, between and after recordings, seconds",
+        unless=AS_THEY_ARE,
+        least=0,
+    )
+    speakers: str = option("one", "of a string", unless=AS_THEY_ARE, allowed=("one", "mixed"))
+    time_masks: int = option(0, "of SpecAugment (Park 2019); 0: none", least=0)
+    time_mask: int = option(10, "most frames of each", unless={"time_masks": (0,)}, least=1)
+    band_masks: int = option(0, "of SpecAugment; 0: none", least=0)
+    band_mask: int = option(8, "most bands of each", unless={"band_masks": (0,)}, least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ascending("join", self.join)
+        if self.join and not self.test_lengths:
+            raise UserError("task.test_lengths=(): give one or more positive numbers.")
+        check_ascending("test_lengths", self.test_lengths)
+        if len(self.gap) != 2 or self.gap[0] > self.gap[1]:
+            raise UserError(
+                f"task.gap={self.gap}: give the shortest and the longest pause in seconds."
+            )
+
+    def make(self) -> Speech:
+        """Returns the task, and says on stderr what it is made of.
+
+        Raises UserError for what does not fit, and for unusable recordings.
+        """
+        recordings = read_all(self)
+        of_train = [split == "train" for split in recordings.splits]
+        tokenizer = make_sentence_tokenizer(
+            self.tokenizer,
+            [text for text, mine in zip(recordings.texts, of_train, strict=True) if mine],
+            [text for text, mine in zip(recordings.texts, of_train, strict=True) if not mine],
+            self.bpe_vocab_size,
+            cache_directory() / "tokenizers",
+        )
+        data: dict[str, Any] = stored(recordings.features, tokenizer.encode_all(recordings.texts))
+        data["words"] = np.array([len(t.split()) for t in recordings.texts], np.int32)
+        pools = pools_of(recordings, self.speakers if self.join else "mixed")
+        pause = (round(self.gap[0] / SHIFT_SECONDS), round(self.gap[1] / SHIFT_SECONDS))
+        if self.join:
+            shapes = joined_shapes(self, data, pools, pause)
+        else:
+            shapes = whole(self, data, pools)
+        known = _known(self, recordings, data, shapes)
+        tell(_describe(known))
+        references = {
+            split: [" ".join(recordings.texts[i] for i in row) for row in rows]
+            for split, rows in shapes.picks.items()
+        }
+        words = [np.array([len(text.split()) for text in texts]) for texts in references.values()]
+        bins = word_bins(words)
+        if self.join and (data["words"] == 1).all():
+            bins = [(int(n), int(n)) for n in np.unique(np.concatenate(words))]
+        splits = tuple(references)
+        return Speech(
+            length=self.length,
+            batch_size=self.batch_size,
+            vocab_size=tokenizer.vocab_size,
+            data=jax.device_put({**data, "order": shapes.order}),
+            splits=splits,
+            decoded=splits,
+            tokenizer=tokenizer,
+            pools=pools,
+            pause=pause,
+            time_masks=(self.time_masks, self.time_mask),
+            band_masks=(self.band_masks, self.band_mask),
+            references=references,
+            word_bins=bins,
+            corpus=known,
+            files=recordings.files,
+            join=shapes.join,
+            strings=shapes.strings,
+            bounds=shapes.bounds,
+            epochs=shapes.epochs,
+            mean_tokens=shapes.mean_tokens,
+        )
 
 
 def _known(
-    config: ConfigDict, recordings: Recordings, data: dict[str, Any], shapes: Shapes
+    config: "SpeechOptions", recordings: Recordings, data: dict[str, Any], shapes: Shapes
 ) -> dict[str, Any]:
     """Returns what is known of the data."""
     split = np.array(recordings.splits)

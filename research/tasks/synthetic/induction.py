@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
-from ml_collections import ConfigDict
 
 from research.errors import UserError
+from research.options import option
+from research.tasks.options import Generated
 from research.tasks.task import (
     Batch,
     Sums,
@@ -89,7 +90,6 @@ class Induction(Task):
       distance_bins, place_bins: inclusive ranges of the slices.
     """
 
-    options = {"vocab_size": 64, "segment": (4, 16), "test_of_seed": False}
     segment: tuple[int, int]
     next_token: bool = True
     distance_bins: list[tuple[int, int]] = field(init=False)
@@ -139,28 +139,39 @@ class Induction(Task):
         }
 
 
-def make_induction(config: ConfigDict) -> Induction:
-    """Returns the task of `config.task`. Raises UserError for sizes that do not fit."""
-    segment = tuple(config.segment)
-    if len(segment) != 2 or not SHORTEST <= segment[0] <= segment[1]:
-        raise UserError(
-            f"task.segment={segment}: give the least and the most tokens of the segment, at least "
-            f"{SHORTEST}, for example (4, 16)."
-        )
-    if config.length < 2 * segment[1]:
-        raise UserError(
-            f"task.length={config.length} is too short for {segment[1]} tokens twice; at least "
-            f"{2 * segment[1]}."
-        )
-    if config.vocab_size < config.length:
-        raise UserError(
-            f"task.vocab_size={config.vocab_size} must be at least task.length={config.length}: "
-            "tokens do not repeat outside the segment."
-        )
-    return Induction(
-        test_of_seed=config.test_of_seed,
-        length=config.length,
-        vocab_size=config.vocab_size,
-        batch_size=config.batch_size,
-        segment=segment,
+@dataclass(frozen=True, kw_only=True)
+class InductionOptions(Generated):
+    """Random tokens, a segment of which comes twice: what followed a token follows it again."""
+
+    task = Induction
+    source = "Olsson et al. 2022, Argument 4"
+    vocab_size: int = option(64, "tokens; at least length: they do not repeat")
+    segment: tuple[int, ...] = option(
+        (4, 16), "least and most tokens of the segment that comes twice"
     )
+
+    def make(self) -> Induction:
+        """Returns the task. Raises UserError for sizes that do not fit."""
+        segment = self.segment
+        if len(segment) != 2 or not SHORTEST <= segment[0] <= segment[1]:
+            raise UserError(
+                f"task.segment={segment}: give the least and the most tokens of the segment, at "
+                f"least {SHORTEST}, for example (4, 16)."
+            )
+        if self.length < 2 * segment[1]:
+            raise UserError(
+                f"task.length={self.length} is too short for {segment[1]} tokens twice; at least "
+                f"{2 * segment[1]}."
+            )
+        if self.vocab_size < self.length:
+            raise UserError(
+                f"task.vocab_size={self.vocab_size} must be at least task.length={self.length}: "
+                "tokens do not repeat outside the segment."
+            )
+        return Induction(
+            test_of_seed=self.test_of_seed,
+            length=self.length,
+            vocab_size=self.vocab_size,
+            batch_size=self.batch_size,
+            segment=segment,
+        )

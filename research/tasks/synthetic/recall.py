@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
-from ml_collections import ConfigDict
 
 from research.errors import UserError
+from research.options import option
+from research.tasks.options import Generated, WithEvalLengths
 from research.tasks.task import (
     Batch,
     Sums,
@@ -91,13 +92,6 @@ ACCURACIES = ("accuracy", "accuracy_most_pairs", "accuracy_longest")
 class Recall(Task):
     """The task of this file; the attributes are those of `Task`."""
 
-    options = {
-        "vocab_size": 64,
-        "num_pairs": (4,),
-        "gap_power": 0.01,
-        "eval_lengths": (),
-        "test_of_seed": False,
-    }
     higher_is_better = {
         "loss": False,
         **dict.fromkeys(ACCURACIES, True),
@@ -167,31 +161,43 @@ class Recall(Task):
         }
 
 
-def make_recall(config: ConfigDict) -> Recall:
-    """Returns the task of `config.task`. Raises UserError for sizes that do not fit."""
-    most = max(config.num_pairs, default=0)
-    if min(config.num_pairs, default=0) < 1:
-        raise UserError(f"task.num_pairs={config.num_pairs}: give one or more positive numbers.")
-    lengths = {"length": (config.length,), "eval_lengths": tuple(config.eval_lengths)}
-    for key, length in ((key, n) for key, numbers in lengths.items() for n in numbers):
-        if length % 2:
-            raise UserError(f"task.{key}={length} must be even: pairs take two tokens.")
-        if length < 4 * most:
-            raise UserError(
-                f"task.{key}={length} is too short for {most} pairs and their queries; "
-                f"at least {4 * most}."
-            )
-    if config.vocab_size % 2 or config.vocab_size // 2 - 1 < most:
-        raise UserError(
-            f"task.vocab_size={config.vocab_size} must be even and at least {2 * most + 2} "
-            f"for {most} distinct keys."
-        )
-    return Recall(
-        test_of_seed=config.test_of_seed,
-        length=config.length,
-        vocab_size=config.vocab_size,
-        batch_size=config.batch_size,
-        eval_lengths=tuple(config.eval_lengths),
-        num_pairs=tuple(config.num_pairs),
-        gap_power=config.gap_power,
+@dataclass(frozen=True, kw_only=True)
+class RecallOptions(WithEvalLengths, Generated):
+    """Multi-query associative recall: pairs of key and value, then keys that ask for values."""
+
+    task = Recall
+    source = "Arora et al. 2023, section 4.1"
+    vocab_size: int = option(64, "half keys, half values; token 0 is the filler")
+    num_pairs: tuple[int, ...] = option(
+        (4,), "each sequence draws its number of key-value pairs from these", least=1
     )
+    gap_power: float = option(0.01, "exponent of the power law of the gaps; smaller: shorter gaps")
+
+    def make(self) -> Recall:
+        """Returns the task. Raises UserError for sizes that do not fit."""
+        if not self.num_pairs:
+            raise UserError("task.num_pairs=(): give one or more positive numbers.")
+        most = max(self.num_pairs)
+        lengths = {"length": (self.length,), "eval_lengths": self.eval_lengths}
+        for key, length in ((key, n) for key, numbers in lengths.items() for n in numbers):
+            if length % 2:
+                raise UserError(f"task.{key}={length} must be even: pairs take two tokens.")
+            if length < 4 * most:
+                raise UserError(
+                    f"task.{key}={length} is too short for {most} pairs and their queries; "
+                    f"at least {4 * most}."
+                )
+        if self.vocab_size % 2 or self.vocab_size // 2 - 1 < most:
+            raise UserError(
+                f"task.vocab_size={self.vocab_size} must be even and at least {2 * most + 2} "
+                f"for {most} distinct keys."
+            )
+        return Recall(
+            test_of_seed=self.test_of_seed,
+            length=self.length,
+            vocab_size=self.vocab_size,
+            batch_size=self.batch_size,
+            eval_lengths=self.eval_lengths,
+            num_pairs=self.num_pairs,
+            gap_power=self.gap_power,
+        )

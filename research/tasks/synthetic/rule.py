@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
-from ml_collections import ConfigDict
 
-from research.errors import UserError, check_name
+from research.errors import UserError
+from research.options import option
+from research.tasks.options import Generated
 from research.tasks.task import PAD, UNKNOWN, Batch, evaluation_key, power_of_two_bins
 from research.tasks.text.classification import Classification
 
@@ -79,13 +80,6 @@ class Rule(Classification):
       keywords: K, of each class.
     """
 
-    options = {
-        "vocab_size": 64,
-        "kind": "substitute",
-        "min_length": 2,
-        "num_keywords": 4,
-        "test_of_seed": False,
-    }
     kind: str
     min_length: int
     keywords: int
@@ -109,37 +103,46 @@ class Rule(Classification):
         return self.batch(data, evaluation_key(EVALUATION_SEED[split], split, data), index)
 
 
-def make_rule(config: ConfigDict) -> Rule:
-    """Returns the task of `config.task`. Raises UserError for sizes that do not fit."""
-    check_name("task.kind", config.kind, KINDS)
-    if config.num_keywords < 1:
-        raise UserError(f"task.num_keywords={config.num_keywords} must be at least 1.")
-    least = FIRST + 2 * config.num_keywords + 1
-    if config.vocab_size < least:
-        raise UserError(
-            f"task.vocab_size={config.vocab_size} must be at least {least}: padding, unknown, "
-            f"{2 * config.num_keywords} keywords and noise."
-        )
-    number = KINDS[config.kind]
-    if not number <= config.min_length <= config.length:
-        raise UserError(
-            f"task.min_length={config.min_length} must be from {number}, the keywords of a "
-            f"sequence, to task.length={config.length}."
-        )
-    lengths = [
-        (max(low, config.min_length), high)
-        for low, high in power_of_two_bins(1, config.length)
-        if high >= config.min_length
-    ]
-    return Rule(
-        test_of_seed=config.test_of_seed,
-        vocab_size=config.vocab_size,
-        length=config.length,
-        batch_size=config.batch_size,
-        classes=2,
-        labels=LABELS[config.kind],
-        length_bins=lengths,
-        kind=config.kind,
-        min_length=config.min_length,
-        keywords=config.num_keywords,
+@dataclass(frozen=True, kw_only=True)
+class RuleOptions(Generated):
+    """Noise with keywords in it that decide the class."""
+
+    task = Rule
+    vocab_size: int = option(64, "padding, the unknown token, keywords and noise")
+    kind: str = option(
+        "keyword", "what decides: one keyword, or whether two agree", allowed=tuple(KINDS)
     )
+    min_length: int = option(2, "least tokens of a sequence")
+    num_keywords: int = option(4, "of each of the two classes", least=1)
+
+    def make(self) -> Rule:
+        """Returns the task. Raises UserError for sizes that do not fit."""
+        least = FIRST + 2 * self.num_keywords + 1
+        if self.vocab_size < least:
+            raise UserError(
+                f"task.vocab_size={self.vocab_size} must be at least {least}: padding, unknown, "
+                f"{2 * self.num_keywords} keywords and noise."
+            )
+        number = KINDS[self.kind]
+        if not number <= self.min_length <= self.length:
+            raise UserError(
+                f"task.min_length={self.min_length} must be from {number}, the keywords of a "
+                f"sequence, to task.length={self.length}."
+            )
+        lengths = [
+            (max(low, self.min_length), high)
+            for low, high in power_of_two_bins(1, self.length)
+            if high >= self.min_length
+        ]
+        return Rule(
+            test_of_seed=self.test_of_seed,
+            vocab_size=self.vocab_size,
+            length=self.length,
+            batch_size=self.batch_size,
+            classes=2,
+            labels=LABELS[self.kind],
+            length_bins=lengths,
+            kind=self.kind,
+            min_length=self.min_length,
+            keywords=self.num_keywords,
+        )

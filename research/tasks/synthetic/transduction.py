@@ -31,9 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
+from research.options import option
+from research.tasks.options import Generated, check_ascending
 from research.tasks.task import (
     BOS,
     EOS,
@@ -167,15 +168,6 @@ class Transduction(Task):
       test_sequences: how many of each length the test has.
     """
 
-    options = {
-        "vocab_size": 64,
-        "kind": "substitute",
-        "min_length": 2,
-        "train_length": 20,
-        "test_lengths": (5, 10, 15, 20, 25, 30),
-        "test_sequences": 100,
-        "test_of_seed": False,
-    }
     higher_is_better = {
         "loss": False,
         **dict.fromkeys(("accuracy", "accuracy_training_lengths", *SCORES), True),
@@ -333,43 +325,48 @@ def _mean(values: Sequence[float], weights: np.ndarray) -> float:
     return float(np.average(values, weights=weights)) if weights.any() else float("nan")
 
 
-def make_transduction(config: ConfigDict) -> Transduction:
-    """Returns the task of `config.task`. Raises UserError for sizes that do not fit."""
-    check_name("task.kind", config.kind, KINDS)
-    if config.vocab_size < WORDS + 2:
-        raise UserError(
-            f"task.vocab_size={config.vocab_size} must be at least {WORDS + 2}: {WORDS} special "
-            "tokens and two words."
-        )
-    if config.min_length < 1:
-        raise UserError(f"task.min_length={config.min_length} must be at least 1.")
-    if config.train_length < config.min_length:
-        raise UserError(
-            f"task.train_length={config.train_length} must be at least "
-            f"task.min_length={config.min_length}."
-        )
-    tested = tuple(config.test_lengths)
-    if not tested or min(tested) < 1 or list(tested) != sorted(set(tested)):
-        raise UserError(
-            f"task.test_lengths={tested}: give one or more positive numbers, each longer than the "
-            "one before."
-        )
-    longest = max(config.train_length, *tested)
-    if config.length < longest + 1:
-        raise UserError(
-            f"task.length={config.length} is too short for {longest} words and their end token; "
-            f"at least {longest + 1}."
-        )
-    if config.test_sequences < 1:
-        raise UserError(f"task.test_sequences={config.test_sequences} must be at least 1.")
-    return Transduction(
-        test_of_seed=config.test_of_seed,
-        vocab_size=config.vocab_size,
-        length=config.length,
-        batch_size=config.batch_size,
-        kind=config.kind,
-        min_length=config.min_length,
-        train_length=config.train_length,
-        test_lengths=tested,
-        test_sequences=config.test_sequences,
+@dataclass(frozen=True, kw_only=True)
+class TransductionOptions(Generated):
+    """Strings into strings by a rule, generated, with known alignment."""
+
+    task = Transduction
+    decodes = True
+    source = "Graves et al. 2014, section 4.1; Grefenstette et al. 2015, section 4.1"
+    vocab_size: int = option(64, f"{WORDS} special tokens, the others words", least=WORDS + 2)
+    kind: str = option("substitute", "what the target is of the source", allowed=tuple(KINDS))
+    min_length: int = option(
+        2, "least words of the strings trained on, without the end token", least=1
     )
+    train_length: int = option(20, "most words of the strings trained on", least=1)
+    test_lengths: tuple[int, ...] = option(
+        (5, 10, 15, 20, 25, 30), "words of the test strings", least=1
+    )
+    test_sequences: int = option(100, "test strings of each of these lengths", least=1)
+
+    def make(self) -> Transduction:
+        """Returns the task. Raises UserError for sizes that do not fit."""
+        if self.train_length < self.min_length:
+            raise UserError(
+                f"task.train_length={self.train_length} must be at least "
+                f"task.min_length={self.min_length}."
+            )
+        if not self.test_lengths:
+            raise UserError("task.test_lengths=(): give one or more positive numbers.")
+        check_ascending("test_lengths", self.test_lengths)
+        longest = max(self.train_length, *self.test_lengths)
+        if self.length < longest + 1:
+            raise UserError(
+                f"task.length={self.length} is too short for {longest} words and their end token; "
+                f"at least {longest + 1}."
+            )
+        return Transduction(
+            test_of_seed=self.test_of_seed,
+            vocab_size=self.vocab_size,
+            length=self.length,
+            batch_size=self.batch_size,
+            kind=self.kind,
+            min_length=self.min_length,
+            train_length=self.train_length,
+            test_lengths=self.test_lengths,
+            test_sequences=self.test_sequences,
+        )

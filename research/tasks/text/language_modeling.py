@@ -8,16 +8,18 @@ lives on the device.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from ml_collections import ConfigDict
 
 from research.errors import UserError
+from research.options import option
 from research.tasks.corpora import cache_directory, read_file, text_file
 from research.tasks.digests import digests
+from research.tasks.options import WithEvalLengths
 from research.tasks.task import (
     Batch,
     Stream,
@@ -33,6 +35,7 @@ from research.tasks.task import (
 from research.tasks.text.tokenizer import FILE, Tokenizer, make_tokenizer
 
 TRAINING_FRACTION = 0.9
+NO_STREAM: Mapping[str, Sequence[Any]] = {"stream_sinks": ((),)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +46,6 @@ class Text(Task):
     "test": (N'',) where there is one.
     """
 
-    options = {
-        "path": "tinyshakespeare",
-        "tokenizer": "char",
-        "bpe_vocab_size": 1024,
-        "test_fraction": 0.0,
-        "eval_lengths": (),
-        "stream_sinks": (),
-        "stream_window": 0,
-        "stream_tokens": 1024,
-    }
     higher_is_better = {"loss": False, "loss_longest": False, "bits_per_character": False}
     tokenizer: Tokenizer
     splits: Sequence[str] = ("validation",)
@@ -144,63 +137,86 @@ class Text(Task):
         return {FILE: self.tokenizer.to_json()}
 
 
-def make_text(config: ConfigDict) -> Text:
-    """Returns the task of `config.task`. Raises UserError for a text that is missing or short."""
-    file = text_file(config.path)
-    text = read_file(file)
-    cut = int(len(text) * TRAINING_FRACTION)
-    whole = text if config.tokenizer == "char" else text[:cut]
-    tokenizer = make_tokenizer(
-        config.tokenizer, whole, config.bpe_vocab_size, cache_directory() / "tokenizers"
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(WithEvalLengths):
+    """Language modelling: the next token of a text."""
+
+    task = Text
+    path: str = option("tinyshakespeare", "a known corpus, or a UTF-8 text file")
+    tokenizer: str = option("char", "characters, or byte-level BPE", allowed=("char", "bpe"))
+    bpe_vocab_size: int = option(
+        1024, "vocabulary of the BPE, trained on the training split", when={"tokenizer": ("bpe",)}
     )
-    if not 0 <= config.test_fraction < 1 - TRAINING_FRACTION:
-        raise UserError(
-            f"task.test_fraction={config.test_fraction} must be from 0 to less than "
-            f"{1 - TRAINING_FRACTION:.1f}, the part that is not trained on."
+    test_fraction: float = option(
+        0.0,
+        "part of the text, the last, that is kept for a test; it is taken from the validation's",
+        least=0,
+        below=1 - TRAINING_FRACTION,
+    )
+    stream_sinks: tuple[int, ...] = option(
+        (),
+        "when training has ended, the text is streamed through a rolling cache that keeps as many "
+        "first tokens, once for each number; (): not at all",
+        least=0,
+    )
+    stream_window: int = option(
+        0, "tokens of that cache, the first ones among them; 0: length", unless=NO_STREAM, least=0
+    )
+    stream_tokens: int = option(
+        1024, "tokens of each of batch_size pieces that are streamed", unless=NO_STREAM, least=1
+    )
+
+    def make(self) -> Text:
+        """Returns the task. Raises UserError for a text that is missing or short."""
+        file = text_file(self.path)
+        text = read_file(file)
+        cut = int(len(text) * TRAINING_FRACTION)
+        whole = text if self.tokenizer == "char" else text[:cut]
+        tokenizer = make_tokenizer(
+            self.tokenizer, whole, self.bpe_vocab_size, cache_directory() / "tokenizers"
         )
-    last = len(text) - int(len(text) * config.test_fraction)
-    splits = {
-        "train": tokenizer.encode(text[:cut]),
-        "validation": tokenizer.encode(text[cut:last]),
-    }
-    if config.test_fraction:
-        splits["test"] = tokenizer.encode(text[last:])
-    eval_lengths = tuple(config.eval_lengths)
-    for name, tokens in splits.items():
-        for key, length in (
-            ("length", config.length),
-            *(("eval_lengths", n) for n in eval_lengths),
-        ):
-            if len(tokens) < length + 2:
-                raise UserError(
-                    f"task.{key}={length} is too long: the {name} split of {config.path} "
-                    f"has {len(tokens)} tokens."
-                )
-    evaluated = {name: tokens for name, tokens in splits.items() if name != "train"}
-    stream = make_stream(config, {name: len(tokens) for name, tokens in evaluated.items()})
-    data = {name: jnp.asarray(tokens) for name, tokens in splits.items()}
-    data["characters"] = jnp.asarray(tokenizer.characters)
-    return Text(
-        length=config.length,
-        batch_size=config.batch_size,
-        eval_lengths=eval_lengths,
-        stream=stream,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer=tokenizer,
-        splits=tuple(evaluated),
-        data=data,
-        files=digests([file]),
-    )
+        last = len(text) - int(len(text) * self.test_fraction)
+        splits = {
+            "train": tokenizer.encode(text[:cut]),
+            "validation": tokenizer.encode(text[cut:last]),
+        }
+        if self.test_fraction:
+            splits["test"] = tokenizer.encode(text[last:])
+        for name, tokens in splits.items():
+            for key, length in (
+                ("length", self.length),
+                *(("eval_lengths", n) for n in self.eval_lengths),
+            ):
+                if len(tokens) < length + 2:
+                    raise UserError(
+                        f"task.{key}={length} is too long: the {name} split of {self.path} "
+                        f"has {len(tokens)} tokens."
+                    )
+        evaluated = {name: tokens for name, tokens in splits.items() if name != "train"}
+        stream = make_stream(self, {name: len(tokens) for name, tokens in evaluated.items()})
+        data = {name: jnp.asarray(tokens) for name, tokens in splits.items()}
+        data["characters"] = jnp.asarray(tokenizer.characters)
+        return Text(
+            length=self.length,
+            batch_size=self.batch_size,
+            eval_lengths=self.eval_lengths,
+            stream=stream,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizer,
+            splits=tuple(evaluated),
+            data=data,
+            files=digests([file]),
+        )
 
 
-def make_stream(config: ConfigDict, tokens: Mapping[str, int]) -> Stream | None:
+def make_stream(config: "TextOptions", tokens: Mapping[str, int]) -> Stream | None:
     """Returns how the text is streamed, if it is. Raises UserError for sizes that do not fit.
 
     Args:
-      config: `config.task`.
+      config: what a config says of the task.
       tokens: of each split that is evaluated.
     """
-    sinks, window = tuple(config.stream_sinks), config.stream_window or config.length
+    sinks, window = config.stream_sinks, config.stream_window or config.length
     if not sinks:
         return None
     if list(sinks) != sorted(set(sinks)) or sinks[0] < 0 or sinks[-1] >= window:

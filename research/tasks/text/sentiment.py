@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
-from ml_collections import ConfigDict
 
 from research.errors import UserError
 from research.messages import tell
+from research.options import option
 from research.tasks.buckets import Epochs, assign, choose_bounds, padded_part
 from research.tasks.corpora import cache_directory
+from research.tasks.options import TaskOptions
 from research.tasks.task import PAD, UNKNOWN, Batch, word_bins
 from research.tasks.text.classification import Classification
 from research.tasks.text.encoded_pairs import padded_rows
@@ -68,14 +69,6 @@ class Sentiment(Classification):
       corpus: what is known of the data, for the run to keep.
     """
 
-    options = {
-        "path": "tinyshakespeare",
-        "tokenizer": "char",
-        "bpe_vocab_size": 1024,
-        "buckets": 6,
-        "min_count": 1,
-        "word_dropout": 0.0,
-    }
     tokenizer: OpenTokenizer
     encoded: Mapping[str, Encoded]
     bounds: tuple[int, ...]
@@ -178,7 +171,9 @@ def in_buckets(encoded: Encoded, bounds: Sequence[int], multiple: int = 1) -> li
     return found
 
 
-def _known(config: ConfigDict, corpus: LabelledCorpus, encoded: Mapping, cut: Mapping) -> dict:
+def _known(
+    config: "SentimentOptions", corpus: LabelledCorpus, encoded: Mapping, cut: Mapping
+) -> dict:
     """Returns what is known of the data; `cut` are {split: texts cut}."""
     unknown = {
         split: float(np.mean(np.concatenate(e.tokens) == UNKNOWN)) for split, e in encoded.items()
@@ -208,68 +203,81 @@ def _describe(known: Mapping[str, Any], length: int, vocabulary: int) -> str:
     )
 
 
-def _check(config: ConfigDict) -> None:
-    if not 0.0 <= config.word_dropout < 1.0:
-        raise UserError(f"task.word_dropout={config.word_dropout} must be in [0, 1).")
-    if config.min_count < 1:
-        raise UserError(f"task.min_count={config.min_count} must be at least 1.")
-    if config.tokenizer == "bpe" and config.min_count != 1:
-        raise UserError(
-            f"task.min_count={config.min_count}: task.tokenizer='bpe' does not read it; leave it 1."
-        )
-    if config.buckets < 1:
-        raise UserError(f"task.buckets={config.buckets} must be at least 1.")
+@dataclass(frozen=True, kw_only=True)
+class SentimentOptions(TaskOptions):
+    """Texts into classes: the sentiment of sentences, or whatever their labels say."""
 
-
-def make_sentiment(config: ConfigDict) -> Sentiment:
-    """Returns the task of `config.task`, and says on stderr what the data are.
-
-    Texts of more than `length` tokens are cut. Raises UserError for what does not fit, and for
-    unusable files.
-    """
-    _check(config)
-    corpus = read_labelled(config.path)
-    tokenizer = make_open_tokenizer(
-        config.tokenizer,
-        [text for text, _ in corpus.splits["train"]],
-        config.min_count,
-        config.bpe_vocab_size,
-        cache_directory() / "tokenizers",
+    task = Sentiment
+    path: str = option(
+        "sst2", 'a known corpus, or "x/{split}.tsv" or one file: lines of text, tab, label'
     )
-    encoded = {s: encode(tokenizer, texts, corpus.labels) for s, texts in corpus.splits.items()}
-    cut = {split: int((e.lengths > config.length).sum()) for split, e in encoded.items()}
-    encoded = {
-        s: Encoded([t[: config.length] for t in e.tokens], e.labels) for s, e in encoded.items()
-    }
-    train = encoded["train"]
-    if len(train.labels) < config.batch_size:
-        raise UserError(
-            f"task.batch_size={config.batch_size} is too large: {config.path} has "
-            f"{len(train.labels):,} texts to train on."
-        )
-    bounds = choose_lengths(train.lengths, config.buckets, config.batch_size)
-    data = {"train": in_buckets(train, bounds)}
-    for split in encoded.keys() - {"train"}:
-        own = choose_lengths(encoded[split].lengths, EVALUATION_BUCKETS, config.batch_size)
-        data[split] = in_buckets(encoded[split], own, config.batch_size)
-    known = _known(config, corpus, encoded, cut)
-    tell(_describe(known, config.length, tokenizer.vocab_size))
-    nothing = np.zeros_like(train.lengths)
-    return Sentiment(
-        length=config.length,
-        batch_size=config.batch_size,
-        classes=len(corpus.labels),
-        labels=corpus.labels,
-        vocab_size=tokenizer.vocab_size,
-        length_bins=word_bins([e.lengths for s, e in encoded.items() if s != "train"]),
-        data=jax.device_put(data),
-        splits=tuple(s for s in encoded if s != "train"),
-        tokenizer=tokenizer,
-        encoded={s: e for s, e in encoded.items() if s != "train"},
-        bounds=bounds,
-        texts=tuple(len(arrays["label"]) for arrays in data["train"]),
-        padding=padded_part(train.lengths, nothing, [(b, 0) for b in bounds], config.batch_size),
-        word_dropout=config.word_dropout,
-        corpus=known,
-        files=corpus.files,
+    tokenizer: str = option(
+        "word", "words of lower case, or byte-level BPE", allowed=("word", "bpe")
     )
+    bpe_vocab_size: int = option(
+        1024, "vocabulary of the BPE, trained on the training split", when={"tokenizer": ("bpe",)}
+    )
+    min_count: int = option(
+        1,
+        "how often a word is in the training split, to be in the vocabulary",
+        when={"tokenizer": ("word",)},
+        least=1,
+    )
+    buckets: int = option(
+        6, "shapes of batches; more of them: less padding, longer to compile", least=1
+    )
+    word_dropout: float = option(
+        0.0, "probability of a token to become the unknown one in training", least=0, below=1
+    )
+
+    def make(self) -> Sentiment:
+        """Returns the task, and says on stderr what the data are.
+
+        Texts of more than `length` tokens are cut. Raises UserError for what does not fit, and for
+        unusable files.
+        """
+        corpus = read_labelled(self.path)
+        tokenizer = make_open_tokenizer(
+            self.tokenizer,
+            [text for text, _ in corpus.splits["train"]],
+            self.min_count,
+            self.bpe_vocab_size,
+            cache_directory() / "tokenizers",
+        )
+        encoded = {s: encode(tokenizer, texts, corpus.labels) for s, texts in corpus.splits.items()}
+        cut = {split: int((e.lengths > self.length).sum()) for split, e in encoded.items()}
+        encoded = {
+            s: Encoded([t[: self.length] for t in e.tokens], e.labels) for s, e in encoded.items()
+        }
+        train = encoded["train"]
+        if len(train.labels) < self.batch_size:
+            raise UserError(
+                f"task.batch_size={self.batch_size} is too large: {self.path} has "
+                f"{len(train.labels):,} texts to train on."
+            )
+        bounds = choose_lengths(train.lengths, self.buckets, self.batch_size)
+        data = {"train": in_buckets(train, bounds)}
+        for split in encoded.keys() - {"train"}:
+            own = choose_lengths(encoded[split].lengths, EVALUATION_BUCKETS, self.batch_size)
+            data[split] = in_buckets(encoded[split], own, self.batch_size)
+        known = _known(self, corpus, encoded, cut)
+        tell(_describe(known, self.length, tokenizer.vocab_size))
+        nothing = np.zeros_like(train.lengths)
+        return Sentiment(
+            length=self.length,
+            batch_size=self.batch_size,
+            classes=len(corpus.labels),
+            labels=corpus.labels,
+            vocab_size=tokenizer.vocab_size,
+            length_bins=word_bins([e.lengths for s, e in encoded.items() if s != "train"]),
+            data=jax.device_put(data),
+            splits=tuple(s for s in encoded if s != "train"),
+            tokenizer=tokenizer,
+            encoded={s: e for s, e in encoded.items() if s != "train"},
+            bounds=bounds,
+            texts=tuple(len(arrays["label"]) for arrays in data["train"]),
+            padding=padded_part(train.lengths, nothing, [(b, 0) for b in bounds], self.batch_size),
+            word_dropout=self.word_dropout,
+            corpus=known,
+            files=corpus.files,
+        )

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from ml_collections import ConfigDict
 
+from research.attention.parts.masks import LONGEST
 from research.errors import UserError
 from research.messages import tell
+from research.options import option
 from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds, padded_part
 from research.tasks.corpora import cache_directory
+from research.tasks.options import TaskOptions
 from research.tasks.task import (
     BOS,
     EOS,
@@ -76,15 +78,6 @@ class Translation(Task):
       corpus: what is known of the data, for the run to keep.
     """
 
-    options = {
-        "path": "tinyshakespeare",
-        "source_language": "de",
-        "target_language": "en",
-        "bpe_vocab_size": 1024,
-        "buckets": 6,
-        "label_smoothing": 0.0,
-        "bleu_tokenizer": "auto",
-    }
     higher_is_better = {
         **dict.fromkeys(("loss", "objective"), False),
         **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), True),
@@ -247,7 +240,7 @@ def _batch_of(rows: Mapping[str, Int[Array, "B *n"]]) -> Batch:
     }
 
 
-def _kept(config: ConfigDict, encoded: Encoded) -> Encoded:
+def _kept(config: "TranslationOptions", encoded: Encoded) -> Encoded:
     """Returns the pairs for training that are not too long. Raises UserError for too few."""
     source, target = encoded.lengths
     kept = chosen(encoded, np.flatnonzero((source <= config.length) & (target <= config.length)))
@@ -259,7 +252,9 @@ def _kept(config: ConfigDict, encoded: Encoded) -> Encoded:
     return kept
 
 
-def _known(config: ConfigDict, corpus: Corpus, cuts: Mapping, train: Encoded, bounds: list) -> dict:
+def _known(
+    config: "TranslationOptions", corpus: Corpus, cuts: Mapping, train: Encoded, bounds: list
+) -> dict:
     """Returns what is known of the data; `cuts` are {split: {side: sentences cut}}."""
     counts = np.bincount(assign(*train.lengths, bounds), minlength=len(bounds)).tolist()
     return {
@@ -292,59 +287,78 @@ def _describe(known: Mapping[str, Any], length: int) -> str:
     )
 
 
-def make_translation(config: ConfigDict) -> Translation:
-    """Returns the task of `config.task`, and says on stderr what was left out.
+@dataclass(frozen=True, kw_only=True)
+class TranslationOptions(TaskOptions):
+    """Translation of sentences, with one vocabulary for both languages."""
 
-    Pairs with a side of more than `length` tokens are left out of training; in the splits that are
-    evaluated they are cut. Raises UserError for what does not fit, and for unusable files.
-    """
-    if config.length < 2:
-        raise UserError(f"task.length={config.length} must be at least 2: a word and its end.")
-    if config.buckets < 1:
-        raise UserError(f"task.buckets={config.buckets} must be at least 1.")
-    if not 0.0 <= config.label_smoothing < 1.0:
-        raise UserError(f"task.label_smoothing={config.label_smoothing} must be in [0, 1).")
-    words_of_bleu = bleu_tokenizer(config.bleu_tokenizer, config.target_language)
-    corpus = read_corpus(config.path, config.source_language, config.target_language)
-    tokenizer = train_sentence_bpe(
-        [sentence for pair in corpus.splits["train"] for sentence in pair],
-        config.bpe_vocab_size,
-        cache_directory() / "tokenizers",
+    task = Translation
+    decodes = True
+    length: int = option(
+        64, "most tokens of a sentence, the end token among them", least=2, most=LONGEST
     )
-    encoded = {
-        split: encode(tokenizer, pairs, config.source_language)
-        for split, pairs in corpus.splits.items()
-    }
-    train = _kept(config, encoded["train"])
-    evaluated, cuts = {}, {}
-    for split in [split for split in encoded if split != "train"]:
-        evaluated[split], cuts[split] = cut(encoded[split], config.length)
-    bounds = choose_bounds(*train.lengths, config.buckets, config.batch_size)
-    data = {"train": in_buckets(train, bounds)}
-    for split, pairs in evaluated.items():
-        own = choose_bounds(*pairs.lengths, EVALUATION_BUCKETS, config.batch_size)
-        data[split] = in_buckets(pairs, own, config.batch_size)
-    known = _known(config, corpus, cuts, train, bounds)
-    tell(_describe(known, config.length))
-    return Translation(
-        length=config.length,
-        batch_size=config.batch_size,
-        vocab_size=tokenizer.vocab_size,
-        data=jax.device_put(data),
-        splits=tuple(evaluated),
-        decoded=tuple(evaluated),
-        tokenizer=tokenizer,
-        bounds=tuple(bounds),
-        pairs=tuple(bucket["pairs"] for bucket in known["buckets"]),
-        padding=known["padding"],
-        encoded={s: arrays_of(e, _longest(e)) for s, e in evaluated.items()},
-        references={s: [target for _, target in corpus.splits[s]] for s in evaluated},
-        word_bins=word_bins([e.words for e in evaluated.values()]),
-        label_smoothing=config.label_smoothing,
-        bleu_tokenizer=words_of_bleu,
-        corpus=known,
-        files=corpus.files,
+    path: str = option("multi30k", 'a known corpus, or files "x/{split}.{language}"')
+    source_language: str = option("de", "what is translated")
+    target_language: str = option("en", "what it is translated into")
+    bpe_vocab_size: int = option(
+        1024, "vocabulary of the BPE, trained on both sides of the training split"
     )
+    buckets: int = option(
+        6, "shapes of batches; more of them: less padding, longer to compile", least=1
+    )
+    label_smoothing: float = option(
+        0.0, "of the objective (Szegedy 2016); loss is without it", least=0, below=1
+    )
+    bleu_tokenizer: str = option(
+        "auto", "of BLEU, as sacrebleu calls it; auto: follows target_language"
+    )
+
+    def make(self) -> Translation:
+        """Returns the task, and says on stderr what was left out.
+
+        Pairs with a side of more than `length` tokens are left out of training; in the splits that
+        are evaluated they are cut. Raises UserError for what does not fit, and for unusable files.
+        """
+        words_of_bleu = bleu_tokenizer(self.bleu_tokenizer, self.target_language)
+        corpus = read_corpus(self.path, self.source_language, self.target_language)
+        tokenizer = train_sentence_bpe(
+            [sentence for pair in corpus.splits["train"] for sentence in pair],
+            self.bpe_vocab_size,
+            cache_directory() / "tokenizers",
+        )
+        encoded = {
+            split: encode(tokenizer, pairs, self.source_language)
+            for split, pairs in corpus.splits.items()
+        }
+        train = _kept(self, encoded["train"])
+        evaluated, cuts = {}, {}
+        for split in [split for split in encoded if split != "train"]:
+            evaluated[split], cuts[split] = cut(encoded[split], self.length)
+        bounds = choose_bounds(*train.lengths, self.buckets, self.batch_size)
+        data = {"train": in_buckets(train, bounds)}
+        for split, pairs in evaluated.items():
+            own = choose_bounds(*pairs.lengths, EVALUATION_BUCKETS, self.batch_size)
+            data[split] = in_buckets(pairs, own, self.batch_size)
+        known = _known(self, corpus, cuts, train, bounds)
+        tell(_describe(known, self.length))
+        return Translation(
+            length=self.length,
+            batch_size=self.batch_size,
+            vocab_size=tokenizer.vocab_size,
+            data=jax.device_put(data),
+            splits=tuple(evaluated),
+            decoded=tuple(evaluated),
+            tokenizer=tokenizer,
+            bounds=tuple(bounds),
+            pairs=tuple(bucket["pairs"] for bucket in known["buckets"]),
+            padding=known["padding"],
+            encoded={s: arrays_of(e, _longest(e)) for s, e in evaluated.items()},
+            references={s: [target for _, target in corpus.splits[s]] for s in evaluated},
+            word_bins=word_bins([e.words for e in evaluated.values()]),
+            label_smoothing=self.label_smoothing,
+            bleu_tokenizer=words_of_bleu,
+            corpus=known,
+            files=corpus.files,
+        )
 
 
 def _longest(encoded: Encoded) -> Bounds:

@@ -1,0 +1,97 @@
+"""From an experiment to its cells: one cell is one run, identified by what its config reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from research.ablation.experiment import (
+    WIDTH,
+    Experiment,
+    point_name,
+    points,
+    seed_list,
+    tune_seed_list,
+    tuning_grid,
+)
+from research.configuration import Deltas, apply_deltas, load_config
+from research.errors import UserError
+from research.training import schema
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment: which arm, where on the axes, what for.
+
+    Attributes:
+      arm: name of the arm.
+      point: {axis key: value}.
+      stage: "tune" or "report".
+      tuned: {tuned key: value} of this run; in the report stage, the chosen values.
+      seed: the run's seed.
+      look: how often seeds had been added before this one.
+      config: what the run reads (locked); its identity is hashed to the run id.
+    """
+
+    arm: str
+    point: Mapping[str, Any]
+    stage: str
+    tuned: Mapping[str, Any]
+    seed: int
+    config: ConfigDict
+    look: int = 0
+
+    @property
+    def run(self) -> str:
+        return schema.run_id(self.config)
+
+    def to_json(self) -> dict:
+        """Returns the row of cells.json that the report reads."""
+        return {
+            "arm": self.arm,
+            "point": dict(self.point),
+            "stage": self.stage,
+            "tuned": dict(self.tuned),
+            "seed": self.seed,
+            "run": self.run,
+        }
+
+
+def resolve(
+    experiment: Experiment, arm: str, point: Deltas, tuned: Deltas, seed: int, stage: str
+) -> Cell:
+    """Returns the cell: base, then common, the axis point, the arm, its matched feed-forward width,
+    the tuned values."""
+    base = load_config(experiment.base)
+    deltas = {**experiment.common, **point, **experiment.arms[arm], **tuned, "seed": seed}
+    if arm in experiment.feedforward:
+        deltas[WIDTH] = experiment.feedforward[arm][point_name(point)]
+    try:
+        config = schema.resolve(apply_deltas(base, deltas))
+    except UserError as error:
+        raise UserError(f"arm {arm!r}: {error}") from None
+    return Cell(arm, point, stage, tuned, seed, config)
+
+
+def tuning_cells(experiment: Experiment) -> list[Cell]:
+    """Returns the cells of the tuning stage; empty when nothing is tuned."""
+    if not experiment.tune:
+        return []
+    return [
+        resolve(experiment, arm, point, tuned, seed, "tune")
+        for point in points(experiment)
+        for arm in experiment.arms
+        for tuned in tuning_grid(experiment)
+        for seed in tune_seed_list(experiment)
+    ]
+
+
+def report_cells(experiment: Experiment, arm: str, point: Deltas, chosen: Deltas) -> list[Cell]:
+    """Returns the cells of one arm at one point with its chosen values, one per reported seed."""
+    cells = []
+    for number, seed in enumerate(seed_list(experiment)):
+        look = sum(number >= already for already in experiment.looks)
+        cell = resolve(experiment, arm, point, chosen, seed, "report")
+        cells.append(replace(cell, look=look))
+    return cells

@@ -1,0 +1,63 @@
+"""What a config can say of a task: its options, and the task that they make."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from research.attention.parts.masks import LONGEST
+from research.errors import UserError
+from research.options import Part, option
+from research.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(Part):
+    """What every task reads.
+
+    Attributes:
+      task: what is made of them; it declares the metrics.
+      decodes: whether sequences are searched for when training has ended, as `decoding` says.
+    """
+
+    task: ClassVar[type[Task]]
+    decodes: ClassVar[bool] = False
+    length: int = option(
+        64, "most tokens of a sequence, the end token among them", least=1, most=LONGEST
+    )
+    batch_size: int = option(32, "sequences per step", least=1, most=LONGEST)
+
+    def make(self) -> Task:
+        """Returns the task, its data read or generated. Raises UserError for what does not fit."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated(TaskOptions):
+    """What is read by tasks whose data are generated."""
+
+    test_of_seed: bool = option(
+        False,
+        "each seed has a test of its own, so that the spread over seeds is that of the test, too; "
+        "what is decoded or asked at the end is of one test",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithEvalLengths(TaskOptions):
+    """What is read by tasks that can be evaluated at other lengths than that of training."""
+
+    eval_lengths: tuple[int, ...] = option(
+        (), "lengths that it is also evaluated at, without training", least=1, most=LONGEST
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ascending("eval_lengths", self.eval_lengths)
+
+
+def check_ascending(key: str, numbers: Sequence[int]) -> None:
+    """Raises UserError for numbers of `task.KEY` that do not ascend."""
+    if list(numbers) != sorted(set(numbers)):
+        raise UserError(
+            f"task.{key}={tuple(numbers)}: give positive numbers, each longer than the one before."
+        )

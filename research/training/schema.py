@@ -1,0 +1,335 @@
+"""What a config of a run can say, and what a run is: the keys that it reads.
+
+A config that a file or the command line describes has every key of every part (`defaults`). A run
+is the part of it that is read (`resolve`): the chosen task, model, optimizer..., and their options.
+Its id is a hash of that without what is at its declared default (`identity`), so that a new task,
+mechanism or option changes no id. `config.json` of a run holds what it reads.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_origin
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from research.attention.registry import MIXERS
+from research.configuration import flatten, from_plain, nearest, nested, to_plain
+from research.decoding.search import Decoding
+from research.errors import UserError, read_part
+from research.interpret.questions import Interpretation
+from research.models.registry import (
+    MODELS,
+    TOLERATED,
+    every_model_option,
+    model_defaults,
+    model_revisions,
+    model_values,
+    read_model,
+)
+from research.options import (
+    Declared,
+    Part,
+    chosen,
+    declarations,
+    defaults_read,
+    every_option,
+    option,
+    revisions,
+    values_read,
+)
+from research.parallel.layout import Parallel
+from research.tasks.registry import TASKS, TaskSection
+from research.training.optimizer import Optimizer
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Part):
+    """Which seed is trained, and how many."""
+
+    seed: int = option(
+        0,
+        "initial parameters, order of the data and dropout follow from it",
+        least=0,
+        most=2**32 - 1,
+    )
+    members: int = option(1, "trains this many seeds (seed, seed + 1, ...) as one program", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Part):
+    """How long it is trained, and how often it is looked at and saved: `config.train`."""
+
+    steps: int = option(1500, "steps of training", least=1)
+    log_every: int = option(50, "steps between rows of training metrics", least=1)
+    eval_every: int = option(250, "steps between evaluations", least=1)
+    eval_batches: int = option(16, "batches of an evaluation", least=1)
+    checkpoint_every: int = option(
+        500, "steps between checkpoints; the last step always saves", least=1
+    )
+    keep_checkpoints: int = option(2, "latest checkpoints that are kept", least=1)
+
+
+class Section(NamedTuple):
+    """A section of a config.
+
+    Attributes:
+      read: takes its values to what they describe. Raises UserError.
+      values: takes that to {key: value} of the keys that it reads.
+      defaults: takes it to {key: declared default} of these keys.
+      revisions: takes it to {what: revision}, of the revisions above 0.
+      declared: takes it to {key: declaration} of these keys.
+      every: returns {key: all its declarations}.
+      tables: {key that chooses: {name: part}} of its outermost parts.
+      root: the part that has the section's own keys, if there is one.
+    """
+
+    read: Callable[[Values], Any]
+    values: Callable[[Any], dict[str, Any]]
+    defaults: Callable[[Any], dict[str, Any]]
+    revisions: Callable[[Any], dict[str, int]]
+    declared: Callable[[Any], dict[str, Declared]]
+    every: Callable[[], dict[str, list[Declared]]]
+    tables: Mapping[str, Mapping[str, type[Part]]]
+    root: type[Part] | None = None
+
+
+def _section(name: str, root: type[Part]) -> Section:
+    own = {key: found.option.table for key, found in declarations(root).items()}
+    return Section(
+        functools.partial(read_part, name, root),
+        values_read,
+        defaults_read,
+        revisions,
+        _declared,
+        lambda: every_option([{name: root}]),
+        {key: table for key, table in own.items() if table is not None},
+        root,
+    )
+
+
+def _declared(part: Part) -> dict[str, Declared]:
+    found: dict[str, Declared] = {}
+    for one in (*chosen(part).values(), part):
+        found |= {k: d for k, d in declarations(type(one)).items() if one.reads(d)}
+    return found
+
+
+def _declared_by_model(model: Any) -> dict[str, Declared]:
+    every = every_model_option()
+    return {key: every[key][0] for key in model_values(model)}
+
+
+SECTIONS: dict[str, Section] = {
+    "": _section("", Run),
+    "task": _section("task", TaskSection),
+    "model": Section(
+        read_model,
+        model_values,
+        model_defaults,
+        model_revisions,
+        _declared_by_model,
+        every_model_option,
+        {"name": MODELS, "mixer": MIXERS},
+    ),
+    "optimizer": _section("optimizer", Optimizer),
+    "train": _section("train", Train),
+    "decoding": _section("decoding", Decoding),
+    "interpret": _section("interpret", Interpretation),
+    "parallel": _section("parallel", Parallel),
+}
+"""By the name that comes before the dot of a key; "" has the keys that stand alone."""
+
+DECODING = tuple(name for name, task in TASKS.items() if task.decodes)
+"""Tasks that read the section `decoding`."""
+
+
+@functools.cache
+def every_key() -> dict[str, list[Declared]]:
+    """Returns {dotted key: its declarations}, of all keys that a config can have."""
+    return {
+        f"{section}.{key}" if section else key: declared
+        for section, rules in SECTIONS.items()
+        for key, declared in rules.every().items()
+    }
+
+
+def common_default(declared: list[Declared]) -> Any:
+    """Returns the default of a key; None where its declarations differ in it."""
+    first = declared[0].default
+    return first if all(other.default == first for other in declared) else None
+
+
+def defaults() -> ConfigDict:
+    """Returns a config with every key at its default, unlocked.
+
+    A key that has different defaults in several parts is unset: None, with the type that it takes.
+    """
+    values = {}
+    for key, declared in every_key().items():
+        default = common_default(declared)
+        kind = declared[0].kind
+        values[key] = placeholder(get_origin(kind) or kind) if default is None else default
+    return ConfigDict(nested(values))
+
+
+def resolve(config: ConfigDict | Values) -> ConfigDict:
+    """Returns what a run of a config reads, locked: the chosen parts, and the options they read.
+
+    Args:
+      config: a whole config, or a part of one; what is not there is at its default.
+
+    Raises UserError for a key that does not exist, a value that is wrong, and a key that is set and
+    read by nothing: it would make an ablation of two equal arms.
+    """
+    sections = _by_section(config)
+    known = every_key()
+    for key in flatten(config):
+        if key not in known:
+            raise UserError(f"config key {key!r} does not exist.{nearest(key, known)}")
+    parts = _read(sections)
+    for section, values in sections.items():
+        read = SECTIONS[section].values(parts[section]) if section in parts else {}
+        for key, value in values.items():
+            name = f"{section}.{key}" if section else key
+            if key in read or name in TOLERATED:
+                continue
+            if value not in (None, common_default(known[name])):
+                raise UserError(_unread(section, key, value, parts))
+    return _restricted(parts)
+
+
+def of_run(plain: Values) -> ConfigDict:
+    """Returns what a run reads, given its config.json: perhaps of before, with other keys."""
+    return _restricted(_read(_by_section(plain)))
+
+
+def identity(config: ConfigDict | Values) -> dict[str, Any]:
+    """Returns what a run is, as nested JSON values: what it reads that is not at its default.
+
+    How it is laid out over devices is no part of it. Under "revisions" is how often a chosen part
+    has changed what it computes.
+    """
+    found: dict[str, Any] = {}
+    parts = _read(_by_section(config))
+    del parts["parallel"]
+    for section, part in parts.items():
+        rules = SECTIONS[section]
+        default = rules.defaults(part)
+        values = {key: v for key, v in rules.values(part).items() if v != default[key]}
+        found |= {section: values} if section and values else values
+    changed = _revisions(parts)
+    return json.loads(json.dumps(found | ({"revisions": changed} if changed else {})))
+
+
+def run_id(config: ConfigDict) -> str:
+    """Returns 12 hexadecimal digits that identify what the run of a config computes."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_record(config: ConfigDict) -> dict[str, Any]:
+    """Returns what config.json of a run holds: what the run reads, and revisions above 0."""
+    changed = _revisions(_read(_by_section(config)))
+    return to_plain(resolve(config)) | ({"revisions": changed} if changed else {})
+
+
+def recorded(plain: Values) -> dict[str, Any]:
+    """Returns what `run_record` returns of the run that a config.json is of, when it ran."""
+    changed = dict(plain.get("revisions", {}))
+    return to_plain(of_run(plain)) | ({"revisions": changed} if changed else {})
+
+
+def named_parts() -> Iterator[tuple[str, type[Part]]]:
+    """Yields all parts that declare options: ("optimizer", ...), ("optimizer.name adamw", ...)."""
+    for section, rules in SECTIONS.items():
+        if rules.root is not None:
+            yield section, rules.root
+        seen: set[str] = set()
+        waiting = list(rules.tables.items())
+        while waiting:
+            key, table = waiting.pop(0)
+            for name, part in table.items():
+                label = f"{section}.{key} {name}"
+                if label in seen:
+                    continue
+                seen.add(label)
+                yield label, part
+                inner = ((k, d.option.table) for k, d in declarations(part).items())
+                waiting += [(k, t) for k, t in inner if t is not None]
+
+
+def meanings(config: ConfigDict) -> dict[str, str]:
+    """Returns {dotted key: what it means}, of the keys that the run of a config reads."""
+    return {
+        f"{section}.{key}" if section else key: declared.option.help
+        for section, part in _read(_by_section(config)).items()
+        for key, declared in SECTIONS[section].declared(part).items()
+    }
+
+
+def _by_section(config: ConfigDict | Values) -> dict[str, dict[str, Any]]:
+    """Returns {section: its values}, with tuples where JSON has lists; other sections are gone."""
+    known = SECTIONS.keys() | SECTIONS[""].every()
+    plain = from_plain({k: v for k, v in config.items() if k in known}).to_dict()
+    alone = {key: plain[key] for key in SECTIONS[""].every() if key in plain}
+    return {"": alone} | {name: dict(plain.get(name, {})) for name in SECTIONS if name}
+
+
+def _read(sections: Mapping[str, Values]) -> dict[str, Any]:
+    """Returns {section: what its values describe}, of the sections that are read."""
+    parts = {name: SECTIONS[name].read(values) for name, values in sections.items()}
+    if not parts["task"].name.decodes:
+        del parts["decoding"]
+    return parts
+
+
+def _restricted(parts: Mapping[str, Any]) -> ConfigDict:
+    values = {name: SECTIONS[name].values(part) for name, part in parts.items()}
+    return ConfigDict(values.pop("") | values).lock()
+
+
+def _revisions(parts: Mapping[str, Any]) -> dict[str, int]:
+    found = {}
+    for section, part in parts.items():
+        if getattr(part, "revision", 0):
+            found[section] = part.revision
+        found |= {f"{section} {what}": n for what, n in SECTIONS[section].revisions(part).items()}
+    return found
+
+
+def _unread(section: str, key: str, value: Any, parts: Mapping[str, Any]) -> str:
+    """Returns the message for a key that is set and that nothing reads."""
+    name = f"{section}.{key}"
+    default = common_default(every_key()[name])
+    leave = "leave it out" if default is None else f"leave it {default!r}"
+    who, able = _who_would_read(section, key, parts)
+    others = f", {', '.join(able)} {'does' if len(able) == 1 else 'do'}" if able else ""
+    return f"{name}={value!r}: {who} does not read it{others}; {leave}."
+
+
+def _who_would_read(section: str, key: str, parts: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Returns what was chosen that does not read a key, "task.name='recall'", and what does."""
+    if section not in parts:
+        return f"task.name={values_read(parts['task'])['name']!r}", list(DECODING)
+    values = SECTIONS[section].values(parts[section])
+    for part in (parts[section], *chosen(parts[section]).values()):
+        declared = declarations(type(part)).get(key)
+        if declared is None:
+            continue
+        for other, wanted in declared.option.when.items():
+            return f"{section}.{other}={values[other]!r}", [str(one) for one in wanted]
+        for other in declared.option.unless:
+            return f"{section}.{other}={values[other]!r}", []
+    able: dict[str, list[str]] = {}
+    for label, part in named_parts():
+        where, _, one = label.partition(" ")
+        if where.startswith(f"{section}.") and key in declarations(part):
+            able.setdefault(where, []).append(one)
+    where, names = next(iter(able.items()))
+    return f"{where}={values.get(where.partition('.')[2])!r}", names
