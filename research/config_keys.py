@@ -33,7 +33,8 @@ A key is set in a config file, by an arm or an axis of an experiment, or on the 
 NOTES = {
     "decoding": f"Read by tasks that decode: {', '.join(DECODING)}.",
     "parallel": "No part of the identity of a run.",
-    "model": "MECHANISMS.md has the names of mixers, scores, masks, normalizers and positions.",
+    "model": "[The list of mechanisms](mechanism-list.md) says what mixers, scores, masks, "
+    "normalizers and positions compute.",
 }
 
 

@@ -280,10 +280,16 @@ def _named(declared: Option, text: str, values: Mapping[str, Any], name: str = "
 
 
 def _inner(name: str, one: str, table: Mapping[str, type[P]], values: Mapping[str, Any]) -> P:
-    """Returns the part of a table; an error of its options says which part reads them."""
+    """Returns the part of a table. The error for an option that has to be set says for which part.
+
+    Raises OptionError.
+    """
     try:
         return read(table[one], values)
     except OptionError as error:
+        declared = declarations(table[one]).get(error.field)
+        if declared is None or not has_to_be_set(declared) or error.value != declared.default:
+            raise
         message = f"{error.message}, for {name} {one!r}"
         raise OptionError(error.field, error.value, message) from None
 

@@ -331,5 +331,8 @@ def _who_would_read(section: str, key: str, parts: Mapping[str, Any]) -> tuple[s
         where, _, one = label.partition(" ")
         if where.startswith(f"{section}.") and key in declarations(part):
             able.setdefault(where, []).append(one)
-    where, names = next(iter(able.items()))
-    return f"{where}={values.get(where.partition('.')[2])!r}", names
+    where, names = next(iter(able.items()), (f"{section}.name", []))
+    chooser = where.partition(".")[2]
+    if chooser not in values:
+        return f"{section}.name={values['name']!r}", [f"{chooser} {name}" for name in names]
+    return f"{where}={values[chooser]!r}", names

@@ -388,7 +388,7 @@ REFUSED = [
     ({"dropout": 1.0}, "model.dropout=1.0 must be in"),
     ({"pattern": ("mask=window",)}, "model.pattern="),
     ({"implementation": "blockwise"}, "model.implementation='blockwise'"),
-    ({"filter_length": 3}, "model.filter_length=3: nothing here reads it"),
+    ({"filter_length": 3}, "model.filter_length=3: model.name='recurrent' does not read it"),
     ({"attention": "location_aware", "filter_length": 4}, "filter_length = 4: must be odd"),
     (
         {"talking_heads": True},

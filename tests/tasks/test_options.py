@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from research.options import declarations, is_read
+from research.options import declarations
 from research.tasks.registry import TASKS, TaskSection
 from tests import small
 
@@ -42,7 +42,7 @@ def test_making_a_task_reads_what_it_declares(name, configs, monkeypatch):
         read.add(key)
         return object.__getattribute__(self, key)
 
-    declared = {key for key, one in declarations(type(options)).items() if is_read(options, one)}
+    declared = {key for key, one in declarations(type(options)).items() if options.reads(one)}
     monkeypatch.setattr(type(options), "__getattribute__", recording)
     options.make()
     found = read & set(declarations(type(options)))

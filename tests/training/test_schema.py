@@ -90,7 +90,7 @@ def test_every_key_that_is_read_is_part_of_the_identity_and_no_other(name):
             continue
     layout = {key for key in ids if key.startswith("parallel.")}
     assert layout and {ids.pop(key) for key in layout} == {run_id(run)}
-    assert len({run_id(run), *ids.values()}) == 1 + len(ids) > 60
+    assert len({run_id(run), *ids.values()}) == 1 + len(ids) > 20
 
 
 def test_values_at_their_default_are_no_part_of_the_identity():
@@ -148,7 +148,7 @@ def test_values_at_their_default_are_no_part_of_the_identity():
             {"interpret.measures": ("entropie",)},
             "interpret.measures='entropie' is unknown. Did you mean 'entropy'?",
         ),
-        ({"optimizer.beta1": 1.0}, "optimizer.beta1=1.0 must be less than 1."),
+        ({"optimizer.beta1": 1.0}, "optimizer.beta1=1.0 must be in [0, 1)."),
     ],
 )
 def test_what_makes_no_sense_is_one_line(deltas, message):
