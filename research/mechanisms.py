@@ -122,7 +122,7 @@ def switches() -> str:
 
 def able(options: Options) -> list[str]:
     """Returns the implementations that compute these options exactly."""
-    return [name for name in IMPLEMENTATIONS if not refusal(name, *options.mechanism)]
+    return [name for name in IMPLEMENTATIONS if not refusal(name, options.mechanism)]
 
 
 def example_of(entry: MixerEntry, **chosen: Any) -> Mixer:

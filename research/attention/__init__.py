@@ -20,6 +20,7 @@ from research.attention.parts.masks import (
     segments,
     window,
 )
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import NORMALIZERS, Normalizer, softmax
 from research.attention.parts.positions import rope, sinusoidal
 from research.attention.parts.scores import Score, cosine, dot, scaled_dot
@@ -31,6 +32,7 @@ __all__ = [
     "NORMALIZERS",
     "Bias",
     "Mask",
+    "Mechanism",
     "MechanismError",
     "Mixer",
     "Normalizer",

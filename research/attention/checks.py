@@ -224,7 +224,7 @@ def _check_implementation(options: "Options") -> None:
         allowed = ", ".join((registry.AUTO, *entry.implementations))
         message = f"mixer {options.mixer!r} is not implemented that way; it is one of {allowed}"
         raise MechanismError("implementation", name, message)
-    if name in IMPLEMENTATIONS and (why := refusal(name, *options.mechanism)):
+    if name in IMPLEMENTATIONS and (why := refusal(name, options.mechanism)):
         raise MechanismError("implementation", name, why)
 
 

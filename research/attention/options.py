@@ -5,9 +5,10 @@ import dataclasses
 from research.attention import checks, registry
 from research.attention.mixers.mixer import Mixer
 from research.attention.parts.biases import Bias
-from research.attention.parts.focus import Focused, PredictedWindow, predicted_window
+from research.attention.parts.focus import PredictedWindow, predicted_window
 from research.attention.parts.heads import talking_heads
 from research.attention.parts.masks import Mask
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import Normalizer
 from research.attention.parts.positions import Rotary
 from research.attention.parts.scores import Score
@@ -173,12 +174,15 @@ class Options:
         return predicted_window(self.num_heads, self.head_size, size) if size else None
 
     @property
-    def mechanism(self) -> tuple[Score, Mask, tuple[Bias, ...], Normalizer]:
-        """The parts that an implementation of softmax attention has to be able to compute."""
-        normalizer = self.build_normalizer()
-        if focus := self.build_focus():
-            normalizer = Focused(normalizer, 0.0, 0, focus.size)
-        return self.build_score(), self.build_mask(), self.build_biases(), normalizer
+    def mechanism(self) -> Mechanism:
+        """How queries read keys in softmax attention."""
+        return Mechanism(
+            self.build_score(),
+            self.build_mask(),
+            self.build_biases(),
+            self.build_normalizer(),
+            self.build_focus(),
+        )
 
     def _talking(self, score: Score) -> tuple[Score, Normalizer]:
         normalizer = registry.NORMALIZERS[self.normalizer].build(self)

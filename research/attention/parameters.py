@@ -92,7 +92,7 @@ def matrix_init(stddev: float, fan_in: int, scale: float = 1.0) -> Normal:
 
 
 def described(part: Any, name: str) -> dict[str, Parameter]:
-    """The parameters in a part's leaves, called ``{name}_{field}``."""
+    """The parameters in a part's leaves, called ``{name}_{field}``, or ``{field}`` by no name."""
     return {_name(name, path): leaf for path, leaf in _leaves(part) if isinstance(leaf, Parameter)}
 
 
@@ -127,4 +127,5 @@ def _leaves(part: Any) -> list[tuple[Any, Any]]:
 
 
 def _name(name: str, path: Any) -> str:
-    return "_".join([name, *(str(getattr(k, "name", getattr(k, "idx", k))) for k in path)])
+    fields = (str(getattr(k, "name", getattr(k, "idx", k))) for k in path)
+    return "_".join([*filter(None, [name]), *fields])

@@ -290,8 +290,8 @@ def _of_mix(module: Mix, following: Callable, args: tuple, kwargs: dict, sites: 
         look = module.mixer.look(params, x, mask=mask)
     except Unsupported:
         return y, state
-    own = getattr(module.mixer, "mask", None)
-    visible = _visible(own, mask, x.shape[1], x.shape[1])
+    mechanism = getattr(module.mixer, "mechanism", None)
+    visible = _visible(mechanism and mechanism.mask, mask, x.shape[1], x.shape[1])
     return (
         _attention(
             module, sites, y, look, lambda read: module.mixer.merge(params, x, read), visible
@@ -306,7 +306,7 @@ def _of_cross(module: Cross, following: Callable, args: tuple, kwargs: dict, sit
         return y
     x, params, kept, mask, q_index = args
     look = module.cross.look(params, x, kept, mask=mask, q_index=q_index)
-    visible = _visible(module.cross.mask, mask, x.shape[1], kept["v"].shape[1])
+    visible = _visible(module.cross.mechanism.mask, mask, x.shape[1], kept["v"].shape[1])
     return _attention(
         module, sites, y, look, lambda read: module.cross.merge(params, x, read), visible
     )

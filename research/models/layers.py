@@ -187,15 +187,13 @@ def _implemented(options: Options, inherited: str, padded: bool, where: str) -> 
         named = inherited
     if "mask" not in entry.parts:
         return dataclasses.replace(options, implementation=named)
-    score, mask, biases, normalizer = options.mechanism
-    if padded:
-        mask &= padding(jnp.ones((1, 1), bool))
-    mechanism = (score, mask, biases, normalizer)
-    why = "" if named == AUTO else refusal(named, *mechanism)
+    valid = padding(jnp.ones((1, 1), bool)) if padded else None
+    mechanism = options.mechanism.under(valid)
+    why = "" if named == AUTO else refusal(named, mechanism)
     if why and options.implementation != AUTO:
         raise UserError(f"{where}: {why}.")
     if why or (named == AUTO and padded):
-        named = choose(options.max_length, *mechanism)
+        named = choose(options.max_length, mechanism)
     return dataclasses.replace(options, implementation=named)
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Array
 from research.attention.implementations.blocks import Visits, at, visit
 from research.attention.parts.biases import Bias
 from research.attention.parts.masks import Mask, static
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import (
     FORBIDDEN,
     Normalizer,
@@ -30,7 +31,6 @@ from research.attention.parts.normalizers import (
     Softmax,
     SquaredRelu,
 )
-from research.attention.parts.scores import Score
 
 # Above FORBIDDEN and below any real score: a row maximum that starts here gives forbidden keys the
 # weight exp(FORBIDDEN - LOWEST) = 0 even in rows where nothing is allowed.
@@ -91,12 +91,14 @@ class Statistics(NamedTuple):
     out: Array
 
 
-def lacks(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+def lacks(mechanism: Mechanism) -> str:
     """The part of this mechanism that these loops cannot compute; empty if there is none."""
-    if not isinstance(normalizer, (Softmax, Smoothed, *ELEMENTWISE)):
-        return f"normalizer {normalizer.name!r}"
-    if not score.has_dot_form:
-        return f"score {type(score).__name__} (it has no dot-product form)"
+    if mechanism.focus is not None:
+        return "a predicted window"
+    if not isinstance(mechanism.normalizer, (Softmax, Smoothed, *ELEMENTWISE)):
+        return f"normalizer {mechanism.normalizer.name!r}"
+    if not mechanism.score.has_dot_form:
+        return f"score {type(mechanism.score).__name__} (it has no dot-product form)"
     return ""
 
 
@@ -120,10 +122,9 @@ class _LogSigmoid(Bias):
         return jax.nn.log_sigmoid(score)
 
 
-def parts_of(
-    biases: tuple[Bias, ...], normalizer: Normalizer, heads: int
-) -> tuple[Parts, Array | None]:
-    """The mechanism, and the extra logit of each head (H,) in the divisor of its softmax."""
+def parts_of(mechanism: Mechanism, heads: int) -> tuple[Parts, Array | None]:
+    """What is done to scores, and the extra logit of each head (H,) in the softmax's divisor."""
+    biases, normalizer = mechanism.biases, mechanism.normalizer
     if isinstance(normalizer, ELEMENTWISE):
         return Parts(biases, normalizer), None
     if isinstance(normalizer, Smoothed):

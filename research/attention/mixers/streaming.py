@@ -108,8 +108,10 @@ def stream(mixer: Mixer, size: int, sinks: int) -> Mixer:
         Unsupported: the mixer keeps something of every token, in a way that cannot roll.
     """
     if isinstance(mixer, SelfAttention):
-        if mixer.mask.together != 0:
-            raise Unsupported(f"mask {mixer.mask} is not causal, so a text cannot stream through")
+        if mixer.mechanism.mask.together != 0:
+            raise Unsupported(
+                f"mask {mixer.mechanism.mask} is not causal, so a text cannot stream through"
+            )
         return Streaming(mixer, size, sinks)
     short, long = (state_bytes(mixer, 1, length, "float32") for length in (size, 2 * size))
     if short != long:

@@ -162,13 +162,7 @@ class Stepwise(Mixer):
 
 def content(options: "Options") -> Content:
     """What softmax attention of these options does, for one query at a time."""
-    return Content(
-        score=options.build_score(),
-        mask=options.build_mask(),
-        biases=options.build_biases(),
-        normalizer=options.build_normalizer(),
-        focus=options.build_focus(),
-    )
+    return Content(options.mechanism)
 
 
 def location_aware(options: "Options") -> LocationAware:
