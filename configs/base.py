@@ -149,7 +149,8 @@ def add_mixer(model: ConfigDict) -> None:
     model.dilation = 0  # distance between the keys of mask=dilated
     model.stride = 0  # of mask=strided
     model.global_tokens = 0  # leading tokens that see and are seen by all: global, longformer, ...
-    model.block_length = 0  # tokens to a block of mask=bigbird
+    model.block_length = 0  # tokens to a block of mask=bigbird, mask=moba
+    model.top_blocks = 0  # blocks that a query sees under mask=moba, its own among them
     model.random_blocks = 1  # that a block sees under mask=bigbird
     model.predicted_window = 0  # keys on either side of a position that the query predicts; 0: off
     model.normalizer = "softmax"  # softmax | softmax_sink | sigmoid | entmax15 | ...
@@ -163,6 +164,7 @@ def add_mixer(model: ConfigDict) -> None:
     model.rope_original_length = 0  # what it was trained on; 0: task.length / rope_factor
     model.max_distance = 128  # where t5 and shaw stop telling distances apart
     model.num_buckets = 32  # of t5
+    model.forget_gate = False  # scores decay by gates of the tokens between query and key
     model.talking_heads = False  # scores and weights mixed over the heads
     model.output_gate = False  # what heads read times sigmoid(x W)
     model.latent_width = 0  # kept of a token by mixer=latent; 0: width / 2

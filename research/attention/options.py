@@ -34,7 +34,8 @@ class Options:
         dilation: distance between the keys of the dilated mask.
         stride: of the strided mask.
         global_tokens: leading tokens that see all and that all see.
-        block_length: tokens to a block of the bigbird mask.
+        block_length: tokens to a block of the bigbird and moba masks.
+        top_blocks: blocks that a query of the moba mask sees, its own among them.
         random_blocks: random blocks that a block of the bigbird mask sees.
         predicted_window: half the width of a window whose place each query predicts; 0 is off.
         normalizer: a name in ``NORMALIZERS``.
@@ -48,6 +49,7 @@ class Options:
         max_distance: where relative positions stop telling distances apart.
         num_buckets: of T5's relative positions.
         softcap: caps scores at plus and minus this; 0 is off.
+        forget_gate: scores decay by gates of the tokens between query and key.
         talking_heads: mixes scores and weights over the heads.
         output_gate: multiplies what the heads read by a sigmoid of the input.
         latent_width: of the vector that latent attention keeps of a token; 0 means M / 2.
@@ -85,6 +87,7 @@ class Options:
     stride: int = 0
     global_tokens: int = 0
     block_length: int = 0
+    top_blocks: int = 0
     random_blocks: int = 1
     predicted_window: int = 0
     normalizer: str = "softmax"
@@ -98,6 +101,7 @@ class Options:
     max_distance: int = 128
     num_buckets: int = 32
     softcap: float = 0.0
+    forget_gate: bool = False
     talking_heads: bool = False
     output_gate: bool = False
     latent_width: int = 0
@@ -161,6 +165,8 @@ class Options:
         found = [registry.SWITCHES["softcap"].build(self)] if self.softcap else []
         if self.position in registry.BIAS_POSITIONS:
             found.append(registry.BIAS_POSITIONS[self.position].build(self))
+        if self.forget_gate:
+            found.append(registry.SWITCHES["forget_gate"].build(self))
         return tuple(found)
 
     def build_rotary(self) -> Rotary | None:

@@ -26,6 +26,8 @@ from research.attention.mixers.sequential.stepwise import (
     MONOTONIC_CHUNKWISE,
 )
 from research.attention.parts import biases
+from research.attention.parts.block_selection import SELECTIONS
+from research.attention.parts.forgetting import FORGET_GATE
 from research.attention.parts.masks import MASKS as CONTIGUOUS_MASKS
 from research.attention.parts.masks import Mask
 from research.attention.parts.normalizers import NORMALIZERS
@@ -66,7 +68,7 @@ ROTARY_POSITIONS: dict[str, Part] = {
     ),
 }
 
-MASKS: dict[str, Part] = {**CONTIGUOUS_MASKS, **SPARSE_MASKS}
+MASKS: dict[str, Part] = {**CONTIGUOUS_MASKS, **SPARSE_MASKS, **SELECTIONS}
 
 POSITIONS: dict[str, Part] = {
     **MODEL_POSITIONS,
@@ -95,6 +97,7 @@ SWITCHES: dict[str, Part] = {
         "Gemma Team 2024 (Gemma 2), section 2",
         "cap * tanh(score / cap)",
     ),
+    "forget_gate": FORGET_GATE,
     "predicted_window": Part(
         lambda o: None,
         "Luong et al. 2015, equations 9-10 (local-p)",

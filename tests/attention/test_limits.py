@@ -13,7 +13,7 @@ from research.attention.checks import COMMON
 from research.attention.errors import MechanismError, Unsupported
 from research.attention.mixers.sequential.monotonic import chunk_alignment
 from research.attention.options import Options, make_mixer
-from research.attention.parts import masks, sparse_masks
+from research.attention.parts import block_selection, masks, sparse_masks
 from tests.attention.cases import HEADS, LENGTH, WIDTH, needed
 
 LARGE = (2**31 - 1, 2**31, 2**63)
@@ -94,6 +94,7 @@ MASKS = {
     "strided": (sparse_masks.strided, 1),
     "global": (sparse_masks.global_tokens, 1),
     "longformer": (sparse_masks.longformer, 2),
+    "moba": (block_selection.moba, 2),
     "bigbird": (lambda block, num: sparse_masks.bigbird(block, 1, num), 2),
 }
 

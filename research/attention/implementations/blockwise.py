@@ -18,6 +18,7 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import flash
 from research.attention.implementations.blocks import index_blocks, plan
 from research.attention.implementations.flash import lacks
+from research.attention.parts.content import in_blocks
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
 
@@ -53,6 +54,8 @@ def attend(
     """
     if missing := lacks(mechanism):
         raise Unsupported(f"blockwise attention lacks {missing}; use implementation 'dense'")
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
     (b, t, h, _), (s, kv_heads) = q.shape, k.shape[1:3]
     out_dtype = q.dtype
     q, k = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
@@ -64,7 +67,8 @@ def attend(
     heads = np.arange(h)[:, None, None]
     index = flash.Index(*(jnp.asarray(x) for x in (rows, columns, real, heads)))
     parts, extra = flash.parts_of(mechanism, h)
-    problem = flash.Problem(parts, mechanism.mask, index)
+    parts, mask = in_blocks((parts, mechanism.mask), q_block, kv_block)
+    problem = flash.Problem(parts, mask, index)
     blocks = flash.cut(q, kv_heads, q_block), *(flash.cut(x, kv_heads, kv_block) for x in (k, v))
     out = _core(shape, *blocks, problem, extra, visits)
     return flash.join(out, b, h, q_block, t).astype(out_dtype)

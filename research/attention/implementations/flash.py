@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from research.attention.implementations.blocks import Visits, at, visit
 from research.attention.parts.biases import Bias
+from research.attention.parts.content import has_content, of_block
 from research.attention.parts.masks import Mask, static
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import (
@@ -167,7 +168,8 @@ def _dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
 
 def _finish(shape, raw, problem, row, column, masked):
     """From raw scores (B*K, G*q, k) of one block to final ones, or to element-wise weights."""
-    (biases, elementwise), mask, index = problem
+    (biases, elementwise), mask = of_block(problem[:2], row, column)
+    index = problem.index
     if not biases and not masked and elementwise is None:
         return raw
     scores = raw.reshape(shape.batch, shape.heads, shape.q_block, shape.kv_block)
@@ -180,6 +182,23 @@ def _finish(shape, raw, problem, row, column, masked):
     elif allowed is not None:
         scores = jnp.where(allowed, scores, FORBIDDEN)
     return scores.reshape(raw.shape)
+
+
+def _needed(step, problem, place):
+    """A step that is skipped where a mask that looks at content allows nothing in the block.
+
+    ``place(i)`` is the row and the column of what is visited as i.
+    """
+    if not has_content(problem.mask):
+        return step
+
+    def careful(i, carry, masked):
+        row, column = place(i)
+        mask, index = of_block(problem.mask, row, column), problem.index
+        allowed = mask(at(index.q, row)[:, None], at(index.kv, column)[None, :])
+        return lax.cond(jnp.any(allowed), lambda c: step(i, c, masked), lambda c: c, carry)
+
+    return careful
 
 
 def _finish_transposed(shape, raw, *rest):
@@ -235,6 +254,7 @@ def forward(
             )
             return Statistics(new_top, total, out)
 
+        step = _needed(step, problem, lambda column: (row, column))
         return None, visit(visits, row, step, before)
 
     return lax.scan(one_row, None, (jnp.arange(q.shape[0]), q, seen))[1]
@@ -314,6 +334,7 @@ def backward(
             dleaves = [total + part for total, part in zip(dleaves, dleaf, strict=True)]
             return Gradients(dq, dleaves), dk, dv
 
+        step = _needed(step, problem, lambda row: (row, column))
         zeros = (jnp.zeros(key.shape, dtype), jnp.zeros(value.shape, dtype))
         sums, dk, dv = visit(visits, column, step, (sums, *zeros))
         return sums, (dk, dv)

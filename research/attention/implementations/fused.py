@@ -19,6 +19,7 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import sharding
 from research.attention.implementations.platforms import platform
 from research.attention.implementations.sharding import DATA, MODEL
+from research.attention.parts.content import has_content
 from research.attention.parts.masks import Mask, Window
 from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.normalizers import Softmax
@@ -68,10 +69,12 @@ def attend_xla(
         raise Unsupported(f"jax_xla attention lacks {missing}; use implementation 'dense'")
     if q.dtype == jnp.float64:
         raise Unsupported("jax_xla attention has a float32 softmax; use 'dense' for float64")
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
     (t, h), s = q.shape[1:3], k.shape[1]
     q_index = (jnp.arange(t) if q_index is None else q_index)[:, None]
     kv_index = (jnp.arange(s) if kv_index is None else kv_index)[None, :]
-    bias = _bias(mechanism, h, q_index, kv_index)
+    bias = _bias(mechanism, q.shape[0], h, q_index, kv_index)
     if type(mechanism.mask) is Mask:
         return _attention(q, k, v, mechanism, "xla", bias=bias)
     allowed = mechanism.mask(q_index, kv_index)
@@ -141,11 +144,15 @@ def _attention(q, k, v, mechanism, implementation, multiple=1, **options):
     return attention(q, k, v)[..., :out_width].astype(out_dtype)
 
 
-def _bias(mechanism: Any, heads: int, q_index: Any, kv_index: Any) -> Array | None:
-    """What additive biases add after the sharpening of a softmax, (1, H, T, S)."""
+def _bias(
+    mechanism: Any, batch: int, heads: int, q_index: Any, kv_index: Any
+) -> Float[Array, "_ H T S"] | None:
+    """What additive biases add after the sharpening of a softmax; (1, H, T, S) if they are those of
+    positions, which all rows of the batch share."""
     if not mechanism.biases:
         return None
-    total = jnp.zeros((1, heads, q_index.shape[0], kv_index.shape[1]))
+    batch = batch if has_content(mechanism.biases) else 1
+    total = jnp.zeros((batch, heads, q_index.shape[0], kv_index.shape[1]))
     for bias in mechanism.biases:
         total = bias(total, jnp.arange(heads)[:, None, None], q_index, kv_index)
     return total * mechanism.normalizer.sharpening

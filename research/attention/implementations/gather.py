@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
-from research.attention.implementations import dense, flash, ring, sharding
+from research.attention.implementations import dense, ring, sharding
 from research.attention.implementations.sharding import CONTEXT
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
@@ -34,7 +34,7 @@ def attend(
     of ``block_size``; of the rest each device has all scores of its queries.
     """
     at: dict[str, Any] = {"q_index": q_index, "kv_index": kv_index}
-    if not flash.lacks(mechanism):
+    if not ring.lacks(mechanism):
         return ring.attend(q, k, v, mechanism, **at, block_size=block_size, gathered=True)
     shards = sharding.context_size()
     if shards == 1 or q.shape[1] % shards or k.shape[1] % shards:

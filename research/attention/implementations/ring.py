@@ -20,11 +20,15 @@ from jaxtyping import Array, Float, Integer
 from research.attention.errors import Unsupported
 from research.attention.implementations import blockwise, flash, rounds, sharding
 from research.attention.implementations.blocks import Visits, at
-from research.attention.implementations.flash import lacks
 from research.attention.implementations.rounds import Layout, Rounds
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
+
+
+def lacks(mechanism: Mechanism) -> str:
+    """The part of this mechanism that a ring cannot compute; empty if there is none."""
+    return "parts that look at content" if mechanism.looks else flash.lacks(mechanism)
 
 
 def attend(

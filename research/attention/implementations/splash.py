@@ -41,6 +41,8 @@ def lacks(mechanism: Mechanism) -> str:
     """The part of this mechanism that splash cannot compute; empty if there is none."""
     if mechanism.focus is not None:
         return "a predicted window"
+    if mechanism.looks:
+        return "parts that look at content"
     if not isinstance(mechanism.normalizer, Softmax):
         return f"normalizer {mechanism.normalizer.name!r}"
     if not mechanism.score.has_dot_form:

@@ -1,6 +1,7 @@
 """Multi-head latent attention: keys and values of all heads unfold from a small vector a token."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.entries import MixerEntry
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend, while_decoding
 from research.attention.mixers import cache
-from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.mixer import Look, Mixer, kept_of_token
 from research.attention.mixers.projections import merge_heads
 from research.attention.mixers.self_attention import auto, looked
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
@@ -124,10 +125,9 @@ class LatentAttention(Mixer):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """An empty cache of "latent" (batch, slots, C) and "rotated" (batch, slots, 1, R)."""
-        shapes: dict[str, tuple[int, ...]] = {"latent": (self.latent_width,)}
-        if self.rotary_width:
-            shapes["rotated"] = (1, self.rotary_width)
-        return cache.empty(self.mechanism.mask, batch, length, shapes, dtype)
+        remember = functools.partial(self._remembered, index=np.zeros(1, np.int32))
+        token = kept_of_token(self, remember, batch, dtype)
+        return cache.empty(self.mechanism.cached, length, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
@@ -135,7 +135,7 @@ class LatentAttention(Mixer):
         """The next T tokens; see ``Mixer``. Reads the latents as one key head (section 2.1.2)."""
         index = cache.positions(state, x.shape[1])
         q, new = self._query(params, x, index), self._remembered(params, x, index)
-        state, seen = cache.extend(self.mechanism.mask, state, new)
+        state, seen = cache.extend(self.mechanism.cached, state, new)
         by_content, by_place = jnp.split(q, [self.head_width], axis=-1)
         # q . (c U) = (q U) . c: the query is folded, the keys stay as they are.
         q = jnp.einsum("bthd,chd->bthc", by_content, _cast(params["key"], x))

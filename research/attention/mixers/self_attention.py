@@ -18,7 +18,7 @@ from research.attention.implementations.attend import (
     while_decoding,
 )
 from research.attention.mixers import cache
-from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.mixer import Look, Mixer, kept_of_token
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask, causal
@@ -107,10 +107,9 @@ class SelfAttention(Mixer):
         return merge_heads(params, read)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """An empty cache of "k" and "v" (batch, slots, K, D); see ``cache.empty``."""
-        shape = (self.num_kv_heads, self.head_width)
-        names = ("k", "v") if "key" in self.mechanism.reads else ("v",)
-        return cache.empty(self.mechanism.mask, batch, length, dict.fromkeys(names, shape), dtype)
+        """An empty cache of what is remembered; see ``cache.empty``."""
+        token = kept_of_token(self, self.remember, batch, dtype)
+        return cache.empty(self.mechanism.cached, length, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
@@ -118,25 +117,26 @@ class SelfAttention(Mixer):
         """The next T tokens; see ``Mixer``. A prefix has to come whole, in the first chunk."""
         index = cache.positions(state, x.shape[1])
         new = self._placed(self.remember(params, x), index)
-        state, seen = cache.extend(self.mechanism.mask, state, new)
+        state, seen = cache.extend(self.mechanism.cached, state, new)
         by = self._by(while_decoding(self.implementation, x.shape[1]))
         out = self._read(by, params, x, seen, index, seen["positions"], cache.filled)
         return state, self.merge(params, x, out)
 
     def remember(
         self, params: dict[str, Array], x: Float[Array, "B T M"]
-    ) -> dict[str, Float[Array, "B T K D"]]:
-        """What is kept of tokens, "v" and mostly "k", before they have a position."""
+    ) -> dict[str, Float[Array, "B T ..."]]:
+        """What is kept of tokens before they have a position: "v" (B, T, K, D), mostly "k", and
+        what parts of the mechanism keep."""
         kept = {"v": split_heads(params, "value", x)}
         if "key" in self.mechanism.reads:
             kept["k"] = split_heads(params, "key", x)
-        return kept
+        return kept | self.mechanism.bind(params).tokens(x)
 
     def recall(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        kept: dict[str, Float[Array, "B S K D"]],
+        kept: dict[str, Float[Array, "B S ..."]],
         q_index: Int[Array, " T"],
         kv_index: Int[Array, " S"],
         mask: Mask,
@@ -167,7 +167,7 @@ class SelfAttention(Mixer):
 
     def _read(self, by, params, x, kept, q_index, kv_index, mask):
         """``by(q, k, v, mechanism)`` for the queries of x and what is kept of the keys' tokens."""
-        mechanism = self.mechanism.bind(params, mask)
+        mechanism = self.mechanism.bind(params, mask).given(kept)
         if "query" in mechanism.reads:
             q = split_heads(params, "query", x)
             q = q if self.rotary is None else self.rotary(q, q_index)
@@ -226,6 +226,7 @@ PARTS = frozenset(
         "normalizer",
         "position",
         "softcap",
+        "forget_gate",
         "talking_heads",
         "output_gate",
         "block_size",
