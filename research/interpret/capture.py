@@ -26,8 +26,7 @@ from research.errors import UserError, check_name
 from research.models.classifier import Embed, Pool
 from research.models.model import Model
 from research.models.speech.conformer import ConformerBlock
-from research.models.stacks import Cross, DecoderBlock
-from research.models.transformer import Block, Mix
+from research.models.transformer import Block, Cross, Mix
 from research.tasks.task import Batch
 
 RECORDED, GIVEN = "captured", "given"
@@ -348,7 +347,7 @@ def _of_embed(module: Embed, following: Callable, args: tuple, kwargs: dict, sit
 HANDLERS: tuple[tuple[Any, str, Callable], ...] = (
     (Mix, "__call__", _of_mix),
     (Cross, "__call__", _of_cross),
-    ((Block, DecoderBlock, ConformerBlock), "__call__", _of_block),
+    ((Block, ConformerBlock), "__call__", _of_block),
     (Pool, "weights", _of_pool),
     (Embed, "__call__", _of_embed),
 )
