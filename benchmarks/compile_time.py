@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from configs import base
 from research.attention.registry import MIXERS
 from research.configuration import apply_deltas
-from research.models.transformer import make_transformer
+from research.models.registry import make_model
 
 RESULTS = Path(__file__).parent / "results"
 DEPTHS = (2, 12)
@@ -32,7 +32,7 @@ def seconds_to_compile(mixer: str, layers: int) -> float:
     config = apply_deltas(
         base.get_config(), {f"model.{key}": value for key, value in model.items()}
     )
-    decoder = make_transformer(config.model, vocab_size=64, length=64)
+    decoder = make_model(config.model, vocab_size=64, length=64)
     tokens = jnp.zeros((8, 64), jnp.int32)
     params = jax.eval_shape(decoder.init, jax.random.key(0), tokens)["params"]
 

@@ -57,7 +57,7 @@ def measure(mixer: str, implementation: str, depth: int, length: int, width: int
     from jax.sharding import NamedSharding, PartitionSpec
 
     from research.attention import Mechanism, attend, causal
-    from research.attention.options import Options, make_mixer
+    from research.attention.spec import make_mixer
 
     def place(shape, *axes):
         where = mesh and NamedSharding(mesh, PartitionSpec(*axes))
@@ -73,7 +73,7 @@ def measure(mixer: str, implementation: str, depth: int, length: int, width: int
         return temporary(lambda q, k, v: attend(q, k, v, **options).sum(), one, one, one)
     options = {"width": width, "num_heads": HEADS, "max_length": length, "mixer": mixer}
     options["block_size"] = 128 if mixer == "softmax" else 64
-    built = make_mixer(Options(**options, implementation=implementation))
+    built = make_mixer(**options, implementation=implementation)
     loss, params = layers(built, depth, width, place)
     return temporary(loss, params, place((1, length, width), None, "context"))
 

@@ -26,11 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.attention import registry
-from research.attention.errors import MechanismError, Unsupported
+from research.attention.errors import Unsupported
 from research.attention.implementations.attend import IMPLEMENTATIONS
 from research.attention.implementations.platforms import platform as device_platform
 from research.attention.mixers.mixer import init_params
-from research.attention.options import Options, make_mixer
+from research.attention.spec import make_mixer
+from research.options import OptionError, declarations
 
 RESULTS = Path(__file__).parent / "results"
 # Linear in the length only if what it reads does not grow with it.
@@ -49,15 +50,15 @@ def candidates(heads: int, width: int) -> dict[str, dict[str, Any]]:
     for name, entry in registry.MIXERS.items():
         if "T S" in entry.time:
             continue
-        found[name] = {"mixer": name} if entry.causal else {"mixer": name, "mask": "full"}
-        found[name] |= {key: value for key, value in CONSTANT.items() if key in entry.parts}
+        read = declarations(entry)
+        found[name] = {"mixer": name} | {k: v for k, v in CONSTANT.items() if k in read}
     base = {"num_heads": heads, "width": width}
     return {name: {**base, **extra} for name, extra in found.items()}
 
 
 def step(options: dict[str, Any], length: int, batch: int, dtype: str):
     """One forward and backward pass of a mixer, compiled, with its arguments and its memory."""
-    mixer = make_mixer(Options(**options, max_length=length))
+    mixer = make_mixer(**options, max_length=length)
     params = init_params(mixer, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (batch, length, options["width"]), dtype)
 
@@ -81,7 +82,7 @@ def prepare(options: dict[str, Any], args: argparse.Namespace) -> tuple[dict[int
     for length in args.lengths:
         try:
             run, arguments, memory = step(options, length, args.sequences, args.dtype)
-        except (MechanismError, Unsupported) as error:
+        except (OptionError, Unsupported) as error:
             return ready, str(error)
         # The first run allocates, and must not, if it is too much.
         if memory > args.max_gigabytes * 1e9:

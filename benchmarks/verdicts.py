@@ -178,7 +178,7 @@ def judged(cell: Cell, n: int, repeats: int, seed: int) -> dict[str, float]:
             for x, draw in by.items()
         }
         data = Measure("accuracy", values, places, True, solved=cell.solved)
-        judgement = judge(Claim("", test=cell.test), lambda *_, data=data: data)
+        judgement = judge(Claim("", test=cell.test, within_steps=True), lambda *_, data=data: data)
         found[judgement.verdict] = found.get(judgement.verdict, 0) + 1
         check = judgement.checks[0]
         if not math.isnan(cell.truth) and math.isfinite(check.low + check.high):

@@ -28,16 +28,21 @@ def task_config() -> ConfigDict:
     task.name = "recall"  # recall | induction | text | translation | transduction | speech
     task.length = 64  # most tokens of a sequence, the end token among them (recall: even)
     task.batch_size = 32  # sequences per step
+    # text: part of it, the last, that is kept for a test; it is taken from the validation's tenth
+    task.test_fraction = 0.0
     # text: streamed when training has ended, past what it was trained at, through a rolling cache
     task.stream_sinks = ()  # first tokens that the cache keeps, one stream for each; (): none
     task.stream_window = 0  # tokens of the cache, those among them; 0: length
-    task.stream_tokens = 1024  # of each of batch_size pieces of the validation text
+    task.stream_tokens = 1024  # of each of batch_size pieces of a split
     # text, recall: lengths that it is also evaluated at, without training
     task.eval_lengths = ()
     # recall: multi-query associative recall
     task.vocab_size = 64  # half keys, half values; token 0 is the filler
     task.num_pairs = (4,)  # each sequence draws its number of key-value pairs from these
     task.gap_power = 0.01  # exponent of the power law of the gaps; smaller: shorter gaps
+    # recall, induction, rule, transduction: each seed has a test of its own, so that the spread
+    # over seeds is that of the test, too; what is decoded or asked at the end is of one test
+    task.test_of_seed = False
     # induction: a segment of random tokens comes twice; vocab_size (at least length) as above
     task.segment = (4, 16)  # least and most tokens of it
     # text: language modelling on a file
@@ -129,8 +134,8 @@ def model_config() -> ConfigDict:
 def add_mixer(model: ConfigDict) -> None:
     """Adds the keys of what moves information between positions.
 
-    MECHANISMS.md lists every name of mixer, score, mask, normalizer and position, what it computes
-    and which of these keys it reads.
+    docs/mechanism-list.md lists every name of mixer, score, mask, normalizer and position, what it
+    computes and which of these keys it reads.
     """
     model.mixer = "softmax"  # softmax | latent | linear | delta | gated_delta | state_space | ...
     # Layers that differ: one string per layer, repeated to num_layers, each a delta on the keys

@@ -57,11 +57,13 @@ experiment = Experiment(
             source="Arora et al. 2023 (Zoology), section 4.1 and Figure 2",
             published="gated convolutions need a width that grows with the length",
             test=Direction(a="softmax", b="gated convolution", margin=0.2),
+            within_steps=True,
         ),
         Claim(
             text="Linear attention of the same width does not, in the same steps.",
             source="Arora et al. 2024 (Based), abstract: recall grows with the size of the state",
             test=Direction(a="softmax", b="linear", margin=0.2),
+            within_steps=True,
         ),
         Claim(
             text="A window shorter than the gap cannot recall what lies outside of it.",

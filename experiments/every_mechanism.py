@@ -10,7 +10,9 @@ Its 61 arms take 5 minutes on 2 cores as two shards (--shard=1/2 and 2/2), most 
 """
 
 from research.ablation.experiment import Experiment, Outcome
-from research.attention.registry import MIXERS, SWITCHES, TABLES
+from research.attention.parts.tables import TABLES
+from research.attention.registry import MIXERS, SWITCHES
+from research.options import declarations, has_to_be_set
 
 NEEDS = {"window": 8, "prefix_length": 8, "dilation": 2, "stride": 8, "global_tokens": 2}
 NEEDS |= {"top_blocks": 2}
@@ -30,7 +32,9 @@ def arms() -> dict[str, dict]:
         for name, part in table.items():
             if name in BASE:
                 continue
-            needs = {f"model.{key}": NEEDS.get(key, 8) for key in part.needs}
+            options = declarations(part).items()
+            needed = [key for key, declared in options if has_to_be_set(declared)]
+            needs = {f"model.{key}": NEEDS.get(key, 8) for key in needed}
             found[f"{field} {name}"] = {f"model.{field}": name, **needs}
     for name in SWITCHES:
         found[name] = {f"model.{name}": ON.get(name, True)}

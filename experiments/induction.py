@@ -29,6 +29,7 @@ experiment = Experiment(
     },
     tune={"optimizer.learning_rate": (3e-3, 1e-2)},
     tune_seeds=(100,),
+    tune_extend=0,  # as its results were made
     seeds=(0, 1, 2, 3, 4, 5),
     outcome=Outcome(metric="accuracy", solved=0.9),
     ablated=("parameters", "flops_per_token", "state_bytes"),

@@ -11,6 +11,8 @@ Press et al. 2022 train at one length and evaluate at longer ones: with ALiBi th
 falls, with sinusoidal positions it rises at once, RoPE lies in between. Here a character model is
 trained at 64 characters and evaluated, as it is, at up to 512. The other side, a task in which
 something far away has to be found, is experiments/length_extrapolation_recall.py.
+
+The figures are of validation, which also chose the checkpoints; the outcome is of a test by now.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Trend
@@ -23,6 +25,7 @@ experiment = Experiment(
     question="Which positions carry a language model beyond its training length?",
     base="configs/text.py",
     common={
+        "task.test_fraction": 0.05,
         "task.eval_lengths": (64, 128, 256, 512),
         "model.width": 64,
         "model.num_layers": 2,
@@ -40,7 +43,7 @@ experiment = Experiment(
         "none": {"model.position": "none"},
     },
     seeds=(0, 1, 2),
-    outcome=Outcome(metric="loss_longest", split="validation"),
+    outcome=Outcome(metric="loss_longest"),
     claims=(
         Claim(
             text="With ALiBi the loss does not rise beyond the training length.",

@@ -36,6 +36,7 @@ experiment = Experiment(
     },
     tune={"optimizer.learning_rate": (3e-3, 1e-2)},
     tune_seeds=(100, 101, 102),
+    tune_extend=0,  # as its results were made
     seeds=(0, 1, 2, 3, 4),
     outcome=Outcome(metric="accuracy"),
     ablated=("parameters", "flops_per_token"),

@@ -23,6 +23,7 @@ from absl import flags
 
 from research.configuration import run
 from research.errors import UserError
+from research.messages import progress_of, tell
 
 flags.DEFINE_string("workdir", None, "Directory of a run of the sentiment task.", required=True)
 flags.DEFINE_string("input", "", "File of one text per line; neither this nor texts: stdin.")
@@ -42,7 +43,6 @@ def main(*texts: str) -> None:
     options = flags.FLAGS
     lines = texts_of(texts, options.input)
     classifier = open_classifier(Path(options.workdir), options.by)
-    from research.decoding.lines import progress_of
     from research.inspect.classified_lines import as_row, show
     from research.interpret.classification import classify
 
@@ -106,11 +106,6 @@ def open_classifier(workdir: Path, by: str):
     check_method(by, run.model)
     tell(f"best step {run.best['step']:,}")
     return TextClassifier(run.model, run.params, run.tokenizer, run.labels, by)
-
-
-def tell(text: str) -> None:
-    """Prints to stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,11 @@ def from_plain(plain: Mapping) -> ConfigDict:
     return ConfigDict(restore(plain)).lock()
 
 
-ADDED_LATER: Deltas = {"task.bleu_tokenizer": "auto"}
+ADDED_LATER: Deltas = {
+    "task.bleu_tokenizer": "auto",
+    "task.test_fraction": 0.0,
+    "task.test_of_seed": False,
+}
 """Keys that runs of before do not have, with the values by which those ran.
 
 A key that has this value is no part of a run's identity, so that adding it changes no run id.

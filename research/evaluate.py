@@ -15,7 +15,6 @@ tokens have left the cache, beside that of all tokens for as long as the model h
 is in WORKDIR/stream.json and stream.png.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ml_collections import ConfigDict
 
 from research.configuration import run
 from research.errors import UserError, check_name
+from research.messages import progress_of, tell
 
 flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
 flags.DEFINE_string("split", "", "Of the run's data. Default: all; of a stream: validation.")
@@ -161,9 +161,8 @@ def curves_of(
     opened: Any, models: list, tokens: Any, window: int, longest: int, recompute: bool
 ) -> list[Any]:
     """Returns what reads the text in each way, one curve to each, with progress on stderr."""
-    from research.decoding.lines import progress_of
     from research.decoding.stream_curves import Curve, dense, recomputed, streamed
-    from research.models.transformer import make_transformer
+    from research.models.registry import make_model
 
     config, params, number = opened.config, opened.params, tokens.shape[1] - 1
     curves = []
@@ -171,7 +170,7 @@ def curves_of(
         tell(f"{name}:")
         progress = progress_of(number, "tokens")
         curves.append(Curve(name, sinks, streamed(model, params, tokens, progress)))
-    model = make_transformer(config.model, opened.tokenizer.vocab_size, longest)
+    model: Any = make_model(config.model, opened.tokenizer.vocab_size, longest)
     if recompute:
         tell("recomputed:")
         progress = progress_of(number, "tokens")
@@ -230,11 +229,6 @@ def write(
     title = f"{opened.path.name}: {len(tokens)} x {tokens.shape[1] - 1:,} tokens of {source}"
     write_stream_picture(curves, window, title, folder / "stream.png")
     tell(f"{folder / 'stream.json'}, {folder / 'stream.png'}")
-
-
-def tell(text: str) -> None:
-    """Prints to stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

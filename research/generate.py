@@ -15,6 +15,7 @@ from absl import flags
 
 from research.configuration import run
 from research.errors import UserError, check_output
+from research.messages import tell
 
 flags.DEFINE_string("workdir", None, "Directory of a run of a text task.", required=True)
 flags.DEFINE_string("prompt", "\n", "Text to continue.")
@@ -52,7 +53,7 @@ def main() -> None:
         return
     prompt = np.tile(run.tokenizer.encode(options.prompt), (options.samples, 1))
     seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
-    print(f"best step {run.best['step']:,}, seed {seed}", file=sys.stderr)
+    tell(f"best step {run.best['step']:,}, seed {seed}")
     key, streams = jax.random.key(seed), bool(options.window)
     chunks = continuation(model, run.params, prompt, options.tokens, sampling, key, streams)
     written: list[int] = []
@@ -70,7 +71,7 @@ def main() -> None:
 
         subject = of_written(run, prompt[0].tolist(), written)
         write_page(inspect(run, subject), Path(options.attention))
-        print(options.attention, file=sys.stderr)
+        tell(options.attention)
 
 
 def check(options: flags.FlagValues) -> None:

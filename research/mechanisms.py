@@ -1,6 +1,6 @@
-"""Writes MECHANISMS.md, the page of everything that is registered.
+"""Writes docs/mechanism-list.md, the page of everything that is registered.
 
-    python -m research.mechanisms --out=MECHANISMS.md
+    python -m research.mechanisms --out=docs/mechanism-list.md
 
 Everything on it is read off the registry: names, sources, what is computed, and numbers of the
 mechanism itself (parameters, decoding state) at one stated size.
@@ -14,19 +14,22 @@ from typing import Any
 from absl import flags
 
 from research.attention import registry
-from research.attention.entries import MixerEntry
 from research.attention.implementations.attend import IMPLEMENTATIONS, refusal
+from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.mixer import Mixer, state_bytes
-from research.attention.options import Options, make_mixer
+from research.attention.parts.choice import computes
+from research.attention.parts.tables import TABLES
+from research.attention.spec import MixerSpec, make_mixer, mixer_spec
 from research.configuration import run
+from research.options import declarations, has_to_be_set
 
-flags.DEFINE_string("out", "MECHANISMS.md", "The file to write.")
+flags.DEFINE_string("out", "docs/mechanism-list.md", "The file to write.")
 
 # The size at which parameters and states are counted.
 SIZE: dict[str, Any] = {"width": 256, "num_heads": 4, "max_length": 1024}
 NEEDED = {"window": 64, "prefix_length": 64, "dilation": 4, "stride": 32, "global_tokens": 4}
 
-HEAD = """# Mechanisms
+HEAD = """# List of mechanisms
 
 Everything that can be chosen from a config, by the key and the name that choose it. This page is
 written by `python -m research.mechanisms` from the registry; a test keeps it true.
@@ -41,7 +44,7 @@ decoder of a recurrent network.
 
 def page() -> str:
     """Returns the page as Markdown."""
-    sections = [HEAD, mixers(), *(parts(field) for field in registry.TABLES), switches()]
+    sections = [HEAD, mixers(), *(parts(field) for field in TABLES), switches()]
     return "\n".join(sections)
 
 
@@ -50,14 +53,14 @@ def mixers() -> str:
     header = ("name", "computes", "source", "time", "state", "parameters", "state bytes")
     rows = []
     for name, entry in registry.MIXERS.items():
-        mixer = example_of(entry, mixer=name)
+        mixer = make_mixer(**SIZE, mixer=name)
         size = (
             f"{state_bytes(mixer, 1, 1024, 'float32'):,}" if entry.causal else "none: looks ahead"
         )
         rows.append(
             (
                 f"`{name}`",
-                entry.computes,
+                computes(entry),
                 entry.source,
                 entry.time,
                 entry.state,
@@ -73,20 +76,22 @@ def mixers() -> str:
 
 def parts(field: str) -> str:
     """Returns the section of one table of parts of softmax attention."""
-    plain = count(make_mixer(Options(**SIZE)))
+    plain = count(make_mixer(**SIZE))
     rows = []
-    for name, part in registry.TABLES[field].items():
-        chosen = {field: name} | {key: NEEDED.get(key, 16) for key in part.needs}
-        options = Options(**SIZE, **chosen)
-        learned = count(make_mixer(options)) - plain
+    for name, part in TABLES[field].items():
+        options = declarations(part)
+        needed = [key for key, declared in options.items() if has_to_be_set(declared)]
+        chosen = {field: name} | {key: NEEDED.get(key, 16) for key in needed}
+        spec = mixer_spec(**SIZE, **chosen)
+        learned = count(spec.make()) - plain
         rows.append(
             (
                 f"`{name}`",
-                part.computes,
+                computes(part),
                 part.source,
-                ", ".join(f"`{key}`" for key in (*part.needs, *part.takes)) or "-",
+                ", ".join(f"`{key}`" for key in options) or "-",
                 f"{learned:+,}" if learned else "0",
-                ", ".join(able(options)),
+                ", ".join(able(spec)),
                 ", ".join(part.where),
             )
         )
@@ -112,22 +117,19 @@ NOTES = {
 def switches() -> str:
     """Returns the section of what is switched on by a key of its own."""
     rows = [
-        (f"`model.{name}`", part.computes, part.source, ", ".join(part.where))
-        for name, part in registry.SWITCHES.items()
+        (f"`model.{name}`", o.help, o.source, ", ".join(o.where or ("self", "cross", "decoder")))
+        for name, o in ((n, declared.option) for n, declared in registry.SWITCHES.items())
     ]
     return "\n## Heads and scores: keys of their own\n\n" + table(
         ("key", "computes", "source", "used in"), rows
     )
 
 
-def able(options: Options) -> list[str]:
-    """Returns the implementations that compute these options exactly."""
-    return [name for name in IMPLEMENTATIONS if not refusal(name, options.mechanism)]
-
-
-def example_of(entry: MixerEntry, **chosen: Any) -> Mixer:
-    """Returns a mixer at the stated size."""
-    return make_mixer(Options(**SIZE, **chosen, **({} if entry.causal else {"mask": "full"})))
+def able(spec: MixerSpec) -> list[str]:
+    """Returns the implementations that compute this mechanism exactly."""
+    assert isinstance(spec.options, AttentionOptions)
+    mechanism = spec.options.mechanism(spec.context)
+    return [name for name in IMPLEMENTATIONS if not refusal(name, mechanism)]
 
 
 def count(mixer: Mixer) -> int:

@@ -67,6 +67,7 @@ def plan_experiment(path: str, prices: Mapping[str, Any]) -> None:
     """Prints the plan of all runs of an experiment, a table for each target."""
     from research.ablation.loading import load_experiment
     from research.ablation.match import matched
+    from research.ablation.tuning import extension_text
     from research.cloud.forecast import check_budget, check_fits, forecast_experiment, total_cost
     from research.cloud.table import rows_table
     from research.parallel.topology import parse_targets
@@ -80,6 +81,8 @@ def plan_experiment(path: str, prices: Mapping[str, Any]) -> None:
             experiment, target, prices, not options.estimate, options.max_members
         )
         print(rows_table(f"{Path(path).stem} on {target.name}", rows))
+        if text := extension_text(experiment):
+            print(text)
         check_fits(f for row in rows for f in row.forecasts)
         check_budget(total_cost(rows), options.budget, f"{Path(path).stem} on {target.name}")
 

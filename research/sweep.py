@@ -23,6 +23,7 @@ def main() -> int:
     """Trains what is left of an experiment; returns 1 when a run failed."""
     from research.ablation.forecast import forecast
     from research.ablation.sweep import EXPERIMENT, parse_shard, prepare, run_sweep
+    from research.ablation.tuning import extension_text
     from research.parallel.processes import is_first, start, together
     from research.report.judging.evidence import load_study
     from research.report.judging.power import power_lines
@@ -38,6 +39,8 @@ def main() -> int:
         rows = forecast(experiment, workdir, shard, options.max_members)
         if is_first():
             show_forecast(rows)
+            if text := extension_text(experiment):
+                print(text)
             pilot = load_study(workdir) if (workdir / EXPERIMENT).exists() else None
             print(*power_lines(experiment, pilot), sep="\n")
         return 0

@@ -21,6 +21,7 @@ from absl import flags
 
 from research.configuration import run
 from research.errors import UserError, check_output
+from research.messages import tell
 
 flags.DEFINE_string("workdir", None, "Directory of a run of the speech task.", required=True)
 flags.DEFINE_integer("beam", None, "Hypotheses followed; 1: greedy. Default: that of the run.")
@@ -138,11 +139,6 @@ def draw(transcriber, frames, transcript, path: Path, alone: bool) -> None:
     else:
         write_speech_alignment(frames, transcript.weights, transcript.pieces, path)
     tell(f"wrote {path}")
-
-
-def tell(text: str) -> None:
-    """Prints to stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

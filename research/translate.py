@@ -17,6 +17,7 @@ from absl import flags
 
 from research.configuration import run
 from research.errors import UserError, check_output
+from research.messages import progress_of, tell
 
 flags.DEFINE_string("workdir", None, "Directory of a run of a translation task.", required=True)
 flags.DEFINE_string("text", "", "One sentence to translate.")
@@ -45,12 +46,12 @@ def main() -> None:
     translator, config = open_translator(Path(options.workdir), options)
     if lines is None:
         return converse(translator, options.nbest)
-    from research.decoding.lines import as_lines, progress_of, translate
+    from research.decoding.lines import as_lines, translate
     from research.tasks.text.translation_scores import bleu_tokenizer
 
     words_of_bleu = bleu_tokenizer(config.task.bleu_tokenizer, config.task.target_language)
     began = time.perf_counter()
-    progress = progress_of(len(lines)) if len(lines) > translator.batch_size else None
+    progress = progress_of(len(lines), "lines") if len(lines) > translator.batch_size else None
     drawn = bool(options.alignment)
     results, cut = translate(translator, lines, with_weights=drawn, progress=progress)
     print("\n".join(as_lines(results, options.nbest)), end="\n" if results else "", flush=True)
@@ -157,11 +158,6 @@ def converse(translator, nbest: int) -> None:
         if cut:
             tell_cut(cut, translator.model.config.length)
         print("\n".join(as_lines(results, nbest)), flush=True)
-
-
-def tell(text: str) -> None:
-    """Prints to stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def tell_cut(cut: list[int], length: int) -> None:

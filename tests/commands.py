@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 600
+SECONDS = 900
 """After which a case is ended."""
 
 IMPORTED = (
@@ -159,6 +159,8 @@ def _code(module: str, arguments: list[str]) -> int:
 
 def main() -> None:
     """Reads requests, writes outcomes."""
+    # A search for garbage in every fork would copy and walk all that was imported.
+    gc.set_threshold(1_000_000)
     import jax
 
     # JAX warns of forks because a running backend has threads; none runs here yet.
@@ -167,9 +169,7 @@ def main() -> None:
     # Imported once here instead of in every fork.
     for name in IMPORTED:
         importlib.import_module(name)
-    # A search for garbage in every fork would copy and walk all that was imported.
     gc.freeze()
-    gc.set_threshold(1_000_000)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

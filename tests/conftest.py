@@ -16,6 +16,15 @@ MOST_MEMORY = 3 * 2**30
 LONG = ("test_readme.py", "test_eight_devices.py", "test_configs.py", "test_speech_runs.py")
 """Files that go first: at the end, one of two workers would have nothing to do beside them."""
 
+SHARING = (
+    "test_damage.py",
+    "test_full_disk.py",
+    "test_loop.py",
+    "test_profiling.py",
+    "test_program.py",
+)
+"""Files of tests/training that train the same runs: one worker traces and compiles these once."""
+
 SKIPPED = "attest/skipped"
 """Where pytest's cache has {test or file: why the last run skipped it}."""
 
@@ -34,6 +43,10 @@ os.environ.setdefault(
         )
     ),
 )
+
+# Searches for garbage are rare: through what is imported and through what is being traced, they
+# take a fifth of the time of the tests.
+gc.set_threshold(1_000_000, 20, 20)
 
 # Test helpers are imported as tests.NAME, wherever pytest was started.
 if str(ROOT) not in sys.path:
@@ -75,6 +88,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Skips(config))
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Gives files that share programs to one worker, as `--dist loadfile` gives one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/training" if file.endswith(SHARING) else file
+
+    return Together(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 class Skips:
     """Records which tests and which whole files a run skips, with the reasons."""
 
@@ -110,14 +136,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Lets the garbage collector run rarely.
-
-    What is imported lives until the end, and a search through it and through what is being traced
-    takes a fifth of the time of the tests.
-    """
-    gc.collect()
+    """Leaves what was imported out of searches for garbage: it lives until the end."""
     gc.freeze()
-    gc.set_threshold(1_000_000, 20, 20)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Leaves everything out of the searches that pytest and Python make when they end."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

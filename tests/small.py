@@ -10,6 +10,13 @@ from research.configuration import apply_deltas, load_config
 
 BASE = str(Path(__file__).parent.parent / "configs" / "base.py")
 
+
+def model(**deltas: Any) -> ConfigDict:
+    """Returns the base config's model with these keys changed."""
+    changed = {f"model.{key}": value for key, value in deltas.items()}
+    return apply_deltas(load_config(BASE), changed).model
+
+
 RECALL = {
     "task.length": 16,
     "task.batch_size": 4,

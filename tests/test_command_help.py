@@ -1,9 +1,11 @@
 """--help of every command: its own flags, --config first, and the keys of a config."""
 
 import ast
+from dataclasses import fields
 
 import pytest
 
+from research.cloud.launch.request import Options
 from research.configuration import flatten, load_config
 from tests.commands import ROOT, run_alone, run_commands
 
@@ -26,7 +28,8 @@ def own_flags(name):
         for node in calls
         if isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_")
     ]
-    return names + [flag for _, flag in sorted(defined)]
+    names += [flag for _, flag in sorted(defined)]
+    return names + [f.name for f in fields(Options)] * ("define_options" in called)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 def corpora(tmp_path, monkeypatch):
     """Stand in for the data sets, which may not be on this machine."""
     path = tmp_path / "corpus.txt"
-    path.write_text("To be, or not to be, that is the question.\n" * 300)
+    path.write_text("To be, or not to be, that is the question.\n" * 900)
     monkeypatch.setattr("research.tasks.text.language_modeling.text_file", lambda name: path)
     pairs = read_corpus(small.corpus(tmp_path), "de", "en")
     monkeypatch.setattr("research.tasks.text.translation.read_corpus", lambda *_: pairs)

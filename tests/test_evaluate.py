@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -186,7 +187,8 @@ def test_a_stream_is_that_of_the_model(outcomes, folder):
         means = [losses[low - 1 : high].mean() for low, high in content["positions"]]
         assert curve["loss_by_position"] == pytest.approx(means, rel=1e-4)
     longer = dataclasses.replace(opened.model.config, length=20)
-    logits = type(opened.model)(longer).apply({"params": opened.params}, tokens[:, :20])[0]
+    apply = jax.jit(type(opened.model)(longer).apply)
+    logits = apply({"params": opened.params}, tokens[:, :20])[0]
     log_p = np.asarray(logits) - np.log(np.exp(np.asarray(logits)).sum(-1, keepdims=True))
     own = -np.take_along_axis(log_p, tokens[:, 1:21, None], -1).mean()
     assert curves["dense"]["loss"] == pytest.approx(own, rel=1e-4)

@@ -14,7 +14,7 @@ from research.decoding.sampling import Sampling
 from research.inspect.inputs import of_written
 from research.inspect.inspecting import inspect
 from research.inspect.token_probabilities import opened, show_lines, show_scores
-from research.models.transformer import make_transformer
+from research.models.registry import make_model
 from research.tasks.text.tokenizer import load_tokenizer
 from research.training.runs import load_best_of, load_config_of
 from tests import small
@@ -62,7 +62,7 @@ def own_log_probs(run, text):
     """Returns tokens and log p (T - 1, V) of a text that fits, by one forward pass."""
     config, tokenizer = load_config_of(run), load_tokenizer(run)
     params, _ = load_best_of(run)
-    model = make_transformer(config.model, tokenizer.vocab_size, config.task.length)
+    model = make_model(config.model, tokenizer.vocab_size, config.task.length)
     tokens = np.asarray(tokenizer.encode(text))
     logits, _ = jax.jit(model.apply)({"params": params}, tokens[None])
     return tokens, log_softmax(np.asarray(logits[0], np.float64), axis=-1)[:-1]

@@ -1,5 +1,6 @@
 """The command that looks inside, on a run of every kind of model, and its page in a browser."""
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -101,7 +102,8 @@ def test_weights_on_the_page_are_those_of_the_model(outcomes, folder):
     assert list(maps) == ["layer 0", "layer 1"]
     run = open_run(folder / "text", load_config_of(folder / "text"))
     subject = of_text(run, "to be, or not to be"[:16])
-    found = parts(record(run.model, run.params, subject.batch, ("weights",))[1])
+    recorded = jax.jit(lambda params, batch: record(run.model, params, batch, ("weights",))[1])
+    found = parts(recorded(run.params, subject.batch))
     for i, part in enumerate(found):
         weights = np.asarray(part.sites["weights"][0])
         shown = np.concatenate(

@@ -1,4 +1,4 @@
-"""Every command in the README runs, and its experiment is one."""
+"""Every command in the README and in docs/ runs, and its experiment is one."""
 
 import re
 import shlex
@@ -14,10 +14,11 @@ import soundfile
 from research.ablation.loading import load_experiment
 from tests.commands import ROOT, run_commands
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 # What the tests cannot run here: they install software, or they run these tests.
 ELSEWHERE = ("make ", "cp ", ".venv/bin/pip ", ".venv/bin/python -m benchmarks.")
-# Enough to see that a command works; the README's own numbers would take minutes.
+# Enough to see that a command works; the numbers on the pages would take minutes.
 SHORT = {
     "research.train": [
         "--config.train.steps=2",
@@ -70,15 +71,16 @@ SENTENCES = "--config.task.path={data}/{{split}}.{{language}}"
 
 
 def commands() -> list[str]:
-    """Returns the shell commands of the README, without comments and line breaks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    """Returns the shell commands of the pages, each once, without comments and line breaks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines if line.strip()]
+    stripped = (line.split(" #")[0].strip() for line in lines if line.strip())
+    return list(dict.fromkeys(re.sub(r"\s+", " ", line) for line in stripped))
 
 
 def python_blocks() -> list[str]:
-    """Returns the Python code of the README."""
-    return re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    """Returns the Python code of the pages."""
+    return re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
 def write_data(folder: Path) -> None:
@@ -144,9 +146,10 @@ def test_the_example_is_an_experiment(tmp_path):
 
 
 def test_every_file_that_is_linked_exists():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+    for page in (*PAGES, *ROOT.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_every_command_is_known_to_make_or_runs_below():
@@ -185,6 +188,7 @@ def test_the_commands_run(tmp_path, every):
             module = "research.train" if every or not trained else "tests.resolve"
             trained = True
         cases.append((module, arguments))
+    cases.sort(key=lambda case: case[0] in READERS)  # a page may read the run of another page
     assert len(cases) >= 30 and {module for module, _ in cases} >= {"research.train"}
     read = {workdir_of(arguments) for module, arguments in cases if module in READERS}
     for module, arguments in cases:
@@ -201,17 +205,17 @@ def test_the_commands_run(tmp_path, every):
 @pytest.mark.slow
 def test_the_example_of_a_mechanism_is_picked_up_by_everything(tmp_path):
     """One file and one line, in a copy of the project."""
-    for name in ("research", "configs", "experiments", "tests"):
+    for name in ("research", "configs", "docs", "experiments", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (code,) = (block for block in python_blocks() if block.startswith("# research/"))
     (tmp_path / code.splitlines()[0][2:]).write_text(code)
     registry = tmp_path / "research" / "attention" / "registry.py"
-    (line,) = re.findall(r"`(\"moving_average\": MOVING_AVERAGE,)`", README)
+    (line,) = re.findall(r"`(\"moving_average\": MovingAverageOptions,)`", TEXT)
     source = "research.attention.mixers.moving_average"
-    table = "MIXERS: dict[str, MixerEntry] = {"
+    table = "MIXERS: dict[str, type[MixerOptions]] = {"
     text = registry.read_text().replace(table, f"{table}\n    {line}")
-    registry.write_text(f"from {source} import MOVING_AVERAGE\n{text}")
+    registry.write_text(f"from {source} import MovingAverageOptions\n{text}")
 
     def run(*arguments):
         command = [sys.executable, "-m", *arguments]
@@ -222,13 +226,16 @@ def test_the_example_of_a_mechanism_is_picked_up_by_everything(tmp_path):
     assert code == 0, said[-3000:]
     assert int(re.findall(r"(\d+) passed", said)[0]) >= 9
     assert run("research.mechanisms")[0] == 0
-    assert "| `moving_average` |" in (tmp_path / "MECHANISMS.md").read_text()
-    model = ["--config.model.mixer=moving_average", "--config.model.position=none"]
+    assert "| `moving_average` |" in (tmp_path / "docs" / "mechanism-list.md").read_text()
+    model = ["--config.model.mixer=moving_average", "--config.model.memory=20"]
     train = ["research.train", "--config=configs/recall.py"]
     code, said = run(*train, f"--workdir={tmp_path}/run", *model, *SHORT["research.train"])
     assert code == 0, said
     code, said = run(*train, f"--workdir={tmp_path}/x", "--config.model.mixer=moving_averge")
     assert code == 2 and "did you mean 'moving_average'" in said
+    softmax = ["--config.model.memory=20", *SHORT["research.train"]]
+    code, said = run(*train, f"--workdir={tmp_path}/y", *softmax)
+    assert code == 2 and "mixer moving_average would" in said
     from_experiment = "import experiments.every_mechanism as e; print(list(e.experiment.arms))"
     found = subprocess.run(
         [sys.executable, "-c", from_experiment], cwd=tmp_path, capture_output=True, text=True

@@ -8,7 +8,7 @@
 of learned positions, BPE of 32,768 tokens, bfloat16 activations, remat, Pallas splash attention.
 110M parameters, 2.6 billion tokens: 24 for each parameter (Hoffmann 2022: about 20).
 
-Slice v5e:4x4, 32 sequences on each chip. The plan says 8.2 GB of temporaries (the compiler: 7.9) of
+Slice v5e:4x4, 32 sequences on each chip. The plan says 8.4 GB of temporaries (the compiler: 7.9) of
 16.9, 0.27 s a step, 2.0 million tokens/s, 48 % of peak, 0.4 hours, $7 on demand, $1.50 spot. It has
 not been run on a slice. The loss depends on the corpus; as a mark to compare with, the weights of
 GPT-2 small have 3.11 on OpenWebText, in nats per token of their larger vocabulary (nanoGPT's

@@ -8,7 +8,7 @@
 2,048 tokens, batches of 524,288, learning rate 2e-4, bfloat16 activations, remat, fsdp, Pallas
 splash attention. 26 billion tokens: 20 for each parameter (Hoffmann 2022).
 
-Slice v5e:8x8, 4 sequences on each chip. The plan says 3.7 GB of temporaries (the compiler: 4.1) of
+Slice v5e:8x8, 4 sequences on each chip. The plan says 4.1 GB of temporaries (the compiler: 4.1) of
 16.9, 0.8 s a step, 675,000 tokens/s, 47 % of peak, 10.8 hours, $830 on demand, $170 spot. It has
 not been run on a slice. It also fits v5e:4x4 with --config.optimizer.accumulate=8, four times as
 long. Parameters and optimizer alone take 20 GB: without fsdp no v5e chip can hold them.

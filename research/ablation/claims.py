@@ -55,7 +55,8 @@ class Outcome:
 
     Attributes:
       metric: name of a scalar metric of the task, for example "accuracy".
-      split: evaluation split that is reported; tuning always uses "validation".
+      split: evaluation split that is reported. "validation" chooses tuned values and the "best"
+        checkpoint, and may be reported only where it has chosen nothing.
       at: "best" (parameters with the best validation value) or "final" (the last step).
       higher_is_better: direction of the metric; None: as it is declared where the metric is. Must
         be said where nothing declares it, and may not contradict what does.
@@ -71,6 +72,12 @@ class Outcome:
     higher_is_better: bool | None = None
     solved: float | None = None
     chance: float | None = None
+
+    def reached(self, value: float) -> bool:
+        """Returns whether a value counts as solved; False without a threshold."""
+        if self.solved is None:
+            return False
+        return value >= self.solved if self.higher_is_better else value <= self.solved
 
 
 @dataclass(frozen=True)
@@ -199,6 +206,8 @@ class Claim:
       primary: whether the claim is one of those the experiment was made for. The primary claims of
         an experiment are corrected together for their number; others are exploratory, are not
         corrected, and the report says so.
+      within_steps: whether the claim is of arms after the same steps, finished or not. Otherwise an
+        arm is called worse, or unable, only where its validation curve is flat at the end.
     """
 
     text: str
@@ -206,6 +215,7 @@ class Claim:
     published: Mapping[str, Any] | str | float = field(default_factory=dict)
     test: Test | None = None
     primary: bool = True
+    within_steps: bool = False
 
     def arms(self) -> tuple[str, ...]:
         """Returns the arms the test names."""
@@ -266,4 +276,5 @@ def claim_from_json(value: Mapping) -> Claim:
         published=value.get("published", {}),
         test=restore_test(test) if test else None,
         primary=value.get("primary", True),
+        within_steps=value.get("within_steps", False),
     )

@@ -32,12 +32,17 @@ class Experiment:
       common: deltas on the base that all arms share.
       arms: {arm name: deltas}. The first arm is the reference of the comparisons.
       axes: {config key: values}; every arm runs at every point of their product.
-      tune: {config key: values}; each arm at each point takes the combination that is best on
-        validation over `tune_seeds`, and is then trained on `seeds`, which tuning never saw.
+      tune: {config key: values}, three or more of them; each arm at each point takes the
+        combination that is best on validation over `tune_seeds`, and is then trained on `seeds`,
+        which tuning never saw.
       seeds: how many seeds are reported: they are drawn from a hash of the experiment when it is
         first run, so that nobody has chosen them, and stay (see `registration`). Or the seeds
         themselves, where old runs are to be found again.
-      tune_seeds: seeds used to choose among `tune`; unused without it.
+      tune_seeds: how many seeds choose among `tune`, drawn as `seeds` are and others than these;
+        or the seeds themselves. Unused without `tune`.
+      tune_extend: how many values a grid may be continued by on a side where an arm's best value
+        lies at its edge, one after the other, where its values are floats in about equal ratios;
+        0: the grid stays as it is.
       outcome: the compared quantity.
       claims: published or expected statements, checked on the stats.
       match: "parameters" gives every arm the feed-forward width (model.feedforward) at which it has
@@ -64,7 +69,8 @@ class Experiment:
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     common: Deltas = field(default_factory=dict)
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    tune_seeds: Sequence[int] = ()
+    tune_seeds: int | Sequence[int] = 3
+    tune_extend: int = 3
     claims: Sequence[Claim] = ()
     match: str = ""
     same: Sequence[Sequence[str]] = ()
@@ -91,6 +97,8 @@ def experiment_from_json(value: Mapping) -> Experiment:
     if known["outcome"].higher_is_better is None:
         raise UserError("outcome.higher_is_better is not there; say true or false.")
     known["claims"] = [claim_from_json(claim) for claim in known.get("claims", ())]
+    # Grids stayed as they were before there was the field.
+    known.setdefault("tune_extend", 0)
     return Experiment(**known)
 
 
@@ -104,7 +112,7 @@ class Cell:
       stage: "tune" or "report".
       tuned: {tuned key: value} of this run; in the report stage, the chosen values.
       seed: the run's seed.
-      look: how often seeds had been added before this one.
+      look: how often seeds, or values to tune, had been added before this one.
       config: resolved config (locked); its hash is the run id.
     """
 
@@ -137,6 +145,15 @@ def seed_list(experiment: Experiment) -> Sequence[int]:
     if isinstance(experiment.seeds, int):
         raise ValueError("the seeds are not drawn yet")
     return experiment.seeds
+
+
+def tune_seed_list(experiment: Experiment) -> Sequence[int]:
+    """Returns the tuning seeds, none without tuning. Raises ValueError before they are drawn."""
+    if not experiment.tune:
+        return ()
+    if isinstance(experiment.tune_seeds, int):
+        raise ValueError("the tuning seeds are not drawn yet")
+    return experiment.tune_seeds
 
 
 def points(experiment: Experiment) -> list[dict[str, Any]]:
@@ -185,7 +202,7 @@ def tuning_cells(experiment: Experiment) -> list[Cell]:
         for point in points(experiment)
         for arm in experiment.arms
         for tuned in tuning_grid(experiment)
-        for seed in experiment.tune_seeds
+        for seed in tune_seed_list(experiment)
     ]
 
 

@@ -7,7 +7,7 @@ in the file and another in the runs, and two arms that are one run would always 
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +29,47 @@ from research.configuration import load_config, load_module
 from research.errors import UserError, check_name, did_you_mean
 
 SWEPT = {
-    "seed": "give seeds=5 and tune_seeds",
+    "seed": "give seeds=5, and tune_seeds=3 where something is tuned",
     "members": "a sweep trains the runs of one shape together by itself, as --max_members says",
 }
 """Keys that are the sweep's own, and what to do instead."""
 
 
-def load_experiment(path: str | Path, basis: str = "") -> Experiment:
+@dataclass(frozen=True)
+class Written:
+    """An experiment that was written in a program, not in a file, and the name of its sweep."""
+
+    experiment: Experiment
+    name: str
+
+
+Source = str | Path | Written
+"""Where an experiment comes from: a file, or what a program has made."""
+
+
+def name_of(source: Source) -> str:
+    """Returns the name of an experiment: its own, or its file's without ".py"."""
+    return source.name if isinstance(source, Written) else Path(source).stem
+
+
+def load_experiment(source: Source, basis: str = "") -> Experiment:
     """Returns the `experiment` of a file, checked, with its seeds and directions of metrics.
 
     Args:
-      path: the file.
+      source: the file, or the experiment as a program wrote it.
       basis: hash that seeds are drawn from, of the sweep's first run; "": of the experiment now.
 
     Raises UserError naming what is wrong.
     """
-    module = load_module(path)
-    experiment = getattr(module, "experiment", None)
+    if isinstance(source, Written):
+        experiment, path = source.experiment, source.name
+    else:
+        experiment, path = getattr(load_module(source), "experiment", None), source
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} defines no `experiment = Experiment(...)`.")
     try:
         check_parts(experiment)
-        experiment = with_seeds(experiment, basis or seed_basis(experiment, Path(path).stem))
+        experiment = with_seeds(experiment, basis or seed_basis(experiment, name_of(source)))
         check_keys(experiment)
         for claim in experiment.claims:
             check_claim(experiment, claim)
@@ -68,16 +87,24 @@ def check_parts(experiment: Experiment) -> None:
     seeds = experiment.seeds
     if isinstance(seeds, int) and seeds < 1 or not seeds:
         raise UserError(f"seeds={seeds!r}: give how many are to be reported, such as seeds=5.")
-    if experiment.tune and not experiment.tune_seeds:
-        raise UserError("tune is given without tune_seeds; for example (100, 101).")
+    tuning = experiment.tune_seeds
+    if experiment.tune and (isinstance(tuning, int) and tuning < 1 or not tuning):
+        raise UserError(f"tune_seeds={tuning!r}: give how many are to choose, such as 3.")
+    if experiment.tune_extend < 0:
+        raise UserError(
+            f"tune_extend={experiment.tune_extend!r}: give how many values may be added to a side "
+            "of a grid, such as 3, or 0."
+        )
     if experiment.against not in ("", *COSTS):
         hint = did_you_mean(experiment.against, COSTS)
         raise UserError(
             f"against={experiment.against!r} is unknown.{hint} Allowed: {', '.join(COSTS)}."
         )
     check_name("match", experiment.match, ("", "parameters"))
+    check_split(experiment)
     chosen = () if isinstance(seeds, int) else seeds
-    lists = {"seeds": chosen, "tune_seeds": experiment.tune_seeds}
+    tuned_on = () if isinstance(tuning, int) else tuning
+    lists = {"seeds": chosen, "tune_seeds": tuned_on}
     for where, given in (("axes", experiment.axes), ("tune", experiment.tune)):
         for key, values in given.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -87,7 +114,7 @@ def check_parts(experiment: Experiment) -> None:
         twice = [text for text, number in Counter(map(repr, values)).items() if number > 1]
         if twice:
             raise UserError(f"{name} has {twice[0]} twice; name each value once.")
-    overlap = set(chosen) & set(experiment.tune_seeds)
+    overlap = set(chosen) & set(tuned_on)
     if overlap:
         raise UserError(
             f"seeds {sorted(overlap)} are in both seeds and tune_seeds; the reported seeds must be "
@@ -96,6 +123,23 @@ def check_parts(experiment: Experiment) -> None:
     for name in ("feedforward", "directions", "worst", "looks"):
         if getattr(experiment, name):
             raise UserError(f"{name} is found by the sweep; leave it out.")
+
+
+def check_split(experiment: Experiment) -> None:
+    """Raises UserError for an outcome on the split that chose what is reported.
+
+    The best of several checkpoints, or of several rates, is flattered by the data that it was best
+    on.
+    """
+    outcome = experiment.outcome
+    chosen = ["the checkpoint (outcome.at='best')"] if outcome.at == "best" else []
+    chosen += ["the tuned values"] if experiment.tune else []
+    if outcome.split == "validation" and chosen:
+        rest = "" if experiment.tune else " or outcome.at='final'"
+        raise UserError(
+            f"outcome.split='validation' chooses {' and '.join(chosen)}, so that it flatters them; "
+            f"take 'test' (of a text: with task.test_fraction=0.05){rest}."
+        )
 
 
 def check_keys(experiment: Experiment) -> None:

@@ -24,6 +24,25 @@ def _hashable(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How the validation curves of an arm at a point went on at the end of training.
+
+    Attributes:
+      curve: name of the metric that they are of.
+      own: whether that is what is measured; the loss stands in where it has no curve.
+      gains: {seed: how much better it became in the last part of training}.
+      learned: how much better the arm that learned most at the point became in all of it.
+      problem: why there are no gains; "" where there are.
+    """
+
+    curve: str
+    own: bool
+    gains: Mapping[int, float]
+    learned: float
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Measure:
     """One quantity of every reported run.
 
@@ -38,6 +57,9 @@ class Measure:
         are about the probability to solve.
       chance: what guessing reaches, or None.
       missing: {(arm, point): why seeds are absent}.
+      choice: {(arm, point): standard deviation that the choice of tuned values adds to what is
+        compared}; nothing where nothing was tuned, or where it cannot be told.
+      progress: {(arm, point without slices): its curves}; nothing of what has no better way.
     """
 
     name: str
@@ -48,6 +70,8 @@ class Measure:
     solved: float | None = None
     chance: float | None = None
     missing: Mapping[tuple[str, Point], str] = field(default_factory=dict)
+    choice: Mapping[tuple[str, Point], float] = field(default_factory=dict)
+    progress: Mapping[tuple[str, Point], Progress] = field(default_factory=dict)
 
     def sample(self, arm: str, point: Mapping[str, Any]) -> Sample:
         """Returns {seed: value} of an arm at a point; {} when there is nothing."""

@@ -20,7 +20,7 @@ from research.ablation.experiment import Experiment
 FIRST, LAST = 10_000, 2**31
 """Drawn seeds lie between; smaller ones are for people, who like to tune with them."""
 
-CONTENT = ("base", "common", "arms", "axes", "tune", "tune_seeds", "match")
+CONTENT = ("base", "common", "arms", "axes", "tune", "match")
 """Parts of an experiment that decide which models are trained."""
 
 
@@ -45,7 +45,9 @@ class Registration:
 def seed_basis(experiment: Experiment, name: str) -> str:
     """Returns the hash of an experiment's name and content."""
     plain = experiment.to_json()
-    return _hash({"name": name} | {part: plain[part] for part in CONTENT})
+    # Which seeds tune says nothing of what is trained. The hash has had a place for them, and
+    # without it the seeds of experiments that tune nothing would be others.
+    return _hash({"name": name, "tune_seeds": ()} | {part: plain[part] for part in CONTENT})
 
 
 def draw_seeds(basis: str, number: int, avoid: Iterable[int] = ()) -> tuple[int, ...]:
@@ -62,15 +64,25 @@ def draw_seeds(basis: str, number: int, avoid: Iterable[int] = ()) -> tuple[int,
 
 
 def with_seeds(experiment: Experiment, basis: str) -> Experiment:
-    """Returns the experiment with its seeds drawn, if it gives a number of them."""
-    if not isinstance(experiment.seeds, int):
-        return experiment
-    return replace(experiment, seeds=draw_seeds(basis, experiment.seeds, experiment.tune_seeds))
+    """Returns the experiment with its seeds drawn, where it gives a number of them.
+
+    Those to tune with are drawn from a hash of their own, so that more of either kind begin with
+    the same ones, and are never among those that are reported.
+    """
+    seeds, tuning = experiment.seeds, experiment.tune_seeds
+    if isinstance(tuning, int):
+        chosen = () if isinstance(seeds, int) else seeds
+        number = tuning if experiment.tune else 0
+        tuning = draw_seeds(f"{basis} tuning", number, chosen)
+    if isinstance(seeds, int):
+        seeds = draw_seeds(basis, seeds, tuning)
+    return replace(experiment, seeds=seeds, tune_seeds=tuning)
 
 
 def claim_hash(claim: Claim) -> str:
     """Returns the hash of what a claim tests; its words and its source may be corrected."""
-    return _hash(asdict(claim)["test"])
+    test = asdict(claim)["test"]
+    return _hash({"within_steps": test} if claim.within_steps else test)
 
 
 def register(experiment: Experiment, name: str, before: Registration | None) -> Registration:

@@ -26,15 +26,25 @@ from research.ablation.experiment import (
     Experiment,
     points,
     report_cells,
+    resolve,
     seed_list,
+    tune_seed_list,
     tuning_cells,
+    tuning_grid,
 )
-from research.ablation.loading import check_distinct, each_arm, load_experiment
+from research.ablation.loading import (
+    Source,
+    Written,
+    check_distinct,
+    each_arm,
+    load_experiment,
+    name_of,
+)
 from research.ablation.match import matched
 from research.ablation.measure import point_key
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.registration import register, registration_from_json
-from research.ablation.tuning import choose
+from research.ablation.tuning import added_cells, choose, possible_values
 from research.configuration import Deltas, load_config, to_plain
 from research.errors import UserError, while_starting
 from research.parallel.layout import layout_of, parse_layout
@@ -121,13 +131,18 @@ def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[
     """Returns the cells known so far, and the (arm, point) pairs that wait for their tuning.
 
     Tuning cells come first. The reported cells of an arm at a point are known once all its tuning
-    runs have results.
+    runs have results and its grid needs no more values.
     """
-    tuning = tuning_cells(experiment)
-    rows = [cell.to_json() for cell in tuning]
-    found = on_first(lambda: {row["run"]: result_of(workdir / row["run"]) for row in rows})
-    results = {run: result for run, result in found.items() if result}
-    chosen = choose(experiment.outcome, rows, results)
+    tuning: list[Cell] = []
+    results: dict[str, dict] = {}
+    more = tuning_cells(experiment)
+    while more:
+        tuning += more
+        runs = [cell.run for cell in more]
+        found = on_first(lambda runs=runs: {run: result_of(workdir / run) for run in runs})
+        results |= {run: result for run, result in found.items() if result}
+        more = added_cells(experiment, tuning, results)
+    chosen = choose(experiment.outcome, [cell.to_json() for cell in tuning], results)
     reported, waiting = [], []
     for point in points(experiment):
         for arm in experiment.arms:
@@ -142,8 +157,8 @@ def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[
 def populations(cells: Iterable[Cell], most: int) -> list[Population]:
     """Returns the cells as populations of at most `most` members, each run in one of them.
 
-    Seeds that were added later are in populations of their own, so that those of the seeds before
-    stay what they were.
+    Seeds that were added later, and values that tuning added, are in populations of their own, so
+    that those before stay what they were.
     """
     seen: set[str] = set()
     groups: dict[tuple, list[Cell]] = {}
@@ -166,11 +181,11 @@ def in_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> lis
     return [c for c in cells if shard.holds(number[c.arm, point_key(c.point)])]
 
 
-def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experiment:
+def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> Experiment:
     """Returns the experiment after checking every arm, and that `workdir` is not another's.
 
     Args:
-      path: the experiment file.
+      source: the experiment, a file or what a program has made.
       workdir: where the runs are or will be.
       most: largest population.
       layout: replaces keys of `config.parallel` in all runs, see `parse_layout`.
@@ -179,8 +194,9 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
     """
     there = on_first(lambda: read_json(workdir / EXPERIMENT))
     before = registration_from_json(there.get("registration")) if there else None
-    experiment = load_experiment(path, before.basis if before else "")
-    looks = register(experiment, Path(path).stem, before).looks
+    name = name_of(source)
+    experiment = load_experiment(source, before.basis if before else "")
+    looks = register(experiment, name, before).looks
     experiment = replace(experiment, looks=looks)
     if layout:
         deltas = parse_layout(layout, load_config(experiment.base).parallel)
@@ -190,7 +206,7 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
         if experiment.match:  # an arm may have been solved to be another one
             check_distinct(experiment, each_arm(experiment))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
     found = populations(_any_cells(experiment), most)
     for population in {(static_id(p.configs[0]), len(p.cells)): p for p in found}.values():
         try:
@@ -198,13 +214,30 @@ def prepare(path: str, workdir: Path, most: int = 8, layout: str = "") -> Experi
             program = make_program(config, len(population.cells))
             check_metrics(experiment, population.cells[0].arm, program, config)
         except UserError as error:
-            raise UserError(f"{path}: arm {population.cells[0].arm!r}: {error}") from None
-    if there is not None and there["name"] != Path(path).stem:
+            raise UserError(f"{name}: arm {population.cells[0].arm!r}: {error}") from None
+    check_extension(experiment, name)
+    if there is not None and there["name"] != name:
         raise UserError(
             f"{workdir} holds the sweep of the experiment {there['name']!r}, not of "
-            f"{Path(path).stem!r}. Choose another --workdir."
+            f"{name!r}. Choose another --workdir."
         )
     return experiment
+
+
+def check_extension(experiment: Experiment, path: str) -> None:
+    """Raises UserError for a value that tuning might come to and that no run can have."""
+    arm, point = next(iter(experiment.arms)), points(experiment)[0]
+    for key, values in possible_values(experiment).items():
+        for value in (min(values), max(values)):
+            tuned = tuning_grid(experiment)[0] | {key: value}
+            seed = tune_seed_list(experiment)[0]
+            try:
+                make_program(resolve(experiment, arm, point, tuned, seed, "tune").config)
+            except UserError as error:
+                raise UserError(
+                    f"{path}: tuning may continue {key} to {value!r}: {error} Say tune_extend=0, "
+                    "or a smaller number."
+                ) from None
 
 
 def laid_out(experiment: Experiment, deltas: Deltas) -> Experiment:
@@ -228,12 +261,12 @@ def _any_cells(experiment: Experiment) -> Iterator[Cell]:
 
 
 def run_sweep(
-    path: str, workdir: Path, shard: Shard, retry_failed: bool, most: int, layout: str = ""
+    source: Source, workdir: Path, shard: Shard, retry_failed: bool, most: int, layout: str = ""
 ) -> dict[str, int]:
     """Trains what is left of an experiment.
 
     Args:
-      path: the experiment file.
+      source: the experiment, a file or what a program has made.
       workdir: where the runs are.
       shard: which part to train here.
       retry_failed: trains failed runs again.
@@ -249,8 +282,8 @@ def run_sweep(
       Preempted: asked to stop; what was running is saved.
     """
     with StopRequest() as stop:
-        experiment = prepare(path, workdir, most, layout)
-        on_first(lambda: _describe(experiment, path, workdir))
+        experiment = prepare(source, workdir, most, layout)
+        on_first(lambda: _describe(experiment, source, workdir))
         return _run(experiment, workdir, shard, retry_failed, most, stop)
 
 
@@ -299,14 +332,14 @@ def _run(
     return counts | {"failed": failed, "waiting": len(waiting) * len(seed_list(experiment))}
 
 
-def _describe(experiment: Experiment, path: str, workdir: Path) -> None:
+def _describe(experiment: Experiment, source: Source, workdir: Path) -> None:
     """Writes what is known of a sweep before it starts."""
-    name = Path(path).stem
+    name = name_of(source)
     there = read_json(workdir / EXPERIMENT)
     before = registration_from_json(there.get("registration")) if there else None
     about = experiment.to_json() | {
         "name": name,
-        "file": path,
+        "file": "" if isinstance(source, Written) else str(source),
         "registration": asdict(register(experiment, name, before)),
     }
     with while_starting(workdir):

@@ -1,12 +1,29 @@
-"""Which of the tuned values an arm takes: the best on validation."""
+"""Which of the tuned values an arm takes: the best on validation, from a grid that contains it.
 
+A best value at the edge of its grid says that a better one may lie outside, and an arm whose grid
+ends too early is compared at a handicap. So a grid is continued where that happens: one value at a
+time, for each arm at each point by itself, up to a bound. What is added follows from finished
+results alone, so that a sweep that was killed, or one that is cut in shards, adds the same.
+"""
+
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from research.ablation.claims import Outcome
+from research.ablation.experiment import Cell, Experiment, resolve, tune_seed_list
 from research.ablation.measure import Point, point_key
-from research.stats import mean
+from research.stats import choice_deviation, mean
+
+Score = tuple[int, float]
+"""(minus the seeds without a number, oriented mean of the others); larger is better."""
+Scores = Sequence[tuple[Mapping[str, Any], Score]]
+"""Each combination of an arm at a point with its score, in grid order."""
+
+EVEN = 1.25
+"""Ratios of neighbours that differ by less than this are taken for one: 1, 3, 10 has 3 and 3.3."""
 
 
 def choose(
@@ -24,6 +41,13 @@ def choose(
       results: {run id: result.json}. An (arm, point) with a cell that has none is left out:
         choosing on half of the grid would depend on where the sweep was stopped.
     """
+    return {key: best(scores) for key, scores in scored(outcome, cells, results).items()}
+
+
+def scored(
+    outcome: Outcome, cells: Iterable[Mapping], results: Mapping[str, Mapping]
+) -> dict[tuple[str, Point], Scores]:
+    """Returns the scores of every (arm, point) whose tuning is finished; arguments as `choose`."""
     grid: dict[tuple[str, Point], dict[Point, list[Mapping | None]]] = {}
     tuned: dict[Point, dict[str, Any]] = {}
     for cell in cells:
@@ -33,17 +57,20 @@ def choose(
         combination = point_key(cell["tuned"])
         tuned.setdefault(combination, dict(cell["tuned"]))
         group.setdefault(combination, []).append(results.get(cell["run"]))
-    chosen = {}
-    for key, group in grid.items():
-        if any(result is None for runs in group.values() for result in runs):
-            continue
-        scores = {c: tuning_score(outcome, runs) for c, runs in group.items()}
-        chosen[key] = tuned[max(scores, key=lambda c: scores[c])]
-    return chosen
+    return {
+        key: [(tuned[c], tuning_score(outcome, runs)) for c, runs in group.items()]
+        for key, group in grid.items()
+        if all(result is not None for runs in group.values() for result in runs)
+    }
 
 
-def tuning_score(outcome: Outcome, results: Sequence[Mapping | None]) -> tuple[int, float]:
-    """Returns (minus the seeds without a number, oriented mean of the others); larger is better."""
+def best(scores: Scores) -> dict[str, Any]:
+    """Returns the combination with the best score, the first of equal ones."""
+    return dict(max(scores, key=lambda row: row[1])[0])
+
+
+def tuning_score(outcome: Outcome, results: Sequence[Mapping | None]) -> Score:
+    """Returns the score of a combination from the results of its tuning seeds."""
     values = [scalar(r, outcome.at, "validation", outcome.metric) for r in results]
     finite = [v for v in values if v is not None]
     sign = 1 if outcome.higher_is_better else -1
@@ -57,3 +84,148 @@ def scalar(result: Mapping | None, at: str, split: str, metric: str) -> float | 
     value = ((result.get(at) or {}).get(split) or {}).get(metric)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number and math.isfinite(value) else None
+
+
+def choice_deviations(
+    outcome: Outcome, cells: Sequence[Mapping], results: Mapping[str, Mapping], metric: str = ""
+) -> dict[tuple[str, Point], float]:
+    """Returns {(arm, point): standard deviation that the choice adds to what is compared}.
+
+    Read off the validation of the tuning runs; nothing where these do not tell it, such as by one
+    seed.
+
+    Args:
+      outcome: by which is chosen.
+      cells, results: as of `choose`.
+      metric: whose mean is compared; "": the outcome, or the share of seeds that solve the task.
+    """
+    found = {}
+    for key, scores in scored(outcome, cells, results).items():
+        fewest = max(score[0] for _, score in scores)
+        # A combination with more lost seeds is never chosen, however the others turn out.
+        kept = [point_key(tuned) for tuned, score in scores if score[0] == fewest]
+        own = [c for c in cells if c["stage"] == "tune"]
+        own = [c for c in own if (c["arm"], point_key(c["point"])) == key]
+        grid = [[results[c["run"]] for c in own if point_key(c["tuned"]) == t] for t in kept]
+        chosen_by = [_validation(group, outcome, outcome.metric) for group in grid]
+        values = [_validation(group, outcome, metric or outcome.metric) for group in grid]
+        if not all(chosen_by) or not all(values):
+            continue
+        if not metric and outcome.solved is not None:
+            values = [[float(outcome.reached(v)) for v in group] for group in values]
+        sign = 1 if outcome.higher_is_better else -1
+        signed = [[sign * v for v in group] for group in chosen_by]
+        deviation = choice_deviation(signed, [mean(group) for group in values])
+        if math.isfinite(deviation):
+            found[key] = deviation
+    return found
+
+
+def _validation(results: Sequence[Mapping], outcome: Outcome, metric: str) -> list[float]:
+    values = [scalar(result, outcome.at, "validation", metric) for result in results]
+    return [v for v in values if v is not None]
+
+
+def edges(scores: Scores) -> list[str]:
+    """Returns the keys whose best value is the smallest or the largest of its grid.
+
+    Not those where a value that is further inside did as well: nothing then says that there is more
+    to be had outside. A grid of one value has no edge, and one of names no order.
+    """
+    chosen, found = best(scores), []
+    top = max(score for _, score in scores)
+    for key, value in chosen.items():
+        values = [combination[key] for combination, _ in scores]
+        ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if not ordered or min(values) == max(values) or min(values) < value < max(values):
+            continue
+        if not any(score == top and c[key] != value for c, score in scores):
+            found.append(key)
+    return found
+
+
+def continued(values: Iterable[Any], up: bool) -> float | None:
+    """Returns the value that comes next in a grid of floats in about equal ratios; None of others.
+
+    Ratios that alternate go on alternating: 1e-3, 3e-3, 1e-2 has 3e-2 above and 3e-4 below.
+    """
+    found = sorted(set(values))
+    if len(found) < 2 or not all(isinstance(v, float) and v > 0 for v in found):
+        return None
+    ratios = [b / a for a, b in itertools.pairwise(found)]
+    if max(ratios) > EVEN * min(ratios):
+        return None
+    # The neighbour of the outermost ratio, where there is one.
+    ratio = (ratios[-2:] if up else ratios[:2][::-1])[0]
+    return float(f"{found[-1] * ratio if up else found[0] / ratio:.3g}")
+
+
+def added_cells(
+    experiment: Experiment, cells: Sequence[Cell], results: Mapping[str, Mapping]
+) -> list[Cell]:
+    """Returns the tuning cells that come next: of one more value to each grid that needs it.
+
+    Args:
+      experiment: with its tuning seeds drawn.
+      cells: the tuning cells so far, in grid order.
+      results: {run id: result.json} of those that have one.
+    """
+    places = {(cell.arm, point_key(cell.point)): cell for cell in cells}
+    found = scored(experiment.outcome, [cell.to_json() for cell in cells], results)
+    more: list[Cell] = []
+    for key, scores in found.items():
+        added = _next_value(experiment, scores)
+        if added is None:
+            continue
+        name, value = added
+        tried = {k: list(dict.fromkeys(c[k] for c, _ in scores)) for k in experiment.tune}
+        look = 1 + sum(len(v) - len(experiment.tune[k]) for k, v in tried.items())
+        for values in itertools.product(*(tried | {name: [value]}).values()):
+            tuned = dict(zip(experiment.tune, values, strict=True))
+            for seed in tune_seed_list(experiment):
+                cell = resolve(experiment, key[0], places[key].point, tuned, seed, "tune")
+                more.append(replace(cell, look=look))
+    return more
+
+
+def _next_value(experiment: Experiment, scores: Scores) -> tuple[str, float] | None:
+    chosen = best(scores)
+    for key in edges(scores):
+        values = [combination[key] for combination, _ in scores]
+        first, up = experiment.tune[key], chosen[key] == max(values)
+        beyond = {v for v in values if (v > max(first) if up else v < min(first))}
+        value = continued(values, up)
+        if value is not None and len(beyond) < experiment.tune_extend:
+            return key, value
+    return None
+
+
+def possible_values(experiment: Experiment) -> dict[str, list[float]]:
+    """Returns {tuned key: the values that may be added to its grid}, of keys that have some."""
+    found = {}
+    for key, values in experiment.tune.items():
+        sides = []
+        for up in (False, True):
+            grid = list(values)
+            for _ in range(experiment.tune_extend):
+                value = continued(grid, up)
+                if value is None:
+                    break
+                grid.append(value)
+            sides += grid[len(values) :]
+        if sides:
+            found[key] = sides
+    return found
+
+
+def extension_text(experiment: Experiment) -> str:
+    """Returns what tuning may add to the runs of a sweep, one sentence; "" if nothing."""
+    keys = possible_values(experiment)
+    if not keys:
+        return ""
+    each = len(tune_seed_list(experiment))
+    return (
+        "Tuning may add runs: where the best value of an arm lies at the edge of its grid, "
+        f"{' and '.join(keys)} is continued by up to {experiment.tune_extend} values a side, "
+        f"{each} run{'' if each == 1 else 's'} to a value (tune_extend=0: never)."
+    )

@@ -5,10 +5,9 @@ separate choice. Arrays are named by one alphabet: B batch, T query length, S ke
 K key/value heads, D head width, M model width.
 """
 
-from research.attention.errors import MechanismError, Unsupported
+from research.attention.errors import Unsupported
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend
 from research.attention.mixers.mixer import Mixer, init_params, state_bytes
-from research.attention.options import Options, make_mixer
 from research.attention.parameters import Parameter
 from research.attention.parts.biases import Bias, alibi, softcap
 from research.attention.parts.masks import (
@@ -25,18 +24,20 @@ from research.attention.parts.normalizers import NORMALIZERS, Normalizer, softma
 from research.attention.parts.positions import rope, sinusoidal
 from research.attention.parts.scores import Score, cosine, dot, scaled_dot
 from research.attention.registry import MIXERS
+from research.attention.spec import MixerSpec, make_mixer, mixer_spec
+from research.options import OptionError
 
 __all__ = [
     "IMPLEMENTATIONS",
     "MIXERS",
     "NORMALIZERS",
+    "OptionError",
     "Bias",
     "Mask",
     "Mechanism",
-    "MechanismError",
     "Mixer",
     "Normalizer",
-    "Options",
+    "MixerSpec",
     "Parameter",
     "Score",
     "Unsupported",
@@ -48,6 +49,7 @@ __all__ = [
     "full",
     "init_params",
     "make_mixer",
+    "mixer_spec",
     "padding",
     "prefix",
     "rope",

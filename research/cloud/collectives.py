@@ -1,4 +1,4 @@
-"""What devices send each other: counted in a compiled program, or expected from a layout.
+"""What devices send each other, counted in a compiled program.
 
 A compiled program is read as HLO text. What is in a loop counts once per turn where the number of
 turns is written there; the loop over steps has no such number, so that everything is per step.

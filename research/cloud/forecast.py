@@ -15,11 +15,9 @@ from research.ablation.experiment import (
 )
 from research.ablation.sweep import populations
 from research.cloud.collectives import Collective, parse_collectives
-from research.cloud.expected import expected_collectives
-from research.cloud.memory import Memory, predict_temporaries
+from research.cloud.estimate import Estimate, estimate, step_seconds
 from research.cloud.prices import Price
-from research.cloud.roofline import Times, estimate
-from research.cloud.step import OutOfMemory, Traced, abstract_task, compile_step, trace_step
+from research.cloud.step import OutOfMemory, abstract_task, compile_step
 from research.configuration import apply_deltas
 from research.errors import UserError
 from research.parallel.layout import Layout, layout_of
@@ -35,11 +33,13 @@ class Compiled(NamedTuple):
       arguments: kept between steps.
       temporaries: needed beside them in a step.
       kernels: calls of Pallas kernels in the program.
+      collectives: of a step; none are known of a program that does not fit.
     """
 
     arguments: float
     temporaries: float
-    kernels: int
+    kernels: int = 0
+    collectives: Sequence[Collective] = ()
 
 
 class Forecast(NamedTuple):
@@ -48,11 +48,9 @@ class Forecast(NamedTuple):
     Attributes:
       target, layout: where.
       members: runs that are trained together.
-      traced: FLOPs, parameters and what prediction starts from.
-      memory: predicted, of one device.
+      estimate: memory, FLOPs and parameters by formula.
       compiled: None where it was not compiled.
-      collectives: of a step: counted in the compiled program, or expected from the layout.
-      times: of a step; None on devices of which no figures are known.
+      seconds: of a step; None on devices of which no figures are known.
       steps, tokens: steps of training, and tokens that all members read in one.
       price: of its chips; None where there is none.
     """
@@ -60,11 +58,9 @@ class Forecast(NamedTuple):
     target: Target
     layout: Layout
     members: int
-    traced: Traced
-    memory: Memory
+    estimate: Estimate
     compiled: Compiled | None
-    collectives: list[Collective]
-    times: Times | None
+    seconds: float | None
     steps: int
     tokens: int
     price: Price | None
@@ -73,7 +69,7 @@ class Forecast(NamedTuple):
     def needed(self) -> float:
         """Bytes on one device, as compiled if it was."""
         if self.compiled is None:
-            return self.memory.total
+            return self.estimate.memory.total
         return self.compiled.arguments + self.compiled.temporaries
 
     @property
@@ -84,15 +80,15 @@ class Forecast(NamedTuple):
     @property
     def hours(self) -> float | None:
         """Of training, without evaluation, compilation and starting."""
-        return None if self.times is None else self.steps * self.times.step / 3600
+        return None if self.seconds is None else self.steps * self.seconds / 3600
 
     @property
     def utilization(self) -> float | None:
         """Model FLOPs per second as a part of the peak (Chowdhery 2022, appendix B)."""
         chip = self.target.chip
-        if self.times is None or chip is None:
+        if self.seconds is None or chip is None:
             return None
-        return self.traced.model_flops / self.times.step / (self.target.chips * chip.flops)
+        return self.estimate.model_flops / self.seconds / (self.target.chips * chip.flops)
 
     def cost(self, spot: bool = False) -> float | None:
         """Returns dollars; None without a price."""
@@ -127,22 +123,17 @@ def forecast(
     # Asked for before anything is traced: without libtpu there are none.
     devices = target_devices(target) if compiling or target.slice is None else ()
     platform = "tpu" if target.slice else devices[0].platform
-    traced = trace_step(config, task, layout, members, platform)
-    temporaries = predict_temporaries(traced.need, traced.weights, config.model.dtype, platform)
-    collectives = expected_collectives(config, layout, traced.parameters, members)
+    found = estimate(config, task, layout, members, platform)
     compiled = None
     if compiling:
-        compiled, found = _compile(config, task, layout, members, devices, traced)
-        collectives = collectives if found is None else found
+        compiled = _compile(config, task, layout, members, devices, found)
     return Forecast(
         target=target,
         layout=layout,
         members=members,
-        traced=traced,
-        memory=Memory(**traced.kept, temporaries=temporaries),
+        estimate=found,
         compiled=compiled,
-        collectives=collectives,
-        times=estimate(target, layout.devices, traced.flops, traced.need.moved, collectives),
+        seconds=step_seconds(target, layout.devices, found.flops),
         steps=config.train.steps,
         tokens=members * config.task.batch_size * config.task.length,
         price=prices.get(target.slice.generation) if target.slice else None,
@@ -155,17 +146,21 @@ def _compile(
     layout: Layout,
     members: int,
     devices: Sequence[Any],
-    traced: Traced,
-) -> tuple[Compiled, list[Collective] | None]:
-    """Returns what the compiler says; no collectives of a program that does not fit."""
+    estimated: Estimate,
+) -> Compiled:
+    """Returns what the compiler says."""
     try:
         program = compile_step(config, task, layout, members, devices)
     except OutOfMemory as error:
-        return Compiled(sum(traced.kept.values()), error.bytes, 0), None
+        memory = estimated.memory
+        return Compiled(memory.total - memory.temporaries, error.bytes)
     analysis, text = program.memory_analysis(), program.as_text()
-    kept = analysis.argument_size_in_bytes
-    kernels = text.count("tpu_custom_call")
-    return Compiled(kept, analysis.temp_size_in_bytes, kernels), parse_collectives(text)
+    return Compiled(
+        analysis.argument_size_in_bytes,
+        analysis.temp_size_in_bytes,
+        text.count("tpu_custom_call"),
+        parse_collectives(text),
+    )
 
 
 class Row(NamedTuple):

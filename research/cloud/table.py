@@ -3,10 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from research.cloud.collectives import by_kind
+from research.cloud.estimate import UTILIZATION
 from research.cloud.forecast import Forecast, Row
-from research.cloud.roofline import LINKS, MEMORY, PRODUCTS
 
 GB = 1e9
+RANGE = (
+    "Not compiled: a formula, which gave 0.84 to 1.07 of the temporaries that were compiled with "
+    "remat, fused attention and heads of 64 to 128, and 0.6 to 1.2 of others."
+)
 
 
 def screen(title: str, forecasts: Sequence[Forecast]) -> str:
@@ -17,18 +21,16 @@ def screen(title: str, forecasts: Sequence[Forecast]) -> str:
         ("devices", [f"{f.target.devices} ({f.layout})" for f in forecasts]),
         ("implementation", [_implementation(f) for f in forecasts]),
         ("memory of a device, GB", [""] * len(forecasts)),
-        *((f"  {name}", [f"{getattr(f.memory, name) / GB:.3g}" for f in forecasts])
-          for name in first.memory._fields),
-        ("  total", [f"{f.memory.total / GB:.3g}" for f in forecasts]),
+        *((f"  {name}", [f"{getattr(f.estimate.memory, name) / GB:.3g}" for f in forecasts])
+          for name in first.estimate.memory._fields),
+        ("  total", [f"{f.estimate.memory.total / GB:.3g}" for f in forecasts]),
         ("  compiled: kept + temporaries", [_compiled(f) for f in forecasts]),
         ("  of", [f"{f.target.memory / GB:.3g}" for f in forecasts]),
         ("", [verdict(f) for f in forecasts]),
-        ("FLOPs per step: model's", [f"{f.traced.model_flops:.3g}" for f in forecasts]),
-        ("  the device's, with remat", [f"{f.traced.flops:.3g}" for f in forecasts]),
-        ("sent by a device per step", [""] * len(forecasts)),
+        ("FLOPs per step: model's", [f"{f.estimate.model_flops:.3g}" for f in forecasts]),
+        ("  the device's, with remat", [f"{f.estimate.flops:.3g}" for f in forecasts]),
         *_collectives(forecasts),
-        ("time of a step, s", [_seconds(f) for f in forecasts]),
-        ("  limited by", ["-" if f.times is None else f.times.limit for f in forecasts]),
+        ("time of a step, s", [_number(f.seconds, ".3g") for f in forecasts]),
         ("tokens/s", [_rate(f) for f in forecasts]),
         ("model FLOPs utilization", [_percent(f.utilization) for f in forecasts]),
         (f"hours for {first.steps:,} steps", [_number(f.hours, ".3g") for f in forecasts]),
@@ -36,7 +38,7 @@ def screen(title: str, forecasts: Sequence[Forecast]) -> str:
         ("  spot", [dollars(f.cost(spot=True)) for f in forecasts]),
     ]  # fmt: skip
     members = f", {first.members} members" if first.members > 1 else ""
-    head = f"{title}: {first.traced.parameters:,} parameters{members}"
+    head = f"{title}: {first.estimate.parameters:,} parameters{members}"
     return "\n".join(
         [head, *_aligned([(name, *cells) for name, cells in lines]), *_notes(forecasts)]
     )
@@ -58,9 +60,9 @@ def rows_table(title: str, rows: Sequence[Row]) -> str:
     for row in rows:
         worst = max(row.forecasts, key=lambda f: f.needed)
         point = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in row.point.items())
-        seconds = "-" if worst.times is None else f"{worst.times.step:.3g}"
-        costs = (_number(row.hours, ".2f"), dollars(row.cost()), dollars(row.cost(True)))
-        body.append((row.arm, point, str(row.runs), verdict(worst), seconds, *costs))
+        times = (_number(worst.seconds, ".3g"), _number(row.hours, ".2f"))
+        costs = (dollars(row.cost()), dollars(row.cost(True)))
+        body.append((row.arm, point, str(row.runs), verdict(worst), *times, *costs))
     known = [row for row in rows if row.hours is not None]
     hours = sum(row.hours or 0.0 for row in known) if len(known) == len(rows) else None
     totals = [_total([row.cost(spot) for row in rows]) for spot in (False, True)]
@@ -89,7 +91,7 @@ def _total(costs: list[float | None]) -> float | None:
 
 def _implementation(f: Forecast) -> str:
     kernels = f", {f.compiled.kernels} kernel calls" if f.compiled else ""
-    return f.traced.implementation + kernels
+    return f.estimate.implementation + kernels
 
 
 def _compiled(f: Forecast) -> str:
@@ -99,26 +101,23 @@ def _compiled(f: Forecast) -> str:
 
 
 def _collectives(forecasts: Sequence[Forecast]) -> list[tuple[str, list[str]]]:
-    found = [by_kind(f.collectives) for f in forecasts]
-    kinds = sorted({kind for kinds in found for kind in kinds})
-    return [
+    """Returns rows of what a device sends; none where nothing was compiled."""
+    found = [by_kind(f.compiled.collectives) if f.compiled else {} for f in forecasts]
+    if not any(f.compiled for f in forecasts):
+        return []
+    rows = [
         (
             f"  {kind}",
             [f"{k[kind][1] / GB:.3g} GB in {k[kind][0]:,.0f}" if kind in k else "-" for k in found],
         )
-        for kind in kinds
-    ] or [("  nothing", ["-"] * len(found))]
-
-
-def _seconds(f: Forecast) -> str:
-    if f.times is None:
-        return "-"
-    parts = " / ".join(f"{seconds:.2g}" for seconds in f.times)
-    return f"{f.times.step:.3g} ({parts})"
+        for kind in sorted({kind for kinds in found for kind in kinds})
+    ]
+    blank = [""] * len(forecasts)
+    return [("sent by a device per step", blank), *(rows or [("  nothing", ["-"] * len(found))])]
 
 
 def _rate(f: Forecast) -> str:
-    return "-" if f.times is None else f"{f.tokens / f.times.step:,.0f}"
+    return "-" if f.seconds is None else f"{f.tokens / f.seconds:,.0f}"
 
 
 def _percent(value: float | None) -> str:
@@ -133,13 +132,13 @@ def _notes(forecasts: Iterable[Forecast]) -> list[str]:
     """Returns how far the figures can be trusted."""
     forecasts = list(forecasts)
     notes = []
-    if any(f.times for f in forecasts):
+    if any(f.seconds for f in forecasts):
         notes.append(
-            f"Times: products at {PRODUCTS:.0%} of peak / memory at {MEMORY:.0%} / links at "
-            f"{LINKS:.0%} / network between slices; evaluation and starting come on top."
+            f"Times: products at {UTILIZATION:.0%} of peak; waiting for memory and links, "
+            "evaluation and starting come on top."
         )
     if not all(f.compiled for f in forecasts):
-        notes.append("Not compiled: temporaries and messages are predicted from shapes.")
+        notes.append(RANGE)
     for price in {f.price.generation: f.price for f in forecasts if f.price}.values():
         notes.append(
             f"Price of {price.generation}: {price.region}, looked up {price.date}, certainty "

@@ -1,7 +1,5 @@
 """Translating lines of text: what `research.translate` does with files, and with a terminal."""
 
-import sys
-import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +9,6 @@ from research.decoding.search import Search
 from research.errors import UserError
 from research.tasks.task import EOS
 from research.tasks.text.tokenizer import Tokenizer
-
-PLAIN_SECONDS = 15.0
-"""Seconds between lines of progress when they do not go to a terminal."""
 
 
 class Translator(NamedTuple):
@@ -133,23 +128,3 @@ def as_lines(results: Sequence[Sequence[Translation]], nbest: int) -> list[str]:
     if nbest == 1:
         return [row[0].text for row in results]
     return [f"{i} ||| {t.text} ||| {t.score:.4f}" for i, row in enumerate(results) for t in row]
-
-
-def progress_of(total: int, noun: str = "lines") -> Callable[[int], None]:
-    """Returns a function of how many `noun` are done that says so on stderr, now and then."""
-    began = time.perf_counter()
-    said = began
-    live = sys.stderr.isatty()
-
-    def report(done: int) -> None:
-        nonlocal said
-        now = time.perf_counter()
-        rate = done / max(now - began, 1e-9)
-        text = f"{done:,}/{total:,} {noun}, {rate:,.1f} {noun}/s"
-        if live:
-            print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif done < total and now - said >= PLAIN_SECONDS:
-            said = now
-            print(f"{text}, {(total - done) / rate:,.0f} s left", file=sys.stderr, flush=True)
-
-    return report

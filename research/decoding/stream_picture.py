@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from research.decoding.stream_curves import Curve, binned, position_bins
-from research.drawing.chart import DASHES, MUTED, PALETTE, Chart, styled, write_png
+from research.drawing.chart import DASHES, MUTED, PALETTE, Chart, styled, write_chart
 
 SIZE = (6.4, 3.6)
 """Inches."""
@@ -52,4 +52,4 @@ def write_stream_picture(curves: Sequence[Curve], window: int, title: str, path:
     """Writes the picture as PNG, whole or not at all."""
     with styled():
         figure = stream_figure(curves, window, title)
-    write_png(Chart(path.stem, "curves", title, figure), path)
+    write_chart(Chart(path.stem, "curves", title, figure), path)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from research.attention.errors import Unsupported
 from research.attention.mixers.streaming import stream
-from research.attention.registry import MODEL_POSITIONS
+from research.attention.parts.positions import MODEL_POSITIONS
 from research.errors import UserError
 from research.models.transformer import Decoder, init_state
 

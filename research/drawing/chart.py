@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from PIL import Image
 
 from research.runs import store
 
@@ -59,6 +59,8 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "attest",
+    # Letters as letters, which journals ask for.
+    "pdf.fonttype": 42,
 }
 
 
@@ -68,7 +70,7 @@ class Chart:
 
     Attributes:
       name: file stem, unique in the report.
-      section: "frontier", "axes", "curves", "slices" or "steps".
+      section: "outcome", "frontier", "axes", "curves", "slices" or "steps".
       title: what is shown, for the heading and for screen readers.
       figure: the drawing.
     """
@@ -104,16 +106,47 @@ def mark(artists: Iterable, index: int) -> None:
         artist.set_gid(f"arm-{index}")
 
 
-def write_png(chart: Chart, path: Path) -> None:
-    """Writes the chart on white at twice the size of the page, whole or not at all."""
+FORMATS = ("png", "svg", "pdf")
+"""Kinds of files that a chart can be written to."""
+
+
+def write_chart(chart: Chart, path: Path) -> None:
+    """Writes the chart, whole or not at all, as the kind of file that `path` ends in."""
+    store.write_bytes(path, drawn(chart.figure, path.suffix.removeprefix(".")))
+
+
+def drawn(figure: Figure, kind: str = "png") -> bytes:
+    """Returns a figure on white as a file of a kind in `FORMATS`.
+
+    PNG is twice the size of the page, in 256 colors, which is a third of the bytes. In SVG and PDF
+    text is text.
+    """
     buffer = io.BytesIO()
+    options: dict[str, Any] = {
+        "png": {"dpi": 150},
+        "svg": {"metadata": {"Date": None}},
+        "pdf": {"metadata": {"CreationDate": None}},
+    }[kind]
     with styled():
-        FigureCanvasAgg(chart.figure)
         # A long name may stand out over the edge; "tight" makes room for it.
-        chart.figure.savefig(
-            buffer, format="png", dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1
+        figure.savefig(
+            buffer,
+            format=kind,
+            facecolor="white",
+            bbox_inches="tight",
+            pad_inches=0.1,
+            **options,
         )
-    store.write_bytes(path, buffer.getvalue())
+    return _fewer_colors(buffer) if kind == "png" else buffer.getvalue()
+
+
+def _fewer_colors(png: io.BytesIO) -> bytes:
+    smaller = io.BytesIO()
+    with Image.open(png) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+            smaller, format="png", optimize=True, dpi=(150, 150)
+        )
+    return smaller.getvalue()
 
 
 def svg(chart: Chart) -> str:

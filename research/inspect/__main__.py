@@ -11,13 +11,13 @@ file that needs no network. --png draws the heads for a paper; without --out it 
 written. The path of what was written goes to stdout, everything else to stderr.
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
 
 from research.configuration import run
 from research.errors import UserError, check_output
+from research.messages import tell
 
 flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
 flags.DEFINE_string("text", "", "What the model reads.")
@@ -117,11 +117,6 @@ def write(inspection, workdir: Path, options: flags.FlagValues) -> None:
         path = Path(options.out) if options.out else workdir / "inspect.html"
         write_page(inspection, path, options.budget << 20)
         print(path, flush=True)
-
-
-def tell(text: str) -> None:
-    """Prints to stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 
 from research.decoding.streaming import stream_scores, streaming
 from research.errors import UserError
+from research.messages import tell
 from research.training.runs import load_config_of, open_run
 
 COLUMNS = ("sample", "token", "log_prob", "entropy", "rank")
@@ -51,7 +52,7 @@ def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:
     written = tokens[:, 1:], *(np.asarray(a) for a in scores)
     print_lines(tokenizer, [written], options.logprobs or "tsv")
     nats = -float(np.mean(scores.log_prob))
-    print(f"{nats:.4f} nats per token, perplexity {np.exp(nats):.3f}", file=sys.stderr)
+    tell(f"{nats:.4f} nats per token, perplexity {np.exp(nats):.3f}")
 
 
 def show_lines(tokenizer: Any, chunks: Iterable[Any], form: str) -> None:

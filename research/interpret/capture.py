@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
@@ -35,6 +36,9 @@ OF_LAYER = ("entry", "exit")
 SITES = (*OF_ATTENTION, *OF_LAYER, "embeddings")
 CHANGEABLE = ("weights", "read", *OF_LAYER, "embeddings")
 
+PLACE = "place"
+"""Recorded of every layer whatever is asked for, so that layers are counted that lack a site."""
+
 Tree = Mapping[str, Any]
 """Nested like parameters; a leaf to each site, with a leading axis for the layers of a scan."""
 
@@ -43,7 +47,8 @@ class Change(NamedTuple):
     """What takes the place of what a model computes at a site.
 
     Attributes:
-      value: (L, B, ...) for a site of L layers of the same shape; without L where there is one.
+      value: (L, B, ...) for a site that L layers of the same shape have, one entry to each of these
+        and none to others, as `stacked` returns them; without L where there is one place.
       where: broadcasts to value; True where it is taken.
     """
 
@@ -88,7 +93,8 @@ def record(
         from the first of the encoder on, and of pooling.
       method: of the model.
 
-    Raises UserError for an unknown site, or a change of one that the model does not have.
+    Raises UserError for an unknown site, or a change of one that the model does not have or has in
+    another number of layers.
     """
     for site in sites:
         check_name("sites", site, SITES)
@@ -111,7 +117,7 @@ def parts(recorded: Tree) -> list[Part]:
     leaves, slots = _addressed(recorded)
     found: dict[tuple[int, str, int, str], dict[str, Array]] = {}
     for at, site, leaf in leaves:
-        if at.kind == "embeddings":
+        if at.kind == "embeddings" or site == PLACE:
             continue
         repeats = leaf if at.stacked else leaf[None]
         for repeat, value in enumerate(repeats):
@@ -177,31 +183,51 @@ def _name(stack: str, layer: int, kind: str) -> str:
 
 def _laid_out(shapes: Tree, changes: Mapping[str, Change]) -> Tree:
     """The changes as a collection of variables, laid out as what was recorded is."""
-    leaves, slots = _addressed(shapes)
+    leaves, _ = _addressed(shapes)
     paths = list(flatten_dict(dict(shapes)))
     found: dict[tuple[str, ...], Array] = {}
     for site, change in changes.items():
-        before = 0  # layers of the stacks in front
-        missing = True
-        for stack in STACKS:
-            mine = [
-                (at, path, leaf)
-                for (at, name, leaf), path in zip(leaves, paths, strict=True)
-                if at.stack == stack and name == site and at.kind != "cross"
-            ]
-            for at, path, leaf in mine:
-                value, where = (jnp.asarray(a) for a in change)
-                if at.stacked:
-                    repeats = leaf.shape[0]
-                    layers = before + at.slot + slots[stack] * jnp.arange(repeats)
-                    where = jnp.broadcast_to(where, (value.shape[0], *where.shape[1:]))
-                    value, where = value[layers], where[layers]
-                found[path], found[(*path[:-1], f"{site}{WHERE}")] = value, where
-                missing = False
-            before += sum(leaf.shape[0] for at, _, leaf in mine if at.stacked)
-        if missing:
+        mine = [
+            (at, path, leaf)
+            for (at, name, leaf), path in zip(leaves, paths, strict=True)
+            if name == site and at.kind != "cross"
+        ]
+        if not mine:
             raise UserError(f"changes={site!r}: this model has no such place.")
+        ranks = _ranks([(at, leaf.shape[0]) for at, _, leaf in mine if at.stacked])
+        layers = sum(len(rank) for rank in ranks.values())
+        for at, path, _ in mine:
+            value, where = (jnp.asarray(a) for a in change)
+            if at.stacked:
+                if len(value) != layers:
+                    raise UserError(
+                        f"changes={site!r} are of {len(value)} layers, and {layers} have such a "
+                        "place; give one to each."
+                    )
+                rank = ranks[at.stack, at.slot]
+                where = jnp.broadcast_to(where, (layers, *where.shape[1:]))
+                value, where = value[rank], where[rank]
+            found[path], found[(*path[:-1], f"{site}{WHERE}")] = value, where
     return unflatten_dict(found)
+
+
+def _ranks(places: Sequence[tuple[_Address, int]]) -> dict[tuple[str, int], np.ndarray]:
+    """Returns {(stack, slot): which of all layers with a site each repeat of the slot is}.
+
+    In a pattern of which not every slot has the site, that is not the number of the layer.
+    """
+    layers = [
+        (STACKS.index(at.stack), repeat, at.slot)
+        for at, repeats in places
+        for repeat in range(repeats)
+    ]
+    order = {layer: rank for rank, layer in enumerate(sorted(layers))}
+    return {
+        (at.stack, at.slot): np.array(
+            [order[STACKS.index(at.stack), repeat, at.slot] for repeat in range(repeats)]
+        )
+        for at, repeats in places
+    }
 
 
 WHERE = "_where"
@@ -328,7 +354,7 @@ def _of_block(
     x = _changed(module, "entry", args[0])
     y, rest = following(x, *args[1:], **kwargs)
     y = _changed(module, "exit", y)
-    _keep(module, sites, entry=x, exit=y)
+    _keep(module, (*sites, PLACE), entry=x, exit=y, place=jnp.zeros(()))
     return y, rest
 
 

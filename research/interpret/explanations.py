@@ -25,7 +25,6 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from research.decoding.lines import progress_of
 from research.errors import UserError
 from research.interpret.attribution import gradient, gradient_times_input, integrated_gradients
 from research.interpret.capture import parts, record
@@ -39,6 +38,7 @@ from research.interpret.faithfulness import (
     permutation_test,
 )
 from research.interpret.trained import Findings, Trained, batches
+from research.messages import progress_of
 from research.models.classifier import ATTENTION, Classifier
 from research.models.model import Model
 from research.tasks.task import UNKNOWN, Batch

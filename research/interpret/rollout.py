@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.decoding.lines import progress_of
 from research.errors import UserError
 from research.interpret import attribution, flow
 from research.interpret.capture import parts, record, stacked
@@ -22,6 +21,7 @@ from research.interpret.classification import log_odds
 from research.interpret.erasure import each_blanked, logits_of
 from research.interpret.explanations import mean, precision, variation
 from research.interpret.trained import Findings, Trained, batches
+from research.messages import progress_of
 from research.models.classifier import CLASS_TOKEN, LAST, TRANSFORMER, Classifier
 from research.models.model import Model, parameter_shapes
 from research.tasks.task import Batch

@@ -5,7 +5,6 @@ The lookup of embeddings (`Embed`) and the pooling (`Pool`) are modules of their
 can be looked at and changed from outside. Padding leaves no trace in the logits.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
 from research.attention.mixers.rnn import CELLS
 from research.attention.parameters import Axes, drawn, is_parameter, matrix_axes, vector_axes
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
-from research.errors import UserError, check_name
+from research.attention.spec import MixerSpec
+from research.errors import UserError
 from research.models import transformer
-from research.models.layers import looks_ahead, part_options
+from research.models.layers import Instead, Layer, computed_instead, part, part_spec
 from research.models.lookup import lookup
 from research.models.projection import linear
 from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
@@ -30,17 +29,18 @@ from research.models.stacks import EncoderStack
 from research.models.transformer import (
     HIDDEN,
     TransformerConfig,
-    check_shell,
-    computed_instead,
+    TransformerOptions,
     matrix_init,
     transformer_config,
 )
+from research.options import Declared, option
 from research.parallel.rules import constrain
 from research.tasks.task import Batch
 
 TRANSFORMER, NONE = "transformer", "none"
 BODIES = {TRANSFORMER: (), "bilstm": DIRECTIONS, "lstm": DIRECTIONS[:1], NONE: ()}
 """{model.body: directions in which a recurrent network reads}."""
+RECURRENT = ("bilstm", "lstm")
 
 CLASS_TOKEN, ATTENTION, MEAN, LAST = "class_token", "attention", "mean", "last"
 POOLINGS = (CLASS_TOKEN, ATTENTION, MEAN, LAST)
@@ -285,58 +285,67 @@ class Classifier(nn.Module):
         return linear(pooled, self.head).astype(jnp.float32) + self.bias
 
 
-def make_classifier(
-    model: ConfigDict,
-    vocab_size: int,
-    length: int,
-    instead: Mapping[str, str] | None,
-    classes: int,
-) -> Classifier:
-    """Returns the classifier of `config.model`.
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(TransformerOptions):
+    """A body that reads a text, and a pooling of its states into one vector that is classified
 
-    A transformer has the mechanism keys as the encoder of an encoder-decoder has them: mask=full,
-    and `model.encoder` changes them.
-
-    Args:
-      model: `config.model`.
-      vocab_size: V.
-      length: the most tokens of a sequence.
-      instead: {implementation: another} to take in its place by mixers that have the other.
-      classes: C.
-
-    Raises UserError for what does not fit.
+    A transformer has the mechanism as the encoder of an encoder-decoder has it: mask=full, and
+    `encoder` changes it.
     """
-    check_shell(model)
-    _check(model)
-    layers, ahead, name, sizes = None, False, "", None
-    if model.body == TRANSFORMER:
-        layers, ahead = _layers(model, vocab_size, length, instead or {})
-        name = layers.implementation
-    elif model.body != NONE:
-        sizes, name = _sizes(model), "recurrent"
-    return Classifier(
-        ClassifierConfig(
-            vocab_size=vocab_size,
-            length=length,
-            classes=classes,
-            body=model.body,
-            pooling=model.pooling,
-            width=model.width,
-            layers=layers,
-            looks_ahead=ahead,
-            sizes=sizes,
-            dropout=model.dropout,
-            init_stddev=model.init_stddev,
-            embedding_stddev=model.embedding_stddev,
-            dtype=model.dtype,
-            implementation=name or NONE,
-        )
+
+    source = "Devlin et al. 2019; Jain and Wallace 2019"
+
+    body: str = option(TRANSFORMER, "what reads; none pools the embeddings", allowed=tuple(BODIES))
+    pooling: str = option(MEAN, "from the states to one vector", allowed=POOLINGS)
+    encoder: str = option(
+        "mask=full", "delta of the body on the mechanism", when={"body": (TRANSFORMER,)}
     )
+    cell: str = option(
+        "lstm", "of a recurrent body", allowed=tuple(CELLS), when={"body": RECURRENT}
+    )
+    embedding_width: int = option(0, "of embeddings; 0: width", least=0, when={"body": RECURRENT})
+
+    def reads(self, declared: Declared) -> bool:
+        """Returns whether an option is read; those of blocks by a transformer alone."""
+        of_blocks = declared.name in ("feedforward", "activation", "norm", "remat", "use_bias")
+        return super().reads(declared) and (not of_blocks or self.body == TRANSFORMER)
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the layer of a transformer; see `ModelOptions`."""
+        return (part(self, "encoder", {"mask": "full"}),) if self.body == TRANSFORMER else ()
+
+    def make(
+        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+    ) -> Classifier:
+        """Returns the classifier; see `ModelOptions`."""
+        _check(self)
+        layers, ahead, name, sizes = None, False, "", None
+        if self.body == TRANSFORMER:
+            layers, ahead = _layers(self, vocab_size, length, instead or {})
+            name = layers.implementation
+        elif self.body != NONE:
+            sizes, name = _sizes(self), "recurrent"
+        return Classifier(
+            ClassifierConfig(
+                vocab_size=vocab_size,
+                length=length,
+                classes=classes,
+                body=self.body,
+                pooling=self.pooling,
+                width=self.width,
+                layers=layers,
+                looks_ahead=ahead,
+                sizes=sizes,
+                dropout=self.dropout,
+                init_stddev=self.init_stddev,
+                embedding_stddev=self.embedding_stddev,
+                dtype=self.dtype,
+                implementation=name or NONE,
+            )
+        )
 
 
-def _check(model: ConfigDict) -> None:
-    check_name("model.body", model.body, BODIES)
-    check_name("model.pooling", model.pooling, POOLINGS)
+def _check(model: ClassifierOptions) -> None:
     if model.pooling == CLASS_TOKEN and model.body != TRANSFORMER:
         raise UserError(
             f"model.pooling='class_token' needs model.body='transformer', not {model.body!r}: "
@@ -347,38 +356,30 @@ def _check(model: ConfigDict) -> None:
             "model.pooling='last' of model.body='none' is the last word alone; use 'mean' or "
             "'attention'."
         )
-    if model.body in ("bilstm", "lstm"):
-        check_name("model.cell", model.cell, CELLS)
-        if model.width % len(BODIES[model.body]):
-            raise UserError(
-                f"model.width={model.width} must be even: a bidirectional body has half of it in "
-                "each direction."
-            )
-        if model.embedding_width < 0:
-            raise UserError(
-                f"model.embedding_width={model.embedding_width} must be at least 0 (0: "
-                "model.width)."
-            )
+    if model.body in RECURRENT and model.width % len(BODIES[model.body]):
+        raise UserError(
+            f"model.width={model.width} must be even: a bidirectional body has half of it in each "
+            "direction."
+        )
 
 
 def _layers(
-    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str]
+    model: ClassifierOptions, vocab_size: int, length: int, instead: Instead
 ) -> tuple[TransformerConfig, bool]:
     """Returns the layers of a transformer, and whether their mixer looks ahead."""
     room = length + (model.pooling == CLASS_TOKEN)
-    options = part_options(model, room, "encoder", {"mask": "full"}, "self")
-    ahead = looks_ahead(options)
-    if model.pooling == CLASS_TOKEN and not ahead:
+    spec: MixerSpec = part_spec(model, room, "encoder", {"mask": "full"}, "self")
+    if model.pooling == CLASS_TOKEN and not spec.looks_ahead:
         raise UserError(
             f"model.pooling='class_token' with model.encoder={model.encoder!r}: the token in front "
             "sees nothing behind it; choose a mechanism that looks ahead, such as mask=full."
         )
-    options = computed_instead(options, instead)
-    changes = {"position": options.position}
-    return transformer_config(model, vocab_size, room, (options,), **changes), ahead
+    spec = computed_instead(spec, instead)
+    layers = transformer_config(model, vocab_size, room, (spec,), position=spec.position)
+    return layers, spec.looks_ahead
 
 
-def _sizes(model: ConfigDict) -> Sizes:
+def _sizes(model: ClassifierOptions) -> Sizes:
     return Sizes(
         cell=model.cell,
         width=model.width,

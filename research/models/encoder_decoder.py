@@ -7,7 +7,7 @@ end in a norm and are scans with stacked parameters. All that the decoder's laye
 source is projected at once, before the first of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,33 +15,36 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from research.attention.mixers import cross_attention
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.parameters import Axes
 from research.attention.parts.masks import padding
-from research.attention.parts.positions import sinusoidal
-from research.attention.registry import MODEL_POSITIONS
+from research.attention.parts.positions import MODEL_POSITIONS, sinusoidal
+from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
 from research.models.layers import (
+    Instead,
+    Layer,
+    added_position,
+    computed_instead,
     implementation_of,
-    layer_options,
-    looks_ahead,
-    part_options,
+    part,
+    part_spec,
+    pattern,
 )
 from research.models.lookup import lookup
 from research.models.projection import linear
 from research.models.stacks import DecoderStack, EncoderStack, Kept
 from research.models.transformer import (
     HIDDEN,
+    DecoderOptions,
     TransformerConfig,
-    check_shell,
-    computed_instead,
     matrix_init,
     transformer_config,
 )
+from research.options import option
 from research.parallel.rules import constrain
 from research.tasks.task import Batch
 
@@ -239,54 +242,91 @@ class EncoderDecoder(nn.Module):
         return constrain(self.dropout(x, deterministic=deterministic), *HIDDEN)
 
 
-def make_encoder_decoder(
-    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
-) -> EncoderDecoder:
-    """Returns the encoder-decoder of `config.model`.
+def check_causal(specs: Sequence[MixerSpec], what: str = "a decoder") -> None:
+    """Raises UserError for a mixer that sees the tokens that a decoder has to predict."""
+    for spec in specs:
+        if spec.looks_ahead:
+            mask = spec.values.get("mask", "full")
+            raise UserError(
+                f"model.mask={mask!r} of mixer {spec.name!r} looks ahead, and {what} must not "
+                "see what it predicts; choose a causal one, such as model.mask='causal'."
+            )
 
-    The mechanism keys are those of the decoder's self-attention, which `model.pattern` varies. The
-    encoder has them too, but for mask=full if its mixer reads masks, and cross-attention has them
-    but for mixer=softmax, mask=full and position=none; `model.encoder` and `model.cross` change
-    that.
 
-    Args:
-      model: `config.model`.
-      vocab_size: V, of source and target.
-      length: the longest sequence of either side.
-      instead: {implementation: another} to take in its place by mixers that have the other.
-
-    Raises UserError for what does not fit.
-    """
-    check_shell(model)
-    if model.encoder_layers < 0:
-        raise UserError(
-            f"model.encoder_layers={model.encoder_layers} must be at least 0 (0: num_layers)."
-        )
-    layers = layer_options(model, length)
-    for options in filter(looks_ahead, layers):
-        raise UserError(
-            f"model.mask={options.mask!r} of mixer {options.mixer!r} looks ahead, and a decoder "
-            "must not see what it predicts; choose a causal one, such as model.mask='causal'."
-        )
-    depth = model.encoder_layers or model.num_layers
-    encoder = part_options(model, length, "encoder", {"mask": "full", "num_layers": depth}, "self")
-    start = {"mixer": "softmax", "mask": "full", "position": "none"}
-    cross = part_options(model, length, "cross", start, "cross")
+def check_cross(cross: MixerSpec, delta: str) -> None:
+    """Raises UserError for a position encoding that cross-attention cannot apply."""
     if cross.position != "none" and cross.position in MODEL_POSITIONS:
         raise UserError(
-            f"model.cross={model.cross!r}: position {cross.position!r} is added to the input of "
-            f"the model, not to what is read; set model.position={cross.position!r}."
+            f"model.cross={delta!r}: position {cross.position!r} is added to the input of the "
+            f"model, not to what is read; set model.position={cross.position!r}."
         )
-    if instead:
-        layers = tuple(computed_instead(o, instead) for o in layers)
-        encoder, cross = (computed_instead(o, instead) for o in (encoder, cross))
-    changes = {"num_layers": depth, "position": encoder.position}
-    return EncoderDecoder(
-        EncoderDecoderConfig(
-            encoder=transformer_config(model, vocab_size, length, (encoder,), **changes),
-            decoder=transformer_config(model, vocab_size, length, layers),
-            cross=cross_attention.make(cross, model.width),
-            encoder_looks_ahead=looks_ahead(encoder),
-            implementation=implementation_of((encoder, *layers, cross)),
-        )
+
+
+CROSS = {"mixer": "softmax", "mask": "full", "position": "none"}
+"""What cross-attention starts from, whatever the mechanism of the layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderOptions(DecoderOptions):
+    """A transformer that reads a source and writes a target
+
+    The mechanism is that of the decoder's self-attention, which `pattern` varies. The encoder has
+    it too, but for mask=full if its mixer reads masks; cross-attention has it but for
+    mixer=softmax, mask=full and position=none.
+    """
+
+    source = "Vaswani et al. 2017"
+
+    encoder_layers: int = option(0, "layers of the encoder; 0: num_layers", least=0)
+    encoder: str = option("mask=full", "delta of the encoder on the mechanism")
+    cross: str = option(
+        "mask=full, position=none", "delta of the attention to the source on the mechanism"
     )
+
+    @property
+    def depth(self) -> int:
+        """Layers of the encoder."""
+        return self.encoder_layers or self.num_layers
+
+    @property
+    def encoder_start(self) -> dict[str, Any]:
+        """What the encoder starts from."""
+        return {"mask": "full", "num_layers": self.depth}
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the decoder's layers, the encoder's and that of cross-attention."""
+        encoder = part(self, "encoder", self.encoder_start)
+        return (*pattern(self), encoder, part(self, "cross", CROSS))
+
+    def specs(self, length: int) -> tuple[MixerSpec, ...]:
+        """Returns the mixers of the decoder's pattern for targets of at most this length."""
+        return tuple(one.spec(length) for one in pattern(self))
+
+    def make(
+        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+    ) -> EncoderDecoder:
+        """Returns the encoder-decoder; see `ModelOptions`."""
+        layers = self.specs(length)
+        check_causal(layers)
+        encoder = part_spec(self, length, "encoder", self.encoder_start, "self")
+        cross = part_spec(self, length, "cross", CROSS, "cross")
+        check_cross(cross, self.cross)
+        layers = tuple(computed_instead(one, instead or {}) for one in layers)
+        encoder, cross = (computed_instead(one, instead or {}) for one in (encoder, cross))
+        changes = {"num_layers": self.depth, "position": encoder.position}
+        position = added_position(pattern(self))
+        return EncoderDecoder(
+            EncoderDecoderConfig(
+                encoder=transformer_config(self, vocab_size, length, (encoder,), **changes),
+                decoder=transformer_config(self, vocab_size, length, layers, position=position),
+                cross=make_cross(cross, self.width),
+                encoder_looks_ahead=encoder.looks_ahead,
+                implementation=implementation_of((encoder, *layers, cross)),
+            )
+        )
+
+
+def make_cross(spec: MixerSpec, memory_width: int) -> CrossAttention:
+    """Returns attention to a memory of this width."""
+    options: Any = spec.options
+    return cross_attention.make_cross(options, spec.context, memory_width)

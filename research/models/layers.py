@@ -1,80 +1,208 @@
-"""Which mechanism each layer has: one for all, a pattern that repeats, or a part's own."""
+"""Options of models, and which mechanism each of their layers has.
 
-import dataclasses
-from collections.abc import Callable, Mapping
+Keys of a mechanism in `config.model` are those of all layers. A pattern, or the delta of a part
+such as the encoder, gives a layer its own; a layer takes of the shared keys what it reads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from research.attention.checks import COMMON, chosen_parts
-from research.attention.errors import MechanismError
 from research.attention.implementations.attend import choose, refusal
+from research.attention.mixers.attention_options import AttentionOptions
+from research.attention.mixers.choice import AUTO, Context, MixerOptions
 from research.attention.mixers.mixer import Mixer
-from research.attention.options import Options, make_mixer
 from research.attention.parts.masks import padding
-from research.attention.registry import (
-    AUTO,
-    MIXERS,
-    MODEL_POSITIONS,
-    SWITCHES,
-    TABLES,
-    mask_names,
-)
+from research.attention.parts.positions import MODEL_POSITIONS
+from research.attention.registry import MIXERS
+from research.attention.spec import MIXER, MixerSpec, mechanism_options, read_spec
 from research.errors import UserError, check_name
+from research.models.model import Model
+from research.options import (
+    OptionError,
+    Part,
+    declarations,
+    defaults_read,
+    name_of,
+    read,
+    unknown,
+    values_read,
+)
 
-FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Options)}
-# What a layer of a pattern cannot have its own of.
-SHARED = ("width", "max_length", "num_layers", "dtype", "init_stddev", "use_bias")
+Instead = Mapping[str, str]
+"""{implementation: another} to take in its place by mixers that have the other."""
 
 
-def layer_options(model: ConfigDict, length: int) -> tuple[Options, ...]:
-    """Returns the options of each layer of the pattern of `config.model`; of one if there is none.
+@dataclass(frozen=True)
+class Layer:
+    """Where a mixer of a model has its options from.
 
-    Layer i has those at i modulo the length of the pattern. Raises UserError.
+    Attributes:
+      values: {key: value}, of `config.model` and of the layer's own.
+      own: keys that `config.model` does not decide.
+      strict: keys that the mixer has to read.
+      where: what a message puts before a key.
     """
-    base = {k: v for k, v in model.to_dict().items() if k in FIELDS}
+
+    values: Mapping[str, Any]
+    own: frozenset[str]
+    strict: frozenset[str]
+    where: str
+
+    @property
+    def options(self) -> MixerOptions:
+        """What the mixer and its parts read. Raises UserError."""
+        try:
+            name = self.values.get(MIXER) or "softmax"
+            if name not in MIXERS:
+                raise unknown(MIXER, name, MIXERS)
+            return read(MIXERS[name], self.values)
+        except OptionError as error:
+            raise UserError(f"{self.where}{error}") from None
+
+    def spec(self, length: int) -> MixerSpec:
+        """Returns the mixer for sequences of at most this length. Raises UserError."""
+        try:
+            return read_spec({**self.values, "max_length": length}, self.strict)
+        except OptionError as error:
+            raise UserError(f"{self.where}{error}") from None
+
+    def shared(self) -> dict[str, Any]:
+        """Returns {key: value} of the keys of `config.model` that it reads."""
+        found = {MIXER: name_of(self.options, MIXERS)} | values_read(self.options)
+        return {key: value for key, value in found.items() if key not in self.own}
+
+    def shared_defaults(self) -> dict[str, Any]:
+        """Returns {key: what it is when it is not set} of the keys of `shared`."""
+        found = {MIXER: "softmax"} | defaults_read(self.options)
+        if turns(type(self.options)):
+            found["position"] = "rope"
+        return {key: value for key, value in found.items() if key not in self.own}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Part):
+    """A model that a config can name.
+
+    Attributes:
+      mechanism: {key: value} of the mechanism, as `config.model` has them.
+    """
+
+    mechanism: Mapping[str, Any] = field(default_factory=dict)
+
+    def layers(self) -> Sequence[Layer]:
+        """Returns a layer of each kind that the model has. Raises UserError."""
+        raise NotImplementedError
+
+    def make(
+        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+    ) -> Model:
+        """Returns the model.
+
+        Args:
+          vocab_size: V.
+          length: the longest sequence.
+          instead: other implementations.
+          classes: C, of a classifier; 0: the model's outputs are tokens.
+
+        Raises UserError for what does not fit.
+        """
+        raise NotImplementedError
+
+
+def layer(
+    model: ModelOptions,
+    where: str = "model.",
+    delta: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
+) -> Layer:
+    """Returns a layer with the mechanism of a model, changed by `start` and then by `delta`.
+
+    Where no position encoding is chosen and the mixer can turn queries and keys, it does: RoPE is
+    what the models of today have.
+
+    Args:
+      model: the model.
+      where: what a message puts before a key.
+      delta: what the layer says of itself; its mixer has to read all of that.
+      start: where layers of its kind differ before that.
+    """
+    delta, start = delta or {}, start or {}
+    shared = {key: getattr(model, key) for key in declarations(Context) if hasattr(model, key)}
+    base = {**shared, **model.mechanism, **start}
+    values: dict[str, Any] = {**base, **delta}
+    strict = {key for key, value in delta.items() if value != base.get(key)}
+    mixer = MIXERS.get(values.get(MIXER) or "softmax")
+    if values.get("position") is None and mixer is not None and turns(mixer):
+        values["position"] = "rope"
+    return Layer(values, frozenset({*start, *delta}), frozenset(strict), where)
+
+
+def turns(mixer: type[MixerOptions]) -> bool:
+    """Returns whether a mixer can turn queries and keys by their positions."""
+    position = declarations(mixer).get("position")
+    return position is not None and "rope" in (position.option.table or {})
+
+
+def pattern(model: Any) -> tuple[Layer, ...]:
+    """Returns the layers of the pattern of a model; one if there is none.
+
+    Layer i is that at i modulo the length of the pattern. Raises UserError.
+    """
     if not model.pattern:
-        return (make_options(base, length, "model."),)
+        return (layer(model),)
     if model.num_layers % len(model.pattern):
         raise UserError(
             f"model.num_layers={model.num_layers} must be a multiple of the {len(model.pattern)} "
             "layers of model.pattern."
         )
     found = []
+    shared = model.mechanism.get("position")
     for i, text in enumerate(model.pattern):
         where = f"model.pattern[{i}]={text!r}"
-        deltas = parse_layer(text, where)
-        position = deltas.get("position", model.position)
-        if position in MODEL_POSITIONS and position not in ("none", model.position):
+        delta = parse_layer(text, where)
+        position = delta.get("position", shared)
+        if position in MODEL_POSITIONS and position not in ("none", shared):
             raise UserError(
                 f"{where}: position {position!r} is added to the input of the model, so it is the "
                 f"same for all layers; set model.position={position!r}."
             )
-        found.append(make_options(base | deltas, length, f"{where}: "))
+        found.append(layer(model, f"{where}: ", delta))
     return tuple(found)
 
 
-def make_options(values: dict[str, Any], length: int, where: str) -> Options:
-    """Returns checked options. Raises UserError that starts with `where`."""
-    try:
-        return Options(**values, max_length=length)
-    except MechanismError as error:
-        raise UserError(f"{where}{error}") from None
+def part(model: Any, key: str, start: Mapping[str, Any]) -> Layer:
+    """Returns the layer of a part of a model, whose delta text is the option `key`."""
+    where = f"model.{key}={getattr(model, key)!r}"
+    delta = parse_layer(getattr(model, key), where)
+    shared = model.mechanism.get("position")
+    mixer = MIXERS.get({**model.mechanism, **start, **delta}.get(MIXER) or "softmax")
+    if shared not in (None, *MODEL_POSITIONS) and mixer is not None and not turns(mixer):
+        start = {"position": None, **start}
+    return layer(model, f"{where}: ", delta, start)
+
+
+def added_position(layers: Sequence[Layer]) -> str:
+    """Returns the position encoding that the model adds to its input, "none" without one."""
+    names = {one.values.get("position") for one in layers}
+    return next((name for name in MODEL_POSITIONS if name in names and name != "none"), "none")
 
 
 def parse_layer(text: str, where: str) -> dict[str, Any]:
     """Returns {"mask": "window", "window": 8} for "mask=window, window=8". Raises UserError."""
     found = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
+    kinds = {key: declared[0].kind for key, declared in mechanism_options().items()}
+    for one in filter(None, (one.strip() for one in text.split(","))):
+        key, equals, value = (piece.strip() for piece in one.partition("="))
         if not equals:
-            raise UserError(f"{where}: {part!r} must be key=value, for example mask=window.")
-        check_name(f"{where}: key", key, [name for name in FIELDS if name not in SHARED])
+            raise UserError(f"{where}: {one!r} must be key=value, for example mask=window.")
+        check_name(f"{where}: key", key, kinds)
         try:
-            found[key] = PARSERS[FIELDS[key]](value)
+            found[key] = PARSERS[kinds[key]](value)
         except (ValueError, KeyError):
-            kind = getattr(FIELDS[key], "__name__", FIELDS[key])
+            kind = kinds[key].__name__
             raise UserError(f"{where}: {key}={value!r} must be of type {kind}.") from None
     return found
 
@@ -87,121 +215,71 @@ PARSERS: dict[Any, Callable[[str], Any]] = {
 }
 
 
-def part_options(
-    model: ConfigDict, length: int, key: str, start: Mapping[str, Any], role: str
-) -> Options:
-    """Returns the options of a part of a model, whose delta text is `config.model[key]`.
-
-    The part has the mechanism keys of `config.model`, changed by `start` and then by the delta.
-    Those that its mixer does not read are left out, unless it is the delta that sets them, and so
-    is the implementation of `config.model` if it lacks something that the part needs.
+def part_spec(model: Any, length: int, key: str, start: Mapping[str, Any], role: str) -> MixerSpec:
+    """Returns the mixer of a part of a model, with an implementation that can compute it.
 
     Args:
-      model: `config.model`.
+      model: the model.
       length: the longest sequence.
-      key: of the delta.
-      start: where the part differs from `config.model` before the delta.
+      key: the option that holds the delta of the part.
+      start: where the part differs from the model before the delta.
       role: "self" or "cross", which all that is chosen has to be able to serve as.
 
     Raises UserError that names the delta.
     """
-    where = f"model.{key}={model[key]!r}"
-    delta = parse_layer(model[key], where)
-    base = {k: v for k, v in model.to_dict().items() if k in FIELDS} | dict(start)
-    values = base | delta
-    read = {k for k, v in delta.items() if v != base.get(k)} | _read(values)
-    if "implementation" not in delta:
-        values["implementation"] = AUTO
-    options = make_options({k: v for k, v in values.items() if k in read}, length, f"{where}: ")
-    for name, (part, table) in _chosen(options).items():
-        if role not in part.where:
-            able = ", ".join(n for n, other in table.items() if role in other.where)
-            raise UserError(f"{where}: {name} cannot be used in {role}-attention; {able} can.")
-    inherited = model.implementation if "implementation" not in delta else AUTO
-    return _implemented(options, inherited, role == "cross" or looks_ahead(options), where)
+    one = part(model, key, start)
+    inherited = one.values.get("implementation") or AUTO
+    own = "implementation" in parse_layer(getattr(model, key), "")
+    if not own:
+        one = replace(one, values={**one.values, "implementation": AUTO})
+    spec = one.spec(length)
+    for name, where in spec.chosen():
+        if role not in where:
+            raise UserError(f"{one.where}{name} cannot be used in {role}-attention.")
+    padded = role == "cross" or spec.looks_ahead
+    return _implemented(spec, AUTO if own else inherited, padded, one.where)
 
 
-def part_keys(model: ConfigDict, key: str, start: Mapping[str, Any]) -> set[str]:
-    """Returns the mechanism keys of `config.model` that a part reads, see `part_options`.
+def _implemented(spec: MixerSpec, inherited: str, padded: bool, where: str) -> MixerSpec:
+    """Returns the mixer with an implementation that has all it needs.
 
-    Those that its delta sets are not among them: the part has its own.
+    In order of preference: its own; the inherited one, if it can; otherwise one that can at any
+    length, because batches are padded to several. Raises UserError if its own cannot.
+
+    Args:
+      spec: the mixer.
+      inherited: the implementation of the model.
+      padded: whether it gets a mask of padding.
+      where: what a message starts with.
     """
-    delta = parse_layer(model[key], f"model.{key}={model[key]!r}")
-    values = model.to_dict() | dict(start) | delta
-    return _read({k: v for k, v in values.items() if k in FIELDS}) - delta.keys()
-
-
-def _read(values: dict[str, Any]) -> set[str]:
-    """Returns the keys that the mixer of these values and its parts read; all if one is unknown."""
-    entry = MIXERS.get(values["mixer"])
-    parts, names = (entry.parts if entry else frozenset()), []
-    for field, table in TABLES.items():
-        for name in _names(field, values[field]):
-            if entry is None or name not in table:
-                return set(values)
-            if field in parts:
-                names.append(table[name])
-    found = {*COMMON, *parts} | {key for part in names for key in (*part.needs, *part.takes)}
-    if entry and not entry.causal:
-        found.add("mask")
-    if values["position"] in MODEL_POSITIONS:
-        found.add("position")
-    return found
-
-
-def _names(field: str, value: str) -> list[str]:
-    return [n for every in mask_names(value) for n in every] if field == "mask" else [value]
-
-
-def _chosen(options: Options) -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """Returns all that the options choose by name, with the table that it is chosen from."""
-    found: dict[str, tuple[Any, Mapping[str, Any]]] = {
-        f"mixer {options.mixer!r}": (MIXERS[options.mixer], MIXERS),
-    }
-    for name, part in chosen_parts(options).items():
-        found[name] = (part, TABLES[name.split()[0]])
-    for name, part in SWITCHES.items():
-        if getattr(options, name):
-            found[name] = (part, SWITCHES)
-    return found
-
-
-def looks_ahead(options: Options) -> bool:
-    """Returns whether a token sees later ones."""
-    entry = MIXERS[options.mixer]
-    # A first token that sees all of the first token is causal.
-    return not entry.causal or (
-        "mask" in entry.parts and options.build_mask().together not in (0, 1)
-    )
-
-
-def _implemented(options: Options, inherited: str, padded: bool, where: str) -> Options:
-    """Returns the options with an implementation that has all it needs, a padding mask if `padded`.
-
-    It is the options' own, else the inherited one if it can, else one that can at any length,
-    because batches are padded to several. Raises UserError if the options' own cannot.
-    """
-    entry = MIXERS[options.mixer]
+    options = spec.options
     named = options.implementation
-    if named == AUTO and inherited in entry.implementations:
+    if named == AUTO and inherited in options.implementations:
         named = inherited
-    if "mask" not in entry.parts:
-        return dataclasses.replace(options, implementation=named)
+    if not isinstance(options, AttentionOptions):
+        return spec.computed_by(named)
     valid = padding(jnp.ones((1, 1), bool)) if padded else None
-    mechanism = options.mechanism.under(valid)
+    mechanism = options.mechanism(spec.context).under(valid)
     why = "" if named == AUTO else refusal(named, mechanism)
     if why and options.implementation != AUTO:
-        raise UserError(f"{where}: {why}.")
+        raise UserError(f"{where}{why}.")
     if why or (named == AUTO and padded):
-        named = choose(options.max_length, mechanism)
-    return dataclasses.replace(options, implementation=named)
+        named = choose(spec.context.max_length, mechanism)
+    return spec.computed_by(named)
 
 
-def layer_mixers(options: tuple[Options, ...]) -> tuple[Mixer, ...]:
+def computed_instead(spec: MixerSpec, instead: Instead) -> MixerSpec:
+    """Returns the mixer with the implementation that `instead` names, if it has it."""
+    name = spec.implementation
+    other = instead.get(name, name)
+    return spec.computed_by(other if other in spec.options.implementations else name)
+
+
+def mixers_of(specs: Sequence[MixerSpec]) -> tuple[Mixer, ...]:
     """Returns the mixers of a pattern."""
-    return tuple(make_mixer(o) for o in options)
+    return tuple(spec.make() for spec in specs)
 
 
-def implementation_of(options: tuple[Options, ...]) -> str:
+def implementation_of(specs: Sequence[MixerSpec]) -> str:
     """Returns the names of the implementations that run, in the order of the layers."""
-    return ", ".join(dict.fromkeys(o.resolved_implementation for o in options))
+    return ", ".join(dict.fromkeys(spec.implementation for spec in specs))

@@ -6,28 +6,36 @@ not grow with depth. Parameters are float32; activations have `dtype`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from research.attention.errors import Unsupported
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
-from research.attention.options import Options
 from research.attention.parameters import Axes, matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
 from research.attention.parts.positions import sinusoidal
-from research.attention.registry import MIXERS
-from research.errors import UserError, check_name
+from research.attention.spec import MixerSpec
 from research.models.activations import ACTIVATIONS
-from research.models.layers import implementation_of, layer_mixers, layer_options
+from research.models.layers import (
+    Instead,
+    Layer,
+    ModelOptions,
+    added_position,
+    computed_instead,
+    implementation_of,
+    mixers_of,
+    pattern,
+)
 from research.models.lookup import lookup
+from research.models.model import Model
 from research.models.projection import linear
+from research.options import option
 from research.parallel.rules import constrain
 from research.tasks.task import Batch
 
@@ -353,62 +361,84 @@ def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
 
 
 SLOW_TO_TRACE = {"splash": "blockwise", "jax_cudnn": "blockwise"}
-"""Implementations whose tables of a long sequence take long to make, and one whose do not."""
+"""Substitutes for tracing: implementations that build large mask tables -> one that does not."""
 
 
-def computed_instead(options: Options, instead: Mapping[str, str]) -> Options:
-    """Returns the options with the implementation that `instead` names, if the mixer has it."""
-    name = options.resolved_implementation
-    other = instead.get(name, name)
-    has = MIXERS[options.mixer].implementations
-    return replace(options, implementation=other if other in has else name)
+@dataclass(frozen=True, kw_only=True)
+class ModelSize(ModelOptions):
+    """What every model has."""
+
+    width: int = option(64, "of the residual stream; of a recurrent state", least=1)
+    num_layers: int = option(2, "of encoder and decoder each, where there are both", least=1)
+    dropout: float = option(
+        0.0,
+        "on embeddings and on what each sublayer adds (Vaswani 2017, 5.4)",
+        least=0,
+        below=1,
+    )
+    use_bias: bool = option(False, "biases in projections and norms")
+    init_stddev: float = option(0.02, "of the matrices of the layers; 0: 1 / sqrt(fan in)", least=0)
+    embedding_stddev: float = option(
+        0.02, "of embeddings, positions and the output matrix; 0: 1 / sqrt(fan in)", least=0
+    )
+    init_scale: float = option(1.0, "multiplies every initial matrix", above=0)
+    dtype: str = option("float32", "of activations; parameters stay float32", allowed=DTYPES)
 
 
-def check_shell(model: ConfigDict) -> None:
-    """Raises UserError if what is around the mixers in `config.model` does not fit."""
-    check_name("model.activation", model.activation, ACTIVATIONS)
-    check_name("model.norm", model.norm, NORMS)
-    check_name("model.dtype", model.dtype, DTYPES)
-    for key in ("width", "num_layers"):
-        if model[key] < 1:
-            raise UserError(f"model.{key}={model[key]} must be at least 1.")
-    if model.feedforward < 0:
-        raise UserError(f"model.feedforward={model.feedforward} must be at least 0 (0: none).")
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions(ModelSize):
+    """What models have whose layers are transformer blocks."""
+
+    feedforward: int = option(
+        256, "hidden width of the feed-forward layer; 0: no such layer", least=0
+    )
+    activation: str = option("gelu", "of the feed-forward layer", allowed=tuple(ACTIVATIONS))
+    norm: str = option("rmsnorm", "of what each sublayer reads", allowed=NORMS)
+    remat: bool = option(False, "recompute each layer in the backward pass to save memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderOptions(TransformerOptions):
+    """A decoder: a transformer that predicts the next token"""
+
+    source = "Vaswani et al. 2017; Radford et al. 2019"
+
+    tie_embeddings: bool = option(True, "output matrix = embedding matrix")
+    pattern: tuple[str, ...] = option(
+        (), "one delta on the mechanism to each layer, repeated to num_layers; (): all alike"
+    )
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the layers of the pattern; see `ModelOptions`."""
+        return pattern(self)
+
+    def specs(self, length: int) -> tuple[MixerSpec, ...]:
+        """Returns the mixers of the pattern for sequences of at most this length."""
+        return tuple(one.spec(length) for one in self.layers())
+
+    def make(
+        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+    ) -> Model:
+        """Returns the decoder; see `ModelOptions`."""
+        specs = tuple(computed_instead(one, instead or {}) for one in self.specs(length))
+        position = added_position(self.layers())
+        return Decoder(transformer_config(self, vocab_size, length, specs, position=position))
 
 
 def transformer_config(
-    model: ConfigDict, vocab_size: int, length: int, options: tuple[Options, ...], **changes: Any
+    model: Any, vocab_size: int, length: int, specs: tuple[MixerSpec, ...], **changes: Any
 ) -> TransformerConfig:
-    """Returns the description of the layers of `config.model` with mixers of these options."""
-    values = model.to_dict() | changes
-    # "implementation" is asked for there, and answered here.
-    names = {f.name for f in fields(TransformerConfig)} & values.keys() - {"implementation"}
-    return TransformerConfig(
-        **{name: values[name] for name in names},
-        vocab_size=vocab_size,
-        length=length,
-        mixers=layer_mixers(options),
-        implementation=implementation_of(options),
-    )
-
-
-def make_transformer(
-    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
-) -> Decoder:
-    """Returns the decoder of `config.model`.
-
-    Args:
-      model: `config.model`.
-      vocab_size: V.
-      length: the longest sequence.
-      instead: {implementation: another} to take in its place by mixers that have the other.
-
-    Raises UserError for what does not fit.
-    """
-    check_shell(model)
-    options = layer_options(model, length)
-    if instead:
-        options = tuple(computed_instead(o, instead) for o in options)
-    return Decoder(transformer_config(model, vocab_size, length, options))
+    """Returns the description of layers with these mixers and the shell of a model's options."""
+    values: dict[str, Any] = {
+        "tie_embeddings": True,
+        "position": "none",
+        "vocab_size": vocab_size,
+        "length": length,
+        "mixers": mixers_of(specs),
+        # "implementation" is asked for by the options, and answered here.
+        "implementation": implementation_of(specs),
+    }
+    for one in fields(TransformerConfig):
+        if one.name not in values or one.name == "tie_embeddings":
+            values[one.name] = getattr(model, one.name, values.get(one.name))
+    return TransformerConfig(**values | changes)

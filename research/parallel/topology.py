@@ -1,9 +1,8 @@
 """TPU slices as a plan needs them: what a chip can do, and descriptions of its devices.
 
 Figures of a chip are those of cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e, tpu7x; read
-2026-11-22). Interconnect is given there per chip in both directions together (v5e 400 GB/s); one
-direction is half of it. For v4 it is 2,400 Gbit/s per chip in one direction. The memory that a
-program can have is what the compiler of libtpu 0.0.42.1 says when a program does not fit.
+2026-11-22). The memory that a program can have is what the compiler of libtpu 0.0.42.1 says when a
+program does not fit.
 """
 
 import math
@@ -33,36 +32,23 @@ class Chip:
       devices: JAX devices per chip.
       memory: bytes that a program can have on one device.
       flops: peak FLOP/s of a chip in bfloat16.
-      bandwidth: bytes/s of a chip's memory.
-      link: bytes/s of one interconnect link in one direction.
-      dimensions: of the torus; two links each.
-      wraps: a torus dimension of a multiple of this many chips is a ring, others are lines.
-      network: bytes/s of a chip to other slices.
       options: of the description of its devices.
     """
 
     devices: int
     memory: float
     flops: float
-    bandwidth: float
-    link: float
-    dimensions: int
-    wraps: int
-    network: float
     options: tuple[tuple[str, Any], ...] = ()
 
 
 CHIPS = {
     # Kernels need both cores of a v4 chip to be one device, which is what hardware starts with.
-    "v4": Chip(
-        *(1, 30.75 * GIB, 275e12, 1.2e12, 50e9, 3, 4, 6.25e9), (("chip_config_name", "megacore"),)
-    ),
-    "v5e": Chip(1, 15.75 * GIB, 197e12, 0.819e12, 50e9, 2, 16, 3.1e9),
-    "v5p": Chip(1, 95.74 * GIB, 459e12, 2.765e12, 100e9, 3, 4, 6.25e9),
-    "v6e": Chip(1, 31.25 * GIB, 918e12, 1.638e12, 100e9, 2, 16, 12.5e9),
-    "tpu7x": Chip(2, 94.75 * GIB, 2307e12, 7.38e12, 100e9, 3, 4, 12.5e9),
+    "v4": Chip(1, 30.75 * GIB, 275e12, (("chip_config_name", "megacore"),)),
+    "v5e": Chip(1, 15.75 * GIB, 197e12),
+    "v5p": Chip(1, 95.74 * GIB, 459e12),
+    "v6e": Chip(1, 31.25 * GIB, 918e12),
+    "tpu7x": Chip(2, 94.75 * GIB, 2307e12),
 }
-"""For v4 the network is not published; it is taken to be that of v5p."""
 
 
 @dataclass(frozen=True)

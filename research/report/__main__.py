@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from research import configuration
-from research.errors import UserError
+from research.drawing.chart import FORMATS
+from research.errors import UserError, check_name
 from research.report.columns import difference_text, progress_text
 from research.report.formatting import p_text, point_text, span
 from research.report.judging.judgements import OPEN, REFUTED, SUPPORTED
@@ -34,14 +35,24 @@ def main() -> None:
             else "--workdir and --results are two sources of one report; give one of them."
         )
     out = Path(flags.FLAGS.out or workdir or results)
-    summary = write_report(workdir, out) if workdir else rewrite_report(results, out)
+    kinds = _kinds(flags.FLAGS.formats or ("png,pdf" if flags.FLAGS.latex else "png"))
+    write = write_report if workdir else rewrite_report
+    summary = write(workdir or results, out, kinds, flags.FLAGS.latex)
     console = Console()
     show(summary, console)
-    names = ("report.html", "report.md", "results.json", "results.csv")
+    names = ["report.html", "report.md", "results.json", "results.csv"]
+    names += ["report.tex"] if flags.FLAGS.latex else []
     # One path per line and never wrapped: they are there to be clicked and copied.
     console.print(f"{progress_text(summary.progress)}; {len(summary.charts)} figures", markup=False)
     for name in names:
         console.print(str(out / name), markup=False, soft_wrap=True, highlight=False)
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    for kind in kinds:
+        check_name("--formats", kind, FORMATS)
+    return kinds
 
 
 def show(summary: Summary, console: Console) -> None:
@@ -76,6 +87,12 @@ def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "Directory that research.sweep wrote.")
     flags.DEFINE_string("results", None, "Directory of a report, to make it again without runs.")
+    flags.DEFINE_string(
+        "formats",
+        "",
+        "Files of the figures: png, svg, pdf. Default: png; with --latex: png,pdf.",
+    )
+    flags.DEFINE_boolean("latex", False, "Writes report.tex, too: methods and tables for a paper.")
     flags.DEFINE_string("out", None, "Directory of the report; default: where it is made from.")
 
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from research.ablation.experiment import tune_seed_list
 from research.report.formatting import (
     NONE,
     bracket,
     count,
     number,
     p_text,
+    point_text,
     short_keys,
     signed,
     span,
@@ -36,6 +38,7 @@ class Column:
       interval: row -> mean and extremes to draw in an "interval" column of the page.
       tip: row -> what hovering over a cell says, "" for nothing.
       flagged: row -> whether the cell is to be noticed.
+      on_paper: whether it is left out of the page, where hovering over another column says it.
     """
 
     title: str
@@ -46,6 +49,7 @@ class Column:
     interval: Callable[[Any], Summary] | None = None
     tip: Callable[[Any], str] = lambda row: ""
     flagged: Callable[[Any], bool] = lambda row: False
+    on_paper: bool = False
 
 
 def _place(study: Study) -> list[Column]:
@@ -63,14 +67,19 @@ def _place(study: Study) -> list[Column]:
     return [*axes, Column("arm", lambda row: row.arm, lambda row: row.arm, kind="arm")]
 
 
-RESULTS_NOTE = (
-    "Means over seeds, with the lowest and the highest. Intervals of differences are over seeds, "
-    "on these test data, and hold for all arms of a point together; p values are Holm-corrected "
-    "likewise. A diverged seed has not solved the task and counts as the worst value that its "
-    "metric has. A failed run (an exception) says nothing of its arm: it is left out, and no "
-    "verdict is passed on the others."
-)
-"""What the main table shows."""
+def results_note(study: Study) -> str:
+    """Returns what the main table shows, and what its intervals are of."""
+    own = [(run.config.get("task") or {}).get("test_of_seed") for run in study.reported]
+    test = "each with a test of its own" if own and all(own) else "on these test data"
+    return (
+        "Means over seeds, with the lowest and the highest. Intervals of differences are over "
+        f"seeds, {test}, and hold for all arms of a point together; p values are Holm-corrected "
+        "likewise. A diverged seed has not solved the task and counts as the worst value that its "
+        "metric has. A failed run (an exception) says nothing of its arm: it is left out, and no "
+        "verdict is passed on the others. A verdict that an arm is worse, or cannot do something, "
+        "needs its validation curve to be flat in the last quarter of training, unless the claim "
+        "is of these steps only."
+    )
 
 
 def main_columns(study: Study) -> list[Column]:
@@ -81,7 +90,7 @@ def main_columns(study: Study) -> list[Column]:
     what = "probability to solve" if solving else "mean"
     level = 100 * (1 - ALPHA / max(1, len(others)))
     correction = (
-        f"simultaneous over {len(others)} arms: {level:.3g} % each" if len(others) > 1 else ""
+        f", simultaneous over {len(others)} arms: {level:.3g} % each" if len(others) > 1 else ""
     )
     exact = "exact" if solving else "Welch"
     return [
@@ -101,17 +110,27 @@ def main_columns(study: Study) -> list[Column]:
             difference_text,
             lambda row: 0.0 if row.reference else row.difference,
             f"Difference of the {what} from {reference} with its 95 % interval ({exact}, over "
-            f"seeds, on these test data{correction}).",
+            f"seeds{correction}).",
         ),
         Column(
             "p",
             lambda row: p_text(row.p),
             lambda row: row.p,
-            "Two-sided test of no difference, Holm-corrected over the arms of the point.",
+            "Two-sided test of no difference, Holm-corrected over the arms of the point; hover "
+            "over a dash for why there is none.",
+            tip=lambda row: row.obstacle,
             flagged=lambda row: row.p < ALPHA,
         ),
         *(_solving(study)[1:]),
         Column("notes", lambda row: "; ".join(row.notes), lambda _: None, kind="text"),
+        Column(
+            "not compared because",
+            lambda row: row.obstacle,
+            lambda _: None,
+            "",
+            "text",
+            on_paper=True,
+        ),
     ]
 
 
@@ -172,7 +191,9 @@ def _solved(row: Row) -> str:
 def _steps(row: Row) -> str:
     if math.isnan(row.steps):
         return NONE
-    steps = number(row.steps) if math.isfinite(row.steps) else "not reached"
+    if row.never == row.outcome.n:
+        return "never"
+    steps = number(row.steps) if math.isfinite(row.steps) else NONE
     return steps + (f" ({row.never} never)" if row.never else "")
 
 
@@ -242,6 +263,44 @@ def tuning_columns(study: Study) -> list[Column]:
     )
     done = Column("runs", lambda row: f"{row.done} of {row.total}", lambda row: row.done)
     return [*_place(study), *chosen, grid, done]
+
+
+TUNING_LIMIT = (
+    " Tests and intervals of means and shares leave room for what other tuning seeds would have "
+    "chosen (two standard deviations); those of slices, of steps to a threshold and of rise times "
+    "do not. Nor does any for a rate that the grid does not show to be better: where all of it "
+    "fails, equal arms are told apart too often (benchmarks/tuning.py)."
+)
+ONE_TUNING_SEED = (
+    " One tuning seed does not tell what others would have chosen, and no interval leaves room for "
+    "it: equal arms are told apart in up to a half of all cases (benchmarks/tuning.py)."
+)
+
+
+def tuning_note(study: Study, rows: Sequence[TuningRow]) -> str:
+    """Returns how the values were tuned, and what that leaves open."""
+    experiment = study.experiment
+    text = (
+        f"Every arm got the same grid, {count(len(tune_seed_list(experiment)), 'tuning seed')} each"
+    )
+    if experiment.tune_extend:
+        text += (
+            ", continued on a side where its best value lay at the edge (by at most "
+            f"{experiment.tune_extend} values)"
+        )
+    text += "; the best on validation was then trained on fresh seeds."
+    at_edge = [
+        f"{row.arm}{f' at {point_text(row.point)}' if row.point else ''}"
+        for row in rows
+        if row.edges
+    ]
+    if at_edge:
+        text += (
+            " A best value at the edge of its grid says that a better one may lie outside. So it "
+            f"is here, for {len(at_edge)} of {len(rows)}: {'; '.join(at_edge)}."
+        )
+    few = len(tune_seed_list(experiment)) < 2
+    return text + (ONE_TUNING_SEED if few else TUNING_LIMIT)
 
 
 def _chosen(row: TuningRow, key: str) -> str:

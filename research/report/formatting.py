@@ -1,6 +1,7 @@
 """How the report writes numbers, intervals and places, the same in every output."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,10 +9,12 @@ from research.stats import Summary
 
 NONE = "–"
 """Stands where there is no number."""
+MINUS = "\N{MINUS SIGN}"
+"""What a negative number begins with where people read it; code and config values have a hyphen."""
 
 
 def number(value: float | None) -> str:
-    """Returns a number at reading precision: 0.953, 12.5, 13,952, 1.2e-05; "–" for none."""
+    """Returns a number at reading precision: 0.953, 12.5, 13,952, 1.2e−05; "–" for none."""
     if value is None or not math.isfinite(value):
         return NONE
     size = abs(value)
@@ -27,7 +30,7 @@ def number(value: float | None) -> str:
         text = f"{value:.3f}"
     else:
         text = f"{value:.1e}"
-    return text.replace("-", "−") if value < 0 and "e" not in text else text
+    return text.replace("-", MINUS)
 
 
 def signed(value: float) -> str:
@@ -52,6 +55,11 @@ def p_text(p: float) -> str:
     if math.isnan(p):
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def typographic(text: str) -> str:
+    """Returns a sentence whose negative numbers begin with a minus sign, not a hyphen."""
+    return re.sub(r"(?<![\w.)\]-])-(?=\.?\d)", MINUS, text)
 
 
 def short_keys(keys) -> dict[str, str]:

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox, IdentityTransform
 
 from research import stats
 from research.ablation.experiment import points
 from research.ablation.measure import point_key
 from research.drawing.chart import INK, MUTED, Chart, look, mark
+from research.report.arms import row_colors
+from research.report.facets import WIDE, shortened
 from research.report.formatting import point_text
 from research.report.judging.evidence import Study, measure
 from research.report.tables import budget_table
@@ -24,17 +28,18 @@ TITLES = {
 
 
 class Spot(NamedTuple):
-    """Where an arm stands: its cost, the mean of its outcome and the outcome of each seed."""
+    """Where an arm stands: its cost, its outcome on the mean and of each seed, its color."""
 
     index: int
     arm: str
     cost: float
     mean: float
     seeds: tuple[float, ...]
+    color: int = 0
 
 
-def frontier_charts(study: Study) -> Iterator[Chart]:
-    """Yields one chart per point of the axes, if the experiment says against what."""
+def frontier_chart(study: Study) -> Iterator[Chart]:
+    """Yields one figure, a panel per point of the axes, if the experiment says against what."""
     column = study.experiment.against
     if not column:
         return
@@ -42,20 +47,24 @@ def frontier_charts(study: Study) -> Iterator[Chart]:
     costs = {
         (row.arm, point_key(row.point)): row.costs[column].value for row in budget_table(study)
     }
-    for i, point in enumerate(points(study.experiment)):
+    colors = row_colors(study.experiment)
+    panels = []
+    for point in points(study.experiment):
         spots = []
         for index, arm in enumerate(study.experiment.arms):
             sample = [v for v in data.sample(arm, point).values() if math.isfinite(v)]
             # Costs that are the same at all points stand at none of them.
             cost = costs.get((arm, point_key(point)), costs.get((arm, ())))
             if sample and cost:
-                spots.append(Spot(index, arm, cost, stats.mean(sample), tuple(sample)))
+                mean = stats.mean(sample)
+                spots.append(Spot(index, arm, cost, mean, tuple(sample), colors[arm]))
         if spots:
-            where = point_text(point)
-            outcome = study.experiment.outcome
-            title = f"{outcome.split} {outcome.metric} against {TITLES[column]}"
-            title += f" ({where})" if where else ""
-            yield Chart(f"frontier-{i}", "frontier", title, _draw(study, title, column, spots))
+            panels.append((point_text(point), spots))
+    if panels:
+        outcome = study.experiment.outcome
+        title = f"{outcome.split} {outcome.metric} against {TITLES[column]}"
+        higher = bool(outcome.higher_is_better)
+        yield Chart("frontier", "frontier", title, _figure(title, panels, column, higher))
 
 
 def best_for_cost(spots: Sequence[Spot], higher_is_better: bool) -> list[Spot]:
@@ -68,19 +77,42 @@ def best_for_cost(spots: Sequence[Spot], higher_is_better: bool) -> list[Spot]:
     return found
 
 
-def _draw(study: Study, title: str, column: str, spots: Sequence[Spot]) -> Figure:
-    figure = Figure(figsize=(8.6, 4.6), layout=None)
-    axes = figure.add_axes((0.07, 0.11, 0.9, 0.8))
-    axes.set_title(title, loc="left", fontsize=9, pad=8)
+def _figure(
+    title: str, panels: Sequence[tuple[str, Sequence[Spot]]], column: str, higher: bool
+) -> Figure:
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    height = 4.4 if columns == 1 else 3.2
+    head = 0.35 if any(where for where, _ in panels) else 0.12
+    total = height * rows + 0.3
+    figure = Figure(figsize=(WIDE, total), layout=None)
+    figure.text(0.12 / WIDE, 1 - 0.17 / total, title, fontsize=9.5, color=INK, va="center")
+    for i, (where, spots) in enumerate(panels):
+        row, across = divmod(i, columns)
+        width = 1 / columns
+        axes = figure.add_axes(
+            (
+                width * across + 0.55 / WIDE,
+                (height * (rows - 1 - row) + 0.5) / total,
+                width - 0.75 / WIDE,
+                (height - 0.5 - head) / total,
+            )
+        )
+        axes.set_title(where, loc="left", fontsize=8.5, pad=6)
+        _panel(axes, column, spots, higher)
+        _names(figure, axes, [*best_for_cost(spots, higher), *spots])
+    return figure
+
+
+def _panel(axes: Axes, column: str, spots: Sequence[Spot], higher: bool) -> None:
     axes.set_xlabel(TITLES[column])
     costs = [s.cost for s in spots]
     if max(costs) / min(costs) >= 8:
         axes.set_xscale("log", base=2)
-    else:
-        axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.06)
     axes.xaxis.set_major_formatter(lambda value, _: amount(value, column))
     for spot in spots:
-        style = look(spot.index)
+        style = look(spot.color)
         mean = axes.plot(
             [spot.cost], [spot.mean], style["marker"], color=style["color"], markersize=5.5
         )
@@ -88,7 +120,7 @@ def _draw(study: Study, title: str, column: str, spots: Sequence[Spot]) -> Figur
             [spot.cost] * len(spot.seeds), spot.seeds, "_", color=style["color"], alpha=0.4
         )
         mark([*mean, *seeds], spot.index)
-    best = best_for_cost(spots, bool(study.experiment.outcome.higher_is_better))
+    best = best_for_cost(spots, higher)
     axes.step(
         [s.cost for s in best],
         [s.mean for s in best],
@@ -98,10 +130,7 @@ def _draw(study: Study, title: str, column: str, spots: Sequence[Spot]) -> Figur
         linestyle=(0, (4, 3)),
         zorder=1,
     )
-    axes.margins(y=0.06)
     axes.autoscale_view()
-    _names(figure, axes, [*best, *(s for s in spots if s not in best)])
-    return figure
 
 
 def amount(value: float, column: str) -> str:
@@ -116,31 +145,34 @@ def amount(value: float, column: str) -> str:
 
 
 def _names(figure: Figure, axes: Axes, spots: Sequence[Spot]) -> None:
-    """Writes names where there is room for them, those on the frontier first.
+    """Writes names where there is room for them, those that come first first.
 
     An arm whose name would lie on another name or mark stays without: the page names it on hover.
     """
-    width, height = figure.get_size_inches() * figure.dpi
-    taken = []
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    frame = axes.get_tightbbox(renderer)
+    assert frame is not None
+    marks = {spot.arm: axes.transData.transform((spot.cost, spot.mean)) for spot in spots}
+    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in marks.values()]
+    named = set()
     for spot in spots:
-        x, y = axes.transData.transform((spot.cost, spot.mean))
-        taken.append((x - 4, y - 4, x + 4, y + 4))
-    for spot in spots:
-        x, y = axes.transData.transform((spot.cost, spot.mean))
-        name = spot.arm if len(spot.arm) <= 28 else spot.arm[:27] + "…"
-        across, up = 5.4 * len(name), 11
-        own = (x - 4, y - 4, x + 4, y + 4)
-        choices = itertools.product((7, -7 - across), (-up / 2, 4, -up - 4, 14, -up - 14))
-        for dx, dy in choices:
-            box = (x + dx, y + dy, x + dx + across, y + dy + up)
-            inside = box[0] > 0.05 * width and box[2] < 0.995 * width and box[3] < height
-            if inside and not any(_overlap(box, other) for other in taken if other != own):
+        if spot.arm in named:
+            continue
+        named.add(spot.arm)
+        text = axes.text(0, 0, shortened(spot.arm, 28), fontsize=7, color=INK, va="bottom")
+        text.set_transform(IdentityTransform())
+        size = text.get_window_extent(renderer)
+        text.remove()
+        x, y = marks[spot.arm]
+        for dx, dy in itertools.product((7, -7 - size.width), (-size.height / 2, 4, -4, 12, -12)):
+            up = dy - (size.height if dy in (-4, -12) else 0)
+            box = Bbox.from_bounds(x + dx, y + up, size.width, size.height)
+            inside = frame.x0 < box.x0 and box.x1 < frame.x1 + 12 and frame.y0 < box.y0
+            if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
-                left, bottom = axes.transData.inverted().transform((box[0], box[1]))
-                text = axes.text(left, bottom, name, fontsize=7, color=INK, va="bottom")
-                mark([text], spot.index)
+                left, bottom = axes.transData.inverted().transform((box.x0, box.y0))
+                written = axes.text(
+                    left, bottom, shortened(spot.arm, 28), fontsize=7, color=INK, va="bottom"
+                )
+                mark([written], spot.index)
                 break
-
-
-def _overlap(a: tuple, b: tuple) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

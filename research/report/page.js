@@ -45,6 +45,26 @@ for (const chip of document.querySelectorAll(".chip")) {
   });
 }
 
+// With many arms: those whose name has the text come forward, and only their switches are shown.
+const find = document.getElementById("find");
+find?.addEventListener("input", () => {
+  const wanted = find.value.trim().toLowerCase();
+  for (const chip of document.querySelectorAll(".chip")) {
+    const found = chip.textContent.toLowerCase().includes(wanted);
+    chip.hidden = !found;
+    chip.setAttribute("aria-pressed", found && wanted !== "");
+  }
+  bringForward();
+});
+
+// Hovering over a line or a dot says whose it is.
+const names = new Map([...document.querySelectorAll(".chip")].map((c) => [c.dataset.arm, c.textContent]));
+for (const part of document.querySelectorAll("figure [data-arm]")) {
+  const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
+  title.textContent = names.get(part.dataset.arm).trim();
+  part.prepend(title);
+}
+
 document.querySelector(".theme").addEventListener("click", () => {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";

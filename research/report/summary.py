@@ -9,11 +9,13 @@ from research.ablation.registration import is_late
 from research.drawing.chart import Chart
 from research.errors import UserError, did_you_mean
 from research.report import tables
+from research.report.arms import arm_colors
 from research.report.figures import charts
 from research.report.judging.evidence import Run, Study, measure, metric_value
 from research.report.judging.judgements import Judgement
 from research.report.judging.verdicts import judge_all
 from research.report.tables import BudgetRow, Row, TuningRow
+from research.report.takeaway import takeaway
 from research.stats import ALPHA
 
 
@@ -31,6 +33,8 @@ class Summary:
       failures: failed runs with the last line of their traceback.
       warnings: what is doubtful about where the runs come from.
       charts: the drawings.
+      takeaway: what was found, one sentence.
+      colors: {arm: number of its color}.
     """
 
     study: Study
@@ -44,20 +48,24 @@ class Summary:
     failures: Sequence[tuple[Run, str]]
     warnings: Sequence[str]
     charts: Sequence[Chart]
+    takeaway: str
+    colors: Mapping[str, int]
 
 
 def summarize(study: Study) -> Summary:
     """Computes the report of a study. Raises UserError when no run has the outcome metric."""
     _check_outcome(study)
+    rows = tables.main_table(study)
+    judgements = judge_all(
+        _claims(study),
+        lambda metric, better: measure(study, metric, better),
+        # Each time that seeds were added was a chance to stop at a lucky moment (Bonferroni).
+        ALPHA / max(1, len(study.experiment.looks)),
+    )
     return Summary(
         study=study,
-        judgements=judge_all(
-            _claims(study),
-            lambda metric, better: measure(study, metric, better),
-            # Each time that seeds were added was a chance to stop at a lucky moment (Bonferroni).
-            ALPHA / max(1, len(study.experiment.looks)),
-        ),
-        rows=tables.main_table(study),
+        judgements=judgements,
+        rows=rows,
         budget=tables.budget_table(study),
         tuning=tables.tuning_table(study),
         configs=tables.config_table(study),
@@ -65,7 +73,9 @@ def summarize(study: Study) -> Summary:
         progress=tables.progress(study),
         failures=tables.failures(study),
         warnings=tables.provenance_warnings(study),
-        charts=charts(study),
+        charts=charts(study, rows),
+        takeaway=takeaway(study, rows, judgements),
+        colors=arm_colors(study.experiment),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from research import stats
 from research.ablation.experiment import points, seed_list
 from research.ablation.measure import Measure, point_key
-from research.ablation.tuning import choose, scalar
+from research.ablation.tuning import best, edges, scalar, scored
 from research.configuration import flatten
 from research.report.formatting import count
 from research.report.judging.evidence import (
@@ -17,11 +17,11 @@ from research.report.judging.evidence import (
     Study,
     has_diverged,
     measure,
-    reached,
     rise_time,
     steps_to_threshold,
 )
-from research.report.judging.quantities import ONE_SEED, Quantity, difference
+from research.report.judging.quantities import ONE_SEED, difference
+from research.report.judging.quantity import Quantity
 from research.runs import store
 from research.stats import ALPHA, Summary
 from research.tasks.text.translation_scores import tokenizer_in
@@ -48,6 +48,7 @@ class Row:
       never: number of seeds that never reached it.
       rise: median rise time of the outcome as a part of training, NaN where there is none.
       notes: what a reader must know.
+      obstacle: why nothing can be told from the difference, "" if something can.
     """
 
     arm: str
@@ -65,6 +66,7 @@ class Row:
     never: int
     rise: float
     notes: Sequence[str]
+    obstacle: str = ""
 
 
 def main_table(study: Study) -> list[Row]:
@@ -98,7 +100,7 @@ def _row(
     seeds = seed_counts(runs, study)
     solved, when_solved = None, math.nan
     if outcome.solved is not None and sample:
-        good = [v for v in sample.values() if reached(v, outcome)]
+        good = [v for v in sample.values() if outcome.reached(v)]
         solved = (len(good), *stats.clopper_pearson(len(good), len(sample)))
         when_solved = stats.mean(good)
     finished = [r for r in runs if r.curve and r.status in (store.COMPLETED, store.DIVERGED)]
@@ -121,7 +123,8 @@ def _row(
         steps=stats.median(ever),
         never=sum(math.isinf(step) for step in ever),
         rise=stats.median(r for run in runs if (r := rise_time(run, outcome)) is not None),
-        notes=_notes(seeds, sample, compared),
+        notes=_notes(seeds, sample),
+        obstacle=compared.obstacle if compared else "",
     )
 
 
@@ -136,7 +139,7 @@ def seed_counts(runs: Iterable[Run], study: Study) -> dict[str, int]:
     return counts
 
 
-def _notes(seeds: Mapping[str, int], sample: Mapping, compared: Quantity | None) -> list[str]:
+def _notes(seeds: Mapping[str, int], sample: Mapping) -> list[str]:
     notes = []
     if len(sample) == 1:
         notes.append(ONE_SEED)
@@ -148,8 +151,6 @@ def _notes(seeds: Mapping[str, int], sample: Mapping, compared: Quantity | None)
         notes.append(f"{count(seeds[WAITING], 'seed')} not finished")
     if len(sample) > 1 and stats.deviation(sample.values()) == 0:
         notes.append(EQUAL)
-    if compared and compared.obstacle and not any(seeds[s] for s in (store.FAILED, WAITING)):
-        notes.append(f"no comparison: {compared.obstacle}")
     return notes
 
 
@@ -247,7 +248,7 @@ class TuningRow:
       tuned: values the reported runs use; before there are any, the choice of the tuning runs.
       best: choice of the tuning runs, {} while they are not finished.
       scores: (combination, mean validation outcome or NaN, seeds without one) of the whole grid.
-      edges: tuned keys whose chosen value is the smallest or largest of the grid.
+      edges: tuned keys whose best value is the smallest or largest of the grid as continued.
       done, total: tuning cells with a result, and all of them.
     """
 
@@ -271,7 +272,7 @@ def tuning_table(study: Study) -> list[TuningRow]:
         {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
         for r in study.runs
     ]
-    chosen = choose(outcome, cells, results)
+    finished = scored(outcome, cells, results)
     for point in points(study.experiment):
         for arm in study.experiment.arms:
             key = (arm, point_key(point))
@@ -282,15 +283,16 @@ def tuning_table(study: Study) -> list[TuningRow]:
             scores = [_tuning_score(outcome, group) for group in groups.values()]
             # What the reported runs used is the fact; the choice is shown until they exist.
             used = [r.tuned for r in study.reported if r.key == key]
-            tuned = used[0] if used else chosen.get(key, {})
+            chosen = best(finished[key]) if key in finished else {}
+            tuned = used[0] if used else chosen
             rows.append(
                 TuningRow(
                     arm=arm,
                     point=point,
                     tuned=tuned,
-                    best=chosen.get(key, {}),
+                    best=chosen,
                     scores=scores,
-                    edges=_edges(study, tuned),
+                    edges=edges(finished[key]) if key in finished else [],
                     done=sum(r.status != WAITING for r in runs),
                     total=len(runs),
                 )
@@ -302,16 +304,6 @@ def _tuning_score(outcome, runs: Sequence[Run]) -> tuple[Mapping[str, Any], floa
     values = [scalar(r.result, outcome.at, "validation", outcome.metric) for r in runs]
     known = [v for v in values if v is not None]
     return runs[0].tuned, stats.mean(known), len(values) - len(known)
-
-
-def _edges(study: Study, tuned: Mapping[str, Any]) -> list[str]:
-    """A best value at the edge of its grid says that a better one may lie outside."""
-    edges = []
-    for key, values in study.experiment.tune.items():
-        ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        if ordered and len(values) > 1 and tuned.get(key) in (min(values), max(values)):
-            edges.append(key)
-    return edges
 
 
 def config_table(study: Study) -> dict[str, list[Any]]:

@@ -1,25 +1,25 @@
 """Writes the report of a sweep directory: report.html, report.md, results.csv and the figures."""
 
-import csv
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from research.ablation.experiment import seed_list
 from research.drawing import chart
 from research.report import page
+from research.report.cards import cards
 from research.report.columns import (
-    RESULTS_NOTE,
     Column,
     budget_columns,
     filled,
     main_columns,
     progress_text,
+    results_note,
     text_rows,
     tuning_columns,
+    tuning_note,
 )
-from research.report.formatting import count, point_text, span, value_text
+from research.report.formatting import count, point_text, value_text
 from research.report.judging.bootstrap import (
     Bootstrap,
     bootstrap,
@@ -30,17 +30,21 @@ from research.report.judging.evidence import (
     WAITING,
     Study,
     load_study,
-    rise_time,
-    steps_to_threshold,
 )
-from research.report.judging.judgements import Judgement
+from research.report.latex import latex
 from research.report.results import RESULTS, read_results, write_results
+from research.report.run_rows import results_csv
 from research.report.summary import Summary, summarize
 from research.report.tables import score_signatures
 from research.runs import store
 
 
-def write_report(workdir: str | Path, out: str | Path | None = None) -> Summary:
+def write_report(
+    workdir: str | Path,
+    out: str | Path | None = None,
+    formats: Sequence[str] = ("png",),
+    paper: bool = False,
+) -> Summary:
     """Reads a sweep directory, finished or not, and writes its report to `out` (default: there).
 
     Beside the report stands results.json, from which `rewrite_report` makes it again.
@@ -48,33 +52,47 @@ def write_report(workdir: str | Path, out: str | Path | None = None) -> Summary:
     What reported runs decoded is copied to `out`/outputs/RUN.SPLIT.hypotheses.txt; results.csv says
     which run is which.
 
+    Args:
+      workdir: the sweep directory.
+      out: where the report goes.
+      formats: kinds of files of the figures, of `research.drawing.chart.FORMATS`.
+      paper: whether report.tex is written as well.
+
     Raises UserError when `workdir` is no sweep directory.
     """
     workdir = Path(workdir)
     out = Path(out) if out else workdir
     study = load_study(workdir)
-    summary = _write(study, out)
+    summary = _write(study, out, formats, paper)
     if out.resolve() != workdir.resolve():
         _copy_outputs(study, workdir, out / "outputs")
     return summary
 
 
-def rewrite_report(results: str | Path, out: str | Path | None = None) -> Summary:
+def rewrite_report(
+    results: str | Path,
+    out: str | Path | None = None,
+    formats: Sequence[str] = ("png",),
+    paper: bool = False,
+) -> Summary:
     """Writes the report of the results.json in a folder to `out` (default: that folder).
 
     Raises UserError when there is none.
     """
-    return _write(read_results(results), Path(out) if out else Path(results))
+    return _write(read_results(results), Path(out) if out else Path(results), formats, paper)
 
 
-def _write(study: Study, out: Path) -> Summary:
+def _write(study: Study, out: Path, formats: Sequence[str], paper: bool) -> Summary:
     summary = summarize(study)
     resampled = bootstrap(study)
     for drawn in summary.charts:
-        chart.write_png(drawn, out / f"{drawn.name}.png")
+        for kind in formats:
+            chart.write_chart(drawn, out / f"{drawn.name}.{kind}")
     store.write_text(out / "results.csv", results_csv(summary.study))
     store.write_text(out / "report.md", markdown(summary, resampled))
     store.write_text(out / "report.html", page.render(summary, out, resampled))
+    if paper:
+        store.write_text(out / "report.tex", latex(summary))
     write_results(study, resampled, out / RESULTS)
     return summary
 
@@ -86,42 +104,6 @@ def _copy_outputs(study: Study, workdir: Path, out: Path) -> None:
             store.write_text(out / f"{run.run}.{path.name}", path.read_text(encoding="utf-8"))
 
 
-def results_csv(study: Study) -> str:
-    """Returns one row per run: where it stands in the ablation, what it measured, what it cost."""
-    rows = [dict(_flat_run(study, run)) for run in study.runs]
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, keys, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _flat_run(study: Study, run: Any) -> Iterator[tuple[str, Any]]:
-    yield from {"run": run.run, "arm": run.arm, "stage": run.stage, "seed": run.seed}.items()
-    yield from ((key, value_text(value)) for key, value in run.point.items())
-    yield from ((f"tuned.{key}", value_text(value)) for key, value in run.tuned.items())
-    result = run.result
-    yield "status", run.status
-    for key in ("implementation", "best_step", "steps"):
-        yield key, result.get(key)
-    if study.experiment.outcome.solved is not None:
-        yield "steps_to_threshold", steps_to_threshold(run, study.experiment.outcome)
-        yield "rise_time", rise_time(run, study.experiment.outcome)
-    for group in ("best", "final"):
-        for split, metrics in (result.get(group) or {}).items():
-            for metric, value in (metrics or {}).items():
-                labels = (result.get("slices") or {}).get(metric)
-                if isinstance(value, list):
-                    for i, v in enumerate(value):
-                        label = labels[i] if labels and i < len(labels) else i
-                        yield f"{group}.{split}.{metric}[{label}]", v
-                else:
-                    yield f"{group}.{split}.{metric}", value
-    for group in ("budget", "timing"):
-        yield from ((f"{group}.{key}", value) for key, value in (result.get(group) or {}).items())
-
-
 def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
     """Returns the report as Markdown; the figures are the PNG files beside it."""
     study = summary.study
@@ -130,13 +112,14 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
     better = "higher" if outcome.higher_is_better else "lower"
     blocks = [
         f"# {_plain(experiment.question)}",
+        f"{_plain(summary.takeaway)}",
         f"Outcome: {_plain(outcome.split)} {_plain(outcome.metric)} at the {at} ({better} is "
         f"better), {count(len(seed_list(experiment)), 'seed')}. {progress_text(summary.progress)}.",
         *_warnings(summary),
         *_claims(summary),
         "## Results",
         _table(main_columns(study), summary.rows),
-        RESULTS_NOTE,
+        results_note(study),
         *([_plain(signed)] if (signed := score_signatures(study)) else []),
         *(f"![{_plain(c.title)}]({c.name}.png)" for c in summary.charts),
         "## Budget",
@@ -146,7 +129,8 @@ def markdown(summary: Summary, resampled: Bootstrap | None) -> str:
         table = _table(bootstrap_columns(study, resampled.measure), resampled.pairs)
         blocks += ["## Paired resampling", table, _plain(bootstrap_note(resampled))]
     if summary.tuning:
-        blocks += ["## Tuning", _table(tuning_columns(study), summary.tuning)]
+        table = _table(tuning_columns(study), summary.tuning)
+        blocks += ["## Tuning", table, _plain(tuning_note(study, summary.tuning))]
     blocks += ["## What differs", _configs(summary), "## Reproduce", *_reproduce(study)]
     return "\n\n".join(blocks) + "\n"
 
@@ -168,27 +152,19 @@ def _warnings(summary: Summary) -> Iterator[str]:
 def _claims(summary: Summary) -> list[str]:
     if not summary.judgements:
         return []
-    head = ["verdict", "claim", "source", "reason", "published", "ours"]
-    rows = [
-        [
-            j.verdict,
-            j.claim.text,
-            j.claim.source,
-            j.reason,
-            published_text(j),
-            "; ".join(f"{label}: {span(i)}" for label, i in j.ours.items()),
+    items = []
+    for card in cards(summary):
+        source = f" ({_plain(card.source)})" if card.source else ""
+        lines = [
+            f"- **{_plain(card.text)}**{source}",
+            _plain(card.effect),
+            f"**{card.verdict[0].upper()}{card.verdict[1:]}.** {_plain(card.tested)}".rstrip(),
+            _plain(card.why),
+            f"Ours, {_plain(card.ours)}" if card.ours else "",
+            f"Published: {_plain(card.published)}" if card.published else "",
         ]
-        for j in summary.judgements
-    ]
-    return ["## Claims", _rows(head, rows)]
-
-
-def published_text(judgement: Judgement) -> str:
-    """Returns the published figures of a claim in one line."""
-    figures = judgement.claim.published
-    if isinstance(figures, Mapping):
-        return "; ".join(f"{label}: {value_text(v)}" for label, v in figures.items())
-    return value_text(figures) if figures is not None else ""
+        items.append("\\\n  ".join(filter(None, lines)))
+    return ["## Claims", *items]
 
 
 def _configs(summary: Summary) -> str:

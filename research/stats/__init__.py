@@ -19,6 +19,7 @@ from research.stats.comparisons import (
 from research.stats.location import ALPHA, Summary, deviation, mean, median, summary, t_quantile
 from research.stats.multiplicity import holm, holm_levels
 from research.stats.proportions import Proportion, ProportionDifference, clopper_pearson
+from research.stats.selection import choice_deviation, choice_probabilities
 
 __all__ = [
     "ALPHA",
@@ -32,6 +33,8 @@ __all__ = [
     "Sample",
     "StudentT",
     "Summary",
+    "choice_deviation",
+    "choice_probabilities",
     "clopper_pearson",
     "deviation",
     "holm",

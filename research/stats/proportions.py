@@ -40,11 +40,11 @@ class Proportion:
 
     def p_above(self, border: float) -> float:
         """Returns the one-sided p-value of "the probability is at most `border`"."""
-        return float(binom.sf(self.k - 1, self.n, border))
+        return float(binom.sf(self.k - 1, self.n, min(1.0, max(0.0, border))))
 
     def p_below(self, border: float) -> float:
         """Returns the one-sided p-value of "the probability is at least `border`"."""
-        return float(binom.cdf(self.k, self.n, border))
+        return float(binom.cdf(self.k, self.n, min(1.0, max(0.0, border))))
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Returns the exact two-sided interval of level 1 - alpha."""

@@ -35,6 +35,9 @@ UNKNOWN = 1
 COMMON = ("name", "length", "batch_size")
 """Keys of `config.task` that every task reads."""
 
+TEST_OF_SEED = 0x7E57
+"""Folded into the key of a test of a seed's own, so that no seed trains on that of another one."""
+
 LEAST_IN_SLICE = 20
 """Sentences of each split, in every range of `word_bins`."""
 
@@ -107,6 +110,8 @@ class Task:
       scores: names of the metrics that `score` gives.
       aligned: names of the measures of how the source is read, of
         research/interpret/alignment_measures.py, that `alignments` allows.
+      test_of_seed: whether each seed has a test of its own, drawn from it: its spread over seeds is
+        then that of the test, too. What is decoded or asked when training ends is of one test.
       eval_lengths: ascending lengths of sequences that it is evaluated at besides, in buckets of
         their own that follow those of training.
       stream: how its text is streamed when training ends; None: not at all.
@@ -130,6 +135,7 @@ class Task:
     decoded: Sequence[str] = ()
     scores: Sequence[str] = ()
     aligned: Sequence[str] = ()
+    test_of_seed: bool = False
     eval_lengths: Sequence[int] = ()
     stream: "Stream | None" = None
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -175,7 +181,10 @@ class Task:
     def evaluation(
         self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of `total` of a split's bucket: the same at every call and seed."""
+        """Returns batch `index` of `total` of a split's bucket: the same at every call and seed.
+
+        With `test_of_seed` the test is that of the seed which `data` is, where it is one.
+        """
         raise NotImplementedError
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
@@ -237,6 +246,20 @@ class Task:
     def artifacts(self) -> Mapping[str, str]:
         """Returns {file name: text} that a run keeps, such as its tokenizer."""
         return {}
+
+
+def evaluation_key(number: int, split: str, data: Any) -> jax.Array:
+    """Returns the key that sequences of an evaluation are generated from.
+
+    Args:
+      number: of the task's split.
+      split: "test" may be that of a seed.
+      data: scalar uint32, the seed; () of a test that all seeds have.
+    """
+    key = jax.random.key(number)
+    if split != "test" or isinstance(data, tuple):
+        return key
+    return jax.random.fold_in(jax.random.fold_in(key, TEST_OF_SEED), data)
 
 
 def cross_entropy(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:

@@ -14,7 +14,7 @@ from research.interpret.questions import answered, split_of
 from research.parallel.layout import ONE_DEVICE
 from research.parallel.mesh import make_mesh
 from research.training.loop import trained
-from research.training.program import build_program
+from research.training.program import build_program, make_members
 from research.training.records.metrics import ratios
 from research.training.runs import Opened, load_task_of, made_by_this_version
 from research.training.scores import SPEED, score_decoded
@@ -54,8 +54,9 @@ def evaluate(opened: Opened, split: str = "") -> Evaluation:
     with made_by_this_version(opened.path):
         program = build_program(config, ONE_DEVICE, make_mesh(ONE_DEVICE), task)
     stacked = jax.tree.map(lambda leaf: leaf[None], opened.params)
+    seeds = make_members([config]).seed
     metrics: dict[str, dict[str, Any]] = {
-        name: ratios(run(stacked, program.data), 0) for name, run in program.evaluate.items()
+        name: ratios(run(stacked, program.data, seeds), 0) for name, run in program.evaluate.items()
     }
     # What decoding writes is in the run already.
     with tempfile.TemporaryDirectory() as scratch:

@@ -271,9 +271,9 @@ def _finish(
     timing: dict[str, float],
 ) -> list[dict]:
     """Evaluates the best and the last parameters on every split and writes the results."""
-    task = program.task
+    task, seeds = program.task, make_members(configs).seed
     sums = {
-        which: {split: run(params, program.data) for split, run in program.evaluate.items()}
+        which: {split: run(params, program.data, seeds) for split, run in program.evaluate.items()}
         for which, params in (("best", state.best.params), ("final", state.params))
     }
     diverged_at, best_step = fetch(state.diverged_at), fetch(state.best.step)

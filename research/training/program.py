@@ -20,10 +20,9 @@ from research.decoding.streaming import streaming
 from research.errors import UserError, check_name
 from research.interpret import questions as final
 from research.interpret.columns import labels
-from research.models.layers import layer_options
 from research.models.model import Model, parameter_shapes
-from research.models.registry import MODELS, make_model
-from research.models.transformer import SLOW_TO_TRACE
+from research.models.registry import MODELS, make_model, read_model
+from research.models.transformer import SLOW_TO_TRACE, DecoderOptions
 from research.parallel.layout import ONE_DEVICE, Layout, layout_of
 from research.parallel.mesh import make_mesh
 from research.parallel.parallelize import parallelize, place, under
@@ -176,15 +175,15 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
         decoder: Any = program.model
         for sinks in stream.sinks:
             streaming(decoder, stream.window, sinks)
-    if not program.task.next_token or config.model.name == "recurrent":
+    model = read_model(config.model)
+    if not program.task.next_token or not isinstance(model, DecoderOptions):
         return program
-    for options in layer_options(config.model, program.task.length):
-        # together == 0 is what the mask algebra calls causal; masks to come are judged by it too.
-        # A mixer that is causal by itself is left with the mask option at its default.
-        if options.build_mask().together != 0:
+    for mixer in model.specs(program.task.length):
+        # `together == 0` means causal. Testing the property, not the name, covers masks to come.
+        if not mixer.options.causal or (mixer.mask is not None and mixer.mask.together != 0):
             raise UserError(
-                f"model.mask={options.mask!r} shows the task {config.task.name!r} the tokens that "
-                "it has to predict; use 'causal' or 'window'."
+                f"model.mask={mixer.values['mask']!r} shows the task {config.task.name!r} the "
+                "tokens that it has to predict; use 'causal' or 'window'."
             )
     return program
 
@@ -220,8 +219,9 @@ def check_longer(program: Program, config: ConfigDict) -> None:
     if task.longest == task.length:
         return
     asked = f"task.eval_lengths={tuple(task.eval_lengths)}"
-    for options in layer_options(config.model, task.longest):
-        if options.rope_scaling == "yarn" and not options.rope_original_length:
+    for layer in read_model(config.model).layers():
+        values = layer.spec(task.longest).values
+        if values.get("rope_scaling") == "yarn" and not values["rope_original_length"]:
             raise UserError(
                 f"{asked} with model.rope_scaling='yarn' needs model.rope_original_length."
             )

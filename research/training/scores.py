@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.decoding.decode import decode_all, static_lengths
-from research.decoding.lines import progress_of
 from research.decoding.search import Search, search_of
 from research.decoding.streaming import stream_scores, streaming
 from research.interpret.alignment_measures import alignment_scores
+from research.messages import progress_of
 from research.models.model import Model
 from research.runs.store import write_text
 from research.tasks.task import Batch, Sums, Task

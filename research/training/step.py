@@ -93,7 +93,13 @@ def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
     def batch(data: Any, key: jax.Array) -> Batch:
         return task.batch(data, key, 0, bucket)
 
-    shapes = jax.eval_shape(batch, task.data, jax.eval_shape(lambda: jax.random.key(0)))
+    # Kept with the task: every program of it asks for them several times, and some batches take as
+    # long to trace as a small model.
+    known = vars(task).setdefault("_batch_shapes", {})
+    if bucket not in known:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        known[bucket] = jax.eval_shape(batch, task.data, key)
+    shapes = known[bucket]
     if rows is None:
         return shapes
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), shapes)
@@ -257,7 +263,9 @@ def make_evaluate(
     longer: Model | None = None,
     measures: Sequence[str] = (),
 ) -> Callable:
-    """Returns (params, data) -> sums over `total` batches of a split, params (P, ...).
+    """Returns (params, data, seeds) -> sums over `total` batches of a split, params (P, ...).
+
+    `seeds`, (P,) uint32, are those of the members; only a test of each seed's own needs them.
 
     Args:
       task: what is learned.
@@ -270,17 +278,24 @@ def make_evaluate(
     of_training = measured(task, model, measures)
     of_longer = measured(task, longer, measures) if longer else of_training
 
+    own = split == "test" and task.test_of_seed
+
     def of_bucket(params: Any, data: Any, bucket: int, batches: int) -> dict[str, Sums]:
         def body(index: jax.Array) -> dict[str, Sums]:
-            batch = spread(task.evaluation(data, split, index, batches, bucket))
-            one = of_longer if batch["inputs"].shape[1] > task.length else of_training
-            return jax.vmap(one, in_axes=(0, None), spmd_axis_name="member")(params, batch)
+            def one(params: Any, data: Any) -> dict[str, Sums]:
+                batch = spread(task.evaluation(data, split, index, batches, bucket))
+                longer = batch["inputs"].shape[1] > task.length
+                return (of_longer if longer else of_training)(params, batch)
+
+            axes = (0, 0 if own else None)
+            return jax.vmap(one, in_axes=axes, spmd_axis_name="member")(params, data)
 
         stacked = jax.lax.map(body, jnp.arange(batches))
         return jax.tree.map(lambda a: a.sum(0), stacked)
 
-    def evaluate(params: Any, data: Any) -> dict[str, Sums]:
+    def evaluate(params: Any, data: Any, seeds: Any = None) -> dict[str, Sums]:
         batches = task.evaluation_batches(split, total)
+        data = seeds if own else data
         found = [of_bucket(params, data, b, n) for b, n in enumerate(batches) if n]
         return jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *found)
 

@@ -91,6 +91,18 @@ def arms(deltas):
             {"match": "'parameters'", "axes": "{'model.feedforward': (64, 128)}"},
             "axes sets 'model.feedforward', which match",
         ),
+        (
+            {"outcome": "Outcome('accuracy', split='validation')"},
+            r"chooses the checkpoint \(outcome.at='best'\), .* outcome.at='final'",
+        ),
+        (
+            TUNED | {"outcome": "Outcome('accuracy', split='validation')"},
+            "chooses the checkpoint .* and the tuned values, so that it flatters them; take 'test'",
+        ),
+        (
+            TUNED | {"outcome": "Outcome('accuracy', split='validation', at='final')"},
+            "chooses the tuned values, so that it flatters them; take 'test'",
+        ),
         ({"feedforward": "{'b': {'': 64}}"}, "feedforward is found by the sweep"),
         ({"seeds": "(0, 0)"}, "seeds has 0 twice"),
         ({"axes": "{'task.length': (32, 32)}"}, r"axes\['task.length'\] has 32 twice"),
@@ -113,6 +125,11 @@ def test_what_would_be_lost_is_refused(changes, message, tmp_path):
         load(tmp_path, **changes)
     assert str(tmp_path / "mine.py") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_validation_may_be_reported_where_it_has_chosen_nothing(tmp_path):
+    outcome = load(tmp_path, outcome="Outcome('accuracy', split='validation', at='final')").outcome
+    assert (outcome.split, outcome.at) == ("validation", "final")
 
 
 def test_an_arm_may_be_the_exception_to_what_is_common(tmp_path):

@@ -20,6 +20,7 @@ from research.ablation.registration import (
 from research.ablation.sweep import populations
 from research.report.judging.evidence import load_study
 from research.report.write import write_report
+from tests.conftest import ROOT
 from tests.report.synthetic_sweep import build, plausible
 
 CLAIM = Claim("a wins", test=Direction("a", "b"))
@@ -42,8 +43,19 @@ def test_seeds_follow_from_name_and_content():
     assert seed_basis(EXPERIMENT, "yours") != basis
     assert seed_basis(replace(EXPERIMENT, common={"train.steps": 7}), "mine") != basis
     assert seed_basis(replace(EXPERIMENT, claims=()), "mine") == basis
+    # Which seeds tune: the same, also when they are drawn.
+    assert seed_basis(replace(EXPERIMENT, tune_seeds=5), "mine") == basis
+    assert seed_basis(with_seeds(EXPERIMENT, basis), "mine") == basis
     # Seeds that a person gives stay.
     assert with_seeds(replace(EXPERIMENT, seeds=(1, 2)), basis).seeds == (1, 2)
+
+
+def test_the_seeds_of_a_committed_sweep_are_drawn_again():
+    path = ROOT / "experiments" / "results" / "attention_type" / "results.json"
+    kept = json.loads(path.read_text())["experiment"]
+    loaded = load_experiment(ROOT / "experiments" / "attention_type.py")
+    assert seed_basis(loaded, "attention_type") == kept["registration"]["basis"]
+    assert list(loaded.seeds) == kept["seeds"]
 
 
 def test_more_seeds_begin_with_those_there_were():

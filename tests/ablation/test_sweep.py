@@ -1,8 +1,8 @@
 """Sweeps: nothing twice, nothing lost, the same runs however they are cut into pieces."""
 
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,11 @@ from research.ablation.sweep import Shard, parse_shard, populations, run_sweep
 from research.errors import UserError
 from research.report.judging.evidence import load_study
 from research.runs.store import BUDGET, TIMINGS, read_json, result_of
+from research.training import loop
+from research.training.preemption import Preempted
 from research.training.program import static_id
 from tests import kill_sweep, small
-from tests.commands import ROOT, run_alone
+from tests.commands import run_cases, run_commands
 
 EXPERIMENT = """
 from research.ablation.experiment import Experiment, Outcome
@@ -30,6 +32,7 @@ experiment = Experiment(
     axes={axes!r},
     tune={{"optimizer.learning_rate": (1e-3, 1e-2)}},
     tune_seeds=(100,),
+    tune_extend=0,
     seeds=(0, 1),
     same={same!r},
     outcome=Outcome("loss"),
@@ -131,14 +134,14 @@ def test_added_seeds_are_trained_and_nothing_else(swept, experiment, tmp_path):
     shutil.copytree(swept[0], workdir)
     before = kill_sweep.figures(workdir)
     path = tmp_path / Path(experiment).name
-    path.write_text(Path(experiment).read_text().replace("seeds=(0, 1),", "seeds=(0, 1, 2),"))
+    path.write_text(Path(experiment).read_text().replace("seeds=(0, 1),", "seeds=(0, 1, 2, 3),"))
     counts = run_sweep(str(path), workdir, ALL, False, 8)
-    # One more seed of two different arms at two points.
-    assert counts == {"trained": 4, "finished before": 16, "failed": 0, "waiting": 0}
+    # Two more seeds of two different arms at two points, in populations as large as those before.
+    assert counts == {"trained": 8, "finished before": 16, "failed": 0, "waiting": 0}
     after = kill_sweep.figures(workdir)
     assert {run: after[run] for run in before} == before
     study = load_study(workdir)
-    assert study.experiment.looks == [2, 3] and study.registration.looks == (2, 3)
+    assert study.experiment.looks == [2, 4] and study.registration.looks == (2, 4)
 
 
 def test_shards_together_are_the_whole(swept, experiment, tmp_path):
@@ -257,7 +260,8 @@ def test_another_experiment_in_the_workdir_is_refused(swept, tmp_path):
 
 
 def test_the_command(experiment, swept):
-    outcome = run_alone("research.sweep", f"--experiment={experiment}", f"--workdir={swept[0]}")
+    case = [f"--experiment={experiment}", f"--workdir={swept[0]}"]
+    (outcome,) = run_cases("research.sweep", [case])
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.splitlines() == [
         "16 finished before",
@@ -265,7 +269,36 @@ def test_the_command(experiment, swept):
     ]
 
 
-@pytest.mark.slow  # test_stopping.py stops sweeps by SIGTERM among the fast ones
+@pytest.mark.parametrize("late", [False, True])
+def test_sigterm_stops_a_sweep_and_fails_nothing(swept, tmp_path, monkeypatch, late):
+    """It stops, and goes on as if nothing had happened."""
+    update, told = loop.ProgressLine.update, []
+
+    def tell_once(self, step, rows):
+        update(self, step, rows)
+        # In the last steps of a run the signal comes too late for it, but not for the next one.
+        if not told and (not late or step == self._steps):
+            told.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.ProgressLine, "update", tell_once)
+    message = "stopped between two runs" if late else "run the same command to continue"
+    # Four populations that share a program: the runs of one arm of the whole sweep.
+    path = write(tmp_path, arms={"small": {}, "large": {"model.init_scale": 2.0}}, axes={}, same=())
+    workdir = tmp_path / "sweep"
+    with pytest.raises(Preempted, match=message):
+        run_sweep(path, workdir, ALL, False, 8)
+    assert told
+    assert bool(list(workdir.glob("*/result.json"))) == late
+    assert len(kill_sweep.figures(workdir)) < 8
+    assert run_sweep(path, workdir, ALL, False, 8)["failed"] == 0
+    cells = read_json(swept[0] / "cells.json")
+    arm = {cell["run"] for cell in cells if cell["arm"] == "two heads"}
+    whole = kill_sweep.figures(swept[0])
+    assert kill_sweep.figures(workdir) == {run: whole[run] for run in arm} and len(arm) == 8
+
+
+@pytest.mark.slow  # by SIGTERM sweeps are stopped above
 def test_killing_a_sweep_changes_nothing(tmp_path):
     path = write(tmp_path, STEPS | {"train.steps": 12, "train.checkpoint_every": 4})
     said = []
@@ -303,19 +336,7 @@ def test_no_more_programs_are_held_than_said(held, experiment, tmp_path, monkeyp
 
 
 def test_forgotten_programs_are_gone():
-    script = """
-import jax
-from research.training.program import forget_programs, make_members, make_program
-from tests import small
-config = small.recall(model__num_layers=1)
-make_program(config).init(make_members([config]))
-client = jax.devices()[0].client
-before = len(client.live_executables())
-forget_programs()
-print(before, len(client.live_executables()))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    before, after = map(int, done.stdout.split())
+    """In a process of its own, where no other test needs them."""
+    (done,) = run_commands([("tests.live_programs", [])])
+    before, after = map(int, done.out.split())
     assert before > after == 0

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.attention import registry
-from research.attention.options import Options, make_mixer
+from research.attention.parts.tables import TABLES
+from research.attention.spec import MixerSpec, make_mixer, mixer_spec
+from research.options import declarations, has_to_be_set
 
 BATCH, LENGTH, WIDTH, HEADS = 2, 12, 16, 4
 
@@ -96,7 +98,7 @@ SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu"), "mask": ("mob
 ELSEWHERE = ("jax_cudnn", "splash")
 
 
-def conformance_cases() -> dict[str, Options]:
+def conformance_cases() -> dict[str, MixerSpec]:
     """Every registered mixer, mask, score, position and normalizer, by its options.
 
     Implementations are compared with each other in a test of their own; a mixer that is the same as
@@ -106,14 +108,14 @@ def conformance_cases() -> dict[str, Options]:
     for name, entry in registry.MIXERS.items():
         first = {"mixer": name} if entry.causal else {"mixer": name, "mask": "full"}
         # Chunks that do not divide the length.
-        first |= {"block_size": 5} if "block_size" in entry.parts else {}
+        first |= {"block_size": 5} if "block_size" in declarations(entry) else {}
         chosen.append(first)
         chosen += [{**first, **extra} for extra in VARIANTS.get(name, [])]
-    for field, table in registry.TABLES.items():
+    for field, table in TABLES.items():
         chosen += [{field: name, **needed(part)} for name, part in table.items()]
     chosen += [first | second for first, second in mixed()]
     base = {"width": WIDTH, "num_heads": HEADS, "max_length": LENGTH}
-    return {_name(extra): Options(**(base | extra)) for extra in chosen}
+    return {_name(extra): mixer_spec(**(base | extra)) for extra in chosen}
 
 
 def mixed() -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -125,19 +127,20 @@ def mixed() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     base = {"width": WIDTH, "num_heads": HEADS, "max_length": LENGTH}
 
     def others(field):
-        found = [{field: name, **needed(part)} for name, part in registry.TABLES[field].items()]
+        found = [{field: name, **needed(part)} for name, part in TABLES[field].items()]
         # Some positions are added to what a model reads.
-        plain = make_mixer(Options(**base))
-        return [part for part in found if make_mixer(Options(**base, **part)) != plain]
+        plain = make_mixer(**base)
+        return [part for part in found if make_mixer(**base, **part) != plain]
 
-    masks = [m for m in others("mask") if Options(**base, **m).build_mask().together is not None]
+    masks = [m for m in others("mask") if mixer_spec(**base, **m).mask.together is not None]
     pairs = (others("normalizer"), others("position")), (others("score"), masks)
     return [pair for several in pairs for pair in itertools.zip_longest(*several, fillvalue={})]
 
 
 def needed(part: Any) -> dict[str, int]:
     """The options a part cannot do without."""
-    return {option: NEEDS.get(option, 2) for option in part.needs}
+    options = declarations(part).items()
+    return {name: NEEDS.get(name, 2) for name, one in options if has_to_be_set(one)}
 
 
 def _name(extra: dict) -> str:
@@ -146,14 +149,14 @@ def _name(extra: dict) -> str:
 
 NAMED = conformance_cases()
 # Different options can mean the same mixer; it is tested once.
-CASES = {make_mixer(o): (name, o) for name, o in reversed(NAMED.items())}
+CASES = {o.make(): (name, o) for name, o in reversed(NAMED.items())}
 CASES = dict(reversed(CASES.values()))
 
 # What depends on how a mixer is built and not on which parts it is built of is asked of one case to
 # each class of mixers and of those that put the most parts together; of every case by
 # `make test-slow`.
 RICH = ("normalizer=softmax_sink", "mask=causal & bigbird", "talking_heads", "rope_scaling=yarn")
-CLASSES = set({type(make_mixer(o)): name for name, o in reversed(CASES.items())}.values())
+CLASSES = set({type(o.make()): name for name, o in reversed(CASES.items())}.values())
 BUILDS = CLASSES | {name for name in CASES if any(part in name for part in RICH) and "," in name}
 
 
@@ -172,28 +175,29 @@ REPEATED = {
 REPEATED |= {_name(part) for pair in mixed() for part in pair if all(pair)}
 
 
-def decodable(options: Options) -> bool:
+def decodable(spec: MixerSpec) -> bool:
     """Whether the mixer can be fed token by token."""
-    return options.build_mask().together is not None and registry.MIXERS[options.mixer].causal
+    return spec.options.causal and (spec.mask is None or spec.mask.together is not None)
 
 
-def visible(options: Options) -> np.ndarray:
+def visible(spec: MixerSpec) -> np.ndarray:
     """Which inputs may influence which outputs, (T, S)."""
-    q, k = np.arange(options.max_length)[:, None], np.arange(options.max_length)[None, :]
-    if options.mixer == "gated_convolution":
-        return (k <= q) & (q - k < (options.filter_length or options.max_length))
-    if "mask" in registry.MIXERS[options.mixer].parts or not registry.MIXERS[options.mixer].causal:
+    length = spec.context.max_length
+    q, k = np.arange(length)[:, None], np.arange(length)[None, :]
+    if spec.name == "gated_convolution":
+        return (k <= q) & (q - k < (spec.values["filter_length"] or length))
+    if spec.mask is not None:
         # The output at a position always depends on the input there, which is its query.
-        return np.asarray(options.build_mask()(q, k)) | (q == k)
-    return k <= q
+        return np.asarray(spec.mask(q, k)) | (q == k)
+    return (k <= q) | (not spec.options.causal)
 
 
 @functools.cache
-def problem(options: Options):
+def problem(spec: MixerSpec):
     """The mixer, parameters that tell positions apart, an input, and the compiled call."""
-    mixer = make_mixer(options)
+    mixer = spec.make()
     params = drawn(mixer)
-    shape = (BATCH, options.max_length, options.width)
+    shape = (BATCH, spec.context.max_length, spec.context.width)
     x = np.random.default_rng(99).normal(size=shape).astype(np.float32)
     return mixer, params, x, jax.jit(mixer.__call__)
 

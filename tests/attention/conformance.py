@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.attention.mixers.mixer import Mixer, read_values
-from research.attention.options import Options, make_mixer
 from research.attention.parts.masks import padding
+from research.attention.spec import MixerSpec
 from tests.attention.cases import BATCH, BUILDS, CASES, PADDABLE, decodable, numbers, weighted
 
 STEP = 1e-6
@@ -74,40 +74,40 @@ def opaque(mixer: Mixer) -> bool:
     return type(mixer).look is Mixer.look
 
 
-def given(options: Options, seed: int = 0):
+def given(spec: MixerSpec, seed: int = 0):
     """Parameters that tell positions apart and an input, of float64 numpy."""
     generator = np.random.default_rng(seed)
-    params = numbers(make_mixer(options), seed)
-    return params, generator.normal(size=(BATCH, options.max_length, options.width))
+    params = numbers(spec.make(), seed)
+    return params, generator.normal(size=(BATCH, spec.context.max_length, spec.context.width))
 
 
 @functools.cache
-def found(options: Options, whole: bool = False) -> Found:
+def found(spec: MixerSpec, whole: bool = False) -> Found:
     """All that is asked of a case, by one program; see ``Found``.
 
     Args:
-        options: those of the case.
+        spec: of the case.
         whole: leaves out what padding and looking show.
     """
-    padded = options.mixer in PADDABLE and not whole
+    padded = spec.name in PADDABLE and not whole
     runs = [run for name, run in RUNS.items() if padded or name in UNPADDED]
-    kept = [options.max_length if r.valid is None else r.valid for r in runs]
-    valid = np.ones((len(runs), BATCH, options.max_length), bool)
-    valid[:, 1] = np.arange(options.max_length) < np.asarray(kept)[:, None]
+    kept = [spec.context.max_length if r.valid is None else r.valid for r in runs]
+    valid = np.ones((len(runs), BATCH, spec.context.max_length), bool)
+    valid[:, 1] = np.arange(spec.context.max_length) < np.asarray(kept)[:, None]
     steps, noise = np.asarray([r.step for r in runs]), np.asarray([r.noise for r in runs])
     with jax.enable_x64(True):
-        point, direction = given(options), given(options, seed=5)
-        mixer = make_mixer(options)
-        asked = mixer, padded, sizes(options), not (whole or opaque(mixer))
+        point, direction = given(spec), given(spec, seed=5)
+        mixer = spec.make()
+        asked = mixer, padded, sizes(spec), not (whole or opaque(mixer))
         return jax.device_get(_program(*asked, point, direction, steps, noise, valid))
 
 
-def sizes(options: Options) -> tuple[int, ...]:
+def sizes(spec: MixerSpec) -> tuple[int, ...]:
     """The chunks a case is fed in; none if it looks ahead."""
-    if not decodable(options):
+    if not decodable(spec):
         return ()
-    same = options.mixer == "softmax" and options.mask == "causal"
-    return TOKENS if same and options not in [CASES[name] for name in BUILDS] else CHUNKS
+    same = spec.name == "softmax" and spec.values.get("mask") == "causal"
+    return TOKENS if same and spec not in [CASES[name] for name in BUILDS] else CHUNKS
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -182,11 +182,11 @@ class Narrow(NamedTuple):
 
 
 @functools.cache
-def narrow(options: Options) -> Narrow:
+def narrow(spec: MixerSpec) -> Narrow:
     """What is asked of a build rather than of every case, by one program; see ``Narrow``."""
-    point = jax.tree.map(np.float32, given(options))
-    direction = jax.tree.map(np.float32, given(options, seed=5))
-    return jax.device_get(_narrow(make_mixer(options), point, direction))
+    point = jax.tree.map(np.float32, given(spec))
+    direction = jax.tree.map(np.float32, given(spec, seed=5))
+    return jax.device_get(_narrow(spec.make(), point, direction))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from research.attention.implementations.attend import attend, choose
-from research.attention.options import Options, make_mixer
 from research.attention.parts import biases, masks, normalizers, relative_biases, scores
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.sparse_masks import Global, Local
+from research.attention.spec import make_mixer, mixer_spec
 from tests.attention import cases
 from tests.attention.cases import close, qkv, weighted
 
@@ -132,7 +132,7 @@ def mixer_run(name: str, implementation: str):
     options = {"width": 16, "num_heads": 4, "max_length": 29, "mixer": name, "block_size": 3}
     if name != "retention":
         options["short_convolution"] = 3
-    mixer = make_mixer(Options(**options, implementation=implementation))
+    mixer = make_mixer(**options, implementation=implementation)
     return with_gradients(mixer, *members((numbers(mixer), sequence(29))))
 
 
@@ -149,9 +149,7 @@ def sequence(length):
 def mixer_equals_one_device(name: str, mesh: str) -> None:
     """A form for split sequences, with short convolutions that the compiler splits."""
     with on(MESHES[mesh]):
-        assert Options(width=8, num_heads=1, max_length=8, mixer=name).resolved_implementation == (
-            "ring"
-        )
+        assert mixer_spec(width=8, num_heads=1, max_length=8, mixer=name).implementation == ("ring")
         found = mixer_run(name, "ring")
     close(found, mixer_run(name, "chunkwise"), 1e-4)
 
@@ -258,7 +256,7 @@ def positions_can_be_unknown_or_anything() -> None:
 def recurrences_exchange_only_states_and_borders() -> None:
     """Read in the compiled program, forwards and backwards: nothing grows with the length."""
     options = {"width": 16, "num_heads": 4, "max_length": 512, "short_convolution": 4}
-    mixer = make_mixer(Options(**options, mixer="gated_delta", implementation="ring"))
+    mixer = make_mixer(**options, mixer="gated_delta", implementation="ring")
     with on(MESHES["context8"]):
         split = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(None, "context"))
         x = jax.ShapeDtypeStruct((2, 512, 16), jnp.float32, sharding=split)
@@ -288,9 +286,9 @@ def layers_of_a_population_on_every_axis() -> None:
 
     def run(attention, recurrence):
         options = {"width": 16, "num_heads": 4, "max_length": 24, "block_size": 3}
-        first = Options(**options, position="rope", num_kv_heads=2, implementation=attention)
-        second = Options(**options, mixer="state_space", implementation=recurrence)
-        mixers = [make_mixer(o) for o in (first, second)]
+        first = mixer_spec(**options, position="rope", num_kv_heads=2, implementation=attention)
+        second = mixer_spec(**options, mixer="state_space", implementation=recurrence)
+        mixers = [o.make() for o in (first, second)]
         # Small, for rounding not to grow from layer to layer.
         params = [jax.tree.map(lambda p: 0.3 * np.stack([p, -p]), numbers(m)) for m in mixers]
 

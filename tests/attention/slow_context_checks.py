@@ -10,9 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research.attention.errors import Unsupported
 from research.attention.implementations import fused, splash
 from research.attention.implementations.attend import attend
-from research.attention.options import Options, make_mixer
 from research.attention.parts import masks, normalizers
 from research.attention.parts.mechanism import Mechanism
+from research.attention.spec import make_mixer
 from tests.attention.cases import close, qkv
 from tests.attention.context_checks import (
     CAUSAL,
@@ -103,7 +103,7 @@ def memory_is_that_of_the_devices_share() -> None:
 
     def temporary(implementation, mesh):
         options = {"width": width, "num_heads": 4, "max_length": length, "block_size": 128}
-        mixer = make_mixer(Options(**options, implementation=implementation))
+        mixer = make_mixer(**options, implementation=implementation)
 
         def loss(params, x, inward, outward):
             def unit(x):

@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.errors import MechanismError
 from research.attention.implementations import dense
 from research.attention.mixers.mixer import init_params, state_bytes
 from research.attention.mixers.sequential.alignments import Content, LocationAware, read
 from research.attention.mixers.sequential.coverage import Coverage
 from research.attention.mixers.sequential.monotonic import Monotonic, MonotonicChunkwise
-from research.attention.mixers.sequential.stepwise import ALIGNMENTS, Stepwise
-from research.attention.options import Options, make_mixer
+from research.attention.mixers.sequential.stepwise import Stepwise, alignment_of
 from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts import scores
 from research.attention.parts.biases import alibi
@@ -25,6 +23,8 @@ from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import SinkSoftmax, Smoothed, Softmax
 from research.attention.parts.relative_scores import shaw
 from research.attention.parts.sparse_masks import local
+from research.attention.spec import make_mixer, mixer_spec
+from research.options import OptionError
 
 B, T, S, H, K, D, A, M = 2, 5, 7, 4, 2, 6, 3, 8
 SIZES = (H, K, D, A)
@@ -381,7 +381,7 @@ def test_filters_have_a_middle():
 
 def test_options_choose_the_alignment():
     def made(mixer, **extra):
-        return make_mixer(Options(width=M, num_heads=H, max_length=S, mixer=mixer, **extra))
+        return make_mixer(width=M, num_heads=H, max_length=S, mixer=mixer, **extra)
 
     found = made("location_aware", normalizer="smoothed", score_width=A, filter_length=5)
     assert found.alignment == LocationAware(H, H, M // H, A, 5, normalizer=Smoothed())
@@ -390,10 +390,10 @@ def test_options_choose_the_alignment():
     assert made("monotonic").alignment == Monotonic(H, H, 2, 2, waits=True)
     assert made("monotonic_chunkwise", chunk=3).alignment.chunk == 3
     assert made("monotonic", use_bias=True, head_width=5).parameters()["out"].shape == (H, 5, M)
-    with pytest.raises(MechanismError, match="filter_length = 4: must be odd"):
+    with pytest.raises(OptionError, match="filter_length = 4: must be odd"):
         made("location_aware", filter_length=4)
     # What a decoder reads with does not wait: its memory is all there.
-    options = Options(width=M, num_heads=H, max_length=S, mixer="monotonic")
-    assert ALIGNMENTS["monotonic"](options) == Monotonic(H, H, 2, 2)
-    options = Options(width=M, num_heads=H, max_length=S, mask="full", predicted_window=2)
-    assert ALIGNMENTS["softmax"](options).mechanism.focus.size == 2
+    spec = mixer_spec(width=M, num_heads=H, max_length=S, mixer="monotonic")
+    assert alignment_of(spec.options, spec.context) == Monotonic(H, H, 2, 2)
+    spec = mixer_spec(width=M, num_heads=H, max_length=S, mask="full", predicted_window=2)
+    assert alignment_of(spec.options, spec.context).mechanism.focus.size == 2

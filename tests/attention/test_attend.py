@@ -9,15 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.implementations import dense
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend
-from research.attention.options import Options
 from research.attention.parameters import Parameter
 from research.attention.parts import biases, masks, normalizers, scores
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import softmax
+from research.attention.parts.relative_biases import BIAS_POSITIONS
+from research.attention.parts.scores import SCORES
+from research.attention.parts.tables import MASKS as NAMED_MASKS
+from research.attention.spec import mixer_spec
+from research.options import read
 from tests.attention.cases import close, needed, qkv, weighted
 
 HEADS = 4
@@ -54,8 +57,9 @@ class Distance(scores.NotDot):
 
 def built(part, **extra):
     """What a line of the registry builds, its learned arrays drawn."""
-    options = Options(width=32, num_heads=HEADS, max_length=S, **needed(part), **extra)
-    leaves, structure = jax.tree.flatten(part.build(options))
+    spec = mixer_spec(width=32, num_heads=HEADS, max_length=S, **needed(part), **extra)
+    made = read(part, needed(part)).build(spec.options.sizes(spec.context))
+    leaves, structure = jax.tree.flatten(made)
     generator = np.random.default_rng(1)
     return structure.unflatten(
         jnp.asarray(0.5 * generator.normal(size=x.shape), jnp.float32)
@@ -69,7 +73,7 @@ SEGMENTS = jnp.asarray([[0] * 7 + [1] * 6 + [2] * 6, [5] * 10 + [0] * 9])
 # Row 1 has no valid key at all.
 VALID = jnp.asarray([[True] * 11 + [False] * 8, [False] * S])
 MASKS = {
-    **{name: built(part, mask=name) for name, part in registry.MASKS.items()},
+    **{name: built(part, mask=name) for name, part in NAMED_MASKS.items()},
     "segments": masks.causal() & masks.segments(SEGMENTS, SEGMENTS),
     "padding": masks.padding(VALID),
     "band or prefix": masks.window(3) | (masks.prefix(5) & ~masks.window(1)),
@@ -78,20 +82,18 @@ MASKS = {
 }
 BIASES = {
     "none": (),
-    **{name: (built(part, position=name),) for name, part in registry.BIAS_POSITIONS.items()},
+    **{name: (built(part, position=name),) for name, part in BIAS_POSITIONS.items()},
     "learned": (
         biases.Softcap(jnp.float32(3.0)),
         TableBias(jnp.sin(jnp.arange(20.0)).reshape(HEADS, 5), jnp.asarray([0, 1, 2, 2, 3, 3, 4])),
     ),
 }
 DOT_SCORES = {
-    name: found
-    for name, part in registry.SCORES.items()
-    if (found := built(part, score=name)).has_dot_form
+    name: found for name, part in SCORES.items() if (found := built(part, score=name)).has_dot_form
 }
 NORMALIZERS = {
     name: found
-    for name, part in registry.NORMALIZERS.items()
+    for name, part in normalizers.NORMALIZERS.items()
     if not IMPLEMENTATIONS["blockwise"].lacks(
         Mechanism(normalizer=(found := built(part, normalizer=name)))
     )
@@ -259,7 +261,8 @@ def test_positions_unknown_while_tracing_give_the_same():
             q, k, v, WINDOW, q_index=index, implementation=implementation, block_size=BLOCK
         )  # fmt: skip
 
-    close(jax.jit(lambda i: run(i, "blockwise"))(jnp.asarray(Q_INDEX)), run(Q_INDEX, "dense"))
+    found = jax.jit(lambda i: (run(i, "blockwise"), run(Q_INDEX, "dense")))(Q_INDEX)
+    close(*found)
 
 
 def test_key_positions_in_any_order():

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.errors import MechanismError, Unsupported
+from research.attention.errors import Unsupported
 from research.attention.implementations import dense
 from research.attention.implementations.attend import attend
 from research.attention.mixers.cache import filled
-from research.attention.options import Options, make_mixer
 from research.attention.parts import masks
 from research.attention.parts.block_selection import moba
 from research.attention.parts.forgetting import forget_gate
 from research.attention.parts.mechanism import Mechanism
+from research.attention.spec import make_mixer, mixer_spec
+from research.options import OptionError
 from tests.attention.cases import close, numbers, weighted
 
 B, T, S, H, K, D, M = 2, 9, 13, 4, 2, 6, 8
@@ -184,7 +185,7 @@ CACHED = {
 def test_a_cache_keeps_what_is_looked_at_but_not_seen(name):
     options = {"width": M, "num_heads": H, "max_length": S, "num_kv_heads": K}
     gate = name == "sinks"
-    mixer = make_mixer(Options(**options, **CACHED[name], forget_gate=gate, position="rope"))
+    mixer = make_mixer(**options, **CACHED[name], forget_gate=gate, position="rope")
 
     @jax.jit
     def run(params, x):
@@ -200,7 +201,7 @@ def test_a_cache_keeps_what_is_looked_at_but_not_seen(name):
 
 
 def test_gates_in_a_cache_are_as_wide_as_they_were_computed():
-    mixer = make_mixer(Options(width=M, num_heads=H, max_length=S, forget_gate=True))
+    mixer = make_mixer(width=M, num_heads=H, max_length=S, forget_gate=True)
     state = jax.eval_shape(lambda: mixer.init_state(B, S, jnp.bfloat16))
     assert state["k"].dtype == jnp.bfloat16
     assert state["biases_0"].dtype == jnp.float32 and state["biases_0"].shape == (B, S, H)
@@ -220,19 +221,19 @@ def test_what_lacks_content_says_so():
     with pytest.raises(ValueError, match="forget gate: it needs what it projected"):
         attend(q, k, v, FORGETTING.bind(params))
     base = {"width": M, "num_heads": H, "max_length": S}
-    with pytest.raises(MechanismError, match="forget_gate = True: .* mask 'full' is not causal"):
-        Options(**base, mask="full", forget_gate=True)
-    with pytest.raises(MechanismError, match="top_blocks = 0: mask 'moba' needs it"):
-        Options(**base, mask="moba", block_length=2)
-    with pytest.raises(MechanismError, match="forget_gate = True: nothing here reads it"):
-        Options(**base, mixer="latent", forget_gate=True)
+    with pytest.raises(OptionError, match="forget_gate = True: .* mask 'full' is not causal"):
+        mixer_spec(**base, mask="full", forget_gate=True)
+    with pytest.raises(OptionError, match="top_blocks = 0: must be at least 1, for mask 'moba'"):
+        mixer_spec(**base, mask="moba", block_length=2)
+    with pytest.raises(OptionError, match="forget_gate = True: nothing here reads it"):
+        mixer_spec(**base, mixer="latent", forget_gate=True)
     with pytest.raises(ValueError, match="moba: top = 0"):
         moba(4, 0)
 
 
 def test_a_score_that_reads_nothing_still_gives_blocks_their_keys():
     options = {"width": M, "num_heads": H, "max_length": S, "score": "synthesizer_random"}
-    mixer = make_mixer(Options(**options, mask="moba", block_length=4, top_blocks=2))
+    mixer = make_mixer(**options, mask="moba", block_length=4, top_blocks=2)
     assert {"query", "key"} <= set(mixer.parameters())
 
 
@@ -242,7 +243,7 @@ def test_empty_slots_are_no_block_that_is_wholly_allowed():
     some, every = filled.blocks(np.zeros((1, 1), int), np.ones((1, 1), int), lo, hi)
     assert some.tolist() == [[True, True, False]] and every.tolist() == [[True, False, False]]
     options = {"width": M, "num_heads": H, "max_length": S, "implementation": "blockwise"}
-    mixer, x = make_mixer(Options(**options, block_size=4)), np.float32(arrays()[3])
+    mixer, x = make_mixer(**options, block_size=4), np.float32(arrays()[3])
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), numbers(mixer))
     _, found = mixer.extend(params, mixer.init_state(B, S, "float32"), jnp.asarray(x[:, :6]))
     close(found, jax.jit(mixer.__call__)(params, x)[:, :6])

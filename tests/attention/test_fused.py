@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.implementations import dense, fused, splash
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend, choose
-from research.attention.options import Options
 from research.attention.parts import biases, masks, normalizers
+from research.attention.parts.choice import Sizes
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.normalizers import NORMALIZERS
 from tests.attention.cases import close, qkv, weighted
 from tests.attention.test_attend import BIASES, HEADS
 
@@ -270,19 +270,19 @@ def test_normalizers_that_each_implementation_takes():
     """What is registered later is refused by all but dense until its form is known to them."""
     family = {"softmax", "softmax_plus_one", "softmax_sink"}
     expected = {
-        "dense": set(registry.NORMALIZERS),
+        "dense": set(NORMALIZERS),
         "blockwise": {*family, "smoothed", "sigmoid", "squared_relu"},
         "ring": {*family, "smoothed", "sigmoid", "squared_relu"},
-        "gather": set(registry.NORMALIZERS),
+        "gather": set(NORMALIZERS),
         "jax_xla": {"softmax"},
         "jax_cudnn": {"softmax"},
         "splash": family,
     }
-    options = Options(width=16, num_heads=HEADS, max_length=8)
+    sizes = Sizes(16, HEADS, HEADS, 16 // HEADS, 8)
     for implementation, found in IMPLEMENTATIONS.items():
         takes = {
             name
-            for name, part in registry.NORMALIZERS.items()
-            if not found.lacks(Mechanism(normalizer=part.build(options)))
+            for name, part in NORMALIZERS.items()
+            if not found.lacks(Mechanism(normalizer=part().build(sizes)))
         }
         assert takes == expected[implementation]

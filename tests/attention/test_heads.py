@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.options import Options, make_mixer
 from research.attention.parts.heads import group_heads
+from research.attention.spec import make_mixer
 from tests.attention.cases import close, drawn
 
 BASE = {"width": 16, "num_heads": 4, "max_length": 12, "use_bias": True, "position": "rope"}
@@ -16,7 +16,7 @@ X = jnp.asarray(np.random.default_rng(3).normal(size=(2, 12, 16)), jnp.float32)
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_pooling_equal_heads_changes_nothing(kv_heads):
     """Heads that are the same within a group are worth as much as one."""
-    many, few = (make_mixer(Options(**BASE, num_kv_heads=k)) for k in (4, kv_heads))
+    many, few = (make_mixer(**BASE, num_kv_heads=k) for k in (4, kv_heads))
     shared = drawn(few)
     again = {
         name: jnp.repeat(a, 4 // kv_heads, -2) if name.split("_")[0] in ("key", "value") else a

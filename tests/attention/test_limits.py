@@ -1,6 +1,5 @@
 """Integers that no int32 holds, for every option: the same as a smaller one, or one line."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -9,31 +8,37 @@ import numpy as np
 import pytest
 
 from research.attention import registry
-from research.attention.checks import COMMON
-from research.attention.errors import MechanismError, Unsupported
+from research.attention.errors import Unsupported
+from research.attention.mixers.choice import Context
 from research.attention.mixers.sequential.monotonic import chunk_alignment
-from research.attention.options import Options, make_mixer
 from research.attention.parts import block_selection, masks, sparse_masks
+from research.attention.parts.tables import MASKS as NAMED_MASKS
+from research.attention.parts.tables import TABLES
+from research.attention.spec import mechanism_options, mixer_spec
+from research.options import OptionError, declarations, has_to_be_set
 from tests.attention.cases import HEADS, LENGTH, WIDTH, needed
 
 LARGE = (2**31 - 1, 2**31, 2**63)
 BASE = {"width": WIDTH, "num_heads": HEADS, "max_length": LENGTH}
-INTEGERS = [field.name for field in dataclasses.fields(Options) if field.type is int]
+CONTEXT = [name for name, one in declarations(Context).items() if one.kind is int]
+INTEGERS = [*CONTEXT, *(k for k, found in mechanism_options().items() if found[0].kind is int)]
+
+
+def integers(part):
+    return [name for name, one in declarations(part).items() if one.kind is int]
 
 
 def readers():
     """(option, what has to be chosen with it) for everything that reads an integer option."""
-    found = [(option, {}) for option in COMMON if option in INTEGERS]
+    found = [(option, {}) for option in CONTEXT]
     for name, entry in registry.MIXERS.items():
-        chosen = {"mixer": name} | ({} if entry.causal else {"mask": "full"})
-        found += [(option, chosen) for option in INTEGERS if option in entry.parts]
-        if "block_size" in entry.parts:
-            found += [("block_size", chosen | {"implementation": i}) for i in entry.implementations]
-    for field, table in registry.TABLES.items():
+        found += [(option, {"mixer": name}) for option in integers(entry)]
+        if "block_size" in integers(entry):
+            forms = entry.implementations
+            found += [("block_size", {"mixer": name, "implementation": i}) for i in forms]
+    for field, table in TABLES.items():
         for name, part in table.items():
-            for option in (*part.needs, *part.takes):
-                if option in INTEGERS:
-                    found.append((option, {field: name, **needed(part)}))
+            found += [(option, {field: name, **needed(part)}) for option in integers(part)]
     scaled = {"position": "rope", "rope_factor": 2.0}
     for scaling in ("linear", "ntk", "yarn"):
         found.append(("rope_original_length", scaled | {"rope_scaling": scaling}))
@@ -49,12 +54,12 @@ def test_every_integer_option_is_here():
 
 def traced(values):
     """Shapes of everything that the mixer of these options computes."""
-    options = Options(**BASE | values)
-    mixer = make_mixer(options)
+    spec = mixer_spec(**BASE | values)
+    mixer = spec.make()
     params = {
         name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in mixer.parameters().items()
     }
-    x = jax.ShapeDtypeStruct((1, LENGTH, options.width), "float32")
+    x = jax.ShapeDtypeStruct((1, LENGTH, spec.context.width), "float32")
     found = [jax.eval_shape(mixer, params, x)]
     try:
         state = jax.eval_shape(lambda: mixer.init_state(1, LENGTH, "float32"))
@@ -72,7 +77,7 @@ def test_large_integers_are_one_line_or_work(option):
         for value in LARGE[-1:] if option == "block_size" else LARGE:
             try:
                 traced(chosen | {option: value})
-            except MechanismError as error:
+            except OptionError as error:
                 assert str(error).count("\n") == 0
                 assert f"{option} = {value}" in str(error), (chosen, error)
 
@@ -109,7 +114,11 @@ def test_what_is_longer_than_any_sequence_means_the_same(name):
 
 
 def test_every_mask_with_a_size_is_here():
-    sized = {name for name, part in registry.MASKS.items() if set(part.needs) & set(INTEGERS)}
+    sized = {
+        name
+        for name, part in NAMED_MASKS.items()
+        if any(has_to_be_set(one) for one in declarations(part).values())
+    }
     assert sized == MASKS.keys()
 
 

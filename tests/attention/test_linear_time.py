@@ -2,56 +2,42 @@
 
 import dataclasses
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.errors import MechanismError, Unsupported
-from research.attention.mixers.linear import decay, features, gated, short_convolution, state_space
-from research.attention.mixers.linear import kernelized as linear
+from research.attention.errors import Unsupported
+from research.attention.mixers.linear import decay, features, short_convolution
 from research.attention.mixers.mixer import init_params
 from research.attention.parts.masks import Padding
+from research.attention.registry import MIXERS
+from research.attention.spec import make_mixer
+from research.options import OptionError, declarations
 from tests.attention.cases import close
 from tests.attention.test_decay import weighted
 
 B, T, H, D, M = 2, 13, 3, 4, 12
 
 ENTRIES = {
-    "linear": linear.LINEAR,
-    "performer": linear.PERFORMER,
-    "based": linear.BASED,
-    "retention": gated.RETENTION,
-    "gated_linear": gated.GATED_LINEAR,
-    "state_space": state_space.STATE_SPACE,
+    name: MIXERS[name]
+    for name in ("linear", "performer", "based", "retention", "gated_linear", "state_space")
 }
-CONVOLVED = {name: "short_convolution" in entry.parts for name, entry in ENTRIES.items()}
+CONVOLVED = {name: "short_convolution" in declarations(entry) for name, entry in ENTRIES.items()}
 
 
-def options(**extra):
-    """What ``make`` reads of validated options."""
-    found = SimpleNamespace(
-        width=M,
-        num_heads=H,
-        head_size=D,
-        resolved_implementation="chunkwise",
-        block_size=5,
-        use_bias=False,
-        init_stddev=0.02,
-        out_scale=1.0,
-        feature_width=0,
-        short_convolution=0,
-        mechanism_seed=0,
-    )
-    vars(found).update(extra)
-    return found
+def made(name, **extra):
+    """A registered mixer of the sizes of this file."""
+    sizes = {"width": M, "num_heads": H, "head_width": D, "max_length": T, "block_size": 5}
+    read = {*sizes, "implementation", *declarations(ENTRIES[name])}
+    values = sizes | {"implementation": "chunkwise"} | extra
+    return make_mixer(mixer=name, **{key: v for key, v in values.items() if key in read})
 
 
 def mixer_problem(name, **extra):
     """A mixer, parameters of a size that tells everything apart, and an input."""
-    mixer = ENTRIES[name].make(options(**extra))
+    mixer = made(name, **extra)
     draw = np.random.default_rng(1)
     params = {
         key: np.float32(0.4 * draw.standard_normal(p.shape))
@@ -167,8 +153,15 @@ REFERENCES = {
     "state_space": state_space_reference,
 }
 PLAIN, RICH = {}, {"use_bias": True, "short_convolution": 3, "feature_width": 2}
-CASES = [(name, PLAIN) for name in ENTRIES] + [(name, RICH) for name in ENTRIES]
-cases = pytest.mark.parametrize(("name", "extra"), CASES, ids=[f"{n}{len(e)}" for n, e in CASES])
+# Rich is all that plain is, and more. Retention has no convolutions, whatever the options say.
+FAST = [("linear", PLAIN), ("retention", PLAIN)] + [(name, RICH) for name in ENTRIES]
+CASES = [
+    pytest.param(name, extra, id=f"{name}{len(extra)}", marks=marks)
+    for extra in (PLAIN, RICH)
+    for name in ENTRIES
+    for marks in [() if (name, extra) in FAST else pytest.mark.slow]
+]
+cases = pytest.mark.parametrize(("name", "extra"), CASES)
 
 
 SIZES = (6, 1, 1, 4, 1)
@@ -256,10 +249,10 @@ def test_mixers_refuse_masks_and_are_hashable(name):
     with pytest.raises(Unsupported, match=f"mixer '{name}' cannot take a mask.*'softmax' can"):
         mask = Padding(jnp.asarray(np.ones((B, T), bool)))
         jax.eval_shape(lambda p, x: mixer(p, x, mask=mask), params, x)
-    assert mixer == ENTRIES[name].make(options())
+    assert mixer == made(name)
     assert hash(mixer) == hash(type(mixer)(**vars(mixer)))
     described = mixer.parameters()
-    assert described == ENTRIES[name].make(options()).parameters()
+    assert described == made(name).parameters()
     params = jax.eval_shape(lambda: init_params(mixer, jax.random.key(0)))
     for key, a in params.items():
         assert a.shape == described[key].shape
@@ -277,7 +270,7 @@ def test_mixers_refuse_masks_and_are_hashable(name):
 )
 def test_training_memory_is_linear_in_length(name):
     def temporary(length, form):
-        mixer = mixer_problem(name, block_size=16, resolved_implementation=form)[0]
+        mixer = mixer_problem(name, block_size=16, implementation=form)[0]
         params = jax.eval_shape(lambda: init_params(mixer, jax.random.key(0)))
         x = jax.ShapeDtypeStruct((1, length, M), jnp.float32)
         grad = jax.jit(jax.grad(lambda p, x: weighted(mixer(p, x)), (0, 1)))
@@ -298,7 +291,7 @@ def test_performer_is_strictly_causal():
 
 
 def test_initial_steps_rates_and_decays():
-    mixer = state_space.make(options(num_heads=2000, feature_width=2, width=2, head_size=1))
+    mixer = made("state_space", num_heads=2000, feature_width=2, width=2, head_width=1)
     params = jax.device_get(jax.jit(lambda: init_params(mixer, jax.random.key(0)))())
     steps = np.log10(softplus(np.float64(params["step_bias"])))
     rates = np.exp(np.float64(params["log_rate"]))
@@ -311,10 +304,10 @@ def test_initial_steps_rates_and_decays():
 
 
 def test_head_widths_that_cannot_be_are_refused():
-    with pytest.raises(MechanismError, match="head_width = 5: .*pairs"):
-        gated.make_retention(options(head_size=5))
-    with pytest.raises(MechanismError, match="head_width = 1: .*2 or more"):
-        gated.make_gated_linear(options(head_size=1))
+    with pytest.raises(OptionError, match="head_width = 5: .*pairs"):
+        made("retention", head_width=5)
+    with pytest.raises(OptionError, match="head_width = 1: .*2 or more"):
+        made("gated_linear", head_width=1)
 
 
 def test_short_convolution_is_that_of_torch():

@@ -63,22 +63,24 @@ def test_layer_is_the_equation(use_bias, length):
 def test_identity_mixtures_are_softmax_attention():
     """With as many mixtures as positions, each of one position, against jax.nn."""
     q, k, v = jax.random.normal(jax.random.key(0), (3, B, T, H, D))
-    found = attend_projected(q, k, v, jnp.eye(T), jnp.eye(T))
+    found = jax.jit(attend_projected)(q, k, v, np.eye(T), np.eye(T))
     close(found, jax.nn.dot_product_attention(q, k, v), 1e-5)
 
 
 def test_padding():
     mixer, params, x = layer(use_bias=True)
-    valid = jnp.arange(T) < jnp.array([[T], [6]])
+    valid = np.arange(T) < np.array([[T], [6]])
     run = jax.jit(lambda x, valid: mixer(params, x, mask=padding(valid)))
     found = np.asarray(run(x, valid))
     close(found, published(params, x, valid), 1e-5)
     # What stands in the padding does not matter; padding at the end is a shorter sequence.
     assert np.array_equal(found[1, :6], run(x.at[1, 6:].set(1e3), valid)[1, :6])
     close(found[1, :6], jax.jit(mixer)(params, x[1:, :6])[0], 1e-5)
-    both = jax.jit(lambda: mixer(params, x, mask=padding(valid) & full() & padding(valid[::-1])))()
+    twice = jax.jit(lambda x, one, two: mixer(params, x, mask=padding(one) & full() & padding(two)))
+    both = twice(x, valid, valid[::-1])
     close(both, published(params, x, valid & valid[::-1]), 1e-5)
-    close(mixer(params, x, mask=full()), mixer(params, x), 1e-6)
+    full_and_none = jax.jit(lambda: (mixer(params, x, mask=full()), mixer(params, x)))
+    close(*full_and_none(), 1e-6)
 
 
 def test_every_output_sees_every_position():

@@ -3,8 +3,6 @@
 That weights times values make the output is asked of every case in test_mixers.py.
 """
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +10,18 @@ import pytest
 
 from research.attention.mixers import cross_attention
 from research.attention.mixers.mixer import read_values
-from research.attention.options import make_mixer
-from tests.attention.cases import CASES, close, drawn, numbers, problem, visible
+from research.attention.spec import mixer_spec
+from tests.attention.cases import (
+    CASES,
+    HEADS,
+    LENGTH,
+    WIDTH,
+    close,
+    drawn,
+    numbers,
+    problem,
+    visible,
+)
 
 LINEAR_TIME = (
     "linear",
@@ -29,7 +37,7 @@ LINEAR_TIME = (
 
 @pytest.mark.parametrize("mixer_name", ["softmax", "latent"])
 def test_scores_are_what_the_softmax_saw(mixer_name):
-    options = next(o for o in CASES.values() if o.mixer == mixer_name)
+    options = next(o for o in CASES.values() if o.name == mixer_name)
     mixer, params, x, _ = problem(options)
     look = jax.jit(mixer.look)(params, x)
     scores = np.where(visible(options), np.asarray(look.scores), -np.inf)
@@ -41,7 +49,7 @@ def test_scores_are_what_the_softmax_saw(mixer_name):
 @pytest.mark.parametrize("mixer_name", LINEAR_TIME)
 def test_implied_weights_are_derivatives_by_the_values(mixer_name):
     """The weight of s at t is what the head's output at t gains from the value at s."""
-    options = next(o for o in CASES.values() if o.mixer == mixer_name)
+    options = next(o for o in CASES.values() if o.name == mixer_name)
     mixer, params, x, _ = problem(options)
 
     @jax.jit
@@ -60,10 +68,11 @@ def test_implied_weights_are_derivatives_by_the_values(mixer_name):
 
 @pytest.mark.parametrize("extra", [{}, {"output_gate": True}, {"num_kv_heads": 2}])
 def test_cross_attention_is_rebuilt_too(extra):
-    options = replace(next(iter(CASES.values())), mask="full", position="none", **extra)
-    layer = cross_attention.make(options, 10)
+    sizes = {"width": WIDTH, "num_heads": HEADS, "max_length": LENGTH}
+    spec = mixer_spec(**sizes, mask="full", **extra)
+    layer = cross_attention.make_cross(spec.options, spec.context, 10)
     draw = np.random.default_rng(0)
-    shapes = (2, 5, options.width), (2, 7, 10)
+    shapes = (2, 5, WIDTH), (2, 7, 10)
     x, memory = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
 
     @jax.jit
@@ -79,9 +88,9 @@ def test_cross_attention_is_rebuilt_too(extra):
 
 
 def test_look_in_bfloat16_has_wide_weights():
-    options = next(o for o in CASES.values() if o.mixer == "softmax")
-    mixer = make_mixer(options)
-    x = jax.ShapeDtypeStruct((1, 4, options.width), jnp.bfloat16)
+    options = next(o for o in CASES.values() if o.name == "softmax")
+    mixer = options.make()
+    x = jax.ShapeDtypeStruct((1, 4, options.context.width), jnp.bfloat16)
     look = jax.eval_shape(mixer.look, numbers(mixer), x)
     assert look.weights.dtype == jnp.float32
     assert look.values.dtype == jnp.bfloat16

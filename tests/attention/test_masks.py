@@ -1,7 +1,5 @@
 """Masks against brute force, including the block logic that lets work be skipped."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.attention.parts import masks, sparse_masks
+from research.attention.parts.choice import Sizes
+from research.options import declarations, read
 
 SIDE = 14
 Q, K = np.arange(SIDE)[:, None], np.arange(SIDE)[None, :]
+SIZES = Sizes(16, 4, 4, 4, 64)
 TABLE = {**masks.MASKS, **sparse_masks.SPARSE_MASKS}
 
 # What each registered mask allows, by other means than its own: options, and f(q, k).
@@ -200,13 +201,13 @@ def test_what_a_decoder_keeps_of_sparse_masks():
 
 
 def built(name):
-    return TABLE[name].build(SimpleNamespace(**FORMULAS[name][0]))
+    return read(TABLE[name], FORMULAS[name][0]).build(SIZES)
 
 
 def test_every_registered_mask_has_a_formula():
     assert set(FORMULAS) == set(TABLE)
     for name, part in TABLE.items():
-        assert set(FORMULAS[name][0]) == {*part.needs, *part.takes}
+        assert set(FORMULAS[name][0]) == set(declarations(part))
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -270,7 +271,7 @@ def test_bigbird_sees_window_global_and_random_blocks():
     assert behind.tolist() == expected
     assert mask != sparse_masks.bigbird(block, 2, num_global=4, seed=6)
     options = {"block_length": 4, "random_blocks": 2, "global_tokens": 4, "mechanism_seed": 5}
-    assert TABLE["bigbird"].build(SimpleNamespace(**options)) == mask
+    assert read(TABLE["bigbird"], options).build(SIZES) == mask
 
 
 def test_random_links_that_are_too_many_to_count_are_unknown():

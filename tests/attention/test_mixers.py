@@ -1,6 +1,6 @@
 """What every mixer has to do, for every entry of the registry."""
 
-import dataclasses
+import functools
 import math
 import re
 
@@ -12,8 +12,8 @@ import pytest
 from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import init_params, state_bytes
-from research.attention.options import Options, make_mixer
 from research.attention.parts.masks import padding
+from research.attention.spec import MixerSpec, make_mixer, mixer_spec
 from tests.attention.cases import (
     BUILDS,
     CASES,
@@ -46,7 +46,7 @@ from tests.attention.conformance import (
 # What is left to say that there is nothing to look at.
 OPAQUE = ("gru", "lstm")
 # One of each way to go over a sequence.
-EAGER = ("softmax", "location_aware", "linear", "delta", "gated_convolution", "gru", "linformer")
+EAGER = ("softmax", "linear", "gated_convolution", "gru")
 WHOLE, AHEAD, BEHIND, PADDED, OTHERWISE, NOTHING = range(len(RUNS))
 
 
@@ -65,7 +65,7 @@ builds = fast(BUILDS)
 
 @cases
 def test_parameters_are_described(options):
-    mixer = make_mixer(options)
+    mixer = options.make()
     described = mixer.parameters()
     params = jax.eval_shape(lambda key: init_params(mixer, key), jax.eval_shape(jax.random.key, 3))
     assert params.keys() == described.keys()
@@ -74,7 +74,7 @@ def test_parameters_are_described(options):
         assert params[name].dtype == jnp.float32
         assert len(parameter.axes.names) == len(parameter.shape)
     # Two mixers of the same options are one static argument to jit.
-    again = make_mixer(options)
+    again = options.make()
     assert mixer == again
     assert hash(mixer) == hash(again)
 
@@ -86,10 +86,12 @@ def test_gradient_reaches_exactly_what_is_visible(options):
     expected = visible(options)
     # The Fourier transform leaves rounding where there should be nothing, and so do differences of
     # sums of forget gates.
-    rounds = options.mixer == "gated_convolution" or options.forget_gate
+    rounds = options.name == "gated_convolution" or getattr(options.options, "forget_gate", False)
     rounding = 1e-14 * reached.max() if rounds else 0
     assert reached[~expected].max(initial=0) <= rounding
-    if options.predicted_window or any(getattr(options, f) in v for f, v in SPARSE.items()):
+    if options.values.get("predicted_window") or any(
+        options.values.get(f) in v for f, v in SPARSE.items()
+    ):
         assert (reached[expected] > 0).mean() > 0.5
     else:
         assert reached[expected].min() > 1e-7 * reached.max()
@@ -112,12 +114,12 @@ def test_feeding_chunks_equals_the_whole(options):
         close(found(options).chunks, found(options).out[WHOLE], 1e-11)
     else:
         with pytest.raises(Unsupported, match="looks ahead"):
-            make_mixer(options).init_state(2, options.max_length, "float32")
+            options.make().init_state(2, options.context.max_length, "float32")
 
 
 @cases
 def test_state_bytes_are_those_of_the_state(options):
-    mixer = make_mixer(options)
+    mixer = options.make()
     if not decodable(options):
         return
     for dtype in ("float32", "bfloat16"):
@@ -128,15 +130,15 @@ def test_state_bytes_are_those_of_the_state(options):
 @cases
 def test_padding_is_taken_or_refused(options):
     one, (params, x) = found(options), given(options)
-    if options.mixer not in PADDABLE:
+    if options.name not in PADDABLE:
         with pytest.raises(Unsupported, match="'softmax' can"):
             mask = padding(jnp.asarray(np.ones(x.shape[:2], bool)))
-            jax.eval_shape(lambda p, x: make_mixer(options)(p, x, mask=mask), params, x)
+            jax.eval_shape(lambda p, x: options.make()(p, x, mask=mask), params, x)
         return
     # A row without padding does not change, and what stands in the padding does not matter.
     close(one.out[PADDED, 0], one.out[WHOLE, 0], 1e-11)
     assert np.array_equal(one.out[PADDED, 1, :VALID], one.out[OTHERWISE, 1, :VALID])
-    if options.mixer != "linformer":
+    if options.name != "linformer":
         assert not one.influence[PADDED, :VALID, 1, VALID:].any()
     # A row with nothing to see reads zeros, and no gradient is lost to them.
     assert np.isfinite(one.influence).all()
@@ -147,14 +149,14 @@ def test_padding_is_taken_or_refused(options):
 
 
 def test_only_gated_networks_have_nothing_to_look_at():
-    without = {o.mixer for o in CASES.values() if opaque(make_mixer(o))}
+    without = {o.name for o in CASES.values() if opaque(o.make())}
     assert without == set(OPAQUE), "give a mixer `look` and `merge`, or name it in OPAQUE"
 
 
 @cases
 def test_what_is_looked_at_makes_the_output(options):
     """Weights times values do, also where there is padding."""
-    mixer, (params, x), one = make_mixer(options), given(options), found(options)
+    mixer, (params, x), one = options.make(), given(options), found(options)
     if opaque(mixer):
         with pytest.raises(Unsupported, match="no weights to look at"):
             jax.eval_shape(mixer.look, params, x)
@@ -162,13 +164,13 @@ def test_what_is_looked_at_makes_the_output(options):
             jax.eval_shape(mixer.merge, params, x, x[:, :, None])
         return
     assert one.weights.dtype == np.float64
-    assert one.weights.shape[1::2] == (len(x), options.max_length)
+    assert one.weights.shape[1::2] == (len(x), options.context.max_length)
     # A weight where nothing can be seen would be a leak or a picture of one.
     assert not one.weights[..., ~visible(options)].any()
     close(one.rebuilt[0], one.out[WHOLE], 1e-11)
-    if options.mixer in PADDABLE:
+    if options.name in PADDABLE:
         close(one.rebuilt[1, 1, :VALID], one.out[PADDED, 1, :VALID], 1e-11)
-        if options.mixer != "linformer":
+        if options.name != "linformer":
             assert not one.weights[1, 1, :, :VALID, VALID:].any()
 
 
@@ -203,33 +205,33 @@ def test_bfloat16_is_near_float32(options):
     assert error < 0.06 * exact.std()
     if not decodable(options):
         return
-    mixer, (params, x) = make_mixer(options), jax.tree.map(np.float32, given(options))
+    mixer, (params, x) = options.make(), jax.tree.map(np.float32, given(options))
     for dtype in (jnp.bfloat16, jnp.float32):
-        state = jax.eval_shape(lambda d=dtype: mixer.init_state(2, options.max_length, d))
+        state = jax.eval_shape(lambda d=dtype: mixer.init_state(2, options.context.max_length, d))
         after, first = jax.eval_shape(mixer.extend, params, state, x[:, :1].astype(dtype))
         # A state that changed type could not be carried by a compiled loop.
         assert first.dtype == dtype
         assert after == state
 
 
-@fast({next(n for n in CASES if CASES[n].mixer == mixer) for mixer in EAGER})
+@fast({next(n for n in CASES if CASES[n].name == mixer) for mixer in EAGER})
 def test_compiled_equals_eager(options):
     params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), given(options))
     with jax.disable_jit():
-        eager = make_mixer(options)(params, x)
+        eager = options.make()(params, x)
     close(eager, narrow(options).out[0])
 
 
-def first_case(mixer: str) -> Options:
+def first_case(mixer: str) -> MixerSpec:
     """The options of the first case of a mixer."""
-    return next(options for options in CASES.values() if options.mixer == mixer)
+    return next(options for options in CASES.values() if options.name == mixer)
 
 
 FORMS = [
     (name, form)
     for name, entry in registry.MIXERS.items()
     for form in entry.implementations
-    if form not in (*ELSEWHERE, first_case(name).resolved_implementation)
+    if form not in (*ELSEWHERE, first_case(name).implementation)
 ]
 
 
@@ -243,27 +245,28 @@ FORMS = [
 )
 def test_every_implementation_gives_the_same_values_gradients_and_states(name, form):
     options = first_case(name)
-    other = dataclasses.replace(options, implementation=form)
+    other = options.computed_by(form)
     if form in ("ring", "gather"):
         # For split sequences; on one device they are the program of another.
         unsplit = {"blockwise", "chunkwise"} & set(registry.MIXERS[name].implementations)
-        assert steps(other) == steps(dataclasses.replace(options, implementation=unsplit.pop()))
+        assert steps(other) == steps(options.computed_by(unsplit.pop()))
     elif form == "jax_xla":
         one, (params, x) = narrow(other), jax.tree.map(np.float32, given(options))
         # Not that with another row, which is far larger.
         for actual, expected in zip(one[:2], narrow(options)[:2], strict=True):
             close(actual[::2], expected[::2], 1e-4)
         run = jax.jit(in_chunks, static_argnums=(0, 1))
-        close(run(make_mixer(other), CHUNKS, params, x), one.out[0])
+        close(run(other.make(), CHUNKS, params, x), one.out[0])
     else:
         one, all_of_it = found(other, whole=True), found(options)
         close(one.chunks, all_of_it.chunks, 1e-9)
         close(one[:4], [x[: len(UNPADDED)] for x in all_of_it[:4]], 1e-9)
 
 
-def steps(options: Options) -> str:
+@functools.cache
+def steps(options: MixerSpec) -> str:
     """What is computed forwards, backwards and by feeding, as JAX writes it."""
-    mixer = make_mixer(options)
+    mixer = options.make()
 
     def run(params, x):
         grads = jax.grad(lambda *a: weighted(mixer(*a)), (0, 1))(params, x)
@@ -276,7 +279,7 @@ def steps(options: Options) -> str:
 UNPLACED = [
     name
     for name, o in NAMED.items()
-    if o.mask == "full" and o.mixer != "linformer" and o.position == "none"
+    if o.values.get("mask") == "full" and o.name != "linformer" and o.position == "none"
 ]
 
 
@@ -295,7 +298,7 @@ RELATIVE = ("none", "rope", "alibi", "t5", "kerple", "shaw", "transformer_xl")
 def test_relative_positions_do_not_see_where_the_sequence_starts(position):
     """Under a window, what is written far behind does not change what is read, nor does how far."""
     base = {"width": 16, "num_heads": 4, "max_length": 24, "mask": "window", "window": 4}
-    _, params, _, forward = problem(Options(**base, position=position))
+    _, params, _, forward = problem(mixer_spec(**base, position=position))
     x = jax.random.normal(jax.random.key(4), (1, 12, 16))
     before = jax.random.normal(jax.random.key(5), (1, 9, 16))
     shifted = forward(params, jnp.concatenate([before, x], axis=1))
@@ -305,7 +308,7 @@ def test_relative_positions_do_not_see_where_the_sequence_starts(position):
 
 def test_initial_scale_follows_the_options():
     def stddev(**kw):
-        mixer = make_mixer(Options(width=64, num_heads=4, max_length=8, **kw))
+        mixer = make_mixer(width=64, num_heads=4, max_length=8, **kw)
         params = jax.jit(init_params, static_argnums=0)(mixer, jax.random.key(0))
         return {name: float(p.std()) for name, p in params.items()}
 
@@ -317,14 +320,14 @@ def test_initial_scale_follows_the_options():
 
 
 def test_window_cache_is_no_larger_than_the_window():
-    mixer = make_mixer(Options(width=8, num_heads=2, max_length=1000, mask="window", window=5))
+    mixer = make_mixer(width=8, num_heads=2, max_length=1000, mask="window", window=5)
     assert mixer.init_state(1, 1000, "float32")["k"].shape == (1, 5, 2, 4)
     assert mixer.init_state(1, 3, "float32")["k"].shape == (1, 3, 2, 4)
 
 
 def test_sinks_are_kept_beside_the_window():
     sinks = {"mask": "window | causal & global", "window": 5, "global_tokens": 2}
-    mixer = make_mixer(Options(width=8, num_heads=2, max_length=1000, **sinks))
+    mixer = make_mixer(width=8, num_heads=2, max_length=1000, **sinks)
     state = mixer.init_state(1, 1000, "float32")
     assert state["k"].shape == (1, 7, 2, 4)
     params = drawn(mixer)
@@ -335,10 +338,10 @@ def test_sinks_are_kept_beside_the_window():
 
 
 def test_latent_state_is_the_latent():
-    options = Options(
+    options = mixer_spec(
         width=64, num_heads=8, max_length=100, mixer="latent", latent_width=12, rope_width=4,
         position="rope",
     )  # fmt: skip
-    mixer = make_mixer(options)
+    mixer = options.make()
     # 16 numbers a token, where 8 heads of keys and values of 8 would be 128.
     assert state_bytes(mixer, 1, 100, "float32") == 100 * (12 + 4) * 4 + 100 * 4 + 4

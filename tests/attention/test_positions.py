@@ -1,7 +1,6 @@
 """Rotary scalings and relative biases, by loops and by what their papers promise."""
 
 import math
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,11 @@ import pytest
 from research.attention.implementations import blockwise, dense
 from research.attention.parameters import bind, described
 from research.attention.parts import masks
+from research.attention.parts.choice import Sizes
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import Rotary, rope
 from research.attention.parts.relative_biases import BIAS_POSITIONS, bucket_edges, t5
+from research.options import read
 
 HEADS, T, S = 4, 11, 17
 Q_INDEX = np.arange(S - T, S)
@@ -166,14 +167,8 @@ def test_bucket_edges_are_the_logarithms(buckets, farthest):
 
 def built(name, mask, max_length=80, seed=0):
     """A registered bias with random arrays in place of what it learns, and those by name."""
-    options = SimpleNamespace(
-        num_heads=HEADS,
-        max_length=max_length,
-        num_buckets=8,
-        max_distance=10,
-        build_mask=lambda: mask,
-    )
-    part = BIAS_POSITIONS[name].build(options)
+    sizes = Sizes(8 * HEADS, HEADS, HEADS, 8, max_length, bidirectional=mask.together != 0)
+    part = read(BIAS_POSITIONS[name], {"num_buckets": 8, "max_distance": 10}).build(sizes)
     shapes = {k: p.shape for k, p in described(part, "bias").items()}
     rng = np.random.default_rng(seed)
 

@@ -1,42 +1,37 @@
 """The registry: every entry has a case, and wrong options are refused in one clear line."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import pytest
 
 from research.attention import registry
-from research.attention.errors import MechanismError, Unsupported
+from research.attention.errors import Unsupported
 from research.attention.implementations.attend import IMPLEMENTATIONS, Implementation, attend
-from research.attention.options import Options, make_mixer
-from research.attention.registry import MIXERS, TABLES
+from research.attention.parts.choice import computes
+from research.attention.parts.tables import TABLES
+from research.attention.registry import MIXERS
+from research.attention.spec import make_mixer, mechanism_options, mixer_spec
+from research.options import OptionError
 from tests.attention.cases import ELSEWHERE, NAMED, PADDABLE, SPARSE, VARIANTS
 
 BASE = {"width": 16, "num_heads": 4, "max_length": 12}
 
 
 def test_every_entry_has_a_case():
-    assert {o.mixer for o in NAMED.values()} == set(MIXERS)
+    assert {o.name for o in NAMED.values()} == set(MIXERS)
     for field, table in TABLES.items():
-        names = {getattr(o, field) for o in NAMED.values()}
+        names = {o.values.get(field) for o in NAMED.values()}
         assert set(table) <= names, set(table) - names
     for name in registry.SWITCHES:
-        default = Options(**BASE)
-        changed = [o for o in NAMED.values() if getattr(o, name) != getattr(default, name)]
+        changed = [o for o in NAMED.values() if o.values.get(name, 0) != o.defaults.get(name, 0)]
         assert changed, name
 
 
-def test_every_option_is_read_by_something_and_varied_by_a_case():
-    """An option that no entry reads could never be set; one that no case sets is not tested."""
-    from research.attention.checks import COMMON
-
-    read = set(COMMON) | {"position"}
-    for entry in MIXERS.values():
-        read |= entry.parts
-    for table in TABLES.values():
-        for part in table.values():
-            read |= {*part.needs, *part.takes}
-    assert {f.name for f in dataclasses.fields(Options)} == read
+def test_every_option_has_a_meaning_and_limits():
+    for key, declared in mechanism_options().items():
+        for one in declared:
+            assert one.option.help, key
+            numbers = one.kind in (int, float)
+            assert not numbers or {one.option.least, one.option.above} != {None}, key
 
 
 def test_exceptions_of_the_suite_name_what_there_is():
@@ -49,9 +44,9 @@ def test_exceptions_of_the_suite_name_what_there_is():
 
 
 def test_every_entry_says_what_it_is():
-    for table in (*TABLES.values(), registry.SWITCHES, MIXERS):
+    for table in (*TABLES.values(), MIXERS):
         for name, entry in table.items():
-            assert len(entry.computes) >= 5, name
+            assert len(computes(entry)) >= 5, name
             assert any(c.isdigit() for c in entry.source), f"{name}: a source has a year"
             assert set(entry.where) <= {"self", "cross", "decoder"}
 
@@ -74,13 +69,13 @@ REFUSED = [
     ({"width": True}, "width", "type int, not bool"),
     ({"talking_heads": 1}, "talking_heads", "type bool, not int"),
     ({"num_layers": 0}, "num_layers", "at least 1"),
-    ({"window": -1}, "window", "0 or more"),
-    ({"softcap": float("nan")}, "softcap", "0 or more"),
-    ({"temperature": 0.0}, "temperature", "positive"),
-    ({"rope_base": float("inf")}, "rope_base", "finite"),
+    ({"window": -1}, "window", "window, local, dilated"),
+    ({"softcap": float("nan")}, "softcap", "finite"),
+    ({"score": "cosine", "temperature": 0.0}, "temperature", "positive"),
+    ({"position": "rope", "rope_base": float("inf")}, "rope_base", "finite"),
     ({"position": "rope", "rope_fraction": 1.5}, "rope_fraction", "at most 1"),
-    ({"init_stddev": -1.0}, "init_stddev", "0 or more"),
-    ({"mask": "window"}, "window", "at least 1"),
+    ({"init_stddev": -1.0}, "init_stddev", "at least 0"),
+    ({"mask": "window"}, "window", "at least 1, for mask 'window'"),
     ({"mask": "prefix"}, "prefix_length", "at least 1"),
     ({"mask": "dilated", "window": 4}, "dilation", "at least 1"),
     ({"mask": "strided"}, "stride", "at least 1"),
@@ -88,7 +83,7 @@ REFUSED = [
     ({"mask": "bigbird"}, "block_length", "at least 1"),
     ({"window": 4}, "window", "mask window, local, dilated"),
     ({"prefix_length": 4}, "prefix_length", "(mask prefix would)"),
-    ({"score_width": 4}, "score_width", "(score additive, concat would)"),
+    ({"score_width": 4}, "score_width", "(score additive, concat; mixer location_aware"),
     ({"sharpening": 2.0, "normalizer": "sigmoid"}, "sharpening", "(normalizer softmax would)"),
     ({"num_buckets": 16}, "num_buckets", "(position t5 would)"),
     ({"rope_factor": 2.0}, "rope_factor", "(position rope would)"),
@@ -98,16 +93,20 @@ REFUSED = [
     ({"latent_width": 3}, "latent_width", "(mixer latent would)"),
     ({"mixer": "linear", "score": "cosine"}, "score", "softmax"),
     ({"mixer": "linear", "position": "alibi"}, "position", "does not apply positions, softmax"),
-    ({"mixer": "linear", "position": "rope"}, "position", "it can have none, sinusoidal, learned"),
-    ({"mixer": "linear", "mask": "full"}, "mask", "leave it 'causal'"),
+    ({"mixer": "linear", "position": "rope"}, "position", "it can be none, sinusoidal, learned"),
+    ({"mixer": "linear", "mask": "full"}, "mask", "leave it out"),
     ({"mixer": "linear", "num_kv_heads": 2}, "num_kv_heads", "softmax"),
     ({"mixer": "linear", "softcap": 2.0}, "softcap", "softmax"),
     ({"mixer": "linear", "implementation": "dense"}, "implementation", "chunkwise"),
     ({"mixer": "linear", "feature_width": 8}, "feature_width", "performer"),
     ({"mixer": "gated_convolution", "window": 4}, "window", "leave it 0"),
     ({"mixer": "gated_convolution", "head_width": 4}, "head_width", "softmax, latent"),
-    ({"mixer": "linformer"}, "mask", "needs mask 'full'; causal ones are softmax"),
-    ({"mixer": "latent", "position": "shaw"}, "position", "mixer 'latent' takes rope"),
+    ({"mixer": "linformer", "mask": "causal"}, "mask", "whole sequence at once; it can be full"),
+    (
+        {"mixer": "latent", "position": "shaw"},
+        "position",
+        "it can be none, sinusoidal, learned, rope",
+    ),
     ({"mixer": "latent", "num_kv_heads": 2}, "num_kv_heads", "softmax"),
     ({"mixer": "differential", "score": "general"}, "score", "softmax"),
     ({"mixer": "gru", "implementation": "chunkwise"}, "implementation", "auto, recurrent"),
@@ -123,8 +122,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("extra", "field", "says"), REFUSED, ids=[str(r[0]) for r in REFUSED])
 def test_wrong_options_are_refused_in_one_line(extra, field, says):
-    with pytest.raises(MechanismError) as caught:
-        Options(**(BASE | extra))
+    with pytest.raises(OptionError) as caught:
+        mixer_spec(**(BASE | extra))
     message = str(caught.value)
     assert caught.value.field == field
     assert message.startswith(f"{field} = {caught.value.value!r}: ")
@@ -133,16 +132,16 @@ def test_wrong_options_are_refused_in_one_line(extra, field, says):
 
 
 def test_heads_do_not_matter_to_a_mixer_without_them():
-    make_mixer(Options(width=15, num_heads=4, max_length=8, mixer="gated_convolution"))
+    make_mixer(width=15, num_heads=4, max_length=8, mixer="gated_convolution")
 
 
 def test_auto_takes_blocks_for_long_sequences():
     long = {"max_length": 2000}
-    assert Options(**BASE).resolved_implementation == "dense"
-    assert Options(**(BASE | long)).resolved_implementation == "blockwise"
-    assert Options(**(BASE | long), score="additive").resolved_implementation == "dense"
-    assert Options(**(BASE | long | {"mixer": "linear"})).resolved_implementation == "chunkwise"
-    assert make_mixer(Options(**(BASE | long))).implementation == "blockwise"
+    assert mixer_spec(**BASE).implementation == "dense"
+    assert mixer_spec(**(BASE | long)).implementation == "blockwise"
+    assert mixer_spec(**(BASE | long), score="additive").implementation == "dense"
+    assert mixer_spec(**(BASE | long | {"mixer": "linear"})).implementation == "chunkwise"
+    assert make_mixer(**(BASE | long)).implementation == "blockwise"
 
 
 def test_a_future_implementation_that_lacks_the_mechanism_is_refused(monkeypatch):
@@ -153,12 +152,11 @@ def test_a_future_implementation_that_lacks_the_mechanism_is_refused(monkeypatch
         blocked=False,
     )
     monkeypatch.setitem(IMPLEMENTATIONS, "plain", plain)
-    softmax = MIXERS["softmax"]
-    names = (*softmax.implementations, "plain")
-    monkeypatch.setitem(MIXERS, "softmax", softmax._replace(implementations=names))
-    Options(**BASE, implementation="plain")
-    with pytest.raises(MechanismError, match="lacks biases; dense, blockwise"):
-        Options(**BASE, implementation="plain", softcap=1.0)
+    names = (*MIXERS["softmax"].implementations, "plain")
+    monkeypatch.setattr(MIXERS["softmax"], "implementations", names)
+    mixer_spec(**BASE, implementation="plain")
+    with pytest.raises(OptionError, match="lacks biases; dense, blockwise"):
+        mixer_spec(**BASE, implementation="plain", softcap=1.0)
     x = jnp.ones((1, 2, 1, 2))
     with pytest.raises(Unsupported, match="'pallas' is unknown; there are dense, blockwise"):
         attend(x, x, x, implementation="pallas")

@@ -1,7 +1,6 @@
 """Scores, one pair at a time: every entry against its paper's equation in float64."""
 
 import itertools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 
 from research.attention.implementations import dense
 from research.attention.parameters import bind, described
+from research.attention.parts.choice import Sizes
 from research.attention.parts.focus import predicted_window
 from research.attention.parts.heads import talking_heads
 from research.attention.parts.masks import causal
@@ -17,23 +17,16 @@ from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import softmax
 from research.attention.parts.relative_scores import SCORE_POSITIONS, shaw, transformer_xl
 from research.attention.parts.scores import SCORES, cosine, dot, scaled_dot
+from research.options import read
 
 B, T, S, H, K, D, A, LENGTH, FAR = 2, 3, 5, 4, 2, 6, 5, 12, 2
 # The queries are not the first positions, the keys not in order: a score goes by position.
 Q_INDEX, KV_INDEX = np.array([4, 5, 9])[:, None], np.array([2, 0, 5, 7, 9])[None]
 
 
-def options(kv_heads=K):
-    return SimpleNamespace(
-        num_heads=H,
-        kv_heads=kv_heads,
-        head_size=D,
-        width=8,
-        score_width=A,
-        temperature=0.3,
-        max_length=LENGTH,
-        max_distance=FAR,
-    )
+def built(part, kv_heads):
+    options = read(part, {"score_width": A, "temperature": 0.3, "max_distance": FAR})
+    return options.build(Sizes(8, H, kv_heads, D, LENGTH))
 
 
 def unit(x):
@@ -82,8 +75,8 @@ PAIRS = {
 
 def build(name, kv_heads=K):
     if name in SCORES:
-        return SCORES[name].build(options(kv_heads))
-    return SCORE_POSITIONS[name].build(options(kv_heads))(scaled_dot())
+        return built(SCORES[name], kv_heads)
+    return built(SCORE_POSITIONS[name], kv_heads)(scaled_dot())
 
 
 def arguments(score, kv_heads, seed=0):

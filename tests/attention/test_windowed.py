@@ -85,12 +85,18 @@ def test_it_goes_around_alignments_with_a_state(inner):
 
 def test_a_query_after_one_that_read_nothing_sees_all():
     alignment, (q, k) = Windowed(Content(), WINDOW, H), vectors()
-    state = alignment.init_state(B, S, jnp.float32)
-    index, blind = jnp.arange(S), padding(jnp.zeros((B, S), bool))
-    at = jnp.arange(1)
-    nothing, state = alignment.step({}, q[0], {"k": k}, at, index, blind, state)
+
+    @jax.jit
+    def run(q, k):
+        state = alignment.init_state(B, S, jnp.float32)
+        index, blind = jnp.arange(S), padding(jnp.zeros((B, S), bool))
+        at = jnp.arange(1)
+        nothing, state = alignment.step({}, q[0], {"k": k}, at, index, blind, state)
+        weights, _ = alignment.step({}, q[1], {"k": k}, at + 1, index, None, state)
+        return nothing, weights
+
+    nothing, weights = run(q, k)
     assert not np.any(nothing)
-    weights, _ = alignment.step({}, q[1], {"k": k}, at + 1, index, None, state)
     assert (np.asarray(weights) > 0).all()
 
 

@@ -8,15 +8,18 @@ import math
 import pytest
 
 from research.ablation.experiment import Experiment, Outcome
-from research.cloud.expected import expected_collectives
+from research.cloud.estimate import residuals, step_seconds
 from research.cloud.forecast import check_budget, forecast, forecast_experiment, total_cost
 from research.cloud.prices import load_prices
-from research.cloud.roofline import bandwidth, estimate
+from research.cloud.step import abstract_task
 from research.cloud.table import rows_table, screen
 from research.configuration import apply_deltas, flatten, load_config
 from research.errors import UserError
-from research.parallel.layout import Layout
+from research.models.model import parameter_shapes
+from research.models.registry import make_model
+from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.topology import CHIPS, parse_target, parse_targets
+from research.training.step import batch_shapes
 from tests import small
 
 LM, SMALL_LM = "configs/tpu/lm_1b3.py", "configs/tpu/lm_125m.py"
@@ -61,64 +64,107 @@ def test_the_slice_of_the_config_is_the_default():
 
 def test_what_is_kept_is_exact(large):
     # float32 parameters, two moments and the best: everything but norms is split over 64 devices.
-    assert large.memory.parameters == pytest.approx(4 * large.traced.parameters / 64, rel=0.01)
-    assert large.memory.optimizer == pytest.approx(2 * large.memory.parameters, rel=1e-3)
-    assert large.memory.best == pytest.approx(large.memory.parameters, rel=1e-3)
+    assert large.estimate.memory.parameters == pytest.approx(
+        4 * large.estimate.parameters / 64, rel=0.01
+    )
+    assert large.estimate.memory.optimizer == pytest.approx(
+        2 * large.estimate.memory.parameters, rel=1e-3
+    )
+    assert large.estimate.memory.best == pytest.approx(large.estimate.memory.parameters, rel=1e-3)
 
 
 def test_flops_are_six_per_parameter_and_token(large):
     tokens = 256 * 2048
-    matrices = large.traced.parameters
+    matrices = large.estimate.parameters
     attention = 3 * 24 * 2 * (2 * 2048 * 2048)
-    assert large.traced.model_flops == pytest.approx(tokens * (6 * matrices + attention), rel=0.01)
+    assert large.estimate.model_flops == pytest.approx(
+        tokens * (6 * matrices + attention), rel=0.01
+    )
     # remat runs every layer forwards once more, but for its last product, which no gradient needs.
     extra = 24 * 8 * 2048**2 * 2 + attention / 3
     # Blocks above the diagonal are left out.
     blocks = 2048 // 512
     left_out = 4 / 3 * attention * (1 - (blocks + 1) / (2 * blocks))
     wanted = tokens * (6 * matrices + attention + extra - left_out)
-    assert large.traced.flops == pytest.approx(wanted, rel=0.01)
+    assert large.estimate.flops == pytest.approx(wanted, rel=0.01)
 
 
 def test_flops_at_great_length_follow_from_short_ones(monkeypatch):
-    from research.cloud import step
+    from research.cloud import estimate, step
 
     config = apply_deltas(
         load_config("configs/tpu/lm_125m.py"), {"task.length": 2048, "model.num_layers": 2}
     )
     task = step.abstract_task(config)
-    counted = step._flops(config, task)
-    monkeypatch.setattr(step, "COUNTED_UP_TO", 1024)
-    assert step._flops(config, task) == pytest.approx(counted, rel=1e-3)
+    counted = estimate._flops(config, task)
+    monkeypatch.setattr(estimate, "SHORT", 256)
+    assert estimate._flops(config, task) == pytest.approx(counted, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_a_window_takes_less_time():
     long = {"task__length": 16384, "task__batch_size": 16}
     window = {"model__mask": "window", "model__window": 512}
-    full, narrow = (planned("v5e:4x4", SMALL_LM, **long, **more).traced for more in ({}, window))
+    full, narrow = (planned("v5e:4x4", SMALL_LM, **long, **more).estimate for more in ({}, window))
     assert narrow.model_flops == full.model_flops
     assert narrow.flops < 0.6 * full.flops
 
 
-# Temporaries of compiled programs in GB: TPU v5e, libtpu 0.0.42.1, `--topology` without --estimate.
+@pytest.mark.parametrize("layers", [1, 5])
+def test_remat_keeps_the_input_of_each_layer(layers):
+    deltas = {"task.length": 256, "task.batch_size": 4, "model.num_layers": layers}
+    config = apply_deltas(load_config(SMALL_LM), deltas)
+    task = abstract_task(config)
+    model = make_model(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
+    batch = batch_shapes(task)
+    found = residuals(model, task, parameter_shapes(model, batch), batch)
+    hidden, logits = 4 * 256 * 768, 4 * 256 * 32768
+    # bfloat16 inputs of the layers; what the last norm and the loss keep; the cast embedding.
+    rest = 4 * logits + hidden * (2 + 3 * 4) + 2 * 768 * 32768
+    assert found == pytest.approx(2 * layers * hidden + rest, rel=0.01)
+
+
+# Temporaries of compiled programs in GB: libtpu 0.0.42.1, `--topology` without --estimate.
 MEASURED = [
-    ("v5e:8x8", {}, 4.12),
-    ("v5e:4x4", {"task__batch_size": 64}, 4.13),
-    ("v5e:4x4", {"optimizer__accumulate": 8}, 2.75),
-    pytest.param("v5e:8x8", {"task__batch_size": 1024}, 13.68, marks=pytest.mark.slow),
-    pytest.param("v5e:8x8", {"task__bpe_vocab_size": 2048}, 2.61, marks=pytest.mark.slow),
+    (LM, "v5e:8x8", {}, 4.12),
+    (LM, "v5e:4x4", {"optimizer__accumulate": 8}, 2.97),
+    (SMALL_LM, "v5e:4x4", {}, 7.86),
+    (LM, "v5e:4x4", {"task__batch_size": 64}, 4.13),
+    (LM, "v5e:8x8", {"task__batch_size": 1024}, 13.68),
+    (LM, "v5e:8x8", {"task__bpe_vocab_size": 2048}, 2.61),
+    (SMALL_LM, "v5e:4x4", {"model__implementation": "blockwise"}, 7.86),
+]
+FAST = 3
+# Outside of what the formula is for: rows that a TPU pads, no remat, dense attention.
+FARTHER = [
+    ("v5e:4x4", {"model__num_layers": 2, "model__num_heads": 48}, 12.3),
+    ("v5e:4x4", {"model__num_layers": 2, "model__num_heads": 1}, 6.8),
+    ("v5e:4x4", {"model__remat": False, "task__batch_size": 128}, 10.45),
+    ("v6e:4x4", {"model__implementation": "dense", "task__batch_size": 128}, 2.13),
 ]
 
 
-@pytest.mark.parametrize(("slice_", "deltas", "measured"), MEASURED)
-def test_temporaries_are_within_15_percent_of_compiled_ones(slice_, deltas, measured):
-    found = planned(slice_, **deltas)
-    assert found.memory.temporaries == pytest.approx(1e9 * measured, rel=0.15)
+@pytest.mark.parametrize(
+    ("path", "slice_", "deltas", "measured"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (i >= FAST))
+        for i, case in enumerate(MEASURED)
+    ],
+)
+def test_temporaries_are_within_15_percent_of_compiled_ones(path, slice_, deltas, measured):
+    found = planned(slice_, path, **deltas)
+    assert found.estimate.memory.temporaries == pytest.approx(1e9 * measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slice_", "deltas", "measured"), FARTHER)
+def test_temporaries_are_within_the_range_that_a_plan_states(slice_, deltas, measured):
+    found = planned(slice_, SMALL_LM, **deltas).estimate.memory.temporaries / 1e9
+    assert 0.6 * measured <= found <= 1.2 * measured
 
 
 def test_a_file_that_is_not_there_is_not_needed(large):
-    assert not large.fits or large.memory.data > 0
+    assert not large.fits or large.estimate.memory.data > 0
     config = apply_deltas(load_config(LM), {"task.path": "nowhere.txt", "task.tokenizer": "char"})
     with pytest.raises(UserError, match="nowhere.txt"):
         forecast(config, parse_target("v5e:8x8"), {}, compiling=False)
@@ -126,8 +172,8 @@ def test_a_file_that_is_not_there_is_not_needed(large):
 
 def test_more_devices_need_less_memory_each_and_less_time():
     few, many = planned("v5e:4x8"), planned("v5e:8x8")
-    assert many.memory.total < few.memory.total
-    assert many.times.products == pytest.approx(few.times.products / 2)
+    assert many.estimate.memory.total < few.estimate.memory.total
+    assert many.seconds == pytest.approx(few.seconds / 2)
 
 
 def test_a_model_that_does_not_fit_says_by_how_much():
@@ -137,60 +183,32 @@ def test_a_model_that_does_not_fit_says_by_how_much():
 
 
 def test_utilization_and_cost_follow_from_the_time(large):
-    seconds = large.times.step
+    seconds = large.seconds
     assert large.hours == pytest.approx(50_000 * seconds / 3600)
     assert large.cost() == pytest.approx(large.hours * 64 * load_prices()["v5e"].on_demand)
     assert large.cost(spot=True) < large.cost()
-    assert large.utilization == pytest.approx(large.traced.model_flops / seconds / (64 * 197e12))
+    assert large.utilization == pytest.approx(large.estimate.model_flops / seconds / (64 * 197e12))
     assert large.utilization <= 0.55
 
 
-def test_the_slowest_of_products_memory_and_links_decides():
-    target = parse_target("v5e:4x4")
-    products = estimate(target, 16, 1e15, 1e9, [])
-    memory = estimate(target, 16, 1e12, 1e12, [])
-    assert (products.limit, memory.limit) == ("products", "memory")
-    assert products.step == pytest.approx(1e15 / (16 * 197e12) / 0.55)
-    assert memory.step == pytest.approx(1e12 / 0.819e12 / 0.8)
-
-
-def test_links_of_a_torus():
-    v5e = CHIPS["v5e"]
-    assert bandwidth(v5e, (16, 16), 16) == 2 * 50e9  # a ring, both directions
-    assert bandwidth(v5e, (16, 16), 256) == 4 * 50e9
-    assert bandwidth(v5e, (4, 4), 4) == 50e9  # a line
-
-
-def test_messages_between_slices_go_over_the_network():
-    deltas = {"parallel__fsdp": False, "model__num_layers": 2}
-    one, two = (planned(name, SMALL_LM, **deltas) for name in ("v5e:4x4", "2*v5e:4x4"))
-    assert one.times.network == 0
-    assert two.times.network > 0
-
-
-@pytest.mark.parametrize(
-    ("layout", "kinds"),
-    [
-        (Layout(), set()),
-        (Layout(data=8), {"all-reduce"}),
-        (Layout(data=8, fsdp=True), {"all-gather", "reduce-scatter"}),
-        (Layout(model=4), {"all-reduce"}),
-        (Layout(context=4), {"collective-permute"}),
-    ],
-)
-def test_expected_messages(layout, kinds):
-    found = expected_collectives(load_config(LM), layout, 1_000_000, 1)
-    assert {c.kind for c in found} == kinds
+def test_seconds_are_of_products_at_a_part_of_the_peak():
+    assert step_seconds(parse_target("v5e:4x4"), 16, 1e15) == pytest.approx(
+        1e15 / 16 / 197e12 / 0.55
+    )
+    # Two devices on a chip.
+    assert step_seconds(parse_target("tpu7x:2x2x1"), 8, 1e15) == pytest.approx(
+        1e15 / 4 / 2307e12 / 0.55
+    )
 
 
 def test_local_devices_are_compiled_for_and_have_no_price():
     config = small.recall(model__num_layers=1)
     found = forecast(config, parse_target("local"), load_prices(), compiling=True)
     assert found.compiled.temporaries > 0
-    assert found.fits and found.cost() is None and found.times is None
+    assert found.fits and found.cost() is None and found.seconds is None
     assert found.target.memory == math.inf
     assert "nothing" in screen("run", [found])
-    kept = found.memory.total - found.memory.temporaries
+    kept = found.estimate.memory.total - found.estimate.memory.temporaries
     assert found.compiled.arguments == pytest.approx(kept, rel=0.05, abs=200)
 
 
@@ -270,5 +288,5 @@ def test_configs_for_slices_have_the_keys_of_base_and_fit(name):
     assert apply_deltas(base, flatten(config)) == config
     found = planned(config.parallel.slice, f"configs/tpu/{name}.py")
     assert found.fits
-    assert found.traced.implementation == "splash"
+    assert found.estimate.implementation == "splash"
     assert found.cost() < 1000

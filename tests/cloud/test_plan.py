@@ -97,4 +97,6 @@ def test_configs_for_slices_compile_with_kernels_and_as_predicted(config, deltas
     assert found.compiled.kernels == 4
     assert found.fits
     tolerance = 0.15 if not deltas else 0.25
-    assert found.memory.temporaries == pytest.approx(found.compiled.temporaries, rel=tolerance)
+    assert found.estimate.memory.temporaries == pytest.approx(
+        found.compiled.temporaries, rel=tolerance
+    )

@@ -12,7 +12,7 @@ from research.decoding.continuation import CHUNK, continuation
 from research.decoding.sampling import Sampling, draw, restrict
 from research.decoding.streaming import stream_scores, streaming
 from research.errors import UserError
-from research.models.transformer import make_transformer
+from research.models.registry import make_model
 from tests import small
 from tests.decoding.toy import drawn
 
@@ -22,7 +22,7 @@ VOCAB, LENGTH = 16, 64
 
 def decoder(**deltas):
     config = small.recall(**deltas)
-    model = make_transformer(config.model, VOCAB, LENGTH)
+    model = make_model(config.model, VOCAB, LENGTH)
     return model, drawn(model, 0.4)
 
 

@@ -2,21 +2,15 @@
 
 import pytest
 
-from research.configuration import apply_deltas, load_config
 from research.decoding.decode import decode, decode_all
 from research.decoding.search import Search
-from research.models.encoder_decoder import make_encoder_decoder
-from research.models.recurrent.language_model import make_recurrent
+from research.models.registry import make_model
 from tests import small
 from tests.decoding.exhaustive import LENGTH, VOCAB, assert_best, enumerated, recomputed
 from tests.decoding.toy import drawn, sources
 
-TINY = {
-    "model.width": 8,
-    "model.num_layers": 2,
-    "model.feedforward": 16,
-    "model.num_heads": 2,
-}
+TINY = {"width": 8, "num_layers": 2}
+BLOCKS = TINY | {"feedforward": 16, "num_heads": 2}
 TRANSFORMERS = {
     "softmax": {},
     "window": {"mask": "window", "window": 2, "position": "learned"},
@@ -29,14 +23,15 @@ RECURRENT = {
     "fixed": {"attention": "fixed_initial"},
     "local": {"attention": "local_p", "num_layers": 1},
 }
-CASES = {name: (make_encoder_decoder, keys) for name, keys in TRANSFORMERS.items()}
-CASES |= {name: (make_recurrent, {"num_heads": 1} | keys) for name, keys in RECURRENT.items()}
+CASES = {name: BLOCKS | {"name": "encoder_decoder", **keys} for name, keys in TRANSFORMERS.items()}
+CASES |= {
+    name: TINY | {"name": "recurrent"} | (keys if "fixed" in str(keys) else {"num_heads": 1} | keys)
+    for name, keys in RECURRENT.items()
+}
 
 
-def make_model(case, vocab, length):
-    make, keys = CASES[case]
-    deltas = TINY | {f"model.{key}": value for key, value in keys.items()}
-    model = make(apply_deltas(load_config(small.BASE), deltas).model, vocab, length)
+def made(case, vocab, length):
+    model = make_model(small.model(**CASES[case]), vocab, length)
     return model, drawn(model, 0.5)
 
 
@@ -48,7 +43,7 @@ def cases(*fast):
 
 @pytest.mark.parametrize("case", cases("pattern", "additive"))
 def test_a_wide_beam_finds_what_enumeration_finds(case):
-    model, params = make_model(case, VOCAB, LENGTH)
+    model, params = made(case, VOCAB, LENGTH)
     source, lengths = sources(0, 3, 4, VOCAB)
     penalty = 0.0 if case == "fixed" else 0.2
     search = Search(beam=48, nbest=12, length_penalty=1.0, coverage_penalty=penalty)
@@ -59,7 +54,7 @@ def test_a_wide_beam_finds_what_enumeration_finds(case):
 
 @pytest.mark.parametrize("case", cases("gru"))
 def test_greedy_equals_recomputing_every_token(case):
-    model, params = make_model(case, 12, 9)
+    model, params = made(case, 12, 9)
     source, lengths = sources(2, 8, 7, 12)
     found = decode_all(model, params, source, lengths, Search(), 3)
     wanted = recomputed(model, params, source, lengths, 9)

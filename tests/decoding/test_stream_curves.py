@@ -19,7 +19,7 @@ from research.decoding.stream_curves import (
 )
 from research.decoding.streaming import streaming
 from research.errors import UserError
-from research.models.transformer import make_transformer
+from research.models.registry import make_model
 from tests import small
 from tests.decoding.test_continuation import forward
 from tests.decoding.toy import drawn
@@ -28,7 +28,7 @@ VOCAB, LENGTH, TOKENS, WINDOW = 16, 12, 23, 6
 
 
 def model_of(**deltas):
-    return make_transformer(small.recall(**deltas).model, VOCAB, LENGTH)
+    return make_model(small.recall(**deltas).model, VOCAB, LENGTH)
 
 
 def decoder(**deltas):

@@ -9,11 +9,12 @@ import pytest
 
 from research.attention.errors import Unsupported
 from research.attention.mixers.streaming import Streaming, stream
-from research.attention.options import Options, make_mixer
+from research.attention.spec import make_mixer, mixer_spec
 from research.decoding.streaming import score_tokens, stream_scores, streaming
 from research.errors import UserError
 from research.models.activations import ACTIVATIONS
-from research.models.transformer import Decoder, make_transformer
+from research.models.registry import make_model
+from research.models.transformer import Decoder
 from tests import small
 from tests.decoding.test_continuation import forward
 from tests.decoding.toy import drawn
@@ -41,7 +42,7 @@ def visible(t, size, sinks):
 
 
 def mixer_of(case):
-    return make_mixer(Options(width=8, num_heads=2, max_length=LENGTH, **CASES[case]))
+    return make_mixer(width=8, num_heads=2, max_length=LENGTH, **CASES[case])
 
 
 def random(seed, *shape):
@@ -106,7 +107,7 @@ def test_chunks_of_any_size_agree(case):
 
 def model_of(**deltas):
     config = small.recall(model__num_layers=3, **deltas)
-    return make_transformer(config.model, VOCAB, LENGTH)
+    return make_model(config.model, VOCAB, LENGTH)
 
 
 def decoder(**deltas):
@@ -179,10 +180,10 @@ def test_what_left_the_cache_changes_nothing_in_one_layer():
 
 def test_recurrent_mixers_stream_as_they_are():
     linear = make_mixer(
-        Options(width=8, num_heads=2, max_length=LENGTH, mixer="linear", position="none")
+        mixer_spec(width=8, num_heads=2, max_length=LENGTH, mixer="linear", position="none")
     )
     assert stream(linear, 6, 2) is linear
-    latent = make_mixer(Options(width=8, num_heads=2, max_length=LENGTH, mixer="latent"))
+    latent = make_mixer(width=8, num_heads=2, max_length=LENGTH, mixer="latent")
     with pytest.raises(Unsupported, match="LatentAttention keeps something of every token"):
         stream(latent, 6, 2)
 

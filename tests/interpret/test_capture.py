@@ -33,6 +33,8 @@ CASES = {
         small.recall,
         DEEP | {"pattern": ("mixer=gated_delta, position=none", "mixer=gru, position=none")},
     ),
+    "attention second": (small.recall, DEEP | {"pattern": ("mixer=gru, position=none", "")}),
+    "attention first": (small.recall, DEEP | {"pattern": ("", "mixer=gru, position=none")}),
     "encoder_decoder": (small.transduction, PAIR),
     "recurrent": (small.transduction, {}),
     "conformer": (
@@ -51,6 +53,8 @@ NAMES = {
     "blockwise": [f"layer {i}" for i in range(4)],
     "remat": [f"layer {i}" for i in range(4)],
     "hybrid": ["layer 0", "layer 2"],
+    "attention second": ["layer 1", "layer 3"],
+    "attention first": ["layer 0", "layer 2"],
     "encoder_decoder": [
         *("encoder 0", "encoder 1"),
         *("decoder 0", "decoder 0 cross", "decoder 1", "decoder 1 cross"),
@@ -208,6 +212,33 @@ def test_changes_of_a_pattern_go_to_their_layers():
         found = layers(looked(model, params, batch, ("entry",), change)[1], "entry")
         close(found[layer], stream[layer] + 1, 1e-5)
         np.testing.assert_allclose(found[:layer], stream[:layer], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["attention second", "attention first"])
+def test_weights_of_a_hybrid_are_changed_in_the_layer_that_is_meant(name):
+    """Against the same model with uniform weights in one layer, its attention done by hand."""
+    model, params, batch = problem(name)
+    own = looked(model, params, batch, ("weights",))[1]
+    named = [part.name for part in parts(own)]
+    assert named == NAMES[name] and stacked(own, "weights").shape[0] == 2
+    sites = ("weights", "values", "read", "entry")
+    plain = {part.name: part.sites for part in parts(looked(model, params, batch, sites)[1])}
+    first = np.zeros((2, 2, 2, T, T), np.float32)
+    first[..., 0] = 1
+    for rank, layer in enumerate(named):
+        where = (np.arange(2) == rank).reshape(2, 1, 1, 1, 1)
+        found = looked(model, params, batch, sites, {"weights": Change(first, where)})[1]
+        changed = {part.name: part.sites for part in parts(found)}
+        # Up to the layer nothing differs, in it everything is read from the first token.
+        for i in range(int(layer.split()[1]) + 1):
+            close(changed[f"layer {i}"]["entry"], plain[f"layer {i}"]["entry"], 1e-6)
+        read = np.broadcast_to(plain[layer]["values"][:, :1], plain[layer]["read"].shape)
+        close(changed[layer]["weights"], first[rank], 1e-6)
+        close(changed[layer]["read"], read, 1e-5)
+        for other in set(named) - {layer}:
+            assert np.abs(changed[other]["weights"] - first[rank]).max() > 1e-3
+    with pytest.raises(UserError, match="are of 4 layers, and 2 have such a place"):
+        record(model, params, batch, (), {"weights": Change(np.zeros((4, 2, 2, T, T)), where)})
 
 
 def test_embeddings_of_another_input_give_its_outputs_and_gradients_pass():

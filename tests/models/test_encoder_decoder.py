@@ -9,8 +9,8 @@ from research.attention.parts.masks import full, padding
 from research.attention.parts.normalizers import NORMALIZERS
 from research.attention.parts.scores import SCORES
 from research.errors import UserError
-from research.models.encoder_decoder import make_encoder_decoder
-from research.models.layers import part_options
+from research.models.layers import part_spec
+from research.models.registry import make_model, read_model
 from tests import small
 
 VOCAB, LENGTH, S, T = 12, 10, 7, 6
@@ -18,12 +18,12 @@ LENGTHS = np.array([S, 4])
 
 
 def config_of(**model):
-    deltas = {"num_layers": 1, "dropout": 0.0} | model
+    deltas = {"name": "encoder_decoder", "num_layers": 1, "dropout": 0.0} | model
     return small.recall(**{f"model__{k}": v for k, v in deltas.items()}).model
 
 
 def model_of(**model):
-    return make_encoder_decoder(config_of(**model), VOCAB, LENGTH)
+    return make_model(config_of(**model), VOCAB, LENGTH)
 
 
 def some_batch(source=S, target=T):
@@ -47,11 +47,12 @@ def parameters(model, scale=0.2):
     """Parameters so large that every part of the model shows in the logits, biases included."""
     leaves, tree = jax.tree.flatten(shapes_of(model))
     rng = np.random.default_rng(1)
-    drawn = [jnp.asarray(rng.normal(size=leaf.shape) * scale, jnp.float32) for leaf in leaves]
+    drawn = [np.float32(rng.normal(size=leaf.shape) * scale) for leaf in leaves]
     # Norm scales are around one.
-    return jax.tree_util.tree_map_with_path(
+    params = jax.tree_util.tree_map_with_path(
         lambda path, p: p + 1 if path[-1].key == "scale" else p, jax.tree.unflatten(tree, drawn)
     )
+    return jax.device_put(params)
 
 
 def apply(model, params, *args, method="of_batch", **options):
@@ -285,15 +286,15 @@ def test_bfloat16_is_close_to_float32():
 
 def test_parts_take_of_the_config_what_they_read():
     c = config_of(mixer="gated_delta", position="none", short_convolution=4)
-    encoder = part_options(c, LENGTH, "encoder", {"mask": "full"}, "self")
-    assert (encoder.mixer, encoder.short_convolution) == ("gated_delta", 4)
+    encoder = part_spec(read_model(c), LENGTH, "encoder", {"mask": "full"}, "self")
+    assert encoder.name == "gated_delta" and encoder.values["short_convolution"] == 4
     c = config_of(
         mask="window", window=3, softcap=2.0, normalizer="sigmoid", implementation="splash"
     )
-    encoder = part_options(c, LENGTH, "encoder", {"mask": "full"}, "self")
-    assert encoder.build_mask() == full() and encoder.window == 0
+    encoder = part_spec(read_model(c), LENGTH, "encoder", {"mask": "full"}, "self")
+    assert encoder.mask == full() and "window" not in encoder.values
     # The implementation is no part of the mechanism: splash has no sigmoid.
-    assert (encoder.softcap, encoder.normalizer) == (2.0, "sigmoid")
+    assert (encoder.values["softcap"], encoder.values["normalizer"]) == (2.0, "sigmoid")
     assert encoder.implementation == "dense"
     model = model_of(mixer="gated_delta", position="none", short_convolution=4)
     assert model.implementation == "chunkwise, dense" and not model.config.encoder_looks_ahead

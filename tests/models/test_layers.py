@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.models.layers import implementation_of, layer_options
-from research.models.transformer import init_state, make_transformer
+from research.models.layers import implementation_of
+from research.models.registry import make_model, read_model
+from research.models.transformer import init_state
 from tests import small
 
 PATTERN = ("mask=window, window=3", "mask=window, window=3", "mask=window, window=3", "")
@@ -15,7 +16,7 @@ PATTERN = ("mask=window, window=3", "mask=window, window=3", "mask=window, windo
 
 def model_of(**model):
     deltas = {f"model__{k}": v for k, v in model.items()}
-    return make_transformer(small.recall(**deltas).model, 16, 12)
+    return make_model(small.recall(**deltas).model, 16, 12)
 
 
 def test_every_fourth_layer_sees_everything():
@@ -50,10 +51,8 @@ def test_positions_can_differ_by_layer():
 
 
 def test_a_hybrid_names_all_its_implementations():
-    options = layer_options(
-        small.recall(model__pattern=("mixer=linear, position=none", "")).model, 12
-    )
-    assert implementation_of(options) == "chunkwise, dense"
+    model = small.recall(model__pattern=("mixer=linear, position=none", "")).model
+    assert implementation_of(read_model(model).specs(12)) == "chunkwise, dense"
 
 
 def test_states_of_a_hybrid_are_those_of_its_mixers():
@@ -71,7 +70,10 @@ def test_states_of_a_hybrid_are_those_of_its_mixers():
         ({"pattern": ("widow=3", "")}, "model.pattern[0]='widow=3': key='widow' is unknown. Did"),
         ({"pattern": ("", "window")}, "model.pattern[1]='window': 'window' must be key=value"),
         ({"pattern": ("window=a",)}, "model.pattern[0]='window=a': window='a' must be of type int"),
-        ({"pattern": ("mask=window",)}, "model.pattern[0]='mask=window': window = 0: mask"),
+        (
+            {"pattern": ("mask=window",)},
+            "model.pattern[0]='mask=window': window = 0: must be at ",
+        ),
         ({"pattern": ("width=3",)}, "key='width' is unknown"),
         ({"pattern": ("position=learned",)}, "it is the same for all layers; set model.position"),
     ],

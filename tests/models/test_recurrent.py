@@ -10,21 +10,21 @@ import pytest
 from research.attention.parameters import Parameter
 from research.errors import UserError
 from research.models.recurrent import networks
-from research.models.recurrent.language_model import ATTENTIONS, make_recurrent
+from research.models.recurrent.language_model import ATTENTIONS
+from research.models.registry import make_model
 from tests import small
 
 B, S, T, V, LENGTH = 3, 6, 4, 11, 8
 LENGTHS, TARGETS = np.array([5, 4, 1]), np.array([4, 2, 3])
 FIXED = ("fixed_initial", "fixed_every_step")
 SOFTMAX = ("additive", "dot", "scaled_dot", "general", "concat", "cosine", "location", "coverage")
-SMALL = {"model.width": 8, "model.num_heads": 1, "model.num_layers": 1, "model.embedding_width": 6}
-SMALL |= {"model.tie_embeddings": False, "model.mask": "causal", "model.position": "rope"}
+SMALL = {"name": "recurrent", "width": 8, "num_heads": 1, "num_layers": 1, "embedding_width": 6}
+SMALL |= {"tie_embeddings": False}
 
 
 def built(attention="additive", vocab=V, **model):
-    deltas = SMALL | {f"model.{k}": v for k, v in model.items()} | {"model.attention": attention}
-    config = small.recall(**{k.replace(".", "__"): v for k, v in deltas.items()})
-    return make_recurrent(config.model, vocab, LENGTH)
+    keys = SMALL | model | {"attention": attention}
+    return make_model(small.model(**keys), vocab, LENGTH)
 
 
 def some_batch(length=S):
@@ -388,7 +388,7 @@ REFUSED = [
     ({"dropout": 1.0}, "model.dropout=1.0 must be in"),
     ({"pattern": ("mask=window",)}, "model.pattern="),
     ({"implementation": "blockwise"}, "model.implementation='blockwise'"),
-    ({"filter_length": 3}, "model.attention='additive': filter_length = 3: nothing here reads it"),
+    ({"filter_length": 3}, "model.filter_length=3: nothing here reads it"),
     ({"attention": "location_aware", "filter_length": 4}, "filter_length = 4: must be odd"),
     (
         {"talking_heads": True},

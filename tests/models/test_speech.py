@@ -10,7 +10,7 @@ import pytest
 
 from research.decoding.beams import SHARED, batch_axes
 from research.errors import UserError
-from research.models.speech.recognizer import make_speech
+from research.models.registry import make_model
 from research.tasks.task import BOS, EOS, PAD
 from tests import small
 
@@ -19,12 +19,10 @@ ROOM = min(2 * T, LENGTH)
 """Tokens that greedy decoding may find."""
 LENGTHS = np.array([11, 6, 1])
 SMALL = {
+    "name": "speech",
     "width": 8,
     "num_layers": 1,
     "num_heads": 1,
-    "feedforward": 8,
-    "position": "none",
-    "attention": "location_aware",
     "levels": 1,
     "init_stddev": 0.0,
     "embedding_stddev": 0.5,
@@ -32,8 +30,12 @@ SMALL = {
 
 
 def built(**model):
-    model = small.recall(**{f"model__{k}": v for k, v in (SMALL | model).items()}).model
-    return make_speech(model, V, LENGTH)
+    keys = SMALL | model
+    if keys.get("speller") != "transformer":
+        keys = {"attention": "location_aware"} | keys
+    if {keys.get("speller"), keys.get("listener")} - {None, "recurrent", "bilstm"}:
+        keys = {"feedforward": 8, "position": "none"} | keys
+    return make_model(small.model(**keys), V, LENGTH)
 
 
 def some_batch(length=S):
@@ -62,10 +64,10 @@ def parameters(model, seed=1):
     rng = np.random.default_rng(seed)
 
     def draw(path, p):
-        a = jnp.asarray(0.6 * rng.normal(size=p.shape), jnp.float32)
-        return a + (path[-1].key == "scale")
+        a = np.float32(0.6 * rng.normal(size=p.shape))
+        return a + np.float32(path[-1].key == "scale")
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -8,20 +8,24 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.models.registry import read_model
 from research.models.speech import spellers
 from research.models.speech.spellers import make_recurrent_speller, make_transformer_speller
 from tests import small
 
 B, S, T, V, N, LENGTH = 3, 7, 4, 11, 8, 6
 LENGTHS = np.array([7, 4, 1])
-SMALL = {"width": N, "num_layers": 1, "num_heads": 1, "feedforward": 8, "position": "none"}
+SMALL = {"width": N, "num_layers": 1, "num_heads": 1}
+BLOCKS = {"feedforward": 8, "position": "none"}
 UNITED = {"embedding_width": 6, "tie_embeddings": False}
 
 
-def config_of(kind, **model):
-    model = small.recall(**{f"model__{k}": v for k, v in (SMALL | model).items()}).model
+def config_of(kind, vocab=V, **model):
+    blocks = BLOCKS if kind == "transformer" else {}
+    options = {"name": "speech", "speller": kind} | SMALL | blocks | model
+    model = read_model(small.model(**options))
     make = make_recurrent_speller if kind == "recurrent" else make_transformer_speller
-    return make(model, V, LENGTH, {})[0]
+    return make(model, vocab, LENGTH, {})[0]
 
 
 def states(length=S):
@@ -53,10 +57,10 @@ def parameters(config):
     rng = np.random.default_rng(1)
 
     def draw(path, p):
-        a = jnp.asarray(0.4 * rng.normal(size=p.shape), jnp.float32)
-        return a + (path[-1].key == "scale")
+        a = np.float32(0.4 * rng.normal(size=p.shape))
+        return a + np.float32(path[-1].key == "scale")
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -144,10 +148,8 @@ def test_padding_leaves_no_trace(name):
 def test_gradient_reaches_the_inputs_before_and_no_others(name):
     """Through embeddings: every token of the batch is a word of its own."""
     own = {"attention": name} if name == "location_aware" else {"num_layers": 2}
-    model = SMALL | own | {"tie_embeddings": False}
-    config = small.recall(**{f"model__{k}": v for k, v in model.items()}).model
-    make = make_recurrent_speller if name == "location_aware" else make_transformer_speller
-    config = make(config, B * T, LENGTH, {})[0]
+    kind = "recurrent" if name == "location_aware" else "transformer"
+    config = config_of(kind, vocab=B * T, **own, tie_embeddings=False)
     words, params = jnp.arange(B * T).reshape(B, T), parameters(config)
 
     @jax.jit

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.models.registry import make_model
 from research.models.transformer import (
     ACTIVATIONS,
     Block,
     Norm,
     init_state,
-    make_transformer,
 )
 from tests import small
 
@@ -21,7 +21,7 @@ VOCAB, LENGTH = 16, 12
 
 def decoder(length=LENGTH, vocab=VOCAB, **model):
     deltas = {f"model__{k}": v for k, v in model.items()}
-    return make_transformer(small.recall(**deltas).model, vocab, length)
+    return make_model(small.recall(**deltas).model, vocab, length)
 
 
 def some_tokens(length=LENGTH, batch=2, vocab=VOCAB):
@@ -33,15 +33,12 @@ def parameters(model, scale=8.0):
     shapes = jax.eval_shape(model.init, jax.random.key(0), some_tokens())["params"]
     leaves, tree = jax.tree.flatten(shapes)
     generator = np.random.default_rng(1)
-    drawn = [
-        jnp.asarray(generator.normal(size=leaf.shape) * (0.02 * scale), jnp.float32)
-        for leaf in leaves
-    ]
-    params = jax.tree.unflatten(tree, drawn)
+    drawn = [np.float32(generator.normal(size=leaf.shape) * (0.02 * scale)) for leaf in leaves]
     # Norm scales are around one.
-    return jax.tree_util.tree_map_with_path(
-        lambda path, p: p + 1 if path[-1].key == "scale" else p, params
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, p: p + 1 if path[-1].key == "scale" else p, jax.tree.unflatten(tree, drawn)
     )
+    return jax.device_put(params)
 
 
 def logits_of(model, params, tokens):

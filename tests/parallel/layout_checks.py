@@ -130,13 +130,12 @@ EVERY |= {
     }.items()
     for layout in layouts
 }
-# Every axis, dropout and parts of batches; pairs under jit and pmap. What a mechanism does with a
-# sequence that is split is in tests/attention/context_checks.py; what is left out here is in
-# slow_layout_checks.
+# Every axis, dropout and parts of batches under jit; pairs under pmap, where each device counts its
+# own targets. What a mechanism does with a sequence that is split is in
+# tests/attention/context_checks.py; what is left out here is in slow_layout_checks.
 FAST = (
     "accumulated data=2 x context=4",
     "accumulated member=2 x data=2 x model=2, fsdp",
-    "encoder_decoder data=8, fsdp",
     "encoder_decoder pmap, data=8",
 )
 SLOW = {name: check for name, check in EVERY.items() if name not in FAST}

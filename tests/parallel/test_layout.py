@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from research.errors import UserError
-from research.models.transformer import make_transformer
+from research.models.registry import make_model
 from research.parallel.layout import Layout, layout_of, parse_layout
 from research.parallel.mesh import make_mesh
 from research.parallel.rules import constrain, spec
@@ -92,7 +92,7 @@ def test_rules(axes, shape, fsdp, expected):
 )
 def test_every_parameter_has_named_axes(deltas):
     config = small.recall(model__activation="swiglu", **deltas)
-    model = make_transformer(config.model, 16, 16)
+    model = make_model(config.model, 16, 16)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 16), int))["params"]
     axes = model.parameter_axes(shapes)
     jax.tree.map(

@@ -1,12 +1,15 @@
 """The outcome against its cost: which arms stand on the frontier, and that the chart shows them."""
 
+import itertools
+
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.loading import load_experiment
 from research.drawing.chart import svg
 from research.errors import UserError
-from research.report.frontier import Spot, amount, best_for_cost, frontier_charts
+from research.report.frontier import Spot, amount, best_for_cost, frontier_chart
 from research.report.judging.evidence import load_study
 from tests.report.synthetic_sweep import build, plausible
 
@@ -24,7 +27,7 @@ def test_the_frontier_is_what_nothing_cheaper_beats():
 
 
 @pytest.mark.parametrize("axes", [{}, {"task.length": (32, 64)}])
-def test_one_chart_per_point_with_a_mark_per_arm(tmp_path, axes):
+def test_a_panel_per_point_with_a_mark_per_arm(tmp_path, axes):
     experiment = Experiment(
         question="What does recall cost?",
         base="configs/recall.py",
@@ -41,20 +44,46 @@ def test_one_chart_per_point_with_a_mark_per_arm(tmp_path, axes):
         run["result"]["budget"]["state_bytes"] = cost * point.get("task.length", 32) // 32
         return run
 
-    charts = list(frontier_charts(load_study(build(tmp_path, experiment, simulate))))
-    assert len(charts) == max(1, *(len(v) for v in axes.values())) if axes else 1
-    for chart in charts:
-        text = svg(chart)
-        assert "against bytes of decoding state" in text
-        for index, arm in enumerate(ARMS):
-            assert f'data-arm="{index}"' in text
-            assert arm in text
+    (chart,) = frontier_chart(load_study(build(tmp_path, experiment, simulate)))
+    assert len(chart.figure.axes) == (2 if axes else 1)
+    text = svg(chart)
+    assert "against bytes of decoding state" in text
+    for index, arm in enumerate(ARMS):
+        assert f'data-arm="{index}"' in text
+        assert text.count(f">{arm}</text>") == len(chart.figure.axes)
+
+
+def test_names_do_not_collide(tmp_path):
+    """Forty arms in two places: the names that are written lie apart, the frontier's among them."""
+    arms = {f"arm number {i}": {"model.num_heads": i} for i in range(40)}
+    experiment = Experiment(
+        question="?",
+        base="configs/recall.py",
+        arms=arms,
+        outcome=Outcome("accuracy", higher_is_better=True),
+        seeds=(0, 1),
+        against="state_bytes",
+    )
+
+    def simulate(arm, point, tuned, seed, generator):
+        number = int(arm.split()[-1])
+        run = plausible(0.3 + 0.01 * (number % 20), generator)
+        run["result"]["budget"]["state_bytes"] = 1024 if number < 20 else 4096
+        return run
+
+    (chart,) = frontier_chart(load_study(build(tmp_path, experiment, simulate)))
+    renderer = FigureCanvasAgg(chart.figure).get_renderer()
+    texts = [t for t in chart.figure.axes[0].texts if t.get_text()]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    assert 5 <= len(texts) <= 40
+    assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert "arm number 19" in {text.get_text() for text in texts}
 
 
 def test_without_a_column_there_is_no_chart(tmp_path):
     experiment = Experiment("?", "b", {"a": {}}, Outcome("accuracy", higher_is_better=True), (0,))
     simulate = lambda arm, point, tuned, seed, g: plausible(0.5, g)  # noqa: E731
-    assert not list(frontier_charts(load_study(build(tmp_path, experiment, simulate))))
+    assert not list(frontier_chart(load_study(build(tmp_path, experiment, simulate))))
 
 
 def test_an_unknown_column_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from research import stats
 from research.ablation.claims import Claim, Direction, Threshold, Trend
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.measure import point_key
@@ -22,6 +23,7 @@ from research.report.judging.evidence import load_study, measure
 from research.report.tables import provenance_warnings, tuning_table
 from research.report.write import rewrite_report, write_report
 from research.runs import store
+from tests.commands import run_cases
 from tests.report.synthetic_sweep import GAPS, build, failed, plausible
 
 EXPERIMENT = Experiment(
@@ -131,8 +133,8 @@ def test_complete(complete):
     assert headings and all(a["aria-sort"] == "none" for a in headings)
     sections = {a["id"] for tag, a in page.tags if tag == "section"}
     assert sections == {
-        "verdicts", "results", "axes", "curves", "slices", "steps", "budget", "tuning", "arms",
-        "runs", "reproduce",
+        "verdicts", "outcome", "results", "axes", "curves", "slices", "steps", "budget", "tuning",
+        "arms", "runs", "methods", "reproduce",
     }  # fmt: skip
 
 
@@ -270,6 +272,55 @@ def test_tuning_marks_the_edge_of_the_grid(tmp_path, best, edges):
     assert all([e[-4:] for e in row.edges] == edges and row.total == 3 for row in rows)
 
 
+def test_the_report_names_who_is_at_the_edge_of_a_grid_that_was_continued(tmp_path):
+    bounded = replace(EXPERIMENT, tune_extend=2)
+    build(tmp_path, bounded, rates(1e-3))
+    write_report(tmp_path)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "continued on a side where its best value lay at the edge (by at most 2" in text
+        assert "So it is here, for" in text and "One tuning seed does not tell" in text
+
+
+def test_what_tuning_might_have_chosen_is_read_off_its_validation(tmp_path):
+    experiment = replace(
+        EXPERIMENT,
+        tune={"optimizer.learning_rate": (1e-3, 3e-3)},
+        tune_seeds=(100, 101, 102),
+        outcome=Outcome("accuracy", higher_is_better=True),
+        claims=(),
+    )
+    made = {}
+
+    def simulate(arm, point, tuned, seed, generator):
+        value = 0.8 + 10 * tuned["optimizer.learning_rate"] + generator.normal(0, 0.02)
+        made.setdefault(arm, {}).setdefault(tuned["optimizer.learning_rate"], []).append(value)
+        return plausible(value, generator)
+
+    axes = {}
+    study = load_study(build(tmp_path, replace(experiment, axes=axes), simulate))
+    found = measure(study).choice
+    for arm in experiment.arms:
+        scores = [values[:3] for values in made[arm].values()]
+        expected = stats.choice_deviation(scores, [stats.mean(s) for s in scores])
+        assert found[arm, ()] == pytest.approx(expected, rel=1e-9) and expected > 0
+    # Another metric of the same runs, and one that tuning runs do not have by seeds.
+    loss = measure(study, "loss").choice
+    assert loss["none", ()] == pytest.approx(3.5 * found["none", ()], rel=1e-9)
+    assert not measure(study, "budget/parameters").choice
+    assert not measure(study, "accuracy_by_gap").choice
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_report_says_what_its_intervals_are_of(tmp_path, own):
+    arms = {name: {"task.test_of_seed": own} for name in EXPERIMENT.arms}
+    build(tmp_path, replace(EXPERIMENT, arms=arms), simulate)
+    write_report(tmp_path)
+    said = "over seeds, each with a test of its own," if own else "over seeds, on these test data,"
+    for name in ("report.md", "report.html"):
+        assert said in (tmp_path / name).read_text()
+
+
 def test_runs_that_do_not_use_the_choice_are_marked(tmp_path):
     workdir = build(tmp_path, EXPERIMENT, rates(1e-3))
     tune = json.loads((workdir / "cells.json").read_text())[0]
@@ -359,32 +410,29 @@ def test_experiment_survives_json(complete):
     assert summary.study.experiment.to_json() == json.loads(json.dumps(EXPERIMENT.to_json()))
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "research.report", *arguments], capture_output=True, text=True
-    )
-
-
 def test_command(complete, tmp_path):
-    done = command(f"--workdir={complete[0].study.workdir}", f"--out={tmp_path / 'there'}")
-    assert done.returncode == 0, done.stderr
-    assert "supported" in done.stdout and str(tmp_path / "there" / "report.html") in done.stdout
+    case = [f"--workdir={complete[0].study.workdir}", f"--out={tmp_path / 'there'}", "--latex"]
+    (done,) = run_cases("research.report", [case])
+    assert done.code == 0, done.err
+    assert "supported" in done.out and str(tmp_path / "there" / "report.html") in done.out
     assert (tmp_path / "there" / "report.html").is_file()
+    assert "report.tex" in done.out and (tmp_path / "there" / "report.tex").is_file()
+    assert {path.suffix for path in (tmp_path / "there").glob("curves.*")} == {".png", ".pdf"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--workdir is missing"),
-        # A process each: of the others there are tests without one, of all commands' flags.
-        pytest.param(["--workdir=/nonexistent"], "is not a sweep", marks=pytest.mark.slow),
-        pytest.param(["--wrkdir=x"], "workdir", marks=pytest.mark.slow),
+        (["--workdir=/nonexistent"], "is not a sweep"),
+        (["--wrkdir=x"], "workdir"),
+        (["--workdir=x", "--formats=jpg"], "'jpg'"),
     ],
 )
 def test_command_errors_are_one_line(arguments, message):
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    (done,) = run_cases("research.report", [arguments])
+    assert done.code == 2
+    assert message in done.err and done.err.count("\n") == 1
 
 
 def test_reading_results_needs_no_jax():

@@ -105,7 +105,9 @@ def measured(values, higher=True, **how):
 
 
 def verdict(test, values, higher=True, **how):
-    return judge(Claim("claim", test=test), lambda *_: measured(values, higher, **how))
+    # Made-up samples have no curves: tests/report/test_convergence.py is about these.
+    claim = Claim("claim", test=test, within_steps=True)
+    return judge(claim, lambda *_: measured(values, higher, **how))
 
 
 NOISE = [0.010, -0.008, 0.004, -0.011, 0.006]
@@ -318,7 +320,7 @@ def test_a_claim_at_every_point_needs_every_point_and_no_correction():
 
 
 def test_the_primary_claims_of_an_experiment_are_corrected_together():
-    weak = Claim("weak", test=Direction("a", "b"))
+    weak = Claim("weak", test=Direction("a", "b"), within_steps=True)
     data = measured(one_place(a=around(0.9), b=around(0.886, 2)))
     assert judge(weak, lambda *_: data).verdict == "supported"
     judged = judge_all([weak] * 4, lambda *_: data)
@@ -327,10 +329,34 @@ def test_the_primary_claims_of_an_experiment_are_corrected_together():
     wide, narrow = judged[0].checks[0], judge(weak, lambda *_: data).checks[0]
     assert wide.high - wide.low > narrow.high - narrow.low and "98.8 % interval" in judged[0].effect
     # An exploratory claim costs the others nothing, and says what it is.
-    aside = Claim("aside", test=Direction("a", "b"), primary=False)
+    aside = Claim("aside", test=Direction("a", "b"), primary=False, within_steps=True)
     first, second = judge_all([weak, aside], lambda *_: data)
     assert first.verdict == second.verdict == "supported"
     assert "Exploratory" in second.why and "Exploratory" not in first.why
+
+
+def test_verdicts_leave_room_for_the_choice_of_tuned_values():
+    """Two standard deviations of it; the intervals say so, and two arms add up in squares."""
+    values = one_place(a=around(0.9), b=around(0.85, 1))
+    choice = {("a", ()): 0.003, ("b", ()): 0.004}
+    plain, tuned = (verdict(Direction("a", "b"), values, choice=c) for c in ({}, choice))
+    assert (plain.verdict, tuned.verdict) == ("supported", "supported")
+    one, other = plain.checks[0], tuned.checks[0]
+    assert (other.low, other.high) == pytest.approx((one.low - 0.01, one.high + 0.01))
+    assert "± 0.010 for the choice of tuned values" in tuned.effect
+    wide = {("a", ()): 0.03, ("b", ()): 0.04}
+    for test in (Direction("a", "b"), Direction("b", "a"), Equivalence("a", "b", 0.09)):
+        assert verdict(test, values).verdict != "open"
+        assert verdict(test, values, choice=wide).verdict == "open"
+    # Of shares, too: five of five against none is beyond .3, but not by as much again.
+    for room, expected in ((0.0, "supported"), (0.2, "open")):
+        judged = verdict(
+            Direction("a", "b", 0.3), solving(5, 0), solved=0.95, choice={("a", ()): room}
+        )
+        assert judged.verdict == expected and -1 <= judged.checks[0].low
+    share = Threshold("a", at_least=0.9)
+    judged = verdict(share, one_place(a=[0.95] * 8), solved=0.9, choice={("a", ()): 0.1})
+    assert judged.verdict == "open" and "at least 0.49" in judged.effect
 
 
 def test_one_seed_is_not_evidence():

@@ -195,3 +195,30 @@ def test_detectable_effect_without_variance_or_seeds():
 def test_median_is_numpys(sample):
     with np.errstate(all="ignore"):
         assert stats.median(sample) == pytest.approx(float(np.median(sample)))
+
+
+def test_the_best_of_two_is_the_first_as_often_as_its_difference_is_positive():
+    found = stats.choice_probabilities([0.3, 0.0], 0.5)
+    assert found[0] == pytest.approx(scipy.stats.norm.cdf(0.3 / (0.5 * math.sqrt(2))), abs=1e-6)
+    assert stats.choice_probabilities([0.1, 0.1, 0.1], 1.0) == pytest.approx([1 / 3] * 3, abs=1e-9)
+    # Without any noise the first of the best is taken.
+    assert stats.choice_probabilities([0.1, 0.3, 0.3], 0.0) == [0.0, 1.0, 0.0]
+
+
+def test_what_a_choice_adds_is_that_of_drawing_again():
+    generator = np.random.default_rng(0)
+    scores = [[0.1, 0.3, 0.2], [0.35, 0.2, 0.35], [0.0, 0.1, -0.2]]
+    values = [0.5, 0.9, 0.1]
+    spread = math.sqrt(np.mean([np.var(s, ddof=1) for s in scores]) / 3)
+    drawn = generator.normal([np.mean(s) for s in scores], spread, (400_000, 3)).argmax(1)
+    expected = np.std(np.array(values)[drawn])
+    assert stats.choice_deviation(scores, values) == pytest.approx(expected, rel=5e-3)
+    assert stats.choice_deviation(scores, [0.7] * 3) == 0
+    assert stats.choice_deviation([[1.0, 2.0]], [0.5]) == 0
+    assert math.isnan(stats.choice_deviation([[1.0], [2.0]], [0.5, 0.6]))
+
+
+def test_a_border_outside_of_what_a_proportion_can_be():
+    every, none = stats.Proportion(5, 5), stats.Proportion(0, 5)
+    assert every.p_above(1.2) == 1 and every.p_above(-0.2) == 0
+    assert none.p_below(-0.2) == 1 and none.p_below(1.2) == 0

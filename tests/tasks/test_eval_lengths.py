@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.models.transformer import make_transformer
+from research.models.registry import make_model
 from research.tasks.registry import make_task
 from research.tasks.synthetic.recall import EVALUATION_SEED
 from research.training.loop import train_population
@@ -118,7 +118,7 @@ def test_values_are_those_of_a_model_made_for_the_length(path, position, lengths
     task = program.task
     one = jax.tree.map(lambda a: a[0], params)
     total = count = 0.0
-    model = make_transformer(config.model, task.vocab_size, 40)
+    model = make_model(config.model, task.vocab_size, 40)
     applied = compiled(lambda params, tokens: model.apply({"params": params}, tokens)[0])
     for batch in batches(task, "validation", config.train.eval_batches)[-1]:
         logits = applied(one, batch["inputs"]).astype(np.float64)

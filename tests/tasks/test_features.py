@@ -6,6 +6,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from research import messages
 from research.errors import UserError
 from research.tasks.corpora import data_directory
 from research.tasks.speech import features as module
@@ -216,7 +217,7 @@ def test_a_recording_that_is_missing_is_named(tmp_path, utterances):
 def test_long_work_says_how_far_it_is(tmp_path, utterances, monkeypatch, capsys):
     load_features(utterances, RATE, cache=tmp_path / "first")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(module, "PLAIN_SECONDS", 0)
+    monkeypatch.setattr(messages, "PLAIN_SECONDS", 0)
     load_features(utterances, RATE, cache=tmp_path / "second")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and lines[1].startswith("features: 2/3 recordings, ")
+    assert len(lines) == 2 and lines[1].startswith("2/3 recordings, ")

@@ -110,6 +110,21 @@ def test_splits_are_the_first_nine_tenths_and_the_rest(tmp_path):
     assert task.tokenizer.decode(task.data["validation"].tolist()) == text[cut:]
 
 
+def test_a_test_is_the_end_of_what_validation_would_have(tmp_path):
+    whole = made(tmp_path, ENGLISH * 40)
+    task = made(tmp_path, ENGLISH * 40, task__test_fraction=0.04)
+    assert (whole.splits, task.splits) == (("validation",), ("validation", "test"))
+    parts = [np.asarray(task.data[split]) for split in task.splits]
+    np.testing.assert_array_equal(np.concatenate(parts), whole.data["validation"])
+    np.testing.assert_array_equal(task.data["train"], whole.data["train"])
+    assert len(parts[1]) == int(len(ENGLISH * 40) * 0.04)
+    windows = task.evaluation(task.data, "test", 0, 1)["inputs"]
+    np.testing.assert_array_equal(windows[0], parts[1][: task.length])
+    for fraction in (-0.1, 0.1, 0.5):
+        with pytest.raises(UserError, match="test_fraction=.* less than 0.1"):
+            made(tmp_path, ENGLISH * 40, task__test_fraction=fraction)
+
+
 def test_bpe_is_trained_on_the_training_split_alone(tmp_path):
     kinds = {"task__tokenizer": "bpe", "task__bpe_vocab_size": 300}
     text = ENGLISH * 90

@@ -25,6 +25,7 @@ def config(**changes):
         "train_length": 6,
         "test_lengths": (3, 5, 9),
         "test_sequences": 4,
+        "test_of_seed": False,
         "length": 12,
         "batch_size": 8,
     }

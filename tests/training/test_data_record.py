@@ -172,7 +172,7 @@ experiment = Experiment(
     common={common!r},
     arms={{"one head": {{"model.num_heads": 1}}, "two heads": {{}}}},
     seeds=(0,),
-    outcome=Outcome("loss", split="validation", higher_is_better=False),
+    outcome=Outcome("loss", split="validation", at="final", higher_is_better=False),
 )
 """
 

@@ -1,6 +1,7 @@
 """A disk that takes no more: one error with the file's name, at once, and nothing is lost."""
 
 import errno
+import functools
 import os
 import resource
 import shutil
@@ -16,10 +17,12 @@ from research.training.records import events
 from tests import small
 from tests.runs import at_steps, train, without_time
 
+recall = functools.partial(small.recall, model__num_layers=1)
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    (run,) = train(small.recall(), tmp_path_factory.mktemp("whole"))
+    (run,) = train(recall(), tmp_path_factory.mktemp("whole"))
     return run
 
 
@@ -45,7 +48,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, whole, monkeypatch, no_la
 
     at_steps(monkeypatch, [10], fill)
     with pytest.raises(OSError) as error:
-        train(small.recall(), tmp_path)
+        train(recall(), tmp_path)
     assert error.value.errno == errno.EFBIG
     assert (
         told(error.value)
@@ -56,7 +59,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, whole, monkeypatch, no_la
     assert steps_of(tmp_path) == [6] and result_of(tmp_path) is None
     monkeypatch.undo()
     no_large_files(resource.RLIM_INFINITY)
-    train(small.recall(), tmp_path)
+    train(recall(), tmp_path)
     assert without_time(tmp_path) == without_time(whole)
     assert steps_of(tmp_path) == [18, 24]
     assert not list(checkpoints.glob("*tmp*")), "what was left of it takes room"
@@ -67,7 +70,7 @@ def test_a_failed_save_is_noticed_before_the_next_one(tmp_path, monkeypatch, no_
     at_steps(monkeypatch, [5], no_large_files)
     at_steps(monkeypatch, [8, 10, 12], lambda: reached.append(time.sleep(1)))
     with pytest.raises(OSError, match="the checkpoint cannot be written.*checkpoints/6"):
-        train(small.recall(), tmp_path)
+        train(recall(), tmp_path)
     assert len(reached) < 3
 
 
@@ -80,12 +83,12 @@ def test_metrics_that_cannot_be_written(tmp_path, whole, monkeypatch):
 
     at_steps(monkeypatch, [8], fill)
     with pytest.raises(OSError) as error:
-        train(small.recall(), tmp_path)
+        train(recall(), tmp_path)
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
     monkeypatch.undo()
     path.unlink()
     (tmp_path / "kept").rename(path)
-    train(small.recall(), tmp_path)
+    train(recall(), tmp_path)
     assert without_time(tmp_path) == without_time(whole)
 
 
@@ -100,11 +103,11 @@ def test_a_tensorboard_log_that_cannot_be_written(tmp_path, whole, monkeypatch):
 
     monkeypatch.setattr(events.RecordWriter, "write", full)
     with pytest.raises(OSError) as error:
-        train(small.recall(), tmp_path)
+        train(recall(), tmp_path)
     assert error.value.errno == errno.ENOSPC
     assert "/tensorboard/events.out.tfevents." in error.value.filename
     monkeypatch.undo()
-    train(small.recall(), tmp_path)
+    train(recall(), tmp_path)
     assert without_time(tmp_path) == without_time(whole)
 
 
@@ -184,12 +187,12 @@ def test_a_small_disk(small_disk, whole, capfd):
     with open(small_disk / "other", "wb") as other:
         other.write(bytes(200_000))
     with pytest.raises(OSError) as error:
-        train(small.recall(), run)
+        train(recall(), run)
     assert error.value.errno == errno.ENOSPC and str(run) in str(error.value.filename)
     assert capfd.readouterr().err == ""
     (small_disk / "other").unlink()
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    train(small.recall(), run)
+    train(recall(), run)
     assert without_time(run) == without_time(whole)
 
 
@@ -199,4 +202,4 @@ def test_a_full_disk_at_the_start_is_a_mistake_of_the_user(small_disk):
             pass
         other.write(bytes(4096))
     with pytest.raises(UserError, match="No space left on device"):
-        train(small.recall(), small_disk / "run")
+        train(recall(), small_disk / "run")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from research.attention import registry
+from research.attention.parts.positions import MODEL_POSITIONS
+from research.attention.parts.tables import TABLES
 from research.configuration import apply_deltas
 from research.models.model import matrices, parameter_shapes
 from research.models.recurrent.attention import ATTENTIONS
@@ -57,8 +59,8 @@ def every_mechanism(causal):
             found += [{"mixer": name, **extra} for extra in ({}, *VARIANTS.get(name, []))]
     if causal:
         for field in ("score", "position", "normalizer"):
-            for name, part in registry.TABLES[field].items():
-                if name not in registry.MODEL_POSITIONS or name == "none":
+            for name, part in TABLES[field].items():
+                if name not in MODEL_POSITIONS or name == "none":
                     found.append({field: name, **needed(part)})
         found += [{"talking_heads": True}, {"output_gate": True}, {"predicted_window": 2}]
     return found

@@ -15,10 +15,12 @@ from research.training.loop import train_population
 from research.training.profiling import parse_steps
 from tests import small
 
+MEMBERS = 3
+
 
 def train(run, **more):
-    config = small.recall(members=2, model__num_layers=1, train__steps=6, train__log_every=3)
-    runs = [run / str(i) for i in range(2)]
+    config = small.recall(members=MEMBERS, model__num_layers=1)
+    runs = [run / str(i) for i in range(MEMBERS)]
     return config, runs, train_population(members_of(config), runs, run, **more)
 
 
@@ -71,9 +73,9 @@ def test_rows_have_the_utilization_where_the_peak_is_known(plain, tmp_path, monk
     monkeypatch.setattr(utilization, "peak_flops", lambda kind: 1e9)
     config, runs, results = train(tmp_path / "known")
     timing, budget = results[0]["timing"], measure_budget(config)
-    tokens = config.task.batch_size * config.task.length * 2  # of both members
+    tokens = config.task.batch_size * config.task.length * MEMBERS
     expected = budget["flops_per_token"] * tokens * timing["steps_per_second"] / 1e9
-    used = loop.make_program(config, 2).layout.devices
+    used = loop.make_program(config, MEMBERS).layout.devices
     assert timing["model_flops_utilization"] == pytest.approx(expected / used, rel=1e-6)
     first, *rest = read_metrics(runs[0])
     assert "model_flops_utilization" not in first  # nothing to measure from

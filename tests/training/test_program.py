@@ -1,5 +1,7 @@
 """One compiled program for a population: equal to its members alone, failures kept apart."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from research.training.program import make_members, make_program
 from research.training.step import make_step
 from tests import small
 
+recall = functools.partial(small.recall, model__num_layers=1)
 STEPS = 12
 MEMBERS = [
     {"seed": 0},
@@ -43,7 +46,7 @@ def equal(a, b):
 
 @pytest.fixture(scope="module")
 def population():
-    configs = [apply_deltas(small.recall(), deltas) for deltas in MEMBERS]
+    configs = [apply_deltas(recall(), deltas) for deltas in MEMBERS]
     return configs, *trained(configs)
 
 
@@ -97,7 +100,7 @@ def test_a_member_that_diverges_is_frozen_and_disturbs_nobody(population):
 
 
 def test_cutting_training_into_pieces_changes_nothing():
-    config = small.recall()
+    config = recall()
     program, members = make_program(config), make_members([config])
     whole, whole_sums = trained([config])
     state, total = program.init(members), None
@@ -113,7 +116,7 @@ def test_cutting_training_into_pieces_changes_nothing():
 @pytest.mark.parametrize("parts", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_accumulation_equals_the_whole_batch(parts):
     """With a masked loss of which the parts have different counts."""
-    config = small.recall(task__num_pairs=(1, 4), task__batch_size=8, model__init_scale=3.0)
+    config = recall(task__num_pairs=(1, 4), task__batch_size=8, model__init_scale=3.0)
     split = apply_deltas(config, {"optimizer.accumulate": parts})
     batch = jax.jit(make_program(config).task.batch)((), jax.random.key(1))
     counts = (np.asarray(batch["targets"]) >= 0).reshape(parts, -1).sum(1)
@@ -130,7 +133,7 @@ def test_accumulation_equals_the_whole_batch(parts):
 
 def test_the_gradient_is_that_of_the_mean_over_targets():
     """Against finite differences of the loss, through one step of the optimizer."""
-    config = small.recall(
+    config = recall(
         optimizer__beta1=0.0,
         optimizer__beta2=0.0,
         optimizer__epsilon=1e3,
@@ -190,14 +193,14 @@ def test_lower_is_better_for_a_loss(tmp_path):
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation():
-    config = small.recall(model__dropout=0.5)
+    config = recall(model__dropout=0.5)
     program, members = make_program(config), make_members([config])
-    plain = make_program(small.recall())
+    plain = make_program(recall())
     state = program.init(members)
     params, data = jax.tree.map(jnp.copy, state.params), program.task.data
     equal(program.evaluate["test"](params, data), plain.evaluate["test"](params, data))
     one = trained([config], 1)[1]["loss"].total
-    assert (np.asarray(one) != np.asarray(trained([small.recall()], 1)[1]["loss"].total)).all()
+    assert (np.asarray(one) != np.asarray(trained([recall()], 1)[1]["loss"].total)).all()
     np.testing.assert_array_equal(one, trained([config], 1)[1]["loss"].total)
 
 

@@ -41,11 +41,14 @@ def trained(tmp_path_factory):
     return functools.cache(lambda name: train(small.speech(**OBJECTIVES[name]), home / name))
 
 
-# Fast is the objective that has everything of the other two, and the one without a speller.
-SLOW = {"attention": pytest.mark.slow}
+# Fast is the objective that has everything of the other two. What their evaluations have is asked
+# below; tests/decoding/test_joint.py and tests/test_transcribe.py decode with CTC alone.
+FAST = "joint"
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in OBJECTIVES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == FAST else pytest.mark.slow) for n in OBJECTIVES]
+)
 def test_a_run_is_scored(trained, name):
     run = trained(name)
     result = result_of(run)
@@ -72,11 +75,14 @@ def test_a_run_is_scored(trained, name):
     assert [v is None or np.isnan(v) for v in test] == [False, True, False]
 
 
-def test_attention_alone_has_no_metric_of_ctc():
-    program = make_program(small.speech(**OBJECTIVES["attention"]))
+@pytest.mark.parametrize("name", ["attention", "ctc"])
+def test_one_objective_has_no_metric_of_the_other(name):
+    program = make_program(small.speech(**OBJECTIVES[name]))
     evaluate = make_evaluate(program.task, program.model, "validation", 1, None, program.measures)
     found = jax.eval_shape(evaluate, program.state.params, program.task.data)
-    assert {"loss", "error_rate"} <= found.keys() and "ctc_loss" not in found
+    assert {"loss", "error_rate"} <= found.keys()
+    assert ("ctc_loss" in found) == (name == "ctc")
+    assert ("accuracy" in found) == (name == "attention"), "of a speller"
 
 
 def test_what_is_logged_while_training_is_greedy_decoding(trained):

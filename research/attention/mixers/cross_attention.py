@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from research.attention.implementations.attend import attend
+from research.attention.mixers.attention_options import ScoredOptions
+from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import Look
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.self_attention import looked
@@ -17,9 +18,6 @@ from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.positions import Rotary
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
 
 Positions = Integer[Array | np.ndarray, " N"]
 
@@ -165,23 +163,18 @@ class CrossAttention:
         return by(q, k, v, mechanism, q_index=at[0], kv_index=at[1])
 
 
-def make(options: "Options", memory_width: int) -> CrossAttention:
-    """Cross-attention to a memory of this width, from validated options.
+def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> CrossAttention:
+    """Returns cross-attention to a memory of this width.
 
-    The options' mask speaks of positions in the two sequences: "full" is what is usual.
+    The mask speaks of positions in the two sequences: "full" is what is usual.
     """
-    return CrossAttention(
-        width=options.width,
+    return fill(
+        CrossAttention,
+        options.sizes(context),
+        options,
+        context,
+        mechanism=options.mechanism(context),
         memory_width=memory_width,
-        num_heads=options.num_heads,
-        num_kv_heads=options.kv_heads,
-        head_width=options.head_size,
-        mechanism=options.mechanism,
-        rotary=options.build_rotary(),
-        output_gate=options.output_gate,
-        implementation=options.resolved_implementation,
-        block_size=options.block_size,
-        use_bias=options.use_bias,
-        init_stddev=options.init_stddev,
-        out_scale=options.out_scale,
+        rotary=options.build_rotary(context),
+        implementation=options.resolved(context),
     )

@@ -1,21 +1,23 @@
 """Differential attention: the difference of two softmax attentions cancels what both look at."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from research.attention.entries import MixerEntry
 from research.attention.implementations import dense
-from research.attention.implementations.attend import IMPLEMENTATIONS
+from research.attention.mixers.attention_options import AttentionOptions, shared_heads
+from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import Look
-from research.attention.mixers.self_attention import PARTS, SelfAttention, auto, make
+from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Normal, Parameter, vector_axes
+from research.attention.parts.choice import MechanismPart, Sizes, size
 from research.attention.parts.masks import Mask
-from research.attention.parts.positions import Rotary
+from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS, Rotary
+from research.attention.parts.relative_biases import BIAS_POSITIONS
+from research.options import choice, option
 
 # lambda_init of the paper depends on the layer's depth and tends to this; its Table 6 finds the
 # constant as good.
@@ -88,22 +90,36 @@ class HalvesRotary(Rotary):
         )
 
 
-def make_differential(options: Any) -> DifferentialAttention:
-    """Differential attention from validated options."""
-    found: dict[str, Any] = dict(vars(make(options)))
-    if found["rotary"] is not None:
-        found["rotary"] = HalvesRotary(**vars(found["rotary"]))
-    return DifferentialAttention(**found)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DifferentialOptions(AttentionOptions):
+    """norm((softmax(q1 k1) - lambda softmax(q2 k2)) v)"""
 
+    source = "Ye et al. 2024 (Differential Transformer), equations 1-3"
+    time = "T S H D"
+    state = "2 S K D"
 
-DIFFERENTIAL = MixerEntry(
-    make=make_differential,
-    parts=PARTS - {"predicted_window", "talking_heads", "score"},
-    implementations=tuple(IMPLEMENTATIONS),
-    auto=auto,
-    source="Ye et al. 2024 (Differential Transformer), equations 1-3",
-    computes="norm((softmax(q1 k1) - lambda softmax(q2 k2)) v)",
-    time="T S H D",
-    state="2 S K D",
-    accepts={"position": ("rope", "alibi", "kerple", "fire", "t5")},
-)
+    position: MechanismPart = choice(
+        {**MODEL_POSITIONS, **ROTARY_POSITIONS, **BIAS_POSITIONS},
+        "none",
+        "how a query knows where a key is",
+        others="mixer 'differential' applies no others",
+    )
+    num_kv_heads: int = size(0, "heads of keys and values; 0: num_heads")
+    output_gate: bool = option(False, "what the heads read times sigmoid(x W)")
+
+    def sizes(self, context: Context) -> Sizes:
+        """Returns the sizes of the heads; see ``HeadOptions``."""
+        return shared_heads(super().sizes(context), self.num_kv_heads)
+
+    def make(self, context: Context) -> DifferentialAttention:
+        """Returns differential attention."""
+        rotary = self.build_rotary(context)
+        return fill(
+            DifferentialAttention,
+            self.sizes(context),
+            self,
+            context,
+            mechanism=self.mechanism(context),
+            rotary=rotary and HalvesRotary(**vars(rotary)),
+            implementation=self.resolved(context),
+        )

@@ -9,17 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.entries import MixerEntry
-from research.attention.implementations.attend import IMPLEMENTATIONS, attend, while_decoding
+from research.attention.implementations.attend import attend, while_decoding
 from research.attention.mixers import cache
+from research.attention.mixers.attention_options import AttentionOptions
+from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import Look, Mixer, kept_of_token
 from research.attention.mixers.projections import merge_heads
-from research.attention.mixers.self_attention import auto, looked
+from research.attention.mixers.self_attention import looked
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
+from research.attention.parts.choice import MechanismPart, size
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.mechanism import Mechanism
-from research.attention.parts.positions import Rotary
+from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS, Rotary
+from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.scores import dot
+from research.options import choice
 
 CAUSAL = Mechanism(dot(), causal())
 
@@ -186,46 +190,39 @@ def _cast(weight: Array, x: Array) -> Array:
     return weight.astype(x.dtype)
 
 
-def make(options: Any) -> LatentAttention:
-    """Latent attention from validated options."""
-    rotary = options.build_rotary()
-    # The paper's sizes: the rotating part is half as wide as the other.
-    rotary_width = options.rope_width or max(2, options.head_size // 4 * 2)
-    return LatentAttention(
-        width=options.width,
-        num_heads=options.num_heads,
-        head_width=options.head_size,
-        latent_width=options.latent_width or max(1, options.width // 2),
-        rotary_width=rotary_width if rotary else 0,
-        mechanism=dataclasses.replace(options.mechanism, score=dot()),
-        rotary=rotary,
-        implementation=options.resolved_implementation,
-        block_size=options.block_size,
-        init_stddev=options.init_stddev,
-        out_scale=options.out_scale,
+POSITIONS = {**MODEL_POSITIONS, **ROTARY_POSITIONS, **BIAS_POSITIONS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentOptions(AttentionOptions):
+    """softmax attention whose keys and values unfold from a latent vector per token"""
+
+    source = "DeepSeek-AI 2024 (DeepSeek-V2), section 2.1"
+    time = "T S H D"
+    state = "S (C + R)"
+
+    position: MechanismPart = choice(
+        POSITIONS,
+        "none",
+        "how a query knows where a key is",
+        others="mixer 'latent' applies no others",
     )
+    latent_width: int = size(0, "of the vector that is kept of a token; 0: width / 2")
+    rope_width: int = size(0, "channels of keys that turn; 0: half of head_width")
 
-
-LATENT = MixerEntry(
-    make=make,
-    parts=frozenset(
-        {
-            "num_heads",
-            "head_width",
-            "mask",
-            "normalizer",
-            "position",
-            "softcap",
-            "latent_width",
-            "rope_width",
-            "block_size",
-        }
-    ),
-    implementations=tuple(IMPLEMENTATIONS),
-    auto=auto,
-    source="DeepSeek-AI 2024 (DeepSeek-V2), section 2.1",
-    computes="softmax attention whose keys and values unfold from a latent vector per token",
-    time="T S H D",
-    state="S (C + R)",
-    accepts={"position": ("rope", "alibi", "kerple", "fire", "t5")},
-)
+    def make(self, context: Context) -> LatentAttention:
+        """Returns latent attention."""
+        sizes, rotary = self.sizes(context), self.build_rotary(context)
+        # The paper's sizes: the rotating part is half as wide as the other.
+        rotary_width = self.rope_width or max(2, sizes.head_width // 4 * 2)
+        return fill(
+            LatentAttention,
+            sizes,
+            self,
+            context,
+            latent_width=self.latent_width or max(1, context.width // 2),
+            rotary_width=rotary_width if rotary else 0,
+            mechanism=dataclasses.replace(self.mechanism(context), score=dot()),
+            rotary=rotary,
+            implementation=self.resolved(context),
+        )

@@ -1,21 +1,20 @@
 """Linformer: attention to a fixed number of learned mixtures of positions."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
+from research.attention.mixers.choice import Context, HeadOptions, Unplaced, fill
 from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Normal, Parameter, matrix_axes
-from research.attention.parts.masks import And, Mask, Padding
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
+from research.attention.parts.choice import size
+from research.attention.parts.masks import And, FullMask, Mask, Padding
+from research.options import Joined, choice
 
 
 def attend_projected(
@@ -165,28 +164,26 @@ def _valid(mask: Mask, length: int) -> Bool[Array, "B T"]:
     raise Unsupported("mixer 'linformer' cannot take a mask other than padding; 'softmax' can")
 
 
-def make(options: "Options") -> Linformer:
-    """Linformer attention from validated options."""
-    return Linformer(
-        width=options.width,
-        num_heads=options.num_heads,
-        head_width=options.head_size,
-        max_length=options.max_length,
-        rank=options.rank or max(1, options.max_length // 4),
-        use_bias=options.use_bias,
-        init_stddev=options.init_stddev,
-        out_scale=options.out_scale,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinformerOptions(HeadOptions, Unplaced):
+    """softmax(Q (E K)^T / sqrt(D)) F V, E and F learned (rank, length)"""
+
+    source = "Wang et al. 2020, equation 7, with E and F shared by the heads"
+    implementations = ("dense",)
+    time = "T R D"
+    state = "cannot be decoded"
+    causal = False
+
+    mask: Joined = choice(
+        {"full": FullMask},
+        "full",
+        "which keys a query sees",
+        joined=True,
+        others="mixer 'linformer' sees the whole sequence at once",
     )
+    rank: int = size(0, "positions that keys are projected to; 0: the longest sequence / 4")
 
-
-LINFORMER = MixerEntry(
-    make=make,
-    parts=frozenset({"num_heads", "head_width", "rank", "use_bias"}),
-    implementations=("dense",),
-    auto=lambda options: "dense",
-    source="Wang et al. 2020, equation 7, with E and F shared by the heads",
-    computes="softmax(Q (E K)^T / sqrt(D)) F V, E and F learned (rank, length)",
-    time="T R D",
-    state="cannot be decoded",
-    causal=False,
-)
+    def make(self, context: Context) -> Linformer:
+        """Returns Linformer attention."""
+        rank = self.rank or max(1, context.max_length // 4)
+        return fill(Linformer, self.sizes(context), context, rank=rank)

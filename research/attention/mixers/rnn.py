@@ -7,21 +7,18 @@ depend on the state, so over a sequence it is one product.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
+from research.attention.mixers.choice import Context, Unplaced, fill
 from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
 
 State = dict[str, Array]
 
@@ -292,44 +289,33 @@ class Recurrent(Mixer):
         return state, y + params["out_bias"].astype(x.dtype) if self.use_bias else y
 
 
-def make_gru(options: "Options") -> Recurrent:
-    """A GRU from validated options."""
-    return _make(options, "gru")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecurrentOptions(Unplaced):
+    """Options of recurrent networks as mixers."""
+
+    implementations = ("recurrent",)
+    time = "T M^2, sequential"
 
 
-def make_lstm(options: "Options") -> Recurrent:
-    """An LSTM from validated options."""
-    return _make(options, "lstm")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GruOptions(RecurrentOptions):
+    """h_t = (1 - z_t) tanh(x_t W + r_t (h_{t-1} U)) + z_t h_{t-1}, y_t = h_t W_o"""
+
+    source = "Cho et al. 2014, section 2.3; reset gate as in torch.nn.GRU"
+    state = "M"
+
+    def make(self, context: Context) -> Recurrent:
+        """Returns a GRU."""
+        return fill(Recurrent, context, cell="gru")
 
 
-def _make(options: "Options", cell: str) -> Recurrent:
-    return Recurrent(
-        width=options.width,
-        cell=cell,
-        use_bias=options.use_bias,
-        init_stddev=options.init_stddev,
-        out_scale=options.out_scale,
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LstmOptions(RecurrentOptions):
+    """c_t = f_t c_{t-1} + i_t tanh(x_t W + h_{t-1} U), h_t = o_t tanh(c_t), y_t = h_t W_o"""
 
+    source = "Hochreiter and Schmidhuber 1997; forget gates of Gers et al. 2000, section 3"
+    state = "2 M"
 
-GRU = MixerEntry(
-    make=make_gru,
-    parts=frozenset({"use_bias"}),
-    implementations=("recurrent",),
-    auto=lambda options: "recurrent",
-    source="Cho et al. 2014, section 2.3; reset gate as in torch.nn.GRU",
-    computes="h_t = (1 - z_t) tanh(x_t W + r_t (h_{t-1} U)) + z_t h_{t-1}, y_t = h_t W_o",
-    time="T M^2, sequential",
-    state="M",
-)
-
-LSTM = MixerEntry(
-    make=make_lstm,
-    parts=frozenset({"use_bias"}),
-    implementations=("recurrent",),
-    auto=lambda options: "recurrent",
-    source="Hochreiter and Schmidhuber 1997; forget gates of Gers et al. 2000, section 3",
-    computes="c_t = f_t c_{t-1} + i_t tanh(x_t W + h_{t-1} U), h_t = o_t tanh(c_t), y_t = h_t W_o",
-    time="T M^2, sequential",
-    state="2 M",
-)
+    def make(self, context: Context) -> Recurrent:
+        """Returns an LSTM."""
+        return fill(Recurrent, context, cell="lstm")

@@ -9,15 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.entries import MixerEntry
 from research.attention.implementations import dense
-from research.attention.implementations.attend import (
-    IMPLEMENTATIONS,
-    attend,
-    choose,
-    while_decoding,
-)
+from research.attention.implementations.attend import attend, while_decoding
 from research.attention.mixers import cache
+from research.attention.mixers.attention_options import ScoredOptions
+from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import Look, Mixer, kept_of_token
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter
@@ -190,58 +186,23 @@ def looked(
     return Look(dense.weights(q, k, mechanism, **at), v, dense.scores(q, k, mechanism, **at))
 
 
-def make(options: Any) -> SelfAttention:
-    """Softmax attention, and whatever replaces its softmax, from validated options."""
-    return SelfAttention(
-        width=options.width,
-        num_heads=options.num_heads,
-        num_kv_heads=options.kv_heads,
-        head_width=options.head_size,
-        mechanism=options.mechanism,
-        rotary=options.build_rotary(),
-        output_gate=options.output_gate,
-        implementation=options.resolved_implementation,
-        block_size=options.block_size,
-        use_bias=options.use_bias,
-        init_stddev=options.init_stddev,
-        out_scale=options.out_scale,
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftmaxOptions(ScoredOptions):
+    """normalizer(score(q, k) + bias, mask) v, per head"""
 
+    source = "Vaswani et al. 2017, equation 1 and section 3.2.2"
+    time = "T S H D"
+    state = "2 S K D; a window of w keys: 2 w K D"
+    where = ("self", "cross", "decoder")
 
-def auto(options: Any) -> str:
-    """The implementation of softmax attention that suits the length, the device and the dtype."""
-    width, dtype = options.head_size, options.dtype
-    return choose(options.max_length, options.mechanism, head_width=width, dtype=dtype)
-
-
-# The options that every softmax attention reads.
-PARTS = frozenset(
-    {
-        "num_heads",
-        "num_kv_heads",
-        "head_width",
-        "score",
-        "mask",
-        "predicted_window",
-        "normalizer",
-        "position",
-        "softcap",
-        "forget_gate",
-        "talking_heads",
-        "output_gate",
-        "block_size",
-        "use_bias",
-    }
-)
-
-SOFTMAX = MixerEntry(
-    make=make,
-    parts=PARTS,
-    implementations=tuple(IMPLEMENTATIONS),
-    auto=auto,
-    source="Vaswani et al. 2017, equation 1 and section 3.2.2",
-    computes="normalizer(score(q, k) + bias, mask) v, per head",
-    time="T S H D",
-    state="2 S K D; a window of w keys: 2 w K D",
-    where=("self", "cross", "decoder"),
-)
+    def make(self, context: Context) -> SelfAttention:
+        """Returns softmax attention, or whatever replaces its softmax."""
+        return fill(
+            SelfAttention,
+            self.sizes(context),
+            self,
+            context,
+            mechanism=self.mechanism(context),
+            rotary=self.build_rotary(context),
+            implementation=self.resolved(context),
+        )

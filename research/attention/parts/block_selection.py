@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-from research.attention.entries import Part
+from research.attention.parts.choice import MechanismPart, Sizes, size, span
 from research.attention.parts.content import Looks, OfQueries
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask
 from research.attention.parts.scores import grouped_dot
@@ -104,13 +104,19 @@ def moba(size: int, top: int) -> Mask:
     return MoBA(min(size, LONGEST), top)
 
 
-SELECTIONS: dict[str, Part] = {
-    "moba": Part(
-        build=lambda options: moba(options.block_length, options.top_blocks),
-        source="Lu et al. 2025 (MoBA), section 2.2",
-        computes="keys k <= q of the query's block and of those with the largest q . mean(k), "
-        "top_blocks in all",
-        needs=("block_length", "top_blocks"),
-        where=("self",),
-    ),
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MobaMask(MechanismPart):
+    """keys k <= q of the query's own block and of those with the largest q . mean(k)"""
+
+    source = "Lu et al. 2025 (MoBA), section 2.2"
+    where = ("self",)
+
+    block_length: int = span(0, "tokens to a block", least=1)
+    top_blocks: int = size(0, "blocks that a query sees, its own among them", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return moba(self.block_length, self.top_blocks)
+
+
+SELECTIONS: dict[str, type[MechanismPart]] = {"moba": MobaMask}

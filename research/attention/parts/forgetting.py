@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from research.attention.entries import Part
-from research.attention.errors import MechanismError
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.biases import Bias, Index
 from research.attention.parts.content import Looks, OfKeys, OfQueries
@@ -107,18 +105,3 @@ def forget_gate(width: int, num_heads: int, stddev: float = 0.02) -> ForgetGate:
         (width, num_heads), matrix_init(stddev, width), matrix_axes("width", "heads")
     )
     return ForgetGate(weight, Parameter((num_heads,), Constant(0.0), vector_axes("heads")))
-
-
-def _build(options: Any) -> ForgetGate:
-    if options.build_mask().together != 0:
-        message = f"it decays towards the past, and mask {options.mask!r} is not causal"
-        raise MechanismError("forget_gate", True, message)
-    return forget_gate(options.width, options.num_heads, options.init_stddev)
-
-
-FORGET_GATE = Part(
-    _build,
-    "Lin et al. 2025 (Forgetting Transformer), section 3",
-    "s + sum of log f_l over the tokens l after the key, f_l = sigmoid(w x_l + b) of each head",
-    where=("self",),
-)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
-from research.attention.entries import Part
+from research.attention.parts.choice import MechanismPart, Sizes, span
 
 LONGEST = 2**30
 """No position or distance is larger. What is counted along the sequence stops here, where it means
@@ -329,27 +329,57 @@ def padding(valid: Bool[Array, "B S"]) -> Mask:
     return Padding(valid)
 
 
-MASKS: dict[str, Part] = {
-    "full": Part(
-        build=lambda options: full(),
-        source="Vaswani et al. 2017, section 3.2.3 (encoder)",
-        computes="every query sees every key",
-    ),
-    "causal": Part(
-        build=lambda options: causal(),
-        source="Vaswani et al. 2017, section 3.2.3 (decoder)",
-        computes="keys k <= q",
-    ),
-    "window": Part(
-        build=lambda options: window(options.window),
-        source="Beltagy et al. 2020, section 3.1, under a causal mask",
-        computes="keys at distance 0 <= q - k < window",
-        needs=("window",),
-    ),
-    "prefix": Part(
-        build=lambda options: prefix(options.prefix_length),
-        source="Raffel et al. 2020, section 3.2.1, figure 4 (right)",
-        computes="keys k <= q, and all of the first prefix_length among themselves",
-        needs=("prefix_length",),
-    ),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FullMask(MechanismPart):
+    """every query sees every key"""
+
+    source = "Vaswani et al. 2017, section 3.2.3 (encoder)"
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return full()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalMask(MechanismPart):
+    """keys k <= q"""
+
+    source = "Vaswani et al. 2017, section 3.2.3 (decoder)"
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return causal()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowMask(MechanismPart):
+    """keys at distance 0 <= q - k < window"""
+
+    source = "Beltagy et al. 2020, section 3.1, under a causal mask"
+
+    window: int = span(0, "keys that a query sees, itself included", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return window(self.window)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefixMask(MechanismPart):
+    """keys k <= q, and all of the first prefix_length among themselves"""
+
+    source = "Raffel et al. 2020, section 3.2.1, figure 4 (right)"
+
+    prefix_length: int = span(0, "leading tokens that see each other", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return prefix(self.prefix_length)
+
+
+MASKS: dict[str, type[MechanismPart]] = {
+    "full": FullMask,
+    "causal": CausalMask,
+    "window": WindowMask,
+    "prefix": PrefixMask,
 }

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from research.attention.entries import Part
 from research.attention.parameters import Constant, Parameter, vector_axes
+from research.attention.parts.choice import MechanismPart, Sizes
 from research.attention.parts.masks import static
 from research.attention.parts.sparsemax import entmax15, sparsemax
+from research.options import option
 
 # Finite, so that a row with nothing allowed has no inf - inf in it, forwards or backwards.
 FORBIDDEN = -1e30
@@ -223,48 +224,103 @@ def _per_head(num_heads: int, value: float) -> Parameter:
     return Parameter((num_heads,), Constant(value), vector_axes("heads"))
 
 
-NORMALIZERS: dict[str, Part] = {
-    "softmax": Part(
-        build=lambda options: Softmax(options.sharpening),
-        source="Vaswani et al. 2017, equation 1; sharpening: Chorowski et al. 2015, section 2.3",
-        computes="exp(sharpening * s) / sum exp(sharpening * s)",
-        takes=("sharpening",),
-    ),
-    "softmax_plus_one": Part(
-        build=lambda options: SoftmaxPlusOne(),
-        source="Miller 2023, Attention Is Off By One",
-        computes="exp(s) / (1 + sum exp(s))",
-    ),
-    "softmax_sink": Part(
-        build=lambda options: SinkSoftmax(sink=_per_head(options.num_heads, 0.0)),
-        source="OpenAI 2025, gpt-oss model card, section 2.2",
-        computes="exp(s) / (exp(sink) + sum exp(s)), a learned sink to each head",
-    ),
-    "smoothed": Part(
-        build=lambda options: Smoothed(),
-        source="Chorowski et al. 2015, section 2.3 (smoothing)",
-        computes="sigma(s) / sum sigma(s)",
-    ),
-    "sigmoid": Part(
-        build=lambda options: Sigmoid(
-            _per_head(options.num_heads, -math.log(options.max_length)),
-        ),
-        source="Ramapuram et al. 2024, equation 3",
-        computes="sigma(s + b), a learned b to each head, -log(max_length) at first; no sum",
-    ),
-    "squared_relu": Part(
-        build=lambda options: SquaredRelu(options.max_length),
-        source="Wortsman et al. 2023, section 3 (h = squared relu, alpha = 1)",
-        computes="max(s, 0)^2 / max_length; no sum",
-    ),
-    "sparsemax": Part(
-        build=lambda options: Sparsemax(),
-        source="Martins & Astudillo 2016, equation 2 and algorithm 1",
-        computes="the Euclidean projection of s onto the simplex",
-    ),
-    "entmax15": Part(
-        build=lambda options: Entmax15(),
-        source="Peters et al. 2019, section 3 (alpha = 1.5)",
-        computes="max(s/2 - tau, 0)^2 with the tau at which it sums to 1",
-    ),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftmaxChoice(MechanismPart):
+    """exp(sharpening * s) / sum exp(sharpening * s)"""
+
+    source = "Vaswani et al. 2017, equation 1; sharpening: Chorowski et al. 2015, section 2.3"
+
+    sharpening: float = option(1.0, "multiplies the scores before the softmax", above=0)
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return Softmax(self.sharpening)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftmaxPlusOneChoice(MechanismPart):
+    """exp(s) / (1 + sum exp(s))"""
+
+    source = "Miller 2023, Attention Is Off By One"
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return SoftmaxPlusOne()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SinkSoftmaxChoice(MechanismPart):
+    """exp(s) / (exp(sink) + sum exp(s)), a learned sink to each head"""
+
+    source = "OpenAI 2025, gpt-oss model card, section 2.2"
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return SinkSoftmax(sink=_per_head(sizes.num_heads, 0.0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothedChoice(MechanismPart):
+    """sigma(s) / sum sigma(s)"""
+
+    source = "Chorowski et al. 2015, section 2.3 (smoothing)"
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return Smoothed()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigmoidChoice(MechanismPart):
+    """sigma(s + b), a learned b to each head, -log(max_length) at first; no sum"""
+
+    source = "Ramapuram et al. 2024, equation 3"
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return Sigmoid(_per_head(sizes.num_heads, -math.log(sizes.max_length)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SquaredReluChoice(MechanismPart):
+    """max(s, 0)^2 / max_length; no sum"""
+
+    source = "Wortsman et al. 2023, section 3 (h = squared relu, alpha = 1)"
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return SquaredRelu(sizes.max_length)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparsemaxChoice(MechanismPart):
+    """the Euclidean projection of s onto the simplex"""
+
+    source = "Martins & Astudillo 2016, equation 2 and algorithm 1"
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return Sparsemax()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entmax15Choice(MechanismPart):
+    """max(s/2 - tau, 0)^2 with the tau at which it sums to 1"""
+
+    source = "Peters et al. 2019, section 3 (alpha = 1.5)"
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return Entmax15()
+
+
+NORMALIZERS: dict[str, type[MechanismPart]] = {
+    "softmax": SoftmaxChoice,
+    "softmax_plus_one": SoftmaxPlusOneChoice,
+    "softmax_sink": SinkSoftmaxChoice,
+    "smoothed": SmoothedChoice,
+    "sigmoid": SigmoidChoice,
+    "squared_relu": SquaredReluChoice,
+    "sparsemax": SparsemaxChoice,
+    "entmax15": Entmax15Choice,
 }

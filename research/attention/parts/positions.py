@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from research.attention.parts.choice import MechanismPart, Sizes, span
+from research.options import OptionError, option
+
 SCALINGS = ("none", "linear", "ntk", "yarn")
 # Peng et al. 2023, section 3.2: pairs that turn more often than the first within the original
 # length are left alone, those that turn less often than the second are interpolated.
@@ -147,3 +150,70 @@ def rope(
         ValueError: D is odd.
     """
     return Rotary(base)(x, positions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoPosition(MechanismPart):
+    """no position encoding"""
+
+    source = "Haviv et al. 2022 (NoPos)"
+
+    def build(self, sizes: Sizes) -> None:
+        """Returns None: there is nothing for the mixer to apply."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SinusoidalPosition(NoPosition):
+    """sines and cosines added to the input"""
+
+    source = "Vaswani et al. 2017, section 3.5"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedPosition(NoPosition):
+    """a learned table added to the input"""
+
+    source = "Gehring et al. 2017, section 3.1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopePosition(MechanismPart):
+    """pairs of channels of q and k turn by angles that grow with the position"""
+
+    source = (
+        "Su et al. 2021, equations 15 and 34; scaling: Chen et al. 2023, Peng et al. 2023 (YaRN)"
+    )
+
+    rope_base: float = option(10000.0, "the base of RoPE's frequencies", above=0)
+    rope_fraction: float = option(1.0, "of a head's channels that RoPE turns", above=0, most=1)
+    rope_scaling: str = option(
+        "none", "how RoPE is stretched to longer sequences", allowed=SCALINGS
+    )
+    rope_factor: float = option(1.0, "how far RoPE is stretched", least=1)
+    rope_original_length: int = span(
+        0, "the length that RoPE is stretched from; 0: the longest sequence / rope_factor"
+    )
+
+    def build(self, sizes: Sizes) -> Rotary:
+        """Returns the rotation of queries and keys."""
+        turned = sizes.head_width * self.rope_fraction
+        if turned % 2 or turned < 2:
+            message = f"it turns channels in pairs, and {turned:g} of head width "
+            raise OptionError("position", "rope", f"{message}{sizes.head_width} is not even")
+        shorter = max(1, int(sizes.max_length / self.rope_factor))
+        return Rotary(
+            base=self.rope_base,
+            fraction=self.rope_fraction,
+            scaling=self.rope_scaling,
+            factor=self.rope_factor,
+            original_length=self.rope_original_length or shorter,
+        )
+
+
+# Position encodings that the model applies to its input; the mixer applies all others.
+MODEL_POSITIONS: dict[str, type[MechanismPart]] = {
+    "none": NoPosition,
+    "sinusoidal": SinusoidalPosition,
+    "learned": LearnedPosition,
+}
+ROTARY_POSITIONS: dict[str, type[MechanismPart]] = {"rope": RopePosition}

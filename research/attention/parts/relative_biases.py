@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from research.attention.entries import Part
 from research.attention.parameters import (
     Constant,
     Normal,
@@ -22,6 +21,7 @@ from research.attention.parameters import (
     vector_axes,
 )
 from research.attention.parts.biases import Bias, Index, alibi
+from research.attention.parts.choice import MechanismPart, Sizes, size
 from research.attention.parts.masks import static
 
 # Li et al. 2024, appendix: the width of the network.
@@ -194,35 +194,65 @@ def fire(num_heads: int, max_length: int) -> Fire:
     )
 
 
-BIAS_POSITIONS: dict[str, Part] = {
-    "alibi": Part(
-        build=lambda options: alibi(options.num_heads),
-        source="Press et al. 2022, section 3",
-        computes="s - slope of the head * |q - k|",
-        where=("self",),
-    ),
-    "t5": Part(
-        build=lambda options: t5(
-            options.num_heads,
-            options.num_buckets,
-            options.max_distance,
-            bidirectional=options.build_mask().together != 0,
-        ),
-        source="Raffel et al. 2020, section 2.1",
-        computes="s + a learned number to each head and bucket of q - k",
-        takes=("num_buckets", "max_distance"),
-        where=("self",),
-    ),
-    "kerple": Part(
-        build=lambda options: kerple(options.num_heads),
-        source="Chi et al. 2022, equation 7 (logarithmic)",
-        computes="s - r1 log(1 + r2 |q - k|), r1 and r2 learned for each head",
-        where=("self",),
-    ),
-    "fire": Part(
-        build=lambda options: fire(options.num_heads, options.max_length),
-        source="Li et al. 2024, equation 5",
-        computes="s + f(log(c |q - k| + 1) / log(c max(q, L) + 1)), a network f; c, L learned",
-        where=("self",),
-    ),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlibiPosition(MechanismPart):
+    """s - slope of the head * |q - k|"""
+
+    source = "Press et al. 2022, section 3"
+    where = ("self",)
+
+    def build(self, sizes: Sizes) -> Bias:
+        """Returns the bias."""
+        return alibi(sizes.num_heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Position(MechanismPart):
+    """s + a learned number to each head and bucket of q - k"""
+
+    source = "Raffel et al. 2020, section 2.1"
+    where = ("self",)
+
+    num_buckets: int = size(32, "buckets of distances", least=4, most=1024)
+    max_distance: int = size(128, "where relative positions stop telling distances apart", least=1)
+
+    def build(self, sizes: Sizes) -> Bias:
+        """Returns the bias."""
+        return t5(
+            sizes.num_heads,
+            self.num_buckets,
+            self.max_distance,
+            bidirectional=sizes.bidirectional,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KerplePosition(MechanismPart):
+    """s - r1 log(1 + r2 |q - k|), r1 and r2 learned for each head"""
+
+    source = "Chi et al. 2022, equation 7 (logarithmic)"
+    where = ("self",)
+
+    def build(self, sizes: Sizes) -> Bias:
+        """Returns the bias."""
+        return kerple(sizes.num_heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirePosition(MechanismPart):
+    """s + f(log(c |q - k| + 1) / log(c max(q, L) + 1)), a network f; c, L learned"""
+
+    source = "Li et al. 2024, equation 5"
+    where = ("self",)
+
+    def build(self, sizes: Sizes) -> Bias:
+        """Returns the bias."""
+        return fire(sizes.num_heads, sizes.max_length)
+
+
+BIAS_POSITIONS: dict[str, type[MechanismPart]] = {
+    "alibi": AlibiPosition,
+    "t5": T5Position,
+    "kerple": KerplePosition,
+    "fire": FirePosition,
 }

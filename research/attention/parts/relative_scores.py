@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from research.attention.entries import Part
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
+from research.attention.parts.choice import MechanismPart, Sizes, size
 from research.attention.parts.masks import Index, static
 from research.attention.parts.scores import NotDot, Score, grouped_dot
 
@@ -118,18 +118,35 @@ def transformer_xl(num_heads: int, width: int, length: int, waves: int) -> Wrapp
     return lambda inner: TransformerXL(inner, content, place, weight, length)
 
 
-SCORE_POSITIONS: dict[str, Part] = {
-    "shaw": Part(
-        lambda o: shaw(min(o.max_distance, o.max_length), o.head_size),
-        "Shaw et al. 2018, equations 3 and 5",
-        "q . (k + a[clipped distance]), a learned",
-        takes=("max_distance",),
-        where=("self",),
-    ),
-    "transformer_xl": Part(
-        lambda o: transformer_xl(o.num_heads, o.head_size, o.max_length, o.width + o.width % 2),
-        "Dai et al. 2019, section 3.3",
-        "(q + u) . k + (q + v) . W r[distance], r sinusoidal",
-        where=("self",),
-    ),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShawPosition(MechanismPart):
+    """q . (k + a[clipped distance]), a learned"""
+
+    source = "Shaw et al. 2018, equations 3 and 5"
+    where = ("self",)
+
+    max_distance: int = size(128, "where relative positions stop telling distances apart", least=1)
+
+    def build(self, sizes: Sizes) -> Wrapper:
+        """Returns the change of a score."""
+        return shaw(min(self.max_distance, sizes.max_length), sizes.head_width)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerXLPosition(MechanismPart):
+    """(q + u) . k + (q + v) . W r[distance], r sinusoidal"""
+
+    source = "Dai et al. 2019, section 3.3"
+    where = ("self",)
+
+    def build(self, sizes: Sizes) -> Wrapper:
+        """Returns the change of a score."""
+        return transformer_xl(
+            sizes.num_heads, sizes.head_width, sizes.max_length, sizes.width + sizes.width % 2
+        )
+
+
+SCORE_POSITIONS: dict[str, type[MechanismPart]] = {
+    "shaw": ShawPosition,
+    "transformer_xl": TransformerXLPosition,
 }

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from research.attention.entries import Part
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
+from research.attention.parts.choice import MechanismPart, Sizes, size
 from research.attention.parts.masks import Index
+from research.options import option
 
 
 def grouped_dot(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> Float[Array, "B H T S"]:
@@ -351,61 +352,140 @@ def _vector(num_heads: int, hidden: int) -> Parameter:
     return Parameter((num_heads, hidden), matrix_init(0.0, hidden), matrix_axes("heads", ""))
 
 
-SCORES: dict[str, Part] = {
-    "dot": Part(
-        lambda o: dot(),
-        "Luong et al. 2015, section 3.1",
-        "q . k",
-    ),
-    "scaled_dot": Part(
-        lambda o: scaled_dot(),
-        "Vaswani et al. 2017, equation 1",
-        "q . k / sqrt(D)",
-    ),
-    "general": Part(
-        lambda o: general(o.num_heads, o.head_size),
-        "Luong et al. 2015, section 3.1",
-        "q W k",
-    ),
-    "additive": Part(
-        lambda o: additive(o.num_heads, o.kv_heads, o.head_size, o.score_width or o.head_size),
-        "Bahdanau et al. 2015, appendix A.1.2",
-        "v . tanh(W q + U k)",
-        takes=("score_width",),
-    ),
-    "concat": Part(
-        lambda o: concat(o.num_heads, o.head_size, o.score_width or o.head_size),
-        "Luong et al. 2015, section 3.1",
-        "v . tanh(W [q; k])",
-        takes=("score_width",),
-    ),
-    "cosine": Part(
-        lambda o: cosine(o.temperature),
-        "Liu et al. 2022 (Swin V2), equation 2",
-        "cos(q, k) / temperature, fixed",
-        takes=("temperature",),
-    ),
-    "learned_cosine": Part(
-        lambda o: learned_cosine(o.num_heads, o.temperature),
-        "Henry et al. 2020 (QK-norm), section 3",
-        "cos(q, k) / temperature, learned per head",
-        takes=("temperature",),
-    ),
-    "location": Part(
-        lambda o: location(o.num_heads, o.head_size, o.max_length),
-        "Luong et al. 2015, equation 8",
-        "(W q)[position of the key]",
-    ),
-    "synthesizer_dense": Part(
-        lambda o: synthesizer_dense(o.num_heads, o.head_size, o.max_length),
-        "Tay et al. 2021 (Synthesizer), equations 1-2",
-        "(W relu(q))[position of the key]",
-        where=("self",),
-    ),
-    "synthesizer_random": Part(
-        lambda o: synthesizer_random(o.num_heads, o.max_length),
-        "Tay et al. 2021 (Synthesizer), equation 3",
-        "a learned table[position of the query, position of the key]",
-        where=("self",),
-    ),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DotScore(MechanismPart):
+    """q . k"""
+
+    source = "Luong et al. 2015, section 3.1"
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return dot()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScaledDotScore(MechanismPart):
+    """q . k / sqrt(D)"""
+
+    source = "Vaswani et al. 2017, equation 1"
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return scaled_dot()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneralScore(MechanismPart):
+    """q W k"""
+
+    source = "Luong et al. 2015, section 3.1"
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return general(sizes.num_heads, sizes.head_width)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdditiveScore(MechanismPart):
+    """v . tanh(W q + U k)"""
+
+    source = "Bahdanau et al. 2015, appendix A.1.2"
+
+    score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return additive(
+            sizes.num_heads,
+            sizes.num_kv_heads,
+            sizes.head_width,
+            self.score_width or sizes.head_width,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConcatScore(MechanismPart):
+    """v . tanh(W [q; k])"""
+
+    source = "Luong et al. 2015, section 3.1"
+
+    score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return concat(sizes.num_heads, sizes.head_width, self.score_width or sizes.head_width)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosineScore(MechanismPart):
+    """cos(q, k) / temperature, fixed"""
+
+    source = "Liu et al. 2022 (Swin V2), equation 2"
+
+    temperature: float = option(0.1, "of the cosine; the first, where it is learned", above=0)
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return cosine(self.temperature)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedCosineScore(MechanismPart):
+    """cos(q, k) / temperature, learned per head"""
+
+    source = "Henry et al. 2020 (QK-norm), section 3"
+
+    temperature: float = option(0.1, "of the cosine; the first, where it is learned", above=0)
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return learned_cosine(sizes.num_heads, self.temperature)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocationScore(MechanismPart):
+    """(W q)[position of the key]"""
+
+    source = "Luong et al. 2015, equation 8"
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return location(sizes.num_heads, sizes.head_width, sizes.max_length)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SynthesizerDenseScore(MechanismPart):
+    """(W relu(q))[position of the key]"""
+
+    source = "Tay et al. 2021 (Synthesizer), equations 1-2"
+    where = ("self",)
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return synthesizer_dense(sizes.num_heads, sizes.head_width, sizes.max_length)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SynthesizerRandomScore(MechanismPart):
+    """a learned table[position of the query, position of the key]"""
+
+    source = "Tay et al. 2021 (Synthesizer), equation 3"
+    where = ("self",)
+
+    def build(self, sizes: Sizes) -> Score:
+        """Returns the score for heads of these sizes."""
+        return synthesizer_random(sizes.num_heads, sizes.max_length)
+
+
+SCORES: dict[str, type[MechanismPart]] = {
+    "dot": DotScore,
+    "scaled_dot": ScaledDotScore,
+    "general": GeneralScore,
+    "additive": AdditiveScore,
+    "concat": ConcatScore,
+    "cosine": CosineScore,
+    "learned_cosine": LearnedCosineScore,
+    "location": LocationScore,
+    "synthesizer_dense": SynthesizerDenseScore,
+    "synthesizer_random": SynthesizerRandomScore,
 }

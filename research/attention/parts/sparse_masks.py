@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
-from research.attention.entries import Part
+from research.attention.parts.choice import MechanismPart, Sizes, size, span
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
 
 # Blocks of random links are classified by counting links in a table up to this many rows wide.
@@ -326,47 +326,96 @@ def _at_least(mask: str, name: str, value: int, least: int) -> None:
         raise ValueError(f"{mask}: {name} = {value}; it must be at least {least}")
 
 
-SPARSE_MASKS: dict[str, Part] = {
-    "local": Part(
-        build=lambda options: local(options.window),
-        source="Luong et al. 2015, section 3.2 (local-m); Beltagy et al. 2020, section 3.1",
-        computes="keys |q - k| <= window: local-m centred on the query's own position",
-        needs=("window",),
-    ),
-    "dilated": Part(
-        build=lambda options: dilated(options.window, options.dilation),
-        source="Beltagy et al. 2020, section 3.1 (dilated sliding window), under a causal mask",
-        computes="keys at q - k = 0, d, 2d ... (window - 1)d behind, d = dilation",
-        needs=("window", "dilation"),
-    ),
-    "strided": Part(
-        build=lambda options: strided(options.stride),
-        source="Child et al. 2019, section 4.2 (strided attention, both heads' patterns)",
-        computes="keys k <= q with q - k < stride or q - k a multiple of stride",
-        needs=("stride",),
-    ),
-    "global": Part(
-        build=lambda options: global_tokens(options.global_tokens),
-        source="Beltagy et al. 2020, section 3.1 (global attention)",
-        computes="pairs with k < global_tokens or q < global_tokens",
-        needs=("global_tokens",),
-    ),
-    "longformer": Part(
-        build=lambda options: longformer(options.window, options.global_tokens),
-        source="Beltagy et al. 2020, section 3.1 (window of 2 * window, with global tokens)",
-        computes="keys |q - k| <= window, and k < global_tokens or q < global_tokens",
-        needs=("window", "global_tokens"),
-    ),
-    "bigbird": Part(
-        build=lambda options: bigbird(
-            options.block_length,
-            options.random_blocks,
-            options.global_tokens,
-            seed=options.mechanism_seed,
-        ),
-        source="Zaheer et al. 2020, section 2 (random blocks drawn from those before)",
-        computes="the three blocks around the query's, random_blocks linked ones, global tokens",
-        needs=("block_length",),
-        takes=("global_tokens", "random_blocks", "mechanism_seed"),
-    ),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalMask(MechanismPart):
+    """keys |q - k| <= window: local-m centred on the query's own position"""
+
+    source = "Luong et al. 2015, section 3.2 (local-m); Beltagy et al. 2020, section 3.1"
+
+    window: int = span(0, "keys that a query sees on either side", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return local(self.window)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DilatedMask(MechanismPart):
+    """keys at q - k = 0, d, 2d ... (window - 1)d behind, d = dilation"""
+
+    source = "Beltagy et al. 2020, section 3.1 (dilated sliding window), under a causal mask"
+
+    window: int = span(0, "keys that a query sees, itself included", least=1)
+    dilation: int = span(0, "distance between the keys that are seen", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return dilated(self.window, self.dilation)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StridedMask(MechanismPart):
+    """keys k <= q with q - k < stride or q - k a multiple of stride"""
+
+    source = "Child et al. 2019, section 4.2 (strided attention, both heads' patterns)"
+
+    stride: int = span(0, "latest keys that are seen, and distance between older ones", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return strided(self.stride)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlobalMask(MechanismPart):
+    """pairs with k < global_tokens or q < global_tokens"""
+
+    source = "Beltagy et al. 2020, section 3.1 (global attention)"
+
+    global_tokens: int = span(0, "leading tokens that see all and that all see", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return global_tokens(self.global_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongformerMask(MechanismPart):
+    """keys |q - k| <= window, and k < global_tokens or q < global_tokens"""
+
+    source = "Beltagy et al. 2020, section 3.1 (window of 2 * window, with global tokens)"
+
+    window: int = span(0, "keys that a query sees on either side", least=1)
+    global_tokens: int = span(0, "leading tokens that see all and that all see", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return longformer(self.window, self.global_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BigbirdMask(MechanismPart):
+    """the three blocks around the query's, random_blocks linked ones, global tokens"""
+
+    source = "Zaheer et al. 2020, section 2 (random blocks drawn from those before)"
+
+    block_length: int = span(0, "tokens to a block", least=1)
+    global_tokens: int = span(0, "leading tokens that see all and that all see")
+    random_blocks: int = size(1, "random blocks that a block sees", most=1024)
+    mechanism_seed: int = size(0, "of what is drawn once and never learned", most=2**63 - 1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return bigbird(
+            self.block_length, self.random_blocks, self.global_tokens, seed=self.mechanism_seed
+        )
+
+
+SPARSE_MASKS: dict[str, type[MechanismPart]] = {
+    "local": LocalMask,
+    "dilated": DilatedMask,
+    "strided": StridedMask,
+    "global": GlobalMask,
+    "longformer": LongformerMask,
+    "bigbird": BigbirdMask,
 }

@@ -6,24 +6,18 @@
 
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
-
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 
 from research.ablation.cells import read_cells
 from research.cloud.launch.devices import Binding
-from research.cloud.launch.job import Command, Job
-from research.cloud.launch.shell import line
+from research.cloud.launch.request import Job
 from research.errors import UserError
 from research.runs.store import RESULT
 
@@ -56,15 +50,18 @@ class Shard:
         return self.process.poll() if self.process else None
 
 
-def commands(job: Job) -> list[Command]:
+def commands(job: Job) -> list[tuple[str, ...]]:
     """Returns the command of every shard."""
-    return [job.command(job.shard_flag(i)) for i in range(1, job.shards + 1)]
+    start = (job.python, "-m", job.module, *job.arguments, f"--workdir={job.workdir}")
+    if job.shards == 1:
+        return [start]
+    return [(*start, f"--shard={i}/{job.shards}") for i in range(1, job.shards + 1)]
 
 
 def preview(job: Job, bindings: Sequence[Binding]) -> str:
     """Returns what `run` would start."""
     rows = zip(bindings, commands(job), strict=True)
-    return "\n".join(f"{_label(b)}:\n  {line(c, '      ')}" for b, c in rows)
+    return "\n".join(f"{_label(b)}:\n  {shlex.join(c)}" for b, c in rows)
 
 
 def _label(binding: Binding) -> str:
@@ -85,11 +82,11 @@ def run(job: Job, bindings: Sequence[Binding], folder: Path, say: Callable = pri
                 break
             _start(shard, command, lock)
             say(f"[{shard.number}/{len(shards)}] {shard.binding.label}, log in {shard.log}")
-        _follow(shards, job, say)
+        _follow(shards, say)
     return _conclude(shards, job, bool(received), say)
 
 
-def _start(shard: Shard, command: Command, lock: int) -> None:
+def _start(shard: Shard, command: Sequence[str], lock: int) -> None:
     allowed = os.sched_getaffinity(0)
     with open(shard.log, "ab") as log:
         shard.read = log.tell()
@@ -145,59 +142,29 @@ def _forwarding(shards: Sequence[Shard]) -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _follow(shards: Sequence[Shard], job: Job, say: Callable) -> None:
-    """Shows what the shards print until all have ended: a live table on a terminal, else lines."""
-    if not sys.stdout.isatty():
-        while _advance(shards, say):
+def _follow(shards: Sequence[Shard], say: Callable) -> None:
+    """Says what the shards print, a line at a time, until all have ended."""
+    running = True
+    while running:
+        running = any(shard.process and shard.code is None for shard in shards)
+        for shard in shards:
+            for text in _new_lines(shard) if shard.process else ():
+                shard.lines = [*shard.lines, text][-LAST_LINES:]
+                say(f"[{shard.number}/{len(shards)}] {text}")
+        if running:
             time.sleep(POLL_SECONDS)
-        _advance(shards, say)
-        return
-    with Live(_table(shards, job), refresh_per_second=4) as live:
-        while _advance(shards, None):
-            live.update(_table(shards, job))
-            time.sleep(POLL_SECONDS)
-        _advance(shards, None)
-        live.update(_table(shards, job))
 
 
-def _advance(shards: Sequence[Shard], say: Callable | None) -> bool:
-    """Reads what was printed since the last time; returns whether any shard still runs."""
-    running = any(shard.process and shard.code is None for shard in shards)
-    for shard in shards:
-        if shard.process:
-            with open(shard.log, "rb") as log:
-                for text in _new_lines(shard, log):
-                    shard.lines = [*shard.lines, text][-LAST_LINES:]
-                    if say:
-                        say(f"[{shard.number}/{len(shards)}] {text}")
-    return running
-
-
-def _new_lines(shard: Shard, log: IO[bytes]) -> list[str]:
+def _new_lines(shard: Shard) -> list[str]:
     """Returns the whole lines since the last time; also an unfinished one of an ended shard."""
-    log.seek(shard.read)
-    content = log.read()
-    if shard.code is None:
+    ended = shard.code is not None
+    with open(shard.log, "rb") as log:
+        log.seek(shard.read)
+        content = log.read()
+    if not ended:
         content = content[: content.rfind(b"\n") + 1]
     shard.read += len(content)
     return [text for text in content.decode(errors="replace").splitlines() if text.strip()]
-
-
-def _table(shards: Sequence[Shard], job: Job) -> Table:
-    table = Table(box=None, header_style="bold", caption=progress(Path(job.workdir)))
-    for column in ("shard", "devices", "state", "last line"):
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
-    for shard in shards:
-        last = shard.lines[-1] if shard.lines else ""
-        name = f"{shard.number}/{len(shards)}"
-        table.add_row(name, shard.binding.label, _state(shard), escape(last))
-    return table
-
-
-def _state(shard: Shard) -> str:
-    if not shard.process:
-        return "not started"
-    return {None: "running", 0: "done"}.get(shard.code, f"failed ({shard.code})")
 
 
 def progress(workdir: Path) -> str:
@@ -222,5 +189,5 @@ def _conclude(shards: Sequence[Shard], job: Job, stopped: bool, say: Callable) -
     if stopped:
         say("Stopped by a signal; the same command goes on where it was.")
     elif job.module == "research.sweep":
-        say(line(("python", "-m", "research.report", f"--workdir={job.workdir}")))
+        say(shlex.join(("python", "-m", "research.report", f"--workdir={job.workdir}")))
     return 1 if failed else 0

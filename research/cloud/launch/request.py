@@ -1,18 +1,140 @@
-"""From the flags of the command to a job and its options."""
+"""What is asked for: a run or a sweep in shards, and where its machines come from."""
 
 import re
+import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePath
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from research.cloud.launch.job import Job, Options
 from research.configuration import flatten
 from research.errors import UserError
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of this project, once or in shards.
+
+    Attributes:
+      module: "research.train" or "research.sweep".
+      arguments: its flags except --workdir and --shard.
+      source: the config or experiment file.
+      workdir: the directory of the run or sweep, as it was given.
+      shards: into how many parts the sweep is cut; 1 for a run.
+      python: interpreter on this machine.
+      directory: of the project, on this machine.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    source: PurePath
+    workdir: PurePath
+    shards: int = 1
+    python: str = sys.executable
+    directory: PurePath = PurePath(".")
+
+    @property
+    def name(self) -> str:
+        """The experiment's or config's name, with the workdir's where that is another."""
+        stem, folder = self.source.stem, self.workdir.name
+        return stem if folder in ("", stem) else f"{stem}-{folder}"
+
+
+def _option(default: Any, help: str, pattern: str = "", words: str = "", least: int = 0) -> Any:
+    """Returns a field; `pattern` and `words` say what other programs take as one plain word."""
+    metadata = {"help": help, "pattern": pattern, "words": words, "least": least}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the engines can be told; each takes some of it (see engines.py)."""
+
+    slice: str = _option("", "TPU slice of one shard, such as v5e:4x4 or 2*v5e:16x16.")
+    gpus: str = _option(
+        "",
+        "GPUs of one machine: H100:8 (skypilot), 8 or h100:8 (slurm).",
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*(:[1-9][0-9]*)?",
+        "GPUs of a machine, for example H100:8",
+    )
+    nodes: int = _option(1, "Machines of one run (slurm).", least=1)
+    cpus: int = _option(0, "Cores of a process (slurm); 0: the cluster's default.")
+    hours: int = _option(24, "After which a machine saves, stops and is given back.", least=1)
+    spot: bool = _option(False, "Cheaper machines that may be taken away (skypilot, gcloud).")
+    partition: str = _option(
+        "",
+        "Slurm partition.",
+        r"[A-Za-z0-9_][A-Za-z0-9_.,+-]*",
+        "a Slurm partition, for example gpu",
+    )
+    account: str = _option("", "Slurm account.", r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", "a Slurm account")
+    project: str = _option(
+        "",
+        "Google Cloud project (xpk, gcloud).",
+        r"[a-z][a-z0-9.:-]{4,61}[a-z0-9]",
+        "a Google Cloud project, for example my-project",
+    )
+    zone: str = _option(
+        "",
+        "Google Cloud zone (xpk, gcloud, skypilot).",
+        r"[a-z]+-[a-z]+[0-9]+-[a-z]",
+        "a zone, for example us-west4-a",
+    )
+    cluster: str = _option(
+        "",
+        "GKE cluster (xpk).",
+        r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?",
+        "a GKE cluster's name, for example my-cluster",
+    )
+    bucket: str = _option(
+        "",
+        "Cloud Storage bucket of the workdir (skypilot, xpk, gcloud).",
+        r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]",
+        "a bucket's name, for example my-bucket",
+    )
+    image: str = _option(
+        "",
+        "Container image that holds this project (xpk).",
+        r"[A-Za-z0-9][A-Za-z0-9._/:@-]*",
+        "a container image, for example gcr.io/me/attest:1",
+    )
+
+    def given(self) -> dict[str, object]:
+        """Returns the options that differ from their defaults."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def check(self) -> None:
+        """Raises UserError for a value that is too small or no plain word."""
+        for f in fields(self):
+            value, rule = getattr(self, f.name), f.metadata
+            if rule["pattern"] and value and not re.fullmatch(rule["pattern"], value):
+                raise UserError(f"--{f.name}={value!r} must be {rule['words']}.")
+            if isinstance(value, int) and value < rule["least"]:
+                raise UserError(f"--{f.name}={value} must be at least {rule['least']}.")
+
+
+def define_options() -> None:
+    """Defines a flag for each option."""
+    define: Any = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_boolean}
+    for f in fields(Options):
+        define[type(f.default)](f.name, f.default, f.metadata["help"])
+
+
+def options_of(given: flags.FlagValues, takes: Collection[str]) -> Options:
+    """Returns the options of a command line, for an engine that takes those.
+
+    The slice is the config's `parallel.slice` where neither a slice nor GPUs were given.
+    """
+    values = {f.name: getattr(given, f.name) for f in fields(Options)}
+    if not given["slice"].present and "config" in given and "slice" in takes and not given.gpus:
+        values["slice"] = given.config.get("parallel", {}).get("slice", "")
+    return Options(**values)
 
 
 def job_of(given: flags.FlagValues, argv: Sequence[str], default_shards: int) -> Job:
@@ -39,11 +161,13 @@ def job_of(given: flags.FlagValues, argv: Sequence[str], default_shards: int) ->
         shards = given.shards or min(pairs, default_shards)
         source = Path(given.experiment)
         return Job("research.sweep", arguments, source, workdir, shards, directory=here)
+    # What --config was given, an argument of the file included.
+    file = [value for name, value in _words(argv) if name == "config"][-1]
     if given.shards > 1 or given.retry_failed:
         flag = "--retry_failed" if given.retry_failed else f"--shards={given.shards}"
-        raise UserError(f"{flag} is of sweeps; --config={_config_word(argv)} is one run.")
+        raise UserError(f"{flag} is of sweeps; --config={file} is one run.")
     path = config_flags.get_config_filename(given["config"])
-    arguments = (f"--config={_config_word(argv)}", *overrides(given, argv))
+    arguments = (f"--config={file}", *overrides(given, argv))
     return Job("research.train", arguments, Path(path), workdir, directory=here)
 
 
@@ -53,12 +177,6 @@ def _pairs(path: str) -> int:
 
     experiment = load_experiment(path)
     return len(points(experiment)) * len(experiment.arms)
-
-
-def _config_word(argv: Sequence[str]) -> str:
-    """Returns what --config was given, an argument of the file included."""
-    found = [value for name, value in _words(argv) if name == "config"]
-    return found[-1]
 
 
 def _words(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -91,15 +209,3 @@ def overrides(given: flags.FlagValues, argv: Sequence[str]) -> tuple[str, ...]:
             f"--config.{min(missing)}=VALUE."
         )
     return tuple(words)
-
-
-def options_of(given: flags.FlagValues, takes: Collection[str]) -> Options:
-    """Returns the options of a command line, for an engine that takes those.
-
-    The slice is the config's `parallel.slice` where neither a slice nor GPUs were given.
-    """
-    values = {f.name: getattr(given, f.name) for f in fields(Options)}
-    if given.slice is None:
-        suggests = "config" in given and "slice" in takes and not given.gpus
-        values["slice"] = given.config.get("parallel", {}).get("slice", "") if suggests else ""
-    return Options(**values)

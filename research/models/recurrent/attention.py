@@ -1,23 +1,22 @@
 """How a recurrent decoder reads the source: attentions by name, and the reader that runs one."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
-from ml_collections import ConfigDict
 
-from research.attention.checks import chosen_parts
+from research.attention.mixers.choice import Context, HeadOptions
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.sequential.alignments import Alignment, read
-from research.attention.mixers.sequential.stepwise import ALIGNMENTS
-from research.attention.options import Options
+from research.attention.mixers.sequential.stepwise import alignment_of
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import padding
-from research.attention.registry import MIXERS, SWITCHES
-from research.errors import UserError, check_name
-from research.models.layers import FIELDS, make_options
+from research.attention.spec import MixerSpec
+from research.errors import UserError
+from research.models.layers import Layer, ModelOptions
+from research.options import declarations
 
 FIXED_INITIAL, FIXED_EVERY_STEP, MULTI_HEAD = "fixed_initial", "fixed_every_step", "multi_head"
 
@@ -168,57 +167,62 @@ class Reader:
         return {name: params[f"alignment_{name}"] for name in self.alignment.parameters()}
 
 
-def make_reader(model: ConfigDict, length: int) -> Reader | None:
-    """Returns what `model.attention` stands for; None for a fixed vector.
+def reader_layer(model: ModelOptions, attention: str) -> Layer | None:
+    """Returns where the attention of a recurrent model has its options from; None for a vector.
 
     The name decides mixer, score, mask and position; all other mechanism keys of `config.model`
-    apply. multi_head has projections however many heads there are, and takes num_heads from the
-    config as all do. Raises UserError.
+    apply.
     """
-    check_name("model.attention", model.attention, ATTENTIONS)
-    if model.implementation not in ("auto", "recurrent"):
-        raise UserError(
-            f"model.implementation={model.implementation!r}: a recurrent model is computed one "
-            "token after the other; leave it 'auto'."
-        )
-    where = f"model.attention={model.attention!r}: "
-    attention = ATTENTIONS[model.attention]
-    values = {k: v for k, v in model.to_dict().items() if k in FIELDS and k not in DECIDED}
-    if model.attention in (FIXED_INITIAL, FIXED_EVERY_STEP):
-        # A mixer without a mechanism: it refuses all keys of one.
-        make_options({**values, "mixer": "gru"}, length, where)
+    if attention in (FIXED_INITIAL, FIXED_EVERY_STEP):
         return None
+    chosen = ATTENTIONS[attention]
+    shared = {key: getattr(model, key) for key in declarations(Context) if hasattr(model, key)}
+    values = {**shared, **model.mechanism}
     # Alignments that are no softmax mixer's have no mask of their own to choose.
-    values |= {"mask": "full"} if "mixer" not in attention.deltas else {}
-    values |= attention.deltas
-    values |= {key: n for key, n in attention.defaults.items() if not values[key]}
-    options = make_options(values, length, where)
-    _check_usable(options, model.attention)
-    one = options.num_heads == 1 and options.head_size == options.width
+    decided = {"mixer": "softmax", "mask": "full", "position": "none", "implementation": "auto"}
+    values |= decided | chosen.deltas
+    values |= {key: n for key, n in chosen.defaults.items() if not values.get(key)}
+    own = frozenset({*DECIDED, *chosen.deltas})
+    return Layer(values, own, frozenset(), f"model.attention={attention!r}: ")
+
+
+def make_reader(model: ModelOptions, attention: str, length: int) -> Reader | None:
+    """Returns what `model.attention` stands for; None for a fixed vector.
+
+    multi_head has projections however many heads there are, and takes num_heads from the config as
+    all do. Raises UserError.
+    """
+    if model.mechanism.get("implementation") not in (None, "auto", "recurrent"):
+        raise UserError(
+            f"model.implementation={model.mechanism['implementation']!r}: a recurrent model is "
+            "computed one token after the other; leave it 'auto'."
+        )
+    layer = reader_layer(model, attention)
+    if layer is None:
+        return None
+    spec = layer.spec(length)
+    _check_usable(spec, attention)
+    options: Any = spec.options
+    assert isinstance(options, HeadOptions)
+    sizes, context = options.sizes(spec.context), spec.context
+    one = sizes.num_heads == 1 and sizes.head_width == sizes.width
     return Reader(
-        width=options.width,
-        num_heads=options.num_heads,
-        num_kv_heads=options.kv_heads,
-        head_width=options.head_size,
-        alignment=ALIGNMENTS[options.mixer](options),
-        projected=not one or model.attention == MULTI_HEAD,
-        use_bias=options.use_bias,
-        init_stddev=options.init_stddev,
+        width=sizes.width,
+        num_heads=sizes.num_heads,
+        num_kv_heads=sizes.num_kv_heads,
+        head_width=sizes.head_width,
+        alignment=alignment_of(options, context),
+        projected=not one or attention == MULTI_HEAD,
+        use_bias=context.use_bias,
+        init_stddev=context.init_stddev,
     )
 
 
-def _check_usable(options: Options, name: str) -> None:
-    """Refuses parts that only attention with all queries at hand has."""
-    defaults = {field.name: field.default for field in fields(options)}
-    switched = {k: p for k, p in SWITCHES.items() if getattr(options, k) != defaults[k]}
-    chosen = {
-        **chosen_parts(options),
-        **switched,
-        f"mixer {options.mixer!r}": MIXERS[options.mixer],
-    }
-    for what, part in chosen.items():
-        if "decoder" not in part.where:
+def _check_usable(spec: MixerSpec, name: str) -> None:
+    """Raises UserError for parts that only attention with all queries at hand has."""
+    for what, where in spec.chosen():
+        if "decoder" not in where:
             raise UserError(
                 f"model.attention={name!r}: a recurrent decoder has no {what}; it is for "
-                f"{', '.join(part.where)}-attention."
+                f"{', '.join(where)}-attention."
             )

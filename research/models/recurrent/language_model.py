@@ -6,7 +6,7 @@ and every way to read in `ATTENTIONS`, a fixed vector instead of reading among t
 attention reads at its expected alignment in training and in decoding alike.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from research.attention.mixers.rnn import CELLS
 from research.attention.parameters import (
@@ -25,7 +24,8 @@ from research.attention.parameters import (
     matrix_axes,
     matrix_init,
 )
-from research.errors import UserError, check_name
+from research.errors import UserError
+from research.models.layers import Instead, Layer
 from research.models.lookup import lookup
 from research.models.projection import linear
 from research.models.recurrent import networks
@@ -34,12 +34,12 @@ from research.models.recurrent.attention import (
     FIXED_EVERY_STEP,
     Reader,
     make_reader,
+    reader_layer,
 )
-from research.models.transformer import DTYPES
+from research.models.transformer import ModelSize
+from research.options import option
 from research.parallel.rules import constrain
 from research.tasks.task import Batch
-
-__all__ = ["ATTENTIONS", "RecurrentConfig", "RecurrentModel", "make_recurrent"]
 
 
 @dataclass(frozen=True)
@@ -213,30 +213,43 @@ class RecurrentModel(nn.Module):
         return constrain(linear(h, head).astype(jnp.float32), *axes)
 
 
-def make_recurrent(
-    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
-) -> RecurrentModel:
-    """Returns the recurrent model of `config.model`.
+@dataclass(frozen=True, kw_only=True)
+class RecurrentOptions(ModelSize):
+    """A recurrent network that reads a source and writes a target, with or without attention"""
+
+    source = "Sutskever et al. 2014; Bahdanau et al. 2015"
+
+    cell: str = option("lstm", "of the recurrence", allowed=tuple(CELLS))
+    attention: str = option("additive", "how the source is read", allowed=tuple(ATTENTIONS))
+    input_feeding: bool = option(True, "of what was read last to the next step (Luong 2015, 3.3)")
+    embedding_width: int = option(0, "of embeddings; 0: width", least=0)
+    tie_embeddings: bool = option(True, "output matrix = embedding matrix")
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the attention to the source, if there is one; see `ModelOptions`."""
+        found = reader_layer(self, self.attention)
+        return () if found is None else (found,)
+
+    def make(
+        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+    ) -> RecurrentModel:
+        """Returns the recurrent model; see `ModelOptions`. There is one implementation."""
+        return RecurrentModel(recurrent_config(self, vocab_size, length))
+
+
+def recurrent_config(model: Any, vocab_size: int, length: int) -> RecurrentConfig:
+    """Returns the description of a recurrent model, or of a speller that is one.
 
     Args:
-      model: `config.model`.
+      model: options with the keys of `RecurrentOptions`.
       vocab_size: V, of source and target together.
       length: the most tokens of a source or target.
-      instead: not looked at: there is one implementation.
 
     Raises UserError for what does not fit.
     """
-    check_name("model.cell", model.cell, CELLS)
-    check_name("model.dtype", model.dtype, DTYPES)
-    if model.num_layers < 1:
-        raise UserError(f"model.num_layers={model.num_layers} must be at least 1.")
     if model.width < 2 or model.width % 2:
         raise UserError(
             f"model.width={model.width} must be even: the encoder has half of it in each direction."
-        )
-    if model.embedding_width < 0:
-        raise UserError(
-            f"model.embedding_width={model.embedding_width} must be at least 0 (0: model.width)."
         )
     embedding_width = model.embedding_width or model.width
     if model.tie_embeddings and embedding_width != model.width:
@@ -244,28 +257,19 @@ def make_recurrent(
             f"model.embedding_width={embedding_width} must be model.width={model.width} or 0 where "
             "the output matrix is the embedding matrix; or set model.tie_embeddings=False."
         )
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"model.dropout={model.dropout} must be in [0, 1).")
-    if model.pattern:
-        raise UserError(
-            f"model.pattern={model.pattern} is of transformers; a recurrent model has "
-            "model.attention."
-        )
-    return RecurrentModel(
-        RecurrentConfig(
-            vocab_size=vocab_size,
-            length=length,
-            cell=model.cell,
-            width=model.width,
-            embedding_width=embedding_width,
-            num_layers=model.num_layers,
-            attention=model.attention,
-            input_feeding=model.input_feeding,
-            tie_embeddings=model.tie_embeddings,
-            dropout=model.dropout,
-            init_stddev=model.init_stddev,
-            embedding_stddev=model.embedding_stddev,
-            dtype=model.dtype,
-            reader=make_reader(model, length),
-        )
+    return RecurrentConfig(
+        vocab_size=vocab_size,
+        length=length,
+        cell=model.cell,
+        width=model.width,
+        embedding_width=embedding_width,
+        num_layers=model.num_layers,
+        attention=model.attention,
+        input_feeding=model.input_feeding,
+        tie_embeddings=model.tie_embeddings,
+        dropout=model.dropout,
+        init_stddev=model.init_stddev,
+        embedding_stddev=model.embedding_stddev,
+        dtype=model.dtype,
+        reader=make_reader(model, model.attention, length),
     )

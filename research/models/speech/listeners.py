@@ -13,17 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from research.attention.mixers.rnn import CELLS, run
-from research.attention.options import Options, make_mixer
 from research.attention.parameters import Axes, Parameter, drawn, matrix_axes, vector_axes
 from research.attention.parameters import matrix_init as stddev_init
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
-from research.errors import UserError, check_name
+from research.attention.spec import MixerSpec
+from research.errors import UserError
 from research.models import transformer
-from research.models.layers import implementation_of, looks_ahead, part_options
+from research.models.layers import Instead, computed_instead, implementation_of, part_spec
 from research.models.projection import linear
 from research.models.recurrent.networks import DIRECTIONS, Drop
 from research.models.speech import conformer
@@ -32,7 +31,6 @@ from research.models.stacks import EncoderStack
 from research.models.transformer import (
     HIDDEN,
     TransformerConfig,
-    computed_instead,
     matrix_init,
     transformer_config,
 )
@@ -232,15 +230,13 @@ def bilstm(
     return x, lengths
 
 
-def make_listener(
-    model: ConfigDict, vocab_size: int, instead: Mapping[str, str]
-) -> tuple[ListenerConfig, str]:
-    """Returns the listener of `config.model` and the name of its implementation.
+def make_listener(model: Any, vocab_size: int, instead: Instead) -> tuple[ListenerConfig, str]:
+    """Returns the listener of a model and the name of its implementation.
 
     Args:
-      model: `config.model`; its numbers are in range.
+      model: options of `research.models.speech.recognizer`.
       vocab_size: V.
-      instead: as `make_model` takes it.
+      instead: other implementations.
 
     Raises UserError for what does not fit.
     """
@@ -249,12 +245,12 @@ def make_listener(
     layers, ahead, name = None, False, "recurrent"
     if model.listener != "bilstm":
         start = {"mask": "full", "num_layers": depth}
-        options = part_options(model, FRAMES, "encoder", start, "self")
-        check_any_length(options, lambda o: make_mixer(o).parameters(), "encoder", model.encoder)
-        options = computed_instead(options, instead)
-        ahead, name = looks_ahead(options), implementation_of((options,))
-        changes = {"num_layers": depth, "position": options.position}
-        layers = transformer_config(model, vocab_size, FRAMES, (options,), **changes)
+        spec = part_spec(model, FRAMES, "encoder", start, "self")
+        check_any_length(spec, lambda s: s.make().parameters(), "encoder", model.encoder)
+        spec = computed_instead(spec, instead)
+        ahead, name = spec.looks_ahead, implementation_of((spec,))
+        changes = {"num_layers": depth, "position": spec.position}
+        layers = transformer_config(model, vocab_size, FRAMES, (spec,), **changes)
     listener = ListenerConfig(
         kind=model.listener,
         subsampling=model.subsampling,
@@ -271,21 +267,13 @@ def make_listener(
     return listener, name
 
 
-def _check(model: ConfigDict) -> None:
-    check_name("model.listener", model.listener, LISTENERS)
-    check_name("model.subsampling", model.subsampling, SUBSAMPLINGS)
-    if not 0 <= model.levels <= MOST_LEVELS:
-        raise UserError(f"model.levels={model.levels} must be from 0 to {MOST_LEVELS}.")
-    if model.encoder_layers < 0:
-        raise UserError(
-            f"model.encoder_layers={model.encoder_layers} must be at least 0 (0: num_layers)."
-        )
+def _check(model: Any) -> None:
     if model.listener == "bilstm" and model.width % 2:
         raise UserError(
             f"model.width={model.width} must be even: the listener has half of it in each "
             "direction."
         )
-    if model.filter_conv < 1 or model.filter_conv % 2 == 0:
+    if model.filter_conv % 2 == 0:
         raise UserError(
             f"model.filter_conv={model.filter_conv} must be odd, as many taps on either side."
         )
@@ -293,7 +281,7 @@ def _check(model: ConfigDict) -> None:
         _check_pyramid(model)
 
 
-def _check_pyramid(model: ConfigDict) -> None:
+def _check_pyramid(model: Any) -> None:
     if model.listener != "bilstm":
         raise UserError(
             f"model.subsampling='pyramid' is of model.listener='bilstm'; {model.listener!r} has "
@@ -308,30 +296,32 @@ def _check_pyramid(model: ConfigDict) -> None:
 
 
 def check_any_length(
-    options: Options,
-    described: Callable[[Options], Mapping[str, Parameter]],
+    spec: MixerSpec,
+    described: Callable[[MixerSpec], Mapping[str, Parameter]],
     key: str,
     delta: str,
 ) -> None:
     """Raises UserError if what reads frames has parameters for only so many of them.
 
     Args:
-      options: of what reads.
-      described: from options to what it learns.
+      spec: of what reads.
+      described: from its options to what it learns.
       key: of `config.model` that has its delta.
       delta: that.
     """
     where = f"model.{key}={delta!r}: "
-    if options.position == "learned":
+    if spec.position == "learned":
         raise UserError(
             f"{where}position 'learned' has a row for each place, and there may be any number of "
             f"frames; add for example position=sinusoidal to model.{key}."
         )
-    longer = replace(options, max_length=2 * options.max_length)
-    if shapes(described(options)) != shapes(described(longer)):
+    context = replace(spec.context, max_length=2 * spec.context.max_length)
+    longer = replace(spec, context=context)
+    if shapes(described(spec)) != shapes(described(longer)):
+        score = f" with score {spec.values['score']!r}" if "score" in spec.values else ""
         raise UserError(
-            f"{where}mixer {options.mixer!r} with score {options.score!r} has parameters whose "
-            "size is the longest sequence's, and there may be any number of frames; choose others."
+            f"{where}mixer {spec.name!r}{score} has parameters whose size is the "
+            "longest sequence's, and there may be any number of frames; choose others."
         )
 
 

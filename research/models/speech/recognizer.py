@@ -5,7 +5,7 @@ Speech-Transformer (Dong et al. 2018) and the Conformer (Gulati et al. 2020) are
 parts; the objective may join CTC (Graves et al. 2006) to the speller's (Kim et al. 2017).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
+from research.attention.mixers.rnn import CELLS
 from research.attention.parameters import matrix_axes, vector_axes
-from research.errors import UserError, check_name
+from research.errors import UserError
 from research.losses import ctc as connectionist
+from research.models.encoder_decoder import CROSS
+from research.models.layers import Instead, Layer, part, pattern
 from research.models.projection import linear
+from research.models.recurrent.attention import ATTENTIONS, reader_layer
 from research.models.speech import listeners, spellers
 from research.models.speech.listeners import Listener, ListenerConfig, make_listener
 from research.models.speech.spellers import (
@@ -27,7 +30,8 @@ from research.models.speech.spellers import (
     make_recurrent_speller,
     make_transformer_speller,
 )
-from research.models.transformer import check_shell, matrix_init
+from research.models.transformer import TransformerOptions, matrix_init
+from research.options import Declared, option
 from research.parallel.rules import constrain
 from research.tasks.speech.speech_outputs import SpeechOutputs
 from research.tasks.task import BOS, EOS, PAD, Batch
@@ -241,39 +245,107 @@ def spelled(
     return jax.lax.scan(one, first, length=length)[1].T
 
 
-def make_speech(
-    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str] | None = None
-) -> SpeechModel:
-    """Returns the model of speech of `config.model`.
+RECURRENT, TRANSFORMER = "recurrent", "transformer"
+OF_BLOCKS = ("feedforward", "activation", "norm", "remat")
+OF_RECURRENT = ("cell", "attention", "input_feeding", "embedding_width", "median_window")
 
-    A transformer or Conformer that listens has the mechanism keys as the encoder of an
-    encoder-decoder has them, `model.encoder` included; a transformer that spells has them as its
-    decoder, `model.cross` included; a recurrent speller reads them as a recurrent model does.
 
-    Args:
-      model: `config.model`.
-      vocab_size: V.
-      length: the most tokens of a target, end token included. Frames have no limit.
-      instead: {implementation: another} to take in its place by mixers that have the other.
+@dataclass(frozen=True, kw_only=True)
+class SpeechOptions(TransformerOptions):
+    """A listener that reads frames of sound, and a speller that writes, or CTC, or both
 
-    Raises UserError for what does not fit.
+    A transformer or Conformer that listens has the mechanism as the encoder of an encoder-decoder
+    has it, `encoder` included; a transformer that spells has it as its decoder, `cross` included; a
+    recurrent speller reads it as a recurrent model does. Options of spellers may be set where CTC
+    is alone, so that an ablation can have arms with and without.
     """
-    check_shell(model)
-    check_name("model.speller", model.speller, SPELLERS)
-    if not 0 <= model.ctc_weight <= 1:
-        raise UserError(f"model.ctc_weight={model.ctc_weight} must be from 0 to 1.")
-    listener, heard = make_listener(model, vocab_size, instead or {})
-    speller, said = None, ""
-    if model.ctc_weight < 1:
-        speller, said = SPELLERS[model.speller](model, vocab_size, length, instead or {})
-    names = ", ".join(filter(None, (heard, said))).split(", ")
-    return SpeechModel(
-        SpeechConfig(
-            vocab_size=vocab_size,
-            length=length,
-            ctc_weight=float(model.ctc_weight),
-            listener=listener,
-            speller=speller,
-            implementation=", ".join(dict.fromkeys(names)),
-        )
+
+    source = "Chan et al. 2016; Kim et al. 2017"
+
+    listener: str = option("bilstm", "what reads the frames", allowed=listeners.LISTENERS)
+    encoder_layers: int = option(0, "layers of the listener; 0: num_layers", least=0)
+    encoder: str = option(
+        "mask=full",
+        "delta of the listener on the mechanism",
+        when={"listener": ("transformer", "conformer")},
     )
+    subsampling: str = option(
+        "convolution",
+        "how frames become fewer; pyramid: Chan 2016, of bilstm",
+        allowed=listeners.SUBSAMPLINGS,
+    )
+    levels: int = option(
+        2,
+        "times that the subsampling halves the number of frames",
+        least=0,
+        most=listeners.MOST_LEVELS,
+    )
+    filter_conv: int = option(
+        15,
+        "taps of the Conformer's convolution over time, odd",
+        least=1,
+        when={"listener": ("conformer",)},
+    )
+    speller: str = option(RECURRENT, "what writes the tokens", allowed=tuple(SPELLERS))
+    cross: str = option(
+        "mask=full, position=none",
+        "delta of the attention to the frames on the mechanism",
+        when={"speller": (TRANSFORMER,)},
+    )
+    pattern: tuple[str, ...] = option(
+        (),
+        "one delta on the mechanism to each layer of the speller; (): all alike",
+        when={"speller": (TRANSFORMER,)},
+    )
+    cell: str = option("lstm", "of a recurrent speller", allowed=tuple(CELLS))
+    attention: str = option("additive", "how it reads the frames", allowed=tuple(ATTENTIONS))
+    input_feeding: bool = option(True, "of what was read last to the next step")
+    embedding_width: int = option(0, "of embeddings; 0: width", least=0)
+    median_window: int = option(
+        0, "frames on either side of the median of what was read last; 0: all", least=0
+    )
+    tie_embeddings: bool = option(True, "output matrix = embedding matrix")
+    ctc_weight: float = option(
+        0.0, "of CTC in the objective (Kim 2017); 1: no speller", least=0, most=1
+    )
+
+    def reads(self, declared: Declared) -> bool:
+        """Returns whether an option is read, which depends on listener and speller."""
+        if not super().reads(declared):
+            return False
+        if declared.name in OF_BLOCKS:
+            return self.listener != "bilstm" or self.speller == TRANSFORMER
+        if declared.name in OF_RECURRENT:
+            return self.speller == RECURRENT or self.ctc_weight == 1
+        return True
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the layers of the listener and of the speller; see `ModelOptions`."""
+        depth = self.encoder_layers or self.num_layers
+        found: tuple[Layer, ...] = ()
+        if self.listener != "bilstm":
+            found = (part(self, "encoder", {"mask": "full", "num_layers": depth}),)
+        if self.speller == TRANSFORMER:
+            return (*found, *pattern(self), part(self, "cross", CROSS))
+        reader = reader_layer(self, self.attention)
+        return found if reader is None else (*found, reader)
+
+    def make(
+        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+    ) -> SpeechModel:
+        """Returns the recognizer; frames have no limit. See `ModelOptions`."""
+        listener, heard = make_listener(self, vocab_size, instead or {})
+        speller, said = None, ""
+        if self.ctc_weight < 1:
+            speller, said = SPELLERS[self.speller](self, vocab_size, length, instead or {})
+        names = ", ".join(filter(None, (heard, said))).split(", ")
+        return SpeechModel(
+            SpeechConfig(
+                vocab_size=vocab_size,
+                length=length,
+                ctc_weight=float(self.ctc_weight),
+                listener=listener,
+                speller=speller,
+                implementation=", ".join(dict.fromkeys(names)),
+            )
+        )

@@ -14,37 +14,36 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
-from research.attention.mixers import cross_attention
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.rnn import CELLS
 from research.attention.mixers.sequential.monotonic import Monotonic
 from research.attention.mixers.sequential.windowed import Windowed
-from research.attention.options import Options
 from research.attention.parameters import Axes, Parameter, drawn, is_parameter
 from research.attention.parts.positions import sinusoidal
-from research.attention.registry import MODEL_POSITIONS
+from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
+from research.models.encoder_decoder import CROSS, check_causal, check_cross, make_cross
 from research.models.layers import (
+    Instead,
+    added_position,
+    computed_instead,
     implementation_of,
-    layer_options,
-    looks_ahead,
-    part_options,
+    part_spec,
+    pattern,
 )
 from research.models.lookup import lookup
 from research.models.projection import linear
 from research.models.recurrent import networks
 from research.models.recurrent.attention import Reader, make_reader
-from research.models.recurrent.language_model import RecurrentConfig, make_recurrent
+from research.models.recurrent.language_model import RecurrentConfig, recurrent_config
 from research.models.speech.listeners import FRAMES, check_any_length, shapes
 from research.models.stacks import DecoderStack
 from research.models.transformer import (
     AXES,
     HIDDEN,
     TransformerConfig,
-    computed_instead,
     matrix_init,
     transformer_config,
 )
@@ -271,11 +270,12 @@ def state_bytes(config: SpellerConfig, width: int, length: int) -> int:
 
 
 def make_recurrent_speller(
-    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str]
+    model: Any, vocab_size: int, length: int, instead: Instead
 ) -> tuple[SpellerConfig, str]:
     """Returns a recurrent speller and the name of its implementation."""
-    config = make_recurrent(model, vocab_size, FRAMES).config
-    readers = filter(None, (make_reader(model, n) for n in (FRAMES, 2 * FRAMES)))
+    config = recurrent_config(model, vocab_size, FRAMES)
+    lengths = (FRAMES, 2 * FRAMES)
+    readers = filter(None, (make_reader(model, model.attention, n) for n in lengths))
     if len({str(shapes(reader.parameters())) for reader in readers}) > 1:
         raise UserError(
             f"model.attention={model.attention!r} has parameters for each place of a source, and "
@@ -286,43 +286,34 @@ def make_recurrent_speller(
 
 
 def make_transformer_speller(
-    model: ConfigDict, vocab_size: int, length: int, instead: Mapping[str, str]
+    model: Any, vocab_size: int, length: int, instead: Instead
 ) -> tuple[SpellerConfig, str]:
     """Returns a transformer that spells and the names of its implementations."""
-    layers = layer_options(model, length)
-    for options in filter(looks_ahead, layers):
-        raise UserError(
-            f"model.mask={options.mask!r} of mixer {options.mixer!r} looks ahead, and a speller "
-            "must not see what it predicts; choose a causal one, such as model.mask='causal'."
-        )
-    start = {"mixer": "softmax", "mask": "full", "position": "none"}
-    cross = part_options(model, FRAMES, "cross", start, "cross")
+    decoder = pattern(model)
+    layers = tuple(one.spec(length) for one in decoder)
+    check_causal(layers, "a speller")
+    cross = part_spec(model, FRAMES, "cross", CROSS, "cross")
+    check_cross(cross, model.cross)
 
-    def described(options: Options) -> Mapping[str, Parameter]:
-        return cross_attention.make(options, model.width).parameters()
+    def described(spec: MixerSpec) -> Mapping[str, Parameter]:
+        return make_cross(spec, model.width).parameters()
 
-    if cross.position != "none" and cross.position in MODEL_POSITIONS:
-        raise UserError(
-            f"model.cross={model.cross!r}: position {cross.position!r} is added to the input of "
-            f"the model, not to what is read; set model.position={cross.position!r}."
-        )
     check_any_length(cross, described, "cross", model.cross)
-    layers = tuple(computed_instead(o, instead) for o in layers)
+    layers = tuple(computed_instead(one, instead) for one in layers)
     cross = computed_instead(cross, instead)
+    position = added_position(decoder)
     config = TransformerSpellerConfig(
-        decoder=transformer_config(model, vocab_size, length, layers),
-        cross=cross_attention.make(cross, model.width),
+        decoder=transformer_config(model, vocab_size, length, layers, position=position),
+        cross=make_cross(cross, model.width),
     )
     return config, implementation_of((*layers, cross))
 
 
-def windowed(reader: Reader | None, model: ConfigDict) -> Reader | None:
+def windowed(reader: Reader | None, model: Any) -> Reader | None:
     """Returns the reader with the window of `config.model.median_window`. Raises UserError."""
     if model.median_window == 0:
         return reader
     where = f"model.median_window={model.median_window}"
-    if model.median_window < 0:
-        raise UserError(f"{where} must be at least 0 (0: all frames may be read).")
     if reader is None:
         raise UserError(
             f"{where}: model.attention={model.attention!r} reads no frames; leave it 0."
@@ -332,7 +323,7 @@ def windowed(reader: Reader | None, model: ConfigDict) -> Reader | None:
             f"{where}: model.attention={model.attention!r} goes on from where it is and takes no "
             "window; leave it 0, or choose another attention, such as 'location_aware'."
         )
-    if model.predicted_window or model.attention == "local_p":
+    if model.mechanism.get("predicted_window") or model.attention == "local_p":
         raise UserError(
             f"{where}: model.attention={model.attention!r} predicts a window of its own; leave "
             "one of them out."

@@ -11,6 +11,7 @@ Seeds without a number are never dropped in silence:
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,24 @@ from research.ablation.experiment import (
     experiment_from_json,
     points,
     seed_list,
+    tune_seed_list,
     tuning_grid,
 )
-from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
+from research.ablation.measure import (
+    COSTS,
+    STOPWATCH,
+    TIMES,
+    VALUES,
+    Measure,
+    Point,
+    Progress,
+    point_key,
+)
 from research.ablation.registration import Registration, registration_from_json
+from research.ablation.tuning import choice_deviations
 from research.configuration import completed
 from research.errors import UserError
+from research.report.judging.curves import progress, rise
 from research.runs import store
 
 WAITING = "waiting"
@@ -150,15 +163,21 @@ def make_study(
       experiment: what `plain` holds.
     """
     shown = _ordered(cells, experiment)
-    grid = len(tuning_grid(experiment)) * len(experiment.tune_seeds) if experiment.tune else 0
-    per_arm = grid + len(seed_list(experiment))
+    grid = len(tuning_grid(experiment)) * len(tune_seed_list(experiment))
+    reported = len(seed_list(experiment))
+    pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
+    known = Counter((cell["arm"], point_key(cell["point"]), cell["stage"]) for cell in shown)
     return Study(
         name=str(plain.get("name") or workdir.name),
         file=str(plain.get("file") or ""),
         workdir=workdir,
         experiment=experiment,
         runs=[_run(cell, *read[cell["run"] + cell["stage"]]) for cell in shown],
-        planned=max(len(shown), per_arm * len(experiment.arms) * len(points(experiment))),
+        # Tuning may have added values, and more seeds may have been trained than are asked for.
+        planned=sum(
+            max(grid, known[arm, point, "tune"]) + max(reported, known[arm, point, "report"])
+            for arm, point in pairs
+        ),
         environment=environment,
         plain=plain,
         registration=registration_from_json(plain.get("registration")),
@@ -229,7 +248,8 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
             if (text := _missing(study, arm, p))
             for label in labels[point_key(p)]
         }
-        return Measure(metric, values, expanded, higher, missing=absent)
+        going = _progress(study, metric, higher)
+        return Measure(metric, values, expanded, higher, missing=absent, progress=going)
     group, _, column = metric.partition("/")
     kind = VALUES
     if metric == STEPS:
@@ -257,7 +277,38 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
         solved=None if named else outcome.solved,
         chance=outcome.chance if metric == outcome.metric else None,
         missing=absent,
+        choice=_choice(study, metric, named) if kind == VALUES and metric != RISE else {},
+        progress=_progress(study, metric, higher) if kind == VALUES else {},
     )
+
+
+def _progress(study: Study, metric: str, higher: bool | None) -> dict[tuple[str, Point], Progress]:
+    """How the curves of every arm at every point went on; {} of a metric without a better way."""
+    found = {}
+    for point in points(study.experiment) if higher is not None else ():
+        place = point_key(point)
+        # What diverged had no end of training.
+        curves = {
+            arm: {
+                r.seed: r.curve
+                for r in study.reported
+                if r.key == (arm, place) and r.status == store.COMPLETED
+            }
+            for arm in study.experiment.arms
+        }
+        ends = progress(curves, metric, bool(higher))
+        found |= {(arm, place): end for arm, end in ends.items()}
+    return found
+
+
+def _choice(study: Study, metric: str, named: bool) -> dict[tuple[str, Point], float]:
+    """What choosing among tuned values adds, read off the tuning runs' validation."""
+    cells = [
+        {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
+        for r in study.runs
+    ]
+    results = {r.run: r.result for r in study.runs if r.result}
+    return choice_deviations(study.experiment.outcome, cells, results, metric if named else "")
 
 
 def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:
@@ -372,7 +423,7 @@ def steps_to_threshold(run: Run, outcome: Outcome) -> int | None:
     """Returns the first evaluated step whose validation outcome reached `solved`, or None."""
     for row in run.curve:
         value = _number(row.get(f"validation/{outcome.metric}"))
-        if value is not None and reached(value, outcome):
+        if value is not None and outcome.reached(value):
             return int(row["step"])
     return None
 
@@ -390,28 +441,9 @@ def rise_time(run: Run, outcome: Outcome) -> float | None:
         return None
     logged = [(row["step"], _number(row.get(f"validation/{outcome.metric}"))) for row in run.curve]
     curve = [(step, value) for step, value in logged if value is not None]
-    if not curve or reached(curve[0][1], outcome):
+    if not curve or outcome.reached(curve[0][1]):
         return None
-    begin = curve[0][1]
-    way = [(step, (value - begin) / (outcome.solved - begin)) for step, value in curve]
-    if max(part for _, part in way) < 1:
-        return None
-    low, high = (_first_passed(way, part) for part in RISE_BETWEEN)
-    return (high - low) / curve[-1][0]
-
-
-def _first_passed(way: Sequence[tuple[float, float]], part: float) -> float:
-    """Returns the step at which a curve from 0 to 1 first reaches `part`, linear in between."""
-    after = next(i for i, (_, value) in enumerate(way) if value >= part)
-    (step0, value0), (step1, value1) = way[after - 1], way[after]
-    return step0 + (step1 - step0) * (part - value0) / (value1 - value0)
-
-
-def reached(value: float, outcome: Outcome) -> bool:
-    """Returns whether an outcome counts as solved; False without a threshold."""
-    if outcome.solved is None:
-        return False
-    return value >= outcome.solved if outcome.higher_is_better else value <= outcome.solved
+    return rise(curve, outcome.solved, RISE_BETWEEN)
 
 
 def _steps_value(run: Run, study: Study) -> float | None:

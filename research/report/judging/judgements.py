@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from research import stats
 from research.ablation.claims import Claim
-from research.report.judging.quantities import Quantity
+from research.report.judging.quantity import Quantity
 
 SUPPORTED, REFUTED, OPEN = "supported", "refuted", "open"
 CANNOT_TELL, UNTESTED = "cannot tell", "not tested"

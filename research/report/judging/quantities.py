@@ -9,7 +9,7 @@ themselves, of anything else the mean over seeds.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations, pairwise
 from typing import Any
@@ -26,73 +26,16 @@ from research.ablation.claims import (
 )
 from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, point_key
 from research.report.formatting import count, number, point_text
-from research.stats import ALPHA, Estimate, Proportion, ProportionDifference
+from research.report.judging.quantity import Quantity
+from research.stats import ALPHA, Proportion, ProportionDifference
 
 ONE_SEED = "one seed is not evidence"
+CHOICE_DEVIATIONS = 2.0
+"""Standard deviations of the choice among tuned values that tests and intervals leave room for.
+With 3 tuning seeds false verdicts on equal arms are then as rare as they are to be, by simulation
+(benchmarks/tuning.py)."""
 MOST_SEEDS = 64
 """Seeds up to which the report says how many a claim would need."""
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """One number a claim speaks of, and the region the claim wants it in.
-
-    Attributes:
-      label: where it is measured, "" when there is only one place.
-      what: what it is, for example "mean accuracy of additive minus that of none".
-      estimate: the number, with its tests and intervals; None without runs.
-      low, high: the claimed region.
-      n: seeds of each arm.
-      one_sided: whether verdicts take one-sided bounds of level 95 %, as of a proportion that is
-        held to a border. Otherwise they take 95 % intervals, each end a bound of 97.5 %.
-      obstacle: why nothing can be told from it, whatever the test says; "" if something can.
-    """
-
-    label: str
-    what: str
-    estimate: Estimate | Proportion | ProportionDifference | None
-    low: float
-    high: float
-    n: tuple[int, ...]
-    one_sided: bool = False
-    obstacle: str = ""
-
-    @property
-    def support(self) -> float:
-        """The p-value of "outside of the region", 1 where nothing can be told."""
-        if self.obstacle or self.estimate is None:
-            return 1.0
-        p = 0.0
-        if math.isfinite(self.low):
-            p = max(p, self.estimate.p_above(self.low))
-        if math.isfinite(self.high):
-            p = max(p, self.estimate.p_below(self.high))
-        return min(1.0, p * (1 if self.one_sided else 2))
-
-    @property
-    def contradiction(self) -> float:
-        """The p-value of "inside of the region", 1 where nothing can be told."""
-        if self.obstacle or self.estimate is None:
-            return 1.0
-        tails = []
-        if math.isfinite(self.low):
-            tails.append(self.estimate.p_below(self.low))
-        if math.isfinite(self.high):
-            tails.append(self.estimate.p_above(self.high))
-        return min(1.0, min(tails) * len(tails) * (1 if self.one_sided else 2))
-
-    @property
-    def p_different(self) -> float:
-        """The two-sided p-value of "the number is 0"; NaN where nothing can be told."""
-        if self.obstacle or self.estimate is None:
-            return math.nan
-        return min(1.0, 2 * min(self.estimate.p_above(0.0), self.estimate.p_below(0.0)))
-
-    def interval(self, level: float) -> tuple[float, float]:
-        """Returns the interval whose place decides a test of this level; NaN if there is none."""
-        if self.estimate is None:
-            return math.nan, math.nan
-        return self.estimate.interval(2 * level if self.one_sided else level)
 
 
 def matches(point: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
@@ -188,7 +131,28 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
         else:
             estimate = _means(one, other, paired)
             obstacle = _no_spread(data, sides, estimate) or _guessing(data, sides)
-    return Quantity(label, what, estimate, low, high, n, obstacle=obstacle)
+    first, second = ((arm, point) for arm, point, _ in sides)
+    up, down = (first, second) if _more_is_better(data) else (second, first)
+    able = data.kind == VALUES and data.higher_is_better is not None
+    return Quantity(
+        *(label, what, estimate, low, high, n),
+        obstacle=obstacle,
+        allowance=_allowance(data, first, second),
+        raised_by=up if able else None,
+        lowered_by=down if able else None,
+        counted_at=data.solved,
+    )
+
+
+def _more_is_better(data: Measure) -> bool:
+    """Whether more is better of what is compared: more seeds that solve a task always are."""
+    return data.solved is not None or data.higher_is_better is True
+
+
+def _allowance(data: Measure, *places: tuple[str, Mapping]) -> float:
+    """The room that is left for the choice among tuned values at one or two places."""
+    found = {place: data.choice.get(place, 0.0) for a, p in places if (place := (a, point_key(p)))}
+    return CHOICE_DEVIATIONS * math.hypot(*found.values())
 
 
 def _means(one: stats.Sample, other: stats.Sample, paired: bool) -> stats.StudentT:
@@ -272,7 +236,7 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
     sample, label = data.sample(test.arm, point), _label(point, test.at)
     obstacle = _absent(data, test.arm, point, sample)
     if data.kind == VALUES and (data.solved is not None or test.share is not None):
-        return _share(data, test, label, sample, obstacle)
+        return _share(data, test, point, sample, obstacle)
     low = -math.inf if test.at_least is None else test.at_least
     high = math.inf if test.at_most is None else test.at_most
     what, estimate = f"{subject(data)} of {test.arm}", None
@@ -285,10 +249,17 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
     elif not obstacle:
         estimate = stats.mean_of(sample.values(), caution=stats.CAUTION)
         obstacle = _no_spread(data, ((test.arm, point, sample),), estimate)
-    return Quantity(label, what, estimate, low, high, (len(sample),), obstacle=obstacle)
+    side = (test.arm, point) if data.kind == VALUES else None
+    return Quantity(
+        *(label, what, estimate, low, high, (len(sample),)),
+        obstacle=obstacle,
+        allowance=_allowance(data, (test.arm, point)),
+        raised_by=side if data.higher_is_better else None,
+        lowered_by=side if data.higher_is_better is False else None,
+    )
 
 
-def _share(data: Measure, test: Threshold, label: str, sample, obstacle: str) -> Quantity:
+def _share(data: Measure, test: Threshold, point: Mapping, sample, obstacle: str) -> Quantity:
     at_least, share = test.at_least is not None, 0.5 if test.share is None else test.share
     border = test.at_least if test.at_least is not None else test.at_most
     assert border is not None
@@ -302,7 +273,15 @@ def _share(data: Measure, test: Threshold, label: str, sample, obstacle: str) ->
             obstacle = (
                 f"{count(n, 'seed')} cannot show it whatever they do: it takes at least {needed}"
             )
-    return Quantity(label, what, estimate, share, math.inf, (n,), True, obstacle)
+    side, higher = (test.arm, point), data.higher_is_better
+    return Quantity(
+        *(_label(point, test.at), what, estimate, share, math.inf, (n,), True, obstacle),
+        allowance=_allowance(data, (test.arm, point)),
+        # A better arm has fewer seeds on the wrong side of a border.
+        raised_by=side if higher == at_least else None,
+        lowered_by=side if higher is (not at_least) else None,
+        counted_at=border,
+    )
 
 
 def along_axis(places: Sequence[Mapping], along: str) -> list[list[Mapping]]:

@@ -7,7 +7,8 @@ from research.ablation.claims import Crossover, Direction, Equivalence, Test, Th
 from research.ablation.measure import COSTS, TIMES, Measure
 from research.report.formatting import bracket, number, value_text
 from research.report.judging.judgements import CANNOT_TELL, OPEN, REFUTED, Check
-from research.report.judging.quantities import Quantity, subject
+from research.report.judging.quantities import subject
+from research.report.judging.quantity import Quantity
 from research.stats import ALPHA, Proportion, RankDifference, StudentT
 
 
@@ -75,7 +76,9 @@ def effect(checks: Sequence[Check], verdict: str, data: Measure, level: float) -
     q = c.quantity
     where = f" at {q.label}" if q.label else ""
     seeds = " and ".join(str(n) for n in dict.fromkeys(q.n))
-    return f"{q.what[0].upper()}{q.what[1:]}{where}: {_value(q, c)} ({_of(q, data, level, seeds)})."
+    room = f", ± {number(q.allowance)} for the choice of tuned values" if q.allowance else ""
+    of = f"{_of(q, data, level, seeds)}{room}"
+    return f"{q.what[0].upper()}{q.what[1:]}{where}: {_value(q, c)} ({of})."
 
 
 def _value(q: Quantity, c: Check) -> str:
@@ -94,7 +97,7 @@ def _of(q: Quantity, data: Measure, level: float, seeds: str) -> str:
     if isinstance(q.estimate, RankDifference):
         return f"{over}, permutation test"
     if isinstance(q.estimate, Proportion):
-        low, high = q.estimate.interval(2 * level)
+        low, high = q.interval(level)
         bounds = []
         if low > 0:
             bounds.append(f"at least {low:.2f}")

@@ -8,17 +8,19 @@ quantities. All primary claims of an experiment are one family, over which Holm'
 the chance of any false verdict at 5 %.
 
 Verdicts that can be wrong more often than that are not passed: "cannot tell" is for a claim whose
-runs could not have decided it, and says why.
+runs could not have decided it, and says why; also where it rests on an arm that may not have
+converged (see `convergence`), unless the claim is of these steps only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from research import stats
 from research.ablation.claims import Claim, Crossover, Direction, Test, Trend
 from research.ablation.measure import Measure
 from research.report.formatting import point_text, value_text
 from research.report.judging import sentences
+from research.report.judging.convergence import doubt
 from research.report.judging.judgements import (
     CANNOT_TELL,
     OPEN,
@@ -29,12 +31,12 @@ from research.report.judging.judgements import (
     Judgement,
 )
 from research.report.judging.quantities import (
-    Quantity,
     along_axis,
     axis_positions,
     matches,
     quantities,
 )
+from research.report.judging.quantity import Quantity
 from research.stats import ALPHA
 
 
@@ -129,6 +131,9 @@ def _decide(evidence: _Evidence, level: float, family: int) -> Judgement:
         verdict = CANNOT_TELL
     else:
         verdict = SUPPORTED if evidence.support <= level else OPEN
+    if verdict in (SUPPORTED, REFUTED) and not claim.within_steps:
+        checks, obstacle = _without_doubts(checks, verdict, data)
+        verdict = CANNOT_TELL if obstacle else verdict
     return Judgement(
         claim=claim,
         verdict=verdict,
@@ -140,6 +145,24 @@ def _decide(evidence: _Evidence, level: float, family: int) -> Judgement:
         checks=checks,
         ours=ours,
     )
+
+
+def _without_doubts(
+    checks: Sequence[Check], verdict: str, data: Measure
+) -> tuple[list[Check], str]:
+    """Takes back what rests on an arm that may not have converged.
+
+    Returns the checks, and why the verdict cannot be passed on what is left of them: one doubt is
+    enough against "supported"; "refuted" stands by any quantity without one.
+    """
+    doubts = [
+        doubt(c.quantity, verdict == REFUTED, data) if c.verdict == verdict else "" for c in checks
+    ]
+    left = [
+        replace(c, verdict=CANNOT_TELL) if d else c for c, d in zip(checks, doubts, strict=True)
+    ]
+    stands = verdict == REFUTED and any(c.verdict == REFUTED for c in left)
+    return left, "" if stands else next((d for d in doubts if d), "")
 
 
 def _check(q: Quantity, level: float, number: int) -> Check:

@@ -3,10 +3,8 @@
 import hashlib
 import io
 import json
-import sys
-import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from research.errors import UserError
+from research.messages import progress_of, tell
 from research.runs.store import write_bytes
 from research.tasks.corpora import cache_directory
 from research.tasks.digests import file_digest
@@ -38,9 +37,6 @@ than that is from speech, and decide alone what `normalize` does to the rest.
 
 LEAST_DEVIATION = 1e-2
 """The least standard deviation of a band that `normalize` divides by."""
-
-PLAIN_SECONDS = 15.0
-"""Seconds between lines about progress when stderr is no terminal."""
 
 _VERSION = 1  # of the cached features: to be raised with every change of what is computed
 
@@ -147,7 +143,7 @@ def load_features(
     found = _read(path)
     if found is not None:
         return found
-    report = _progress(len(utterances))
+    report = progress_of(len(utterances), "recordings")
     features = []
     for utterance in utterances:
         features.append(log_mel(read_audio(utterance.path, rate, max_seconds), rate, num_mels))
@@ -184,24 +180,4 @@ def _write(path: Path, features: Sequence[np.ndarray]) -> None:
     try:
         write_bytes(path, content.getvalue())
     except OSError as error:
-        print(f"features are not cached: {error}", file=sys.stderr)
-
-
-def _progress(total: int) -> Callable[[int], None]:
-    """Returns a function of how many recordings are done that says so, now and then."""
-    began = said = time.perf_counter()
-    live = sys.stderr.isatty()
-
-    def report(done: int) -> None:
-        nonlocal said
-        now = time.perf_counter()
-        if now - said < (0.2 if live else PLAIN_SECONDS) and not (live and done == total):
-            return
-        said = now
-        left = (total - done) * (now - began) / done
-        text = f"features: {done:,}/{total:,} recordings, {left:,.0f} s left"
-        # Going back to the start of the line, a terminal shows one; the spaces clear the last one.
-        start, end = ("\r", "    " if done < total else "    \n") if live else ("", "\n")
-        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
-
-    return report
+        tell(f"features are not cached: {error}")

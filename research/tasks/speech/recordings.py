@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import sys
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
+from research.messages import tell
 from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds
 from research.tasks.corpora import cache_directory
 from research.tasks.speech.features import SHIFT_SECONDS, load_features, log_mel
@@ -255,7 +255,7 @@ def make_speech(config: ConfigDict) -> Speech:
     else:
         shapes = whole(config, data, pools)
     known = _known(config, recordings, data, shapes)
-    print(_describe(known), file=sys.stderr)
+    tell(_describe(known))
     references = {
         split: [" ".join(recordings.texts[i] for i in row) for row in rows]
         for split, rows in shapes.picks.items()

@@ -33,6 +33,7 @@ from research.tasks.task import (
     bin_index,
     bin_label,
     cross_entropy,
+    evaluation_key,
     power_of_two_bins,
     sliced,
 )
@@ -88,7 +89,7 @@ class Induction(Task):
       distance_bins, place_bins: inclusive ranges of the slices.
     """
 
-    options = {"vocab_size": 64, "segment": (4, 16)}
+    options = {"vocab_size": 64, "segment": (4, 16), "test_of_seed": False}
     segment: tuple[int, int]
     next_token: bool = True
     distance_bins: list[tuple[int, int]] = field(init=False)
@@ -119,7 +120,7 @@ class Induction(Task):
         self, data: tuple, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
         """Returns batch `index` of the split's own stream."""
-        return self.batch(data, jax.random.key(EVALUATION_SEED[split]), index)
+        return self.batch(data, evaluation_key(EVALUATION_SEED[split], split, data), index)
 
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per target) and accuracy, also by distance and by place."""
@@ -157,6 +158,7 @@ def make_induction(config: ConfigDict) -> Induction:
             "tokens do not repeat outside the segment."
         )
     return Induction(
+        test_of_seed=config.test_of_seed,
         length=config.length,
         vocab_size=config.vocab_size,
         batch_size=config.batch_size,

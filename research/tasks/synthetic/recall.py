@@ -29,6 +29,7 @@ from research.tasks.task import (
     bin_index,
     bin_label,
     cross_entropy,
+    evaluation_key,
     of_lengths,
     power_of_two_bins,
     sliced,
@@ -90,7 +91,13 @@ ACCURACIES = ("accuracy", "accuracy_most_pairs", "accuracy_longest")
 class Recall(Task):
     """The task of this file; the attributes are those of `Task`."""
 
-    options = {"vocab_size": 64, "num_pairs": (4,), "gap_power": 0.01, "eval_lengths": ()}
+    options = {
+        "vocab_size": 64,
+        "num_pairs": (4,),
+        "gap_power": 0.01,
+        "eval_lengths": (),
+        "test_of_seed": False,
+    }
     higher_is_better = {
         "loss": False,
         **dict.fromkeys(ACCURACIES, True),
@@ -124,7 +131,7 @@ class Recall(Task):
         self, data: tuple, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
         """Returns batch `index` of the stream of the split and, if it has its own, the length."""
-        key = jax.random.key(EVALUATION_SEED[split])
+        key = evaluation_key(EVALUATION_SEED[split], split, data)
         if bucket:
             key = jax.random.fold_in(key, bucket)
         batch = self._sequences(jax.random.fold_in(key, index), self.length_of(bucket))
@@ -180,6 +187,7 @@ def make_recall(config: ConfigDict) -> Recall:
             f"for {most} distinct keys."
         )
     return Recall(
+        test_of_seed=config.test_of_seed,
         length=config.length,
         vocab_size=config.vocab_size,
         batch_size=config.batch_size,

@@ -23,7 +23,7 @@ from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name
-from research.tasks.task import PAD, UNKNOWN, Batch, power_of_two_bins
+from research.tasks.task import PAD, UNKNOWN, Batch, evaluation_key, power_of_two_bins
 from research.tasks.text.classification import Classification
 
 KINDS = {"keyword": 1, "pair": 2}
@@ -79,7 +79,13 @@ class Rule(Classification):
       keywords: K, of each class.
     """
 
-    options = {"vocab_size": 64, "kind": "substitute", "min_length": 2, "num_keywords": 4}
+    options = {
+        "vocab_size": 64,
+        "kind": "substitute",
+        "min_length": 2,
+        "num_keywords": 4,
+        "test_of_seed": False,
+    }
     kind: str
     min_length: int
     keywords: int
@@ -100,7 +106,7 @@ class Rule(Classification):
         self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
         """Returns batch `index` of the split's own stream."""
-        return self.batch(data, jax.random.key(EVALUATION_SEED[split]), index)
+        return self.batch(data, evaluation_key(EVALUATION_SEED[split], split, data), index)
 
 
 def make_rule(config: ConfigDict) -> Rule:
@@ -126,6 +132,7 @@ def make_rule(config: ConfigDict) -> Rule:
         if high >= config.min_length
     ]
     return Rule(
+        test_of_seed=config.test_of_seed,
         vocab_size=config.vocab_size,
         length=config.length,
         batch_size=config.batch_size,

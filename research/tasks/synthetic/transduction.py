@@ -44,6 +44,7 @@ from research.tasks.task import (
     Sums,
     Task,
     cross_entropy,
+    evaluation_key,
     sliced,
 )
 
@@ -173,6 +174,7 @@ class Transduction(Task):
         "train_length": 20,
         "test_lengths": (5, 10, 15, 20, 25, 30),
         "test_sequences": 100,
+        "test_of_seed": False,
     }
     higher_is_better = {
         "loss": False,
@@ -218,7 +220,7 @@ class Transduction(Task):
         self, data: Any, split: str, index: int | Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
         """Returns batch `index` of the split's own stream, padded to the longest of the split."""
-        return self.rows(split, index * self.batch_size + jnp.arange(self.batch_size))
+        return self.rows(split, index * self.batch_size + jnp.arange(self.batch_size), data)
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
         """Returns `total`, and for the test as many as hold all of it."""
@@ -237,9 +239,9 @@ class Transduction(Task):
         """Sequences of the test."""
         return len(self.test_lengths) * self.test_sequences
 
-    def rows(self, split: str, numbers: Int[Array, " B"]) -> Batch:
+    def rows(self, split: str, numbers: Int[Array, " B"], data: Any = ()) -> Batch:
         """Returns sequences of a split by their number; those past the test's end are empty."""
-        key = jax.random.key(EVALUATION_SEED[split])
+        key = evaluation_key(EVALUATION_SEED[split], split, data)
         cycle = jnp.array(self.lengths(split))
         lengths = cycle[numbers % len(cycle)]
         if split == "test":
@@ -361,6 +363,7 @@ def make_transduction(config: ConfigDict) -> Transduction:
     if config.test_sequences < 1:
         raise UserError(f"task.test_sequences={config.test_sequences} must be at least 1.")
     return Transduction(
+        test_of_seed=config.test_of_seed,
         vocab_size=config.vocab_size,
         length=config.length,
         batch_size=config.batch_size,

@@ -1,8 +1,9 @@
 """Language modelling on a text file: predict the next character or BPE token.
 
 The first 90 % of the text are for training, the last 10 % for validation, as nanoGPT splits tiny
-Shakespeare. A training batch is a set of random windows; validation takes windows spread evenly
-over the split, the same at every evaluation. The corpus lives on the device.
+Shakespeare; of these the last part may be kept for a test. A training batch is a set of random
+windows; an evaluation takes windows spread evenly over its split, the same every time. The corpus
+lives on the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,13 +39,15 @@ TRAINING_FRACTION = 0.9
 class Text(Task):
     """The task of this file; the attributes are those of `Task`.
 
-    `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32}.
+    `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32}, and
+    "test": (N'',) where there is one.
     """
 
     options = {
         "path": "tinyshakespeare",
         "tokenizer": "char",
         "bpe_vocab_size": 1024,
+        "test_fraction": 0.0,
         "eval_lengths": (),
         "stream_sinks": (),
         "stream_window": 0,
@@ -150,10 +153,18 @@ def make_text(config: ConfigDict) -> Text:
     tokenizer = make_tokenizer(
         config.tokenizer, whole, config.bpe_vocab_size, cache_directory() / "tokenizers"
     )
+    if not 0 <= config.test_fraction < 1 - TRAINING_FRACTION:
+        raise UserError(
+            f"task.test_fraction={config.test_fraction} must be from 0 to less than "
+            f"{1 - TRAINING_FRACTION:.1f}, the part that is not trained on."
+        )
+    last = len(text) - int(len(text) * config.test_fraction)
     splits = {
         "train": tokenizer.encode(text[:cut]),
-        "validation": tokenizer.encode(text[cut:]),
+        "validation": tokenizer.encode(text[cut:last]),
     }
+    if config.test_fraction:
+        splits["test"] = tokenizer.encode(text[last:])
     eval_lengths = tuple(config.eval_lengths)
     for name, tokens in splits.items():
         for key, length in (
@@ -165,7 +176,8 @@ def make_text(config: ConfigDict) -> Text:
                     f"task.{key}={length} is too long: the {name} split of {config.path} "
                     f"has {len(tokens)} tokens."
                 )
-    stream = make_stream(config, len(splits["validation"]))
+    evaluated = {name: tokens for name, tokens in splits.items() if name != "train"}
+    stream = make_stream(config, {name: len(tokens) for name, tokens in evaluated.items()})
     data = {name: jnp.asarray(tokens) for name, tokens in splits.items()}
     data["characters"] = jnp.asarray(tokenizer.characters)
     return Text(
@@ -175,17 +187,18 @@ def make_text(config: ConfigDict) -> Text:
         stream=stream,
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer,
+        splits=tuple(evaluated),
         data=data,
         files=digests([file]),
     )
 
 
-def make_stream(config: ConfigDict, tokens: int) -> Stream | None:
+def make_stream(config: ConfigDict, tokens: Mapping[str, int]) -> Stream | None:
     """Returns how the text is streamed, if it is. Raises UserError for sizes that do not fit.
 
     Args:
       config: `config.task`.
-      tokens: of the validation split.
+      tokens: of each split that is evaluated.
     """
     sinks, window = tuple(config.stream_sinks), config.stream_window or config.length
     if not sinks:
@@ -195,9 +208,10 @@ def make_stream(config: ConfigDict, tokens: int) -> Stream | None:
             f"task.stream_sinks={sinks}: give numbers from 0 to less than the window of {window} "
             "tokens, each larger than the one before."
         )
-    if not window < config.stream_tokens < tokens:
-        raise UserError(
-            f"task.stream_tokens={config.stream_tokens} must be more than the window of {window} "
-            f"tokens and less than the {tokens} of the validation text."
-        )
+    for name, number in tokens.items():
+        if not window < config.stream_tokens < number:
+            raise UserError(
+                f"task.stream_tokens={config.stream_tokens} must be more than the window of "
+                f"{window} tokens and less than the {number} of the {name} text."
+            )
     return Stream(window, sinks, config.stream_tokens)

@@ -7,7 +7,6 @@ unknown token where they leave the word out.
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 
 from research.errors import UserError
+from research.messages import tell
 from research.tasks.buckets import Epochs, assign, choose_bounds, padded_part
 from research.tasks.corpora import cache_directory
 from research.tasks.task import PAD, UNKNOWN, Batch, word_bins
@@ -253,7 +253,7 @@ def make_sentiment(config: ConfigDict) -> Sentiment:
         own = choose_lengths(encoded[split].lengths, EVALUATION_BUCKETS, config.batch_size)
         data[split] = in_buckets(encoded[split], own, config.batch_size)
     known = _known(config, corpus, encoded, cut)
-    print(_describe(known, config.length, tokenizer.vocab_size), file=sys.stderr)
+    tell(_describe(known, config.length, tokenizer.vocab_size))
     nothing = np.zeros_like(train.lengths)
     return Sentiment(
         length=config.length,

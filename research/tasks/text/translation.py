@@ -6,7 +6,6 @@ a few shapes and live on the device; research/tasks/buckets.py says in which ord
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from research.errors import UserError
+from research.messages import tell
 from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds, padded_part
 from research.tasks.corpora import cache_directory
 from research.tasks.task import (
@@ -325,7 +325,7 @@ def make_translation(config: ConfigDict) -> Translation:
         own = choose_bounds(*pairs.lengths, EVALUATION_BUCKETS, config.batch_size)
         data[split] = in_buckets(pairs, own, config.batch_size)
     known = _known(config, corpus, cuts, train, bounds)
-    print(_describe(known, config.length), file=sys.stderr)
+    tell(_describe(known, config.length))
     return Translation(
         length=config.length,
         batch_size=config.batch_size,

@@ -1,17 +1,16 @@
-"""Jobs and options of every engine, and what of a launch the golden files hold."""
+"""Jobs and options of every engine."""
 
 from pathlib import Path, PurePosixPath
 
-from research.cloud.launch.engines import ENGINES, check_options
-from research.cloud.launch.job import Job, Launch, Options, launch_directory
-from research.cloud.launch.shell import line
+from research.cloud.launch.engines import Launch, check_options, make
+from research.cloud.launch.request import Job, Options
 
 SWEEP = Job(
     "research.sweep",
     ("--experiment=experiments/head_count.py",),
     PurePosixPath("experiments/head_count.py"),
     PurePosixPath("runs/head_count"),
-    shards=3,
+    shards=2,
     python="/home/me/attest/.venv/bin/python",
     directory=PurePosixPath("/home/me/attest"),
 )
@@ -26,21 +25,21 @@ RUN = Job(
 CLOUD = {"bucket": "my-bucket", "project": "my-project", "zone": "us-west4-a"}
 
 CASES: dict[str, tuple[str, Job, Options]] = {
-    "slurm-sweep": ("slurm", SWEEP, Options(gpus="1", cpus=8, partition="gpu", hours=8)),
+    "slurm": ("slurm", SWEEP, Options(gpus="1", cpus=8, partition="gpu", hours=8)),
     "slurm-nodes": ("slurm", RUN, Options(gpus="h100:8", nodes=4, account="my-lab")),
-    "skypilot-spot-sweep": (
+    "skypilot": (
         "skypilot",
         SWEEP,
         Options(slice="v6e:2x2", bucket="my-bucket", spot=True),
     ),
     "skypilot-gpus": ("skypilot", RUN, Options(gpus="H100:8", bucket="my-bucket")),
-    "xpk-slices": ("xpk", RUN, Options(slice="2*v5e:16x16", cluster="my-cluster", **CLOUD)),
+    "xpk": ("xpk", RUN, Options(slice="2*v5e:16x16", cluster="my-cluster", **CLOUD)),
     "xpk-image": (
         "xpk",
         SWEEP,
         Options(slice="v5p:2x2x2", cluster="my-cluster", image="gcr.io/me/attest:1", **CLOUD),
     ),
-    "gcloud-spot-sweep": ("gcloud", SWEEP, Options(slice="v5e:4x4", spot=True, hours=6, **CLOUD)),
+    "gcloud": ("gcloud", SWEEP, Options(slice="v5e:4x4", spot=True, hours=6, **CLOUD)),
     "gcloud-slices": ("gcloud", RUN, Options(slice="2*v4:2x2x4", **CLOUD)),
 }
 
@@ -57,16 +56,6 @@ HOSTILE = (
 
 
 def launched(engine: str, job: Job, options: Options) -> Launch:
-    """Returns what an engine makes of a job, its options checked as the command checks them."""
+    """Returns what an engine is given for a job, its options checked as the command checks them."""
     check_options(engine, options)
-    return ENGINES[engine].make(job, options, launch_directory(job.workdir, engine))
-
-
-def contents(launch: Launch) -> dict[Path, str]:
-    """Returns the files of a launch, and its commands and notes as one more."""
-    kinds = ("once", "submit", "watch", "fetch", "teardown")
-    said = "".join(
-        f"# {kind}\n" + "".join(f"{line(c)}\n" for c in getattr(launch, kind)) for kind in kinds
-    )
-    said += "# notes\n" + "".join(f"{note}\n" for note in launch.notes)
-    return {Path(name): text for name, text in launch.files.items()} | {Path("said.txt"): said}
+    return make(engine, job, options, Path(job.workdir) / "launch" / engine)

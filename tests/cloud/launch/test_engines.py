@@ -1,4 +1,10 @@
-"""The scripts run, and hand on what they were given, with other programs faked on PATH."""
+"""What the engines write: files that people have read, and scripts that run what was asked for.
+
+The scripts run with other programs faked on PATH. To write the golden files again after a change,
+and read the difference in git:
+
+    ATTEST_GOLDEN=write .venv/bin/python -m pytest tests/cloud/launch/test_engines.py
+"""
 
 import os
 import signal
@@ -10,13 +16,12 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 
-from research.cloud.launch import gcloud, shell, skypilot, slurm, xpk
-from research.cloud.launch.engines import ENGINES, write
-from research.cloud.launch.job import Launch, Options, launch_directory
-from research.cloud.launch.names import legal_name, shard_names
+from research.cloud.launch.engines import ENGINES, describe, submit, write
+from research.cloud.launch.request import Options
+from research.cloud.launch.templates import legal_name, shard_names
 from research.errors import UserError
-from research.parallel.slices import parse_slice
 from tests.cloud.launch.engine_cases import CASES, CLOUD, HOSTILE, RUN, SWEEP, launched
 
 # Writes its own name and arguments down, after their number; a shell starts faster than Python.
@@ -85,10 +90,25 @@ def hostile_job(text: str, job=SWEEP):
     return replace(job, arguments=(f"--config={text}",), source=source, workdir=workdir)
 
 
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("case", ["slurm", "skypilot", "xpk", "gcloud"])
+def test_what_is_written_is_what_was_read(case, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # what is missing is said
+    launch = launched(*CASES[case])
+    # Scripts of the other shards differ in their number alone.
+    text = next(iter(launch.files.values()))
+    made = text + "\n" + "=" * 100 + "\n" + describe(launch, written=True) + "\n"
+    if os.environ.get("ATTEST_GOLDEN") == "write":
+        (GOLDEN / f"{case}.txt").write_text(made, encoding="utf-8")
+    assert (GOLDEN / f"{case}.txt").read_text(encoding="utf-8") == made
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_scripts_are_bash(case, tmp_path):
-    launch = launched(*CASES[case])
-    write(launch, tmp_path)
+    launch = launched(*CASES[case])._replace(folder=tmp_path)
+    write(launch)
     scripts = [p for p in tmp_path.rglob("*") if p.suffix in (".sh", ".sbatch")]
     assert {p.name for p in scripts} >= {"submit.sh", "teardown.sh"}
     for path in scripts:
@@ -96,44 +116,70 @@ def test_scripts_are_bash(case, tmp_path):
         assert done.returncode == 0 and not done.stderr, f"{path.name}: {done.stderr}"
 
 
+# Of the last command that starts a shard: the words that a person's text is in.
+HANDED_ON = {
+    "slurm": ("--output={percent}/%A_%a.log", "{folder}/job.sbatch"),
+    "skypilot": ("{folder}/task.yaml", "SHARD=2/2"),
+    "xpk": ("--script-dir={folder}/code",),
+    "gcloud": ("--metadata-from-file=^::^startup-script={folder}/{last}.sh",),
+}
+
+
 @pytest.mark.parametrize("text", HOSTILE)
-def test_commands_reach_a_program_unchanged(text, tmp_path):
-    for engine, options in (
-        ("slurm", Options()),
-        ("skypilot", Options(slice="v5e:2x2", bucket="my-bucket")),
-        ("xpk", Options(slice="v5e:4x4", cluster="c", **CLOUD)),
-        ("gcloud", Options(slice="v5e:4x4", **CLOUD)),
-    ):
-        fake(tmp_path / "bin", ENGINES[engine].program, "git", "gcloud", "squeue", "scancel")
-        launch = launched(engine, hostile_job(text), options)
-        every = (*launch.once, *launch.submit, *launch.watch, *launch.fetch, *launch.teardown)
-        done = bash("\n".join(shell.line(command) for command in every), tmp_path)
-        assert done.stderr == ""
-        assert recorded(tmp_path) == [list(command) for command in every]
-        (tmp_path / "record").unlink()
-    assert not Path("/tmp/attest-hostile").exists()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_commands_reach_a_program_unchanged(engine, text, tmp_path):
+    options = {
+        "slurm": Options(),
+        "skypilot": Options(slice="v5e:2x2", bucket="my-bucket"),
+        "xpk": Options(slice="v5e:4x4", cluster="c", **CLOUD),
+        "gcloud": Options(slice="v5e:4x4", **CLOUD),
+    }[engine]
+    fake(tmp_path / "bin", *(e.program for e in ENGINES.values()), "git", "squeue", "scancel")
+    launch = launched(engine, hostile_job(text), options)
+    script = "".join(map(launch.commands, ("once", "submit", "watch", "fetch", "teardown")))
+    done = bash(script, tmp_path)
+    assert done.stderr == "" and not Path("/tmp/attest-hostile").exists()
+    rows, folder = recorded(tmp_path), str(launch.folder)
+    given = {"folder": folder, "percent": folder.replace("%", "%%")}
+    wanted = [w.format(**given, last=launch.values["shards"][-1]) for w in HANDED_ON[engine]]
+    assert any(set(wanted) <= set(row) for row in rows)
+    if options.bucket:
+        assert any(row[1:3] == ["storage", "rsync"] and row[-1] == f"runs/{text}" for row in rows)
+
+
+def scripts_of(launch) -> list[str]:
+    """Returns the bash that the machines of each shard run."""
+    if launch.engine == "skypilot":
+        return [yaml.safe_load(launch.files["task.yaml"])["run"]]
+    return list(launch.files.values())
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_the_command_on_the_machine_is_what_was_asked_for(text, tmp_path):
-    job = hostile_job(text)
+    job = replace(hostile_job(text), directory=tmp_path)
     fake(tmp_path / "bin", "srun", "python", "scontrol")
     fake(tmp_path / "attest-venv" / "bin", "python")
-    tpu = parse_slice("v5e:4x4")
-    options = Options(**CLOUD)
+    own = ["-m", job.module, *job.arguments]
 
-    batch = slurm.script(replace(job, directory=tmp_path), options, "name")
-    bash(batch, tmp_path, SLURM_ARRAY_TASK_ID="2", SLURM_JOB_ID="7")
-    command = job.command("--shard=2/3")
-    assert recorded(tmp_path)[-1] == ["srun", "--kill-on-bad-exit=1", *command]
+    bash(scripts_of(launched("slurm", job, Options()))[0], tmp_path, SLURM_ARRAY_TASK_ID="2")
+    last = [f"--workdir={job.workdir}", "--shard=2/2"]
+    assert recorded(tmp_path)[-1] == ["srun", "--kill-on-bad-exit=1", job.python, *own, *last]
 
-    away = {"python": "python", "workdir": "/mnt/attest/name", "distributed": True}
-    bash(skypilot.run(job, options, tpu, "name"), tmp_path, SHARD="2/3")
-    assert recorded(tmp_path)[-1] == list(job.command("--shard=2/3", **away))
-    bash(xpk.script(job, options, tpu, "name", 2), tmp_path)
-    assert recorded(tmp_path)[-1] == list(job.command("--shard=2/3", **away))
-    bash(shell.in_one_word(xpk.script(job, options, tpu, "name", 3), "./script"), tmp_path)
-    assert recorded(tmp_path)[-1] == list(job.command("--shard=3/3", **away))
+    tpu = {"slice": "v5e:4x4", "bucket": "my-bucket"}
+    launch = launched("skypilot", job, Options(**tpu))
+    last = [f"--workdir=/mnt/attest/{launch.values['name']}", "--shard=2/2", "--distributed"]
+    bash(scripts_of(launch)[0], tmp_path, SHARD="2/2")
+    assert recorded(tmp_path)[-1] == ["python", *own, *last]
+
+    options = Options(slice="v5e:4x4", cluster="c", image="attest:1", **CLOUD)
+    launch = launched("xpk", job, options)
+    last[0] = f"--workdir=/mnt/attest/{launch.values['name']}"
+    bash(scripts_of(launch)[1], tmp_path)
+    assert recorded(tmp_path)[-1] == ["python", *own, *last]
+    # An image that holds no script of ours gets it in one word.
+    carried = launch.values["commands"][launch.values["shards"][1]]
+    bash(carried.replace("/tmp/attest.sh", "./script"), tmp_path)
+    assert recorded(tmp_path)[-2:] == [["python", *own, *last]] * 2
     assert not Path("/tmp/attest-hostile").exists()
 
 
@@ -152,7 +198,7 @@ def start(script: str, tmp_path: Path, **more: str) -> subprocess.Popen:
 def test_slurm_hands_a_signal_on_once_and_queues_again(code, tmp_path):
     fake(tmp_path / "bin", "srun", text=TRAINER)
     fake(tmp_path / "bin", "scontrol")
-    batch = slurm.script(replace(RUN, directory=tmp_path), Options(), "name")
+    (batch,) = scripts_of(launched("slurm", replace(RUN, directory=tmp_path), Options()))
     process = start(batch, tmp_path, SLURM_JOB_ID="7", CODE=str(code))
     # To the batch shell alone, and again before it has saved.
     for _ in range(2):
@@ -167,7 +213,7 @@ def test_slurm_hands_a_signal_on_once_and_queues_again(code, tmp_path):
 def test_slurm_queues_nothing_again_that_ended_by_itself_or_too_often(tmp_path):
     fake(tmp_path / "bin", "srun", text=TRAINER)
     fake(tmp_path / "bin", "scontrol")
-    batch = slurm.script(replace(RUN, directory=tmp_path), Options(), "name")
+    (batch,) = scripts_of(launched("slurm", replace(RUN, directory=tmp_path), Options()))
     for code in ("0", "1"):
         done = bash(batch, tmp_path, SLURM_JOB_ID="7", FINISH="1", CODE=code)
         assert done.returncode == int(code)
@@ -179,30 +225,31 @@ def test_slurm_queues_nothing_again_that_ended_by_itself_or_too_often(tmp_path):
     assert recorded(tmp_path) == [["started"], ["TERM"], ["saved"]]
 
 
+def machine_script(tmp_path: Path) -> str:
+    """Returns what runs on a machine of SkyPilot's, through the real `timeout`."""
+    fake(tmp_path / "attest-venv" / "bin", "python", text=TRAINER)
+    return scripts_of(launched("skypilot", RUN, Options(gpus="H100:8", bucket="my-bucket")))[0]
+
+
 def test_a_machine_that_is_taken_away_asks_for_another(tmp_path):
-    """Through the real `timeout`, which must not add a second signal of its own."""
-    fake(tmp_path / "bin", "trainer", text=TRAINER)
-    command = shell.line(shell.limited(("trainer",), 1))
-    script = shell.supervised(command, shell.RESTART) + 'exit "$code"'
-    process = start(script, tmp_path)
+    process = start(machine_script(tmp_path), tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
     assert recorded(tmp_path) == [["started"], ["TERM"], ["saved"]]
 
 
 def test_after_its_hours_a_machine_saves_and_is_done(tmp_path):
-    fake(tmp_path / "bin", "trainer", text=TRAINER)
-    command = shell.line(shell.limited(("trainer",), 1)).replace(" 1h ", " 1s ")
-    script = shell.supervised(command, shell.RESTART) + 'exit "$code"'
-    assert bash(script, tmp_path).returncode == 0
+    script = machine_script(tmp_path)
+    assert " 24h\n" in script
+    assert bash(script.replace(" 24h\n", " 1s\n"), tmp_path).returncode == 0
     assert recorded(tmp_path) == [["started"], ["TERM"], ["saved"]]
 
 
 def startup_in(tmp_path: Path) -> str:
     """Returns the startup script of a queued resource, moved into a directory."""
     job = replace(SWEEP, arguments=("--experiment=it's $HOME.py",))
-    tpu = parse_slice("v5e:4x4")
-    text = gcloud.startup(job, Options(**CLOUD), tpu, "name", "name-2", 2)
+    launch = launched("gcloud", job, Options(slice="v5e:4x4", **CLOUD))
+    text = launch.files["head-count-2.sh"]
     for old in ("/var/log", "/opt/attest", "/mnt/attest", "/root", "/usr/share", "/etc/apt"):
         text = text.replace(old, f"{tmp_path}{old}")
     for folder in ("var/log", "opt/attest"):
@@ -216,14 +263,14 @@ def test_a_queued_resource_sets_its_machine_up_runs_and_deletes_itself(tmp_path)
     done = bash(startup_in(tmp_path), tmp_path)
     rows = recorded(tmp_path)
     assert done.returncode == 0, (tmp_path / "var/log/attest.log").read_text()
-    experiment, flags = "--experiment=it's $HOME.py", ["--shard=2/3", "--distributed"]
-    workdir = f"--workdir={tmp_path}/mnt/attest/name"
+    experiment, flags = "--experiment=it's $HOME.py", ["--shard=2/2", "--distributed"]
+    workdir = f"--workdir={tmp_path}/mnt/attest/head-count"
     assert ["python", "-m", "research.sweep", experiment, workdir, *flags] in rows
     installed = [row for row in rows if row[0] == "python3" and "requirements-tpu.txt" in row]
     assert len(installed) == 1
     deleted = [row for row in rows if "delete" in row]
-    assert deleted and all(row[5] == "name-2" for row in deleted)
-    assert list((tmp_path / "mnt/attest/name/logs").glob("name-2-*.log"))
+    assert deleted and all(row[5] == "head-count-2" for row in deleted)
+    assert list((tmp_path / "mnt/attest/head-count/logs").glob("head-count-2-*.log"))
 
 
 def test_a_queued_resource_that_cannot_be_set_up_deletes_itself(tmp_path):
@@ -257,7 +304,7 @@ def test_names_are_legal_and_stay_apart():
         ("slurm", Options(slice="v5e:4x4"), "slice"),
         ("slurm", Options(partition="a b"), "partition"),
         ("slurm", Options(partition="gpu\n#SBATCH --wrap=x"), "partition"),
-        ("slurm", Options(nodes=2), "--shards=3"),
+        ("slurm", Options(nodes=2), "--shards=2"),
         ("slurm", Options(hours=0), "hours"),
         ("skypilot", Options(bucket="my-bucket"), "--slice"),
         ("skypilot", Options(bucket="my-bucket", slice="2*v5e:4x4"), "xpk"),
@@ -288,22 +335,19 @@ def test_only_files_that_travel_are_sent():
 
 
 def test_submission_stops_at_the_first_command_that_fails(tmp_path, monkeypatch, capfd):
-    from research.cloud.launch import engines
-
-    fake(tmp_path / "bin", "git", "gcloud")
-    fake(tmp_path / "bin", "sbatch", text="#!/bin/sh\nexit 3\n")
+    fake(tmp_path / "bin", "git")
+    fake(tmp_path / "bin", "gcloud", text="#!/bin/sh\nexit 3\n")
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    launch = Launch({}, submit=(("git", "a b"), ("sbatch", "x"), ("gcloud", "c")))
-    assert engines.submit(launch, "slurm", yes=True) == 3
-    assert recorded(tmp_path) == [["git", "a b"]]
-    assert "sbatch ended with code 3" in capfd.readouterr().out
+    launch = launched("gcloud", RUN, Options(slice="v5e:4x4", **CLOUD))._replace(folder=tmp_path)
+    write(launch)
+    assert submit(launch, yes=True) == 3
+    assert [row[0] for row in recorded(tmp_path)] == ["git"]
+    said = capfd.readouterr()
+    assert "ended with code 3" in said.out and "teardown.sh" in said.out
+    assert said.err.splitlines()[-1].startswith("+ gcloud storage cp")
     with pytest.raises(UserError, match="--yes"):
         monkeypatch.setattr(sys, "stdin", open(os.devnull))
-        engines.submit(launch, "slurm", yes=False)
+        submit(launch, yes=False)
     with pytest.raises(UserError, match="xpk==1.16.0"):
-        engines.submit(launch, "xpk", yes=True)
-
-
-def test_everything_lies_under_the_workdir():
-    assert launch_directory(PurePosixPath("runs/x"), "xpk") == Path("runs/x/launch/xpk")
+        submit(launched(*CASES["xpk"]), yes=True)

@@ -2,15 +2,15 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.entries import MixerEntry
 from research.attention.errors import Unsupported
+from research.attention.mixers.choice import Context, Unplaced, fill
 from research.attention.mixers.mixer import Look, Mixer
 from research.attention.parameters import (
     Constant,
@@ -20,10 +20,8 @@ from research.attention.parameters import (
     matrix_init,
     vector_axes,
 )
+from research.attention.parts.choice import size, span
 from research.attention.parts.masks import Mask
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
 
 # Up to this many taps adding shifted copies is faster than the Fourier transform.
 SHORT = 16
@@ -223,24 +221,27 @@ class GatedConvolution(Mixer):
         return (x @ gate + bias) * (mixed + filter_bias)
 
 
-def make(options: "Options") -> GatedConvolution:
-    """A gated convolution from validated options."""
-    return GatedConvolution(
-        width=options.width,
-        filter_length=options.filter_length or options.max_length,
-        implementation=options.resolved_implementation,
-        block_size=options.block_size,
-        init_stddev=options.init_stddev,
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedConvolutionOptions(Unplaced):
+    """y = (x W + b) * (h conv x + c), h causal and depthwise"""
 
+    source = "Arora et al. 2023 (Zoology), BaseConv, section 4"
+    implementations = tuple(FORMS)
+    time = "T log T M + T M^2; filters of up to 16 taps T N M + T M^2"
+    state = "(N - 1) M"
+    has_biases = False
 
-GATED_CONVOLUTION = MixerEntry(
-    make=make,
-    parts=frozenset({"filter_length", "block_size"}),
-    implementations=tuple(FORMS),
-    auto=lambda options: "parallel",
-    source="Arora et al. 2023 (Zoology), BaseConv, section 4",
-    computes="y = (x W + b) * (h conv x + c), h causal and depthwise",
-    time="T log T M + T M^2; filters of up to 16 taps T N M + T M^2",
-    state="(N - 1) M",
-)
+    filter_length: int = size(0, "taps; 0: as many as the longest sequence has tokens")
+    block_size: int = span(0, "of implementations with blocks or chunks; 0: chosen")
+
+    def auto(self, context: Context) -> str:
+        """Returns the form for whole sequences."""
+        return "parallel"
+
+    def make(self, context: Context) -> GatedConvolution:
+        """Returns a gated convolution."""
+        length = self.filter_length or context.max_length
+        implementation = self.resolved(context)
+        return fill(
+            GatedConvolution, self, context, filter_length=length, implementation=implementation
+        )

@@ -4,31 +4,26 @@ The recurrence in its forms as pure functions, which compute the same, and two m
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.entries import MixerEntry
 from research.attention.implementations.sharding import context_size
+from research.attention.mixers.choice import Context
 from research.attention.mixers.linear import decay, shards
 from research.attention.mixers.linear.gated import gate, gate_parameter
 from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
-    SHARED_PARTS,
+    ConvolvedOptions,
     LinearTime,
-    auto,
-    shared_options,
     wide,
 )
 from research.attention.mixers.linear.state_space import log_rate_init, step_bias_init
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
 
 # Of the lengths of queries and keys; those of all zeros stay zero, with a finite gradient.
 EPSILON = 1e-6
@@ -347,36 +342,29 @@ class GatedDeltaNet(DeltaNet):
         return y * gate(params, x)
 
 
-def make(options: "Options") -> DeltaNet:
-    """The delta rule from validated options."""
-    return DeltaNet(**shared_options(options), short_convolution=options.short_convolution)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaOptions(ConvolvedOptions):
+    """S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)"""
+
+    source = 'Schlag et al. 2021, section 4.2; Yang et al. 2024, "Parallelizing...", section 3'
+    implementations = tuple(FORMS)
+    time = "chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3"
+    state = "H D^2"
+
+    def make(self, context: Context) -> DeltaNet:
+        """Returns the mixer."""
+        return self.fill(DeltaNet, context)
 
 
-def make_gated(options: "Options") -> GatedDeltaNet:
-    """The gated delta rule from validated options."""
-    return GatedDeltaNet(**shared_options(options), short_convolution=options.short_convolution)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedDeltaOptions(ConvolvedOptions):
+    """S_t = S_{t-1} a_t (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)"""
 
+    source = "Yang, Kautz, Hatamizadeh 2024, section 3.1"
+    implementations = tuple(FORMS)
+    time = "chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3"
+    state = "H D^2"
 
-PARTS = SHARED_PARTS | {"short_convolution"}
-
-DELTA = MixerEntry(
-    make=make,
-    parts=PARTS,
-    implementations=tuple(FORMS),
-    auto=auto,
-    source='Schlag et al. 2021, section 4.2; Yang et al. 2024, "Parallelizing...", section 3',
-    computes="S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)",
-    time="chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3",
-    state="H D^2",
-)
-
-GATED_DELTA = MixerEntry(
-    make=make_gated,
-    parts=PARTS,
-    implementations=tuple(FORMS),
-    auto=auto,
-    source="Yang, Kautz, Hatamizadeh 2024, section 3.1",
-    computes="S_t = S_{t-1} a_t (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)",
-    time="chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3",
-    state="H D^2",
-)
+    def make(self, context: Context) -> GatedDeltaNet:
+        """Returns the mixer."""
+        return self.fill(GatedDeltaNet, context)

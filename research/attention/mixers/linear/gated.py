@@ -1,30 +1,26 @@
 """Recurrences that forget at a fixed rate per head, or at a rate per channel that x decides."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.entries import MixerEntry
-from research.attention.errors import MechanismError
+from research.attention.mixers.choice import Context
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.linear_time import (
-    SHARED_PARTS,
+    ConvolvedOptions,
     LinearTime,
-    auto,
-    shared_options,
+    LinearTimeOptions,
     standardize_heads,
     wide,
 )
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.positions import rope
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
+from research.options import OptionError
 
 
 def gate(params: dict[str, Array], x: Float[Array, "B T M"]) -> Float[Array, "B T H D"]:
@@ -147,54 +143,47 @@ class GatedLinearAttention(LinearTime):
         return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
 
 
-def make_retention(options: "Options") -> Retention:
-    """Retention from validated options.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetentionOptions(LinearTimeOptions):
+    """S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q / sqrt(D)) swish(x W),
+    q, k turned"""
 
-    Raises:
-        MechanismError: the head width is odd.
-    """
-    if options.head_size % 2:
-        raise MechanismError(
-            "head_width", options.head_size, "retention turns channels in pairs; make it even"
-        )
-    return Retention(**shared_options(options))
+    source = "Sun et al. 2023 (RetNet), equations 5-8"
+    implementations = tuple(decay.FORMS)
+    time = "T C D + T D^2 in chunks of C"
+    state = "H D^2"
 
+    def make(self, context: Context) -> Retention:
+        """Returns the mixer.
 
-def make_gated_linear(options: "Options") -> GatedLinearAttention:
-    """Gated linear attention from validated options.
-
-    Raises:
-        MechanismError: the head width is 1, which a norm over the head would make constant.
-    """
-    if options.head_size < 2:
-        raise MechanismError(
-            "head_width", options.head_size, "gated_linear normalizes each head; make it 2 or more"
-        )
-    return GatedLinearAttention(
-        **shared_options(options), short_convolution=options.short_convolution
-    )
+        Raises:
+            OptionError: the head width is odd.
+        """
+        width = self.sizes(context).head_width
+        if width % 2:
+            message = "retention turns channels in pairs; make it even"
+            raise OptionError("head_width", width, message)
+        return self.fill(Retention, context)
 
 
-RETENTION = MixerEntry(
-    make=make_retention,
-    parts=SHARED_PARTS,
-    implementations=tuple(decay.FORMS),
-    auto=auto,
-    source="Sun et al. 2023 (RetNet), equations 5-8",
-    computes="S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q / sqrt(D)) swish(x W), "
-    "q, k turned",
-    time="T C D + T D^2 in chunks of C",
-    state="H D^2",
-)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedLinearOptions(ConvolvedOptions):
+    """S_t = diag(a_t) S_(t-1) + k_t v_t^T, a_t = sigmoid(x W W')^(1/16),
+    y = norm(S^T q / sqrt(D)) swish(x W'')"""
 
-GATED_LINEAR = MixerEntry(
-    make=make_gated_linear,
-    parts=SHARED_PARTS | {"short_convolution"},
-    implementations=tuple(decay.FORMS),
-    auto=auto,
-    source="Yang et al. 2024 (GLA), equation 3, sections 4.3 and 4.4",
-    computes="S_t = diag(a_t) S_(t-1) + k_t v_t^T, a_t = sigmoid(x W W')^(1/16), "
-    "y = norm(S^T q / sqrt(D)) swish(x W'')",
-    time="T C D + T D^2 in chunks of C",
-    state="H D^2",
-)
+    source = "Yang et al. 2024 (GLA), equation 3, sections 4.3 and 4.4"
+    implementations = tuple(decay.FORMS)
+    time = "T C D + T D^2 in chunks of C"
+    state = "H D^2"
+
+    def make(self, context: Context) -> GatedLinearAttention:
+        """Returns the mixer.
+
+        Raises:
+            OptionError: the head width is 1, which a norm over the head would make constant.
+        """
+        width = self.sizes(context).head_width
+        if width < 2:
+            message = "gated_linear normalizes each head; make it 2 or more"
+            raise OptionError("head_width", width, message)
+        return self.fill(GatedLinearAttention, context)

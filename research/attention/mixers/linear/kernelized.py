@@ -2,25 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.entries import MixerEntry
+from research.attention.mixers.choice import Context
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.features import Elu, FeatureMap, RandomFeatures, Taylor
 from research.attention.mixers.linear.linear_time import (
-    SHARED_PARTS,
+    ConvolvedOptions,
     LinearTime,
-    auto,
-    shared_options,
     wide,
 )
 from research.attention.parameters import Parameter
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
+from research.attention.parts.choice import size
 
 State = tuple[Float[Array, "B H D Dv"], Float[Array, "B H D"]]
 
@@ -118,59 +114,50 @@ class LinearAttention(LinearTime):
         return normalized(decay.FORMS[form], *read, v, memory, self.features.epsilon, **options)
 
 
-def _make(options: "Options", features: FeatureMap, key_width: int = 0) -> LinearAttention:
-    return LinearAttention(
-        **shared_options(options),
-        short_convolution=options.short_convolution,
-        features=features,
-        key_width=key_width,
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearOptions(ConvolvedOptions):
+    """sum_s phi(q_t).phi(k_s) v_s / sum_s phi(q_t).phi(k_s), phi = elu + 1"""
+
+    source = "Katharopoulos et al. 2020, equations 7, 8 and 16-20"
+    implementations = tuple(decay.FORMS)
+    time = "T C D + T D^2 in chunks of C"
+    state = "H D (D + 1)"
+
+    def make(self, context: Context) -> LinearAttention:
+        """Returns the mixer."""
+        return self.fill(LinearAttention, context, features=Elu(), key_width=0)
 
 
-def make(options: "Options") -> LinearAttention:
-    """Linear attention with elu + 1 features from validated options."""
-    return _make(options, Elu())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerformerOptions(ConvolvedOptions):
+    """linear attention, phi(x)_i = exp(w_i.x - |x|^2 / 2) with F orthogonal random w_i"""
+
+    source = "Choromanski et al. 2021, equations 4 and 5, lemma 1, section 2.4"
+    implementations = tuple(decay.FORMS)
+    time = "T C F + T F D in chunks of C"
+    state = "H F (D + 1)"
+
+    feature_width: int = size(0, "features of a head; 0: chosen")
+    mechanism_seed: int = size(0, "of what is drawn once and never learned", most=2**63 - 1)
+
+    def make(self, context: Context) -> LinearAttention:
+        """Returns the mixer."""
+        features = RandomFeatures(self.mechanism_seed, self.feature_width)
+        return self.fill(LinearAttention, context, features=features, key_width=0)
 
 
-def make_performer(options: "Options") -> LinearAttention:
-    """Linear attention with positive random features from validated options."""
-    return _make(options, RandomFeatures(options.mechanism_seed, options.feature_width))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BasedOptions(ConvolvedOptions):
+    """linear attention, phi(q).phi(k) = 1 + s + s^2 / 2, s = q.k / sqrt(d), d = 16"""
 
+    source = "Arora et al. 2024 (Based), section 3.1"
+    implementations = tuple(decay.FORMS)
+    time = "T C d^2 + T d^2 D in chunks of C"
+    state = "H (d + 1)(d + 2) / 2 (D + 1)"
 
-def make_based(options: "Options") -> LinearAttention:
-    """Linear attention with Taylor features from validated options."""
-    return _make(options, Taylor(), options.feature_width or min(16, options.head_size))
+    feature_width: int = size(0, "d, width of queries and keys; 0: 16, at most the head's")
 
-
-LINEAR = MixerEntry(
-    make=make,
-    parts=SHARED_PARTS | {"short_convolution"},
-    implementations=tuple(decay.FORMS),
-    auto=auto,
-    source="Katharopoulos et al. 2020, equations 7, 8 and 16-20",
-    computes="sum_s phi(q_t).phi(k_s) v_s / sum_s phi(q_t).phi(k_s), phi = elu + 1",
-    time="T C D + T D^2 in chunks of C",
-    state="H D (D + 1)",
-)
-
-PERFORMER = MixerEntry(
-    make=make_performer,
-    parts=SHARED_PARTS | {"short_convolution", "feature_width", "mechanism_seed"},
-    implementations=tuple(decay.FORMS),
-    auto=auto,
-    source="Choromanski et al. 2021, equations 4 and 5, lemma 1, section 2.4",
-    computes="linear attention, phi(x)_i = exp(w_i.x - |x|^2 / 2) with F orthogonal random w_i",
-    time="T C F + T F D in chunks of C",
-    state="H F (D + 1)",
-)
-
-BASED = MixerEntry(
-    make=make_based,
-    parts=SHARED_PARTS | {"short_convolution", "feature_width"},
-    implementations=tuple(decay.FORMS),
-    auto=auto,
-    source="Arora et al. 2024 (Based), section 3.1",
-    computes="linear attention, phi(q).phi(k) = 1 + s + s^2 / 2, s = q.k / sqrt(d), d = 16",
-    time="T C d^2 + T d^2 D in chunks of C",
-    state="H (d + 1)(d + 2) / 2 (D + 1)",
-)
+    def make(self, context: Context) -> LinearAttention:
+        """Returns the mixer."""
+        width = self.feature_width or min(16, self.sizes(context).head_width)
+        return self.fill(LinearAttention, context, features=Taylor(), key_width=width)

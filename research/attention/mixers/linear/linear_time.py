@@ -1,7 +1,7 @@
 """What mixers on a linear recurrence share: their options, and how they are run."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,13 @@ from jaxtyping import Array, Float, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.implementations.sharding import context_size
+from research.attention.mixers.choice import Context, HeadOptions, Unplaced, fill
 from research.attention.mixers.linear import decay, short_convolution
 from research.attention.mixers.mixer import Look, Mixer
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter, matrix_axes, vector_axes
+from research.attention.parts.choice import size, span
 from research.attention.parts.masks import Mask
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
 
 # Under the square root of a norm; outputs at initialization are small.
 NORM_EPSILON = 1e-6
@@ -200,23 +199,29 @@ def standardize_heads(y: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
     return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + NORM_EPSILON)
 
 
-def shared_options(options: "Options") -> dict[str, Any]:
-    """The fields of ``LinearTime`` from validated options, without the short convolution."""
-    return {
-        "width": options.width,
-        "num_heads": options.num_heads,
-        "head_width": options.head_size,
-        "implementation": options.resolved_implementation,
-        "block_size": options.block_size,
-        "use_bias": options.use_bias,
-        "init_stddev": options.init_stddev,
-        "out_scale": options.out_scale,
-    }
+M = TypeVar("M", bound=Mixer)
 
 
-def auto(options: "Options") -> str:
-    """The form for whole sequences: "ring" if the active mesh splits them, else "chunkwise"."""
-    return "ring" if context_size() > 1 else "chunkwise"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearTimeOptions(HeadOptions, Unplaced):
+    """Options of mixers whose state has a fixed size and that run in chunks."""
+
+    block_size: int = span(0, "of implementations with blocks or chunks; 0: chosen")
+
+    def auto(self, context: Context) -> str:
+        """Returns "ring" if the active mesh splits sequences, else "chunkwise"."""
+        return "ring" if context_size() > 1 else "chunkwise"
+
+    def fill(self, cls: type[M], context: Context, **values: Any) -> M:
+        """Returns a mixer of this class with the sizes of these options."""
+        implementation = self.resolved(context)
+        return fill(
+            cls, self.sizes(context), self, context, implementation=implementation, **values
+        )
 
 
-SHARED_PARTS = frozenset({"num_heads", "head_width", "block_size", "use_bias"})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvolvedOptions(LinearTimeOptions):
+    """The same with a convolution in front."""
+
+    short_convolution: int = size(0, "taps of a convolution on queries, keys and values; 0: none")

@@ -2,28 +2,24 @@
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.entries import MixerEntry
+from research.attention.mixers.choice import Context
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.gated import gate, gate_parameter
 from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
-    SHARED_PARTS,
+    ConvolvedOptions,
     LinearTime,
-    auto,
-    shared_options,
     wide,
 )
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
+from research.attention.parts.choice import size
 
 # Steps start out between these, evenly in the logarithm (Gu and Dao 2023, Mamba, section 3.6).
 SHORTEST, LONGEST = 1e-3, 0.1
@@ -127,22 +123,18 @@ class StateSpace(LinearTime):
         return merge_heads(params, y.astype(x.dtype))
 
 
-def make(options: "Options") -> StateSpace:
-    """A state space from validated options."""
-    return StateSpace(
-        **shared_options(options),
-        short_convolution=options.short_convolution,
-        state_width=options.feature_width or options.head_size,
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StateSpaceOptions(ConvolvedOptions):
+    """S_t = exp(-dt A) S_(t-1) + dt B_t x_t^T, y = norm((S^T C + skip x) swish(z)) W"""
 
+    source = "Dao and Gu 2024 (Mamba-2), sections 6 and 7"
+    implementations = tuple(decay.FORMS)
+    time = "T C N + T N D in chunks of C"
+    state = "H N D"
 
-STATE_SPACE = MixerEntry(
-    make=make,
-    parts=SHARED_PARTS | {"feature_width", "short_convolution"},
-    implementations=tuple(decay.FORMS),
-    auto=auto,
-    source="Dao and Gu 2024 (Mamba-2), sections 6 and 7",
-    computes="S_t = exp(-dt A) S_(t-1) + dt B_t x_t^T, y = norm((S^T C + skip x) swish(z)) W",
-    time="T C N + T N D in chunks of C",
-    state="H N D",
-)
+    feature_width: int = size(0, "N, width of the state; 0: that of a head")
+
+    def make(self, context: Context) -> StateSpace:
+        """Returns the mixer."""
+        width = self.feature_width or self.sizes(context).head_width
+        return self.fill(StateSpace, context, state_width=width)

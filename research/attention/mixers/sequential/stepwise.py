@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.entries import MixerEntry
-from research.attention.errors import MechanismError
+from research.attention.errors import Unsupported
 from research.attention.mixers import cache
+from research.attention.mixers.attention_options import ScoredOptions
+from research.attention.mixers.choice import Context, HeadOptions, MixerOptions, Unplaced, fill
 from research.attention.mixers.mixer import Look, Mixer, kept_of_token
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.sequential.alignments import (
@@ -26,10 +26,10 @@ from research.attention.mixers.sequential.alignments import (
 from research.attention.mixers.sequential.coverage import Coverage
 from research.attention.mixers.sequential.monotonic import CHUNK, Monotonic, MonotonicChunkwise
 from research.attention.parameters import Parameter
+from research.attention.parts.choice import MechanismPart, size, span
 from research.attention.parts.masks import Mask, causal
-
-if TYPE_CHECKING:
-    from research.attention.options import Options
+from research.attention.parts.normalizers import NORMALIZERS
+from research.options import OptionError, choice
 
 CAUSAL = causal()
 
@@ -155,135 +155,109 @@ class Stepwise(Mixer):
         return state, jnp.moveaxis(out, 0, 1)
 
 
-def content(options: "Options") -> Content:
-    """What softmax attention of these options does, for one query at a time."""
-    return Content(options.mechanism)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepwiseOptions(HeadOptions, Unplaced):
+    """Options of attention that takes one query after the other."""
+
+    implementations = ("recurrent",)
+    where = ("self", "decoder")
+    state = "S H (A + D + 1)"
+
+    score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
+
+    def alignment(self, context: Context) -> Alignment:
+        """Returns how a query reads a memory."""
+        raise NotImplementedError
+
+    def score_sizes(self, context: Context) -> tuple[int, int, int, int]:
+        """Returns H, K, D, A."""
+        s = self.sizes(context)
+        return s.num_heads, s.num_kv_heads, s.head_width, self.score_width or s.head_width
+
+    def make(self, context: Context) -> Stepwise:
+        """Returns self-attention by this alignment."""
+        alignment = self.alignment(context)
+        if isinstance(alignment, Monotonic):
+            # See ``Monotonic.waits``.
+            alignment = dataclasses.replace(alignment, waits=True)
+        return fill(Stepwise, self.sizes(context), context, alignment=alignment)
 
 
-def location_aware(options: "Options") -> LocationAware:
-    """Location-aware attention; filter_length 0 is 15.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocationAwareOptions(StepwiseOptions):
+    """weights from v . tanh(W q + U k + V f + b), f a convolution of the weights before"""
 
-    Raises:
-        MechanismError: filter_length is even.
+    source = "Chorowski et al. 2015, equations 8-9"
+    time = "T S H (A (1 + filters) + taps filters) + T D A H, sequential"
+
+    filter_length: int = size(0, "taps of the convolution of weights, odd; 0: 15")
+    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "from scores to weights")
+
+    def alignment(self, context: Context) -> LocationAware:
+        """Returns the alignment.
+
+        Raises:
+            OptionError: filter_length is even.
+        """
+        length = self.filter_length or FILTER_LENGTH
+        if length % 2 == 0:
+            message = "must be odd, to have a middle, or 0 for 15"
+            raise OptionError("filter_length", length, message)
+        normalizer = self.normalizer.build(self.sizes(context))
+        sizes = self.score_sizes(context)
+        return LocationAware(*sizes, filter_length=length, normalizer=normalizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoverageOptions(StepwiseOptions):
+    """weights from v . tanh(W q + U k + c w + b), c the sum of the weights before"""
+
+    source = "See et al. 2017, equations 10-11; Tu et al. 2016, section 3.1, without fertility"
+    time = "T S H A + T D A H, sequential"
+
+    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "from scores to weights")
+
+    def alignment(self, context: Context) -> Coverage:
+        """Returns the alignment."""
+        normalizer = self.normalizer.build(self.sizes(context))
+        return Coverage(*self.score_sizes(context), normalizer=normalizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MonotonicOptions(StepwiseOptions):
+    """weights = where a reader that only moves forward stops, p = sigma(energy) at each key; they
+    may sum to less than 1
     """
-    length = options.filter_length or FILTER_LENGTH
-    if length % 2 == 0:
-        raise MechanismError("filter_length", length, "must be odd, to have a middle, or 0 for 15")
-    normalizer = options.build_normalizer()
-    return LocationAware(*_sizes(options), filter_length=length, normalizer=normalizer)
+
+    source = "Raffel et al. 2017, sections 2.3-2.4"
+    time = "T S H A + T D A H, sequential"
+
+    def alignment(self, context: Context) -> Monotonic:
+        """Returns the alignment."""
+        return Monotonic(*self.score_sizes(context))
 
 
-def coverage(options: "Options") -> Coverage:
-    """Attention with coverage."""
-    return Coverage(*_sizes(options), normalizer=options.build_normalizer())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MonotonicChunkwiseOptions(StepwiseOptions):
+    """where a monotonic reader stops, a softmax over the chunk of keys that ends there; weights may
+    sum to less than 1
+    """
+
+    source = "Chiu and Raffel 2018 (MoChA), section 2.3"
+    time = "T S H (2 A + chunk) + 2 T D A H, sequential"
+    state = "S H (2 A + D + 1)"
+
+    chunk: int = span(0, "keys that are looked back at; 0: 4")
+
+    def alignment(self, context: Context) -> MonotonicChunkwise:
+        """Returns the alignment."""
+        return MonotonicChunkwise(*self.score_sizes(context), chunk=self.chunk or CHUNK)
 
 
-def monotonic(options: "Options") -> Monotonic:
-    """Monotonic attention."""
-    return Monotonic(*_sizes(options))
-
-
-def monotonic_chunkwise(options: "Options") -> MonotonicChunkwise:
-    """Monotonic chunkwise attention; chunk 0 is 4."""
-    return MonotonicChunkwise(*_sizes(options), chunk=options.chunk or CHUNK)
-
-
-def _sizes(options):
-    score_width = options.score_width or options.head_size
-    return options.num_heads, options.kv_heads, options.head_size, score_width
-
-
-# What a recurrent decoder reads its memory through, by the names of the mixers.
-ALIGNMENTS: dict[str, Callable[["Options"], Alignment]] = {
-    "softmax": content,
-    "location_aware": location_aware,
-    "coverage": coverage,
-    "monotonic": monotonic,
-    "monotonic_chunkwise": monotonic_chunkwise,
-}
-
-
-def make_location_aware(options: "Options") -> Stepwise:
-    """Location-aware self-attention from validated options."""
-    return _make(options, location_aware(options))
-
-
-def make_coverage(options: "Options") -> Stepwise:
-    """Self-attention with coverage from validated options."""
-    return _make(options, coverage(options))
-
-
-def make_monotonic(options: "Options") -> Stepwise:
-    """Monotonic self-attention from validated options; see ``Monotonic.waits``."""
-    return _make(options, dataclasses.replace(monotonic(options), waits=True))
-
-
-def make_monotonic_chunkwise(options: "Options") -> Stepwise:
-    """Monotonic chunkwise self-attention from validated options; see ``Monotonic.waits``."""
-    return _make(options, dataclasses.replace(monotonic_chunkwise(options), waits=True))
-
-
-def _make(options, alignment):
-    return Stepwise(
-        width=options.width,
-        num_heads=options.num_heads,
-        num_kv_heads=options.kv_heads,
-        head_width=options.head_size,
-        alignment=alignment,
-        use_bias=options.use_bias,
-        init_stddev=options.init_stddev,
-        out_scale=options.out_scale,
-    )
-
-
-PARTS = frozenset({"num_heads", "head_width", "score_width", "use_bias"})
-
-LOCATION_AWARE = MixerEntry(
-    make=make_location_aware,
-    parts=PARTS | {"filter_length", "normalizer"},
-    implementations=("recurrent",),
-    auto=lambda options: "recurrent",
-    source="Chorowski et al. 2015, equations 8-9",
-    computes="weights from v . tanh(W q + U k + V f + b), f a convolution of the weights before",
-    time="T S H (A (1 + filters) + taps filters) + T D A H, sequential",
-    state="S H (A + D + 1)",
-    where=("self", "decoder"),
-)
-
-COVERAGE = MixerEntry(
-    make=make_coverage,
-    parts=PARTS | {"normalizer"},
-    implementations=("recurrent",),
-    auto=lambda options: "recurrent",
-    source="See et al. 2017, equations 10-11; Tu et al. 2016, section 3.1, without fertility",
-    computes="weights from v . tanh(W q + U k + c w + b), c the sum of the weights before",
-    time="T S H A + T D A H, sequential",
-    state="S H (A + D + 1)",
-    where=("self", "decoder"),
-)
-
-MONOTONIC = MixerEntry(
-    make=make_monotonic,
-    parts=PARTS,
-    implementations=("recurrent",),
-    auto=lambda options: "recurrent",
-    source="Raffel et al. 2017, sections 2.3-2.4",
-    computes="weights = where a reader that only moves forward stops, p = sigma(energy) at each "
-    "key; they may sum to less than 1",
-    time="T S H A + T D A H, sequential",
-    state="S H (A + D + 1)",
-    where=("self", "decoder"),
-)
-
-MONOTONIC_CHUNKWISE = MixerEntry(
-    make=make_monotonic_chunkwise,
-    parts=PARTS | {"chunk"},
-    implementations=("recurrent",),
-    auto=lambda options: "recurrent",
-    source="Chiu and Raffel 2018 (MoChA), section 2.3",
-    computes="where a monotonic reader stops, a softmax over the chunk of keys that ends there; "
-    "weights may sum to less than 1",
-    time="T S H (2 A + chunk) + 2 T D A H, sequential",
-    state="S H (2 A + D + 1)",
-    where=("self", "decoder"),
-)
+def alignment_of(options: MixerOptions, context: Context) -> Alignment:
+    """Returns how a recurrent decoder reads its memory by these options, one query at a time."""
+    if isinstance(options, StepwiseOptions):
+        return options.alignment(context)
+    if isinstance(options, ScoredOptions):
+        return Content(options.mechanism(context))
+    raise Unsupported(f"{type(options).__name__} cannot be read one query at a time")

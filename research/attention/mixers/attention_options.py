@@ -1,0 +1,192 @@
+"""Options of softmax attention and its relatives, and the mechanism that they describe."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from research.attention.implementations.attend import IMPLEMENTATIONS, choose, refusal
+from research.attention.mixers.choice import AUTO, Context, HeadOptions
+from research.attention.parts import biases
+from research.attention.parts.biases import Bias
+from research.attention.parts.choice import MechanismPart, Sizes, size, span
+from research.attention.parts.focus import PredictedWindow, predicted_window
+from research.attention.parts.forgetting import forget_gate
+from research.attention.parts.heads import talking_heads
+from research.attention.parts.masks import Mask
+from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.normalizers import NORMALIZERS, Normalizer
+from research.attention.parts.positions import ROTARY_POSITIONS, Rotary
+from research.attention.parts.relative_biases import BIAS_POSITIONS
+from research.attention.parts.relative_scores import SCORE_POSITIONS
+from research.attention.parts.scores import SCORES, ScaledDot, Score
+from research.attention.parts.tables import MASKS, POSITIONS
+from research.options import Joined, OptionError, choice, option
+
+MASK: Any = {"help": "which keys a query sees", "joined": True}
+SELF_AND_CROSS = ("self", "cross")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionOptions(HeadOptions):
+    """What every softmax attention can choose: mask, biases, normalizer, positions."""
+
+    implementations = tuple(IMPLEMENTATIONS)
+
+    mask: Joined = choice(MASKS, "causal", **MASK)
+    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "from scores to weights")
+    position: MechanismPart = choice(POSITIONS, "none", "how a query knows where a key is")
+    softcap: float = option(
+        0.0,
+        "cap * tanh(score / cap); 0: off",
+        least=0,
+        source="Gemma Team 2024 (Gemma 2), section 2",
+    )
+    block_size: int = span(0, "of implementations with blocks or chunks; 0: chosen")
+
+    def sizes(self, context: Context) -> Sizes:
+        """Returns the sizes of the heads; see ``HeadOptions``."""
+        bidirectional = self.build_mask(context).together != 0
+        return dataclasses.replace(super().sizes(context), bidirectional=bidirectional)
+
+    def build_mask(self, context: Context) -> Mask:
+        """Returns the mask."""
+        sizes = super().sizes(context)
+        alternatives = (
+            functools.reduce(lambda a, b: a & b, [part.build(sizes) for part in every])
+            for every in self.mask.parts
+        )
+        return functools.reduce(lambda a, b: a | b, alternatives)
+
+    def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:
+        """Returns how a query and a key match, and what is made of all scores of a query."""
+        return ScaledDot(), self.normalizer.build(self.sizes(context))
+
+    def build_biases(self, context: Context) -> tuple[Bias, ...]:
+        """Returns the biases that are on.
+
+        The cap comes first: it bounds what the vectors say, not what the distance takes off.
+        """
+        found: list[Bias] = [biases.softcap(self.softcap)] if self.softcap else []
+        if isinstance(self.position, tuple(BIAS_POSITIONS.values())):
+            found.append(self.position.build(self.sizes(context)))
+        return tuple(found)
+
+    def build_rotary(self, context: Context) -> Rotary | None:
+        """Returns the rotation of queries and keys, if that is the position encoding."""
+        turns = isinstance(self.position, tuple(ROTARY_POSITIONS.values()))
+        return self.position.build(self.sizes(context)) if turns else None
+
+    def build_focus(self, context: Context) -> PredictedWindow | None:
+        """Returns the window whose place each query predicts, if there is one."""
+        return None
+
+    def mechanism(self, context: Context) -> Mechanism:
+        """Returns how queries read keys."""
+        score, normalizer = self.score_and_normalizer(context)
+        biases, focus = self.build_biases(context), self.build_focus(context)
+        return Mechanism(score, self.build_mask(context), biases, normalizer, focus)
+
+    def auto(self, context: Context) -> str:
+        """Returns the implementation that suits the length, the device and the dtype."""
+        width, mechanism = self.sizes(context).head_width, self.mechanism(context)
+        return choose(context.max_length, mechanism, head_width=width, dtype=context.dtype)
+
+    def resolved(self, context: Context) -> str:
+        """Returns the implementation that runs.
+
+        Raises:
+            OptionError: the one that is named lacks a part of the mechanism.
+        """
+        if self.implementation != AUTO and (
+            why := refusal(self.implementation, self.mechanism(context))
+        ):
+            raise OptionError("implementation", self.implementation, why)
+        return super().resolved(context)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredOptions(AttentionOptions):
+    """Options of softmax attention, whatever replaces its softmax."""
+
+    num_kv_heads: int = size(
+        0,
+        "groups of query heads share a head of keys and values; 0: num_heads, 1: multi-query",
+        source="Shazeer 2019, section 3; Ainslie et al. 2023, section 2.2",
+    )
+    score: MechanismPart = choice(SCORES, "scaled_dot", "how a query and a key match")
+    predicted_window: int = span(
+        0,
+        "a window around a position that the query predicts, Gaussian weights in it; 0: off",
+        source="Luong et al. 2015, equations 9-10 (local-p)",
+    )
+    forget_gate: bool = option(
+        False,
+        "scores decay by gates f = sigmoid(w x + b) of the tokens between query and key",
+        source="Lin et al. 2025 (Forgetting Transformer), section 3",
+        where=("self",),
+    )
+    talking_heads: bool = option(
+        False,
+        "scores, and then weights, are mixed over the heads",
+        source="Shazeer et al. 2020, section 3",
+        where=SELF_AND_CROSS,
+    )
+    output_gate: bool = option(
+        False,
+        "what the heads read times sigmoid(x W)",
+        source="Qiu et al. 2025, section 2.2",
+        where=SELF_AND_CROSS,
+    )
+
+    def sizes(self, context: Context) -> Sizes:
+        """Returns the sizes of the heads; see ``HeadOptions``."""
+        return shared_heads(super().sizes(context), self.num_kv_heads)
+
+    def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:
+        """Returns the chosen pair; positions that act on scores and talking heads wrap it."""
+        sizes = self.sizes(context)
+        score, normalizer = self.score.build(sizes), self.normalizer.build(sizes)
+        if isinstance(self.position, tuple(SCORE_POSITIONS.values())):
+            name = next(n for n, part in POSITIONS.items() if part is type(self.position))
+            if not score.has_dot_form:
+                which = next(n for n, part in SCORES.items() if part is type(self.score))
+                message = f"it needs a score with a dot product, which {which!r} is not"
+                raise OptionError("position", name, message)
+            score = self.position.build(sizes)(score)
+        if self.talking_heads:
+            return talking_heads(score, normalizer, self.num_heads)
+        return score, normalizer
+
+    def build_biases(self, context: Context) -> tuple[Bias, ...]:
+        """Returns the biases that are on, the forget gate last.
+
+        Raises:
+            OptionError: there is a forget gate and the mask is not causal.
+        """
+        found = super().build_biases(context)
+        if not self.forget_gate:
+            return found
+        if self.build_mask(context).together != 0:
+            message = f"it decays towards the past, and mask {self.mask.text!r} is not causal"
+            raise OptionError("forget_gate", True, message)
+        width, heads = self.sizes(context).width, self.num_heads
+        return *found, forget_gate(width, heads, context.init_stddev)
+
+    def build_focus(self, context: Context) -> PredictedWindow | None:
+        """Returns the window whose place each query predicts, if there is one."""
+        width = self.sizes(context).head_width
+        size = self.predicted_window
+        return predicted_window(self.num_heads, width, size) if size else None
+
+
+def shared_heads(sizes: Sizes, num_kv_heads: int) -> Sizes:
+    """Returns sizes with this many heads of keys and values; 0: one to each head of queries.
+
+    Raises:
+        OptionError: they do not divide the heads of queries.
+    """
+    kv_heads = num_kv_heads or sizes.num_heads
+    if sizes.num_heads % kv_heads:
+        message = f"must divide num_heads = {sizes.num_heads}"
+        raise OptionError("num_kv_heads", kv_heads, message)
+    return dataclasses.replace(sizes, num_kv_heads=kv_heads)

@@ -1,0 +1,134 @@
+"""What a config can choose of a layer: its mixer, and how options of mixers are declared.
+
+A mixer that a config can name is a frozen dataclass that inherits from `MixerOptions`, see
+`research.options`, and makes the mixer, which has all sizes resolved. The first paragraph of its
+docstring says what it computes. Adding one is such a class and a line in the registry.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, TypeVar
+
+from research.attention.mixers.mixer import Mixer
+from research.attention.parts.choice import MechanismPart, Sizes, size
+from research.attention.parts.positions import MODEL_POSITIONS
+from research.options import OptionError, Part, choice, option
+
+AUTO = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context(Part):
+    """What a model tells all of its mixers."""
+
+    width: int = size(0, "M, of the sequence", least=1)
+    max_length: int = size(0, "the longest sequence", least=1, most=2**30)
+    num_layers: int = size(1, "L, of the model", least=1)
+    use_bias: bool = option(False, "adds biases to projections")
+    init_stddev: float = option(0.02, "of initial matrices; 0: 1 / sqrt(fan in)", least=0)
+    dtype: str = option("float32", "of the sequence; some implementations have only some")
+
+    @property
+    def out_scale(self) -> float:
+        """What initial output projections are multiplied by: 1 / sqrt(2 L).
+
+        Source: Radford et al. 2019 (GPT-2), section 2.3.
+        """
+        return (2 * self.num_layers) ** -0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixerOptions(Part):
+    """A mixer that a config can name.
+
+    Attributes:
+        implementations: the names that ``implementation`` may have.
+        time: work for a sequence, in T, S, D...
+        state: size of the decoding state of one layer and sequence.
+        causal: whether it can be decoded token by token.
+        where: where it can be used: of "self", "cross", "decoder" (a recurrent network's).
+        has_biases: whether its projections can have biases.
+    """
+
+    implementations: ClassVar[tuple[str, ...]] = ()
+    time: ClassVar[str] = ""
+    state: ClassVar[str] = ""
+    causal: ClassVar[bool] = True
+    where: ClassVar[tuple[str, ...]] = ("self",)
+    has_biases: ClassVar[bool] = True
+
+    implementation: str = option(AUTO, "how it is computed, never what; auto: chosen")
+
+    def auto(self, context: Context) -> str:
+        """Returns the implementation that suits the length, the device and the dtype."""
+        return self.implementations[0]
+
+    def resolved(self, context: Context) -> str:
+        """Returns the implementation that runs."""
+        return self.auto(context) if self.implementation == AUTO else self.implementation
+
+    def make(self, context: Context) -> Mixer:
+        """Returns the mixer.
+
+        Raises:
+            OptionError: the options do not fit each other or the context.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadOptions(MixerOptions):
+    """Options of mixers that have heads."""
+
+    num_heads: int = size(4, "H, heads of queries", least=1)
+    head_width: int = size(0, "D, width of a head; 0: width / num_heads")
+
+    def sizes(self, context: Context) -> Sizes:
+        """Returns the sizes of the heads.
+
+        Raises:
+            OptionError: they do not fit.
+        """
+        if not self.head_width and context.width % self.num_heads:
+            message = f"width = {context.width} is not divisible by it; choose a divisor or "
+            raise OptionError("num_heads", self.num_heads, message + "head_width")
+        width = self.head_width or context.width // self.num_heads
+        heads = self.num_heads
+        return Sizes(context.width, heads, heads, width, context.max_length)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unplaced(MixerOptions):
+    """Options of mixers that know the order of a sequence by themselves, if at all."""
+
+    position: MechanismPart = choice(
+        MODEL_POSITIONS,
+        "none",
+        "what the model adds to its input",
+        others="this mixer does not apply positions, softmax, latent and differential do",
+    )
+
+
+T = TypeVar("T")
+
+
+def fill(cls: type[T], *sources: Any, **values: Any) -> T:
+    """Returns an instance of a dataclass from values and from attributes of the same names.
+
+    Args:
+        cls: the dataclass.
+        *sources: objects; a field is taken from the first that has an attribute of its name.
+        **values: fields that are given instead. A field that is nowhere keeps its default.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # ty: ignore[invalid-argument-type]
+        if field.name in values:
+            found[field.name] = values[field.name]
+            continue
+        for source in sources:
+            if hasattr(source, field.name):
+                found[field.name] = getattr(source, field.name)
+                break
+    unknown = values.keys() - found.keys()
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
+    return cls(**found)

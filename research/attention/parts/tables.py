@@ -1,0 +1,28 @@
+"""All parts of softmax attention by the option that names them."""
+
+from research.attention.parts.block_selection import SELECTIONS
+from research.attention.parts.choice import MechanismPart
+from research.attention.parts.masks import MASKS as CONTIGUOUS_MASKS
+from research.attention.parts.normalizers import NORMALIZERS
+from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS
+from research.attention.parts.relative_biases import BIAS_POSITIONS
+from research.attention.parts.relative_scores import SCORE_POSITIONS
+from research.attention.parts.scores import SCORES
+from research.attention.parts.sparse_masks import SPARSE_MASKS
+
+MASKS: dict[str, type[MechanismPart]] = {**CONTIGUOUS_MASKS, **SPARSE_MASKS, **SELECTIONS}
+
+POSITIONS: dict[str, type[MechanismPart]] = {
+    **MODEL_POSITIONS,
+    **ROTARY_POSITIONS,
+    **BIAS_POSITIONS,
+    **SCORE_POSITIONS,
+}
+
+TABLES: dict[str, dict[str, type[MechanismPart]]] = {
+    "score": SCORES,
+    "mask": MASKS,
+    "normalizer": NORMALIZERS,
+    "position": POSITIONS,
+}
+"""Tables by the option that chooses from them."""

@@ -1,0 +1,4 @@
+  -m {{ job.module }}
+{% for argument in job.arguments %}
+  {{ argument }}
+{% endfor %}

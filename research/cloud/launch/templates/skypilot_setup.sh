@@ -1,0 +1,3 @@
+set -eu
+venv="$HOME/attest-venv"
+{% include "install.sh" %}

@@ -1,0 +1,396 @@
+"""Options: what a config can say of a part of a run, declared once, at the field that holds it.
+
+A part (a mask, a mixer, a model, a task, an optimizer...) is a frozen dataclass that inherits from
+`Part`. A field made by `option` is an option of it: the name of the field is the config key, and
+type, default, range, choices and meaning stand at the field and nowhere else. A field made by
+`choice` names another part, whose options are read too. From these fields come the config keys,
+the checks, which part reads which key, --help and the lists in the documentation.
+
+This module knows no part and imports nothing but the standard library.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
+
+
+class OptionError(ValueError):
+    """A value of an option is wrong.
+
+    Attributes:
+      field: the key.
+      value: what it was.
+      message: what is wrong, or what would be right, without key and value.
+    """
+
+    def __init__(self, field: str, value: object, message: str):
+        super().__init__(f"{field} = {value!r}: {message}")
+        self.field = field
+        self.value = value
+        self.message = message
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What is declared of an option beside its name, type and default.
+
+    Attributes:
+      help: what it means, one line.
+      least, most: the smallest and largest value.
+      above, below: bounds that the value may not reach.
+      allowed: the values that a text may have, or each text of a tuple; empty: any.
+      when: {other option: values}: it is read only where the other option has one of these.
+      unless: {other option: values}: it is not read where the other option has one of these.
+      table: {name: part} for an option that names a part.
+      joined: whether several names may be joined by "&" and "|".
+      others: why no other names can be chosen, where other tables have more.
+      source: the paper, of an option that is a mechanism of its own.
+      where: where it can be used, if not everywhere.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    allowed: Sequence[str] = ()
+    when: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    unless: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    table: Mapping[str, "type[Part]"] | None = None
+    joined: bool = False
+    others: str = ""
+    source: str = ""
+    where: tuple[str, ...] = ()
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """Returns a dataclass field that is an option; `limits` are attributes of `Option`.
+
+    A default outside of its own limits says that the option has to be set.
+    """
+    declared = Option(help, **limits)
+    return dataclasses.field(default=default, metadata={"option": declared}, kw_only=True)
+
+
+def choice(table: "Mapping[str, type[Part]]", default: str, help: str, **others: Any) -> Any:
+    """Returns a dataclass field that holds the part that a config names.
+
+    Args:
+      table: {name: part} to choose from.
+      default: a name in it.
+      help: what is chosen, one line.
+      **others: attributes of `Option`; with `joined`, "&" binds closer than "|".
+    """
+    declared = Option(help, table=table, **others)
+    return dataclasses.field(
+        default_factory=functools.partial(_named, declared, default, {}),
+        metadata={"option": declared, "default": default},
+        kw_only=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Something that a config can name. Its options are checked when it is made.
+
+    Attributes:
+      source: the paper, with section or equation.
+      revision: raise it by one when a default, or what the part computes, changes: runs of before
+        are other runs then.
+
+    The first line of the docstring says what it computes.
+    """
+
+    source: ClassVar[str] = ""
+    revision: ClassVar[int] = 0
+
+    def __post_init__(self):
+        for name, declared in declarations(type(self)).items():
+            check_value(name, getattr(self, name), declared)
+
+    def reads(self, declared: "Declared") -> bool:
+        """Returns whether an option is read, given what the other options are."""
+
+        def value(other: str) -> Any:
+            table = declarations(type(self))[other].option.table
+            found = getattr(self, other)
+            return found if table is None else name_of(found, table)
+
+        wanted, unwanted = declared.option.when.items(), declared.option.unless.items()
+        return all(value(other) in values for other, values in wanted) and not any(
+            value(other) in values for other, values in unwanted
+        )
+
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Several parts that one option names.
+
+    Attributes:
+      text: as in the config.
+      parts: alternatives ("|") of parts that all have to hold ("&").
+    """
+
+    text: str
+    parts: tuple[tuple[Any, ...], ...]
+
+    def every(self) -> Iterator[Any]:
+        """Returns all of them, in the order of the text."""
+        return (part for alternative in self.parts for part in alternative)
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """An option as it stands in a class: name, type, default, and what `option` was given."""
+
+    name: str
+    kind: Any
+    default: Any
+    option: Option
+
+
+@functools.cache
+def declarations(part: type[Part]) -> Mapping[str, Declared]:
+    """Returns the options of a class by name, in the order in which they are declared."""
+    kinds = typing.get_type_hints(part)
+    found = {}
+    for field in dataclasses.fields(part):
+        declared = field.metadata.get("option")
+        if declared is not None:
+            default = field.metadata.get("default", field.default)
+            kind = str if declared.table is not None else kinds[field.name]
+            found[field.name] = Declared(field.name, kind, default, declared)
+    return MappingProxyType(found)
+
+
+def kind_name(kind: Any) -> str:
+    """Returns a type as one writes it: "int", "tuple of int"."""
+    items = typing.get_args(kind)
+    return f"tuple of {items[0].__name__}" if items else kind.__name__
+
+
+def check_value(name: str, value: Any, declared: Declared) -> None:
+    """Raises OptionError for a value of another type or outside of the declared limits."""
+    if declared.option.table is not None:
+        return
+    items = typing.get_args(declared.kind)
+    values = tuple(value) if items and isinstance(value, tuple | list) else (value,)
+    if items and not isinstance(value, tuple | list):
+        raise OptionError(name, value, f"must be a {kind_name(declared.kind)}")
+    for one in values:
+        _check_one(name, value, one, items[0] if items else declared.kind, declared.option)
+
+
+def _check_one(name: str, value: Any, one: Any, kind: Any, limits: Option) -> None:
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(one, wanted) or (isinstance(one, bool) and kind is not bool):
+        raise OptionError(name, value, f"must be of type {kind.__name__}, not {type(one).__name__}")
+    if limits.allowed and one not in limits.allowed:
+        raise unknown(name, one, limits.allowed)
+    if isinstance(one, str | bool):
+        return
+    if not math.isfinite(one):
+        raise OptionError(name, value, "must be finite")
+    low, high = limits.least, limits.most
+    if low is not None and limits.below is not None and not low <= one < limits.below:
+        raise OptionError(name, value, f"must be in [{low:g}, {limits.below:g})")
+    if low is not None and high is not None and high < 100 and not low <= one <= high:
+        raise OptionError(name, value, f"must be from {low:g} to {high:g}")
+    if low is not None and one < low:
+        raise OptionError(name, value, f"must be at least {low:g}")
+    if high is not None and one > high:
+        raise OptionError(name, value, f"must be at most {high:.15g}")
+    if limits.above is not None and one <= limits.above:
+        more = "positive" if limits.above == 0 else f"more than {limits.above:g}"
+        raise OptionError(name, value, f"must be {more}")
+    if limits.below is not None and one >= limits.below:
+        raise OptionError(name, value, f"must be less than {limits.below:g}")
+
+
+def unknown(name: str, value: str, known: Iterable[str], others: str = "") -> OptionError:
+    """Returns the error for a name that is not there, with the nearest and all that are.
+
+    Args:
+      name: the key.
+      value: the name.
+      known: the names that are there.
+      others: why there are no others.
+    """
+    known = list(known)
+    if others:
+        return OptionError(name, value, f"{others}; it can be {', '.join(known)}")
+    near = difflib.get_close_matches(value, known, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return OptionError(name, value, f"unknown; {guess}it is one of {', '.join(known)}")
+
+
+def names_in(text: str) -> list[list[str]]:
+    """Returns the names in a text: alternatives ("|") of names that all have to hold ("&")."""
+    return [[name.strip() for name in every.split("&")] for every in text.split("|")]
+
+
+def read(part: type[P], values: Mapping[str, Any]) -> P:
+    """Returns the part with those of the values that it reads, chosen parts included.
+
+    Keys that nothing here reads are ignored (`keys_read` says which are not). None stands for a
+    value that is not set.
+
+    Raises OptionError for a value that is wrong.
+    """
+    given = {}
+    for name, declared in declarations(part).items():
+        value = values.get(name)
+        if declared.option.table is not None:
+            given[name] = _named(declared.option, value or declared.default, values, name)
+        elif value is not None:
+            check_value(name, value, declared)
+            given[name] = _as(declared.kind, value)
+    return part(**given)
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """Returns a list as the tuple, and a whole number as the float, that is wanted."""
+    if isinstance(value, list):
+        return tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _named(declared: Option, text: str, values: Mapping[str, Any], name: str = "") -> Any:
+    table = declared.table or {}
+    if not isinstance(text, str):
+        raise OptionError(name, text, f"must be of type str, not {type(text).__name__}")
+    alternatives = names_in(text) if declared.joined else [[text]]
+    for one in (one for every in alternatives for one in every):
+        if one not in table:
+            raise unknown(name, one, table, declared.others)
+    parts = tuple(tuple(_inner(name, one, table, values) for one in e) for e in alternatives)
+    return Joined(text, parts) if declared.joined else parts[0][0]
+
+
+def _inner(name: str, one: str, table: Mapping[str, type[P]], values: Mapping[str, Any]) -> P:
+    """Returns the part of a table; an error of its options says which part reads them."""
+    try:
+        return read(table[one], values)
+    except OptionError as error:
+        message = f"{error.message}, for {name} {one!r}"
+        raise OptionError(error.field, error.value, message) from None
+
+
+def chosen(part: Part) -> dict[str, Part]:
+    """Returns the parts that options of a part name: {"mask 'window'": part}, nested ones too."""
+    found: dict[str, Part] = {}
+    for name, declared in declarations(type(part)).items():
+        if declared.option.table is None:
+            continue
+        value = getattr(part, name)
+        for inner in value.every() if isinstance(value, Joined) else (value,):
+            found[f"{name} {name_of(inner, declared.option.table)!r}"] = inner
+            found |= chosen(inner)
+    return found
+
+
+def name_of(part: Part, table: Mapping[str, type[Part]]) -> str:
+    """Returns the name that a table has for a part."""
+    return next(name for name, cls in table.items() if cls is type(part))
+
+
+def values_read(part: Part) -> dict[str, Any]:
+    """Returns {key: value} of all that a part and those that it names read.
+
+    Options whose `when` does not hold are not among them.
+    """
+    found: dict[str, Any] = {}
+    for name, declared in declarations(type(part)).items():
+        if not part.reads(declared):
+            continue
+        value = getattr(part, name)
+        table = declared.option.table
+        if table is None:
+            found[name] = value
+            continue
+        found[name] = value.text if isinstance(value, Joined) else name_of(value, table)
+        for inner in value.every() if isinstance(value, Joined) else (value,):
+            found |= values_read(inner)
+    return found
+
+
+def defaults_read(part: Part) -> dict[str, Any]:
+    """Returns {key: declared default} for the keys of `values_read`."""
+    found: dict[str, Any] = {}
+    for one in (*chosen(part).values(), part):
+        for name, declared in declarations(type(one)).items():
+            if one.reads(declared):
+                found[name] = declared.default
+    return found
+
+
+def revisions(part: Part) -> dict[str, int]:
+    """Returns the revisions above 0 of a part's chosen parts, by what they are called."""
+    return {name: one.revision for name, one in chosen(part).items() if one.revision}
+
+
+def every_option(tables: Iterable[Mapping[str, type[Part]]]) -> dict[str, list[Declared]]:
+    """Returns {key: its declarations} over all parts of the tables and what they can choose from.
+
+    Declarations of one key differ where parts give it different defaults or limits.
+    """
+    found: dict[str, list[Declared]] = {}
+    for part in every_part(tables):
+        for name, declared in declarations(part).items():
+            if declared not in found.setdefault(name, []):
+                found[name].append(declared)
+    return found
+
+
+def every_part(tables: Iterable[Mapping[str, type[Part]]]) -> list[type[Part]]:
+    """Returns the parts of the tables and all that their options can name, each once."""
+    found: dict[type[Part], None] = {}
+    waiting = [part for table in tables for part in table.values()]
+    while waiting:
+        part = waiting.pop(0)
+        if part in found:
+            continue
+        found[part] = None
+        for declared in declarations(part).values():
+            waiting += (declared.option.table or {}).values()
+    return list(found)
+
+
+def has_to_be_set(declared: Declared) -> bool:
+    """Returns whether an option's own default is outside of its limits."""
+    try:
+        check_value(declared.name, declared.default, declared)
+    except OptionError:
+        return True
+    return False
+
+
+def common_default(declared: Iterable[Declared]) -> Any:
+    """Returns the default that all declarations of a key agree on, else None."""
+    defaults = {repr(one.default): one.default for one in declared}
+    return next(iter(defaults.values())) if len(defaults) == 1 else None
+
+
+def readers(key: str, tables: Mapping[str, Mapping[str, type[Part]]]) -> str:
+    """Returns who reads a key, in words: "mask window, dilated".
+
+    Args:
+      key: the key.
+      tables: {the option that chooses from a table: the table}.
+    """
+    texts = []
+    for name, table in tables.items():
+        names = [n for n, part in table.items() if key in declarations(part)]
+        if names:
+            texts.append(f"{name} {', '.join(names)}")
+    return "; ".join(texts)

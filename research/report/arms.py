@@ -1,0 +1,79 @@
+"""How arms are grouped and coloured: few arms all together, many by what they change."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from research.ablation.experiment import Experiment
+from research.drawing.chart import PALETTE
+from research.report.formatting import short_keys
+
+SMALL = 3
+"""Families of fewer arms are shown together."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Arms that are drawn in one panel, each in a colour of its own.
+
+    Attributes:
+      title: what its arms change, "" when there is one family only.
+      arms: names; the reference arm is in every family, and first.
+    """
+
+    title: str
+    arms: Sequence[str]
+
+
+def families(experiment: Experiment) -> list[Family]:
+    """Returns the arms in families of at most as many as there are colours.
+
+    An arm belongs to the first key that its delta changes.
+    """
+    reference, *others = experiment.arms
+    if len(experiment.arms) <= len(PALETTE):
+        return [Family("", [reference, *others])]
+    groups: dict[str, list[str]] = {}
+    for arm in others:
+        groups.setdefault(next(iter(experiment.arms[arm]), ""), []).append(arm)
+    names = short_keys(groups)
+    rest = [arm for group in groups.values() if len(group) < SMALL for arm in group]
+    titled = [(names[key], group) for key, group in groups.items() if len(group) >= SMALL]
+    return [
+        Family(title, [reference, *part])
+        for title, group in [*titled, ("others", rest)]
+        for title, part in _parts(title, group)
+    ]
+
+
+def _parts(title: str, group: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """Cuts a family into even parts that leave a colour to the reference arm."""
+    number = math.ceil(len(group) / (len(PALETTE) - 1))
+    ends = [round(i * len(group) / max(1, number)) for i in range(number + 1)]
+    parts = [group[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [
+        (f"{title} {i} of {number}" if number > 1 else title, part)
+        for i, part in enumerate(parts, start=1)
+    ]
+
+
+def numbered(experiment: Experiment) -> dict[str, tuple[int, int]]:
+    """Returns {arm: (its number, the number of its color)}."""
+    colors = arm_colors(experiment)
+    return {arm: (i, colors[arm]) for i, arm in enumerate(experiment.arms)}
+
+
+def row_colors(experiment: Experiment) -> dict[str, int]:
+    """Returns the colors where all arms stand side by side, each with its name.
+
+    Of more arms than there are colors, all but the reference arm have one: the names tell them
+    apart, and colors that come again would say what is not so.
+    """
+    if len(families(experiment)) == 1:
+        return arm_colors(experiment)
+    return {arm: min(i, 1) for i, arm in enumerate(experiment.arms)}
+
+
+def arm_colors(experiment: Experiment) -> dict[str, int]:
+    """Returns {arm: number of its color}; no two arms of a family share one."""
+    return {arm: i for family in families(experiment) for i, arm in enumerate(family.arms)}

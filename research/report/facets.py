@@ -1,0 +1,174 @@
+"""Small multiples: panels of one kind in one figure, with one legend or names at their lines."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from research.drawing.chart import INK, look, mark
+
+SINGLE, WIDE = 4.3, 8.8
+"""Inches across a figure of one panel, narrow enough for a phone, and across several."""
+COLUMNS = 3
+LEFT, TOP, BOTTOM, NAMES, EDGE = 0.5, 0.34, 0.52, 1.16, 0.12
+"""Inches around a panel; NAMES is the room for the names of arms beside it."""
+LEGEND = 0.26
+"""Inches of a line of the legend."""
+CHARACTER = 0.073
+"""Inches of a character of the legend, at most."""
+LIMIT = 24
+"""Most panels of a figure."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: its title, and what draws it."""
+
+    title: str
+    draw: Callable[[Axes], None]
+
+
+def grid(
+    title: str,
+    panels: Sequence[Panel],
+    arms: Mapping[str, tuple[int, int]],
+    named: bool,
+    height: float = 1.9,
+) -> Figure:
+    """Returns a figure of panels.
+
+    Args:
+      title: of the figure; a single panel has no other.
+      panels: at least one; after the first `LIMIT` they are left out, and the title says so.
+      arms: {arm: (number, color)} of the legend.
+      named: whether the panels write the names of arms at the end of their lines; else the figure
+        has a legend.
+      height: inches of the axes of a panel.
+    """
+    if len(panels) > LIMIT:
+        title += f" (the first {LIMIT} of {len(panels)} panels)"
+        panels = panels[:LIMIT]
+    columns = 2 if len(panels) in (2, 4) else min(COLUMNS, len(panels))
+    width = WIDE if columns > 1 else SINGLE
+    rows = -(-len(panels) // columns)
+    lines = [] if named else _legend_lines(list(arms), width)
+    head = (0.3 if len(panels) > 1 else 0.0) + LEGEND * len(lines)
+    total = head + rows * (TOP + height + BOTTOM)
+    figure = Figure(figsize=(width, total))
+    if len(panels) > 1:
+        figure.text(0.12 / width, 1 - 0.17 / total, title, fontsize=9.5, color=INK, va="center")
+    top = total - (0.3 if len(panels) > 1 else 0.0)
+    for i, line in enumerate(lines):
+        _legend(figure, line, arms, 1 - (total - top + LEGEND * (i + 0.5)) / total)
+    cell = width / columns
+    across = cell - LEFT - (NAMES if named else EDGE)
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, columns)
+        bottom = total - head - (row + 1) * (TOP + height + BOTTOM) + BOTTOM
+        box = (cell * column + LEFT, bottom, across, height)
+        axes = figure.add_axes((box[0] / width, box[1] / total, box[2] / width, box[3] / total))
+        text = panel.title if len(panels) > 1 else title
+        room = int((across + (NAMES if named else 0)) / 0.075)
+        axes.set_title(cut(text, room), loc="left", fontsize=8.5, pad=6, x=-0.3 / across)
+        panel.draw(axes)
+    return figure
+
+
+def cut(text: str, width: int) -> str:
+    """Returns the text in one line of at most `width` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def shortened(name: str, width: int) -> str:
+    """Returns a name in at most `width` characters, by which it can still be told from others.
+
+    Names of arms that differ often differ at the end: the middle is left out.
+    """
+    name = " ".join(name.split())
+    tail = width // 3
+    return name if len(name) <= width else f"{name[: width - tail - 1]}…{name[-tail:]}"
+
+
+def _legend_lines(arms: Sequence[str], width: float) -> list[list[str]]:
+    """Fills the names into lines of a figure."""
+    lines: list[list[str]] = [[]]
+    used = 0.0
+    for arm in arms:
+        needed = 0.45 + CHARACTER * len(shortened(arm, 28))
+        if lines[-1] and used + needed > width - 0.2:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(arm)
+        used += needed
+    return lines
+
+
+def _legend(figure: Figure, line: Sequence[str], arms: Mapping[str, tuple[int, int]], y: float):
+    width = figure.get_figwidth()
+    x = 0.14
+    for arm in line:
+        number, color = arms[arm]
+        style = look(color)
+        ends = [x / width, (x + 0.24) / width]
+        # Axes of the whole figure would lie over the panels: a line stands in the figure itself.
+        figure.add_artist(_line(figure, ends, y, style, number))
+        text = figure.text(
+            (x + 0.3) / width, y, shortened(arm, 28), fontsize=8, color=INK, va="center"
+        )
+        mark([text], number)
+        x += 0.45 + CHARACTER * len(shortened(arm, 28))
+
+
+def _line(figure: Figure, ends: Sequence[float], y: float, style: Mapping, number: int):
+    line = Line2D(ends, [y, y], transform=figure.transFigure, **style)
+    line.set_markevery([])
+    mark([line], number)
+    return line
+
+
+def end_labels(
+    axes: Axes, ends: Sequence[tuple[str, float]], arms: Mapping[str, tuple[int, int]]
+) -> None:
+    """Writes each arm's name at the height where its line ends, moved apart where they collide."""
+    if not ends:
+        return
+    inches = axes.get_position().height * _figure(axes).get_figheight()
+    gap = min(0.125 / inches, 1.1 / len(ends))
+    low, high = axes.get_ylim()
+    placed = sorted(((y - low) / (high - low), name) for name, y in ends)
+    heights = spread([y for y, _ in placed], gap)
+    for height, (_, name) in zip(heights, placed, strict=True):
+        number, color = arms[name]
+        text = axes.text(
+            1.03,
+            height,
+            shortened(name, 20),
+            color=look(color)["color"],
+            transform=axes.transAxes,
+            va="center",
+            fontsize=7,
+        )
+        mark([text], number)
+
+
+def _figure(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Returns ascending heights in [0, 1], moved as little as makes them `gap` apart."""
+    heights = list(heights)
+    for _ in range(60):
+        for i in range(1, len(heights)):
+            overlap = gap - (heights[i] - heights[i - 1])
+            if overlap > 0:
+                heights[i - 1] -= overlap / 2
+                heights[i] += overlap / 2
+        shift = max(0.0, -heights[0]) - max(0.0, heights[-1] - 1)
+        heights = [h + shift for h in heights]
+    return heights

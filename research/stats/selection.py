@@ -1,0 +1,57 @@
+"""What choosing the best of several options adds to the uncertainty of what was chosen."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import norm
+
+from research.stats.comparisons import pooled_deviation
+from research.stats.location import mean
+
+POINTS = 801
+"""Places at which an integral over the best score is taken; its error is far below 1e-6."""
+RARE = 1e-6
+"""Probability up to which an option counts as never chosen."""
+
+
+def choice_probabilities(means: Sequence[float], error: float) -> list[float]:
+    """Returns how probably each of independent normal scores is the largest.
+
+    Args:
+      means: expected scores.
+      error: standard deviation of each; 0: the largest mean is, the first of equal ones.
+    """
+    top = max(means)
+    if not error > 0:
+        return [float(i == list(means).index(top)) for i in range(len(means))]
+    centres = np.asarray(means)
+    x = np.linspace(top - 8 * error, top + 8 * error, POINTS)[:, None]
+    below, density = norm.cdf(x, centres, error), norm.pdf(x, centres, error)
+    others = [np.delete(below, i, axis=1).prod(axis=1) for i in range(len(means))]
+    found = [float(np.trapezoid(density[:, i] * o, x[:, 0])) for i, o in enumerate(others)]
+    return [p / math.fsum(found) for p in found]
+
+
+def choice_deviation(scores: Sequence[Sequence[float]], values: Sequence[float]) -> float:
+    """Returns the standard deviation of the value of the option with the best mean score.
+
+    It is over other draws of the scores (a parametric bootstrap, Efron and Tibshirani 1993, section
+    6.5): the scores of an option are normal about the mean that was found, with the deviation
+    within options. 0 where every draw would choose the same, or options of the same value; NaN
+    where no option has two scores, so that nothing tells how they would vary.
+
+    Args:
+      scores: of each option, one per seed; higher is better.
+      values: what is read off each option.
+    """
+    if len(scores) < 2:
+        return 0.0
+    spread, df = pooled_deviation(scores)
+    if not df:
+        return math.nan
+    fewest = min(map(len, scores))
+    weights = choice_probabilities([mean(s) for s in scores], spread / math.sqrt(fewest))
+    pairs = [(w, v - values[0]) for w, v in zip(weights, values, strict=True) if w > RARE]
+    centre = math.fsum(w * v for w, v in pairs)
+    return math.sqrt(math.fsum(w * (v - centre) ** 2 for w, v in pairs))
