@@ -26,10 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from research.attention import (
-    attend,
-    causal,  # noqa: E402
-)
+from research.attention import Mechanism, attend, causal  # noqa: E402
 
 PASSES = ("forward", "forward + backward")
 
@@ -40,7 +37,7 @@ def jax_functions(name: str):
     def run(q, k, v):
         if name == "jax.nn":
             return jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        return attend(q, k, v, mask=causal(), implementation=name)
+        return attend(q, k, v, Mechanism(mask=causal()), implementation=name)
 
     def loss(q, k, v):
         return run(q, k, v).sum()

@@ -56,7 +56,7 @@ def measure(mixer: str, implementation: str, depth: int, length: int, width: int
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from research.attention import attend, causal
+    from research.attention import Mechanism, attend, causal
     from research.attention.spec import make_mixer
 
     def place(shape, *axes):
@@ -65,7 +65,11 @@ def measure(mixer: str, implementation: str, depth: int, length: int, width: int
 
     if not depth:
         one = place((1, length, HEADS, width // HEADS), None, "context")
-        options = {"mask": causal(), "implementation": implementation, "block_size": 128}
+        options = {
+            "mechanism": Mechanism(mask=causal()),
+            "implementation": implementation,
+            "block_size": 128,
+        }
         return temporary(lambda q, k, v: attend(q, k, v, **options).sum(), one, one, one)
     options = {"width": width, "num_heads": HEADS, "max_length": length, "mixer": mixer}
     options["block_size"] = 128 if mixer == "softmax" else 64

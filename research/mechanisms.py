@@ -129,7 +129,7 @@ def able(spec: MixerSpec) -> list[str]:
     """Returns the implementations that compute this mechanism exactly."""
     assert isinstance(spec.options, AttentionOptions)
     mechanism = spec.options.mechanism(spec.context)
-    return [name for name in IMPLEMENTATIONS if not refusal(name, *mechanism)]
+    return [name for name in IMPLEMENTATIONS if not refusal(name, mechanism)]
 
 
 def count(mixer: Mixer) -> int:

@@ -19,6 +19,7 @@ from research.attention.parts.masks import (
     segments,
     window,
 )
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import NORMALIZERS, Normalizer, softmax
 from research.attention.parts.positions import rope, sinusoidal
 from research.attention.parts.scores import Score, cosine, dot, scaled_dot
@@ -33,6 +34,7 @@ __all__ = [
     "OptionError",
     "Bias",
     "Mask",
+    "Mechanism",
     "Mixer",
     "Normalizer",
     "MixerSpec",

@@ -92,15 +92,15 @@ def matrix_init(stddev: float, fan_in: int, scale: float = 1.0) -> Normal:
 
 
 def described(part: Any, name: str) -> dict[str, Parameter]:
-    """The parameters in a part's leaves, called ``{name}_{field}``."""
-    return {_name(name, path): leaf for path, leaf in _leaves(part) if isinstance(leaf, Parameter)}
+    """The parameters in a part's leaves, called ``{name}_{field}``, or ``{field}`` by no name."""
+    return {path_name(name, path): leaf for path, leaf in _leaves(part) if is_parameter(leaf)}
 
 
 def bind(part: Any, name: str, params: dict[str, Array]) -> Any:
     """The part with each ``Parameter`` replaced by its array, by the names of ``described``."""
 
     def fill(path, leaf):
-        return params[_name(name, path)] if isinstance(leaf, Parameter) else leaf
+        return params[path_name(name, path)] if isinstance(leaf, Parameter) else leaf
 
     return jax.tree_util.tree_map_with_path(fill, part)
 
@@ -126,5 +126,7 @@ def _leaves(part: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_flatten_with_path(part)[0]
 
 
-def _name(name: str, path: Any) -> str:
-    return "_".join([name, *(str(getattr(k, "name", getattr(k, "idx", k))) for k in path)])
+def path_name(name: str, path: Any) -> str:
+    """What a leaf of a part of this name is called, by its path in a pytree."""
+    fields = (str(getattr(k, "name", getattr(k, "idx", k))) for k in path)
+    return "_".join([*filter(None, [name]), *fields])

@@ -27,8 +27,7 @@ from research.errors import UserError, check_name
 from research.models.classifier import Embed, Pool
 from research.models.model import Model
 from research.models.speech.conformer import ConformerBlock
-from research.models.stacks import Cross, DecoderBlock
-from research.models.transformer import Block, Mix
+from research.models.transformer import Block, Cross, Mix
 from research.tasks.task import Batch
 
 RECORDED, GIVEN = "captured", "given"
@@ -316,8 +315,8 @@ def _of_mix(module: Mix, following: Callable, args: tuple, kwargs: dict, sites: 
         look = module.mixer.look(params, x, mask=mask)
     except Unsupported:
         return y, state
-    own = getattr(module.mixer, "mask", None)
-    visible = _visible(own, mask, x.shape[1], x.shape[1])
+    mechanism = getattr(module.mixer, "mechanism", None)
+    visible = _visible(mechanism and mechanism.mask, mask, x.shape[1], x.shape[1])
     return (
         _attention(
             module, sites, y, look, lambda read: module.mixer.merge(params, x, read), visible
@@ -332,7 +331,7 @@ def _of_cross(module: Cross, following: Callable, args: tuple, kwargs: dict, sit
         return y
     x, params, kept, mask, q_index = args
     look = module.cross.look(params, x, kept, mask=mask, q_index=q_index)
-    visible = _visible(module.cross.mask, mask, x.shape[1], kept["v"].shape[1])
+    visible = _visible(module.cross.mechanism.mask, mask, x.shape[1], kept["v"].shape[1])
     return _attention(
         module, sites, y, look, lambda read: module.cross.merge(params, x, read), visible
     )
@@ -374,7 +373,7 @@ def _of_embed(module: Embed, following: Callable, args: tuple, kwargs: dict, sit
 HANDLERS: tuple[tuple[Any, str, Callable], ...] = (
     (Mix, "__call__", _of_mix),
     (Cross, "__call__", _of_cross),
-    ((Block, DecoderBlock, ConformerBlock), "__call__", _of_block),
+    ((Block, ConformerBlock), "__call__", _of_block),
     (Pool, "weights", _of_pool),
     (Embed, "__call__", _of_embed),
 )

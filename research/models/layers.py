@@ -258,15 +258,13 @@ def _implemented(spec: MixerSpec, inherited: str, padded: bool, where: str) -> M
         named = inherited
     if not isinstance(options, AttentionOptions):
         return spec.computed_by(named)
-    score, mask, biases, normalizer = options.mechanism(spec.context)
-    if padded:
-        mask &= padding(jnp.ones((1, 1), bool))
-    mechanism = (score, mask, biases, normalizer)
-    why = "" if named == AUTO else refusal(named, *mechanism)
+    valid = padding(jnp.ones((1, 1), bool)) if padded else None
+    mechanism = options.mechanism(spec.context).under(valid)
+    why = "" if named == AUTO else refusal(named, mechanism)
     if why and options.implementation != AUTO:
         raise UserError(f"{where}{why}.")
     if why or (named == AUTO and padded):
-        named = choose(spec.context.max_length, *mechanism)
+        named = choose(spec.context.max_length, mechanism)
     return spec.computed_by(named)
 
 

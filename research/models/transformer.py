@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from research.attention.errors import Unsupported
+from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import Axes, matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
@@ -158,29 +159,69 @@ class FeedForward(nn.Module):
         return y
 
 
+class Cross(nn.Module):
+    """Reads a source; its parameters lie with those of all layers, in front of them."""
+
+    cross: CrossAttention
+
+    def __call__(
+        self,
+        x: Float[Array, "B T M"],
+        params: dict[str, Array],
+        kept: dict[str, Float[Array, "B S K D"]],
+        mask: Mask | None,
+        q_index: Any,
+    ) -> Float[Array, "B T M"]:
+        return self.cross.read(params, x, kept, mask=mask, q_index=q_index)
+
+
 class Block(nn.Module):
     """One layer. With a state it extends the sequence; without, it sees the whole of it.
 
-    A mask restricts what is seen of the whole further: padding, if the mixer looks ahead.
+    With cross-attention it reads a source between its two sublayers.
     """
 
     config: TransformerConfig
     mixer: Mixer
     deterministic: bool
+    cross: CrossAttention | None = None
+    weights: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T M"], state: Any, mask: Mask | None = None
-    ) -> tuple[Float[Array, "B T M"], Any]:
+        self,
+        x: Float[Array, "B T M"],
+        state: Any,
+        source: tuple | None = None,
+        mask: Mask | None = None,
+        q_index: Any = None,
+    ) -> tuple[Float[Array, "B T M"], tuple]:
+        """Returns what follows x, the mixer's state and the weights, each None unless wanted.
+
+        Args:
+          x: the next T positions.
+          state: of the mixer; None for a whole sequence.
+          source: parameters of the cross-attention, and what it remembers of the source.
+          mask: padding of the source; without one that of x, if the mixer looks ahead.
+          q_index: positions of x, for the source; None is 0 .. T-1.
+        """
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
         y = Norm(c.norm, c.use_bias, name="norm1")(x)
-        y, state = Mix(self.mixer, name="mixer")(y, state, mask)
+        y, state = Mix(self.mixer, name="mixer")(y, state, mask if self.cross is None else None)
         x = constrain(x + drop(y), *HIDDEN)
+        weights = None
+        if self.cross is not None and source is not None:
+            params, kept = source
+            y = Norm(c.norm, c.use_bias, name="norm_cross")(x)
+            if self.weights:
+                weights = self.cross.look(params, y, kept, mask=mask, q_index=q_index).weights
+            y = Cross(self.cross, name="cross")(y, params, kept, mask, q_index)
+            x = constrain(x + drop(y), *HIDDEN)
         if c.feedforward:
             y = FeedForward(c, name="feedforward")(Norm(c.norm, c.use_bias, name="norm2")(x))
             x = constrain(x + drop(y), *HIDDEN)
-        return x, state
+        return x, (state, weights)
 
 
 class Pattern(nn.Module):
@@ -188,21 +229,46 @@ class Pattern(nn.Module):
 
     config: TransformerConfig
     deterministic: bool
+    cross: CrossAttention | None = None
+    weights: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T M"], states: tuple | None, mask: Mask | None = None
-    ) -> tuple[Float[Array, "B T M"], tuple | None]:
+        self,
+        x: Float[Array, "B T M"],
+        states: tuple | None,
+        sources: tuple | None,
+        mask: Mask | None,
+        q_index: Any,
+    ) -> tuple[Float[Array, "B T M"], tuple]:
         c = self.config
-        new = []
+        found = []
+        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         for i, mixer in enumerate(c.mixers):
-            block = Block
-            if c.remat:
-                block = nn.remat(block, prevent_cse=False)
+            layer = block(c, mixer, self.deterministic, self.cross, self.weights, name=str(i))
             old = None if states is None else states[i]
-            x, state = block(c, mixer, self.deterministic, name=str(i))(x, old, mask)
-            new.append(state)
-        return x, None if states is None else tuple(new)
+            source = jax.tree.map(lambda a, i=i: a[i], sources)
+            x, new = layer(x, old, source, mask, q_index)
+            found.append(new)
+        new_states, weights = zip(*found, strict=True)
+        new_states = None if states is None else new_states
+        return x, (new_states, jnp.stack(weights) if self.weights else None)
+
+
+def layers(
+    c: TransformerConfig,
+    deterministic: bool,
+    cross: CrossAttention | None = None,
+    weights: bool = False,
+) -> nn.Module:
+    """Returns the blocks of all layers, "layers", with the arguments of `Pattern`."""
+    return nn.scan(
+        Pattern,
+        variable_axes=LAYERED,
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, 0, nn.broadcast, nn.broadcast),
+        length=c.num_layers // len(c.mixers),
+    )(c, deterministic, cross, weights, name="layers")
 
 
 class Decoder(nn.Module):
@@ -235,13 +301,8 @@ class Decoder(nn.Module):
             x = x + window.astype(dtype)
         x = constrain(nn.Dropout(c.dropout, deterministic=deterministic)(x), *HIDDEN)
 
-        layers = nn.scan(
-            Pattern,
-            variable_axes=LAYERED,
-            split_rngs={"params": True, "dropout": True},
-            length=c.num_layers // len(c.mixers),
-        )(c, deterministic, name="layers")
-        x, layer_states = layers(x, None if state is None else state["layers"])
+        old = None if state is None else state["layers"]
+        x, (layer_states, _) = layers(c, deterministic)(x, old, None, None, None)
         if state is not None:
             state = {"step": step + tokens.shape[1], "layers": layer_states}
 

@@ -49,8 +49,27 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "implementation": "blockwise",
         },
         {"mask": "causal & bigbird", "block_length": 3, "score": "general", "num_kv_heads": 2},
+        {
+            "mask": "window",
+            "window": 4,
+            "position": "rope",
+            "num_kv_heads": 2,
+            "forget_gate": True,
+            "implementation": "blockwise",
+        },
+        {
+            "mask": "moba",
+            "block_length": 4,
+            "top_blocks": 2,
+            "num_kv_heads": 2,
+            "implementation": "blockwise",
+        },
     ],
-    "latent": [{"position": "rope"}, {"latent_width": 3, "mask": "window", "window": 4}],
+    "latent": [
+        {"position": "rope"},
+        {"latent_width": 3, "mask": "window", "window": 4},
+        {"mask": "moba", "block_length": 4, "top_blocks": 2},
+    ],
     "differential": [{"position": "rope", "num_kv_heads": 2}],
     "linear": [{"short_convolution": 3}],
     "gated_linear": [{"short_convolution": 3}],
@@ -73,7 +92,7 @@ PADDABLE = (
 )
 
 # What gives visible keys a weight of exactly zero; which ones depends on the numbers.
-SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu")}
+SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu"), "mask": ("moba",)}
 
 # Implementations that need a device or a length that these tests do not have.
 ELSEWHERE = ("jax_cudnn", "splash")

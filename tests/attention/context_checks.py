@@ -14,13 +14,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from research.attention.implementations.attend import attend, choose
 from research.attention.parts import biases, masks, normalizers, relative_biases, scores
-from research.attention.parts.normalizers import softmax
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.sparse_masks import Global, Local
 from research.attention.spec import make_mixer, mixer_spec
 from tests.attention import cases
 from tests.attention.cases import close, qkv, weighted
 
 HEADS, LENGTH = 4, 32
+CAUSAL = Mechanism(mask=masks.causal())
+SPARSE = Mechanism(normalizer=normalizers.Sparsemax())
 AXES = ("member", "data", "context", "model")
 MESHES = {
     "context8": (1, 1, 8, 1),
@@ -114,7 +116,7 @@ def attention(implementation: str, case: str):
 
     def run(q, k, v, parts):
         options = {"implementation": implementation, "block_size": 3}
-        return attend(q, k, v, **static, **parts, **options)
+        return attend(q, k, v, Mechanism(**static, **parts), **options)
 
     return with_gradients(run, *members((*arrays, parts)))
 
@@ -154,21 +156,13 @@ def mixer_equals_one_device(name: str, mesh: str) -> None:
 
 def gather_computes_what_ring_lacks() -> None:
     """A normalizer over whole rows, and one score to each pair of heads and vectors."""
-    mechanism = {
-        "mask": masks.causal(),
-        "normalizer": normalizers.Sparsemax(),
-        "score": scores.Score(),
-    }
+    mechanism = Mechanism(scores.Score(), masks.causal(), (), normalizers.Sparsemax())
     arrays = members(qkv(LENGTH, LENGTH, HEADS, 2))
-    run = functools.partial(attend, **mechanism)
+    run = functools.partial(attend, mechanism=mechanism)
     with on(MESHES["data2-context4"]):
-        assert choose(4096, *mechanism_of(mechanism)) == "gather"
+        assert choose(4096, mechanism) == "gather"
         found = with_gradients(functools.partial(run, implementation="gather"), *arrays)
     close(found, with_gradients(run, *arrays), 1e-4)
-
-
-def mechanism_of(parts):
-    return parts["score"], parts["mask"], (), parts["normalizer"]
 
 
 @jax.tree_util.register_dataclass
@@ -190,7 +184,8 @@ def compiled(**options):
 def causal_work_is_the_same_on_every_device() -> None:
     """Counted as it runs: no block is computed in vain, and all devices compute as many."""
     block, arrays = 4, qkv(64, 64, HEADS, 2)
-    options = {"mask": masks.causal(), "biases": (Counted(),), "block_size": block}
+    mechanism = Mechanism(mask=masks.causal(), biases=(Counted(),))
+    options = {"mechanism": mechanism, "block_size": block}
     blocks = 64 // block
     visible = blocks * (blocks + 1) // 2
     for implementation in ("ring", "gather"):
@@ -217,7 +212,9 @@ def rounds_that_nobody_needs_do_not_take_place() -> None:
     """Counted in the program: how often keys and values move on."""
 
     def moves(mask):
-        run = functools.partial(attend, mask=mask, implementation="ring", block_size=4)
+        run = functools.partial(
+            attend, mechanism=Mechanism(mask=mask), implementation="ring", block_size=4
+        )
         with on(MESHES["context8"]):
             return executed(jax.make_jaxpr(run)(*qkv(64, 64, 4, 4)).jaxpr, "ppermute")
 
@@ -238,7 +235,7 @@ def forbidden_keys_are_never_computed() -> None:
     for implementation in ("ring", "gather"):
         with on(MESHES["context8"]):
             options = {"implementation": implementation, "block_size": 4}
-            out = compiled(mask=masks.causal(), **options)(q, k, v)
+            out = compiled(mechanism=CAUSAL, **options)(q, k, v)
         assert np.isfinite(out[:, :32]).all() and np.isnan(out[:, 32:]).all()
 
 
@@ -246,13 +243,13 @@ def positions_can_be_unknown_or_anything() -> None:
     """A decoder's chunk over keys in any order, as a ring buffer holds them."""
     arrays = qkv(13, 19, HEADS, 2)
     order = np.random.default_rng(0).permutation(19)
-    mechanism = {"mask": masks.window(4), "biases": (biases.alibi(HEADS),)}
+    mechanism = Mechanism(mask=masks.window(4), biases=(biases.alibi(HEADS),))
     where = {"q_index": np.arange(6, 19), "kv_index": order}
-    reference = compiled(**mechanism)(*arrays, **where)
+    reference = compiled(mechanism=mechanism)(*arrays, **where)
     with on(MESHES["data2-context4"]):
-        run = compiled(**mechanism, implementation="ring", block_size=2)
+        run = compiled(mechanism=mechanism, implementation="ring", block_size=2)
         close(run(*arrays, **where), reference)
-        known = compiled(**mechanism, **where, implementation="ring", block_size=2)
+        known = compiled(mechanism=mechanism, **where, implementation="ring", block_size=2)
         close(known(*arrays), reference)
 
 
@@ -277,7 +274,7 @@ def gradients_of_gathered_keys_are_scattered() -> None:
     with on(MESHES["context8"]):
 
         def loss(q, k, v):
-            return weighted(attend(q, k, v, mask=masks.causal(), implementation="gather"))
+            return weighted(attend(q, k, v, CAUSAL, implementation="gather"))
 
         jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*qkv(64, 64, 4, 4)).jaxpr
     assert executed(jaxpr, "reduce_scatter") == 2
@@ -312,19 +309,18 @@ def layers_of_a_population_on_every_axis() -> None:
 
 
 def what_suits_a_split_sequence_is_chosen_and_named() -> None:
-    causal = (scores.scaled_dot(), masks.causal(), (), softmax)
-    assert choose(4096, *causal) == "blockwise"
+    assert choose(4096, CAUSAL) == "blockwise"
     with on(MESHES["data2-context4"]):
-        assert choose(64, *causal, backend="tpu", dtype="bfloat16", head_width=64) == "ring"
+        assert choose(64, CAUSAL, backend="tpu", dtype="bfloat16", head_width=64) == "ring"
         q, k, v = qkv(8, 8, HEADS, HEADS)
         refused(r"lacks normalizer 'sparsemax'; gather has it", q, k, v, "ring")
     with on((2, 2, 1, 2)):
-        assert choose(4096, *causal) == "blockwise"
+        assert choose(4096, CAUSAL) == "blockwise"
 
 
 def refused(message, q, k, v, implementation):
     try:
-        attend(q, k, v, normalizer=normalizers.Sparsemax(), implementation=implementation)
+        attend(q, k, v, SPARSE, implementation=implementation)
     except ValueError as error:
         assert message in str(error), error
     else:

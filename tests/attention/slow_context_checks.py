@@ -11,9 +11,19 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import fused, splash
 from research.attention.implementations.attend import attend
 from research.attention.parts import masks, normalizers
+from research.attention.parts.mechanism import Mechanism
 from research.attention.spec import make_mixer
 from tests.attention.cases import close, qkv
-from tests.attention.context_checks import HEADS, MESHES, SINK, SLOW, members, on, with_gradients
+from tests.attention.context_checks import (
+    CAUSAL,
+    HEADS,
+    MESHES,
+    SINK,
+    SLOW,
+    members,
+    on,
+    with_gradients,
+)
 
 DATA2_MODEL2 = (1, 2, 1, 2)
 
@@ -21,11 +31,12 @@ DATA2_MODEL2 = (1, 2, 1, 2)
 def splash_is_split_over_every_axis() -> None:
     """Interpreted: heads, rows of the batch and queries on devices of their own."""
     arrays = qkv(130, 140, HEADS, 2)
-    mechanism = {"mask": masks.window(40) & masks.segments(*ids(130, 140))}
+    mask = masks.window(40) & masks.segments(*ids(130, 140))
     normalizer = normalizers.SinkSoftmax(sharpening=2.0, sink=SINK)
 
     def run(q, k, v, normalizer, implementation):
-        return attend(q, k, v, **mechanism, normalizer=normalizer, implementation=implementation)
+        mechanism = Mechanism(mask=mask, normalizer=normalizer)
+        return attend(q, k, v, mechanism, implementation=implementation)
 
     given = members((*arrays, normalizer))
     with on(MESHES["member2-context2-model2"]):
@@ -42,7 +53,7 @@ def splash_lowers_for_tpus_on_a_mesh() -> None:
     """Forward and both backward kernels, of a population on every axis."""
 
     def loss(q, k, v):
-        return attend(q, k, v, mask=masks.window(40), implementation="splash").sum()
+        return attend(q, k, v, Mechanism(mask=masks.window(40)), implementation="splash").sum()
 
     run = jax.vmap(jax.grad(loss, argnums=(0, 1, 2)), spmd_axis_name="member")
     arrays = (x.astype(jnp.bfloat16) for x in qkv(512, 512, HEADS, 2))
@@ -67,7 +78,7 @@ def cudnn_gets_what_its_device_has() -> None:
     arrays = [x.astype(jnp.bfloat16) for x in qkv(12, 12, HEADS, 1)]
 
     def run(implementation):
-        options = {"mask": masks.causal(), "implementation": implementation}
+        options = {"mechanism": CAUSAL, "implementation": implementation}
         return with_gradients(functools.partial(attend, **options), *members(arrays))
 
     with (

@@ -19,6 +19,7 @@ from research.attention.parts import scores
 from research.attention.parts.biases import alibi
 from research.attention.parts.focus import predicted_window
 from research.attention.parts.masks import causal, padding
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import SinkSoftmax, Smoothed, Softmax
 from research.attention.parts.relative_scores import shaw
 from research.attention.parts.sparse_masks import local
@@ -30,18 +31,20 @@ SIZES = (H, K, D, A)
 
 CONTENTS = {
     "scaled dot": Content(),
-    "general": Content(scores.general(H, D)),
-    "additive": Content(scores.additive(H, K, D, A)),
-    "concat": Content(scores.concat(H, D, A)),
-    "location": Content(scores.location(H, D, S)),
-    "local-m": Content(scores.dot(), mask=local(1)),
-    "local-p": Content(focus=predicted_window(H, D, 2)),
+    "general": Content(Mechanism(scores.general(H, D))),
+    "additive": Content(Mechanism(scores.additive(H, K, D, A))),
+    "concat": Content(Mechanism(scores.concat(H, D, A))),
+    "location": Content(Mechanism(scores.location(H, D, S))),
+    "local-m": Content(Mechanism(scores.dot(), local(1))),
+    "local-p": Content(Mechanism(focus=predicted_window(H, D, 2))),
     "everything": Content(
-        shaw(3, D)(scores.scaled_dot()),
-        mask=local(4),
-        biases=(alibi(H),),
-        normalizer=SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads"))),
-        focus=predicted_window(H, D, 3),
+        Mechanism(
+            shaw(3, D)(scores.scaled_dot()),
+            local(4),
+            (alibi(H),),
+            SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads"))),
+            predicted_window(H, D, 3),
+        )
     ),
 }
 STATEFUL = {
@@ -107,12 +110,13 @@ def test_content_is_attention_one_query_at_a_time(alignment):
     @jax.jit
     def both(params, q, k, v):
         valid, together = padding(jnp.arange(S) < lengths), jnp.moveaxis(q[:, :, 0], 0, 1)
-        mechanism = alignment.mechanism(params, together, np.arange(T), np.arange(S), valid)
-        expected = dense.weights(together, k, **mechanism)
+        mechanism = alignment.mechanism.bind(params, valid)
+        mechanism = mechanism.focused(together, np.arange(T), np.arange(S), valid)
+        expected = dense.weights(together, k, mechanism)
         found = steps(alignment, params, q, k, valid)
         outs = (
             jax.lax.map(lambda w: read(w, v)[:, 0], found),
-            dense.attend(together, k, v, **mechanism),
+            dense.attend(together, k, v, mechanism),
         )
         return (found, jnp.moveaxis(expected, 2, 0)), (jnp.moveaxis(outs[0], 0, 1), outs[1])
 
@@ -339,9 +343,9 @@ def test_stepwise_content_is_causal_attention():
     def run(params, x):
         q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[n]) for n in ("query", "key", "value"))
         learned = (params[f"alignment_score_{n}"] for n in ("query", "key", "vector"))
-        parts = {"score": scores.Additive(*learned), "mask": causal()}
-        expected = jnp.einsum("bthd,hdm->btm", dense.attend(q, k, v, **parts), params["out"])
-        weights = mixer.look(params, x).weights, dense.weights(q, k, **parts)
+        parts = Mechanism(scores.Additive(*learned), causal())
+        expected = jnp.einsum("bthd,hdm->btm", dense.attend(q, k, v, parts), params["out"])
+        weights = mixer.look(params, x).weights, dense.weights(q, k, parts)
         return (mixer(params, x), expected), weights
 
     outs, weights = run(drawn(mixer.parameters()), x)
@@ -392,4 +396,4 @@ def test_options_choose_the_alignment():
     spec = mixer_spec(width=M, num_heads=H, max_length=S, mixer="monotonic")
     assert alignment_of(spec.options, spec.context) == Monotonic(H, H, 2, 2)
     spec = mixer_spec(width=M, num_heads=H, max_length=S, mask="full", predicted_window=2)
-    assert alignment_of(spec.options, spec.context).focus.size == 2
+    assert alignment_of(spec.options, spec.context).mechanism.focus.size == 2

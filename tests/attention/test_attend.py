@@ -14,6 +14,7 @@ from research.attention.implementations import dense
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend
 from research.attention.parameters import Parameter
 from research.attention.parts import biases, masks, normalizers, scores
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import softmax
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.scores import SCORES
@@ -94,13 +95,14 @@ NORMALIZERS = {
     name: found
     for name, part in normalizers.NORMALIZERS.items()
     if not IMPLEMENTATIONS["blockwise"].lacks(
-        scores.Score(), masks.full(), (), found := built(part, normalizer=name)
+        Mechanism(normalizer=(found := built(part, normalizer=name)))
     )
 }
 # As an option the sharpening is that of one normalizer only.
 NORMALIZERS["softmax_sink"] = dataclasses.replace(NORMALIZERS["softmax_sink"], sharpening=2.0)
 KV_HEADS = (4, 2, 1)
 ALIBI = biases.alibi(HEADS)
+CAUSAL, WINDOW = (Mechanism(mask=mask) for mask in (masks.causal(), masks.window(4)))
 
 
 def combinations() -> dict[str, tuple]:
@@ -138,26 +140,18 @@ def test_cases_cover_every_pair_of_parts():
 
 def able(**parts) -> list[str]:
     """The implementations that run here and have these parts."""
-    mechanism = {
-        "score": scores.Score(),
-        "mask": masks.full(),
-        "biases": (),
-        "normalizer": softmax,
-        **parts,
-    }
-    return [name for name in HERE if not IMPLEMENTATIONS[name].lacks(**mechanism)]
+    return [name for name in HERE if not IMPLEMENTATIONS[name].lacks(Mechanism(**parts))]
 
 
-def value_and_gradients(implementation, q, k, v, **mechanism):
+def value_and_gradients(implementation, q, k, v, mask, *, q_index=None, **parts):
     """The output, and the gradients with respect to q, k, v and every float leaf of the parts."""
 
     def loss(q, k, v, parts):
-        out = attend(q, k, v, **parts, implementation=implementation, **mechanism)
+        at = {"q_index": q_index, "block_size": BLOCK}
+        mechanism = Mechanism(mask=mask, **parts)
+        out = attend(q, k, v, mechanism, implementation=implementation, **at)
         return weighted(out.astype(jnp.float32)), out
 
-    parts = {
-        name: mechanism.pop(name) for name in ("biases", "normalizer", "score") if name in mechanism
-    }
     run = jax.jit(
         jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True, allow_int=True), compiler_options=QUICK
     )
@@ -182,9 +176,8 @@ def test_implementations_equal_dense(case):
     if mask != "nothing":
         assert all(np.abs(x).max() > 0 for x in expected[1][:3])
     for name in able(**parts)[1:]:
-        options = {"q_index": Q_INDEX, "block_size": BLOCK}
         # The gradient of a temperature is a rounded sum of terms of both signs, one to each score.
-        close(value_and_gradients(name, q, k, v, **parts, **options), expected, 2e-4)
+        close(value_and_gradients(name, q, k, v, **parts, q_index=Q_INDEX), expected, 2e-4)
 
 
 @pytest.mark.parametrize("implementation", HERE)
@@ -193,12 +186,14 @@ def test_rows_without_keys_are_zero_and_have_finite_gradients(implementation):
     # Scores beyond the range of exp must not leak through the mask either.
     k = jnp.asarray(k * np.float32([1, 1e4])[:, None, None, None])
     for mask in (masks.padding(VALID), ~masks.full()):
-        out, grads = value_and_gradients(implementation, q, k, v, mask=mask, block_size=BLOCK)
+        out, grads = value_and_gradients(implementation, q, k, v, mask)
         assert not np.asarray(out)[1].any()
         for g in map(np.asarray, grads):
             assert np.isfinite(g).all()
             assert not g[1].any()
-    weights = np.asarray(jax.jit(lambda q, k: dense.weights(q, k, mask=masks.padding(VALID)))(q, k))
+    weights = np.asarray(
+        jax.jit(lambda q, k: dense.weights(q, k, Mechanism(mask=masks.padding(VALID))))(q, k)
+    )
     assert not weights[1].any()
     np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
 
@@ -230,9 +225,9 @@ def test_forbidden_blocks_are_never_computed():
     @jax.jit
     def run(v):
         return (
-            attend(q, k, v, mask=masks.causal(), **blockwise, block_size=8),
-            attend(q, k, v, mask=masks.causal()),
-            attend(q, k, v[:, ::-1], mask=masks.window(4), **blockwise, block_size=4),
+            attend(q, k, v, CAUSAL, **blockwise, block_size=8),
+            attend(q, k, v, CAUSAL),
+            attend(q, k, v[:, ::-1], WINDOW, **blockwise, block_size=4),
         )
 
     late = np.where(np.arange(16)[:, None, None] < 8, v, np.nan)
@@ -248,8 +243,8 @@ def test_blockwise_memory_is_linear_in_length():
         x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
 
         def loss(q, k, v):
-            options = {"mask": masks.causal(), "implementation": implementation, "block_size": 32}
-            return weighted(attend(q, k, v, **options))
+            options = {"implementation": implementation, "block_size": 32}
+            return weighted(attend(q, k, v, CAUSAL, **options))
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -263,8 +258,7 @@ def test_positions_unknown_while_tracing_give_the_same():
 
     def run(index, implementation):
         return attend(
-            q, k, v, mask=masks.window(4), q_index=index, implementation=implementation,
-            block_size=BLOCK,
+            q, k, v, WINDOW, q_index=index, implementation=implementation, block_size=BLOCK
         )  # fmt: skip
 
     found = jax.jit(lambda i: (run(i, "blockwise"), run(Q_INDEX, "dense")))(Q_INDEX)
@@ -274,16 +268,16 @@ def test_positions_unknown_while_tracing_give_the_same():
 def test_key_positions_in_any_order():
     """A ring buffer holds keys out of order."""
     order = np.random.default_rng(0).permutation(S)
-    mechanism = {"mask": masks.window(4), "q_index": Q_INDEX, "biases": (ALIBI,)}
+    mechanism, at = Mechanism(mask=masks.window(4), biases=(ALIBI,)), {"q_index": Q_INDEX}
 
     @jax.jit
     def run(q, k, v):
-        options = {**mechanism, "kv_index": order, "block_size": BLOCK}
+        options = {**at, "kv_index": order, "block_size": BLOCK}
         found = [
-            attend(q, k[:, order], v[:, order], **options, implementation=name)
-            for name in able(biases=mechanism["biases"])
+            attend(q, k[:, order], v[:, order], mechanism, **options, implementation=name)
+            for name in able(biases=mechanism.biases)
         ]
-        return [*found, attend(q, k, v, **mechanism)]
+        return [*found, attend(q, k, v, mechanism, **at)]
 
     *found, expected = run(*qkv(T, S, HEADS, 2))
     close(found, [expected] * len(found))
@@ -295,9 +289,11 @@ def test_blockwise_under_vmap_checkpoint_and_scan():
     cap = np.float32([1.0, 2.0, 3.0])
 
     def loss(q, k, v, cap, implementation):
-        options = {"mask": masks.causal(), "implementation": implementation, "block_size": BLOCK}
-        options["normalizer"] = normalizers.SinkSoftmax(sink=jnp.repeat(cap, HEADS))
-        run = jax.checkpoint(lambda *a: attend(*a, biases=(biases.Softcap(cap),), **options))
+        options = {"implementation": implementation, "block_size": BLOCK}
+        sink = normalizers.SinkSoftmax(sink=jnp.repeat(cap, HEADS))
+        parts = {"biases": (biases.Softcap(cap),), "normalizer": sink}
+        mechanism = Mechanism(mask=masks.causal(), **parts)
+        run = jax.checkpoint(lambda *a: attend(*a, mechanism, **options))
         repeated, _ = jax.lax.scan(
             lambda c, _: (c + run(q, k, v), None), 0.0 * run(q, k, v), None, 2
         )
@@ -314,7 +310,7 @@ def test_blockwise_under_vmap_checkpoint_and_scan():
 def test_bfloat16_inputs(implementation):
     q, k, v = qkv(T, S, HEADS, 2)
     low = [np.asarray(x).astype(jnp.bfloat16) for x in (q, k, v)]
-    mechanism = {"mask": masks.causal(), "q_index": Q_INDEX, "block_size": BLOCK}
+    mechanism = {"mask": masks.causal(), "q_index": Q_INDEX}
     out, grads = value_and_gradients(implementation, *low, **mechanism)
     assert {x.dtype for x in (out, *grads)} == {jnp.dtype(jnp.bfloat16)}
     # Against float32 arithmetic on the same rounded inputs.
@@ -326,7 +322,7 @@ def test_bfloat16_inputs(implementation):
 def test_permuting_keys_and_queries_permutes_the_output(score):
     q, k, v = qkv(T, T, HEADS, 2)
     order = np.random.default_rng(1).permutation(T)
-    run = jax.jit(lambda q, k, v: attend(q, k, v, score=DOT_SCORES[score]))
+    run = jax.jit(lambda q, k, v: attend(q, k, v, Mechanism(DOT_SCORES[score])))
     close(run(*(np.asarray(x)[:, order] for x in (q, k, v))), np.asarray(run(q, k, v))[:, order])
 
 
@@ -335,8 +331,11 @@ def test_alibi_and_masks_depend_on_distance_only(implementation):
     @jax.jit
     def run(q, k, v, start):
         options = {"q_index": Q_INDEX + start, "kv_index": np.arange(S) + start}
-        options |= {"implementation": implementation, "biases": (ALIBI,), "block_size": BLOCK}
-        return [attend(q, k, v, **options, mask=mask) for mask in (masks.causal(), masks.window(4))]
+        options |= {"implementation": implementation, "block_size": BLOCK}
+        found = (
+            Mechanism(mask=mask, biases=(ALIBI,)) for mask in (masks.causal(), masks.window(4))
+        )
+        return [attend(q, k, v, mechanism, **options) for mechanism in found]
 
     arrays = qkv(T, S, HEADS, 2)
     close(run(*arrays, 0), run(*arrays, 41))
@@ -344,13 +343,13 @@ def test_alibi_and_masks_depend_on_distance_only(implementation):
 
 def test_blockwise_refuses_what_it_lacks():
     q, k, v = qkv(T, T, HEADS, HEADS)
-    assert np.isfinite(jax.jit(lambda q: attend(q, k, v, score=Distance()))(q)).all()
+    assert np.isfinite(jax.jit(lambda q: attend(q, k, v, Mechanism(Distance())))(q)).all()
     with pytest.raises(Unsupported, match="lacks score Distance .* dense has it"):
-        attend(q, k, v, score=Distance(), implementation="blockwise")
-    other = normalizers.Sparsemax()
-    assert np.isfinite(jax.jit(lambda q: attend(q, k, v, normalizer=other))(q)).all()
+        attend(q, k, v, Mechanism(Distance()), implementation="blockwise")
+    other = Mechanism(normalizer=normalizers.Sparsemax())
+    assert np.isfinite(jax.jit(lambda q: attend(q, k, v, other))(q)).all()
     with pytest.raises(Unsupported, match="lacks normalizer 'sparsemax'; dense has it"):
-        attend(q, k, v, normalizer=other, implementation="blockwise")
+        attend(q, k, v, other, implementation="blockwise")
 
 
 def test_shapes_are_checked():

@@ -14,6 +14,7 @@ from research.attention.parts import scores
 from research.attention.parts.biases import alibi
 from research.attention.parts.focus import predicted_window
 from research.attention.parts.masks import padding
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import SinkSoftmax
 from research.attention.parts.positions import Rotary
 from research.attention.parts.sparse_masks import local
@@ -26,12 +27,15 @@ SINK = SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads")))
 LAYERS = {
     "plain": PLAIN,
     "grouped, biased, gated": dataclasses.replace(GROUPED, use_bias=True, output_gate=True),
-    "rotary and local-m": dataclasses.replace(PLAIN, rotary=Rotary(100.0), mask=local(2)),
-    "additive, alibi, sink": dataclasses.replace(
-        GROUPED, score=scores.additive(H, 2, D, 3), biases=(alibi(H),), normalizer=SINK
+    "rotary and local-m": dataclasses.replace(
+        PLAIN, rotary=Rotary(100.0), mechanism=Mechanism(mask=local(2))
     ),
-    "local-p": dataclasses.replace(PLAIN, focus=predicted_window(H, D, 2)),
-    "location": dataclasses.replace(PLAIN, score=scores.location(H, D, S)),
+    "additive, alibi, sink": dataclasses.replace(
+        GROUPED,
+        mechanism=Mechanism(scores.additive(H, 2, D, 3), biases=(alibi(H),), normalizer=SINK),
+    ),
+    "local-p": dataclasses.replace(PLAIN, mechanism=Mechanism(focus=predicted_window(H, D, 2))),
+    "location": dataclasses.replace(PLAIN, mechanism=Mechanism(scores.location(H, D, S))),
 }
 layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 VALID = np.arange(S) < np.array([[S], [4]])
@@ -116,7 +120,7 @@ def test_padding_has_no_influence(layer):
     found, padded, whole, short = jax.device_get(run(params, x, memory))
     assert not found[~VALID].any()
     assert np.isfinite(found).all()
-    if layer.focus is None:
+    if layer.mechanism.focus is None:
         assert (found[VALID] > 1e-6).all()
     # It is as if the padded part were not there.
     np.testing.assert_allclose(padded[0], whole[0], atol=1e-5)
@@ -131,7 +135,7 @@ def test_reading_token_by_token_equals_reading_at_once(layer):
     @jax.jit
     def run(params, x, memory):
         kept = layer.remember(params, memory)
-        assert ("k" in kept) == ("key" in layer.score.reads)
+        assert ("k" in kept) == ("key" in layer.mechanism.reads)
 
         def read(at):
             return layer.read(params, x[:, at], kept, mask=mask, q_index=at)
@@ -149,8 +153,7 @@ def test_reading_token_by_token_equals_reading_at_once(layer):
 def test_implementations_agree(implementation):
     layer = dataclasses.replace(GROUPED, implementation=implementation, block_size=3)
     mask = padding(jnp.asarray(VALID))
-    mechanism = (layer.score, layer.mask & mask, layer.biases, layer.normalizer)
-    if IMPLEMENTATIONS[implementation].lacks(*mechanism):
+    if IMPLEMENTATIONS[implementation].lacks(layer.mechanism.under(mask)):
         pytest.skip(f"{implementation} cannot compute this here")
     params, x, memory = problem(layer)
     expected = call(GROUPED, params, x, memory, mask)

@@ -13,20 +13,23 @@ import pytest
 from research.attention.errors import Unsupported
 from research.attention.implementations import dense, fused, splash
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend, choose
-from research.attention.parts import biases, masks, normalizers, scores
+from research.attention.parts import biases, masks, normalizers
 from research.attention.parts.choice import Sizes
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import NORMALIZERS
 from tests.attention.cases import close, qkv, weighted
 from tests.attention.test_attend import BIASES, HEADS
 
 PLATFORM = jax.default_backend()
 runs_splash = pytest.mark.skipif(PLATFORM == "gpu", reason="splash runs on TPUs; CPUs interpret it")
-SOFTMAX = (scores.scaled_dot(), masks.causal(), (), normalizers.softmax)
+SOFTMAX = Mechanism(mask=masks.causal())
 
 
 def value_and_gradients(function, q, k, v, normalizer, **mechanism):
+    at = {name: mechanism.pop(name) for name in ("q_index", "kv_index") if name in mechanism}
+
     def loss(q, k, v, normalizer):
-        out = function(q, k, v, normalizer=normalizer, **mechanism)
+        out = function(q, k, v, Mechanism(normalizer=normalizer, **mechanism), **at)
         return weighted(out.astype(jnp.float32)), out
 
     grad = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
@@ -46,7 +49,7 @@ def test_biases_marked_additive_are_those_that_add(name):
     head = np.arange(HEADS)[:, None, None]
     run = jax.jit(lambda score: bias(score, head, q_index, kv_index))
     adds = np.allclose(run(score) - score, run(0 * score), atol=1e-5)
-    assert adds == getattr(bias, "additive", False)
+    assert adds == bias.additive
 
 
 def test_jax_xla_refuses_what_it_lacks():
@@ -56,7 +59,7 @@ def test_jax_xla_refuses_what_it_lacks():
         ({"normalizer": normalizers.SoftmaxPlusOne()}, "lacks normalizer 'softmax_plus_one'"),
     ):
         with pytest.raises(Unsupported, match=message):
-            attend(q, k, v, **parts, implementation="jax_xla")
+            attend(q, k, v, Mechanism(**parts), implementation="jax_xla")
 
 
 @pytest.fixture
@@ -94,10 +97,10 @@ def test_what_cudnn_is_asked_is_what_dense_computes(xla_for_cudnn, mask):
 def test_jax_cudnn_refuses_what_it_lacks(xla_for_cudnn, monkeypatch):
     q, k, v = bfloat16(*qkv(12, 12, HEADS, HEADS))
 
-    def refused(message, *, dtype=jnp.bfloat16, **options):
+    def refused(message, *, dtype=jnp.bfloat16, q_index=None, **parts):
         arrays = [x.astype(dtype) for x in (q, k, v)]
         with pytest.raises(Unsupported, match=message):
-            attend(*arrays, **options, implementation="jax_cudnn")
+            attend(*arrays, Mechanism(**parts), q_index=q_index, implementation="jax_cudnn")
 
     refused("lacks bias Alibi; dense, blockwise", biases=(biases.alibi(HEADS),))
     refused("lacks mask Prefix .*; dense, blockwise", mask=masks.prefix(3))
@@ -109,9 +112,9 @@ def test_jax_cudnn_refuses_what_it_lacks(xla_for_cudnn, monkeypatch):
     refused("same consecutive positions", **causal, q_index=np.arange(12)[::-1])
     # A query beyond the window of all keys would get their mean instead of zeros.
     with pytest.raises(Unsupported, match="same consecutive positions"):
-        attend(q, k[:, :5], v[:, :5], mask=masks.window(2), implementation="jax_cudnn")
+        attend(q, k[:, :5], v[:, :5], Mechanism(mask=masks.window(2)), implementation="jax_cudnn")
     with pytest.raises(Unsupported, match="known while tracing"):
-        jax.jit(lambda i: attend(q, k, v, **causal, q_index=i, implementation="jax_cudnn"))(
+        jax.jit(lambda i: attend(q, k, v, SOFTMAX, q_index=i, implementation="jax_cudnn"))(
             jnp.arange(12)
         )
     assert not xla_for_cudnn
@@ -143,7 +146,7 @@ def test_jax_cudnn_lowers_to_cudnn(monkeypatch):
     q, k, v = bfloat16(*qkv(16, 16, HEADS, 2, width=8, value_width=8))
 
     def loss(q, k, v):
-        out = attend(q, k, v, mask=masks.window(4), implementation="jax_cudnn")
+        out = attend(q, k, v, Mechanism(mask=masks.window(4)), implementation="jax_cudnn")
         return jnp.square(out).sum()
 
     population = [jnp.stack([x] * 3) for x in (q, k, v)]
@@ -198,7 +201,9 @@ def test_splash_lowers_for_tpus(case, monkeypatch):
     t, s, mechanism, normalizer = case
 
     def loss(q, k, v, normalizer):
-        return splash.attend(q, k, v, normalizer=normalizer, **mechanism).sum()
+        at = {"q_index": mechanism.get("q_index")}
+        parts = {name: part for name, part in mechanism.items() if name not in at}
+        return splash.attend(q, k, v, Mechanism(normalizer=normalizer, **parts), **at).sum()
 
     one = (*bfloat16(*qkv(t, s, HEADS, 2)), normalizer)
     population = jax.tree.map(lambda x: np.stack([np.asarray(x)] * 3), one)
@@ -225,9 +230,9 @@ def test_splash_of_a_population():
 def test_splash_refuses_what_it_lacks(monkeypatch):
     q, k, v = qkv(4, 4, HEADS, HEADS)
 
-    def refused(message, **options):
+    def refused(message, **parts):
         with pytest.raises(Unsupported, match=message):
-            attend(q, k, v, **options, implementation="splash")
+            attend(q, k, v, Mechanism(**parts), implementation="splash")
 
     refused("lacks bias Alibi .*; dense, blockwise", biases=(biases.alibi(HEADS),))
     refused("lacks a cap that is an array", biases=(biases.Softcap(jnp.float32(2.0)),))
@@ -247,18 +252,18 @@ def test_splash_refuses_what_it_lacks(monkeypatch):
 
 def test_choose():
     """By length, device, dtype and what each can do."""
-    assert choose(1024, *SOFTMAX, backend="cpu") == "dense"
-    assert choose(1025, *SOFTMAX, backend="cpu") == "blockwise"
-    assert choose(4096, scores.scaled_dot(), masks.causal(), (), normalizers.Sparsemax()) == "dense"
+    assert choose(1024, SOFTMAX, backend="cpu") == "dense"
+    assert choose(1025, SOFTMAX, backend="cpu") == "blockwise"
+    assert choose(4096, Mechanism(normalizer=normalizers.Sparsemax())) == "dense"
     known = {"dtype": "bfloat16", "head_width": 64}
-    assert choose(512, *SOFTMAX, **known, backend="gpu") == "jax_cudnn"
-    assert choose(512, *SOFTMAX, dtype="float32", head_width=64, backend="gpu") == "dense"
-    assert choose(512, *SOFTMAX, dtype="bfloat16", head_width=192, backend="gpu") == "dense"
-    assert choose(512, *SOFTMAX, head_width=64, backend="gpu") == "dense"
-    assert choose(2048, *SOFTMAX, **known, backend="tpu") == "splash"
-    assert choose(2048, *SOFTMAX, dtype=jnp.float16, backend="tpu") == "blockwise"
-    assert choose(2000, *SOFTMAX, **known, backend="tpu") == "blockwise"
-    assert choose(2048, *SOFTMAX, backend="tpu") == "blockwise"
+    assert choose(512, SOFTMAX, **known, backend="gpu") == "jax_cudnn"
+    assert choose(512, SOFTMAX, dtype="float32", head_width=64, backend="gpu") == "dense"
+    assert choose(512, SOFTMAX, dtype="bfloat16", head_width=192, backend="gpu") == "dense"
+    assert choose(512, SOFTMAX, head_width=64, backend="gpu") == "dense"
+    assert choose(2048, SOFTMAX, **known, backend="tpu") == "splash"
+    assert choose(2048, SOFTMAX, dtype=jnp.float16, backend="tpu") == "blockwise"
+    assert choose(2000, SOFTMAX, **known, backend="tpu") == "blockwise"
+    assert choose(2048, SOFTMAX, backend="tpu") == "blockwise"
 
 
 def test_normalizers_that_each_implementation_takes():
@@ -278,6 +283,6 @@ def test_normalizers_that_each_implementation_takes():
         takes = {
             name
             for name, part in NORMALIZERS.items()
-            if not found.lacks(*SOFTMAX[:3], part().build(sizes))
+            if not found.lacks(Mechanism(normalizer=part().build(sizes)))
         }
         assert takes == expected[implementation]

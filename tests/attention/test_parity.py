@@ -19,6 +19,7 @@ from research.attention.mixers.linear.convolution import (
     convolve_shifted,
 )
 from research.attention.parts import biases, masks, scores
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import rope, sinusoidal
 from tests.attention.cases import close, qkv, weighted
 
@@ -36,7 +37,7 @@ def test_jax_nn(implementation, causal, kv_heads):
     mask = masks.causal() if causal else masks.full()
 
     def ours(q, k, v):
-        return attend(q, k, v, mask=mask, implementation=implementation, block_size=8)
+        return attend(q, k, v, Mechanism(mask=mask), implementation=implementation, block_size=8)
 
     def theirs(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
@@ -66,7 +67,9 @@ def test_torch(implementation):
 
     def loss(q, k, v):
         options = {"q_index": np.arange(S - T, S), "block_size": 8}
-        y = attend(q, k, v, mask=masks.window(6), implementation=implementation, **options)
+        y = attend(
+            q, k, v, Mechanism(mask=masks.window(6)), implementation=implementation, **options
+        )
         return jnp.sum(y * y), y
 
     grads, y = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
@@ -90,10 +93,10 @@ def test_weights_and_scores_by_loops():
     @jax.jit
     def run(q, k):
         return (
-            dense.weights(q, k, score=scores.dot()),
+            dense.weights(q, k, Mechanism(scores.dot())),
             dense.weights(q, k),
-            dense.weights(q, k, score=scores.cosine(0.2)),
-            dense.weights(q, k, biases=(biases.softcap(1.5),)),
+            dense.weights(q, k, Mechanism(scores.cosine(0.2))),
+            dense.weights(q, k, Mechanism(biases=(biases.softcap(1.5),))),
         )
 
     capped = 1.5 * np.tanh(raw / math.sqrt(8) / 1.5)
@@ -120,12 +123,12 @@ def test_alibi_by_loops():
     penalty = np.zeros((3, T, S))
     for h, t, s in np.ndindex(penalty.shape):
         penalty[h, t, s] = [2**-4, 2**-8, 2**-2][h] * abs(t + S - T - s)
-    options = {"biases": (biases.alibi(3),), "q_index": np.arange(S - T, S)}
+    mechanism = Mechanism(biases=(biases.alibi(3),))
 
     @jax.jit
     def run(q, k):
         raw = scores.grouped_dot(*scores.scaled_dot().as_dot(q, k))
-        return raw, dense.weights(q, k, **options)
+        return raw, dense.weights(q, k, mechanism, q_index=np.arange(S - T, S))
 
     raw, weights = run(q, k)
     close(weights, softmax(np.asarray(raw) - penalty))

@@ -11,6 +11,7 @@ from research.attention.implementations import blockwise, dense
 from research.attention.parameters import bind, described
 from research.attention.parts import masks
 from research.attention.parts.choice import Sizes
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import Rotary, rope
 from research.attention.parts.relative_biases import BIAS_POSITIONS, bucket_edges, t5
 from research.options import read
@@ -246,7 +247,7 @@ def test_blockwise_gives_dense_values_and_gradients(name, bidirectional):
     def run(attend, *arrays, **options):
         def loss(q, k, v, params):
             bias = bind(part, "bias", params)
-            out = attend(q, k, v, mask=mask, biases=(bias,), q_index=Q_INDEX, **options)
+            out = attend(q, k, v, Mechanism(mask=mask, biases=(bias,)), q_index=Q_INDEX, **options)
             return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape))
 
         return jax.value_and_grad(loss, (0, 1, 3))(*arrays)

@@ -148,7 +148,7 @@ def test_a_future_implementation_that_lacks_the_mechanism_is_refused(monkeypatch
     """Options go by what an implementation says it lacks, not by a list of their own."""
     plain = Implementation(
         IMPLEMENTATIONS["dense"].attend,
-        lambda score, mask, biases, normalizer: "biases" if biases else "",
+        lambda mechanism: "biases" if mechanism.biases else "",
         blocked=False,
     )
     monkeypatch.setitem(IMPLEMENTATIONS, "plain", plain)

@@ -13,6 +13,7 @@ from research.attention.parts.choice import Sizes
 from research.attention.parts.focus import predicted_window
 from research.attention.parts.heads import talking_heads
 from research.attention.parts.masks import causal
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import softmax
 from research.attention.parts.relative_scores import SCORE_POSITIONS, shaw, transformer_xl
 from research.attention.parts.scores import SCORES, cosine, dot, scaled_dot
@@ -246,9 +247,7 @@ def test_talking_heads_mix_before_and_after_the_softmax():
             lambda params, q, k: dense.weights(
                 q,
                 k,
-                score=bind(score, "score", params),
-                normalizer=bind(normalizer, "normalizer", params),
-                mask=causal(),
+                Mechanism(score, causal(), (), normalizer).bind(params),
                 q_index=Q_INDEX[:, 0],
                 kv_index=KV_INDEX[0],
             )

@@ -13,6 +13,7 @@ from research.attention.mixers.linear.linear_time import NORM_EPSILON
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import bind, described
 from research.attention.parts import biases, masks, normalizers, scores
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import Rotary
 from research.attention.parts.relative_biases import t5
 
@@ -151,7 +152,8 @@ def test_alibi_of_bloom(heads):
     alibi = build_alibi_tensor(torch.ones(1, T), heads, torch.float32)
     raw = torch.einsum("bthd,bshd->bhts", q, k) / D**0.5 + alibi.reshape(1, heads, 1, T)
     expected = torch.softmax(raw + torch.full((T, T), float("-inf")).triu(1), -1)
-    ours = dense.weights(array(q), array(k), mask=masks.causal(), biases=(biases.alibi(heads),))
+    mechanism = Mechanism(mask=masks.causal(), biases=(biases.alibi(heads),))
+    ours = dense.weights(array(q), array(k), mechanism)
     np.testing.assert_allclose(ours, expected.numpy(), atol=1e-6)
 
 
@@ -171,15 +173,8 @@ def test_t5_attention(bidirectional):
     expected = theirs(x, mask=forbidden)[0].detach().numpy()
     bias = t5(H, 32, 128, bidirectional)
     table = array(theirs.relative_attention_bias.weight)
-    ours = SelfAttention(
-        M,
-        H,
-        H,
-        D,
-        score=scores.dot(),
-        mask=masks.full() if bidirectional else masks.causal(),
-        biases=(bias,),
-    )
+    mask = masks.full() if bidirectional else masks.causal()
+    ours = SelfAttention(M, H, H, D, Mechanism(scores.dot(), mask, (bias,)))
     params = {"out": array(theirs.o.weight.T).reshape(H, D, M)}
     for name in ("query", "key", "value"):
         params[name] = array(getattr(theirs, name[0]).weight.T).reshape(M, H, D)
@@ -214,8 +209,10 @@ def test_sinks_of_gpt_oss():
     (name,) = described(part, "normalizer")
     ours = dense.attend(
         *(array(x.transpose(1, 2)) for x in (q, k, v)),
-        mask=masks.causal(),
-        normalizer=bind(part, "normalizer", {name: array(module.sinks)}),
+        Mechanism(
+            mask=masks.causal(),
+            normalizer=bind(part, "normalizer", {name: array(module.sinks)}),
+        ),
     )
     np.testing.assert_allclose(ours, array(expected), atol=2e-6)
 

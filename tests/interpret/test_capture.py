@@ -19,7 +19,15 @@ PAIR = {"name": "encoder_decoder", "num_layers": 2, "num_heads": 2, "width": 8, 
 SPEECH = {"num_layers": 2, "num_heads": 2, "width": 8}
 CASES = {
     "decoder": (small.recall, DEEP),
-    "blockwise": (small.recall, DEEP | {"implementation": "blockwise", "block_size": 4}),
+    "blockwise": (
+        small.recall,
+        DEEP
+        | {
+            "implementation": "blockwise",
+            "block_size": 4,
+            "pattern": ("forget_gate=true", "mask=moba, block_length=2, top_blocks=2"),
+        },
+    ),
     "remat": (small.recall, DEEP | {"remat": True}),
     "hybrid": (
         small.recall,

@@ -317,7 +317,7 @@ def test_parts_take_of_the_config_what_they_read():
         ({"cross": "window=3"}, "model.cross='window=3': window = 3: nothing here reads it"),
         ({"cross": "score=addditive"}, "model.cross='score=addditive': score = 'addditive': unkn"),
         ({"cross": "width=3"}, "model.cross='width=3': key='width' is unknown"),
-        ({"cross": "implementation=jax_cudnn"}, "implementation 'jax_cudnn' lacks mask And"),
+        ({"cross": "implementation=jax_cudnn"}, "implementation 'jax_cudnn' lacks mask Padding"),
         ({"encoder": "mixer=gru, mask=window"}, "model.encoder='mixer=gru, mask=window': "),
         ({"encoder": "mask=widow"}, "did you mean 'window'?"),
         ({"norm": "layrnorm"}, "Did you mean 'layernorm'?"),

@@ -21,7 +21,7 @@ def model_of(**model):
 
 def test_every_fourth_layer_sees_everything():
     model = model_of(num_layers=8, pattern=PATTERN)
-    masks = [model.config.mixers[i % 4].mask.reach for i in range(8)]
+    masks = [model.config.mixers[i % 4].mechanism.mask.reach for i in range(8)]
     assert masks == [3, 3, 3, None, 3, 3, 3, None]
     # 2 of the 8 layers keep all 12 tokens, the others 3; k and v of 8 channels, positions, step.
     sizes = [2 * slots * 8 * 4 + slots * 4 + 4 for slots in (3, 3, 3, 12)]
@@ -44,8 +44,9 @@ def test_positions_can_differ_by_layer():
     pattern = ("position=none", "position=alibi", "position=t5", "")
     config = model_of(num_layers=4, pattern=pattern).config
     none, alibi, t5, rope = config.mixers
-    assert none.rotary is None and not none.biases
-    assert [len(m.biases) for m in (alibi, t5)] == [1, 1] and alibi.biases != t5.biases
+    assert none.rotary is None and not none.mechanism.biases
+    biases = [m.mechanism.biases for m in (alibi, t5)]
+    assert [len(found) for found in biases] == [1, 1] and biases[0] != biases[1]
     assert rope.rotary is not None
 
 

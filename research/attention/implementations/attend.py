@@ -23,19 +23,16 @@ from research.attention.implementations import (
     splash,
 )
 from research.attention.implementations.platforms import platform
-from research.attention.parts.biases import Bias
-from research.attention.parts.masks import Mask, full
-from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import Score, scaled_dot
+from research.attention.parts.mechanism import PLAIN, Mechanism
 
 
 class Implementation(NamedTuple):
     """One way to compute attention.
 
     Attributes:
-        attend: ``attend(q, k, v, **mechanism)``.
-        lacks: ``lacks(score, mask, biases, normalizer) -> str`` names the part of a mechanism that
-            is missing and is empty if there is none.
+        attend: ``attend(q, k, v, mechanism)``.
+        lacks: ``lacks(mechanism) -> str`` names the part of it that is missing and is empty if
+            there is none.
         blocked: whether ``attend`` takes a ``block_size``.
         platforms: what it is for; elsewhere it raises ``Unsupported``, but for splash, which is
             interpreted on CPUs for the sake of tests.
@@ -46,7 +43,7 @@ class Implementation(NamedTuple):
     """
 
     attend: Callable[..., Any]
-    lacks: Callable[[Score, Mask, tuple[Bias, ...], Normalizer], str]
+    lacks: Callable[[Mechanism], str]
     blocked: bool
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     dtypes: tuple[str, ...] = ()
@@ -54,7 +51,7 @@ class Implementation(NamedTuple):
     split: bool = False
 
 
-def _nothing(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+def _nothing(mechanism: Mechanism) -> str:
     return ""
 
 
@@ -88,10 +85,7 @@ DENSE_UP_TO = 1024
 
 def choose(
     length: int,
-    score: Score,
-    mask: Mask,
-    biases: tuple[Bias, ...],
-    normalizer: Normalizer,
+    mechanism: Mechanism,
     *,
     head_width: int = 0,
     dtype: Any = None,
@@ -106,55 +100,44 @@ def choose(
 
     Args:
         length: the longest sequence.
-        score: how a query and a key match.
-        mask: which pairs are allowed.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
+        mechanism: how queries read keys.
         head_width: the wider of D and Dv; 0 if it is not known.
         dtype: of queries, keys and values; None if it is not known.
         backend: "cpu", "gpu" or "tpu"; None is what the computation will run on.
     """
     backend = platform() if backend is None else backend
-    mechanism = (score, mask, biases, normalizer)
     name = "" if dtype is None else jnp.dtype(dtype).name
     if sharding.context_size() > 1:
-        return "gather" if IMPLEMENTATIONS["ring"].lacks(*mechanism) else "ring"
+        return "gather" if IMPLEMENTATIONS["ring"].lacks(mechanism) else "ring"
 
     def can(chosen: str) -> bool:
         found = IMPLEMENTATIONS[chosen]
-        return name in found.dtypes and not found.lacks(*mechanism)
+        return name in found.dtypes and not found.lacks(mechanism)
 
     # Above a width of 128 it depends on the generation of the GPU whether cuDNN can.
     if backend == "gpu" and 0 < head_width <= 128 and can("jax_cudnn"):
         return "jax_cudnn"
     if backend == "tpu" and length % splash.BLOCKS[-1] == 0 and can("splash"):
         return "splash"
-    if length > DENSE_UP_TO and not IMPLEMENTATIONS["blockwise"].lacks(*mechanism):
+    if length > DENSE_UP_TO and not IMPLEMENTATIONS["blockwise"].lacks(mechanism):
         return "blockwise"
     return "dense"
 
 
-def refusal(
-    implementation: str,
-    score: Score,
-    mask: Mask,
-    biases: tuple[Bias, ...],
-    normalizer: Normalizer,
-) -> str:
+def refusal(implementation: str, mechanism: Mechanism) -> str:
     """Why this implementation cannot compute this mechanism, in one line; empty if it can."""
     if implementation not in IMPLEMENTATIONS:
         return (
             f"implementation {implementation!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}"
         )
-    mechanism = (score, mask, biases, normalizer)
-    missing = IMPLEMENTATIONS[implementation].lacks(*mechanism)
+    missing = IMPLEMENTATIONS[implementation].lacks(mechanism)
     if not missing:
         return ""
     split = sharding.context_size() > 1
     able = [
         name
         for name, other in IMPLEMENTATIONS.items()
-        if other.split == split and platform() in other.platforms and not other.lacks(*mechanism)
+        if other.split == split and platform() in other.platforms and not other.lacks(mechanism)
     ]
     return f"implementation {implementation!r} lacks {missing}; {', '.join(able)} has it"
 
@@ -174,11 +157,8 @@ def attend(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
     implementation: str = "dense",
@@ -190,10 +170,7 @@ def attend(
         q: queries, and so on as in ``dense.attend``.
         k: keys.
         v: values.
-        score: how a query and a key match.
-        mask: which pairs are allowed.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
+        mechanism: how queries read keys; its arrays are bound.
         q_index: absolute positions of the queries; 0 .. T-1 if None.
         kv_index: absolute positions of the keys; 0 .. S-1 if None.
         implementation: a name in ``IMPLEMENTATIONS``.
@@ -203,19 +180,8 @@ def attend(
         Unsupported: the implementation is unknown, or lacks a part of the mechanism, this dtype,
             this device or positions that are not known while tracing.
     """
-    if why := refusal(implementation, score, mask, biases, normalizer):
+    if why := refusal(implementation, mechanism):
         raise Unsupported(why)
     chosen = IMPLEMENTATIONS[implementation]
     options = {"block_size": block_size} if chosen.blocked else {}
-    return chosen.attend(
-        q,
-        k,
-        v,
-        score=score,
-        mask=mask,
-        biases=biases,
-        normalizer=normalizer,
-        q_index=q_index,
-        kv_index=kv_index,
-        **options,
-    )
+    return chosen.attend(q, k, v, mechanism, q_index=q_index, kv_index=kv_index, **options)

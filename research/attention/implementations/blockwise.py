@@ -18,21 +18,16 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import flash
 from research.attention.implementations.blocks import index_blocks, plan
 from research.attention.implementations.flash import lacks
-from research.attention.parts.biases import Bias
-from research.attention.parts.masks import Mask, full
-from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import Score, scaled_dot
+from research.attention.parts.content import in_blocks
+from research.attention.parts.mechanism import PLAIN, Mechanism
 
 
 def attend(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
     block_size: int = 0,
@@ -43,10 +38,7 @@ def attend(
         q: as in ``dense.attend``, like all arguments not described here.
         k: keys.
         v: values.
-        score: how a query and a key match.
-        mask: which pairs are allowed.
-        biases: applied to the scores in order; their float leaves get gradients.
-        normalizer: from scores to weights; its float leaves get gradients.
+        mechanism: how queries read keys; its float leaves get gradients.
         q_index: absolute positions of the queries; 0 .. T-1 if None. Blocks are skipped only where
             positions are known while tracing.
         kv_index: absolute positions of the keys; 0 .. S-1 if None.
@@ -60,19 +52,22 @@ def attend(
         Unsupported: the score has no dot form, or the normalizer is neither of the softmax family
             nor element-wise.
     """
-    if missing := lacks(score, mask, biases, normalizer):
+    if missing := lacks(mechanism):
         raise Unsupported(f"blockwise attention lacks {missing}; use implementation 'dense'")
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
     (b, t, h, _), (s, kv_heads) = q.shape, k.shape[1:3]
     out_dtype = q.dtype
-    q, k = score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
+    q, k = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
     q_block, kv_block = min(block_size or flash.Q_BLOCK, t), min(block_size or flash.KV_BLOCK, s)
     shape = flash.Shape(b, h, kv_heads, q_block, kv_block)
     rows, columns = index_blocks(q_index, t, q_block), index_blocks(kv_index, s, kv_block)
     real = index_blocks(None, s, kv_block, pad=-1) >= 0
-    visits = plan(mask, rows, columns, real)
+    visits = plan(mechanism.mask, rows, columns, real)
     heads = np.arange(h)[:, None, None]
     index = flash.Index(*(jnp.asarray(x) for x in (rows, columns, real, heads)))
-    parts, extra = flash.parts_of(biases, normalizer, h)
+    parts, extra = flash.parts_of(mechanism, h)
+    parts, mask = in_blocks((parts, mechanism.mask), q_block, kv_block)
     problem = flash.Problem(parts, mask, index)
     blocks = flash.cut(q, kv_heads, q_block), *(flash.cut(x, kv_heads, kv_block) for x in (k, v))
     out = _core(shape, *blocks, problem, extra, visits)

@@ -4,37 +4,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from research.attention.parts.biases import Bias
-from research.attention.parts.masks import Mask, full
-from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import Score, scaled_dot
-
-Positions = Integer[Array | np.ndarray, " N"]
+from research.attention.parts.masks import Mask
+from research.attention.parts.mechanism import PLAIN, Mechanism
 
 
 def attend(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """Attention (Vaswani et al. 2017, equation 1) with any score, mask, biases and normalizer.
+    """Attention (Vaswani et al. 2017, equation 1) by any mechanism.
 
     Args:
         q: queries. H is a multiple of K; grouped heads share keys and values without repeating
             them (Ainslie et al. 2023, section 2.2).
         k: keys.
         v: values.
-        score: how a query and a key match.
-        mask: which pairs are allowed.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
+        mechanism: how queries read keys; its arrays are bound.
         q_index: absolute positions of the queries; 0 .. T-1 if None.
         kv_index: absolute positions of the keys; 0 .. S-1 if None.
 
@@ -42,7 +32,10 @@ def attend(
         (B, T, H, Dv) in the dtype of q. Scores and weights are float32 (or wider) inside. A query
         with no allowed key gets zeros.
     """
-    numerator, divisor = _parts(q, k, score, mask, biases, normalizer, q_index, kv_index)
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
+    at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
+    numerator, divisor = _parts(mechanism.score(q, k, *at), mechanism, at)
     (b, h, t, s), (kv_heads, width) = numerator.shape, v.shape[2:]
     dtype = numerator.dtype
     weights = numerator.astype(v.dtype)
@@ -59,46 +52,50 @@ def attend(
 def weights(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     """The attention weights that ``attend`` with the same arguments applies, float32 or wider."""
-    numerator, divisor = _parts(q, k, score, mask, biases, normalizer, q_index, kv_index)
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
+    at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
+    numerator, divisor = _parts(mechanism.score(q, k, *at), mechanism, at)
     return numerator / divisor
 
 
 def scores(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     """What the normalizer of ``attend`` sees, biases applied and nothing masked yet."""
-    q_index, kv_index = _columns(q, k, q_index, kv_index)
-    found = score(q, k, q_index, kv_index)
-    head = jnp.arange(q.shape[2])[:, None, None]
-    for bias in biases:
-        found = bias(found, head, q_index, kv_index)
-    return found
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
+    at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
+    return _biased(mechanism.score(q, k, *at), mechanism, at)
 
 
-def _columns(q, k, q_index, kv_index):
+def _columns(t, s, q_index, kv_index):
     """Positions of queries (T, 1) and keys (1, S)."""
-    q_index = (jnp.arange(q.shape[1]) if q_index is None else q_index)[:, None]
-    kv_index = (jnp.arange(k.shape[1]) if kv_index is None else kv_index)[None, :]
+    q_index = (jnp.arange(t) if q_index is None else q_index)[:, None]
+    kv_index = (jnp.arange(s) if kv_index is None else kv_index)[None, :]
     return q_index, kv_index
 
 
-def _parts(q, k, score, mask, biases, normalizer, q_index, kv_index):
+def _biased(scores, mechanism, at):
+    head = jnp.arange(scores.shape[1])[:, None, None]
+    for bias in mechanism.biases:
+        scores = bias(scores, head, *at)
+    return scores
+
+
+def _parts(scores, mechanism, at):
     """Numerator and divisor of the weights."""
-    found = scores(q, k, score=score, biases=biases, q_index=q_index, kv_index=kv_index)
-    at = _columns(q, k, q_index, kv_index)
-    return normalizer.parts(found, None if type(mask) is Mask else mask(*at))
+    mask = mechanism.mask
+    allowed = None if type(mask) is Mask else mask(*at)
+    return mechanism.normalizer.parts(_biased(scores, mechanism, at), allowed)

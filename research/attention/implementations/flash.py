@@ -21,7 +21,9 @@ from jaxtyping import Array
 
 from research.attention.implementations.blocks import Visits, at, visit
 from research.attention.parts.biases import Bias
+from research.attention.parts.content import has_content, of_block
 from research.attention.parts.masks import Mask, static
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import (
     FORBIDDEN,
     Normalizer,
@@ -30,7 +32,6 @@ from research.attention.parts.normalizers import (
     Softmax,
     SquaredRelu,
 )
-from research.attention.parts.scores import Score
 
 # Above FORBIDDEN and below any real score: a row maximum that starts here gives forbidden keys the
 # weight exp(FORBIDDEN - LOWEST) = 0 even in rows where nothing is allowed.
@@ -91,12 +92,14 @@ class Statistics(NamedTuple):
     out: Array
 
 
-def lacks(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+def lacks(mechanism: Mechanism) -> str:
     """The part of this mechanism that these loops cannot compute; empty if there is none."""
-    if not isinstance(normalizer, (Softmax, Smoothed, *ELEMENTWISE)):
-        return f"normalizer {normalizer.name!r}"
-    if not score.has_dot_form:
-        return f"score {type(score).__name__} (it has no dot-product form)"
+    if mechanism.focus is not None:
+        return "a predicted window"
+    if not isinstance(mechanism.normalizer, (Softmax, Smoothed, *ELEMENTWISE)):
+        return f"normalizer {mechanism.normalizer.name!r}"
+    if not mechanism.score.has_dot_form:
+        return f"score {type(mechanism.score).__name__} (it has no dot-product form)"
     return ""
 
 
@@ -120,10 +123,9 @@ class _LogSigmoid(Bias):
         return jax.nn.log_sigmoid(score)
 
 
-def parts_of(
-    biases: tuple[Bias, ...], normalizer: Normalizer, heads: int
-) -> tuple[Parts, Array | None]:
-    """The mechanism, and the extra logit of each head (H,) in the divisor of its softmax."""
+def parts_of(mechanism: Mechanism, heads: int) -> tuple[Parts, Array | None]:
+    """What is done to scores, and the extra logit of each head (H,) in the softmax's divisor."""
+    biases, normalizer = mechanism.biases, mechanism.normalizer
     if isinstance(normalizer, ELEMENTWISE):
         return Parts(biases, normalizer), None
     if isinstance(normalizer, Smoothed):
@@ -166,7 +168,8 @@ def _dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
 
 def _finish(shape, raw, problem, row, column, masked):
     """From raw scores (B*K, G*q, k) of one block to final ones, or to element-wise weights."""
-    (biases, elementwise), mask, index = problem
+    (biases, elementwise), mask = of_block(problem[:2], row, column)
+    index = problem.index
     if not biases and not masked and elementwise is None:
         return raw
     scores = raw.reshape(shape.batch, shape.heads, shape.q_block, shape.kv_block)
@@ -179,6 +182,23 @@ def _finish(shape, raw, problem, row, column, masked):
     elif allowed is not None:
         scores = jnp.where(allowed, scores, FORBIDDEN)
     return scores.reshape(raw.shape)
+
+
+def _needed(step, problem, place):
+    """A step that is skipped where a mask that looks at content allows nothing in the block.
+
+    ``place(i)`` is the row and the column of what is visited as i.
+    """
+    if not has_content(problem.mask):
+        return step
+
+    def careful(i, carry, masked):
+        row, column = place(i)
+        mask, index = of_block(problem.mask, row, column), problem.index
+        allowed = mask(at(index.q, row)[:, None], at(index.kv, column)[None, :])
+        return lax.cond(jnp.any(allowed), lambda c: step(i, c, masked), lambda c: c, carry)
+
+    return careful
 
 
 def _finish_transposed(shape, raw, *rest):
@@ -234,6 +254,7 @@ def forward(
             )
             return Statistics(new_top, total, out)
 
+        step = _needed(step, problem, lambda column: (row, column))
         return None, visit(visits, row, step, before)
 
     return lax.scan(one_row, None, (jnp.arange(q.shape[0]), q, seen))[1]
@@ -313,6 +334,7 @@ def backward(
             dleaves = [total + part for total, part in zip(dleaves, dleaf, strict=True)]
             return Gradients(dq, dleaves), dk, dv
 
+        step = _needed(step, problem, lambda row: (row, column))
         zeros = (jnp.zeros(key.shape, dtype), jnp.zeros(value.shape, dtype))
         sums, dk, dv = visit(visits, column, step, (sums, *zeros))
         return sums, (dk, dv)

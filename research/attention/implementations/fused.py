@@ -19,42 +19,42 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import sharding
 from research.attention.implementations.platforms import platform
 from research.attention.implementations.sharding import DATA, MODEL
-from research.attention.parts.biases import Bias
-from research.attention.parts.masks import Mask, Window, full
-from research.attention.parts.normalizers import Normalizer, Softmax, softmax
-from research.attention.parts.scores import Score, scaled_dot
+from research.attention.parts.content import has_content
+from research.attention.parts.masks import Mask, Window
+from research.attention.parts.mechanism import PLAIN, Mechanism
+from research.attention.parts.normalizers import Softmax
 
 CUDNN_DTYPES = ("bfloat16", "float16")
 
 
-def lacks_xla(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+def lacks_xla(mechanism: Mechanism) -> str:
     """The part of this mechanism that ``attend_xla`` cannot compute; empty if there is none."""
-    for bias in biases:
-        if not getattr(bias, "additive", False):
+    for bias in mechanism.biases:
+        if not bias.additive:
             return f"bias {type(bias).__name__} (it adds nothing to a score but changes it)"
-    if not score.has_dot_form:
-        return f"score {type(score).__name__} (it has no dot-product form)"
+    if mechanism.focus is not None:
+        return "a predicted window"
+    if not mechanism.score.has_dot_form:
+        return f"score {type(mechanism.score).__name__} (it has no dot-product form)"
+    normalizer = mechanism.normalizer
     return "" if type(normalizer) is Softmax else f"normalizer {normalizer.name!r}"
 
 
-def lacks_cudnn(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+def lacks_cudnn(mechanism: Mechanism) -> str:
     """The part of this mechanism that ``attend_cudnn`` cannot compute; empty if there is none."""
-    if biases:
-        return f"bias {type(biases[0]).__name__}"
-    if type(mask) is not Mask and type(mask) is not Window:
-        return f"mask {type(mask).__name__} (it has full, causal and window)"
-    return lacks_xla(score, mask, biases, normalizer)
+    if mechanism.biases:
+        return f"bias {type(mechanism.biases[0]).__name__}"
+    if type(mechanism.mask) not in (Mask, Window):
+        return f"mask {type(mechanism.mask).__name__} (it has full, causal and window)"
+    return lacks_xla(mechanism)
 
 
 def attend_xla(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
@@ -65,21 +65,21 @@ def attend_xla(
     Raises:
         Unsupported: a part of the mechanism is missing, or q is float64 (its softmax is float32).
     """
-    if missing := lacks_xla(score, mask, biases, normalizer):
+    if missing := lacks_xla(mechanism):
         raise Unsupported(f"jax_xla attention lacks {missing}; use implementation 'dense'")
     if q.dtype == jnp.float64:
         raise Unsupported("jax_xla attention has a float32 softmax; use 'dense' for float64")
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
     (t, h), s = q.shape[1:3], k.shape[1]
     q_index = (jnp.arange(t) if q_index is None else q_index)[:, None]
     kv_index = (jnp.arange(s) if kv_index is None else kv_index)[None, :]
-    bias = _bias(biases, h, q_index, kv_index)
-    if bias is not None:
-        bias = bias * normalizer.sharpening  # ty: ignore[missing-attribute]
-    if type(mask) is Mask:
-        return _attention(q, k, v, score, normalizer, "xla", bias=bias)
-    allowed = mask(q_index, kv_index)
+    bias = _bias(mechanism, q.shape[0], h, q_index, kv_index)
+    if type(mechanism.mask) is Mask:
+        return _attention(q, k, v, mechanism, "xla", bias=bias)
+    allowed = mechanism.mask(q_index, kv_index)
     allowed = jnp.broadcast_to(allowed, np.broadcast_shapes(allowed.shape, (1, 1, t, s)))
-    out = _attention(q, k, v, score, normalizer, "xla", bias=bias, mask=allowed)
+    out = _attention(q, k, v, mechanism, "xla", bias=bias, mask=allowed)
     # Where nothing is allowed it has the mean of all values.
     some = jnp.swapaxes(jnp.any(allowed, axis=-1), 1, 2)[..., None]
     return jnp.where(some, out, 0)
@@ -89,11 +89,8 @@ def attend_cudnn(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
@@ -110,7 +107,7 @@ def attend_cudnn(
             not begin together and count up; the mesh splits sequences; the device is no GPU; or
             cuDNN refuses (head widths above 128, or 256 from Hopper on).
     """
-    if missing := lacks_cudnn(score, mask, biases, normalizer):
+    if missing := lacks_cudnn(mechanism):
         raise Unsupported(f"jax_cudnn attention lacks {missing}; use 'blockwise' or 'dense'")
     if q.dtype not in CUDNN_DTYPES or not q.dtype == k.dtype == v.dtype:
         message = f"jax_cudnn attention lacks {q.dtype} (it has {', '.join(CUDNN_DTYPES)})"
@@ -122,21 +119,21 @@ def attend_cudnn(
         message = "jax_cudnn attention lacks sequences that are split over devices"
         raise Unsupported(f"{message}; use 'ring' or 'gather'")
     options = {}
-    if isinstance(mask, Window):
-        options = _window(mask, q.shape[1], k.shape[1], q_index, kv_index)
+    if isinstance(mechanism.mask, Window):
+        options = _window(mechanism.mask, q.shape[1], k.shape[1], q_index, kv_index)
     try:
-        return _attention(q, k, v, score, normalizer, "cudnn", multiple=8, **options)
+        return _attention(q, k, v, mechanism, "cudnn", multiple=8, **options)
     except (NotImplementedError, RuntimeError) as error:
         raise Unsupported(f"jax_cudnn attention: {error} Use 'blockwise' or 'dense'") from error
 
 
-def _attention(q, k, v, score, normalizer, implementation, multiple=1, **options):
+def _attention(q, k, v, mechanism, implementation, multiple=1, **options):
     """With the scale in the queries, and heads padded to one width, a multiple of ``multiple``."""
     out_dtype, out_width = q.dtype, v.shape[-1]
-    q, k = score.as_dot(q, k)
+    q, k = mechanism.score.as_dot(q, k)
     width = -(-max(q.shape[-1], out_width) // multiple) * multiple
     q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) for x in (q, k, v))
-    options |= {"scale": normalizer.sharpening, "implementation": implementation}
+    options |= {"scale": mechanism.normalizer.sharpening, "implementation": implementation}
     attention: Callable[..., Any] = functools.partial(jax.nn.dot_product_attention, **options)
     if implementation == "cudnn" and sharding.several():
         k, v = (sharding.enough_heads(x, q.shape[2]) for x in (k, v))
@@ -147,14 +144,18 @@ def _attention(q, k, v, score, normalizer, implementation, multiple=1, **options
     return attention(q, k, v)[..., :out_width].astype(out_dtype)
 
 
-def _bias(biases: tuple[Bias, ...], heads: int, q_index: Any, kv_index: Any) -> Array | None:
-    """What additive biases add, (1, H, T, S)."""
-    if not biases:
+def _bias(
+    mechanism: Any, batch: int, heads: int, q_index: Any, kv_index: Any
+) -> Float[Array, "_ H T S"] | None:
+    """What additive biases add after the sharpening of a softmax; (1, H, T, S) if they are those of
+    positions, which all rows of the batch share."""
+    if not mechanism.biases:
         return None
-    total = jnp.zeros((1, heads, q_index.shape[0], kv_index.shape[1]))
-    for bias in biases:
+    batch = batch if has_content(mechanism.biases) else 1
+    total = jnp.zeros((batch, heads, q_index.shape[0], kv_index.shape[1]))
+    for bias in mechanism.biases:
         total = bias(total, jnp.arange(heads)[:, None, None], q_index, kv_index)
-    return total
+    return total * mechanism.normalizer.sharpening
 
 
 def _window(mask: Window, t: int, s: int, q_index: Any, kv_index: Any) -> dict[str, Any]:

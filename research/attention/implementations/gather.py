@@ -13,23 +13,17 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
-from research.attention.implementations import dense, flash, ring, sharding
+from research.attention.implementations import dense, ring, sharding
 from research.attention.implementations.sharding import CONTEXT
-from research.attention.parts.biases import Bias
-from research.attention.parts.masks import Mask, full
-from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import Score, scaled_dot
+from research.attention.parts.mechanism import PLAIN, Mechanism
 
 
 def attend(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
     block_size: int = 0,
@@ -39,22 +33,15 @@ def attend(
     Arguments and result are those of ``dense.attend``. What can be computed in blocks is, in blocks
     of ``block_size``; of the rest each device has all scores of its queries.
     """
-    mechanism: dict[str, Any] = {
-        "score": score,
-        "mask": mask,
-        "biases": biases,
-        "normalizer": normalizer,
-        "q_index": q_index,
-        "kv_index": kv_index,
-    }
-    if not flash.lacks(score, mask, biases, normalizer):
-        return ring.attend(q, k, v, **mechanism, block_size=block_size, gathered=True)
+    at: dict[str, Any] = {"q_index": q_index, "kv_index": kv_index}
+    if not ring.lacks(mechanism):
+        return ring.attend(q, k, v, mechanism, **at, block_size=block_size, gathered=True)
     shards = sharding.context_size()
     if shards == 1 or q.shape[1] % shards or k.shape[1] % shards:
-        return dense.attend(q, k, v, **mechanism)
+        return dense.attend(q, k, v, mechanism, **at)
     # The compiler follows the queries: any mechanism, and no list of what its arrays are.
     split = functools.partial(jax.lax.with_sharding_constraint, shardings=_along(CONTEXT))
-    return split(dense.attend(split(q), _gathered(k), _gathered(v), **mechanism))
+    return split(dense.attend(split(q), _gathered(k), _gathered(v), mechanism, **at))
 
 
 def _along(axis: str | None) -> PartitionSpec:

@@ -20,24 +20,23 @@ from jaxtyping import Array, Float, Integer
 from research.attention.errors import Unsupported
 from research.attention.implementations import blockwise, flash, rounds, sharding
 from research.attention.implementations.blocks import Visits, at
-from research.attention.implementations.flash import lacks
 from research.attention.implementations.rounds import Layout, Rounds
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
-from research.attention.parts.biases import Bias
-from research.attention.parts.masks import Mask, full
-from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import Score, scaled_dot
+from research.attention.parts.masks import Mask
+from research.attention.parts.mechanism import PLAIN, Mechanism
+
+
+def lacks(mechanism: Mechanism) -> str:
+    """The part of this mechanism that a ring cannot compute; empty if there is none."""
+    return "parts that look at content" if mechanism.looks else flash.lacks(mechanism)
 
 
 def attend(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
     block_size: int = 0,
@@ -53,35 +52,30 @@ def attend(
         q: as in ``blockwise.attend``, like all arguments not described here.
         k: keys.
         v: values.
-        score: how a query and a key match.
-        mask: which pairs are allowed.
-        biases: applied to the scores in order; their float leaves get gradients.
-        normalizer: from scores to weights; its float leaves get gradients.
+        mechanism: how queries read keys; its float leaves get gradients.
         q_index: absolute positions of the queries; 0 .. T-1 if None.
         kv_index: absolute positions of the keys; 0 .. S-1 if None.
         block_size: queries and keys to a block; 0 chooses. Does not change the result.
         gathered: whether each device gathers all keys and values instead of passing them on.
     """
-    if missing := lacks(score, mask, biases, normalizer):
+    if missing := lacks(mechanism):
         raise Unsupported(f"ring attention lacks {missing}; use implementation 'gather'")
     shards = sharding.context_size()
     if shards == 1:
-        return blockwise.attend(
-            q, k, v, score=score, mask=mask, biases=biases, normalizer=normalizer,
-            q_index=q_index, kv_index=kv_index, block_size=block_size,
-        )  # fmt: skip
+        at = {"q_index": q_index, "kv_index": kv_index}
+        return blockwise.attend(q, k, v, mechanism, **at, block_size=block_size)
     (b, t, h, _), s, out_dtype = q.shape, k.shape[1], q.dtype
-    q, k = score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
+    q, k = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
     k, v = (sharding.enough_heads(x, h) for x in (k, v))
     blocks = (block_size or flash.Q_BLOCK, block_size or flash.KV_BLOCK)
-    found = rounds.schedule(mask, q_index, kv_index, (t, s), blocks, shards, gathered)
-    parts, extra = flash.parts_of(biases, normalizer, h)
+    found = rounds.schedule(mechanism.mask, q_index, kv_index, (t, s), blocks, shards, gathered)
+    parts, extra = flash.parts_of(mechanism, h)
     axes = _Axes(sharding.splits(DATA, b), sharding.splits(MODEL, h, k.shape[2]))
     plan = _Plan(found.rounds, found.queries, found.keys, axes, h)
     q = _lengthen(q, found.queries)
     k, v = (_lengthen(x, found.keys) for x in (k, v))
     tables = _Tables(*(jax.tree.map(jnp.asarray, x) for x in found[3:]))
-    parts, mask = (jax.tree.map(jnp.asarray, x) for x in (parts, mask))
+    parts, mask = (jax.tree.map(jnp.asarray, x) for x in (parts, mechanism.mask))
     return _core(plan, q, k, v, parts, extra, mask, tables)[:, :t].astype(out_dtype)
 
 

@@ -20,10 +20,10 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import sharding
 from research.attention.implementations.platforms import platform
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
-from research.attention.parts.biases import Bias, Softcap
-from research.attention.parts.masks import And, Mask, Padding, Segments, full
-from research.attention.parts.normalizers import Normalizer, Softmax, softmax
-from research.attention.parts.scores import Score, scaled_dot
+from research.attention.parts.biases import Softcap
+from research.attention.parts.masks import And, Mask, Padding, Segments
+from research.attention.parts.mechanism import PLAIN, Mechanism
+from research.attention.parts.normalizers import Softmax
 
 # Lengths that are no multiple of the smallest are padded. Larger ones reuse more of what is loaded.
 BLOCKS = (512, 256, 128)
@@ -37,18 +37,22 @@ class SegmentIds(NamedTuple):
     kv: Any
 
 
-def lacks(score: Score, mask: Mask, biases: tuple[Bias, ...], normalizer: Normalizer) -> str:
+def lacks(mechanism: Mechanism) -> str:
     """The part of this mechanism that splash cannot compute; empty if there is none."""
-    if not isinstance(normalizer, Softmax):
-        return f"normalizer {normalizer.name!r}"
-    if not score.has_dot_form:
-        return f"score {type(score).__name__} (it has no dot-product form)"
-    for bias in biases:
-        if type(bias) is not Softcap or len(biases) > 1:
+    if mechanism.focus is not None:
+        return "a predicted window"
+    if mechanism.looks:
+        return "parts that look at content"
+    if not isinstance(mechanism.normalizer, Softmax):
+        return f"normalizer {mechanism.normalizer.name!r}"
+    if not mechanism.score.has_dot_form:
+        return f"score {type(mechanism.score).__name__} (it has no dot-product form)"
+    for bias in mechanism.biases:
+        if type(bias) is not Softcap or len(mechanism.biases) > 1:
             return f"bias {type(bias).__name__} (it has one cap, and no other bias)"
         if not isinstance(bias.cap, int | float):
             return "a cap that is an array"
-    arrays = [type(part) for part in _conjuncts(mask) if jax.tree.leaves(part)]
+    arrays = [type(part) for part in _conjuncts(mechanism.mask) if jax.tree.leaves(part)]
     if len(arrays) > 1 or any(kind not in (Segments, Padding) for kind in arrays):
         names = " & ".join(kind.__name__ for kind in arrays)
         return f"mask {names} (it has one of segments and padding, and masks without arrays)"
@@ -59,11 +63,8 @@ def attend(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism = PLAIN,
     *,
-    score: Score = scaled_dot(),  # noqa: B008 (frozen and without arrays)
-    mask: Mask = full(),  # noqa: B008
-    biases: tuple[Bias, ...] = (),
-    normalizer: Normalizer = softmax,
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
@@ -80,16 +81,18 @@ def attend(
     """
     from research.attention.implementations.splash_mask import kernel_mask
 
-    _check(q, score, mask, biases, normalizer, q_index, kv_index)
+    _check(q, mechanism, q_index, kv_index)
     (t, h), s = q.shape[1:3], k.shape[1]
     rows, columns = _positions(q_index, t), _positions(kv_index, s)
-    fixed = [part for part in _conjuncts(mask) if not jax.tree.leaves(part)]
-    given = [part for part in _conjuncts(mask) if jax.tree.leaves(part)]
+    fixed = [part for part in _conjuncts(mechanism.mask) if not jax.tree.leaves(part)]
+    given = [part for part in _conjuncts(mechanism.mask) if jax.tree.leaves(part)]
     static, filled = kernel_mask(fixed, rows, columns, sharding.context_size())
     lengths = static.shape
-    q_, k_ = score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
+    q_, k_ = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
     k_, v = (sharding.enough_heads(x, h) for x in (k_, v))
-    kernel, sharpening, extra = _kernel(static, (h, k_.shape[2]), biases, normalizer)
+    kernel, sharpening, extra = _kernel(
+        static, (h, k_.shape[2]), mechanism.biases, mechanism.normalizer
+    )
     arrays = [_heads_first(q_ * sharpening, lengths[0])]
     arrays += [_heads_first(x, lengths[1]) for x in (k_, v)]
     segments = _segments(given, rows, columns, lengths, q.shape[0])
@@ -97,7 +100,9 @@ def attend(
     out = run(kernel, *arrays, segments, extra)
     out = jnp.swapaxes(out, 1, 2)[:, :t].astype(q.dtype)
     if given:
-        some = jnp.any(mask(rows[:, None], columns[None, :]), axis=-1)[:, 0, :, None, None]
+        some = jnp.any(mechanism.mask(rows[:, None], columns[None, :]), axis=-1)[
+            :, 0, :, None, None
+        ]
         return jnp.where(some, out, 0)
     return jnp.where(filled[:, None, None], 0, out) if filled.any() else out
 
@@ -153,9 +158,9 @@ def _kernel(mask, heads, biases, normalizer):
     return kernel, normalizer.sharpening, extra
 
 
-def _check(q, score, mask, biases, normalizer, q_index, kv_index):
+def _check(q, mechanism, q_index, kv_index):
     instead = "use 'blockwise' or 'dense'"
-    if missing := lacks(score, mask, biases, normalizer):
+    if missing := lacks(mechanism):
         raise Unsupported(f"splash attention lacks {missing}; {instead}")
     if isinstance(q_index, Tracer) or isinstance(kv_index, Tracer):
         message = "splash attention needs positions that are known while tracing"

@@ -9,9 +9,11 @@ from research.attention.mixers.choice import AUTO, Context, HeadOptions
 from research.attention.parts import biases
 from research.attention.parts.biases import Bias
 from research.attention.parts.choice import MechanismPart, Sizes, size, span
-from research.attention.parts.focus import Focused, PredictedWindow, predicted_window
+from research.attention.parts.focus import PredictedWindow, predicted_window
+from research.attention.parts.forgetting import forget_gate
 from research.attention.parts.heads import talking_heads
 from research.attention.parts.masks import Mask
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import NORMALIZERS, Normalizer
 from research.attention.parts.positions import ROTARY_POSITIONS, Rotary
 from research.attention.parts.relative_biases import BIAS_POSITIONS
@@ -78,17 +80,16 @@ class AttentionOptions(HeadOptions):
         """Returns the window whose place each query predicts, if there is one."""
         return None
 
-    def mechanism(self, context: Context) -> tuple[Score, Mask, tuple[Bias, ...], Normalizer]:
-        """Returns what an implementation of softmax attention has to be able to compute."""
+    def mechanism(self, context: Context) -> Mechanism:
+        """Returns how queries read keys."""
         score, normalizer = self.score_and_normalizer(context)
-        if focus := self.build_focus(context):
-            normalizer = Focused(normalizer, 0.0, 0, focus.size)
-        return score, self.build_mask(context), self.build_biases(context), normalizer
+        biases, focus = self.build_biases(context), self.build_focus(context)
+        return Mechanism(score, self.build_mask(context), biases, normalizer, focus)
 
     def auto(self, context: Context) -> str:
         """Returns the implementation that suits the length, the device and the dtype."""
         width, mechanism = self.sizes(context).head_width, self.mechanism(context)
-        return choose(context.max_length, *mechanism, head_width=width, dtype=context.dtype)
+        return choose(context.max_length, mechanism, head_width=width, dtype=context.dtype)
 
     def resolved(self, context: Context) -> str:
         """Returns the implementation that runs.
@@ -97,21 +98,10 @@ class AttentionOptions(HeadOptions):
             OptionError: the one that is named lacks a part of the mechanism.
         """
         if self.implementation != AUTO and (
-            why := refusal(self.implementation, *self.mechanism(context))
+            why := refusal(self.implementation, self.mechanism(context))
         ):
             raise OptionError("implementation", self.implementation, why)
         return super().resolved(context)
-
-    def parts(self, context: Context) -> dict[str, Any]:
-        """Returns the parts of the mechanism, fields of the mixers that compute it."""
-        score, normalizer = self.score_and_normalizer(context)
-        return {
-            "score": score,
-            "mask": self.build_mask(context),
-            "biases": self.build_biases(context),
-            "normalizer": normalizer,
-            "focus": self.build_focus(context),
-        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +118,12 @@ class ScoredOptions(AttentionOptions):
         0,
         "a window around a position that the query predicts, Gaussian weights in it; 0: off",
         source="Luong et al. 2015, equations 9-10 (local-p)",
+    )
+    forget_gate: bool = option(
+        False,
+        "scores decay by gates f = sigmoid(w x + b) of the tokens between query and key",
+        source="Lin et al. 2025 (Forgetting Transformer), section 3",
+        where=("self",),
     )
     talking_heads: bool = option(
         False,
@@ -160,6 +156,21 @@ class ScoredOptions(AttentionOptions):
         if self.talking_heads:
             return talking_heads(score, normalizer, self.num_heads)
         return score, normalizer
+
+    def build_biases(self, context: Context) -> tuple[Bias, ...]:
+        """Returns the biases that are on, the forget gate last.
+
+        Raises:
+            OptionError: there is a forget gate and the mask is not causal.
+        """
+        found = super().build_biases(context)
+        if not self.forget_gate:
+            return found
+        if self.build_mask(context).together != 0:
+            message = f"it decays towards the past, and mask {self.mask.text!r} is not causal"
+            raise OptionError("forget_gate", True, message)
+        width, heads = self.sizes(context).width, self.num_heads
+        return *found, forget_gate(width, heads, context.init_stddev)
 
     def build_focus(self, context: Context) -> PredictedWindow | None:
         """Returns the window whose place each query predicts, if there is one."""

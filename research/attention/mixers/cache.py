@@ -5,14 +5,14 @@ first ``kept`` in any case (attention sinks, Xiao et al. 2023, section 3.2).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
 from research.attention.errors import Unsupported
-from research.attention.parts.masks import Index, Mask
+from research.attention.parts.masks import Blocks, Bounds, Index, Mask
 
 # What the entries of the cache are called beside the arrays of the tokens.
 OWN = ("positions", "step")
@@ -26,24 +26,24 @@ class _Filled(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return jnp.asarray(kv_index >= 0)
 
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        shape = np.broadcast_shapes(*(np.shape(b) for b in (q_lo, q_hi, kv_lo, kv_hi)))
+        return np.broadcast_to(kv_hi >= 0, shape), np.broadcast_to(kv_lo >= 0, shape)
+
 
 filled = _Filled()
 
 
-def empty(
-    mask: Mask, batch: int, length: int, shapes: dict[str, tuple[int, ...]], dtype: Any
-) -> PyTree:
+def empty(mask: Mask, length: int, token: dict[str, jax.ShapeDtypeStruct]) -> PyTree:
     """A cache without tokens.
 
     Args:
         mask: which keys a query sees.
-        batch: B.
         length: the most tokens there will be.
-        shapes: of what is kept of a token, by name.
-        dtype: of the same.
+        token: what is kept of one token by name, (B, 1, ...).
 
     Returns:
-        For each name an array (batch, slots, *shape) with min(length, kept + reach) slots;
+        For each name an array (B, slots, ...) with min(length, kept + reach) slots;
         "positions" (slots,) int32, -1 where empty; "step", the number of tokens seen.
 
     Raises:
@@ -56,7 +56,9 @@ def empty(
         )
     slots = length if mask.reach is None else min(length, mask.kept + mask.reach)
     return {
-        **{name: jnp.zeros((batch, slots, *shape), dtype) for name, shape in shapes.items()},
+        **{
+            name: jnp.zeros((a.shape[0], slots, *a.shape[2:]), a.dtype) for name, a in token.items()
+        },
         "positions": jnp.full((slots,), -1, jnp.int32),
         "step": jnp.zeros((), jnp.int32),
     }

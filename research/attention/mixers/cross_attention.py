@@ -1,6 +1,7 @@
 """Cross-attention: queries of one sequence read another, the memory."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,10 @@ from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import Look
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.self_attention import looked
-from research.attention.mixers.sequential.alignments import Content
 from research.attention.parameters import Parameter
-from research.attention.parts.biases import Bias
-from research.attention.parts.focus import PredictedWindow
-from research.attention.parts.masks import Mask, full
-from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.masks import Mask
+from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.positions import Rotary
-from research.attention.parts.scores import ScaledDot, Score
 
 Positions = Integer[Array | np.ndarray, " N"]
 
@@ -39,11 +36,7 @@ class CrossAttention:
         num_heads: H.
         num_kv_heads: K, which divides H.
         head_width: D.
-        score: how a query and a key match.
-        mask: which pairs are allowed, by positions in the two sequences; without arrays.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
-        focus: a window whose place each query predicts; None for no such window.
+        mechanism: how queries read keys, by positions in the two sequences; without arrays.
         rotary: rotates queries and keys by their positions; None does not.
         output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
         implementation: a name in ``IMPLEMENTATIONS``.
@@ -58,11 +51,7 @@ class CrossAttention:
     num_heads: int
     num_kv_heads: int
     head_width: int
-    score: Score = ScaledDot()
-    mask: Mask = full()  # noqa: RUF009
-    biases: tuple[Bias, ...] = ()
-    normalizer: Normalizer = softmax
-    focus: PredictedWindow | None = None
+    mechanism: Mechanism = PLAIN
     rotary: Rotary | None = None
     output_gate: bool = False
     implementation: str = "dense"
@@ -73,13 +62,13 @@ class CrossAttention:
 
     def parameters(self) -> dict[str, Parameter]:
         """Projections "query" (M, H, D), "key" and "value" (M', K, D), "out" (H, D, M), their
-        biases "query_bias" ... if any, "gate", and what the parts learn: "score_..."..."""
-        found = projections(self, read=(*self.score.reads, "value"))
+        biases "query_bias" ... if any, "gate", and what the parts of the mechanism learn."""
+        found = projections(self, read=self.mechanism.reads)
         remembered = projections(dataclasses.replace(self, width=self.memory_width))
         found |= {name: remembered[name] for name in ("key", "value") if name in found}
         if self.output_gate:
             found["gate"] = projections(self, read=("query",))["query"]
-        return found | self._content.parameters()
+        return found | self.mechanism.parameters()
 
     def __call__(
         self,
@@ -110,7 +99,7 @@ class CrossAttention:
     ) -> dict[str, Float[Array, "B S K D"]]:
         """Keys "k", if the score reads any, and values "v" of the memory."""
         kept = {"v": split_heads(params, "value", memory)}
-        if "key" in self.score.reads:
+        if "key" in self.mechanism.reads:
             k = split_heads(params, "key", memory)
             kept["k"] = k if self.rotary is None else self.rotary(k, np.arange(k.shape[1]))
         return kept
@@ -133,18 +122,10 @@ class CrossAttention:
             mask: restricts the layer's own mask further: padding of the memory.
             q_index: positions of the tokens; 0 .. T-1 if None.
         """
-        q, mechanism = self._prepared(params, x, remembered, mask, q_index)
         # One query has no use for blocks: its scores are linear in length anyway.
         implementation = "dense" if x.shape[1] == 1 else self.implementation
-        out = attend(
-            q,
-            remembered.get("k", remembered["v"]),
-            remembered["v"],
-            **mechanism,
-            implementation=implementation,
-            block_size=self.block_size,
-        )
-        return self.merge(params, x, out)
+        by = functools.partial(attend, implementation=implementation, block_size=self.block_size)
+        return self.merge(params, x, self._read(by, params, x, remembered, mask, q_index))
 
     def look(
         self,
@@ -156,8 +137,7 @@ class CrossAttention:
         q_index: Positions | None = None,
     ) -> Look:
         """The weights and values that ``read`` with the same arguments sums; see ``Mixer``."""
-        q, mechanism = self._prepared(params, x, remembered, mask, q_index)
-        return looked(q, remembered.get("k", remembered["v"]), remembered["v"], mechanism)
+        return self._read(looked, params, x, remembered, mask, q_index)
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -168,20 +148,19 @@ class CrossAttention:
             read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
         return merge_heads(params, read)
 
-    def _prepared(self, params, x, remembered, mask, q_index):
-        """The queries, and the keywords of ``attend``."""
-        index = np.arange(x.shape[1]) if q_index is None else q_index
-        if "query" in self.score.reads:
+    def _read(self, by, params, x, remembered, mask, q_index):
+        """``by(q, k, v, mechanism)`` for the queries of x and what is remembered."""
+        mechanism = self.mechanism.bind(params, mask)
+        k, v = remembered.get("k", remembered["v"]), remembered["v"]
+        at = np.arange(x.shape[1]) if q_index is None else q_index, np.arange(v.shape[1])
+        if "query" in mechanism.reads:
             q = split_heads(params, "query", x)
-            q = q if self.rotary is None else self.rotary(q, index)
+            q = q if self.rotary is None else self.rotary(q, at[0])
         else:
             q = jnp.zeros((*x.shape[:2], self.num_heads, self.head_width), x.dtype)
-        kv_index = np.arange(remembered["v"].shape[1])
-        return q, self._content.mechanism(params, q, index, kv_index, mask)
-
-    @property
-    def _content(self):
-        return Content(self.score, self.mask, self.biases, self.normalizer, self.focus)
+        if mechanism.focus is not None:
+            mechanism = mechanism.focused(q, *at, mask)
+        return by(q, k, v, mechanism, q_index=at[0], kv_index=at[1])
 
 
 def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> CrossAttention:
@@ -194,7 +173,7 @@ def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> C
         options.sizes(context),
         options,
         context,
-        **options.parts(context),
+        mechanism=options.mechanism(context),
         memory_width=memory_width,
         rotary=options.build_rotary(context),
         implementation=options.resolved(context),

@@ -5,10 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from research.attention.implementations import dense
-from research.attention.implementations.attend import attend
 from research.attention.mixers.attention_options import AttentionOptions, shared_heads
 from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import Look
@@ -16,7 +15,7 @@ from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Normal, Parameter, vector_axes
 from research.attention.parts.choice import MechanismPart, Sizes, size
 from research.attention.parts.masks import Mask
-from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS
+from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS, Rotary
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.options import choice, option
 
@@ -50,11 +49,8 @@ class DifferentialAttention(SelfAttention):
     ) -> Look:
         """The differences that the values are summed with, some of them negative; no scores."""
         index = np.arange(x.shape[1])
-        q, kept = self._query(params, x, index), self._remembered(params, x, index)
-        allowed = self.mask if mask is None else self.mask & mask
-        mechanism = self._mechanism(params, q, allowed, index, index)
-        first, second = (dense.weights(*half, **mechanism) for half in _halves(q, kept["k"]))
-        return Look(first - self._share(params, first.dtype) * second, kept["v"])
+        kept = self._placed(self.remember(params, x), index)
+        return Look(self._read(_weights, params, x, kept, index, index, mask), kept["v"])
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -63,28 +59,35 @@ class DifferentialAttention(SelfAttention):
         read = read * jax.lax.rsqrt(jnp.mean(jnp.square(read), -1, keepdims=True) + 1e-5)
         return super().merge(params, x, read * ((1 - LAMBDA) * params["norm_scale"]))
 
-    def _rotated(self, x, index):
-        # Each half is a head of its own, whose channels turn in pairs.
-        if self.rotary is None:
-            return x
-        return jnp.concatenate([self.rotary(half, index) for half in jnp.split(x, 2, -1)], -1)
+    def _read(self, by, params, x, kept, q_index, kv_index, mask):
+        """``by`` of the first half of each head, minus lambda times that of the second."""
 
-    def _read(self, params, q, kept, mask, implementation, q_index, kv_index):
-        mechanism = self._mechanism(params, q, mask, q_index, kv_index)
-        mechanism |= {"implementation": implementation, "block_size": self.block_size}
-        halves = _halves(q, kept["k"])
-        first, second = (attend(*half, kept["v"], **mechanism) for half in halves)
-        dtype = jnp.promote_types(first.dtype, jnp.float32)
-        return first.astype(dtype) - self._share(params, dtype) * second.astype(dtype)
+        def difference(q, k, v, mechanism, **at):
+            halves = zip(jnp.split(q, 2, -1), jnp.split(k, 2, -1), strict=True)
+            first, second = (by(*half, v, mechanism, **at) for half in halves)
+            dtype = jnp.promote_types(first.dtype, jnp.float32)
+            l1, l2, l3, l4 = params["lambda"].astype(dtype)
+            share = jnp.exp(l1 @ l2) - jnp.exp(l3 @ l4) + LAMBDA  # lambda
+            return first.astype(dtype) - share * second.astype(dtype)
 
-    def _share(self, params, dtype):
-        """lambda."""
-        l1, l2, l3, l4 = params["lambda"].astype(dtype)
-        return jnp.exp(l1 @ l2) - jnp.exp(l3 @ l4) + LAMBDA
+        return super()._read(difference, params, x, kept, q_index, kv_index, mask)
 
 
-def _halves(q: Array, k: Array) -> list[tuple[Array, Array]]:
-    return list(zip(jnp.split(q, 2, -1), jnp.split(k, 2, -1), strict=True))
+def _weights(q, k, v, mechanism, **at):
+    return dense.weights(q, k, mechanism, **at)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class HalvesRotary(Rotary):
+    """Turns each half of a head as a head of its own."""
+
+    def __call__(
+        self, x: Float[Array, "B T H D"], positions: Integer[Array | np.ndarray, " T"]
+    ) -> Float[Array, "B T H D"]:
+        return jnp.concatenate(
+            [Rotary.__call__(self, x, positions) for x in jnp.split(x, 2, -1)], -1
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,12 +113,13 @@ class DifferentialOptions(AttentionOptions):
 
     def make(self, context: Context) -> DifferentialAttention:
         """Returns differential attention."""
+        rotary = self.build_rotary(context)
         return fill(
             DifferentialAttention,
             self.sizes(context),
             self,
             context,
-            **self.parts(context),
-            rotary=self.build_rotary(context),
+            mechanism=self.mechanism(context),
+            rotary=rotary and HalvesRotary(**vars(rotary)),
             implementation=self.resolved(context),
         )

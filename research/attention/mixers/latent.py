@@ -1,6 +1,7 @@
 """Multi-head latent attention: keys and values of all heads unfold from a small vector a token."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,25 +13,19 @@ from research.attention.implementations.attend import attend, while_decoding
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.choice import Context, fill
-from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.mixer import Look, Mixer, kept_of_token
 from research.attention.mixers.projections import merge_heads
 from research.attention.mixers.self_attention import looked
-from research.attention.parameters import (
-    Parameter,
-    bind,
-    described,
-    matrix_axes,
-    matrix_init,
-    vector_axes,
-)
-from research.attention.parts.biases import Bias
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.choice import MechanismPart, size
 from research.attention.parts.masks import Mask, causal
-from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS, Rotary
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.scores import dot
 from research.options import choice
+
+CAUSAL = Mechanism(dot(), causal())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +44,7 @@ class LatentAttention(Mixer):
         head_width: D, of values and of the part of keys that does not rotate.
         latent_width: C.
         rotary_width: R; 0 without positions.
-        mask: which pairs are allowed.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
+        mechanism: how queries, which are scaled already, read keys.
         rotary: rotates the shared key and that part of the queries; None does not.
         implementation: a name in ``IMPLEMENTATIONS``.
         block_size: for implementations that have blocks; 0 chooses.
@@ -64,9 +57,7 @@ class LatentAttention(Mixer):
     head_width: int
     latent_width: int
     rotary_width: int = 0
-    mask: Mask = causal()  # noqa: RUF009
-    biases: tuple[Bias, ...] = ()
-    normalizer: Normalizer = softmax
+    mechanism: Mechanism = CAUSAL
     rotary: Rotary | None = None
     implementation: str = "dense"
     block_size: int = 0
@@ -75,7 +66,7 @@ class LatentAttention(Mixer):
 
     def parameters(self) -> dict[str, Parameter]:
         """ "query" (M, H, D + R), "latent" (M, C), "latent_scale" (C,), "key" and "value"
-        (C, H, D), "out" (H, D, M), "rotated_key" (M, R) if R, and what the normalizer learns."""
+        (C, H, D), "out" (H, D, M), "rotated_key" (M, R) if R, and what the mechanism learns."""
         inward = matrix_init(self.init_stddev, self.width)
         unfold = matrix_init(self.init_stddev, self.latent_width)
         outward = matrix_init(self.init_stddev, self.num_heads * self.head_width, self.out_scale)
@@ -99,7 +90,9 @@ class LatentAttention(Mixer):
         if self.rotary_width:
             shape = (self.width, self.rotary_width)
             found["rotated_key"] = Parameter(shape, inward, matrix_axes("width", ""))
-        return found | described(self.normalizer, "normalizer") | described(self.biases, "biases")
+        # Parameters are drawn in this order, which saved seeds rely on.
+        learned = self.mechanism.parameters().items()
+        return found | dict(sorted(learned, key=lambda item: item[0].startswith("biases")))
 
     def __call__(
         self,
@@ -109,9 +102,11 @@ class LatentAttention(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Latent attention over a whole sequence; see ``Mixer``."""
-        index, allowed = np.arange(x.shape[1]), self.mask if mask is None else self.mask & mask
+        index = np.arange(x.shape[1])
+        at = {"q_index": index, "kv_index": index, "block_size": self.block_size}
+        mechanism = self.mechanism.bind(params, mask)
         q, k, v = self._unfolded(params, x, index)
-        out = self._attend(params, q, k, v, allowed, self.implementation, index, index)
+        out = attend(q, k, v, mechanism, **at, implementation=self.implementation)
         return merge_heads(params, out)
 
     def look(
@@ -122,10 +117,9 @@ class LatentAttention(Mixer):
         mask: Mask | None = None,
     ) -> Look:
         """The weights and unfolded values of a whole sequence; see ``Mixer``."""
-        index, allowed = np.arange(x.shape[1]), self.mask if mask is None else self.mask & mask
-        return looked(
-            *self._unfolded(params, x, index), self._mechanism(params, allowed, index, index)
-        )
+        index = np.arange(x.shape[1])
+        mechanism = self.mechanism.bind(params, mask)
+        return looked(*self._unfolded(params, x, index), mechanism, q_index=index, kv_index=index)
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -135,10 +129,9 @@ class LatentAttention(Mixer):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """An empty cache of "latent" (batch, slots, C) and "rotated" (batch, slots, 1, R)."""
-        shapes: dict[str, tuple[int, ...]] = {"latent": (self.latent_width,)}
-        if self.rotary_width:
-            shapes["rotated"] = (1, self.rotary_width)
-        return cache.empty(self.mask, batch, length, shapes, dtype)
+        remember = functools.partial(self._remembered, index=np.zeros(1, np.int32))
+        token = kept_of_token(self, remember, batch, dtype)
+        return cache.empty(self.mechanism.cached, length, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
@@ -146,7 +139,7 @@ class LatentAttention(Mixer):
         """The next T tokens; see ``Mixer``. Reads the latents as one key head (section 2.1.2)."""
         index = cache.positions(state, x.shape[1])
         q, new = self._query(params, x, index), self._remembered(params, x, index)
-        state, seen = cache.extend(self.mask, state, new)
+        state, seen = cache.extend(self.mechanism.cached, state, new)
         by_content, by_place = jnp.split(q, [self.head_width], axis=-1)
         # q . (c U) = (q U) . c: the query is folded, the keys stay as they are.
         q = jnp.einsum("bthd,chd->bthc", by_content, _cast(params["key"], x))
@@ -155,10 +148,10 @@ class LatentAttention(Mixer):
         if self.rotary_width:
             q = jnp.concatenate([q, by_place], axis=-1)
             k = jnp.concatenate([latent, seen["rotated"].astype(x.dtype)], axis=-1)
+        at = {"q_index": index, "kv_index": seen["positions"], "block_size": self.block_size}
+        mechanism = self.mechanism.bind(params, cache.filled)
         implementation = while_decoding(self.implementation, x.shape[1])
-        allowed = self.mask & cache.filled
-        where = (index, seen["positions"])
-        out = self._attend(params, q, k, latent, allowed, implementation, *where)
+        out = attend(q, k, latent, mechanism, **at, implementation=implementation)
         out = jnp.einsum("bthc,chd->bthd", out.astype(x.dtype), _cast(params["value"], x))
         return state, merge_heads(params, out)
 
@@ -188,22 +181,6 @@ class LatentAttention(Mixer):
             rotated = (x @ _cast(params["rotated_key"], x))[:, :, None]
             kept["rotated"] = self.rotary(rotated, index)
         return kept
-
-    def _attend(self, params, q, k, v, mask, implementation, q_index, kv_index):
-        mechanism = self._mechanism(params, mask, q_index, kv_index)
-        how = {"implementation": implementation, "block_size": self.block_size}
-        return attend(q, k, v, **mechanism, **how)
-
-    def _mechanism(self, params, mask, q_index, kv_index):
-        """The parts with their learned arrays in place, as keywords of ``attend``."""
-        return {
-            "score": dot(),
-            "mask": mask,
-            "biases": bind(self.biases, "biases", params),
-            "normalizer": bind(self.normalizer, "normalizer", params),
-            "q_index": q_index,
-            "kv_index": kv_index,
-        }
 
 
 _UNFOLD = ("key", "value")
@@ -245,9 +222,7 @@ class LatentOptions(AttentionOptions):
             context,
             latent_width=self.latent_width or max(1, context.width // 2),
             rotary_width=rotary_width if rotary else 0,
-            mask=self.build_mask(context),
-            biases=self.build_biases(context),
-            normalizer=self.normalizer.build(sizes),
+            mechanism=dataclasses.replace(self.mechanism(context), score=dot()),
             rotary=rotary,
             implementation=self.resolved(context),
         )

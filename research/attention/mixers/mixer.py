@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -124,6 +125,17 @@ class Mixer:
         """
         name = type(self).__name__
         raise Unsupported(f"{name} sums no values, so there is nothing to merge")
+
+
+def kept_of_token(
+    mixer: Any, remember: Callable[..., dict[str, Array]], batch: int, dtype: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what ``remember(params, x)`` keeps of one token (B, 1, M) of this dtype."""
+    params = {
+        name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in mixer.parameters().items()
+    }
+    token = jax.ShapeDtypeStruct((batch, 1, mixer.width), dtype)
+    return dict(jax.eval_shape(remember, params, token))
 
 
 def init_params(mixer: Mixer, key: Array, dtype: Any = "float32") -> dict[str, Array]:

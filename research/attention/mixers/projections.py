@@ -1,5 +1,6 @@
 """The matrices between the model's width and the heads."""
 
+from collections.abc import Collection
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -30,7 +31,7 @@ class Projected(Protocol):
 
 
 def projections(
-    mixer: Projected, read: tuple[str, ...] = ("query", "key", "value")
+    mixer: Projected, read: Collection[str] = ("query", "key", "value")
 ) -> dict[str, Parameter]:
     """Projections (M, H, D) of what is read, "out" (H, D, M), and "query_bias" ... if it has any.
 

@@ -1,6 +1,7 @@
 """Self-attention as a mixer: projections, heads, positions, and a cache to decode with."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,16 +14,14 @@ from research.attention.implementations.attend import attend, while_decoding
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.choice import Context, fill
-from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.mixer import Look, Mixer, kept_of_token
 from research.attention.mixers.projections import merge_heads, projections, split_heads
-from research.attention.mixers.sequential.alignments import Content
 from research.attention.parameters import Parameter
-from research.attention.parts.biases import Bias
-from research.attention.parts.focus import PredictedWindow
-from research.attention.parts.masks import Mask, causal, full
-from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.masks import Mask, causal
+from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import Rotary
-from research.attention.parts.scores import ScaledDot, Score
+
+CAUSAL = Mechanism(mask=causal())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +29,15 @@ class SelfAttention(Mixer):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2) with shared key heads.
 
     num_kv_heads = num_heads is multi-head, 1 is multi-query (Shazeer 2019, section 3), in between
-    is grouped-query attention (Ainslie et al. 2023, section 2.2). Score, mask, biases and
-    normalizer are static descriptions; what they learn is among the mixer's parameters.
+    is grouped-query attention (Ainslie et al. 2023, section 2.2). The mechanism is a static
+    description; what its parts learn is among the mixer's parameters.
 
     Attributes:
         width: M.
         num_heads: H.
         num_kv_heads: K, which divides H.
         head_width: D.
-        score: how a query and a key match.
-        mask: which pairs are allowed; hashable, so without arrays.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
-        focus: a window whose place each query predicts; None for no such window.
+        mechanism: how queries read keys; hashable, so without arrays.
         rotary: rotates queries and keys by their positions; None does not.
         output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
         implementation: a name in ``IMPLEMENTATIONS``.
@@ -56,11 +51,7 @@ class SelfAttention(Mixer):
     num_heads: int
     num_kv_heads: int
     head_width: int
-    score: Score = ScaledDot()
-    mask: Mask = causal()  # noqa: RUF009
-    biases: tuple[Bias, ...] = ()
-    normalizer: Normalizer = softmax
-    focus: PredictedWindow | None = None
+    mechanism: Mechanism = CAUSAL
     rotary: Rotary | None = None
     output_gate: bool = False
     implementation: str = "dense"
@@ -71,11 +62,11 @@ class SelfAttention(Mixer):
 
     def parameters(self) -> dict[str, Parameter]:
         """Projections "query", "key", "value", "out", their biases "query_bias" ... if any, "gate",
-        and what the parts learn: "score_...", "biases_...", "normalizer_...", "focus_..."."""
-        found = projections(self, read=(*self.score.reads, "value"))
+        and what the parts of the mechanism learn."""
+        found = projections(self, read=self.mechanism.reads)
         if self.output_gate:
             found["gate"] = projections(self, read=("query",))["query"]
-        return found | self._content.parameters()
+        return found | self.mechanism.parameters()
 
     def __call__(
         self,
@@ -86,9 +77,8 @@ class SelfAttention(Mixer):
     ) -> Float[Array, "B T M"]:
         """Self-attention over a whole sequence; see ``Mixer``."""
         index = np.arange(x.shape[1])
-        q, kept = self._query(params, x, index), self._remembered(params, x, index)
-        allowed = self.mask if mask is None else self.mask & mask
-        out = self._read(params, q, kept, allowed, self.implementation, index, index)
+        kept = self._placed(self.remember(params, x), index)
+        out = self._read(self._by(self.implementation), params, x, kept, index, index, mask)
         return self.merge(params, x, out)
 
     def look(
@@ -100,9 +90,8 @@ class SelfAttention(Mixer):
     ) -> Look:
         """The weights and values of a whole sequence; see ``Mixer``."""
         index = np.arange(x.shape[1])
-        q, kept = self._query(params, x, index), self._remembered(params, x, index)
-        allowed = self.mask if mask is None else self.mask & mask
-        return self._look(q, kept, self._mechanism(params, q, allowed, index, index))
+        kept = self._placed(self.remember(params, x), index)
+        return self._read(looked, params, x, kept, index, index, mask)
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -114,37 +103,36 @@ class SelfAttention(Mixer):
         return merge_heads(params, read)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """An empty cache of "k" and "v" (batch, slots, K, D); see ``cache.empty``."""
-        shape = (self.num_kv_heads, self.head_width)
-        names = ("k", "v") if "key" in self.score.reads else ("v",)
-        return cache.empty(self.mask, batch, length, dict.fromkeys(names, shape), dtype)
+        """An empty cache of what is remembered; see ``cache.empty``."""
+        token = kept_of_token(self, self.remember, batch, dtype)
+        return cache.empty(self.mechanism.cached, length, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """The next T tokens; see ``Mixer``. A prefix has to come whole, in the first chunk."""
         index = cache.positions(state, x.shape[1])
-        q, new = self._query(params, x, index), self._remembered(params, x, index)
-        state, seen = cache.extend(self.mask, state, new)
-        implementation = while_decoding(self.implementation, x.shape[1])
-        allowed = self.mask & cache.filled
-        out = self._read(params, q, seen, allowed, implementation, index, seen["positions"])
+        new = self._placed(self.remember(params, x), index)
+        state, seen = cache.extend(self.mechanism.cached, state, new)
+        by = self._by(while_decoding(self.implementation, x.shape[1]))
+        out = self._read(by, params, x, seen, index, seen["positions"], cache.filled)
         return state, self.merge(params, x, out)
 
     def remember(
         self, params: dict[str, Array], x: Float[Array, "B T M"]
-    ) -> dict[str, Float[Array, "B T K D"]]:
-        """What is kept of tokens, "v" and mostly "k", before they have a position."""
+    ) -> dict[str, Float[Array, "B T ..."]]:
+        """What is kept of tokens before they have a position: "v" (B, T, K, D), mostly "k", and
+        what parts of the mechanism keep."""
         kept = {"v": split_heads(params, "value", x)}
-        if "key" in self.score.reads:
+        if "key" in self.mechanism.reads:
             kept["k"] = split_heads(params, "key", x)
-        return kept
+        return kept | self.mechanism.bind(params).tokens(x)
 
     def recall(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        kept: dict[str, Float[Array, "B S K D"]],
+        kept: dict[str, Float[Array, "B S ..."]],
         q_index: Int[Array, " T"],
         kv_index: Int[Array, " S"],
         mask: Mask,
@@ -159,61 +147,43 @@ class SelfAttention(Mixer):
             kv_index: positions of what is read.
             mask: restricts the mixer's own further.
         """
-        q, kept = self._query(params, x, q_index), self._placed(kept, kv_index)
-        implementation = while_decoding(self.implementation, x.shape[1])
-        allowed = self.mask & mask
-        out = self._read(params, q, kept, allowed, implementation, q_index, kv_index)
+        by = self._by(while_decoding(self.implementation, x.shape[1]))
+        out = self._read(by, params, x, self._placed(kept, kv_index), q_index, kv_index, mask)
         return self.merge(params, x, out)
 
-    def _query(self, params, x, index):
-        if "query" not in self.score.reads:
-            shape = (*x.shape[:2], self.num_heads, self.head_width)
-            return jnp.zeros(shape, x.dtype)
-        return self._rotated(split_heads(params, "query", x), index)
-
-    def _remembered(self, params, x, index):
-        """What is kept of the tokens for later queries."""
-        return self._placed(self.remember(params, x), index)
-
     def _placed(self, kept, index):
-        return kept | {"k": self._rotated(kept["k"], index)} if "k" in kept else kept
+        """The keys turned to their positions."""
+        if "k" not in kept or self.rotary is None:
+            return kept
+        return kept | {"k": self.rotary(kept["k"], index)}
 
-    def _rotated(self, x, index):
-        return x if self.rotary is None else self.rotary(x, index)
+    def _by(self, implementation):
+        """``attend`` by an implementation."""
+        return functools.partial(attend, implementation=implementation, block_size=self.block_size)
 
-    def _read(self, params, q, kept, mask, implementation, q_index, kv_index):
-        """What the heads see, (B, T, H, D)."""
-        return attend(
-            q,
-            kept.get("k", kept["v"]),
-            kept["v"],
-            **self._mechanism(params, q, mask, q_index, kv_index),
-            implementation=implementation,
-            block_size=self.block_size,
-        )
-
-    def _look(self, q, kept, mechanism):
-        return looked(q, kept.get("k", kept["v"]), kept["v"], mechanism)
-
-    @property
-    def _content(self) -> Content:
-        """How queries read keys; the mask is given with every call."""
-        return Content(self.score, full(), self.biases, self.normalizer, self.focus)
-
-    def _mechanism(self, params, q, mask, q_index, kv_index):
-        """The parts with their learned arrays in place, as keywords of ``attend``."""
-        return self._content.mechanism(params, q, q_index, kv_index, mask)
+    def _read(self, by, params, x, kept, q_index, kv_index, mask):
+        """``by(q, k, v, mechanism)`` for the queries of x and what is kept of the keys' tokens."""
+        mechanism = self.mechanism.bind(params, mask).given(kept)
+        if "query" in mechanism.reads:
+            q = split_heads(params, "query", x)
+            q = q if self.rotary is None else self.rotary(q, q_index)
+        else:
+            q = jnp.zeros((*x.shape[:2], self.num_heads, self.head_width), x.dtype)
+        if mechanism.focus is not None:
+            mechanism = mechanism.focused(q, q_index, kv_index, mechanism.mask)
+        k, v = kept.get("k", kept["v"]), kept["v"]
+        return by(q, k, v, mechanism, q_index=q_index, kv_index=kv_index)
 
 
 def looked(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
-    mechanism: dict[str, Any],
+    mechanism: Mechanism,
+    **at: Any,
 ) -> Look:
-    """What ``attend(q, k, v, **mechanism)`` reads, by its dense form."""
-    unmasked = {n: part for n, part in mechanism.items() if n not in ("mask", "normalizer")}
-    return Look(dense.weights(q, k, **mechanism), v, dense.scores(q, k, **unmasked))
+    """What ``attend`` with the same arguments reads, by its dense form."""
+    return Look(dense.weights(q, k, mechanism, **at), v, dense.scores(q, k, mechanism, **at))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +202,7 @@ class SoftmaxOptions(ScoredOptions):
             self.sizes(context),
             self,
             context,
-            **self.parts(context),
+            mechanism=self.mechanism(context),
             rotary=self.build_rotary(context),
             implementation=self.resolved(context),
         )

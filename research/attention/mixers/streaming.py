@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.mixers import cache
-from research.attention.mixers.mixer import Mixer, state_bytes
+from research.attention.mixers.mixer import Mixer, kept_of_token, state_bytes
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask, causal, window
@@ -55,14 +55,8 @@ class Streaming(Mixer):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """An empty cache of ``size`` slots, whatever the length; see ``cache.empty``."""
-        inner = self.inner
-        params = {
-            name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in inner.parameters().items()
-        }
-        token = jax.ShapeDtypeStruct((batch, 1, inner.width), dtype)
-        kept = jax.eval_shape(inner.remember, params, token)
-        shapes = {name: a.shape[2:] for name, a in kept.items()}
-        return cache.empty(self._rolls, batch, self.size, shapes, dtype)
+        token = kept_of_token(self.inner, self.inner.remember, batch, dtype)
+        return cache.empty(self._rolls, self.size, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
@@ -108,8 +102,10 @@ def stream(mixer: Mixer, size: int, sinks: int) -> Mixer:
         Unsupported: the mixer keeps something of every token, in a way that cannot roll.
     """
     if isinstance(mixer, SelfAttention):
-        if mixer.mask.together != 0:
-            raise Unsupported(f"mask {mixer.mask} is not causal, so a text cannot stream through")
+        if mixer.mechanism.mask.together != 0:
+            raise Unsupported(
+                f"mask {mixer.mechanism.mask} is not causal, so a text cannot stream through"
+            )
         return Streaming(mixer, size, sinks)
     short, long = (state_bytes(mixer, 1, length, "float32") for length in (size, 2 * size))
     if short != long:

@@ -1,5 +1,6 @@
 """All parts of softmax attention by the option that names them."""
 
+from research.attention.parts.block_selection import SELECTIONS
 from research.attention.parts.choice import MechanismPart
 from research.attention.parts.masks import MASKS as CONTIGUOUS_MASKS
 from research.attention.parts.normalizers import NORMALIZERS
@@ -9,7 +10,7 @@ from research.attention.parts.relative_scores import SCORE_POSITIONS
 from research.attention.parts.scores import SCORES
 from research.attention.parts.sparse_masks import SPARSE_MASKS
 
-MASKS: dict[str, type[MechanismPart]] = {**CONTIGUOUS_MASKS, **SPARSE_MASKS}
+MASKS: dict[str, type[MechanismPart]] = {**CONTIGUOUS_MASKS, **SPARSE_MASKS, **SELECTIONS}
 
 POSITIONS: dict[str, type[MechanismPart]] = {
     **MODEL_POSITIONS,

@@ -23,18 +23,10 @@ from research.attention.parameters import (
     matrix_init,
     vector_axes,
 )
-from research.attention.parts.biases import Bias
-from research.attention.parts.focus import PredictedWindow
-from research.attention.parts.masks import Mask, full
+from research.attention.parts.masks import Mask
+from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import (
-    Additive,
-    Concat,
-    NotDot,
-    ScaledDot,
-    Score,
-    additive_scores,
-)
+from research.attention.parts.scores import Additive, Concat, NotDot, additive_scores
 
 FILTER_LENGTH = 15
 
@@ -104,29 +96,20 @@ class Content(Alignment):
     """Weights that depend on query and keys alone: what ``attend`` computes, one query at a time.
 
     Attributes:
-        score: how a query and a key match.
-        mask: which pairs are allowed; hashable, so without arrays.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
-        focus: a window whose place each query predicts; None for no such window.
+        mechanism: how a query reads the keys; hashable, so without arrays.
     """
 
-    score: Score = ScaledDot()
-    mask: Mask = full()  # noqa: RUF009
-    biases: tuple[Bias, ...] = ()
-    normalizer: Normalizer = softmax
-    focus: PredictedWindow | None = None
+    mechanism: Mechanism = PLAIN
 
     def parameters(self) -> dict[str, Parameter]:
-        """What the parts learn: "score_...", "biases_...", "normalizer_...", "focus_..."."""
-        parts = self._parts().items()
-        return {k: p for name, part in parts for k, p in described(part, name).items()}
+        """What the parts of the mechanism learn."""
+        return self.mechanism.parameters()
 
     def remember(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
         """The keys "k", or "hidden" (B, S, K or H, A), their share of an additive energy."""
-        score = bind(self.score, "score", params)
+        score = self.mechanism.bind(params).score
         if isinstance(score, Additive):
             return {"hidden": jnp.einsum("bskd,kda->bska", k, score.key.astype(k.dtype))}
         if isinstance(score, Concat):
@@ -150,44 +133,16 @@ class Content(Alignment):
         state: PyTree,
     ) -> tuple[Float[Array, "B H S"], PyTree]:
         """See ``Alignment``."""
-        mechanism = self.mechanism(params, q, q_index, kv_index, mask)
+        at = {"q_index": q_index, "kv_index": kv_index}
+        mechanism = self.mechanism.bind(params, mask).focused(q, **at, within=mask)
         if "hidden" not in memory:
-            return dense.weights(q, memory["k"], **mechanism)[:, :, 0], state
+            return dense.weights(q, memory["k"], mechanism, **at)[:, :, 0], state
         hidden = memory["hidden"]
-        mechanism["score"] = _OfHidden(mechanism["score"], hidden)
+        score: Any = mechanism.score
+        mechanism = dataclasses.replace(mechanism, score=_OfHidden(score, hidden))
         # The score has all that it looks at of the keys.
         k = jnp.zeros((*hidden.shape[:3], q.shape[-1]), q.dtype)
-        return dense.weights(q, k, **mechanism)[:, :, 0], state
-
-    def mechanism(
-        self,
-        params: dict[str, Array],
-        q: Float[Array, "B T H D"],
-        q_index: Integer[Array | np.ndarray, " T"],
-        kv_index: Positions,
-        mask: Mask | None,
-    ) -> dict[str, Any]:
-        """The parts with their learned arrays in place, as keywords of ``attend``.
-
-        A predicted window lies among the keys up to the last one that ``mask`` allows.
-        """
-        bound = {name: bind(part, name, params) for name, part in self._parts().items()}
-        if (focus := bound.pop("focus")) is not None:
-            lengths = _lengths(mask, q_index, kv_index)
-            bound["normalizer"] = focus.around(bound["normalizer"], q, lengths, kv_index)
-        allowed = self.mask
-        if mask is not None:
-            # Implementations know masks by their form: nothing is wrapped around a lone one.
-            allowed = mask if self.mask == full() else self.mask & mask
-        return {**bound, "mask": allowed, "q_index": q_index, "kv_index": kv_index}
-
-    def _parts(self):
-        return {
-            "score": self.score,
-            "biases": self.biases,
-            "normalizer": self.normalizer,
-            "focus": self.focus,
-        }
+        return dense.weights(q, k, mechanism, **at)[:, :, 0], state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,15 +158,6 @@ class _OfHidden(NotDot):
         weight = score.query if isinstance(score, Additive) else score.weight[:, : q.shape[-1]]
         hidden = jnp.einsum("bthd,hda->bhta", q, weight.astype(q.dtype))
         return additive_scores(hidden, jnp.swapaxes(self.hidden_keys, 1, 2), score.vector)
-
-
-def _lengths(mask, q_index, kv_index):
-    """One past the last key that each query is allowed, broadcastable to (B, T, H)."""
-    if mask is None:
-        return jnp.asarray(len(kv_index)).reshape(1, 1, 1)
-    allowed = mask(q_index[:, None], kv_index[None, :])
-    last = jnp.max(jnp.where(allowed, kv_index + 1, 0), axis=-1)
-    return jnp.swapaxes(last.reshape((1,) * (3 - last.ndim) + last.shape), 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)

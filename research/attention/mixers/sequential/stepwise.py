@@ -14,7 +14,7 @@ from research.attention.errors import Unsupported
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.choice import Context, HeadOptions, MixerOptions, Unplaced, fill
-from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.mixer import Look, Mixer, kept_of_token
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.sequential.alignments import (
     FILTER_LENGTH,
@@ -100,14 +100,9 @@ class Stepwise(Mixer):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """A "cache" of what is remembered of every token, and the "alignment"'s state."""
-        params = {
-            name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in self.parameters().items()
-        }
-        token = jax.ShapeDtypeStruct((batch, 1, self.width), dtype)
-        kept = jax.eval_shape(self._remembered, params, token)
-        shapes = {name: a.shape[2:] for name, a in kept.items()}
+        token = kept_of_token(self, self._remembered, batch, dtype)
         return {
-            "cache": cache.empty(CAUSAL, batch, length, shapes, dtype),
+            "cache": cache.empty(CAUSAL, length, token),
             "alignment": self.alignment.init_state(batch, length, dtype),
         }
 
@@ -264,5 +259,5 @@ def alignment_of(options: MixerOptions, context: Context) -> Alignment:
     if isinstance(options, StepwiseOptions):
         return options.alignment(context)
     if isinstance(options, ScoredOptions):
-        return Content(**options.parts(context))
+        return Content(options.mechanism(context))
     raise Unsupported(f"{type(options).__name__} cannot be read one query at a time")

@@ -1,0 +1,122 @@
+"""Masks that choose blocks of keys by content."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer
+
+from research.attention.parts.choice import MechanismPart, Sizes, size, span
+from research.attention.parts.content import Looks, OfQueries
+from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask
+from research.attention.parts.scores import grouped_dot
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockCausal(Mask):
+    """The base of masks of chosen blocks: what they say by positions, all that they may allow."""
+
+    size: int = dataclasses.field(metadata={"static": True})  # keys to a block
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
+        return jnp.asarray(kv_index <= q_index)
+
+    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        own = (q_lo // self.size == kv_hi // self.size) & (q_hi // self.size == kv_lo // self.size)
+        return q_hi >= kv_lo, own & (q_lo >= kv_hi)
+
+    @property
+    def together(self) -> int | None:
+        return 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MoBA(BlockCausal, Looks):
+    """The keys k <= q of the query's own block and of the blocks whose mean key fits it best.
+
+    Mixture of block attention (Lu et al. 2025, "MoBA: Mixture of Block Attention for Long-Context
+    LLMs", section 2.2): the affinity of a query and a block is
+    s_n = q . mean of the block's keys, the own block counts as infinite and those after it as minus
+    infinity, and the ``top`` largest are seen. Every head chooses for itself; heads that share keys
+    share the means. As in the paper the choice has no gradient.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("query", "key")
+    top: int = dataclasses.field(
+        metadata={"static": True}
+    )  # blocks that a query sees, its own among them
+
+    def see(
+        self,
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S K D"],
+        q_index: Integer[Array | np.ndarray, " T"],
+        kv_index: Integer[Array | np.ndarray, " S"],
+    ) -> "ChosenBlocks":
+        """The blocks that each query chose. Positions of the keys have no gaps."""
+        q, k = jax.lax.stop_gradient((q, k))
+        real, block = kv_index >= 0, kv_index // self.size
+        xp = np if isinstance(kv_index, np.ndarray) else jnp
+        first = xp.min(xp.where(real, block, np.iinfo(np.int32).max // self.size))
+        # S keys without gaps lie in so many blocks at most, wherever the first begins.
+        count = (k.shape[1] + self.size - 2) // self.size + 1
+        number = jnp.where(real, block - first, count)
+        keys = jnp.moveaxis(k, 1, 0).astype(jnp.promote_types(k.dtype, jnp.float32))
+        total = jax.ops.segment_sum(keys, number, count + 1)[:count]
+        length = jax.ops.segment_sum(jnp.ones_like(number), number, count + 1)[:count]
+        mean = total / jnp.maximum(length, 1)[:, None, None, None]
+        affinity = grouped_dot(q, jnp.moveaxis(mean, 0, 1))
+        ahead = jnp.arange(count) - (q_index // self.size - first)[:, None]
+        affinity = jnp.where(ahead == 0, jnp.inf, jnp.where(ahead > 0, -jnp.inf, affinity))
+        best = jax.lax.top_k(affinity, min(self.top, count))[1]
+        chosen = jax.nn.one_hot(best, count, dtype=bool).any(-2) & (ahead <= 0)
+        return ChosenBlocks(self.size, OfQueries(jnp.swapaxes(chosen, 1, 2)), jnp.asarray(first))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChosenBlocks(BlockCausal):
+    """The keys k <= q of the blocks that each query and head chose."""
+
+    chosen: OfQueries  # booleans (B, T, H, N)
+    first: Any  # the number of the first of the N blocks, ()
+
+    def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "B H T S"]:
+        chosen = jnp.swapaxes(self.chosen.values, 1, 2)
+        block = jnp.ravel(kv_index) // self.size - self.first
+        seen = jnp.take(chosen, block, axis=-1, mode="clip")
+        return seen & (kv_index <= q_index)
+
+
+def moba(size: int, top: int) -> Mask:
+    """Mixture of block attention: blocks of ``size`` keys, of which a query sees ``top``.
+
+    Raises:
+        ValueError: a number is less than 1.
+    """
+    for name, value in (("size", size), ("top", top)):
+        if value < 1:
+            raise ValueError(f"moba: {name} = {value}; it must be at least 1")
+    return MoBA(min(size, LONGEST), top)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MobaMask(MechanismPart):
+    """keys k <= q of the query's own block and of those with the largest q . mean(k)"""
+
+    source = "Lu et al. 2025 (MoBA), section 2.2"
+    where = ("self",)
+
+    block_length: int = span(0, "tokens to a block", least=1)
+    top_blocks: int = size(0, "blocks that a query sees, its own among them", least=1)
+
+    def build(self, sizes: Sizes) -> Mask:
+        """Returns the mask."""
+        return moba(self.block_length, self.top_blocks)
+
+
+SELECTIONS: dict[str, type[MechanismPart]] = {"moba": MobaMask}

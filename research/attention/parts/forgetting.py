@@ -1,0 +1,107 @@
+"""A forget gate in softmax attention: a bias that decays by what the tokens between say."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
+from research.attention.parts.biases import Bias, Index
+from research.attention.parts.content import Looks, OfKeys, OfQueries
+from research.attention.parts.masks import Mask
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ForgetGate(Bias, Looks):
+    """score + sum of log f_l over the tokens l after the key, up to the query's own.
+
+    f_l = sigmoid(w . x_l + b), of each head (Lin et al. 2025, "Forgetting Transformer: Softmax
+    Attention with a Forget Gate", section 3: f_t = sigma(w_f^T x_t + b_f) and
+    D_ij = sum_{l = j + 1 .. i} log f_l, which is added to q_i . k_j before the softmax). The mask
+    has to be causal.
+    """
+
+    additive: ClassVar[bool] = True
+    weight: Any  # w, a Parameter or an array (M, H)
+    bias: Any  # b (H,)
+    kept: Any = None  # log f of the keys' tokens, (B, S, H)
+
+    def tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
+        """log f of each token and head."""
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        weight = self.weight.astype(x.dtype)
+        gate = jnp.einsum("bnm,mh->bnh", x, weight, preferred_element_type=dtype)
+        return jax.nn.log_sigmoid(gate + self.bias.astype(dtype))
+
+    def given(self, kept: Float[Array, "B S H"]) -> "ForgetGate":
+        return dataclasses.replace(self, kept=kept)
+
+    def see(
+        self,
+        q: Float[Array, "B T H D"],
+        k: Float[Array, "B S K D"],
+        q_index: Integer[Array | np.ndarray, " T"],
+        kv_index: Integer[Array | np.ndarray, " S"],
+    ) -> "Decay":
+        """The gates summed up to each query and to each key.
+
+        Raises:
+            ValueError: what was kept of the keys' tokens was not given.
+        """
+        if self.kept is None:
+            raise ValueError("forget gate: it needs what it projected of the keys' tokens")
+        xp = np if isinstance(kv_index, np.ndarray) else jnp
+        order = xp.argsort(kv_index)
+        sorted_index, gates = kv_index[order], self.kept
+        if xp is jnp or (order != np.arange(len(order))).any():
+            gates = gates[:, order]
+        # An empty slot is no token.
+        gates = jnp.where((sorted_index >= 0)[:, None], gates, 0)
+        total = jnp.pad(jnp.cumsum(gates, axis=1), ((0, 0), (1, 0), (0, 0)))
+
+        def up_to(index):
+            both = isinstance(index, np.ndarray) and xp is np
+            search = np.searchsorted if both else jnp.searchsorted
+            return total[:, search(sorted_index, index, side="right")]
+
+        return Decay(OfQueries(up_to(q_index)), OfKeys(up_to(kv_index)))
+
+    def needs_all(self, mask: Mask) -> bool:
+        """Whether gates of tokens that are seen no more lie between the query and a key."""
+        return mask.kept > 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decay(Bias):
+    """score + c of the query - c of the key."""
+
+    additive: ClassVar[bool] = True
+    of_queries: OfQueries  # c (B, T, H)
+    of_keys: OfKeys  # c (B, S, H)
+
+    def __call__(
+        self,
+        score: Float[Array, "B H T S"],
+        head: Index,
+        q_index: Index,
+        kv_index: Index,
+    ) -> Float[Array, "B H T S"]:
+        both = self.of_queries.values, self.of_keys.values
+        query, key = (jnp.swapaxes(c, 1, 2).astype(score.dtype) for c in both)
+        return score + (query[..., :, None] - key[..., None, :])
+
+
+def forget_gate(width: int, num_heads: int, stddev: float = 0.02) -> ForgetGate:
+    """A forget gate of tokens of this width.
+
+    w starts at N(0, stddev^2), or N(0, 1 / M) if that is 0, and b at 0, as in the authors' code.
+    """
+    weight = Parameter(
+        (width, num_heads), matrix_init(stddev, width), matrix_axes("width", "heads")
+    )
+    return ForgetGate(weight, Parameter((num_heads,), Constant(0.0), vector_axes("heads")))
