@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 from research.attention.mixers.rnn import CELLS
 from research.attention.parameters import Axes, drawn, is_parameter, matrix_axes, vector_axes
 from research.attention.parts.masks import padding
-from research.attention.parts.positions import sinusoidal
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
 from research.models.layers import Instead, Layer, computed_instead, part, part_spec
 from research.models.lookup import lookup
+from research.models.positions import sinusoids
 from research.models.projection import linear
 from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
 from research.models.stacks import EncoderStack
@@ -226,8 +226,7 @@ class Classifier(nn.Module):
         if c.layers.position == "learned":
             x = x + self.position[: x.shape[1]].astype(x.dtype)
         if c.layers.position == "sinusoidal":
-            # Scaled to the embeddings, which it would drown at unit size.
-            table = sinusoidal(c.layers.length, c.width) * (c.embedding_stddev or c.width**-0.5)
+            table = sinusoids(c.layers.length, c.width, c.embedding_stddev)
             x = x + jnp.asarray(table[: x.shape[1]], x.dtype)
         # Padding is on the right: what never looks ahead never sees it.
         mask = padding(valid) if c.looks_ahead else None

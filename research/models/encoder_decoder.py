@@ -20,7 +20,7 @@ from research.attention.mixers import cross_attention
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.parameters import Axes
 from research.attention.parts.masks import padding
-from research.attention.parts.positions import MODEL_POSITIONS, sinusoidal
+from research.attention.parts.positions import MODEL_POSITIONS
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
@@ -35,6 +35,7 @@ from research.models.layers import (
     pattern,
 )
 from research.models.lookup import lookup
+from research.models.positions import sinusoids
 from research.models.projection import linear
 from research.models.stacks import DecoderStack, EncoderStack, Kept
 from research.models.transformer import (
@@ -234,8 +235,7 @@ class EncoderDecoder(nn.Module):
         """Returns the rows of the tokens plus those of their positions, from `start` on."""
         x = lookup(table.astype(c.dtype), tokens)
         if c.position == "sinusoidal":
-            # Scaled to the embeddings, which it would drown at unit size.
-            learned = jnp.asarray(sinusoidal(c.length, c.width) * c.embedding_stddev)
+            learned = jnp.asarray(sinusoids(c.length, c.width, c.embedding_stddev))
         if learned is not None:
             window = jax.lax.dynamic_slice_in_dim(learned, start, tokens.shape[1])
             x = x + window.astype(x.dtype)

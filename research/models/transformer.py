@@ -19,7 +19,6 @@ from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import Axes, matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
-from research.attention.parts.positions import sinusoidal
 from research.attention.spec import MixerSpec
 from research.models.activations import ACTIVATIONS
 from research.models.layers import (
@@ -34,6 +33,7 @@ from research.models.layers import (
 )
 from research.models.lookup import lookup
 from research.models.model import Model
+from research.models.positions import sinusoids
 from research.models.projection import linear
 from research.options import option
 from research.parallel.rules import constrain
@@ -295,8 +295,7 @@ class Decoder(nn.Module):
             if c.position == "learned":
                 positions = self.param("position", embedding_init, (c.length, c.width))
             else:
-                # Scaled to the embeddings, which it would drown at unit size.
-                positions = sinusoidal(c.length, c.width) * c.embedding_stddev
+                positions = sinusoids(c.length, c.width, c.embedding_stddev)
             window = jax.lax.dynamic_slice_in_dim(positions, step, tokens.shape[1])
             x = x + window.astype(dtype)
         x = constrain(nn.Dropout(c.dropout, deterministic=deterministic)(x), *HIDDEN)

@@ -20,7 +20,6 @@ from research.attention.mixers.rnn import CELLS
 from research.attention.mixers.sequential.monotonic import Monotonic
 from research.attention.mixers.sequential.windowed import Windowed
 from research.attention.parameters import Axes, Parameter, drawn, is_parameter
-from research.attention.parts.positions import sinusoidal
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
@@ -34,6 +33,7 @@ from research.models.layers import (
     pattern,
 )
 from research.models.lookup import lookup
+from research.models.positions import sinusoids
 from research.models.projection import linear
 from research.models.recurrent import networks
 from research.models.recurrent.attention import Reader, make_reader
@@ -210,9 +210,8 @@ class TransformerSpeller(nn.Module):
         start = 0 if state is None else state["step"]
         x = lookup(table.astype(c.dtype), tokens)
         if c.position in ("learned", "sinusoidal"):
-            # Sines are scaled to the embeddings, which they would drown at unit size.
             learned = c.position == "learned"
-            rows = self.position if learned else sinusoidal(c.length, c.width) * c.embedding_stddev
+            rows = self.position if learned else sinusoids(c.length, c.width, c.embedding_stddev)
             window = jax.lax.dynamic_slice_in_dim(jnp.asarray(rows), start, tokens.shape[1])
             x = x + window.astype(x.dtype)
         x = constrain(self.dropout(x, deterministic=deterministic), *HIDDEN)
