@@ -27,9 +27,7 @@ def get_config() -> ConfigDict:
     config.task.tokenizer = "word"
     config.task.length = 16
     config.task.batch_size = 32
-    config.task.join = (1, 2, 3, 4, 5)
     config.task.buckets = 3
-    config.task.test_lengths = (1, 2, 3, 4, 5)
     config.task.test_sequences = 100
     config.task.time_masks = 2
     config.task.band_masks = 2

@@ -13,8 +13,10 @@ BASE = str(Path(__file__).parent.parent / "configs" / "base.py")
 
 
 def model(**deltas: Any) -> ConfigDict:
-    """Returns the base config's model with these keys changed."""
+    """Returns the base config's model with these keys changed, as a run of a task reads it."""
+    learns = {"classifier": "rule", "speech": "speech", "decoder": "recall"}
     changed = {f"model.{key}": value for key, value in deltas.items()}
+    changed["task.name"] = learns.get(deltas.get("name", "decoder"), "transduction")
     return resolve(apply_deltas(load_config(BASE), changed)).model
 
 

@@ -1,5 +1,6 @@
 """The config and experiment files of the repository, and the functions that read such files."""
 
+import contextlib
 import functools
 from dataclasses import replace
 
@@ -161,7 +162,8 @@ def test_programs_are_shared_exactly_over_the_member_keys():
         if other is not None:
             changed = apply_deltas(config, {key: other(value)})
             shared = key in MEMBER_KEYS or key.startswith("parallel.")
-            assert (static_id(changed) == static_id(config)) == shared, key
+            with contextlib.suppress(UserError):  # out of range
+                assert (static_id(changed) == static_id(config)) == shared, key
 
 
 def test_members_are_consecutive_seeds():

@@ -185,7 +185,7 @@ def test_pictures(outcomes):
         ("ending", ["--alignment=", ".png"]),
         ("no folder", ["none/a.png", "no such directory"]),
         ("nbest", ["--nbest=3", "--beam=2"]),
-        ("weight", ["--ctc_weight=1.5", "at most 1"]),
+        ("weight", ["--ctc_weight=1.5", "from 0 to 1"]),
         ("another task", ["task.name='recall'", "'speech'"]),
         ("another tokenizer", ["tokenizer.json has 5 tokens", "another run"]),
         ("flag", ["beem"]),

@@ -1,6 +1,7 @@
 """From an experiment to its cells: one cell is one run, identified by what its config reads."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from research.ablation.experiment import (
     tune_seed_list,
     tuning_grid,
 )
+from research.ablation.measure import point_key
+from research.ablation.tuning import next_value, scored
 from research.configuration import Deltas, apply_deltas, load_config
 from research.errors import UserError
 from research.training import schema
@@ -95,3 +98,31 @@ def report_cells(experiment: Experiment, arm: str, point: Deltas, chosen: Deltas
         cell = resolve(experiment, arm, point, chosen, seed, "report")
         cells.append(replace(cell, look=look))
     return cells
+
+
+def added_cells(
+    experiment: Experiment, cells: Sequence[Cell], results: Mapping[str, Mapping]
+) -> list[Cell]:
+    """Returns the tuning cells that come next: of one more value to each grid that needs it.
+
+    Args:
+      experiment: with its tuning seeds drawn.
+      cells: the tuning cells so far, in grid order.
+      results: {run id: result.json} of those that have one.
+    """
+    places = {(cell.arm, point_key(cell.point)): cell for cell in cells}
+    found = scored(experiment.outcome, [cell.to_json() for cell in cells], results)
+    more: list[Cell] = []
+    for key, scores in found.items():
+        added = next_value(experiment, scores)
+        if added is None:
+            continue
+        name, value = added
+        tried = {k: list(dict.fromkeys(c[k] for c, _ in scores)) for k in experiment.tune}
+        look = 1 + sum(len(v) - len(experiment.tune[k]) for k, v in tried.items())
+        for values in itertools.product(*(tried | {name: [value]}).values()):
+            tuned = dict(zip(experiment.tune, values, strict=True))
+            for seed in tune_seed_list(experiment):
+                cell = resolve(experiment, key[0], places[key].point, tuned, seed, "tune")
+                more.append(replace(cell, look=look))
+    return more

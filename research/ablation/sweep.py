@@ -21,7 +21,13 @@ import jax
 from ml_collections import ConfigDict
 
 from research.ablation.cells import write_cells
-from research.ablation.expansion import Cell, report_cells, resolve, tuning_cells
+from research.ablation.expansion import (
+    Cell,
+    added_cells,
+    report_cells,
+    resolve,
+    tuning_cells,
+)
 from research.ablation.experiment import (
     Experiment,
     points,
@@ -41,7 +47,7 @@ from research.ablation.match import matched
 from research.ablation.measure import point_key
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.registration import register, registration_from_json
-from research.ablation.tuning import added_cells, choose, possible_values
+from research.ablation.tuning import choose, possible_values
 from research.configuration import Deltas, load_config
 from research.errors import UserError, while_starting
 from research.parallel.layout import layout_of, parse_layout

@@ -9,11 +9,9 @@ results alone, so that a sweep that was killed, or one that is cut in shards, ad
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from research.ablation.claims import Outcome
-from research.ablation.expansion import Cell, resolve
 from research.ablation.experiment import Experiment, tune_seed_list
 from research.ablation.measure import Point, point_key
 from research.stats import choice_deviation, mean
@@ -161,35 +159,8 @@ def continued(values: Iterable[Any], up: bool) -> float | None:
     return float(f"{found[-1] * ratio if up else found[0] / ratio:.3g}")
 
 
-def added_cells(
-    experiment: Experiment, cells: Sequence[Cell], results: Mapping[str, Mapping]
-) -> list[Cell]:
-    """Returns the tuning cells that come next: of one more value to each grid that needs it.
-
-    Args:
-      experiment: with its tuning seeds drawn.
-      cells: the tuning cells so far, in grid order.
-      results: {run id: result.json} of those that have one.
-    """
-    places = {(cell.arm, point_key(cell.point)): cell for cell in cells}
-    found = scored(experiment.outcome, [cell.to_json() for cell in cells], results)
-    more: list[Cell] = []
-    for key, scores in found.items():
-        added = _next_value(experiment, scores)
-        if added is None:
-            continue
-        name, value = added
-        tried = {k: list(dict.fromkeys(c[k] for c, _ in scores)) for k in experiment.tune}
-        look = 1 + sum(len(v) - len(experiment.tune[k]) for k, v in tried.items())
-        for values in itertools.product(*(tried | {name: [value]}).values()):
-            tuned = dict(zip(experiment.tune, values, strict=True))
-            for seed in tune_seed_list(experiment):
-                cell = resolve(experiment, key[0], places[key].point, tuned, seed, "tune")
-                more.append(replace(cell, look=look))
-    return more
-
-
-def _next_value(experiment: Experiment, scores: Scores) -> tuple[str, float] | None:
+def next_value(experiment: Experiment, scores: Scores) -> tuple[str, float] | None:
+    """Returns the option and the value that a grid is continued by; None where it is complete."""
     chosen = best(scores)
     for key in edges(scores):
         values = [combination[key] for combination, _ in scores]

@@ -178,7 +178,7 @@ def _rollouts(run: Opened, found: Sequence[Part]) -> list[AttentionMap]:
     for stack in ("", "encoder", "listener"):
         layers = [p.sites.get("weights") for p in found if p.stack == stack and p.kind == "self"]
         weights = [w for w in layers if w is not None]
-        convolves = stack == "listener" and run.config.model.listener == "conformer"
+        convolves = stack == "listener" and run.config.model.get("listener") == "conformer"
         alike = len({w.shape for w in weights}) == 1 and len(weights) == len(layers)
         if not alike or convolves or any((w < 0).any() for w in weights):
             continue

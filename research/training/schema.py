@@ -37,11 +37,13 @@ from research.options import (
     declarations,
     defaults_read,
     every_option,
+    name_of,
     option,
     revisions,
     values_read,
 )
 from research.parallel.layout import Parallel
+from research.tasks.options import TaskOptions
 from research.tasks.registry import TASKS, TaskSection
 from research.training.optimizer import Optimizer
 
@@ -200,8 +202,21 @@ def resolve(config: ConfigDict | Values) -> ConfigDict:
             if key in read or name in TOLERATED:
                 continue
             if value not in (None, common_default(known[name])):
+                if section == "model":
+                    # A model of another task reads other keys; that is what is wrong then.
+                    check_able(parts["task"].name, values.get("name"))
                 raise UserError(_unread(section, key, value, parts))
     return _restricted(parts)
+
+
+def check_able(task: TaskOptions, model: str | None) -> None:
+    """Raises UserError for a model that cannot learn a task."""
+    able = task.task.models
+    if model is not None and model not in able:
+        raise UserError(
+            f"model.name={model!r} cannot learn the task {name_of(task, TASKS)!r}; "
+            f"{', '.join(able)} can."
+        )
 
 
 def of_run(plain: Values) -> ConfigDict:

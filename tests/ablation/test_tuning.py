@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from research.ablation import sweep
-from research.ablation.experiment import Experiment, Outcome, tuning_cells
+from research.ablation.expansion import added_cells, tuning_cells
+from research.ablation.experiment import Experiment, Outcome
 from research.ablation.forecast import forecast
 from research.ablation.registration import with_seeds
 from research.ablation.sweep import Shard, plan, populations, run_sweep
 from research.ablation.tuning import (
-    added_cells,
     choose,
     continued,
     edges,

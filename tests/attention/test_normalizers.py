@@ -1,7 +1,6 @@
 """Normalizers against their equations in float64, and what all of them promise about masks."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +8,18 @@ import numpy as np
 import pytest
 
 from research.attention.parameters import bind, described
+from research.attention.parts.choice import Sizes
 from research.attention.parts.normalizers import NORMALIZERS, Softmax, softmax
+from research.options import read
 
 SHAPE = B, H, T, S = 2, 3, 4, 7
-OPTIONS = SimpleNamespace(num_heads=H, max_length=9, sharpening=1.7)
+SIZES = Sizes(8 * H, H, H, 8, max_length=9)
 LEARNED = np.array([-0.5, 0.3, 1.2])
 
 
 def built(name, learned=LEARNED, dtype="float32"):
     """The registered normalizer with an array in place of what it learns."""
-    part = NORMALIZERS[name].build(OPTIONS)
+    part = read(NORMALIZERS[name], {"sharpening": 1.7}).build(SIZES)
     params = described(part, "normalizer")
     return bind(part, "normalizer", {key: jnp.asarray(learned, dtype) for key in params})
 
@@ -166,9 +167,9 @@ def test_low_precision_and_vmap(name):
 
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_what_a_normalizer_says_of_itself(name):
-    part = NORMALIZERS[name].build(OPTIONS)
+    part = read(NORMALIZERS[name], {"sharpening": 1.7}).build(SIZES)
     assert part.name == name
-    assert part == NORMALIZERS[name].build(OPTIONS)
+    assert part == read(NORMALIZERS[name], {"sharpening": 1.7}).build(SIZES)
     hash(part)
     learned = described(part, "normalizer")
     initial = {k: p.init(jax.random.key(0), p.shape, "float32") for k, p in learned.items()}

@@ -165,7 +165,10 @@ def test_temporaries_are_within_the_range_that_a_plan_states(slice_, deltas, mea
 
 def test_a_file_that_is_not_there_is_not_needed(large):
     assert not large.fits or large.estimate.memory.data > 0
-    config = apply_deltas(load_config(LM), {"task.path": "nowhere.txt", "task.tokenizer": "char"})
+    config = apply_deltas(
+        load_config(LM),
+        {"task.path": "nowhere.txt", "task.tokenizer": "char", "task.bpe_vocab_size": 1024},
+    )
     with pytest.raises(UserError, match="nowhere.txt"):
         forecast(config, parse_target("v5e:8x8"), {}, compiling=False)
 
@@ -285,7 +288,8 @@ def test_a_price_is_a_number(tmp_path):
 @pytest.mark.parametrize("name", ["lm_125m", "lm_1b3"])
 def test_configs_for_slices_have_the_keys_of_base_and_fit(name):
     config, base = load_config(f"configs/tpu/{name}.py"), load_config(small.BASE)
-    assert apply_deltas(base, flatten(config)) == config
+    deltas = {key: value for key, value in flatten(config).items() if value is not None}
+    assert apply_deltas(base, deltas) == config
     found = planned(config.parallel.slice, f"configs/tpu/{name}.py")
     assert found.fits
     assert found.estimate.implementation == "splash"

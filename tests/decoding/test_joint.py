@@ -241,7 +241,7 @@ def test_searches_that_a_model_cannot_do():
     source, lengths = frames(0, 2, 6)
     with pytest.raises(UserError, match=r"--temperature=1.0 .* CTC alone"):
         decode(model, params, source, lengths, Search(sampling=Sampling()))
-    with pytest.raises(UserError, match=r"--ctc_weight=1.5 must be at most 1"):
+    with pytest.raises(UserError, match=r"--ctc_weight=1.5 must be from 0 to 1"):
         Search(ctc_weight=1.5)
     with pytest.raises(UserError, match=r"--ctc_weight=0.5 .*--temperature=1.0"):
         Search(ctc_weight=0.5, sampling=Sampling())

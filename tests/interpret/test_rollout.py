@@ -89,13 +89,13 @@ def test_models_that_cannot_be_followed_are_refused_before_training():
         make_program(small.rule(interpret__final=("rollout",)))
     with pytest.raises(UserError, match="model.body='none'"):
         make_program(small.recall(interpret__final=("rollout",)))
-    recurrent = "mixer=gru, position=none, mask=causal"
+    recurrent = "mixer=gru"
     with pytest.raises(UserError, match="the mixer has not"):
         make_program(
             small.rule(
                 model__pooling="mean",
                 model__encoder=recurrent,
                 interpret__final=("rollout",),
-                **DEEP,
+                **{k: v for k, v in DEEP.items() if k != "model__position"},
             )
         )

@@ -30,6 +30,8 @@ BLOCKS = {"num_heads": 2, "feedforward": 8, "position": "none"}
 
 def config_of(**model):
     blocks = BLOCKS if model.get("listener", "bilstm") != "bilstm" else {}
+    if "position" in model.get("encoder", ""):
+        blocks = {k: v for k, v in blocks.items() if k != "position"}
     deltas = SMALL | blocks | {"init_stddev": 0.0} | model
     return make_listener(read_model(small.model(name="speech", **deltas)), 9, {})
 

@@ -395,8 +395,7 @@ def test_initial_values_by_fan_in():
         ({"num_heads": 3}, "model.num_heads = 3"),
         ({"num_heads": 4, "num_kv_heads": 3}, "model.num_kv_heads = 3"),
         ({"mask": "window"}, "model.window = 0"),
-        ({"mixer": "linear"}, "model.position = 'rope'"),
-        ({"mixer": "linear", "position": "none", "softcap": 3.0}, "model.softcap = 3.0"),
+        ({"mixer": "linear", "position": "rope"}, "model.position = 'rope'"),
         ({"implementation": "recurrent"}, "model.implementation = 'recurrent'"),
     ],
 )

@@ -216,7 +216,7 @@ def test_buckets_by_length():
 @pytest.mark.parametrize(
     ("deltas", "parts"),
     [
-        ({"task__word_dropout": 1.0}, ["task.word_dropout=1.0", "less than 1"]),
+        ({"task__word_dropout": 1.0}, ["task.word_dropout=1.0", "must be in [0, 1)"]),
         ({"task__min_count": 0}, ["task.min_count=0"]),
         ({"task__tokenizer": "char"}, ["task.tokenizer='char'", "bpe, word"]),
         ({"task__tokenizer": "bpe", "task__bpe_vocab_size": 200}, ["task.bpe_vocab_size=200"]),

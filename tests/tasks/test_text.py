@@ -121,7 +121,7 @@ def test_a_test_is_the_end_of_what_validation_would_have(tmp_path):
     windows = task.evaluation(task.data, "test", 0, 1)["inputs"]
     np.testing.assert_array_equal(windows[0], parts[1][: task.length])
     for fraction in (-0.1, 0.1, 0.5):
-        with pytest.raises(UserError, match="test_fraction=.* less than 0.1"):
+        with pytest.raises(UserError, match="test_fraction=.* must be in"):
             made(tmp_path, ENGLISH * 40, task__test_fraction=fraction)
 
 

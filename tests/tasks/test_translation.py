@@ -357,7 +357,7 @@ def test_languages_can_be_turned_round(path, splits):
     [
         ({"task__length": 1}, "task.length=1 must be at least 2"),
         ({"task__buckets": 0}, "task.buckets=0 must be at least 1"),
-        ({"task__label_smoothing": 1.0}, "task.label_smoothing=1.0 must be less than 1"),
+        ({"task__label_smoothing": 1.0}, r"task.label_smoothing=1.0 must be in \[0, 1\)"),
         ({"task__bpe_vocab_size": 258}, "task.bpe_vocab_size=258 must be at least 259"),
         ({"task__batch_size": 204}, "task.batch_size=204 is too large: .* has 203 pairs"),
         ({"task__length": 2}, "task.batch_size=8 is too large: .* has 0 pairs of at most"),

@@ -147,7 +147,6 @@ def test_every_implementation_is_counted(mixer, implementation):
     config = small.recall(
         model__mixer=mixer,
         model__position="none",
-        model__mask="causal" if MIXERS[mixer].causal else "full",
         model__implementation=implementation,
     )
     budget = measure_budget(config)

@@ -182,9 +182,9 @@ def test_clipping_can_be_off():
         ("weight_decay", -0.1, "must be at least 0"),
         ("clip_norm", -1.0, "must be at least 0"),
         ("warmup_steps", -1, "must be at least 0"),
-        ("beta1", 1.0, "must be less than 1"),
-        ("beta2", -0.1, "must be at least 0"),
-        ("final_fraction", 1.1, "must be at most 1"),
+        ("beta1", 1.0, "must be in [0, 1)"),
+        ("beta2", -0.1, "must be in [0, 1)"),
+        ("final_fraction", 1.1, "must be from 0 to 1"),
         ("accumulate", 0, "must be at least 1"),
     ],
 )

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from research.configuration import run_id
 from research.runs.store import result_of
 from research.tasks.registry import GENERATED, make_task
 from research.train import members_of
@@ -12,6 +11,7 @@ from research.training.evaluating import evaluate
 from research.training.loop import train_population
 from research.training.program import make_program
 from research.training.runs import load_best_of, load_config_of, open_run
+from research.training.schema import run_id
 from research.training.step import stream
 from tests import small
 from tests.compiled import compiled

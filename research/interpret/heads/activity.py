@@ -44,7 +44,8 @@ def attentions(model: Model, params: PyTree) -> list[Attention]:
     axes = dict(_leaves(model.parameter_axes(params)))
     shapes = {path: leaf.shape for path, leaf in _leaves(params)}
     outs = [path for path in shapes if path[-1] == "out" and "heads" in axes[path].names]
-    slots = {path: _slot(path) for path in outs}
+    # Slots of a pattern that have no attention count, too.
+    slots = {path: _slot(path) for path in shapes}
     found = []
     for path in outs:
         stack, slot, kind = slots[path]
