@@ -1,7 +1,7 @@
 """Learned arrays: how they are described, drawn, and put where they belong.
 
 A part of a mechanism (score, mask, bias, normalizer) is a pytree. A leaf that is learned holds a
-``Parameter`` until ``bind`` puts the array in its place, so the same dataclass is both the static,
+`Parameter` until `bind` puts the array in its place, so the same dataclass is both the static,
 hashable description and what computes.
 """
 
@@ -19,11 +19,11 @@ class Axes:
     """What the axes of a learned array are, and whether the array is a matrix.
 
     Attributes:
-        names: one logical name to each dimension, for sharding rules: "width" (the model's),
-            "heads", "kv_heads", "head_width", "taps"... "" where nothing is ever sharded.
-        matrix: whether it is a matrix. Matrices are what weight decay and the scale of the initial
-            parameters apply to. The number of dimensions does not say: biases of several heads have
-            two, and so have norm gains of stacked layers.
+      names: one logical name to each dimension, for sharding rules: "width" (the model's),
+        "heads", "kv_heads", "head_width", "taps"... "" where nothing is ever sharded.
+      matrix: whether it is a matrix. Matrices are what weight decay and the scale of the initial
+        parameters apply to. The number of dimensions does not say: biases of several heads have
+        two, and so have norm gains of stacked layers.
     """
 
     names: tuple[str, ...]
@@ -49,11 +49,11 @@ class Parameter:
     """One array that is learned.
 
     Attributes:
-        shape: its shape.
-        init: ``init(key, shape, dtype) -> array``, as those of ``jax.nn.initializers``. Two
-            mixers of the same options have to be equal, so it is a module-level function or one of
-            the dataclasses below, not a closure.
-        axes: what its dimensions are, and whether it is a matrix.
+      shape: its shape.
+      init: `init(key, shape, dtype) -> array`, as those of `jax.nn.initializers`. Two
+        mixers of the same options have to be equal, so it is a module-level function or one of
+        the dataclasses below, not a closure.
+      axes: what its dimensions are, and whether it is a matrix.
     """
 
     shape: tuple[int, ...]
@@ -87,17 +87,17 @@ class Constant:
 
 
 def matrix_init(stddev: float, fan_in: int, scale: float = 1.0) -> Normal:
-    """Normal with this standard deviation, or 1 / sqrt(fan_in) if it is 0; times ``scale``."""
+    """Normal with this standard deviation, or 1 / sqrt(fan_in) if it is 0; times `scale`."""
     return Normal((stddev or fan_in**-0.5) * scale)
 
 
 def described(part: Any, name: str) -> dict[str, Parameter]:
-    """The parameters in a part's leaves, called ``{name}_{field}``, or ``{field}`` by no name."""
+    """The parameters in a part's leaves, called `{name}_{field}`, or `{field}` by no name."""
     return {path_name(name, path): leaf for path, leaf in _leaves(part) if is_parameter(leaf)}
 
 
 def bind(part: Any, name: str, params: dict[str, Array]) -> Any:
-    """The part with each ``Parameter`` replaced by its array, by the names of ``described``."""
+    """The part with each `Parameter` replaced by its array, by the names of `described`."""
 
     def fill(path, leaf):
         return params[path_name(name, path)] if isinstance(leaf, Parameter) else leaf
@@ -106,12 +106,12 @@ def bind(part: Any, name: str, params: dict[str, Array]) -> Any:
 
 
 def is_parameter(x: Any) -> bool:
-    """Whether x describes a learned array: the leaves of a tree of ``Parameter``."""
+    """Whether x describes a learned array: the leaves of a tree of `Parameter`."""
     return isinstance(x, Parameter)
 
 
 def drawn(described: Any) -> Callable[[Array], Any]:
-    """key -> float32 arrays as a tree of ``Parameter`` describes them."""
+    """key -> float32 arrays as a tree of `Parameter` describes them."""
 
     def init(key: Array) -> Any:
         leaves, tree = jax.tree.flatten(described, is_leaf=is_parameter)

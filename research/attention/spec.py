@@ -38,8 +38,8 @@ class MixerSpec:
     """What is chosen for a mixer, and what the model tells it.
 
     Attributes:
-        options: of the mixer and its parts.
-        context: width, longest sequence... of the model.
+      options: of the mixer and its parts.
+      context: width, longest sequence... of the model.
     """
 
     options: MixerOptions
@@ -57,7 +57,7 @@ class MixerSpec:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """{key: declared default} of the keys in ``values``."""
+        """{key: declared default} of the keys in `values`."""
         return {MIXER: "softmax"} | defaults_read(self.options)
 
     @property
@@ -87,7 +87,7 @@ class MixerSpec:
         """Returns the mixer.
 
         Raises:
-            OptionError: an option is wrong; one line names it, the value and what is right.
+          OptionError: an option is wrong; one line names it, the value and what is right.
         """
         return self.options.make(self.context)
 
@@ -110,16 +110,16 @@ def mixer_spec(**values: Any) -> MixerSpec:
     """Returns the mixer that these keys and values describe.
 
     Args:
-        **values: of ``Context``, "mixer", and of the options of the mixer and its parts.
+      **values: of `Context`, "mixer", and of the options of the mixer and its parts.
 
     Raises:
-        OptionError: a value is wrong, or nothing reads it.
+      OptionError: a value is wrong, or nothing reads it.
     """
     return read_spec(values, values.keys())
 
 
 def make_mixer(**values: Any) -> Mixer:
-    """Returns the mixer that ``mixer_spec`` describes."""
+    """Returns the mixer that `mixer_spec` describes."""
     return mixer_spec(**values).make()
 
 
@@ -127,11 +127,11 @@ def read_spec(values: Mapping[str, Any], own: Collection[str] = ()) -> MixerSpec
     """Returns the mixer that some of the values describe.
 
     Args:
-        values: may have keys that this mixer does not read.
-        own: keys that it has to read, if they are not left at their defaults.
+      values: may have keys that this mixer does not read.
+      own: keys that it has to read, if they are not left at their defaults.
 
     Raises:
-        OptionError: a value is wrong, or one of ``own`` is not read.
+      OptionError: a value is wrong, or one of `own` is not read.
     """
     context = read(Context, values)
     name = values.get(MIXER) or "softmax"

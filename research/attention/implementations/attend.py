@@ -1,8 +1,8 @@
 """How attention is computed, as opposed to what is computed.
 
-An implementation computes exactly the mechanism it is given or raises ``Unsupported`` with a
+An implementation computes exactly the mechanism it is given or raises `Unsupported` with a
 message that names the part it lacks and an implementation that has it. A new one is one file and
-one line in ``IMPLEMENTATIONS``.
+one line in `IMPLEMENTATIONS`.
 """
 
 from collections.abc import Callable
@@ -30,16 +30,16 @@ class Implementation(NamedTuple):
     """One way to compute attention.
 
     Attributes:
-        attend: ``attend(q, k, v, mechanism)``.
-        lacks: ``lacks(mechanism) -> str`` names the part of it that is missing and is empty if
-            there is none.
-        blocked: whether ``attend`` takes a ``block_size``.
-        platforms: what it is for; elsewhere it raises ``Unsupported``, but for splash, which is
-            interpreted on CPUs for the sake of tests.
-        dtypes: of the queries it takes; empty takes all.
-        any_positions: whether positions may be unknown while tracing, as in a decoder's chunk.
-        split: whether it is for sequences that are split over devices; others are the same
-            without them.
+      attend: `attend(q, k, v, mechanism)`.
+      lacks: `lacks(mechanism) -> str` names the part of it that is missing and is empty if
+        there is none.
+      blocked: whether `attend` takes a `block_size`.
+      platforms: what it is for; elsewhere it raises `Unsupported`, but for splash, which is
+        interpreted on CPUs for the sake of tests.
+      dtypes: of the queries it takes; empty takes all.
+      any_positions: whether positions may be unknown while tracing, as in a decoder's chunk.
+      split: whether it is for sequences that are split over devices; others are the same
+        without them.
     """
 
     attend: Callable[..., Any]
@@ -99,11 +99,11 @@ def choose(
     position that is known while tracing and, if no dtype is given, with any dtype.
 
     Args:
-        length: the longest sequence.
-        mechanism: how queries read keys.
-        head_width: the wider of D and Dv; 0 if it is not known.
-        dtype: of queries, keys and values; None if it is not known.
-        backend: "cpu", "gpu" or "tpu"; None is what the computation will run on.
+      length: the longest sequence.
+      mechanism: how queries read keys.
+      head_width: the wider of D and Dv; 0 if it is not known.
+      dtype: of queries, keys and values; None if it is not known.
+      backend: "cpu", "gpu" or "tpu"; None is what the computation will run on.
     """
     backend = platform() if backend is None else backend
     name = "" if dtype is None else jnp.dtype(dtype).name
@@ -143,7 +143,7 @@ def refusal(implementation: str, mechanism: Mechanism) -> str:
 
 
 def while_decoding(implementation: str, length: int) -> str:
-    """The implementation that reads a cache with ``length`` new queries in place of this one.
+    """The implementation that reads a cache with `length` new queries in place of this one.
 
     One query has no use for blocks: its scores are linear in length anyway. Of several, the
     positions are not known while tracing, which some implementations need.
@@ -164,21 +164,21 @@ def attend(
     implementation: str = "dense",
     block_size: int = 0,
 ) -> Float[Array, "B T H Dv"]:
-    """Attention by the named implementation; see ``dense.attend`` for what it computes.
+    """Attention by the named implementation; see `dense.attend` for what it computes.
 
     Args:
-        q: queries, and so on as in ``dense.attend``.
-        k: keys.
-        v: values.
-        mechanism: how queries read keys; its arrays are bound.
-        q_index: absolute positions of the queries; 0 .. T-1 if None.
-        kv_index: absolute positions of the keys; 0 .. S-1 if None.
-        implementation: a name in ``IMPLEMENTATIONS``.
-        block_size: queries and keys to a block where there are blocks; 0 chooses.
+      q: queries, and so on as in `dense.attend`.
+      k: keys.
+      v: values.
+      mechanism: how queries read keys; its arrays are bound.
+      q_index: absolute positions of the queries; 0 .. T-1 if None.
+      kv_index: absolute positions of the keys; 0 .. S-1 if None.
+      implementation: a name in `IMPLEMENTATIONS`.
+      block_size: queries and keys to a block where there are blocks; 0 chooses.
 
     Raises:
-        Unsupported: the implementation is unknown, or lacks a part of the mechanism, this dtype,
-            this device or positions that are not known while tracing.
+      Unsupported: the implementation is unknown, or lacks a part of the mechanism, this dtype,
+        this device or positions that are not known while tracing.
     """
     if why := refusal(implementation, mechanism):
         raise Unsupported(why)

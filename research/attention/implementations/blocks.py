@@ -1,4 +1,4 @@
-"""Which blocks of queries and keys to visit, decided by ``Mask.blocks`` before anything runs."""
+"""Which blocks of queries and keys to visit, decided by `Mask.blocks` before anything runs."""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ class Visits(NamedTuple):
 def index_blocks(index: Any, length: int, block: int, pad: int | None = None) -> Any:
     """Positions as (blocks, block), in numpy where they are known while tracing.
 
-    Padding repeats the last position unless ``pad`` is given, so that the bounds stay tight.
+    Padding repeats the last position unless `pad` is given, so that the bounds stay tight.
     """
     index = np.arange(length, dtype=np.int32) if index is None else index
     if not isinstance(index, Tracer):
@@ -63,7 +63,7 @@ def list_visits(some: np.ndarray, every: np.ndarray) -> Visits:
 
 
 def visit(visits: Visits, row: Any, step: Any, carry: Any) -> Any:
-    """Runs ``step(column, carry, masked)`` over the visible blocks of one row."""
+    """Runs `step(column, carry, masked)` over the visible blocks of one row."""
     start, middle, stop = (at(x, row) for x in visits[1:])
 
     def run(masked):

@@ -20,17 +20,17 @@ def attend(
     """Attention (Vaswani et al. 2017, equation 1) by any mechanism.
 
     Args:
-        q: queries. H is a multiple of K; grouped heads share keys and values without repeating
-            them (Ainslie et al. 2023, section 2.2).
-        k: keys.
-        v: values.
-        mechanism: how queries read keys; its arrays are bound.
-        q_index: absolute positions of the queries; 0 .. T-1 if None.
-        kv_index: absolute positions of the keys; 0 .. S-1 if None.
+      q: queries. H is a multiple of K; grouped heads share keys and values without repeating
+        them (Ainslie et al. 2023, section 2.2).
+      k: keys.
+      v: values.
+      mechanism: how queries read keys; its arrays are bound.
+      q_index: absolute positions of the queries; 0 .. T-1 if None.
+      kv_index: absolute positions of the keys; 0 .. S-1 if None.
 
     Returns:
-        (B, T, H, Dv) in the dtype of q. Scores and weights are float32 (or wider) inside. A query
-        with no allowed key gets zeros.
+      (B, T, H, Dv) in the dtype of q. Scores and weights are float32 (or wider) inside. A query
+      with no allowed key gets zeros.
     """
     if mechanism.looks:
         mechanism = mechanism.see(q, k, q_index, kv_index)
@@ -57,7 +57,7 @@ def weights(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
-    """The attention weights that ``attend`` with the same arguments applies, float32 or wider."""
+    """The attention weights that `attend` with the same arguments applies, float32 or wider."""
     if mechanism.looks:
         mechanism = mechanism.see(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
@@ -73,7 +73,7 @@ def scores(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
-    """What the normalizer of ``attend`` sees, biases applied and nothing masked yet."""
+    """What the normalizer of `attend` sees, biases applied and nothing masked yet."""
     if mechanism.looks:
         mechanism = mechanism.see(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)

@@ -1,6 +1,6 @@
 """FlashAttention's loops over blocks of queries and keys, forwards and backwards, in plain JAX.
 
-What ``blockwise`` runs once, and ``ring`` once for the keys of every device. The online softmax is
+What `blockwise` runs once, and `ring` once for the keys of every device. The online softmax is
 that of Milakov & Gimelshein 2018, algorithm 3; the loops are those of Dao 2023 (FlashAttention-2),
 algorithms 1 and 2. A normalizer that looks at each score by itself runs in the same loops without
 the sums.
@@ -140,10 +140,10 @@ def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
     """(B, N, H, D) -> (blocks, B*K, G*block, D), zeros at the end of each piece.
 
     Args:
-        x: queries, or keys and values, of which each head is a group by itself.
-        kv_heads: K.
-        block: how many positions to a block.
-        pieces: equal parts of the N positions that share no block.
+      x: queries, or keys and values, of which each head is a group by itself.
+      kv_heads: K.
+      block: how many positions to a block.
+      pieces: equal parts of the N positions that share no block.
     """
     b, n, heads, width = x.shape
     length, group = n // pieces, heads // kv_heads
@@ -155,7 +155,7 @@ def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
 
 
 def join(x: Array, batch: int, heads: int, block: int, length: int, pieces: int = 1) -> Array:
-    """The inverse of ``cut``: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
+    """The inverse of `cut`: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
     count, width = x.shape[0], x.shape[-1]
     x = x.reshape(count, batch, heads, block, width).transpose(1, 0, 3, 2, 4)
     x = x.reshape(batch, pieces, -1, heads, width)[:, :, : length // pieces]
@@ -187,7 +187,7 @@ def _finish(shape, raw, problem, row, column, masked):
 def _needed(step, problem, place):
     """A step that is skipped where a mask that looks at content allows nothing in the block.
 
-    ``place(i)`` is the row and the column of what is visited as i.
+    `place(i)` is the row and the column of what is visited as i.
     """
     if not has_content(problem.mask):
         return step
@@ -202,7 +202,7 @@ def _needed(step, problem, place):
 
 
 def _finish_transposed(shape, raw, *rest):
-    """``_finish`` for raw scores (B*K, k, G*q)."""
+    """`_finish` for raw scores (B*K, k, G*q)."""
     return jnp.swapaxes(_finish(shape, jnp.swapaxes(raw, 1, 2), *rest), 1, 2)
 
 
@@ -228,9 +228,9 @@ def start(shape: Shape, q: Array, v: Array, extra: Array | None) -> Statistics:
 def forward(
     shape: Shape, q: Array, k: Array, v: Array, problem: Problem, visits: Visits, seen: Statistics
 ) -> Statistics:
-    """FlashAttention-2, algorithm 1: one row of blocks after the other, after ``seen``.
+    """FlashAttention-2, algorithm 1: one row of blocks after the other, after `seen`.
 
-    ``visits`` lists the columns of each row.
+    `visits` lists the columns of each row.
     """
     dtype = seen.out.dtype
 
@@ -289,9 +289,9 @@ class Rows(NamedTuple):
     """What a backward pass knows of the queries.
 
     Attributes:
-        grad: gradient of the output, in blocks like q.
-        log_sum: as ``conclude`` gives it, (rows, B*K, G*q_block).
-        delta: of the same shape, the products of grad and output.
+      grad: gradient of the output, in blocks like q.
+      log_sum: as `conclude` gives it, (rows, B*K, G*q_block).
+      delta: of the same shape, the products of grad and output.
     """
 
     grad: Array
@@ -305,7 +305,7 @@ def backward(
 ) -> tuple[Gradients, Array, Array]:  # fmt: skip
     """FlashAttention-2, algorithm 2, one column of blocks after the other.
 
-    ``visits`` lists the rows of each column. Returns the sums with these keys' share, and the
+    `visits` lists the rows of each column. Returns the sums with these keys' share, and the
     gradients of k and v, float32 or wider.
     """
     dtype = rows.log_sum.dtype
@@ -374,7 +374,7 @@ def extra_gradient(shape: Shape, extra: Array, rows: Rows) -> Array:
 def float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:
     """The leaves that have gradients, and what puts others in their place.
 
-    The second is ``rebuild(new, rest)``; ``rest`` is applied to the leaves without gradients.
+    The second is `rebuild(new, rest)`; `rest` is applied to the leaves without gradients.
     """
     leaves, structure = jax.tree.flatten(tree)
     at = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
@@ -389,7 +389,7 @@ def float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:
 
 
 def no_gradient(leaf: Any) -> Any:
-    """The cotangent of what is not differentiated, in the form ``custom_vjp`` wants."""
+    """The cotangent of what is not differentiated, in the form `custom_vjp` wants."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.zeros_like(leaf)
     return np.zeros(jnp.shape(leaf), jax.dtypes.float0)

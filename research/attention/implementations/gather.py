@@ -28,10 +28,10 @@ def attend(
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
     block_size: int = 0,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend``, of queries split over the axis "context" of the mesh.
+    """The same function as `dense.attend`, of queries split over the axis "context" of the mesh.
 
-    Arguments and result are those of ``dense.attend``. What can be computed in blocks is, in blocks
-    of ``block_size``; of the rest each device has all scores of its queries.
+    Arguments and result are those of `dense.attend`. What can be computed in blocks is, in blocks
+    of `block_size`; of the rest each device has all scores of its queries.
     """
     at: dict[str, Any] = {"q_index": q_index, "kv_index": kv_index}
     if not ring.lacks(mechanism):

@@ -4,7 +4,7 @@ import jax
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": that of ``jax.default_device`` if it is set, else JAX's default."""
+    """ "cpu", "gpu" or "tpu": that of `jax.default_device` if it is set, else JAX's default."""
     device = jax.config.jax_default_device  # ty: ignore[missing-attribute]
     if device is None:
         return jax.default_backend()

@@ -4,7 +4,7 @@ Every device has the queries, keys and values of some positions. Either the keys
 around the devices, one step a round, while each computes with those it has (Liu et al. 2023, "Ring
 Attention with Blockwise Transformers", section 3); or each gathers all of them (Llama Team 2024,
 Llama 3, section 3.3.2), which is the implementation "gather". Which blocks of scores a device
-computes in which round is decided by ``rounds``, and the loops over them are those of ``flash``.
+computes in which round is decided by `rounds`, and the loops over them are those of `flash`.
 """
 
 import functools
@@ -42,21 +42,21 @@ def attend(
     block_size: int = 0,
     gathered: bool = False,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend``, T and S split over the axis "context" of the mesh.
+    """The same function as `dense.attend`, T and S split over the axis "context" of the mesh.
 
-    With that axis of size 1, or without a mesh, it is ``blockwise.attend``, whose arguments and
+    With that axis of size 1, or without a mesh, it is `blockwise.attend`, whose arguments and
     errors it has. Lengths need not be multiples of the devices. The batch is split over "data" and
     the heads over "model" where they can be.
 
     Args:
-        q: as in ``blockwise.attend``, like all arguments not described here.
-        k: keys.
-        v: values.
-        mechanism: how queries read keys; its float leaves get gradients.
-        q_index: absolute positions of the queries; 0 .. T-1 if None.
-        kv_index: absolute positions of the keys; 0 .. S-1 if None.
-        block_size: queries and keys to a block; 0 chooses. Does not change the result.
-        gathered: whether each device gathers all keys and values instead of passing them on.
+      q: as in `blockwise.attend`, like all arguments not described here.
+      k: keys.
+      v: values.
+      mechanism: how queries read keys; its float leaves get gradients.
+      q_index: absolute positions of the queries; 0 .. T-1 if None.
+      kv_index: absolute positions of the keys; 0 .. S-1 if None.
+      block_size: queries and keys to a block; 0 chooses. Does not change the result.
+      gathered: whether each device gathers all keys and values instead of passing them on.
     """
     if missing := lacks(mechanism):
         raise Unsupported(f"ring attention lacks {missing}; use implementation 'gather'")
@@ -97,7 +97,7 @@ class _Plan(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """Those of a ``Schedule``, as arrays."""
+    """Those of a `Schedule`, as arrays."""
 
     rows: Array
     columns: Array
@@ -241,7 +241,7 @@ def _summed(plan, dleaves, leaf_specs, dextra, extra_spec):
 
 
 def _around(plan: _Plan, step: Any, carry: Any, keys: Any) -> Any:
-    """``carry = step(n, carry, keys)`` in every round n, the keys moving on in between."""
+    """`carry = step(n, carry, keys)` in every round n, the keys moving on in between."""
 
     def one(state, n):
         carry, keys = state
@@ -256,9 +256,9 @@ def _around(plan: _Plan, step: Any, carry: Any, keys: Any) -> Any:
 
 
 def _around_and_back(plan: _Plan, step: Any, sums: Any, keys: Any) -> Any:
-    """``_around`` with gradients of the keys, which move with them and return in the end.
+    """`_around` with gradients of the keys, which move with them and return in the end.
 
-    ``step(n, sums, keys)`` returns the sums and what is added to the gradients.
+    `step(n, sums, keys)` returns the sums and what is added to the gradients.
     """
 
     def one(n, carry, keys):
@@ -302,7 +302,7 @@ def _cut(layout: Layout, x: Array, kv_heads: int) -> Array:
 
 
 def _whole(layout: Layout, x: Array, batch: int, heads: int, length: int) -> Array:
-    """The inverse of ``_cut``."""
+    """The inverse of `_cut`."""
     x = flash.join(x, batch, heads, layout.block, length, layout.pieces)
     return _natural(layout, x)
 
@@ -327,7 +327,7 @@ def _traded(layout: Layout, x: Array) -> Array:
 
 
 def _natural(layout: Layout, x: Array) -> Array:
-    """The inverse of ``_traded``."""
+    """The inverse of `_traded`."""
     if layout.pieces == 1:
         return x
     halves = zip(_swapped(*jnp.split(x, 2, axis=1)), _trades(layout), strict=True)

@@ -22,10 +22,10 @@ class Layout(NamedTuple):
     """How one sequence is cut.
 
     Attributes:
-        shards: n, over how many devices.
-        pieces: of each device: 1 is natural order, 2 zigzag order.
-        piece: positions to a piece, so that there may be a few more than there were.
-        block: positions to a block; no block has positions of two pieces.
+      shards: n, over how many devices.
+      pieces: of each device: 1 is natural order, 2 zigzag order.
+      piece: positions to a piece, so that there may be a few more than there were.
+      block: positions to a block; no block has positions of two pieces.
     """
 
     shards: int
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
         return np.stack([first, 2 * self.shards - 1 - first], axis=1)
 
     def positions(self, index: Any, length: int, pad: int | None = None) -> Any:
-        """The positions that each device has, (shards, blocks, block); see ``index_blocks``."""
+        """The positions that each device has, (shards, blocks, block); see `index_blocks`."""
         pieces = index_blocks(index, length, self.piece, pad)
         missing = self.shards * self.pieces - len(pieces)
         xp = np if isinstance(pieces, np.ndarray) else jnp
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
 
 def lay(shards: int, pieces: int, length: int, block: int) -> Layout:
-    """The layout of a sequence; blocks are at most ``block`` long."""
+    """The layout of a sequence; blocks are at most `block` long."""
     piece = -(-length // (shards * pieces))
     return Layout(shards, pieces, piece, min(block, piece))
 
@@ -72,9 +72,9 @@ class Rounds(NamedTuple):
     """Which keys are read when.
 
     Attributes:
-        first: the distance at which the first round reads; device i reads from i - first.
-        count: the distance grows by one with each of so many rounds.
-        gathered: instead, one round reads the keys of all devices.
+      first: the distance at which the first round reads; device i reads from i - first.
+      count: the distance grows by one with each of so many rounds.
+      gathered: instead, one round reads the keys of all devices.
     """
 
     first: int
@@ -86,14 +86,14 @@ class Schedule(NamedTuple):
     """What every device does in every round.
 
     Attributes:
-        rounds: which keys are read when.
-        queries: how they are cut.
-        keys: how they are cut.
-        rows: positions of queries, (shards, rows, q_block).
-        columns: positions of keys, (shards, columns, kv_block); if gathered (1, all columns, ...).
-        real: which of them exist, of the same shape.
-        by_row: the columns that each row visits, arrays (rounds, shards, ...).
-        by_column: the rows that each column visits.
+      rounds: which keys are read when.
+      queries: how they are cut.
+      keys: how they are cut.
+      rows: positions of queries, (shards, rows, q_block).
+      columns: positions of keys, (shards, columns, kv_block); if gathered (1, all columns, ...).
+      real: which of them exist, of the same shape.
+      by_row: the columns that each row visits, arrays (rounds, shards, ...).
+      by_column: the rows that each column visits.
     """
 
     rounds: Rounds
@@ -120,14 +120,14 @@ def schedule(
     Better is the one whose busiest devices have less to do, summed over the rounds.
 
     Args:
-        mask: which pairs are allowed.
-        q_index: positions of the queries; 0 .. T-1 if None. Nothing is skipped where positions are
-            not known while tracing.
-        kv_index: positions of the keys; 0 .. S-1 if None.
-        lengths: T and S.
-        blocks: the longest blocks of queries and keys.
-        shards: devices.
-        gathered: whether each device reads all keys at once.
+      mask: which pairs are allowed.
+      q_index: positions of the queries; 0 .. T-1 if None. Nothing is skipped where positions are
+        not known while tracing.
+      kv_index: positions of the keys; 0 .. S-1 if None.
+      lengths: T and S.
+      blocks: the longest blocks of queries and keys.
+      shards: devices.
+      gathered: whether each device reads all keys at once.
     """
     given = (mask, q_index, kv_index, lengths, blocks, shards)
     return min((_schedule(*given, pieces, gathered) for pieces in (1, 2)), key=_cost)

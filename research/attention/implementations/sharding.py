@@ -1,7 +1,7 @@
 """How attention's arrays lie on the active mesh of devices, as far as attention has to know.
 
 The axes are those of the whole project: "data" splits the batch, "context" the sequence, "model"
-the heads. A mesh is active through ``jax.set_mesh``; an axis that it lacks has size 1.
+the heads. A mesh is active through `jax.set_mesh`; an axis that it lacks has size 1.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def splits(axis: str, *counts: int) -> str | None:
 
 
 def manual(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """``jax.shard_map`` over the whole active mesh, of what replicates as its specs say it does."""
+    """`jax.shard_map` over the whole active mesh, of what replicates as its specs say it does."""
     axes = set(axis_sizes())
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False
@@ -52,7 +52,7 @@ def manual(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
 def enough_heads(x: Array, heads: int) -> Array:
     """Key heads (B, S, K, D) repeated as often as it takes to have one on every device of "model".
 
-    The ``heads`` query heads find those that they share as before: the copies of one are
+    The `heads` query heads find those that they share as before: the copies of one are
     neighbours. Nothing is repeated if that would not let the heads be split.
     """
     size = axis_sizes().get(MODEL, 1)
@@ -62,7 +62,7 @@ def enough_heads(x: Array, heads: int) -> Array:
 
 
 def mask_specs(mask: Any, batch: int, axis: str | None) -> Any:
-    """Specs of a mask's arrays: rows of the batch are split over ``axis``, positions are not."""
+    """Specs of a mask's arrays: rows of the batch are split over `axis`, positions are not."""
     return jax.tree.map(
         lambda x: PartitionSpec(axis if x.ndim and x.shape[0] == batch else None), mask
     )

@@ -68,16 +68,16 @@ def attend(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend`` by the splash attention kernel.
+    """The same function as `dense.attend` by the splash attention kernel.
 
-    Arguments and result are those of ``dense.attend``. Lengths that are no multiple of 128 are
+    Arguments and result are those of `dense.attend`. Lengths that are no multiple of 128 are
     padded with keys that nothing sees. It can be differentiated once and works under vmap. On a
     mesh each device has some rows of the batch, heads and queries, and gathers the keys and values
     that they see.
 
     Raises:
-        Unsupported: a part of the mechanism is missing, positions are not known while tracing, q is
-            neither bfloat16 nor float32, or the device is a GPU.
+      Unsupported: a part of the mechanism is missing, positions are not known while tracing, q is
+        neither bfloat16 nor float32, or the device is a GPU.
     """
     from research.attention.implementations.splash_mask import kernel_mask
 
@@ -112,7 +112,7 @@ def _batched(kernel, q, k, v, segments, extra):
 
 
 def _over_devices(kernel, q, k, v, segments, extra):
-    """``_batched`` on a mesh: the compiler cannot split a kernel by itself."""
+    """`_batched` on a mesh: the compiler cannot split a kernel by itself."""
     batch_axis = sharding.splits(DATA, q.shape[0])
     heads_axis = sharding.splits(MODEL, q.shape[1], k.shape[1])
     rows_axis = CONTEXT if sharding.context_size() > 1 else None
@@ -132,7 +132,7 @@ def _over_devices(kernel, q, k, v, segments, extra):
 def _kernel(mask, heads, biases, normalizer):
     """The kernel of a device for this mask, what multiplies its queries, and the extra logits.
 
-    ``heads`` are those of all devices together, of queries and of keys.
+    `heads` are those of all devices together, of queries and of keys.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
@@ -189,7 +189,7 @@ def _heads_first(x: Array, length: int) -> Array:
 
 
 def _segments(given, rows, columns, lengths, batch):
-    """Segment ids (B, padded length) that are equal where the mask in ``given`` allows, or None.
+    """Segment ids (B, padded length) that are equal where the mask in `given` allows, or None.
 
     Padding is a segment 0 that all queries and the valid keys are in.
     """

@@ -20,7 +20,7 @@ def kernel_mask(
 ) -> tuple[Any, Any]:
     """The mask as the kernel wants it, and which rows had to be given a key.
 
-    Its lengths are padded to whole lanes on each of ``shards`` devices. Masks that the kernel can
+    Its lengths are padded to whole lanes on each of `shards` devices. Masks that the kernel can
     compute from two indices cost no memory.
     """
     t, s, unit = len(rows), len(columns), LANES * shards
@@ -41,7 +41,7 @@ class _Evaluated(kernels.Mask):
     """Masks without arrays, evaluated in blocks.
 
     The kernel divides by zero in a row without keys. Such rows, and those of padding, get the first
-    key; ``filled`` says which.
+    key; `filled` says which.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class AttentionOptions(HeadOptions):
     block_size: int = span(0, "of implementations with blocks or chunks; 0: chosen")
 
     def sizes(self, context: Context) -> Sizes:
-        """Returns the sizes of the heads; see ``HeadOptions``."""
+        """Returns the sizes of the heads; see `HeadOptions`."""
         bidirectional = self.build_mask(context).together != 0
         return dataclasses.replace(super().sizes(context), bidirectional=bidirectional)
 
@@ -95,7 +95,7 @@ class AttentionOptions(HeadOptions):
         """Returns the implementation that runs.
 
         Raises:
-            OptionError: the one that is named lacks a part of the mechanism.
+          OptionError: the one that is named lacks a part of the mechanism.
         """
         if self.implementation != AUTO and (
             why := refusal(self.implementation, self.mechanism(context))
@@ -139,7 +139,7 @@ class ScoredOptions(AttentionOptions):
     )
 
     def sizes(self, context: Context) -> Sizes:
-        """Returns the sizes of the heads; see ``HeadOptions``."""
+        """Returns the sizes of the heads; see `HeadOptions`."""
         return shared_heads(super().sizes(context), self.num_kv_heads)
 
     def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:
@@ -161,7 +161,7 @@ class ScoredOptions(AttentionOptions):
         """Returns the biases that are on, the forget gate last.
 
         Raises:
-            OptionError: there is a forget gate and the mask is not causal.
+          OptionError: there is a forget gate and the mask is not causal.
         """
         found = super().build_biases(context)
         if not self.forget_gate:
@@ -183,7 +183,7 @@ def shared_heads(sizes: Sizes, num_kv_heads: int) -> Sizes:
     """Returns sizes with this many heads of keys and values; 0: one to each head of queries.
 
     Raises:
-        OptionError: they do not divide the heads of queries.
+      OptionError: they do not divide the heads of queries.
     """
     kv_heads = num_kv_heads or sizes.num_heads
     if sizes.num_heads % kv_heads:

@@ -1,7 +1,7 @@
 """The decoding state of attention: a ring buffer of what later queries still read.
 
-A mask says what that is: every key (``mask.reach`` is None), the latest ``reach`` of them, and the
-first ``kept`` in any case (attention sinks, Xiao et al. 2023, section 3.2).
+A mask says what that is: every key (`mask.reach` is None), the latest `reach` of them, and the
+first `kept` in any case (attention sinks, Xiao et al. 2023, section 3.2).
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ def empty(mask: Mask, length: int, token: dict[str, jax.ShapeDtypeStruct]) -> Py
     """A cache without tokens.
 
     Args:
-        mask: which keys a query sees.
-        length: the most tokens there will be.
-        token: what is kept of one token by name, (B, 1, ...).
+      mask: which keys a query sees.
+      length: the most tokens there will be.
+      token: what is kept of one token by name, (B, 1, ...).
 
     Returns:
-        For each name an array (B, slots, ...) with min(length, kept + reach) slots;
-        "positions" (slots,) int32, -1 where empty; "step", the number of tokens seen.
+      For each name an array (B, slots, ...) with min(length, kept + reach) slots;
+      "positions" (slots,) int32, -1 where empty; "step", the number of tokens seen.
 
     Raises:
-        Unsupported: the mask lets queries see keys after them without bound.
+      Unsupported: the mask lets queries see keys after them without bound.
     """
     if mask.together is None:
         raise Unsupported(
@@ -65,7 +65,7 @@ def empty(mask: Mask, length: int, token: dict[str, jax.ShapeDtypeStruct]) -> Py
 
 
 def positions(state: PyTree, length: int) -> Int[Array, " length"]:
-    """The positions of the next ``length`` tokens."""
+    """The positions of the next `length` tokens."""
     return state["step"] + jnp.arange(length, dtype=jnp.int32)
 
 
@@ -73,13 +73,13 @@ def extend(mask: Mask, state: PyTree, new: dict[str, Array]) -> tuple[PyTree, Py
     """Writes T tokens.
 
     Args:
-        mask: the one the cache was made for.
-        state: a cache.
-        new: what is kept of the tokens, arrays (B, T, ...) by name.
+      mask: the one the cache was made for.
+      state: a cache.
+      new: what is kept of the tokens, arrays (B, T, ...) by name.
 
     Returns:
-        The new cache, and what the queries of these tokens read: the same arrays with
-        "positions", -1 where there is nothing to be read.
+      The new cache, and what the queries of these tokens read: the same arrays with
+      "positions", -1 where there is nothing to be read.
     """
     new = {name: a.astype(state[name].dtype) for name, a in new.items()}
     length = next(iter(new.values())).shape[1]

@@ -41,12 +41,12 @@ class MixerOptions(Part):
     """A mixer that a config can name.
 
     Attributes:
-        implementations: the names that ``implementation`` may have.
-        time: work for a sequence, in T, S, D...
-        state: size of the decoding state of one layer and sequence.
-        causal: whether it can be decoded token by token.
-        where: where it can be used: of "self", "cross", "decoder" (a recurrent network's).
-        has_biases: whether its projections can have biases.
+      implementations: the names that `implementation` may have.
+      time: work for a sequence, in T, S, D...
+      state: size of the decoding state of one layer and sequence.
+      causal: whether it can be decoded token by token.
+      where: where it can be used: of "self", "cross", "decoder" (a recurrent network's).
+      has_biases: whether its projections can have biases.
     """
 
     implementations: ClassVar[tuple[str, ...]] = ()
@@ -70,7 +70,7 @@ class MixerOptions(Part):
         """Returns the mixer.
 
         Raises:
-            OptionError: the options do not fit each other or the context.
+          OptionError: the options do not fit each other or the context.
         """
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class HeadOptions(MixerOptions):
         """Returns the sizes of the heads.
 
         Raises:
-            OptionError: they do not fit.
+          OptionError: they do not fit.
         """
         if not self.head_width and context.width % self.num_heads:
             message = f"width = {context.width} is not divisible by it; choose a divisor or "
@@ -115,9 +115,9 @@ def fill(cls: type[T], *sources: Any, **values: Any) -> T:
     """Returns an instance of a dataclass from values and from attributes of the same names.
 
     Args:
-        cls: the dataclass.
-        *sources: objects; a field is taken from the first that has an attribute of its name.
-        **values: fields that are given instead. A field that is nowhere keeps its default.
+      cls: the dataclass.
+      *sources: objects; a field is taken from the first that has an attribute of its name.
+      **values: fields that are given instead. A field that is nowhere keeps its default.
     """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # ty: ignore[invalid-argument-type]

@@ -26,24 +26,24 @@ Positions = Integer[Array | np.ndarray, " N"]
 class CrossAttention:
     """Multi-head attention to a memory (Vaswani et al. 2017, section 3.2.3, encoder-decoder).
 
-    Heads, parts and parameters are those of ``SelfAttention``, but keys and values come from a
-    memory of width M'. A memory is read either at once, by calling this, or by ``remember`` and
-    then ``read`` as often as there are queries to come.
+    Heads, parts and parameters are those of `SelfAttention`, but keys and values come from a
+    memory of width M'. A memory is read either at once, by calling this, or by `remember` and
+    then `read` as often as there are queries to come.
 
     Attributes:
-        width: M, of the queries' sequence.
-        memory_width: M', of the memory.
-        num_heads: H.
-        num_kv_heads: K, which divides H.
-        head_width: D.
-        mechanism: how queries read keys, by positions in the two sequences; without arrays.
-        rotary: rotates queries and keys by their positions; None does not.
-        output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
-        implementation: a name in ``IMPLEMENTATIONS``.
-        block_size: for implementations that have blocks; 0 chooses.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+      width: M, of the queries' sequence.
+      memory_width: M', of the memory.
+      num_heads: H.
+      num_kv_heads: K, which divides H.
+      head_width: D.
+      mechanism: how queries read keys, by positions in the two sequences; without arrays.
+      rotary: rotates queries and keys by their positions; None does not.
+      output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
+      implementation: a name in `IMPLEMENTATIONS`.
+      block_size: for implementations that have blocks; 0 chooses.
+      use_bias: adds a bias to each of the four projections.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -81,16 +81,16 @@ class CrossAttention:
         """Reads the memory with a whole sequence at positions 0 .. T-1.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            x: the sequence whose queries read.
-            memory: what is read, of width M', at positions 0 .. S-1.
-            mask: restricts the layer's own mask further: padding of the memory.
+          params: arrays of the shapes that `parameters` states.
+          x: the sequence whose queries read.
+          memory: what is read, of width M', at positions 0 .. S-1.
+          mask: restricts the layer's own mask further: padding of the memory.
 
         Returns:
-            (B, T, M) in the dtype of x. A query that may see nothing reads zeros.
+          (B, T, M) in the dtype of x. A query that may see nothing reads zeros.
 
         Raises:
-            Unsupported: the implementation lacks a part.
+          Unsupported: the implementation lacks a part.
         """
         return self.read(params, x, self.remember(params, memory), mask=mask)
 
@@ -113,14 +113,14 @@ class CrossAttention:
         mask: Mask | None = None,
         q_index: Positions | None = None,
     ) -> Float[Array, "B T M"]:
-        """As calling, of what ``remember`` returned.
+        """As calling, of what `remember` returned.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            x: the next T tokens of the sequence whose queries read.
-            remembered: keys and values.
-            mask: restricts the layer's own mask further: padding of the memory.
-            q_index: positions of the tokens; 0 .. T-1 if None.
+          params: arrays of the shapes that `parameters` states.
+          x: the next T tokens of the sequence whose queries read.
+          remembered: keys and values.
+          mask: restricts the layer's own mask further: padding of the memory.
+          q_index: positions of the tokens; 0 .. T-1 if None.
         """
         # One query has no use for blocks: its scores are linear in length anyway.
         implementation = "dense" if x.shape[1] == 1 else self.implementation
@@ -136,20 +136,20 @@ class CrossAttention:
         mask: Mask | None = None,
         q_index: Positions | None = None,
     ) -> Look:
-        """The weights and values that ``read`` with the same arguments sums; see ``Mixer``."""
+        """The weights and values that `read` with the same arguments sums; see `Mixer`."""
         return self._read(looked, params, x, remembered, mask, q_index)
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Gates and projects what the heads read; see ``Mixer``."""
+        """Gates and projects what the heads read; see `Mixer`."""
         read = read.astype(x.dtype)
         if self.output_gate:
             read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
         return merge_heads(params, read)
 
     def _read(self, by, params, x, remembered, mask, q_index):
-        """``by(q, k, v, mechanism)`` for the queries of x and what is remembered."""
+        """`by(q, k, v, mechanism)` for the queries of x and what is remembered."""
         mechanism = self.mechanism.bind(params, mask)
         k, v = remembered.get("k", remembered["v"]), remembered["v"]
         at = np.arange(x.shape[1]) if q_index is None else q_index, np.arange(v.shape[1])

@@ -33,7 +33,7 @@ class DifferentialAttention(SelfAttention):
     """
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of ``SelfAttention``, "lambda" (4, D / 2), and the scale of the norm, (D,)."""
+        """Those of `SelfAttention`, "lambda" (4, D / 2), and the scale of the norm, (D,)."""
         half = self.head_width // 2
         return super().parameters() | {
             "lambda": Parameter((4, half), Normal(0.1), vector_axes("", "")),
@@ -55,12 +55,12 @@ class DifferentialAttention(SelfAttention):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Normalizes each head's difference, then as ``SelfAttention``."""
+        """Normalizes each head's difference, then as `SelfAttention`."""
         read = read * jax.lax.rsqrt(jnp.mean(jnp.square(read), -1, keepdims=True) + 1e-5)
         return super().merge(params, x, read * ((1 - LAMBDA) * params["norm_scale"]))
 
     def _read(self, by, params, x, kept, q_index, kv_index, mask):
-        """``by`` of the first half of each head, minus lambda times that of the second."""
+        """`by` of the first half of each head, minus lambda times that of the second."""
 
         def difference(q, k, v, mechanism, **at):
             halves = zip(jnp.split(q, 2, -1), jnp.split(k, 2, -1), strict=True)
@@ -108,7 +108,7 @@ class DifferentialOptions(AttentionOptions):
     output_gate: bool = option(False, "what the heads read times sigmoid(x W)")
 
     def sizes(self, context: Context) -> Sizes:
-        """Returns the sizes of the heads; see ``HeadOptions``."""
+        """Returns the sizes of the heads; see `HeadOptions`."""
         return shared_heads(super().sizes(context), self.num_kv_heads)
 
     def make(self, context: Context) -> DifferentialAttention:

@@ -39,17 +39,17 @@ class LatentAttention(Mixer):
     kept and read.
 
     Attributes:
-        width: M.
-        num_heads: H.
-        head_width: D, of values and of the part of keys that does not rotate.
-        latent_width: C.
-        rotary_width: R; 0 without positions.
-        mechanism: how queries, which are scaled already, read keys.
-        rotary: rotates the shared key and that part of the queries; None does not.
-        implementation: a name in ``IMPLEMENTATIONS``.
-        block_size: for implementations that have blocks; 0 chooses.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+      width: M.
+      num_heads: H.
+      head_width: D, of values and of the part of keys that does not rotate.
+      latent_width: C.
+      rotary_width: R; 0 without positions.
+      mechanism: how queries, which are scaled already, read keys.
+      rotary: rotates the shared key and that part of the queries; None does not.
+      implementation: a name in `IMPLEMENTATIONS`.
+      block_size: for implementations that have blocks; 0 chooses.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -101,7 +101,7 @@ class LatentAttention(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Latent attention over a whole sequence; see ``Mixer``."""
+        """Latent attention over a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         at = {"q_index": index, "kv_index": index, "block_size": self.block_size}
         mechanism = self.mechanism.bind(params, mask)
@@ -116,7 +116,7 @@ class LatentAttention(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The weights and unfolded values of a whole sequence; see ``Mixer``."""
+        """The weights and unfolded values of a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         mechanism = self.mechanism.bind(params, mask)
         return looked(*self._unfolded(params, x, index), mechanism, q_index=index, kv_index=index)
@@ -124,7 +124,7 @@ class LatentAttention(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Projects what the heads read; see ``Mixer``."""
+        """Projects what the heads read; see `Mixer`."""
         return merge_heads(params, read.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
@@ -136,7 +136,7 @@ class LatentAttention(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``. Reads the latents as one key head (section 2.1.2)."""
+        """The next T tokens; see `Mixer`. Reads the latents as one key head (section 2.1.2)."""
         index = cache.positions(state, x.shape[1])
         q, new = self._query(params, x, index), self._remembered(params, x, index)
         state, seen = cache.extend(self.mechanism.cached, state, new)

@@ -27,14 +27,14 @@ def attend_projected(
     """softmax(Q (E K)^T / sqrt(D)) F V (Wang et al. 2020, equation 7), E and F for all heads.
 
     Args:
-        q: queries.
-        k: keys; those of padding zero.
-        v: values; those of padding zero.
-        key_mixture: E.
-        value_mixture: F.
+      q: queries.
+      k: keys; those of padding zero.
+      v: values; those of padding zero.
+      key_mixture: E.
+      value_mixture: F.
 
     Returns:
-        The outputs in the dtype of q; the softmax is float32 or wider.
+      The outputs in the dtype of q; the softmax is float32 or wider.
     """
     v = jnp.einsum("rs,bshd->brhd", value_mixture, v)
     weights = mixture_weights(q, k, key_mixture).astype(q.dtype)
@@ -44,7 +44,7 @@ def attend_projected(
 def mixture_weights(
     q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], key_mixture: Float[Array, "R T"]
 ) -> Float[Array, "B H T R"]:
-    """softmax(Q (E K)^T / sqrt(D)), float32 or wider; arguments as in ``attend_projected``."""
+    """softmax(Q (E K)^T / sqrt(D)), float32 or wider; arguments as in `attend_projected`."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     k = jnp.einsum("rs,bshd->brhd", key_mixture, k)
     scores = jnp.einsum("bthd,brhd->bhtr", q, k, preferred_element_type=wide)
@@ -58,15 +58,15 @@ class Linformer(Mixer):
     It is for encoders: every output sees every position. That is the paper's "headwise sharing".
 
     Attributes:
-        width: M.
-        num_heads: H.
-        head_width: D.
-        max_length: the longest sequence. Shorter ones use the leading columns of E and F.
-        rank: R, the number of mixtures.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). That of
-            E and F is always 1 / sqrt(max_length), so that mixtures are as large as what they mix.
-        out_scale: multiplies the initial output projection.
+      width: M.
+      num_heads: H.
+      head_width: D.
+      max_length: the longest sequence. Shorter ones use the leading columns of E and F.
+      rank: R, the number of mixtures.
+      use_bias: adds a bias to each of the four projections.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). That of
+        E and F is always 1 / sqrt(max_length), so that mixtures are as large as what they mix.
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -84,7 +84,7 @@ class Linformer(Mixer):
         return self.num_heads
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of ``SelfAttention``; "key_mixture", "value_mixture" (R, length)."""
+        """Projections as those of `SelfAttention`; "key_mixture", "value_mixture" (R, length)."""
         mixture = Parameter(
             (self.rank, self.max_length), Normal(self.max_length**-0.5), matrix_axes("", "")
         )
@@ -97,10 +97,10 @@ class Linformer(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Attention over a whole sequence; see ``Mixer``. The mask can only be padding.
+        """Attention over a whole sequence; see `Mixer`. The mask can only be padding.
 
         Raises:
-            Unsupported: another mask was given, or the sequence is longer than ``max_length``.
+          Unsupported: another mask was given, or the sequence is longer than `max_length`.
         """
         return merge_heads(params, attend_projected(*self._prepared(params, x, mask)))
 
@@ -111,7 +111,7 @@ class Linformer(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """Weights of positions, softmax(Q (E K)^T / sqrt(D)) F; see ``Mixer``. No scores.
+        """Weights of positions, softmax(Q (E K)^T / sqrt(D)) F; see `Mixer`. No scores.
 
         Those of padding are of no account: its values are zero.
         """
@@ -122,11 +122,11 @@ class Linformer(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Projects what the heads read; see ``Mixer``."""
+        """Projects what the heads read; see `Mixer`."""
         return merge_heads(params, read.astype(x.dtype))
 
     def _prepared(self, params, x, mask):
-        """The arguments of ``attend_projected``."""
+        """The arguments of `attend_projected`."""
         length = x.shape[1]
         if length > self.max_length:
             raise Unsupported(
@@ -149,7 +149,7 @@ class Linformer(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """Raises Unsupported, as ``init_state``."""
+        """Raises Unsupported, as `init_state`."""
         return self.init_state(x.shape[0], x.shape[1], x.dtype)
 
 

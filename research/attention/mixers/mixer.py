@@ -17,14 +17,14 @@ from research.attention.parts.masks import Mask
 class Look(NamedTuple):
     """A mixer laid open: what it reads of a sequence, and with which weights.
 
-    ``merge(params, x, read_values(look.weights, look.values))`` is what the mixer computes. Weights
+    `merge(params, x, read_values(look.weights, look.values))` is what the mixer computes. Weights
     need not be positive or sum to one: those of a recurrence are what its outputs are made of.
 
     Attributes:
-        weights: from queries to keys, float32 or wider.
-        values: what is summed; H is a multiple of their K heads.
-        scores: what the normalizer saw, biases included and masks not; None where nothing is
-            normalized.
+      weights: from queries to keys, float32 or wider.
+      values: what is summed; H is a multiple of their K heads.
+      scores: what the normalizer saw, biases included and masks not; None where nothing is
+        normalized.
     """
 
     weights: Float[Array, "B H T S"]
@@ -49,7 +49,7 @@ class Mixer:
     A mixer is a frozen, hashable dataclass of static options and owns no arrays. Parameters are
     float32 and are cast to the dtype of x; softmax statistics and recurrent states are float32.
     The two ways to run it agree: calling it on a whole sequence, and feeding the sequence to
-    ``extend`` in chunks of any size.
+    `extend` in chunks of any size.
     """
 
     def parameters(self) -> dict[str, Parameter]:
@@ -66,20 +66,20 @@ class Mixer:
         """Mixes a whole sequence at positions 0 .. T-1.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            x: the sequence.
-            mask: restricts the mixer's own mask further (padding, segments).
+          params: arrays of the shapes that `parameters` states.
+          x: the sequence.
+          mask: restricts the mixer's own mask further (padding, segments).
 
         Raises:
-            Unsupported: a mask was given and this mixer cannot take one.
+          Unsupported: a mask was given and this mixer cannot take one.
         """
         raise NotImplementedError
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The state before the first of at most ``length`` tokens.
+        """The state before the first of at most `length` tokens.
 
         Raises:
-            Unsupported: the mixer looks ahead, so it cannot be run token by token.
+          Unsupported: the mixer looks ahead, so it cannot be run token by token.
         """
         raise NotImplementedError
 
@@ -105,7 +105,7 @@ class Mixer:
         Arguments as in calling. All T S weights of all heads are in memory at once.
 
         Raises:
-            Unsupported: what the mixer computes is no weighted sum over positions.
+          Unsupported: what the mixer computes is no weighted sum over positions.
         """
         name = type(self).__name__
         raise Unsupported(f"{name} sums no values, so it has no weights to look at")
@@ -113,15 +113,15 @@ class Mixer:
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """What the mixer makes of what its heads read; see ``Look``.
+        """What the mixer makes of what its heads read; see `Look`.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            x: the sequence, which may gate it.
-            read: the sums of values.
+          params: arrays of the shapes that `parameters` states.
+          x: the sequence, which may gate it.
+          read: the sums of values.
 
         Raises:
-            Unsupported: as ``look``.
+          Unsupported: as `look`.
         """
         name = type(self).__name__
         raise Unsupported(f"{name} sums no values, so there is nothing to merge")
@@ -130,7 +130,7 @@ class Mixer:
 def kept_of_token(
     mixer: Any, remember: Callable[..., dict[str, Array]], batch: int, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of what ``remember(params, x)`` keeps of one token (B, 1, M) of this dtype."""
+    """The shapes of what `remember(params, x)` keeps of one token (B, 1, M) of this dtype."""
     params = {
         name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in mixer.parameters().items()
     }

@@ -33,18 +33,18 @@ class SelfAttention(Mixer):
     description; what its parts learn is among the mixer's parameters.
 
     Attributes:
-        width: M.
-        num_heads: H.
-        num_kv_heads: K, which divides H.
-        head_width: D.
-        mechanism: how queries read keys; hashable, so without arrays.
-        rotary: rotates queries and keys by their positions; None does not.
-        output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
-        implementation: a name in ``IMPLEMENTATIONS``.
-        block_size: for implementations that have blocks; 0 chooses.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+      width: M.
+      num_heads: H.
+      num_kv_heads: K, which divides H.
+      head_width: D.
+      mechanism: how queries read keys; hashable, so without arrays.
+      rotary: rotates queries and keys by their positions; None does not.
+      output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
+      implementation: a name in `IMPLEMENTATIONS`.
+      block_size: for implementations that have blocks; 0 chooses.
+      use_bias: adds a bias to each of the four projections.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -75,7 +75,7 @@ class SelfAttention(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Self-attention over a whole sequence; see ``Mixer``."""
+        """Self-attention over a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         kept = self._placed(self.remember(params, x), index)
         out = self._read(self._by(self.implementation), params, x, kept, index, index, mask)
@@ -88,7 +88,7 @@ class SelfAttention(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The weights and values of a whole sequence; see ``Mixer``."""
+        """The weights and values of a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         kept = self._placed(self.remember(params, x), index)
         return self._read(looked, params, x, kept, index, index, mask)
@@ -96,21 +96,21 @@ class SelfAttention(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Gates and projects what the heads read; see ``Mixer``."""
+        """Gates and projects what the heads read; see `Mixer`."""
         read = read.astype(x.dtype)
         if self.output_gate:
             read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
         return merge_heads(params, read)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """An empty cache of what is remembered; see ``cache.empty``."""
+        """An empty cache of what is remembered; see `cache.empty`."""
         token = kept_of_token(self, self.remember, batch, dtype)
         return cache.empty(self.mechanism.cached, length, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``. A prefix has to come whole, in the first chunk."""
+        """The next T tokens; see `Mixer`. A prefix has to come whole, in the first chunk."""
         index = cache.positions(state, x.shape[1])
         new = self._placed(self.remember(params, x), index)
         state, seen = cache.extend(self.mechanism.cached, state, new)
@@ -140,12 +140,12 @@ class SelfAttention(Mixer):
         """What tokens at these positions read of what was kept of others at theirs.
 
         Args:
-            params: as in ``__call__``.
-            x: the tokens that read.
-            kept: what is read, as ``remember`` gives it.
-            q_index: positions of the tokens that read.
-            kv_index: positions of what is read.
-            mask: restricts the mixer's own further.
+          params: as in `__call__`.
+          x: the tokens that read.
+          kept: what is read, as `remember` gives it.
+          q_index: positions of the tokens that read.
+          kv_index: positions of what is read.
+          mask: restricts the mixer's own further.
         """
         by = self._by(while_decoding(self.implementation, x.shape[1]))
         out = self._read(by, params, x, self._placed(kept, kv_index), q_index, kv_index, mask)
@@ -158,11 +158,11 @@ class SelfAttention(Mixer):
         return kept | {"k": self.rotary(kept["k"], index)}
 
     def _by(self, implementation):
-        """``attend`` by an implementation."""
+        """`attend` by an implementation."""
         return functools.partial(attend, implementation=implementation, block_size=self.block_size)
 
     def _read(self, by, params, x, kept, q_index, kv_index, mask):
-        """``by(q, k, v, mechanism)`` for the queries of x and what is kept of the keys' tokens."""
+        """`by(q, k, v, mechanism)` for the queries of x and what is kept of the keys' tokens."""
         mechanism = self.mechanism.bind(params, mask).given(kept)
         if "query" in mechanism.reads:
             q = split_heads(params, "query", x)
@@ -182,7 +182,7 @@ def looked(
     mechanism: Mechanism,
     **at: Any,
 ) -> Look:
-    """What ``attend`` with the same arguments reads, by its dense form."""
+    """What `attend` with the same arguments reads, by its dense form."""
     return Look(dense.weights(q, k, mechanism, **at), v, dense.scores(q, k, mechanism, **at))
 
 

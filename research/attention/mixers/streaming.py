@@ -20,17 +20,17 @@ from research.attention.parts.sparse_masks import global_tokens
 class Streaming(Mixer):
     """Self-attention that reads a rolling cache (Xiao et al. 2023, section 3.2).
 
-    Of the tokens so far the cache holds the first ``sinks`` and the latest ``size - sinks``.
+    Of the tokens so far the cache holds the first `sinks` and the latest `size - sinks`.
     Positions are places in the cache, not in the text: as if the query were the last of a sequence
-    of at most ``size`` tokens, from which the middle was cut out. So no position is ever past
-    ``size``, however long the text. Keys are kept without a position and get that of their place
+    of at most `size` tokens, from which the middle was cut out. So no position is ever past
+    `size`, however long the text. Keys are kept without a position and get that of their place
     when they are read. In the layers above, what is kept of a token was made when it was the latest
     one; it is not made again, so the result is not that of the cut sequence.
 
     Attributes:
-        inner: the attention; its own mask, biases and rotation apply to places.
-        size: tokens of the cache, the current one among them.
-        sinks: how many of them are the first ones of the text, less than ``size``.
+      inner: the attention; its own mask, biases and rotation apply to places.
+      size: tokens of the cache, the current one among them.
+      sinks: how many of them are the first ones of the text, less than `size`.
     """
 
     inner: SelfAttention
@@ -38,7 +38,7 @@ class Streaming(Mixer):
     sinks: int
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of ``inner``."""
+        """Those of `inner`."""
         return self.inner.parameters()
 
     def __call__(
@@ -48,13 +48,13 @@ class Streaming(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """A whole text, one token after the other; see ``Mixer``."""
+        """A whole text, one token after the other; see `Mixer`."""
         if mask is not None:
             raise Unsupported("a rolling cache cannot take a mask beyond its own")
         return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """An empty cache of ``size`` slots, whatever the length; see ``cache.empty``."""
+        """An empty cache of `size` slots, whatever the length; see `cache.empty`."""
         token = kept_of_token(self.inner, self.inner.remember, batch, dtype)
         return cache.empty(self._rolls, self.size, token)
 
@@ -81,7 +81,7 @@ class Streaming(Mixer):
         return state, y
 
     def _places(self, positions: Int[Array, " S"], now: Int[Array, " 1"]) -> Int[Array, " S"]:
-        """Where tokens stand in the cache when ``now`` is the latest; -1 stays -1."""
+        """Where tokens stand in the cache when `now` is the latest; -1 stays -1."""
         cut = jnp.maximum(now - (self.size - 1), 0)
         return jnp.where(positions < self.sinks, positions, positions - cut)
 
@@ -99,7 +99,7 @@ def stream(mixer: Mixer, size: int, sinks: int) -> Mixer:
     it is.
 
     Raises:
-        Unsupported: the mixer keeps something of every token, in a way that cannot roll.
+      Unsupported: the mixer keeps something of every token, in a way that cannot roll.
     """
     if isinstance(mixer, SelfAttention):
         if mixer.mechanism.mask.together != 0:

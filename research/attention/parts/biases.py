@@ -1,7 +1,7 @@
 """Biases: what is done to a score that depends on where query and key are.
 
-A bias is a frozen dataclass registered as a pytree, called as ``bias(score, head, q_index,
-kv_index) -> score`` on any block of scores. Float leaves are parameters: every implementation
+A bias is a frozen dataclass registered as a pytree, called as `bias(score, head, q_index,
+kv_index) -> score` on any block of scores. Float leaves are parameters: every implementation
 returns their gradients. A new bias is one dataclass and one line in the registry; those that encode
 positions are in relative_biases.py.
 
@@ -26,7 +26,7 @@ class Bias:
     """The base of all biases. By itself it changes nothing.
 
     Attributes:
-        additive: whether it adds something that does not depend on the score.
+      additive: whether it adds something that does not depend on the score.
     """
 
     additive: ClassVar[bool] = False
@@ -41,10 +41,10 @@ class Bias:
         """The new scores.
 
         Args:
-            score: a block of scores, (B, H, T, S), float32 or wider.
-            head: the index of each query head, (H, 1, 1).
-            q_index: absolute query positions, (T, 1).
-            kv_index: absolute key positions, (1, S).
+          score: a block of scores, (B, H, T, S), float32 or wider.
+          head: the index of each query head, (H, 1, 1).
+          q_index: absolute query positions, (T, 1).
+          kv_index: absolute key positions, (1, S).
         """
         return score
 
@@ -106,7 +106,7 @@ def alibi(num_heads: int) -> Bias:
     its usual symmetric form under a bidirectional one.
 
     Raises:
-        ValueError: ``num_heads`` is less than 1.
+      ValueError: `num_heads` is less than 1.
     """
     if num_heads < 1:
         raise ValueError(f"alibi: num_heads = {num_heads}; it must be at least 1")
@@ -117,7 +117,7 @@ def softcap(cap: float) -> Bias:
     """cap * tanh(score / cap) (Gemma Team 2024, Gemma 2, section 2, "logit soft-capping").
 
     Raises:
-        ValueError: ``cap`` is not positive.
+      ValueError: `cap` is not positive.
     """
     if cap <= 0:
         raise ValueError(f"softcap: cap = {cap}; it must be positive")

@@ -33,12 +33,12 @@ class Sizes:
     """What the parts of softmax attention are made for.
 
     Attributes:
-        width: M, of the sequence.
-        num_heads: H.
-        num_kv_heads: K.
-        head_width: D.
-        max_length: the longest sequence.
-        bidirectional: whether a query sees keys behind it.
+      width: M, of the sequence.
+      num_heads: H.
+      num_kv_heads: K.
+      head_width: D.
+      max_length: the longest sequence.
+      bidirectional: whether a query sees keys behind it.
     """
 
     width: int
@@ -54,7 +54,7 @@ class MechanismPart(Part):
     """A score, mask, normalizer or position encoding that a config can name.
 
     Attributes:
-        where: where it can be used: of "self", "cross", "decoder" (a recurrent network's).
+      where: where it can be used: of "self", "cross", "decoder" (a recurrent network's).
     """
 
     where: ClassVar[tuple[str, ...]] = ("self", "cross", "decoder")
@@ -63,7 +63,7 @@ class MechanismPart(Part):
         """Returns the part of a mechanism that this describes.
 
         Raises:
-            OptionError: the options do not fit the sizes.
+          OptionError: the options do not fit the sizes.
         """
         raise NotImplementedError
 

@@ -1,9 +1,9 @@
 """Parts that look at content: at what tokens say, and not only at where they stand.
 
-Most parts are functions of positions. One that is not is a ``Looks`` beside being a mask or a bias.
+Most parts are functions of positions. One that is not is a `Looks` beside being a mask or a bias.
 It can learn projections of the tokens, whose results are kept of each key's token: over a whole
-sequence, and in the cache while decoding. Once queries and keys are known, ``see`` makes of it a
-part with one entry to each query (``OfQueries``) or key (``OfKeys``) in its arrays, which is called
+sequence, and in the cache while decoding. Once queries and keys are known, `see` makes of it a
+part with one entry to each query (`OfQueries`) or key (`OfKeys`) in its arrays, which is called
 like any other: an implementation in blocks gives it the entries of a block.
 """
 
@@ -38,13 +38,13 @@ class Looks:
     """What a part that looks at content says beside what all parts of its kind do.
 
     Attributes:
-        reads: which of the projections "query" and "key" it looks at.
+      reads: which of the projections "query" and "key" it looks at.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
 
     def tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N ..."] | None:
-        """What is kept of tokens for ``see``, float32 or wider; None if nothing is."""
+        """What is kept of tokens for `see`, float32 or wider; None if nothing is."""
         return None
 
     def given(self, kept: Float[Array, "B S ..."]) -> Any:
@@ -61,15 +61,15 @@ class Looks:
         """The part for these queries and keys: a mask or a bias like any other.
 
         Args:
-            q: queries, rotated if positions rotate.
-            k: keys.
-            q_index: absolute positions of the queries.
-            kv_index: absolute positions of the keys, in any order; -1 where there is none.
+          q: queries, rotated if positions rotate.
+          k: keys.
+          q_index: absolute positions of the queries.
+          kv_index: absolute positions of the keys, in any order; -1 where there is none.
         """
         raise NotImplementedError
 
     def needs_all(self, mask: Mask) -> bool:
-        """Whether it needs all keys so far, even those that no query sees by ``mask`` any more."""
+        """Whether it needs all keys so far, even those that no query sees by `mask` any more."""
         return True
 
 
@@ -104,7 +104,7 @@ def in_blocks(tree: Any, q_block: int, kv_block: int) -> Any:
 
 
 def of_block(tree: Any, row: Any, column: Any) -> Any:
-    """What ``in_blocks`` cut, for one block of queries and one of keys."""
+    """What `in_blocks` cut, for one block of queries and one of keys."""
 
     def pick(x: Any) -> Any:
         if not of_tokens(x):

@@ -34,10 +34,10 @@ class PredictedWindow:
         """The normalizer restricted to the window that each query predicts.
 
         Args:
-            normalizer: from scores to weights within the window.
-            q: queries.
-            lengths: L of each query, broadcastable to (B, T, H).
-            kv_index: absolute key positions, (S,).
+          normalizer: from scores to weights within the window.
+          q: queries.
+          lengths: L of each query, broadcastable to (B, T, H).
+          kv_index: absolute key positions, (S,).
         """
         dtype = jnp.promote_types(q.dtype, jnp.float32)
         hidden = jnp.tanh(jnp.einsum("bthd,hde->bthe", q, self.weight.astype(q.dtype)))
@@ -49,7 +49,7 @@ class PredictedWindow:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Focused(Normalizer):
-    """Weights of ``inner`` within the windows, times exp(-(s - p)^2 / (2 sigma^2)).
+    """Weights of `inner` within the windows, times exp(-(s - p)^2 / (2 sigma^2)).
 
     sigma = size / 2. As in equation 10 the factor comes after the normalizer, so the weights of a
     row sum to less than 1.
@@ -71,10 +71,10 @@ class Focused(Normalizer):
 
 
 def predicted_window(num_heads: int, width: int, size: int) -> PredictedWindow:
-    """A window of ``size`` keys on either side of where each query predicts it.
+    """A window of `size` keys on either side of where each query predicts it.
 
     Raises:
-        ValueError: ``size`` is less than 1.
+      ValueError: `size` is less than 1.
     """
     if size < 1:
         raise ValueError(f"predicted_window: size = {size}; it must be at least 1")

@@ -2,17 +2,17 @@
 
 A mask is a frozen dataclass registered as a pytree. Sizes are static fields, so a mask without
 arrays is hashable and can be an option of a module; arrays (segment ids, padding) are leaves, so a
-mask can be passed through ``jax.jit``. Every mask answers five questions:
+mask can be passed through `jax.jit`. Every mask answers five questions:
 
-``mask(q_index, kv_index)``
+`mask(q_index, kv_index)`
     which pairs are allowed, evaluated on index arrays;
-``mask.blocks(...)``
+`mask.blocks(...)`
     which blocks of pairs are wholly allowed or wholly forbidden, without evaluating the pairs;
-``mask.reach``
+`mask.reach`
     how far back a query can see, which sizes the ring buffer of a decoder;
-``mask.kept``
+`mask.kept`
     how many of the first keys stay visible beyond that reach, which the decoder never discards;
-``mask.together``
+`mask.together`
     how many leading tokens see each other in both directions, which says whether (and with what
     first chunk) the mask can be decoded token by token.
 
@@ -51,11 +51,11 @@ class Mask:
         """Whether each query may see each key.
 
         Args:
-            q_index: absolute query positions, (T, 1).
-            kv_index: absolute key positions, (1, S).
+          q_index: absolute query positions, (T, 1).
+          kv_index: absolute key positions, (1, S).
 
         Returns:
-            A boolean array that broadcasts to (B, H, T, S). True means allowed.
+          A boolean array that broadcasts to (B, H, T, S). True means allowed.
         """
         return jnp.ones(np.broadcast_shapes(q_index.shape, kv_index.shape), bool)
 
@@ -66,15 +66,15 @@ class Mask:
         (rows, 1) and (1, columns) arrays.
 
         Returns:
-            ``(any, all)``. Where ``any`` is False no pair of the block is allowed; where ``all``
-            is True every pair is. A mask that cannot tell says (True, False).
+          `(any, all)`. Where `any` is False no pair of the block is allowed; where `all`
+          is True every pair is. A mask that cannot tell says (True, False).
         """
         shape = np.broadcast_shapes(*(np.shape(b) for b in (q_lo, q_hi, kv_lo, kv_hi)))
         return np.ones(shape, bool), np.ones(shape, bool)
 
     @property
     def reach(self) -> int | None:
-        """An r >= 1 such that no query sees a key at k >= ``kept`` that is r or more behind it.
+        """An r >= 1 such that no query sees a key at k >= `kept` that is r or more behind it.
 
         None if there is no bound.
         """
@@ -82,7 +82,7 @@ class Mask:
 
     @property
     def kept(self) -> int:
-        """How many leading positions may be seen from beyond ``reach``; 0 if reach is None."""
+        """How many leading positions may be seen from beyond `reach`; 0 if reach is None."""
         return 0
 
     @property
@@ -143,7 +143,7 @@ class Window(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix(Mask):
-    """Bidirectional among the first ``length`` positions, causal after them."""
+    """Bidirectional among the first `length` positions, causal after them."""
 
     length: int = static()
 
@@ -194,7 +194,7 @@ class Padding(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class And(Mask):
-    """Pairs that both masks allow; built by ``a & b``."""
+    """Pairs that both masks allow; built by `a & b`."""
 
     left: Mask
     right: Mask
@@ -236,7 +236,7 @@ class And(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Or(Mask):
-    """Pairs that at least one of the masks allows; built by ``a | b``."""
+    """Pairs that at least one of the masks allows; built by `a | b`."""
 
     left: Mask
     right: Mask
@@ -267,7 +267,7 @@ class Or(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Not(Mask):
-    """Pairs that the mask forbids; built by ``~mask``."""
+    """Pairs that the mask forbids; built by `~mask`."""
 
     inner: Mask
 
@@ -293,10 +293,10 @@ def causal() -> Mask:
 
 
 def window(size: int) -> Mask:
-    """A query sees the latest ``size`` keys, itself included (Beltagy et al. 2020, section 3.1).
+    """A query sees the latest `size` keys, itself included (Beltagy et al. 2020, section 3.1).
 
     Raises:
-        ValueError: ``size`` is less than 1.
+      ValueError: `size` is less than 1.
     """
     if size < 1:
         raise ValueError(f"window: size = {size}; it must be at least 1, the query itself")
@@ -309,7 +309,7 @@ def prefix(length: int) -> Mask:
     Source: Raffel et al. 2020, section 3.2.1, figure 4 (right).
 
     Raises:
-        ValueError: ``length`` is negative.
+      ValueError: `length` is negative.
     """
     if length < 0:
         raise ValueError(f"prefix: length = {length}; it must not be negative")
@@ -325,7 +325,7 @@ def segments(q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"]) -> M
 
 
 def padding(valid: Bool[Array, "B S"]) -> Mask:
-    """Every query sees the keys whose ``valid`` is True; indexed by absolute position."""
+    """Every query sees the keys whose `valid` is True; indexed by absolute position."""
     return Padding(valid)
 
 

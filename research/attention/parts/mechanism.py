@@ -23,16 +23,16 @@ from research.attention.parts.scores import ScaledDot, Score
 class Mechanism:
     """Weights are normalizer(biases(score(q, k)), mask), for every head and query.
 
-    A pytree like its parts. What they learn is a ``Parameter`` until it is bound, and up to there a
+    A pytree like its parts. What they learn is a `Parameter` until it is bound, and up to there a
     mechanism without arrays is hashable, an option of a module. By itself it is scaled dot products
     and a softmax over all keys (Vaswani et al. 2017, equation 1).
 
     Attributes:
-        score: how a query and a key match.
-        mask: which pairs are allowed.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
-        focus: a window whose place each query predicts; None for no such window.
+      score: how a query and a key match.
+      mask: which pairs are allowed.
+      biases: applied to the scores in order.
+      normalizer: from scores to weights.
+      focus: a window whose place each query predicts; None for no such window.
     """
 
     score: Score = ScaledDot()
@@ -63,11 +63,11 @@ class Mechanism:
         return described(self, "")
 
     def bind(self, params: dict[str, Array], mask: Mask | None = None) -> "Mechanism":
-        """Itself with the learned arrays in place, ``under(mask)``."""
+        """Itself with the learned arrays in place, `under(mask)`."""
         return bind(self, "", params).under(mask)
 
     def under(self, mask: Mask | None) -> "Mechanism":
-        """Itself, restricted to what ``mask`` allows too; None allows everything."""
+        """Itself, restricted to what `mask` allows too; None allows everything."""
         if mask is None:
             return self
         # Implementations know masks by their form: nothing is wrapped around a lone one.
@@ -80,7 +80,7 @@ class Mechanism:
         return {name: kept for name, kept in found.items() if kept is not None}
 
     def given(self, kept: dict[str, Float[Array, "B S ..."]]) -> "Mechanism":
-        """Itself with what ``tokens`` kept of the keys' tokens; other entries do not matter."""
+        """Itself with what `tokens` kept of the keys' tokens; other entries do not matter."""
         return self._changed(lambda n, part: part.given(kept[n]) if n in kept else part)
 
     def see(
@@ -90,7 +90,7 @@ class Mechanism:
         q_index: Integer[Array | np.ndarray, " T"] | None,
         kv_index: Integer[Array | np.ndarray, " S"] | None,
     ) -> "Mechanism":
-        """Itself with parts that have seen what they look at: queries, keys and ``given`` tokens.
+        """Itself with parts that have seen what they look at: queries, keys and `given` tokens.
 
         Positions count from 0 if None. What has seen already stays as it is.
         """
@@ -121,10 +121,10 @@ class Mechanism:
         """Itself with the window that each query predicts, if it has one, in its normalizer.
 
         Args:
-            q: queries.
-            q_index: absolute positions of the queries.
-            kv_index: absolute positions of the keys.
-            within: windows lie among the keys up to the last one that it allows; None: all keys.
+          q: queries.
+          q_index: absolute positions of the queries.
+          kv_index: absolute positions of the keys.
+          within: windows lie among the keys up to the last one that it allows; None: all keys.
         """
         if self.focus is None:
             return self

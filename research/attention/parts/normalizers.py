@@ -2,9 +2,9 @@
 
 A normalizer is given as a numerator and a divisor, weights = numerator / divisor, so that an
 implementation can divide after the product with the values, where there are D numbers to a row
-instead of S. It is a frozen dataclass registered as a pytree; a learned leaf holds a ``Parameter``
+instead of S. It is a frozen dataclass registered as a pytree; a learned leaf holds a `Parameter`
 until it is bound to an array. A new normalizer is one dataclass here and one line in
-``NORMALIZERS``.
+`NORMALIZERS`.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ class Normalizer:
     """The base of all normalizers.
 
     Attributes:
-        name: how configurations and messages call it.
-        extra_logit: of those that are a softmax: None, or what the divisor has one more exponential
-            of, a number or one to a head, (H,).
+      name: how configurations and messages call it.
+      extra_logit: of those that are a softmax: None, or what the divisor has one more exponential
+        of, a number or one to a head, (H,).
     """
 
     name: ClassVar[str] = ""
@@ -54,11 +54,11 @@ class Normalizer:
         """The weights, float32 or wider.
 
         Args:
-            scores: (B, H, T, S).
-            mask: what is allowed, broadcastable to the scores; None allows everything.
+          scores: (B, H, T, S).
+          mask: what is allowed, broadcastable to the scores; None allows everything.
 
         Returns:
-            Weights, exactly zero where forbidden. A row with no allowed key is zero throughout.
+          Weights, exactly zero where forbidden. A row with no allowed key is zero throughout.
         """
         numerator, divisor = self.parts(scores, mask)
         return numerator / divisor
@@ -200,7 +200,7 @@ def _undivided(weights: Scores, mask: Allowed | None) -> Parts:
 
 
 def _softmax(scores: Scores, mask: Allowed | None, extra: Array | None = None) -> Parts:
-    """``extra``, () or (H, 1, 1), is one more logit in the divisor."""
+    """`extra`, () or (H, 1, 1), is one more logit in the divisor."""
     scores = _forbid(scores, mask)
     top = jnp.max(scores, axis=-1, keepdims=True)
     if extra is not None:

@@ -37,21 +37,21 @@ class Rotary:
     position * base**(-2i / R), before scaling.
 
     Attributes:
-        base: of the frequencies.
-        fraction: how many of the D channels turn, the first ones: R = fraction * D, rounded down
-            (GPT-NeoX, Black et al. 2022, section 2.1, turns a quarter).
-        scaling: how a model is used, or made for use, beyond the original length. "linear" divides
-            all frequencies by the factor (Chen et al. 2023, equation 4). "ntk" multiplies the base
-            by factor**(R / (R - 2)) (bloc97 2023, "NTK-aware scaled RoPE"; Peng et al. 2023,
-            definition 1). "yarn" divides the frequencies of slow pairs and keeps those of fast
-            ones, and multiplies the vectors by 0.1 ln(factor) + 1 (Peng et al. 2023, section 3.2
-            and equation 22). Its ramp between the two is linear in the channel, from whole
-            channels, as in the authors' code; the paper's equation 18 is linear in the rotations.
-        factor: by how much longer.
-        original_length: in tokens; read by "yarn" only.
+      base: of the frequencies.
+      fraction: how many of the D channels turn, the first ones: R = fraction * D, rounded down
+        (GPT-NeoX, Black et al. 2022, section 2.1, turns a quarter).
+      scaling: how a model is used, or made for use, beyond the original length. "linear" divides
+        all frequencies by the factor (Chen et al. 2023, equation 4). "ntk" multiplies the base
+        by factor**(R / (R - 2)) (bloc97 2023, "NTK-aware scaled RoPE"; Peng et al. 2023,
+        definition 1). "yarn" divides the frequencies of slow pairs and keeps those of fast
+        ones, and multiplies the vectors by 0.1 ln(factor) + 1 (Peng et al. 2023, section 3.2
+        and equation 22). Its ramp between the two is linear in the channel, from whole
+        channels, as in the authors' code; the paper's equation 18 is linear in the rotations.
+      factor: by how much longer.
+      original_length: in tokens; read by "yarn" only.
 
     Raises:
-        ValueError: at construction, an option is out of its range.
+      ValueError: at construction, an option is out of its range.
     """
 
     base: float = 10000.0
@@ -75,10 +75,10 @@ class Rotary:
             raise ValueError(f"rotary: original_length = {self.original_length}; {message}")
 
     def turned(self, width: int) -> int:
-        """R, how many of ``width`` channels turn.
+        """R, how many of `width` channels turn.
 
         Raises:
-            ValueError: it is odd or 0.
+          ValueError: it is odd or 0.
         """
         turned = int(self.fraction * width)
         if turned < 2 or turned % 2:
@@ -89,7 +89,7 @@ class Rotary:
         return turned
 
     def frequencies(self, width: int) -> Float[np.ndarray, " pairs"]:
-        """The angle per position of each pair of a head of ``width`` channels, float64."""
+        """The angle per position of each pair of a head of `width` channels, float64."""
         turned = self.turned(width)
         pair = np.arange(turned // 2)
         base = self.base
@@ -126,7 +126,7 @@ class Rotary:
         like those that do, so that YaRN's scale is a temperature of the scores.
 
         Raises:
-            ValueError: the number of channels that turn is odd or 0.
+          ValueError: the number of channels that turn is odd or 0.
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         frequency = jnp.asarray(self.frequencies(x.shape[-1]), dtype)
@@ -144,10 +144,10 @@ def rope(
     positions: Integer[Array | np.ndarray, " T"],
     base: float = 10000.0,
 ) -> Float[Array, "B T H D"]:
-    """``Rotary(base)``: plain rotary embedding of all channels (Su et al. 2021, equation 15).
+    """`Rotary(base)`: plain rotary embedding of all channels (Su et al. 2021, equation 15).
 
     Raises:
-        ValueError: D is odd.
+      ValueError: D is odd.
     """
     return Rotary(base)(x, positions)
 

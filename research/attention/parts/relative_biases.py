@@ -1,6 +1,6 @@
 """Position encodings that act on scores: biases that depend on the distance of query and key.
 
-See biases.py for what a bias is. Learned leaves hold a ``Parameter`` until they are bound.
+See biases.py for what a bias is. Learned leaves hold a `Parameter` until they are bound.
 """
 
 import dataclasses
@@ -145,8 +145,8 @@ def t5(num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool)
     T5 itself does not scale its scores.
 
     Raises:
-        ValueError: there are too few buckets, or ``max_distance`` is not beyond those of a single
-            distance.
+      ValueError: there are too few buckets, or `max_distance` is not beyond those of a single
+        distance.
     """
     least = 4 if bidirectional else 2
     if num_buckets < least or (bidirectional and num_buckets % 2):
@@ -180,7 +180,7 @@ def fire(num_heads: int, max_length: int) -> Fire:
 
     Source: Li et al. 2024 (FIRE), equations 5 and 18. Under a causal mask max(q, k) is q, as in the
     paper; the larger of the two keeps the ratio at most 1 without one. L starts at a quarter of
-    ``max_length`` (512 of 2048 in the paper) and c at 0.1. Dense attention holds T * S * 32 numbers
+    `max_length` (512 of 2048 in the paper) and c at 0.1. Dense attention holds T * S * 32 numbers
     for it; blockwise attention computes them block by block.
     """
     heads, width = num_heads, FIRE_WIDTH

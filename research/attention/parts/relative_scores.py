@@ -97,7 +97,7 @@ def shaw(max_distance: int, width: int) -> Wrapper:
     """Relative positions on keys (Shaw et al. 2018, equations 3 and 5; none on values, Table 3).
 
     Raises:
-        ValueError: ``max_distance`` is less than 1.
+      ValueError: `max_distance` is less than 1.
     """
     if max_distance < 1:
         raise ValueError(f"shaw: max_distance = {max_distance}; it must be at least 1")
@@ -108,9 +108,9 @@ def shaw(max_distance: int, width: int) -> Wrapper:
 
 
 def transformer_xl(num_heads: int, width: int, length: int, waves: int) -> Wrapper:
-    """Relative positions of Transformer-XL (Dai et al. 2019, section 3.3), for up to ``length``.
+    """Relative positions of Transformer-XL (Dai et al. 2019, section 3.3), for up to `length`.
 
-    ``waves`` is the width R of the sinusoids, even.
+    `waves` is the width R of the sinusoids, even.
     """
     zeros, heads = Constant(0.0), ("heads", "head_width")
     content, place = (Parameter((num_heads, width), zeros, vector_axes(*heads)) for _ in range(2))

@@ -1,9 +1,9 @@
 """Scores: how well a query and a key match.
 
-A score is a frozen dataclass registered as a pytree. ``score(q, k, q_index, kv_index)`` is the
-reference, and ``score.as_dot(q, k)`` rewrites it as plain dot products where it can be, which is
-what blockwise and fused implementations need. Learned leaves hold a ``Parameter`` until they are
-bound. A new score is one dataclass here and one line in ``SCORES``.
+A score is a frozen dataclass registered as a pytree. `score(q, k, q_index, kv_index)` is the
+reference, and `score.as_dot(q, k)` rewrites it as plain dot products where it can be, which is
+what blockwise and fused implementations need. Learned leaves hold a `Parameter` until they are
+bound. A new score is one dataclass here and one line in `SCORES`.
 
 Leaves are annotated Any because JAX also fills pytrees with things that are not arrays.
 """
@@ -40,11 +40,11 @@ def grouped_dot(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> Float
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The base of all scores: q . k. One with a dot form only has to define ``as_dot``.
+    """The base of all scores: q . k. One with a dot form only has to define `as_dot`.
 
     Attributes:
-        reads: which of the projections "query" and "key" it looks at.
-        has_dot_form: whether ``as_dot`` returns something.
+      reads: which of the projections "query" and "key" it looks at.
+      has_dot_form: whether `as_dot` returns something.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("query", "key")
@@ -60,10 +60,10 @@ class Score:
         """The score of every pair, in float32 or wider.
 
         Args:
-            q: queries; H is a multiple of K.
-            k: keys.
-            q_index: absolute query positions, (T, 1).
-            kv_index: absolute key positions, (1, S).
+          q: queries; H is a multiple of K.
+          k: keys.
+          q_index: absolute query positions, (T, 1).
+          kv_index: absolute key positions, (1, S).
         """
         dot_form = self.as_dot(q, k)
         if dot_form is None:
@@ -273,7 +273,7 @@ def cosine(temperature: float = 0.1) -> Score:
     """cos(q, k) / temperature, the temperature fixed (Liu et al. 2022, Swin V2, equation 2).
 
     Raises:
-        ValueError: ``temperature`` is not positive.
+      ValueError: `temperature` is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"cosine: temperature = {temperature}; it must be positive")
@@ -283,7 +283,7 @@ def cosine(temperature: float = 0.1) -> Score:
 def learned_cosine(num_heads: int, temperature: float = 0.1) -> Score:
     """Cosine with a learned temperature per head (Henry et al. 2020, QK-norm; Swin V2, eq. 2).
 
-    It is learned as log(1 / temperature), which keeps it positive; ``temperature`` is the first.
+    It is learned as log(1 / temperature), which keeps it positive; `temperature` is the first.
     """
     first = Constant(-math.log(temperature))
     return LearnedCosine(Parameter((num_heads,), first, vector_axes("heads")))
@@ -292,7 +292,7 @@ def learned_cosine(num_heads: int, temperature: float = 0.1) -> Score:
 def general(num_heads: int, width: int, key_width: int = 0) -> Score:
     """q W k, a matrix per head (Luong et al. 2015, section 3.1, "general").
 
-    ``key_width`` is the keys' D if it differs from the queries'. W starts at N(0, 1 / D).
+    `key_width` is the keys' D if it differs from the queries'. W starts at N(0, 1 / D).
     """
     shape = (num_heads, width, key_width or width)
     return General(
@@ -301,7 +301,7 @@ def general(num_heads: int, width: int, key_width: int = 0) -> Score:
 
 
 def additive(num_heads: int, kv_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
-    """v . tanh(W q + U k), A = ``hidden`` (Bahdanau et al. 2015, appendix A.1.2)."""
+    """v . tanh(W q + U k), A = `hidden` (Bahdanau et al. 2015, appendix A.1.2)."""
     key_width = key_width or width
     query = Parameter(
         (num_heads, width, hidden), matrix_init(0.0, width), matrix_axes("heads", "", "")
@@ -315,7 +315,7 @@ def additive(num_heads: int, kv_heads: int, width: int, hidden: int, key_width: 
 
 
 def concat(num_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
-    """v . tanh(W [q; k]), A = ``hidden`` (Luong et al. 2015, section 3.1, "concat").
+    """v . tanh(W [q; k]), A = `hidden` (Luong et al. 2015, section 3.1, "concat").
 
     The same function as the additive score, its two matrices stacked into one.
     """
@@ -327,7 +327,7 @@ def concat(num_heads: int, width: int, hidden: int, key_width: int = 0) -> Score
 
 
 def location(num_heads: int, width: int, length: int) -> Score:
-    """(W q)[key's position], for up to ``length`` keys (Luong et al. 2015, equation 8)."""
+    """(W q)[key's position], for up to `length` keys (Luong et al. 2015, equation 8)."""
     shape = (num_heads, width, length)
     return Location(
         Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
