@@ -15,9 +15,9 @@ from research.attention.parts.normalizers import Normalizer, Parts
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PredictedWindow:
-    """p = L sigmoid(v . tanh(W q)); keys beyond p +- size are not seen, the others weigh less.
+    """Window p +- size with center p = L sigmoid(v . tanh(W q)) and Gaussian weights within it.
 
-    L is how many keys there are. Equations 9 and 10.
+    L is the number of keys. Equations 9 and 10.
     """
 
     weight: Any  # W (H, D, D)
@@ -31,10 +31,10 @@ class PredictedWindow:
         lengths: Array | int,
         kv_index: Index,
     ) -> "Focused":
-        """The normalizer restricted to the window that each query predicts.
+        """Returns the normalizer restricted to the window that each query predicts.
 
         Args:
-          normalizer: from scores to weights within the window.
+          normalizer: maps scores to weights within the window.
           q: queries.
           lengths: L of each query, broadcastable to (B, T, H).
           kv_index: absolute key positions, (S,).
@@ -71,7 +71,7 @@ class Focused(Normalizer):
 
 
 def predicted_window(num_heads: int, width: int, size: int) -> PredictedWindow:
-    """A window of `size` keys on either side of where each query predicts it.
+    """Returns a window of `size` keys on either side of a center that each query predicts.
 
     Raises:
       ValueError: `size` is less than 1.
