@@ -1,12 +1,12 @@
-"""Options: what a config can say of a part of a run, declared once, at the field that holds it.
+"""Declares the options of a config as dataclass fields.
 
 A part (a mask, a mixer, a model, a task, an optimizer...) is a frozen dataclass that inherits from
-`Part`. A field made by `option` is an option of it: the name of the field is the config key, and
-type, default, range, choices and meaning stand at the field and nowhere else. A field made by
-`choice` names another part, whose options are read too. From these fields come the config keys,
-the checks, which part reads which key, --help and the lists in the documentation.
+`Part`. A field made by `option` is one of its options: the field's name is the config key, and the
+field alone declares type, default, range, choices and help. A field made by `choice` holds another
+part, whose options are read too. The config keys, their checks, the record of which part reads
+which key, --help and the option lists of the documentation are all generated from these fields.
 
-This module knows no part and imports nothing but the standard library.
+This module defines no concrete part and imports only the standard library.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from typing import Any, ClassVar, TypeVar
 
 
 class OptionError(ValueError):
-    """A value of an option is wrong.
+    """Raised for an invalid option value.
 
     Attributes:
       field: the key.
-      value: what it was.
-      message: what is wrong, or what would be right, without key and value.
-      known: the names of which it is none, if that is what is wrong.
+      value: the invalid value.
+      message: the error or the fix, without key and value.
+      known: the valid names, if the value is an unknown name.
     """
 
     def __init__(self, field: str, value: object, message: str, known: Sequence[str] = ()):
@@ -39,20 +39,20 @@ class OptionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What is declared of an option beside its name, type and default.
+    """The declaration of an option, apart from its name, type and default.
 
     Attributes:
-      help: what it means, one line.
-      least, most: the smallest and largest value.
-      above, below: bounds that the value may not reach.
-      allowed: the values that a text may have, or each text of a tuple; empty: any.
-      when: {other option: values}: it is read only where the other option has one of these.
-      unless: {other option: values}: it is not read where the other option has one of these.
+      help: one line of help.
+      least, most: inclusive bounds.
+      above, below: exclusive bounds.
+      allowed: the valid strings, also for each item of a tuple; empty allows any.
+      when: {other option: values}: this option is read only if the other has one of the values.
+      unless: {other option: values}: this option is not read if the other has one of the values.
       table: {name: part} for an option that names a part.
       joined: whether several names may be joined by "&" and "|".
-      others: why no other names can be chosen, where other tables have more.
-      source: the paper, of an option that is a mechanism of its own.
-      where: where it can be used, if not everywhere.
+      others: the reason why this table lacks names that tables of the same key elsewhere have.
+      source: the paper, for an option that is a mechanism in its own right.
+      where: the places where it can be used, if not everywhere.
     """
 
     help: str
@@ -71,21 +71,21 @@ class Option:
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
-    """Returns a dataclass field that is an option; `limits` are attributes of `Option`.
+    """Returns a dataclass field that declares an option; `limits` are attributes of `Option`.
 
-    A default outside of its own limits says that the option has to be set.
+    A default outside its own limits marks the option as required.
     """
     declared = Option(help, **limits)
     return dataclasses.field(default=default, metadata={"option": declared}, kw_only=True)
 
 
 def choice(table: "Mapping[str, type[Part]]", default: str, help: str, **others: Any) -> Any:
-    """Returns a dataclass field that holds the part that a config names.
+    """Returns a dataclass field that holds the part named in the config.
 
     Args:
       table: {name: part} to choose from.
-      default: a name in it.
-      help: what is chosen, one line.
+      default: a name in `table`.
+      help: one line of help.
       **others: attributes of `Option`; with `joined`, "&" binds closer than "|".
     """
     declared = Option(help, table=table, **others)
@@ -98,14 +98,14 @@ def choice(table: "Mapping[str, type[Part]]", default: str, help: str, **others:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """Something that a config can name. Its options are checked when it is made.
+    """The base of everything that a config can name; options are validated on construction.
 
     Attributes:
       source: the paper, with section or equation.
-      revision: raise it by one when a default, or what the part computes, changes: runs of before
-        are other runs then.
+      revision: raise it by one when a default or the computation changes, so that earlier runs
+        keep a different run id.
 
-    The first line of the docstring says what it computes.
+    The first line of a subclass's docstring says what the part computes.
     """
 
     source: ClassVar[str] = ""
@@ -116,7 +116,7 @@ class Part:
             check_value(name, getattr(self, name), declared)
 
     def reads(self, declared: "Declared") -> bool:
-        """Returns whether an option is read, given what the other options are."""
+        """Returns whether an option is read, given the values of the other options."""
 
         def value(other: str) -> Any:
             table = declarations(type(self))[other].option.table
@@ -134,24 +134,24 @@ P = TypeVar("P", bound=Part)
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Several parts that one option names.
+    """The parts named by one option with `joined`, such as "causal & window | prefix".
 
     Attributes:
-      text: as in the config.
-      parts: alternatives ("|") of parts that all have to hold ("&").
+      text: the text in the config.
+      parts: alternatives ("|"), each a conjunction ("&") of parts.
     """
 
     text: str
     parts: tuple[tuple[Any, ...], ...]
 
     def every(self) -> Iterator[Any]:
-        """Returns all of them, in the order of the text."""
+        """Returns an iterator over all parts, in the order of the text."""
         return (part for alternative in self.parts for part in alternative)
 
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """An option as it stands in a class: name, type, default, and what `option` was given."""
+    """An option as declared in a class: name, type, default and `Option`."""
 
     name: str
     kind: Any
@@ -174,13 +174,13 @@ def declarations(part: type[Part]) -> Mapping[str, Declared]:
 
 
 def kind_name(kind: Any) -> str:
-    """Returns a type as one writes it: "int", "tuple of int"."""
+    """Returns the name of a type for messages: "int", "tuple of int"."""
     items = typing.get_args(kind)
     return f"tuple of {items[0].__name__}" if items else kind.__name__
 
 
 def check_value(name: str, value: Any, declared: Declared) -> None:
-    """Raises OptionError for a value of another type or outside of the declared limits."""
+    """Raises OptionError for a value of the wrong type or outside the declared limits."""
     if declared.option.table is not None:
         return
     items = typing.get_args(declared.kind)
@@ -218,13 +218,13 @@ def _check_one(name: str, value: Any, one: Any, kind: Any, limits: Option) -> No
 
 
 def unknown(name: str, value: str, known: Iterable[str], others: str = "") -> OptionError:
-    """Returns the error for a name that is not there, with the nearest and all that are.
+    """Returns the error for an unknown name; it suggests the closest match and lists all names.
 
     Args:
       name: the key.
-      value: the name.
-      known: the names that are there.
-      others: why there are no others.
+      value: the unknown name.
+      known: the valid names.
+      others: the reason why there are no others; replaces the suggestion.
     """
     known = tuple(known)
     if others:
@@ -235,17 +235,17 @@ def unknown(name: str, value: str, known: Iterable[str], others: str = "") -> Op
 
 
 def names_in(text: str) -> list[list[str]]:
-    """Returns the names in a text: alternatives ("|") of names that all have to hold ("&")."""
+    """Splits a text into names: alternatives ("|"), each a conjunction ("&") of names."""
     return [[name.strip() for name in every.split("&")] for every in text.split("|")]
 
 
 def read(part: type[P], values: Mapping[str, Any]) -> P:
-    """Returns the part with those of the values that it reads, chosen parts included.
+    """Builds a part, and the parts it chooses, from config values.
 
-    Keys that nothing here reads are ignored (`keys_read` says which are not). None stands for a
-    value that is not set.
+    Keys that none of these parts read are ignored (`values_read` lists the keys that are read).
+    None means that a value is not set.
 
-    Raises OptionError for a value that is wrong.
+    Raises OptionError for an invalid value.
     """
     given = {}
     for name, declared in declarations(part).items():
@@ -259,7 +259,7 @@ def read(part: type[P], values: Mapping[str, Any]) -> P:
 
 
 def _as(kind: Any, value: Any) -> Any:
-    """Returns a list as the tuple, and a whole number as the float, that is wanted."""
+    """Converts a list to a tuple, and an int to a float if the option is a float."""
     if isinstance(value, list):
         return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -280,9 +280,9 @@ def _named(declared: Option, text: str, values: Mapping[str, Any], name: str = "
 
 
 def _inner(name: str, one: str, table: Mapping[str, type[P]], values: Mapping[str, Any]) -> P:
-    """Returns the part of a table. The error for an option that has to be set says for which part.
+    """Builds the part with this name in a table.
 
-    Raises OptionError.
+    Raises OptionError; for a missing required option the message names the part that needs it.
     """
     try:
         return read(table[one], values)
@@ -295,7 +295,7 @@ def _inner(name: str, one: str, table: Mapping[str, type[P]], values: Mapping[st
 
 
 def chosen(part: Part) -> dict[str, Part]:
-    """Returns the parts that options of a part name: {"mask 'window'": part}, nested ones too."""
+    """Returns the parts chosen by a part's options, nested ones too: {"mask 'window'": part}."""
     found: dict[str, Part] = {}
     for name, declared in declarations(type(part)).items():
         if declared.option.table is None:
@@ -308,14 +308,14 @@ def chosen(part: Part) -> dict[str, Part]:
 
 
 def name_of(part: Part, table: Mapping[str, type[Part]]) -> str:
-    """Returns the name that a table has for a part."""
+    """Returns a part's name in a table."""
     return next(name for name, cls in table.items() if cls is type(part))
 
 
 def values_read(part: Part) -> dict[str, Any]:
-    """Returns {key: value} of all that a part and those that it names read.
+    """Returns {key: value} for all options read by a part and the parts it chooses.
 
-    Options whose `when` does not hold are not among them.
+    Options that `when` or `unless` switch off are left out.
     """
     found: dict[str, Any] = {}
     for name, declared in declarations(type(part)).items():
@@ -343,14 +343,14 @@ def defaults_read(part: Part) -> dict[str, Any]:
 
 
 def revisions(part: Part) -> dict[str, int]:
-    """Returns the revisions above 0 of a part's chosen parts, by what they are called."""
+    """Returns the nonzero revisions of a part's chosen parts, with the keys of `chosen`."""
     return {name: one.revision for name, one in chosen(part).items() if one.revision}
 
 
 def every_option(tables: Iterable[Mapping[str, type[Part]]]) -> dict[str, list[Declared]]:
-    """Returns {key: its declarations} over all parts of the tables and what they can choose from.
+    """Returns {key: its declarations} over all parts that the tables can reach.
 
-    Declarations of one key differ where parts give it different defaults or limits.
+    A key has several declarations where parts give it different defaults or limits.
     """
     found: dict[str, list[Declared]] = {}
     for part in every_part(tables):
@@ -361,7 +361,7 @@ def every_option(tables: Iterable[Mapping[str, type[Part]]]) -> dict[str, list[D
 
 
 def every_part(tables: Iterable[Mapping[str, type[Part]]]) -> list[type[Part]]:
-    """Returns the parts of the tables and all that their options can name, each once."""
+    """Returns the parts of the tables and all parts that their options can name, each once."""
     found: dict[type[Part], None] = {}
     waiting = [part for table in tables for part in table.values()]
     while waiting:
@@ -375,7 +375,7 @@ def every_part(tables: Iterable[Mapping[str, type[Part]]]) -> list[type[Part]]:
 
 
 def has_to_be_set(declared: Declared) -> bool:
-    """Returns whether an option's own default is outside of its limits."""
+    """Returns whether an option is required, meaning that its default violates its own limits."""
     try:
         check_value(declared.name, declared.default, declared)
     except OptionError:
@@ -390,11 +390,11 @@ def common_default(declared: Iterable[Declared]) -> Any:
 
 
 def readers(key: str, tables: Mapping[str, Mapping[str, type[Part]]]) -> str:
-    """Returns who reads a key, in words: "mask window, dilated".
+    """Returns the parts that read a key, as text: "mask window, dilated".
 
     Args:
       key: the key.
-      tables: {the option that chooses from a table: the table}.
+      tables: {option: the table that it chooses from}.
     """
     texts = []
     for name, table in tables.items():

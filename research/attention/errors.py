@@ -1,5 +1,5 @@
-"""What the attention package raises, beside `research.options.OptionError` for wrong options."""
+"""The exception of the attention package; invalid options raise `research.options.OptionError`."""
 
 
 class Unsupported(ValueError):
-    """Asked of an implementation or mixer that lacks it; the message names one that has it."""
+    """Raised if an implementation or mixer lacks a feature; the message names one that has it."""

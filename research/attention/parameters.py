@@ -1,8 +1,8 @@
-"""Learned arrays: how they are described, drawn, and put where they belong.
+"""Learned arrays: their description, initialization and binding.
 
-A part of a mechanism (score, mask, bias, normalizer) is a pytree. A leaf that is learned holds a
-``Parameter`` until ``bind`` puts the array in its place, so the same dataclass is both the static,
-hashable description and what computes.
+A part of a mechanism (score, mask, bias, normalizer) is a pytree. A learned leaf holds a
+`Parameter` until `bind` replaces it by the array. So one dataclass serves both as the static,
+hashable description and as the function that computes.
 """
 
 import dataclasses
@@ -16,44 +16,43 @@ from jaxtyping import Array
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """What the axes of a learned array are, and whether the array is a matrix.
+    """The logical axes of a learned array, and whether it counts as a matrix.
 
     Attributes:
-        names: one logical name to each dimension, for sharding rules: "width" (the model's),
-            "heads", "kv_heads", "head_width", "taps"... "" where nothing is ever sharded.
-        matrix: whether it is a matrix. Matrices are what weight decay and the scale of the initial
-            parameters apply to. The number of dimensions does not say: biases of several heads have
-            two, and so have norm gains of stacked layers.
+      names: one logical name per dimension, for sharding rules: "width" (the model's),
+        "heads", "kv_heads", "head_width", "taps"... "" for a dimension that is never sharded.
+      matrix: whether weight decay and the scale of the initial parameters apply. The number of
+        dimensions cannot tell: per-head biases have two, and so do norm gains of stacked layers.
     """
 
     names: tuple[str, ...]
     matrix: bool
 
     def stacked(self) -> "Axes":
-        """Those of the arrays of several layers as one, the layers in front."""
+        """Returns the axes of this array stacked over layers, the layer axis first."""
         return Axes(("layers", *self.names), self.matrix)
 
 
 def matrix_axes(*names: str) -> Axes:
-    """Axes of a matrix: a projection, a filter, a table whose rows are vectors, or one per head."""
+    """Returns the axes of a matrix: a projection, a filter, an embedding table, or one per head."""
     return Axes(names, matrix=True)
 
 
 def vector_axes(*names: str) -> Axes:
-    """Axes of what is no matrix: a bias, the gain of a norm, a rate, numbers that heads have."""
+    """Returns the axes of a non-matrix: a bias, the gain of a norm, a rate, one number per head."""
     return Axes(names, matrix=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One array that is learned.
+    """The description of one learned array.
 
     Attributes:
-        shape: its shape.
-        init: ``init(key, shape, dtype) -> array``, as those of ``jax.nn.initializers``. Two
-            mixers of the same options have to be equal, so it is a module-level function or one of
-            the dataclasses below, not a closure.
-        axes: what its dimensions are, and whether it is a matrix.
+      shape: its shape.
+      init: `init(key, shape, dtype) -> array`, like the functions in `jax.nn.initializers`. Mixers
+        with equal options must compare equal, so use a module-level function or one of the
+        dataclasses below, never a closure.
+      axes: its logical axes, and whether it is a matrix.
     """
 
     shape: tuple[int, ...]
@@ -73,7 +72,7 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """One number, or numbers along the first axis (as many as it is long)."""
+    """Fills the array with one number, or with one number per index of the first axis."""
 
     value: float | tuple[float, ...]
 
@@ -87,17 +86,17 @@ class Constant:
 
 
 def matrix_init(stddev: float, fan_in: int, scale: float = 1.0) -> Normal:
-    """Normal with this standard deviation, or 1 / sqrt(fan_in) if it is 0; times ``scale``."""
+    """Returns a normal initializer; stddev 0 means 1 / sqrt(fan_in). `scale` multiplies it."""
     return Normal((stddev or fan_in**-0.5) * scale)
 
 
 def described(part: Any, name: str) -> dict[str, Parameter]:
-    """The parameters in a part's leaves, called ``{name}_{field}``, or ``{field}`` by no name."""
+    """Returns a part's parameters as {"name_field": parameter}; an empty name adds no prefix."""
     return {path_name(name, path): leaf for path, leaf in _leaves(part) if is_parameter(leaf)}
 
 
 def bind(part: Any, name: str, params: dict[str, Array]) -> Any:
-    """The part with each ``Parameter`` replaced by its array, by the names of ``described``."""
+    """Returns the part with each `Parameter` replaced by its array; names as in `described`."""
 
     def fill(path, leaf):
         return params[path_name(name, path)] if isinstance(leaf, Parameter) else leaf
@@ -106,12 +105,12 @@ def bind(part: Any, name: str, params: dict[str, Array]) -> Any:
 
 
 def is_parameter(x: Any) -> bool:
-    """Whether x describes a learned array: the leaves of a tree of ``Parameter``."""
+    """Returns whether x is a `Parameter`; used as `is_leaf` on trees of parameters."""
     return isinstance(x, Parameter)
 
 
 def drawn(described: Any) -> Callable[[Array], Any]:
-    """key -> float32 arrays as a tree of ``Parameter`` describes them."""
+    """Returns init(key), which draws float32 arrays for a tree of `Parameter`."""
 
     def init(key: Array) -> Any:
         leaves, tree = jax.tree.flatten(described, is_leaf=is_parameter)
@@ -127,6 +126,6 @@ def _leaves(part: Any) -> list[tuple[Any, Any]]:
 
 
 def path_name(name: str, path: Any) -> str:
-    """What a leaf of a part of this name is called, by its path in a pytree."""
+    """Returns the parameter name of a leaf: the part's name and the leaf's path, joined by "_"."""
     fields = (str(getattr(k, "name", getattr(k, "idx", k))) for k in path)
     return "_".join([*filter(None, [name]), *fields])

@@ -1,8 +1,8 @@
-"""Every mixer by name.
+"""The table of all mixers by name.
 
-Adding one is one file and one line here; a part of softmax attention has its line in the table of
-its module. The conformance suite and docs/mechanism-list.md go through the tables, so a mechanism
-is tested and documented by being registered.
+A new mixer is one file and one line here; a part of softmax attention gets its line in the table of
+its own module. The conformance suite and docs/mechanism-list.md iterate over these tables, so
+registering a mechanism is enough to have it tested and documented.
 """
 
 from research.attention.mixers.choice import MixerOptions
@@ -55,4 +55,4 @@ SWITCHES: dict[str, Declared] = {
     for name, declared in declarations(SoftmaxOptions).items()
     if declared.option.source
 }
-"""Options of softmax attention that are mechanisms of their own."""
+"""Options of softmax attention that are mechanisms in their own right."""

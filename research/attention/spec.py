@@ -1,4 +1,4 @@
-"""A mixer as a config describes it, from flat keys and values."""
+"""Reads a mixer from the flat keys and values of a config."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
@@ -30,16 +30,17 @@ from research.options import (
 MIXER = "mixer"
 MIXER_KEY = Declared(MIXER, str, "softmax", Option("what moves information between positions"))
 MECHANISM_TOLERATED = ("num_heads",)
-"""Keys that mixers may have which do not read them: arms of an ablation over mixers share them."""
+"""Keys that are accepted even by mixers that do not read them, because the arms of an ablation over
+mixers share them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MixerSpec:
-    """What is chosen for a mixer, and what the model tells it.
+    """A mixer's options together with the context that the model provides.
 
     Attributes:
-        options: of the mixer and its parts.
-        context: width, longest sequence... of the model.
+      options: options of the mixer and its parts.
+      context: the model's width, longest sequence...
     """
 
     options: MixerOptions
@@ -47,47 +48,47 @@ class MixerSpec:
 
     @property
     def name(self) -> str:
-        """The mixer's name."""
+        """The mixer's name in `MIXERS`."""
         return name_of(self.options, MIXERS)
 
     @property
     def values(self) -> dict[str, Any]:
-        """{key: value} of all that the mixer and its parts read, "mixer" first."""
+        """{key: value} for all options that the mixer and its parts read, "mixer" first."""
         return {MIXER: self.name} | values_read(self.options)
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """{key: declared default} of the keys in ``values``."""
+        """{key: declared default} for the keys in `values`."""
         return {MIXER: "softmax"} | defaults_read(self.options)
 
     @property
     def position(self) -> str:
-        """The name of the position encoding; "none" of mixers that have no choice."""
+        """The name of the position encoding; "none" for mixers without that option."""
         return self.values.get("position", "none")
 
     @property
     def mask(self) -> Mask | None:
-        """The mask of a mixer that chooses one."""
+        """The mixer's mask; None for mixers without that option."""
         options = self.options
         return options.build_mask(self.context) if isinstance(options, AttentionOptions) else None
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether a token sees later ones."""
-        # A first token that sees all of the first token is causal.
+        """Whether a token can see later tokens."""
+        # together == 1 is causal too: the first token sees itself.
         ahead = self.mask is not None and self.mask.together not in (0, 1)
         return ahead or not self.options.causal
 
     @property
     def implementation(self) -> str:
-        """The implementation that runs."""
+        """The name of the implementation that runs, with "auto" resolved."""
         return self.options.resolved(self.context)
 
     def make(self) -> Mixer:
         """Returns the mixer.
 
         Raises:
-            OptionError: an option is wrong; one line names it, the value and what is right.
+          OptionError: an option is wrong; one line names it, the value and what is right.
         """
         return self.options.make(self.context)
 
@@ -97,7 +98,7 @@ class MixerSpec:
         return dataclasses.replace(self, options=options)
 
     def chosen(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Returns what is chosen by name or switched on, and where each can be used."""
+        """Yields (description, where it can be used) for all chosen parts and enabled options."""
         yield f"mixer {self.name!r}", self.options.where
         for name, part in chosen(self.options).items():
             yield name, getattr(part, "where", ())
@@ -107,31 +108,31 @@ class MixerSpec:
 
 
 def mixer_spec(**values: Any) -> MixerSpec:
-    """Returns the mixer that these keys and values describe.
+    """Returns the mixer described by these keys and values.
 
     Args:
-        **values: of ``Context``, "mixer", and of the options of the mixer and its parts.
+      **values: fields of `Context`, "mixer", and options of the mixer and its parts.
 
     Raises:
-        OptionError: a value is wrong, or nothing reads it.
+      OptionError: a value is invalid, or nothing reads it.
     """
     return read_spec(values, values.keys())
 
 
 def make_mixer(**values: Any) -> Mixer:
-    """Returns the mixer that ``mixer_spec`` describes."""
+    """Builds the mixer; arguments as in `mixer_spec`."""
     return mixer_spec(**values).make()
 
 
 def read_spec(values: Mapping[str, Any], own: Collection[str] = ()) -> MixerSpec:
-    """Returns the mixer that some of the values describe.
+    """Returns the mixer described by the values that it reads.
 
     Args:
-        values: may have keys that this mixer does not read.
-        own: keys that it has to read, if they are not left at their defaults.
+      values: keys and values; keys that this mixer does not read are ignored.
+      own: keys that must be read, unless they are left at their defaults.
 
     Raises:
-        OptionError: a value is wrong, or one of ``own`` is not read.
+      OptionError: a value is invalid, or a key in `own` is not read.
     """
     context = read(Context, values)
     name = values.get(MIXER) or "softmax"
@@ -145,13 +146,13 @@ def read_spec(values: Mapping[str, Any], own: Collection[str] = ()) -> MixerSpec
 
 
 def check_read(spec: MixerSpec, key: str, value: Any) -> None:
-    """Raises OptionError for a value of a key that a mixer does not read."""
+    """Raises OptionError if the mixer does not read this key, unless it has its default."""
     if key not in declarations(Context) and key not in (*spec.values, *MECHANISM_TOLERATED):
         refuse_unread(key, value)
 
 
 def refuse_unread(key: str, value: Any) -> None:
-    """Raises OptionError for a key that nothing reads, unless it is left at its default."""
+    """Raises OptionError for a key that nothing reads, unless it has its default."""
     if value is None:
         return
     known = mechanism_options().get(key)
@@ -164,18 +165,18 @@ def refuse_unread(key: str, value: Any) -> None:
 
 
 def mechanism_options() -> dict[str, list[Declared]]:
-    """Returns {key: its declarations} of all mixers and parts, "mixer" first."""
+    """Returns {key: its declarations} over all mixers and parts, "mixer" first."""
     return {MIXER: [MIXER_KEY]} | every_option([MIXERS])
 
 
 def readers_of(key: str) -> str:
-    """Returns who reads a key of a mechanism, in words."""
+    """Returns the mixers and parts that read a key, as text."""
     tables: Mapping[str, Mapping[str, type[Part]]] = {**TABLES, MIXER: MIXERS}
     return readers(key, tables) or "a layer that attends"
 
 
 def _check(spec: MixerSpec) -> None:
-    """Raises OptionError for options that do not fit each other, as far as making it shows."""
+    """Raises OptionError for inconsistent options, found by building the mixer."""
     options, name = spec.options, spec.options.implementation
     if name != AUTO and name not in options.implementations:
         allowed = (AUTO, *options.implementations)

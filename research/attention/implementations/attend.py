@@ -1,8 +1,8 @@
-"""How attention is computed, as opposed to what is computed.
+"""Dispatches attention to an implementation: how it is computed, as opposed to what is computed.
 
-An implementation computes exactly the mechanism it is given or raises ``Unsupported`` with a
-message that names the part it lacks and an implementation that has it. A new one is one file and
-one line in ``IMPLEMENTATIONS``.
+An implementation computes exactly the mechanism it is given or raises `Unsupported` with a
+message that names the part it lacks and an implementation that has it. A new implementation is one
+file and one line in `IMPLEMENTATIONS`.
 """
 
 from collections.abc import Callable
@@ -30,16 +30,15 @@ class Implementation(NamedTuple):
     """One way to compute attention.
 
     Attributes:
-        attend: ``attend(q, k, v, mechanism)``.
-        lacks: ``lacks(mechanism) -> str`` names the part of it that is missing and is empty if
-            there is none.
-        blocked: whether ``attend`` takes a ``block_size``.
-        platforms: what it is for; elsewhere it raises ``Unsupported``, but for splash, which is
-            interpreted on CPUs for the sake of tests.
-        dtypes: of the queries it takes; empty takes all.
-        any_positions: whether positions may be unknown while tracing, as in a decoder's chunk.
-        split: whether it is for sequences that are split over devices; others are the same
-            without them.
+      attend: `attend(q, k, v, mechanism)`.
+      lacks: `lacks(mechanism) -> str` names the part of the mechanism that is unsupported; empty
+        if the mechanism is supported.
+      blocked: whether `attend` takes a `block_size`.
+      platforms: supported platforms; elsewhere it raises `Unsupported`, except splash, which is
+        interpreted on CPUs for tests.
+      dtypes: supported dtypes of the queries; empty means all.
+      any_positions: whether positions may be traced, as in a decoder's chunk.
+      split: whether it is meant for sequences that are sharded over devices.
     """
 
     attend: Callable[..., Any]
@@ -79,7 +78,8 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "gather": Implementation(gather.attend, _nothing, blocked=True, split=True),
 }
 
-# Up to here the scores of one head are small enough that blocks only add steps. Measured on CPU.
+# Up to this length the scores of one head are small enough that blocks are pure overhead. Measured
+# on CPU.
 DENSE_UP_TO = 1024
 
 
@@ -91,19 +91,19 @@ def choose(
     dtype: Any = None,
     backend: str | None = None,
 ) -> str:
-    """The implementation for whole sequences of this mechanism: the fastest known that has it.
+    """Returns the fastest implementation known to support this mechanism on whole sequences.
 
-    If the active mesh splits sequences, ring, or gather for what ring lacks. Otherwise on GPUs
-    cuDNN, on TPUs splash, if they have the mechanism and the dtype is known to be one of theirs;
-    otherwise dense for short sequences and blockwise for long ones. What is chosen runs at any
-    position that is known while tracing and, if no dtype is given, with any dtype.
+    If the active mesh shards sequences: ring, or gather for mechanisms that ring lacks. Otherwise
+    cuDNN on GPUs and splash on TPUs, if they support the mechanism and the dtype is known to be one
+    of theirs; otherwise dense for short sequences and blockwise for long ones. The result works for
+    any statically known positions, and for every dtype if `dtype` is None.
 
     Args:
-        length: the longest sequence.
-        mechanism: how queries read keys.
-        head_width: the wider of D and Dv; 0 if it is not known.
-        dtype: of queries, keys and values; None if it is not known.
-        backend: "cpu", "gpu" or "tpu"; None is what the computation will run on.
+      length: the longest sequence.
+      mechanism: the attention mechanism.
+      head_width: the larger of D and Dv; 0 if unknown.
+      dtype: of queries, keys and values; None if unknown.
+      backend: "cpu", "gpu" or "tpu"; None means the platform that the computation will run on.
     """
     backend = platform() if backend is None else backend
     name = "" if dtype is None else jnp.dtype(dtype).name
@@ -114,7 +114,7 @@ def choose(
         found = IMPLEMENTATIONS[chosen]
         return name in found.dtypes and not found.lacks(mechanism)
 
-    # Above a width of 128 it depends on the generation of the GPU whether cuDNN can.
+    # cuDNN supports head widths above 128 only on some GPU generations.
     if backend == "gpu" and 0 < head_width <= 128 and can("jax_cudnn"):
         return "jax_cudnn"
     if backend == "tpu" and length % splash.BLOCKS[-1] == 0 and can("splash"):
@@ -125,7 +125,7 @@ def choose(
 
 
 def refusal(implementation: str, mechanism: Mechanism) -> str:
-    """Why this implementation cannot compute this mechanism, in one line; empty if it can."""
+    """Returns one line on why this implementation lacks this mechanism; empty if it does not."""
     if implementation not in IMPLEMENTATIONS:
         return (
             f"implementation {implementation!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}"
@@ -143,10 +143,10 @@ def refusal(implementation: str, mechanism: Mechanism) -> str:
 
 
 def while_decoding(implementation: str, length: int) -> str:
-    """The implementation that reads a cache with ``length`` new queries in place of this one.
+    """Returns the implementation to use for `length` new queries against a decoding cache.
 
-    One query has no use for blocks: its scores are linear in length anyway. Of several, the
-    positions are not known while tracing, which some implementations need.
+    A single query gains nothing from blocks, because its scores are linear in length anyway. The
+    positions of several queries are traced, which some implementations do not support.
     """
     return (
         implementation if length > 1 and IMPLEMENTATIONS[implementation].any_positions else "dense"
@@ -164,21 +164,21 @@ def attend(
     implementation: str = "dense",
     block_size: int = 0,
 ) -> Float[Array, "B T H Dv"]:
-    """Attention by the named implementation; see ``dense.attend`` for what it computes.
+    """Computes attention with the named implementation; see `dense.attend` for the definition.
 
     Args:
-        q: queries, and so on as in ``dense.attend``.
-        k: keys.
-        v: values.
-        mechanism: how queries read keys; its arrays are bound.
-        q_index: absolute positions of the queries; 0 .. T-1 if None.
-        kv_index: absolute positions of the keys; 0 .. S-1 if None.
-        implementation: a name in ``IMPLEMENTATIONS``.
-        block_size: queries and keys to a block where there are blocks; 0 chooses.
+      q: queries; shapes and meaning of all arrays as in `dense.attend`.
+      k: keys.
+      v: values.
+      mechanism: the attention mechanism, with bound arrays.
+      q_index: absolute positions of the queries; 0 .. T-1 if None.
+      kv_index: absolute positions of the keys; 0 .. S-1 if None.
+      implementation: a name in `IMPLEMENTATIONS`.
+      block_size: queries and keys per block, for implementations with blocks; 0 chooses.
 
     Raises:
-        Unsupported: the implementation is unknown, or lacks a part of the mechanism, this dtype,
-            this device or positions that are not known while tracing.
+      Unsupported: the implementation is unknown, or lacks a part of the mechanism, this dtype,
+        this device or positions that are not known while tracing.
     """
     if why := refusal(implementation, mechanism):
         raise Unsupported(why)

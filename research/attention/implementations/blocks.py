@@ -1,4 +1,4 @@
-"""Which blocks of queries and keys to visit, decided by ``Mask.blocks`` before anything runs."""
+"""Plans which blocks of queries and keys to visit, using `Mask.blocks` while tracing."""
 
 from typing import Any, NamedTuple
 
@@ -12,8 +12,11 @@ from research.attention.parts.masks import Mask
 
 
 class Visits(NamedTuple):
-    """Which blocks to visit: for row i, the wholly allowed ones in order[start[i]:middle[i]], those
-    that need the mask in order[middle[i]:stop[i]]."""
+    """Blocks to visit for each row i, in compressed form.
+
+    order[start[i]:middle[i]] are the columns that are allowed entirely, and
+    order[middle[i]:stop[i]] the columns in which the mask has to be applied.
+    """
 
     order: Any
     start: Any
@@ -22,9 +25,9 @@ class Visits(NamedTuple):
 
 
 def index_blocks(index: Any, length: int, block: int, pad: int | None = None) -> Any:
-    """Positions as (blocks, block), in numpy where they are known while tracing.
+    """Returns positions as (blocks, block), as numpy where they are known while tracing.
 
-    Padding repeats the last position unless ``pad`` is given, so that the bounds stay tight.
+    Padding repeats the last position unless `pad` is given, so the bounds of a block stay tight.
     """
     index = np.arange(length, dtype=np.int32) if index is None else index
     if not isinstance(index, Tracer):
@@ -37,7 +40,7 @@ def index_blocks(index: Any, length: int, block: int, pad: int | None = None) ->
 
 
 def plan(mask: Mask, rows: Any, columns: Any, real: np.ndarray) -> tuple[Visits, Visits]:
-    """What to visit: for each row of blocks its columns, and for each column its rows."""
+    """Returns the visits by row (which columns) and by column (which rows)."""
     grid = (len(rows), len(columns))
     if isinstance(rows, np.ndarray) and isinstance(columns, np.ndarray):
         q_lo, q_hi = rows.min(1)[:, None], rows.max(1)[:, None]
@@ -52,18 +55,18 @@ def plan(mask: Mask, rows: Any, columns: Any, real: np.ndarray) -> tuple[Visits,
 
 
 def list_visits(some: np.ndarray, every: np.ndarray) -> Visits:
-    """From which blocks have something allowed and which are wholly allowed, (rows, columns)."""
+    """Returns the visits for (rows, columns) booleans: any pair allowed, all pairs allowed."""
     row, column = np.nonzero(some)
     order = column[np.lexsort((column, ~every[row, column], row))]
     stop = np.cumsum(some.sum(1))
     start = stop - some.sum(1)
-    # An empty list still needs one entry for compiled code to index.
+    # Compiled code indexes `order` even if there is nothing to visit, so it is never empty.
     order = order if order.size else np.zeros(1)
     return Visits(*(x.astype(np.int32) for x in (order, start, start + every.sum(1), stop)))
 
 
 def visit(visits: Visits, row: Any, step: Any, carry: Any) -> Any:
-    """Runs ``step(column, carry, masked)`` over the visible blocks of one row."""
+    """Runs `step(column, carry, masked)` over the visible blocks of one row; returns the carry."""
     start, middle, stop = (at(x, row) for x in visits[1:])
 
     def run(masked):
@@ -73,5 +76,5 @@ def visit(visits: Visits, row: Any, step: Any, carry: Any) -> Any:
 
 
 def at(x: Array, i: Any) -> Array:
-    """x[i], i known only when it runs."""
+    """Returns x[i] for a traced i."""
     return lax.dynamic_index_in_dim(x, i, keepdims=False)

@@ -1,9 +1,9 @@
-"""Exact attention in blocks: memory linear in length, forwards and backwards, in plain JAX.
+"""Exact attention in blocks, in plain JAX, with memory linear in length in both passes.
 
-Queries and keys are cut into blocks. ``Mask.blocks`` classifies the grid of block pairs before
-anything runs: forbidden pairs are never visited, wholly allowed ones are computed without looking
-at the mask. Only the output and the logarithm of each row's sum are saved for the backward pass.
-The loops are those of ``flash``.
+Queries and keys are cut into blocks. `Mask.blocks` classifies the grid of block pairs while
+tracing: forbidden pairs are never visited, and pairs that are allowed entirely skip the mask. Only
+the output and each row's log of summed exponentials are saved for the backward pass. `flash` has
+the loops.
 """
 
 import functools
@@ -32,25 +32,25 @@ def attend(
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
     block_size: int = 0,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend``, in memory linear in T and S.
+    """Computes the same as `dense.attend`, in memory linear in T and S.
 
     Args:
-        q: as in ``dense.attend``, like all arguments not described here.
-        k: keys.
-        v: values.
-        mechanism: how queries read keys; its float leaves get gradients.
-        q_index: absolute positions of the queries; 0 .. T-1 if None. Blocks are skipped only where
-            positions are known while tracing.
-        kv_index: absolute positions of the keys; 0 .. S-1 if None.
-        block_size: queries and keys to a block; 0 chooses. Does not change the result.
+      q: as in `dense.attend`, like all arguments not described here.
+      k: keys.
+      v: values.
+      mechanism: the attention mechanism; its float leaves get gradients.
+      q_index: absolute positions of the queries; 0 .. T-1 if None. Blocks are skipped only where
+        positions are known while tracing.
+      kv_index: absolute positions of the keys; 0 .. S-1 if None.
+      block_size: queries and keys per block; 0 chooses. Does not affect the result.
 
     Returns:
-        (B, T, H, Dv) in the dtype of q. A query with no allowed key gets zeros. It can be
-        differentiated once, in reverse mode.
+      (B, T, H, Dv) in the dtype of q. A query with no allowed key gets zeros. It can be
+      differentiated once, in reverse mode.
 
     Raises:
-        Unsupported: the score has no dot form, or the normalizer is neither of the softmax family
-            nor element-wise.
+      Unsupported: the score has no dot form, or the normalizer is neither of the softmax family
+        nor element-wise.
     """
     if missing := lacks(mechanism):
         raise Unsupported(f"blockwise attention lacks {missing}; use implementation 'dense'")
@@ -76,7 +76,10 @@ def attend(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _core(shape, q, k, v, problem, extra, visits):
-    """Attention of blocks, as ``flash`` describes them."""
+    """Computes attention of arrays in blocks; shapes as described in `flash`.
+
+    The custom vjp recomputes scores block by block; differentiating the loops would store them all.
+    """
     return _forward(shape, q, k, v, problem, extra, visits)[0]
 
 

@@ -1,4 +1,4 @@
-"""The reference implementation: every score in memory, every mechanism supported."""
+"""The reference implementation: materializes all scores and supports every mechanism."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,20 +17,20 @@ def attend(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """Attention (Vaswani et al. 2017, equation 1) by any mechanism.
+    """Computes attention (Vaswani et al. 2017, equation 1) with any mechanism.
 
     Args:
-        q: queries. H is a multiple of K; grouped heads share keys and values without repeating
-            them (Ainslie et al. 2023, section 2.2).
-        k: keys.
-        v: values.
-        mechanism: how queries read keys; its arrays are bound.
-        q_index: absolute positions of the queries; 0 .. T-1 if None.
-        kv_index: absolute positions of the keys; 0 .. S-1 if None.
+      q: queries. H is a multiple of K; grouped heads share keys and values without repeating
+        them (Ainslie et al. 2023, section 2.2).
+      k: keys.
+      v: values.
+      mechanism: how queries read keys; its arrays are bound.
+      q_index: absolute positions of the queries; 0 .. T-1 if None.
+      kv_index: absolute positions of the keys; 0 .. S-1 if None.
 
     Returns:
-        (B, T, H, Dv) in the dtype of q. Scores and weights are float32 (or wider) inside. A query
-        with no allowed key gets zeros.
+      (B, T, H, Dv) in the dtype of q. Scores and weights are float32 (or wider) inside. A query
+      with no allowed key gets zeros.
     """
     if mechanism.looks:
         mechanism = mechanism.see(q, k, q_index, kv_index)
@@ -39,7 +39,7 @@ def attend(
     (b, h, t, s), (kv_heads, width) = numerator.shape, v.shape[2:]
     dtype = numerator.dtype
     weights = numerator.astype(v.dtype)
-    # Dividing after the product with the values touches T*Dv numbers instead of T*S.
+    # Dividing after the product with the values normalizes T*Dv numbers instead of T*S.
     if h == kv_heads:
         out = jnp.einsum("bhts,bshd->bhtd", weights, v, preferred_element_type=dtype)
     else:
@@ -57,7 +57,7 @@ def weights(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
-    """The attention weights that ``attend`` with the same arguments applies, float32 or wider."""
+    """Returns the attention weights of `attend` for the same arguments, float32 or wider."""
     if mechanism.looks:
         mechanism = mechanism.see(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
@@ -73,7 +73,7 @@ def scores(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
-    """What the normalizer of ``attend`` sees, biases applied and nothing masked yet."""
+    """Returns the scores that `attend` normalizes: biases applied, mask not yet applied."""
     if mechanism.looks:
         mechanism = mechanism.see(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
@@ -81,7 +81,7 @@ def scores(
 
 
 def _columns(t, s, q_index, kv_index):
-    """Positions of queries (T, 1) and keys (1, S)."""
+    """Returns the positions of queries, (T, 1), and keys, (1, S)."""
     q_index = (jnp.arange(t) if q_index is None else q_index)[:, None]
     kv_index = (jnp.arange(s) if kv_index is None else kv_index)[None, :]
     return q_index, kv_index
@@ -95,7 +95,8 @@ def _biased(scores, mechanism, at):
 
 
 def _parts(scores, mechanism, at):
-    """Numerator and divisor of the weights."""
+    """Returns numerator and divisor of the weights."""
     mask = mechanism.mask
+    # The base class allows every pair: None spares the normalizer a select over T*S numbers.
     allowed = None if type(mask) is Mask else mask(*at)
     return mechanism.normalizer.parts(_biased(scores, mechanism, at), allowed)

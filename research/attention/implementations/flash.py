@@ -1,9 +1,9 @@
-"""FlashAttention's loops over blocks of queries and keys, forwards and backwards, in plain JAX.
+"""FlashAttention's loops over blocks of queries and keys, forward and backward, in plain JAX.
 
-What ``blockwise`` runs once, and ``ring`` once for the keys of every device. The online softmax is
-that of Milakov & Gimelshein 2018, algorithm 3; the loops are those of Dao 2023 (FlashAttention-2),
-algorithms 1 and 2. A normalizer that looks at each score by itself runs in the same loops without
-the sums.
+`blockwise` runs these loops once; `ring` runs them once per round, for the keys of each device. The
+online softmax follows Milakov & Gimelshein 2018, algorithm 3; the loops follow Dao 2023
+(FlashAttention-2), algorithms 1 and 2. Element-wise normalizers run in the same loops without the
+running maximum and sum.
 
 Arrays in blocks: queries (rows, B*K, G*q_block, D) and keys (columns, B*K, kv_block, D), where the
 G = H/K query heads of a group are rows of one matrix, so that their keys are not repeated.
@@ -33,14 +33,15 @@ from research.attention.parts.normalizers import (
     SquaredRelu,
 )
 
-# Above FORBIDDEN and below any real score: a row maximum that starts here gives forbidden keys the
-# weight exp(FORBIDDEN - LOWEST) = 0 even in rows where nothing is allowed.
+# The initial row maximum, above FORBIDDEN and below any real score. Forbidden keys then get weight
+# exp(FORBIDDEN - LOWEST) = 0 even in rows without an allowed key, where FORBIDDEN as the maximum
+# would give exp(0) = 1.
 LOWEST = 0.1 * FORBIDDEN
 
-# Normalizers whose weights have no divisor and depend on one score each.
+# Normalizers that map each score to its weight independently, without a divisor.
 ELEMENTWISE = (Sigmoid, SquaredRelu)
 
-# Measured on CPU; products of this size run at full speed there and fit the caches.
+# Measured on CPU: matrix products of this size run at full speed and their blocks fit the caches.
 Q_BLOCK, KV_BLOCK = 256, 512
 
 
@@ -55,8 +56,14 @@ class Shape(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Positions of queries (rows, q_block) and keys (columns, kv_block), which keys exist, and
-    which heads these are, (H, 1, 1)."""
+    """Positions of queries and keys, the keys that are not padding, and the heads' indices.
+
+    Attributes:
+      q: query positions, (rows, q_block).
+      kv: key positions, (columns, kv_block).
+      real: whether a key exists, (columns, kv_block); False for padding.
+      head: index of each query head, (H, 1, 1).
+    """
 
     q: Any
     kv: Any
@@ -65,14 +72,14 @@ class Index(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What is done to a block of raw scores: biases, then an element-wise normalizer if any."""
+    """Functions applied to a block of raw scores: biases, then any element-wise normalizer."""
 
     biases: tuple[Bias, ...]
     elementwise: Normalizer | None
 
 
 class Problem(NamedTuple):
-    """Everything but queries, keys, values and what to visit."""
+    """All inputs of the loops except queries, keys, values and visits."""
 
     parts: Parts
     mask: Mask
@@ -80,11 +87,14 @@ class Problem(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of the keys seen so far.
+    """Running statistics of the online softmax over the keys visited so far.
 
-    The largest score of each query and the sum of exponentials relative to it, (rows, B*K,
-    G*q_block), and the values weighted by those, (rows, B*K, G*q_block, Dv). An axis of length 1
-    would be 128 numbers wide in the memory of a TPU.
+    `top` and `total` have no trailing axis of length 1, because a TPU would pad it to 128 lanes.
+
+    Attributes:
+      top: running maximum of the scores, (rows, B*K, G*q_block).
+      total: sum of exp(score - top), of the same shape.
+      out: values summed with weights exp(score - top), (rows, B*K, G*q_block, Dv).
     """
 
     top: Array
@@ -93,7 +103,7 @@ class Statistics(NamedTuple):
 
 
 def lacks(mechanism: Mechanism) -> str:
-    """The part of this mechanism that these loops cannot compute; empty if there is none."""
+    """Returns the part of the mechanism that these loops cannot compute; empty if none."""
     if mechanism.focus is not None:
         return "a predicted window"
     if not isinstance(mechanism.normalizer, (Softmax, Smoothed, *ELEMENTWISE)):
@@ -117,14 +127,14 @@ class _Sharpen(Bias):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _LogSigmoid(Bias):
-    """log sigma(score): the softmax of it is sigma normalized to a sum of 1."""
+    """log sigma(score); its softmax is sigma(score) normalized to a sum of 1."""
 
     def __call__(self, score: Array, head: Any, q_index: Any, kv_index: Any) -> Array:
         return jax.nn.log_sigmoid(score)
 
 
 def parts_of(mechanism: Mechanism, heads: int) -> tuple[Parts, Array | None]:
-    """What is done to scores, and the extra logit of each head (H,) in the softmax's divisor."""
+    """Returns the `Parts` of a mechanism, and the softmax's extra logit per head, (H,), or None."""
     biases, normalizer = mechanism.biases, mechanism.normalizer
     if isinstance(normalizer, ELEMENTWISE):
         return Parts(biases, normalizer), None
@@ -137,13 +147,13 @@ def parts_of(mechanism: Mechanism, heads: int) -> tuple[Parts, Array | None]:
 
 
 def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
-    """(B, N, H, D) -> (blocks, B*K, G*block, D), zeros at the end of each piece.
+    """Cuts (B, N, H, D) into blocks (blocks, B*K, G*block, D), zero-padded after each piece.
 
     Args:
-        x: queries, or keys and values, of which each head is a group by itself.
-        kv_heads: K.
-        block: how many positions to a block.
-        pieces: equal parts of the N positions that share no block.
+      x: queries; or keys or values, for which H = K and G = 1.
+      kv_heads: K.
+      block: positions per block.
+      pieces: number of equal parts of the N positions; no block spans two of them.
     """
     b, n, heads, width = x.shape
     length, group = n // pieces, heads // kv_heads
@@ -155,7 +165,7 @@ def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
 
 
 def join(x: Array, batch: int, heads: int, block: int, length: int, pieces: int = 1) -> Array:
-    """The inverse of ``cut``: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
+    """Inverts `cut`: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
     count, width = x.shape[0], x.shape[-1]
     x = x.reshape(count, batch, heads, block, width).transpose(1, 0, 3, 2, 4)
     x = x.reshape(batch, pieces, -1, heads, width)[:, :, : length // pieces]
@@ -167,7 +177,10 @@ def _dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
 
 
 def _finish(shape, raw, problem, row, column, masked):
-    """From raw scores (B*K, G*q, k) of one block to final ones, or to element-wise weights."""
+    """Applies biases, mask and element-wise normalizer to one block of raw scores (B*K, G*q, k).
+
+    Returns the final scores, or the weights if the normalizer is element-wise.
+    """
     (biases, elementwise), mask = of_block(problem[:2], row, column)
     index = problem.index
     if not biases and not masked and elementwise is None:
@@ -185,9 +198,10 @@ def _finish(shape, raw, problem, row, column, masked):
 
 
 def _needed(step, problem, place):
-    """A step that is skipped where a mask that looks at content allows nothing in the block.
+    """Wraps a step to skip blocks in which a content-dependent mask allows no pair.
 
-    ``place(i)`` is the row and the column of what is visited as i.
+    Such a mask is known only at run time, after the visits were planned. `place(i)` returns row and
+    column of the visit i.
     """
     if not has_content(problem.mask):
         return step
@@ -202,12 +216,12 @@ def _needed(step, problem, place):
 
 
 def _finish_transposed(shape, raw, *rest):
-    """``_finish`` for raw scores (B*K, k, G*q)."""
+    """`_finish` for raw scores (B*K, k, G*q)."""
     return jnp.swapaxes(_finish(shape, jnp.swapaxes(raw, 1, 2), *rest), 1, 2)
 
 
 def _extra_rows(shape: Shape, extra: Array) -> Array:
-    """The extra logit of each row of a block: (H,) -> (B*K, G*q_block)."""
+    """Returns the extra logit of each row of a block: (H,) -> (B*K, G*q_block)."""
     group = shape.heads // shape.kv_heads
     rows = jnp.broadcast_to(
         extra.reshape(shape.kv_heads, group, 1), (shape.batch, shape.kv_heads, group, shape.q_block)
@@ -216,7 +230,10 @@ def _extra_rows(shape: Shape, extra: Array) -> Array:
 
 
 def start(shape: Shape, q: Array, v: Array, extra: Array | None) -> Statistics:
-    """Before the first key. An extra logit is one that was seen already and has the value 0."""
+    """Returns the statistics before the first key.
+
+    An extra logit counts as a key that was already visited, with a value vector of 0.
+    """
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     zero = jnp.zeros(q.shape[:3], dtype)
     out = jnp.zeros((*q.shape[:3], v.shape[-1]), dtype)
@@ -228,9 +245,9 @@ def start(shape: Shape, q: Array, v: Array, extra: Array | None) -> Statistics:
 def forward(
     shape: Shape, q: Array, k: Array, v: Array, problem: Problem, visits: Visits, seen: Statistics
 ) -> Statistics:
-    """FlashAttention-2, algorithm 1: one row of blocks after the other, after ``seen``.
+    """Runs FlashAttention-2, algorithm 1, row by row of blocks, and returns the statistics.
 
-    ``visits`` lists the columns of each row.
+    `visits` lists the columns of each row; `seen` holds the statistics of keys visited before.
     """
     dtype = seen.out.dtype
 
@@ -245,6 +262,8 @@ def forward(
             if problem.parts.elementwise is not None:
                 out = out + _dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
                 return Statistics(top, total, out)
+            # Sums so far are relative to the old maximum; `shrink` rescales them to the new one, so
+            # that no exponential overflows.
             new_top = jnp.maximum(top, jnp.max(scores, -1))
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
@@ -261,7 +280,12 @@ def forward(
 
 
 def conclude(seen: Statistics, dtype: Any) -> tuple[Array, Array]:
-    """The output in this dtype, and the logarithm of each row's sum; zeros where there is none."""
+    """Returns the normalized output in this dtype, and each row's log of summed exponentials.
+
+    Rows without an allowed key get zeros. The log is 0 for element-wise normalizers.
+    """
+    # Empty rows divide by 1, because 0 / 0 is NaN. Element-wise normalizers never add to `total`,
+    # so their output is left undivided by the same rule.
     empty = seen.total == 0
     total = jnp.where(empty, 1, seen.total)
     out = (seen.out / total[..., None]).astype(dtype)
@@ -269,15 +293,19 @@ def conclude(seen: Statistics, dtype: Any) -> tuple[Array, Array]:
 
 
 class Gradients(NamedTuple):
-    """Of the queries, transposed (rows, B*K, D, G*q_block), and of the float leaves of the parts,
-    which add up over passes."""
+    """Gradients that accumulate over columns of keys and over backward passes.
+
+    Attributes:
+      q: of the queries, transposed: (rows, B*K, D, G*q_block).
+      leaves: of the float leaves of the parts.
+    """
 
     q: Array
     leaves: list[Array]
 
 
 def no_gradients(q: Array, parts: Parts) -> Gradients:
-    """Before the first backward pass."""
+    """Returns zero gradients, float32 or wider, to start the first backward pass with."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     leaves = [
         jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in float_leaves(parts)[0]
@@ -286,12 +314,12 @@ def no_gradients(q: Array, parts: Parts) -> Gradients:
 
 
 class Rows(NamedTuple):
-    """What a backward pass knows of the queries.
+    """Per-query inputs of a backward pass.
 
     Attributes:
-        grad: gradient of the output, in blocks like q.
-        log_sum: as ``conclude`` gives it, (rows, B*K, G*q_block).
-        delta: of the same shape, the products of grad and output.
+      grad: gradient of the output, in blocks like q.
+      log_sum: log of summed exponentials from `conclude`, (rows, B*K, G*q_block).
+      delta: dot products of grad and output, of the same shape.
     """
 
     grad: Array
@@ -303,10 +331,10 @@ def backward(
     shape: Shape, q: Array, k: Array, v: Array, problem: Problem, visits: Visits, rows: Rows,
     sums: Gradients,
 ) -> tuple[Gradients, Array, Array]:  # fmt: skip
-    """FlashAttention-2, algorithm 2, one column of blocks after the other.
+    """Runs FlashAttention-2, algorithm 2, column by column of blocks.
 
-    ``visits`` lists the rows of each column. Returns the sums with these keys' share, and the
-    gradients of k and v, float32 or wider.
+    `visits` lists the rows of each column. Returns `sums` plus the contribution of these keys, and
+    the gradients of k and v, float32 or wider.
     """
     dtype = rows.log_sum.dtype
     leaves, rebuild = float_leaves(problem.parts)
@@ -344,11 +372,11 @@ def backward(
 
 
 def _through_scores(query, key, value, rows, finish, leaves, elementwise):
-    """The weights of a block, and the gradients of its raw scores and of the leaves.
+    """Returns the weights of a block and the gradients of its raw scores and of the leaves.
 
     Blocks of scores are transposed to (keys, queries). That way no product contracts the rows of
-    its left operand, which XLA's CPU library does at a third of its speed; the gradient of q is
-    summed transposed for the same reason.
+    its left operand, which XLA's CPU library computes at a third of its usual speed; the gradient
+    of q is accumulated transposed for the same reason.
     """
     dtype = rows.log_sum.dtype
     raw = _dot("nkd,nqd->nkq", key, query, dtype)
@@ -357,6 +385,8 @@ def _through_scores(query, key, value, rows, finish, leaves, elementwise):
     if elementwise:
         weights, dscores = scores, dweights
     else:
+        # Weights are recomputed from the saved log-sums instead of stored. The softmax's Jacobian
+        # needs sum_k weights * dweights per row, which equals delta = grad . out.
         weights = jnp.exp(scores - rows.log_sum[:, None])
         dscores = weights * (dweights - rows.delta[:, None])
     draw, dleaves = pull(dscores)
@@ -364,7 +394,11 @@ def _through_scores(query, key, value, rows, finish, leaves, elementwise):
 
 
 def extra_gradient(shape: Shape, extra: Array, rows: Rows) -> Array:
-    """That of a key of value 0: each row adds -weight * delta. Of padding rows delta is 0."""
+    """Returns the gradient of the extra logits, (H,).
+
+    An extra logit acts like a key whose value is 0, so dweights = 0 and each row contributes
+    -weight * delta. Padding rows contribute nothing because their delta is 0.
+    """
     weight = jnp.exp(_extra_rows(shape, extra) - rows.log_sum)
     group = shape.heads // shape.kv_heads
     by_row = (weight * rows.delta).reshape(-1, shape.batch, shape.kv_heads, group, shape.q_block)
@@ -372,9 +406,10 @@ def extra_gradient(shape: Shape, extra: Array, rows: Rows) -> Array:
 
 
 def float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:
-    """The leaves that have gradients, and what puts others in their place.
+    """Returns the floating-point leaves of a tree, and a function that replaces them.
 
-    The second is ``rebuild(new, rest)``; ``rest`` is applied to the leaves without gradients.
+    `rebuild(new, rest)` returns the tree with these leaves replaced by `new`, and with `rest`
+    applied to all other leaves.
     """
     leaves, structure = jax.tree.flatten(tree)
     at = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
@@ -389,7 +424,7 @@ def float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:
 
 
 def no_gradient(leaf: Any) -> Any:
-    """The cotangent of what is not differentiated, in the form ``custom_vjp`` wants."""
+    """Returns a zero cotangent for a leaf, as `custom_vjp` requires: float0 for integer leaves."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.zeros_like(leaf)
     return np.zeros(jnp.shape(leaf), jax.dtypes.float0)

@@ -1,7 +1,7 @@
-"""``jax.nn.dot_product_attention`` as an implementation: by XLA on any device, by cuDNN on GPUs.
+"""`jax.nn.dot_product_attention` as an implementation: XLA on any device, cuDNN on GPUs.
 
-Both take what they can state exactly and refuse the rest. cuDNN is never given an array as mask or
-bias: it would need one of T * S numbers in memory, which is what a fused kernel is there to avoid.
+Both refuse mechanisms that they cannot express exactly. cuDNN never gets a mask or bias as an
+array: that would need T * S numbers in memory, which a fused kernel exists to avoid.
 """
 
 import functools
@@ -28,7 +28,7 @@ CUDNN_DTYPES = ("bfloat16", "float16")
 
 
 def lacks_xla(mechanism: Mechanism) -> str:
-    """The part of this mechanism that ``attend_xla`` cannot compute; empty if there is none."""
+    """Returns the part of the mechanism that `attend_xla` cannot compute; empty if none."""
     for bias in mechanism.biases:
         if not bias.additive:
             return f"bias {type(bias).__name__} (it adds nothing to a score but changes it)"
@@ -41,7 +41,7 @@ def lacks_xla(mechanism: Mechanism) -> str:
 
 
 def lacks_cudnn(mechanism: Mechanism) -> str:
-    """The part of this mechanism that ``attend_cudnn`` cannot compute; empty if there is none."""
+    """Returns the part of the mechanism that `attend_cudnn` cannot compute; empty if none."""
     if mechanism.biases:
         return f"bias {type(mechanism.biases[0]).__name__}"
     if type(mechanism.mask) not in (Mask, Window):
@@ -58,12 +58,12 @@ def attend_xla(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend`` by ``implementation="xla"``, for softmax and dot forms.
+    """Computes the same as `dense.attend` with `implementation="xla"`: softmax of dot forms.
 
-    Biases have to be additive. Arguments and result are those of ``dense.attend``.
+    Biases have to be additive. Arguments and result are those of `dense.attend`.
 
     Raises:
-        Unsupported: a part of the mechanism is missing, or q is float64 (its softmax is float32).
+      Unsupported: a part of the mechanism is missing, or q is float64 (its softmax is float32).
     """
     if missing := lacks_xla(mechanism):
         raise Unsupported(f"jax_xla attention lacks {missing}; use implementation 'dense'")
@@ -80,7 +80,7 @@ def attend_xla(
     allowed = mechanism.mask(q_index, kv_index)
     allowed = jnp.broadcast_to(allowed, np.broadcast_shapes(allowed.shape, (1, 1, t, s)))
     out = _attention(q, k, v, mechanism, "xla", bias=bias, mask=allowed)
-    # Where nothing is allowed it has the mean of all values.
+    # jax.nn returns the mean of all values for rows without an allowed key.
     some = jnp.swapaxes(jnp.any(allowed, axis=-1), 1, 2)[..., None]
     return jnp.where(some, out, 0)
 
@@ -94,18 +94,18 @@ def attend_cudnn(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend`` by cuDNN's flash attention.
+    """Computes the same as `dense.attend` with cuDNN's flash attention.
 
-    Full, causal and window masks and no biases; arguments and result are those of ``dense.attend``.
-    Head widths are padded with zeros to a multiple of 8. On a mesh each device has some rows of the
-    batch and some heads. Under vmap JAX wants q, k, v and the
-    gradient of the result to be all mapped over, and raises TypeError otherwise.
+    Supports full, causal and window masks and no biases; arguments and result are those of
+    `dense.attend`. Head widths are zero-padded to a multiple of 8. On a mesh, batch and heads are
+    sharded where they divide evenly. Under vmap JAX requires q, k, v and the gradient of the result
+    to be mapped together, and raises TypeError otherwise.
 
     Raises:
-        Unsupported: a part of the mechanism is missing; q, k and v are not all bfloat16 or all
-            float16; a mask other than full at positions that are not known while tracing or that do
-            not begin together and count up; the mesh splits sequences; the device is no GPU; or
-            cuDNN refuses (head widths above 128, or 256 from Hopper on).
+      Unsupported: a part of the mechanism is missing; q, k and v are not all bfloat16 or all
+        float16; a mask other than full at positions that are not known while tracing or that do
+        not begin together and count up; the mesh splits sequences; the device is no GPU; or
+        cuDNN refuses (head widths above 128, or 256 from Hopper on).
     """
     if missing := lacks_cudnn(mechanism):
         raise Unsupported(f"jax_cudnn attention lacks {missing}; use 'blockwise' or 'dense'")
@@ -128,7 +128,11 @@ def attend_cudnn(
 
 
 def _attention(q, k, v, mechanism, implementation, multiple=1, **options):
-    """With the scale in the queries, and heads padded to one width, a multiple of ``multiple``."""
+    """Calls `jax.nn.dot_product_attention` on the score's dot form.
+
+    The score's own scale is in the queries already, so `scale` is only the softmax's sharpening.
+    Heads of q, k and v are zero-padded to one width, a multiple of `multiple`.
+    """
     out_dtype, out_width = q.dtype, v.shape[-1]
     q, k = mechanism.score.as_dot(q, k)
     width = -(-max(q.shape[-1], out_width) // multiple) * multiple
@@ -147,8 +151,10 @@ def _attention(q, k, v, mechanism, implementation, multiple=1, **options):
 def _bias(
     mechanism: Any, batch: int, heads: int, q_index: Any, kv_index: Any
 ) -> Float[Array, "_ H T S"] | None:
-    """What additive biases add after the sharpening of a softmax; (1, H, T, S) if they are those of
-    positions, which all rows of the batch share."""
+    """Returns the sum of the additive biases times the softmax's sharpening, or None.
+
+    The shape is (1, H, T, S) if the biases depend on positions only, else (B, H, T, S).
+    """
     if not mechanism.biases:
         return None
     batch = batch if has_content(mechanism.biases) else 1
@@ -159,7 +165,7 @@ def _bias(
 
 
 def _window(mask: Window, t: int, s: int, q_index: Any, kv_index: Any) -> dict[str, Any]:
-    """A causal or window mask in the words of ``jax.nn``, which counts from the first key."""
+    """Returns a causal or window mask as arguments of `jax.nn`, whose positions start at 0."""
     if isinstance(q_index, Tracer) or isinstance(kv_index, Tracer):
         message = "jax_cudnn attention needs positions that are known while tracing"
         raise Unsupported(f"{message}; use 'blockwise' or 'dense'")

@@ -1,8 +1,8 @@
-"""Attention over a sequence that is split over devices, each of which gathers all keys and values.
+"""Attention over a sharded sequence in which each device gathers all keys and values.
 
-Llama Team 2024, Llama 3, section 3.3.2: with few key heads the keys are small beside the work, and
-any mask is a matter of one device. Memory is linear in the length of the keys; queries, outputs and
-scores are split.
+Source: Llama Team 2024, Llama 3, section 3.3.2. With few key heads, gathering the keys is cheap
+compared to the computation, and every device can apply any mask locally. Memory is linear in the
+length of the keys; queries, outputs and scores are sharded.
 """
 
 import functools
@@ -28,10 +28,10 @@ def attend(
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
     block_size: int = 0,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend``, of queries split over the axis "context" of the mesh.
+    """Computes the same as `dense.attend`, with queries sharded over the mesh axis "context".
 
-    Arguments and result are those of ``dense.attend``. What can be computed in blocks is, in blocks
-    of ``block_size``; of the rest each device has all scores of its queries.
+    Arguments and result are those of `dense.attend`. Mechanisms that `ring` supports are computed
+    in blocks of `block_size`; for others each device materializes all scores of its queries.
     """
     at: dict[str, Any] = {"q_index": q_index, "kv_index": kv_index}
     if not ring.lacks(mechanism):
@@ -39,22 +39,24 @@ def attend(
     shards = sharding.context_size()
     if shards == 1 or q.shape[1] % shards or k.shape[1] % shards:
         return dense.attend(q, k, v, mechanism, **at)
-    # The compiler follows the queries: any mechanism, and no list of what its arrays are.
+    # A sharding constraint on the queries is enough: the compiler propagates it through any
+    # mechanism, without specs for the mechanism's arrays.
     split = functools.partial(jax.lax.with_sharding_constraint, shardings=_along(CONTEXT))
     return split(dense.attend(split(q), _gathered(k), _gathered(v), mechanism, **at))
 
 
 def _along(axis: str | None) -> PartitionSpec:
-    """The sequence of (B, N, H, D) over this axis, the rest as it comes."""
+    """Returns the spec of (B, N, H, D) with N sharded over `axis` and the rest unconstrained."""
     free = PartitionSpec.UNCONSTRAINED
     return PartitionSpec(free, axis, free, free)
 
 
 @jax.custom_vjp
 def _gathered(x: Array) -> Array:
-    """x on every device of "context"; its gradient is added up and split in one go.
+    """Replicates x over "context"; its gradient is reduce-scattered.
 
-    The transpose of a constraint is the same constraint, which would add it up everywhere.
+    The transpose of a sharding constraint is the same constraint, which would all-reduce the
+    gradient on every device. The custom vjp constrains the gradient to be sharded instead.
     """
     return jax.lax.with_sharding_constraint(x, _along(None))
 

@@ -1,10 +1,10 @@
-"""What the computation will run on, as far as can be told while tracing."""
+"""The platform that the computation will run on, as far as it is known while tracing."""
 
 import jax
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": that of ``jax.default_device`` if it is set, else JAX's default."""
+    """Returns "cpu", "gpu" or "tpu": that of `jax.default_device` if set, else JAX's default."""
     device = jax.config.jax_default_device  # ty: ignore[missing-attribute]
     if device is None:
         return jax.default_backend()

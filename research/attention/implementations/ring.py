@@ -1,10 +1,10 @@
-"""Exact attention over a sequence that is split over devices: memory linear in length / devices.
+"""Exact attention over a sequence sharded over devices, with memory linear in length / devices.
 
-Every device has the queries, keys and values of some positions. Either the keys and values go
-around the devices, one step a round, while each computes with those it has (Liu et al. 2023, "Ring
-Attention with Blockwise Transformers", section 3); or each gathers all of them (Llama Team 2024,
-Llama 3, section 3.3.2), which is the implementation "gather". Which blocks of scores a device
-computes in which round is decided by ``rounds``, and the loops over them are those of ``flash``.
+Every device holds the queries, keys and values of some positions. Either keys and values rotate
+around the ring of devices, one hop per round, while each device computes with those it holds (Liu
+et al. 2023, "Ring Attention with Blockwise Transformers", section 3); or each device gathers all of
+them (Llama Team 2024, Llama 3, section 3.3.2), which is the implementation "gather". `rounds` plans
+the blocks of scores that a device computes in each round, and `flash` has the loops over them.
 """
 
 import functools
@@ -27,7 +27,7 @@ from research.attention.parts.mechanism import PLAIN, Mechanism
 
 
 def lacks(mechanism: Mechanism) -> str:
-    """The part of this mechanism that a ring cannot compute; empty if there is none."""
+    """Returns the part of the mechanism that a ring cannot compute; empty if none."""
     return "parts that look at content" if mechanism.looks else flash.lacks(mechanism)
 
 
@@ -42,21 +42,21 @@ def attend(
     block_size: int = 0,
     gathered: bool = False,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend``, T and S split over the axis "context" of the mesh.
+    """Computes the same as `dense.attend`, T and S sharded over the mesh axis "context".
 
-    With that axis of size 1, or without a mesh, it is ``blockwise.attend``, whose arguments and
-    errors it has. Lengths need not be multiples of the devices. The batch is split over "data" and
-    the heads over "model" where they can be.
+    Arguments and errors are those of `blockwise.attend`, which runs if that axis has size 1 or
+    there is no mesh. Lengths need not be multiples of the number of devices. The batch is sharded
+    over "data" and the heads over "model" where they divide evenly.
 
     Args:
-        q: as in ``blockwise.attend``, like all arguments not described here.
-        k: keys.
-        v: values.
-        mechanism: how queries read keys; its float leaves get gradients.
-        q_index: absolute positions of the queries; 0 .. T-1 if None.
-        kv_index: absolute positions of the keys; 0 .. S-1 if None.
-        block_size: queries and keys to a block; 0 chooses. Does not change the result.
-        gathered: whether each device gathers all keys and values instead of passing them on.
+      q: as in `blockwise.attend`, like all arguments not described here.
+      k: keys.
+      v: values.
+      mechanism: the attention mechanism; its float leaves get gradients.
+      q_index: absolute positions of the queries; 0 .. T-1 if None.
+      kv_index: absolute positions of the keys; 0 .. S-1 if None.
+      block_size: queries and keys per block; 0 chooses. Does not affect the result.
+      gathered: whether each device gathers all keys and values instead of passing them on.
     """
     if missing := lacks(mechanism):
         raise Unsupported(f"ring attention lacks {missing}; use implementation 'gather'")
@@ -80,14 +80,14 @@ def attend(
 
 
 class _Axes(NamedTuple):
-    """The mesh axes that split batch and heads, or None."""
+    """The mesh axes that batch and heads are sharded over, or None."""
 
     batch: str | None
     heads: str | None
 
 
 class _Plan(NamedTuple):
-    """The static part of the problem; H is that of all devices together."""
+    """The static part of the problem; `heads` is H over all devices together."""
 
     rounds: Rounds
     queries: Layout
@@ -97,7 +97,7 @@ class _Plan(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """Those of a ``Schedule``, as arrays."""
+    """The tables of a `Schedule`, as JAX arrays."""
 
     rows: Array
     columns: Array
@@ -111,7 +111,7 @@ def _lengthen(x: Array, layout: Layout) -> Array:
 
 
 def _specs(plan: _Plan, parts: flash.Parts, extra: Any, mask: Mask, batch: int):
-    """Where arrays (B, N, H, D), arrays in blocks, and the others lie."""
+    """Returns the partition specs of (B, N, H, D) arrays, of arrays in blocks, and of the rest."""
     batch_axis, heads_axis = plan.axes
     by_head = jax.tree.map(
         lambda x: PartitionSpec(heads_axis) if x.shape[:1] == (plan.heads,) else PartitionSpec(),
@@ -126,7 +126,7 @@ def _specs(plan: _Plan, parts: flash.Parts, extra: Any, mask: Mask, batch: int):
 
 
 class _Device(NamedTuple):
-    """One device's part: its number, the static shape, and the loops' problem in a round."""
+    """One device's share: its index in the ring, the static shape, and the problem of a round."""
 
     number: Array
     shape: flash.Shape
@@ -140,7 +140,7 @@ def _device(plan: _Plan, batch: int, heads: tuple[int, int], parts, mask, tables
     head = first_head + jnp.arange(heads[0])[:, None, None]
 
     def problem(n):
-        # Of gathered keys there is one table for all devices.
+        # Gathered keys have a single table, so the modulus is 1.
         source = (number - plan.rounds.first - n) % len(tables.columns)
         columns, real = at(tables.columns, source), at(tables.real, source)
         index = flash.Index(at(tables.rows, number), columns, real, head)
@@ -155,7 +155,7 @@ def _visits(device: _Device, visits: Visits, n: Any) -> Visits:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _core(plan, q, k, v, parts, extra, mask, tables):
-    """Attention of (B, N, H, D), N of the lengths of the plan's layouts."""
+    """Computes attention of (B, N, H, D) arrays, N padded to the lengths of the plan's layouts."""
     return _forward(plan, q, k, v, parts, extra, mask, tables)[0]
 
 
@@ -230,7 +230,7 @@ _core.defvjp(_forward, _backward)
 
 
 def _summed(plan, dleaves, leaf_specs, dextra, extra_spec):
-    """Gradients of what several devices share, added up over them."""
+    """Sums gradients over the devices that hold copies of the same parameter."""
     used = (plan.axes.batch, CONTEXT, plan.axes.heads)
 
     def add(x, spec):
@@ -241,11 +241,11 @@ def _summed(plan, dleaves, leaf_specs, dextra, extra_spec):
 
 
 def _around(plan: _Plan, step: Any, carry: Any, keys: Any) -> Any:
-    """``carry = step(n, carry, keys)`` in every round n, the keys moving on in between."""
+    """Runs `carry = step(n, carry, keys)` for every round n, passing the keys on in between."""
 
     def one(state, n):
         carry, keys = state
-        # Before the step, which does not wait for it.
+        # Sent before the step, which does not depend on it, so that the transfer can overlap.
         following = [_shifted(plan, x, 1) for x in keys]
         return (step(n, carry, keys), following), None
 
@@ -256,14 +256,15 @@ def _around(plan: _Plan, step: Any, carry: Any, keys: Any) -> Any:
 
 
 def _around_and_back(plan: _Plan, step: Any, sums: Any, keys: Any) -> Any:
-    """``_around`` with gradients of the keys, which move with them and return in the end.
+    """Runs `_around` with gradients of the keys, which travel with the keys and return at the end.
 
-    ``step(n, sums, keys)`` returns the sums and what is added to the gradients.
+    `step(n, sums, keys)` returns the new sums and the increments of the keys' gradients.
     """
 
     def one(n, carry, keys):
         sums, moving = carry
-        # Found so far by the device that had these keys before; again no step waits for it.
+        # The gradients accumulated so far, from the device that held these keys before. The step
+        # does not depend on them, so this transfer can overlap too.
         moving = [_shifted(plan, x, 1) for x in moving]
         sums, *found = step(n, sums, keys)
         return sums, [x + y for x, y in zip(moving, found, strict=True)] if moving else found
@@ -275,21 +276,21 @@ def _around_and_back(plan: _Plan, step: Any, sums: Any, keys: Any) -> Any:
 
 
 def _fetched(plan: _Plan, x: Array) -> Array:
-    """What the first round reads."""
+    """Returns the keys or values that this device uses in the first round."""
     if plan.rounds.gathered:
         return lax.all_gather(x, CONTEXT, axis=0, tiled=True)
     return _shifted(plan, x, plan.rounds.first)
 
 
 def _returned(plan: _Plan, x: Array) -> Array:
-    """Gradients of what the last round read, on the devices that own it."""
+    """Sends gradients after the last round back to the devices that own the keys."""
     if plan.rounds.gathered:
         return lax.psum_scatter(x, CONTEXT, scatter_dimension=0, tiled=True)
     return _shifted(plan, x, -(plan.rounds.first + plan.rounds.count - 1))
 
 
 def _shifted(plan: _Plan, x: Array, distance: int) -> Array:
-    """Each device's x on the device that far behind it."""
+    """Sends each device's x to the device `distance` further along the ring."""
     shards = plan.queries.shards
     if distance % shards == 0:
         return x
@@ -297,28 +298,28 @@ def _shifted(plan: _Plan, x: Array, distance: int) -> Array:
 
 
 def _cut(layout: Layout, x: Array, kv_heads: int) -> Array:
-    """From the natural order to blocks in the order of the layout."""
+    """Cuts x, in natural order, into blocks in the order of the layout."""
     return flash.cut(_traded(layout, x), kv_heads, layout.block, layout.pieces)
 
 
 def _whole(layout: Layout, x: Array, batch: int, heads: int, length: int) -> Array:
-    """The inverse of ``_cut``."""
+    """Inverts `_cut`."""
     x = flash.join(x, batch, heads, layout.block, length, layout.pieces)
     return _natural(layout, x)
 
 
 def _trades(layout: Layout) -> list[list[tuple[int, int]]]:
-    """From which device to which the first, and the second, half of each natural piece moves.
+    """Returns the (source, destination) pairs of the first and of the second half of each piece.
 
-    Device i has the halves 2 i and 2 i + 1 of a sequence of 2 n and is to have i and 2 n - 1 - i:
-    one of them is even, so a first half, and the other is odd.
+    Device i holds halves 2 i and 2 i + 1 of the 2 n halves of a sequence, and needs halves i and
+    2 n - 1 - i. One of these is even, hence a first half, and the other is odd.
     """
     owner = {int(half): i for i, halves in enumerate(layout.owned) for half in halves}
     return [[(i, owner[2 * i + odd]) for i in range(layout.shards)] for odd in (0, 1)]
 
 
 def _traded(layout: Layout, x: Array) -> Array:
-    """(B, N, ...) from natural to zigzag order."""
+    """Permutes (B, N, ...) from natural to zigzag order."""
     if layout.pieces == 1:
         return x
     halves = zip(jnp.split(x, 2, axis=1), _trades(layout), strict=True)
@@ -327,7 +328,7 @@ def _traded(layout: Layout, x: Array) -> Array:
 
 
 def _natural(layout: Layout, x: Array) -> Array:
-    """The inverse of ``_traded``."""
+    """Inverts `_traded`."""
     if layout.pieces == 1:
         return x
     halves = zip(_swapped(*jnp.split(x, 2, axis=1)), _trades(layout), strict=True)
@@ -336,6 +337,6 @@ def _natural(layout: Layout, x: Array) -> Array:
 
 
 def _swapped(first: Array, second: Array) -> tuple[Array, Array]:
-    """On devices of odd number the other way round."""
+    """Swaps the two halves on devices of odd index, whose earlier half is the odd one."""
     odd = lax.axis_index(CONTEXT) % 2 == 1
     return jnp.where(odd, second, first), jnp.where(odd, first, second)

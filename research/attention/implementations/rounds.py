@@ -1,12 +1,13 @@
-"""Who computes what when a sequence is split over devices, decided before anything runs.
+"""Schedules the work of ring attention over devices, while tracing.
 
-A sequence lies over devices in one of two orders. Naturally, each has one piece. In zigzag order
-each has two, the i-th from the front and the i-th from the back, so that under a causal mask all
-have the same to do (Llama Team 2024, Llama 3, section 3.3.2; Zhu 2024, ring-flash-attention).
+A sequence is laid out over devices in one of two orders. In natural order each device holds one
+piece. In zigzag order device i holds two, the i-th from the front and the i-th from the back, which
+balances the load under a causal mask (Llama Team 2024, Llama 3, section 3.3.2; Zhu 2024,
+ring-flash-attention).
 
-In each round a device reads the keys of one device, itself included; all read at the same distance
-around the ring (Liu et al. 2023, Ring Attention, section 3). Rounds that nobody needs do not take
-place.
+In each round a device uses the keys of one device, itself included, and all devices use keys from
+the same distance around the ring (Liu et al. 2023, Ring Attention, section 3). Rounds that no
+device needs are skipped.
 """
 
 from typing import Any, NamedTuple
@@ -19,13 +20,13 @@ from research.attention.parts.masks import Mask
 
 
 class Layout(NamedTuple):
-    """How one sequence is cut.
+    """How a sequence is laid out over devices.
 
     Attributes:
-        shards: n, over how many devices.
-        pieces: of each device: 1 is natural order, 2 zigzag order.
-        piece: positions to a piece, so that there may be a few more than there were.
-        block: positions to a block; no block has positions of two pieces.
+      shards: number of devices.
+      pieces: pieces per device: 1 is natural order, 2 is zigzag order.
+      piece: positions per piece, rounded up, so that the sequence may be padded.
+      block: positions per block; no block spans two pieces.
     """
 
     shards: int
@@ -35,23 +36,23 @@ class Layout(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Positions, with those that were added to make all pieces equal."""
+        """The number of positions, padding included."""
         return self.shards * self.pieces * self.piece
 
     @property
     def owned(self) -> np.ndarray:
-        """Which pieces each device has, (shards, pieces)."""
+        """The indices of the pieces that each device holds, (shards, pieces)."""
         first = np.arange(self.shards)
         if self.pieces == 1:
             return first[:, None]
         return np.stack([first, 2 * self.shards - 1 - first], axis=1)
 
     def positions(self, index: Any, length: int, pad: int | None = None) -> Any:
-        """The positions that each device has, (shards, blocks, block); see ``index_blocks``."""
+        """Returns the positions on each device, (shards, blocks, block); see `index_blocks`."""
         pieces = index_blocks(index, length, self.piece, pad)
         missing = self.shards * self.pieces - len(pieces)
         xp = np if isinstance(pieces, np.ndarray) else jnp
-        # Pieces of nothing but padding, where there are more devices than positions.
+        # With more devices than positions, some pieces are padding only.
         last = pieces[-1:, -1:] if pad is None else np.full((1, 1), pad)
         pieces = xp.concatenate([pieces, xp.broadcast_to(last, (missing, self.piece))])
         width = (0, -self.piece % self.block)
@@ -63,18 +64,18 @@ class Layout(NamedTuple):
 
 
 def lay(shards: int, pieces: int, length: int, block: int) -> Layout:
-    """The layout of a sequence; blocks are at most ``block`` long."""
+    """Returns the layout of a sequence, with at most `block` positions per block."""
     piece = -(-length // (shards * pieces))
     return Layout(shards, pieces, piece, min(block, piece))
 
 
 class Rounds(NamedTuple):
-    """Which keys are read when.
+    """The distance around the ring from which keys come in each round.
 
     Attributes:
-        first: the distance at which the first round reads; device i reads from i - first.
-        count: the distance grows by one with each of so many rounds.
-        gathered: instead, one round reads the keys of all devices.
+      first: distance in the first round, in which device i uses the keys of device i - first.
+      count: number of rounds; the distance grows by one per round.
+      gathered: whether a single round uses the gathered keys of all devices instead.
     """
 
     first: int
@@ -83,17 +84,17 @@ class Rounds(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What every device does in every round.
+    """The work of every device in every round.
 
     Attributes:
-        rounds: which keys are read when.
-        queries: how they are cut.
-        keys: how they are cut.
-        rows: positions of queries, (shards, rows, q_block).
-        columns: positions of keys, (shards, columns, kv_block); if gathered (1, all columns, ...).
-        real: which of them exist, of the same shape.
-        by_row: the columns that each row visits, arrays (rounds, shards, ...).
-        by_column: the rows that each column visits.
+      rounds: where the keys of each round come from.
+      queries: layout of the queries.
+      keys: layout of the keys.
+      rows: positions of queries, (shards, rows, q_block).
+      columns: positions of keys, (shards, columns, kv_block); if gathered (1, all columns, ...).
+      real: whether a key exists (is not padding), of the same shape.
+      by_row: the columns that each row visits, arrays (rounds, shards, ...).
+      by_column: the rows that each column visits.
     """
 
     rounds: Rounds
@@ -107,7 +108,7 @@ class Schedule(NamedTuple):
 
     @property
     def loads(self) -> np.ndarray:
-        """How many pairs of blocks each device computes in each round, (rounds, shards)."""
+        """The number of block pairs that each device computes in each round, (rounds, shards)."""
         return np.asarray(self.by_row.stop - self.by_row.start).sum(-1)
 
 
@@ -115,26 +116,26 @@ def schedule(
     mask: Mask, q_index: Any, kv_index: Any, lengths: tuple[int, int], blocks: tuple[int, int],
     shards: int, gathered: bool,
 ) -> Schedule:  # fmt: skip
-    """The better of the schedules in natural and in zigzag order.
+    """Returns the faster of the schedules in natural and in zigzag order.
 
-    Better is the one whose busiest devices have less to do, summed over the rounds.
+    The cost of a schedule is the work of the busiest device in a round, summed over the rounds.
 
     Args:
-        mask: which pairs are allowed.
-        q_index: positions of the queries; 0 .. T-1 if None. Nothing is skipped where positions are
-            not known while tracing.
-        kv_index: positions of the keys; 0 .. S-1 if None.
-        lengths: T and S.
-        blocks: the longest blocks of queries and keys.
-        shards: devices.
-        gathered: whether each device reads all keys at once.
+      mask: the pairs that are allowed.
+      q_index: positions of the queries; 0 .. T-1 if None. If positions are traced, no block is
+        skipped.
+      kv_index: positions of the keys; 0 .. S-1 if None.
+      lengths: T and S.
+      blocks: the maximum block lengths of queries and keys.
+      shards: number of devices.
+      gathered: whether each device gathers all keys instead of passing them around.
     """
     given = (mask, q_index, kv_index, lengths, blocks, shards)
     return min((_schedule(*given, pieces, gathered) for pieces in (1, 2)), key=_cost)
 
 
 def _cost(found: Schedule) -> int:
-    """Scores that are computed one after the other."""
+    """Returns the number of scores on the critical path: the busiest device of each round."""
     return int(found.loads.max(1).sum()) * found.queries.block * found.keys.block
 
 
@@ -166,8 +167,10 @@ def _schedule(mask, q_index, kv_index, lengths, blocks, shards, pieces, gathered
 
 
 def _classify(mask, rows, columns, real):
-    """Which pairs of blocks have something allowed and which are wholly allowed, (shards, rows,
-    shards, columns)."""
+    """Returns two boolean arrays (shards, rows, shards, columns) over pairs of blocks.
+
+    The first says whether any pair of positions is allowed, the second whether all are.
+    """
     shape = (*rows.shape[:2], *columns.shape[:2])
     if not isinstance(rows, np.ndarray) or not isinstance(columns, np.ndarray):
         return np.ones(shape, bool), np.zeros(shape, bool)
@@ -181,7 +184,7 @@ def _classify(mask, rows, columns, real):
 
 
 def _needed(some: np.ndarray) -> Rounds:
-    """The fewest rounds at successive distances that reach all pairs."""
+    """Returns the shortest run of successive distances that covers all allowed pairs."""
     shards = len(some)
     reads = some.any((1, 3))
     distances = {int((i - j) % shards) for i, j in zip(*np.nonzero(reads), strict=True)} or {0}
@@ -194,7 +197,7 @@ def _needed(some: np.ndarray) -> Rounds:
 
 
 def _stack(visits: list[list[Visits]]) -> Visits:
-    """Arrays (rounds, shards, ...); lists of blocks are filled up to the longest."""
+    """Stacks visits to arrays (rounds, shards, ...), lists zero-padded to the longest."""
     longest = max(len(found.order) for each in visits for found in each)
 
     def stacked(field):

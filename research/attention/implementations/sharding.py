@@ -1,7 +1,7 @@
-"""How attention's arrays lie on the active mesh of devices, as far as attention has to know.
+"""Sharding of attention's arrays over the active device mesh.
 
-The axes are those of the whole project: "data" splits the batch, "context" the sequence, "model"
-the heads. A mesh is active through ``jax.set_mesh``; an axis that it lacks has size 1.
+The mesh axes are those of the whole project: "data" shards the batch, "context" the sequence and
+"model" the heads. `jax.set_mesh` activates a mesh; an axis that it lacks has size 1.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ DATA, CONTEXT, MODEL = "data", "context", "model"
 
 
 def axis_sizes() -> dict[str, int]:
-    """The axes of the active mesh that can still be split over, with their sizes."""
+    """Returns the sizes of the active mesh's axes that are not manual (inside `shard_map`) yet."""
     mesh = jax.sharding.get_abstract_mesh()
     return {
         name: mesh.shape[name]
@@ -26,23 +26,26 @@ def axis_sizes() -> dict[str, int]:
 
 
 def context_size() -> int:
-    """Over how many devices the sequence is split."""
+    """Returns the number of devices that the sequence is sharded over."""
     return axis_sizes().get(CONTEXT, 1)
 
 
 def several() -> bool:
-    """Whether there is anything to split over."""
+    """Returns whether any axis of the mesh has more than one device."""
     return any(size > 1 for size in axis_sizes().values())
 
 
 def splits(axis: str, *counts: int) -> str | None:
-    """The axis if it has several devices that divide each of the counts, else None."""
+    """Returns the axis if it has several devices and divides all counts evenly, else None."""
     size = axis_sizes().get(axis, 1)
     return axis if size > 1 and all(count % size == 0 for count in counts) else None
 
 
 def manual(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """``jax.shard_map`` over the whole active mesh, of what replicates as its specs say it does."""
+    """Wraps a function in `jax.shard_map` over the whole active mesh.
+
+    `check_vma` is off: outputs are trusted to be replicated as `out_specs` says.
+    """
     axes = set(axis_sizes())
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False
@@ -50,10 +53,10 @@ def manual(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
 
 
 def enough_heads(x: Array, heads: int) -> Array:
-    """Key heads (B, S, K, D) repeated as often as it takes to have one on every device of "model".
+    """Repeats key heads (B, S, K, D) until each device of the axis "model" has one.
 
-    The ``heads`` query heads find those that they share as before: the copies of one are
-    neighbours. Nothing is repeated if that would not let the heads be split.
+    Copies of a head are adjacent, so each of the `heads` query heads is still grouped with its own
+    key head. Returns x unchanged where repeating would not allow the heads to be sharded.
     """
     size = axis_sizes().get(MODEL, 1)
     if heads % size or size % x.shape[2]:
@@ -62,7 +65,7 @@ def enough_heads(x: Array, heads: int) -> Array:
 
 
 def mask_specs(mask: Any, batch: int, axis: str | None) -> Any:
-    """Specs of a mask's arrays: rows of the batch are split over ``axis``, positions are not."""
+    """Returns partition specs of a mask's arrays: only the batch is sharded, over `axis`."""
     return jax.tree.map(
         lambda x: PartitionSpec(axis if x.ndim and x.shape[0] == batch else None), mask
     )

@@ -1,8 +1,8 @@
-"""JAX's Pallas kernel for TPUs, splash attention, as an implementation.
+"""Splash attention, JAX's Pallas kernel for TPUs, as an implementation.
 
-The kernel skips the blocks that a mask forbids, so the mask has to be known while tracing; segments
-and padding are the exception, which it compares on the way. On CPUs it is interpreted, which is
-correct and slow: good for tests only.
+The kernel skips blocks that the mask forbids, so the mask has to be known while tracing. Segments
+and padding are exceptions, because the kernel compares segment ids at run time. On CPUs the kernel
+is interpreted, which is correct but slow: good for tests only.
 """
 
 from typing import Any, NamedTuple
@@ -25,20 +25,20 @@ from research.attention.parts.masks import And, Mask, Padding, Segments
 from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.normalizers import Softmax
 
-# Lengths that are no multiple of the smallest are padded. Larger ones reuse more of what is loaded.
+# Lengths are padded to a multiple of the smallest. Larger blocks reuse loaded data more often.
 BLOCKS = (512, 256, 128)
 DTYPES = ("bfloat16", "float32")
 
 
 class SegmentIds(NamedTuple):
-    """What the kernel compares: (T,) and (S,) integers."""
+    """Segment ids that the kernel compares: (T,) and (S,) integers."""
 
     q: Any
     kv: Any
 
 
 def lacks(mechanism: Mechanism) -> str:
-    """The part of this mechanism that splash cannot compute; empty if there is none."""
+    """Returns the part of the mechanism that splash cannot compute; empty if none."""
     if mechanism.focus is not None:
         return "a predicted window"
     if mechanism.looks:
@@ -68,16 +68,15 @@ def attend(
     q_index: Integer[Array | np.ndarray, " T"] | None = None,
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """The same function as ``dense.attend`` by the splash attention kernel.
+    """Computes the same as `dense.attend` with the splash attention kernel.
 
-    Arguments and result are those of ``dense.attend``. Lengths that are no multiple of 128 are
-    padded with keys that nothing sees. It can be differentiated once and works under vmap. On a
-    mesh each device has some rows of the batch, heads and queries, and gathers the keys and values
-    that they see.
+    Arguments and result are those of `dense.attend`. Lengths that are not a multiple of 128 are
+    padded with masked keys. It can be differentiated once and works under vmap. On a mesh, batch,
+    heads and queries are sharded, and each device gathers the keys and values along the sequence.
 
     Raises:
-        Unsupported: a part of the mechanism is missing, positions are not known while tracing, q is
-            neither bfloat16 nor float32, or the device is a GPU.
+      Unsupported: a part of the mechanism is missing, positions are not known while tracing, q is
+        neither bfloat16 nor float32, or the device is a GPU.
     """
     from research.attention.implementations.splash_mask import kernel_mask
 
@@ -112,7 +111,7 @@ def _batched(kernel, q, k, v, segments, extra):
 
 
 def _over_devices(kernel, q, k, v, segments, extra):
-    """``_batched`` on a mesh: the compiler cannot split a kernel by itself."""
+    """Runs `_batched` under `shard_map`, because the compiler cannot partition a kernel itself."""
     batch_axis = sharding.splits(DATA, q.shape[0])
     heads_axis = sharding.splits(MODEL, q.shape[1], k.shape[1])
     rows_axis = CONTEXT if sharding.context_size() > 1 else None
@@ -130,9 +129,9 @@ def _over_devices(kernel, q, k, v, segments, extra):
 
 
 def _kernel(mask, heads, biases, normalizer):
-    """The kernel of a device for this mask, what multiplies its queries, and the extra logits.
+    """Returns one device's kernel for this mask, the scale of its queries, and the extra logits.
 
-    ``heads`` are those of all devices together, of queries and of keys.
+    `heads` are the numbers of query and key heads over all devices together.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
@@ -144,9 +143,10 @@ def _kernel(mask, heads, biases, normalizer):
     size = next(n for n in BLOCKS if rows % n == 0 and columns % n == 0)
     kernel = kernels.make_splash_mha(
         kernels.MultiHeadMask([mask] * local),
-        # In the order of its fields: forward, gradients of keys and values, gradient of queries.
+        # The order of the fields: forward, gradients of keys and values, gradient of queries.
         block_sizes=kernels.BlockSizes(size, size, size, size, size, size, size, size),
-        # sharpening * cap * tanh(s / cap) is a cap of sharpening * cap on sharpening * s.
+        # The kernel gets scores a s, with the sharpening a in the queries. It should return
+        # a cap tanh(s / cap), which is a cap of (a cap) on a s.
         attn_logits_soft_cap=normalizer.sharpening * biases[0].cap if biases else None,
         head_shards=1,
         q_seq_shards=shards,
@@ -172,7 +172,7 @@ def _check(q, mechanism, q_index, kv_index):
 
 
 def _conjuncts(mask: Mask) -> list[Mask]:
-    """The masks that all have to allow a pair."""
+    """Returns the operands of nested `&`; a pair is allowed if all of them allow it."""
     if isinstance(mask, And):
         return _conjuncts(mask.left) + _conjuncts(mask.right)
     return [mask]
@@ -183,15 +183,15 @@ def _positions(index: Any, length: int) -> np.ndarray:
 
 
 def _heads_first(x: Array, length: int) -> Array:
-    """(B, N, H, D) -> (B, H, length, D), zeros at the end."""
+    """Transposes (B, N, H, D) to (B, H, length, D), zero-padded at the end."""
     x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
     return jnp.swapaxes(x, 1, 2)
 
 
 def _segments(given, rows, columns, lengths, batch):
-    """Segment ids (B, padded length) that are equal where the mask in ``given`` allows, or None.
+    """Returns segment ids (B, padded length) that express the mask in `given`, or None.
 
-    Padding is a segment 0 that all queries and the valid keys are in.
+    A padding mask puts all queries and valid keys into segment 0 and other keys into segment 1.
     """
     if not given:
         return None

@@ -1,6 +1,6 @@
-"""Masks as the splash attention kernel wants them.
+"""Converts masks to those of the splash attention kernel.
 
-A module of its own because importing the kernel takes a third of a second.
+This is a separate module because importing the kernel takes a third of a second.
 """
 
 from typing import Any
@@ -11,17 +11,17 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
 from research.attention.parts.masks import Mask, Window
 
-# Lanes of a vector register: lengths are padded to a multiple of it.
+# Lanes of a TPU vector register; lengths are padded to a multiple of it.
 LANES = 128
 
 
 def kernel_mask(
     parts: list[Mask], rows: np.ndarray, columns: np.ndarray, shards: int
 ) -> tuple[Any, Any]:
-    """The mask as the kernel wants it, and which rows had to be given a key.
+    """Returns the kernel's mask, and the rows without allowed keys, which were given one.
 
-    Its lengths are padded to whole lanes on each of ``shards`` devices. Masks that the kernel can
-    compute from two indices cost no memory.
+    Lengths are padded to a multiple of LANES on each of `shards` devices. Masks that the kernel can
+    compute from two indices take no memory.
     """
     t, s, unit = len(rows), len(columns), LANES * shards
     shape = (-(-t // unit) * unit, -(-s // unit) * unit)
@@ -38,10 +38,10 @@ def kernel_mask(
 
 
 class _Evaluated(kernels.Mask):
-    """Masks without arrays, evaluated in blocks.
+    """A conjunction of masks without arrays, evaluated lazily in blocks.
 
-    The kernel divides by zero in a row without keys. Such rows, and those of padding, get the first
-    key; ``filled`` says which.
+    The kernel divides by zero in a row without allowed keys. Such rows, and padding rows, are
+    allowed the first key; `filled` marks them.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class _Evaluated(kernels.Mask):
         return found
 
     def _allowed(self, q: slice, kv: slice) -> np.ndarray:
-        """What of a block is allowed, without padding."""
+        """Returns the allowed pairs of a block, without padding."""
         rows, columns = self.rows[q], self.columns[kv]
         found = np.ones((len(rows), len(columns)), bool)
         for part in self.parts:

@@ -1,4 +1,4 @@
-"""Options of softmax attention and its relatives, and the mechanism that they describe."""
+"""Options of softmax attention and its variants, and the mechanism built from them."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ SELF_AND_CROSS = ("self", "cross")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionOptions(HeadOptions):
-    """What every softmax attention can choose: mask, biases, normalizer, positions."""
+    """Options common to all softmax attention: mask, biases, normalizer, positions."""
 
     implementations = tuple(IMPLEMENTATIONS)
 
@@ -44,7 +44,7 @@ class AttentionOptions(HeadOptions):
     block_size: int = span(0, "of implementations with blocks or chunks; 0: chosen")
 
     def sizes(self, context: Context) -> Sizes:
-        """Returns the sizes of the heads; see ``HeadOptions``."""
+        """Returns the sizes of the heads; see `HeadOptions`."""
         bidirectional = self.build_mask(context).together != 0
         return dataclasses.replace(super().sizes(context), bidirectional=bidirectional)
 
@@ -58,13 +58,13 @@ class AttentionOptions(HeadOptions):
         return functools.reduce(lambda a, b: a | b, alternatives)
 
     def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:
-        """Returns how a query and a key match, and what is made of all scores of a query."""
+        """Returns the score and the normalizer."""
         return ScaledDot(), self.normalizer.build(self.sizes(context))
 
     def build_biases(self, context: Context) -> tuple[Bias, ...]:
-        """Returns the biases that are on.
+        """Returns the enabled biases.
 
-        The cap comes first: it bounds what the vectors say, not what the distance takes off.
+        The soft-cap comes first: it bounds the content score, not the position bias.
         """
         found: list[Bias] = [biases.softcap(self.softcap)] if self.softcap else []
         if isinstance(self.position, tuple(BIAS_POSITIONS.values())):
@@ -77,25 +77,25 @@ class AttentionOptions(HeadOptions):
         return self.position.build(self.sizes(context)) if turns else None
 
     def build_focus(self, context: Context) -> PredictedWindow | None:
-        """Returns the window whose place each query predicts, if there is one."""
+        """Returns the window whose center each query predicts, if there is one."""
         return None
 
     def mechanism(self, context: Context) -> Mechanism:
-        """Returns how queries read keys."""
+        """Returns the mechanism that these options describe."""
         score, normalizer = self.score_and_normalizer(context)
         biases, focus = self.build_biases(context), self.build_focus(context)
         return Mechanism(score, self.build_mask(context), biases, normalizer, focus)
 
     def auto(self, context: Context) -> str:
-        """Returns the implementation that suits the length, the device and the dtype."""
+        """Returns the best implementation for the length, the device and the dtype."""
         width, mechanism = self.sizes(context).head_width, self.mechanism(context)
         return choose(context.max_length, mechanism, head_width=width, dtype=context.dtype)
 
     def resolved(self, context: Context) -> str:
-        """Returns the implementation that runs.
+        """Returns the implementation that runs, with "auto" resolved.
 
         Raises:
-            OptionError: the one that is named lacks a part of the mechanism.
+          OptionError: the named implementation lacks a part of the mechanism.
         """
         if self.implementation != AUTO and (
             why := refusal(self.implementation, self.mechanism(context))
@@ -139,11 +139,11 @@ class ScoredOptions(AttentionOptions):
     )
 
     def sizes(self, context: Context) -> Sizes:
-        """Returns the sizes of the heads; see ``HeadOptions``."""
+        """Returns the sizes of the heads; see `HeadOptions`."""
         return shared_heads(super().sizes(context), self.num_kv_heads)
 
     def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:
-        """Returns the chosen pair; positions that act on scores and talking heads wrap it."""
+        """Returns the chosen pair, wrapped by relative scores and talking heads if enabled."""
         sizes = self.sizes(context)
         score, normalizer = self.score.build(sizes), self.normalizer.build(sizes)
         if isinstance(self.position, tuple(SCORE_POSITIONS.values())):
@@ -158,10 +158,10 @@ class ScoredOptions(AttentionOptions):
         return score, normalizer
 
     def build_biases(self, context: Context) -> tuple[Bias, ...]:
-        """Returns the biases that are on, the forget gate last.
+        """Returns the enabled biases, the forget gate last.
 
         Raises:
-            OptionError: there is a forget gate and the mask is not causal.
+          OptionError: there is a forget gate and the mask is not causal.
         """
         found = super().build_biases(context)
         if not self.forget_gate:
@@ -173,17 +173,17 @@ class ScoredOptions(AttentionOptions):
         return *found, forget_gate(width, heads, context.init_stddev)
 
     def build_focus(self, context: Context) -> PredictedWindow | None:
-        """Returns the window whose place each query predicts, if there is one."""
+        """Returns the window whose center each query predicts, if there is one."""
         width = self.sizes(context).head_width
         size = self.predicted_window
         return predicted_window(self.num_heads, width, size) if size else None
 
 
 def shared_heads(sizes: Sizes, num_kv_heads: int) -> Sizes:
-    """Returns sizes with this many heads of keys and values; 0: one to each head of queries.
+    """Returns sizes with this many key/value heads; 0 means one per query head.
 
     Raises:
-        OptionError: they do not divide the heads of queries.
+      OptionError: they do not divide the number of query heads.
     """
     kv_heads = num_kv_heads or sizes.num_heads
     if sizes.num_heads % kv_heads:

@@ -1,7 +1,7 @@
-"""The decoding state of attention: a ring buffer of what later queries still read.
+"""The decoding state of attention: a ring buffer of the keys and values that queries still see.
 
-A mask says what that is: every key (``mask.reach`` is None), the latest ``reach`` of them, and the
-first ``kept`` in any case (attention sinks, Xiao et al. 2023, section 3.2).
+The mask determines which: all keys if `mask.reach` is None, otherwise the latest `reach` keys and
+the first `kept` keys (attention sinks, Xiao et al. 2023, section 3.2).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from research.attention.errors import Unsupported
 from research.attention.parts.masks import Blocks, Bounds, Index, Mask
 
-# What the entries of the cache are called beside the arrays of the tokens.
+# Entries of the cache that are not arrays of tokens.
 OWN = ("positions", "step")
 
 
@@ -35,19 +35,19 @@ filled = _Filled()
 
 
 def empty(mask: Mask, length: int, token: dict[str, jax.ShapeDtypeStruct]) -> PyTree:
-    """A cache without tokens.
+    """Returns an empty cache.
 
     Args:
-        mask: which keys a query sees.
-        length: the most tokens there will be.
-        token: what is kept of one token by name, (B, 1, ...).
+      mask: the mask of the attention, which determines the number of slots.
+      length: the maximum number of tokens.
+      token: shapes and dtypes of the arrays stored for one token, by name, (B, 1, ...).
 
     Returns:
-        For each name an array (B, slots, ...) with min(length, kept + reach) slots;
-        "positions" (slots,) int32, -1 where empty; "step", the number of tokens seen.
+      For each name an array (B, slots, ...) with min(length, kept + reach) slots;
+      "positions" (slots,) int32, -1 where empty; "step", the number of tokens seen.
 
     Raises:
-        Unsupported: the mask lets queries see keys after them without bound.
+      Unsupported: the mask lets queries see arbitrarily late keys.
     """
     if mask.together is None:
         raise Unsupported(
@@ -65,30 +65,31 @@ def empty(mask: Mask, length: int, token: dict[str, jax.ShapeDtypeStruct]) -> Py
 
 
 def positions(state: PyTree, length: int) -> Int[Array, " length"]:
-    """The positions of the next ``length`` tokens."""
+    """Returns the positions of the next `length` tokens."""
     return state["step"] + jnp.arange(length, dtype=jnp.int32)
 
 
 def extend(mask: Mask, state: PyTree, new: dict[str, Array]) -> tuple[PyTree, PyTree]:
-    """Writes T tokens.
+    """Writes T tokens to the cache.
 
     Args:
-        mask: the one the cache was made for.
-        state: a cache.
-        new: what is kept of the tokens, arrays (B, T, ...) by name.
+      mask: the mask that the cache was made for.
+      state: a cache.
+      new: the arrays of the new tokens by name, (B, T, ...).
 
     Returns:
-        The new cache, and what the queries of these tokens read: the same arrays with
-        "positions", -1 where there is nothing to be read.
+      The new cache, and the arrays that the queries of these tokens attend to, by name, with
+      "positions", -1 for empty slots.
     """
     new = {name: a.astype(state[name].dtype) for name, a in new.items()}
     length = next(iter(new.values())).shape[1]
     index = positions(state, length)
     written = _write(mask, state, new, index)
     slots = state["positions"].shape[0]
-    # Only a ring of kept + reach slots can wrap. A single token may overwrite its slot before it is
-    # read, because what leaves is out of reach. Of several, later ones would overwrite keys that
-    # earlier ones still see, so those read old and new side by side.
+    # Only a ring of kept + reach slots can wrap. A single token may be written before attention
+    # reads the cache, because the key that it evicts is out of reach. With several tokens, later
+    # ones would evict keys that earlier ones still see, so the queries get old and new keys
+    # concatenated.
     if length == 1 or mask.reach is None or slots < mask.kept + mask.reach:
         return written, written
     seen = {name: jnp.concatenate([state[name], new[name]], axis=1) for name in new}
@@ -96,7 +97,7 @@ def extend(mask: Mask, state: PyTree, new: dict[str, Array]) -> tuple[PyTree, Py
 
 
 def _write(mask: Mask, state: PyTree, new: dict[str, Array], index: Array) -> PyTree:
-    """The cache with the new tokens in their slots; of more tokens than slots the last ones."""
+    """Returns the cache with the new tokens written; if they exceed the slots, the last ones."""
     slots, length = state["positions"].shape[0], index.shape[0]
     kept = min(mask.kept, slots)
     ring = slots - kept
@@ -107,8 +108,8 @@ def _write(mask: Mask, state: PyTree, new: dict[str, Array], index: Array) -> Py
         places = update(state["positions"], index, at[0], 0)
         return {**rows, "positions": places, "step": state["step"] + 1}
     if length > ring:
-        # Tokens that later ones of the same chunk would overwrite get distinct slots that do not
-        # exist, and are dropped.
+        # Tokens that later tokens of the same chunk would overwrite get slots out of bounds, which
+        # the scatter drops. The slots are distinct to satisfy `unique_indices`.
         stays = (index >= index[-1] + 1 - ring) | (index < kept)
         at = jnp.where(stays, at, slots + jnp.arange(length))
     scatter = {"unique_indices": True, "mode": "drop"}

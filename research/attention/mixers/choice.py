@@ -1,8 +1,9 @@
-"""What a config can choose of a layer: its mixer, and how options of mixers are declared.
+"""The base classes of mixer options.
 
-A mixer that a config can name is a frozen dataclass that inherits from `MixerOptions`, see
-`research.options`, and makes the mixer, which has all sizes resolved. The first paragraph of its
-docstring says what it computes. Adding one is such a class and a line in the registry.
+The options of a mixer that a config can name are a frozen dataclass that inherits from
+`MixerOptions` (see `research.options`) and builds the mixer with all sizes resolved. The first
+paragraph of its docstring says what the mixer computes. To add a mixer, write such a class and add
+a line to the registry.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ class Context(Part):
 
     @property
     def out_scale(self) -> float:
-        """What initial output projections are multiplied by: 1 / sqrt(2 L).
+        """The scale of initial output projections, 1 / sqrt(2 L).
 
         Source: Radford et al. 2019 (GPT-2), section 2.3.
         """
@@ -41,12 +42,12 @@ class MixerOptions(Part):
     """A mixer that a config can name.
 
     Attributes:
-        implementations: the names that ``implementation`` may have.
-        time: work for a sequence, in T, S, D...
-        state: size of the decoding state of one layer and sequence.
-        causal: whether it can be decoded token by token.
-        where: where it can be used: of "self", "cross", "decoder" (a recurrent network's).
-        has_biases: whether its projections can have biases.
+      implementations: the valid names for `implementation`.
+      time: time complexity for a sequence, in T, S, D...
+      state: size of the decoding state of one layer and sequence.
+      causal: whether it can be decoded token by token.
+      where: the attentions it can be used in: "self", "cross", "decoder" (a recurrent decoder's).
+      has_biases: whether its projections can have biases.
     """
 
     implementations: ClassVar[tuple[str, ...]] = ()
@@ -59,18 +60,18 @@ class MixerOptions(Part):
     implementation: str = option(AUTO, "how it is computed, never what; auto: chosen")
 
     def auto(self, context: Context) -> str:
-        """Returns the implementation that suits the length, the device and the dtype."""
+        """Returns the best implementation for the length, the device and the dtype."""
         return self.implementations[0]
 
     def resolved(self, context: Context) -> str:
-        """Returns the implementation that runs."""
+        """Returns the implementation that runs, with "auto" resolved."""
         return self.auto(context) if self.implementation == AUTO else self.implementation
 
     def make(self, context: Context) -> Mixer:
-        """Returns the mixer.
+        """Builds the mixer.
 
         Raises:
-            OptionError: the options do not fit each other or the context.
+          OptionError: the options contradict each other or do not fit the context.
         """
         raise NotImplementedError
 
@@ -86,7 +87,7 @@ class HeadOptions(MixerOptions):
         """Returns the sizes of the heads.
 
         Raises:
-            OptionError: they do not fit.
+          OptionError: num_heads does not divide the width and head_width is not set.
         """
         if not self.head_width and context.width % self.num_heads:
             message = f"width = {context.width} is not divisible by it; choose a divisor or "
@@ -112,12 +113,13 @@ T = TypeVar("T")
 
 
 def fill(cls: type[T], *sources: Any, **values: Any) -> T:
-    """Returns an instance of a dataclass from values and from attributes of the same names.
+    """Builds a dataclass from given values and from attributes of the same name.
 
     Args:
-        cls: the dataclass.
-        *sources: objects; a field is taken from the first that has an attribute of its name.
-        **values: fields that are given instead. A field that is nowhere keeps its default.
+      cls: the dataclass.
+      *sources: objects; each field is copied from the first one with an attribute of its name.
+      **values: values that take precedence over the sources. A field found in neither keeps its
+        default.
     """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # ty: ignore[invalid-argument-type]

@@ -1,4 +1,4 @@
-"""Cross-attention: queries of one sequence read another, the memory."""
+"""Cross-attention: queries of one sequence attend to another sequence, the memory."""
 
 import dataclasses
 import functools
@@ -26,24 +26,24 @@ Positions = Integer[Array | np.ndarray, " N"]
 class CrossAttention:
     """Multi-head attention to a memory (Vaswani et al. 2017, section 3.2.3, encoder-decoder).
 
-    Heads, parts and parameters are those of ``SelfAttention``, but keys and values come from a
-    memory of width M'. A memory is read either at once, by calling this, or by ``remember`` and
-    then ``read`` as often as there are queries to come.
+    Heads, parts and parameters are those of `SelfAttention`, but keys and values come from a
+    memory of width M'. Either call it on a whole sequence, or call `remember` once per memory and
+    then `read` for every chunk of queries.
 
     Attributes:
-        width: M, of the queries' sequence.
-        memory_width: M', of the memory.
-        num_heads: H.
-        num_kv_heads: K, which divides H.
-        head_width: D.
-        mechanism: how queries read keys, by positions in the two sequences; without arrays.
-        rotary: rotates queries and keys by their positions; None does not.
-        output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
-        implementation: a name in ``IMPLEMENTATIONS``.
-        block_size: for implementations that have blocks; 0 chooses.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+      width: M, of the queries' sequence.
+      memory_width: M', of the memory.
+      num_heads: H.
+      num_kv_heads: K, which divides H.
+      head_width: D.
+      mechanism: the attention mechanism, with positions in the two sequences; without arrays.
+      rotary: rotates queries and keys by their positions; None for no rotation.
+      output_gate: multiplies the heads' outputs by sigmoid(x W) (Qiu et al. 2025, section 2.2).
+      implementation: a name in `IMPLEMENTATIONS`.
+      block_size: for implementations that have blocks; 0 chooses.
+      use_bias: adds a bias to each of the four projections.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -61,8 +61,12 @@ class CrossAttention:
     out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections "query" (M, H, D), "key" and "value" (M', K, D), "out" (H, D, M), their
-        biases "query_bias" ... if any, "gate", and what the parts of the mechanism learn."""
+        """Returns the parameters by name.
+
+        Projections "query" (M, H, D), "key" and "value" (M', K, D) and "out" (H, D, M), their
+        biases "query_bias" ... if any, "gate" if there is an output gate, and those of the
+        mechanism.
+        """
         found = projections(self, read=self.mechanism.reads)
         remembered = projections(dataclasses.replace(self, width=self.memory_width))
         found |= {name: remembered[name] for name in ("key", "value") if name in found}
@@ -78,26 +82,26 @@ class CrossAttention:
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Reads the memory with a whole sequence at positions 0 .. T-1.
+        """Attends to the memory from a whole sequence at positions 0 .. T-1.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            x: the sequence whose queries read.
-            memory: what is read, of width M', at positions 0 .. S-1.
-            mask: restricts the layer's own mask further: padding of the memory.
+          params: arrays of the shapes that `parameters` states.
+          x: the sequence that queries are computed from.
+          memory: the sequence of width M' at positions 0 .. S-1 that keys and values come from.
+          mask: restricts the layer's own mask further: padding of the memory.
 
         Returns:
-            (B, T, M) in the dtype of x. A query that may see nothing reads zeros.
+          (B, T, M) in the dtype of x. The heads of a query without an allowed key output zeros.
 
         Raises:
-            Unsupported: the implementation lacks a part.
+          Unsupported: the implementation lacks a part of the mechanism.
         """
         return self.read(params, x, self.remember(params, memory), mask=mask)
 
     def remember(
         self, params: dict[str, Array], memory: Float[Array, "B S N"]
     ) -> dict[str, Float[Array, "B S K D"]]:
-        """Keys "k", if the score reads any, and values "v" of the memory."""
+        """Returns the values "v" of the memory, and its keys "k" if the score needs keys."""
         kept = {"v": split_heads(params, "value", memory)}
         if "key" in self.mechanism.reads:
             k = split_heads(params, "key", memory)
@@ -113,16 +117,16 @@ class CrossAttention:
         mask: Mask | None = None,
         q_index: Positions | None = None,
     ) -> Float[Array, "B T M"]:
-        """As calling, of what ``remember`` returned.
+        """Attends to the keys and values that `remember` returned; otherwise as `__call__`.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            x: the next T tokens of the sequence whose queries read.
-            remembered: keys and values.
-            mask: restricts the layer's own mask further: padding of the memory.
-            q_index: positions of the tokens; 0 .. T-1 if None.
+          params: arrays of the shapes that `parameters` states.
+          x: the next T tokens of the sequence that queries are computed from.
+          remembered: keys and values.
+          mask: restricts the layer's own mask further: padding of the memory.
+          q_index: positions of the tokens; 0 .. T-1 if None.
         """
-        # One query has no use for blocks: its scores are linear in length anyway.
+        # A single query gains nothing from blocks: its scores are linear in length anyway.
         implementation = "dense" if x.shape[1] == 1 else self.implementation
         by = functools.partial(attend, implementation=implementation, block_size=self.block_size)
         return self.merge(params, x, self._read(by, params, x, remembered, mask, q_index))
@@ -136,20 +140,20 @@ class CrossAttention:
         mask: Mask | None = None,
         q_index: Positions | None = None,
     ) -> Look:
-        """The weights and values that ``read`` with the same arguments sums; see ``Mixer``."""
+        """Returns the weights and values of `read` for the same arguments; see `Mixer`."""
         return self._read(looked, params, x, remembered, mask, q_index)
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Gates and projects what the heads read; see ``Mixer``."""
+        """Gates and projects the heads' outputs; see `Mixer`."""
         read = read.astype(x.dtype)
         if self.output_gate:
             read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
         return merge_heads(params, read)
 
     def _read(self, by, params, x, remembered, mask, q_index):
-        """``by(q, k, v, mechanism)`` for the queries of x and what is remembered."""
+        """Returns `by(q, k, v, mechanism)` for the queries of x and the remembered memory."""
         mechanism = self.mechanism.bind(params, mask)
         k, v = remembered.get("k", remembered["v"]), remembered["v"]
         at = np.arange(x.shape[1]) if q_index is None else q_index, np.arange(v.shape[1])
@@ -166,7 +170,7 @@ class CrossAttention:
 def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> CrossAttention:
     """Returns cross-attention to a memory of this width.
 
-    The mask speaks of positions in the two sequences: "full" is what is usual.
+    The mask compares positions in the two sequences, so it is usually "full".
     """
     return fill(
         CrossAttention,

@@ -1,4 +1,4 @@
-"""Differential attention: the difference of two softmax attentions cancels what both look at."""
+"""Differential attention: the difference of two softmax attentions cancels their common noise."""
 
 import dataclasses
 
@@ -19,8 +19,8 @@ from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.options import choice, option
 
-# lambda_init of the paper depends on the layer's depth and tends to this; its Table 6 finds the
-# constant as good.
+# The paper's lambda_init depends on the depth of the layer and converges to this value; its Table 6
+# finds the constant equally good.
 LAMBDA = 0.8
 
 
@@ -28,12 +28,12 @@ LAMBDA = 0.8
 class DifferentialAttention(SelfAttention):
     """(weights_1 - lambda weights_2) v, normalized per head (Ye et al. 2024, equations 1-3).
 
-    Query and key heads of D channels are cut into two of D / 2, which is the paper's head of 2 d
-    with d = D / 2. lambda = exp(l1 . l2) - exp(l3 . l4) + 0.8.
+    Query and key heads of D channels are split into two of D / 2 each, which corresponds to the
+    paper's head of 2 d with d = D / 2. lambda = exp(l1 . l2) - exp(l3 . l4) + 0.8.
     """
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of ``SelfAttention``, "lambda" (4, D / 2), and the scale of the norm, (D,)."""
+        """Returns those of `SelfAttention`, "lambda" (4, D / 2), and "norm_scale" (D,)."""
         half = self.head_width // 2
         return super().parameters() | {
             "lambda": Parameter((4, half), Normal(0.1), vector_axes("", "")),
@@ -47,7 +47,7 @@ class DifferentialAttention(SelfAttention):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The differences that the values are summed with, some of them negative; no scores."""
+        """Returns the differences of weights, which can be negative, and values; no scores."""
         index = np.arange(x.shape[1])
         kept = self._placed(self.remember(params, x), index)
         return Look(self._read(_weights, params, x, kept, index, index, mask), kept["v"])
@@ -55,12 +55,12 @@ class DifferentialAttention(SelfAttention):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Normalizes each head's difference, then as ``SelfAttention``."""
+        """Applies RMS norm to each head's output, then merges as in `SelfAttention`."""
         read = read * jax.lax.rsqrt(jnp.mean(jnp.square(read), -1, keepdims=True) + 1e-5)
         return super().merge(params, x, read * ((1 - LAMBDA) * params["norm_scale"]))
 
     def _read(self, by, params, x, kept, q_index, kv_index, mask):
-        """``by`` of the first half of each head, minus lambda times that of the second."""
+        """Returns `by` of the first half of each head, minus lambda times `by` of the second."""
 
         def difference(q, k, v, mechanism, **at):
             halves = zip(jnp.split(q, 2, -1), jnp.split(k, 2, -1), strict=True)
@@ -80,7 +80,7 @@ def _weights(q, k, v, mechanism, **at):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class HalvesRotary(Rotary):
-    """Turns each half of a head as a head of its own."""
+    """Rotates each half of a head separately, as if it were a head."""
 
     def __call__(
         self, x: Float[Array, "B T H D"], positions: Integer[Array | np.ndarray, " T"]
@@ -108,7 +108,7 @@ class DifferentialOptions(AttentionOptions):
     output_gate: bool = option(False, "what the heads read times sigmoid(x W)")
 
     def sizes(self, context: Context) -> Sizes:
-        """Returns the sizes of the heads; see ``HeadOptions``."""
+        """Returns the sizes of the heads; see `HeadOptions`."""
         return shared_heads(super().sizes(context), self.num_kv_heads)
 
     def make(self, context: Context) -> DifferentialAttention:

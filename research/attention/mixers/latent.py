@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values of all heads unfold from a small vector a token."""
+"""Multi-head latent attention: all heads' keys and values are expanded from one small latent."""
 
 import dataclasses
 import functools
@@ -32,24 +32,24 @@ CAUSAL = Mechanism(dot(), causal())
 class LatentAttention(Mixer):
     """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1, equations 9-19).
 
-    A token leaves a latent c = norm(x W) of C channels and, where positions rotate, one key of R
-    channels that all heads share. Head h has the key [c U_h; rotated] and the value c V_h. Queries
-    are not compressed (as in DeepSeek-V2-Lite). Over a whole sequence keys and values are
-    unfolded; while decoding the query is folded instead, so that only c and the shared key are
-    kept and read.
+    Each token has a latent c = norm(x W) of C channels and, with rotary positions, one rotated key
+    of R channels that all heads share. Head h has the key [c U_h; rotated] and the value c V_h.
+    Queries are not compressed (as in DeepSeek-V2-Lite). For a whole sequence keys and values are
+    expanded; while decoding U_h is absorbed into the query instead, so that only c and the shared
+    key are cached and read.
 
     Attributes:
-        width: M.
-        num_heads: H.
-        head_width: D, of values and of the part of keys that does not rotate.
-        latent_width: C.
-        rotary_width: R; 0 without positions.
-        mechanism: how queries, which are scaled already, read keys.
-        rotary: rotates the shared key and that part of the queries; None does not.
-        implementation: a name in ``IMPLEMENTATIONS``.
-        block_size: for implementations that have blocks; 0 chooses.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+      width: M.
+      num_heads: H.
+      head_width: D, of values and of the part of keys that is not rotated.
+      latent_width: C.
+      rotary_width: R; 0 without rotary positions.
+      mechanism: the attention mechanism, for queries that are already scaled.
+      rotary: rotates the shared key and the matching part of queries; None for no rotation.
+      implementation: a name in `IMPLEMENTATIONS`.
+      block_size: for implementations that have blocks; 0 chooses.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -65,8 +65,11 @@ class LatentAttention(Mixer):
     out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
-        """ "query" (M, H, D + R), "latent" (M, C), "latent_scale" (C,), "key" and "value"
-        (C, H, D), "out" (H, D, M), "rotated_key" (M, R) if R, and what the mechanism learns."""
+        """Returns the parameters by name.
+
+        "query" (M, H, D + R), "latent" (M, C), "latent_scale" (C,), "key" and "value" (C, H, D),
+        "out" (H, D, M), "rotated_key" (M, R) if R > 0, and the parameters of the mechanism.
+        """
         inward = matrix_init(self.init_stddev, self.width)
         unfold = matrix_init(self.init_stddev, self.latent_width)
         outward = matrix_init(self.init_stddev, self.num_heads * self.head_width, self.out_scale)
@@ -90,7 +93,7 @@ class LatentAttention(Mixer):
         if self.rotary_width:
             shape = (self.width, self.rotary_width)
             found["rotated_key"] = Parameter(shape, inward, matrix_axes("width", ""))
-        # Parameters are drawn in this order, which saved seeds rely on.
+        # Parameters are drawn in this order, so changing it would change results of a seed.
         learned = self.mechanism.parameters().items()
         return found | dict(sorted(learned, key=lambda item: item[0].startswith("biases")))
 
@@ -101,7 +104,7 @@ class LatentAttention(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Latent attention over a whole sequence; see ``Mixer``."""
+        """Computes latent attention over a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         at = {"q_index": index, "kv_index": index, "block_size": self.block_size}
         mechanism = self.mechanism.bind(params, mask)
@@ -116,7 +119,7 @@ class LatentAttention(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The weights and unfolded values of a whole sequence; see ``Mixer``."""
+        """Returns the weights and expanded values of a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         mechanism = self.mechanism.bind(params, mask)
         return looked(*self._unfolded(params, x, index), mechanism, q_index=index, kv_index=index)
@@ -124,11 +127,11 @@ class LatentAttention(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Projects what the heads read; see ``Mixer``."""
+        """Projects the heads' outputs; see `Mixer`."""
         return merge_heads(params, read.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """An empty cache of "latent" (batch, slots, C) and "rotated" (batch, slots, 1, R)."""
+        """Returns an empty cache: "latent" (batch, slots, C), "rotated" (batch, slots, 1, R)."""
         remember = functools.partial(self._remembered, index=np.zeros(1, np.int32))
         token = kept_of_token(self, remember, batch, dtype)
         return cache.empty(self.mechanism.cached, length, token)
@@ -136,12 +139,12 @@ class LatentAttention(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``. Reads the latents as one key head (section 2.1.2)."""
+        """Mixes the next T tokens; see `Mixer`. The latents act as one key head (section 2.1.2)."""
         index = cache.positions(state, x.shape[1])
         q, new = self._query(params, x, index), self._remembered(params, x, index)
         state, seen = cache.extend(self.mechanism.cached, state, new)
         by_content, by_place = jnp.split(q, [self.head_width], axis=-1)
-        # q . (c U) = (q U) . c: the query is folded, the keys stay as they are.
+        # q . (c U) = (q U^T) . c, so U is absorbed into the query and cached latents serve as keys.
         q = jnp.einsum("bthd,chd->bthc", by_content, _cast(params["key"], x))
         latent = seen["latent"][:, :, None].astype(x.dtype)
         k = latent
@@ -156,7 +159,7 @@ class LatentAttention(Mixer):
         return state, merge_heads(params, out)
 
     def _unfolded(self, params, x, index):
-        """Queries, and the keys and values of all heads."""
+        """Returns queries, and the expanded keys and values of all heads."""
         q, kept = self._query(params, x, index), self._remembered(params, x, index)
         k, v = (jnp.einsum("bsc,chd->bshd", kept["latent"], _cast(params[n], x)) for n in _UNFOLD)
         if self.rotary_width:
@@ -165,7 +168,7 @@ class LatentAttention(Mixer):
         return q, k, v
 
     def _query(self, params, x, index):
-        """Scaled queries; the last R channels are rotated."""
+        """Returns scaled queries, their last R channels rotated."""
         q = jnp.einsum("btm,mhd->bthd", x, _cast(params["query"], x))
         q = q * (self.head_width + self.rotary_width) ** -0.5
         if self.rotary is None:
@@ -213,7 +216,7 @@ class LatentOptions(AttentionOptions):
     def make(self, context: Context) -> LatentAttention:
         """Returns latent attention."""
         sizes, rotary = self.sizes(context), self.build_rotary(context)
-        # The paper's sizes: the rotating part is half as wide as the other.
+        # As in the paper, the rotated part is half as wide as the other.
         rotary_width = self.rope_width or max(2, sizes.head_width // 4 * 2)
         return fill(
             LatentAttention,

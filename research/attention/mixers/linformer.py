@@ -24,17 +24,19 @@ def attend_projected(
     key_mixture: Float[Array, "R T"],
     value_mixture: Float[Array, "R T"],
 ) -> Float[Array, "B T H D"]:
-    """softmax(Q (E K)^T / sqrt(D)) F V (Wang et al. 2020, equation 7), E and F for all heads.
+    """Returns softmax(Q (E K)^T / sqrt(D)) F V, with E and F shared by all heads.
+
+    Source: Wang et al. 2020, equation 7.
 
     Args:
-        q: queries.
-        k: keys; those of padding zero.
-        v: values; those of padding zero.
-        key_mixture: E.
-        value_mixture: F.
+      q: queries.
+      k: keys, zero at padding.
+      v: values, zero at padding.
+      key_mixture: E.
+      value_mixture: F.
 
     Returns:
-        The outputs in the dtype of q; the softmax is float32 or wider.
+      The outputs in the dtype of q; the softmax is float32 or wider.
     """
     v = jnp.einsum("rs,bshd->brhd", value_mixture, v)
     weights = mixture_weights(q, k, key_mixture).astype(q.dtype)
@@ -44,7 +46,7 @@ def attend_projected(
 def mixture_weights(
     q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], key_mixture: Float[Array, "R T"]
 ) -> Float[Array, "B H T R"]:
-    """softmax(Q (E K)^T / sqrt(D)), float32 or wider; arguments as in ``attend_projected``."""
+    """Returns softmax(Q (E K)^T / sqrt(D)), float32 or wider; see `attend_projected`."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     k = jnp.einsum("rs,bshd->brhd", key_mixture, k)
     scores = jnp.einsum("bthd,brhd->bhtr", q, k, preferred_element_type=wide)
@@ -55,18 +57,18 @@ def mixture_weights(
 class Linformer(Mixer):
     """Linformer attention (Wang et al. 2020, section 4), E and F shared by the heads of a layer.
 
-    It is for encoders: every output sees every position. That is the paper's "headwise sharing".
+    This is the paper's "headwise sharing". It is for encoders: each output sees all positions.
 
     Attributes:
-        width: M.
-        num_heads: H.
-        head_width: D.
-        max_length: the longest sequence. Shorter ones use the leading columns of E and F.
-        rank: R, the number of mixtures.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). That of
-            E and F is always 1 / sqrt(max_length), so that mixtures are as large as what they mix.
-        out_scale: multiplies the initial output projection.
+      width: M.
+      num_heads: H.
+      head_width: D.
+      max_length: the longest sequence. Shorter ones use the leading columns of E and F.
+      rank: R, the number of mixtures.
+      use_bias: adds a bias to each of the four projections.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). E and F
+        always start at 1 / sqrt(max_length), so that mixtures have the variance of their inputs.
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -80,11 +82,14 @@ class Linformer(Mixer):
 
     @property
     def num_kv_heads(self) -> int:
-        """K; as many as there are heads."""
+        """K, which equals H."""
         return self.num_heads
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of ``SelfAttention``; "key_mixture", "value_mixture" (R, length)."""
+        """Returns the projections of `SelfAttention` and "key_mixture", "value_mixture" (R, N).
+
+        N is `max_length`.
+        """
         mixture = Parameter(
             (self.rank, self.max_length), Normal(self.max_length**-0.5), matrix_axes("", "")
         )
@@ -97,10 +102,10 @@ class Linformer(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Attention over a whole sequence; see ``Mixer``. The mask can only be padding.
+        """Computes attention over a whole sequence; see `Mixer`. The mask can only be padding.
 
         Raises:
-            Unsupported: another mask was given, or the sequence is longer than ``max_length``.
+          Unsupported: another mask was given, or the sequence is longer than `max_length`.
         """
         return merge_heads(params, attend_projected(*self._prepared(params, x, mask)))
 
@@ -111,9 +116,9 @@ class Linformer(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """Weights of positions, softmax(Q (E K)^T / sqrt(D)) F; see ``Mixer``. No scores.
+        """Returns softmax(Q (E K)^T / sqrt(D)) F as weights, and values; see `Mixer`. No scores.
 
-        Those of padding are of no account: its values are zero.
+        Weights on padding have no effect, because the values there are zero.
         """
         q, k, v, key_mixture, value_mixture = self._prepared(params, x, mask)
         weights = mixture_weights(q, k, key_mixture)
@@ -122,11 +127,11 @@ class Linformer(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Projects what the heads read; see ``Mixer``."""
+        """Projects the heads' outputs; see `Mixer`."""
         return merge_heads(params, read.astype(x.dtype))
 
     def _prepared(self, params, x, mask):
-        """The arguments of ``attend_projected``."""
+        """Returns the arguments of `attend_projected`."""
         length = x.shape[1]
         if length > self.max_length:
             raise Unsupported(
@@ -141,7 +146,7 @@ class Linformer(Mixer):
         return q, k, v, *(m.astype(x.dtype) for m in mixtures)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Raises Unsupported: there is no decoding."""
+        """Raises Unsupported, because Linformer is not causal and cannot be decoded."""
         raise Unsupported(
             "mixer 'linformer' looks ahead, so it cannot be decoded token by token; 'softmax' can"
         )
@@ -149,12 +154,12 @@ class Linformer(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """Raises Unsupported, as ``init_state``."""
+        """Raises Unsupported, as `init_state`."""
         return self.init_state(x.shape[0], x.shape[1], x.dtype)
 
 
 def _valid(mask: Mask, length: int) -> Bool[Array, "B T"]:
-    """Which positions are not padding."""
+    """Returns which positions are not padding; raises Unsupported for other masks."""
     if isinstance(mask, And):
         return _valid(mask.left, length) & _valid(mask.right, length)
     if isinstance(mask, Padding):

@@ -1,4 +1,4 @@
-"""The interface shared by everything that mixes a sequence, attention or not."""
+"""The interface of all sequence mixers, attention or not."""
 
 import dataclasses
 import math
@@ -15,16 +15,17 @@ from research.attention.parts.masks import Mask
 
 
 class Look(NamedTuple):
-    """A mixer laid open: what it reads of a sequence, and with which weights.
+    """The materialized attention weights and values of a mixer on one sequence.
 
-    ``merge(params, x, read_values(look.weights, look.values))`` is what the mixer computes. Weights
-    need not be positive or sum to one: those of a recurrence are what its outputs are made of.
+    `merge(params, x, read_values(look.weights, look.values))` equals the output of the mixer.
+    Weights need not be positive or sum to one: a recurrence has implied weights, the coefficients
+    of the values in its outputs.
 
     Attributes:
-        weights: from queries to keys, float32 or wider.
-        values: what is summed; H is a multiple of their K heads.
-        scores: what the normalizer saw, biases included and masks not; None where nothing is
-            normalized.
+      weights: weights of each query on each key, float32 or wider.
+      values: the vectors that the weights sum; H is a multiple of their K heads.
+      scores: inputs of the normalizer, with biases and without masks; None for mixers without
+        a normalizer.
     """
 
     weights: Float[Array, "B H T S"]
@@ -35,7 +36,7 @@ class Look(NamedTuple):
 def read_values(
     weights: Float[Array, "B H T S"], values: Float[Array, "B S K D"]
 ) -> Float[Array, "B T H D"]:
-    """sum_s weights_ts values_s of the values that a head shares, in the dtype of the weights."""
+    """Returns sum_s weights_ts values_s per head, grouped values, in the dtype of the weights."""
     (b, h, t, s), (kv_heads, width) = weights.shape, values.shape[2:]
     grouped = weights.reshape(b, kv_heads, h // kv_heads, t, s)
     out = jnp.einsum("bkgts,bskd->btkgd", grouped, values.astype(weights.dtype))
@@ -44,16 +45,16 @@ def read_values(
 
 @dataclasses.dataclass(frozen=True)
 class Mixer:
-    """What maps a sequence (B, T, M) to a sequence (B, T, M), mixing over T.
+    """The base class of mixers, which map (B, T, M) to (B, T, M) and mix over T.
 
     A mixer is a frozen, hashable dataclass of static options and owns no arrays. Parameters are
     float32 and are cast to the dtype of x; softmax statistics and recurrent states are float32.
-    The two ways to run it agree: calling it on a whole sequence, and feeding the sequence to
-    ``extend`` in chunks of any size.
+    Calling a mixer on a whole sequence gives the same outputs as feeding the sequence to `extend`
+    in chunks of any size.
     """
 
     def parameters(self) -> dict[str, Parameter]:
-        """What it learns, by name."""
+        """Returns the parameters by name."""
         raise NotImplementedError
 
     def __call__(
@@ -66,20 +67,20 @@ class Mixer:
         """Mixes a whole sequence at positions 0 .. T-1.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            x: the sequence.
-            mask: restricts the mixer's own mask further (padding, segments).
+          params: arrays of the shapes that `parameters` states.
+          x: the sequence.
+          mask: restricts the mixer's own mask further (padding, segments).
 
         Raises:
-            Unsupported: a mask was given and this mixer cannot take one.
+          Unsupported: a mask was given and this mixer cannot take one.
         """
         raise NotImplementedError
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The state before the first of at most ``length`` tokens.
+        """Returns the decoding state before the first of at most `length` tokens.
 
         Raises:
-            Unsupported: the mixer looks ahead, so it cannot be run token by token.
+          Unsupported: the mixer is not causal, so it cannot run token by token.
         """
         raise NotImplementedError
 
@@ -89,7 +90,7 @@ class Mixer:
         """Mixes the next T >= 1 tokens and returns the new state with their outputs.
 
         The outputs equal those of the whole-sequence form at the same positions. Feeding more
-        tokens than the state was made for is an error that cannot be seen inside compiled code.
+        tokens than the state was made for is an error that compiled code cannot detect.
         """
         raise NotImplementedError
 
@@ -100,12 +101,12 @@ class Mixer:
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The weights and values of a whole sequence, whatever implementation computes it.
+        """Returns the weights and values of a whole sequence, for every implementation.
 
-        Arguments as in calling. All T S weights of all heads are in memory at once.
+        Arguments are those of `__call__`. All T S weights of all heads are in memory at once.
 
         Raises:
-            Unsupported: what the mixer computes is no weighted sum over positions.
+          Unsupported: the mixer does not compute a weighted sum over positions.
         """
         name = type(self).__name__
         raise Unsupported(f"{name} sums no values, so it has no weights to look at")
@@ -113,15 +114,15 @@ class Mixer:
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """What the mixer makes of what its heads read; see ``Look``.
+        """Maps the heads' weighted sums of values to the output of the mixer; see `Look`.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            x: the sequence, which may gate it.
-            read: the sums of values.
+          params: arrays of the shapes that `parameters` states.
+          x: the input sequence, from which gates may be computed.
+          read: the weighted sums of values.
 
         Raises:
-            Unsupported: as ``look``.
+          Unsupported: as `look`.
         """
         name = type(self).__name__
         raise Unsupported(f"{name} sums no values, so there is nothing to merge")
@@ -130,7 +131,7 @@ class Mixer:
 def kept_of_token(
     mixer: Any, remember: Callable[..., dict[str, Array]], batch: int, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of what ``remember(params, x)`` keeps of one token (B, 1, M) of this dtype."""
+    """Returns the shapes and dtypes of `remember(params, x)` for one token x, (B, 1, M)."""
     params = {
         name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in mixer.parameters().items()
     }
@@ -139,7 +140,7 @@ def kept_of_token(
 
 
 def init_params(mixer: Mixer, key: Array, dtype: Any = "float32") -> dict[str, Array]:
-    """Draws every parameter of a mixer, each from a key of its own."""
+    """Draws all parameters of a mixer, each from its own key."""
     described = mixer.parameters()
     keys = jax.random.split(key, len(described))
     return {
@@ -149,6 +150,6 @@ def init_params(mixer: Mixer, key: Array, dtype: Any = "float32") -> dict[str, A
 
 
 def state_bytes(mixer: Mixer, batch: int, length: int, dtype: Any) -> int:
-    """The size of the decoding state in bytes, exact because it is read off the state itself."""
+    """Returns the size of the decoding state in bytes, from the shapes of the state itself."""
     state = jax.eval_shape(lambda: mixer.init_state(batch, length, dtype))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))

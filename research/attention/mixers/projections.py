@@ -1,4 +1,4 @@
-"""The matrices between the model's width and the heads."""
+"""The projections between the model's width and the heads."""
 
 from collections.abc import Collection
 from typing import Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from research.attention.parameters import Parameter, matrix_axes, matrix_init, v
 
 @runtime_checkable
 class Projected(Protocol):
-    """What ``projections`` reads off a mixer; see ``SelfAttention`` for the meanings."""
+    """The attributes of a mixer that `projections` needs; see `SelfAttention` for their meaning."""
 
     @property
     def width(self) -> int: ...
@@ -33,11 +33,11 @@ class Projected(Protocol):
 def projections(
     mixer: Projected, read: Collection[str] = ("query", "key", "value")
 ) -> dict[str, Parameter]:
-    """Projections (M, H, D) of what is read, "out" (H, D, M), and "query_bias" ... if it has any.
+    """Returns projections (M, H, D), "out" (H, D, M), and biases "query_bias" ... if any.
 
     Args:
-        mixer: says the sizes.
-        read: which of "query", "key", "value" there are.
+      mixer: provides the sizes.
+      read: the projections to include, of "query", "key" and "value".
     """
     width, num_heads, head_width = mixer.width, mixer.num_heads, mixer.head_width
     heads, kv_heads = ("heads", "head_width"), ("kv_heads", "head_width")
@@ -64,14 +64,14 @@ def projections(
 def split_heads(
     params: dict[str, Array], name: str, x: Float[Array, "B T M"]
 ) -> Float[Array, "B T H D"]:
-    """Projects x by ``params[name]`` (M, H, D), plus ``params[name + "_bias"]`` if there is one."""
+    """Projects x by `params[name]` (M, H, D), plus `params[name + "_bias"]` if there is one."""
     y = jnp.einsum("btm,mhd->bthd", x, params[name].astype(x.dtype))
     bias = params.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)
 
 
 def merge_heads(params: dict[str, Array], y: Float[Array, "B T H D"]) -> Float[Array, "B T M"]:
-    """Projects the heads' outputs by ``params["out"]`` (H, D, M), plus ``"out_bias"`` if any."""
+    """Projects the heads' outputs by `params["out"]` (H, D, M), plus `"out_bias"` if any."""
     x = jnp.einsum("bthd,hdm->btm", y, params["out"].astype(y.dtype))
     bias = params.get("out_bias")
     return x if bias is None else x + bias.astype(x.dtype)

@@ -1,7 +1,7 @@
 """Recurrent networks: GRU and LSTM cells as pure functions, and mixers that run them.
 
 Both are nonlinear in their state, so that tokens can only be taken one after the other. A cell is
-called as ``cell(params, state, x) -> (state, output)``; its inputs' share of the gates does not
+called as `cell(params, state, x) -> (state, output)`; its inputs' share of the gates does not
 depend on the state, so over a sequence it is one product.
 """
 
@@ -27,12 +27,12 @@ def gru_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[s
     """What a GRU learns; gates are ordered reset, update, candidate.
 
     Args:
-        inputs: M, the width of x.
-        hidden: N, the width of the state.
-        init_stddev: initial standard deviation of the input matrix; 0 is 1 / sqrt(M).
+      inputs: M, the width of x.
+      hidden: N, the width of the state.
+      init_stddev: initial standard deviation of the input matrix; 0 is 1 / sqrt(M).
 
     Returns:
-        "input" (M, 3, N), "recurrent" (N, 3, N), "bias" (3, N) and "candidate_bias" (N,).
+      "input" (M, 3, N), "recurrent" (N, 3, N), "bias" (3, N) and "candidate_bias" (N,).
     """
     found = _gates(inputs, hidden, init_stddev, (0.0, 0.0, 0.0))
     return found | {"candidate_bias": Parameter((hidden,), Constant(0.0), vector_axes("hidden"))}
@@ -44,12 +44,12 @@ def lstm_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[
     The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
 
     Args:
-        inputs: M, the width of x.
-        hidden: N, the width of the state.
-        init_stddev: initial standard deviation of the input matrix; 0 is 1 / sqrt(M).
+      inputs: M, the width of x.
+      hidden: N, the width of the state.
+      init_stddev: initial standard deviation of the input matrix; 0 is 1 / sqrt(M).
 
     Returns:
-        "input" (M, 4, N), "recurrent" (N, 4, N) and "bias" (4, N).
+      "input" (M, 4, N), "recurrent" (N, 4, N) and "bias" (4, N).
     """
     return _gates(inputs, hidden, init_stddev, (0.0, 1.0, 0.0, 0.0))
 
@@ -91,15 +91,15 @@ def gru_cell(
     n = tanh(x W_n + b_n + r * (h U_n + c_n)), h' = (1 - z) * n + z * h.
 
     As in the paper z keeps the old state. The reset gate multiplies after the recurrent product
-    and not before, as in ``torch.nn.GRU``.
+    and not before, as in `torch.nn.GRU`.
 
     Args:
-        params: arrays of the shapes that ``gru_parameters`` states.
-        state: as ``gru_state``.
-        x: the token.
+      params: arrays of the shapes that `gru_parameters` states.
+      state: as `gru_state`.
+      x: the token.
 
     Returns:
-        The new state and h in the dtype of x.
+      The new state and h in the dtype of x.
     """
     return _gru_step(params, state, project(params, x))
 
@@ -107,18 +107,18 @@ def gru_cell(
 def lstm_cell(
     params: dict[str, Array], state: State, x: Float[Array, "B M"]
 ) -> tuple[State, Float[Array, "B N"]]:
-    """One step of an LSTM with forget gates (Gers et al. 2000, section 3; ``torch.nn.LSTM``).
+    """One step of an LSTM with forget gates (Gers et al. 2000, section 3; `torch.nn.LSTM`).
 
     i, f, o = sigma(x W + h U + b), g = tanh(x W_g + h U_g + b_g),
     c' = f * c + i * g, h' = o * tanh(c').
 
     Args:
-        params: arrays of the shapes that ``lstm_parameters`` states.
-        state: as ``lstm_state``.
-        x: the token.
+      params: arrays of the shapes that `lstm_parameters` states.
+      state: as `lstm_state`.
+      x: the token.
 
     Returns:
-        The new state and h in the dtype of x.
+      The new state and h in the dtype of x.
     """
     return _lstm_step(params, state, project(params, x))
 
@@ -130,7 +130,7 @@ def project(params: dict[str, Array], x: Float[Array, "*b M"]) -> Float[Array, "
 
 
 def _recall(params, h, dtype):
-    """The state's share of the gates, (B, gates, N); the product in ``dtype``, the sums in h's."""
+    """The state's share of the gates, (B, gates, N); the product in `dtype`, the sums in h's."""
     kernel = params["recurrent"].astype(dtype)
     return jnp.einsum("bn,ngk->bgk", h.astype(dtype), kernel, preferred_element_type=h.dtype)
 
@@ -158,9 +158,9 @@ class Cell(NamedTuple):
     """A recurrent network.
 
     Attributes:
-        parameters: ``(inputs, hidden, init_stddev)`` to what it learns.
-        init_state: ``(batch, hidden, dtype)`` to the state before the first token.
-        step: ``(params, state, gates)`` to the new state and output, given the inputs' share.
+      parameters: `(inputs, hidden, init_stddev)` to what it learns.
+      init_state: `(batch, hidden, dtype)` to the state before the first token.
+      step: `(params, state, gates)` to the new state and output, given the inputs' share.
     """
 
     parameters: Callable[[int, int, float], dict[str, Parameter]]
@@ -186,17 +186,17 @@ def run(
     """A recurrent network over a sequence.
 
     Args:
-        cell: a name in ``CELLS``.
-        params: its arrays.
-        state: before the first token that is read.
-        x: the tokens.
-        lengths: how many tokens of each row are there; what follows is padding, which leaves the
-            state as it is. None is all.
-        reverse: reads from each row's last token to its first.
+      cell: a name in `CELLS`.
+      params: its arrays.
+      state: before the first token that is read.
+      x: the tokens.
+      lengths: how many tokens of each row are there; what follows is padding, which leaves the
+        state as it is. None is all.
+      reverse: reads from each row's last token to its first.
 
     Returns:
-        The state after the last token that is read, and h after every token, where the token is,
-        in the dtype of x; zeros at padding.
+      The state after the last token that is read, and h after every token, where the token is,
+      in the dtype of x; zeros at padding.
     """
     return run_gates(cell, params, state, project(params, x), lengths=lengths, reverse=reverse)
 
@@ -210,7 +210,7 @@ def run_gates(
     lengths: Int[Array, " B"] | None = None,
     reverse: bool = False,
 ) -> tuple[State, Float[Array, "B T N"]]:
-    """``run`` of what ``project`` made of the tokens; the output has the dtype of the gates."""
+    """`run` of what `project` made of the tokens; the output has the dtype of the gates."""
     # Once, not at every token.
     params = params | {"recurrent": params["recurrent"].astype(gates.dtype)}
     step = CELLS[cell].step
@@ -237,13 +237,13 @@ class Recurrent(Mixer):
     There is only the recurrent form: no other computes a recurrence that is nonlinear in its state.
 
     Attributes:
-        width: M, of the sequence and of the state.
-        cell: a name in ``CELLS``.
-        use_bias: adds a bias to the output projection; gates always have theirs.
-        init_stddev: initial standard deviation of the input and output projections; 0 is
-            1 / sqrt(M). That of recurrent matrices is always 1 / sqrt(M), so that they keep the
-            length of a state.
-        out_scale: multiplies the initial output projection.
+      width: M, of the sequence and of the state.
+      cell: a name in `CELLS`.
+      use_bias: adds a bias to the output projection; gates always have theirs.
+      init_stddev: initial standard deviation of the input and output projections; 0 is
+        1 / sqrt(M). That of recurrent matrices is always 1 / sqrt(M), so that they keep the
+        length of a state.
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -269,7 +269,7 @@ class Recurrent(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """The network over a whole sequence; see ``Mixer``."""
+        """The network over a whole sequence; see `Mixer`."""
         if mask is not None:
             raise Unsupported(
                 f"mixer {self.cell!r} cannot take a mask beyond its own; 'softmax' can"
@@ -283,7 +283,7 @@ class Recurrent(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``."""
+        """The next T tokens; see `Mixer`."""
         state, y = run(self.cell, params, state, x)
         y = y @ params["out"].astype(x.dtype)
         return state, y + params["out_bias"].astype(x.dtype) if self.use_bias else y

@@ -1,4 +1,4 @@
-"""Self-attention as a mixer: projections, heads, positions, and a cache to decode with."""
+"""Self-attention as a mixer: projections, heads, positions and a decoding cache."""
 
 import dataclasses
 import functools
@@ -28,23 +28,23 @@ CAUSAL = Mechanism(mask=causal())
 class SelfAttention(Mixer):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2) with shared key heads.
 
-    num_kv_heads = num_heads is multi-head, 1 is multi-query (Shazeer 2019, section 3), in between
-    is grouped-query attention (Ainslie et al. 2023, section 2.2). The mechanism is a static
-    description; what its parts learn is among the mixer's parameters.
+    num_kv_heads = num_heads is multi-head, 1 is multi-query (Shazeer 2019, section 3), and values
+    in between are grouped-query attention (Ainslie et al. 2023, section 2.2). The mechanism is a
+    static description; the learned arrays of its parts are among the mixer's parameters.
 
     Attributes:
-        width: M.
-        num_heads: H.
-        num_kv_heads: K, which divides H.
-        head_width: D.
-        mechanism: how queries read keys; hashable, so without arrays.
-        rotary: rotates queries and keys by their positions; None does not.
-        output_gate: multiplies what the heads read by sigmoid(x W) (Qiu et al. 2025, section 2.2).
-        implementation: a name in ``IMPLEMENTATIONS``.
-        block_size: for implementations that have blocks; 0 chooses.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+      width: M.
+      num_heads: H.
+      num_kv_heads: K, which divides H.
+      head_width: D.
+      mechanism: the attention mechanism; hashable, so without arrays.
+      rotary: rotates queries and keys by their positions; None for no rotation.
+      output_gate: multiplies the heads' outputs by sigmoid(x W) (Qiu et al. 2025, section 2.2).
+      implementation: a name in `IMPLEMENTATIONS`.
+      block_size: for implementations that have blocks; 0 chooses.
+      use_bias: adds a bias to each of the four projections.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -61,8 +61,11 @@ class SelfAttention(Mixer):
     out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections "query", "key", "value", "out", their biases "query_bias" ... if any, "gate",
-        and what the parts of the mechanism learn."""
+        """Returns the parameters by name.
+
+        Projections "query", "key", "value" and "out", their biases "query_bias" ... if any, "gate"
+        if there is an output gate, and the parameters of the mechanism.
+        """
         found = projections(self, read=self.mechanism.reads)
         if self.output_gate:
             found["gate"] = projections(self, read=("query",))["query"]
@@ -75,7 +78,7 @@ class SelfAttention(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Self-attention over a whole sequence; see ``Mixer``."""
+        """Computes self-attention over a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         kept = self._placed(self.remember(params, x), index)
         out = self._read(self._by(self.implementation), params, x, kept, index, index, mask)
@@ -88,7 +91,7 @@ class SelfAttention(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The weights and values of a whole sequence; see ``Mixer``."""
+        """Returns the weights and values of a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         kept = self._placed(self.remember(params, x), index)
         return self._read(looked, params, x, kept, index, index, mask)
@@ -96,21 +99,21 @@ class SelfAttention(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Gates and projects what the heads read; see ``Mixer``."""
+        """Gates and projects the heads' outputs; see `Mixer`."""
         read = read.astype(x.dtype)
         if self.output_gate:
             read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
         return merge_heads(params, read)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """An empty cache of what is remembered; see ``cache.empty``."""
+        """Returns an empty cache of the arrays from `remember`; see `cache.empty`."""
         token = kept_of_token(self, self.remember, batch, dtype)
         return cache.empty(self.mechanism.cached, length, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``. A prefix has to come whole, in the first chunk."""
+        """Mixes the next T tokens; see `Mixer`. The first chunk has to contain the whole prefix."""
         index = cache.positions(state, x.shape[1])
         new = self._placed(self.remember(params, x), index)
         state, seen = cache.extend(self.mechanism.cached, state, new)
@@ -121,8 +124,10 @@ class SelfAttention(Mixer):
     def remember(
         self, params: dict[str, Array], x: Float[Array, "B T M"]
     ) -> dict[str, Float[Array, "B T ..."]]:
-        """What is kept of tokens before they have a position: "v" (B, T, K, D), mostly "k", and
-        what parts of the mechanism keep."""
+        """Returns the arrays to cache per token, before positions are applied.
+
+        "v" (B, T, K, D), "k" if the score needs keys, and arrays of content-dependent parts.
+        """
         kept = {"v": split_heads(params, "value", x)}
         if "key" in self.mechanism.reads:
             kept["k"] = split_heads(params, "key", x)
@@ -137,32 +142,32 @@ class SelfAttention(Mixer):
         kv_index: Int[Array, " S"],
         mask: Mask,
     ) -> Float[Array, "B T M"]:
-        """What tokens at these positions read of what was kept of others at theirs.
+        """Computes attention of some tokens to cached ones, at given positions of both.
 
         Args:
-            params: as in ``__call__``.
-            x: the tokens that read.
-            kept: what is read, as ``remember`` gives it.
-            q_index: positions of the tokens that read.
-            kv_index: positions of what is read.
-            mask: restricts the mixer's own further.
+          params: as in `__call__`.
+          x: the tokens whose queries attend.
+          kept: arrays of the tokens attended to, as `remember` returns them.
+          q_index: positions of the queries.
+          kv_index: positions of the keys.
+          mask: restricts the mixer's own mask further.
         """
         by = self._by(while_decoding(self.implementation, x.shape[1]))
         out = self._read(by, params, x, self._placed(kept, kv_index), q_index, kv_index, mask)
         return self.merge(params, x, out)
 
     def _placed(self, kept, index):
-        """The keys turned to their positions."""
+        """Returns the cached arrays with the keys rotated to their positions."""
         if "k" not in kept or self.rotary is None:
             return kept
         return kept | {"k": self.rotary(kept["k"], index)}
 
     def _by(self, implementation):
-        """``attend`` by an implementation."""
+        """Returns `attend` with this implementation."""
         return functools.partial(attend, implementation=implementation, block_size=self.block_size)
 
     def _read(self, by, params, x, kept, q_index, kv_index, mask):
-        """``by(q, k, v, mechanism)`` for the queries of x and what is kept of the keys' tokens."""
+        """Returns `by(q, k, v, mechanism)` for the queries of x and the cached keys and values."""
         mechanism = self.mechanism.bind(params, mask).given(kept)
         if "query" in mechanism.reads:
             q = split_heads(params, "query", x)
@@ -182,7 +187,7 @@ def looked(
     mechanism: Mechanism,
     **at: Any,
 ) -> Look:
-    """What ``attend`` with the same arguments reads, by its dense form."""
+    """Returns the weights, values and scores of `attend` for the same arguments, densely."""
     return Look(dense.weights(q, k, mechanism, **at), v, dense.scores(q, k, mechanism, **at))
 
 

@@ -1,4 +1,4 @@
-"""Attention over a text without end: a rolling cache of the first tokens and the latest ones."""
+"""Attention over unbounded text, with a rolling cache of the first and the latest tokens."""
 
 import dataclasses
 from typing import Any
@@ -20,17 +20,17 @@ from research.attention.parts.sparse_masks import global_tokens
 class Streaming(Mixer):
     """Self-attention that reads a rolling cache (Xiao et al. 2023, section 3.2).
 
-    Of the tokens so far the cache holds the first ``sinks`` and the latest ``size - sinks``.
-    Positions are places in the cache, not in the text: as if the query were the last of a sequence
-    of at most ``size`` tokens, from which the middle was cut out. So no position is ever past
-    ``size``, however long the text. Keys are kept without a position and get that of their place
-    when they are read. In the layers above, what is kept of a token was made when it was the latest
-    one; it is not made again, so the result is not that of the cut sequence.
+    The cache holds the first `sinks` and the latest `size - sinks` tokens. Positions are places in
+    the cache, not in the text: as if the middle had been cut out of the sequence, leaving at most
+    `size` tokens, with the query last. So no position ever exceeds `size`, however long the text.
+    Keys are cached without rotation and are rotated by their current place when they are read. In
+    higher layers, the cached keys and values of a token were computed when it was the latest token
+    and are not recomputed, so the result differs from running on the cut sequence.
 
     Attributes:
-        inner: the attention; its own mask, biases and rotation apply to places.
-        size: tokens of the cache, the current one among them.
-        sinks: how many of them are the first ones of the text, less than ``size``.
+      inner: the attention; its own mask, biases and rotation apply to places.
+      size: number of tokens in the cache, including the current one.
+      sinks: number of cached tokens from the start of the text, less than `size`.
     """
 
     inner: SelfAttention
@@ -38,7 +38,7 @@ class Streaming(Mixer):
     sinks: int
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of ``inner``."""
+        """Returns the parameters of `inner`."""
         return self.inner.parameters()
 
     def __call__(
@@ -48,20 +48,20 @@ class Streaming(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """A whole text, one token after the other; see ``Mixer``."""
+        """Mixes a whole text token by token; see `Mixer`."""
         if mask is not None:
             raise Unsupported("a rolling cache cannot take a mask beyond its own")
         return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """An empty cache of ``size`` slots, whatever the length; see ``cache.empty``."""
+        """Returns an empty cache of `size` slots, for any length; see `cache.empty`."""
         token = kept_of_token(self.inner, self.inner.remember, batch, dtype)
         return cache.empty(self._rolls, self.size, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens, one after the other: each sees keys at places of its own."""
+        """Mixes the next T tokens one by one, because keys have different places for each query."""
         if x.shape[1] == 1:
             return self._step(params, state, x)
 
@@ -81,25 +81,27 @@ class Streaming(Mixer):
         return state, y
 
     def _places(self, positions: Int[Array, " S"], now: Int[Array, " 1"]) -> Int[Array, " S"]:
-        """Where tokens stand in the cache when ``now`` is the latest; -1 stays -1."""
+        """Returns places in the cache for positions in the text, when `now` is the latest one.
+
+        -1 stays -1.
+        """
         cut = jnp.maximum(now - (self.size - 1), 0)
         return jnp.where(positions < self.sinks, positions, positions - cut)
 
     @property
     def _rolls(self) -> Mask:
-        """A mask that says what the cache keeps."""
+        """The mask that determines which tokens the cache keeps."""
         latest = window(self.size - self.sinks)
         return latest if not self.sinks else causal() & (latest | global_tokens(self.sinks))
 
 
 def stream(mixer: Mixer, size: int, sinks: int) -> Mixer:
-    """A mixer that can go on forever, with the parameters of this one.
+    """Returns a mixer for unbounded text, with the same parameters as this one.
 
-    Self-attention gets a rolling cache; a mixer whose state does not grow with the text is left as
-    it is.
+    Self-attention gets a rolling cache; a mixer whose state has a fixed size is returned unchanged.
 
     Raises:
-        Unsupported: the mixer keeps something of every token, in a way that cannot roll.
+      Unsupported: the state grows with the text and is not the cache of causal self-attention.
     """
     if isinstance(mixer, SelfAttention):
         if mixer.mechanism.mask.together != 0:

@@ -1,11 +1,11 @@
-"""Biases: what is done to a score that depends on where query and key are.
+"""Biases: functions that modify scores, given the head and the positions of query and key.
 
-A bias is a frozen dataclass registered as a pytree, called as ``bias(score, head, q_index,
-kv_index) -> score`` on any block of scores. Float leaves are parameters: every implementation
-returns their gradients. A new bias is one dataclass and one line in the registry; those that encode
-positions are in relative_biases.py.
+A bias is a frozen dataclass registered as a pytree, called as `bias(score, head, q_index,
+kv_index) -> score` on any block of scores. Float leaves are parameters: every implementation
+returns their gradients. A new bias is one dataclass and one line in the registry; biases that
+encode positions are in relative_biases.py.
 
-Leaves are annotated Any because JAX also fills pytrees with things that are not arrays.
+Leaves are annotated Any because JAX also fills pytrees with objects that are not arrays.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ Index = Integer[Array | np.ndarray, "..."]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """The base of all biases. By itself it changes nothing.
+    """The base class of all biases; an instance of it leaves scores unchanged.
 
     Attributes:
-        additive: whether it adds something that does not depend on the score.
+      additive: whether it adds a term that does not depend on the score.
     """
 
     additive: ClassVar[bool] = False
@@ -38,13 +38,13 @@ class Bias:
         q_index: Index,
         kv_index: Index,
     ) -> Float[Array, "B H T S"]:
-        """The new scores.
+        """Returns the new scores.
 
         Args:
-            score: a block of scores, (B, H, T, S), float32 or wider.
-            head: the index of each query head, (H, 1, 1).
-            q_index: absolute query positions, (T, 1).
-            kv_index: absolute key positions, (1, S).
+          score: a block of scores, (B, H, T, S), float32 or wider.
+          head: the index of each query head, (H, 1, 1).
+          q_index: absolute query positions, (T, 1).
+          kv_index: absolute key positions, (1, S).
         """
         return score
 
@@ -86,10 +86,11 @@ class Softcap(Bias):
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
-    """The slopes of Press et al. 2022, section 3, from steepest to flattest.
+    """Returns the slopes of Press et al. 2022, section 3.
 
     For n = 2**m heads they are 2**(-8/n), 2**(-16/n) ... 2**-8. For other counts, as in the
-    authors' code: those of the power of two below, then every second one of the power of two above.
+    authors' code: the slopes for the next lower power of two, then every second slope for the next
+    higher one.
     """
     below = 2 ** math.floor(math.log2(num_heads))
 
@@ -100,13 +101,13 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
 
 
 def alibi(num_heads: int) -> Bias:
-    """Attention with linear biases (Press et al. 2022, section 3).
+    """Returns attention with linear biases, ALiBi (Press et al. 2022, section 3).
 
-    The distance is taken in both directions, which is the paper's penalty under a causal mask and
-    its usual symmetric form under a bidirectional one.
+    The distance is |q - k|, which is the paper's penalty under a causal mask and its usual
+    symmetric extension under a bidirectional one.
 
     Raises:
-        ValueError: ``num_heads`` is less than 1.
+      ValueError: `num_heads` is less than 1.
     """
     if num_heads < 1:
         raise ValueError(f"alibi: num_heads = {num_heads}; it must be at least 1")
@@ -114,10 +115,10 @@ def alibi(num_heads: int) -> Bias:
 
 
 def softcap(cap: float) -> Bias:
-    """cap * tanh(score / cap) (Gemma Team 2024, Gemma 2, section 2, "logit soft-capping").
+    """Returns cap * tanh(score / cap) (Gemma Team 2024, Gemma 2, section 2, "logit soft-capping").
 
     Raises:
-        ValueError: ``cap`` is not positive.
+      ValueError: `cap` is not positive.
     """
     if cap <= 0:
         raise ValueError(f"softcap: cap = {cap}; it must be positive")

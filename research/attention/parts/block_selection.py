@@ -41,7 +41,7 @@ class MoBA(BlockCausal, Looks):
     Mixture of block attention (Lu et al. 2025, "MoBA: Mixture of Block Attention for Long-Context
     LLMs", section 2.2): the affinity of a query and a block is
     s_n = q . mean of the block's keys, the own block counts as infinite and those after it as minus
-    infinity, and the ``top`` largest are seen. Every head chooses for itself; heads that share keys
+    infinity, and the `top` largest are seen. Every head chooses for itself; heads that share keys
     share the means. As in the paper the choice has no gradient.
     """
 
@@ -93,10 +93,10 @@ class ChosenBlocks(BlockCausal):
 
 
 def moba(size: int, top: int) -> Mask:
-    """Mixture of block attention: blocks of ``size`` keys, of which a query sees ``top``.
+    """Mixture of block attention: blocks of `size` keys, of which a query sees `top`.
 
     Raises:
-        ValueError: a number is less than 1.
+      ValueError: a number is less than 1.
     """
     for name, value in (("size", size), ("top", top)):
         if value < 1:

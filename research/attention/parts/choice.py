@@ -1,9 +1,9 @@
-"""What a config can choose of a mechanism: parts that it names, and how their options are declared.
+"""The base class of mechanism parts that a config can name, and helpers to declare their options.
 
 Every score, mask, normalizer and position that a config can name is a frozen dataclass that
-inherits from `MechanismPart`; `research.options` says how its fields become config keys. The first
-paragraph of its docstring says what it computes. Adding one is such a class and a line in the table
-of its module.
+inherits from `MechanismPart`; `research.options` turns its fields into config keys. The first
+paragraph of its docstring says what it computes. To add a part, write such a class and add a line
+to the table of its module.
 """
 
 import dataclasses
@@ -12,33 +12,33 @@ from typing import Any, ClassVar
 from research.options import Part, option
 
 LARGEST = 2**20
-"""The most of what is the size of an array or a count that is gone through one by one."""
+"""Upper bound of options that are the size of an array or the length of a Python loop."""
 
 
 def size(default: int, help: str, least: int = 0, most: int = LARGEST, **others: Any) -> Any:
-    """Returns an option that is the size of an array or a count."""
+    """Declares an option that is the size of an array or a count."""
     return option(default, help, least=least, most=most, **others)
 
 
 def span(default: int, help: str, least: int = 0, **others: Any) -> Any:
-    """Returns an option that is counted along the sequence.
+    """Declares an option that counts positions along the sequence.
 
-    It has no largest value: what is longer than any sequence means the same at every value.
+    It has no upper bound, because all values beyond the longest sequence mean the same.
     """
     return option(default, help, least=least, **others)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the parts of softmax attention are made for.
+    """The sizes that the parts of softmax attention are built for.
 
     Attributes:
-        width: M, of the sequence.
-        num_heads: H.
-        num_kv_heads: K.
-        head_width: D.
-        max_length: the longest sequence.
-        bidirectional: whether a query sees keys behind it.
+      width: M, of the sequence.
+      num_heads: H.
+      num_kv_heads: K.
+      head_width: D.
+      max_length: the longest sequence.
+      bidirectional: whether a query sees keys at later positions.
     """
 
     width: int
@@ -54,16 +54,16 @@ class MechanismPart(Part):
     """A score, mask, normalizer or position encoding that a config can name.
 
     Attributes:
-        where: where it can be used: of "self", "cross", "decoder" (a recurrent network's).
+      where: the attentions it can be used in: "self", "cross", "decoder" (a recurrent decoder's).
     """
 
     where: ClassVar[tuple[str, ...]] = ("self", "cross", "decoder")
 
     def build(self, sizes: Sizes) -> Any:
-        """Returns the part of a mechanism that this describes.
+        """Builds the part of a mechanism that these options describe.
 
         Raises:
-            OptionError: the options do not fit the sizes.
+          OptionError: the options do not fit the sizes.
         """
         raise NotImplementedError
 

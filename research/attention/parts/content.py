@@ -1,10 +1,10 @@
-"""Parts that look at content: at what tokens say, and not only at where they stand.
+"""Content-dependent masks and biases: functions of the tokens, not only of their positions.
 
-Most parts are functions of positions. One that is not is a ``Looks`` beside being a mask or a bias.
-It can learn projections of the tokens, whose results are kept of each key's token: over a whole
-sequence, and in the cache while decoding. Once queries and keys are known, ``see`` makes of it a
-part with one entry to each query (``OfQueries``) or key (``OfKeys``) in its arrays, which is called
-like any other: an implementation in blocks gives it the entries of a block.
+Most parts are functions of positions. A content-dependent part inherits from `Looks` as well as
+from `Mask` or `Bias`. It can learn projections of the tokens, whose results are stored per key: for
+a whole sequence, or in the cache while decoding. Once queries and keys are known, `see` turns it
+into an ordinary part whose arrays have one entry per query (`OfQueries`) or per key (`OfKeys`); a
+blockwise implementation passes it the entries of one block.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from research.attention.parts.masks import Mask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OfQueries:
-    """An array with one entry to each query: (B, T, ...)."""
+    """An array with one entry per query: (B, T, ...)."""
 
     values: Any
 
@@ -29,26 +29,26 @@ class OfQueries:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OfKeys:
-    """An array with one entry to each key: (B, S, ...)."""
+    """An array with one entry per key: (B, S, ...)."""
 
     values: Any
 
 
 class Looks:
-    """What a part that looks at content says beside what all parts of its kind do.
+    """The additional interface of content-dependent masks and biases.
 
     Attributes:
-        reads: which of the projections "query" and "key" it looks at.
+      reads: the projections it needs, of "query" and "key".
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
 
     def tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N ..."] | None:
-        """What is kept of tokens for ``see``, float32 or wider; None if nothing is."""
+        """Returns the array to store per token for `see`, float32 or wider; None for nothing."""
         return None
 
     def given(self, kept: Float[Array, "B S ..."]) -> Any:
-        """Itself with what was kept of the keys' tokens."""
+        """Returns this part holding the stored array of the keys' tokens."""
         raise NotImplementedError
 
     def see(
@@ -58,39 +58,39 @@ class Looks:
         q_index: Integer[Array | np.ndarray, " T"],
         kv_index: Integer[Array | np.ndarray, " S"],
     ) -> Any:
-        """The part for these queries and keys: a mask or a bias like any other.
+        """Returns the part evaluated for these queries and keys: an ordinary mask or bias.
 
         Args:
-            q: queries, rotated if positions rotate.
-            k: keys.
-            q_index: absolute positions of the queries.
-            kv_index: absolute positions of the keys, in any order; -1 where there is none.
+          q: queries, rotated if positions rotate.
+          k: keys.
+          q_index: absolute positions of the queries.
+          kv_index: absolute positions of the keys, in any order; -1 where there is none.
         """
         raise NotImplementedError
 
     def needs_all(self, mask: Mask) -> bool:
-        """Whether it needs all keys so far, even those that no query sees by ``mask`` any more."""
+        """Returns whether it needs all past keys, even keys that `mask` hides from all queries."""
         return True
 
 
 def looks(x: Any) -> bool:
-    """Whether this is a part that has yet to see what it looks at."""
+    """Returns whether x is a content-dependent part on which `see` has not been called yet."""
     return isinstance(x, Looks)
 
 
 def of_tokens(x: Any) -> bool:
-    """Whether this is an array with one entry to each query or key."""
+    """Returns whether x is an array with one entry per query or key."""
     return isinstance(x, OfQueries | OfKeys)
 
 
 def has_content(tree: Any) -> bool:
-    """Whether there is a part in it that looks at content, or has seen it."""
+    """Returns whether a tree contains a content-dependent part, before or after `see`."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: looks(x) or of_tokens(x))
     return any(looks(x) or of_tokens(x) for x in leaves)
 
 
 def in_blocks(tree: Any, q_block: int, kv_block: int) -> Any:
-    """The same with arrays (blocks, B, block, ...) of queries and keys, zeros at the end."""
+    """Cuts the per-query and per-key arrays of a tree into zero-padded (blocks, B, block, ...)."""
 
     def cut(x: Any) -> Any:
         if not of_tokens(x):
@@ -104,7 +104,7 @@ def in_blocks(tree: Any, q_block: int, kv_block: int) -> Any:
 
 
 def of_block(tree: Any, row: Any, column: Any) -> Any:
-    """What ``in_blocks`` cut, for one block of queries and one of keys."""
+    """Returns one block's entries, of queries and of keys, from a tree cut by `in_blocks`."""
 
     def pick(x: Any) -> Any:
         if not of_tokens(x):

@@ -15,9 +15,9 @@ from research.attention.parts.normalizers import Normalizer, Parts
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PredictedWindow:
-    """p = L sigmoid(v . tanh(W q)); keys beyond p +- size are not seen, the others weigh less.
+    """Window p +- size with center p = L sigmoid(v . tanh(W q)) and Gaussian weights within it.
 
-    L is how many keys there are. Equations 9 and 10.
+    L is the number of keys. Equations 9 and 10.
     """
 
     weight: Any  # W (H, D, D)
@@ -31,13 +31,13 @@ class PredictedWindow:
         lengths: Array | int,
         kv_index: Index,
     ) -> "Focused":
-        """The normalizer restricted to the window that each query predicts.
+        """Returns the normalizer restricted to the window that each query predicts.
 
         Args:
-            normalizer: from scores to weights within the window.
-            q: queries.
-            lengths: L of each query, broadcastable to (B, T, H).
-            kv_index: absolute key positions, (S,).
+          normalizer: maps scores to weights within the window.
+          q: queries.
+          lengths: L of each query, broadcastable to (B, T, H).
+          kv_index: absolute key positions, (S,).
         """
         dtype = jnp.promote_types(q.dtype, jnp.float32)
         hidden = jnp.tanh(jnp.einsum("bthd,hde->bthe", q, self.weight.astype(q.dtype)))
@@ -49,7 +49,7 @@ class PredictedWindow:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Focused(Normalizer):
-    """Weights of ``inner`` within the windows, times exp(-(s - p)^2 / (2 sigma^2)).
+    """Weights of `inner` within the windows, times exp(-(s - p)^2 / (2 sigma^2)).
 
     sigma = size / 2. As in equation 10 the factor comes after the normalizer, so the weights of a
     row sum to less than 1.
@@ -71,10 +71,10 @@ class Focused(Normalizer):
 
 
 def predicted_window(num_heads: int, width: int, size: int) -> PredictedWindow:
-    """A window of ``size`` keys on either side of where each query predicts it.
+    """Returns a window of `size` keys on either side of a center that each query predicts.
 
     Raises:
-        ValueError: ``size`` is less than 1.
+      ValueError: `size` is less than 1.
     """
     if size < 1:
         raise ValueError(f"predicted_window: size = {size}; it must be at least 1")

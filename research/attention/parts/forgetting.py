@@ -50,7 +50,7 @@ class ForgetGate(Bias, Looks):
         """The gates summed up to each query and to each key.
 
         Raises:
-            ValueError: what was kept of the keys' tokens was not given.
+          ValueError: what was kept of the keys' tokens was not given.
         """
         if self.kept is None:
             raise ValueError("forget gate: it needs what it projected of the keys' tokens")

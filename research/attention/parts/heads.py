@@ -75,12 +75,12 @@ def group_heads(params: dict[str, Array], num_kv_heads: int) -> dict[str, Array]
     (Ainslie et al. 2023, section 2.1). Query heads and the output projection stay as they are.
 
     Args:
-        params: of ``SelfAttention``; "key", "value" (..., K, D) and their biases are pooled, and
-            may have leading axes (layers, population).
-        num_kv_heads: how many key heads to keep; it divides K.
+      params: of `SelfAttention`; "key", "value" (..., K, D) and their biases are pooled, and
+        may have leading axes (layers, population).
+      num_kv_heads: how many key heads to keep; it divides K.
 
     Raises:
-        ValueError: ``num_kv_heads`` does not divide K.
+      ValueError: `num_kv_heads` does not divide K.
     """
 
     def pooled(a: Array) -> Array:

@@ -1,20 +1,21 @@
 """Masks: which keys a query may see, as composable functions of absolute positions.
 
 A mask is a frozen dataclass registered as a pytree. Sizes are static fields, so a mask without
-arrays is hashable and can be an option of a module; arrays (segment ids, padding) are leaves, so a
-mask can be passed through ``jax.jit``. Every mask answers five questions:
+arrays is hashable and can be a static field of a module; arrays (segment ids, padding) are leaves,
+so a mask can be passed through `jax.jit`. Every mask provides:
 
-``mask(q_index, kv_index)``
-    which pairs are allowed, evaluated on index arrays;
-``mask.blocks(...)``
-    which blocks of pairs are wholly allowed or wholly forbidden, without evaluating the pairs;
-``mask.reach``
-    how far back a query can see, which sizes the ring buffer of a decoder;
-``mask.kept``
-    how many of the first keys stay visible beyond that reach, which the decoder never discards;
-``mask.together``
-    how many leading tokens see each other in both directions, which says whether (and with what
-    first chunk) the mask can be decoded token by token.
+`mask(q_index, kv_index)`
+    the allowed pairs, evaluated on index arrays;
+`mask.blocks(...)`
+    the blocks that are allowed or forbidden entirely, without evaluating their pairs;
+`mask.reach`
+    how far back a query can see, which determines the size of a decoder's ring buffer;
+`mask.kept`
+    how many of the first keys stay visible beyond that reach, so that the decoder never evicts
+    them;
+`mask.together`
+    how many leading tokens see each other in both directions, which determines whether the mask
+    can be decoded token by token, and how long the first chunk has to be.
 
 A new mask is one dataclass, here or in sparse_masks.py, and one line in the table of its file.
 """
@@ -30,59 +31,59 @@ from jaxtyping import Array, Bool, Int, Integer
 from research.attention.parts.choice import MechanismPart, Sizes, span
 
 LONGEST = 2**30
-"""No position or distance is larger. What is counted along the sequence stops here, where it means
-the same, so that sums and differences of two of them are int32."""
+"""Upper bound of all positions and distances. Larger sizes are clipped to it, which changes nothing
+for real sequences and keeps sums and differences of two of them within int32."""
 Index = Integer[Array | np.ndarray, "..."]
 Bounds = Integer[np.ndarray, "..."]
 Blocks = tuple[Bool[np.ndarray, "..."], Bool[np.ndarray, "..."]]
 
 
 def static(**options: Any) -> Any:
-    """A dataclass field that is part of the pytree's structure instead of a leaf."""
+    """Returns a dataclass field that is part of the pytree's structure instead of a leaf."""
     return dataclasses.field(metadata={"static": True}, **options)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """The base of all masks. By itself it allows every pair."""
+    """The base class of all masks; an instance of it allows every pair."""
 
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
-        """Whether each query may see each key.
+        """Returns whether each query may see each key.
 
         Args:
-            q_index: absolute query positions, (T, 1).
-            kv_index: absolute key positions, (1, S).
+          q_index: absolute query positions, (T, 1).
+          kv_index: absolute key positions, (1, S).
 
         Returns:
-            A boolean array that broadcasts to (B, H, T, S). True means allowed.
+          A boolean array that broadcasts to (B, H, T, S). True means allowed.
         """
         return jnp.ones(np.broadcast_shapes(q_index.shape, kv_index.shape), bool)
 
     def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         """Classifies blocks of pairs from their inclusive bounds, in three-valued logic.
 
-        The bounds broadcast against each other, so that a whole grid of blocks is one call on
-        (rows, 1) and (1, columns) arrays.
+        The bounds broadcast against each other, so one call on (rows, 1) and (1, columns) arrays
+        classifies a whole grid of blocks.
 
         Returns:
-            ``(any, all)``. Where ``any`` is False no pair of the block is allowed; where ``all``
-            is True every pair is. A mask that cannot tell says (True, False).
+          `(any, all)`. Where `any` is False no pair of the block is allowed; where `all`
+          is True every pair is. (True, False) means unknown.
         """
         shape = np.broadcast_shapes(*(np.shape(b) for b in (q_lo, q_hi, kv_lo, kv_hi)))
         return np.ones(shape, bool), np.ones(shape, bool)
 
     @property
     def reach(self) -> int | None:
-        """An r >= 1 such that no query sees a key at k >= ``kept`` that is r or more behind it.
+        """An r >= 1 such that no query at t sees a key at k >= `kept` with t - k >= r.
 
-        None if there is no bound.
+        None if there is no such bound.
         """
         return None
 
     @property
     def kept(self) -> int:
-        """How many leading positions may be seen from beyond ``reach``; 0 if reach is None."""
+        """The number of leading positions that stay visible beyond `reach`; 0 if it is None."""
         return 0
 
     @property
@@ -90,7 +91,7 @@ class Mask:
         """The smallest known n such that a query at t sees no key later than max(t, n - 1).
 
         0 means causal: tokens can be decoded one at a time. n > 0 means that the first n tokens
-        have to be given together. None means that the mask cannot be decoded.
+        have to be in one chunk. None means that the mask cannot be decoded.
         """
         return None
 
@@ -105,7 +106,7 @@ class Mask:
 
 
 def _unknown(q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
-    """The answer of a mask whose arrays are not known while tracing."""
+    """Returns "unknown" for every block, for masks whose arrays are traced."""
     shape = np.broadcast_shapes(*(np.shape(b) for b in (q_lo, q_hi, kv_lo, kv_hi)))
     return np.ones(shape, bool), np.zeros(shape, bool)
 
@@ -124,7 +125,7 @@ class Window(Mask):
         return allowed
 
     def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
-        # The distances q - k inside a block are exactly the integers nearest .. farthest.
+        # The distances q - k within a block are exactly the integers nearest .. farthest.
         nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
         some, every = farthest >= 0, nearest >= 0
         if self.size is not None:
@@ -143,7 +144,7 @@ class Window(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix(Mask):
-    """Bidirectional among the first ``length`` positions, causal after them."""
+    """Bidirectional among the first `length` positions, causal after them."""
 
     length: int = static()
 
@@ -194,7 +195,7 @@ class Padding(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class And(Mask):
-    """Pairs that both masks allow; built by ``a & b``."""
+    """Pairs that both masks allow; built by `a & b`."""
 
     left: Mask
     right: Mask
@@ -216,10 +217,10 @@ class And(Mask):
         return self._seen()[1]
 
     def _seen(self) -> tuple[int | None, int]:
-        """Reach and kept: the claim that needs the fewest slots of those that follow.
+        """Returns the (reach, kept) bound with the smallest cache.
 
-        Each mask's own claim holds. So does this: beyond the longer reach both restrict a key, and
-        it has to be among the first of both.
+        Each operand's bound is valid for the conjunction, and so is their joint bound: beyond the
+        longer reach a visible key has to be among the kept keys of both operands.
         """
         known = [(m.reach, m.kept) for m in (self.left, self.right) if m.reach is not None]
         if len(known) == 2:
@@ -236,7 +237,7 @@ class And(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Or(Mask):
-    """Pairs that at least one of the masks allows; built by ``a | b``."""
+    """Pairs that at least one of the masks allows; built by `a | b`."""
 
     left: Mask
     right: Mask
@@ -267,7 +268,7 @@ class Or(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Not(Mask):
-    """Pairs that the mask forbids; built by ``~mask``."""
+    """Pairs that the mask forbids; built by `~mask`."""
 
     inner: Mask
 
@@ -283,20 +284,22 @@ class Not(Mask):
 
 
 def full() -> Mask:
-    """Every query sees every key (Vaswani et al. 2017, section 3.2.3, encoder self-attention)."""
+    """Returns the mask that allows all pairs (Vaswani et al. 2017, section 3.2.3, encoder)."""
     return Mask()
 
 
 def causal() -> Mask:
-    """A query sees itself and what came before (Vaswani et al. 2017, section 3.2.3, decoder)."""
+    """Returns the mask of keys k <= q (Vaswani et al. 2017, section 3.2.3, decoder)."""
     return Window()
 
 
 def window(size: int) -> Mask:
-    """A query sees the latest ``size`` keys, itself included (Beltagy et al. 2020, section 3.1).
+    """Returns the mask of the latest `size` keys, the query's own included.
+
+    Source: Beltagy et al. 2020, section 3.1.
 
     Raises:
-        ValueError: ``size`` is less than 1.
+      ValueError: `size` is less than 1.
     """
     if size < 1:
         raise ValueError(f"window: size = {size}; it must be at least 1, the query itself")
@@ -304,12 +307,12 @@ def window(size: int) -> Mask:
 
 
 def prefix(length: int) -> Mask:
-    """Prefix language model: bidirectional within the prefix, causal after it.
+    """Returns the mask of a prefix language model: bidirectional in the prefix, then causal.
 
     Source: Raffel et al. 2020, section 3.2.1, figure 4 (right).
 
     Raises:
-        ValueError: ``length`` is negative.
+      ValueError: `length` is negative.
     """
     if length < 0:
         raise ValueError(f"prefix: length = {length}; it must not be negative")
@@ -317,15 +320,15 @@ def prefix(length: int) -> Mask:
 
 
 def segments(q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"]) -> Mask:
-    """A query sees the keys of its own segment: packed documents (Krell et al. 2021, section 3.2).
+    """Returns the mask of keys in the query's own segment, for packed documents.
 
-    The arrays are indexed by absolute position.
+    The arrays are indexed by absolute position. Source: Krell et al. 2021, section 3.2.
     """
     return Segments(q_segments, kv_segments)
 
 
 def padding(valid: Bool[Array, "B S"]) -> Mask:
-    """Every query sees the keys whose ``valid`` is True; indexed by absolute position."""
+    """Returns the mask of keys for which `valid`, indexed by absolute position, is True."""
     return Padding(valid)
 
 

@@ -1,4 +1,4 @@
-"""A mechanism: which keys a query reads and how much of each, as one value made of parts."""
+"""`Mechanism`: score, mask, biases, normalizer and focus of an attention mechanism as one value."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,16 +23,16 @@ from research.attention.parts.scores import ScaledDot, Score
 class Mechanism:
     """Weights are normalizer(biases(score(q, k)), mask), for every head and query.
 
-    A pytree like its parts. What they learn is a ``Parameter`` until it is bound, and up to there a
-    mechanism without arrays is hashable, an option of a module. By itself it is scaled dot products
-    and a softmax over all keys (Vaswani et al. 2017, equation 1).
+    A pytree like its parts. Learned leaves hold a `Parameter` until `bind`. Until then a mechanism
+    without arrays is hashable and can be a static field of a module. The default is softmax over
+    the scaled dot products of all keys (Vaswani et al. 2017, equation 1).
 
     Attributes:
-        score: how a query and a key match.
-        mask: which pairs are allowed.
-        biases: applied to the scores in order.
-        normalizer: from scores to weights.
-        focus: a window whose place each query predicts; None for no such window.
+      score: scores each query-key pair.
+      mask: the pairs that are allowed.
+      biases: applied to the scores in order.
+      normalizer: maps scores to weights.
+      focus: a window whose center each query predicts; None for no such window.
     """
 
     score: Score = ScaledDot()
@@ -43,44 +43,47 @@ class Mechanism:
 
     @property
     def reads(self) -> set[str]:
-        """Which projections of the tokens it needs, of "query", "key" and "value"."""
+        """The projections of the tokens that are needed: a subset of "query", "key", "value"."""
         looked_at = [part.reads for _, part in self._looks()]
         return set().union(self.score.reads, *looked_at, ("value",))
 
     @property
     def looks(self) -> bool:
-        """Whether a part looks at content, or has seen it."""
+        """Whether a part depends on content, before or after `see`."""
         return has_content(self)
 
     @property
     def cached(self) -> Mask:
-        """A mask that says which keys later queries need, seen by them or not."""
+        """The mask that sizes a decoding cache: a content-dependent part may need masked keys."""
         needed = any(part.needs_all(self.mask) for _, part in self._looks())
         return _All(self.mask) if needed else self.mask
 
     def parameters(self) -> dict[str, Parameter]:
-        """What the parts learn: "score_...", "biases_0_...", "normalizer_...", "focus_..."."""
+        """Returns the parts' parameters: "score_...", "biases_0_...", "normalizer_..."..."""
         return described(self, "")
 
     def bind(self, params: dict[str, Array], mask: Mask | None = None) -> "Mechanism":
-        """Itself with the learned arrays in place, ``under(mask)``."""
+        """Returns this mechanism with its learned arrays bound and restricted to `mask`."""
         return bind(self, "", params).under(mask)
 
     def under(self, mask: Mask | None) -> "Mechanism":
-        """Itself, restricted to what ``mask`` allows too; None allows everything."""
+        """Returns this mechanism restricted to pairs that `mask` allows too; None allows all."""
         if mask is None:
             return self
-        # Implementations know masks by their form: nothing is wrapped around a lone one.
+        # Implementations recognize masks by type, so a single mask is not wrapped in And.
         allowed = mask if type(self.mask) is Mask else self.mask & mask
         return dataclasses.replace(self, mask=allowed)
 
     def tokens(self, x: Float[Array, "B N M"]) -> dict[str, Float[Array, "B N ..."]]:
-        """What its parts keep of tokens beside keys and values, by the names of the parts."""
+        """Returns what content-dependent parts cache per token, beside keys and values.
+
+        The arrays are keyed by the parts' names.
+        """
         found = {name: part.tokens(x) for name, part in self._looks()}
         return {name: kept for name, kept in found.items() if kept is not None}
 
     def given(self, kept: dict[str, Float[Array, "B S ..."]]) -> "Mechanism":
-        """Itself with what ``tokens`` kept of the keys' tokens; other entries do not matter."""
+        """Returns this mechanism holding the `tokens` of the keys; other entries are ignored."""
         return self._changed(lambda n, part: part.given(kept[n]) if n in kept else part)
 
     def see(
@@ -90,21 +93,21 @@ class Mechanism:
         q_index: Integer[Array | np.ndarray, " T"] | None,
         kv_index: Integer[Array | np.ndarray, " S"] | None,
     ) -> "Mechanism":
-        """Itself with parts that have seen what they look at: queries, keys and ``given`` tokens.
+        """Evaluates the content-dependent parts on queries, keys and the tokens from `given`.
 
-        Positions count from 0 if None. What has seen already stays as it is.
+        Positions count from 0 if None. Parts that were evaluated before stay as they are.
         """
         q_index = np.arange(q.shape[1]) if q_index is None else q_index
         kv_index = np.arange(k.shape[1]) if kv_index is None else kv_index
         return self._changed(lambda _, part: part.see(q, k, q_index, kv_index))
 
     def _looks(self) -> list[tuple[str, Looks]]:
-        """Its parts that have yet to see what they look at, by name."""
+        """Returns the content-dependent parts that are not evaluated yet, with their names."""
         leaves = jax.tree_util.tree_leaves_with_path(self, is_leaf=looks)
         return [(path_name("", path), leaf) for path, leaf in leaves if looks(leaf)]
 
     def _changed(self, change: Callable[[str, Looks], Any]) -> "Mechanism":
-        """Itself with those parts changed."""
+        """Returns this mechanism with `change(name, part)` applied to the parts in `_looks`."""
 
         def one(path: Any, leaf: Any) -> Any:
             return change(path_name("", path), leaf) if looks(leaf) else leaf
@@ -118,13 +121,14 @@ class Mechanism:
         kv_index: Integer[Array | np.ndarray, " S"],
         within: Mask | None,
     ) -> "Mechanism":
-        """Itself with the window that each query predicts, if it has one, in its normalizer.
+        """Moves the window that each query predicts, if there is one, into the normalizer.
 
         Args:
-            q: queries.
-            q_index: absolute positions of the queries.
-            kv_index: absolute positions of the keys.
-            within: windows lie among the keys up to the last one that it allows; None: all keys.
+          q: queries.
+          q_index: absolute positions of the queries.
+          kv_index: absolute positions of the keys.
+          within: a query's window is placed within the keys up to the last one that this mask
+            allows; None: within all keys.
         """
         if self.focus is None:
             return self
@@ -136,7 +140,7 @@ class Mechanism:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _All(Mask):
-    """Says of a cache that every key is kept."""
+    """Makes a cache keep every key: `reach` is None, whatever the inner mask has."""
 
     inner: Mask
 
@@ -150,7 +154,7 @@ PLAIN = Mechanism()
 
 
 def _lengths(mask, q_index, kv_index):
-    """One past the last key that each query is allowed, broadcastable to (B, T, H)."""
+    """Returns one past the last allowed key of each query, broadcastable to (B, T, H)."""
     if mask is None:
         return jnp.asarray(len(kv_index)).reshape(1, 1, 1)
     allowed = mask(q_index[:, None], kv_index[None, :])

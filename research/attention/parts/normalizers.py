@@ -1,10 +1,9 @@
-"""Normalizers: from scores to weights.
+"""Normalizers, which map scores to attention weights.
 
-A normalizer is given as a numerator and a divisor, weights = numerator / divisor, so that an
-implementation can divide after the product with the values, where there are D numbers to a row
-instead of S. It is a frozen dataclass registered as a pytree; a learned leaf holds a ``Parameter``
-until it is bound to an array. A new normalizer is one dataclass here and one line in
-``NORMALIZERS``.
+A normalizer returns a numerator and a divisor, weights = numerator / divisor, so that an
+implementation can divide after the product with the values, when a row has D numbers instead of S.
+It is a frozen dataclass registered as a pytree; a learned leaf holds a `Parameter` until it is
+bound to an array. A new normalizer is one dataclass here and one line in `NORMALIZERS`.
 """
 
 import dataclasses
@@ -21,7 +20,8 @@ from research.attention.parts.masks import static
 from research.attention.parts.sparsemax import entmax15, sparsemax
 from research.options import option
 
-# Finite, so that a row with nothing allowed has no inf - inf in it, forwards or backwards.
+# The score of forbidden keys. It is finite because -inf would give inf - inf = NaN in rows without
+# an allowed key, in the forward or the backward pass.
 FORBIDDEN = -1e30
 
 Scores = Float[Array, "B H T S"]
@@ -32,12 +32,12 @@ Parts = tuple[Float[Array, "B H T S"], Float[Array, "B H T 1"]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Normalizer:
-    """The base of all normalizers.
+    """The base class of all normalizers.
 
     Attributes:
-        name: how configurations and messages call it.
-        extra_logit: of those that are a softmax: None, or what the divisor has one more exponential
-            of, a number or one to a head, (H,).
+      name: its name in configs and messages.
+      extra_logit: for softmax variants, a logit whose exponential is added to the divisor: a number
+        or one per head, (H,); None for no such logit.
     """
 
     name: ClassVar[str] = ""
@@ -47,18 +47,18 @@ class Normalizer:
         return None
 
     def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
-        """Numerator and divisor of the weights; the divisor is never zero."""
+        """Returns numerator and divisor of the weights; the divisor is never zero."""
         raise NotImplementedError
 
     def __call__(self, scores: Scores, mask: Allowed | None = None) -> Scores:
-        """The weights, float32 or wider.
+        """Returns the weights, float32 or wider.
 
         Args:
-            scores: (B, H, T, S).
-            mask: what is allowed, broadcastable to the scores; None allows everything.
+          scores: (B, H, T, S).
+          mask: the allowed pairs, broadcastable to the scores; None allows all.
 
         Returns:
-            Weights, exactly zero where forbidden. A row with no allowed key is zero throughout.
+          Weights, exactly zero where forbidden. A row with no allowed key is zero throughout.
         """
         numerator, divisor = self.parts(scores, mask)
         return numerator / divisor
@@ -120,7 +120,7 @@ class SinkSoftmax(Softmax):
 class Smoothed(Normalizer):
     """sigma(s) / sum sigma(s) over the allowed keys (Chorowski et al. 2015, section 2.3).
 
-    Computed as the softmax of log sigma(s), so that no sum underflows.
+    Computed as the softmax of log sigma(s), so that the sum cannot underflow.
     """
 
     name: ClassVar[str] = "smoothed"
@@ -132,7 +132,7 @@ class Smoothed(Normalizer):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(Normalizer):
-    """sigma(s + b) of each key by itself, b learned for each head.
+    """sigma(s + b) for each key independently, b learned per head.
 
     Source: Ramapuram et al. 2024, equation 3 and section 5 (b starts at -log n).
     """
@@ -150,10 +150,10 @@ class Sigmoid(Normalizer):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SquaredRelu(Normalizer):
-    """max(s, 0)**2 / length of each key by itself.
+    """max(s, 0)**2 / length for each key independently.
 
     Source: Wortsman et al. 2023, section 3, h = squared relu and alpha = 1. Their L is the length
-    of the sequence; here it is a constant, so that decoding gives what training did.
+    of the sequence; here it is a constant, so that decoding computes the same as training.
     """
 
     length: int = static()
@@ -167,7 +167,7 @@ class SquaredRelu(Normalizer):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sparsemax(Normalizer):
-    """The point of the simplex nearest to the scores (Martins & Astudillo 2016, equation 2)."""
+    """Euclidean projection onto the simplex (Martins & Astudillo 2016, equation 2)."""
 
     name: ClassVar[str] = "sparsemax"
 
@@ -195,19 +195,22 @@ def _forbid(scores: Scores, mask: Allowed | None) -> Scores:
 
 
 def _undivided(weights: Scores, mask: Allowed | None) -> Parts:
+    # Zeroed explicitly, because projections give rows without an allowed key uniform weights.
     weights = weights if mask is None else jnp.where(mask, weights, 0.0)
     return weights, jnp.ones((*weights.shape[:-1], 1), weights.dtype)
 
 
 def _softmax(scores: Scores, mask: Allowed | None, extra: Array | None = None) -> Parts:
-    """``extra``, () or (H, 1, 1), is one more logit in the divisor."""
+    """Returns numerator and divisor of a softmax; `extra`, () or (H, 1, 1), is an extra logit."""
     scores = _forbid(scores, mask)
     top = jnp.max(scores, axis=-1, keepdims=True)
     if extra is not None:
         top = jnp.maximum(top, extra)
     elif mask is not None:
-        # A row with no allowed key has 0 subtracted instead: its numerators are exp(FORBIDDEN) = 0.
+        # Rows without an allowed key subtract 0, so that their numerators are exp(FORBIDDEN) = 0
+        # instead of exp(0) = 1.
         top = jnp.where(top > FORBIDDEN / 2, top, 0.0)
+    # A softmax does not depend on the shift, so the gradient through the maximum is exactly zero.
     top = jax.lax.stop_gradient(top)
     numerator = jnp.exp(scores - top)
     total = jnp.sum(numerator, axis=-1, keepdims=True)

@@ -1,4 +1,7 @@
-"""Position encodings that act on vectors. (Those that act on scores are in relative_biases.py.)"""
+"""Position encodings that act on vectors: sinusoidal and rotary.
+
+Encodings that act on scores are in relative_biases.py and relative_scores.py.
+"""
 
 import dataclasses
 import math
@@ -12,13 +15,13 @@ from research.attention.parts.choice import MechanismPart, Sizes, span
 from research.options import OptionError, option
 
 SCALINGS = ("none", "linear", "ntk", "yarn")
-# Peng et al. 2023, section 3.2: pairs that turn more often than the first within the original
-# length are left alone, those that turn less often than the second are interpolated.
+# Peng et al. 2023, section 3.2: YaRN keeps the frequencies of pairs with more than YARN_FAST
+# rotations within the original length, and interpolates those with fewer than YARN_SLOW.
 YARN_FAST, YARN_SLOW = 32.0, 1.0
 
 
 def sinusoidal(length: int, width: int) -> Float[np.ndarray, "{length} {width}"]:
-    """The fixed table of Vaswani et al. 2017, section 3.5, as float32.
+    """Returns the sinusoidal table of Vaswani et al. 2017, section 3.5, as float32.
 
     Entry (t, 2i) is sin(t / 10000**(2i / width)) and entry (t, 2i + 1) the cosine.
     """
@@ -32,26 +35,26 @@ def sinusoidal(length: int, width: int) -> Float[np.ndarray, "{length} {width}"]
 class Rotary:
     """Rotates queries or keys by their positions (Su et al. 2021, equations 15 and 34).
 
-    Of the R channels that turn, channel i is paired with channel i + R/2 (as in GPT-NeoX), which is
-    the paper's pairing of neighbours up to a permutation of the channels. Pair i turns by
+    Among the R rotated channels, channel i is paired with channel i + R/2 (as in GPT-NeoX), which
+    is the paper's pairing of neighbours up to a permutation of the channels. Pair i is rotated by
     position * base**(-2i / R), before scaling.
 
     Attributes:
-        base: of the frequencies.
-        fraction: how many of the D channels turn, the first ones: R = fraction * D, rounded down
-            (GPT-NeoX, Black et al. 2022, section 2.1, turns a quarter).
-        scaling: how a model is used, or made for use, beyond the original length. "linear" divides
-            all frequencies by the factor (Chen et al. 2023, equation 4). "ntk" multiplies the base
-            by factor**(R / (R - 2)) (bloc97 2023, "NTK-aware scaled RoPE"; Peng et al. 2023,
-            definition 1). "yarn" divides the frequencies of slow pairs and keeps those of fast
-            ones, and multiplies the vectors by 0.1 ln(factor) + 1 (Peng et al. 2023, section 3.2
-            and equation 22). Its ramp between the two is linear in the channel, from whole
-            channels, as in the authors' code; the paper's equation 18 is linear in the rotations.
-        factor: by how much longer.
-        original_length: in tokens; read by "yarn" only.
+      base: base of the frequencies.
+      fraction: share of the D channels that is rotated, the first ones: R = fraction * D, rounded
+        down (GPT-NeoX, Black et al. 2022, section 2.1, rotates a quarter).
+      scaling: method to extend the context beyond the original length. "linear" divides
+        all frequencies by the factor (Chen et al. 2023, equation 4). "ntk" multiplies the base
+        by factor**(R / (R - 2)) (bloc97 2023, "NTK-aware scaled RoPE"; Peng et al. 2023,
+        definition 1). "yarn" divides the frequencies of slow pairs and keeps those of fast
+        ones, and multiplies the vectors by 0.1 ln(factor) + 1 (Peng et al. 2023, section 3.2
+        and equation 22). Its ramp between the two is linear in the channel, from whole
+        channels, as in the authors' code; the paper's equation 18 is linear in the rotations.
+      factor: ratio of the extended to the original length.
+      original_length: the original length in tokens; used by "yarn" only.
 
     Raises:
-        ValueError: at construction, an option is out of its range.
+      ValueError: at construction, an option is out of its range.
     """
 
     base: float = 10000.0
@@ -75,10 +78,10 @@ class Rotary:
             raise ValueError(f"rotary: original_length = {self.original_length}; {message}")
 
     def turned(self, width: int) -> int:
-        """R, how many of ``width`` channels turn.
+        """Returns R, the number of rotated channels of a head of `width` channels.
 
         Raises:
-            ValueError: it is odd or 0.
+          ValueError: R is odd or 0.
         """
         turned = int(self.fraction * width)
         if turned < 2 or turned % 2:
@@ -89,12 +92,12 @@ class Rotary:
         return turned
 
     def frequencies(self, width: int) -> Float[np.ndarray, " pairs"]:
-        """The angle per position of each pair of a head of ``width`` channels, float64."""
+        """Returns the angle per position of each pair in a head of `width` channels, float64."""
         turned = self.turned(width)
         pair = np.arange(turned // 2)
         base = self.base
         if self.scaling == "ntk":
-            # A single pair has frequency 1 whatever the base.
+            # A single pair (turned = 2) has frequency 1 for every base, so any exponent will do.
             base = base * self.factor ** (turned / max(turned - 2, 1))
         frequency = base ** (-2.0 * pair / turned)
         if self.scaling == "linear":
@@ -102,31 +105,32 @@ class Rotary:
         if self.scaling == "yarn":
             low = max(math.floor(self._pair_turning(YARN_FAST, turned)), 0)
             high = min(math.ceil(self._pair_turning(YARN_SLOW, turned)), turned - 1)
-            # A ramp without width is a step, at a whole channel.
+            # Where low = high the ramp becomes a step.
             slow = np.clip((pair - low) / max(high - low, 1e-3), 0, 1)
             return frequency * (1 - slow) + frequency / self.factor * slow
         return frequency
 
     def _pair_turning(self, rotations: float, turned: int) -> float:
-        """Which pair turns this often within the original length; not a whole number."""
+        """Returns the fractional pair index with this many rotations in the original length."""
         ratio = self.original_length / (2 * math.pi * rotations)
         return turned * math.log(ratio) / (2 * math.log(self.base))
 
     @property
     def scale(self) -> float:
-        """What vectors are multiplied by, queries and keys alike: YaRN's sqrt(1 / temperature)."""
+        """The factor applied to both queries and keys: YaRN's sqrt(1 / temperature), else 1."""
         return 0.1 * math.log(self.factor) + 1.0 if self.scaling == "yarn" else 1.0
 
     def __call__(
         self, x: Float[Array, "B T H D"], positions: Integer[Array | np.ndarray, " T"]
     ) -> Float[Array, "B T H D"]:
-        """The vectors at these positions, in the dtype of x.
+        """Rotates the vectors by their positions and returns them in the dtype of x.
 
-        Angles are float32 or wider whatever the dtype of x. Channels that do not turn are scaled
-        like those that do, so that YaRN's scale is a temperature of the scores.
+        Angles are float32 or wider for every dtype of x, because bfloat16 cannot represent large
+        positions exactly. Channels that are not rotated are scaled like the others, so that YaRN's
+        scale acts as a temperature of the scores.
 
         Raises:
-            ValueError: the number of channels that turn is odd or 0.
+          ValueError: the number of rotated channels is odd or 0.
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         frequency = jnp.asarray(self.frequencies(x.shape[-1]), dtype)
@@ -144,10 +148,10 @@ def rope(
     positions: Integer[Array | np.ndarray, " T"],
     base: float = 10000.0,
 ) -> Float[Array, "B T H D"]:
-    """``Rotary(base)``: plain rotary embedding of all channels (Su et al. 2021, equation 15).
+    """Applies `Rotary(base)` to all channels, without scaling (Su et al. 2021, equation 15).
 
     Raises:
-        ValueError: D is odd.
+      ValueError: D is odd.
     """
     return Rotary(base)(x, positions)
 
@@ -159,7 +163,7 @@ class NoPosition(MechanismPart):
     source = "Haviv et al. 2022 (NoPos)"
 
     def build(self, sizes: Sizes) -> None:
-        """Returns None: there is nothing for the mixer to apply."""
+        """Returns None, because the mixer has nothing to apply."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,7 +214,7 @@ class RopePosition(MechanismPart):
         )
 
 
-# Position encodings that the model applies to its input; the mixer applies all others.
+# Position encodings that the model adds to its input; mixers apply all others.
 MODEL_POSITIONS: dict[str, type[MechanismPart]] = {
     "none": NoPosition,
     "sinusoidal": SinusoidalPosition,

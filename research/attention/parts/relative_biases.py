@@ -1,6 +1,6 @@
-"""Position encodings that act on scores: biases that depend on the distance of query and key.
+"""Relative position biases: biases that depend on the distance between query and key.
 
-See biases.py for what a bias is. Learned leaves hold a ``Parameter`` until they are bound.
+See biases.py for what a bias is. Learned leaves hold a `Parameter` until they are bound.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class T5(Bias):
         return score + table[self.bucket(q_index, kv_index), head]
 
     def bucket(self, q_index: Index, kv_index: Index) -> Int[Array, "..."]:
-        """The row of the table for each pair."""
+        """Returns the row of the table for each pair."""
         ahead = jnp.asarray(kv_index - q_index)
         distance = jnp.abs(ahead) if self.bidirectional else jnp.maximum(-ahead, 0)
         bucket = jnp.searchsorted(jnp.asarray(self.edges), distance, side="right")
@@ -61,7 +61,7 @@ class T5(Bias):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Kerple(Bias):
-    """score - r1 * log(1 + r2 * |q - k|), r1 and r2 the softplus of what is learned."""
+    """score - r1 * log(1 + r2 * |q - k|), r1 and r2 the softplus of learned numbers."""
 
     additive: ClassVar[bool] = True
     raw_r1: Any  # one to a head: a Parameter or an array (H,)
@@ -86,8 +86,8 @@ class Kerple(Bias):
 class Fire(Bias):
     """score + f(psi(|q - k|) / psi(max(q, k, L))), psi(x) = log(|c| x + 1), f a small network.
 
-    L = |multiplier| * length. The network has one hidden layer of rectified linear units, and no
-    bias on its output: that would add a constant to all scores of a head, which no softmax sees.
+    L = |multiplier| * length. The network has one hidden ReLU layer and no output bias: that would
+    add the same constant to all scores of a head, which a softmax ignores.
     """
 
     additive: ClassVar[bool] = True
@@ -111,7 +111,7 @@ class Fire(Bias):
         distance = jnp.abs(q_index - kv_index).astype(dtype)
         latest = jnp.maximum(q_index, kv_index).astype(dtype)
         longest = jnp.maximum(latest, jnp.abs(multiplier) * self.length)
-        # The constant is the authors': it keeps 0 / 0 away should c become 0.
+        # The authors' epsilon prevents 0 / 0 if c becomes 0.
         x = jnp.log1p(jnp.abs(c) * distance) / (jnp.log1p(jnp.abs(c) * longest) + 1e-6)
         units = jax.nn.relu(x[..., None] * hidden + hidden_bias)
         bias = jnp.moveaxis(units @ out, -1, 0)
@@ -119,9 +119,9 @@ class Fire(Bias):
 
 
 def bucket_edges(num_buckets: int, max_distance: int) -> tuple[int, ...]:
-    """The least distance of each bucket but the first.
+    """Returns the smallest distance of each bucket except the first.
 
-    The first half of the buckets holds one distance each. With e of those, bucket e + j of the
+    Each bucket in the first half holds a single distance. With e such buckets, bucket e + j of the
     other n starts where j <= n * log(distance / e) / log(max_distance / e), that is, where
     distance**n >= max_distance**j * e**(n - j), which integers decide without rounding.
     """
@@ -138,15 +138,15 @@ def bucket_edges(num_buckets: int, max_distance: int) -> tuple[int, ...]:
 
 
 def t5(num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool) -> T5:
-    """A learned number to each head and bucket of distances, logarithmically wide.
+    """Returns T5's bias: one learned number per head and logarithmic bucket of distances.
 
-    Source: Raffel et al. 2020, section 2.1, whose code has the buckets: bidirectional ones split
-    the table between keys before and after the query; the others put all keys after it in bucket 0.
-    T5 itself does not scale its scores.
+    Source: Raffel et al. 2020, section 2.1; the buckets are those of the authors' code. A
+    bidirectional table is split between keys before and after the query; otherwise all keys after
+    the query fall into bucket 0. T5 itself does not scale its scores.
 
     Raises:
-        ValueError: there are too few buckets, or ``max_distance`` is not beyond those of a single
-            distance.
+      ValueError: there are too few buckets, or `max_distance` lies within the buckets of a single
+        distance.
     """
     least = 4 if bidirectional else 2
     if num_buckets < least or (bidirectional and num_buckets % 2):
@@ -161,10 +161,11 @@ def t5(num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool)
 
 
 def kerple(num_heads: int) -> Kerple:
-    """-r1 * log(1 + r2 * |q - k|), r1 and r2 learned for each head.
+    """Returns the bias -r1 * log(1 + r2 * |q - k|), r1 and r2 learned per head.
 
-    Source: Chi et al. 2022, equation 7, the logarithmic variant. Positive by a softplus. Heads
-    start at evenly spaced r1 in (0, 2) and r2 in (0, 1), the ranges that the authors draw from.
+    Source: Chi et al. 2022, equation 7, the logarithmic variant. A softplus keeps both positive.
+    Initial values are evenly spaced over the heads, r1 in (0, 2) and r2 in (0, 1), the ranges that
+    the authors draw from.
     """
     spaced = (np.arange(num_heads) + 0.5) / num_heads
 
@@ -176,12 +177,12 @@ def kerple(num_heads: int) -> Kerple:
 
 
 def fire(num_heads: int, max_length: int) -> Fire:
-    """A network of the distance, relative to the query's position on a learned logarithmic scale.
+    """Returns FIRE: a small network applied to the log-distance relative to the query's position.
 
     Source: Li et al. 2024 (FIRE), equations 5 and 18. Under a causal mask max(q, k) is q, as in the
-    paper; the larger of the two keeps the ratio at most 1 without one. L starts at a quarter of
-    ``max_length`` (512 of 2048 in the paper) and c at 0.1. Dense attention holds T * S * 32 numbers
-    for it; blockwise attention computes them block by block.
+    paper; without one, the maximum keeps the ratio at most 1. L starts at a quarter of `max_length`
+    (512 of 2048 in the paper) and c at 0.1. Dense attention materializes T * S * 32 numbers for it;
+    blockwise attention computes them block by block.
     """
     heads, width = num_heads, FIRE_WIDTH
     return Fire(

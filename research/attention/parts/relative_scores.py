@@ -1,7 +1,8 @@
-"""Position encodings that look at the query: they add to a score what a distance says to it.
+"""Relative position encodings that depend on the query: Shaw and Transformer-XL.
 
-Each wraps a score with a dot form, whose scaling it shares. They have no dot form of their own, so
-only the dense implementation computes them.
+Each adds the product of the query with an embedding of the distance to a score that it wraps. The
+wrapped score must have a dot form, whose scaling applies to the added term too. The sum has no dot
+form, so only the dense implementation supports it.
 """
 
 import dataclasses
@@ -82,22 +83,24 @@ def _dot_form(score: Score, q: Array, k: Array) -> tuple[Array, Array]:
 
 
 def _pick(by_distance: Float[Array, "B H T N"], at: Index) -> Float[Array, "B H T S"]:
-    """by_distance[b, h, t, at[t, s]]."""
+    """Returns by_distance[b, h, t, at[t, s]]."""
     at = jnp.broadcast_to(at, (*by_distance.shape[:2], by_distance.shape[2], at.shape[-1]))
     return jnp.take_along_axis(by_distance, at, axis=-1)
 
 
 def _waves(distances: np.ndarray, width: int) -> np.ndarray:
-    """Sines in the first half of the channels, cosines in the second (Dai et al. 2019)."""
+    """Returns sines in the first half of the channels, cosines in the second (Dai et al. 2019)."""
     angle = distances[:, None] / 10000.0 ** (np.arange(0, width, 2) / width)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
 def shaw(max_distance: int, width: int) -> Wrapper:
-    """Relative positions on keys (Shaw et al. 2018, equations 3 and 5; none on values, Table 3).
+    """Returns relative positions on keys (Shaw et al. 2018, equations 3 and 5).
+
+    Values get no relative positions (the paper's Table 3).
 
     Raises:
-        ValueError: ``max_distance`` is less than 1.
+      ValueError: `max_distance` is less than 1.
     """
     if max_distance < 1:
         raise ValueError(f"shaw: max_distance = {max_distance}; it must be at least 1")
@@ -108,9 +111,9 @@ def shaw(max_distance: int, width: int) -> Wrapper:
 
 
 def transformer_xl(num_heads: int, width: int, length: int, waves: int) -> Wrapper:
-    """Relative positions of Transformer-XL (Dai et al. 2019, section 3.3), for up to ``length``.
+    """Returns the relative positions of Transformer-XL, for sequences of up to `length` tokens.
 
-    ``waves`` is the width R of the sinusoids, even.
+    `waves` is the width R of the sinusoids, even. Source: Dai et al. 2019, section 3.3.
     """
     zeros, heads = Constant(0.0), ("heads", "head_width")
     content, place = (Parameter((num_heads, width), zeros, vector_axes(*heads)) for _ in range(2))

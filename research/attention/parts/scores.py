@@ -1,11 +1,11 @@
-"""Scores: how well a query and a key match.
+"""Score functions of attention: how well a query and a key match.
 
-A score is a frozen dataclass registered as a pytree. ``score(q, k, q_index, kv_index)`` is the
-reference, and ``score.as_dot(q, k)`` rewrites it as plain dot products where it can be, which is
-what blockwise and fused implementations need. Learned leaves hold a ``Parameter`` until they are
-bound. A new score is one dataclass here and one line in ``SCORES``.
+A score is a frozen dataclass registered as a pytree. `score(q, k, q_index, kv_index)` is the
+reference. `score.as_dot(q, k)` rewrites it as plain dot products where that is possible, because
+blockwise and fused implementations need that form. Learned leaves hold a `Parameter` until they are
+bound. A new score is one dataclass here and one line in `SCORES`.
 
-Leaves are annotated Any because JAX also fills pytrees with things that are not arrays.
+Leaves are annotated Any because JAX also fills pytrees with objects that are not arrays.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from research.options import option
 
 
 def grouped_dot(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> Float[Array, "B H T S"]:
-    """Dot products of every query head with the key head it shares, accumulated in float32.
+    """Returns the dot products of each query head with its key head, accumulated in float32.
 
-    Query heads g*H/K .. (g+1)*H/K - 1 read key head g (Ainslie et al. 2023, section 2.2). The
-    keys are not repeated.
+    Query heads g*H/K .. (g+1)*H/K - 1 share key head g (Ainslie et al. 2023, section 2.2). The
+    keys are not repeated in memory.
     """
     (b, t, h, d), (s, kv_heads) = q.shape, k.shape[1:3]
     dtype = jnp.promote_types(q.dtype, jnp.float32)
@@ -40,11 +40,11 @@ def grouped_dot(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> Float
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The base of all scores: q . k. One with a dot form only has to define ``as_dot``.
+    """The base class of all scores: q . k. A score with a dot form only overrides `as_dot`.
 
     Attributes:
-        reads: which of the projections "query" and "key" it looks at.
-        has_dot_form: whether ``as_dot`` returns something.
+      reads: the projections it needs, of "query" and "key".
+      has_dot_form: whether `as_dot` returns a dot form instead of None.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("query", "key")
@@ -57,13 +57,13 @@ class Score:
         q_index: Index,
         kv_index: Index,
     ) -> Float[Array, "B H T S"]:
-        """The score of every pair, in float32 or wider.
+        """Returns the score of every pair, in float32 or wider.
 
         Args:
-            q: queries; H is a multiple of K.
-            k: keys.
-            q_index: absolute query positions, (T, 1).
-            kv_index: absolute key positions, (1, S).
+          q: queries; H is a multiple of K.
+          k: keys.
+          q_index: absolute query positions, (T, 1).
+          kv_index: absolute key positions, (1, S).
         """
         dot_form = self.as_dot(q, k)
         if dot_form is None:
@@ -73,12 +73,12 @@ class Score:
     def as_dot(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
     ) -> tuple[Float[Array, "B T H E"], Float[Array, "B S K E"]] | None:
-        """Queries and keys whose plain dot products are this score; None if there are none."""
+        """Returns queries and keys whose dot products are this score; None without a dot form."""
         return q, k
 
 
 class NotDot(Score):
-    """The base of scores that are no dot product of a function of q with a function of k."""
+    """The base class of scores that are not a dot product f(q) . g(k)."""
 
     has_dot_form: ClassVar[bool] = False
 
@@ -126,8 +126,9 @@ class LearnedCosine(Score):
 
 
 def _unit(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x / |x| in float32. The epsilon keeps the gradient of a zero vector finite."""
+    """Returns x / |x| in float32 or wider."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # The epsilon keeps the value and the gradient of a zero vector finite.
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
@@ -180,7 +181,7 @@ class Concat(NotDot):
         q_index: Index,
         kv_index: Index,
     ) -> Float[Array, "B H T S"]:
-        # W [q; k] is a sum of two products, so that no pair has to be concatenated.
+        # W [q; k] = W_q q + W_k k, so the T S concatenated pairs are never built.
         of_q, of_k = jnp.split(self.weight.astype(q.dtype), [q.shape[-1]], axis=1)
         hidden_q = jnp.einsum("bthd,hda->bhta", q, of_q)
         hidden_k = jnp.einsum("bshd,hda->bhsa", jnp.repeat(k, q.shape[2] // k.shape[2], 2), of_k)
@@ -192,7 +193,10 @@ def additive_scores(
     hidden_k: Float[Array, "B K S A"],
     vector: Float[Array, "H A"],
 ) -> Float[Array, "B H T S"]:
-    """v . tanh(hidden_q + hidden_k) of every pair, in float32 or wider; memory in B H T S A."""
+    """Returns v . tanh(hidden_q + hidden_k) for every pair, in float32 or wider.
+
+    Memory is O(B H T S A).
+    """
     heads, kv_heads = hidden_q.shape[1], hidden_k.shape[1]
     hidden_k = jnp.repeat(hidden_k, heads // kv_heads, axis=1)
     dtype = jnp.promote_types(hidden_q.dtype, jnp.float32)
@@ -205,7 +209,7 @@ def additive_scores(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Location(NotDot):
-    """(q W)[position of the key]: the query alone says where to look."""
+    """(q W)[position of the key]: scores depend on the query alone, not on the keys' content."""
 
     reads: ClassVar[tuple[str, ...]] = ("query",)
     weight: Any  # (H, D, longest S)
@@ -217,14 +221,14 @@ class Location(NotDot):
         q_index: Index,
         kv_index: Index,
     ) -> Float[Array, "B H T S"]:
-        # Widened first: CPUs have no such product of bfloat16 into float32.
+        # Cast before the product: XLA on CPU lacks this bfloat16 x bfloat16 -> float32 product.
         dtype = jnp.promote_types(q.dtype, jnp.float32)
         weight = self.weight.astype(q.dtype).astype(dtype)
         scores = jnp.einsum("bthd,hds->bhts", self.hidden(q).astype(dtype), weight)
         return jnp.take(scores, jnp.ravel(kv_index), axis=-1, mode="clip")
 
     def hidden(self, q: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
-        """What is done to the query before it is projected to positions."""
+        """Transforms the query before it is projected to positions."""
         return q
 
 
@@ -241,7 +245,7 @@ jax.tree_util.register_dataclass(SynthesizerDense, data_fields=["weight"], meta_
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SynthesizerRandom(NotDot):
-    """table[position of the query, position of the key], whatever the vectors say."""
+    """table[position of the query, position of the key], independent of content."""
 
     reads: ClassVar[tuple[str, ...]] = ()
     table: Any  # (H, longest T, longest S)
@@ -260,20 +264,20 @@ class SynthesizerRandom(NotDot):
 
 
 def dot() -> Score:
-    """q . k (Luong et al. 2015, section 3.1, "dot")."""
+    """Returns the score q . k (Luong et al. 2015, section 3.1, "dot")."""
     return Score()
 
 
 def scaled_dot() -> Score:
-    """q . k / sqrt(D) (Vaswani et al. 2017, equation 1)."""
+    """Returns the score q . k / sqrt(D) (Vaswani et al. 2017, equation 1)."""
     return ScaledDot()
 
 
 def cosine(temperature: float = 0.1) -> Score:
-    """cos(q, k) / temperature, the temperature fixed (Liu et al. 2022, Swin V2, equation 2).
+    """Returns cos(q, k) / temperature with a fixed temperature (Liu et al. 2022, Swin V2, eq. 2).
 
     Raises:
-        ValueError: ``temperature`` is not positive.
+      ValueError: `temperature` is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"cosine: temperature = {temperature}; it must be positive")
@@ -281,18 +285,19 @@ def cosine(temperature: float = 0.1) -> Score:
 
 
 def learned_cosine(num_heads: int, temperature: float = 0.1) -> Score:
-    """Cosine with a learned temperature per head (Henry et al. 2020, QK-norm; Swin V2, eq. 2).
+    """Returns cosine scores, a learned temperature per head (Henry et al. 2020; Swin V2, eq. 2).
 
-    It is learned as log(1 / temperature), which keeps it positive; ``temperature`` is the first.
+    The parameter is log(1 / temperature), which keeps the temperature positive; `temperature` is
+    its initial value.
     """
     first = Constant(-math.log(temperature))
     return LearnedCosine(Parameter((num_heads,), first, vector_axes("heads")))
 
 
 def general(num_heads: int, width: int, key_width: int = 0) -> Score:
-    """q W k, a matrix per head (Luong et al. 2015, section 3.1, "general").
+    """Returns the score q W k, one matrix per head (Luong et al. 2015, section 3.1, "general").
 
-    ``key_width`` is the keys' D if it differs from the queries'. W starts at N(0, 1 / D).
+    `key_width` is the keys' D if it differs from the queries'. W is drawn from N(0, 1 / D).
     """
     shape = (num_heads, width, key_width or width)
     return General(
@@ -301,7 +306,7 @@ def general(num_heads: int, width: int, key_width: int = 0) -> Score:
 
 
 def additive(num_heads: int, kv_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
-    """v . tanh(W q + U k), A = ``hidden`` (Bahdanau et al. 2015, appendix A.1.2)."""
+    """Returns v . tanh(W q + U k) with A = `hidden` (Bahdanau et al. 2015, appendix A.1.2)."""
     key_width = key_width or width
     query = Parameter(
         (num_heads, width, hidden), matrix_init(0.0, width), matrix_axes("heads", "", "")
@@ -315,9 +320,9 @@ def additive(num_heads: int, kv_heads: int, width: int, hidden: int, key_width: 
 
 
 def concat(num_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
-    """v . tanh(W [q; k]), A = ``hidden`` (Luong et al. 2015, section 3.1, "concat").
+    """Returns v . tanh(W [q; k]) with A = `hidden` (Luong et al. 2015, section 3.1, "concat").
 
-    The same function as the additive score, its two matrices stacked into one.
+    The same function as the additive score, with its two matrices stacked into one.
     """
     total = width + (key_width or width)
     weight = Parameter(
@@ -327,7 +332,7 @@ def concat(num_heads: int, width: int, hidden: int, key_width: int = 0) -> Score
 
 
 def location(num_heads: int, width: int, length: int) -> Score:
-    """(W q)[key's position], for up to ``length`` keys (Luong et al. 2015, equation 8)."""
+    """Returns (W q)[key's position] for up to `length` keys (Luong et al. 2015, equation 8)."""
     shape = (num_heads, width, length)
     return Location(
         Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
@@ -335,7 +340,7 @@ def location(num_heads: int, width: int, length: int) -> Score:
 
 
 def synthesizer_dense(num_heads: int, width: int, length: int) -> Score:
-    """(W relu(q))[key's position] (Tay et al. 2021, Synthesizer, equations 1-2, "dense")."""
+    """Returns (W relu(q))[key's position] (Tay et al. 2021, Synthesizer, eqs. 1-2, "dense")."""
     shape = (num_heads, width, length)
     return SynthesizerDense(
         Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
@@ -343,7 +348,7 @@ def synthesizer_dense(num_heads: int, width: int, length: int) -> Score:
 
 
 def synthesizer_random(num_heads: int, length: int) -> Score:
-    """A learned table of scores (Tay et al. 2021, Synthesizer, equation 3, "random")."""
+    """Returns a learned table of scores (Tay et al. 2021, Synthesizer, equation 3, "random")."""
     shape = (num_heads, length, length)
     return SynthesizerRandom(Parameter(shape, matrix_init(1.0, 1), matrix_axes("heads", "", "")))
 

@@ -1,7 +1,7 @@
 """Sparse masks: local bands, strides, global tokens and random blocks, composed from few pieces.
 
 See masks.py for what a mask is. Distances are q - k. Masks that look ahead become those of a
-decoder by ``& causal()``. ``window(w) | causal() & global_tokens(g)`` is decoded from a ring of w
+decoder by `& causal()`. `window(w) | causal() & global_tokens(g)` is decoded from a ring of w
 keys and the first g (StreamingLLM, Xiao et al. 2023, section 3.2, with positions those in the
 text).
 """
@@ -25,7 +25,7 @@ LARGEST_TABLE = 2048
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Local(Mask):
-    """Keys at most ``size`` away, before or after."""
+    """Keys at most `size` away, before or after."""
 
     size: int = static()
 
@@ -45,7 +45,7 @@ class Local(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dilated(Mask):
-    """``size`` keys behind the query, at distances 0, dilation, 2 * dilation ..."""
+    """`size` keys behind the query, at distances 0, dilation, 2 * dilation ..."""
 
     size: int = static()
     dilation: int = static()
@@ -77,7 +77,7 @@ class Dilated(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Strided(Mask):
-    """The latest ``stride`` keys, and every key a multiple of ``stride`` behind the query."""
+    """The latest `stride` keys, and every key a multiple of `stride` behind the query."""
 
     stride: int = static()
 
@@ -89,7 +89,7 @@ class Strided(Mask):
     def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
         some = (farthest >= 0) & (nearest < self.stride)
-        # The distance ``stride`` itself is a multiple, so 0 .. stride has no gap.
+        # The distance `stride` itself is a multiple, so 0 .. stride has no gap.
         gapless = (farthest <= self.stride) | _alone(nearest, farthest, self.stride)
         return some | _multiple(nearest, farthest, self.stride), (nearest >= 0) & gapless
 
@@ -99,19 +99,19 @@ class Strided(Mask):
 
 
 def _multiple(nearest: Bounds, farthest: Bounds, step: int) -> Bool[np.ndarray, "..."]:
-    """Whether a multiple of ``step`` that is 0 or more lies in nearest .. farthest."""
+    """Whether a multiple of `step` that is 0 or more lies in nearest .. farthest."""
     return (farthest >= 0) & (farthest // step * step >= nearest)
 
 
 def _alone(nearest: Bounds, farthest: Bounds, step: int) -> Bool[np.ndarray, "..."]:
-    """Whether nearest .. farthest are all multiples of ``step``."""
+    """Whether nearest .. farthest are all multiples of `step`."""
     return (step == 1) | ((nearest == farthest) & (nearest % step == 0))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Global(Mask):
-    """The first ``size`` tokens see every key and are seen by every query."""
+    """The first `size` tokens see every key and are seen by every query."""
 
     size: int = static()
 
@@ -134,11 +134,11 @@ class Global(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RandomLinks(Mask):
-    """Every position is linked to ``count`` random ones before it; links go both ways.
+    """Every position is linked to `count` random ones before it; links go both ways.
 
     Which ones is a hash of the seed, the position and the draw, so the mask needs no length and a
-    longer sequence has the links of a shorter one. Candidates are the positions from ``first`` on
-    that are more than ``near`` behind. They are cut into ``count`` stretches of equal length and
+    longer sequence has the links of a shorter one. Candidates are the positions from `first` on
+    that are more than `near` behind. They are cut into `count` stretches of equal length and
     one is drawn from each, so that draws are distinct; if there are fewer, all are linked.
     """
 
@@ -201,7 +201,7 @@ def _hashed(index: Index, draw: int, seed: int) -> UInt32[Array | np.ndarray, ".
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Coarse(Mask):
-    """The mask ``inner`` of blocks of ``block`` positions instead of positions."""
+    """The mask `inner` of blocks of `block` positions instead of positions."""
 
     inner: Mask
     block: int = static()
@@ -225,25 +225,25 @@ class Coarse(Mask):
 
 
 def local(size: int) -> Mask:
-    """A query sees the keys at most ``size`` away on both sides.
+    """A query sees the keys at most `size` away on both sides.
 
     Sources: Luong et al. 2015, section 3.2, "local-m" with D = size, around the query's own
     position; Beltagy et al. 2020, section 3.1, whose window w is 2 * size.
 
     Raises:
-        ValueError: ``size`` is negative.
+      ValueError: `size` is negative.
     """
     _at_least("local", "size", size, 0)
     return Local(min(size, LONGEST))
 
 
 def dilated(size: int, dilation: int) -> Mask:
-    """A query sees ``size`` keys: itself and those every ``dilation`` positions behind it.
+    """A query sees `size` keys: itself and those every `dilation` positions behind it.
 
     Source: Beltagy et al. 2020, section 3.1, "dilated sliding window", under a causal mask.
 
     Raises:
-        ValueError: ``size`` or ``dilation`` is less than 1.
+      ValueError: `size` or `dilation` is less than 1.
     """
     _at_least("dilated", "size", size, 1)
     _at_least("dilated", "dilation", dilation, 1)
@@ -252,36 +252,36 @@ def dilated(size: int, dilation: int) -> Mask:
 
 
 def strided(stride: int) -> Mask:
-    """A query sees the latest ``stride`` keys and every ``stride``-th before them.
+    """A query sees the latest `stride` keys and every `stride`-th before them.
 
     Source: Child et al. 2019, section 4.2, the union of the two heads' patterns of "strided
     attention". The paper's first head reaches one key further, which the second head sees anyway.
 
     Raises:
-        ValueError: ``stride`` is less than 1.
+      ValueError: `stride` is less than 1.
     """
     _at_least("strided", "stride", stride, 1)
     return Strided(min(stride, LONGEST))
 
 
 def global_tokens(size: int) -> Mask:
-    """The first ``size`` tokens see all keys, and all queries see them.
+    """The first `size` tokens see all keys, and all queries see them.
 
     Source: Beltagy et al. 2020, section 3.1, "global attention", which is symmetric. Under a causal
     mask these are the attention sinks of Xiao et al. 2023, section 3.2.
 
     Raises:
-        ValueError: ``size`` is less than 1.
+      ValueError: `size` is less than 1.
     """
     _at_least("global_tokens", "size", size, 1)
     return Global(min(size, LONGEST))
 
 
 def longformer(size: int, num_global: int) -> Mask:
-    """``local(size) | global_tokens(num_global)`` (Beltagy et al. 2020, section 3.1).
+    """`local(size) | global_tokens(num_global)` (Beltagy et al. 2020, section 3.1).
 
     Raises:
-        ValueError: ``size`` is negative or ``num_global`` is less than 1.
+      ValueError: `size` is negative or `num_global` is less than 1.
     """
     return local(size) | global_tokens(num_global)
 
@@ -291,21 +291,21 @@ def bigbird(
 ) -> Mask:
     """Block window, random blocks and global tokens (Zaheer et al. 2020, section 2).
 
-    The paper draws ``random_blocks`` of all blocks of a known length for each block of queries. So
+    The paper draws `random_blocks` of all blocks of a known length for each block of queries. So
     that no length is needed, here each block draws from those before it, outside of its window and
     of the global tokens, and the links go both ways. Under a causal mask every block of queries
     thus sees as many random blocks as in the paper; without one, twice as many on average.
 
     Args:
-        block: positions to a block.
-        random_blocks: links each block draws; may be 0.
-        num_global: global tokens at the start (the paper's internal global tokens); may be 0.
-        window_blocks: blocks in the window of a block of queries, its own in the middle.
-        seed: chooses the links.
+      block: positions to a block.
+      random_blocks: links each block draws; may be 0.
+      num_global: global tokens at the start (the paper's internal global tokens); may be 0.
+      window_blocks: blocks in the window of a block of queries, its own in the middle.
+      seed: chooses the links.
 
     Raises:
-        ValueError: ``block`` is less than 1, ``random_blocks`` or ``num_global`` is negative, or
-            ``window_blocks`` is not odd and positive.
+      ValueError: `block` is less than 1, `random_blocks` or `num_global` is negative, or
+        `window_blocks` is not odd and positive.
     """
     _at_least("bigbird", "block", block, 1)
     _at_least("bigbird", "random_blocks", random_blocks, 0)

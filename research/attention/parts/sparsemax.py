@@ -1,9 +1,9 @@
-"""Projections onto the simplex that give exact zeros: sparsemax and 1.5-entmax.
+"""Projections onto the simplex with exact zeros: sparsemax and 1.5-entmax.
 
-Both are p_i = max(z_i - tau, 0)**power with the tau at which they sum to 1. It is found exactly,
-from the sorted scores. Only scores less than 1 below the largest can have weight (the largest alone
-would exceed 1 otherwise), so lower ones are raised to that and left out: sums then have no large
-terms to cancel, and a masked score may be as low as it likes.
+Both are p_i = max(z_i - tau, 0)**power, where tau makes them sum to 1; tau is found exactly from
+the sorted scores. Only scores within 1 of the largest can have weight, because the largest alone
+would exceed 1 otherwise. Lower scores are raised to that bound and excluded: the sums then have no
+large terms that cancel, and masked scores may be arbitrarily low.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 @jax.custom_jvp
 def sparsemax(scores: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
-    """The point of the simplex nearest to the scores, along the last axis.
+    """Returns the Euclidean projection of the scores onto the simplex, along the last axis.
 
     Source: Martins & Astudillo 2016, algorithm 1; derivative: equation 13.
     """
@@ -34,7 +34,7 @@ def _sparsemax_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def entmax15(scores: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
-    """1.5-entmax along the last axis: between softmax and sparsemax.
+    """Returns 1.5-entmax along the last axis, which lies between softmax and sparsemax.
 
     Source: Peters et al. 2019, section 3 (equation 10) and algorithm 2; derivative: proposition 2.
     """
@@ -52,20 +52,21 @@ def entmax15(scores: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
 @entmax15.defjvp
 def _entmax15_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     p = entmax15(*primals)
-    # The inner 1 keeps the derivative of the root finite where p is 0, for second derivatives.
+    # The inner `where` keeps the root's derivative finite at p = 0: the outer one alone would
+    # multiply inf by 0, which is NaN. This matters for second derivatives.
     slope = jnp.where(p > 0, jnp.sqrt(jnp.where(p > 0, p, 1.0)), 0.0)
     return p, _tangent(slope, *tangents)
 
 
 def _tangent(slope: Array, tangent: Array) -> Array:
-    """The Jacobian diag(slope) - slope slope^T / sum(slope), times a vector."""
+    """Multiplies a vector by the Jacobian diag(slope) - slope slope^T / sum(slope)."""
     moved = slope * tangent
     share = slope / jnp.sum(slope, axis=-1, keepdims=True)
     return moved - share * jnp.sum(moved, axis=-1, keepdims=True)
 
 
 def _centred(z: Array) -> Array:
-    """Scores minus their largest, which changes nothing, and at least -1."""
+    """Subtracts the largest score, which does not change the result, and clips at -1."""
     return jnp.maximum(z - jnp.max(z, axis=-1, keepdims=True), -1.0)
 
 
@@ -74,12 +75,13 @@ def _counts(z: Array) -> Array:
 
 
 def _last(tau: Array, supported: Array) -> Array:
-    """The tau of the largest support. Which counts are consistent is true, then false."""
+    """Returns the tau of the largest consistent support; `supported` is a run of True first."""
     size = jnp.sum(supported, axis=-1, keepdims=True)
     return jnp.take_along_axis(tau, size - 1, axis=-1)
 
 
 def _above(z: Array, tau: Array) -> Array:
-    """max(z - tau, 0). Those that were raised to -1 stay out however tau was rounded, which would
-    let in all of them or none; written so that NaNs stay."""
+    """Returns max(z - tau, 0), with zeros for scores clipped to -1."""
+    # Clipped scores are tied at -1, so rounding of tau could give all of them weight. The condition
+    # is False for NaN, so NaN scores are passed on.
     return jnp.where(z <= -1.0, 0.0, jnp.maximum(z - tau, 0.0))

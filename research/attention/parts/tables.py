@@ -1,4 +1,4 @@
-"""All parts of softmax attention by the option that names them."""
+"""Tables of all parts of softmax attention, by the option that names them."""
 
 from research.attention.parts.block_selection import SELECTIONS
 from research.attention.parts.choice import MechanismPart
@@ -25,4 +25,4 @@ TABLES: dict[str, dict[str, type[MechanismPart]]] = {
     "normalizer": NORMALIZERS,
     "position": POSITIONS,
 }
-"""Tables by the option that chooses from them."""
+"""{option: the table that it chooses from}."""

@@ -66,12 +66,12 @@ def parallel(
     """Causal depthwise convolution of a sequence and what came before it, all at once.
 
     Args:
-        x: the inputs.
-        taps: the filters, newest input first; those that reach further back than P are not used.
-        past: the P <= N - 1 inputs before x, oldest first; zeros before the first token.
+      x: the inputs.
+      taps: the filters, newest input first; those that reach further back than P are not used.
+      past: the P <= N - 1 inputs before x, oldest first; zeros before the first token.
 
     Returns:
-        The last P inputs and the outputs, in the dtype of x.
+      The last P inputs and the outputs, in the dtype of x.
     """
     length, reach = x.shape[1], past.shape[1]
     seen = jnp.concatenate([past.astype(x.dtype), x], axis=1)
@@ -84,9 +84,9 @@ def chunkwise(
     past: Float[Array, "B P M"],
     chunk: int = 0,
 ) -> Run:
-    """The same block by block, linear in T for a given N; as ``parallel``.
+    """The same block by block, linear in T for a given N; as `parallel`.
 
-    A block is ``chunk`` tokens; 0 is 64, or P if that is more, so that no more is read again than
+    A block is `chunk` tokens; 0 is 64, or P if that is more, so that no more is read again than
     read. T need not be a multiple.
     """
     chunk = chunk or max(64, past.shape[1])
@@ -109,7 +109,7 @@ def chunkwise(
 def recurrent(
     x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
 ) -> Run:
-    """The same one token after the other; as ``parallel``."""
+    """The same one token after the other; as `parallel`."""
     taps = taps[: past.shape[1] + 1][::-1]
 
     def step(past, token):
@@ -128,11 +128,11 @@ class GatedConvolution(Mixer):
     """y = (x W + b) * (h conv x + c) (Arora et al. 2023, Zoology, BaseConv, section 4).
 
     Attributes:
-        width: M.
-        filter_length: the number of taps of the causal depthwise filter h.
-        implementation: a name in ``FORMS``; they compute the same function.
-        block_size: the chunk of the chunkwise form; 0 chooses.
-        init_stddev: initial standard deviation of the gate W; 0 is 1 / sqrt(M).
+      width: M.
+      filter_length: the number of taps of the causal depthwise filter h.
+      implementation: a name in `FORMS`; they compute the same function.
+      block_size: the chunk of the chunkwise form; 0 chooses.
+      init_stddev: initial standard deviation of the gate W; 0 is 1 / sqrt(M).
     """
 
     width: int
@@ -159,7 +159,7 @@ class GatedConvolution(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Gated convolution over a whole sequence; see ``Mixer``."""
+        """Gated convolution over a whole sequence; see `Mixer`."""
         if mask is not None:
             raise Unsupported(
                 "mixer 'gated_convolution' cannot take a mask beyond its own; 'softmax' can"
@@ -176,7 +176,7 @@ class GatedConvolution(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The filter as weights, h[t - s], each channel a head of width 1; see ``Mixer``.
+        """The filter as weights, h[t - s], each channel a head of width 1; see `Mixer`.
 
         They are the same whatever is read: what depends on it is the gate.
         """
@@ -195,7 +195,7 @@ class GatedConvolution(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Gates the filtered channels; see ``Mixer``."""
+        """Gates the filtered channels; see `Mixer`."""
         return self._gate(params, x, read[..., 0].astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
@@ -207,7 +207,7 @@ class GatedConvolution(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``."""
+        """The next T tokens; see `Mixer`."""
         form = "recurrent" if x.shape[1] == 1 else self.implementation
         options = {"chunk": self.block_size} if form == "chunkwise" else {}
         past = state["inputs"]

@@ -36,14 +36,14 @@ def parallel(
     """All pairs at once, quadratic in T (Sun et al. 2023, equation 5; Dao and Gu 2024, section 3).
 
     Args:
-        q: queries. All arguments are float32 or wider.
-        k: keys; like queries, one head can serve all.
-        v: values.
-        decay: log a_t, at most 0: None, (B, T, H) or (B, T, H, D).
-        memory: S before the first token.
+      q: queries. All arguments are float32 or wider.
+      k: keys; like queries, one head can serve all.
+      v: values.
+      decay: log a_t, at most 0: None, (B, T, H) or (B, T, H, D).
+      memory: S before the first token.
 
     Returns:
-        S after the last token, and the outputs.
+      S after the last token, and the outputs.
     """
     return chunkwise(q, k, v, decay, memory, chunk=q.shape[1])
 
@@ -59,8 +59,8 @@ def chunkwise(
     """All pairs within a chunk, S between chunks; work and memory linear in T.
 
     All chunks at once, but for the recurrence between them (Yang et al. 2024, GLA, section 4.3; Dao
-    and Gu 2024, section 6). Arguments and results are those of ``parallel``; T need not be a
-    multiple of ``chunk``.
+    and Gu 2024, section 6). Arguments and results are those of `parallel`; T need not be a
+    multiple of `chunk`.
     """
     return _in_chunks(q, k, v, decay, memory, chunk, lax.scan)
 
@@ -73,10 +73,10 @@ def ring(
     memory: Memory,
     chunk: int = CHUNK,
 ) -> tuple[Memory, Float[Array, "B T H Dv"]]:
-    """``chunkwise``, the tokens split over the axis "context" of the active mesh; see ``shards``.
+    """`chunkwise`, the tokens split over the axis "context" of the active mesh; see `shards`.
 
     What a device's tokens leave of S is the product of their decays. Arguments and results are
-    those of ``chunkwise``, which it is without such an axis.
+    those of `chunkwise`, which it is without such an axis.
     """
 
     def local(q, k, v, decay, memory):
@@ -91,7 +91,7 @@ def ring(
 
 
 def _in_chunks(q, k, v, decay, memory, chunk, scan):
-    """``scan`` runs the recurrence between chunks."""
+    """`scan` runs the recurrence between chunks."""
     length = q.shape[1]
     q, k, v = (_split(x, min(chunk, length)) for x in (q, k, v))
     if decay is None:
@@ -130,7 +130,7 @@ def recurrent(
     decay: Decay,
     memory: Memory,
 ) -> tuple[Memory, Float[Array, "B T H Dv"]]:
-    """One token after the other; arguments and results are those of ``parallel``."""
+    """One token after the other; arguments and results are those of `parallel`."""
 
     def step(memory, token):
         query, key, value, decay = token
@@ -183,8 +183,8 @@ def products(decay: Float[Array, "*N C"]) -> tuple[Array, Array, Array]:
     -100 to rounding.
 
     Returns:
-        From the chunk's start through i, (..., C); after j through i, (..., C, C), zero where j is
-        later than i; after j through the chunk's end, (..., C).
+      From the chunk's start through i, (..., C); after j through i, (..., C, C), zero where j is
+      later than i; after j through the chunk's end, (..., C).
     """
     decay = jnp.maximum(decay, FLOOR)
     coarse = lax.stop_gradient(jnp.round(decay * GRID) / GRID)
@@ -226,7 +226,7 @@ def _channel_scores(q, k, decay):
         across = (right * jnp.exp(since1)) @ (left * jnp.exp(until0)).mT
         above = jnp.concatenate([first, jnp.zeros_like(across)], -1)
         scores = jnp.concatenate([above, jnp.concatenate([across, second], -1)], -2)
-        # The last of ``since`` is the sum over its block.
+        # The last of `since` is the sum over its block.
         since = jnp.concatenate([since0, since0[..., -1:, :] + since1], -2)
         until = jnp.concatenate([until0 + since1[..., -1:, :], until1], -2)
         q, k = (x.reshape(*x.shape[:-3], -1, 2 * x.shape[-2], x.shape[-1]) for x in (q, k))

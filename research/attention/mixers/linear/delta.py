@@ -46,15 +46,15 @@ def recurrent(
     Yang et al. 2024, "Parallelizing linear transformers with the delta rule", section 2.2).
 
     Args:
-        q: queries, float32 or wider.
-        k: keys, of length 1 or less.
-        v: values.
-        beta: how much of what a key stood for is replaced, in (0, 1).
-        log_decay: log a_t <= 0; None is a_t = 1.
-        memory: S before the first of these tokens.
+      q: queries, float32 or wider.
+      k: keys, of length 1 or less.
+      v: values.
+      beta: how much of what a key stood for is replaced, in (0, 1).
+      log_decay: log a_t <= 0; None is a_t = 1.
+      memory: S before the first of these tokens.
 
     Returns:
-        S after the last token and the outputs, in the dtype of the arguments.
+      S after the last token and the outputs, in the dtype of the arguments.
     """
 
     def step(memory, token):
@@ -86,7 +86,7 @@ def chunkwise(
     Yang et al. 2024, "Parallelizing...", section 3.2; with decays Yang, Kautz, Hatamizadeh 2024,
     section 3.3).
 
-    Arguments and results are those of ``recurrent``; T need not be a multiple of ``chunk``.
+    Arguments and results are those of `recurrent`; T need not be a multiple of `chunk`.
     """
     return _in_chunks(q, k, v, beta, log_decay, memory, chunk, lax.scan)
 
@@ -100,10 +100,10 @@ def ring(
     memory: Float[Array, "B H D Dv"],
     chunk: int = decay.CHUNK,
 ) -> Run:
-    """``chunkwise``, the tokens split over the axis "context" of the active mesh; see ``shards``.
+    """`chunkwise`, the tokens split over the axis "context" of the active mesh; see `shards`.
 
     What a device's tokens make of S is a matrix (D, D) applied to it, which is what they make of
-    the unit matrix if they write nothing. Arguments and results are those of ``chunkwise``, which
+    the unit matrix if they write nothing. Arguments and results are those of `chunkwise`, which
     it is without such an axis.
     """
 
@@ -126,10 +126,10 @@ class _Chunks(NamedTuple):
     """What the recurrence between chunks reads, each (chunks, B, H, ...).
 
     Attributes:
-        written: what the tokens write, (C, Dv), if S is zero before them.
-        forgotten: (C, D); they write less by this times S.
-        kept: their keys, (C, D), as far as they last to the chunk's end.
-        whole: what the decays leave of S, (1, 1).
+      written: what the tokens write, (C, Dv), if S is zero before them.
+      forgotten: (C, D); they write less by this times S.
+      kept: their keys, (C, D), as far as they last to the chunk's end.
+      whole: what the decays leave of S, (1, 1).
     """
 
     written: Array
@@ -139,7 +139,7 @@ class _Chunks(NamedTuple):
 
 
 def _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan):
-    """``scan`` runs the recurrence between chunks."""
+    """`scan` runs the recurrence between chunks."""
     length = q.shape[1]
     chunk = min(chunk, length)
     count = -(-length // chunk)
@@ -176,7 +176,7 @@ def parallel(
     log_decay: Float[Array, "B T H"] | None,
     memory: Float[Array, "B H D Dv"],
 ) -> Run:
-    """The same as one chunk over all tokens; as ``recurrent``. Its system makes it cubic in T."""
+    """The same as one chunk over all tokens; as `recurrent`. Its system makes it cubic in T."""
     return chunkwise(q, k, v, beta, log_decay, memory, chunk=q.shape[1])
 
 
@@ -184,7 +184,7 @@ FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "
 
 
 def _products(log_decay, chunk, dtype):
-    """``decay.products`` as columns, of ones where nothing decays."""
+    """`decay.products` as columns, of ones where nothing decays."""
     if log_decay is None:
         ones = jnp.ones((chunk, 1), dtype)
         return ones, jnp.tril(jnp.ones((chunk, chunk), dtype)), ones
@@ -245,7 +245,7 @@ class DeltaNet(LinearTime):
         return "delta"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of ``SelfAttention``, taps, and "beta" (M, H)."""
+        """Projections as those of `SelfAttention`, taps, and "beta" (M, H)."""
         matrix = matrix_init(self.init_stddev, self.width)
         beta = Parameter((self.width, self.num_heads), matrix, matrix_axes("width", "heads"))
         return {**self.inward(), "beta": beta}
@@ -258,7 +258,7 @@ class DeltaNet(LinearTime):
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Queries, keys, beta, decays, and values; see ``LinearTime``."""
+        """Queries, keys, beta, decays, and values; see `LinearTime`."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
@@ -276,14 +276,14 @@ class DeltaNet(LinearTime):
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """The delta rule; see ``LinearTime``."""
+        """The delta rule; see `LinearTime`."""
         q, k, beta, log_decay = read
         return FORMS[form](q, k, v, beta, log_decay, memory, **self.options_of(form))
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Normalizes and gates the heads; see ``Mixer``."""
+        """Normalizes and gates the heads; see `Mixer`."""
         y = read * lax.rsqrt(jnp.square(read).mean(-1, keepdims=True) + NORM_EPSILON)
         return merge_heads(params, self.gated_output(params, x, y.astype(x.dtype)))
 
@@ -304,7 +304,7 @@ class DeltaNet(LinearTime):
 class GatedDeltaNet(DeltaNet):
     """The gated delta rule (Yang, Kautz, Hatamizadeh 2024, section 3), values as wide as keys.
 
-    As ``DeltaNet``, but the memory first decays, by exp(-A softplus(x W + b)) as in Mamba-2, and
+    As `DeltaNet`, but the memory first decays, by exp(-A softplus(x W + b)) as in Mamba-2, and
     the outputs are multiplied by swish(x W').
     """
 
@@ -314,7 +314,7 @@ class GatedDeltaNet(DeltaNet):
         return "gated_delta"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of ``DeltaNet``, "gate" (M, H, D), and those of the decay.
+        """Those of `DeltaNet`, "gate" (M, H, D), and those of the decay.
 
         "step" (M, H) and "step_bias" (H,); "log_rate" (H,), log A.
         """

@@ -20,8 +20,8 @@ class FeatureMap:
     together: phi(q) . phi(k) >= 0. They compute in float32 or wider.
 
     Attributes:
-        name: of the mixer that uses it.
-        epsilon: is added to a query's sum over keys before dividing by it.
+      name: of the mixer that uses it.
+      epsilon: is added to a query's sum over keys before dividing by it.
     """
 
     name: ClassVar[str] = ""
@@ -62,7 +62,7 @@ class Elu(FeatureMap):
 
 @functools.cache
 def orthogonal_gaussians(seed: int, count: int, width: int) -> np.ndarray:
-    """Rows (count, width), each N(0, I), orthogonal within each run of ``width`` of them.
+    """Rows (count, width), each N(0, I), orthogonal within each run of `width` of them.
 
     Choromanski et al. 2021, section 2.4 and appendix B.1: directions of a uniformly random
     rotation, lengths of independent normal vectors. The same seed draws the same rows.
@@ -88,8 +88,8 @@ class RandomFeatures(FeatureMap):
     layer with the same seed has the same w.
 
     Attributes:
-        seed: draws w.
-        features: F, the number of w; 0 is D.
+      seed: draws w.
+      features: F, the number of w; 0 is D.
     """
 
     name: ClassVar[str] = "performer"

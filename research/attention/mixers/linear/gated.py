@@ -24,12 +24,12 @@ from research.options import OptionError
 
 
 def gate(params: dict[str, Array], x: Float[Array, "B T M"]) -> Float[Array, "B T H D"]:
-    """swish(x W), by ``params["gate"]`` (M, H, D), in the dtype of x."""
+    """swish(x W), by `params["gate"]` (M, H, D), in the dtype of x."""
     return jax.nn.silu(jnp.einsum("btm,mhd->bthd", x, params["gate"].astype(x.dtype)))
 
 
 def gate_parameter(mixer: LinearTime) -> Parameter:
-    """The matrix that ``gate`` reads."""
+    """The matrix that `gate` reads."""
     shape = (mixer.width, mixer.num_heads, mixer.head_width)
     init = matrix_init(mixer.init_stddev, mixer.width)
     return Parameter(shape, init, matrix_axes("width", "heads", "head_width"))
@@ -50,7 +50,7 @@ class Retention(LinearTime):
         return "retention"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of ``SelfAttention``, and "gate" (M, H, D)."""
+        """Projections as those of `SelfAttention`, and "gate" (M, H, D)."""
         return {**self.inward(), "gate": gate_parameter(self)}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
@@ -61,7 +61,7 @@ class Retention(LinearTime):
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Turned queries and keys, decays, and values; see ``LinearTime``."""
+        """Turned queries and keys, decays, and values; see `LinearTime`."""
         length = x.shape[1]
         heads, _ = self.split(params, {}, x)
         q, k, v = (heads[name].astype(wide(x.dtype)) for name in ("query", "key", "value"))
@@ -74,7 +74,7 @@ class Retention(LinearTime):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Normalizes and gates the heads; see ``Mixer``."""
+        """Normalizes and gates the heads; see `Mixer`."""
         return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
 
 
@@ -103,7 +103,7 @@ class GatedLinearAttention(LinearTime):
         return self.block_size or self.CHUNK
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of ``SelfAttention``, taps, and those of the gates.
+        """Projections as those of `SelfAttention`, taps, and those of the gates.
 
         "gate" (M, H, D); "decay_in" (M, 16), "decay_out" (16, H, D), "decay_bias" (H, D).
         """
@@ -126,7 +126,7 @@ class GatedLinearAttention(LinearTime):
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Queries, keys, decays, and values; see ``LinearTime``."""
+        """Queries, keys, decays, and values; see `LinearTime`."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
@@ -139,7 +139,7 @@ class GatedLinearAttention(LinearTime):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Normalizes and gates the heads; see ``Mixer``."""
+        """Normalizes and gates the heads; see `Mixer`."""
         return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
 
 
@@ -157,7 +157,7 @@ class RetentionOptions(LinearTimeOptions):
         """Returns the mixer.
 
         Raises:
-            OptionError: the head width is odd.
+          OptionError: the head width is odd.
         """
         width = self.sizes(context).head_width
         if width % 2:
@@ -180,7 +180,7 @@ class GatedLinearOptions(ConvolvedOptions):
         """Returns the mixer.
 
         Raises:
-            OptionError: the head width is 1, which a norm over the head would make constant.
+          OptionError: the head width is 1, which a norm over the head would make constant.
         """
         width = self.sizes(context).head_width
         if width < 2:

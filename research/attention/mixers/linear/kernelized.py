@@ -35,16 +35,16 @@ def normalized(
     Katharopoulos et al. 2020, equations 8 and 16-20.
 
     Args:
-        form: one of ``decay.FORMS``.
-        q: queries after the feature map, float32 or wider, like the others.
-        k: keys after the feature map.
-        v: values.
-        state: sums of k v and of k over the keys before these.
-        epsilon: is added to a query's sum over keys before dividing by it.
-        **options: of the form.
+      form: one of `decay.FORMS`.
+      q: queries after the feature map, float32 or wider, like the others.
+      k: keys after the feature map.
+      v: values.
+      state: sums of k v and of k over the keys before these.
+      epsilon: is added to a query's sum over keys before dividing by it.
+      **options: of the form.
 
     Returns:
-        The state after these keys and the outputs.
+      The state after these keys and the outputs.
     """
     # A value that is always 1 sums the weights.
     v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
@@ -58,8 +58,8 @@ class LinearAttention(LinearTime):
     """Causal linear attention (Katharopoulos et al. 2020, sections 3.2-3.4) with some features.
 
     Attributes:
-        features: what stands for the exponential of the scores.
-        key_width: of queries and keys before the features; 0 is D.
+      features: what stands for the exponential of the scores.
+      key_width: of queries and keys before the features; 0 is D.
     """
 
     features: FeatureMap = Elu()
@@ -77,7 +77,7 @@ class LinearAttention(LinearTime):
         return {"query": narrow, "key": narrow, "value": (self.num_heads, self.head_width)}
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of ``SelfAttention``, and taps if there are any."""
+        """Projections as those of `SelfAttention`, and taps if there are any."""
         return self.inward()
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
@@ -89,14 +89,14 @@ class LinearAttention(LinearTime):
         return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
-        """The two sums; see ``LinearTime``."""
+        """The two sums; see `LinearTime`."""
         keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))
         return tuple(jnp.zeros(shape, wide(dtype)) for shape in ((*keys, value_width), keys))
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Features of queries and keys, and values; see ``LinearTime``."""
+        """Features of queries and keys, and values; see `LinearTime`."""
         heads, inputs = self.split(params, state["inputs"], x)
         read = self.features.queries(heads["query"]), self.features.keys(heads["key"])
         return read, heads["value"].astype(wide(x.dtype)), {"inputs": inputs}
@@ -109,7 +109,7 @@ class LinearAttention(LinearTime):
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """Normalized sums; see ``LinearTime``."""
+        """Normalized sums; see `LinearTime`."""
         options = self.options_of(form)
         return normalized(decay.FORMS[form], *read, v, memory, self.features.epsilon, **options)
 

@@ -23,19 +23,19 @@ NORM_EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearTime(Mixer):
-    """A mixer whose state does not grow, on the recurrence of ``decay``.
+    """A mixer whose state does not grow, on the recurrence of `decay`.
 
     Attributes:
-        width: M.
-        num_heads: H.
-        head_width: D, of values, and of queries and keys unless the mixer says otherwise.
-        implementation: a name in ``decay.FORMS``; they compute the same function.
-        block_size: the chunk of the chunkwise and ring forms; 0 chooses.
-        short_convolution: taps of a causal convolution, followed by SiLU, on what becomes queries,
-            keys and values; 0 leaves both out.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+      width: M.
+      num_heads: H.
+      head_width: D, of values, and of queries and keys unless the mixer says otherwise.
+      implementation: a name in `decay.FORMS`; they compute the same function.
+      block_size: the chunk of the chunkwise and ring forms; 0 chooses.
+      short_convolution: taps of a causal convolution, followed by SiLU, on what becomes queries,
+        keys and values; 0 leaves both out.
+      use_bias: adds a bias to each of the four projections.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -75,7 +75,7 @@ class LinearTime(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Mixes a whole sequence; see ``Mixer``."""
+        """Mixes a whole sequence; see `Mixer`."""
         if mask is not None:
             raise Unsupported(
                 f"mixer {self.name!r} cannot take a mask beyond its own; 'softmax' can"
@@ -86,13 +86,13 @@ class LinearTime(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``."""
+        """The next T tokens; see `Mixer`."""
         return self.mix(params, state, x, "recurrent" if x.shape[1] == 1 else self.implementation)
 
     def mix(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """As ``extend``, by the form of this name."""
+        """As `extend`, by the form of this name."""
         read, v, inputs = self.prepare(params, state, x)
         memory, y = self.recur(params, read, v, state["memory"], form)
         return {"memory": memory, **inputs}, self.merge(params, x, y)
@@ -107,7 +107,7 @@ class LinearTime(Mixer):
         """The implied weights: what the recurrence makes of values that each mark one position.
 
         It is linear in the values, so the output at t for the mark of s is the weight of s. See
-        ``Mixer``; no scores.
+        `Mixer`; no scores.
         """
         if mask is not None:
             raise Unsupported(
@@ -143,7 +143,7 @@ class LinearTime(Mixer):
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
         """What is remembered after these tokens, and outputs that are linear in the values.
 
-        Here the recurrence of ``decay``, of queries, keys and decays.
+        Here the recurrence of `decay`, of queries, keys and decays.
         """
         q, k, decays = read
         return decay.FORMS[form](q, k, v, decays, memory, **self.options_of(form))
@@ -151,7 +151,7 @@ class LinearTime(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Projects what the heads read; see ``Mixer``."""
+        """Projects what the heads read; see `Mixer`."""
         return merge_heads(params, read.astype(x.dtype))
 
     def inward(self) -> dict[str, Parameter]:

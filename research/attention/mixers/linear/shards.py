@@ -23,15 +23,15 @@ from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
 def over_context(
     form: Callable[..., Any], tokens: tuple[Any, ...], memory: Float[Array, "B H D Dv"]
 ) -> tuple[Float[Array, "B H D Dv"], Float[Array, "B T H Dv"]]:
-    """``form(*tokens, memory)`` on every device with the tokens that it has.
+    """`form(*tokens, memory)` on every device with the tokens that it has.
 
     The batch is split over "data" and the heads over "model" where they can be. Tokens of zeros,
     which have to leave the recurrence as it is, make the length a multiple of the devices.
 
     Args:
-        form: returns S after the tokens of all devices, and the outputs of its own; see ``scan``.
-        tokens: arrays (B, T, H, ...) or None; B and H can be 1.
-        memory: S before the first token.
+      form: returns S after the tokens of all devices, and the outputs of its own; see `scan`.
+      tokens: arrays (B, T, H, ...) or None; B and H can be 1.
+      memory: S before the first token.
     """
     size, length = sharding.context_size(), tokens[0].shape[1]
     batch, heads = memory.shape[:2]
@@ -59,18 +59,18 @@ def scan(
     kept: Any,
     apply: Callable[[Any, Array], Array],
 ) -> tuple[Float[Array, "B H D Dv"], Any]:
-    """``lax.scan(step, memory, chunks)`` over the chunks of all devices, one after the other.
+    """`lax.scan(step, memory, chunks)` over the chunks of all devices, one after the other.
 
     Args:
-        step: is affine in S.
-        memory: S before the first chunk of the first device.
-        chunks: of this device.
-        kept: A of all of this device's chunks together.
-        apply: ``apply(kept, memory)`` is A S.
+      step: is affine in S.
+      memory: S before the first chunk of the first device.
+      chunks: of this device.
+      kept: A of all of this device's chunks together.
+      apply: `apply(kept, memory)` is A S.
 
     Returns:
-        S after the last chunk of the last device, and what ``step`` gives for each chunk of this
-        one.
+      S after the last chunk of the last device, and what `step` gives for each chunk of this
+      one.
     """
     added, _ = lax.scan(step, jnp.zeros_like(memory), chunks)
     gathered = jax.tree.map(_gathered, (kept, added))

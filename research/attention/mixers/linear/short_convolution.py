@@ -23,9 +23,9 @@ def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
     """The filter of each channel, (length, channels); it starts out keeping the variance.
 
     Args:
-        length: N, the number of taps, at least 1.
-        channels: C; of projected heads it is H D, with the heads outermost.
-        axis: the logical axis of the channels.
+      length: N, the number of taps, at least 1.
+      channels: C; of projected heads it is H D, with the heads outermost.
+      axis: the logical axis of the channels.
     """
     return Parameter((length, channels), Normal(length**-0.5), matrix_axes("taps", axis))
 
@@ -36,15 +36,15 @@ def apply(
     """Causal depthwise convolution, y[t] = sum_n taps[n] x[t - n], after P = N - 1 inputs.
 
     Args:
-        x: the inputs.
-        taps: the filters, newest input first; cast to the dtype of x.
-        past: the inputs before x, oldest first; zeros before the first token.
+      x: the inputs.
+      taps: the filters, newest input first; cast to the dtype of x.
+      past: the inputs before x, oldest first; zeros before the first token.
 
     Returns:
-        y in the dtype of x, and the last P inputs in the dtype of ``past``.
+      y in the dtype of x, and the last P inputs in the dtype of `past`.
 
     Raises:
-        ValueError: ``past`` does not hold N - 1 inputs.
+      ValueError: `past` does not hold N - 1 inputs.
     """
     count, length = taps.shape[0], x.shape[1]
     if past.shape[1] != count - 1:
@@ -68,7 +68,7 @@ def _filtered(x, filters, before):
 
 
 def _over_context(x, filters, before):
-    """``_filtered``, where each device gets its last inputs from the one before it.
+    """`_filtered`, where each device gets its last inputs from the one before it.
 
     The compiler, left to itself, moves whole sequences for the gradient.
     """
@@ -88,12 +88,12 @@ def _over_context(x, filters, before):
 
 
 def parameters(length: int, channels: dict[str, int]) -> dict[str, Parameter]:
-    """Filters called ``{name}_taps`` for each named projection; none if ``length`` is 0."""
+    """Filters called `{name}_taps` for each named projection; none if `length` is 0."""
     return {f"{name}_taps": taps(length, c) for name, c in channels.items() if length}
 
 
 def init_past(length: int, channels: dict[str, int], batch: int, dtype: Any) -> dict[str, Array]:
-    """Zeros before the first token, (batch, length - 1, C) by name; none if ``length`` is 0."""
+    """Zeros before the first token, (batch, length - 1, C) by name; none if `length` is 0."""
     return {
         name: jnp.zeros((batch, length - 1, c), dtype) for name, c in channels.items() if length
     }
@@ -105,12 +105,12 @@ def activate(
     """SiLU of the convolution of each named projection (Yang et al. 2024, DeltaNet, section 3.3).
 
     Args:
-        params: among them ``{name}_taps``, (N, H D).
-        past: by name, as ``init_past`` makes it. Names that are not in it pass unchanged.
-        heads: by name, (B, T, H, D).
+      params: among them `{name}_taps`, (N, H D).
+      past: by name, as `init_past` makes it. Names that are not in it pass unchanged.
+      heads: by name, (B, T, H, D).
 
     Returns:
-        The heads and the new past.
+      The heads and the new past.
     """
     new = {}
     for name, before in past.items():

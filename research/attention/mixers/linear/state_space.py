@@ -50,7 +50,7 @@ class StateSpace(LinearTime):
     The learned scale of the norm is left out: the output projection makes up for it.
 
     Attributes:
-        state_width: N, of B and C.
+      state_width: N, of B and C.
     """
 
     state_width: int
@@ -91,7 +91,7 @@ class StateSpace(LinearTime):
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """C, B, steps, decays, and values; see ``LinearTime``."""
+        """C, B, steps, decays, and values; see `LinearTime`."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
@@ -108,7 +108,7 @@ class StateSpace(LinearTime):
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """Sums that decay, and the skip of the token's own value; see ``LinearTime``."""
+        """Sums that decay, and the skip of the token's own value; see `LinearTime`."""
         q, k, step, decays = read
         stepped = v * step[..., None]
         memory, y = decay.FORMS[form](q, k, stepped, decays, memory, **self.options_of(form))
@@ -117,7 +117,7 @@ class StateSpace(LinearTime):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Gates the heads and normalizes them together; see ``Mixer``."""
+        """Gates the heads and normalizes them together; see `Mixer`."""
         y = read * gate(params, x).astype(read.dtype)
         y = y * jax.lax.rsqrt(jnp.square(y).mean((-2, -1), keepdims=True) + NORM_EPSILON)
         return merge_heads(params, y.astype(x.dtype))

@@ -52,7 +52,7 @@ class Alignment:
         return {"k": k}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The state before the first query to a memory of S = ``length``."""
+        """The state before the first query to a memory of S = `length`."""
         raise NotImplementedError
 
     def step(
@@ -68,17 +68,17 @@ class Alignment:
         """The weights of the next query.
 
         Args:
-            params: arrays of the shapes that ``parameters`` states.
-            q: the query.
-            memory: as ``remember`` returned it, of S keys; H is a multiple of their K.
-            q_index: absolute position of the query, (1,).
-            kv_index: absolute positions of the keys, (S,), in this order; -1 where there is none
-                yet, which the mask has to say.
-            mask: what the query may see; None is everything.
-            state: after the query before.
+          params: arrays of the shapes that `parameters` states.
+          q: the query.
+          memory: as `remember` returned it, of S keys; H is a multiple of their K.
+          q_index: absolute position of the query, (1,).
+          kv_index: absolute positions of the keys, (S,), in this order; -1 where there is none
+            yet, which the mask has to say.
+          mask: what the query may see; None is everything.
+          state: after the query before.
 
         Returns:
-            Weights, float32 or wider, exactly zero where forbidden, and the new state.
+          Weights, float32 or wider, exactly zero where forbidden, and the new state.
         """
         raise NotImplementedError
 
@@ -93,10 +93,10 @@ def read(weights: Float[Array, "B H S"], v: Float[Array, "B S K D"]) -> Float[Ar
 
 @dataclasses.dataclass(frozen=True)
 class Content(Alignment):
-    """Weights that depend on query and keys alone: what ``attend`` computes, one query at a time.
+    """Weights that depend on query and keys alone: what `attend` computes, one query at a time.
 
     Attributes:
-        mechanism: how a query reads the keys; hashable, so without arrays.
+      mechanism: how a query reads the keys; hashable, so without arrays.
     """
 
     mechanism: Mechanism = PLAIN
@@ -132,7 +132,7 @@ class Content(Alignment):
         mask: Mask | None,
         state: PyTree,
     ) -> tuple[Float[Array, "B H S"], PyTree]:
-        """See ``Alignment``."""
+        """See `Alignment`."""
         at = {"q_index": q_index, "kv_index": kv_index}
         mechanism = self.mechanism.bind(params, mask).focused(q, **at, within=mask)
         if "hidden" not in memory:
@@ -165,10 +165,10 @@ class Stateful(Alignment):
     """The base of alignments that look at the weights before, through an additive energy.
 
     Attributes:
-        num_heads: H.
-        num_kv_heads: K, which divides H.
-        head_width: D.
-        score_width: A, of the energy's hidden layer.
+      num_heads: H.
+      num_kv_heads: K, which divides H.
+      head_width: D.
+      score_width: A, of the energy's hidden layer.
     """
 
     num_heads: int
@@ -188,7 +188,7 @@ class Stateful(Alignment):
         return jnp.zeros((batch, self.num_heads, length), wide)
 
     def _scores(self, params, q, memory, place):
-        """v . tanh(W q + U k + b + place), (B, H, 1, S), ``place`` (B, H, S, A)."""
+        """v . tanh(W q + U k + b + place), (B, H, 1, S), `place` (B, H, S, A)."""
         hidden = jnp.swapaxes(memory["hidden"], 1, 2)
         hidden = jnp.repeat(hidden, self.num_heads // self.num_kv_heads, axis=1)
         hidden_q = hidden_query(params, "", q)
@@ -237,12 +237,12 @@ class LocationAware(Stateful):
     zeros beyond the ends, with filters of each head's own. The first query has zeros before it.
 
     Attributes:
-        filter_length: N, odd.
-        num_filters: rows of F; 10 in the paper.
-        normalizer: from scores to weights: a sharpened softmax, the smoothed one, any.
+      filter_length: N, odd.
+      num_filters: rows of F; 10 in the paper.
+      normalizer: from scores to weights: a sharpened softmax, the smoothed one, any.
 
     Raises:
-        ValueError: ``filter_length`` is even.
+      ValueError: `filter_length` is even.
     """
 
     filter_length: int = FILTER_LENGTH
@@ -277,7 +277,7 @@ class LocationAware(Stateful):
         mask: Mask | None,
         state: PyTree,
     ) -> tuple[Float[Array, "B H S"], PyTree]:
-        """See ``Alignment``."""
+        """See `Alignment`."""
         place = jnp.einsum(
             "bhsf,hfa->bhsa", _filtered(state, params["filters"]), params["location"]
         )

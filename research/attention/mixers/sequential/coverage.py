@@ -19,7 +19,7 @@ class Coverage(Stateful):
     zeros before it.
 
     Attributes:
-        normalizer: from scores to weights.
+      normalizer: from scores to weights.
     """
 
     normalizer: Normalizer = softmax
@@ -47,7 +47,7 @@ class Coverage(Stateful):
         mask: Mask | None,
         state: PyTree,
     ) -> tuple[Float[Array, "B H S"], PyTree]:
-        """See ``Alignment``."""
+        """See `Alignment`."""
         place = state[..., None] * params["coverage"].astype(state.dtype)[:, None]
         allowed = None if mask is None else mask(q_index[:, None], kv_index[None, :])
         normalizer = bind(self.normalizer, "normalizer", params)

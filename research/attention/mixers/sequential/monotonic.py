@@ -36,8 +36,8 @@ def arrivals(
     q_s = (1 - p_{s-1}) q_{s-1} + previous_s.
 
     Args:
-        p: the probability of stopping at a key that is looked at.
-        previous: the probability that the reader starts at this key.
+      p: the probability of stopping at a key that is looked at.
+      previous: the probability that the reader starts at this key.
     """
     passing = jnp.concatenate([jnp.zeros_like(p[..., :1]), 1 - p[..., :-1]], axis=-1)
 
@@ -57,12 +57,12 @@ def expected_alignment(
     alpha_s = p_s sum_{k <= s} previous_k prod_{k <= l < s} (1 - p_l).
 
     Args:
-        p: the probability of stopping at a key that is looked at; 0 for padding.
-        previous: this function's result for the query before; for the first, all at key 0.
+      p: the probability of stopping at a key that is looked at; 0 for padding.
+      previous: this function's result for the query before; for the first, all at key 0.
 
     Returns:
-        alpha, which sums to at most what ``previous`` sums to: with the rest of the probability the
-        reader stops nowhere.
+      alpha, which sums to at most what `previous` sums to: with the rest of the probability the
+      reader stops nowhere.
     """
     return p * arrivals(p, previous)
 
@@ -75,12 +75,12 @@ def unspent(p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]) -> Fl
 def hard_alignment(
     p: Float[Array, "*rows S"], previous: Int[Array, "*rows"], threshold: float = 0.5
 ) -> Int[Array, "*rows"]:
-    """Where the reader stops at inference: the first key from ``previous`` on with p > threshold.
+    """Where the reader stops at inference: the first key from `previous` on with p > threshold.
 
     Source: Raffel et al. 2017, section 2.2 and algorithm 1, with z = 1 where p > 0.5.
 
     Returns:
-        The position; S if there is none. A reader that starts at S stays there.
+      The position; S if there is none. A reader that starts at S stays there.
     """
     length = p.shape[-1]
     stops = (p > threshold) & (jnp.arange(length) >= previous[..., None])
@@ -93,20 +93,20 @@ def chunk_alignment(
     chunk: int,
     allowed: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "B H S"]:
-    """Expected weights of a softmax over the ``chunk`` keys up to where the reader stops.
+    """Expected weights of a softmax over the `chunk` keys up to where the reader stops.
 
     beta_j = sum_{k = j}^{j + w - 1} alpha_k exp(u_j) / sum_{l = k - w + 1}^{k} exp(u_l), w the
     chunk (Chiu and Raffel 2018, section 2.3). Each window has its own softmax, in w S numbers, so
     that scores far apart do not underflow each other.
 
     Args:
-        alpha: where the reader stops.
-        scores: u.
-        chunk: w, at least 1. Windows are shorter at the first keys.
-        allowed: the keys that exist, broadcastable to (B, H, S); None is all.
+      alpha: where the reader stops.
+      scores: u.
+      chunk: w, at least 1. Windows are shorter at the first keys.
+      allowed: the keys that exist, broadcastable to (B, H, S); None is all.
 
     Returns:
-        beta, which sums to what alpha sums to.
+      beta, which sums to what alpha sums to.
     """
     length = scores.shape[-1]
     chunk = min(chunk, length)  # there are no more keys
@@ -131,12 +131,12 @@ class Monotonic(Stateful):
     stops nowhere and reads nothing.
 
     Attributes:
-        offset: the initial r. The lower, the further it looks at first; -4 suits memories of
-            hundreds of keys.
-        hard: p is 1 where it is above 1/2 and 0 elsewhere, as the paper has it at inference. There
-            is no gradient with respect to the energies then.
-        waits: what stopped nowhere goes on from the last key that the query could see. For
-            memories that grow with the queries. In the paper it has left the memory for good.
+      offset: the initial r. The lower, the further it looks at first; -4 suits memories of
+        hundreds of keys.
+      hard: p is 1 where it is above 1/2 and 0 elsewhere, as the paper has it at inference. There
+        is no gradient with respect to the energies then.
+      waits: what stopped nowhere goes on from the last key that the query could see. For
+        memories that grow with the queries. In the paper it has left the memory for good.
     """
 
     offset: float = -1.0
@@ -167,7 +167,7 @@ class Monotonic(Stateful):
         mask: Mask | None,
         state: PyTree,
     ) -> tuple[Float[Array, "B H S"], PyTree]:
-        """See ``Alignment``."""
+        """See `Alignment`."""
         allowed = jnp.ones(len(kv_index), bool)
         if mask is not None:
             allowed = mask(q_index[:, None], kv_index[None, :])[..., 0, :]
@@ -198,16 +198,16 @@ class Monotonic(Stateful):
 
 @dataclasses.dataclass(frozen=True)
 class MonotonicChunkwise(Monotonic):
-    """Where ``Monotonic`` stops, a softmax over the ``chunk`` keys that end there.
+    """Where `Monotonic` stops, a softmax over the `chunk` keys that end there.
 
     Chiu and Raffel 2018 (MoChA), section 2.3; its energies u = v . tanh(W q + U k + b) have
     parameters of their own. The reader's state is where it stops, not what the softmax reads.
 
     Attributes:
-        chunk: w, at least 1.
+      chunk: w, at least 1.
 
     Raises:
-        ValueError: ``chunk`` is less than 1.
+      ValueError: `chunk` is less than 1.
     """
 
     chunk: int = CHUNK
@@ -217,7 +217,7 @@ class MonotonicChunkwise(Monotonic):
             raise ValueError(f"chunk = {self.chunk}; it must be at least 1")
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of ``Monotonic``, and "chunk_query", "chunk_key", "chunk_bias", "chunk_vector"."""
+        """Those of `Monotonic`, and "chunk_query", "chunk_key", "chunk_bias", "chunk_vector"."""
         return super().parameters() | self._energy("chunk_")
 
     def remember(

@@ -36,22 +36,22 @@ CAUSAL = causal()
 
 @dataclasses.dataclass(frozen=True)
 class Stepwise(Mixer):
-    """Causal self-attention, one query after the other, through an ``Alignment``.
+    """Causal self-attention, one query after the other, through an `Alignment`.
 
     A query sees the inputs up to and including its own, at the weights that the alignment gives
     them: those of monotonic ones may sum to less than 1. Its state follows the queries, so that an
     output depends on earlier inputs through earlier weights too.
 
     Attributes:
-        width: M.
-        num_heads: H.
-        num_kv_heads: K, which divides H.
-        head_width: D.
-        alignment: how a query reads the keys, given what the one before read.
-        use_bias: adds a bias to each of the four projections.
-        init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). Matrices
-            of the alignment always start at 1 / sqrt(fan in).
-        out_scale: multiplies the initial output projection.
+      width: M.
+      num_heads: H.
+      num_kv_heads: K, which divides H.
+      head_width: D.
+      alignment: how a query reads the keys, given what the one before read.
+      use_bias: adds a bias to each of the four projections.
+      init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). Matrices
+        of the alignment always start at 1 / sqrt(fan in).
+      out_scale: multiplies the initial output projection.
     """
 
     width: int
@@ -64,7 +64,7 @@ class Stepwise(Mixer):
     out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of ``SelfAttention``, and the alignment's as "alignment_..."."""
+        """Projections as those of `SelfAttention`, and the alignment's as "alignment_..."."""
         learned = self.alignment.parameters()
         return projections(self) | {f"alignment_{name}": p for name, p in learned.items()}
 
@@ -75,7 +75,7 @@ class Stepwise(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Attention over a whole sequence; see ``Mixer``."""
+        """Attention over a whole sequence; see `Mixer`."""
         seen = self._remembered(params, x)
         out = self._whole(params, x, seen, mask, lambda weights: read(weights, seen["v"])[:, 0])
         return merge_heads(params, out)
@@ -87,7 +87,7 @@ class Stepwise(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The weights and values of a whole sequence; see ``Mixer``. No scores."""
+        """The weights and values of a whole sequence; see `Mixer`. No scores."""
         seen = self._remembered(params, x)
         weights = self._whole(params, x, seen, mask, lambda weights: weights)
         return Look(jnp.swapaxes(weights, 1, 2), seen["v"])
@@ -95,7 +95,7 @@ class Stepwise(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Projects what the heads read; see ``Mixer``."""
+        """Projects what the heads read; see `Mixer`."""
         return merge_heads(params, read.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
@@ -109,7 +109,7 @@ class Stepwise(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see ``Mixer``."""
+        """The next T tokens; see `Mixer`."""
         index = cache.positions(state["cache"], x.shape[1])
         kept, seen = cache.extend(CAUSAL, state["cache"], self._remembered(params, x))
         # The mask keeps every key, so that a slot is a position and earlier weights fit.
@@ -136,7 +136,7 @@ class Stepwise(Mixer):
         return self._scan(params, x, seen, sight, state, take)[1]
 
     def _scan(self, params, x, seen, sight, state, take):
-        """The last state, and ``take(weights)`` (B, ...) of every query as (B, T, ...)."""
+        """The last state, and `take(weights)` (B, ...) of every query as (B, T, ...)."""
         q_index, kv_index, mask = sight
         learned, kv_index = self._learned(params), jnp.asarray(kv_index)
 
@@ -178,7 +178,7 @@ class StepwiseOptions(HeadOptions, Unplaced):
         """Returns self-attention by this alignment."""
         alignment = self.alignment(context)
         if isinstance(alignment, Monotonic):
-            # See ``Monotonic.waits``.
+            # See `Monotonic.waits`.
             alignment = dataclasses.replace(alignment, waits=True)
         return fill(Stepwise, self.sizes(context), context, alignment=alignment)
 
@@ -197,7 +197,7 @@ class LocationAwareOptions(StepwiseOptions):
         """Returns the alignment.
 
         Raises:
-            OptionError: filter_length is even.
+          OptionError: filter_length is even.
         """
         length = self.filter_length or FILTER_LENGTH
         if length % 2 == 0:

@@ -45,13 +45,13 @@ class Windowed(Alignment):
     whose predecessor read nothing. It changes which keys are allowed, not how much is computed.
 
     Attributes:
-        inner: the alignment.
-        window: keys on either side, at least 1.
-        num_heads: H.
+      inner: the alignment.
+      window: keys on either side, at least 1.
+      num_heads: H.
 
     Raises:
-        ValueError: ``window`` is less than 1, or ``inner`` is monotonic: its reader has a place of
-            its own to go on from.
+      ValueError: `window` is less than 1, or `inner` is monotonic: its reader has a place of
+        its own to go on from.
     """
 
     inner: Alignment
@@ -65,17 +65,17 @@ class Windowed(Alignment):
             raise ValueError("a monotonic alignment only moves forward, and takes no window")
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of ``inner``."""
+        """Those of `inner`."""
         return self.inner.parameters()
 
     def remember(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
-        """What ``inner`` remembers."""
+        """What `inner` remembers."""
         return self.inner.remember(params, k)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The state of ``inner``, and the weights before: zeros (B, H, S), float32 or wider."""
+        """The state of `inner`, and the weights before: zeros (B, H, S), float32 or wider."""
         wide = jnp.promote_types(dtype, jnp.float32)
         return (
             self.inner.init_state(batch, length, dtype),
@@ -92,7 +92,7 @@ class Windowed(Alignment):
         mask: Mask | None,
         state: PyTree,
     ) -> tuple[Float[Array, "B H S"], PyTree]:
-        """See ``Alignment``."""
+        """See `Alignment`."""
         inner, before = state
         distance = jnp.arange(before.shape[-1]) - median(before)[..., None]
         none = ~jnp.any(before > 0, axis=-1, keepdims=True)
