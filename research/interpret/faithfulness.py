@@ -50,9 +50,9 @@ def permutation_test(
     Jain and Wallace 2019, section 4.2.1.
 
     Args:
-      f_weights: the model from its attention on.
-      weights: its attention.
-      key: of the permutations.
+      f_weights: the model as a function of its attention.
+      weights: the model's attention.
+      key: random key for the permutations.
       number: number of permutations.
       real: positions whose weights are permuted, False at padding; None: all.
       batch_size: outputs computed at once.
