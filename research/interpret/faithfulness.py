@@ -167,7 +167,7 @@ def erasures(
     real = jnp.ones(ranking.shape, bool) if real is None else jnp.asarray(real)
     # The argsort of an argsort is the rank of each position; padding ranks last.
     rank = jnp.argsort(jnp.argsort(jnp.where(real, -ranking, jnp.inf), stable=True))
-    # In float32, 0.1 * 10 can come out slightly above 1, which ceil would round up to 2 tokens.
+    # The tolerance keeps a product that rounding lifts above a whole number from gaining a token.
     count = jnp.ceil(jnp.asarray(fractions) * real.sum() * (1 - 1e-6))
     chosen = rank < count[:, None]
     return real & ~chosen, real & chosen

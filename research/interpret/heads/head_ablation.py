@@ -58,8 +58,8 @@ def head_importance(
     Intervals are percentile intervals. The p-value is the fraction of resampled means at least as
     far from the mean as the mean is from zero (Efron and Tibshirani 1993, "An Introduction to the
     Bootstrap", chapters 13 and 16), never below 1 / (resamples + 1): the smallest p-value after
-    Holm's correction is L H times that. It generalizes to other examples, not to other training
-    runs.
+    Holm's correction is L H times that. The conclusions extend to other examples, not to other
+    training runs.
 
     Args:
       differences: result of `ablation_differences`.
