@@ -1,4 +1,4 @@
-"""One token after the other: the most probable one each time (greedy), or one that is drawn."""
+"""Greedy decoding and ancestral sampling, one token at a time."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Rows(NamedTuple):
-    """Sequences that grow side by side, R of them, of at most T tokens."""
+    """State of R sequences that are generated in parallel, each of at most T tokens."""
 
     number: jax.Array
     tokens: jax.Array
@@ -34,15 +34,15 @@ class Rows(NamedTuple):
 def ancestral(
     reader: Reader, search: Search, limit: int, keys: Key[Array, " B"] | None
 ) -> Hypotheses:
-    """Returns `search.nbest` sequences of each sentence, in the order of drawing.
+    """Returns `search.nbest` sequences for each sentence, in the order of drawing.
 
-    What is drawn depends on the sentence's key alone, not on the other sentences of the batch.
+    The samples of a sentence depend only on its key, not on the other sentences of the batch.
 
     Args:
       reader: the sources, read with `search.nbest` copies.
-      search: how tokens are drawn (None: greedy) and sequences scored.
-      limit: most tokens of a sequence, EOS included.
-      keys: a random key to each sentence; None draws nothing.
+      search: settings of sampling (`search.sampling` None: greedy) and of scoring.
+      limit: maximum number of tokens of a sequence, EOS included.
+      keys: one random key per sentence; None: greedy.
     """
     size, length = reader.real.shape
     rows = size * search.nbest

@@ -1,11 +1,10 @@
 """Beam search over a sequence-to-sequence model as one compiled loop.
 
-Every step extends each of K live hypotheses by every token. Of the candidates, EOS among the K best
-finishes a hypothesis; the K best others live on. A sentence is done when K hypotheses have finished
-or no live one can still get among those that are returned: log probabilities only fall, so a live
-one scores at most log p / lp(limit). Until they finish, hypotheses have the same length and are
-compared by log probability alone. Of equal candidates that of the better parent comes first, then
-the lower token.
+Every step extends each of K live hypotheses by every token. A candidate that ends in EOS and is
+among the K best finishes; the K best of the others stay live. A sentence is done when K hypotheses
+have finished or no live one can still enter the n-best list: log probabilities only fall, so a live
+hypothesis scores at most log p / lp(limit). Live hypotheses all have the same length and are
+compared by log probability alone. Ties go to the better parent, then to the lower token id.
 """
 
 from collections.abc import Callable
@@ -27,16 +26,16 @@ from research.decoding.search import (
 from research.tasks.task import BOS, EOS, PAD
 
 SHARED = -1
-"""The batch axis of a leaf that all rows share."""
+"""Marks a leaf without a batch axis, shared by all rows."""
 
 
 def batch_axes(init: Callable[[int], Any]) -> Any:
-    """Returns which axis of each leaf is the batch, or SHARED: a tree of ints.
+    """Returns the batch axis of each leaf, or SHARED if it has none, as a tree of ints.
 
     Args:
-      init: batch size -> pytree; only its shapes are computed, for two sizes.
+      init: batch size -> pytree; evaluated only for its shapes, at two batch sizes.
 
-    Raises ValueError for a leaf whose shape depends on the batch in any other way.
+    Raises ValueError for a leaf whose shape depends on the batch size in any other way.
     """
     sizes = (2, 3)
     trees = [jax.eval_shape(lambda size=size: init(size)) for size in sizes]
@@ -54,7 +53,7 @@ def batch_axes(init: Callable[[int], Any]) -> Any:
 
 
 def take_rows(tree: Any, axes: Any, rows: Int[Array, " R"]) -> Any:
-    """Returns the tree with row r of its batch being what was row rows[r]."""
+    """Returns the tree with its batch rows gathered: row r of the result is row rows[r]."""
 
     def take(leaf: jax.Array, axis: int) -> jax.Array:
         return leaf if axis == SHARED else jnp.take(leaf, rows, axis=axis)
@@ -63,14 +62,14 @@ def take_rows(tree: Any, axes: Any, rows: Int[Array, " R"]) -> Any:
 
 
 class Reader(NamedTuple):
-    """A model that has read a batch of sources, every sentence `copies` times in a row.
+    """A model that has encoded a batch of sources, each repeated in `copies` consecutive rows.
 
     Attributes:
       step: (state, tokens (R,)) -> (log p (R, V) of the next tokens, state, weights (R, H, S)), R =
         B * copies.
       state: decoding state before the first token.
-      axes: which axis of each leaf of the state is the batch; see `batch_axes`.
-      real: (B, S), which positions of the memory are not padding.
+      axes: batch axis of each leaf of the state; see `batch_axes`.
+      real: (B, S), False at padding of the memory.
     """
 
     step: Callable[[Any, Int[Array, " R"]], tuple[jax.Array, Any, jax.Array]]
@@ -80,7 +79,7 @@ class Reader(NamedTuple):
 
     @property
     def positions(self) -> Int[Array, " B"]:
-        """How many positions of the memory there are."""
+        """Number of positions of the memory without padding."""
         return self.real.sum(-1).astype(jnp.int32)
 
 
@@ -93,16 +92,16 @@ def read(
     limit: int,
     ctc_weight: float = 0.0,
 ) -> Reader:
-    """Returns the model after reading the sources.
+    """Encodes the sources and returns the model ready for decoding.
 
     Args:
       model: a sequence-to-sequence model (research/models/model.py).
       params: its parameters.
       source: (B, S) tokens, EOS last, PAD after it, or (B, S, F) features.
-      source_length: how many of S are there.
-      copies: decoding rows to each source.
-      limit: most tokens that will be decoded.
-      ctc_weight: see `Search`; above 0 for a model with CTC.
+      source_length: length of each source without padding.
+      copies: decoding rows per source.
+      limit: maximum number of tokens to decode.
+      ctc_weight: see `Search`; above 0 only for a model with CTC.
     """
     variables = {"params": params}
 
@@ -139,16 +138,16 @@ def read(
 
 
 class Beam(NamedTuple):
-    """The search after some tokens; the limit is T, N hypotheses are kept.
+    """State of the search after some tokens, with length limit T and N hypotheses to return.
 
     Attributes:
-      number: tokens so far.
-      tokens: (B, K, T) of the live hypotheses.
-      log_probs: (B, K), best first; -inf where there is none.
-      coverage: (B, K, S2), see `search.received`.
+      number: number of tokens so far.
+      tokens: (B, K, T) tokens of the live hypotheses.
+      log_probs: (B, K) their log probabilities, best first; -inf in unused places.
+      coverage: (B, K, S2) attention received so far, see `search.received`.
       state: decoding state of B * K rows.
-      finished: the best hypotheses that ended, best first.
-      count: (B,) how many have ended.
+      finished: the N best finished hypotheses, best first.
+      count: (B,) number of finished hypotheses.
       done: (B,) whether the search of a sentence is over.
     """
 
@@ -167,8 +166,8 @@ def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
 
     Args:
       reader: the sources, read with `search.beam` copies.
-      search: beam, penalties and how many are returned.
-      limit: most tokens of a hypothesis, EOS included.
+      search: beam width, penalties and number of hypotheses to return.
+      limit: maximum number of tokens of a hypothesis, EOS included.
     """
     width = search.beam
 
@@ -179,7 +178,7 @@ def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
         coverage = beam.coverage + received(weights, search).reshape(size, width, -1)
         log_probs = next_log_probs(log_probs, beam.number == limit - 1)
         total = beam.log_probs[:, :, None] + log_probs.reshape(size, width, -1)
-        # At most K candidates are EOS, so K others are among the 2 K best.
+        # At most K candidates end in EOS (one per parent), so the 2 K best include K others.
         values, parent, token = _best(total, 2 * width)
         tokens = _rows(beam.tokens, parent).at[:, :, beam.number].set(token)
         candidates = beam._replace(
@@ -211,7 +210,7 @@ def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
 
 
 def _first(reader: Reader, search: Search, limit: int) -> Beam:
-    """Returns the search before the first token: one live hypothesis, the empty one."""
+    """Returns the state before the first token: the empty hypothesis is the only live one."""
     size, length = reader.real.shape
     width, number = search.beam, search.nbest
     none = jnp.full((size, number), -jnp.inf)
@@ -235,10 +234,10 @@ def _first(reader: Reader, search: Search, limit: int) -> Beam:
 
 
 def _best(total: Float[Array, "B K V"], number: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the greatest totals (B, number), best first, with their K and V.
+    """Returns the largest totals (B, number), best first, with their indices in K and V.
 
-    The best are among the best of each row, and V is long: one top_k over K V takes five times as
-    long for V = 8,000. Of equal ones that of the lower K comes first, then the lower V.
+    Takes the top of each row first, then the top of these: a single top_k over K V takes five times
+    as long for V = 8,000. Ties go to the lower index in K, then in V.
     """
     values, token = jax.lax.top_k(total, min(number, total.shape[-1]))
     size, each = len(total), values.shape[-1]
@@ -247,7 +246,7 @@ def _best(total: Float[Array, "B K V"], number: int) -> tuple[jax.Array, jax.Arr
 
 
 def _merge(candidates: Beam, ends: jax.Array, reader: Reader, search: Search) -> Hypotheses:
-    """Returns the best of what had finished and of the candidates that `ends` (B, C) marks."""
+    """Returns the best finished hypotheses, including the candidates marked by `ends` (B, C)."""
     old = candidates.finished
     lengths = jnp.full(ends.shape, candidates.number + 1)
     scores = hypothesis_scores(
@@ -259,7 +258,7 @@ def _merge(candidates: Beam, ends: jax.Array, reader: Reader, search: Search) ->
     merged = old._replace(
         tokens=_rows(both[0], index), lengths=_rows(both[1], index), log_probs=_rows(both[3], index)
     )
-    # The 2 K places that no hypothesis took hold candidates that did not end.
+    # Places without a finished hypothesis hold unfinished candidates with score -inf: clear them.
     there = jnp.isfinite(scores)
     return merged._replace(
         tokens=jnp.where(there[..., None], merged.tokens, PAD),

@@ -1,4 +1,4 @@
-"""Continuing token sequences with a decoder and its state (KV cache or recurrent state)."""
+"""Continues token sequences with a decoder and its state (KV cache or recurrent state)."""
 
 import functools
 import math
@@ -14,11 +14,11 @@ from research.decoding.streaming import Scores, score_tokens
 from research.models.transformer import Decoder, init_state
 
 CHUNK = 16
-"""Tokens per dispatch: few enough to be seen as they come."""
+"""Tokens per dispatch: few enough for output to appear as it is generated."""
 
 
 class Written(NamedTuple):
-    """Tokens (B, n) int32 that were written, and how probable they were, host arrays."""
+    """Generated tokens (B, n) int32 and their scores; host arrays once yielded."""
 
     tokens: jax.Array | np.ndarray
     scores: Scores
@@ -33,20 +33,20 @@ def continuation(
     key: jax.Array,
     streams: bool = False,
 ) -> Iterator[Written]:
-    """Yields continuations of n <= CHUNK tokens until `tokens` have come.
+    """Yields continuations in chunks of n <= CHUNK tokens until `tokens` have been generated.
 
-    The model has room for `length` tokens. When its state is full, it starts again from the last
-    half of them, so that no token is at a position that training never saw. One that streams, whose
-    cache rolls, reads the whole prompt and goes on.
+    The model's state holds `length` tokens. When it is full, decoding restarts from the last half
+    of them, so that no token is at a position that training never saw. A streaming model, which has
+    a rolling cache, reads the whole prompt and never restarts.
 
     Args:
       model: the decoder.
       params: its parameters.
-      prompt: (B, T) int32, T >= 1; more than fits is cut at the front.
-      tokens: how many to generate per row.
-      sampling: how they are drawn.
+      prompt: (B, T) int32, T >= 1; cut at the front if it does not fit.
+      tokens: number of tokens to generate per row.
+      sampling: settings of sampling.
       key: random key.
-      streams: whether the model is made by `research.decoding.streaming.streaming`.
+      streams: whether the model was made by `research.decoding.streaming.streaming`.
     """
     length = model.config.length
     chunk = min(CHUNK, max(length // 2, 1))
@@ -54,7 +54,7 @@ def continuation(
     room, state, last = 0, None, None
     for number, done in enumerate(range(0, tokens, chunk)):
         if room < chunk:
-            # All but the last token are read here; the last one is the first input of the chunk.
+            # Prefill with all tokens but the last, which is the first input of the next chunk.
             fits = max(length - chunk if state is None else length // 2, 1)
             kept = text if streams else text[:, -fits:]
             state = init_state(model.config, len(kept), length)
@@ -72,7 +72,7 @@ def continuation(
 
 @functools.partial(jax.jit, static_argnums=0)
 def read(model: Decoder, params: Any, state: Any, tokens: jax.Array) -> Any:
-    """Returns the state after (B, T) tokens."""
+    """Returns the decoding state after reading (B, T) tokens."""
     return model.apply({"params": params}, tokens, state)[1]
 
 
@@ -86,7 +86,7 @@ def write(
     last: jax.Array,
     key: jax.Array,
 ) -> tuple[Any, jax.Array, Written]:
-    """Returns the state, the last token (B,) and the `number` tokens (B, number) after `last`."""
+    """Generates `number` tokens after `last`; returns the state, the last token (B,) and all."""
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, Any]:
         state, token = carry

@@ -1,22 +1,22 @@
-"""What CTC says about a labelling that is being spelled: the score of joint CTC/attention decoding.
+"""CTC prefix scores for joint CTC/attention decoding.
 
-The probability of a prefix is that of all labellings that begin with it (Graves 2008, chapter 7,
-prefix search decoding). A decoder that adds one token at a time asks for it after every token; what
-has to be remembered of a prefix g are the forward variables of every frame t (Watanabe et al. 2017,
-"Hybrid CTC/attention architecture for end-to-end speech recognition", algorithm 2). With gamma_t(g)
-the probability that the first t frames spell g, the prefix g v has probability
+The probability of a prefix is the total probability of all labellings that begin with it (Graves
+2008, chapter 7, prefix search decoding). Autoregressive decoding needs it after every token; the
+state of a prefix g is its forward variables at every frame t (Watanabe et al. 2017, "Hybrid
+CTC/attention architecture for end-to-end speech recognition", algorithm 2). With gamma_t(g) the
+probability that the first t frames spell g, the prefix g v has probability
 
     sum over t of gamma_{t-1}(g) p_t(v),
 
-where only paths that end in the blank count in gamma for a v that repeats the last label of g. So
-all v at once are one reduction over the frames, and the recursion over the frames is left for the
-token that is chosen.
+where, if v repeats the last label of g, gamma counts only paths that end in the blank. The scores
+of all v are therefore a single reduction over the frames, and only the chosen token needs the
+recursion over the frames.
 
 CTC and the decoder share one vocabulary. PAD doubles as the blank, because no decoder produces it.
-EOS is no label: in its place stands the probability that the prefix is all. CTC should give EOS and
-BOS no probability, else that share is missing from the extensions of a prefix.
+EOS is not a label: its entry holds the probability that the prefix is the whole labelling. CTC
+should give EOS and BOS probability 0; any mass on them is missing from the extensions of a prefix.
 
-One row to each hypothesis; a sentence with several hypotheses has its frames repeated.
+Each hypothesis is one row; the frames of a sentence are repeated for each of its hypotheses.
 """
 
 from collections.abc import Callable
@@ -32,13 +32,13 @@ from research.tasks.task import BOS, EOS, PAD
 
 
 class Prefixes(NamedTuple):
-    """What has been spelled; the rows are the first axis of every leaf.
+    """Prefixes and their forward variables; the first axis of every leaf is the row.
 
     Attributes:
       label: (N, S + 1) log probability that the first t = 0 .. S frames spell the prefix and end in
         its last label.
-      blank: (N, S + 1) the same, ending in the blank.
-      last: (N,) int32 the last label; the blank of the empty prefix.
+      blank: (N, S + 1) the same for paths that end in the blank.
+      last: (N,) int32 the last label; the blank for the empty prefix.
       log_prob: (N,) log probability of all labellings that begin with the prefix.
     """
 
@@ -49,14 +49,14 @@ class Prefixes(NamedTuple):
 
 
 def init(log_probs: Float[Array, "N S V"], lengths: Int[Array, " N"], blank: int = PAD) -> Prefixes:
-    """Returns the empty prefix of every row.
+    """Returns the empty prefix for every row.
 
     Args:
-      log_probs: of the labels, the blank among them, in each frame.
-      lengths: frames; those after are padding.
-      blank: the label that stands for none.
+      log_probs: log p of the labels in each frame, the blank included.
+      lengths: number of frames without padding.
+      blank: label that stands for the blank.
 
-    Raises UserError for a blank that is no label.
+    Raises UserError for a blank that is not one of the labels.
     """
     silence = padded_frames(log_probs, lengths, blank)[:, :, blank].cumsum(axis=1)
     silence = jnp.pad(silence, ((0, 0), (1, 0)))
@@ -72,12 +72,12 @@ def extend(
     blank: int = PAD,
     eos: int = EOS,
 ) -> Float[Array, "N V"]:
-    """Returns log p of each prefix with one more token, over all labellings that begin with it.
+    """Returns log p of each prefix extended by each token, over all labellings that begin with it.
 
-    At `eos` it is log p of the prefix as the whole labelling, at `blank` it is -inf. All other
-    arguments are as for `init`. Cost: O(S V) to a row, without a recursion.
+    The entry at `eos` is log p of the prefix as the whole labelling; the entry at `blank` is -inf.
+    Other arguments are as for `init`. Cost: O(S V) per row, without a recursion.
 
-    Raises UserError for a blank or an end that is no label, or when they are the same.
+    Raises UserError for a `blank` or `eos` that is not one of the labels, or if they are equal.
     """
     frames = padded_frames(log_probs, lengths, blank)
     if not 0 <= eos < frames.shape[-1] or eos == blank:
@@ -99,16 +99,16 @@ def advance(
     tokens: Int[Array, " N"],
     blank: int = PAD,
 ) -> Prefixes:
-    """Returns the prefixes with one more token; a row whose token is the blank stays as it is.
+    """Returns the prefixes extended by one token each; rows whose token is the blank are unchanged.
 
-    The other arguments are as for `init`. Cost: O(S) to a row, one scan over the frames
-    (Watanabe et al. 2017, algorithm 2).
+    Other arguments are as for `init`. Cost: O(S) per row, one scan over the frames (Watanabe et al.
+    2017, algorithm 2).
 
-    Raises UserError for a blank that is no label.
+    Raises UserError for a blank that is not one of the labels.
     """
     frames = padded_frames(log_probs, lengths, blank)
     total = jnp.logaddexp(prefixes.label, prefixes.blank)
-    # What can be followed by a new `token`: the same label again only after a blank.
+    # Probability that a new label can start here: a repeated label must follow a blank.
     repeats = (tokens == prefixes.last)[:, None]
     before = jnp.where(repeats, prefixes.blank, total)[:, :-1]
     emitted, silence = _of_label(frames, tokens), frames[:, :, blank]
@@ -136,12 +136,13 @@ def advance(
 
 
 def conditional_log_probs(prefixes: Prefixes, scores: Float[Array, "N V"]) -> Float[Array, "N V"]:
-    """Returns log p of each next token given the prefix; what has no probability stays -inf.
+    """Returns log p of each next token given the prefix; impossible tokens stay at -inf.
 
     Args:
-      prefixes: what has been spelled.
-      scores: what `extend` returned for it.
+      prefixes: the prefixes so far.
+      scores: result of `extend` for these prefixes.
     """
+    # The mask avoids -inf - -inf = NaN for prefixes of probability 0.
     return jnp.where(jnp.isfinite(scores), scores - prefixes.log_prob[:, None], -jnp.inf)
 
 
@@ -151,18 +152,19 @@ def joint(
     lengths: Int[Array, " N"],
     weight: float,
 ) -> Callable[[Any, Int[Array, " N"]], tuple[jax.Array, Any, jax.Array]]:
-    """Returns a decoding step that scores tokens by attention and CTC together.
+    """Returns a decoding step that scores tokens jointly by attention and CTC.
 
-    Summed over a hypothesis that ended, its scores are (1 - weight) log p_attention + weight
-    log p_ctc; on the way p_ctc is that of the prefix (Watanabe et al. 2017, section IV.C, one-pass
-    decoding). They are at most 0, but no distribution over the next token.
+    The scores of a finished hypothesis sum to (1 - weight) log p_attention + weight log p_ctc;
+    before it ends, p_ctc is the prefix probability (Watanabe et al. 2017, section IV.C, one-pass
+    decoding). Scores are at most 0, but do not form a distribution over the next token.
 
     Args:
-      step: (state, last tokens) -> (log p (N, V) of the next tokens, state, weights), by attention.
-      log_probs, lengths: as for `init`, the blank being PAD.
-      weight: of CTC, lambda in the paper, 0 to 1.
+      step: the attention decoder, (state, last tokens) -> (log p (N, V) of the next tokens, state,
+        weights).
+      log_probs, lengths: as for `init`, with PAD as the blank.
+      weight: weight of CTC, lambda in the paper, 0 to 1.
 
-    The state of the returned step is (state of `step`, prefixes); `init` returns the first of them.
+    The state of the returned step is (state of `step`, prefixes), starting with those of `init`.
     """
 
     def both(state: Any, tokens: Int[Array, " N"]) -> tuple[jax.Array, Any, jax.Array]:

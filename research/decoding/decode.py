@@ -1,6 +1,6 @@
-"""Decoding with a sequence-to-sequence model: one batch, or a whole set of sentences.
+"""Decodes one batch, or a whole set of sources, with a sequence-to-sequence model.
 
-A source is a sentence of tokens, or a recording's features.
+A source is a sentence of tokens or the features of a recording.
 """
 
 import functools
@@ -21,7 +21,7 @@ from research.tasks.task import BOS, EOS, PAD
 from research.tasks.text.encoded_pairs import padded_rows
 
 SHORTEST = 8
-"""The least number of source positions that a program is compiled for."""
+"""Smallest padded source length to compile for."""
 
 
 @functools.partial(jax.jit, static_argnames=("model", "search", "with_weights"))
@@ -36,23 +36,25 @@ def decode(
 ) -> Hypotheses:
     """Returns the hypotheses of a batch of sources.
 
-    What a sentence gets does not depend on the others, except for when the loop ends.
+    The result for a sentence does not depend on the rest of the batch; only the number of loop
+    iterations does.
 
     Args:
       model: a sequence-to-sequence model (research/models/model.py).
       params: its parameters.
       source: (B, S) tokens, EOS last, PAD after it, or (B, S, F) features, zeros after the last.
-      source_length: how many of S are there, EOS included.
-      search: what is searched for, or how it is drawn.
-      keys: a random key to each sentence, needed by `search.sampling`.
-      with_weights: also returns how each token read the source.
+      source_length: length of each source without padding, EOS included.
+      search: settings of the search or of sampling.
+      keys: one random key per sentence, required for `search.sampling`.
+      with_weights: whether to return the attention of each token over the source too.
 
-    Raises UserError for a search that the model cannot do, ValueError for sampling without keys.
+    Raises UserError for a search that the model does not support, ValueError for sampling without
+    keys.
     """
     limit, weight = search.limit(model.config.length), search.ctc_weight
     check_model(search, model.config)
     if ctc_share(model.config) == 1:
-        # Nothing is read by attention, which `weights` says.
+        # A CTC-only model has no attention; its weights have H = 0 heads.
         found = _labelled(model, params, source, source_length, search, limit)
     elif search.sampling is not None and keys is None:
         raise ValueError("sampling needs keys, one to each sentence.")
@@ -75,15 +77,15 @@ def _labelled(
     search: Search,
     limit: int,
 ) -> Hypotheses:
-    """Returns what a model of CTC alone finds, with an end; longer labellings are cut.
+    """Returns the labellings of a CTC-only model, with EOS appended and cut to `limit` tokens.
 
-    Log probabilities are those of the labelling over all its paths, which for a narrow beam is a
-    lower bound; see `prefix_beam`.
+    Log probabilities are those of the labelling, summed over its paths; for a narrow beam they are
+    lower bounds, see `prefix_beam`.
     """
     variables = {"params": params}
     memory = model.apply(variables, source, source_length, method="encode")
     frames, lengths = model.apply(variables, memory, method="ctc")
-    # What is no label has hardly any probability, which a beam with room to spare would find.
+    # BOS and EOS are not labels; a wide beam would find their small probabilities.
     number = jnp.arange(frames.shape[-1])
     labels = jnp.where((number == BOS) | (number == EOS), -jnp.inf, frames)
     if search.beam == 1:
@@ -95,7 +97,7 @@ def _labelled(
     tokens, count = _ended(best, limit)
     log_probs = best.log_probs
     if search.beam == 1:
-        # Of the greedy labelling only the probability of its best path is known.
+        # Greedy search only yields the probability of the best path, so score the labelling anew.
         missing = jnp.arange(frames.shape[1]) >= lengths[:, None]
         beyond = jnp.arange(limit) >= count - 1
         found = optax.ctc_loss(frames, missing, tokens[:, 0], beyond, blank_id=PAD)
@@ -104,7 +106,7 @@ def _labelled(
 
 
 def _ended(labellings: Labellings, limit: int) -> tuple[Int[Array, "B N T"], Int[Array, "B N"]]:
-    """Returns the labels with EOS after them and how many tokens there are, `limit` at most."""
+    """Returns the labels with EOS appended, at most `limit` tokens, and the number of tokens."""
     labels, at = labellings.tokens, jnp.arange(limit)
     number = jnp.minimum(labellings.lengths, limit - 1)[..., None]
     room = max(0, limit - labels.shape[-1])
@@ -117,7 +119,10 @@ def _ended(labellings: Labellings, limit: int) -> tuple[Int[Array, "B N T"], Int
 def _weights(
     model: Any, params: Any, source: jax.Array, source_length: jax.Array, found: Hypotheses
 ) -> Float[Array, "B N H T S"]:
-    """Returns how each token read the source: cheaper read again than carried and reordered."""
+    """Returns the attention of each token over the source, from one teacher-forced pass.
+
+    That is cheaper than carrying the weights through the search and reordering them at each step.
+    """
     size, number, length = found.tokens.shape
     tokens = found.tokens.reshape(size * number, length)
     real = jnp.arange(length) < found.lengths.reshape(-1, 1)
@@ -134,13 +139,13 @@ def _weights(
 
 
 class Hypothesis(NamedTuple):
-    """One sequence that was found.
+    """One decoded sequence.
 
     Attributes:
-      tokens: without EOS.
-      score, log_prob: see `Search`; log_prob counts EOS. -inf when nothing was found.
-      weights: (H, T, S) how each token (EOS last) read what the model remembers of the source, each
-        token of it (EOS last) or each frame of a listener; or None.
+      tokens: tokens without EOS.
+      score, log_prob: see `Search`; log_prob includes EOS. -inf if nothing was found.
+      weights: (H, T, S) attention of each token (EOS last) over the encoder memory, that is the
+        source tokens (EOS last) or the frames of a listener; or None.
     """
 
     tokens: list[int]
@@ -164,19 +169,19 @@ def decode_all(
 ) -> list[list[Hypothesis]]:
     """Returns the hypotheses of every source, at least one each, in the order of the sources.
 
-    Sources of about the same length are decoded together. Batches come in few shapes, because
-    each is compiled: `batch_size` rows (a power of two when there are fewer sources), padded to one
-    of `lengths`.
+    Sources of similar length are decoded together. To limit compilation, batches have few distinct
+    shapes: `batch_size` rows (a power of two if there are fewer sources), padded to one of
+    `lengths`.
 
     Args:
       model, params, search, with_weights: see `decode`.
       source: (N, S) int32 tokens, EOS last, PAD after it, or (N, S, F) float32 features.
-      source_length: (N,) int32, how many of S are there, EOS included.
-      batch_size: sources to a batch.
-      seed: of sampling; what is drawn for source i depends on (seed, i) alone.
-      lengths: ascending, the last one holds the longest source; none: powers of two from 8 on, and
-        the model's length, which is that of tokens.
-      progress: called with the number of sources that are done.
+      source_length: (N,) int32, length of each source without padding, EOS included.
+      batch_size: sources per batch.
+      seed: seed of sampling; the samples of source i depend only on (seed, i).
+      lengths: padded source lengths in ascending order, the last one at least the longest source;
+        empty: powers of two from 8 on, and the model's maximum length in tokens.
+      progress: called with the number of sources decoded so far.
     """
     source, source_length = np.asarray(source), np.asarray(source_length, np.int32)
     number = len(source)
@@ -202,7 +207,7 @@ def decode_all(
 
 
 def static_lengths(length: int) -> list[int]:
-    """Returns the source lengths that programs are compiled for: powers of two up to `length`."""
+    """Returns the padded source lengths to compile for: powers of two from 8 on, and `length`."""
     found = []
     while not found or 2 * found[-1] < length:
         found.append(2 * found[-1] if found else SHORTEST)
@@ -210,7 +215,7 @@ def static_lengths(length: int) -> list[int]:
 
 
 def padded(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns source (N, S) and source_length (N,), int32, of token lists that end in EOS."""
+    """Pads token lists that end in EOS: returns source (N, S) and source_length (N,), int32."""
     lengths = np.array([len(s) for s in sentences], np.int32)
     rows = [np.asarray(s, np.int32) for s in sentences]
     return padded_rows(rows, int(max(lengths, default=1))), lengths
@@ -219,7 +224,7 @@ def padded(sentences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def _filled(
     source: np.ndarray, source_length: np.ndarray, size: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `size` rows of `columns`; those that are not sources hold one EOS, or one frame."""
+    """Pads a batch to `size` rows of `columns`; added rows hold one EOS, or one frame of zeros."""
     kind = np.float32 if np.issubdtype(source.dtype, np.floating) else np.int32
     filled = np.zeros((size, columns, *source.shape[2:]), kind)
     if source.ndim == 2:
@@ -238,7 +243,7 @@ def _on_host(batch: Hypotheses, number: int) -> list[list[Hypothesis]]:
     for row, positions in enumerate(batch.positions[:number]):
         here = []
         for n, length in enumerate(batch.lengths[row]):
-            # The best one stays even when it is none: every sentence gets an answer.
+            # Keep the first even if it is empty: every sentence gets at least one hypothesis.
             if not length and n:
                 continue
             weights = None

@@ -1,4 +1,4 @@
-"""Translating lines of text: what `research.translate` does with files, and with a terminal."""
+"""Translates lines of text, from files or a terminal, for `research.translate`."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -12,16 +12,16 @@ from research.tasks.text.tokenizer import Tokenizer
 
 
 class Translator(NamedTuple):
-    """What it takes to translate.
+    """A model with everything needed to translate.
 
     Attributes:
       model: a sequence-to-sequence model.
       params: its parameters.
-      tokenizer: of the run.
-      search: how translations are found.
-      layers: how many layers of the model have heads that read the source.
-      batch_size: sentences to a batch.
-      seed: of sampling.
+      tokenizer: tokenizer of the run.
+      search: search settings.
+      layers: number of layers of the model with cross-attention.
+      batch_size: sentences per batch.
+      seed: seed of sampling.
     """
 
     model: Any
@@ -37,11 +37,11 @@ class Translation(NamedTuple):
     """One translation of one line.
 
     Attributes:
-      text: without line breaks.
+      text: the translation, without line breaks.
       score: see `Search`.
-      source: pieces of the source, as the model read it; none of an empty line.
-      target: pieces of the translation, the end among them.
-      weights: (H, T, S) how each target piece read each source piece, or None.
+      source: pieces of the source as the model read it; empty for an empty line.
+      target: pieces of the translation, EOS included.
+      weights: (H, T, S) attention of each target piece to each source piece, or None.
     """
 
     text: str
@@ -52,9 +52,9 @@ class Translation(NamedTuple):
 
 
 def read_lines(content: bytes, name: str) -> list[str]:
-    """Returns the lines of UTF-8 text in normal form C, without their ends.
+    """Returns the lines of UTF-8 text, NFC-normalized and without line breaks.
 
-    Raises UserError that names `name` and the line, from 1, for anything else.
+    Raises UserError for text that is not UTF-8, with `name` and the line number, from 1.
     """
     lines = content.removesuffix(b"\n").split(b"\n") if content else []
     found = []
@@ -79,17 +79,17 @@ def translate(
     one_shape: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[list[Translation]], list[int]]:
-    """Returns the translations of each line, best first, and which lines were too long.
+    """Returns the translations of each line, best first, and the indices of lines that were cut.
 
-    An empty line is translated by an empty one. Of a line that is too long for the model its
-    beginning is translated.
+    The translation of an empty line is empty. A line that is too long for the model is cut at its
+    end.
 
     Args:
-      translator: the model and how it searches.
+      translator: the model and its search settings.
       lines: the text.
-      with_weights: also returns how the source was read.
-      one_shape: takes one source length for all: slower, but nothing is compiled for the next line.
-      progress: called with the number of lines that are done.
+      with_weights: whether to return attention weights too.
+      one_shape: pads all sources to one length: slower, but the next line needs no compilation.
+      progress: called with the number of lines translated so far.
     """
     room = int(translator.model.config.length) - 1
     encoded = {i: translator.tokenizer.encode(s).tolist() for i, s in enumerate(lines) if s.strip()}
@@ -113,7 +113,7 @@ def translate(
 
 
 def _translation(tokenizer: Tokenizer, source: list[int], hypothesis: Hypothesis) -> Translation:
-    # A byte-level vocabulary can spell a line break, and readers count lines.
+    # A byte-level vocabulary can produce line breaks, which would break the one-line-each format.
     text = " ".join(tokenizer.decode(hypothesis.tokens).splitlines())
     target = tokenizer.pieces([*hypothesis.tokens, EOS])
     pieces = tokenizer.pieces(source)
@@ -121,7 +121,7 @@ def _translation(tokenizer: Tokenizer, source: list[int], hypothesis: Hypothesis
 
 
 def as_lines(results: Sequence[Sequence[Translation]], nbest: int) -> list[str]:
-    """Returns what is printed: one line to each, or "i ||| text ||| score" to each of the n best.
+    """Formats translations for output: the text, or "i ||| text ||| score" for n-best lists.
 
     Lines are numbered from 0, as in the n-best lists of Moses (Koehn et al. 2007).
     """

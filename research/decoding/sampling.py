@@ -1,4 +1,4 @@
-"""Choosing the next token from logits."""
+"""Samples the next token from logits: temperature, top-k and nucleus sampling."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from research.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """Settings for sampling tokens.
 
     Attributes:
       temperature: divides the logits; 0 takes the most probable token.
       top_k: keeps the k most probable tokens; 0 keeps all.
-      top_p: keeps the fewest most probable tokens that together reach this probability
-        (nucleus sampling, Holtzman 2020, section 3.1); 1 keeps all. Applied after top_k.
+      top_p: keeps the smallest set of most probable tokens whose total probability reaches this
+        value (nucleus sampling, Holtzman 2020, section 3.1); 1 keeps all. Applied after top_k.
 
     Raises UserError for values out of range.
     """
@@ -36,7 +36,7 @@ class Sampling:
 
 
 def restrict(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """Returns the tempered logits with -inf for tokens that may not be drawn (temperature > 0)."""
+    """Returns logits / temperature with -inf for excluded tokens; temperature must be above 0."""
     logits = logits / sampling.temperature
     descending = jnp.sort(logits, axis=-1)[:, ::-1]
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -45,7 +45,7 @@ def restrict(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B
         descending = jnp.where(descending < least, -jnp.inf, descending)
     if sampling.top_p < 1:
         p = jax.nn.softmax(descending, axis=-1)
-        # A token stays while the more probable ones alone do not reach top_p: at least one does.
+        # Keep a token while the more probable ones sum to less than top_p: always the first.
         stays = jnp.cumsum(p, axis=-1) - p < sampling.top_p
         least = jnp.min(jnp.where(stays, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
@@ -53,7 +53,7 @@ def restrict(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B
 
 
 def draw(key: Key[Array, ""], logits: Float[Array, "B V"], sampling: Sampling) -> Int[Array, " B"]:
-    """Returns one token per row."""
+    """Samples one token per row; takes the most probable one if the temperature is 0."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     return jax.random.categorical(key, restrict(logits, sampling))

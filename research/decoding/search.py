@@ -1,9 +1,9 @@
-"""What is searched for: which token sequence, scored how, of at most which length.
+"""Search settings and scores of hypotheses: beam width, penalties and length limit.
 
 Sequence-to-sequence models (research/models/model.py) give log p(token | source, tokens so far).
 Tokens are PAD = 0, BOS = 1, EOS = 2, words from 3 on. PAD and BOS are never produced. A hypothesis
-ends with EOS, which is the only token left at the length limit; its log probability there is the
-model's, as that of every other token.
+ends with EOS, which is forced at the length limit; its log probability there is the model's, as for
+every other token.
 """
 
 from dataclasses import InitVar, dataclass
@@ -19,7 +19,7 @@ from research.options import OptionError, Part, option, values_read
 from research.tasks.task import BOS, EOS, PAD
 
 LEAST_COVERAGE = 1e-6
-"""What a source position that was never read counts as: the logarithm of 0 would drown the rest."""
+"""Lower bound of a source position's attention in the coverage penalty, which takes its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,13 @@ class Search(Decoding):
     lp(n) = ((5 + n) / 6) ** length_penalty and cp = sum over source positions of
     log(min(attention received, 1)) (Wu et al. 2016, eq. 14), attention averaged over heads.
     With `ctc_weight` = w, log p is (1 - w) log p_attention + w log p_CTC (Watanabe et al. 2017,
-    section IV.C). A model of CTC alone is searched by its own algorithms (research/losses/ctc.py)
-    and reads `beam`, `nbest` and `max_length` only.
+    section IV.C). A CTC-only model has its own search algorithms (research/losses/ctc.py) and uses
+    only `beam`, `nbest` and `max_length`.
 
     Attributes:
-      nbest: how many hypotheses are returned, at most `beam`; any number with `sampling`.
+      nbest: number of hypotheses to return, at most `beam`; any number with `sampling`.
       sampling: draws the `nbest` hypotheses at random instead of searching; `beam` must be 1.
-      where: what a message puts before these names; not kept.
+      where: prefix of option names in error messages; not stored.
 
     Raises UserError for values out of range.
     """
@@ -83,7 +83,10 @@ class Search(Decoding):
             )
 
     def limit(self, length: int, where: str = "--") -> int:
-        """Returns the most tokens of a hypothesis of a model with room for `length`."""
+        """Returns the maximum number of tokens of a hypothesis, for a model with room for `length`.
+
+        Raises UserError if `max_length` exceeds `length`.
+        """
         if self.max_length > length:
             raise UserError(
                 f"{where}max_length={self.max_length} must be at most task.length = {length}."
@@ -92,7 +95,7 @@ class Search(Decoding):
 
 
 def search_of(config: ConfigDict) -> Search:
-    """Returns how `config.decoding` says to search.
+    """Returns the search settings of `config.decoding`.
 
     Args:
       config: the whole config.
@@ -106,7 +109,7 @@ def search_of(config: ConfigDict) -> Search:
 
 
 def check_model(search: Search, config: Any, where: str = "--") -> None:
-    """Raises UserError for a search that a model of this `config` cannot do."""
+    """Raises UserError for a search that a model with this `config` does not support."""
     share = ctc_share(config)
     if search.ctc_weight and not share:
         raise UserError(
@@ -121,22 +124,22 @@ def check_model(search: Search, config: Any, where: str = "--") -> None:
 
 
 def ctc_share(config: Any) -> float:
-    """Returns the part of a model's objective that is CTC: 0 without it, 1 when it is all."""
+    """Returns the weight of CTC in a model's objective: 0 without CTC, 1 for CTC alone."""
     return getattr(config, "ctc_weight", 0.0)
 
 
 class Hypotheses(NamedTuple):
-    """Found sequences, best first (drawn ones in the order of drawing).
+    """The sequences found, best first (samples in the order of drawing).
 
     Attributes:
       tokens: (B, N, T) int32, EOS included, PAD after it.
-      lengths: (B, N) int32, EOS included; 0 where fewer than N hypotheses exist.
-      scores: (B, N) float32; see `Search`; -inf where there is none.
+      lengths: (B, N) int32, EOS included; 0 if there are fewer than N hypotheses.
+      scores: (B, N) float32, see `Search`; -inf if there are fewer than N hypotheses.
       log_probs: (B, N) float32, the sum of the tokens' log probabilities.
-      positions: (B,) int32, what is there of the S positions of the memory that was read; S is that
-        of the source's tokens, or less where the model shortens time.
-      weights: (B, N, H, T, S) float32, how each token read the source, zero past the length; H = 0
-        of a model without attention. None unless asked for.
+      positions: (B,) int32, number of positions of the encoder memory without padding, at most S; S
+        is the number of source tokens, or fewer if the model downsamples time.
+      weights: (B, N, H, T, S) float32, attention of each token over the memory, zero past the
+        length; H = 0 for a model without attention. None unless requested.
     """
 
     tokens: Int[Array, "B N T"]
@@ -148,11 +151,11 @@ class Hypotheses(NamedTuple):
 
 
 def next_log_probs(log_probs: Float[Array, "R V"], last: Bool[Array, ""]) -> Float[Array, "R V"]:
-    """Returns log p of each next token, -inf for those that may not follow.
+    """Returns log p of each next token, with -inf for tokens that are not allowed.
 
     Args:
-      log_probs: of all tokens.
-      last: whether only one token is left, which is EOS then.
+      log_probs: log p of all tokens.
+      last: whether this is the last token before the length limit, which must be EOS.
     """
     number = jnp.arange(log_probs.shape[-1])
     allowed = jnp.where(last, number == EOS, (number != PAD) & (number != BOS))
@@ -160,10 +163,10 @@ def next_log_probs(log_probs: Float[Array, "R V"], last: Bool[Array, ""]) -> Flo
 
 
 def received(weights: Float[Array, "R H S"], search: Search) -> Float[Array, "R S2"]:
-    """Returns how much attention each source position got from one token, averaged over heads.
+    """Returns the attention that each source position receives from one token, mean over heads.
 
-    S2 is S, or 0 when the search does not ask. Raises UserError when it asks a model without
-    attention.
+    S2 is S, or 0 without a coverage penalty. Raises UserError for a coverage penalty on a model
+    without attention.
     """
     if not search.coverage_penalty:
         return weights.sum(axis=1)[:, :0]
@@ -185,11 +188,11 @@ def hypothesis_scores(
     """Returns the scores of finished hypotheses (Wu et al. 2016, eq. 14).
 
     Args:
-      log_probs: of the whole hypothesis.
-      lengths: tokens with EOS.
-      coverage: summed attention that each source position received; see `received`.
-      real: which source positions are not padding; broadcasts.
-      search: the penalties.
+      log_probs: log p of the whole hypothesis.
+      lengths: number of tokens, EOS included.
+      coverage: attention that each source position received in total; see `received`.
+      real: whether a source position is not padding; broadcasts.
+      search: search settings with the penalties.
     """
     scores = log_probs / length_divisor(lengths, search)
     if search.coverage_penalty:

@@ -1,10 +1,10 @@
-"""What the tokens of a long text cost a decoder that does not see all of it, by their position.
+"""Loss by position when a decoder streams long text through a bounded cache.
 
-The comparison of Xiao et al. 2023, section 4.1: a rolling cache with and without the first tokens,
-the latest tokens read anew for every token (which is what a cache has to stand up to), and all
-tokens for as long as the model has room for them.
+The comparison of Xiao et al. 2023, section 4.1: a rolling cache with and without attention sinks,
+a sliding window with recomputation (the baseline that a cache has to match), and dense attention up
+to the model's maximum length.
 
-A position is the number of tokens before the one that is predicted, from 1.
+A position is the number of tokens before the predicted one, starting from 1.
 """
 
 import functools
@@ -22,22 +22,22 @@ from research.errors import UserError
 from research.models.transformer import Decoder, init_state
 
 CHUNK = 512
-"""Tokens of a stream per dispatch: few enough to say how far it is."""
+"""Tokens of a stream per dispatch: few enough for progress to be reported often."""
 TOGETHER = 16_384
-"""Tokens that are read anew per dispatch."""
+"""Tokens per dispatch when windows are recomputed."""
 PER_DOUBLING = 4
 """Bins of positions from one power of two to the next."""
 
 Progress = Callable[[int], None]
-"""Is told how many tokens of each text are done."""
+"""Called with the number of tokens of each text that are done."""
 
 
 class Curve(NamedTuple):
-    """The cost of a text along its length.
+    """Loss of one way of reading a text, by position.
 
     Attributes:
-      name: of what reads it.
-      sinks: first tokens that a rolling cache keeps; -1: there is no such cache.
+      name: label of the curve, such as "4 sinks" or "dense".
+      sinks: number of first tokens that the rolling cache keeps; -1 without a rolling cache.
       losses: (N,) float64 nats per token, mean over texts, at positions 1 to N.
     """
 
@@ -47,14 +47,14 @@ class Curve(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A curve in numbers.
+    """Summary statistics of a curve.
 
     Attributes:
-      first, last: positions that count.
-      loss: nats per token, mean over these.
+      first, last: range of positions to average over, inclusive.
+      loss: nats per token, mean over this range.
       perplexity: exp(loss).
-      ratio: of the perplexity to the lowest one over the same positions; NaN for a curve over
-        others.
+      ratio: perplexity relative to the lowest of the curves that cover the whole text; NaN for a
+        curve that does not.
     """
 
     first: int
@@ -65,12 +65,12 @@ class Summary(NamedTuple):
 
 
 def pieces(text: Int[np.ndarray, " M"], tokens: int, most: int) -> Int[np.ndarray, "B N+1"]:
-    """Returns pieces of a text, each of N tokens to predict and one to start from.
+    """Returns evenly spaced pieces of a text, each of one start token and N tokens to predict.
 
     Args:
       text: M tokens.
       tokens: N.
-      most: how many pieces there may be; fewer where the text is short, so that none overlap.
+      most: maximum number of pieces; a short text gives fewer, so that none overlap.
 
     Raises UserError for a text shorter than one piece.
     """
@@ -89,9 +89,10 @@ def stream_models(
 ) -> list[tuple[str, int, Decoder]]:
     """Returns (name, sinks, decoder) for each number of sinks; see `streaming`.
 
-    A model without a cache, whose layers keep a state of fixed size, is one decoder with sinks -1.
+    A model without a cache, whose layers have a state of fixed size, gives one decoder with
+    sinks = -1.
 
-    Raises UserError for sizes that do not fit, and a model that cannot stream.
+    Raises UserError for sizes out of range, and for a model that cannot stream.
     """
     able = [(number, streaming(model, window, number)) for number in sinks]
     if all(one.config == model.config for _, one in able):
@@ -102,10 +103,10 @@ def stream_models(
 def streamed(
     model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"], progress: Progress
 ) -> Float[np.ndarray, " N"]:
-    """Returns the losses of a decoder made by `streaming`, one token after the other."""
+    """Returns the losses of a decoder made by `streaming`, which reads one token at a time."""
     rows, number = tokens.shape[0], tokens.shape[1] - 1
     chunk = min(CHUNK, number)
-    # Filled up to whole chunks, so that one program does for all; nothing sees what comes after.
+    # Pad to whole chunks, so that one program is compiled; causality keeps padding out of losses.
     padded = np.pad(tokens, ((0, 0), (0, -number % chunk)))
     state, losses = init_state(model.config, rows, model.config.length), []
     for start in range(0, number, chunk):
@@ -117,16 +118,17 @@ def streamed(
 
 
 def dense(model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"]) -> Float[np.ndarray, " N"]:
-    """Returns the losses of a decoder that sees all tokens; it must have room for N."""
+    """Returns the losses of a decoder that attends to all tokens; needs N <= its maximum length."""
     return _mean_loss(_whole(model, params, jnp.asarray(tokens)))
 
 
 def recomputed(
     model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"], window: int, progress: Progress
 ) -> Float[np.ndarray, " N"]:
-    """Returns the losses of a decoder that reads the latest `window` tokens anew for each token.
+    """Returns the losses of a decoder that recomputes the latest `window` tokens for each token.
 
-    Xiao et al. 2023, figure 1 (c); it must have room for `window`.
+    Sliding window with recomputation, Xiao et al. 2023, figure 1 (c); `window` must be at most the
+    model's maximum length.
     """
     number = tokens.shape[1] - 1
     losses = [dense(model, params, tokens[:, : window + 1])]
@@ -134,7 +136,7 @@ def recomputed(
     together = max(1, TOGETHER // (window * len(tokens)))
     for start in range(0, ending.shape[1], together):
         part = ending[:, start : start + together]
-        # Filled up to whole parts, so that one program does for all.
+        # Pad to whole parts, so that one program is compiled.
         padded = np.pad(part, ((0, 0), (0, together - part.shape[1]), (0, 0)))
         found = _last(model, params, jnp.asarray(padded.reshape(-1, window + 1)))
         losses.append(_mean_loss(found.reshape(len(tokens), -1))[: part.shape[1]])
@@ -159,13 +161,14 @@ def _mean_loss(log_prob: Float[Array, "B N"]) -> np.ndarray:
 
 
 def summaries(curves: Sequence[Curve], window: int) -> list[Summary]:
-    """Returns the numbers of each curve.
+    """Returns the summary of each curve.
 
-    Curves over the whole text count from where tokens have left the window, others all over.
+    Curves over the whole text are averaged from position window + 1 on, where tokens have left the
+    window; shorter curves over all of their positions.
 
     Args:
-      curves: of one text.
-      window: tokens in sight.
+      curves: curves of the same text.
+      window: number of tokens that each token attends to.
     """
     longest = max(len(curve.losses) for curve in curves)
     whole = [len(curve.losses) == longest for curve in curves]
@@ -181,7 +184,7 @@ def summaries(curves: Sequence[Curve], window: int) -> list[Summary]:
 
 
 def position_bins(last: int) -> list[tuple[int, int]]:
-    """Returns inclusive ranges of positions from 1 to `last`, `PER_DOUBLING` to each doubling."""
+    """Returns inclusive ranges of positions from 1 to `last`, `PER_DOUBLING` per doubling."""
     edges = {1, last + 1}
     for i in range(PER_DOUBLING * (last.bit_length() + 1)):
         edges.add(min(round(2 ** (i / PER_DOUBLING)), last + 1))
@@ -190,5 +193,5 @@ def position_bins(last: int) -> list[tuple[int, int]]:
 
 
 def binned(losses: Float[np.ndarray, " N"], bins: Sequence[tuple[int, int]]) -> list[float]:
-    """Returns the mean loss of each bin, up to the last one that the curve reaches the end of."""
+    """Returns the mean loss of each bin that the curve covers completely."""
     return [float(losses[low - 1 : high].mean()) for low, high in bins if high <= len(losses)]

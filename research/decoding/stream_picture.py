@@ -1,4 +1,4 @@
-"""Pictures of what tokens cost along a long text, as Xiao et al. 2023, figure 3."""
+"""Plots the loss along a long text, as Xiao et al. 2023, figure 3."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ SIZE = (6.4, 3.6)
 
 
 def stream_figure(curves: Sequence[Curve], window: int, title: str) -> Figure:
-    """Returns the drawing: nats per token, means over bins of the position, a line to each curve.
+    """Returns a figure of nats per token against position, binned, with one line per curve.
 
-    Draw and save it inside `research.drawing.chart.styled`.
+    Call it and save the figure inside `research.drawing.chart.styled`.
     """
     figure = Figure(figsize=SIZE)
     axes = figure.add_axes((0.1, 0.14, 0.62, 0.74))
@@ -24,7 +24,7 @@ def stream_figure(curves: Sequence[Curve], window: int, title: str) -> Figure:
     for index, curve in enumerate(curves):
         values = binned(curve.losses, bins)
         middles = [(low * high) ** 0.5 for low, high in bins[: len(values)]]
-        # Without markers, which would hide lines that lie on each other.
+        # No markers: they would hide lines that lie on top of each other.
         dash = DASHES[0] if curve.sinks >= 0 else DASHES[1]
         color = PALETTE[index % len(PALETTE)]
         axes.plot(middles, values, color=color, linestyle=dash, label=curve.name)
@@ -49,7 +49,7 @@ def stream_figure(curves: Sequence[Curve], window: int, title: str) -> Figure:
 
 
 def write_stream_picture(curves: Sequence[Curve], window: int, title: str, path: Path) -> None:
-    """Writes the picture as PNG, whole or not at all."""
+    """Writes `stream_figure` as a PNG file, atomically."""
     with styled():
         figure = stream_figure(curves, window, title)
     write_chart(Chart(path.stem, "curves", title, figure), path)

@@ -1,4 +1,4 @@
-"""Texts without end through a decoder with a rolling cache, and what each token costs there."""
+"""Streams texts of any length through a decoder with a rolling cache, and scores their tokens."""
 
 import dataclasses
 import functools
@@ -16,12 +16,12 @@ from research.models.transformer import Decoder, init_state
 
 
 class Scores(NamedTuple):
-    """How probable a token was under the model, before any temperature; arrays of one shape.
+    """Scores of tokens under the model, before any temperature; arrays of the same shape.
 
     Attributes:
-      log_prob: of the token, in nats.
-      entropy: of the distribution that it is from, in nats.
-      rank: how many tokens were more probable; 0: none.
+      log_prob: log probability of the token, in nats.
+      entropy: entropy of the predicted distribution, in nats.
+      rank: number of tokens that were more probable; 0 for the most probable one.
     """
 
     log_prob: Array
@@ -30,23 +30,23 @@ class Scores(NamedTuple):
 
 
 def score_tokens(logits: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> Scores:
-    """Returns the scores of tokens under the logits of their places."""
+    """Returns the scores of tokens under the logits that predict them."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     own = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)
-    # What cannot be, at -inf, adds nothing.
+    # Tokens at -inf contribute 0 to the entropy; without the mask 0 * -inf would give NaN.
     entropy = -jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * log_p, 0.0).sum(-1)
     return Scores(own[..., 0], entropy, (log_p > own).sum(-1))
 
 
 def streaming(model: Decoder, window: int, sinks: int) -> Decoder:
-    """Returns a decoder of the same parameters for texts of any length; see `Streaming`.
+    """Returns a decoder with the same parameters that takes texts of any length; see `Streaming`.
 
     Args:
       model: the decoder.
-      window: tokens that a token sees, itself among them.
-      sinks: how many of them are the first of the text.
+      window: number of tokens that each token attends to, itself included.
+      sinks: how many of these are the first tokens of the text.
 
-    Raises UserError for sizes that do not fit, and a model that cannot.
+    Raises UserError for sizes out of range, and for a model that cannot stream.
     """
     if window < 1:
         raise UserError(f"--window={window} must be at least 1.")
@@ -66,12 +66,12 @@ def streaming(model: Decoder, window: int, sinks: int) -> Decoder:
 
 
 def stream_scores(model: Decoder, params: Any, tokens: Int[Array, "B N"]) -> Scores:
-    """Returns how probable each token but the first is, given those before that the model sees.
+    """Returns the scores of every token but the first, given the tokens before in the cache.
 
     Args:
-      model: a decoder, made by `streaming` for texts longer than it has room for.
+      model: a decoder, made by `streaming` for texts longer than the model's maximum length.
       params: its parameters.
-      tokens: B texts.
+      tokens: tokens of B texts.
 
     Returns:
       Scores (B, N - 1).
@@ -86,8 +86,8 @@ def extend_scores(
 ) -> tuple[Any, Scores]:
     """Returns the state after all tokens but the last, and the scores of all but the first.
 
-    Arguments and scores as of `stream_scores`, with the state that the texts go on from; the last
-    token of one part of a text is the first of the next.
+    Arguments and scores are as in `stream_scores`; `state` is the decoding state to continue from.
+    To score a text in parts, start each part with the last token of the part before.
     """
 
     def step(state: Any, pair: tuple[Array, Array]) -> tuple[Any, Scores]:

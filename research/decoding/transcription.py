@@ -1,4 +1,4 @@
-"""Transcribing recordings: what `research.transcribe` does with files."""
+"""Transcribes recordings, for `research.transcribe`."""
 
 import functools
 import math
@@ -19,18 +19,18 @@ from research.tasks.task import EOS
 from research.tasks.text.tokenizer import Tokenizer
 
 SHORTEST = 128
-"""The least number of frames that a program is compiled for."""
+"""Smallest padded number of frames to compile for."""
 
 
 class Transcriber(NamedTuple):
-    """What it takes to transcribe.
+    """A model with everything needed to transcribe.
 
     Attributes:
-      model: a model of speech.
+      model: a speech recognition model.
       params: its parameters.
-      tokenizer: of the run.
-      search: how transcripts are found.
-      batch_size: recordings to a batch.
+      tokenizer: tokenizer of the run.
+      search: search settings.
+      batch_size: recordings per batch.
     """
 
     model: Any
@@ -44,13 +44,13 @@ class Transcript(NamedTuple):
     """One transcript of one recording.
 
     Attributes:
-      text: on one line, words parted by single spaces.
-      confidence: exp of the mean log probability of the tokens, the end among them, under the
-        search's score (joint with CTC when the search is), 0 to 1: how sure the model is of a
-        token on average, no calibrated probability of being right.
-      pieces: of the tokens, the end among them.
-      weights: (H, T, S) how each piece read each frame of the listener, or None.
-      complete: whether it ended before the limit, at which an end is forced.
+      text: one line, words separated by single spaces.
+      confidence: exp of the mean log probability of the tokens, EOS included, under the score of
+        the search (joint with CTC if the search is), 0 to 1: the model's average certainty per
+        token, not a calibrated probability of being right.
+      pieces: text of each token, EOS included.
+      weights: (H, T, S) attention of each piece to each frame of the listener, or None.
+      complete: whether it ended before the length limit, where EOS is forced.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Transcript(NamedTuple):
 
 
 def read_features(path: Path, task: ConfigDict) -> Float[np.ndarray, "F num_mels"]:
-    """Returns the normalised features of a WAV or FLAC file, as the task `config.task` has them.
+    """Returns the normalised features of a WAV or FLAC file, computed as `config.task` says.
 
     Raises UserError for a file that cannot be read, or is longer than `task.max_seconds`.
     """
@@ -70,10 +70,10 @@ def read_features(path: Path, task: ConfigDict) -> Float[np.ndarray, "F num_mels
 
 
 def frame_lengths(longest: int) -> list[int]:
-    """Returns the numbers of frames that programs are compiled for: 128, 192, 256, 384, 512, ...
+    """Returns the padded numbers of frames to compile for: 128, 192, 256, 384, 512, ...
 
-    They are the same for every set of files, so that compiled programs are found again, and no
-    recording of 128 frames or more is filled up by more than half.
+    They do not depend on the files, so that compiled programs are reused from the cache, and no
+    recording of 128 frames or more is padded by more than half its length.
     """
     found = [SHORTEST]
     while found[-1] < longest:
@@ -90,11 +90,11 @@ def transcribe(
     """Returns the transcripts of each recording, best first.
 
     Args:
-      transcriber: the model and how it searches.
-      features: of each recording; see `read_features`.
-      with_weights: also returns how the frames were read.
+      transcriber: the model and its search settings.
+      features: features of each recording; see `read_features`.
+      with_weights: whether to return attention weights too.
 
-    Raises UserError for a search that the model cannot do.
+    Raises UserError for a search that the model does not support.
     """
     if not features:
         return []
@@ -112,7 +112,7 @@ def transcribe(
 
 
 def stacked(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns source (N, S, F) float32, zeros at padding, and source_length (N,) int32."""
+    """Pads features: returns source (N, S, F) float32, 0 at padding, and lengths (N,) int32."""
     lengths = np.array([len(f) for f in features], np.int32)
     source = np.zeros((len(features), max(lengths), features[0].shape[1]), np.float32)
     for row, frames in zip(source, features, strict=True):
@@ -122,13 +122,13 @@ def stacked(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def confidence(hypothesis: Hypothesis) -> float:
     """Returns exp of the mean log probability of the tokens; see `Transcript`."""
-    # Sums of log probabilities are above 0 by rounding alone.
+    # Rounding can make the sum slightly positive; the confidence must not exceed 1.
     return math.exp(min(0.0, hypothesis.log_prob) / (len(hypothesis.tokens) + 1))
 
 
 def _transcript(tokenizer: Tokenizer, hypothesis: Hypothesis, limit: int) -> Transcript:
     tokens = hypothesis.tokens
-    # A tab or line break of a byte-level vocabulary would make columns and lines of its own.
+    # A byte-level vocabulary can produce tabs and line breaks, which would break tabular output.
     text = " ".join(tokenizer.decode(tokens).split())
     pieces = tokenizer.pieces([*tokens, EOS])
     complete = len(tokens) + 1 < limit
@@ -138,7 +138,7 @@ def _transcript(tokenizer: Tokenizer, hypothesis: Hypothesis, limit: int) -> Tra
 def label_posteriors(
     transcriber: Transcriber, features: Float[np.ndarray, "F num_mels"]
 ) -> Float[np.ndarray, "S V"]:
-    """Returns the probability of each label of CTC, PAD the blank, in each frame of the listener.
+    """Returns the CTC probability of each label in each frame of the listener; PAD is the blank.
 
     Raises UserError for a model without CTC.
     """

@@ -1,4 +1,4 @@
-"""Charts and HTML that several kinds of pages are made of.
+"""Building blocks of pages: charts, Markdown tables and HTML templates.
 
-Knows nothing of runs or experiments.
+Independent of runs and experiments.
 """

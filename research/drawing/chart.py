@@ -1,8 +1,9 @@
-"""One look for every chart, and its two outputs: PNG files and themeable SVG for the page.
+"""Shared style of all charts, and their output as files and as themeable SVG for the page.
 
-Colours are Okabe and Ito's (legible with every common colour blindness) without their yellow, which
-vanishes on white; the reference arm is black. Arms differ in marker and dash as well. In the page
-the same drawing takes its colours from CSS variables, so that it follows the light or dark theme.
+Colours are those of Okabe and Ito (legible with every common colour blindness) without yellow,
+which vanishes on white; the reference arm is black. Arms also differ in marker and dash. In the
+page, the same figure takes its colours from CSS variables, so that it follows the light or dark
+theme.
 """
 
 import html
@@ -33,13 +34,13 @@ VARIABLES = {
     MUTED: "var(--muted)",
     RULE: "var(--rule)",
 }
-"""CSS variables that stand for the colours in the page."""
+"""CSS variables that replace the colours in the page."""
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.color": INK,
-    # Arm names are shown as they are: a "$" in one is no formula.
+    # Arm names are shown verbatim: a "$" does not start a formula.
     "text.parse_math": False,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -59,20 +60,20 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "attest",
-    # Letters as letters, which journals ask for.
+    # Embed TrueType fonts (type 42), which journals require, instead of matplotlib's type 3.
     "pdf.fonttype": 42,
 }
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel.
+    """One chart of a report.
 
     Attributes:
       name: file stem, unique in the report.
       section: "outcome", "frontier", "axes", "curves", "slices" or "steps".
-      title: what is shown, for the heading and for screen readers.
-      figure: the drawing.
+      title: title for the heading and for screen readers.
+      figure: the matplotlib figure.
     """
 
     name: str
@@ -83,9 +84,12 @@ class Chart:
 
 @contextmanager
 def styled() -> Generator[None]:
-    """Everything is drawn and written in here: matplotlib reads its settings at both times."""
+    """Applies the style within the context, in which figures must be both drawn and saved.
+
+    matplotlib reads its settings at both times.
+    """
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # Names in scripts that the PNG font lacks are drawn as boxes there; the HTML has them.
+        # Characters that the font lacks become boxes in the PNG; the HTML page shows them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -101,25 +105,25 @@ def look(index: int) -> dict:
 
 
 def mark(artists: Iterable, index: int) -> None:
-    """Tags what belongs to an arm, so that the page can bring it forward."""
+    """Tags the artists of an arm, so that the page can highlight it."""
     for artist in artists:
         artist.set_gid(f"arm-{index}")
 
 
 FORMATS = ("png", "svg", "pdf")
-"""Kinds of files that a chart can be written to."""
+"""File formats that a chart can be written in."""
 
 
 def write_chart(chart: Chart, path: Path) -> None:
-    """Writes the chart, whole or not at all, as the kind of file that `path` ends in."""
+    """Writes the chart atomically, in the format given by the suffix of `path`."""
     store.write_bytes(path, drawn(chart.figure, path.suffix.removeprefix(".")))
 
 
 def drawn(figure: Figure, kind: str = "png") -> bytes:
-    """Returns a figure on white as a file of a kind in `FORMATS`.
+    """Returns the bytes of a figure on white, in a format of `FORMATS`.
 
-    PNG is twice the size of the page, in 256 colors, which is a third of the bytes. In SVG and PDF
-    text is text.
+    PNG has twice the resolution of the page and 256 colors, which takes a third of the bytes. SVG
+    and PDF keep text as text. Dates are left out, so that equal figures give equal bytes.
     """
     buffer = io.BytesIO()
     options: dict[str, Any] = {
@@ -128,7 +132,7 @@ def drawn(figure: Figure, kind: str = "png") -> bytes:
         "pdf": {"metadata": {"CreationDate": None}},
     }[kind]
     with styled():
-        # A long name may stand out over the edge; "tight" makes room for it.
+        # A long name may extend beyond the edge; "tight" makes room for it.
         figure.savefig(
             buffer,
             format=kind,
@@ -150,10 +154,10 @@ def _fewer_colors(png: io.BytesIO) -> bytes:
 
 
 def svg(chart: Chart) -> str:
-    """Returns the chart as an `<svg>` element to stand inside a page.
+    """Returns the chart as an `<svg>` element to embed in a page.
 
-    Its colours are CSS variables (--ink, --muted, --rule, --arm-N), its text takes the font of the
-    page, its ids are unique to the chart, and what belongs to an arm has a `data-arm` attribute.
+    Its colours are CSS variables (--ink, --muted, --rule, --arm-N), its text inherits the font of
+    the page, its ids are unique to the chart, and elements of an arm have a `data-arm` attribute.
     """
     buffer = io.StringIO()
     with styled():
@@ -162,18 +166,18 @@ def svg(chart: Chart) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # A style element would apply to the whole page; page.css has its rule.
+    # A style element would apply to the whole page; page.css contains its rule instead.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     return re.sub(r"<[^>]*>", lambda tag: _themed(tag[0], chart), text).strip()
 
 
 def _themed(tag: str, chart: Chart) -> str:
-    """Rewrites one tag. Text between tags, where names stand, is never touched."""
+    """Rewrites the colours, ids and links of one tag. Text between tags, such as names, is kept."""
     if tag.startswith("<svg"):
         box = re.search(r'viewBox="[\d. ]+"', tag)
         return f'<svg role="img" aria-label="{html.escape(chart.title)}" {box[0] if box else ""}>'
     tag = re.sub(r'\bid="arm-(\d+)"', r'data-arm="\1"', tag)
-    # Ids that something refers to (markers, clip paths) are hashes; the others only name parts.
+    # Referenced ids (markers, clip paths) are hashes: prefix them. Other ids are only names: drop.
     tag = re.sub(r'\bid="([mpC][0-9a-f_]{6,})"', rf'id="{chart.name}-\1"', tag)
     tag = re.sub(rf' id="(?!{chart.name}-)[^"]*"', "", tag)
     tag = re.sub(r'xlink:href="#', f'href="#{chart.name}-', tag)

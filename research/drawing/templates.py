@@ -1,4 +1,4 @@
-"""Fills the HTML templates of pages with Jinja: what is not markup already is escaped."""
+"""Renders HTML templates with Jinja, which escapes all text that is not marked as `Markup`."""
 
 import base64
 import hashlib
@@ -11,10 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def fill(path: Path, values: Mapping[str, Any]) -> str:
-    """Returns the template with its values put in.
+    """Renders a template with the given values.
 
-    Texts are escaped, `markupsafe.Markup` goes in as it stands, None leaves nothing. A template may
-    include and import those beside it.
+    Strings are escaped, `markupsafe.Markup` is inserted verbatim, None renders as "". A template
+    may include and import other templates in its folder.
 
     Raises jinja2.UndefinedError for a name that the template uses and `values` does not have.
     """
@@ -35,6 +35,6 @@ def _environment(folder: Path) -> Environment:
 
 
 def source_hash(text: str) -> str:
-    """Returns what a Content-Security-Policy calls a script or style: "sha256-..." of its text."""
+    """Returns the Content-Security-Policy source of a script or style: "sha256-..." of its text."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return f"sha256-{base64.b64encode(digest).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""Pages and pictures of what a trained model does with one input, and the command for them.
+"""Pages and pictures of a trained model's activations on one input, and their command.
 
 Builds on the methods of `interpret`; opens runs through `training`.
 """

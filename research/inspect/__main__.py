@@ -36,7 +36,7 @@ flags.DEFINE_string("base", "configs/base.py", "Config whose differences from th
 
 
 def main() -> None:
-    """Looks and writes."""
+    """Inspects the model on one sequence and writes the page or picture."""
     options = flags.FLAGS
     workdir = Path(options.workdir)
     check(options)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def check(options: flags.FlagValues) -> None:
-    """Raises UserError for options that do not go together, before anything is opened."""
+    """Raises UserError for invalid or conflicting options, before anything is opened."""
     given = [f"--{name}" for name in ("text", "index", "input") if options[name].present]
     if not given:
         raise UserError(
@@ -86,7 +86,7 @@ def check(options: flags.FlagValues) -> None:
 
 
 def numbers(flag: str, options: flags.FlagValues) -> tuple[int, ...]:
-    """Returns the numbers of a list. Raises UserError for anything else."""
+    """Returns the indices listed in a flag, sorted. Raises UserError for anything else."""
     words = getattr(options, flag)
     if not all(word.strip().isdecimal() for word in words):
         raise UserError(f"--{flag}={','.join(words)} must be numbers from 0, such as 0,2.")
@@ -94,7 +94,7 @@ def numbers(flag: str, options: flags.FlagValues) -> tuple[int, ...]:
 
 
 def subject_of(opened, options: flags.FlagValues):
-    """Returns what the model reads. Raises UserError."""
+    """Returns the sequence that the options select. Raises UserError if it does not exist."""
     from research.inspect.inputs import of_example, of_recording, of_text
 
     if options.input:
@@ -105,7 +105,7 @@ def subject_of(opened, options: flags.FlagValues):
 
 
 def write(inspection, workdir: Path, options: flags.FlagValues) -> None:
-    """Writes what is asked for and prints where it is."""
+    """Writes the requested files and prints their paths."""
     if options.png:
         from research.inspect.picture import draw
 

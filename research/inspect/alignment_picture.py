@@ -1,4 +1,4 @@
-"""Pictures of how a translation read its source, as Bahdanau et al. 2015, figure 3."""
+"""Draws the attention alignment of a translation, as Bahdanau et al. 2015, figure 3."""
 
 import io
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from research.errors import UserError
 from research.runs import store
 
 CELL = 0.26
-"""Inches to a word, either way."""
+"""Inches per word, in both directions."""
 LONGEST = 24
-"""Characters of a word that are shown."""
+"""Maximum number of characters of a word to show."""
 
 
 def select_head(weights: Float[np.ndarray, "H T S"], head: str, layers: int) -> np.ndarray:
-    """Returns the weights (T, S) of one head, or the mean over all.
+    """Returns the weights (T, S) of one head, or their mean over all heads.
 
     Args:
-      weights: of all layers' heads, those of the first layer first.
+      weights: weights of the heads of all layers, from the first layer to the last.
       head: "mean" or "layer.head", both from 0: "1.3" is the fourth head of the second layer.
-      layers: how many layers have heads.
+      layers: number of layers that have heads.
 
-    Raises UserError when there is no such head, or no attention at all.
+    Raises UserError for a head that does not exist, and for a model without attention.
     """
     if not len(weights):
         raise UserError("there is nothing to draw: this model has no attention.")
@@ -45,10 +45,10 @@ def select_head(weights: Float[np.ndarray, "H T S"], head: str, layers: int) -> 
 
 
 def words_of(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """Returns the words that pieces of tokens make, each with the indices of its pieces.
+    """Groups token pieces into words: returns each word with the indices of its pieces.
 
-    A word starts at a space, and where letters or digits turn into something else or back; names
-    of special tokens, as "</s>", stand alone. An empty piece belongs to the word before.
+    A word starts at a space, and at each change between alphanumeric and other characters. Special
+    tokens, such as "</s>", are words of their own. An empty piece belongs to the word before.
     """
     words: list[tuple[str, list[int]]] = []
     for i, piece in enumerate(pieces):
@@ -73,11 +73,11 @@ def by_word(
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Returns the weights between words, the source words and the target words.
 
-    A target word reads a source word as much as its pieces read, on average, all pieces of it: rows
-    that sum to one still do.
+    Sums weights over the pieces of a source word and averages them over the pieces of a target
+    word, so that rows that sum to one still do.
 
     Args:
-      weights: between tokens.
+      weights: weights between tokens.
       source: S pieces.
       target: T pieces.
     """
@@ -90,9 +90,10 @@ def by_word(
 def alignment_figure(
     weights: Float[np.ndarray, "T S"], source: Sequence[str], target: Sequence[str]
 ) -> Figure:
-    """Returns the drawing: source words along the top, target words down, white is weight one.
+    """Returns a figure with source words along the top and target words down the side.
 
-    Draw and save it inside `research.drawing.chart.styled`.
+    White is weight 1, black weight 0. Call it and save the figure inside
+    `research.drawing.chart.styled`.
     """
     height, width = weights.shape
     figure = Figure(figsize=(CELL * width, CELL * height))
@@ -104,7 +105,7 @@ def alignment_figure(
         label.set_rotation_mode("anchor")
     axes.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False, top=False)
     axes.grid(False)
-    # Cells stay apart where neighbours have the same grey.
+    # A thin grid separates neighbouring cells of the same grey.
     axes.set_xticks(np.arange(width - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(height - 1) + 0.5, minor=True)
     axes.grid(True, which="minor", color=MUTED, linewidth=0.3)
@@ -119,13 +120,13 @@ def _short(word: str) -> str:
 def write_alignment(
     weights: Float[np.ndarray, "T S"], source: Sequence[str], target: Sequence[str], path: Path
 ) -> None:
-    """Writes the picture as PNG, whole or not at all.
+    """Writes `alignment_figure` as a PNG file, atomically.
 
     Args:
-      weights: between words or tokens.
+      weights: weights between words or tokens.
       source: S labels.
       target: T labels.
-      path: of the file.
+      path: path of the file.
     """
     buffer = io.BytesIO()
     with styled():

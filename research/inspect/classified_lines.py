@@ -1,4 +1,4 @@
-"""What became of classified texts as lines, for programs and for people."""
+"""Formats the predictions for classified texts, as tab-separated rows and for the terminal."""
 
 from rich.console import Console
 from rich.text import Text
@@ -6,15 +6,15 @@ from rich.text import Text
 from research.interpret.classification import Classified
 
 LISTED = 5
-"""Words that are listed below a text with their attributions."""
+"""Number of words to list below a text with their attributions."""
 
 
 def visible(text: str, spaces: bool = True) -> str:
-    """Returns a text in which what cannot be seen is written as Python writes it.
+    """Returns the text with unprintable characters replaced by Python escapes.
 
     Args:
-      text: any.
-      spaces: whether spaces stay as they are.
+      text: any text.
+      spaces: whether to keep spaces instead of escaping them.
     """
 
     def one(character: str) -> str:
@@ -27,7 +27,7 @@ def visible(text: str, spaces: bool = True) -> str:
 
 
 def as_row(found: Classified, text: str) -> str:
-    """Returns label, probability, text and words with attributions, parted by tabs."""
+    """Returns label, probability, text, and words with attributions, separated by tabs."""
     words = (
         f"{visible(piece.strip(' '), spaces=False)}:{value:+.4f}"
         for piece, value in zip(found.pieces, found.attributions, strict=True)
@@ -37,12 +37,12 @@ def as_row(found: Classified, text: str) -> str:
 
 
 def show(found: Classified, by: str) -> None:
-    """Prints a text for people."""
-    # Nothing of a text or label is read as markup, and no word is coloured for looking like one.
+    """Prints the prediction for a text to the terminal, with words coloured by attribution."""
+    # Texts are untrusted: keep rich from interpreting markup or emoji, or highlighting words.
     console = Console(highlight=False, markup=False, emoji=False)
     largest = max(map(abs, found.attributions)) or 1.0
     line = Text(f"{visible(found.label)} {found.probability:.1%}  ", style="bold")
-    # Pieces of a BPE have their spaces with them.
+    # BPE pieces include their leading spaces.
     spaced = any(piece.startswith(" ") for piece in found.pieces)
     for piece, value in zip(found.pieces, found.attributions, strict=True):
         word = visible(piece)
@@ -58,7 +58,7 @@ def show(found: Classified, by: str) -> None:
 
 
 def colour(part: float) -> str:
-    """Returns the style of a word that has this part, -1 to 1, of the largest attribution."""
+    """Returns the style of a word whose attribution is `part`, -1 to 1, of the largest one."""
     if abs(part) < 0.1:
         return "not bold"
     shade = round(abs(part) * 160)

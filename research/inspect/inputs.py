@@ -1,4 +1,4 @@
-"""What a trained model is looked at with: one sequence, from a text, a recording or its data."""
+"""Builds the sequence to inspect a model on: from text, from a recording or from the run's data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,19 +22,19 @@ from research.training.runs import Opened, load_task_of
 
 SPEECH = "speech"
 SHOWN = 60
-"""Characters of a text in a title."""
+"""Maximum number of characters of a text in a title."""
 
 
 class Subject(NamedTuple):
-    """One sequence.
+    """One sequence to run a model on.
 
     Attributes:
-      title: what it is called.
-      batch: what the model takes, one row without padding. A language model has "targets" where
-        the task asks for something else than the next token.
-      input: texts of the input's tokens; none of sound.
-      output: texts of what is written, the end among them; none where nothing is.
-      lines: what there is to say of it.
+      title: title of the page.
+      batch: input of the model, one row without padding. For a language model it has "targets" only
+        if the task predicts something other than the next token.
+      input: text of each input token; empty for sound.
+      output: text of each output token, EOS included; empty for models without output tokens.
+      lines: lines of text about the sequence.
     """
 
     title: str
@@ -45,14 +45,14 @@ class Subject(NamedTuple):
 
 
 def of_text(run: Opened, text: str, target: str = "") -> Subject:
-    """Returns a text as the run's model takes it.
+    """Returns the subject for a text.
 
-    What has more tokens than the model is made for is cut, and `lines` say so.
+    A text with more tokens than the model's maximum length is cut, and `lines` say so.
 
     Args:
-      run: of a task with texts.
-      text: what is read.
-      target: what is written, for a model that writes; "": what it writes itself.
+      run: an opened run of a task with text.
+      text: the input.
+      target: the output, for a model that generates one; "": the model's own output.
 
     Raises UserError for a task without texts, a text without tokens, and characters that the model
     does not know.
@@ -83,13 +83,13 @@ def of_text(run: Opened, text: str, target: str = "") -> Subject:
 
 
 def of_written(run: Opened, prompt: Sequence[int], written: Sequence[int]) -> Subject:
-    """Returns what a language model wrote, after its prompt.
+    """Returns the subject for text that a language model generated, including its prompt.
 
-    Of more tokens than the model is made for, the last ones are kept. Where writing may have begun
-    again in between (see `research.decoding.continuation`), `lines` say so.
+    Only the last tokens are kept if there are more than the model's maximum length. If generation
+    may have restarted in between (see `research.decoding.continuation`), `lines` say so.
 
     Args:
-      run: of a text task.
+      run: an opened run of a text task.
       prompt, written: tokens.
     """
     tokens, room = np.array([*prompt, *written], np.int32), run.config.task.length
@@ -106,9 +106,9 @@ def of_written(run: Opened, prompt: Sequence[int], written: Sequence[int]) -> Su
 
 
 def of_recording(run: Opened, path: Path, target: str = "") -> Subject:
-    """Returns a WAV or FLAC file as the run's model takes it; `target` as of `of_text`.
+    """Returns the subject for a WAV or FLAC file; `target` is as in `of_text`.
 
-    Raises UserError for a file that cannot be read, and a run that is not of speech.
+    Raises UserError for a file that cannot be read, and for a run of a task without speech.
     """
     if run.config.task.name != SPEECH:
         raise UserError(
@@ -129,14 +129,14 @@ def of_recording(run: Opened, path: Path, target: str = "") -> Subject:
 def of_example(
     run: Opened, split: str, index: int, target: str = "", reference: bool = False
 ) -> Subject:
-    """Returns a sequence of the run's data.
+    """Returns the subject for a sequence of the run's data.
 
     Args:
-      run: any.
-      split: of the evaluation.
-      index: from 0, in the order of the split.
-      target: as of `of_text`.
-      reference: whether the right target is what is written.
+      run: any opened run.
+      split: the evaluation split.
+      index: index of the sequence in the split, from 0.
+      target: as in `of_text`.
+      reference: whether to use the reference target as the output.
 
     Raises UserError for a split or sequence that does not exist, and for data that changed.
     """
@@ -168,20 +168,20 @@ def of_example(
 
 
 def pieces_of(run: Opened, tokens: Sequence[int] | np.ndarray) -> list[str]:
-    """Returns the text of each token; where a run has no tokenizer, its number."""
+    """Returns the text of each token, or its number if the run has no tokenizer."""
     tokens = [int(t) for t in tokens]
     if run.tokenizer is None:
         ends = EOS if _writes(run) else -1
         return [SentenceTokenizer.SPECIAL[t] if t == ends else str(t) for t in tokens]
     pieces = run.tokenizer.pieces(tokens)
     if isinstance(getattr(run.tokenizer, "inner", None), WordTokenizer):
-        # Spaces in front of all words say nothing.
+        # Every word has a space in front, which carries no information.
         pieces = [piece.removeprefix(" ") for piece in pieces]
     return pieces
 
 
 def _writes(run: Opened) -> bool:
-    """Whether a model makes a target of a source."""
+    """Returns whether the model generates a target from a source."""
     return run.config.model.name not in ("decoder", "classifier")
 
 
@@ -210,7 +210,7 @@ def _cut(run: Opened, tokens: np.ndarray, room: int, what: str) -> tuple[np.ndar
 
 
 def _target_of(run: Opened, target: str) -> list[int]:
-    """Tokens of a target with its end; none of an empty one."""
+    """Returns the tokens of a target with EOS; empty for an empty target."""
     if not target:
         return []
     if run.tokenizer is None:
@@ -230,7 +230,7 @@ def _target_of(run: Opened, target: str) -> list[int]:
 def _with_output(
     run: Opened, title: str, source: np.ndarray, target: list[int], lines: list[str]
 ) -> Subject:
-    """Returns a source with a target, which the model writes if there is none."""
+    """Returns the subject for a source and its target, generated by the model if not given."""
     if target:
         lines = [*lines, f"The output was given: {_text_of(run, target)}"]
     else:
@@ -248,7 +248,7 @@ def _with_output(
 
 
 def _written(run: Opened, source: np.ndarray) -> list[int]:
-    """Returns what the run's own search finds, with its end."""
+    """Returns the best hypothesis under the run's own search settings, with EOS."""
     search = search_of(run.config)
     check_model(search, run.model.config, "decoding.")
     length = np.array([len(source)], np.int32)
@@ -272,5 +272,5 @@ def _brief(text: str) -> str:
 
 
 def spells(run: Opened) -> bool:
-    """Whether a model gives each token of its output a probability, given those before."""
+    """Returns whether the model gives p(token | tokens before) for each output token."""
     return _writes(run) and ctc_share(run.model.config) < 1

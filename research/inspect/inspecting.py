@@ -1,4 +1,4 @@
-"""A trained model and one sequence to an `Inspection`: weights, measures, probabilities."""
+"""Runs a trained model on one sequence and collects weights, measures and probabilities."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -29,21 +29,21 @@ SHOWN = {
     "cross": ("entropy_of_cross", "confidence_of_cross"),
     "pooling": ("entropy_of_pooling", "confidence_of_pooling"),
 }
-"""Measures of the heads of each kind, names of research/interpret/columns.py."""
+"""Measures to show for each kind of attention, by their names in research/interpret/columns.py."""
 ATTRIBUTIONS = (LEAVE_ONE_OUT, "gradient_times_input", "integrated_gradients")
 AXES = {"listener": "audio", "decoder": "output", "speller": "output"}
-"""What the layers of a stack read; those of others read the input."""
+"""Axis that the self-attention of a stack runs over; "input" for all other stacks."""
 CLOSE = 1e-3
-"""Relative differences in float32 that rounding explains."""
+"""Largest relative difference in float32 that rounding can explain."""
 ANSWERS = 12
-"""Answers that are listed."""
+"""Maximum number of answers to list."""
 
 
 class Chosen(NamedTuple):
-    """What is kept of what there is; empty means all.
+    """Selection of layers, heads and kinds of attention to show; empty means all.
 
     Attributes:
-      layers, heads: numbers from 0.
+      layers, heads: indices from 0.
       kinds: names in `KINDS`.
     """
 
@@ -58,12 +58,12 @@ EVERYTHING = Chosen()
 def inspect(
     run: Opened, subject: Subject, chosen: Chosen = EVERYTHING, base: str = ""
 ) -> Inspection:
-    """Returns what there is to see.
+    """Runs the model on a sequence and returns everything to show.
 
     Args:
-      run: the model, of any kind and task.
-      subject: what it reads.
-      chosen: which layers, heads and kinds of attention are kept.
+      run: an opened run, with any kind of model and task.
+      subject: the sequence to inspect.
+      chosen: selection of layers, heads and kinds of attention.
       base: see `run_facts.facts_of`.
 
     Raises UserError for layers, heads or kinds that the model does not have.
@@ -89,13 +89,13 @@ def inspect(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _look(model: Model, params: Any, batch: Batch) -> Any:
-    """Returns outputs, what was recorded, and the sums of the measures of each part."""
+    """Returns the outputs, the recorded activations, and the sums of the measures of each part."""
     outputs, recorded = record(model, params, batch, SITES)
     return outputs, recorded, {p.name: _sums(p, batch) for p in parts(recorded)}
 
 
 def _chosen(found: Sequence[Part], chosen: Chosen) -> list[tuple[Part, list[int]]]:
-    """Returns the parts that are kept, each with the numbers of its heads."""
+    """Returns the selected parts, each with the indices of its selected heads."""
     for kind in chosen.kinds:
         check_name("--kinds", kind, {part.kind for part in found} or KINDS)
     layers = [part.layer for part in found if part.kind != "pooling"]
@@ -150,7 +150,7 @@ def _map(subject: Subject, part: Part, heads: list[int], sums: Mapping[str, Sums
 
 
 def _sums(part: Part, batch: Batch) -> dict[str, Sums]:
-    """Returns the measures of a part's heads, by what they are called."""
+    """Returns the measures of a part's heads, by the names to display."""
     if "weights" not in part.sites:
         return {}
     rows, found = rows_of(part, batch), {}
@@ -167,13 +167,13 @@ def _called(measure: str) -> str:
 
 
 def _mean(sums: Sums) -> Float[np.ndarray, " H"]:
-    """NaN where no row counts."""
+    """Returns the mean of each head; NaN if no row was counted."""
     total, count = (np.asarray(a) for a in sums)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _rollouts(run: Opened, found: Sequence[Part]) -> list[AttentionMap]:
-    """Returns rollout through each stack in which nothing but self-attention moves information."""
+    """Returns the rollout of each stack in which only self-attention mixes positions."""
     maps = []
     for stack in ("", "encoder", "listener"):
         layers = [p.sites.get("weights") for p in found if p.stack == stack and p.kind == "self"]
@@ -194,7 +194,7 @@ Outcome = tuple[Tokens, list[tuple[str, float]], list[str]]
 
 
 def _outcome(run: Opened, subject: Subject, outputs: Any) -> Outcome:
-    """Returns the tokens with their numbers, predictions, and lines on them."""
+    """Returns the tokens with their values, the predictions, and lines of text about them."""
     if run.config.model.name == "classifier":
         return _classified(run, subject, outputs)
     if run.config.model.name == "decoder":
@@ -211,7 +211,10 @@ def _outcome(run: Opened, subject: Subject, outputs: Any) -> Outcome:
 
 
 def _continued(run: Opened, subject: Subject, logits: Any) -> Outcome:
-    """Numbers of a token of a text are those of its prediction, from the tokens before."""
+    """Returns the outcome of a language model.
+
+    The values of each token are those of its own prediction, made from the tokens before it.
+    """
     if "targets" not in subject.batch:
         tokens = subject.batch["inputs"][0]
         found = _probabilities(logits[0, :-1], tokens[1:])
@@ -283,7 +286,7 @@ def _audio(run: Opened, subject: Subject) -> Audio | None:
 
 
 def _gap(run: Opened, found: Sequence[Part]) -> tuple[str, list[str]]:
-    """Returns the largest difference between implementation and dense form, and a warning."""
+    """Returns the largest difference between implementation and dense form, and any warning."""
     gaps = {part.name: float(part.sites["gap"]) for part in found if "gap" in part.sites}
     if not gaps:
         return "", []
@@ -299,7 +302,7 @@ def _gap(run: Opened, found: Sequence[Part]) -> tuple[str, list[str]]:
 
 
 def _without_weights(run: Opened, found: Sequence[Part]) -> list[str]:
-    """Returns a line on what has no weights to show."""
+    """Returns lines of text that name the layers without attention weights."""
     lines = []
     recurrent = [p.name for p in found if "entry" in p.sites and "weights" not in p.sites]
     if recurrent:

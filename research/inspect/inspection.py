@@ -1,4 +1,4 @@
-"""What there is to see of one sequence in a trained model: plain data for the page and pictures."""
+"""Data of an inspection: one sequence in a trained model, as plain data for pages and pictures."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Float
 
 KINDS = ("cross", "pooling", "self")
-"""Kinds of attention, in the order in which they are shown."""
+"""Kinds of attention, in display order."""
 AXES = ("input", "output", "audio", "query")
-"""What rows or columns can be: tokens of a text, states over a recording, learned queries."""
+"""Kinds of rows and columns: tokens of a text, states over a recording, learned queries."""
 
 JOINER = "\u200d"
-"""What holds the parts of one emoji together: the only invisible character that stays."""
+"""Zero-width joiner, which joins the parts of an emoji: the only invisible character to keep."""
 NAMED = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
 HIDDEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs"}
-"""Unicode categories without a picture of their own, and those that reorder what is around."""
+"""Unicode categories of invisible characters, including those that change text direction."""
 
 
 class Audio(NamedTuple):
@@ -25,8 +25,8 @@ class Audio(NamedTuple):
 
     Attributes:
       features: log-mel spectrogram, F frames of M bands, the lowest first.
-      seconds_per_frame: between frames of the spectrogram.
-      seconds_per_state: between states, which are the rows and columns that are "audio".
+      seconds_per_frame: time between frames of the spectrogram.
+      seconds_per_state: time between states, the rows and columns of "audio" axes.
     """
 
     features: Float[np.ndarray, "F M"]
@@ -36,16 +36,16 @@ class Audio(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What a model read and wrote. Texts may be anything: they are untrusted.
+    """Input and output tokens of a model, with values per token. Texts are untrusted.
 
     Attributes:
-      input: texts of the input's tokens; empty for audio.
-      output: texts of the output's tokens; empty where there are none, as for a classifier.
-      input_numbers: {name: one signed number for each token of the input}, NaN for none.
+      input: text of each input token; empty for audio.
+      output: text of each output token; empty if there are none, as for a classifier.
+      input_numbers: {name: one signed value per input token}, NaN if a token has none.
       output_numbers: the same for the output, for example {"log-probability": ...}.
-      audio: the recording, in place of an input of tokens.
+      audio: the recording, if the input is not made of tokens.
 
-    Raises ValueError where numbers and tokens differ in length.
+    Raises ValueError if values and tokens differ in length.
     """
 
     input: Sequence[str] = ()
@@ -75,15 +75,15 @@ class AttentionMap:
     Attributes:
       name: "layer 3", "decoder 2 cross", ...
       kind: one of KINDS.
-      rows: what reads, one of AXES.
-      columns: what is read, one of AXES.
-      weights: of H heads; may be negative, and NaN in rows that read nothing.
-      measures: {name: one number for each head}, NaN where there is none.
-      note: one line, the mechanism and the implementation for example.
-      heads: numbers of the H heads, where not all are shown; empty: from 0 on.
+      rows: axis of the queries, one of AXES.
+      columns: axis of the keys, one of AXES.
+      weights: weights of H heads; may be negative, and NaN in fully masked rows.
+      measures: {name: one value per head}, NaN if a head has none.
+      note: one line of text, for example about the implementation.
+      heads: indices of the H heads if only some are shown; empty: 0 to H - 1.
 
-    Raises ValueError for an unknown kind or axis, and for measures or numbers that are not one per
-    head.
+    Raises ValueError for an unknown kind or axis, and unless measures and `heads` have one entry
+    per head.
     """
 
     name: str
@@ -110,23 +110,23 @@ class AttentionMap:
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of the heads."""
+        """Index of each head."""
         return list(self.heads) or list(range(len(self.weights)))
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """Everything that is shown of one sequence.
+    """All data to show for one sequence.
 
     Attributes:
       title: the heading.
-      facts: of the run: config, checkpoint, seed, git commit, device, ...
-      tokens: what was read and written.
-      maps: of all layers, the first layer first.
+      facts: facts about the run: config, checkpoint, seed, git commit, device, ...
+      tokens: input and output of the model.
+      maps: attention maps of all layers, from the first to the last.
       predictions: (label, probability), the most probable first.
       lines: further lines of text.
 
-    Raises ValueError where weights do not fit the tokens.
+    Raises ValueError if the shapes of weights do not match the tokens.
     """
 
     title: str
@@ -150,17 +150,17 @@ class Inspection:
 
 
 def in_order(maps: Sequence[AttentionMap]) -> list[AttentionMap]:
-    """Returns the maps by kind, in the order of KINDS, and otherwise as they were."""
+    """Returns the maps sorted by kind, in the order of KINDS; the sort is stable."""
     return sorted(maps, key=lambda one: KINDS.index(one.kind))
 
 
 def names_of(axis: str, length: int, tokens: Tokens) -> list[str]:
-    """Returns what the positions of an axis are called, all of it `visible`.
+    """Returns the labels of the positions of an axis, with token texts made `visible`.
 
     Args:
       axis: one of AXES.
-      length: positions of the axis.
-      tokens: of the sequence.
+      length: number of positions of the axis.
+      tokens: tokens of the sequence.
     """
     if axis == "audio" and tokens.audio is not None:
         return [f"{i * tokens.audio.seconds_per_state:.2f} s" for i in range(length)]
@@ -170,16 +170,16 @@ def names_of(axis: str, length: int, tokens: Tokens) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """Returns a text with everything invisible replaced by a sign for it; never an empty text.
+    """Returns the text with invisible characters replaced by visible symbols; never empty.
 
-    Spaces become "·", line breaks "↵". Control characters, those that change the direction of what
-    follows and halves of surrogate pairs become their number, as "⟨U+202E⟩".
+    Spaces become "·", line breaks "↵". Control characters, characters that change text direction
+    and unpaired surrogates are replaced by their code point, such as "⟨U+202E⟩".
     """
     return "".join(map(_visible, text)) or "∅"
 
 
 def legible(text: str) -> str:
-    """Returns `visible` of a line of prose, whose spaces stay spaces."""
+    """Returns a line of prose made `visible`, but with its spaces kept."""
     return " ".join(visible(word) for word in text.split(" ") if word)
 
 

@@ -1,6 +1,6 @@
-"""The inspect page: one HTML file that needs no network and runs no text of the data.
+"""Renders the inspect page: one HTML file that needs no network and never executes data.
 
-Its scripts and style are in `assets`; the browser lets only these run, by their hashes.
+Its scripts and style are in `assets`; a Content-Security-Policy allows only these, by their hashes.
 """
 
 from pathlib import Path
@@ -14,14 +14,14 @@ from research.runs.store import write_text
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("data", "colours", "state", "overview", "frame", "map", "side", "text", "controls")
-"""Files of the script, in the order in which they are joined."""
+"""Files of the script, in the order to concatenate them in."""
 
 
 def render(inspection: Inspection, budget: int = BUDGET) -> str:
-    """Returns the page.
+    """Returns the HTML of the page.
 
     Args:
-      inspection: what is shown.
+      inspection: the data to show.
       budget: bytes for the weights of all heads; see `research.inspect.payload`. The page
         says which maps had to be pooled.
     """

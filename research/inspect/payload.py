@@ -1,9 +1,9 @@
-"""The data of the inspect page: maps quantized to bytes, packed and written as base64.
+"""Encodes the data of the inspect page: attention maps quantized to bytes, compressed, in base64.
 
-A matrix of h rows and w columns is the rows' scales, h float32 in little-endian order, then h w
-codes of one byte. Code 255 is NaN. Another code c means scale * p |p|, where p = c / 254 or, in
-maps with negative weights, p = (c - 127) / 127: codes are dense near zero, where most weights are.
-Every blob is one zlib stream of one or more matrices.
+A matrix of h rows and w columns is stored as the scales of its rows, h float32 in little-endian
+order, followed by h w codes of one byte. Code 255 is NaN. Any other code c stands for scale * p |p|
+with p = c / 254 or, in maps with negative weights, p = (c - 127) / 127: the square makes codes
+dense near zero, where most weights are. Every blob is one zlib stream of one or more matrices.
 """
 
 import base64
@@ -25,25 +25,25 @@ from research.inspect.inspection import (
 )
 
 BUDGET = 1 << 24
-"""Bytes of codes for all heads together, before they are packed: a third more as base64."""
+"""Bytes of codes for all heads together, before compression; base64 adds a third."""
 FINEST, COARSEST = 1 << 14, 1 << 5
-"""Rows or columns to which maps may be pooled."""
+"""Limits of the number of rows or columns that maps are pooled to."""
 THUMBNAIL = 48
-"""Rows and columns of a small map at most."""
+"""Maximum number of rows and columns of a small map."""
 FRAMES = 4096
-"""Frames of a spectrogram at most."""
+"""Maximum number of frames of a spectrogram."""
 MISSING, STEPS, ZERO = 255, 254, 127
 
 
 def payload(inspection: Inspection, budget: int = BUDGET) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns what becomes JSON, and the blobs by name, base64.
+    """Returns the data to serialize as JSON, and the base64 blobs by name.
 
     Blob "head-I-J" is head J of map I, in the order of `in_order`; "small-I" holds the small
-    matrices of all heads of map I; "audio" the spectrogram.
+    matrices of all heads of map I; "audio" holds the spectrogram.
 
     Args:
-      inspection: what is shown.
-      budget: bytes of codes for all heads together. Maps are pooled until they are within it.
+      inspection: the data to show.
+      budget: bytes of codes for all heads together. Maps are pooled until they fit.
     """
     maps = in_order(inspection.maps)
     side = _side(maps, budget)
@@ -78,7 +78,7 @@ def payload(inspection: Inspection, budget: int = BUDGET) -> tuple[dict[str, Any
 
 
 def script_json(value: Any) -> str:
-    """Returns JSON that can stand inside a script element: ASCII, without <, > and &."""
+    """Returns JSON that is safe inside a script element: ASCII, with <, > and & escaped."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -88,9 +88,9 @@ def script_json(value: Any) -> str:
 def pooled(
     weights: Float[np.ndarray, "T S"], rows: int, columns: int, signed: bool
 ) -> Float[np.ndarray, "h w"]:
-    """Returns the greatest of each block of rows x columns; where `signed`, in magnitude.
+    """Returns the maximum of each block of rows x columns; if `signed`, the largest in magnitude.
 
-    NaN counts only in blocks that have nothing else. The last blocks may be smaller.
+    A block is NaN only if all of its entries are. The last blocks may be smaller.
     """
     if rows == columns == 1:
         return weights
@@ -106,10 +106,9 @@ def pooled(
 
 
 def quantize(weights: Float[np.ndarray, "h w"], signed: bool) -> bytes:
-    """Returns the scales and codes of a matrix, as the module's docstring says.
+    """Returns the scales and codes of a matrix in the format of the module's docstring.
 
-    A value is off by 1/254 of its row's greatest at most, 1/127 where `signed`, and by less the
-    nearer it is to zero.
+    The error is at most 1/254 of the row's maximum, 1/127 if `signed`, and decreases towards zero.
     """
     finite = np.isfinite(weights)
     known = np.where(finite, weights, 0).astype(np.float32)
@@ -121,7 +120,7 @@ def quantize(weights: Float[np.ndarray, "h w"], signed: bool) -> bytes:
 
 
 def _side(maps: list[AttentionMap], budget: int) -> int:
-    """Returns the most rows and columns with which all heads fit."""
+    """Returns the largest number of rows and columns at which all heads fit into the budget."""
     side = FINEST
     while side > COARSEST and sum(_size(one, side) for one in maps) > budget:
         side //= 2
@@ -157,7 +156,10 @@ def _described(
 
 
 def _spectrogram(audio: Audio) -> tuple[dict[str, Any], str]:
-    """One byte a value, from the 1st to the 99th percentile; frames one after the other."""
+    """Returns a description and a blob, one byte per value, frame by frame.
+
+    Values are scaled to the range from the 1st to the 99th percentile.
+    """
     each = -(-len(audio.features) // FRAMES)
     features = pooled(audio.features, each, 1, signed=False)
     low, high = np.percentile(features, (1, 99))
@@ -173,7 +175,10 @@ def _spectrogram(audio: Audio) -> tuple[dict[str, Any], str]:
 
 
 def _by_name(numbers: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
-    """JSON has no word for NaN and infinities. Seven digits are all that float32 has."""
+    """Returns the values as JSON numbers; None for NaN and infinities, which JSON lacks.
+
+    Seven digits are the precision of float32.
+    """
     return {
         legible(name): [float(f"{v:.7g}") if np.isfinite(v) else None for v in np.asarray(values)]
         for name, values in numbers.items()

@@ -1,4 +1,4 @@
-"""Pictures of attention for papers: a grid of heads, or one head with its tokens."""
+"""Draws attention maps for papers: a grid of heads, or one head with its tokens."""
 
 import io
 from collections.abc import Sequence
@@ -18,35 +18,35 @@ from research.inspect.inspection import AttentionMap, Inspection, in_order, legi
 from research.runs import store
 
 PANEL = 1.15
-"""Inches of a head in the grid, either way."""
+"""Inches per head in the grid, in both directions."""
 CELL = 0.24
-"""Inches to a token of one head, within SMALL and LARGE for the whole."""
+"""Inches per token for a single head; the whole map is between SMALL and LARGE."""
 SMALL, LARGE = 2.0, 7.0
 LABEL = 0.16
-"""Inches that a label takes: where cells are smaller, only some are labelled."""
+"""Inches that a label needs: if cells are smaller, only some are labelled."""
 LONGEST = 20
-"""Characters of a label that are shown."""
+"""Maximum number of characters of a label to show."""
 SECONDS = 0.32
-"""The same, of a time."""
+"""Inches that a label needs if it is a time."""
 PALE, FROM = "#ffffff", 0.08
-"""Magma's light end gives way to white, where it would tint all that is not read."""
+"""White replaces the light end of magma, which would tint cells with almost no weight."""
 NOTHING = "#cbcfd4"
-"""Colour of rows that read nothing."""
+"""Colour of fully masked rows."""
 
 
 def picture(inspection: Inspection, maps: Sequence[int] = (), heads: Sequence[int] = ()) -> Figure:
-    """Returns the drawing of one head with labels, or of several as a grid without.
+    """Returns a figure of one head with labels, or of several heads as a grid without labels.
 
-    Colour is the square root of the weight, full at the greatest of each head.
+    Colour encodes the square root of the weight, scaled to the maximum of each head.
 
     Args:
-      inspection: what is shown.
-      maps: indices of maps in the order of `in_order`, a row each; empty: all.
+      inspection: the data to show.
+      maps: indices of maps in the order of `in_order`, one row each; empty: all.
       heads: indices of heads; empty: all.
 
-    Draw and save it inside `research.drawing.chart.styled`.
+    Call it and save the figure inside `research.drawing.chart.styled`.
 
-    Raises UserError when there is no such map or head.
+    Raises UserError for a map or head that does not exist.
     """
     chosen = _chosen("map", maps, in_order(inspection.maps))
     if len(chosen) == 1:
@@ -61,7 +61,7 @@ def picture(inspection: Inspection, maps: Sequence[int] = (), heads: Sequence[in
 def draw(
     inspection: Inspection, path: Path, maps: Sequence[int] = (), heads: Sequence[int] = ()
 ) -> None:
-    """Writes `picture` as PNG, whole or not at all."""
+    """Writes `picture` as a PNG file, atomically."""
     buffer = io.BytesIO()
     with styled():
         figure = picture(inspection, maps, heads)
@@ -128,7 +128,7 @@ def _one(inspection: Inspection, one: AttentionMap, head: int) -> Figure:
 
 
 def _image(axes: Axes, weights: Float[np.ndarray, "T S"]) -> None:
-    """Signed weights are blue and red around white."""
+    """Draws the weights of one head; signed weights are blue (negative) to red around white."""
     shares = np.sign(weights) * np.sqrt(np.abs(weights))
     shares = np.ma.masked_invalid(shares)
     limit = float(np.abs(shares).max()) if shares.count() else 0.0

@@ -1,4 +1,4 @@
-"""What is known of a run beside its model: how it was made, with what and where."""
+"""Collects facts about a run: its seed, checkpoint, device, versions, command and config."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,18 +13,17 @@ from research.runs.store import COMPLETED, ENVIRONMENT, read_json, result_of
 from research.training.runs import Opened
 
 OURS = ("jax", "flax", "numpy")
-"""Packages whose versions are shown; environment.json has more."""
+"""Packages whose versions to show; environment.json has more."""
 UNSHOWN = ("seed", "members", "parallel")
-"""Keys that change nothing that a run computes, or have a line of their own."""
+"""Config keys that do not affect the results of a run, or that have a line of their own."""
 
 
 def facts_of(run: Opened, base: str) -> dict[str, str]:
     """Returns the facts of a run, by name, long ones last.
 
     Args:
-      run: it.
-      base: the config file whose differences from the run are named; a file that does not exist
-        names none.
+      run: an opened run.
+      base: config file to compare the run's config with; "" or a missing file: no comparison.
     """
     environment = read_json(run.path / ENVIRONMENT) or {}
     facts = {
@@ -43,7 +42,7 @@ def facts_of(run: Opened, base: str) -> dict[str, str]:
 
 
 def state_of(run: Opened) -> list[str]:
-    """Returns a line to each thing that makes a run's parameters other than those of its end."""
+    """Returns warnings if the run's parameters are not those of a finished run."""
     lines, result = [], result_of(run.path)
     if result is None:
         lines.append("This run has not finished: its best parameters so far are shown.")
@@ -78,7 +77,7 @@ def _versions(environment: dict[str, Any]) -> str:
 
 
 def _devices(environment: dict[str, Any]) -> str:
-    """Where it was trained and, if that is another place, where it is looked at."""
+    """Returns the device that the run was trained on and, if different, the current device."""
     trained, here = environment.get("device", {}), jax.devices()[0].device_kind
     kind = trained.get("kind", "")
     if not kind:

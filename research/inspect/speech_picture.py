@@ -1,7 +1,7 @@
-"""Pictures of how a model of speech heard a recording, as Chan et al. 2016, figure 2.
+"""Draws the attention or CTC posteriors of a speech model, as Chan et al. 2016, figure 2.
 
-The recording's features are on top, below them what the model made of each frame, on one axis of
-time in seconds.
+The features of the recording are on top and the model's weights or posteriors below, on a shared
+time axis in seconds.
 """
 
 import io
@@ -22,25 +22,25 @@ from research.tasks.speech.features import SHIFT_SECONDS
 from research.tasks.task import PAD, WORDS
 
 SECOND = 2.2
-"""Inches to a second, within NARROW and WIDE."""
+"""Inches per second; the width is between NARROW and WIDE."""
 NARROW, WIDE = 5.0, 24.0
 ROW = 0.2
-"""Inches to a row of the lower panel, within SHORT and TALL."""
+"""Inches per row of the lower panel; its height is between SHORT and TALL."""
 SHORT, TALL = 1.0, 7.0
 ABOVE = 1.5
-"""Inches of the upper panel."""
+"""Height of the upper panel in inches."""
 LABEL = 0.15
-"""Inches that a row's name takes: where rows are thinner, only some are named."""
+"""Inches that the name of a row needs: if rows are thinner, only some are named."""
 LONGEST = 16
-"""Characters of a name that are shown."""
+"""Maximum number of characters of a name to show."""
 
 
 def frames_each(frames: int, positions: int) -> int:
-    """Returns how many frames a position of the memory stands for: 1, 2, 4, ...
+    """Returns the number of frames per position of the memory: 1, 2, 4, ...
 
     Args:
-      frames: S, of the features.
-      positions: of the memory: S halved some times, each time rounded up.
+      frames: S, the number of frames of the features.
+      positions: number of positions of the memory: S halved repeatedly, rounding up.
     """
     number = 1
     while -(-frames // number) > positions:
@@ -54,19 +54,19 @@ def speech_figure(
     pieces: Sequence[str],
     seconds_per_frame: float = SHIFT_SECONDS,
 ) -> Figure:
-    """Returns the drawing of the weights, averaged over heads: a piece to each row.
+    """Returns a figure of the weights, averaged over heads, with one row per piece.
 
-    Black is the greatest of them, which is said: read over many frames, each has little.
+    Black is the largest weight, which the figure states: weights spread over many frames are small.
 
     Args:
       features: log-mel features.
-      weights: how each of T pieces read each of R positions of the memory; see `frames_each`.
-      pieces: of the transcript, the end among them.
-      seconds_per_frame: of the features.
+      weights: attention of T pieces over R positions of the memory; see `frames_each`.
+      pieces: pieces of the transcript, EOS included.
+      seconds_per_frame: time between frames of the features.
 
-    Draw and save it inside `research.drawing.chart.styled`.
+    Call it and save the figure inside `research.drawing.chart.styled`.
 
-    Raises UserError without any head.
+    Raises UserError if there are no heads.
     """
     if not len(weights):
         raise UserError("there is nothing to draw: this model has no attention.")
@@ -84,17 +84,18 @@ def labels_figure(
     pieces: Sequence[str],
     seconds_per_frame: float = SHIFT_SECONDS,
 ) -> Figure:
-    """Returns the drawing of CTC: the probability of each label that is the best of some frame.
+    """Returns a figure of the CTC posteriors of every label that is the most probable in a frame.
 
-    The greedy labelling stands where its labels begin, between the panels; the blank is a row.
+    The labels of the greedy labelling are written between the panels, each where it begins. The
+    blank has a row of its own.
 
     Args:
       features: log-mel features.
-      posteriors: of each label, PAD the blank, in each of R positions of the memory.
-      pieces: of all V labels.
-      seconds_per_frame: of the features.
+      posteriors: probability of each label at each of R positions of the memory; PAD is the blank.
+      pieces: text of all V labels.
+      seconds_per_frame: time between frames of the features.
 
-    Draw and save it inside `research.drawing.chart.styled`.
+    Call it and save the figure inside `research.drawing.chart.styled`.
     """
     best = posteriors.argmax(1)
     used = [PAD, *dict.fromkeys(int(label) for label in best if label >= WORDS)]
@@ -114,7 +115,7 @@ def labels_figure(
 def _panels(
     features: Float[np.ndarray, "S F"], rows: int, seconds_per_frame: float
 ) -> tuple[Figure, Axes]:
-    """Returns a figure with the features drawn, and the axes below them for `rows` rows."""
+    """Returns a figure with the features drawn on top, and the empty axes below for `rows` rows."""
     seconds = len(features) * seconds_per_frame
     width = min(max(SECOND * seconds, NARROW), WIDE)
     height = min(max(ROW * rows, SHORT), TALL)
@@ -145,7 +146,7 @@ def _panels(
 def _image(
     axes: Axes, rows: np.ndarray, frames: int, seconds_per_frame: float, black: float
 ) -> None:
-    """Draws rows of values from 0 to `black` over the memory's positions, the first row on top."""
+    """Draws rows of values from 0 to `black` over the positions of the memory, top row first."""
     number, positions = rows.shape
     end = positions * frames_each(frames, positions) * seconds_per_frame
     limits = axes.get_xlim()
@@ -158,12 +159,12 @@ def _image(
         extent=(0.0, end, number - 0.5, -0.5),
         interpolation="nearest",
     )
-    # The last position may reach beyond the last frame.
+    # The last position may extend beyond the last frame, so restore the limits.
     axes.set_xlim(limits)
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Names the rows, or every few of them where they are too many to be read."""
+    """Labels the rows, or every nth row if there are too many to be legible."""
     height = min(max(ROW * len(names), SHORT), TALL)
     every = max(1, int(np.ceil(LABEL * len(names) / height)))
     chosen = range(0, len(names), every)
@@ -175,7 +176,7 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _short(name: str) -> str:
-    """Returns a name that can be seen: no longer than LONGEST, and not blank."""
+    """Returns the name cut to LONGEST characters, or a visible symbol if it is blank."""
     name = name.strip() or "␣"
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
@@ -187,7 +188,7 @@ def write_speech_alignment(
     path: Path,
     seconds_per_frame: float = SHIFT_SECONDS,
 ) -> None:
-    """Writes the picture of `speech_figure` as PNG, whole or not at all."""
+    """Writes `speech_figure` as a PNG file, atomically."""
     with styled():
         _write(speech_figure(features, weights, pieces, seconds_per_frame), path)
 
@@ -199,7 +200,7 @@ def write_speech_labels(
     path: Path,
     seconds_per_frame: float = SHIFT_SECONDS,
 ) -> None:
-    """Writes the picture of `labels_figure` as PNG, whole or not at all."""
+    """Writes `labels_figure` as a PNG file, atomically."""
     with styled():
         _write(labels_figure(features, posteriors, pieces, seconds_per_frame), path)
 

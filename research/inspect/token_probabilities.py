@@ -1,4 +1,4 @@
-"""How probable what a language model writes, or a given text, is to it: a line to each token."""
+"""Prints per-token log probabilities of generated or given text."""
 
 import json
 import sys
@@ -15,19 +15,20 @@ from research.messages import tell
 from research.training.runs import load_config_of, open_run
 
 COLUMNS = ("sample", "token", "log_prob", "entropy", "rank")
-"""Of --logprobs: from 1, JSON text, nats, nats, tokens that were more probable. log_prob and
-entropy are the model's own, before temperature, top_k and top_p."""
+"""Columns of --logprobs: sample number from 1, token as JSON text, nats, nats, and the number of
+more probable tokens. log_prob and entropy are the model's, before temperature, top_k and top_p."""
 
 
 def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
-    """Returns a run, and its model with a rolling cache if there is to be one.
+    """Opens a run; returns it and its model, with a rolling cache if `window` is above 0.
 
     Args:
-      workdir: of the run.
-      window: tokens of the cache; 0: no such cache.
-      sinks: how many of them are the first of the text.
+      workdir: directory of the run.
+      window: size of the rolling cache in tokens; 0: no rolling cache.
+      sinks: how many of these are the first tokens of the text.
 
-    Raises UserError for what is no run of a text task, or cannot stream.
+    Raises UserError for a directory that holds no run of a text task, and for a model that cannot
+    stream.
     """
     config = load_config_of(workdir, ("text",))
     if sinks and not window:
@@ -37,7 +38,7 @@ def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
 
 
 def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:
-    """Prints a line for each token of --score but the first, and the mean in nats to stderr."""
+    """Prints one line per token of --score except the first, and the mean in nats to stderr."""
     tokens = tokenizer.encode(options.score)
     if len(tokens) < 2:
         raise UserError("--score takes at least two tokens: the first one is only read.")
@@ -56,12 +57,12 @@ def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:
 
 
 def show_lines(tokenizer: Any, chunks: Iterable[Any], form: str) -> None:
-    """Prints a line for each generated token, as they come."""
+    """Prints one line per generated token, as they are generated."""
     print_lines(tokenizer, ((chunk.tokens, *chunk.scores) for chunk in chunks), form)
 
 
 def print_lines(tokenizer: Any, chunks: Iterable[tuple], form: str) -> None:
-    """Prints lines of `COLUMNS`, of chunks (tokens, log_prob, entropy, rank), each (B, n)."""
+    """Prints lines of `COLUMNS` from chunks (tokens, log_prob, entropy, rank), each (B, n)."""
     if form == "tsv":
         print("\t".join(COLUMNS))
     for chunk in chunks:
@@ -72,7 +73,7 @@ def print_lines(tokenizer: Any, chunks: Iterable[tuple], form: str) -> None:
                 if form == "json":
                     print(json.dumps(dict(zip(COLUMNS, values, strict=True))))
                 else:
-                    # Quoted and escaped, so that a tab or a line break is no column and no line.
+                    # JSON escapes tabs and line breaks, which would break columns and lines.
                     print(
                         f"{sample}\t{json.dumps(text)}\t{log_prob:.6f}\t{entropy:.6f}\t{int(rank)}"
                     )

@@ -1,8 +1,8 @@
-"""How well weights over a source match known alignments, and what they look like without any.
+"""Measures of cross-attention weights, with and without a reference alignment.
 
-Measures are `Sums`: totals and what to divide them by, so that they add up over batches. Weights
-are those of one head, (B, T, S): how the target at t reads the source; `alignment_scores` takes all
-heads of a model. Arrays are of NumPy or JAX; everything can be traced.
+Measures return `Sums`, totals with their divisors, so that they add up over batches. Weights are
+those of one head, (B, T, S), from target position t to source position s; `alignment_scores` takes
+all heads of a model. Arrays may be NumPy or JAX; all functions are traceable.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ HIGHER_IS_BETTER: Mapping[str, bool | None] = {
     "on_span": True,
     "coverage": True,
 }
-"""Direction of each measure of `alignment_scores`; None where neither way is better."""
+"""Direction of each measure of `alignment_scores`; None where neither direction is better."""
 WORST: Mapping[str, float] = {"on_span": 0.0, "coverage": 0.0}
-"""Value of each measure that has a worst one, for a model that does nothing right."""
+"""Worst possible value of each measure that has one."""
 
 
 def argmax_links(weights: Float[Array, "*b T S"]) -> Bool[Array, "*b T S"]:
-    """Returns one link per target, to the source position with the most weight.
+    """Returns one link per target, to the source position with the largest weight.
 
     Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
-    5.4. Of equal weights the first counts; a target that reads nothing (weights 0) has no link.
+    5.4. Ties go to the first position; a target whose weights are all 0 has no link.
     """
     weights = jnp.asarray(weights)
     best = jax.nn.one_hot(weights.argmax(-1), weights.shape[-1], dtype=bool)
@@ -48,9 +48,9 @@ def alignment_error_rate(
     Statistical Alignment Models", the section on evaluation.
 
     Args:
-      links: A, what is judged.
-      sure: S, links that must be there.
-      possible: P, links that may be there, S among them; None: S.
+      links: A, the links to evaluate.
+      sure: S, the sure links of the reference.
+      possible: P, its possible links, S included; None: S.
     """
     links, sure = jnp.asarray(links), jnp.asarray(sure)
     possible = sure if possible is None else jnp.asarray(possible) | sure
@@ -59,16 +59,16 @@ def alignment_error_rate(
 
 
 def alignment_error(weights: Float[Array, "B T S"], alignment: Int[Array, "B T"]) -> Sums:
-    """Returns the alignment error rate of weights, their links drawn by `argmax_links`.
+    """Returns the alignment error rate of weights, with links from `argmax_links`.
 
     Args:
-      weights: how each target reads the source.
-      alignment: the source position that each target comes from, its one sure link; -1: none or
-        unknown, such a target is left out.
+      weights: attention weights from targets to the source.
+      alignment: source position of each target's only sure link; -1 leaves the target out, as its
+        alignment is unknown or it has none.
     """
     alignment = jnp.asarray(alignment)
     known = (alignment >= 0)[..., None]
-    # one_hot of -1 is a row of False.
+    # one_hot of -1 is all False, so unknown targets add no sure links.
     sure = jax.nn.one_hot(alignment, weights.shape[-1], dtype=bool)
     return alignment_error_rate(argmax_links(weights) & known, sure)
 
@@ -79,14 +79,14 @@ def diagonality(
     source_length: Int[Array, " B"],
     width: float = 0.2,
 ) -> Sums:
-    """Returns how near the weights are to the diagonal, a mean over targets: 1 on it, 0 far away.
+    """Returns how close the weights are to the diagonal, a mean over targets: 1 on it, 0 far away.
 
     The sum over s of w[t, s] exp(-(s / S - t / T)^2 / (2 width^2)), which is 1 minus the penalty of
     Tachibana et al. 2018, "Efficiently Trainable Text-to-Speech System Based on Deep Convolutional
-    Networks with Guided Attention", eq. 6 (width g = 0.2 there), where weights sum to 1.
+    Networks with Guided Attention", eq. 6 (width g = 0.2 there), if the weights sum to 1.
 
     Args:
-      weights: how each target reads the source; 0 at padding.
+      weights: attention weights from targets to the source; 0 at padding.
       target_length: T of each pair, end token included.
       source_length: S of each pair, end token included.
       width: g.
@@ -95,7 +95,7 @@ def diagonality(
     t = jnp.arange(weights.shape[1])
     s = jnp.arange(weights.shape[2])
     target_length, source_length = jnp.asarray(target_length), jnp.asarray(source_length)
-    # A row that counts for nothing has T = 0; it must not divide by it.
+    # Rows that only fill up a batch have length 0; avoid 0 / 0.
     along_target = t / jnp.maximum(target_length, 1)[:, None]
     along_source = s / jnp.maximum(source_length, 1)[:, None]
     distance = along_source[:, None, :] - along_target[:, :, None]
@@ -107,12 +107,12 @@ def diagonality(
 def entropy(weights: Float[Array, "B T S"], target_length: Int[Array, " B"]) -> Sums:
     """Returns the entropy of the weights of a target in nats, a mean over targets.
 
-    0: one position is read; log S: all S alike. The spread of attention that Ghader and Monz 2017
-    ("What does Attention in Neural Machine Translation Pay Attention to?") compare.
+    0 for a single position, log S for S equal weights. Ghader and Monz 2017, "What does Attention
+    in Neural Machine Translation Pay Attention to?", compare attention by it.
 
     Args:
-      weights: how each target reads the source; 0 at padding.
-      target_length: of each pair, end token included.
+      weights: attention weights from targets to the source; 0 at padding.
+      target_length: target length of each pair, end token included.
     """
     weights = jnp.asarray(weights)
     of_rows = jax.scipy.special.entr(weights).sum(-1)
@@ -121,34 +121,34 @@ def entropy(weights: Float[Array, "B T S"], target_length: Int[Array, " B"]) -> 
 
 
 def monotonicity(weights: Float[Array, "B T S"], target_length: Int[Array, " B"]) -> Sums:
-    """Returns the part of targets that read no further left than the one before, on average.
+    """Returns the fraction of targets that attend no further left than the target before.
 
-    Where a target reads is the mean position of its weights; the first one counts for nothing. 1 is
-    a pointer that only moves forward, as speech and its transcript do.
+    Compares the mean source positions under the weights of consecutive targets; the first target
+    has none before it and does not count. 1 means that attention only moves forward, as for speech
+    and its transcript.
 
     Args:
-      weights: how each target reads the source; 0 at padding.
-      target_length: of each pair, end token included.
+      weights: attention weights from targets to the source; 0 at padding.
+      target_length: target length of each pair, end token included.
     """
     weights = jnp.asarray(weights)
     mass = jnp.maximum(weights.sum(-1), 1e-9)
     centre = (weights * jnp.arange(weights.shape[-1])).sum(-1) / mass
-    # Rounding alone is no step back.
+    # The tolerance keeps rounding from counting as a step back.
     forward = centre[:, 1:] >= centre[:, :-1] - 1e-3
     real = jnp.arange(1, weights.shape[1]) < jnp.asarray(target_length)[:, None]
     return Sums((forward & real).sum().astype(jnp.float32), real.sum().astype(jnp.float32))
 
 
 def span_scores(weights: Float[Array, "B T S"], span: Float[Array, "B T 2"]) -> dict[str, Sums]:
-    """Returns measures of weights against the stretch of the source that each target belongs to.
+    """Returns measures of weights against the known source span of each target.
 
-    "on_span": the part of a target's weight that lies within its stretch. "coverage": how much
-    weight the stretch of a target got from all targets, at most 1; a word that was skipped has 0.
+    "on_span": the share of a target's weight that lies within its span. "coverage": the weight that
+    a target's span receives from all targets, at most 1; it is 0 for a word that was skipped.
 
     Args:
-      weights: how each target reads the source; 0 at padding.
-      span: positions where the stretch of each target begins and ends; a target whose stretch is
-        empty is left out.
+      weights: attention weights from targets to the source; 0 at padding.
+      span: start and end position of each target's span; a target with an empty span is left out.
     """
     weights, span = jnp.asarray(weights), jnp.asarray(span)
     at = jnp.arange(weights.shape[-1]) + 0.5
@@ -166,16 +166,16 @@ def span_scores(weights: Float[Array, "B T S"], span: Float[Array, "B T 2"]) -> 
 def alignment_scores(
     weights: Float[Array, "B H T S"], batch: Mapping[str, Array]
 ) -> dict[str, Sums]:
-    """Returns every measure that a batch allows, for each head.
+    """Returns every measure that the fields of a batch allow, for each head.
 
     Args:
-      weights: as a model's `weights` gives them for `batch`.
-      batch: has "source_length" and "targets"; "alignment" where alignments are known; of speech
-        "source" and "span" in its frames, of which there may be more than positions of weights.
+      weights: result of a model's `weights` method on `batch`.
+      batch: has "source_length" and "targets"; "alignment" if alignments are known; for speech,
+        "source" and "span" in frames, of which there may be more than source positions of weights.
 
     Returns:
-      Sums (H,) of "diagonality" and "entropy"; with "alignment" of "alignment_error"; with "span"
-      of "monotonicity", "on_span" and "coverage".
+      Sums (H,) of "diagonality" and "entropy"; with "alignment" also of "alignment_error"; with
+      "span" also of "monotonicity", "on_span" and "coverage".
     """
     weights = jnp.asarray(weights)
     source_length, span = jnp.asarray(batch["source_length"]), None

@@ -1,8 +1,8 @@
-"""How much each input position matters to one number that a model computes.
+"""Attribution methods: how much each input position contributes to one output of a model.
 
-The number is a function that the caller gives: the logit or the probability of a class, or a loss,
-of one example. Attributions are (S,), one for each position; a negative one speaks against what is
-explained, where the method has a sign. Everything can be traced.
+The caller provides the output as a scalar function of one example: the logit or probability of a
+class, or a loss. Attributions have shape (S,), one per position; where the method is signed, a
+negative value lowers the output. All functions are traceable.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ OfWeights = Callable[[Float[Array, "*w"]], Float[Array, ""]]
 
 
 def gradient(f: OfEmbeddings, embeddings: Float[Array, "S M"]) -> Float[Array, " S"]:
-    """Returns the length of the gradient at each position, no sign.
+    """Returns the norm of the gradient at each position, unsigned.
 
     Simonyan et al. 2013, "Deep Inside Convolutional Networks: Visualising Image Classification
     Models and Saliency Maps", section 3, with the Euclidean norm over the width.
@@ -28,9 +28,9 @@ def gradient(f: OfEmbeddings, embeddings: Float[Array, "S M"]) -> Float[Array, "
 def gradient_times_input(f: OfEmbeddings, embeddings: Float[Array, "S M"]) -> Float[Array, " S"]:
     """Returns the gradient times the embedding, summed over the width.
 
-    Denil et al. 2014, "Extraction of Salient Sentences from Labelled Documents". It is also the
-    gradient with respect to the weight of the token in its one-hot input, whose size Jain and
-    Wallace 2019, "Attention is not Explanation", compare attention with (section 4.1).
+    Denil et al. 2014, "Extraction of Salient Sentences from Labelled Documents". It equals the
+    gradient with respect to the token's entry in the one-hot input, whose absolute value Jain and
+    Wallace 2019, "Attention is not Explanation", compare with attention (section 4.1).
     """
     return (jax.grad(f)(embeddings) * embeddings).sum(-1)
 
@@ -42,18 +42,18 @@ def integrated_gradients(
     steps: int = 64,
     batch_size: int = 8,
 ) -> Float[Array, " S"]:
-    """Returns integrated gradients along the straight line from the baseline, over the width.
+    """Returns integrated gradients along the line from the baseline, summed over the width.
 
     Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", eq. 1, by the midpoint
-    rule. They sum to f(embeddings) - f(baseline) (proposition 1) as well as `steps` allow: see
-    `completeness_gap`.
+    rule. They sum to f(embeddings) - f(baseline) (proposition 1) up to the error of the
+    discretization: see `completeness_gap`.
 
     Args:
-      f: what is explained.
-      embeddings: of the input.
-      baseline: an input that says nothing; None: zeros.
-      steps: gradients that are taken.
-      batch_size: gradients that are taken at once, the copies of the model's memory.
+      f: function to explain.
+      embeddings: embeddings of the input.
+      baseline: embeddings of an uninformative input; None: zeros.
+      steps: number of gradients to average.
+      batch_size: gradients computed at once; memory grows with it.
     """
     baseline = jnp.zeros_like(embeddings) if baseline is None else baseline
     way = embeddings - baseline
@@ -71,9 +71,9 @@ def completeness_gap(
     attributions: Float[Array, " S"],
     baseline: Float[Array, "S M"] | None = None,
 ) -> Float[Array, ""]:
-    """Returns the sum of integrated gradients minus what it should be, f's change.
+    """Returns the sum of integrated gradients minus its exact value, f(embeddings) - f(baseline).
 
-    Sundararajan et al. 2017, section 5, advise more steps while it is more than 5 % of the change.
+    Sundararajan et al. 2017, section 5, advise more steps if it exceeds 5 % of that difference.
     """
     baseline = jnp.zeros_like(embeddings) if baseline is None else baseline
     return attributions.sum() - (f(embeddings) - f(baseline))
@@ -82,16 +82,16 @@ def completeness_gap(
 def leave_one_out(
     f: OfTokens, tokens: Int[Array, " S"], replacement: int, batch_size: int = 32
 ) -> Float[Array, " S"]:
-    """Returns how much f falls when a token is replaced, for each alone.
+    """Returns how much f falls when one token is replaced, for each token.
 
     Li et al. 2016, "Understanding Neural Networks through Representation Erasure", eq. 1 without
     the division.
 
     Args:
-      f: what is explained.
+      f: function to explain.
       tokens: the input.
-      replacement: a token that says nothing.
-      batch_size: inputs that are computed at once.
+      replacement: an uninformative token.
+      batch_size: inputs computed at once.
     """
     tokens = jnp.asarray(tokens)
 
@@ -106,8 +106,8 @@ def leave_one_out(
 def gradient_times_attention(f: OfWeights, weights: Float[Array, "*w"]) -> Float[Array, "*w"]:
     """Returns each weight times the gradient of f with respect to it.
 
-    What f would lose without the weight, to first order: the product that Serrano and Smith 2019,
-    "Is Attention Interpretable?", rank weights by. The gradient moves each weight alone, as if they
-    did not have to sum to one.
+    The first-order estimate of how much f falls without the weight: Serrano and Smith 2019, "Is
+    Attention Interpretable?", rank weights by this product. The gradient ignores that the weights
+    sum to one.
     """
     return jax.grad(f)(weights) * weights

@@ -1,13 +1,14 @@
-"""What a model does inside, recorded and changed from outside: no model and no mechanism knows.
+"""Records and patches activations of any model with Flax interceptors; models need no changes.
 
-Sites of an attention: "weights" (B, H, T, S), "scores" before the normalizer, "values" (B, S, K, D)
-that the weights sum, what the heads "read" (B, T, H, D), "visible" (B or 1, T, S), which keys a
-query may see, and "gap", how far the mixer's implementation is from the dense form that all this
-is computed by. Sites of a layer: "entry" and "exit" (B, T, M), the residual stream in front of it
-and behind. And "embeddings" (B, T, M) where looking them up is a module.
+Sites of an attention: "weights" (B, H, T, S); "scores", before the normalizer; "values"
+(B, S, K, D), which the weights average; "read" (B, T, H, D), the output of each head; "visible"
+(B or 1, T, S), the keys that each query may attend to; and "gap", the relative difference between
+the output of the mixer's implementation and that of the dense form, from which all sites are
+computed. Sites of a layer: "entry" and "exit" (B, T, M), the residual stream before and after it.
+"embeddings" (B, T, M) is a site where the lookup is a module.
 
-Recording computes the dense form beside whatever implementation the model has, all weights of all
-layers at once. Everything can be traced: gradients, `vmap` and `jit` go through.
+Recording computes the dense form in addition to the model's own implementation, and holds the
+weights of all layers in memory at once. Everything is traceable by `jax.grad`, `vmap` and `jit`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,19 +38,19 @@ SITES = (*OF_ATTENTION, *OF_LAYER, "embeddings")
 CHANGEABLE = ("weights", "read", *OF_LAYER, "embeddings")
 
 PLACE = "place"
-"""Recorded of every layer whatever is asked for, so that layers are counted that lack a site."""
+"""Recorded for every layer whatever was requested, so that layers without a site are counted."""
 
 Tree = Mapping[str, Any]
-"""Nested like parameters; a leaf to each site, with a leading axis for the layers of a scan."""
+"""Nested like parameters; one leaf per site, with a leading axis for the layers of a scan."""
 
 
 class Change(NamedTuple):
-    """What takes the place of what a model computes at a site.
+    """A value that replaces a model's activations at a site.
 
     Attributes:
-      value: (L, B, ...) for a site that L layers of the same shape have, one entry to each of these
-        and none to others, as `stacked` returns them; without L where there is one place.
-      where: broadcasts to value; True where it is taken.
+      value: (L, B, ...) for a site that L layers of the same shape have, one entry for each of
+        these layers, as `stacked` returns them; without L if the site occurs only once.
+      where: broadcasts to value; True where value replaces the model's own.
     """
 
     value: Array
@@ -62,9 +63,9 @@ class Part(NamedTuple):
     Attributes:
       name: "layer 0", "encoder 2", "decoder 0 cross", "pooling"...
       kind: "self", "cross" or "pooling".
-      sites: what was recorded, by name.
-      stack: of layers that it is in, one of `STACKS`.
-      layer: its number there.
+      sites: recorded arrays by the name of the site.
+      stack: the stack of layers that the part belongs to, one of `STACKS`.
+      layer: index of the layer within the stack.
     """
 
     name: str
@@ -82,19 +83,19 @@ def record(
     changes: Mapping[str, Change] | None = None,
     method: str = "of_batch",
 ) -> tuple[Any, Tree]:
-    """Returns what the model makes of a batch, and what happened at the sites.
+    """Returns the model's outputs on a batch and the activations recorded at the sites.
 
     Args:
       model: any model of `MODELS`.
-      params: its parameters.
-      batch: as `method` takes it.
+      params: parameters of the model.
+      batch: the argument of `method`.
       sites: names in `SITES`.
-      changes: by site; see `Change`. Sites are those of self-attention, in the order of the layers
-        from the first of the encoder on, and of pooling.
-      method: of the model.
+      changes: replacements by site, see `Change`. They apply to self-attention, in the order of
+        the layers starting with the first of the encoder, and to pooling.
+      method: name of the model's method to call.
 
-    Raises UserError for an unknown site, or a change of one that the model does not have or has in
-    another number of layers.
+    Raises UserError for an unknown site, and for a change at a site that the model does not have or
+    has in a different number of layers.
     """
     for site in sites:
         check_name("sites", site, SITES)
@@ -110,9 +111,9 @@ def record(
 
 
 def parts(recorded: Tree) -> list[Part]:
-    """Returns what was recorded as one `Part` to each attention, in the order of the model.
+    """Returns the recorded arrays as one `Part` per attention, in the order of the model.
 
-    A layer whose mixer has no weights has the sites of its residual stream alone.
+    A layer whose mixer has no attention weights has only the sites of its residual stream.
     """
     leaves, slots = _addressed(recorded)
     found: dict[tuple[int, str, int, str], dict[str, Array]] = {}
@@ -124,15 +125,15 @@ def parts(recorded: Tree) -> list[Part]:
             layer = repeat * slots[at.stack] + at.slot
             key = (STACKS.index(at.stack), at.stack, layer, at.kind)
             found.setdefault(key, {})[site] = value
-    # In a layer the source is read after the sequence itself.
+    # Within a layer, cross-attention comes after self-attention.
     order = sorted(found, key=lambda key: (key[0], key[2], key[3] == "cross"))
     return [Part(_name(*key[1:]), key[3], found[key], *key[1:3]) for key in order]
 
 
 def stacked(recorded: Tree, site: str, kind: str = "self") -> Float[Array, "L B ..."]:
-    """Returns a site of all parts of a kind, the first layer first.
+    """Returns one site of all parts of a kind, stacked from the first layer to the last.
 
-    Raises UserError if there is none, or if the layers differ in shape.
+    Raises UserError if no part has the site, or if its shape differs between layers.
     """
     found = [p.sites[site] for p in parts(recorded) if p.kind == kind and site in p.sites]
     if not found:
@@ -144,7 +145,7 @@ def stacked(recorded: Tree, site: str, kind: str = "self") -> Float[Array, "L B 
 
 
 class _Address(NamedTuple):
-    """Where a leaf lies: in which stack of layers, in which slot of its pattern, as what."""
+    """Position of a leaf: its stack of layers, the slot in the layer pattern, and its kind."""
 
     stack: str
     slot: int
@@ -156,7 +157,7 @@ STACKS = ("", "encoder", "listener", "decoder", "speller", "pool", "embed")
 
 
 def _addressed(tree: Tree) -> tuple[list[tuple[_Address, str, Array]], dict[str, int]]:
-    """All leaves with their address and site, and how many slots each stack's pattern has."""
+    """Returns (address, site, leaf) of every leaf, and the length of each stack's pattern."""
     leaves, slots = [], {}
     for path, leaf in flatten_dict(dict(tree)).items():
         at = _address(path)
@@ -182,7 +183,7 @@ def _name(stack: str, layer: int, kind: str) -> str:
 
 
 def _laid_out(shapes: Tree, changes: Mapping[str, Change]) -> Tree:
-    """The changes as a collection of variables, laid out as what was recorded is."""
+    """Returns the changes as a Flax collection with the same structure as the recorded one."""
     leaves, _ = _addressed(shapes)
     paths = list(flatten_dict(dict(shapes)))
     found: dict[tuple[str, ...], Array] = {}
@@ -212,9 +213,9 @@ def _laid_out(shapes: Tree, changes: Mapping[str, Change]) -> Tree:
 
 
 def _ranks(places: Sequence[tuple[_Address, int]]) -> dict[tuple[str, int], np.ndarray]:
-    """Returns {(stack, slot): which of all layers with a site each repeat of the slot is}.
+    """Returns {(stack, slot): for each repeat, its index among all layers that have the site}.
 
-    In a pattern of which not every slot has the site, that is not the number of the layer.
+    This differs from the layer's own index when some slots of the pattern lack the site.
     """
     layers = [
         (STACKS.index(at.stack), repeat, at.slot)
@@ -247,7 +248,7 @@ def _run(
         outputs, new = model.apply(variables, batch, method=method, mutable=[RECORDED])
     recorded = dict(new.get(RECORDED, {}))
     if "weights" in sites and "source" in batch and not _reads_source(recorded):
-        # A decoder that is recurrent reads the source one query after the other.
+        # A recurrent decoder attends to the source step by step, outside the modules of HANDLERS.
         weights = model.apply({"params": params}, batch, method="weights")
         if weights.shape[1]:
             recorded["decoder"] = {"layers": {"cross": {"weights": weights[None]}}}
@@ -259,7 +260,7 @@ def _reads_source(recorded: Tree) -> bool:
 
 
 def _keep(module: nn.Module, sites: tuple[str, ...], **found: Any) -> None:
-    # A model that decodes in passing applies itself again, where nothing is recorded.
+    # A model that decodes inside its forward pass calls itself again with immutable collections.
     if not module.is_mutable_collection(RECORDED):
         return
     for site, value in found.items():
@@ -282,13 +283,14 @@ def _attention(
     merge: Callable[[Array], Array],
     visible: Array,
 ) -> Array:
-    """Records an attention whose output is y; returns its output after changes."""
+    """Records an attention whose output is y, and returns that output with changes applied."""
     weights = _changed(module, "weights", look.weights)
     own = read_values(weights, look.values)
     read = _changed(module, "read", own)
     _keep(module, sites, weights=weights, scores=look.scores, values=look.values, read=read)
     _keep(module, sites, visible=visible)
     if "gap" in sites:
+        # In float32 and relative to the largest output; the floor avoids 0 / 0.
         again = merge(read_values(look.weights, look.values)).astype(jnp.float32)
         most = jnp.maximum(jnp.abs(y).max(), 1e-30)
         _keep(module, sites, gap=jnp.abs(y.astype(jnp.float32) - again).max() / most)
@@ -296,7 +298,7 @@ def _attention(
 
 
 def _touched(module: nn.Module) -> bool:
-    """Whether an attention's output is changed."""
+    """Returns whether a change applies to the weights or head outputs of this attention."""
     return any(module.has_variable(GIVEN, site) for site in ("weights", "read"))
 
 
@@ -338,12 +340,15 @@ def _of_cross(module: Cross, following: Callable, args: tuple, kwargs: dict, sit
 
 
 def _visible(own: Mask | None, mask: Mask | None, queries: int, keys: int) -> Array:
-    """(B or 1, T, S). What has no mask of its own is causal."""
+    """Returns which keys each query may attend to; mixers without a mask of their own are causal.
+
+    Shape (B or 1, T, S).
+    """
     t, s = jnp.arange(queries)[:, None], jnp.arange(keys)[None, :]
     seen = (s <= t) if own is None else jnp.asarray(own(t, s))
     if mask is not None:
         seen = seen & mask(t, s)
-    # Masks with arrays, such as padding, have a batch and an axis for the heads.
+    # Masks that hold arrays, such as padding, add axes for the batch and the heads.
     seen = seen[:, 0] if seen.ndim == 4 else seen[None]
     return jnp.broadcast_to(seen, (len(seen), queries, keys))
 
@@ -377,4 +382,4 @@ HANDLERS: tuple[tuple[Any, str, Callable], ...] = (
     (Pool, "weights", _of_pool),
     (Embed, "__call__", _of_embed),
 )
-"""What is recorded of which modules: (class, method, handler)."""
+"""Intercepted methods and the handlers that record them: (class, method, handler)."""

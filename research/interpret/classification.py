@@ -1,4 +1,4 @@
-"""What a trained classifier says of a text, and which of its words made it say so."""
+"""Classifies texts, with an attribution of each prediction to the words of the text."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ METHODS = (LEAVE_ONE_OUT, "integrated_gradients", "gradient_times_input", ATTENT
 
 
 class TextClassifier(NamedTuple):
-    """What it takes to classify.
+    """A classifier with everything needed to classify texts.
 
     Attributes:
       model: a classifier.
       params: its parameters.
-      tokenizer: of the run.
-      labels: what the C classes are called.
-      by: a name in `METHODS`, how words get their attributions.
+      tokenizer: tokenizer of the run.
+      labels: names of the C classes.
+      by: attribution method, a name in `METHODS`.
     """
 
     model: Any
@@ -38,15 +38,15 @@ class TextClassifier(NamedTuple):
 
 
 class Classified(NamedTuple):
-    """What became of one text.
+    """The prediction for one text.
 
     Attributes:
-      label: the most probable one.
-      probability: of the label.
-      pieces: parts of the text that were read.
-      attributions: how much each piece spoke for the label, in nats of its log-odds, negative
-        against it; for attention, weights that sum to one.
-      cut: how many pieces were beyond the longest text and are not among these.
+      label: the most probable label.
+      probability: probability of the label.
+      pieces: the text of each token that the model read.
+      attributions: contribution of each piece to the log-odds of the label, in nats, negative if
+        it speaks against the label; for attention, weights that sum to one.
+      cut: number of pieces beyond the model's maximum length, which were not read.
     """
 
     label: str
@@ -57,7 +57,7 @@ class Classified(NamedTuple):
 
 
 def check_method(by: str, model: Any) -> None:
-    """Raises UserError for a method that does not exist, or attention of a model without it."""
+    """Raises UserError for an unknown method, or for attention if the model does not have it."""
     check_name("--by", by, METHODS)
     if by == ATTENTION and model.config.pooling != ATTENTION:
         raise UserError(
@@ -67,7 +67,7 @@ def check_method(by: str, model: Any) -> None:
 
 
 def classify(classifier: TextClassifier, text: str) -> Classified:
-    """Returns what the classifier says of a text. Raises UserError for one without a word."""
+    """Returns the prediction for a text. Raises UserError for a text without words."""
     longest = classifier.model.config.length
     tokens, pieces = classifier.tokenizer.encode(text), classifier.tokenizer.split(text)
     if not len(tokens):
@@ -89,7 +89,7 @@ def classify(classifier: TextClassifier, text: str) -> Classified:
 
 
 def _room(number: int) -> int:
-    """Returns the next power of two from 8 on: few shapes are compiled then."""
+    """Returns the next power of two, at least 8, so that only few shapes are compiled."""
     return max(8, 1 << (number - 1).bit_length())
 
 
@@ -103,14 +103,14 @@ def log_odds(logits: Float[Array, " C"], label: Int[Array, ""]) -> Float[Array, 
 def explain(
     model: Any, by: str, params: Any, tokens: Int[Array, " T"], length: Int[Array, ""]
 ) -> tuple[Float[Array, " C"], Float[Array, " T"]]:
-    """Returns log p of every class, and attributions of the most probable one.
+    """Returns log p of every class, and the attributions of the most probable class.
 
     Args:
       model: a classifier.
       by: a name in `METHODS`.
-      params: its parameters.
-      tokens: right-padded.
-      length: how many of them there are.
+      params: parameters of the classifier.
+      tokens: right-padded tokens.
+      length: number of tokens without padding.
     """
     variables, lengths = {"params": params}, jnp.asarray(length)[None]
 

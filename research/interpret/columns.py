@@ -1,9 +1,9 @@
-"""Measures of heads as metrics of a run: columns while it trains, outcomes of a sweep.
+"""Adds measures of attention heads to the metrics of a run, for training logs and sweep outcomes.
 
-`config.interpret.measures` names them. Each becomes "NAME", one number, and "NAME_by_head", one to
-each head. The number is that of the strongest head where a measure asks whether some head does
-something (induction), and the mean over heads where it asks how heads are (entropy); the strongest
-head is found in every batch anew, so that it is a little above the largest of the heads' means.
+`config.interpret.measures` names them. Each adds "NAME", a single number, and "NAME_by_head", one
+number per head. "NAME" is the maximum over heads if the measure asks whether any head does
+something (induction), and the mean over heads if it describes heads in general (entropy). The
+maximum is taken in each batch, so it lies slightly above the largest per-head mean.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ Compute = Callable[[Part, Rows, Tokens], Sums]
 
 
 class Measure(NamedTuple):
-    """What a name stands for.
+    """A measure of attention heads.
 
     Attributes:
-      kind: of attention that is measured: "self", "cross" or "pooling".
-      compute: from weights, the rows that count and what stands at each position to sums (H,).
-      strongest: whether the number is that of the strongest head; else the mean over heads.
-      tokens: whether it asks what stands at each position.
+      kind: the kind of attention it measures: "self", "cross" or "pooling".
+      compute: (part, rows to include, tokens) -> sums (H,).
+      strongest: whether to report the maximum over heads; otherwise the mean.
+      tokens: whether `compute` needs the tokens at each position.
     """
 
     kind: str
@@ -70,7 +70,7 @@ MEASURES: dict[str, Measure] = {
     **{f"{name}_of_cross": Measure("cross", compute) for name, compute in SPREAD.items()},
     **{f"{name}_of_pooling": Measure("pooling", compute) for name, compute in SPREAD.items()},
 }
-"""Measures by the name that `config.interpret.measures` takes."""
+"""Measures by the names accepted in `config.interpret.measures`."""
 
 SITES = ("weights", "visible")
 
@@ -78,7 +78,10 @@ SITES = ("weights", "visible")
 def measured(
     task: Task, model: Model, measures: Sequence[str] = ()
 ) -> Callable[[PyTree, Batch], dict[str, Sums]]:
-    """Returns (params, batch) -> sums of the task's metrics and of the measures, of one member."""
+    """Returns a function (params, batch) -> sums of the task's metrics and of the measures.
+
+    `params` are the parameters of one member.
+    """
 
     def metrics(params: PyTree, batch: Batch) -> dict[str, Sums]:
         if not measures:
@@ -90,14 +93,14 @@ def measured(
 
 
 def columns(found: Sequence[Part], batch: Batch, measures: Sequence[str]) -> dict[str, Sums]:
-    """Returns the measures of what was recorded on a batch.
+    """Returns the measures of activations recorded on a batch.
 
     Args:
       found: parts with `SITES`.
-      batch: what the model read.
+      batch: the batch that they were recorded on.
       measures: names in `MEASURES`.
 
-    Raises UserError for a measure of attention that the model does not have.
+    Raises UserError for a measure of a kind of attention that the model does not have.
     """
     sums: dict[str, Sums] = {}
     for name in measures:
@@ -118,7 +121,7 @@ def columns(found: Sequence[Part], batch: Batch, measures: Sequence[str]) -> dic
 
 
 def measurable(found: Sequence[Part], name: str) -> list[Part]:
-    """Returns the parts that a measure is of. Raises UserError if there is none."""
+    """Returns the parts that a measure applies to. Raises UserError if there is none."""
     kind = MEASURES[name].kind
     mine = [p for p in found if p.kind == kind and "weights" in p.sites]
     if not mine:
@@ -129,15 +132,15 @@ def measurable(found: Sequence[Part], name: str) -> list[Part]:
 
 
 def labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the heads' names, "layer 1.0" for head 0 of layer 1, of each sliced measure.
+    """Returns the names of the heads in each "NAME_by_head": "layer 1.0" is head 0 of layer 1.
 
     Args:
-      model: what is measured.
+      model: the model to measure.
       batch: shapes of a batch.
       measures: names of measures.
 
-    Raises UserError for a measure that the model has no attention for, or that asks for tokens
-    where there are none.
+    Raises UserError for a measure of a kind of attention that the model does not have, or one that
+    needs tokens where the input is sound.
     """
     if not measures:
         return {}
@@ -154,7 +157,7 @@ def labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict[str, li
 
 
 def shapes_of_parts(model: Model, batch: PyTree, sites: Sequence[str] = SITES) -> list[Part]:
-    """Returns the parts that recording `sites` gives, with shapes in place of arrays."""
+    """Returns the parts that recording `sites` would return, with shapes in place of arrays."""
     found: list[Part] = []
 
     def look(params: PyTree, batch: Batch) -> None:
@@ -167,10 +170,10 @@ def shapes_of_parts(model: Model, batch: PyTree, sites: Sequence[str] = SITES) -
 
 
 def rows_of(part: Part, batch: Batch) -> Rows:
-    """Returns which queries of a part are no padding.
+    """Returns a mask of the queries of a part to measure, (B, T), False at padding.
 
-    A query of self-attention is padding if it may not see itself; queries of a decoder that is
-    given a source are those whose target is asked for. Examples without a label fill a batch up.
+    A query of self-attention is padding if it may not attend to itself; queries of a decoder with a
+    source are padding if they have no target. Examples without a label only fill up a batch.
     """
     rows, length = part.sites["weights"].shape[0], part.sites["weights"].shape[2]
     asked = jnp.ones((rows, length), bool)
@@ -179,7 +182,7 @@ def rows_of(part: Part, batch: Batch) -> Rows:
         asked = asked & own
     if "label" in batch:
         asked = asked & (batch["label"] >= 0)[:, None]
-    if "eval_length" in batch:  # heads are measured at the length of training
+    if "eval_length" in batch:  # measure heads only at the training length
         asked = asked & (batch["eval_length"] < 0)[:, None]
     reads_target = part.kind == "cross" or part.name.startswith(("decoder", "speller"))
     if reads_target and "targets" in batch:
@@ -188,9 +191,9 @@ def rows_of(part: Part, batch: Batch) -> Rows:
 
 
 def tokens_of(part: Part, batch: Batch) -> Tokens:
-    """Returns what stands at the positions of self-attention; None for sound.
+    """Returns the tokens at the positions of self-attention; None if the input is sound.
 
-    In front of a sequence that a class token was put before stands -1.
+    A class token in front of the sequence is represented by -1.
     """
     source = part.name.startswith(("encoder", "listener"))
     tokens = batch["source" if source else "inputs"]

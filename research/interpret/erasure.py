@@ -1,7 +1,6 @@
-"""A classifier's outputs on an example without some of its tokens.
+"""Computes a classifier's logits on an example with some of its tokens erased.
 
-Everything is of one example, whose tokens are right-padded; it can be traced and goes through
-`vmap`.
+All functions take one example with right-padded tokens, and are traceable by `jit` and `vmap`.
 """
 
 from typing import Any
@@ -13,21 +12,21 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from research.tasks.task import PAD, UNKNOWN
 
 BATCH = 16
-"""Versions of an example that are computed at once."""
+"""Versions of an example computed at once."""
 
 
 def logits_of(
     model: Any, params: PyTree, versions: Int[Array, "K T"], lengths: Int[Array, " K"]
 ) -> Float[Array, "K C"]:
-    """Returns the float32 logits of K versions of an example, a few at a time.
+    """Returns the float32 logits of K versions of an example, computed in batches of `BATCH`.
 
     Args:
       model: a classifier.
       params: its parameters.
-      versions: tokens, right-padded.
-      lengths: how many of them there are.
+      versions: right-padded tokens.
+      lengths: number of tokens of each version.
     """
-    # Whole batches: what is left over would be compiled a second time.
+    # Pad to whole batches: a smaller last batch would be compiled separately.
     filler = -len(lengths) % BATCH
     versions = jnp.pad(versions, ((0, filler), (0, 0)))
     lengths = jnp.pad(lengths, (0, filler), constant_values=1)
@@ -44,9 +43,9 @@ def logits_of(
 def kept_only(
     tokens: Int[Array, " T"], keep: Bool[Array, " T"]
 ) -> tuple[Int[Array, " T"], Int[Array, ""]]:
-    """Returns the tokens that are kept, side by side and right-padded, and how many they are.
+    """Returns the kept tokens, moved together and right-padded, and their number.
 
-    Of nothing there is no output: one unknown token is left if none is kept.
+    A classifier has no output for an empty text: if none is kept, one unknown token is left.
     """
     number = keep.sum()
     order = jnp.argsort(~keep, stable=True)
@@ -58,21 +57,21 @@ def kept_only(
 def logits_of_kept(
     model: Any, params: PyTree, tokens: Int[Array, " T"], keep: Bool[Array, "K T"]
 ) -> Float[Array, "K C"]:
-    """Returns logits with the tokens of each mask alone; others are as if they had never been."""
+    """Returns logits with only the tokens of each mask; the others are deleted, not masked out."""
     return logits_of(model, params, *jax.vmap(kept_only, (None, 0))(tokens, keep))
 
 
 def each_without(real: Bool[Array, " T"]) -> Bool[Array, "T T"]:
-    """Returns masks of what is left without each token: Jain and Wallace 2019, algorithm 1.
+    """Returns masks that leave out one token each: Jain and Wallace 2019, algorithm 1.
 
-    Rows of padding are `real` itself.
+    Rows of padding equal `real`.
     """
     return real & ~jnp.eye(len(real), dtype=bool)
 
 
 def each_blanked(tokens: Int[Array, " T"], real: Bool[Array, " T"]) -> Int[Array, "T T"]:
-    """Returns the tokens with each alone made unknown: Abnar and Zuidema 2020, section 2.
+    """Returns copies of the tokens with one made unknown each: Abnar and Zuidema 2020, section 2.
 
-    Rows of padding are the tokens themselves.
+    Rows of padding equal the tokens.
     """
     return jnp.where(jnp.diag(real), UNKNOWN, tokens)

@@ -1,18 +1,19 @@
-"""Whether the attention of a trained classifier says what made it decide: both sides of a debate.
+"""Measures whether a classifier's attention is a faithful explanation of its predictions.
 
-Jain and Wallace 2019, "Attention is not Explanation" (NAACL): attention agrees little with
-gradients and with what words are worth when they are left out (section 4.1, Table 2), and quite
-other attention gives the same output (4.2). Wiegreffe and Pinter 2019, "Attention is not not
-Explanation" (EMNLP): how far another attention is has to be seen beside how far that of the same
-model trained from another seed is (section 3.3). DeYoung et al. 2020, "ERASER: A Benchmark to
-Evaluate Rationalized NLP Models" (ACL): whether a ranking finds the words that the output needs
-(section 4.2). Where a task knows which tokens decide, rankings are held to these as well.
+Jain and Wallace 2019, "Attention is not Explanation" (NAACL): attention correlates only weakly with
+gradients and leave-one-out importance (section 4.1, Table 2), and very different attention can give
+the same output (4.2). Wiegreffe and Pinter 2019, "Attention is not not Explanation" (EMNLP): the
+divergence of an adversarial attention has to be compared with the divergence between models trained
+from different seeds (section 3.3). DeYoung et al. 2020, "ERASER: A Benchmark to Evaluate
+Rationalized NLP Models" (ACL): whether a ranking finds the words that the output needs
+(section 4.2). Where the task marks the tokens that decide the label, rankings are compared with
+these as well.
 
-Gradients are those of the log-odds of the predicted class. They are those of its probability but
-for one factor for all words, so rankings are the same, and they do not vanish where it is sure.
-Where attention is compared with them it is held fixed (Jain and Wallace 2019, section 4.1): they
-say what the words do to the output through the states that are weighted, not through the weights.
-As a ranking of its own, the gradient goes through both.
+Gradients are those of the log-odds of the predicted class. They equal the gradients of its
+probability up to one factor shared by all words, so the ranking is the same, but they do not vanish
+when the model is certain. For the comparison with attention, the weights are held fixed (Jain and
+Wallace 2019, section 4.1): the gradient then flows through the pooled states, not through the
+weights. Used as a ranking of its own, the gradient flows through both.
 """
 
 import functools
@@ -55,30 +56,31 @@ METRICS: Mapping[str, bool | None] = {
     **{f"comprehensiveness_{name}": True for name in RANKINGS},
     **{f"sufficiency_{name}": False for name in RANKINGS},
 }
-"""{metric: whether attention that has more of it explains better}; None: neither."""
+"""{metric: whether a higher value means a more faithful explanation}; None: neither."""
 TRUTH: Mapping[str, bool | None] = {f"truth_{name}": True for name in (*RANKINGS, "leave_one_out")}
 SIGNIFICANT = 0.05
 PERMUTATIONS = 100
 EPSILON = 0.01
-"""The change of the output that an adversary may make: Jain and Wallace 2019, section 4.2.2."""
+"""Largest change of the output allowed to an adversary: Jain and Wallace 2019, section 4.2.2."""
 ADVERSARIES, ASCENT = 5, 200
-"""How many are sought for an example, in how many steps."""
+"""Number of adversaries per example, and steps of gradient ascent for each."""
 GRADIENTS = 32
-"""Of integrated gradients."""
+"""Number of steps of integrated gradients."""
 
 
 class Explained(NamedTuple):
-    """What is known of N examples; float32.
+    """Logits, rankings and attention statistics of N examples; float32.
 
     Attributes:
-      logits: (N, C) of the whole example.
-      without: (N, T, C) without each token; rows of padding are those of the whole example.
-      erased: (N, R, 2, F, C) without the tokens that rank highest, and with these alone.
-      rankings: (N, R, T) of `RANKINGS`; gradients have signs, random ones are uniform. Padding: 0.
-      held: (N, T) the gradient while attention is held fixed, with signs.
-      change: (N,) median of the output under permutations, total variation.
+      logits: (N, C) logits of the whole example.
+      without: (N, T, C) logits without each token; rows of padding repeat the whole example's.
+      erased: (N, R, 2, F, C) logits without the top-ranked tokens, and with only these.
+      rankings: (N, R, T) scores by each of `RANKINGS`; gradients are signed, random scores are
+        uniform. Padding: 0.
+      held: (N, T) signed gradient times embedding with attention held fixed.
+      change: (N,) median change of the output when attention is permuted, in total variation.
       adversarial: (N,) largest Jensen-Shannon divergence of an attention with nearly this output.
-      seeds: (N,) mean divergence from the attention of the siblings; 0 where there are none.
+      seeds: (N,) mean divergence from the attention of the siblings; 0 if there are none.
     """
 
     logits: Any
@@ -94,7 +96,7 @@ class Explained(NamedTuple):
 def check_pooling(model: Model, batch: Batch) -> None:
     """Raises UserError for a model that does not pool by attention.
 
-    The weights of a mean are all alike: they rank nothing, so there is nothing to be faithful.
+    Mean pooling weights all tokens equally: without a ranking, faithfulness is undefined.
     """
     if not isinstance(model, Classifier) or model.config.pooling != ATTENTION:
         has = model.config.pooling if isinstance(model, Classifier) else "none"
@@ -105,26 +107,27 @@ def check_pooling(model: Model, batch: Batch) -> None:
 
 
 def faithfulness(trained: Trained) -> Findings:
-    """Returns how far attention explains what a classifier decides.
+    """Returns how faithfully attention explains the predictions of a classifier.
 
     Metrics, means over examples of at least two tokens:
-      "attention_entropy": of the most that an example of its length allows; at 1 attention is a
-        mean and ranks nothing.
-      "gradient_tau": Kendall's tau of attention and the size of gradient times embedding, while
-        attention is held fixed; "gradient_tau_significant", the fraction of examples in which
+      "attention_entropy": entropy relative to the maximum for the example's length; at 1 attention
+        is uniform and ranks nothing.
+      "gradient_tau": Kendall's tau between attention and the absolute gradient times embedding,
+        with attention held fixed; "gradient_tau_significant", the fraction of examples with
         p < 0.05.
-      "leave_one_out_tau", "leave_one_out_tau_significant": with how much the output changes (total
-        variation) when a token is left out.
-      "permutation_change": of the output, the median over permutations of the attention.
-      "adversarial_divergence": of the furthest attention found with nearly the same output, nats.
-      "seed_divergence": of attention from that of other seeds in the population, and
-        "adversarial_beyond_seeds", how much more the former is; not there for one seed alone.
-      "comprehensiveness_X", "sufficiency_X": area over the perturbation curve of each ranking:
-        by attention, by the gradient times the embedding, by the length of the gradient, by
-        integrated gradients and at random. A transformer that normalizes its embeddings hardly
-        depends on their length, so that the gradient times the embedding is blind there.
-      "truth_X": the fraction of the tokens that decide among as many that rank highest, by size;
-        where the task knows them. X is also "leave_one_out".
+      "leave_one_out_tau", "leave_one_out_tau_significant": the same with the change of the output
+        (total variation) when a token is left out.
+      "permutation_change": median change of the output over permutations of the attention.
+      "adversarial_divergence": divergence, in nats, of the furthest attention found with nearly
+        the same output.
+      "seed_divergence": divergence from the attention of other seeds in the population, and
+        "adversarial_beyond_seeds", adversarial minus seed divergence; both absent for one seed.
+      "comprehensiveness_X", "sufficiency_X": area over the perturbation curve of each ranking X:
+        attention, gradient times embedding, gradient norm, integrated gradients and random. A
+        transformer that normalizes its embeddings hardly depends on their norm, so gradient times
+        embedding carries no signal there.
+      "truth_X": precision at k by absolute score, k being the number of tokens that decide the
+        label; only where the task marks them. X may also be "leave_one_out".
     Slices: both taus by predicted class.
     """
     found, examples = _explained(trained)
@@ -161,11 +164,11 @@ def faithfulness(trained: Trained) -> Findings:
 def taus(
     a: Float[np.ndarray, "N T"], b: Float[np.ndarray, "N T"], real: Bool[np.ndarray, "N T"]
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Returns Kendall's tau-b and its two-sided p of each row, NaN where one ranking is constant.
+    """Returns Kendall's tau-b and two-sided p-value of each row; NaN if one ranking is constant.
 
-    By scipy: p is exact for short rows without ties, else of the normal approximation.
+    Uses scipy: p is exact for short rows without ties, otherwise a normal approximation.
     """
-    # Imported here: it takes as long as jax does, and most commands never ask.
+    # Imported here because scipy.stats is as slow to import as jax, and few commands need it.
     from scipy.stats import kendalltau
 
     found = [kendalltau(x[there], y[there]) for x, y, there in zip(a, b, real, strict=True)]
@@ -177,7 +180,7 @@ def precision(
     relevant: Bool[np.ndarray, "N T"],
     real: Bool[np.ndarray, "N T"],
 ) -> Float[np.ndarray, " N"]:
-    """Returns the part of the relevant tokens that is among as many with the highest scores."""
+    """Returns precision at k of the scores, where k is the number of relevant tokens of a row."""
     order = np.argsort(np.where(real, -scores, np.inf), axis=-1, kind="stable")
     number = relevant.sum(-1)
     first = np.arange(scores.shape[-1]) < number[:, None]
@@ -185,7 +188,7 @@ def precision(
 
 
 def mean(values: Float[np.ndarray, " N"]) -> float:
-    """Returns the mean of what is no NaN; NaN if that is nothing."""
+    """Returns the mean of the values that are not NaN; NaN if all of them are."""
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
     return float(known.mean()) if len(known) else float("nan")
@@ -194,17 +197,17 @@ def mean(values: Float[np.ndarray, " N"]) -> float:
 def variation(
     a: Float[np.ndarray, "*#b C"], b: Float[np.ndarray, "*#b C"]
 ) -> Float[np.ndarray, "*b"]:
-    """Returns the total variation distance of the distributions that logits stand for."""
+    """Returns the total variation distance between the softmax distributions of two logits."""
     return np.abs(_softmax(a) - _softmax(b)).sum(-1) / 2
 
 
 def _softmax(logits: Float[np.ndarray, "*b C"]) -> Float[np.ndarray, "*b C"]:
-    # In float64: a sure model's changes are smaller than what float32 tells from 1.
+    # In float64: near probability 1, changes of a confident model are below float32 resolution.
     return scipy.special.softmax(np.asarray(logits, np.float64), axis=-1)
 
 
 def _falls(found: Explained, predicted: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R 2"]:
-    """How much the probability of the predicted class falls, over all fractions."""
+    """Returns the drop in probability of the predicted class, averaged over all fractions."""
     rows = np.arange(len(predicted))
     whole = _softmax(found.logits)[rows, predicted]
     erased = _softmax(found.erased)[rows, ..., predicted].mean(-1)
@@ -212,7 +215,10 @@ def _falls(found: Explained, predicted: Int[np.ndarray, " N"]) -> Float[np.ndarr
 
 
 def _explained(trained: Trained) -> tuple[Explained, dict[str, np.ndarray]]:
-    """What is known of the examples that count, and these; all padded to the longest."""
+    """Returns explanations of the labelled examples of two or more tokens, and these examples.
+
+    All are padded to the longest.
+    """
     chosen = list(batches(trained.task, trained.split, trained.examples))
     report = progress_of(sum(len(batch["label"]) for batch in chosen), "examples explained")
     found, examples, done = [], [], 0
@@ -239,7 +245,7 @@ def _explained(trained: Trained) -> tuple[Explained, dict[str, np.ndarray]]:
 
 
 def padded_to(array: np.ndarray, axis: int | None, size: int) -> np.ndarray:
-    """Returns an array with zeros at the end of an axis, if one is given."""
+    """Returns the array zero-padded to `size` at the end of an axis; unchanged if axis is None."""
     if axis is None:
         return array
     room = [(0, size - n if i == axis else 0) for i, n in enumerate(array.shape)]
@@ -250,19 +256,19 @@ def padded_to(array: np.ndarray, axis: int | None, size: int) -> np.ndarray:
 def explain(
     model: Any, siblings: PyTree, member: Int[Array, ""], batch: Batch, key: Array
 ) -> Explained:
-    """Returns what is known of the examples of a batch.
+    """Returns the explanations of every example in a batch.
 
     Args:
       model: a classifier that pools by attention.
       siblings: parameters of a population.
-      member: which of them is asked about.
+      member: index of the member to explain.
       batch: examples.
-      key: of permutations, adversaries and the random ranking.
+      key: random key for the permutations, the adversaries and the random ranking.
     """
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[member], siblings)
     attention, states = _pooled(model, params, batch)
     others = jax.vmap(lambda p: _pooled(model, p, batch)[0])(siblings)
-    # Its own divergence from itself is 0.
+    # The sum includes the member itself, whose divergence is 0, so the mean is over the others.
     apart = jensen_shannon(others, attention).sum(0) / max(len(others) - 1, 1)
 
     def one(tokens: Array, length: Array, weights: Array, states: Array, key: Array) -> Explained:
@@ -324,7 +330,7 @@ def _of_one(
     )
     rankings = jnp.where(real, rankings, 0.0)
     left = jnp.stack(jax.vmap(erasures, (0, None))(rankings, real), axis=1)
-    # All that is left out of the example in one go: every kind of its own would be compiled alone.
+    # All erased versions in one call: separate calls would each compile the model again.
     masks = [real[None], each_without(real), left.reshape(-1, len(tokens))]
     logits = logits_of_kept(model, params, tokens, jnp.concatenate(masks))
     adversaries = adversarial_weights(output, attention, sought, EPSILON, ASCENT, ADVERSARIES, real)

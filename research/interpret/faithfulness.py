@@ -1,9 +1,9 @@
-"""Whether attention says why a model decided as it did: what changes when it is tampered with.
+"""Faithfulness tests of attention: permutation, adversarial weights, and erasure of tokens.
 
-Permutations and adversaries of attention are those of Jain and Wallace 2019, "Attention is not
-Explanation". Wiegreffe and Pinter 2019, "Attention is not not Explanation", show what does not
-follow from them: weights of one layer are not free when the rest of the model was trained with
-them. Everything can be traced.
+Permutations and adversaries of attention follow Jain and Wallace 2019, "Attention is not
+Explanation". Wiegreffe and Pinter 2019, "Attention is not not Explanation", show the limits of
+these tests: the weights of one layer are not free to vary, as the rest of the model was trained
+with them. All functions are traceable.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ OfWeights = Callable[[Float[Array, " S"]], Float[Array, " C"]]
 """The output distribution of a model on one example, given its attention."""
 
 FRACTIONS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)
-"""Fractions of the tokens that are taken: DeYoung et al. 2020, section 4.2, and none."""
+"""Fractions of the tokens to erase: those of DeYoung et al. 2020, section 4.2, and 0."""
 
 
 def jensen_shannon(p: Float[Array, "*#b S"], q: Float[Array, "*#b S"]) -> Float[Array, "*#b"]:
@@ -28,12 +28,12 @@ def jensen_shannon(p: Float[Array, "*#b S"], q: Float[Array, "*#b S"]) -> Float[
     """
     p, q = jnp.asarray(p, jnp.float32), jnp.asarray(q, jnp.float32)
     found = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
-    # Rounding can take it below.
+    # Rounding can make it slightly negative.
     return jnp.maximum(found, 0)
 
 
 def total_variation(p: Float[Array, "*#b C"], q: Float[Array, "*#b C"]) -> Float[Array, "*#b"]:
-    """Returns the total variation distance, half the sum of differences: 0 to 1."""
+    """Returns the total variation distance, half the sum of absolute differences: 0 to 1."""
     return jnp.abs(jnp.asarray(p) - jnp.asarray(q)).sum(-1) / 2
 
 
@@ -50,12 +50,12 @@ def permutation_test(
     Jain and Wallace 2019, section 4.2.1.
 
     Args:
-      f_weights: the model from its attention on.
-      weights: its attention.
-      key: of the permutations.
-      number: of permutations.
-      real: positions whose weights change places; None: all. Padding is not among them.
-      batch_size: outputs that are computed at once.
+      f_weights: the model as a function of its attention.
+      weights: the model's attention.
+      key: random key for the permutations.
+      number: number of permutations.
+      real: positions whose weights are permuted, False at padding; None: all.
+      batch_size: outputs computed at once.
     """
     weights = jnp.asarray(weights, jnp.float32)
     real = jnp.ones(weights.shape, bool) if real is None else jnp.asarray(real)
@@ -69,7 +69,7 @@ def permutation_test(
 
 
 class Adversaries(NamedTuple):
-    """Attentions that differ as much as was found from the model's, with nearly its output.
+    """Attention distributions far from the model's own that give nearly the same output.
 
     Attributes:
       weights: (K, S), each a distribution.
@@ -92,27 +92,28 @@ def adversarial_weights(
     real: Bool[Array, " S"] | None = None,
     length: float = 0.1,
 ) -> Adversaries:
-    """Returns attentions far from the model's under which its output hardly changes.
+    """Returns attention distributions far from the model's that hardly change its output.
 
-    The search of Jain and Wallace 2019, section 4.2.2: the divergence from the model's attention
-    plus that between the adversaries is climbed, with a penalty while the output's change exceeds
-    epsilon. Each adversary is the furthest on its way that kept to epsilon, the model's own
-    attention if none did. The largest `divergence` is the paper's epsilon-max JSD, as far as found:
-    there is a local maximum in every corner, and more adversaries find better ones.
+    The search of Jain and Wallace 2019, section 4.2.2: gradient ascent on the divergence from the
+    model's attention plus the divergence between adversaries, with a penalty while the change of
+    the output exceeds epsilon. Each adversary is the furthest point of its path that stayed within
+    epsilon, or the model's own attention if there is none. The largest `divergence` is a lower
+    bound of the paper's epsilon-max JSD: there are many local maxima, and more adversaries find
+    better ones.
 
-    Gradients are with respect to logits. The penalty's gradient is twice as long as the other,
-    however strongly the output reacts, so that the search goes on along the constraint. With Adam
-    and a fixed price of 500 it stands still where the constraint begins.
+    Gradients are with respect to logits. The gradient of the penalty is scaled to twice the length
+    of the other, however sensitive the output is, so that the search continues along the
+    constraint. With Adam and a fixed penalty of 500 it stalls at the edge of the constraint.
 
     Args:
-      f_weights: the model from its attention on; differentiable.
-      weights: its attention, a distribution.
-      key: of where adversaries start.
-      epsilon: the largest change of the output, in total variation.
-      steps: of ascent.
-      number: of adversaries.
-      real: positions that may have weight; None: all. Padding is not among them.
-      length: of the first step in logits; steps become shorter linearly.
+      f_weights: the model as a function of its attention; differentiable.
+      weights: the model's attention, a distribution.
+      key: random key for the starting points of the adversaries.
+      epsilon: largest permitted change of the output, in total variation.
+      steps: number of ascent steps.
+      number: number of adversaries.
+      real: positions that may have weight, False at padding; None: all.
+      length: length of the first step in logits; decays linearly to 0.
     """
     weights = jnp.asarray(weights, jnp.float32)
     real = jnp.ones(weights.shape, bool) if real is None else jnp.asarray(real)
@@ -149,38 +150,38 @@ def erasures(
     real: Bool[Array, " S"] | None = None,
     fractions: tuple[float, ...] = FRACTIONS,
 ) -> tuple[Bool[Array, "R S"], Bool[Array, "R S"]]:
-    """Returns the tokens that are left without those that rank highest, and these alone.
+    """Returns masks of the tokens left after erasing the top-ranked ones, and of only the latter.
 
-    DeYoung et al. 2020, "ERASER: A Benchmark to Evaluate Rationalized NLP Models": how much the
-    probability of the predicted class falls with the former is comprehensiveness (eq. 1), of a
-    faithful ranking high; with the latter, sufficiency (eq. 2), low. Means over the fractions are
-    the areas over the perturbation curve of section 4.2, where no token counts as one of the
-    points.
+    DeYoung et al. 2020, "ERASER: A Benchmark to Evaluate Rationalized NLP Models": the drop in
+    probability of the predicted class under the first masks is comprehensiveness (eq. 1), high for
+    a faithful ranking; under the second masks it is sufficiency (eq. 2), which is low. Means over
+    the fractions are the areas over the perturbation curve of section 4.2, which includes the point
+    with no token erased.
 
     Args:
-      ranking: attributions; of equal ones the first position ranks higher.
-      real: tokens that there are; None: all. Padding is not among them.
-      fractions: of the tokens that there are, rounded up to whole tokens.
+      ranking: attributions; ties go to the earlier position.
+      real: False at padding; None: no padding.
+      fractions: fractions of the real tokens, rounded up to whole tokens.
     """
     ranking = jnp.asarray(ranking)
     real = jnp.ones(ranking.shape, bool) if real is None else jnp.asarray(real)
-    # Twice a stable sort: the rank of each position, padding last.
+    # The argsort of an argsort is the rank of each position; padding ranks last.
     rank = jnp.argsort(jnp.argsort(jnp.where(real, -ranking, jnp.inf), stable=True))
-    # 0.1 of 10 tokens is one, although the product can be a little more in float32.
+    # The tolerance keeps a product that rounding lifts above a whole number from gaining a token.
     count = jnp.ceil(jnp.asarray(fractions) * real.sum() * (1 - 1e-6))
     chosen = rank < count[:, None]
     return real & ~chosen, real & chosen
 
 
 def _entropy(p: Float[Array, "*b S"]) -> Float[Array, "*b"]:
-    # At 0 the slope would be infinite.
+    # The derivative of -p log p is infinite at 0; the clamp keeps gradients finite.
     return jax.scipy.special.entr(jnp.maximum(p, jnp.finfo(jnp.float32).tiny)).sum(-1)
 
 
 def _permuted(
     weights: Float[Array, " S"], real: Bool[Array, " S"], key: Array
 ) -> Float[Array, " S"]:
-    # Both orders name the real positions first, then the others from left to right.
+    # Both orders list the real positions first, then padding from left to right: it stays put.
     others = 1.0 + jnp.arange(weights.shape[0])
     in_order = jnp.argsort(~real, stable=True)
     shuffled = jnp.argsort(jnp.where(real, jax.random.uniform(key, weights.shape), others))
@@ -188,7 +189,7 @@ def _permuted(
 
 
 def _unit(x: Float[Array, "K S"]) -> Float[Array, "K S"]:
-    """Vectors of length 1, or 0 where they are 0."""
+    """Returns rows scaled to Euclidean norm 1; zero rows stay zero."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-20)
 
 

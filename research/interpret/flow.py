@@ -1,7 +1,7 @@
-"""What an output position reads of the inputs through all layers, from the weights of each layer.
+"""Attention rollout and attention flow: attribution to the inputs through all layers.
 
-Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers". Both methods take a layer as
-the sum of what its heads read and of what the residual connection hands on.
+Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers". Both methods model a layer as
+a mixture of its attention weights and the identity of the residual connection.
 """
 
 import functools
@@ -18,7 +18,7 @@ from research.errors import UserError, check_name
 
 _OVER_HEADS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
 
-# scipy's capacities are int32; those that leave a node sum to about this.
+# scipy's maximum_flow needs int32 capacities; the capacities leaving a node sum to about this.
 _SCALE = 2**24
 
 
@@ -26,16 +26,16 @@ _SCALE = 2**24
 def layer_weights(
     weights: Float[Array, "*b H S S"], residual: float = 0.5, heads: str = "mean"
 ) -> Float[Array, "*b S S"]:
-    """Returns one matrix for all heads of a layer and its residual connection; rows sum to 1.
+    """Returns one matrix per layer that combines its heads and residual connection; rows sum to 1.
 
-    Abnar and Zuidema 2020, section 3: 0.5 W + 0.5 I, where W is the mean over heads. With "max" or
-    "min" over heads W is divided by its row sums first. A row that reads nothing (weights 0, or NaN
-    where everything was masked) keeps what it has.
+    Abnar and Zuidema 2020, section 3: 0.5 W + 0.5 I, where W is the mean over heads. W is divided
+    by its row sums first, which changes it for "max" and "min" over heads. A row without weight
+    (all 0, or NaN because everything was masked) becomes a row of the identity.
 
     Args:
-      weights: of self-attention, from queries (second to last axis) to keys.
-      residual: the part that the residual connection has, 0 to 1.
-      heads: how heads become one, "mean", "max" or "min".
+      weights: self-attention weights, from queries (second to last axis) to keys.
+      residual: weight of the residual connection, 0 to 1.
+      heads: how to reduce over heads, "mean", "max" or "min".
 
     Raises UserError for another residual or name.
     """
@@ -54,14 +54,14 @@ def layer_weights(
 def rollout(
     weights: Float[Array, "L B H S S"], residual: float = 0.5, heads: str = "mean"
 ) -> Float[Array, "L B S S"]:
-    """Returns attention rollout up to each layer: how a position reads the inputs; rows sum to 1.
+    """Returns attention rollout up to each layer: weights from positions to inputs; rows sum to 1.
 
-    The product of `layer_weights` of all layers below: Abnar and Zuidema 2020, eq. 1.
+    The product of `layer_weights` over the layers up to it: Abnar and Zuidema 2020, eq. 1.
 
     Args:
-      weights: of self-attention, the first layer first.
-      residual: the part that the residual connection has, 0 to 1.
-      heads: how the heads of a layer become one, "mean", "max" or "min".
+      weights: self-attention weights, from the first layer to the last.
+      residual: weight of the residual connection, 0 to 1.
+      heads: how to reduce over the heads of a layer, "mean", "max" or "min".
     """
     layers = layer_weights(weights, residual, heads)
 
@@ -80,19 +80,19 @@ def flow(
     outputs: Sequence[int] | None = None,
     inputs: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "O I"]:
-    """Returns attention flow: how much can reach an output position from each input.
+    """Returns attention flow: the maximum flow between each output position and each input.
 
-    The maximum flow from one to the other through the graph whose nodes are the positions of each
-    layer and whose capacities are `layer_weights`: Abnar and Zuidema 2020, section 3. Rows do not
-    sum to 1, as each input is asked about alone. Each pair is a problem of its own, solved by
-    scipy's `maximum_flow` with capacities rounded to 2^-24: S^2 of them for one example.
+    The nodes of the graph are the positions of each layer, its capacities are `layer_weights`:
+    Abnar and Zuidema 2020, section 3. Rows do not sum to 1, as the flow to each input is maximized
+    separately. Each of the S^2 pairs of an example is a separate problem, solved by scipy's
+    `maximum_flow` with capacities rounded to multiples of 2^-24.
 
     Args:
-      weights: of self-attention in one example, the first layer first.
-      residual: the part that the residual connection has, 0 to 1.
-      heads: how the heads of a layer become one, "mean", "max" or "min".
-      outputs: positions of the last layer, one for each row of the result; None: all S.
-      inputs: positions that the flow goes to, one for each column; None: all S.
+      weights: self-attention weights of one example, from the first layer to the last.
+      residual: weight of the residual connection, 0 to 1.
+      heads: how to reduce over the heads of a layer, "mean", "max" or "min".
+      outputs: positions of the last layer, the rows of the result; None: all S.
+      inputs: input positions, the columns of the result; None: all S.
     """
     layers = np.asarray(layer_weights(weights, residual, heads))
     positions = layers.shape[-1]
@@ -108,7 +108,10 @@ def flow(
 
 
 def _graph(layers: Float[np.ndarray, "L S S"]) -> csr_array:
-    """Capacities from node (l + 1) S + t to node l S + s; nodes 0 to S - 1 are the inputs."""
+    """Returns capacities from node (l + 1) S + t to node l S + s; nodes 0 to S - 1 are the inputs.
+
+    Node l S + s is position s after l layers.
+    """
     count, positions, _ = layers.shape
     layer, t, s = np.nonzero(layers)
     capacity = np.round(layers[layer, t, s] * _SCALE).astype(np.int32)

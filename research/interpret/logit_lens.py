@@ -1,4 +1,4 @@
-"""What a model would predict if it stopped after each layer."""
+"""Logit lens: the predictions of a model read off its residual stream after each layer."""
 
 from collections.abc import Callable
 
@@ -17,26 +17,26 @@ Unembed = Callable[[Float[Array, "*b M"]], Float[Array, "*b V"]]
 def logit_lens(
     residuals: Float[Array, "layers *b T M"], norm: Normalize, unembed: Unembed
 ) -> Float[Array, "layers *b T V"]:
-    """Returns the logits read off the residual stream, float32.
+    """Returns float32 logits computed from the residual stream at each layer.
 
-    nostalgebraist 2020, "interpreting GPT: the logit lens": the model's last normalization and
-    unembedding applied to every layer. The last are the model's own logits.
+    nostalgebraist 2020, "interpreting GPT: the logit lens": applies the model's final normalization
+    and unembedding to every layer. The last entry is the model's own logits.
 
     Args:
-      residuals: the stream before the first layer and after each, L + 1 of them.
-      norm: what the model does between its last layer and the unembedding, with its parameters.
-      unembed: from the width to logits, with its parameters.
+      residuals: residual stream before the first layer and after each layer, L + 1 entries.
+      norm: the model's final normalization, with its parameters bound.
+      unembed: the map from the model width to logits, with its parameters bound.
     """
     return unembed(norm(jnp.asarray(residuals))).astype(jnp.float32)
 
 
 def decoder_lens(model: Decoder, params: PyTree, batch: Batch) -> Float[Array, "layers B T V"]:
-    """Returns the logit lens of a decoder: in front of its layers and behind each, L + 1 in all.
+    """Returns the logit lens of a decoder before its first layer and after each, L + 1 entries.
 
     Args:
       model: the decoder.
       params: its parameters.
-      batch: with "inputs" (B, T).
+      batch: a batch with "inputs" (B, T).
     """
     recorded = record(model, params, batch, ("entry", "exit"))[1]
     entries, exits = (stacked(recorded, site) for site in ("entry", "exit"))

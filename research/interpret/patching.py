@@ -1,4 +1,4 @@
-"""Which activations carry a difference between two inputs: each is copied from one run to another.
+"""Activation patching: finds the activations responsible for a difference between two inputs.
 
 Causal tracing of Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1,
 and activation patching of Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect
@@ -22,11 +22,11 @@ Cache = TypeVar("Cache")
 
 Run = Callable[[Input, Cache, Bool[Array, "*site"]], Float[Array, ""]]
 """(input, cache, sites) -> metric of the model on the input, with the activations at `sites` taken
-from the cache. What a site is, an entry of (L, T) or of (L, T, H) perhaps, the run decides."""
+from the cache. The run defines the shape of `sites`, for example (L, T) or (L, T, H)."""
 
 
 Metric = Callable[[Any], Float[Array, ""]]
-"""Of what a model makes of a batch."""
+"""Scalar function of a model's outputs on a batch."""
 
 
 def patched_stream(
@@ -35,10 +35,10 @@ def patched_stream(
     """Returns a run whose sites (L, T) are the residual stream at a layer and a position.
 
     Args:
-      model: with self-attention.
+      model: a model with self-attention.
       params: its parameters.
-      metric: what is computed of its outputs.
-      site: "entry", in front of each layer, or "exit", behind it.
+      metric: metric to compute from its outputs.
+      site: "entry", before each layer, or "exit", after it.
     """
 
     def run(batch: Batch, cache: Float[Array, "L B T M"], sites: Bool[Array, "L T"]) -> Array:
@@ -51,7 +51,7 @@ def patched_stream(
 def patched_heads(
     model: Model, params: PyTree, metric: Metric
 ) -> Run[Batch, Float[Array, "L B T H D"]]:
-    """Returns a run whose sites (L, T, H) are what a head of a layer reads at a position.
+    """Returns a run whose sites (L, T, H) are the outputs of a head at a layer and a position.
 
     Arguments as in `patched_stream`.
     """
@@ -64,12 +64,12 @@ def patched_heads(
 
 
 def cached(model: Model, params: PyTree, batch: Batch, site: str) -> Float[Array, "L B ..."]:
-    """Returns the activations that runs take: `site` is "entry", "exit" or "read"."""
+    """Returns the activations to pass to a run as `cache`: `site` is "entry", "exit" or "read"."""
     return stacked(record(model, params, batch, (site,))[1], site)
 
 
 def single_sites(*shape: int) -> Bool[Array, "N *site"]:
-    """Returns a mask for each site alone, in the order of the flattened shape."""
+    """Returns one mask per site that selects it alone, in the order of the flattened shape."""
     count = math.prod(shape)
     return jnp.eye(count, dtype=bool).reshape(count, *shape)
 
@@ -82,19 +82,19 @@ def patch_effects(
     sites: Bool[Array, "N *site"],
     batch_size: int = 8,
 ) -> Float[Array, " N"]:
-    """Returns how much of the metric comes back when clean activations replace corrupted ones.
+    """Returns the fraction of the metric restored when clean activations replace corrupted ones.
 
-    (patched - corrupted) / (clean - corrupted): 0, nothing; 1, all of it; beyond both is possible.
-    NaN or infinite where both inputs have the same metric. With the two inputs exchanged, and the
-    cache of the corrupted one, it is how much of the metric the sites take away.
+    (patched - corrupted) / (clean - corrupted): 0 restores nothing, 1 all of it; values outside
+    0 to 1 are possible. NaN or infinite if both inputs have the same metric. With the two inputs
+    exchanged, and the cache of the corrupted one, it is the fraction of the metric removed.
 
     Args:
       run: computes the metric; traceable.
       clean: the input with the behaviour.
-      corrupted: the input without.
-      cache: activations of the clean input, as `run` takes them.
-      sites: what is patched together, a mask for each effect: `single_sites`, or groups.
-      batch_size: patched runs at once.
+      corrupted: the input without the behaviour.
+      cache: activations of the clean input, in the form that `run` takes.
+      sites: one mask per effect, which selects the sites to patch together; see `single_sites`.
+      batch_size: patched runs computed at once.
     """
     sites = jnp.asarray(sites)
     none = jnp.zeros(sites.shape[1:], bool)

@@ -1,8 +1,8 @@
-"""What can be asked of a model when its training ends: the names of `config.interpret.final`.
+"""Registry of the analyses that run at the end of training: the names of `config.interpret.final`.
 
-A question is answered for one member of a population after the other, on the last split that the
-task has, and the answer stands beside the split's metrics in the result: it can be the outcome of a
-sweep. A new one is one function and one line here.
+An analysis runs for each member of a population in turn, on the last split of the task. Its metrics
+are stored with those of the split, so that any of them can be the outcome of a sweep. A new one is
+one function and one line here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +24,15 @@ def fits_all(model: Model, batch: Batch) -> None:
 
 
 class Question(NamedTuple):
-    """A question.
+    """An analysis of a trained model.
 
     Attributes:
-      ask: answers it.
-      metrics: names of the numbers of an answer, and whether higher is better; None: neither.
-      truth: of those that are there where the task knows which tokens decide ("relevant").
+      ask: runs the analysis.
+      metrics: {metric: whether higher is better}; None: neither.
+      truth: the same for metrics that exist only if the task marks the tokens that decide the
+        label ("relevant" in its batches).
       source: the paper, with section or equation.
-      check: raises UserError for a model that cannot be asked, given the shapes of a batch.
+      check: raises UserError for a model that it does not apply to, given the shapes of a batch.
     """
 
     ask: Callable[[Trained], Findings]
@@ -66,7 +67,7 @@ FINAL: dict[str, Question] = {
 
 
 def split_of(task: Task) -> str:
-    """Returns the split that questions are answered on: test, where there is one."""
+    """Returns the split to run the analyses on: test, if the task has one."""
     return task.splits[-1]
 
 
@@ -89,11 +90,11 @@ class Interpretation(Part):
 
 
 def check_model(names: Sequence[str], model: Model, batch: Batch) -> None:
-    """Raises UserError for a model that cannot be asked one of the questions.
+    """Raises UserError if one of the analyses does not apply to the model.
 
     Args:
-      names: of the questions.
-      model: what will be trained.
+      names: names of analyses in `FINAL`.
+      model: the model to train.
       batch: shapes of a batch.
     """
     for name in names:
@@ -101,7 +102,7 @@ def check_model(names: Sequence[str], model: Model, batch: Batch) -> None:
 
 
 def metric_names(names: Sequence[str], task: Task, split: str, batch: Batch) -> list[str]:
-    """Returns the metrics that questions add to a split's; `batch` as of `check_model`."""
+    """Returns the metrics that the analyses add to a split; `batch` as in `check_model`."""
     if split != split_of(task):
         return []
     asked = [FINAL[name] for name in names]
@@ -110,7 +111,7 @@ def metric_names(names: Sequence[str], task: Task, split: str, batch: Batch) -> 
 
 
 def answered(names: Sequence[str], trained: Trained) -> Findings:
-    """Returns all answers together."""
+    """Runs the analyses and returns their findings merged into one."""
     found = Findings({}, {}, {})
     for name in names:
         new = FINAL[name].ask(trained)

@@ -1,8 +1,8 @@
-"""Which words a transformer's attention says that it read, and which of them mattered, by layer.
+"""Compares raw attention, attention rollout and attention flow with word importance, by layer.
 
-Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", Tables 1 and 2: the weights of
-one layer, attention rollout and attention flow up to it, as the vector sees them that is
-classified, against what changes when a word is blanked out, and against gradients.
+Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", Tables 1 and 2: each of the
+three, as seen from the vector that is classified, is correlated with the change of the output when
+a word is blanked out, and with gradients.
 """
 
 import functools
@@ -39,17 +39,17 @@ TRUTH: Mapping[str, bool | None] = {
     "truth_blank_out": True,
 }
 FLOW_EXAMPLES = 32
-"""Examples that flow is computed for: a maximum flow to every word, layer and row that is read."""
+"""Examples to compute flow for: each needs one maximum flow per word, layer and pooled row."""
 
 
 class Read(NamedTuple):
-    """What is known of one example of n words; float arrays, padding left out.
+    """Attention and importance scores of one example of n words; float arrays without padding.
 
     Attributes:
-      ways: {way: (L, n)} how much of each word is read, up to each layer.
-      blank_out: (n,) change of the output without the word, total variation.
-      gradient: (n,) length of the gradient.
-      relevant: (n,) which words decide, where the task knows them.
+      ways: {way: (L, n)} attention to each word, up to each layer.
+      blank_out: (n,) change of the output when the word is blanked out, total variation.
+      gradient: (n,) norm of the gradient.
+      relevant: (n,) whether the word decides the label; None if the task does not mark them.
     """
 
     ways: dict[str, np.ndarray]
@@ -59,10 +59,10 @@ class Read(NamedTuple):
 
 
 def check_layers(model: Model, batch: Batch) -> None:
-    """Raises UserError for a model that is no transformer classifier whose layers have weights.
+    """Raises UserError unless the model is a transformer classifier with weights in every layer.
 
     Args:
-      model: what will be asked.
+      model: the model to analyse.
       batch: shapes of a batch.
     """
     if not isinstance(model, Classifier) or model.config.body != TRANSFORMER:
@@ -86,14 +86,14 @@ def check_layers(model: Model, batch: Batch) -> None:
 
 
 def rolled_out(trained: Trained) -> Findings:
-    """Returns how well what is read, in three ways, agrees with what matters.
+    """Returns how well raw weights, rollout and flow agree with the importance of words.
 
     Metrics, means over examples of at least two words: "X_correlation", Spearman's correlation of
-    raw weights, rollout and flow in the last layer with blank-out, and "X_gradient_correlation"
-    with the gradient; "X_beyond_raw", how much higher the former is than that of raw weights, on
-    the same examples; "truth_X", the fraction of the words that decide among as many that are read
-    most, where the task knows them. Flow is computed for the first examples alone. Slices: all of
-    these by layer but the differences.
+    X (raw weights, rollout or flow in the last layer) with blank-out; "X_gradient_correlation",
+    with the gradient; "X_beyond_raw", "X_correlation" minus that of raw weights on the same
+    examples; "truth_X", precision at k, k being the number of words that decide the label, where
+    the task marks them. Flow is computed only for the first `FLOW_EXAMPLES` examples. Slices: all
+    of these by layer, except "X_beyond_raw".
     """
     examples = _examples(trained)
     metrics: dict[str, float] = {}
@@ -122,8 +122,8 @@ def rolled_out(trained: Trained) -> Findings:
 
 
 def _spearman(rows: Float[np.ndarray, "L n"], scores: Float[np.ndarray, " n"]) -> list[float]:
-    """Spearman's correlation of each row; NaN where one is constant."""
-    # Imported here: it takes as long as jax does, and most commands never ask.
+    """Returns Spearman's correlation of each row with the scores; NaN if either is constant."""
+    # Imported here because scipy.stats is as slow to import as jax, and few commands need it.
     from scipy.stats import spearmanr
 
     if np.ptp(scores) == 0:
@@ -139,7 +139,7 @@ def _precision(rows: Float[np.ndarray, "L n"], example: Read) -> list[float]:
 
 
 def _examples(trained: Trained) -> list[Read]:
-    """What is known of the examples that count."""
+    """Returns the scores of all labelled examples of two or more words."""
     chosen = list(batches(trained.task, trained.split, trained.examples))
     report = progress_of(sum(len(batch["label"]) for batch in chosen), "examples read")
     found: list[Read] = []
@@ -156,7 +156,7 @@ def _examples(trained: Trained) -> list[Read]:
 
 def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool) -> Read:
     words = int(batch["length"][row])
-    # A class token stands in front of the words.
+    # Skip the class token, if there is one in front of the words.
     front = read["raw"].shape[-1] - batch["inputs"].shape[1]
     whole = slice(front, front + words)
     ways = {way: read[way][:, row, whole] for way in ("raw", "rollout")}
@@ -174,7 +174,7 @@ def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool
 def _flow(
     weights: Float[np.ndarray, "L H R R"], reader: Float[np.ndarray, " R"], inputs: range
 ) -> Float[np.ndarray, "L n"]:
-    """Flow up to each layer, averaged over the rows that are read."""
+    """Returns the flow up to each layer, weighted over output rows by their share in pooling."""
     rows = np.flatnonzero(reader).tolist()
     return np.stack(
         [
@@ -186,11 +186,12 @@ def _flow(
 
 @functools.partial(jax.jit, static_argnums=0)  # compiled once for all members
 def read_all(model: Any, params: PyTree, batch: Batch) -> dict[str, Array]:
-    """Returns what is known of the examples of a batch, arrays by name.
+    """Returns the attention, logits and gradients of the examples of a batch, arrays by name.
 
-    "weights" (L, B, H, R, R), R the words and, in front, a class token; "reader" (B, R), which rows
-    of the last layer are classified; "raw" and "rollout" (L, B, R), what these read; "logits"
-    (B, C); "blanked" (B, T, C), those with each word made unknown; "gradient" (B, T), its length.
+    "weights" (L, B, H, R, R), where R counts the words and the class token in front, if any;
+    "reader" (B, R), the share of each row of the last layer in the pooled vector; "raw" and
+    "rollout" (L, B, R), attention from these rows; "logits" (B, C); "blanked" (B, T, C), logits
+    with each word replaced by the unknown token; "gradient" (B, T), norm of the gradient.
     """
     recorded = record(model, params, batch, ("weights",))[1]
     weights = jnp.nan_to_num(stacked(recorded, "weights").astype(jnp.float32))
@@ -223,7 +224,7 @@ def read_all(model: Any, params: PyTree, batch: Batch) -> dict[str, Array]:
 
 
 def _reader(model: Any, params: PyTree, batch: Batch, positions: int) -> Float[Array, "B R"]:
-    """How much of each row of the last layer is in what is classified."""
+    """Returns the share of each row of the last layer in the vector that is classified."""
     pooling, length = model.config.pooling, batch["length"]
     if pooling == CLASS_TOKEN:
         return jnp.broadcast_to(jax.nn.one_hot(0, positions), (len(length), positions))

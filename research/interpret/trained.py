@@ -1,4 +1,4 @@
-"""A trained model as those see it who ask how it does what it does: examples, one by one."""
+"""Access to a trained model for analysis: its parameters and its evaluation examples."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ class Trained(NamedTuple):
     """A model at the end of its training.
 
     Attributes:
-      task: what was learned.
-      model: what learned it.
+      task: the task it was trained on.
+      model: the model.
       params: its best parameters.
-      siblings: those of all members of its population, with a leading axis.
-      member: which of them it is.
-      split: what it is looked at on.
-      examples: about how many of it.
-      seed: of random choices.
+      siblings: parameters of all members of its population, with a leading axis.
+      member: index of this model in the population.
+      split: the split to analyse it on.
+      examples: approximate number of examples of the split to use.
+      seed: seed of random choices in the analysis.
     """
 
     task: Task
@@ -37,12 +37,12 @@ class Trained(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What was found.
+    """Results of an analysis.
 
     Attributes:
-      metrics: numbers by name.
-      slices: several numbers by name.
-      labels: what each of these is of.
+      metrics: {name: value}.
+      slices: {name: several values}.
+      labels: {name of a slice: label of each of its values}.
     """
 
     metrics: dict[str, float]
@@ -51,10 +51,10 @@ class Findings(NamedTuple):
 
 
 def batches(task: Task, split: str, examples: int) -> Iterator[Batch]:
-    """Yields evaluation batches of a split that hold about so many examples, as NumPy arrays.
+    """Yields evaluation batches of a split with about `examples` examples, as NumPy arrays.
 
-    At least one. Of a task that always evaluates a whole split they are spread evenly over its
-    batches.
+    Yields at least one batch. If the task always evaluates the whole split, the batches are spread
+    evenly over it.
     """
     total = max(1, -(-examples // task.batch_size))
     numbers = task.evaluation_batches(split, total)
@@ -69,13 +69,13 @@ def batches(task: Task, split: str, examples: int) -> Iterator[Batch]:
 def example_metric(
     task: Task, outputs: PyTree, batch: Batch, metric: str
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Returns a metric's sum and count of every example by itself.
+    """Returns the sum and count of a metric for each example.
 
     Args:
-      task: whose metric it is.
-      outputs: of the model; leaves without a batch axis are scalars.
-      batch: what they were made of.
-      metric: a scalar one, such as "loss".
+      task: the task that defines the metric.
+      outputs: outputs of the model; leaves without a batch axis are scalars.
+      batch: the batch that the outputs were computed from.
+      metric: name of a scalar metric, such as "loss".
     """
 
     rows = len(jax.tree.leaves(batch)[0])
@@ -91,5 +91,5 @@ def example_metric(
 
 
 def outputs_of(model: Model, params: PyTree, batch: Batch) -> Any:
-    """Returns what a model makes of a batch, without dropout."""
+    """Returns the outputs of a model on a batch, without dropout."""
     return model.apply({"params": params}, batch, method="of_batch")

@@ -1,8 +1,8 @@
-"""Decoding of connectionist temporal classification: which labelling do frames of labels spell?
+"""Greedy and prefix beam search decoding for connectionist temporal classification (CTC).
 
-A path gives every frame a label or the blank; its labelling is the path with repeated labels
-collapsed, then blanks removed (Graves et al. 2006, section 3.1). A labelling's probability is the
-sum over its paths. All of it is compiled, in float32, with the same shapes whatever is found.
+A path assigns a label or the blank to every frame; its labelling is the path with repeated labels
+collapsed and then blanks removed (Graves et al. 2006, section 3.1). The probability of a labelling
+is the sum over its paths. Everything is compiled, runs in float32, and has static shapes.
 """
 
 import functools
@@ -33,12 +33,12 @@ class Labellings(NamedTuple):
 def padded_frames(
     log_probs: Float[Array, "B S V"], lengths: Int[Array, " B"], blank: int = PAD
 ) -> Float[Array, "B S V"]:
-    """Returns the frames with those from `lengths` on being certain blanks, as float32.
+    """Returns the frames as float32, with blanks of probability 1 from `lengths` on.
 
-    A certain blank at the end changes no labelling and no probability, so that nothing else has to
-    know about padding.
+    Blanks of probability 1 at the end change neither labellings nor probabilities, so no other
+    function has to handle padding.
 
-    Raises UserError for a blank that is no label.
+    Raises UserError for a blank that is not one of the labels.
     """
     vocab = log_probs.shape[-1]
     if not 0 <= blank < vocab:
@@ -54,12 +54,12 @@ def greedy(
 ) -> Labellings:
     """Returns the labelling of the most probable path (Graves et al. 2006, section 3.2).
 
-    `log_probs` of what is returned is that of the path, which is at most that of the labelling.
+    The returned `log_probs` is that of the path, a lower bound of that of the labelling.
 
     Args:
-      log_probs: of the labels, the blank among them, in each frame.
-      lengths: frames; those after are padding.
-      blank: the label that stands for none.
+      log_probs: log p of the labels in each frame, the blank included.
+      lengths: number of frames without padding.
+      blank: label that stands for the blank.
     """
     frames = padded_frames(log_probs, lengths, blank)
     path = frames.argmax(-1)
@@ -73,15 +73,15 @@ def greedy(
 
 
 class _Beam(NamedTuple):
-    """The K most probable prefixes after some frames, best first, all different.
+    """The K most probable prefixes so far, best first, all different.
 
     Attributes:
-      tokens: (K, S), the blank after the last label.
-      lengths: (K,).
+      tokens: (K, S), filled with the blank after the last label.
+      lengths: (K,) number of labels.
       blank: (K,) log probability of the paths that spell the prefix and end in the blank.
-      label: (K,) the same of those that end in its last label.
-      begins: (K, K) whether prefix i is the beginning of prefix j and shorter; false where either
-        has no probability.
+      label: (K,) log probability of the paths that spell it and end in its last label.
+      begins: (K, K) whether prefix i is a proper prefix of prefix j; False if either has
+        probability 0.
     """
 
     tokens: Int[Array, "K S"]
@@ -95,23 +95,23 @@ class _Beam(NamedTuple):
 def prefix_beam(
     log_probs: Float[Array, "B S V"], lengths: Int[Array, " B"], beam: int, blank: int = PAD
 ) -> Labellings:
-    """Returns the `beam` most probable labellings that prefix beam search finds, best first.
+    """Returns the `beam` most probable labellings found by prefix beam search, best first.
 
     Algorithm 1 of Hannun et al. 2014 ("First-pass large vocabulary continuous speech recognition
     using bi-directional recurrent DNNs") without its language model, and without its memory of
-    prefixes that had left the beam: one that comes back starts from nothing. Exact for a beam that
-    holds every prefix; the probabilities of a narrower one are at most the true ones.
+    prefixes that have left the beam: a prefix that re-enters starts with probability 0. Exact if
+    the beam holds every prefix; otherwise the probabilities are lower bounds.
 
     Args:
-      log_probs: of the labels, the blank among them, in each frame.
-      lengths: frames; those after are padding.
-      beam: prefixes that are followed side by side, K.
-      blank: the label that stands for none.
+      log_probs: log p of the labels in each frame, the blank included.
+      lengths: number of frames without padding.
+      beam: beam width, K.
+      blank: label that stands for the blank.
 
-    Returns tokens (B, K, S), lengths (B, K) and log_probs (B, K); where fewer than K labellings
-    exist, the rest are empty with -inf.
+    Returns tokens (B, K, S), lengths (B, K) and log_probs (B, K); if fewer than K labellings exist,
+    the rest are empty with log probability -inf.
 
-    Raises UserError for a beam below 1 and for a blank that is no label.
+    Raises UserError for a beam below 1 and for a blank that is not one of the labels.
     """
     if beam < 1:
         raise UserError(f"--beam={beam} must be at least 1.")
@@ -137,16 +137,16 @@ def prefix_beam(
 def _next_beam(old: _Beam, frame: Float[Array, " V"], blank: int) -> _Beam:
     """Returns the beam after one more frame.
 
-    Prefix i followed by a label is a prefix of the beam, j, only if i is j without its last label:
-    the one way in which two candidates are the same. What i gives goes to j then.
+    Two candidates coincide only if prefix i extended by a label equals prefix j of the beam, that
+    is, if i is j without its last label. The probability of the extension is then added to j.
     """
     width, vocab = len(old.lengths), len(frame)
-    # The empty prefix ends in the blank, with which `old.label` = -inf does no harm.
+    # For the empty prefix this is the blank; its `old.label` is -inf, so it has no effect.
     last = old.tokens[jnp.arange(width), old.lengths - 1]
     total = jnp.logaddexp(old.blank, old.label)
     stay_blank, stay_label = total + frame[blank], old.label + frame[last]
     number = jnp.arange(vocab)
-    # The same label again makes the prefix longer only after a blank.
+    # Repeating the last label extends the prefix only after a blank; otherwise it collapses.
     grown = jnp.where(number == last[:, None], old.blank[:, None], total[:, None]) + frame
     grown = jnp.where(number == blank, -jnp.inf, grown)
 
@@ -174,15 +174,15 @@ def _next_beam(old: _Beam, frame: Float[Array, " V"], blank: int) -> _Beam:
 def _next_begins(
     old: _Beam, origin: Int[Array, " K"], label: Int[Array, " K"]
 ) -> Bool[Array, "K K"]:
-    """Returns which new prefix begins which, from what was known of the old ones.
+    """Returns the new `begins` matrix, derived from that of the old beam.
 
-    A prefix that is gone can come back while longer ones live, so all beginnings are kept, not only
-    those that lack one label.
+    A prefix that left the beam can return while longer ones are still in it, so the matrix covers
+    all pairs of prefixes, not only those that differ by one label.
 
     Args:
       old: the beam before.
-      origin: which of its prefixes each new one is, or grew from.
-      label: by which label it grew; below 0: by none.
+      origin: index of the old prefix that each new one equals or extends.
+      label: the label that extends it; negative if it is unchanged.
     """
     began = old.begins[origin[:, None], origin]
     follows = old.tokens[origin][:, old.lengths[origin]].T

@@ -1,1 +1,1 @@
-"""Meshes, layouts and processes: how one program runs on many devices."""
+"""Runs one program on many devices: layouts, meshes, sharding rules and processes."""

@@ -1,7 +1,7 @@
-"""How a computation is laid out over devices: `config.parallel`, resolved for what is there.
+"""Resolves `config.parallel` into a layout of the computation over the available devices.
 
-A layout never changes what is computed, to float tolerance, so it is no part of a run's identity: a
-run that was started on one device goes on on eight.
+A layout never changes results beyond float tolerance, so it is not part of a run's id: a run that
+was started on one device can resume on eight.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from research.errors import UserError, check_name, read_part
 from research.options import Part, option
 
 AXES = ("member", "data", "context", "model")
-"""Axes of a mesh, outermost first: neighbours on the last one talk most.
+"""Axes of a mesh, outermost first: devices adjacent on the last axis communicate most.
 
 member: runs of a population. data: the batch, and parameters under fsdp. context: positions of a
 sequence. model: heads, feed-forward channels and vocabulary.
@@ -43,7 +43,7 @@ class Parallel(Part):
 
 @dataclass(frozen=True)
 class Layout:
-    """A resolved layout: how many devices each axis of the mesh has.
+    """A resolved layout: the number of devices along each axis of the mesh.
 
     Attributes:
       how: "jit" (global arrays, the compiler partitions) or "pmap" (one program per device).
@@ -60,12 +60,12 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Devices along each of `AXES`."""
+        """Number of devices along each of `AXES`."""
         return self.member, self.data, self.context, self.model
 
     @property
     def devices(self) -> int:
-        """How many devices it takes."""
+        """Total number of devices."""
         return self.member * self.data * self.context * self.model
 
     def __str__(self) -> str:
@@ -78,13 +78,13 @@ ONE_DEVICE = Layout()
 
 
 def parse_layout(text: str, parallel: ConfigDict) -> dict[str, Any]:
-    """Returns the deltas of "data=4,model=2,fsdp=true", {"parallel.data": 4, ...}.
+    """Parses "data=4,model=2,fsdp=true" into config deltas, {"parallel.data": 4, ...}.
 
     Args:
-      text: keys of `config.parallel` with values; "": none.
-      parallel: that block, for the types.
+      text: comma-separated KEY=VALUE pairs with keys of `config.parallel`; "": no deltas.
+      parallel: `config.parallel`, which determines the types.
 
-    Raises UserError for a key that does not exist and for a value of another type.
+    Raises UserError for an unknown key and for a value of the wrong type.
     """
     deltas: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
@@ -104,15 +104,16 @@ def parse_layout(text: str, parallel: ConfigDict) -> dict[str, Any]:
 def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) -> Layout:
     """Returns the layout of `config.parallel` for a population.
 
-    `data` and `member` are chosen where they are 0: members are split as far as they divide, then
-    the batch. Devices that neither can use stay idle.
+    Axes `member` and `data` are chosen automatically if they are 0: members are split as far as
+    they divide evenly, then the batch. Devices that neither can use stay idle.
 
     Args:
       config: the whole config.
-      members: P, runs that are trained together.
-      devices: how many there are; None: those of this process and its peers.
+      members: P, number of runs to train together.
+      devices: number of devices; None: all devices of this process and its peers.
 
-    Raises UserError for a layout that does not divide what it splits, or needs more devices.
+    Raises UserError for a layout whose axes do not divide the sizes they split, or that needs more
+    devices than there are.
     """
     parallel = read_part("parallel", Parallel, config.parallel.to_dict())
     devices = jax.device_count() if devices is None else devices
@@ -120,7 +121,7 @@ def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) 
     context, model = parallel.context or 1, parallel.model or 1
     left = devices // (context * model * max(parallel.member, 1) * max(parallel.data, 1))
     pmap = parallel.how == "pmap"
-    # pmap splits one thing; members need no communication, so they come first unless told.
+    # pmap splits a single axis. Members need no communication, so prefer them unless data is set.
     batch_only = pmap and parallel.data > 1
     member = parallel.member or (1 if batch_only else _largest(members, left))
     most = 1 if pmap and member > 1 else left // (1 if parallel.member else member)
@@ -135,17 +136,17 @@ def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) 
 
 
 def _largest(number: int, most: int) -> int:
-    """The largest divisor of `number` that also divides `most`; 1 when there is nothing left."""
+    """Returns the largest common divisor of `number` and `most`, or 1 if `most` is 0."""
     return max((d for d in range(1, most + 1) if number % d == 0 and most % d == 0), default=1)
 
 
 def _largest_up_to(number: int, most: int) -> int:
-    """The largest divisor of `number` that is at most `most`, or 1."""
+    """Returns the largest divisor of `number` that is at most `most`, or 1."""
     return max((d for d in range(1, most + 1) if number % d == 0), default=1)
 
 
 def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None:
-    """Raises UserError where an axis does not divide what it splits."""
+    """Raises UserError if an axis does not divide the size it splits, or cannot be used."""
     accumulate = config.optimizer.accumulate
     batch_name = f"task.batch_size={config.task.batch_size}"
     if accumulate > 1:
@@ -194,7 +195,7 @@ def _check(layout: Layout, config: ConfigDict, members: int, batch: int) -> None
 
 
 def _has_heads(model: ConfigDict) -> bool:
-    """Returns whether a model is a transformer, or may have one as a part."""
+    """Returns whether a model is a transformer, or may contain one."""
     if model.name == "classifier":
         return model.body == "transformer"
     return model.name != "recurrent"

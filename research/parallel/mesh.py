@@ -1,4 +1,4 @@
-"""Meshes: which device is where on the axes of a layout."""
+"""Builds device meshes for layouts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from research.parallel.layout import AXES, Layout
 
 
 def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of a layout, all of `AXES`, on the first devices it needs.
+    """Returns the mesh of a layout, with all of `AXES`, over the first devices that it needs.
 
-    Several TPU slices are linked by a network far slower than that within one, so they split the
-    members or the batch, whichever they divide.
+    The network between TPU slices is far slower than that within one, so several slices split only
+    the members or the batch, whichever is divisible by their number.
 
     Args:
-      layout: how many devices each axis has.
-      devices: which to use; None: all of this process and its peers. May be descriptions without
-        hardware, as ahead-of-time compilation has them.
+      layout: number of devices along each axis.
+      devices: devices to use; None: all of this process and its peers. May be device descriptions
+        without hardware, as in ahead-of-time compilation.
 
-    Raises UserError when a process or a slice would have nothing to do.
+    Raises UserError if a process would be idle, or if the slices cannot be split evenly.
     """
     devices = list(jax.devices() if devices is None else devices)
     used = _evenly(devices, layout.devices)
@@ -54,7 +54,7 @@ def _slice(device: Any) -> int:
 
 
 def _evenly(devices: list[Any], number: int) -> list[Any]:
-    """So many of the devices, as many of each slice where that divides."""
+    """Returns the first `number` devices, taken equally from all slices if that divides evenly."""
     slices = sorted({_slice(d) for d in devices})
     if number % len(slices):
         return devices[:number]

@@ -1,4 +1,4 @@
-"""The same pure training step on many devices, partitioned by the compiler or by `pmap`."""
+"""Compiles the pure training step for many devices, partitioned by the compiler or by `pmap`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,20 +8,20 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Step = Callable[..., tuple[Any, Any]]
-"""(state, members, data, start, stop) -> (state, sums), as `make_train` builds it."""
+"""(state, members, data, start, stop) -> (state, sums), as built by `make_train`."""
 
 
 def parallelize(step: Step, how: str, mesh: Mesh, shardings: tuple[Any, Any]) -> Step:
     """Returns a compiled `step` for all devices of a mesh.
 
     Args:
-      step: pure; state, members and sums have a leading member axis.
-      how: "jit": arrays are global and the compiler partitions; the rules of `rules` say how.
+      step: pure function; state, members and sums have a leading member axis.
+      how: "jit": arrays are global and the compiler partitions them, by the table in `rules`.
         "pmap": one program per device, over the `data` axis of the mesh (each device takes its
-        part of the batch and sums over it with the name "data") or over `member`. JAX keeps pmap
-        in maintenance mode since 0.8; it has no axis but these two and no sharded state.
-      mesh: with the axes of `layout.AXES`.
-      shardings: of state and members between the steps, (tree, tree or one for all).
+        part of the batch, and sums reduce over the axis name "data") or over `member`. JAX has kept
+        pmap in maintenance mode since 0.8; it supports no other axes and no sharded state.
+      mesh: mesh with the axes `layout.AXES`.
+      shardings: shardings of state and members between steps, (tree, tree or one for all).
     """
     return _jit(step, mesh, *shardings) if how == "jit" else _pmap(step, mesh, *shardings)
 
@@ -50,7 +50,8 @@ def _pmap(step: Step, mesh: Mesh, state: Any, members: Any) -> Step:
         return a.reshape(-1, *a.shape[2:])
 
     mapped_over = NamedSharding(Mesh(devices, ("member",)), PartitionSpec("member"))
-    # Over the batch everything is on every device, but pmap wants an argument that is not.
+    # When splitting the batch, every argument is replicated, but pmap needs at least one mapped
+    # argument: a device index that the step ignores.
     mapped = jax.pmap(
         lambda _, *arguments: step(*arguments),
         axis_name="data" if over_batch else "member",
@@ -72,9 +73,9 @@ def _pmap(step: Step, mesh: Mesh, state: Any, members: Any) -> Step:
 
 
 def under(mesh: Mesh, compiled: Any) -> Callable:
-    """Returns a function that is traced and run with `mesh` active.
+    """Returns `compiled` wrapped to be traced and run with `mesh` active.
 
-    Its attribute `lower` lowers with the mesh active too, for ahead-of-time compilation.
+    Its attribute `lower` also lowers with the mesh active, for ahead-of-time compilation.
     """
 
     def call(*args: Any) -> Any:
@@ -93,12 +94,12 @@ def place(tree: Any, shardings: Any) -> Any:
     """Returns the host arrays of `tree` as global arrays.
 
     Args:
-      tree: arrays that every process has whole and alike.
-      shardings: a tree of shardings, or one for all.
+      tree: full arrays, identical on every process.
+      shardings: a tree of shardings, or one for all arrays.
     """
 
     if jax.process_count() == 1:
-        return jax.device_put(tree, shardings)  # no copy of what is in its place
+        return jax.device_put(tree, shardings)  # copies only arrays that are not yet in place
 
     def put(value: Any, sharding: Any) -> jax.Array:
         value = np.asarray(value)

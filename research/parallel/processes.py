@@ -1,7 +1,7 @@
-"""Several processes that train one thing: how they find each other, and who speaks.
+"""Joins several processes into one computation and coordinates their files and messages.
 
 Every process runs the same command. Arrays are global and each process computes its part; process 0
-reads and writes files other than checkpoints, and the others are told what it found.
+reads and writes all files other than checkpoints, and broadcasts the results to the others.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ ENVIRONMENT = {
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
-"""Environment variables that stand in for the flags of `define_process_flags`."""
+"""Environment variables used for flags of `define_process_flags` that are not set."""
 
 
 def start() -> None:
-    """Joins the other processes that the flags or the environment speak of, if they do.
+    """Joins the other processes if the flags or the environment describe any.
 
-    Has to come before any device is touched. Raises UserError for a description with a part
-    missing, or when the others cannot be found.
+    Must be called before any device is used. Raises UserError for an incomplete description, or if
+    the other processes cannot be reached.
     """
     options = flags.FLAGS
     given = {
@@ -40,7 +40,7 @@ def start() -> None:
     }
     if not any(given.values()) and not options.distributed:
         return
-    # Its handler would take SIGTERM from ours; processes agree on stopping by themselves.
+    # JAX's preemption service would replace our SIGTERM handler; we agree on stopping ourselves.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**_described(given, options.distributed))
@@ -50,7 +50,10 @@ def start() -> None:
 
 
 def _described(given: dict[str, str], autodetect: bool) -> dict[str, Any]:
-    """The arguments of `jax.distributed.initialize`; what is not given is left to be detected."""
+    """Returns the arguments of `jax.distributed.initialize`.
+
+    With `autodetect`, arguments that are not given are left for JAX to detect.
+    """
     if autodetect and not all(given.values()):
         named = {"coordinator_address": given["coordinator"]} if given["coordinator"] else {}
         numbers = ("num_processes", "process_id")
@@ -79,19 +82,20 @@ def _described(given: dict[str, str], autodetect: bool) -> dict[str, Any]:
 
 
 class Agreed(Exception):
-    """What every process raises at the same point, because they agreed on it."""
+    """Base class of exceptions that all processes raise at the same point, by agreement."""
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks and writes."""
+    """Returns whether this is process 0, which prints messages and writes files."""
     return jax.process_index() == 0
 
 
 def on_first(action: Callable[[], Any]) -> Any:
-    """Returns on every process what `action` returned on process 0, where alone it runs.
+    """Runs `action` on process 0 only and returns its result on every process.
 
-    The value must be JSON. Nobody returns before the action is done. What it raises is raised on
-    every process: as it was there, a UserError also elsewhere, anything else as a RuntimeError.
+    The result must be serializable as JSON. No process returns before the action is done. If it
+    raises, every process raises: process 0 the original exception, the others a UserError if it was
+    one, otherwise a RuntimeError.
     """
     if jax.process_count() == 1:
         return action()
@@ -105,7 +109,7 @@ def on_first(action: Callable[[], Any]) -> Any:
             kind = "mistake" if isinstance(error, UserError) else "error"
             outcome = {kind: str(error)}
     text = json.dumps(outcome).encode()
-    # Every process has to bring an array of the same size.
+    # Broadcasts need arrays of the same size on every process, so broadcast the size first.
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     padded = np.frombuffer(text[:size].ljust(size), np.uint8)
     outcome = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
@@ -119,9 +123,9 @@ def on_first(action: Callable[[], Any]) -> Any:
 
 
 def any_process(flag: bool) -> bool:
-    """Returns on every process whether the flag is set on any of them.
+    """Returns whether the flag is set on any process; all processes must call it.
 
-    With several processes it waits for what was dispatched before.
+    With several processes, it waits for the computations dispatched before it.
     """
     if jax.process_count() == 1:
         return flag
@@ -130,10 +134,10 @@ def any_process(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def together() -> Generator[None]:
-    """Ends this process at once when something unforeseen is raised and there are others.
+    """Exits at once on an unexpected exception if there are other processes.
 
-    An ordinary exit would wait for them, and they wait for it in a collective; without it they
-    fail too. A UserError is no such thing: all processes find the same mistakes.
+    A normal exit would wait for the other processes, which wait for this one in a collective; with
+    this process gone they fail too. A UserError is expected: all processes find the same mistakes.
     """
     try:
         yield
@@ -151,7 +155,7 @@ def together() -> Generator[None]:
 
 
 def fetch(x: jax.Array) -> np.ndarray:
-    """Returns a global array as a host array, on every process."""
+    """Returns a global array as a full NumPy array, on every process."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -1,6 +1,6 @@
-"""Which logical axis of an array lies on which axis of the mesh: one table for all models.
+"""Sharding rules: one table for all models that maps logical axes of arrays to axes of the mesh.
 
-Models and mixers name the axes of their parameters; nothing here knows what they are for.
+Models and mixers name the axes of their parameters; the rules do not depend on their meaning.
 """
 
 from collections.abc import Sequence
@@ -19,25 +19,25 @@ RULES = {
     "feedforward": "model",
     "vocab": "model",
 }
-"""Logical axis -> mesh axis. Axes that are not named here are on every device."""
+"""Logical axis -> mesh axis. Arrays are replicated along axes that are not listed."""
 
 FSDP = {"width": "data"}
-"""What parameters with at least two such axes have in addition under fsdp."""
+"""Additional rules under fsdp, for parameters with at least two axes besides member and layers."""
 
 
 def spec(
     axes: Sequence[str], shape: Sequence[int], sizes: dict[str, int], fsdp: bool = False
 ) -> PartitionSpec:
-    """Returns where an array lies.
+    """Returns the partition spec of an array.
 
-    An axis whose size the mesh does not divide stays whole, and so does the second of two that
-    would lie on the same mesh axis.
+    An axis is not split if the mesh axis does not divide its size, or if an earlier axis of the
+    array already uses that mesh axis.
 
     Args:
-      axes: a logical name for each axis.
-      shape: its shape.
+      axes: logical name of each axis.
+      shape: shape of the array.
       sizes: {mesh axis: number of devices}.
-      fsdp: adds the rules of `FSDP`.
+      fsdp: whether to add the rules of `FSDP`.
     """
     weights = [name for name in axes if name not in ("member", "layers")]
     rules = RULES | (FSDP if fsdp and len(weights) >= 2 else {})
@@ -50,9 +50,9 @@ def spec(
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Returns x, laid out over the active mesh by the rules; without one, x as it is."""
+    """Returns x constrained to the sharding of the rules; unchanged without an active mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    # pmap and shard_map run with axes of their own, on arrays that are one device's already.
+    # Inside pmap and shard_map, arrays are already local to one device and the axes differ.
     if mesh.axis_names != AXES or AxisType.Manual in mesh.axis_types or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, dict(mesh.shape)))

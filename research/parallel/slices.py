@@ -1,11 +1,11 @@
-"""What each engine calls a TPU slice.
+"""Names of TPU slices, and the accelerator types and runtimes that Google Cloud uses for them.
 
-A slice is written GENERATION:TOPOLOGY, the topology in chips as JAX's compile-only topologies and
-GKE write it ("v5e:4x4"), with "N*" in front for N slices that are joined by the data-center
-network ("2*v5e:16x16").
+A slice is written GENERATION:TOPOLOGY, with the topology in chips as in JAX's compile-only
+topologies and GKE ("v5e:4x4"), and "N*" in front for N slices that are connected by the
+data-center network ("2*v5e:16x16").
 
-Google Cloud counts what it sells in another unit per generation: chips for v5e and v6e
-("v5litepod-16" and "v6e-16" are 16 chips), TensorCores, two to a chip, for v4, v5p and TPU7x
+The unit in Google Cloud's accelerator types depends on the generation: chips for v5e and v6e
+("v5litepod-16" and "v6e-16" are 16 chips), TensorCores, two per chip, for v4, v5p and TPU7x
 ("v5p-16" is 8 chips). Sources: the pages of cloud.google.com/tpu/docs on v4, v5e, v5p, v6e and
 tpu7x; the table of runtimes in cloud.google.com/tpu/docs/runtimes, which also says that TPU7x is
 not offered by the Cloud TPU API.
@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from research.errors import UserError
 
 CHIPS_PER_HOST = 4
-"""Of every slice of several hosts, in all generations."""
+"""Chips per host of every slice with several hosts, in all generations."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A kind of TPU.
+    """A TPU generation.
 
     Attributes:
-      name: what Google Cloud writes before the hyphen of an accelerator type.
-      cores: counted per chip in an accelerator type.
-      runtime: software version of a Cloud TPU VM; "" where the Cloud TPU API has none.
-      topologies: the one of each size that an accelerator type stands for.
+      name: prefix of its accelerator types in Google Cloud.
+      cores: units per chip in an accelerator type: 1 for chips, 2 for TensorCores.
+      runtime: software version of a Cloud TPU VM; "" if the Cloud TPU API has none.
+      topologies: default topology for each size of an accelerator type.
     """
 
     name: str
@@ -60,18 +60,18 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """Chips of one slice."""
+        """Number of chips of one slice."""
         return math.prod(map(int, self.topology.split("x")))
 
     @property
     def accelerator_type(self) -> str:
-        """What Cloud TPU and xpk call one slice, for example "v5litepod-16"."""
+        """Accelerator type of one slice in Cloud TPU and xpk, for example "v5litepod-16"."""
         generation = GENERATIONS[self.generation]
         return f"{generation.name}-{self.chips * generation.cores}"
 
     @property
     def runtime(self) -> str:
-        """Software version of its Cloud TPU VMs, or ""."""
+        """Software version of its Cloud TPU VMs, or "" if there is none."""
         return GENERATIONS[self.generation].runtime
 
     @property
@@ -85,9 +85,9 @@ class Slice:
 
 
 def parse_slice(text: str) -> Slice:
-    """Returns the slice that is written as "v5e:4x4" or "2*v5e:16x16".
+    """Parses a slice such as "v5e:4x4" or "2*v5e:16x16".
 
-    Raises UserError for anything that is not sold, with what is.
+    Raises UserError for a slice that is not offered, listing those that are.
     """
     match = re.fullmatch(r"(?:([1-9][0-9]*)\*)?([a-z0-9]+):([0-9]+(?:x[0-9]+)*)", text)
     if not match:

@@ -1,8 +1,8 @@
-"""TPU slices as a plan needs them: what a chip can do, and descriptions of its devices.
+"""TPU slices for planning: the specifications of their chips, and descriptions of their devices.
 
-Figures of a chip are those of cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e, tpu7x; read
-2026-11-22). The memory that a program can have is what the compiler of libtpu 0.0.42.1 says when a
-program does not fit.
+Specifications are from cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e, tpu7x; read
+2026-11-22). The memory available to a program is the figure that the compiler of libtpu 0.0.42.1
+reports when a program does not fit.
 """
 
 import math
@@ -30,9 +30,9 @@ class Chip:
 
     Attributes:
       devices: JAX devices per chip.
-      memory: bytes that a program can have on one device.
+      memory: bytes available to a program on one device.
       flops: peak FLOP/s of a chip in bfloat16.
-      options: of the description of its devices.
+      options: extra options for the topology description of its devices.
     """
 
     devices: int
@@ -42,7 +42,7 @@ class Chip:
 
 
 CHIPS = {
-    # Kernels need both cores of a v4 chip to be one device, which is what hardware starts with.
+    # Kernels need both cores of a v4 chip as one device ("megacore"), the default on hardware.
     "v4": Chip(1, 30.75 * GIB, 275e12, (("chip_config_name", "megacore"),)),
     "v5e": Chip(1, 15.75 * GIB, 197e12),
     "v5p": Chip(1, 95.74 * GIB, 459e12),
@@ -53,11 +53,11 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan is for: a slice, or the devices that are here (slice None).
+    """Target of a plan: a TPU slice, or the local devices (slice None).
 
     Attributes:
-      name: as it was written.
-      slice: the TPU slice.
+      name: the name as given by the user.
+      slice: the TPU slice, or None.
       devices: number of JAX devices.
     """
 
@@ -67,22 +67,22 @@ class Target:
 
     @property
     def chip(self) -> Chip | None:
-        """What its chips can do; None for local devices, of which it is not known."""
+        """Specifications of its chips; None for local devices, where they are unknown."""
         return CHIPS[self.slice.generation] if self.slice else None
 
     @property
     def chips(self) -> int:
-        """All chips, of all slices; local devices count as chips."""
+        """Number of chips of all slices; each local device counts as a chip."""
         return self.slice.chips * self.slice.count if self.slice else self.devices
 
     @property
     def memory(self) -> float:
-        """Bytes that a program can have on one device; infinite where it is not known."""
+        """Bytes available to a program on one device; infinite if unknown."""
         return self.chip.memory if self.chip else math.inf
 
 
 def parse_target(text: str) -> Target:
-    """Returns the target of "v5e:4x4", "2*v5e:16x16" or "local".
+    """Parses a target such as "v5e:4x4", "2*v5e:16x16" or "local".
 
     Raises UserError for a slice that does not exist.
     """
@@ -94,9 +94,9 @@ def parse_target(text: str) -> Target:
 
 
 def parse_targets(text: str, suggested: str) -> list[Target]:
-    """Returns the targets of a list with commas; without one, that of `parallel.slice`.
+    """Parses a comma-separated list of targets; if `text` is empty, parses `suggested` instead.
 
-    Raises UserError when there is neither.
+    Raises UserError if both are empty.
     """
     names = [name.strip() for name in (text or suggested).split(",") if name.strip()]
     if not names:
@@ -108,15 +108,15 @@ def parse_targets(text: str, suggested: str) -> list[Target]:
 
 
 def target_devices(target: Target) -> Sequence[Any]:
-    """Returns the devices of a target; for a slice their descriptions, which compile and run not.
+    """Returns the devices of a target; for a slice, descriptions to compile for but not to run on.
 
-    Raises UserError when libtpu is missing.
+    Raises UserError if libtpu is missing or does not know the slice.
     """
     if target.slice is None:
         return jax.devices()
     from jax.experimental import topologies
 
-    # libtpu looks for the metadata of the machine it runs on, and wants it for itself.
+    # Keep libtpu from querying the metadata of a TPU VM, and let several processes load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", target.slice.accelerator_type)

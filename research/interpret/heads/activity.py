@@ -1,8 +1,8 @@
-"""The heads of a model, and the model without some of them.
+"""Lists the attention heads of a model, and masks some of them.
 
-A head is what its rows of an output matrix add to the residual stream, so a model without it is the
-model with these rows zero: no model and no mixer has to know. Every mixer with heads has that
-matrix, "out" (H, D, M).
+A head contributes to the residual stream through its rows of the output projection, so zeroing
+these rows removes the head without support from the model or the mixer. Every mixer with heads has
+this matrix, "out" (H, D, M).
 """
 
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from research.models.model import Model
 
 
 class Attention(NamedTuple):
-    """An attention whose heads can be taken out.
+    """One attention, of one layer, whose heads can be masked.
 
     Attributes:
-      name: as `capture.parts` names it.
+      name: the name that `capture.parts` gives it.
       kind: "self" or "cross".
-      path: of its output matrix in the parameters.
-      index: of its row in the matrix; None if it is not stacked with those of other layers.
+      path: path of its output matrix in the parameters.
+      index: index of its layer in the stacked matrix; None if layers are not stacked.
       heads: H.
     """
 
@@ -35,11 +35,11 @@ class Attention(NamedTuple):
 
 
 def attentions(model: Model, params: PyTree) -> list[Attention]:
-    """Returns all attentions with heads, in the order of the model.
+    """Returns every attention that has heads, in the order of the model.
 
     Args:
       model: any model.
-      params: its parameters or their shapes, of one member.
+      params: parameters of one member, or their shapes.
     """
     axes = dict(_leaves(model.parameter_axes(params)))
     shapes = {path: leaf.shape for path, leaf in _leaves(params)}
@@ -62,9 +62,9 @@ def attentions(model: Model, params: PyTree) -> list[Attention]:
 
 
 def same_heads(found: list[Attention]) -> int:
-    """Returns H of attentions that have as many heads each.
+    """Returns H, the number of heads that all attentions have.
 
-    Raises UserError if there are none, or if they have not.
+    Raises UserError if there is no attention, or if their numbers of heads differ.
     """
     numbers = {attention.heads for attention in found}
     if len(numbers) == 1:
@@ -76,17 +76,17 @@ def same_heads(found: list[Attention]) -> int:
 
 
 def mask_heads(model: Model, params: PyTree, mask: Float[Array, "L H"]) -> PyTree:
-    """Returns the parameters with what each head adds to the stream times its entry of the mask.
+    """Returns parameters in which the output of each head is multiplied by its mask entry.
 
-    Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2. A bias of the
-    output is no head's and stays. Traceable in params and mask.
+    Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2. An output bias
+    belongs to no head and stays. Traceable in params and mask.
 
     Args:
       model: any model.
-      params: of one member.
-      mask: rows in the order of `attentions`, which have H heads each.
+      params: parameters of one member.
+      mask: rows in the order of `attentions`, each of which has H heads.
 
-    Raises UserError if they have not.
+    Raises UserError if the attentions have different numbers of heads, or if there is none.
     """
     found = attentions(model, params)
     same_heads(found)
@@ -112,10 +112,10 @@ def _attention(
 
 
 def _slot(path: tuple[str, ...]) -> tuple[str, int, str]:
-    """Stack, place in its pattern and kind of the attention that an output matrix is of."""
+    """Returns the stack, the slot in its pattern and the kind of an output matrix's attention."""
     cross = "cross" in path or path[:2] == ("decoder", "attention")
     stack = path[0] if path[0] in STACKS else ""
-    # The cross-attention of an encoder-decoder lies with that of all layers, beside the decoder.
+    # An encoder-decoder stores the cross-attention of all layers beside the decoder, not in it.
     stack = "decoder" if path[0] == "cross" else stack
     digits = [int(name) for name in path if name.isdigit()]
     return stack, digits[0] if digits and not cross else 0, "cross" if cross else "self"

@@ -1,8 +1,8 @@
-"""How much each head matters: what the loss does without it.
+"""Ablates and prunes attention heads, and tests how much the loss depends on each.
 
-Michel et al. 2019, "Are Sixteen Heads Really Better than One?". The loss is a function that the
-caller gives: of a mask (L, H) that multiplies what each head reads, 1 for a head that is there, to
-one number for each example, (N,). It may loop over batches; only `head_sensitivity` traces it.
+Michel et al. 2019, "Are Sixteen Heads Really Better than One?". The caller provides the loss as a
+function from a mask (L, H), which multiplies the output of each head (1 keeps it, 0 removes it), to
+the loss of each example, (N,). It may loop over batches; only `head_sensitivity` traces it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Loss = Callable[[Float[Array, "L H"]], Float[Array | np.ndarray, " N"]]
 
 
 def ablation_differences(loss: Loss, layers: int, heads: int) -> Float[np.ndarray, "L H N"]:
-    """Returns how much the loss of each example rises without each head, all others there.
+    """Returns how much the loss of each example rises when one head is removed, for every head.
 
     Michel et al. 2019, section 3.2. Computes the loss 1 + L H times.
     """
@@ -31,12 +31,12 @@ def ablation_differences(loss: Loss, layers: int, heads: int) -> Float[np.ndarra
 
 
 class HeadImportance(NamedTuple):
-    """What the loss rises by without each head, (L, H) each.
+    """Rise of the loss without each head, with intervals and p-values, (L, H) each.
 
     Attributes:
-      mean: over examples.
-      low, high: ends of its bootstrap interval, each head for itself.
-      p: two-sided p-values of no difference.
+      mean: mean rise over examples.
+      low, high: ends of its bootstrap interval, not corrected for the number of heads.
+      p: two-sided p-values of the null hypothesis of no difference.
       adjusted: p-values corrected for the number of heads (Holm).
     """
 
@@ -55,16 +55,17 @@ def head_importance(
 ) -> HeadImportance:
     """Returns the importance of each head with a paired bootstrap over examples.
 
-    Percentile intervals, and the part of resampled means as far from the mean as the mean is from
-    zero (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 13 and 16), never
-    below 1 / (resamples + 1): with Holm's correction that times L H is the smallest there is. It is
-    about other examples, not about another training run.
+    Intervals are percentile intervals. The p-value is the fraction of resampled means at least as
+    far from the mean as the mean is from zero (Efron and Tibshirani 1993, "An Introduction to the
+    Bootstrap", chapters 13 and 16), never below 1 / (resamples + 1): the smallest p-value after
+    Holm's correction is L H times that. The conclusions extend to other examples, not to other
+    training runs.
 
     Args:
-      differences: of `ablation_differences`.
-      seed: of the resamples, which all heads share.
-      resamples: how many.
-      alpha: 1 minus the level of the intervals.
+      differences: result of `ablation_differences`.
+      seed: seed of the resamples, which all heads share.
+      resamples: number of bootstrap resamples.
+      alpha: 1 minus the confidence level of the intervals.
     """
     shape, examples = differences.shape[:2], differences.shape[2]
     flat = differences.reshape(-1, examples).astype(np.float64)
@@ -75,7 +76,7 @@ def head_importance(
     for i in range(resamples):
         means[i] = flat @ generator.multinomial(examples, even) / examples
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2], axis=0)
-    # Sums in another order differ by rounding alone.
+    # The tolerance counts resampled means that miss equality only by the rounding of their sums.
     noise = 1e-9 * np.abs(flat).max(-1, initial=0)
     far = (np.abs(means - mean) >= np.abs(mean) - noise).sum(0)
     p = (1 + far) / (resamples + 1)
@@ -88,14 +89,14 @@ def head_sensitivity(
 ) -> Float[Array, "L H"]:
     """Returns the expected sensitivity of the loss to each head's mask, the mean of |dL / dmask|.
 
-    Michel et al. 2019, eq. 2. One forward derivative for each head, so that the size is taken for
-    each example; `loss` must be traceable and made of operations that have one, which functions
-    with a hand-written gradient (`jax.custom_vjp`) do not.
+    Michel et al. 2019, eq. 2. Computes one forward-mode derivative per head, as the absolute value
+    is taken per example, before the mean; `loss` must be traceable and support forward mode, which
+    functions with a `jax.custom_vjp` do not.
 
     Args:
-      loss: of a mask, differentiable.
+      loss: differentiable function of a mask.
       layers, heads: shape of the mask.
-      batch_size: heads at once.
+      batch_size: heads computed at once.
     """
     count = layers * heads
     _, slope = jax.linearize(loss, jnp.ones((layers, heads)))
@@ -109,10 +110,10 @@ def head_sensitivity(
 
 
 def normalize_layers(importance: Float[Array, "L H"]) -> Float[Array, "L H"]:
-    """Returns importance with every layer's Euclidean norm 1, so that layers compare.
+    """Returns importance scaled to Euclidean norm 1 in each layer, so that layers are comparable.
 
     Michel et al. 2019, section 4.1, after Molchanov et al. 2017, "Pruning Convolutional Neural
-    Networks for Resource Efficient Inference". A layer of zeros stays one.
+    Networks for Resource Efficient Inference". A layer of zeros stays zero.
     """
     importance = jnp.asarray(importance)
     norm = jnp.linalg.norm(importance, axis=-1, keepdims=True)
@@ -120,11 +121,11 @@ def normalize_layers(importance: Float[Array, "L H"]) -> Float[Array, "L H"]:
 
 
 class Pruning(NamedTuple):
-    """A model that loses one head after the other.
+    """Loss of a model as its heads are pruned one after the other.
 
     Attributes:
-      order: (N, 2) layer and head of each that goes, the first one first.
-      loss: (N + 1,) mean loss before any is gone and after each; L H - i heads are kept at i.
+      order: (N, 2) layer and head of each pruned head, in order of pruning.
+      loss: (N + 1,) mean loss before pruning and after each step; loss[i] has i heads pruned.
     """
 
     order: Int[np.ndarray, "N 2"]
@@ -132,7 +133,7 @@ class Pruning(NamedTuple):
 
 
 def pruning_order(importance: Float[np.ndarray, "L H"]) -> Int[np.ndarray, "N 2"]:
-    """Returns layers and heads from the least to the most important."""
+    """Returns (layer, head) pairs from the least to the most important."""
     importance = np.asarray(importance)
     flat = np.argsort(importance, axis=None, kind="stable")
     return np.stack(np.unravel_index(flat, importance.shape), axis=-1)
@@ -141,14 +142,14 @@ def pruning_order(importance: Float[np.ndarray, "L H"]) -> Int[np.ndarray, "N 2"
 def prune_in_order(
     loss: Loss, order: Int[np.ndarray, "N 2"], layers: int, heads: int, at_once: int = 1
 ) -> Pruning:
-    """Returns the loss as heads go in a fixed order: Michel et al. 2019, section 4.2.
+    """Returns the loss as heads are pruned in a fixed order: Michel et al. 2019, section 4.2.
 
     Args:
-      loss: of a mask.
-      order: layer and head of each that goes, as `pruning_order` gives them.
+      loss: function of a mask.
+      order: layer and head of each head to prune, as `pruning_order` returns them.
       layers, heads: shape of the mask.
-      at_once: heads that go before the loss is computed again, a tenth of all in the paper; between
-        two of these points the loss is NaN.
+      at_once: heads pruned between two evaluations of the loss, a tenth of all in the paper; the
+        loss is NaN at the steps between.
     """
     order = np.asarray(order)
     curve = np.full(len(order) + 1, np.nan, np.float32)
@@ -158,16 +159,16 @@ def prune_in_order(
 
 
 def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = None) -> Pruning:
-    """Returns the loss as the head goes whose loss is least, again and again.
+    """Returns the loss as heads are pruned greedily, at each step the one that raises it least.
 
-    The choice at each step is made with all earlier heads gone, which importance measured once on
-    the whole model cannot know. Computes the loss for every head that is left at each step, about
+    Unlike importance measured once on the whole model, each choice takes into account which heads
+    have already been pruned. Computes the loss for every remaining head at each step, about
     (L H)^2 / 2 times in all.
 
     Args:
-      loss: of a mask.
+      loss: function of a mask.
       layers, heads: shape of the mask.
-      number: of heads that go; None: all.
+      number: number of heads to prune; None: all.
     """
 
     def mean(gone: Sequence[Sequence[int]]) -> float:
@@ -178,7 +179,7 @@ def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = Non
     curve = [mean(gone)]
     for _ in range(len(left) if number is None else number):
         losses = [mean([*gone, head]) for head in left]
-        # A head without which the loss is no number goes last.
+        # A head whose removal makes the loss NaN is pruned last.
         best = int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
         gone.append(left.pop(best))
         curve.append(losses[best])
@@ -188,7 +189,7 @@ def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = Non
 def without(
     gone: Sequence[Sequence[int]] | Int[np.ndarray, "N 2"], layers: int, heads: int
 ) -> Float[Array, "L H"]:
-    """Returns a mask (L, H) that is 0 for the heads, each a layer and a head, that are gone."""
+    """Returns a mask (L, H) that is 0 at the given (layer, head) pairs and 1 elsewhere."""
     mask = np.ones((layers, heads), np.float32)
     for layer, head in gone:
         mask[layer, head] = 0

@@ -1,14 +1,14 @@
-"""What kind of head a pattern of weights makes: spread, reach, and what it reads.
+"""Measures that characterize attention heads by their weights: entropy, distance, induction, ...
 
-Measures are `Sums` (H,): the mean over rows that count is total / count, and sums add up over
-batches. Weights are those of heads, (*b, H, T, S); a mask of rows, (*b, T), says which queries are
-asked about, padding not among them. A row that reads nothing (weights 0, or NaN where everything
-was masked) never counts. `visible`, (*b, T, S), is the mask of the attention: what a row may read.
+Measures return `Sums` (H,): total / count is the mean over the rows counted, and sums add up over
+batches. `weights` has shape (*b, H, T, S). `rows`, (*b, T), marks the queries to include, False at
+padding. A row without any weight (all 0, or NaN because everything was masked) is never counted.
+`visible`, (*b, T, S), is the attention mask: the keys that a query may attend to.
 
-Weights that do not sum to one are taken as they are where a weight is asked for, and divided by
-their sum where a distribution is (`entropy`, `distance`, `diagonality`). Negative weights, which
-differences of attention have, then count as zero. Arrays are of NumPy or JAX; everything can be
-traced.
+Rows that do not sum to one are used as they are where a single weight is measured, and normalized
+where a distribution is needed (`entropy`, `distance`, `diagonality`). Negative weights, which
+differential attention has, are set to zero first. Arrays may be NumPy or JAX; all functions are
+traceable.
 """
 
 import jax
@@ -22,10 +22,10 @@ Rows = Bool[Array, "*b T"]
 
 
 def entropy(weights: Weights, rows: Rows | None = None) -> Sums:
-    """Returns the entropy of a row in nats: 0, one position is read; log n, n are read alike.
+    """Returns the entropy of a row in nats: 0 for one position, log n for n equal weights.
 
-    The spread of attention that Ghader and Monz 2017 ("What does Attention in Neural Machine
-    Translation Pay Attention to?") compare.
+    Ghader and Monz 2017, "What does Attention in Neural Machine Translation Pay Attention to?",
+    compare attention by it.
     """
     return _over_rows(_entropy(weights), weights, rows)
 
@@ -33,13 +33,13 @@ def entropy(weights: Weights, rows: Rows | None = None) -> Sums:
 def normalized_entropy(
     weights: Weights, visible: Bool[Array, "*#b T S"], rows: Rows | None = None
 ) -> Sums:
-    """Returns the entropy of a row over the most that it could have: 0 to 1.
+    """Returns the entropy of a row relative to its maximum: 0 to 1.
 
-    Divides by log n for a row that may read n positions, so that early rows of a causal head, and
-    short sequences, compare with others. Rows that may read one position only do not count.
+    Divides by log n for a row with n visible positions, so that early rows of a causal head and
+    short sequences are comparable with others. Rows with a single visible position do not count.
     """
     readable = _of_heads(visible).sum(-1)
-    # log 1 = 0: a row without a choice has no spread.
+    # At least log 2, as log 1 = 0 would divide by zero; rows with one position are not counted.
     most = jnp.log(jnp.maximum(readable, 2).astype(jnp.float32))
     return _over_rows(_entropy(weights) / most, weights, rows, readable > 1)
 
@@ -50,12 +50,12 @@ def confidence(
     """Returns the largest weight of a row.
 
     Voita et al. 2019, "Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy Lifting,
-    the Rest Can Be Pruned", section 4, where the end token is no key that counts.
+    the Rest Can Be Pruned", section 4, which excludes the end token from the keys.
 
     Args:
-      weights: of heads.
-      rows: queries that count; None: all.
-      keys: keys that count; None: all.
+      weights: attention weights.
+      rows: queries to include; None: all.
+      keys: keys to include; None: all.
     """
     weights = _real(weights)
     counted = weights if keys is None else weights * jnp.asarray(keys)[..., None, None, :]
@@ -63,10 +63,9 @@ def confidence(
 
 
 def distance(weights: Weights, rows: Rows | None = None) -> Sums:
-    """Returns how far a row reads in positions, the mean of |t - s| under its weights.
+    """Returns the mean attention distance |t - s| of a row, in positions.
 
-    The mean attention distance of Vig and Belinkov 2019, "Analyzing the Structure of Attention in a
-    Transformer Language Model".
+    Vig and Belinkov 2019, "Analyzing the Structure of Attention in a Transformer Language Model".
     """
     share = _shares(weights)
     return _over_rows((share * _gap(share)).sum(-1), weights, rows)
@@ -75,12 +74,12 @@ def distance(weights: Weights, rows: Rows | None = None) -> Sums:
 def diagonality(
     weights: Weights, visible: Bool[Array, "*#b T S"], rows: Rows | None = None
 ) -> Sums:
-    """Returns 1 where a row reads its own position, 0 where it reads the furthest that it may.
+    """Returns the diagonality of a row: 1 for its own position, 0 for the furthest visible one.
 
     1 - sum_s w[t, s] |t - s| / max_s |t - s| of self-attention: Zhang et al. 2021, "On the
     Usefulness of Self-Attention for Automatic Speech Recognition with Transformers", the section on
-    diagonality. Rows that may read their own position only do not count. For weights over a source
-    see `research.interpret.alignment_measures.diagonality`.
+    diagonality. Rows that see no position but their own do not count. For cross-attention see
+    `research.interpret.alignment_measures.diagonality`.
     """
     share = _shares(weights)
     furthest = (_of_heads(visible) * _gap(share)).max(-1)
@@ -89,7 +88,7 @@ def diagonality(
 
 
 def previous_token(weights: Weights, rows: Rows | None = None) -> Sums:
-    """Returns the weight at the position before; the first row has none and does not count.
+    """Returns the weight on the previous position; the first row has none and does not count.
 
     The positional heads of Voita et al. 2019, section 5, and the previous-token heads of Olsson et
     al. 2022, "In-context Learning and Induction Heads".
@@ -101,10 +100,10 @@ def previous_token(weights: Weights, rows: Rows | None = None) -> Sums:
 
 
 def sink(weights: Weights, count: int = 1, rows: Rows | None = None) -> Sums:
-    """Returns the weight on the first `count` positions, of rows after them.
+    """Returns the weight on the first `count` positions, for the rows after them.
 
     Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", section 3.1 (four
-    sinks). The first `count` rows of a causal head read little else and do not count.
+    sinks). The first `count` rows do not count: a causal head has little else to attend to there.
     """
     weights = _real(weights)
     after = jnp.arange(weights.shape[-2]) >= count
@@ -112,7 +111,7 @@ def sink(weights: Weights, count: int = 1, rows: Rows | None = None) -> Sums:
 
 
 def duplicate_token(weights: Weights, tokens: Int[Array, "*b T"], rows: Rows | None = None) -> Sums:
-    """Returns the weight on earlier positions with the row's own token.
+    """Returns the weight on earlier positions that hold the same token as the row.
 
     The duplicate token heads of Wang et al. 2022, "Interpretability in the Wild: a Circuit for
     Indirect Object Identification in GPT-2 small", section 3. Only rows whose token has occurred
@@ -122,11 +121,12 @@ def duplicate_token(weights: Weights, tokens: Int[Array, "*b T"], rows: Rows | N
 
 
 def induction(weights: Weights, tokens: Int[Array, "*b T"], rows: Rows | None = None) -> Sums:
-    """Returns the weight on positions right after an earlier one with the row's own token.
+    """Returns the weight on positions right after an earlier occurrence of the row's token.
 
     Prefix matching of Olsson et al. 2022, "In-context Learning and Induction Heads", the section on
-    definitions, over all earlier occurrences. Only rows whose token has occurred before count. What
-    heads without the mechanism get depends on the text: Olsson et al. use repeated random tokens.
+    definitions, over all earlier occurrences. Only rows whose token has occurred before count. The
+    score of heads that do no induction depends on the text: Olsson et al. use repeated random
+    tokens.
     """
     # Position s follows an occurrence of row t's token if s - 1 is one.
     after = jnp.pad(_repeats(tokens)[..., :-1], [(0, 0)] * tokens.ndim + [(1, 0)])
@@ -143,11 +143,11 @@ def head_scores(
     """Returns every measure of self-attention, by name.
 
     Args:
-      weights: of heads, those of all layers for example.
-      visible: what each row may read.
-      tokens: what stands at each position; None: leaves out what asks for tokens.
-      rows: queries that count; None: all.
-      sinks: positions at the start that are sinks.
+      weights: attention weights, for example of the heads of all layers.
+      visible: the attention mask.
+      tokens: token at each position; None: leaves out the measures that need tokens.
+      rows: queries to include; None: all.
+      sinks: number of positions at the start to treat as sinks.
     """
     scores = {
         "entropy": entropy(weights, rows),
@@ -167,12 +167,12 @@ def head_scores(
 
 
 def _real(weights: Weights) -> Weights:
-    """Float32, with 0 for NaN."""
+    """Returns the weights in float32, with NaN (fully masked rows) replaced by 0."""
     return jnp.nan_to_num(jnp.asarray(weights, jnp.float32))
 
 
 def _shares(weights: Weights) -> Weights:
-    """Rows that sum to one, or are zero."""
+    """Returns the positive weights normalized over each row; rows without any are zero."""
     positive = jnp.maximum(_real(weights), 0)
     total = positive.sum(-1, keepdims=True)
     return positive / jnp.where(total > 0, total, 1)
@@ -192,14 +192,14 @@ def _of_heads(mask: Bool[Array, "*b T S"]) -> Bool[Array, "*b 1 T S"]:
 
 
 def _repeats(tokens: Int[Array, "*b T"]) -> Bool[Array, "*b T T"]:
-    """Whether the second position is before the first and has its token."""
+    """Returns [t, s]: whether position s < t holds the same token as t."""
     tokens = jnp.asarray(tokens)
     same = tokens[..., :, None] == tokens[..., None, :]
     return jnp.tril(same, k=-1)
 
 
 def _on_positions(weights: Weights, asked: Bool[Array, "*b T S"], rows: Rows | None) -> Sums:
-    """The weight on positions that are asked for; a row without any does not count."""
+    """Returns the weight on the positions marked in `asked`; rows without any do not count."""
     weights, asked = _real(weights), _of_heads(asked)
     return _over_rows((weights * asked).sum(-1), weights, rows, asked.any(-1))
 
@@ -210,7 +210,7 @@ def _over_rows(
     rows: Rows | None,
     counts: Bool[Array, "*counts T"] | bool = True,
 ) -> Sums:
-    """Sums over all but heads the values of rows that count, that are asked for and that read."""
+    """Sums values over every axis but heads, for rows in `rows` and `counts` that have weight."""
     real = (_real(weights) != 0).any(-1) & counts
     if rows is not None:
         real &= jnp.asarray(rows)[..., None, :]

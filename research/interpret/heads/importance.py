@@ -1,7 +1,7 @@
-"""Which heads a trained model needs: each alone taken out, and one after the other.
+"""Measures which heads a trained model needs, by ablating single heads and by pruning.
 
-Michel et al. 2019, "Are Sixteen Heads Really Better than One?": sections 3.2 (one head) and 4.2 (as
-many as one likes), with a paired bootstrap over examples and Holm's correction over heads.
+Michel et al. 2019, "Are Sixteen Heads Really Better than One?": sections 3.2 (single heads) and 4.2
+(pruning), with a paired bootstrap over examples and Holm's correction over heads.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,22 +33,21 @@ METRICS: Mapping[str, bool | None] = {
     "removable_heads": None,
     "importance_of_self": None,
 }
-"""What is said of every model. How many heads it needs makes a model neither better nor worse."""
+"""Metrics of every model; None, as needing more or fewer heads is neither better nor worse."""
 DROP = 0.01
-"""The relative loss of quality up to which heads may go."""
+"""Largest relative drop in quality that counts a head as removable."""
 SIGNIFICANT = 0.05
 
 
 def needed_heads(trained: Trained) -> Findings:
-    """Returns how many heads matter, how much, and how many can go.
+    """Returns how many heads matter, how much they matter, and how many can be pruned.
 
-    Metrics: "significant_heads", the fraction of heads without which the loss of examples changes
-    (two-sided, Holm-corrected p < 0.05); "harmful_heads", those without which it falls;
-    "removable_heads", the fraction that can go, greedily by the loss, before the metric that
-    chooses checkpoints is more than 1 % worse; "importance_of_self" and, where there is any,
-    "importance_of_cross", the mean rise of the loss (nats) without a head, and their difference
-    "cross_minus_self". Slices:
-    "importance_by_head", and "quality_by_heads_gone".
+    Metrics: "significant_heads", the fraction of heads whose removal changes the loss (two-sided,
+    Holm-corrected p < 0.05); "harmful_heads", the fraction whose removal lowers it significantly;
+    "removable_heads", the fraction that can be pruned, greedily by the loss, before the metric that
+    chooses checkpoints is more than 1 % worse; "importance_of_self" and, for models with
+    cross-attention, "importance_of_cross", the mean rise of the loss (nats) without a head, and
+    their difference "cross_minus_self". Slices: "importance_by_head" and "quality_by_heads_gone".
 
     Raises UserError if layers have different numbers of heads, or none.
     """
@@ -90,12 +89,12 @@ def needed_heads(trained: Trained) -> Findings:
 
 
 def removable(quality: Sequence[float], higher: bool, drop: float = DROP) -> int:
-    """Returns how many heads can go before quality is worse by more than a part `drop` of it.
+    """Returns how many heads can be pruned before quality drops by more than `drop`.
 
     Args:
-      quality: with none gone, one gone, ... in the order in which they go.
-      higher: whether more is better.
-      drop: relative.
+      quality: quality with 0, 1, 2, ... heads pruned.
+      higher: whether higher quality values are better.
+      drop: largest permitted drop, relative to the quality with all heads.
     """
     least = quality[0] - drop * abs(quality[0]) if higher else quality[0] + drop * abs(quality[0])
     good = [(q >= least if higher else q <= least) for q in quality]
@@ -103,9 +102,9 @@ def removable(quality: Sequence[float], higher: bool, drop: float = DROP) -> int
 
 
 def _by_mask(trained: Trained) -> Callable[[Float[Array, "L H"]], Any]:
-    """Loss and quality (N,) of every example as a function of the mask.
+    """Returns a function from a head mask to the loss and quality of every example, (N,) each.
 
-    Rows that fill a batch up are left out.
+    Rows that only fill up a batch are left out.
     """
     task, model = trained.task, trained.model
     examples = list(batches(task, trained.split, trained.examples))
