@@ -1,1 +1,1 @@
-"""Thin Linen modules that own the parameters; what they compute is in `attention`."""
+"""Thin Linen modules that own the parameters; the mixers they call are in `research.attention`."""

@@ -1,8 +1,8 @@
-"""Classifiers of sequences: embeddings, a body that reads them, a pooling, a linear layer.
+"""Sequence classifiers: embeddings, an encoder body, pooling, and a linear output layer.
 
-The lookup of embeddings (`Embed`) and the pooling (`Pool`) are modules of their own, and
-`Classifier.from_embeddings` starts behind the lookup, so that what a model reads and how it pools
-can be looked at and changed from outside. Padding leaves no trace in the logits.
+The embedding lookup (`Embed`) and the pooling (`Pool`) are separate modules, and
+`Classifier.from_embeddings` starts after the lookup, so analysis code can inspect and replace
+embeddings and pooling weights. Padding does not affect the logits.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ from research.tasks.task import Batch
 
 TRANSFORMER, NONE = "transformer", "none"
 BODIES = {TRANSFORMER: (), "bilstm": DIRECTIONS, "lstm": DIRECTIONS[:1], NONE: ()}
-"""{model.body: directions in which a recurrent network reads}."""
+"""{value of `model.body`: the directions of its recurrent network, () if it has none}."""
 RECURRENT = ("bilstm", "lstm")
 
 CLASS_TOKEN, ATTENTION, MEAN, LAST = "class_token", "attention", "mean", "last"
@@ -56,21 +56,22 @@ AXES = transformer.AXES | {
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Static description of a classifier; the keys are those of `config.model`.
+    """Static description of a classifier, with the keys of `config.model`.
 
     Attributes:
       vocab_size: V.
-      length: the most tokens of a sequence.
+      length: maximum number of tokens in a sequence.
       classes: C.
       body, pooling: names in `BODIES` and `POOLINGS`.
-      width: N, of the states; of the embeddings too, but for a recurrent body.
-      layers: of a transformer.
-      looks_ahead: whether its mixer does, which has to be told then what is padding.
-      sizes: of a recurrent body.
-      dropout: rate; on embeddings, between layers, and on what was pooled.
-      init_stddev, embedding_stddev: of matrices and of embeddings; 0: 1 / sqrt(fan in).
-      dtype: of activations.
-      implementation: how the mixers are computed.
+      width: N, width of the states, and of the embeddings unless the body is recurrent.
+      layers: configuration of the transformer layers; None for other bodies.
+      looks_ahead: whether the transformer's mixer is non-causal and so needs a padding mask.
+      sizes: sizes of a recurrent body; None for other bodies.
+      dropout: rate; applied to embeddings, between layers, and to the pooled vector.
+      init_stddev, embedding_stddev: initial standard deviation of matrices and of embeddings;
+        0: 1 / sqrt(fan in).
+      dtype: dtype of activations.
+      implementation: name of the mixers' implementation.
     """
 
     vocab_size: int
@@ -90,18 +91,18 @@ class ClassifierConfig:
 
     @property
     def embedding_width(self) -> int:
-        """M, of the embeddings."""
+        """M, the width of the embeddings."""
         return self.sizes.inputs if self.sizes else self.width
 
 
 class Embed(nn.Module):
-    """Looks tokens up."""
+    """The token embedding table."""
 
     config: ClassifierConfig
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T M"]:
-        """Returns their embeddings."""
+        """Returns the embeddings of the tokens, in the config's dtype."""
         c = self.config
         init, shape = matrix_init(c.embedding_stddev), (c.vocab_size, c.embedding_width)
         table = self.param("embedding", init, shape).astype(c.dtype)
@@ -109,13 +110,14 @@ class Embed(nn.Module):
 
 
 class Pool(nn.Module):
-    """From the states of a sequence to one vector.
+    """Pools the states of a sequence into one vector.
 
     attention: sum_s a_s h_s with a = softmax(v^T tanh(W h_s + b)) (Bahdanau et al. 2015, appendix
       A.1.2, without a query; Jain and Wallace 2019, section 2).
     mean: the same with equal weights.
-    last: the last state, of a bidirectional body beside the backward half of the first.
-    class_token: the state of the learned vector in front.
+    last: the last state; for a bidirectional body, the forward half of the last state and the
+      backward half of the first.
+    class_token: the state of the learned token prepended to the sequence.
     """
 
     config: ClassifierConfig
@@ -130,7 +132,7 @@ class Pool(nn.Module):
     def __call__(
         self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]
     ) -> Float[Array, "B N"]:
-        """Returns the vector of each sequence; `valid` says which states are no padding."""
+        """Returns one vector per sequence; `valid` is False at padding."""
         if self.config.pooling == CLASS_TOKEN:
             return states[:, 0]
         if self.config.pooling == LAST:
@@ -140,9 +142,10 @@ class Pool(nn.Module):
     def weights(
         self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]
     ) -> Float[Array, "B T"]:
-        """Returns the float32 weights of attention or of the mean; those of padding are zero."""
+        """Returns the float32 weights of attention or mean pooling, zero at padding."""
         if self.config.pooling == MEAN:
             return valid / valid.sum(-1, keepdims=True, dtype=jnp.float32)
+        # The scores stay float32: the softmax over a whole sequence is sensitive to rounding.
         hidden = linear(states, self.matrix).astype(jnp.float32) + self.bias
         scores = (jnp.tanh(hidden) * self.vector).sum(-1)
         return jax.nn.softmax(jnp.where(valid, scores, -jnp.inf), axis=-1)
@@ -150,7 +153,7 @@ class Pool(nn.Module):
     def read(
         self, weights: Float[Array, "B T"], states: Float[Array, "B T N"]
     ) -> Float[Array, "B N"]:
-        """Returns the weighted sum of the states."""
+        """Returns the sum of the states weighted by `weights`, in the dtype of the states."""
         return jnp.einsum("bt,btn->bn", weights.astype(states.dtype), states)
 
     def _ends(self, states: Array, valid: Array) -> Array:
@@ -163,7 +166,7 @@ class Pool(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Tokens to logits of classes; see `research.models.model.Model`."""
+    """Maps tokens to class logits; implements `research.models.model.Model`."""
 
     config: ClassifierConfig
 
@@ -186,9 +189,12 @@ class Classifier(nn.Module):
         self.bias = self.param("head_bias", nn.initializers.zeros, (c.classes,))
 
     def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B C"]:
-        """Returns the float32 logits of "inputs" (B, T), right-padded, of "length" (B,).
+        """Returns the float32 logits of a batch.
 
-        Both are int32, T is at most `config.length` and lengths at least 1.
+        Args:
+          batch: "inputs" (B, T), right-padded, and "length" (B,), both int32. T is at most
+            `config.length` and every length is at least 1.
+          deterministic: disables dropout.
         """
         embeddings = self.embed(batch["inputs"])
         return self.from_embeddings(embeddings, batch["length"], deterministic=deterministic)
@@ -200,7 +206,7 @@ class Classifier(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "B C"]:
-        """Returns the float32 logits of sequences whose tokens are already looked up."""
+        """Returns the float32 logits of sequences given as embeddings instead of tokens."""
         states, valid = self.states(embeddings, length, deterministic)
         pooled = self.dropout(self.pool(states, valid), deterministic=deterministic)
         return self._decided(pooled)
@@ -208,7 +214,10 @@ class Classifier(nn.Module):
     def states(
         self, x: Float[Array, "B T M"], length: Int[Array, " B"], deterministic: bool = True
     ) -> tuple[Float[Array, "B R N"], Bool[Array, "B R"]]:
-        """Returns the states of embeddings, and which are no padding; R is T, or 1 + T."""
+        """Returns the body's states and a mask that is False at padding.
+
+        R is 1 + T with a class token, else T.
+        """
         c = self.config
 
         def drop(y: jax.Array) -> jax.Array:
@@ -228,18 +237,18 @@ class Classifier(nn.Module):
         if c.layers.position == "sinusoidal":
             table = sinusoids(c.layers.length, c.width, c.embedding_stddev)
             x = x + jnp.asarray(table[: x.shape[1]], x.dtype)
-        # Padding is on the right: what never looks ahead never sees it.
+        # Padding is on the right, so a causal mixer never attends to it and needs no mask.
         mask = padding(valid) if c.looks_ahead else None
         return self.stack(constrain(drop(x), *HIDDEN), mask, deterministic), valid
 
     def from_weights(
         self, weights: Float[Array, "B R"], states: Float[Array, "B R N"]
     ) -> Float[Array, "B C"]:
-        """Returns the float32 logits of states that are pooled by these weights."""
+        """Returns the float32 logits of states pooled with the given weights."""
         return self._decided(self.pool.read(weights, states))
 
     def weights(self, batch: Batch) -> Float[Array, "B H 1 T"]:
-        """Returns how each sequence is pooled: H is 1 for attention and mean, else 0."""
+        """Returns the pooling weights of each sequence; H is 1 for attention and mean, else 0."""
         rows, tokens = batch["inputs"].shape
         if self.config.pooling not in (ATTENTION, MEAN):
             return jnp.zeros((rows, 0, 1, tokens))
@@ -248,15 +257,15 @@ class Classifier(nn.Module):
 
     @property
     def implementation(self) -> str:
-        """How the mixers are computed."""
+        """Name of the mixers' implementation."""
         return self.config.implementation
 
     @nn.nowrap
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the axes of each parameter, `Axes` to each leaf.
+        """Returns a tree with the `Axes` of each parameter.
 
         Args:
-          params: parameters or their shapes; leading axes of their own are not described.
+          params: parameters or their shapes; extra leading axes (population) are not described.
         """
         c = self.config
 
@@ -277,7 +286,7 @@ class Classifier(nn.Module):
 
     @nn.nowrap
     def state_bytes(self, length: int) -> None:
-        """Returns None: nothing is decoded."""
+        """Returns None: a classifier does not decode."""
         return None
 
     def _decided(self, pooled: Float[Array, "B N"]) -> Float[Array, "B C"]:
@@ -288,8 +297,8 @@ class Classifier(nn.Module):
 class ClassifierOptions(TransformerOptions):
     """A body that reads a text, and a pooling of its states into one vector that is classified
 
-    A transformer has the mechanism as the encoder of an encoder-decoder has it: mask=full, and
-    `encoder` changes it.
+    A transformer body uses the mechanism like the encoder of an encoder-decoder: with mask=full,
+    changed by the delta `encoder`.
     """
 
     source = "Devlin et al. 2019; Jain and Wallace 2019"
@@ -305,12 +314,12 @@ class ClassifierOptions(TransformerOptions):
     embedding_width: int = option(0, "of embeddings; 0: width", least=0, when={"body": RECURRENT})
 
     def reads(self, declared: Declared) -> bool:
-        """Returns whether an option is read; those of blocks by a transformer alone."""
+        """Returns whether an option is read; only a transformer reads options of its blocks."""
         of_blocks = declared.name in ("feedforward", "activation", "norm", "remat", "use_bias")
         return super().reads(declared) and (not of_blocks or self.body == TRANSFORMER)
 
     def layers(self) -> tuple[Layer, ...]:
-        """Returns the layer of a transformer; see `ModelOptions`."""
+        """Returns the one layer of a transformer body, else (); see `ModelOptions`."""
         return (part(self, "encoder", {"mask": "full"}),) if self.body == TRANSFORMER else ()
 
     def make(
@@ -365,7 +374,7 @@ def _check(model: ClassifierOptions) -> None:
 def _layers(
     model: ClassifierOptions, vocab_size: int, length: int, instead: Instead
 ) -> tuple[TransformerConfig, bool]:
-    """Returns the layers of a transformer, and whether their mixer looks ahead."""
+    """Returns the config of the transformer layers and whether their mixer looks ahead."""
     room = length + (model.pooling == CLASS_TOKEN)
     spec: MixerSpec = part_spec(model, room, "encoder", {"mask": "full"}, "self")
     if model.pooling == CLASS_TOKEN and not spec.looks_ahead:

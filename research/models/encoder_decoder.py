@@ -1,10 +1,10 @@
-"""Encoder-decoder transformer: a target sequence given a source sequence.
+"""Encoder-decoder transformer: predicts a target sequence from a source sequence.
 
-Vaswani et al. 2017, section 3.1, with the norms in front of the sublayers (Xiong et al. 2020): an
-encoder layer is that of the decoder-only model with a mechanism that looks both ways; a decoder
-layer reads the encoded source between its self-attention and its feed-forward layer. Both stacks
-end in a norm and are scans with stacked parameters. All that the decoder's layers read of the
-source is projected at once, before the first of them.
+Vaswani et al. 2017, section 3.1, but pre-norm (Xiong et al. 2020). An encoder layer is a layer of
+the decoder-only model with a bidirectional mechanism; a decoder layer has cross-attention between
+its self-attention and its feed-forward layer. Both stacks end in a norm and are scans with stacked
+parameters. The cross-attention keys and values of all decoder layers are projected together, before
+the first decoder layer.
 """
 
 from collections.abc import Sequence
@@ -61,11 +61,12 @@ class EncoderDecoderConfig:
     """Static description of an encoder-decoder.
 
     Attributes:
-      encoder: of the encoder's layers and the source's positions.
-      decoder: of the decoder's layers, the target's positions and all that there is once.
-      cross: how every layer of the decoder reads the source.
-      encoder_looks_ahead: whether the encoder has to be told what is padding.
-      implementation: the names of the implementations, of the encoder first.
+      encoder: configuration of the encoder's layers and the source's positions.
+      decoder: configuration of the decoder's layers, the target's positions, and everything that
+        exists only once (vocabulary, embeddings, dropout).
+      cross: cross-attention, the same in every decoder layer.
+      encoder_looks_ahead: whether the encoder is non-causal and so needs a padding mask.
+      implementation: names of the implementations, encoder first.
     """
 
     encoder: TransformerConfig
@@ -76,17 +77,17 @@ class EncoderDecoderConfig:
 
     @property
     def vocab_size(self) -> int:
-        """V, of source and target."""
+        """V, shared by source and target."""
         return self.decoder.vocab_size
 
     @property
     def length(self) -> int:
-        """The longest sequence of either side."""
+        """Maximum length of source and target."""
         return self.decoder.length
 
 
 class EncoderDecoder(nn.Module):
-    """Source and target tokens to logits; see `SequenceToSequence` in research/models/model.py."""
+    """Maps source and target tokens to logits; implements `SequenceToSequence` of model.py."""
 
     config: EncoderDecoderConfig
 
@@ -108,48 +109,48 @@ class EncoderDecoder(nn.Module):
             self.source_position = self.param("source_position", init, shape)
 
     def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
-        """Returns the float32 logits of the targets after each of "inputs" (B, T).
+        """Returns the float32 logits of the next token after each position of "inputs" (B, T).
 
         Args:
           batch: "source" (B, S) and "inputs" (B, T) tokens, right-padded, and "source_length" (B,),
             all int32. S and T are at most `config.length`.
-          deterministic: without dropout.
+          deterministic: disables dropout.
         """
         return self._of_batch(batch, deterministic, weights=False)[0]
 
     def weights(self, batch: Batch) -> Float[Array, "B N T S"]:
-        """Returns how each target reads the source, float32, N the layers times their heads.
+        """Returns the float32 cross-attention weights; N is layers times heads, first layer first.
 
-        Argument as in `of_batch`. The heads of the first layer are first. Rows sum to one if the
-        normalizer is one; padding of the source has zero.
+        The argument is as in `of_batch`. Rows sum to one if the normalizer is a distribution; the
+        weights of source padding are zero.
         """
         return self._of_batch(batch, True, weights=True)[2]
 
     def encode(self, source: Int[Array, "B S"], source_length: Int[Array, " B"]) -> Memory:
-        """Returns what reading the source takes: "kept" by every layer (L, B, ...), and "valid"."""
+        """Returns the memory: "kept", each layer's keys and values (L, B, ...), and "valid"."""
         return self._encode(source, source_length, deterministic=True)
 
     def init_state(self, memory: Memory, length: int) -> dict:
-        """Returns the state before the first token, with room for `length` of them."""
+        """Returns the state before the first token, with room for `length` tokens."""
         return transformer.init_state(self.config.decoder, memory["valid"].shape[0], length)
 
     def step(
         self, memory: Memory, state: dict, token: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], dict, Float[Array, "B N S"]]:
-        """Returns logits of the next token, the state after this one, and weights of N heads."""
+        """Returns the logits of the next token, the new state, and the weights of N heads."""
         logits, state, weights = self._decode(memory, state, token[:, None], True, weights=True)
         return logits[:, 0], state, weights[:, :, 0]
 
     @property
     def implementation(self) -> str:
-        """How the mixers are computed, those of the encoder first."""
+        """Names of the implementations of the mixers, encoder first."""
         return self.config.implementation
 
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the axes of each parameter, `Axes` to each leaf.
+        """Returns a tree with the `Axes` of each parameter.
 
         Args:
-          params: parameters or their shapes; leading axes of their own are not described.
+          params: parameters or their shapes; extra leading axes (population) are not described.
         """
         mixers = {"encoder": self.config.encoder.mixers, "decoder": self.config.decoder.mixers}
 
@@ -166,9 +167,10 @@ class EncoderDecoder(nn.Module):
         return jax.tree_util.tree_map_with_path(axes, params)
 
     def state_bytes(self, length: int) -> int:
-        """Returns the bytes that decoding one sequence keeps: caches, keys and values of a source.
+        """Returns the bytes of one sequence's decoding state.
 
-        Both have room for `length` tokens.
+        Counts the self-attention caches and the keys and values of the source, both with room for
+        `length` tokens.
         """
         c = self.config.decoder
 
@@ -181,7 +183,7 @@ class EncoderDecoder(nn.Module):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
 
     def _init_cross(self, key: jax.Array) -> dict[str, dict[str, Array]]:
-        """Parameters of the cross-attention of all layers, stacked as those of the layers are."""
+        """Returns initial cross-attention parameters, stacked over layers like the layers' own."""
         described = self.config.cross.parameters()
         keys = jax.random.split(key, (len(described), self.config.decoder.num_layers))
         return {
@@ -204,7 +206,7 @@ class EncoderDecoder(nn.Module):
         table = self.embedding if c.tie_embeddings else self.source_embedding
         learned = self.source_position if c.position == "learned" else None
         x = self._embed(c, table, learned, source, 0, deterministic)
-        # Padding is on the right: what never looks ahead never sees it.
+        # Padding is on the right, so a causal encoder never attends to it and needs no mask.
         mask = padding(valid) if self.config.encoder_looks_ahead else None
         x = self.encoder(x, mask, deterministic)
         return {"kept": self._remember(dict(self.cross["layers"]), x), "valid": valid}
@@ -212,7 +214,7 @@ class EncoderDecoder(nn.Module):
     def _decode(
         self, memory: Memory, state: Any, tokens: Array, deterministic: bool, weights: bool
     ) -> tuple:
-        """Returns logits, the new state, and weights if they are wanted."""
+        """Returns the logits, the new state, and the weights (None unless requested)."""
         c = self.config.decoder
         learned = self.position if c.position == "learned" else None
         start = 0 if state is None else state["step"]
@@ -232,7 +234,7 @@ class EncoderDecoder(nn.Module):
         start: Any,
         deterministic: bool,
     ) -> Float[Array, "B N M"]:
-        """Returns the rows of the tokens plus those of their positions, from `start` on."""
+        """Returns token embeddings plus the encodings of positions `start`, `start` + 1, ..."""
         x = lookup(table.astype(c.dtype), tokens)
         if c.position == "sinusoidal":
             learned = jnp.asarray(sinusoids(c.length, c.width, c.embedding_stddev))
@@ -243,7 +245,7 @@ class EncoderDecoder(nn.Module):
 
 
 def check_causal(specs: Sequence[MixerSpec], what: str = "a decoder") -> None:
-    """Raises UserError for a mixer that sees the tokens that a decoder has to predict."""
+    """Raises UserError for a non-causal mixer, which would see the tokens to predict."""
     for spec in specs:
         if spec.looks_ahead:
             mask = spec.values.get("mask", "full")
@@ -263,16 +265,16 @@ def check_cross(cross: MixerSpec, delta: str) -> None:
 
 
 CROSS = {"mixer": "softmax", "mask": "full", "position": "none"}
-"""What cross-attention starts from, whatever the mechanism of the layers."""
+"""Defaults of cross-attention, whatever the mechanism of the layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoderOptions(DecoderOptions):
     """A transformer that reads a source and writes a target
 
-    The mechanism is that of the decoder's self-attention, which `pattern` varies. The encoder has
-    it too, but for mask=full if its mixer reads masks; cross-attention has it but for
-    mixer=softmax, mask=full and position=none.
+    The mechanism keys describe the decoder's self-attention; `pattern` varies it by layer. The
+    encoder uses the same mechanism with mask=full (if its mixer reads masks), and cross-attention
+    uses it with mixer=softmax, mask=full and position=none.
     """
 
     source = "Vaswani et al. 2017"
@@ -285,16 +287,16 @@ class EncoderDecoderOptions(DecoderOptions):
 
     @property
     def depth(self) -> int:
-        """Layers of the encoder."""
+        """Number of encoder layers."""
         return self.encoder_layers or self.num_layers
 
     @property
     def encoder_start(self) -> dict[str, Any]:
-        """What the encoder starts from."""
+        """Defaults of the encoder's layers, applied before its delta."""
         return {"mask": "full", "num_layers": self.depth}
 
     def layers(self) -> tuple[Layer, ...]:
-        """Returns the decoder's layers, the encoder's and that of cross-attention."""
+        """Returns the layers of the decoder's pattern, the encoder's and the cross-attention's."""
         encoder = part(self, "encoder", self.encoder_start)
         return (*pattern(self), encoder, part(self, "cross", CROSS))
 
@@ -327,6 +329,6 @@ class EncoderDecoderOptions(DecoderOptions):
 
 
 def make_cross(spec: MixerSpec, memory_width: int) -> CrossAttention:
-    """Returns attention to a memory of this width."""
+    """Returns cross-attention to a memory of the given width."""
     options: Any = spec.options
     return cross_attention.make_cross(options, spec.context, memory_width)

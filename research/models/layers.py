@@ -1,7 +1,7 @@
-"""Options of models, and which mechanism each of their layers has.
+"""Model options, and the attention mechanism of each layer.
 
-Keys of a mechanism in `config.model` are those of all layers. A pattern, or the delta of a part
-such as the encoder, gives a layer its own; a layer takes of the shared keys what it reads.
+Mechanism keys in `config.model` apply to all layers. A pattern, or the delta of a part such as the
+encoder, overrides them for one layer. A layer ignores shared keys that its mixer does not read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,18 +32,18 @@ from research.options import (
 )
 
 Instead = Mapping[str, str]
-"""{implementation: another} to take in its place by mixers that have the other."""
+"""{implementation: substitute}, applied to mixers that have the substitute."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a mixer of a model has its options from.
+    """The values from which the options of one mixer are read.
 
     Attributes:
-      values: {key: value}, of `config.model` and of the layer's own.
-      own: keys that `config.model` does not decide.
-      strict: keys that the mixer has to read.
-      where: what a message puts before a key.
+      values: {key: value}, from `config.model` with the layer's overrides applied.
+      own: keys that the layer sets itself, independent of `config.model`.
+      strict: keys that the mixer must read; others may go unread.
+      where: prefix of the key in error messages.
     """
 
     values: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Layer:
 
     @property
     def options(self) -> MixerOptions:
-        """What the mixer and its parts read. Raises UserError."""
+        """Options of the mixer and its parts. Raises UserError."""
         try:
             name = self.values.get(MIXER) or "softmax"
             if name not in MIXERS:
@@ -70,12 +70,12 @@ class Layer:
             raise UserError(f"{self.where}{error}") from None
 
     def shared(self) -> dict[str, Any]:
-        """Returns {key: value} of the keys of `config.model` that it reads."""
+        """Returns {key: value} of the shared keys of `config.model` that the layer reads."""
         found = {MIXER: name_of(self.options, MIXERS)} | values_read(self.options)
         return {key: value for key, value in found.items() if key not in self.own}
 
     def shared_defaults(self) -> dict[str, Any]:
-        """Returns {key: what it is when it is not set} of the keys of `shared`."""
+        """Returns {key: default} of the keys that `shared` returns."""
         found = {MIXER: "softmax"} | defaults_read(self.options)
         if turns(type(self.options)):
             found["position"] = "rope"
@@ -87,13 +87,13 @@ class ModelOptions(Part):
     """A model that a config can name.
 
     Attributes:
-      mechanism: {key: value} of the mechanism, as `config.model` has them.
+      mechanism: {key: value} of the mechanism keys set in `config.model`.
     """
 
     mechanism: Mapping[str, Any] = field(default_factory=dict)
 
     def layers(self) -> Sequence[Layer]:
-        """Returns a layer of each kind that the model has. Raises UserError."""
+        """Returns one `Layer` per distinct kind of layer in the model. Raises UserError."""
         raise NotImplementedError
 
     def make(
@@ -103,11 +103,11 @@ class ModelOptions(Part):
 
         Args:
           vocab_size: V.
-          length: the longest sequence.
-          instead: other implementations.
-          classes: C, of a classifier; 0: the model's outputs are tokens.
+          length: maximum sequence length.
+          instead: substitutes for implementations.
+          classes: C, for a classifier; 0: the model predicts tokens.
 
-        Raises UserError for what does not fit.
+        Raises UserError for options that do not fit together.
         """
         raise NotImplementedError
 
@@ -120,14 +120,14 @@ def layer(
 ) -> Layer:
     """Returns a layer with the mechanism of a model, changed by `start` and then by `delta`.
 
-    Where no position encoding is chosen and the mixer can turn queries and keys, it does: RoPE is
-    what the models of today have.
+    If no position encoding is set and the mixer supports RoPE, the layer uses RoPE, the usual
+    choice of current models.
 
     Args:
       model: the model.
-      where: what a message puts before a key.
-      delta: what the layer says of itself; its mixer has to read all of that.
-      start: where layers of its kind differ before that.
+      where: prefix of the key in error messages.
+      delta: overrides of this layer; its mixer must read all that differ from the shared values.
+      start: defaults for this kind of layer, applied before `delta`; may go unread.
     """
     delta, start = delta or {}, start or {}
     shared = {key: getattr(model, key) for key in declarations(Context) if hasattr(model, key)}
@@ -141,15 +141,15 @@ def layer(
 
 
 def turns(mixer: type[MixerOptions]) -> bool:
-    """Returns whether a mixer can turn queries and keys by their positions."""
+    """Returns whether a mixer can rotate queries and keys by position (RoPE)."""
     position = declarations(mixer).get("position")
     return position is not None and "rope" in (position.option.table or {})
 
 
 def pattern(model: Any) -> tuple[Layer, ...]:
-    """Returns the layers of the pattern of a model; one if there is none.
+    """Returns the layers in a model's pattern, or a single layer if it has no pattern.
 
-    Layer i is that at i modulo the length of the pattern. Raises UserError.
+    Layer i of the model uses entry i modulo the length of the pattern. Raises UserError.
     """
     if not model.pattern:
         return (layer(model),)
@@ -174,24 +174,25 @@ def pattern(model: Any) -> tuple[Layer, ...]:
 
 
 def part(model: Any, key: str, start: Mapping[str, Any]) -> Layer:
-    """Returns the layer of a part of a model, whose delta text is the option `key`."""
+    """Returns the layer of one part of a model; its delta is the text of the option `key`."""
     where = f"model.{key}={getattr(model, key)!r}"
     delta = parse_layer(getattr(model, key), where)
     shared = model.mechanism.get("position")
     mixer = MIXERS.get({**model.mechanism, **start, **delta}.get(MIXER) or "softmax")
+    # Drop a shared rotary encoding for a part whose mixer cannot apply it; it may go unread there.
     if shared not in (None, *MODEL_POSITIONS) and mixer is not None and not turns(mixer):
         start = {"position": None, **start}
     return layer(model, f"{where}: ", delta, start)
 
 
 def added_position(layers: Sequence[Layer]) -> str:
-    """Returns the position encoding that the model adds to its input, "none" without one."""
+    """Returns the position encoding that the model adds to its input, or "none"."""
     names = {one.values.get("position") for one in layers}
     return next((name for name in MODEL_POSITIONS if name in names and name != "none"), "none")
 
 
 def parse_layer(text: str, where: str) -> dict[str, Any]:
-    """Returns {"mask": "window", "window": 8} for "mask=window, window=8". Raises UserError."""
+    """Parses "mask=window, window=8" into {"mask": "window", "window": 8}. Raises UserError."""
     found = {}
     kinds = {key: declared[0].kind for key, declared in mechanism_options().items()}
     for one in filter(None, (one.strip() for one in text.split(","))):
@@ -216,16 +217,16 @@ PARSERS: dict[Any, Callable[[str], Any]] = {
 
 
 def part_spec(model: Any, length: int, key: str, start: Mapping[str, Any], role: str) -> MixerSpec:
-    """Returns the mixer of a part of a model, with an implementation that can compute it.
+    """Returns the mixer of one part of a model, with an implementation that supports it.
 
     Args:
       model: the model.
-      length: the longest sequence.
-      key: the option that holds the delta of the part.
-      start: where the part differs from the model before the delta.
-      role: "self" or "cross", which all that is chosen has to be able to serve as.
+      length: maximum sequence length.
+      key: name of the option that holds the delta of the part.
+      start: defaults of the part, applied before the delta.
+      role: "self" or "cross"; every chosen component must support it.
 
-    Raises UserError that names the delta.
+    Raises UserError that quotes the delta.
     """
     one = part(model, key, start)
     inherited = one.values.get("implementation") or AUTO
@@ -241,16 +242,17 @@ def part_spec(model: Any, length: int, key: str, start: Mapping[str, Any], role:
 
 
 def _implemented(spec: MixerSpec, inherited: str, padded: bool, where: str) -> MixerSpec:
-    """Returns the mixer with an implementation that has all it needs.
+    """Returns the mixer with an implementation that supports all its features.
 
-    In order of preference: its own; the inherited one, if it can; otherwise one that can at any
-    length, because batches are padded to several. Raises UserError if its own cannot.
+    In order of preference: the one set explicitly for this part; the model's, if it supports the
+    mixer; otherwise one that works at any length, because batches are padded to several lengths.
+    Raises UserError if the explicit one does not support the mixer.
 
     Args:
       spec: the mixer.
-      inherited: the implementation of the model.
-      padded: whether it gets a mask of padding.
-      where: what a message starts with.
+      inherited: the model's implementation.
+      padded: whether the mixer receives a padding mask.
+      where: prefix of error messages.
     """
     options = spec.options
     named = options.implementation
@@ -269,17 +271,17 @@ def _implemented(spec: MixerSpec, inherited: str, padded: bool, where: str) -> M
 
 
 def computed_instead(spec: MixerSpec, instead: Instead) -> MixerSpec:
-    """Returns the mixer with the implementation that `instead` names, if it has it."""
+    """Returns the mixer with the substitute that `instead` names, if it has that implementation."""
     name = spec.implementation
     other = instead.get(name, name)
     return spec.computed_by(other if other in spec.options.implementations else name)
 
 
 def mixers_of(specs: Sequence[MixerSpec]) -> tuple[Mixer, ...]:
-    """Returns the mixers of a pattern."""
+    """Makes the mixers of a pattern from their specs."""
     return tuple(spec.make() for spec in specs)
 
 
 def implementation_of(specs: Sequence[MixerSpec]) -> str:
-    """Returns the names of the implementations that run, in the order of the layers."""
+    """Returns the distinct names of the implementations, comma-separated, in layer order."""
     return ", ".join(dict.fromkeys(spec.implementation for spec in specs))

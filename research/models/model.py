@@ -1,7 +1,7 @@
-"""What training, decoding and planning need of a model.
+"""The model interface that training, decoding and planning depend on.
 
-A model is a Linen module, a frozen dataclass with a hashable `config`, that owns parameters and
-nothing else. Its methods run in `model.apply({"params": params}, ..., method="of_batch")`.
+A model is a Linen module: a frozen dataclass with a hashable `config` that owns parameters and no
+other variables. Call its methods as `model.apply({"params": params}, ..., method="of_batch")`.
 """
 
 from typing import Any, Protocol
@@ -13,11 +13,11 @@ from research.tasks.task import Batch
 
 
 class Model(Protocol):
-    """Every model.
+    """Interface of every model.
 
     Attributes:
-      config: its static description.
-      implementation: how its mixers are computed, with "auto" resolved.
+      config: static, hashable description of the model.
+      implementation: names of the implementations of its mixers, with "auto" resolved.
     """
 
     config: Any
@@ -28,68 +28,68 @@ class Model(Protocol):
     def implementation(self) -> str: ...
 
     def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Any:
-        """Returns what the task's metrics read, of a whole batch: logits (B, T, V) mostly."""
+        """Returns the outputs that the task's metrics take, usually logits (B, T, V)."""
         ...
 
     def parameter_axes(self, params: PyTree) -> PyTree:
-        """Returns the axes of each parameter, `Axes` to each leaf."""
+        """Returns a tree with the `Axes` of each parameter."""
         ...
 
     def state_bytes(self, length: int) -> int | None:
-        """Returns the bytes of one sequence's decoding state; None if it cannot be decoded."""
+        """Returns the bytes of one sequence's decoding state; None if the model cannot decode."""
         ...
 
 
 class SequenceToSequence(Model, Protocol):
-    """A model of a target given a source.
+    """Interface of models that predict a target sequence from a source sequence.
 
-    Logits of `of_batch` at position t equal those of `step` after the first t inputs. Every leaf of
-    a memory or state either has the batch as one of its axes or is shared by all rows.
+    The logits of `of_batch` at position t equal the logits of `step` after the first t inputs.
+    Every leaf of a memory or state either has a batch axis or is shared by all rows.
     """
 
     def encode(self, source: Array, source_length: Int[Array, " B"]) -> PyTree:
-        """Returns the memory: all that reading the source takes.
+        """Returns the memory: the encoded source in the form that the decoder attends to.
 
         Args:
           source: (B, S) tokens, right-padded.
-          source_length: how many of them there are.
+          source_length: number of tokens without padding.
         """
         ...
 
     def init_state(self, memory: PyTree, length: int) -> PyTree:
-        """Returns the state before the first token, with room for `length` of them."""
+        """Returns the state before the first token, with room for `length` tokens."""
         ...
 
     def step(
         self, memory: PyTree, state: PyTree, token: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], PyTree, Float[Array, "B H S"]]:
-        """Returns float32 logits of the next token, the state, and how the source was read.
+        """Returns float32 logits of the next token, the new state, and the attention weights.
 
-        The weights are those of all heads, of the first layer first; H = 0 without attention.
+        The weights cover all heads of all layers, first layer first; H = 0 without attention.
         """
         ...
 
     def weights(self, batch: Batch) -> Float[Array, "B H T S"]:
-        """Returns how each target of a batch reads the source, given the targets before."""
+        """Returns the attention weights of each target position (teacher forcing) on the source."""
         ...
 
 
 def matrices(model: Model, params: PyTree) -> PyTree:
-    """Returns whether each parameter is a matrix, as it is declared, a bool to each leaf.
+    """Returns a tree of bools: whether each parameter is declared as a matrix.
 
     Args:
       model: the model.
-      params: its parameters or their shapes; leading axes of their own do not matter.
+      params: its parameters or their shapes; extra leading axes (population) do not matter.
     """
     return jax.tree.map(lambda _, axes: axes.matrix, params, model.parameter_axes(params))
 
 
 def parameter_shapes(model: Model, batch: PyTree) -> PyTree:
-    """Returns the shapes of a model's parameters.
+    """Returns the shapes of a model's parameters without computing them.
 
     Args:
       model: the model.
-      batch: shapes of a batch that it is made for.
+      batch: shapes of an example batch.
     """
 
     def init(key: jax.Array, batch: PyTree) -> PyTree:

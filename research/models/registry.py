@@ -34,29 +34,29 @@ MODELS: dict[str, type[ModelOptions]] = {
 
 
 TOLERATED = tuple(f"model.{key}" for key in MECHANISM_TOLERATED)
-"""Keys that may be set where nothing reads them: arms of an ablation over mixers share them, and
-some mixers have no heads."""
+"""Keys that may be set without being read: arms of an ablation over mixers share them, and some
+mixers have no heads."""
 
 NAME_KEY = Declared("name", str, "decoder", Option("what learns the task", table=MODELS))
 
 
 def read_model(values: Mapping[str, Any]) -> ModelOptions:
-    """Returns the options of the model that the keys and values of `config.model` describe.
+    """Returns the model options that the keys and values of `config.model` describe.
 
-    Keys that neither the model nor a mechanism of its layers reads are ignored.
+    Ignores keys that neither the model nor the mechanism of any layer reads.
 
-    Raises UserError for a value that is wrong.
+    Raises UserError for an invalid value.
     """
     name = values.get("name") or NAME_KEY.default
     check_name("model.name", name, MODELS)
     given = {k: v for k, v in values.items() if k in mechanism_options() and v is not None}
     options = replace(read_part("model", MODELS[name], values), mechanism=given)
-    _shared(options)  # reads the layers, which raises what is wrong with them
+    _shared(options)  # called for its checks: reading the layers raises UserError
     return options
 
 
 def _shared(options: ModelOptions) -> dict[str, list[Any]]:
-    """Returns {key: values} of the keys of a mechanism that the layers read."""
+    """Returns {key: distinct values} of the shared mechanism keys that the layers read."""
     found: dict[str, list[Any]] = {}
     for layer in options.layers():
         for key, value in layer.shared().items():
@@ -68,16 +68,16 @@ def _shared(options: ModelOptions) -> dict[str, list[Any]]:
 def model_values(options: ModelOptions) -> dict[str, Any]:
     """Returns {key: value} of all keys of `config.model` that a model and its layers read.
 
-    A key that was not set, and for which layers have different defaults, is not among them.
+    Omits a key that was not set if its default differs between layers.
     """
     shared = {key: values[0] for key, values in _shared(options).items() if len(values) == 1}
     return {"name": name_of(options, MODELS)} | values_read(options) | shared
 
 
 def model_defaults(options: ModelOptions) -> dict[str, Any]:
-    """Returns {key: value when it is not set} of the keys of `model_values`.
+    """Returns {key: default} of the keys that `model_values` returns.
 
-    A key for which layers have different defaults has None.
+    The value is None for a key whose default differs between layers.
     """
     found: dict[str, Any] = {"name": NAME_KEY.default} | defaults_read(options)
     for layer in options.layers():
@@ -87,7 +87,7 @@ def model_defaults(options: ModelOptions) -> dict[str, Any]:
 
 
 def model_revisions(options: ModelOptions) -> dict[str, int]:
-    """Returns the revisions above 0 of a model, its mixers and their parts."""
+    """Returns {component: revision} of the model, its mixers and their parts, if above 0."""
     found = {"model": options.revision} if options.revision else {}
     for layer in options.layers():
         one = layer.options
@@ -98,14 +98,14 @@ def model_revisions(options: ModelOptions) -> dict[str, int]:
 
 
 def _shared_options() -> dict[str, list[Declared]]:
-    """Returns the declarations of mixers and parts, with that of the models' own position."""
+    """Returns {key: declarations} of mixers and parts, plus `position` with its default "rope"."""
     found = mechanism_options()
     turned = replace(found["position"][0], default="rope")
     return found | {"position": [*found["position"], turned]}
 
 
 def every_model_option() -> dict[str, list[Declared]]:
-    """Returns {key: its declarations} of all models, mixers and parts."""
+    """Returns {key: declarations} of all models, mixers and parts."""
     return {"name": [NAME_KEY]} | every_option([MODELS]) | _shared_options()
 
 
@@ -116,15 +116,15 @@ def make_model(
     instead: Instead | None = None,
     classes: int = 0,
 ) -> Model:
-    """Returns the model of `config.model`.
+    """Returns the model that `config.model` describes.
 
     Args:
       model: `config.model`.
       vocab_size: V.
-      length: the longest sequence.
-      instead: {implementation: another} to take in its place by mixers that have the other.
-      classes: C, of a classifier; 0: the model's outputs are tokens.
+      length: maximum sequence length.
+      instead: {implementation: substitute}, applied to mixers that have the substitute.
+      classes: C, for a classifier; 0: the model predicts tokens.
 
-    Raises UserError for what does not fit.
+    Raises UserError for options that do not fit together.
     """
     return read_model(model).make(vocab_size, length, instead, classes)

@@ -1,4 +1,4 @@
-"""The two stacks of layers of an encoder-decoder transformer, pre-norm as in transformer.py."""
+"""Encoder and decoder stacks of an encoder-decoder transformer, pre-norm as in transformer.py."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ Kept = dict[str, Float[Array, "L B S K D"]]
 
 
 class EncoderStack(nn.Module):
-    """The layers that read the source, and a norm."""
+    """Encoder layers followed by a norm."""
 
     config: TransformerConfig
 
@@ -29,7 +29,7 @@ class EncoderStack(nn.Module):
 
 
 class DecoderStack(nn.Module):
-    """The layers that write the target, and a norm."""
+    """Decoder layers (with cross-attention) followed by a norm."""
 
     config: TransformerConfig
     cross: CrossAttention
@@ -44,15 +44,15 @@ class DecoderStack(nn.Module):
         deterministic: bool,
         weights: bool,
     ) -> tuple[Float[Array, "B T M"], Any, Float[Array, "B N T S"] | None]:
-        """Returns what the layers make of x, the new state, and the weights of all N = L H heads.
+        """Returns the outputs, the new state, and the cross-attention weights of N = L H heads.
 
         Args:
           x: the next T positions.
-          state: before them; None for a whole sequence.
-          source: stacked parameters of the cross-attention, and what it remembers of the source.
-          valid: which positions of the source are no padding.
-          deterministic: without dropout.
-          weights: whether the weights are wanted.
+          state: decoding state before them; None for a whole sequence.
+          source: stacked parameters of the cross-attention, and its projected keys and values.
+          valid: False at source padding.
+          deterministic: disables dropout.
+          weights: whether to return the weights (float32); None otherwise.
         """
         c, each = self.config, len(self.config.mixers)
         sources = jax.tree.map(lambda a: a.reshape(-1, each, *a.shape[1:]), source)
@@ -65,7 +65,8 @@ class DecoderStack(nn.Module):
         if state is not None:
             state = {"step": state["step"] + x.shape[1], "layers": new}
         if weights:
-            # (repeats, pattern, B, H, T, S): layers and heads next to each other.
+            # From (repeats, pattern, B, H, T, S) to (B, L H, T, S): merge repeats and pattern into
+            # layers, then put layers next to heads to merge those.
             found = jnp.moveaxis(found.reshape(-1, *found.shape[2:]), 1, 0)
             found = found.reshape(found.shape[0], -1, *found.shape[3:]).astype(jnp.float32)
         return Norm(c.norm, c.use_bias, name="norm")(x), state, found

@@ -39,8 +39,8 @@ from research.options import option
 from research.parallel.rules import constrain
 from research.tasks.task import Batch
 
-# What the axes of the residual stream are, and those of the parameters that are no mixer's. A
-# position is a row, and rows are few.
+# Logical axes of the residual stream, and of all parameters outside the mixers. Positions are not
+# sharded: the table has few rows.
 HIDDEN = ("batch", "length", "")
 AXES = {
     "embedding": matrix_axes("vocab", "width"),
@@ -57,8 +57,8 @@ AXES = {
 }
 
 LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0}
-"""Collections with one entry to each layer of a scan: parameters, and what is recorded inside a
-model and changed in it, of which `research.interpret.capture` knows and no model."""
+"""Flax collections that the scan over layers stacks: parameters, and the activations that
+`research.interpret.capture` records ("captured") and patches ("given")."""
 
 NORMS = ("rmsnorm", "layernorm")
 DTYPES = ("float32", "bfloat16")
@@ -66,9 +66,9 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Static description of a decoder; the keys are those of `config.model` in configs/base.py.
+    """Static description of a stack of transformer layers, with the keys of `config.model`.
 
-    Layer i has mixers[i % len(mixers)].
+    Layer i uses mixers[i % len(mixers)].
     """
 
     vocab_size: int
@@ -91,14 +91,14 @@ class TransformerConfig:
 
 
 def matrix_init(stddev: float) -> nn.initializers.Initializer:
-    """Returns N(0, stddev^2), or N(0, 1 / fan in) when stddev is 0."""
+    """Returns an initializer: N(0, stddev^2), or N(0, 1 / fan in) if `stddev` is 0."""
     if stddev:
         return nn.initializers.normal(stddev)
     return nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class Norm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), statistics in float32."""
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), computed in float32."""
 
     kind: str
     use_bias: bool
@@ -106,6 +106,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... M"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        # Sums of squares of bfloat16 activations lose too many digits, so normalize in float32.
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
@@ -144,11 +145,12 @@ class FeedForward(nn.Module):
         y = ACTIVATIONS[c.activation](self.project("in", x, c.feedforward))
         if c.activation == "swiglu":
             y = y * self.project("gate", x, c.feedforward)
-        # GPT-2 shrinks what is added to the residual stream by the number of additions.
+        # GPT-2 initialization: scale by 1 / sqrt(2 L), since 2 L sublayers add to the residual
+        # stream (Radford et al. 2019, section 2.3), so its variance does not grow with depth.
         return self.project("out", y, c.width, (2 * c.num_layers) ** -0.5)
 
     def project(self, name: str, x: jax.Array, width: int, scale: float = 1.0) -> jax.Array:
-        """Returns x times the matrix `name`, which starts `scale` times the usual size."""
+        """Returns x times the matrix `name`, whose initial values are multiplied by `scale`."""
         init = matrix_init(self.config.init_stddev)
         kernel = self.param(
             name, lambda *args: init(*args) * scale, (x.shape[-1], width), jnp.float32
@@ -160,7 +162,11 @@ class FeedForward(nn.Module):
 
 
 class Cross(nn.Module):
-    """Reads a source; its parameters lie with those of all layers, in front of them."""
+    """Cross-attention to a source.
+
+    Owns no parameters: they are stacked outside the scan over layers, so that keys and values of
+    all layers can be projected before it.
+    """
 
     cross: CrossAttention
 
@@ -176,9 +182,9 @@ class Cross(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. With a state it extends the sequence; without, it sees the whole of it.
+    """One transformer layer, on a whole sequence or, given a decoding state, on its continuation.
 
-    With cross-attention it reads a source between its two sublayers.
+    Cross-attention, if any, comes between the mixer and the feed-forward layer.
     """
 
     config: TransformerConfig
@@ -196,14 +202,18 @@ class Block(nn.Module):
         mask: Mask | None = None,
         q_index: Any = None,
     ) -> tuple[Float[Array, "B T M"], tuple]:
-        """Returns what follows x, the mixer's state and the weights, each None unless wanted.
+        """Returns the layer's output, and a pair of the mixer's new state and the weights.
+
+        The state is None without a decoding state, and the cross-attention weights are None unless
+        requested.
 
         Args:
           x: the next T positions.
-          state: of the mixer; None for a whole sequence.
-          source: parameters of the cross-attention, and what it remembers of the source.
-          mask: padding of the source; without one that of x, if the mixer looks ahead.
-          q_index: positions of x, for the source; None is 0 .. T-1.
+          state: decoding state of the mixer; None for a whole sequence.
+          source: parameters of the cross-attention, and its projected keys and values.
+          mask: padding of the source with cross-attention; otherwise padding of x, for a mixer that
+            looks ahead.
+          q_index: positions of x, for cross-attention; None: 0 .. T-1.
         """
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
@@ -225,7 +235,7 @@ class Block(nn.Module):
 
 
 class Pattern(nn.Module):
-    """One block after the other, "0", "1"..., each with a mixer of its own."""
+    """The blocks of one repeat of the pattern, named "0", "1", ..., each with its own mixer."""
 
     config: TransformerConfig
     deterministic: bool
@@ -243,6 +253,8 @@ class Pattern(nn.Module):
     ) -> tuple[Float[Array, "B T M"], tuple]:
         c = self.config
         found = []
+        # The loop of the scan already keeps XLA from merging the recomputation with the forward
+        # pass, so the barriers of prevent_cse would only cost time.
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         for i, mixer in enumerate(c.mixers):
             layer = block(c, mixer, self.deterministic, self.cross, self.weights, name=str(i))
@@ -261,7 +273,7 @@ def layers(
     cross: CrossAttention | None = None,
     weights: bool = False,
 ) -> nn.Module:
-    """Returns the blocks of all layers, "layers", with the arguments of `Pattern`."""
+    """Returns all layers as a scan named "layers" over `Pattern`, which it is called like."""
     return nn.scan(
         Pattern,
         variable_axes=LAYERED,
@@ -272,10 +284,10 @@ def layers(
 
 
 class Decoder(nn.Module):
-    """Tokens to logits.
+    """Decoder-only transformer that maps tokens to logits of the next token.
 
-    `decoder(tokens)` is the training form over a whole sequence. `decoder(tokens, state)` continues
-    from a decoding state (`init_state`) by any number of tokens and also returns the new state.
+    `decoder(tokens)` processes a whole sequence, as in training. `decoder(tokens, state)` continues
+    from a decoding state (see `init_state`) by any number of tokens and returns the new state.
     """
 
     config: TransformerConfig
@@ -313,19 +325,19 @@ class Decoder(nn.Module):
         return constrain(logits.astype(jnp.float32), "batch", "length", "vocab"), state
 
     def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
-        """Returns the logits of "inputs" (B, T)."""
+        """Returns the float32 logits of "inputs" (B, T)."""
         return self(batch["inputs"], deterministic=deterministic)[0]
 
     @property
     def implementation(self) -> str:
-        """How the mixers are computed."""
+        """Names of the implementations of the mixers."""
         return self.config.implementation
 
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the axes of each parameter, `Axes` to each leaf.
+        """Returns a tree with the `Axes` of each parameter.
 
         Args:
-          params: parameters or their shapes; leading axes of their own are not described.
+          params: parameters or their shapes; extra leading axes (population) are not described.
         """
 
         def axes(path: tuple, _: Any) -> Axes:
@@ -341,7 +353,7 @@ class Decoder(nn.Module):
     def state_bytes(self, length: int) -> int | None:
         """Returns the bytes of one sequence's decoding state with room for `length` tokens.
 
-        None for a model that looks ahead and has no such state.
+        Returns None for a model that looks ahead and so has no decoding state.
         """
         try:
             shapes = jax.eval_shape(lambda: init_state(self.config, 1, length)["layers"])
@@ -427,14 +439,14 @@ class DecoderOptions(TransformerOptions):
 def transformer_config(
     model: Any, vocab_size: int, length: int, specs: tuple[MixerSpec, ...], **changes: Any
 ) -> TransformerConfig:
-    """Returns the description of layers with these mixers and the shell of a model's options."""
+    """Returns the config of transformer layers with the given mixers and a model's options."""
     values: dict[str, Any] = {
         "tie_embeddings": True,
         "position": "none",
         "vocab_size": vocab_size,
         "length": length,
         "mixers": mixers_of(specs),
-        # "implementation" is asked for by the options, and answered here.
+        # The options hold the requested name, possibly "auto"; the config holds the resolved one.
         "implementation": implementation_of(specs),
     }
     for one in fields(TransformerConfig):

@@ -1,4 +1,4 @@
-"""What a run costs, counted before it runs: parameters, FLOPs, decoding state."""
+"""Counts the cost of a run before it starts: parameters, FLOPs, size of the decoding state."""
 
 import functools
 import json
@@ -21,12 +21,12 @@ def measure_budget(config: ConfigDict) -> dict[str, Any]:
     """Returns the budget of one run.
 
     Returns:
-      parameters: number of trained values.
-      flops_per_token: of one training step (forward and backward), by `count_flops`.
-      state_bytes: decoding state of one sequence of `task.length` tokens; None for a model that
-        looks ahead and has none.
-      tokens: that training reads, without padding.
-      steps: of training.
+      parameters: number of trained scalars.
+      flops_per_token: FLOPs per token of a training step (forward and backward), by `count_flops`.
+      state_bytes: bytes of the decoding state of one sequence of `task.length` tokens; None for a
+        model that looks ahead and so has none.
+      tokens: number of training tokens, without padding.
+      steps: number of training steps.
     """
     return {
         **_measure_model(static_id(config)),
@@ -36,7 +36,7 @@ def measure_budget(config: ConfigDict) -> dict[str, Any]:
 
 
 def count_parameters(config: ConfigDict) -> int:
-    """Returns the number of trained values of a config, without compiling anything."""
+    """Returns the number of trained scalars of a config, without compiling anything."""
     task = task_of(task_id(config))
     model = model_of(config, task, COUNTED_AS)
     return _number(parameter_shapes(model, batch_shapes(task, 1)))
@@ -53,9 +53,9 @@ COUNTED_AS = {
     "ring": "dense",
     "gather": "dense",
 }
-"""Implementations whose products no jaxpr shows, and one that has the same.
+"""Substitutes for counting: implementations whose products a jaxpr does not show -> one that does.
 
-Blocks that a mask rules out are counted then, as they are for the dense implementation.
+Blocks that a mask excludes are therefore counted, as for the dense implementation.
 """
 
 
@@ -78,12 +78,12 @@ def _measure_model(static: str) -> dict[str, Any]:
 
 
 def training_flops(model: Model, batch: Any, params: Any = None) -> float:
-    """Returns the FLOPs of one gradient of a batch, by `count_flops`.
+    """Returns the FLOPs of computing the gradient on one batch, by `count_flops`.
 
     Args:
-      model: its implementations have to be ones whose products a jaxpr shows; see `COUNTED_AS`.
-      batch: shapes.
-      params: shapes of the model's parameters, if they are known.
+      model: a model whose implementations show their products in a jaxpr; see `COUNTED_AS`.
+      batch: shapes of the batch.
+      params: shapes of the model's parameters; None: computed here.
     """
 
     def loss(params: Any, batch: Any) -> jax.Array:
@@ -95,11 +95,11 @@ def training_flops(model: Model, batch: Any, params: Any = None) -> float:
 
 
 def count_flops(jaxpr: core.Jaxpr) -> float:
-    """Returns the floating point operations of the products in a jaxpr.
+    """Returns the floating-point operations of the products in a jaxpr.
 
-    A multiply-add counts two; dot_general, convolution and FFT (5 n log2 n, the usual convention)
-    are counted, elementwise work is not. A scan counts its body times its length, where the
-    compiler's own cost analysis counts it once.
+    A multiply-add counts as two. Counts dot_general, convolution and FFT (5 n log2 n, the usual
+    convention), but no elementwise operations. The body of a scan counts once per iteration, unlike
+    in XLA's cost analysis, which counts it once.
 
     Raises ValueError for a product inside a loop of unknown length.
     """

@@ -1,4 +1,4 @@
-"""A finished run evaluated once more, with the code and the data as they are now."""
+"""Re-evaluates a finished run with the current code and data, and compares the results."""
 
 import dataclasses
 import math
@@ -20,15 +20,15 @@ from research.training.runs import Opened, load_task_of
 from research.training.scores import SPEED, score_decoded
 
 TOLERANCE = 1e-4
-"""Relative difference up to which numbers are the same: other devices round in another way."""
+"""Relative tolerance for equal results; rounding differs between devices."""
 
 
 class Evaluation(NamedTuple):
-    """What a model is worth.
+    """Results of an evaluation.
 
     Attributes:
-      metrics: {split: {metric: number, or numbers of a sliced one}}, as "best" in result.json.
-      labels: {sliced metric: what each of its numbers is of}.
+      metrics: {split: {metric: number, or a list for a sliced metric}}, like "best" in result.json.
+      labels: {sliced metric: label of each slice}.
     """
 
     metrics: dict[str, dict[str, Any]]
@@ -36,15 +36,15 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(opened: Opened, split: str = "") -> Evaluation:
-    """Evaluates the best parameters of a run as the end of its training does.
+    """Evaluates the best parameters of a run in the same way as at the end of training.
 
-    Nothing of the run changes.
+    Does not change the run.
 
     Args:
       opened: the run.
-      split: the only one that is wanted; "": all.
+      split: the split to evaluate; "": all.
 
-    Raises UserError for a split that the task does not have, and for other data than the run's.
+    Raises UserError for an unknown split, or if the data differ from the run's.
     """
     config, task = opened.config, load_task_of(opened)
     last = split_of(task)
@@ -57,7 +57,7 @@ def evaluate(opened: Opened, split: str = "") -> Evaluation:
     metrics: dict[str, dict[str, Any]] = {
         name: ratios(run(stacked, program.data, seeds), 0) for name, run in program.evaluate.items()
     }
-    # What decoding writes is in the run already.
+    # The run already has the files that decoding writes.
     with tempfile.TemporaryDirectory() as scratch:
         scores = score_decoded(program, config, opened.params, Path(scratch))
     for name, found in scores.items():
@@ -71,12 +71,12 @@ def evaluate(opened: Opened, split: str = "") -> Evaluation:
 
 
 def changes(metrics: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[str]:
-    """Returns a text for each number that is another one than in a run's result.
+    """Returns a description of each metric that differs from a run's result.
 
-    Speeds do not count. A metric that either side lacks does.
+    Ignores speeds; a metric that is missing on one side counts as different.
 
     Args:
-      metrics: of an `Evaluation`.
+      metrics: metrics of an `Evaluation`.
       result: the content of result.json.
     """
     found = []
@@ -89,7 +89,7 @@ def changes(metrics: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any])
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether values are equal up to rounding; JSON's null is NaN."""
+    """Returns whether values are equal up to rounding; None (JSON null) stands for NaN."""
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, list) or isinstance(b, list):

@@ -1,4 +1,4 @@
-"""The training loop: dispatch steps, evaluate, keep the best, save, stop when asked."""
+"""The training loop: runs steps, evaluates, keeps the best parameters, saves, stops on request."""
 
 import contextlib
 import fcntl
@@ -56,7 +56,7 @@ from research.training.step import State
 from research.training.utilization import utilization_of_a_step
 
 POPULATION = "population.json"
-"""File of a run that says where its population keeps checkpoints, and which member the run is."""
+"""File in a run directory with the path of the population's checkpoints and the member's index."""
 
 
 def train_population(
@@ -67,24 +67,25 @@ def train_population(
     profile: range = range(0),
     stop: StopRequest | None = None,
 ) -> list[dict]:
-    """Trains one population to the end, or goes on where it was stopped.
+    """Trains one population to the end, resuming from its latest checkpoint if there is one.
 
     Args:
       configs: one resolved config per member; they differ in `MEMBER_KEYS` only.
       runs: the members' run directories.
       home: directory that holds the population's checkpoints.
-      title: what the progress line says.
-      profile: steps to trace, into home/profile; a run that is past them is not traced.
-      stop: of a command that trains more than this; None: of this population alone.
+      title: title of the progress line.
+      profile: steps to trace, into home/profile; skipped if training resumes after them.
+      stop: the stop request of a command that trains several populations; None: makes one for this
+        population.
 
     Returns:
       The members' results, as written to result.json.
 
     Raises:
-      UserError: a config makes no sense, a run directory holds a run of another config or data or
-        cannot be written to, or none of its checkpoints can be read.
-      OSError: a disk refused while training was under way; the latest checkpoint is whole.
-      Preempted: SIGTERM or SIGINT came before the end; the state is saved.
+      UserError: a config is invalid, a run directory is not writable or holds a run of another
+        config or other data, or none of its checkpoints can be read.
+      OSError: a disk failed during training; the latest checkpoint is intact.
+      Preempted: SIGTERM or SIGINT arrived before the end; the state is saved.
     """
     if len({static_id(config) for config in configs}) != 1:
         raise ValueError("members of one population differ in a key that changes the program")
@@ -95,7 +96,7 @@ def train_population(
         return finished
     program = make_program(configs[0], len(configs))
     with _alone_in(home), contextlib.nullcontext(stop) if stop else StopRequest() as stop:
-        # Once more: another process may have finished them before this one had the lock.
+        # Check again: another process may have finished the runs before this one got the lock.
         if finished := on_first(lambda: _finished(runs)):
             return finished
         with while_starting(home):
@@ -109,13 +110,13 @@ def train_population(
 
 
 def _finished(runs: Sequence[Path]) -> list[dict]:
-    """Returns the results of all runs, or nothing while one is unfinished."""
+    """Returns the results of all runs, or [] if any run is unfinished."""
     results = [result for run in runs if (result := result_of(run))]
     return results if len(results) == len(runs) else []
 
 
 def _check_data_of_finished(configs: Sequence[ConfigDict], runs: Sequence[Path]) -> None:
-    """Raises UserError when finished runs that say what they read would read something else now."""
+    """Raises UserError if the data have changed since finished runs recorded them."""
     for config, run in zip(configs, runs, strict=True):
         if (run / DATA).exists():
             check_same_data(task_of(task_id(config)), run)
@@ -123,7 +124,7 @@ def _check_data_of_finished(configs: Sequence[ConfigDict], runs: Sequence[Path])
 
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Generator[None]:
-    """Keeps other commands out of a population's directory; the lock goes with process 0."""
+    """Locks a population's directory against other commands; process 0 holds the lock."""
     with contextlib.ExitStack() as held:
 
         def lock() -> None:
@@ -142,11 +143,11 @@ def _alone_in(home: Path) -> Generator[None]:
 
 
 def check_same_config(config: ConfigDict, run: Path) -> None:
-    """Raises UserError when `run` holds a run of another config, naming what differs."""
+    """Raises UserError if `run` holds a run of another config, and lists the differences."""
     there = read_json(run / CONFIG)
     if there is None:
         return
-    # How it is laid out over devices is no part of what a run is.
+    # The layout over devices does not change what a run computes, so it may differ.
     before, now = (one | {"parallel": {}} for one in (recorded(there), run_record(config)))
     if before != now:
         changed = differences(before, now)
@@ -159,9 +160,10 @@ def check_same_config(config: ConfigDict, run: Path) -> None:
 def _describe(
     program: Program, configs: Sequence[ConfigDict], runs: Sequence[Path], home: Path
 ) -> None:
-    """Writes what is known of runs before they start; config.json last, it makes one a run.
+    """Writes the files that describe runs before training starts.
 
-    Raises UserError when a run goes on with other data than it began with.
+    config.json comes last: its presence marks the directory as a complete run. Raises UserError if
+    a run is resumed with different data.
     """
     for run in runs:
         check_same_data(program.task, run)
@@ -184,7 +186,7 @@ def _train(
     title: str,
     trace: Trace,
 ) -> tuple[State, dict[str, float]]:
-    """Returns the state after the last step, and {"train_seconds", ...}."""
+    """Trains to the last step; returns the final state and timings {"train_seconds", ...}."""
     config, host = configs[0].train, make_members(configs)
     members = place(host, program.members)
     data, metric = program.data, program.task.select
@@ -193,7 +195,7 @@ def _train(
     first, state = _begin(program, configs, runs, saved)
     step = first
     began = time.perf_counter()
-    # No steps, only to compile, so that the rates below are of training.
+    # Run zero steps to compile, so that the rates below measure training only.
     state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
     compiled = time.perf_counter()
 
@@ -250,7 +252,7 @@ def _targets(step: int, config: ConfigDict, others: Sequence[int]) -> Iterator[i
 def _begin(
     program: Program, configs: Sequence[ConfigDict], runs: Sequence[Path], saved: Checkpoints
 ) -> tuple[int, State]:
-    """Returns the step and the state that runs begin or go on at, their metrics cut to there."""
+    """Returns the initial or restored step and state, and drops metrics rows after that step."""
     restored = saved.restore(abstract_state(program, len(configs)))
     step, state = restored or (0, program.init(place(make_members(configs), program.members)))
     on_first(lambda: resume_metrics(runs, step, _logged(step, configs[0].train)))
@@ -258,12 +260,12 @@ def _begin(
 
 
 def _logged(step: int, config: ConfigDict) -> list[int]:
-    """Returns the steps up to `step` of which every run has a row, however it was stopped."""
+    """Returns the steps up to `step` for which every run has a row, wherever it was interrupted."""
     return [target for target in _targets(0, config, ()) if target <= step]
 
 
 def _utilization(program: Program, configs: Sequence[ConfigDict]) -> float | None:
-    """Returns the model FLOPs utilization at one step per second, where the peak is known."""
+    """Returns the model FLOPs utilization at one step per second; None if the peak is unknown."""
     budget = measure_budget(configs[0])
     flops = budget["flops_per_token"] * budget["tokens"] / budget["steps"] * len(configs)
     return utilization_of_a_step(flops, program.layout.devices)
@@ -276,7 +278,7 @@ def _finish(
     state: State,
     timing: dict[str, float],
 ) -> list[dict]:
-    """Evaluates the best and the last parameters on every split and writes the results."""
+    """Evaluates the best and the final parameters on every split and writes result.json."""
     task, seeds = program.task, make_members(configs).seed
     sums = {
         which: {split: run(params, program.data, seeds) for split, run in program.evaluate.items()}
@@ -320,7 +322,7 @@ def _finish(
 
 
 def trained(program: Program, config: ConfigDict, best: Any, member: int) -> Trained:
-    """Returns a member as questions see it, given the best parameters of all, host arrays."""
+    """Returns one member for analysis, given the best parameters of all members (host arrays)."""
     return Trained(
         task=program.task,
         model=program.model,
@@ -334,13 +336,13 @@ def trained(program: Program, config: ConfigDict, best: Any, member: int) -> Tra
 
 
 def _answers(program: Program, config: ConfigDict, best: Any, member: int) -> Findings:
-    """What the config asks of a member when training ends."""
+    """Computes the analyses that `interpret.final` requests for one member."""
     asked = trained(program, config, best, member)
     return on_first(lambda: answered(config.interpret.final, asked))
 
 
 def _scores(program: Program, config: ConfigDict, best: Any, member: int, run: Path) -> dict:
-    """Returns {split: {metric: value}} of what a member's best parameters decode."""
+    """Returns {split: {metric: value}} of the scores that need decoding, for one member."""
     if not best:
         return {}
     params = jax.tree.map(lambda leaf: leaf[member], best)

@@ -1,7 +1,7 @@
-"""AdamW and plain gradient descent with warm-up and decay, of values that may be traced.
+"""AdamW and plain gradient descent, with warm-up and decay of the learning rate.
 
-The learning rate and the weight decay differ between the members of a population, so they are
-arguments of the transformation and not constants in it.
+The members of a population differ in learning rate and weight decay, so these are arguments that
+may be traced, not constants.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from research.errors import read_part
 from research.options import Part, choice, option
 
 Fraction = Callable[[jax.Array], jax.Array]
-"""Takes a step, 0 for the first, to the fraction of the peak learning rate that it has."""
+"""Maps a step, counted from 0, to a fraction of the peak learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,12 @@ class Schedule(Part):
     """The learning rate after the warm-up."""
 
     def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array | float:
-        """Returns the fraction of the peak.
+        """Returns the learning rate as a fraction of the peak.
 
         Args:
-          done: steps that are done, this one among them, at least `warmup`.
-          progress: part of the steps after the warm-up that is done, 0 to 1.
-          warmup: steps of the warm-up, at least 1.
+          done: number of steps including this one, at least `warmup`.
+          progress: fraction of the steps after the warm-up that are done, 0 to 1.
+          warmup: number of warm-up steps, at least 1.
         """
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class Direction(Part):
     """Which way the parameters go, before weight decay and learning rate."""
 
     def scaling(self) -> tuple[optax.GradientTransformation, ...]:
-        """Returns what makes a direction of a clipped gradient, step by step."""
+        """Returns the transformations from a clipped gradient to an update direction."""
         raise NotImplementedError
 
 
@@ -137,7 +137,7 @@ class Optimizer(Part):
     def fraction(self, steps: int) -> Fraction:
         """Returns step -> fraction of the peak learning rate, in [0, 1].
 
-        A linear warm-up, then what the schedule says; `steps` is the length of both together.
+        A linear warm-up followed by the schedule; `steps` is their total length.
         """
         warmup = max(self.warmup_steps, 1)
 
@@ -151,7 +151,7 @@ class Optimizer(Part):
 
 
 def optimizer_of(config: ConfigDict) -> Optimizer:
-    """Returns the optimizer of a whole config. Raises UserError for a value that is wrong."""
+    """Returns the optimizer options of a whole config. Raises UserError for an invalid value."""
     return read_part("optimizer", Optimizer, config.optimizer.to_dict())
 
 
@@ -162,14 +162,14 @@ def make_optimizer(
     weight_decay: jax.Array | float,
     matrices: PyTree,
 ) -> optax.GradientTransformation:
-    """Returns what updates parameters: clipping, direction, decoupled weight decay, learning rate.
+    """Returns the optax optimizer: clipping, direction, decoupled weight decay, learning rate.
 
     Args:
-      optimizer: its learning rate and weight decay are not read, see below.
+      optimizer: the options; the arguments replace its learning rate and weight decay.
       steps: length of the schedule.
       learning_rate: the peak; may be traced.
-      weight_decay: may be traced.
-      matrices: bools like the parameters: which of them decay.
+      weight_decay: coefficient; may be traced.
+      matrices: tree of bools like the parameters: whether to apply weight decay.
     """
     fraction = optimizer.fraction(steps)
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []

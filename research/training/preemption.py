@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to save and stop, answered between two dispatches."""
+"""Handles SIGTERM and SIGINT as a request to save and stop between two dispatches."""
 
 import signal
 import sys
@@ -17,13 +17,13 @@ class Preempted(Agreed):
 
 
 class StopRequest:
-    """While active, the first signal is noted; a second one takes its usual effect."""
+    """Context manager that records the first signal; a second signal has its usual effect."""
 
     def __init__(self) -> None:
         self._received = False
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; all of them have to ask together."""
+        """Returns whether any process received a signal; a collective that all must call."""
         return any_process(self._received)
 
     def __enter__(self) -> "StopRequest":

@@ -1,4 +1,4 @@
-"""A trace of some training steps, for xprof, TensorBoard or ui.perfetto.dev."""
+"""Profiles training steps, for xprof, TensorBoard or ui.perfetto.dev."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ DIRECTORY = "profile"
 
 
 def parse_steps(text: str, steps: int) -> range:
-    """Returns the steps of "start:stop", or none of "".
+    """Parses "start:stop" into a range of steps, "" into an empty range.
 
     Args:
-      text: what was given; start is the number of steps done before.
-      steps: of the whole run.
+      text: value of the flag; start is the number of steps done before the trace.
+      steps: number of steps of the whole run.
 
-    Raises UserError for anything else, and for steps that the run does not have.
+    Raises UserError for any other format, and for steps beyond the run.
     """
     if not text:
         return range(0)
@@ -35,9 +35,9 @@ def parse_steps(text: str, steps: int) -> range:
 
 
 class Trace:
-    """Traces `steps` into a directory; of several processes each into one of its own there.
+    """Traces `steps` into a directory, with a subdirectory per process if there are several.
 
-    The first dispatch is better left out: devices are still warming up.
+    Avoid tracing the first dispatch, while devices are still warming up.
     """
 
     def __init__(self, steps: range, directory: Path):
@@ -46,11 +46,11 @@ class Trace:
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """Steps at which dispatches have to end, so that the trace is of whole ones."""
+        """Steps at which dispatches must end, so that the trace covers whole dispatches."""
         return (self._steps.start, self._steps.stop) if self._steps else ()
 
     def reached(self, step: int, state: Any) -> None:
-        """Starts or stops at this step, waiting for what was dispatched before."""
+        """Starts or stops the trace if `step` is a boundary, after pending work has finished."""
         if self._steps and step == self._steps.start:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
@@ -62,7 +62,7 @@ class Trace:
                 print(f"steps {self._steps.start} to {step}: trace in {self._directory}")
 
     def close(self) -> None:
-        """Ends the trace if it runs."""
+        """Stops the trace if it is running."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

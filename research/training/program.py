@@ -1,6 +1,6 @@
-"""The compiled side of training: one program per static config and layout, shared by populations.
+"""Compiles training: one program per static config and layout, shared by populations.
 
-What is compiled is in `step`; where it runs is in `research.parallel`.
+The functions to compile are in `step`; their placement on devices is in `research.parallel`.
 """
 
 import functools
@@ -52,21 +52,22 @@ MEMBER_KEYS = (
 
 @dataclass(frozen=True)
 class Program:
-    """The compiled functions of one static config on one layout; populations of it share them.
+    """The compiled functions of one static config on one layout, shared by populations.
 
     Attributes:
-      task, model: what is learned and what learns it.
-      measures: of the model's attention, beside the task's metrics.
+      task, model: the task and the model.
+      measures: names of attention measures to compute besides the task's metrics.
       slices: labels of the entries of each sliced metric.
-      implementation: how the mixers are computed, with "auto" resolved.
-      layout: which devices do what.
-      mesh: where arrays rest.
+      implementation: names of the mixers' implementations, with "auto" resolved.
+      layout: how members, data and parameters are divided over devices.
+      mesh: mesh on which arrays stay between calls.
       members: sharding of the members' values.
-      state: shapes and shardings of the state of the smallest population that the layout splits.
+      state: shapes and shardings of the state of `layout.member` members, the smallest population
+        that this layout can shard.
       init: (members) -> state.
-      train: (state, members, data, start, stop) -> (state, sums); steps start .. stop - 1; `sums`
-        hold each member's metrics summed over these steps.
-      evaluate: {split: (params, data) -> sums} with params stacked over members.
+      train: (state, members, data, start, stop) -> (state, sums); runs steps start .. stop - 1 and
+        sums each member's metrics over these steps.
+      evaluate: {split: (params, data, seeds) -> sums} with params stacked over members.
       keep_best: (state, value, step) -> state, `value` (P,) the selection metric.
     """
 
@@ -86,7 +87,7 @@ class Program:
 
     @functools.cached_property
     def data(self) -> Any:
-        """The task's data on all devices."""
+        """The task's data, replicated on all devices."""
         return place(self.task.data, NamedSharding(self.mesh, PartitionSpec()))
 
     @property
@@ -98,9 +99,9 @@ class Program:
 
 
 def static_config(config: ConfigDict) -> dict:
-    """Returns what a run reads without what may differ between members, as nested JSON values.
+    """Returns the keys a run reads except `MEMBER_KEYS` and the layout, as nested JSON values.
 
-    The layout is no part of it either; it is the other half of what a program is made for.
+    A program is determined by this and by its layout.
     """
     plain = to_plain(resolve(config))
     del plain["parallel"]
@@ -114,12 +115,12 @@ def static_config(config: ConfigDict) -> dict:
 
 
 def static_id(config: ConfigDict) -> str:
-    """Returns a text that is equal for configs which can share a program."""
+    """Returns a string that is equal for configs that can share a program."""
     return json.dumps(static_config(config), sort_keys=True)
 
 
 def make_members(configs: Sequence[ConfigDict]) -> Member:
-    """Returns the members of a population, as host arrays."""
+    """Returns the members of a population, with host arrays."""
     flat = [flatten(config) for config in configs]
     columns = ([f[key] for f in flat] for key in MEMBER_KEYS)
     seed, *others = columns
@@ -128,17 +129,17 @@ def make_members(configs: Sequence[ConfigDict]) -> Member:
 
 
 def make_program(config: ConfigDict, members: int = 1) -> Program:
-    """Returns the program of a config, the same object for configs that can share it.
+    """Validates a config and returns its program, the same object for configs that can share it.
 
     Args:
       config: the whole config.
-      members: P, of the populations that it will run; the layout depends on it.
+      members: P, number of members of the population; the layout depends on it.
 
-    Raises UserError for a config that makes no sense.
+    Raises UserError for an invalid config.
     """
     config = resolve(config)
     if "decoding" in config:
-        search_of(config)  # before data are read
+        search_of(config)  # validates the search options before the data are read
     if config.task.batch_size % config.optimizer.accumulate:
         raise UserError(
             f"optimizer.accumulate={config.optimizer.accumulate} must divide "
@@ -166,7 +167,8 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
     if not program.task.next_token or not isinstance(model, DecoderOptions):
         return program
     for mixer in model.specs(program.task.length):
-        # `together == 0` means causal. Testing the property, not the name, covers masks to come.
+        # `together == 0` means causal. Testing the property, not the name, also covers masks that
+        # are added later.
         if not mixer.options.causal or (mixer.mask is not None and mixer.mask.together != 0):
             raise UserError(
                 f"model.mask={mixer.values['mask']!r} shows the task {config.task.name!r} the "
@@ -176,7 +178,7 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
 
 
 def check_search(config: ConfigDict, program: Program) -> None:
-    """Raises UserError for a search that the model cannot do."""
+    """Raises UserError if the model does not support the search options."""
     search = search_of(config)
     check_model(search, program.model.config, "decoding.")
     if search.coverage_penalty and not heads_that_read(program):
@@ -190,7 +192,7 @@ def check_search(config: ConfigDict, program: Program) -> None:
 
 
 def check_longer(program: Program, config: ConfigDict) -> None:
-    """Raises UserError for a model that is another one at the lengths that are only evaluated."""
+    """Raises UserError if the model's parameters depend on the length, yet evaluation is longer."""
     task = program.task
     if task.longest == task.length:
         return
@@ -211,7 +213,7 @@ def check_longer(program: Program, config: ConfigDict) -> None:
 
 
 def heads_that_read(program: Program) -> int:
-    """Returns how many heads of a sequence-to-sequence model read the source, in all layers."""
+    """Returns the number of cross-attention heads over all layers."""
     model, batch = program.model, batch_shapes(program.task, 1)
 
     def weights(params: Any, batch: Any) -> Any:
@@ -222,29 +224,29 @@ def heads_that_read(program: Program) -> int:
 
 @functools.lru_cache(maxsize=64)
 def program_of(static: str, layout: Layout = ONE_DEVICE) -> Program:
-    """Returns the program of a `static_id` on a layout; `make_program` also checks the config."""
+    """Returns the cached program of a `static_id` on a layout, without validating the config."""
     return build_program(from_plain(json.loads(static)), layout, make_mesh(layout))
 
 
 def build_program(
     config: ConfigDict, layout: Layout, mesh: Mesh, task: Task | None = None
 ) -> Program:
-    """Returns the program of a config (its `MEMBER_KEYS` are not read) on a mesh.
+    """Returns the program of a config on a mesh; does not read `MEMBER_KEYS`.
 
     Args:
       config: the whole config.
-      layout: what the mesh is for.
-      mesh: of devices, or of descriptions of them.
-      task: stands in for the config's, with data that may be shapes.
+      layout: the layout that the mesh was made for.
+      mesh: mesh of devices, or of descriptions of devices to compile for.
+      task: replaces the config's task; its data may be shapes.
     """
     task = task or task_of(task_id(config))
-    with jax.set_mesh(mesh):  # what suits the mechanism depends on it
+    with jax.set_mesh(mesh):  # the choice of implementation depends on the mesh
         model, longer = model_of(config, task), None
         if task.longest > task.length:
             longer = model_of(config, task, length=task.longest)
-        # Parameters are the same however they are used.
+        # Parameters do not depend on the implementation, so initialize with one that traces fast.
         quick = model_of(config, task, SLOW_TO_TRACE)
-    # pmap's arrays rest on one device between its steps; the other functions are not mapped.
+    # Under pmap, arrays stay on one device between steps; only the train step is mapped.
     rest = mesh if layout.how == "jit" else make_mesh(ONE_DEVICE, list(mesh.devices.flat)[:1])
     everywhere = NamedSharding(rest, PartitionSpec())
     init = jax.vmap(make_init(config, task, quick), spmd_axis_name="member")
@@ -291,9 +293,9 @@ def model_of(
 
     Args:
       config: the whole config.
-      task: what it learns.
-      instead: as `make_model` takes it.
-      length: the longest sequence; 0: the task's.
+      task: the task.
+      instead: {implementation: substitute}, see `make_model`.
+      length: maximum sequence length; 0: the task's.
     """
     length = length or task.length
     return make_model(config.model, task.vocab_size, length, instead, task.classes)
@@ -314,21 +316,21 @@ def one_state(model: Model, init: Callable, mesh: Mesh, layout: Layout) -> State
 
 
 def state_specs(model: Model, state: State, sizes: dict[str, int], fsdp: bool) -> State:
-    """Returns where each leaf of a population's state lies on a mesh.
+    """Returns the partition spec of each leaf of a population's state.
 
-    The optimizer's copies of the parameters lie where the parameters do.
+    The optimizer's moments are sharded like the parameters they belong to.
 
     Args:
-      model: what is trained.
+      model: the model.
       state: arrays or shapes, with the leading member axis.
       sizes: {mesh axis: number of devices}.
-      fsdp: whether parameters are split over the axis `data`.
+      fsdp: whether parameters are sharded over the axis `data`.
     """
     leaves = jax.tree_util.tree_leaves_with_path(model.parameter_axes(state.params))
     axes = {tuple(path): ("member", *own.names) for path, own in leaves}
 
     def lies(path: tuple, leaf: Any) -> PartitionSpec:
-        # The path of a parameter's copy, .../mu/layers/0/..., ends with the parameter's own.
+        # The path of an optimizer moment, .../mu/layers/0/..., ends with the parameter's path.
         own = next((axes[path[i:]] for i in range(len(path)) if path[i:] in axes), ("member",))
         names = own if len(own) == leaf.ndim else ("member",) + ("",) * (leaf.ndim - 1)
         return spec(names, leaf.shape, sizes, fsdp)
@@ -337,7 +339,7 @@ def state_specs(model: Model, state: State, sizes: dict[str, int], fsdp: bool) -
 
 
 def abstract_state(program: Program, members: int) -> State:
-    """Returns shapes and shardings of the state of a population, leaves `ShapeDtypeStruct`."""
+    """Returns a population's state with a `ShapeDtypeStruct` (shape and sharding) per leaf."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             (members, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding
@@ -349,19 +351,19 @@ def abstract_state(program: Program, members: int) -> State:
 def forget_programs() -> None:
     """Drops all compiled programs of this process.
 
-    On CPUs each holds hundreds of memory maps, of which Linux allows a process 65,530 by default: a
-    sweep over many arms that kept them all would die in the compiler after some thirty.
+    On CPUs each holds hundreds of memory maps, and Linux allows a process 65,530 by default, so a
+    sweep that kept them all would crash in the compiler after about thirty arms.
     """
     program_of.cache_clear()
     jax.clear_caches()
 
 
 def task_id(config: ConfigDict) -> str:
-    """Returns a text that is equal for configs which can share a task."""
+    """Returns a string that is equal for configs that can share a task."""
     return json.dumps(to_plain(resolve(config).task), sort_keys=True)
 
 
 @functools.lru_cache(maxsize=8)
 def task_of(plain: str) -> Task:
-    """Returns the task of a `task_id`; programs that differ in their model share its data."""
+    """Returns the cached task of a `task_id`, so programs with different models share its data."""
     return make_task(from_plain(json.loads(plain)))

@@ -1,4 +1,4 @@
-"""Opening a finished or running training run."""
+"""Loads the model, data and config of a finished or running training run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,21 +29,21 @@ COMMANDS = {
     "speech": "research.transcribe",
     "sentiment": "research.classify",
 }
-"""What uses a trained model, by the name of its task."""
+"""{task name: command that uses a model trained on it}."""
 
 
 class Opened(NamedTuple):
-    """A run that can be used.
+    """A loaded run.
 
     Attributes:
       path: its directory.
-      config: of the run.
-      model: what was trained.
-      params: its best parameters on validation.
-      best: {"value", "step"} of these.
-      tokenizer: of the run, a `Tokenizer`; None where tokens are numbers.
-      labels: what the classes of a classifier are called; none of other models.
-      corpus: what is known of the data.
+      config: its config.
+      model: the model.
+      params: the parameters that were best on validation.
+      best: {"value", "step"} of these parameters.
+      tokenizer: the run's `Tokenizer`; None if the task's tokens are not text.
+      labels: class names of a classifier; () for other models.
+      corpus: facts about the data, from corpus.json.
     """
 
     path: Path
@@ -61,9 +61,9 @@ def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
 
     Args:
       run: its directory.
-      tasks: names of the tasks that will do; none: all.
+      tasks: names of accepted tasks; empty: all.
 
-    Raises UserError when `run` is not a run directory, or one of another task.
+    Raises UserError if `run` is not a run directory, or its task is not accepted.
     """
     plain = read_json(run / CONFIG)
     if plain is None:
@@ -85,10 +85,10 @@ def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
 
 
 def load_best_of(run: Path) -> tuple[Any, dict[str, float]]:
-    """Returns the best parameters of a run on validation, and {"value", "step"} of them.
+    """Returns the parameters that were best on validation, and their {"value", "step"}.
 
-    Raises UserError when there are none, or not those that the run ended with: its last checkpoint
-    may be damaged.
+    Raises UserError if there are none, or if they are not the ones that result.json reports, as
+    when the last checkpoint is damaged.
     """
     population = read_json(run / POPULATION)
     if population is None:
@@ -105,9 +105,9 @@ def load_best_of(run: Path) -> tuple[Any, dict[str, float]]:
 
 
 def open_run(run: Path, config: ConfigDict) -> Opened:
-    """Returns a run whose config was loaded by `load_config_of`.
+    """Loads a run whose config was loaded by `load_config_of`.
 
-    Raises UserError when it has saved nothing yet, or what it saved does not go together.
+    Raises UserError if nothing is saved yet, or if the saved files do not match each other.
     """
     enable_compilation_cache()
     tokenizer, labels, known = None, (), read_json(run / CORPUS) or {}
@@ -137,7 +137,7 @@ def open_run(run: Path, config: ConfigDict) -> Opened:
 def load_task_of(run: Opened) -> Task:
     """Returns the task of a run, with its data.
 
-    Raises UserError when the data are not those that the run was trained on.
+    Raises UserError if the data differ from those that the run was trained on.
     """
     task = make_task(run.config.task)
     check_same_data(task, run.path)
@@ -145,7 +145,7 @@ def load_task_of(run: Opened) -> Task:
 
 
 def _shapes_of_a_batch(config: ConfigDict) -> PyTree:
-    """A small batch of the kind that the model takes."""
+    """Returns the shapes of a small batch with the arrays that the model takes."""
     tokens: Any = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     length: Any = jax.ShapeDtypeStruct((1,), jnp.int32)
     if config.model.name == "decoder":

@@ -1,9 +1,9 @@
-"""What a config of a run can say, and what a run is: the keys that it reads.
+"""The schema of a run's config: all keys, which of them a run reads, and the run's id.
 
-A config that a file or the command line describes has every key of every part (`defaults`). A run
-is the part of it that is read (`resolve`): the chosen task, model, optimizer..., and their options.
-Its id is a hash of that without what is at its declared default (`identity`), so that a new task,
-mechanism or option changes no id. `config.json` of a run holds what it reads.
+A config made from a file or the command line has every key of every part (`defaults`). A run is
+defined by the keys that it reads (`resolve`): the chosen task, model, optimizer..., and their
+options. Its id is a hash of these keys, except those at their declared default (`identity`), so a
+new task, mechanism or option changes no existing id. A run's `config.json` holds the keys it reads.
 """
 
 import functools
@@ -78,17 +78,17 @@ class Train(Part):
 
 
 class Section(NamedTuple):
-    """A section of a config.
+    """How to read one section of a config, as functions of its values or of the part read.
 
     Attributes:
-      read: takes its values to what they describe. Raises UserError.
-      values: takes that to {key: value} of the keys that it reads.
-      defaults: takes it to {key: declared default} of these keys.
-      revisions: takes it to {what: revision}, of the revisions above 0.
-      declared: takes it to {key: declaration} of these keys.
-      every: returns {key: all its declarations}.
-      tables: {key that chooses: {name: part}} of its outermost parts.
-      root: the part that has the section's own keys, if there is one.
+      read: maps the section's values to the part that they describe. Raises UserError.
+      values: maps that part to {key: value} of the keys that it reads.
+      defaults: maps the part to {key: declared default} of these keys.
+      revisions: maps the part to {component: revision} for revisions above 0.
+      declared: maps the part to {key: declaration} of these keys.
+      every: returns {key: declarations} of all keys of the section.
+      tables: {choosing key: {name: part class}} of the outermost choices.
+      root: class that declares the section's own keys, if there is one.
     """
 
     read: Callable[[Values], Any]
@@ -145,15 +145,15 @@ SECTIONS: dict[str, Section] = {
     "interpret": _section("interpret", Interpretation),
     "parallel": _section("parallel", Parallel),
 }
-"""By the name that comes before the dot of a key; "" has the keys that stand alone."""
+"""{section: how to read it}; the section is the prefix of a dotted key, "" for keys without one."""
 
 DECODING = tuple(name for name, task in TASKS.items() if task.decodes)
-"""Tasks that read the section `decoding`."""
+"""Names of the tasks that read the section `decoding`."""
 
 
 @functools.cache
 def every_key() -> dict[str, list[Declared]]:
-    """Returns {dotted key: its declarations}, of all keys that a config can have."""
+    """Returns {dotted key: declarations} of all keys that a config can have."""
     return {
         f"{section}.{key}" if section else key: declared
         for section, rules in SECTIONS.items()
@@ -162,7 +162,7 @@ def every_key() -> dict[str, list[Declared]]:
 
 
 def common_default(declared: list[Declared]) -> Any:
-    """Returns the default of a key; None where its declarations differ in it."""
+    """Returns the default of a key, or None if its declarations have different defaults."""
     first = declared[0].default
     return first if all(other.default == first for other in declared) else None
 
@@ -170,7 +170,7 @@ def common_default(declared: list[Declared]) -> Any:
 def defaults() -> ConfigDict:
     """Returns a config with every key at its default, unlocked.
 
-    A key that has different defaults in several parts is unset: None, with the type that it takes.
+    A key whose default differs between parts is unset: a typed placeholder with value None.
     """
     values = {}
     for key, declared in every_key().items():
@@ -181,13 +181,13 @@ def defaults() -> ConfigDict:
 
 
 def resolve(config: ConfigDict | Values) -> ConfigDict:
-    """Returns what a run of a config reads, locked: the chosen parts, and the options they read.
+    """Returns the keys that a run of a config reads, locked: the chosen parts and their options.
 
     Args:
-      config: a whole config, or a part of one; what is not there is at its default.
+      config: a whole or partial config; missing keys have their defaults.
 
-    Raises UserError for a key that does not exist, a value that is wrong, and a key that is set and
-    read by nothing: it would make an ablation of two equal arms.
+    Raises UserError for an unknown key, an invalid value, or a key that is set but not read:
+    ablating such a key would compare two identical arms.
     """
     sections = _by_section(config)
     known = every_key()
@@ -220,15 +220,15 @@ def check_able(task: TaskOptions, model: str | None) -> None:
 
 
 def of_run(plain: Values) -> ConfigDict:
-    """Returns what a run reads, given its config.json: perhaps of before, with other keys."""
+    """Returns the keys a run reads, given its config.json, possibly from an older version."""
     return _restricted(_read(_by_section(plain)))
 
 
 def identity(config: ConfigDict | Values) -> dict[str, Any]:
-    """Returns what a run is, as nested JSON values: what it reads that is not at its default.
+    """Returns what identifies a run: the keys it reads that are not at their default, nested.
 
-    How it is laid out over devices is no part of it. Under "revisions" is how often a chosen part
-    has changed what it computes.
+    The layout over devices is excluded. "revisions" counts, per chosen component, how often a new
+    version changed what it computes.
     """
     found: dict[str, Any] = {}
     parts = _read(_by_section(config))
@@ -249,13 +249,13 @@ def run_id(config: ConfigDict) -> str:
 
 
 def run_record(config: ConfigDict) -> dict[str, Any]:
-    """Returns what config.json of a run holds: what the run reads, and revisions above 0."""
+    """Returns the content of a run's config.json: the keys it reads, and revisions above 0."""
     changed = _revisions(_read(_by_section(config)))
     return to_plain(resolve(config)) | ({"revisions": changed} if changed else {})
 
 
 def recorded(plain: Values) -> dict[str, Any]:
-    """Returns what `run_record` returns of the run that a config.json is of, when it ran."""
+    """Returns the `run_record` of an existing config.json, with the revisions it was run with."""
     changed = dict(plain.get("revisions", {}))
     return to_plain(of_run(plain)) | ({"revisions": changed} if changed else {})
 
@@ -280,7 +280,7 @@ def named_parts() -> Iterator[tuple[str, type[Part]]]:
 
 
 def meanings(config: ConfigDict) -> dict[str, str]:
-    """Returns {dotted key: what it means}, of the keys that the run of a config reads."""
+    """Returns {dotted key: help text} of the keys that the run of a config reads."""
     return {
         f"{section}.{key}" if section else key: declared.option.help
         for section, part in _read(_by_section(config)).items()
@@ -289,7 +289,7 @@ def meanings(config: ConfigDict) -> dict[str, str]:
 
 
 def _by_section(config: ConfigDict | Values) -> dict[str, dict[str, Any]]:
-    """Returns {section: its values}, with tuples where JSON has lists; other sections are gone."""
+    """Returns {section: values}, with JSON lists as tuples; drops unknown sections."""
     known = SECTIONS.keys() | SECTIONS[""].every()
     plain = from_plain({k: v for k, v in config.items() if k in known}).to_dict()
     alone = {key: plain[key] for key in SECTIONS[""].every() if key in plain}
@@ -297,7 +297,7 @@ def _by_section(config: ConfigDict | Values) -> dict[str, dict[str, Any]]:
 
 
 def _read(sections: Mapping[str, Values]) -> dict[str, Any]:
-    """Returns {section: what its values describe}, of the sections that are read."""
+    """Returns {section: part read from its values}, without `decoding` if the task needs none."""
     parts = {name: SECTIONS[name].read(values) for name, values in sections.items()}
     if not parts["task"].name.decodes:
         del parts["decoding"]
@@ -319,7 +319,7 @@ def _revisions(parts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _unread(section: str, key: str, value: Any, parts: Mapping[str, Any]) -> str:
-    """Returns the message for a key that is set and that nothing reads."""
+    """Returns the error message for a key that is set but not read."""
     name = f"{section}.{key}"
     default = common_default(every_key()[name])
     leave = "leave it out" if default is None else f"leave it {default!r}"
@@ -329,7 +329,7 @@ def _unread(section: str, key: str, value: Any, parts: Mapping[str, Any]) -> str
 
 
 def _who_would_read(section: str, key: str, parts: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Returns what was chosen that does not read a key, "task.name='recall'", and what does."""
+    """Returns the choice that does not read a key ("task.name='recall'"), and names that would."""
     if section not in parts:
         return f"task.name={values_read(parts['task'])['name']!r}", list(DECODING)
     values = SECTIONS[section].values(parts[section])

@@ -1,4 +1,4 @@
-"""What a trained model decodes, how it reads the source, and what long texts cost it."""
+"""Scores that are computed only after training: decoding, alignment and streaming."""
 
 import functools
 import math
@@ -27,13 +27,13 @@ HIGHER_IS_BETTER: Mapping[str, bool | None] = {
     "stream_loss": False,
     "stream_perplexity_ratio": False,
 }
-"""Direction of what is measured here whatever the task scores."""
+"""{metric: direction} of the metrics of this file that do not depend on the task."""
 
 
 def score_names(task: Task, split: str) -> Sequence[str]:
-    """Returns the metrics of a split that are known only when training has ended, no sliced ones.
+    """Returns the names of a split's metrics that exist only after training, except sliced ones.
 
-    Those of alignments are not those of a model without attention.
+    Alignment metrics are listed for any model, though a model without attention has none.
     """
     decoded = (*task.scores, SPEED) if split in task.decoded else ()
     streamed = ("stream_loss", "stream_perplexity_ratio") if task.stream else ()
@@ -43,19 +43,18 @@ def score_names(task: Task, split: str) -> Sequence[str]:
 def score_decoded(
     program: Program, config: ConfigDict, params: Any, run: Path
 ) -> dict[str, dict[str, Any]]:
-    """Returns {split: {metric: value}} of what is known only when training has ended.
+    """Computes the metrics that exist only after training, as {split: {metric: value}}.
 
-    That is what the task wants decoded, known alignments and streams: "stream_loss_by_sinks" and,
-    of its last entry, "stream_loss"; "stream_perplexity_ratio" is the perplexity with the fewest
-    sinks over that with the most.
-
-    What the task keeps of it, such as the hypotheses, is written into the run.
+    These are scores of decoded sequences, measures of alignments where true ones are known, and
+    losses of streamed text: "stream_loss_by_sinks", its last entry "stream_loss", and
+    "stream_perplexity_ratio", the perplexity with the first number of sinks over that with the
+    last. Files that the task keeps, such as hypotheses, are written into the run directory.
 
     Args:
-      program: of the run.
-      config: its config, of which `decoding` says how to search.
-      params: of one member, host arrays.
-      run: its directory.
+      program: the run's program.
+      config: the run's config; `decoding` has the search options.
+      params: parameters of one member, host arrays.
+      run: the run directory.
     """
     task, model = program.task, program.model
     search = search_of(config) if task.decoded else None
@@ -72,9 +71,9 @@ def score_decoded(
 
 
 def _streamed(task: Task, model: Any, params: Any, split: str) -> dict[str, Any]:
-    """Nats per token of a text far longer than the window, by the tokens that are kept in sight.
+    """Returns the loss in nats per token on text much longer than the window, by number of sinks.
 
-    Tokens count from where the cache is full, and would be without its first ones.
+    Only tokens from position `window` on count: there the cache is full and evicts tokens.
     """
     stream, tokens = task.stream, task.streams(split)
     assert stream is not None
@@ -110,18 +109,18 @@ def _decoded(
     scored = task.score(split, hypotheses)
     for name, text in scored.files.items():
         write_text(run / name, text)
-    # Compiling counts too: that is what whoever decodes a test set waits for.
+    # The time includes compilation, which users of the decoder wait for too.
     tokens = sum(len(h) + 1 for h in hypotheses)
     return {**scored.metrics, **scored.slices, SPEED: tokens / seconds}
 
 
 def _aligned(model: Model, params: Any, batch: Batch) -> dict[str, float]:
-    """Measures of the weights averaged over all heads; nothing for models that have none."""
+    """Returns alignment measures of the head-averaged weights; {} for models without attention."""
     sums = _alignment_sums(model, params, batch)
     return {name: float(s.total[0] / s.count[0]) for name, s in sums.items()}
 
 
-@functools.partial(jax.jit, static_argnums=0)  # compiled once for all members
+@functools.partial(jax.jit, static_argnums=0)  # compile once for all members
 def _alignment_sums(model: Model, params: Any, batch: Batch) -> dict[str, Sums]:
     weights = model.apply({"params": params}, batch, method="weights")
     if not weights.shape[1]:

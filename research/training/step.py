@@ -1,8 +1,9 @@
-"""The pure side of training: what happens to one member, and to a population, in one step.
+"""Pure functions that initialize, train and evaluate a population of models.
 
-Members differ in values that change no shape (seed, learning rate, weight decay, initial scale).
-`vmap` runs them side by side, one loop on the device runs many steps per dispatch, and each keeps
-its own best parameters and its own failure. A population of one is the ordinary run.
+Members of a population differ in values that change no shape (seed, learning rate, weight decay,
+initial scale). `vmap` runs them in parallel, and a loop on the device runs many steps per dispatch.
+Each member has its own best parameters and can diverge without affecting the others. An ordinary
+run is a population of one.
 """
 
 import functools
@@ -24,7 +25,7 @@ AXES_OF_BATCH = ("batch", "length", "", "")
 
 
 class Member(NamedTuple):
-    """The values of `MEMBER_KEYS`, arrays (P,)."""
+    """Values of the config keys in `MEMBER_KEYS`, each an array (P,)."""
 
     seed: jax.Array
     learning_rate: jax.Array
@@ -33,7 +34,7 @@ class Member(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The parameters with the best validation value so far, with that value and its step."""
+    """Parameters with the best validation metric so far, the metric's value, and the step."""
 
     params: Any
     value: jax.Array
@@ -46,8 +47,8 @@ class State(NamedTuple):
     Attributes:
       params: current parameters.
       optimizer: optax state.
-      diverged_at: int32, step of the first loss or gradient that was not finite; -1: none. From
-        then on the member is frozen at its last finite parameters.
+      diverged_at: int32, step of the first non-finite loss or gradient; -1: none. From that step
+        on the member is frozen at its last finite parameters.
       best: see `Best`.
     """
 
@@ -58,7 +59,7 @@ class State(NamedTuple):
 
 
 def choose(condition: jax.Array, new: Any, old: Any) -> Any:
-    """Returns `new` where the (P,) or scalar condition holds, else `old`, leaf by leaf."""
+    """Selects `new` where the condition, scalar or (P,), holds, else `old`, leaf by leaf."""
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(
@@ -69,14 +70,18 @@ def choose(condition: jax.Array, new: Any, old: Any) -> Any:
 
 
 def stream(seed: jax.Array, number: int) -> jax.Array:
-    """Returns an independent key per use: 0 initial parameters, 1 data, 2 dropout."""
+    """Returns an independent random key per use: 0 initial parameters, 1 data, 2 dropout."""
     return jax.random.fold_in(jax.random.key(seed), number)
 
 
 def spread(batch: Batch, data_axis: str | None = None) -> Batch:
-    """Returns a batch laid out over devices: this device's part of it when given its axis name."""
+    """Shards a batch over devices.
+
+    Under jit (`data_axis` None) this adds sharding constraints; under pmap it returns this device's
+    slice of the batch along the named axis.
+    """
     if data_axis is None:
-        # (B, T, ...), or (B,) for what a whole sequence has.
+        # Leaves are (B, T, ...), or (B,) for one value per sequence.
         return jax.tree.map(lambda a: constrain(a, *AXES_OF_BATCH[: a.ndim]), batch)
     devices, index = jax.lax.axis_size(data_axis), jax.lax.axis_index(data_axis)
 
@@ -88,13 +93,13 @@ def spread(batch: Batch, data_axis: str | None = None) -> Batch:
 
 
 def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
-    """Returns the shapes of a training batch, or of one with this many rows."""
+    """Returns the shapes of a training batch, with `rows` rows if given."""
 
     def batch(data: Any, key: jax.Array) -> Batch:
         return task.batch(data, key, 0, bucket)
 
-    # Kept with the task: every program of it asks for them several times, and some batches take as
-    # long to trace as a small model.
+    # Cached on the task: each of its programs needs the shapes several times, and some batches take
+    # as long to trace as a small model.
     known = vars(task).setdefault("_batch_shapes", {})
     if bucket not in known:
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -106,7 +111,7 @@ def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
 
 
 def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member], State]:
-    """Returns member -> initial state (of one member)."""
+    """Returns a function from a member to its initial state."""
     worst = -jnp.inf if task.select_higher else jnp.inf
     shapes, described = batch_shapes(task, 1), optimizer_of(config)
 
@@ -123,14 +128,14 @@ def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member]
 
 
 def objective(sums: dict[str, Sums]) -> Sums:
-    """Returns what is minimised."""
+    """Returns the sums of the training objective: "objective" if the task has it, else "loss"."""
     return sums.get("objective", sums["loss"])
 
 
 def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
-    """Returns (params, batch, key) -> (gradients, sums), both summed over what counts.
+    """Returns (params, batch, key) -> (gradients, sums), both summed over targets, not averaged.
 
-    The batch is taken in `optimizer.accumulate` parts, one after another.
+    Splits the batch into `optimizer.accumulate` parts and processes them sequentially.
     """
     parts = config.optimizer.accumulate
 
@@ -149,7 +154,8 @@ def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
         grad = jax.grad(loss, has_aux=True)
         if parts == 1:
             return grad(params, batch, key)
-        # Every parts-th sequence, so that devices which hold a range of them keep their own.
+        # Part i takes sequences i, i + parts, ...: devices hold contiguous ranges of the batch, so
+        # strided parts need no communication.
         split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
 
         def add(total: Any, part: tuple) -> tuple[Any, None]:
@@ -173,10 +179,10 @@ def make_step(
 
     Args:
       config: the whole config.
-      task: what is learned.
-      model: what learns it.
-      data_axis: the step runs in one program per device, bound to this name: each device takes its
-        part of the batch, and gradients and metrics are summed over all. None: arrays are global.
+      task: the task.
+      model: the model.
+      data_axis: name of the pmap axis over devices; each device takes its slice of the batch, and
+        gradients and metrics are summed over devices. None: arrays are global (jit).
     """
     gradients, described = make_gradients(config, task, model), optimizer_of(config)
 
@@ -186,15 +192,18 @@ def make_step(
         batch = spread(task.batch(data, stream(member.seed, 1), index, bucket), data_axis)
         key = jax.random.fold_in(stream(member.seed, 2), index)
         if data_axis is not None:
+            # Devices have different rows, so their dropout masks must differ too.
             key = jax.random.fold_in(key, jax.lax.axis_index(data_axis))
         grads, sums = gradients(state.params, batch, key)
         if data_axis is not None:
             grads, sums = jax.lax.psum((grads, sums), data_axis)
-        # Sum over sum, not a mean of means: right with masked targets and uneven parts.
+        # Divide the total gradient by the total count: a mean of means would be wrong with masked
+        # targets and parts or devices of unequal counts.
         total, count = objective(sums)
         grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        # A diverged member keeps its state; the others of the vmap go on.
         alive = (state.diverged_at < 0) & finite
         optimizer = make_optimizer(
             described,
@@ -217,15 +226,15 @@ def make_step(
 
 
 def make_train(task: Task, step: Callable) -> Callable:
-    """Returns (state, members, data, start, stop) -> (state, sums) of a population.
+    """Returns (state, members, data, start, stop) -> (state, sums), which trains a population.
 
-    Runs `step` for steps start .. stop - 1; `sums` hold each member's metrics summed over them.
+    It runs `step` for steps start .. stop - 1 and sums each member's metrics over these steps.
     """
 
     def train(state: State, members: Member, data: Any, start: jax.Array, stop: jax.Array):
-        # One branch for each shape that batches come in. All members take the same one: were it a
-        # matter of the member, every branch would be computed. Under jit, because the first is
-        # asked for its shapes and then used: it is traced once for both.
+        # One branch per batch shape (bucket). The bucket depends on the step alone, never on the
+        # member: vmap of a switch over a mapped index would compute every branch. Each branch is
+        # wrapped in jit so that `eval_shape` below and the loop share one trace of the first.
         steps = [
             jax.jit(
                 jax.vmap(
@@ -248,8 +257,8 @@ def make_train(task: Task, step: Callable) -> Callable:
                 state, new = jax.lax.switch(task.bucket(i), steps, state, members, data, i)
             return state, jax.tree.map(jnp.add, sums, new)
 
-        # The trip count is an argument: one program for chunks of every length, so that where a
-        # run was cut changes nothing in what is computed.
+        # The trip count is an argument, so chunks of all lengths run the same program, and results
+        # do not depend on where a run was interrupted.
         return jax.lax.fori_loop(start, stop, body, (state, zeros))
 
     return train
@@ -265,15 +274,16 @@ def make_evaluate(
 ) -> Callable:
     """Returns (params, data, seeds) -> sums over `total` batches of a split, params (P, ...).
 
-    `seeds`, (P,) uint32, are those of the members; only a test of each seed's own needs them.
+    `seeds`, (P,) uint32, are the members' seeds; they are read only if the task has a separate test
+    set for each seed.
 
     Args:
-      task: what is learned.
-      model: what learned it.
-      split: of the task.
-      total: batches.
-      longer: the same model made for `task.longest`, for sequences longer than those of training.
-      measures: of the model's attention, beside the task's metrics.
+      task: the task.
+      model: the trained model.
+      split: name of a split of the task.
+      total: number of batches.
+      longer: the model built for length `task.longest`, for sequences longer than in training.
+      measures: names of attention measures to compute besides the task's metrics.
     """
     of_training = measured(task, model, measures)
     of_longer = measured(task, longer, measures) if longer else of_training
@@ -303,7 +313,7 @@ def make_evaluate(
 
 
 def make_keep_best(higher: bool) -> Callable[[State, jax.Array, jax.Array], State]:
-    """Returns (state, value (P,), step) -> state that holds the better parameters of each member.
+    """Returns (state, value (P,), step) -> state, which updates each member's best parameters.
 
     Args:
       higher: whether a higher value is better.

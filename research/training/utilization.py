@@ -1,8 +1,8 @@
-"""Which part of what a device could compute a model makes use of.
+"""Model FLOPs utilization (MFU): the fraction of the devices' peak that a model achieves.
 
-Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): the FLOPs that a model needs,
-without those of recomputation, over the peak of the devices in bfloat16. Where arithmetic is wider
-that peak is not within reach, and the figure says so.
+Defined as in Chowdhery et al. 2022 (PaLM), appendix B: the FLOPs that a model needs, without
+recomputation, over the peak of the devices in bfloat16. Arithmetic in float32 cannot reach that
+peak, so its MFU is low.
 """
 
 import jax
@@ -19,7 +19,7 @@ TPU_KINDS = {
     "TPU v6e": "v6e",
     "TPU7x": "tpu7x",
 }
-"""device_kind -> generation."""
+"""{device_kind of JAX: TPU generation}."""
 
 GPU_PEAKS = {
     "NVIDIA A100": 312e12,
@@ -31,11 +31,11 @@ GPU_PEAKS = {
     "NVIDIA L40": 181e12,
     "NVIDIA L4": 121e12,
 }
-"""Start of device_kind -> FLOP/s in bfloat16, dense, from NVIDIA's data sheets; first match."""
+"""{prefix of device_kind: dense bfloat16 FLOP/s} from NVIDIA's data sheets; first match wins."""
 
 
 def peak_flops(kind: str) -> float | None:
-    """Returns the peak FLOP/s of one JAX device in bfloat16, or None where it is not known.
+    """Returns the peak FLOP/s of one JAX device in bfloat16, or None if it is not known.
 
     Args:
       kind: `device_kind` of the device.
@@ -47,11 +47,11 @@ def peak_flops(kind: str) -> float | None:
 
 
 def utilization_of_a_step(flops: float, devices: int) -> float | None:
-    """Returns the utilization at one step per second, or None where the peak is not known.
+    """Returns the utilization at one step per second, or None if the peak is not known.
 
     Args:
-      flops: of one step of all members.
-      devices: that share it.
+      flops: FLOPs of one training step of all members.
+      devices: number of devices that share the step.
     """
     peak = peak_flops(jax.devices()[0].device_kind)
     return None if peak is None else flops / (peak * devices)

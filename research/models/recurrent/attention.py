@@ -1,4 +1,4 @@
-"""How a recurrent decoder reads the source: attentions by name, and the reader that runs one."""
+"""Attention of recurrent decoders: named mechanisms, and the `Reader` that computes one."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,16 +21,16 @@ from research.options import declarations
 FIXED_INITIAL, FIXED_EVERY_STEP, MULTI_HEAD = "fixed_initial", "fixed_every_step", "multi_head"
 
 LUONG_WINDOW = 10
-"""D of Luong et al. 2015, section 4.1."""
+"""Half-width D of the local attention window (Luong et al. 2015, section 4.1)."""
 
 
 class Attention(NamedTuple):
-    """What a name stands for.
+    """Definition of a named attention mechanism.
 
     Attributes:
-      deltas: on the mechanism keys of `config.model`; mask and position are full and none besides.
+      deltas: overrides of mechanism keys, on top of mixer=softmax, mask=full and position=none.
       source: the paper, with section or equation.
-      defaults: of keys that have to be set, where the config leaves them 0.
+      defaults: values of required keys, used if the config leaves them at 0.
     """
 
     deltas: dict[str, Any]
@@ -71,21 +71,21 @@ ATTENTIONS: dict[str, Attention] = {
 
 
 DECIDED = ("mixer", "score", "mask", "position", "implementation")
-"""Keys of the mechanism that `config.model` has for transformers; here the name decides."""
+"""Mechanism keys that `model.attention` determines; `config.model` cannot set them here."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a memory of encoder states through an alignment.
+    """Attends to encoder states with an alignment model.
 
     Attributes:
-      width: N, of queries, encoder states and what is read.
+      width: N, width of queries, encoder states and context vectors.
       num_heads: H.
       num_kv_heads: K, which divides H.
       head_width: D.
-      alignment: from a query and the memory to weights.
-      projected: queries, keys and values are learned projections, and so is what is read (Vaswani
-        2017, section 3.2.2). Otherwise the one head compares and reads the states as they are.
+      alignment: computes attention weights from a query and the memory.
+      projected: whether queries, keys, values and outputs are learned projections (Vaswani 2017,
+        section 3.2.2). If not, the single head uses the states themselves as keys and values.
       use_bias: adds biases to the projections.
       init_stddev: initial standard deviation of the projections; 0: 1 / sqrt(fan in).
       out_scale: multiplies the initial output projection.
@@ -102,13 +102,16 @@ class Reader:
     out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
-        """Returns the alignment's as "alignment_...", and projections if there are any."""
+        """Returns the alignment's parameters as "alignment_...", and the projections' if any."""
         learned = self.alignment.parameters().items()
         found = {f"alignment_{name}": p for name, p in learned}
         return found | (projections(self) if self.projected else {})
 
     def remember(self, params: dict[str, Array], states: Float[Array, "B S N"]) -> dict[str, Any]:
-        """Returns "values" (B, S, K, D), and what queries are compared with where it differs."""
+        """Returns the memory: "values" (B, S, K, D) and "keys", the alignment's precomputed terms.
+
+        Without projections, keys equal values and are not stored twice.
+        """
         if self.projected:
             k, values = (split_heads(params, name, states) for name in ("key", "value"))
             return {"values": values, "keys": self.alignment.remember(self._learned(params), k)}
@@ -117,7 +120,7 @@ class Reader:
         return {"values": values, "keys": {n: a for n, a in keys.items() if n != "k"}}
 
     def init_state(self, values: Float[Array, "B S K D"]) -> PyTree:
-        """Returns the state of the alignment before the first query."""
+        """Returns the alignment's state before the first query."""
         return self.alignment.init_state(*values.shape[:2], values.dtype)
 
     def align(
@@ -131,8 +134,8 @@ class Reader:
     ) -> tuple[Float[Array, "B H S"], PyTree]:
         """Returns the weights of query number `at`, float32 or wider, and the new state."""
         q = split_heads(params, "query", h[:, None]) if self.projected else h[:, None, None]
-        # What is inside the energies, S times A numbers to a query, is computed again for the
-        # gradient: it takes no longer than to keep it.
+        # Recompute the hidden layer of the energies, S x A values per query, in the backward pass:
+        # that takes no longer than storing and loading it.
         step = jax.checkpoint(self.alignment.step, prevent_cse=False)
         keys = {"k": memory["values"], **memory["keys"]}
         index = jnp.arange(valid.shape[1])
@@ -141,7 +144,7 @@ class Reader:
     def read(
         self, params: dict[str, Array], weights: Float[Array, "B H S"], memory: dict[str, Any]
     ) -> Float[Array, "B N"]:
-        """Returns what a query reads at these weights."""
+        """Returns the context vector of a query: the memory averaged with the given weights."""
         found = read(weights, memory["values"])
         return (merge_heads(params, found) if self.projected else found[:, :, 0])[:, 0]
 
@@ -152,7 +155,7 @@ class Reader:
         memory: dict[str, Any],
         valid: Bool[Array, "B S"],
     ) -> tuple[Float[Array, "B T H S"], Float[Array, "B T N"]]:
-        """Returns the weights of queries 0 .. T-1 and what each reads."""
+        """Returns the weights and context vectors of queries 0 .. T-1, computed in order."""
 
         def one(state: PyTree, query: tuple) -> tuple[PyTree, tuple]:
             weights, state = self.align(params, query[1], memory, valid, query[0], state)
@@ -168,9 +171,9 @@ class Reader:
 
 
 def reader_layer(model: ModelOptions, attention: str) -> Layer | None:
-    """Returns where the attention of a recurrent model has its options from; None for a vector.
+    """Returns the `Layer` of a recurrent model's attention, or None for a fixed vector.
 
-    The name decides mixer, score, mask and position; all other mechanism keys of `config.model`
+    The name determines mixer, score, mask and position; all other mechanism keys of `config.model`
     apply.
     """
     if attention in (FIXED_INITIAL, FIXED_EVERY_STEP):
@@ -178,7 +181,7 @@ def reader_layer(model: ModelOptions, attention: str) -> Layer | None:
     chosen = ATTENTIONS[attention]
     shared = {key: getattr(model, key) for key in declarations(Context) if hasattr(model, key)}
     values = {**shared, **model.mechanism}
-    # Alignments that are no softmax mixer's have no mask of their own to choose.
+    # The name decides these keys, so values of `config.model` must not reach the alignment.
     decided = {"mixer": "softmax", "mask": "full", "position": "none", "implementation": "auto"}
     values |= decided | chosen.deltas
     values |= {key: n for key, n in chosen.defaults.items() if not values.get(key)}
@@ -187,10 +190,10 @@ def reader_layer(model: ModelOptions, attention: str) -> Layer | None:
 
 
 def make_reader(model: ModelOptions, attention: str, length: int) -> Reader | None:
-    """Returns what `model.attention` stands for; None for a fixed vector.
+    """Returns the reader that `model.attention` names, or None for a fixed vector.
 
-    multi_head has projections however many heads there are, and takes num_heads from the config as
-    all do. Raises UserError.
+    multi_head has projections even with a single head; like all others it takes num_heads from the
+    config. Raises UserError.
     """
     if model.mechanism.get("implementation") not in (None, "auto", "recurrent"):
         raise UserError(
@@ -219,7 +222,7 @@ def make_reader(model: ModelOptions, attention: str, length: int) -> Reader | No
 
 
 def _check_usable(spec: MixerSpec, name: str) -> None:
-    """Raises UserError for parts that only attention with all queries at hand has."""
+    """Raises UserError for components that need all queries at once, as a decoder has not."""
     for what, where in spec.chosen():
         if "decoder" not in where:
             raise UserError(

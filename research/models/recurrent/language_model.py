@@ -1,9 +1,9 @@
 """Recurrent sequence-to-sequence models, with and without attention to the source.
 
-A bidirectional encoder (Bahdanau et al. 2015), a decoder of the same number of layers that queries
-the encoder's states with its top one and goes on from what it read (Luong et al. 2015, section 3),
-and every way to read in `ATTENTIONS`, a fixed vector instead of reading among them. Monotonic
-attention reads at its expected alignment in training and in decoding alike.
+A bidirectional encoder (Bahdanau et al. 2015), and a decoder with the same number of layers whose
+top state queries the encoder's states and is combined with the context vector (Luong et al. 2015,
+section 3). `ATTENTIONS` lists the attention mechanisms, including a fixed vector without attention.
+Monotonic attention uses its expected alignment both in training and in decoding.
 """
 
 from collections.abc import Callable
@@ -44,9 +44,9 @@ from research.tasks.task import Batch
 
 @dataclass(frozen=True)
 class RecurrentConfig:
-    """Static description of a model; the keys are those of `config.model` in configs/base.py.
+    """Static description of a recurrent model, with the keys of `config.model`.
 
-    `reader` is what `attention` stands for, None for a fixed vector.
+    `reader` computes the mechanism that `attention` names; it is None for a fixed vector.
     """
 
     vocab_size: int
@@ -66,7 +66,7 @@ class RecurrentConfig:
 
     @property
     def sizes(self) -> networks.Sizes:
-        """What the networks are made of. Without attention there is nothing to feed."""
+        """Sizes of the networks. Input feeding is off without attention: there is no context."""
         return networks.Sizes(
             cell=self.cell,
             width=self.width,
@@ -80,7 +80,7 @@ class RecurrentConfig:
         )
 
     def parameters(self) -> dict[str, Any]:
-        """Returns what the model learns, as a tree of `Parameter`."""
+        """Returns the declarations of all parameters, a tree of `Parameter`."""
         table, sizes = (self.vocab_size, self.embedding_width), self.sizes
         found: dict[str, Any] = {
             "embedding": Parameter(table, matrix_init(self.embedding_stddev, table[0]), EMBEDDING),
@@ -97,7 +97,7 @@ EMBEDDING, HEAD = matrix_axes("vocab", "width"), matrix_axes("width", "vocab")
 
 
 class RecurrentModel(nn.Module):
-    """See `research.models.model.SequenceToSequence`; the decoding state is small and fixed."""
+    """Recurrent `SequenceToSequence` model; the size of its state does not grow in decoding."""
 
     config: RecurrentConfig
 
@@ -111,7 +111,7 @@ class RecurrentModel(nn.Module):
     def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
         """Returns float32 logits of "inputs" (B, T), given "source" and "source_length".
 
-        Dropout is on embeddings, between layers, and on what the output matrix multiplies
+        Dropout applies to embeddings, between layers, and to the input of the output matrix
         (Zaremba et al. 2014; Luong et al. 2015, section 4.1).
         """
         drop = self._drop(deterministic)
@@ -120,17 +120,17 @@ class RecurrentModel(nn.Module):
         return self._logits(drop(h))
 
     def encode(self, source: Int[Array, "B S"], source_length: Int[Array, " B"]) -> dict[str, Any]:
-        """Returns the memory of right-padded sources; see `recurrent_networks.remember`."""
+        """Returns the memory of right-padded sources; see `networks.remember`."""
         return self._remember(source, source_length, self._drop(True))
 
     def init_state(self, memory: dict[str, Any], length: int) -> dict[str, Any]:
-        """Returns the decoding state before the first token, of the same size at every length."""
+        """Returns the decoding state before the first token, of a size independent of `length`."""
         return networks.first_state(self.config.sizes, memory)
 
     def step(
         self, memory: dict[str, Any], state: dict[str, Any], token: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], dict[str, Any], Float[Array, "B H S"]]:
-        """Returns float32 logits of the next token, the new state, and how the source was read.
+        """Returns float32 logits of the next token, the new state, and the attention weights.
 
         H is 0 without attention.
         """
@@ -142,7 +142,7 @@ class RecurrentModel(nn.Module):
         return self._logits(h), state, weights
 
     def weights(self, batch: Batch) -> Float[Array, "B H T S"]:
-        """Returns how each target of a batch reads the source, given the inputs before it."""
+        """Returns the attention weights of each target position (teacher forcing) on the source."""
         drop = self._drop(True)
         memory = self._remember(batch["source"], batch["source_length"], drop)
         _, weights = self._decode(memory, batch["inputs"], drop)
@@ -153,21 +153,21 @@ class RecurrentModel(nn.Module):
 
     @nn.nowrap
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the axes of each parameter, `Axes` to each leaf."""
+        """Returns a tree with the `Axes` of each parameter."""
         described = self.config.parameters()
         return jax.tree.map(lambda p: p.axes, described, is_leaf=is_parameter)
 
     @property
     def implementation(self) -> str:
-        """There is one."""
+        """Name of the only implementation."""
         return "recurrent"
 
     @nn.nowrap
     def state_bytes(self, length: int) -> int:
-        """Returns the bytes kept to decode one sequence whose source has `length` tokens.
+        """Returns the bytes needed to decode one sequence whose source has `length` tokens.
 
-        All that is kept of the source counts: keys and values with attention, which grow with it,
-        and first states and fixed vector, which do not.
+        Counts the memory and the decoding state: keys and values (with attention), which grow with
+        the source, and cell states and the fixed vector, which do not.
         """
         described = self.config.parameters()
         params = jax.tree.map(
@@ -178,7 +178,7 @@ class RecurrentModel(nn.Module):
             source = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
             memory: Any = self.apply({"params": params}, *source, method="encode")
             state = networks.first_state(self.config.sizes, memory)
-            # First states are in the state, and which tokens are valid is one number.
+            # "initial" is already counted in the state, and "valid" is determined by one number.
             return {k: a for k, a in memory.items() if k not in ("initial", "valid")}, state
 
         leaves = jax.tree.leaves(jax.eval_shape(kept, params))
@@ -186,7 +186,7 @@ class RecurrentModel(nn.Module):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters, in plain dictionaries again: Flax freezes those of attributes."""
+        """The parameters as plain dictionaries; Flax freezes dictionaries set as attributes."""
         return unfreeze(self.frozen)
 
     def _drop(self, deterministic: bool) -> Callable[[jax.Array], jax.Array]:
@@ -226,26 +226,26 @@ class RecurrentOptions(ModelSize):
     tie_embeddings: bool = option(True, "output matrix = embedding matrix")
 
     def layers(self) -> tuple[Layer, ...]:
-        """Returns the attention to the source, if there is one; see `ModelOptions`."""
+        """Returns the layer of the attention to the source, if any; see `ModelOptions`."""
         found = reader_layer(self, self.attention)
         return () if found is None else (found,)
 
     def make(
         self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
     ) -> RecurrentModel:
-        """Returns the recurrent model; see `ModelOptions`. There is one implementation."""
+        """Returns the recurrent model; see `ModelOptions`. Ignores `instead`."""
         return RecurrentModel(recurrent_config(self, vocab_size, length))
 
 
 def recurrent_config(model: Any, vocab_size: int, length: int) -> RecurrentConfig:
-    """Returns the description of a recurrent model, or of a speller that is one.
+    """Returns the config of a recurrent model, or of a recurrent speller.
 
     Args:
       model: options with the keys of `RecurrentOptions`.
-      vocab_size: V, of source and target together.
-      length: the most tokens of a source or target.
+      vocab_size: V, shared by source and target.
+      length: maximum number of tokens in a source or target.
 
-    Raises UserError for what does not fit.
+    Raises UserError for options that do not fit together.
     """
     if model.width < 2 or model.width % 2:
         raise UserError(

@@ -1,7 +1,7 @@
 """The recurrent encoder and decoder as pure functions of parameters.
 
-What they learn is described by `encoder_parameters` and `decoder_parameters`, in the order in which
-the layers lie upon each other.
+`encoder_parameters` and `decoder_parameters` declare the parameters, with layers numbered from the
+bottom.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ DIRECTIONS = ("forward", "backward")
 
 
 class Sizes(NamedTuple):
-    """What the networks are made of.
+    """Sizes and structure of the networks.
 
     Attributes:
       cell: a name in `CELLS`.
-      width: N, of the decoder's states and of the encoder's, all directions together.
-      inputs: E, of the embeddings.
-      num_layers: of encoder and decoder each.
-      init_stddev: of matrices that are not recurrent; 0: 1 / sqrt(fan in).
-      reader: reads the encoder's states; None does not.
-      input_feeding: what the step before read is an input.
-      every_step: the fixed vector is an input of every step and of the output.
-      dtype: of activations; states are float32.
-      directions: in which the encoder reads; each has its share of the width.
+      width: N, width of the decoder's states, and of the encoder's with all directions together.
+      inputs: E, width of the embeddings.
+      num_layers: number of layers of the encoder, and of the decoder.
+      init_stddev: initial standard deviation of non-recurrent matrices; 0: 1 / sqrt(fan in).
+      reader: attention to the encoder's states; None for no attention.
+      input_feeding: whether the previous step's output h~ is an input of the step.
+      every_step: whether the fixed vector is an input of every step and of the output.
+      dtype: dtype of activations; states are float32.
+      directions: directions of the encoder; each has an equal share of the width.
     """
 
     cell: str
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 
 
 def encoder_parameters(s: Sizes) -> dict[str, Any]:
-    """Returns {"0": {"forward": those of a cell, "backward": ...}, "1": ...}."""
+    """Declares the encoder's parameters: {"0": {"forward": a cell's, "backward": ...}, ...}."""
     make = CELLS[s.cell].parameters
     return {
         str(i): {d: make(s.width if i else s.inputs, s.each, s.init_stddev) for d in s.directions}
@@ -62,7 +62,11 @@ def encoder_parameters(s: Sizes) -> dict[str, Any]:
 
 
 def decoder_parameters(s: Sizes) -> dict[str, Any]:
-    """Returns {"0": those of a cell, ..., "bridge": {...}, "attention": {...}, "combine": ...}."""
+    """Declares the decoder's parameters.
+
+    Returns {"0": a cell's, ..., "bridge": {...}, "attention": {...}, "combine": ...}, the last two
+    only where they are used.
+    """
     cell, n = CELLS[s.cell], s.width
     extra = n if s.input_feeding or s.every_step else 0
     found: dict[str, Any] = {
@@ -90,11 +94,12 @@ def encode(
     lengths: Int[Array, " B"],
     drop: Drop,
 ) -> tuple[Float[Array, "B S N"], tuple[dict[str, Float[Array, "B N"]], ...]]:
-    """Runs the encoder, which reads in each of its directions.
+    """Runs the encoder in each of its directions.
 
     Returns:
-      The states of the top layer, forward beside backward, zeros at padding; and for each layer its
-      last ones: the forward state at the last token beside the backward state at the first.
+      The states of the top layer, directions concatenated, zeros at padding; and for each layer its
+      final states: the forward state at the last token concatenated with the backward state at the
+      first.
     """
     cell, last = CELLS[s.cell], []
     for i in range(s.num_layers):
@@ -117,12 +122,14 @@ def remember(
     last: tuple[dict[str, Float[Array, "B N"]], ...],
     lengths: Int[Array, " B"],
 ) -> dict[str, Any]:
-    """Returns the memory: what the decoder needs of the source, given the decoder's parameters.
+    """Returns the memory: everything the decoder needs from the source.
 
-    "initial": the decoder's first states, tanh(W v + b) of the encoder's last ones v, layer by
-    layer (Bahdanau et al. 2015, appendix A.2.2, whose v is the backward half alone). "valid"
-    (B, S): which tokens of the source are there. "source": keys and values, only with attention.
-    "fixed": v of the top layer, only where it is an input of every step.
+    "initial": the decoder's initial states, tanh(W v + b) of the encoder's final states v, layer by
+    layer (Bahdanau et al. 2015, appendix A.2.2, where v is only the backward half). "valid" (B, S):
+    False at source padding. "source": the reader's keys and values, only with attention. "fixed": v
+    of the top layer, only if it is an input of every step.
+
+    `params` are the decoder's parameters.
     """
     bridge = params["bridge"]
     initial = tuple(
@@ -144,8 +151,8 @@ def remember(
 def first_state(s: Sizes, memory: dict[str, Any]) -> dict[str, Any]:
     """Returns the decoding state before the first token.
 
-    "cells": of each layer; "position": how many tokens there were; with attention "alignment", and
-    with input feeding "fed" (B, N), zeros as in Luong et al. 2015.
+    "cells": states of each layer; "position": number of tokens so far; with attention "alignment";
+    with input feeding "fed" (B, N), zeros at first as in Luong et al. 2015.
     """
     state: dict[str, Any] = {"cells": memory["initial"], "position": jnp.int32(0)}
     if s.reader is not None:
@@ -158,7 +165,10 @@ def first_state(s: Sizes, memory: dict[str, Any]) -> dict[str, Any]:
 def gates_of(
     s: Sizes, params: dict[str, Any], x: Float[Array, "B T E"], memory: dict[str, Any]
 ) -> Float[Array, "B T G N"]:
-    """Returns the share of the lowest layer's gates that inputs and fixed vector have."""
+    """Returns the contribution of inputs and fixed vector to the bottom layer's gates.
+
+    It does not depend on the states, so it is computed for all tokens in one product.
+    """
     layer = params["0"]
     if s.every_step:
         fixed = jnp.broadcast_to(memory["fixed"][:, None], (*x.shape[:2], s.width))
@@ -174,19 +184,19 @@ def advance(
     gates: Float[Array, "B G N"],
     kept: tuple[Float[Array, "B N"], ...] = (),
 ) -> tuple[dict[str, Any], tuple[Float[Array, "B N"], Float[Array, "B H S"] | None]]:
-    """One token.
+    """Runs the decoder for one token.
 
     Args:
       s: the sizes.
-      params: of the decoder.
-      memory: as `remember` returned it.
-      state: as `first_state`.
-      gates: of the token, as `gates_of`.
-      kept: dropout's factors between the layers, one fewer than there are layers, or ().
+      params: the decoder's parameters.
+      memory: from `remember`.
+      state: the state before this token, initially from `first_state`.
+      gates: the token's gates, from `gates_of`.
+      kept: dropout factors between layers, one fewer than there are layers; () for no dropout.
 
     Returns:
-      The new state; h~ = tanh(W [c; h]) (Luong et al. 2015, equation 5) of what was read, c, and
-      the top layer's state, h; and the weights it was read with, None without attention.
+      The new state; h~ = tanh(W [c; h]) (Luong et al. 2015, equation 5), with context vector c and
+      top-layer state h; and the attention weights, None without attention.
     """
     new, cells = {**state, "position": state["position"] + 1}, []
     if s.input_feeding:
@@ -218,9 +228,10 @@ def decode(
     x: Float[Array, "B T E"],
     drop: Drop,
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B T H S"] | None]:
-    """Returns h~ and the weights of every token, as `advance` one token after the other."""
+    """Returns h~ and the weights of every token, equal to calling `advance` token by token."""
     matrices = _cast(s, params)
     gates = gates_of(s, matrices, x, memory)
+    # Draw all dropout factors before the scan, which then needs no random keys.
     ones = jnp.ones((*x.shape[:2], s.width), s.dtype)
     kept = tuple(drop(ones) for _ in range(s.num_layers - 1))
     if not s.input_feeding:
@@ -236,7 +247,10 @@ def decode(
 
 
 def _decode_by_layer(s, params, memory, gates, kept):
-    """What no step feeds to the next can be done for all of them, one layer after the other."""
+    """Runs each layer over all tokens before the next layer, as possible without input feeding.
+
+    The products with input matrices then cover all tokens at once.
+    """
     h = None
     for i, state in enumerate(memory["initial"]):
         gates = project(params[str(i)], h * kept[i - 1]) if i else gates
@@ -263,7 +277,7 @@ def _dot(x, matrix, dtype):
 
 
 def _cast(s, params):
-    """Matrices in the dtype of the products: once, not at every token."""
+    """Casts matrices to the dtype of the products, once rather than at every token."""
 
     def cast(p, described):
         return p.astype(s.dtype) if described.axes.matrix else p

@@ -1,8 +1,8 @@
-"""Checkpoints of a population, by Orbax.
+"""Saves and restores checkpoints of a population with Orbax.
 
-A checkpoint has two items: "training" (what is needed to go on) and "best" (each member's best
-parameters), so that a reader of the model does not load the optimizer. Every checkpoint holds each
-member's own best, which is why keeping the latest few is enough.
+A checkpoint has two items: "training" (everything needed to resume) and "best" (each member's best
+parameters), so that inference does not load the optimizer state. Every checkpoint contains the best
+parameters so far, so it is enough to keep the latest few.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ from research.training.step import Best, State
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"
-"""Ending of a checkpoint that was set aside; Orbax takes whole numbers for steps only."""
+"""Suffix of a checkpoint that was set aside; Orbax ignores directories not named by a number."""
 
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-"""Error numbers of a checkpoint whose files are not there, where others are the disk's."""
+"""Error numbers that mean missing checkpoint files; any others mean that the disk failed."""
 
 
 class DamagedError(Exception):
-    """The files of a checkpoint cannot be read, or not all of them."""
+    """Some files of a checkpoint are missing or cannot be read."""
 
 
 class Checkpoints:
-    """Saves in the background and restores. As a context manager it waits for saves at the end.
+    """Saves checkpoints in the background, and restores them.
 
-    What goes wrong in the background is raised here, by the next call or at the end, as an OSError
-    with the checkpoint's path when it is the disk that refuses.
+    As a context manager it waits for pending saves at exit. Errors in the background are raised by
+    the next call or at exit; disk errors as OSError with the checkpoint's path.
     """
 
     def __init__(self, directory: Path, keep: int):
@@ -55,7 +55,7 @@ class Checkpoints:
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
                 enable_async_checkpointing=True,
                 create=True,
-                # What a killed or a refused save left takes room that the next one needs.
+                # Remnants of an interrupted or failed save take space that the next one needs.
                 cleanup_tmp_directories=True,
             ),
         )
@@ -77,12 +77,13 @@ class Checkpoints:
                 with contextlib.suppress(OSError):
                     self._manager.close()
                 del self._manager
-                # What is left of a failed save complains when it is thrown away: here, unheard.
+                # Objects of a failed save log errors when they are garbage collected: collect them
+                # now, while these messages are still suppressed.
                 if failed:
                     gc.collect()
 
     def save(self, step: int, state: State) -> None:
-        """Starts saving; returns when the values are copied, before they are written."""
+        """Starts a save and returns once the values are copied, before they are written."""
         self._settle()
         items = ocp.args.Composite(
             training=ocp.args.StandardSave(_training(state)),
@@ -93,12 +94,12 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def check(self) -> None:
-        """Raises what went wrong in the background until now; does not wait."""
+        """Raises the error of a save that has failed in the background; does not wait."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self._settle()
 
     def _settle(self) -> None:
-        """Waits for the save that was started, and raises what went wrong with it."""
+        """Waits for the pending save, if any, and raises its error."""
         if self._saving is None:
             return
         path, self._saving = self._directory / str(self._saving), None
@@ -108,15 +109,15 @@ class Checkpoints:
             raise OSError(errno.EIO, "the checkpoint was not written", str(path))
 
     def restore(self, abstract: State) -> tuple[int, State] | None:
-        """Returns the newest step that can be read and the state at it; None: nothing was saved.
+        """Restores the newest readable checkpoint as (step, state); None if nothing was saved.
 
-        A checkpoint with files that are cut short, damaged or missing is set aside, not deleted,
-        and the one before it is taken.
+        A checkpoint with truncated, damaged or missing files is renamed, not deleted, and the
+        previous one is tried.
 
         Args:
-          abstract: gives shapes and shardings.
+          abstract: state with shapes and shardings.
 
-        Raises UserError when the checkpoint is of another model, or none can be read.
+        Raises UserError if the checkpoint is of another model, or none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -125,7 +126,7 @@ class Checkpoints:
                 return step, failure
             path, why = self._directory / str(step), str(failure)
             on_first(lambda path=path, why=why: _set_aside(path, why))
-            # Or the step would count as saved when training comes to it again.
+            # Otherwise Orbax would consider the step saved when training reaches it again.
             self._manager.reload()
         if on_first(lambda: any(self._directory.glob(f"*.{DAMAGED}*"))):
             raise UserError(
@@ -135,7 +136,7 @@ class Checkpoints:
         return None
 
     def _attempt(self, step: int, abstract: State) -> State | DamagedError:
-        """Returns the state at a step, or on every process why one of them cannot read it."""
+        """Returns the state at a step, or a DamagedError on all processes if any cannot read it."""
         found: State | DamagedError
         try:
             found = self._read(step, abstract)
@@ -168,21 +169,21 @@ def _training(state: State) -> dict[str, Any]:
 
 
 def _handlers() -> dict[str, ocp.StandardCheckpointHandler]:
-    """Told what the items are, Orbax can say the shapes of one before it reads it."""
+    """Returns a handler per item; Orbax needs them to report shapes before reading an item."""
     return {item: ocp.StandardCheckpointHandler() for item in ("best", "training")}
 
 
 def _differences(manager: ocp.CheckpointManager, step: int, training: Any, best: Any) -> str:
-    """Returns how the arrays of a checkpoint differ from those that are wanted, "" if they do not.
+    """Describes how the arrays of a checkpoint differ from the expected ones; "" if they do not.
 
-    Also "" when the checkpoint does not say what its arrays are: then it is damaged.
+    Also returns "" if the checkpoint has no readable metadata: then it is damaged.
     """
     with contextlib.suppress(Exception):  # whatever a damaged file makes Orbax raise
         there = manager.item_metadata(step)
         for item, wanted in (("training", training), ("best", best)):
             have = {"/".join(k): v.shape for k, v in ocp.tree.to_flat_dict(there[item]).items()}
             want = {"/".join(k): v.shape for k, v in ocp.tree.to_flat_dict(wanted).items()}
-            # Without its metadata Orbax makes up names; every state has some in common.
+            # Without metadata Orbax invents names; real states always share some, so require that.
             known = have.keys() & want.keys()
             for name in sorted(have.keys() | want.keys()) if known else ():
                 a, b = have.get(name, "absent"), want.get(name, "absent")
@@ -192,7 +193,7 @@ def _differences(manager: ocp.CheckpointManager, step: int, training: Any, best:
 
 
 def _set_aside(path: Path, why: str) -> None:
-    """Renames a damaged checkpoint to what is no step, and says so."""
+    """Renames a damaged checkpoint so that it no longer counts as a step, and prints a message."""
     number, aside = 0, path.with_name(f"{path.name}.{DAMAGED}")
     while aside.exists():
         number += 1
@@ -202,15 +203,15 @@ def _set_aside(path: Path, why: str) -> None:
 
 
 def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
-    """Returns the best parameters of one member and {"value", "step"} of when they were best.
+    """Returns the best parameters of one member, and their {"value", "step"}.
 
-    They are those of the newest checkpoint that can be read.
+    They come from the newest readable checkpoint.
 
     Args:
       directory: the checkpoints directory.
       member: index on the population axis.
 
-    Raises UserError when there is no checkpoint, or none that can be read.
+    Raises UserError if there is no checkpoint, or none can be read.
     """
     if not directory.is_dir():
         raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
@@ -225,7 +226,7 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
             except DamagedError as error:
                 print(f"{directory / str(step)} is damaged ({error}).", file=sys.stderr)
                 continue
-            # On the host, or a program would be compiled for each shape.
+            # Index on the host: on the device, each shape would compile a program.
             best = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[member], best))
             return best["params"], {"value": float(best["value"]), "step": int(best["step"])}
     if steps or any(directory.glob(f"*.{DAMAGED}*")):
@@ -234,8 +235,8 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
 
 
 def _best_at(path: Path) -> Any:
-    """Returns the item "best" of a checkpoint; that another item is damaged does not matter."""
-    # Onto one device, wherever it was when it was saved.
+    """Returns the item "best" of a checkpoint, even if another item is damaged."""
+    # Restore onto one device, whatever the sharding was when it was saved.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     handler = ocp.StandardCheckpointHandler()
     with _finding_damage():
@@ -248,7 +249,7 @@ def _best_at(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _finding_damage() -> Generator[None]:
-    """Turns what Orbax raises into a DamagedError, unless a disk or a device refuses."""
+    """Turns Orbax's exceptions into DamagedError, except those of the disk or the device."""
     try:
         yield
     except (UserError, jax.errors.JaxRuntimeError):
@@ -265,7 +266,7 @@ def _finding_damage() -> Generator[None]:
 
 @contextlib.contextmanager
 def _naming_disk(path: Path) -> Generator[None]:
-    """Turns what Orbax raises into an OSError with the checkpoint's path where it is one."""
+    """Turns disk errors raised by Orbax into OSError with the checkpoint's path."""
     try:
         yield
     except Exception as error:
@@ -275,7 +276,8 @@ def _naming_disk(path: Path) -> Generator[None]:
         number, what = refused.errno, refused.strerror
     else:
         return
-    # Here and not above, so that the error does not hold on to all that Orbax was doing.
+    # Raised outside the except block, so that the error has no context, which would keep Orbax's
+    # objects alive.
     raise OSError(number, f"the checkpoint cannot be written: {what}", str(path))
 
 
@@ -286,7 +288,7 @@ def _chain(error: BaseException | None) -> Generator[BaseException]:
 
 
 def _os_error(error: BaseException) -> OSError | None:
-    """Returns the OSError that is behind an exception: tensorstore has it in its message only."""
+    """Returns the OSError behind an exception; tensorstore has it only in its message."""
     for cause in _chain(error):
         if isinstance(cause, OSError) and cause.errno:
             return cause
@@ -296,7 +298,7 @@ def _os_error(error: BaseException) -> OSError | None:
 
 
 def _root(error: BaseException) -> str:
-    """Returns what tensorstore or a parser said first, without the details."""
+    """Returns the message of the root cause (tensorstore or a parser), without details."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).partition(" [")[0].split())[:200] or type(error).__name__
@@ -304,10 +306,10 @@ def _root(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _told_once() -> Generator[None]:
-    """While active, Orbax's threads do not print what it raises; that is told once, where it ends.
+    """Suppresses what Orbax's threads log about errors, which are also raised and reported once.
 
-    They log tracebacks, and coroutines that wait for a read or a write complain when it fails
-    after their event loop is closed.
+    The threads log tracebacks, and coroutines that wait for a read or a write print warnings if it
+    fails after their event loop is closed.
     """
     before, loggers = sys.unraisablehook, (logging.get_absl_logger(), getLogger("asyncio"))
 

@@ -1,8 +1,8 @@
-"""What a run keeps of its data, and whether they are still the same.
+"""Records which data a run used, and checks that they have not changed.
 
-data.json has the sha256 of every file that the task read. It is no part of the config, so that a
-run's id does not depend on where files are or who made them; what else a task keeps (its tokenizer,
-what is known of its corpus) is compared as well.
+data.json has the sha256 of every file that the task read. It is not part of the config, so a run's
+id does not depend on where files are or who made them. Other artifacts of a task (its tokenizer,
+facts about its corpus) are compared as well.
 """
 
 import json
@@ -20,7 +20,7 @@ HELP = "Put the old data back, or train in another --workdir."
 
 
 def write_data(task: Task, run: Path) -> None:
-    """Writes what a run keeps of its task's data."""
+    """Writes the task's artifacts and data.json into a run directory."""
     for name, text in task.artifacts().items():
         write_text(run / name, text)
     if task.files:
@@ -28,11 +28,11 @@ def write_data(task: Task, run: Path) -> None:
 
 
 def recorded_files(run: Path) -> dict[str, str] | None:
-    """Returns {name: sha256} of the files that a run read, or None where it does not say."""
+    """Returns {name: sha256} of the files that a run read, or None if it has no record of them."""
     record = read_json(run / DATA)
     if record is not None:
         return record["files"]
-    # Runs of before data.json have the files of texts in corpus.json, whose paths may be absolute.
+    # Runs older than data.json list text files in corpus.json, possibly with absolute paths.
     old = (read_json(run / CORPUS) or {}).get("sha256")
     if not isinstance(old, Mapping):
         return None
@@ -40,29 +40,30 @@ def recorded_files(run: Path) -> dict[str, str] | None:
 
 
 def check_same_files(task: Task, run: Path) -> None:
-    """Raises UserError when the files that a run read are not those that `task` read."""
+    """Raises UserError if the files that a run read differ from those that `task` read."""
     there = recorded_files(run)
     if there is not None and (changed := difference(there, task.files)):
         raise UserError(f"{run}: its data changed since it began: {changed}. {HELP}")
 
 
 def check_same_data(task: Task, run: Path) -> None:
-    """Raises UserError when a run's data are not those of `task`; of a run that is none, nothing.
+    """Raises UserError if a run's data differ from those of `task`.
 
-    Runs of before there was a record are taken as they are.
+    Accepts directories without a run, and runs too old to have a record.
     """
     if not (run / CONFIG).exists():
         return
     check_same_files(task, run)
     for name, text in task.artifacts().items():
         path = run / name
-        # A file that was cut short differs, whatever its last bytes are.
+        # "replace", because a truncated file may end within a character; it must count as changed,
+        # not raise.
         if path.exists() and not _same(name, path.read_bytes().decode(errors="replace"), text):
             raise UserError(f"{run}: its data changed since it began ({name} differs). {HELP}")
 
 
 def _same(name: str, there: str, here: str) -> bool:
-    """Whether two versions of an artifact say the same, as far as both say it."""
+    """Returns whether two versions of an artifact agree; corpus.json only on their common keys."""
     if name != CORPUS or there == here:
         return there == here
     try:
@@ -73,5 +74,5 @@ def _same(name: str, there: str, here: str) -> bool:
 
 
 def _facts(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what corpus.json says without the files, which `check_same_files` compares."""
+    """Returns the content of corpus.json without the files, which `check_same_files` compares."""
     return {k: v for k, v in known.items() if k != "sha256" or not isinstance(v, Mapping)}

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, device, git commit, command line."""
+"""Describes the environment of a run: versions, device, git commit, command line."""
 
 import datetime
 import os
@@ -33,14 +33,14 @@ def describe_environment() -> dict:
 
 
 def command_line() -> list[str]:
-    """Returns the command that started this process, as one would type it."""
+    """Returns the arguments of the command that started this process, as typed in a shell."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name] if spec else [sys.argv[0]]
     return ["python", *program, *sys.argv[1:]]
 
 
 def git_state(directory: Path) -> dict | None:
-    """Returns {"commit", "dirty"} of the checkout around `directory`, or None outside of one.
+    """Returns {"commit", "dirty"} of the checkout that contains `directory`; None if there is none.
 
     "dirty" says whether tracked files differ from the commit.
     """
@@ -60,9 +60,9 @@ def git_state(directory: Path) -> dict | None:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that a shape compiles once per machine.
+    """Enables JAX's persistent compilation cache, so that a program compiles once per machine.
 
-    The directory is $JAX_COMPILATION_CACHE_DIR, or compilation/ beside the data in ~/.cache/attest.
+    The directory is $JAX_COMPILATION_CACHE_DIR, by default ~/.cache/attest/compilation.
     """
     default = Path.home() / ".cache" / "attest" / "compilation"
     directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)

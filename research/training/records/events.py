@@ -1,4 +1,4 @@
-"""TensorBoard's event files."""
+"""Writes TensorBoard event files."""
 
 import os
 import socket
@@ -17,21 +17,22 @@ FLUSH_SECONDS = 30.0
 
 
 class EventFile:
-    """One event file, written by the thread that calls.
+    """An event file that is written by the calling thread.
 
-    The usual writers hand events to a thread of their own. When it dies of a full disk nobody hears
-    of it, and once its queue is full, whoever adds an event or closes the writer waits forever.
+    The usual writers use a background thread. If a full disk kills it, no error is raised, and once
+    its queue is full, adding an event or closing the writer blocks forever.
 
     Args:
-      directory: where the file is made; TensorBoard shows all files in it as one run.
-      step: at which the run begins or goes on.
+      directory: directory of the file; TensorBoard shows all files in it as one run.
+      step: step at which training starts or resumes.
 
-    Every method raises OSError, with the file's name, when the disk refuses.
+    Every method raises OSError, with the file's name, if a write fails.
     """
 
     def __init__(self, directory: Path, step: int):
         began = int(time.time())
-        # A run that is stopped and goes on within a second must not write over its first file.
+        # The name has pid and step: a run that resumes within the same second must not overwrite
+        # its first file.
         name = f"events.out.tfevents.{began}.{socket.gethostname()}.{os.getpid()}.{step}"
         self._path = directory / name
         directory.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,7 @@ class EventFile:
         self._write(Event(wall_time=time.time(), file_version=VERSION))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the scalars of a step, {name: value}; flushed twice a minute."""
+        """Writes the scalars of a step, {name: value}; flushes every `FLUSH_SECONDS`."""
         event = Event(wall_time=time.time(), step=step)
         for name, value in values.items():
             event.summary.value.extend(summary.scalar(name, value).value)
@@ -54,6 +55,6 @@ class EventFile:
                 self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes and closes the file."""
         with naming(self._path):
             self._records.close()

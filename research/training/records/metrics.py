@@ -1,8 +1,8 @@
-"""Metrics of a population on their way to disk: JSON lines and TensorBoard, one step late.
+"""Writes the metrics of a population as JSON lines and for TensorBoard, one row late.
 
-Rows are handed over as device arrays and written when the next row comes, so that the host never
-waits for the step that it just dispatched. A thread waits in its place, so that the time of a row
-is when it was computed: on GPUs the host drives a loop of steps, and the next row comes only when
+Rows are added as device arrays and written when the next row is added, so the host never waits for
+the step that it just dispatched. A thread waits instead, so that a row's time stamp is when its
+values were computed: on GPUs the host drives the loop of steps, and the next row arrives only after
 the next steps are done.
 """
 
@@ -25,7 +25,7 @@ from research.tasks.task import Sums
 
 
 def ratios(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[float]]:
-    """Returns {metric: total / count} of one member; slices that hold nothing are NaN."""
+    """Returns {metric: total / count} of one member; empty slices are NaN."""
     values = {}
     for name, (total, count) in sums.items():
         total, count = np.asarray(total)[member], np.asarray(count)[member]
@@ -36,14 +36,14 @@ def ratios(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[floa
 
 
 def resume_metrics(runs: Sequence[Path], step: int, logged: Iterable[int]) -> None:
-    """Drops the rows after the step that runs go on from; they will come again.
+    """Drops metrics rows after the step from which runs resume; training writes them again.
 
     Args:
       runs: run directories.
-      step: of the checkpoint; 0: the beginning.
-      logged: the steps up to there that have a row.
+      step: step of the checkpoint; 0: start of training.
+      logged: the steps up to `step` that must have a row.
 
-    Raises UserError when rows before the checkpoint are not there any more.
+    Raises UserError if rows up to the checkpoint are missing.
     """
     for run in runs:
         rows = [row for row in read_metrics(run) if row["step"] <= step]
@@ -60,10 +60,10 @@ class MetricsWriter:
 
     Args:
       runs: run directories, in member order.
-      step: that they begin or go on at.
-      utilization: model FLOPs utilization at one step per second, where the devices' peak is known.
+      step: step at which training starts or resumes.
+      utilization: model FLOPs utilization at one step per second; None if the peak is unknown.
 
-    Every method raises OSError, with the file's name, when the disk refuses.
+    Every method raises OSError, with the file's name, if a write fails.
     """
 
     def __init__(self, runs: Sequence[Path], step: int, utilization: float | None = None):
@@ -73,19 +73,19 @@ class MetricsWriter:
         self._pending: tuple[int, dict[str, Any], Future[float]] | None = None
         self._waiting = ThreadPoolExecutor(1)
         self._start = time.perf_counter()
-        # Imported here: it imports PyTorch where there is one.
+        # Imported lazily: tensorboardX imports PyTorch if it is installed.
         from research.training.records.events import EventFile
 
         self._boards = [EventFile(run / "tensorboard", step) for run in runs]
         self.latest: list[dict] = []
 
     def add(self, step: int, columns: dict[str, Any]) -> None:
-        """Hands over the row of `step`: {prefix: sums} and {name: (P,) array or float}."""
+        """Adds the row of `step`: {prefix: sums} and {name: (P,) array or float}."""
         self.flush()
         self._pending = (step, columns, self._waiting.submit(_computed, columns))
 
     def flush(self) -> None:
-        """Writes the row that is waiting; blocks until its values are computed."""
+        """Writes the pending row; blocks until its values are computed."""
         if self._pending is None:
             return
         step, columns, computed = self._pending
@@ -99,14 +99,14 @@ class MetricsWriter:
             path = run / METRICS
             with naming(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain(row)) + "\n")
-            # TensorBoard has no word for NaN either.
+            # TensorBoard cannot show NaN or infinities; JSON has null for them.
             finite = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
             board.add(step, finite)
 
     def sync(self) -> None:
-        """As `flush`, and returns when the rows would outlast a power cut.
+        """Flushes and fsyncs the rows, so that they survive a power failure.
 
-        A checkpoint may then say that training has come this far.
+        Called before a checkpoint: a checkpoint at a step requires the rows up to that step.
         """
         self.flush()
         for path in (run / METRICS for run in self._runs):
@@ -123,7 +123,7 @@ class MetricsWriter:
         return row
 
     def _utilized(self, step: int, now: float) -> dict[str, float]:
-        """The utilization since the last row; evaluation and saving count as time."""
+        """Returns the utilization since the last row; the time includes evaluation and saving."""
         if self._utilization is None or self._last is None:
             return {}
         before, then = self._last
@@ -131,7 +131,7 @@ class MetricsWriter:
         return {"model_flops_utilization": rate * self._utilization}
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the pending row and closes all files."""
         with contextlib.ExitStack() as left:
             left.callback(self._waiting.shutdown)
             for board in self._boards:
@@ -140,6 +140,6 @@ class MetricsWriter:
 
 
 def _computed(columns: Any) -> float:
-    """Waits, and returns when all of it was there."""
+    """Waits for all arrays and returns the time (perf_counter) when they were computed."""
     jax.block_until_ready(columns)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""The line that shows how far a run is: a live bar on a terminal, else a line now and then."""
+"""Shows the progress of training: a live bar on a terminal, otherwise a line now and then."""
 
 import sys
 import time
@@ -14,10 +14,10 @@ class ProgressLine:
     """Shows steps, steps/s, metrics and remaining time of one population.
 
     Args:
-      title: what is trained.
+      title: label of the line.
       start, steps: first and last step.
-      shown: metrics to show, names of a metrics row.
-      quiet: shows nothing; of several processes one speaks.
+      shown: names of the metrics to show, as in a metrics row.
+      quiet: shows nothing; set on all processes but one.
     """
 
     def __init__(
