@@ -1,4 +1,4 @@
-"""From an experiment to its cells: one cell is one run, identified by what its config reads."""
+"""Expands an experiment into cells: one cell is one run, identified by the options it reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from research.training import schema
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an experiment: which arm, where on the axes, what for.
+    """One run of an experiment: its arm, axis point and stage.
 
     Attributes:
       arm: name of the arm.
@@ -30,8 +30,8 @@ class Cell:
       stage: "tune" or "report".
       tuned: {tuned key: value} of this run; in the report stage, the chosen values.
       seed: the run's seed.
-      look: how often seeds had been added before this one.
-      config: what the run reads (locked); its identity is hashed to the run id.
+      look: how many times the number of seeds had been raised before this seed was added.
+      config: the options that the run reads (locked); the run id is a hash of them.
     """
 
     arm: str
@@ -61,8 +61,8 @@ class Cell:
 def resolve(
     experiment: Experiment, arm: str, point: Deltas, tuned: Deltas, seed: int, stage: str
 ) -> Cell:
-    """Returns the cell: base, then common, the axis point, the arm, its matched feed-forward width,
-    the tuned values."""
+    """Returns a cell, applying deltas in this order: base, common, axis point, arm, matched
+    feed-forward width, tuned values."""
     base = load_config(experiment.base)
     deltas = {**experiment.common, **point, **experiment.arms[arm], **tuned, "seed": seed}
     if arm in experiment.feedforward:
