@@ -35,11 +35,11 @@ flags.DEFINE_string(
 )
 
 PROGRESS_FROM = 100
-"""Texts from which on progress is shown, where the results do not go to a terminal."""
+"""Number of texts from which progress is shown, if the results do not go to a terminal."""
 
 
 def main(*texts: str) -> None:
-    """Classifies and prints."""
+    """Classifies the texts and prints the results."""
     options = flags.FLAGS
     lines = texts_of(texts, options.input)
     classifier = open_classifier(Path(options.workdir), options.by)
@@ -66,7 +66,7 @@ def main(*texts: str) -> None:
 
 
 def texts_of(texts: Sequence[str], file: str) -> list[str]:
-    """Returns what is to be classified. Raises UserError for nothing, and for an empty text."""
+    """Returns the texts to classify. Raises UserError if there are none or one is empty."""
     from research.decoding.lines import read_lines
 
     if texts and file:
@@ -95,7 +95,7 @@ def texts_of(texts: Sequence[str], file: str) -> list[str]:
 
 
 def open_classifier(workdir: Path, by: str):
-    """Returns the classifier of a run. Raises UserError."""
+    """Returns the classifier of a run. Raises UserError for an unsuitable run or method."""
     from research.interpret.classification import TextClassifier, check_method
     from research.tasks.text.tokenizer import FILE, OpenTokenizer
     from research.training.runs import load_config_of, open_run

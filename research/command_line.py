@@ -1,4 +1,4 @@
-"""What all commands share: flags, config overrides, --help, and mistakes as one line."""
+"""Shared command line handling: flags, config overrides, --help, and one-line errors."""
 
 import functools
 import inspect
@@ -18,19 +18,19 @@ ASKING = ("help", "h", "?", "helpshort", "helpfull")
 
 
 def is_asked(argv: Sequence[str]) -> bool:
-    """Returns whether a command line asks for help, in any of the usual spellings."""
+    """Returns whether a command line asks for help, in any common spelling."""
     words = list(argv[1:])
     words = words[: words.index("--")] if "--" in words else words
     return any(w.startswith("-") and w.lstrip("-").split("=")[0] in ASKING for w in words)
 
 
 def flag_lines(main_module: str) -> list[str]:
-    """Returns what the flags of a command are: --config first, the others in order of definition.
+    """Returns the help lines for a command's flags: --config first, then in order of definition.
 
-    Its flags are those that modules of this project define, as opposed to libraries.
+    Only flags that modules of this project define are listed, not those of libraries.
 
     Args:
-      main_module: the name that absl has for the module that was started.
+      main_module: absl's name for the module that was started.
     """
     found: list[flags.Flag] = []
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
@@ -50,20 +50,20 @@ def _described(flag: flags.Flag) -> Iterator[str]:
 
 
 def write(lines: Sequence[str]) -> None:
-    """Prints the lines, as far as the reader wants them: `--help | head` ends in peace."""
+    """Prints the lines; if the reader closes the pipe early (`--help | head`), stops quietly."""
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:
-        # What is still buffered would raise again when the process ends.
+        # Flushing the rest of the buffer at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def config_lines(path: str) -> list[str]:
-    """Returns what is known of a config file's keys: those that its run reads, and the others.
+    """Returns the help lines for the keys of a config file: keys that its run reads, then others.
 
-    A line for each key with its value, and below what it means. Raises UserError.
+    Each key has a line with its value, and its meaning below. Raises UserError for a bad config.
     """
-    # Imported here: it takes jax, which the help of a command does not need.
+    # Imported here because it imports jax, which the help of a command does not need.
     from research.training.schema import meanings, resolve
 
     config = load_config(path)
@@ -81,12 +81,12 @@ NO_CONFIG = "--config is missing; for example --config=configs/base.py."
 
 
 def _read_flags(argv: list[str], main: Callable[..., int | None], files: bool) -> list[str]:
-    """Parses flags; a mistake is one line and exit code 2 instead of a traceback.
+    """Parses flags; a mistake prints one line and exits with code 2 instead of a traceback.
 
     Args:
       argv: the command line.
       main: the command; --help prints the docstring of its module.
-      files: whether arguments that are no flags are allowed.
+      files: whether positional arguments are allowed.
     """
     if is_asked(argv):
         _print_help(argv, main)
@@ -105,7 +105,7 @@ def _read_flags(argv: list[str], main: Callable[..., int | None], files: bool) -
 
 
 def _print_help(argv: list[str], main: Callable[..., int | None]) -> None:
-    """Prints what the command is and its flags, or the keys of the config file that is given."""
+    """Prints a command's description and flags, or the keys of the config file if one is given."""
     path = _given(argv).get("config")
     if path and "config" in flags.FLAGS:
         try:
@@ -120,24 +120,24 @@ def _print_help(argv: list[str], main: Callable[..., int | None]) -> None:
 
 
 def _given(argv: list[str]) -> dict[str, str]:
-    """Returns {name: value} of a command line's flags, `--config=x` and `--config x` alike."""
+    """Returns {name: value} of the flags on a command line, written `--name=x` or `--name x`."""
     words = [word for argument in argv[1:] for word in argument.split("=", 1)]
     pairs = itertools.pairwise([*words, ""])
     return {word.lstrip("-"): value for word, value in pairs if word.startswith("-")}
 
 
 def _check_config_flag() -> None:
-    """Raises UserError unless --config was given, loads, and its overrides fit the file."""
+    """Raises UserError unless --config was given, can be loaded, and its overrides are valid."""
     if "config" not in flags.FLAGS:
         return
     flag = flags.FLAGS["config"]
     path = config_flags.get_config_filename(flag) if flag.present else ""
     if not path:
-        # An experiment has its configs inside; the command says so itself if it takes either.
+        # An experiment names its own config; a command that takes either checks for that itself.
         if "experiment" in flags.FLAGS:
             return
         raise UserError(NO_CONFIG)
-    # The flag turns (1, "a") and abc into tuples where (1, 2) is wanted.
+    # For a key whose value is a tuple such as (1, 2), the flag also accepts (1, "a") and abc.
     config = load_config(path)
     known, kinds = flatten(config), kinds_of(config)
     for key, value in flatten(flags.FLAGS.config).items():
@@ -146,7 +146,7 @@ def _check_config_flag() -> None:
 
 
 def _explained(argv: list[str], error: Exception) -> str:
-    """Returns the message for a command line that could not be parsed, with what is right."""
+    """Returns the error message for a command line that could not be parsed, with the fix."""
     missing = re.search(r"flag --(\w+)=None", str(error))
     if missing:
         name = missing[1]
@@ -166,7 +166,7 @@ def _explained(argv: list[str], error: Exception) -> str:
 
 
 def _check_override(key: str, value: str, kinds: Mapping[str, type]) -> None:
-    """Raises UserError for an override of a key that does not exist, or of another type."""
+    """Raises UserError if an override names an unknown key or has a value of the wrong type."""
     if key not in kinds:
         raise UserError(f"config key {key!r} does not exist.{nearest(key, kinds)}")
     kind = kinds[key]
@@ -199,7 +199,7 @@ def define_config_flag() -> None:
 
 
 def define_process_flags() -> None:
-    """Defines how several processes find each other; `research.parallel.processes` reads it."""
+    """Defines the flags by which several processes find each other, for `parallel.processes`."""
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, when there are several.")
     flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
     flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")
@@ -207,24 +207,24 @@ def define_process_flags() -> None:
 
 
 def run(main: Callable[..., int | None]) -> None:
-    """Runs a command: parses flags, calls `main()`, ends with what it returns as exit code.
+    """Runs a command: parses flags, calls `main()`, and exits with the code that it returns.
 
-    A UserError is one line and exit code 2, and so is an OSError that says that a path is wrong.
-    Any other OSError, as of a full disk, is one line and exit code 1.
+    A UserError, or an OSError caused by a wrong path, prints one line and exits with code 2. Any
+    other OSError, such as a full disk, prints one line and exits with code 1.
 
-    A `main` with parameters gets the arguments that are no flags: names of files.
+    If `main` has parameters, it is called with the positional arguments.
     """
     files = bool(inspect.signature(main).parameters)
 
     def guarded(argv: list[str]) -> None:
-        # Libraries narrate at INFO; a command's own lines would drown in it.
+        # Libraries log a lot at INFO level, which would bury the command's own output.
         logging.set_verbosity(logging.WARNING)
         try:
             sys.exit(main(*argv[1:]) or 0)
         except UserError as error:
             _stop(_one_line(error))
         except BrokenPipeError:
-            # Whoever read the output has seen enough; nothing is left that could be flushed.
+            # The reader closed the pipe: discard the rest, which would raise again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:

@@ -44,7 +44,7 @@ def page() -> str:
 
 
 def section(name: str) -> str:
-    """Returns the part of the page on one section of a config."""
+    """Returns the part of the page about one config section."""
     root = SECTIONS[name].root
     title = f"`{name}`" if name else "Keys that stand alone"
     about = [f"\n## {title}\n"]
@@ -56,14 +56,14 @@ def section(name: str) -> str:
 
 
 def _choices(name: str, key: str) -> str:
-    """Returns the table of what one key chooses from."""
+    """Returns the Markdown table of the parts that one key can name."""
     parts = SECTIONS[name].tables[key].items()
     rows = [(f"`{one}`", _first_line(part), part.source or "-") for one, part in parts]
     return table((f"{name}.{key}", "what it is", "source"), rows)
 
 
 def _rows(name: str) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yields a row for each key of a section; several where parts declare it differently."""
+    """Yields a row for each key of a section, or several if parts declare the key differently."""
     found: dict[str, list[tuple[Declared, list[str]]]] = {
         key: [(SECTIONS[name].every()[key][0], ["all"])]
         for key in SECTIONS[name].tables
@@ -112,7 +112,7 @@ def _either(values: Any) -> str:
 
 
 def values_of(declared: Declared) -> str:
-    """Returns what an option may be: "int, at least 1"."""
+    """Returns the allowed values of an option in words: "int, at least 1"."""
     limits = declared.option
     if limits.table is not None:
         return "a name above" + (', or several joined by "&" and "|"' if limits.joined else "")

@@ -1,7 +1,7 @@
-"""Config files: loading, deltas, identity, and the flag parsing of the commands.
+"""Config files: loads, flattens, compares and serializes configs, and applies deltas to them.
 
-A config file defines `get_config() -> ConfigDict` (optionally `get_config(argument)`, given as
-`--config=file.py:argument`). `research/` never imports `configs/`: it is handed a path.
+A config file defines `get_config() -> ConfigDict`, or `get_config(argument)` for
+`--config=file.py:argument`. `research/` never imports `configs/`; files are loaded by path.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 from research.errors import UserError, did_you_mean
 
 Deltas = Mapping[str, Any]
-"""Dotted config keys and the values they take, for example {"model.num_heads": 8}."""
+"""{dotted config key: new value}, for example {"model.num_heads": 8}."""
 
 
 def load_module(path: str | Path) -> Any:
-    """Imports a Python file by its path, with the current directory importable.
+    """Imports a Python file by its path; it can import modules from the current directory.
 
-    Raises UserError when there is no such file.
+    Raises UserError if the file does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,7 +41,7 @@ def load_module(path: str | Path) -> Any:
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    # Registered before it runs: dataclasses defined in the file look their module up.
+    # Registered before it runs, because dataclasses defined in the file look up their module.
     sys.modules.setdefault(path.stem, module)
     with _blaming(path):
         spec.loader.exec_module(module)
@@ -50,7 +50,7 @@ def load_module(path: str | Path) -> Any:
 
 @contextlib.contextmanager
 def _blaming(path: str | Path) -> Generator[None]:
-    """Turns an exception of the user's file into a UserError that says where it was raised."""
+    """Turns an exception raised in the user's file into a UserError that says where it was."""
     try:
         yield
     except UserError:
@@ -78,7 +78,7 @@ def load_config(path: str) -> ConfigDict:
 
 
 def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted key: value}, nested mappings opened, tuples kept."""
+    """Returns {dotted key: value} of a nested mapping; tuples stay tuples."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict | Mapping):
@@ -103,8 +103,8 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 def apply_deltas(config: ConfigDict, deltas: Deltas) -> ConfigDict:
     """Returns a locked copy of `config` with `deltas` applied.
 
-    Raises UserError for a key that does not exist (naming the nearest) and for a value of
-    another type (naming the type that is wanted).
+    Raises UserError for an unknown key (suggesting the nearest one) and for a value of the wrong
+    type (naming the right one).
     """
     result = copy.deepcopy(config)
     known, kinds = flatten(config), kinds_of(config)
@@ -118,7 +118,7 @@ def apply_deltas(config: ConfigDict, deltas: Deltas) -> ConfigDict:
 
 
 def kinds_of(config: ConfigDict, prefix: str = "") -> dict[str, type]:
-    """Returns {dotted key: type of its values}, of unset keys as well."""
+    """Returns {dotted key: type of its value}, including unset keys."""
     found = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -129,27 +129,27 @@ def kinds_of(config: ConfigDict, prefix: str = "") -> dict[str, type]:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Returns the key that was meant: one with the same last part, else one spelled alike."""
+    """Returns " Did you mean ...?" with a key that has the same last part or a similar spelling."""
     leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
     return f" Did you mean {leaf[0]!r}?" if len(leaf) == 1 else did_you_mean(key, known)
 
 
 def checked(key: str, value: Any, kind: type, old: Any = None) -> Any:
-    """Returns a value as a key takes it: a list as a tuple, a whole number as a float.
+    """Returns a value converted for a key: a list to a tuple, and an int to a float if needed.
 
     Args:
-      key: the key.
-      value: what it is to be.
-      kind: the type of its values.
-      old: what it is; a tuple says what its items are.
+      key: the config key.
+      value: its new value.
+      kind: type of its values.
+      old: its present value; a tuple determines the type of the items.
 
-    Raises UserError for a value of another type.
+    Raises UserError for a value of the wrong type.
     """
     if isinstance(value, list):
         value = tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    # bool is an int in Python; a config that says True where a count belongs is a mistake.
+    # Compared exactly because bool is a subclass of int: True in place of a count is a mistake.
     if type(value) is not kind:
         raise UserError(
             f"config key {key!r} takes {kind.__name__}, not {type(value).__name__} ({value!r})."
@@ -180,7 +180,7 @@ def from_plain(plain: Mapping) -> ConfigDict:
 
 
 def differences(there: Mapping, here: Mapping) -> list[str]:
-    """Returns one "key (there, here)" text per key whose values differ."""
+    """Returns a text "key (there, here)" for each key whose values differ."""
     a, b = flatten(there), flatten(here)
     return [
         f"{key} ({a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} here)"

@@ -1,4 +1,4 @@
-"""What a command shows as a single line instead of a traceback: mistakes, and disks that refuse."""
+"""Errors that a command shows as one line without a traceback: bad input and failing disks."""
 
 import contextlib
 import difflib
@@ -20,13 +20,13 @@ class UserError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the nearest known name, or "" when nothing is near."""
+    """Returns " Did you mean 'x'?" for the nearest known name; "" if none is close."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def check_name(field: str, value: str, known: Iterable[str]) -> None:
-    """Raises UserError unless `value` is one of `known`; lists them and suggests the nearest."""
+    """Raises UserError unless `value` is in `known`; lists the names and suggests the nearest."""
     known = sorted(known)
     if value not in known:
         hint = did_you_mean(value, known)
@@ -34,14 +34,14 @@ def check_name(field: str, value: str, known: Iterable[str]) -> None:
 
 
 def read_part(section: str, part: type[options.P], values: Mapping[str, Any]) -> options.P:
-    """Returns a section of a config as the part that its values describe.
+    """Returns the part that a config section describes.
 
     Args:
-      section: the name that messages put before a key; "": the key stands alone.
+      section: prefix of the keys in error messages; "" for top-level keys.
       part: class of the section.
       values: {key: value}; keys that the part does not read are ignored.
 
-    Raises UserError for a value that is wrong.
+    Raises UserError for an invalid value.
     """
     try:
         return options.read(part, values)
@@ -50,7 +50,7 @@ def read_part(section: str, part: type[options.P], values: Mapping[str, Any]) ->
 
 
 def explained(section: str, error: options.OptionError) -> UserError:
-    """Returns an error in an option of a section as one that a command shows."""
+    """Converts an OptionError in a config section into a UserError."""
     key = f"{section}.{error.field}" if section else error.field
     if error.known:
         hint = did_you_mean(str(error.value), error.known)
@@ -60,7 +60,7 @@ def explained(section: str, error: options.OptionError) -> UserError:
 
 
 def check_output(flag: str, path: str, ending: str) -> None:
-    """Raises UserError for the path of a flag that no file can be written to; "" is none."""
+    """Raises UserError if the output file of a flag could not be written; "" means no output."""
     if path and not path.endswith(ending):
         raise UserError(f"--{flag}={path} must end in {ending}.")
     if path and not Path(path).absolute().parent.is_dir():
@@ -69,7 +69,7 @@ def check_output(flag: str, path: str, ending: str) -> None:
         raise UserError(f"--{flag}={path} is a directory.")
     if path:
         try:
-            # Output is written beside its place and renamed; asked before hours of work, not after.
+            # Files are written as a temporary file and renamed. Check the folder before the work.
             with tempfile.TemporaryFile(dir=Path(path).absolute().parent):
                 pass
         except OSError as error:
@@ -88,18 +88,18 @@ PATHS = frozenset(
         errno.ELOOP,
     )
 )
-"""Error numbers that say that a path is wrong; the others say that a disk or a network is."""
+"""Error numbers caused by a wrong path; other numbers mean that a disk or a network failed."""
 
 
 def told(error: OSError) -> str:
-    """Returns what the system said of a file, with its name: "runs/a: No space left on device"."""
+    """Returns the file name and the system's message: "runs/a: No space left on device"."""
     what = error.strerror or str(error)
     return f"{os.fsdecode(error.filename)}: {what}" if error.filename else what
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Generator[None]:
-    """Gives an OSError the name of the file, which it lacks when a write fails and not an open."""
+    """Adds the file name to an OSError, which has none if a write fails rather than an open."""
     try:
         yield
     except OSError as error:
@@ -109,7 +109,7 @@ def naming(path: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def while_starting(directory: Path) -> Generator[None]:
-    """Turns an OSError into a UserError: nothing is done yet that a disk has to take."""
+    """Turns an OSError into a UserError, since no work can be lost yet at the start."""
     try:
         yield
     except OSError as error:

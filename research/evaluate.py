@@ -36,13 +36,13 @@ flags.DEFINE_boolean("recompute", False, "Also reads the window anew for each to
 flags.DEFINE_string("out", "", "Directory of stream.json and stream.png. Default: WORKDIR.")
 
 STREAM = ("window", "sinks", "tokens", "pieces", "input", "recompute", "out")
-"""Options of a stream."""
+"""Flags for streaming."""
 SPLITS = ("train", "validation")
-"""Of a text."""
+"""Splits of a text data set."""
 
 
 def main() -> None:
-    """Evaluates and prints."""
+    """Evaluates the best checkpoint, or streams a long text, and prints the results."""
     options = flags.FLAGS
     workdir = Path(options.workdir)
     streams = any(options[name].present for name in STREAM)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def again(opened: Any, split: str) -> None:
-    """Prints the metrics of a run as lines of split, metric and value, parted by tabs."""
+    """Evaluates a run again and prints lines of split, metric and value, separated by tabs."""
     from research.runs.store import result_of
     from research.training.evaluating import changes, evaluate
 
@@ -85,7 +85,7 @@ def again(opened: Any, split: str) -> None:
 
 
 def check(options: flags.FlagValues) -> None:
-    """Raises UserError for options of a stream that make no sense, before anything is opened."""
+    """Raises UserError for invalid streaming flags, before anything is opened."""
     sinks_of(options)
     if options["window"].present and options.window < 1:
         raise UserError(f"--window={options.window} must be at least 1.")
@@ -100,7 +100,7 @@ def check(options: flags.FlagValues) -> None:
 
 
 def sinks_of(options: flags.FlagValues) -> list[int]:
-    """Returns the numbers of sinks, ascending. Raises UserError for what is no number."""
+    """Returns the numbers of sinks, ascending. Raises UserError if one is not a number."""
     words = options.sinks
     if not words or not all(word.strip().isdecimal() for word in words):
         raise UserError(f"--sinks={','.join(words)} must be numbers from 0, such as 0,4.")
@@ -108,7 +108,7 @@ def sinks_of(options: flags.FlagValues) -> list[int]:
 
 
 def sizes_of(config: ConfigDict, options: flags.FlagValues) -> tuple[int, int]:
-    """Returns the window, and how many tokens the model can read at once. Raises UserError."""
+    """Returns the window and the model's maximum length, in tokens. Raises UserError."""
     window = options.window or config.task.length
     longest = max((config.task.length, *config.task.get("eval_lengths", ())))
     if options.tokens <= window:
@@ -124,13 +124,13 @@ def sizes_of(config: ConfigDict, options: flags.FlagValues) -> tuple[int, int]:
 
 
 def stream(opened: Any, options: flags.FlagValues, window: int, longest: int) -> None:
-    """Streams, prints a table and writes curves and picture. Raises UserError.
+    """Streams a text, prints a table, and writes the curves and a figure. Raises UserError.
 
     Args:
       opened: the run.
-      options: of the command.
-      window: tokens of the rolling cache.
-      longest: tokens that the model can read at once.
+      options: flags of the command.
+      window: size of the rolling cache, in tokens.
+      longest: maximum number of tokens that the model can read at once.
     """
     from research.decoding.stream_curves import pieces, stream_models, summaries
 
@@ -145,7 +145,7 @@ def stream(opened: Any, options: flags.FlagValues, window: int, longest: int) ->
 
 
 def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
-    """Returns the tokens of a long text, and what it is. Raises UserError."""
+    """Returns the tokens of the text to stream, and a description of it. Raises UserError."""
     import numpy as np
 
     from research.tasks.corpora import read_file
@@ -160,7 +160,7 @@ def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
 def curves_of(
     opened: Any, models: list, tokens: Any, window: int, longest: int, recompute: bool
 ) -> list[Any]:
-    """Returns what reads the text in each way, one curve to each, with progress on stderr."""
+    """Returns one loss curve for each way to read the text; shows progress on stderr."""
     from research.decoding.stream_curves import Curve, dense, recomputed, streamed
     from research.models.registry import make_model
 

@@ -35,7 +35,7 @@ flags.DEFINE_string("attention", "", "Page of the attention with which it is wri
 
 
 def main() -> None:
-    """Continues the prompt and prints it, or scores a text."""
+    """Prints a continuation of the prompt, or scores a text."""
     import jax
     import numpy as np
 
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def check(options: flags.FlagValues) -> None:
-    """Raises UserError for options that do not go together, before anything is opened."""
+    """Raises UserError for incompatible flags, before anything is opened."""
     if not options.prompt:
         raise UserError("--prompt is empty; give at least one character.")
     check_output("attention", options.attention, ".html")
@@ -99,7 +99,7 @@ def kept(chunks: Iterator, written: list[int]) -> Iterator:
 
 
 def texts(tokenizer, chunks: Iterator, samples: int) -> Iterator[list[str]]:
-    """Yields what each sample has become so far."""
+    """Yields the text of every sample so far, after each chunk."""
     tokens: list[list[int]] = [[] for _ in range(samples)]
     for chunk in chunks:
         for row, new in zip(tokens, chunk.tolist(), strict=True):
@@ -108,12 +108,12 @@ def texts(tokenizer, chunks: Iterator, samples: int) -> Iterator[list[str]]:
 
 
 def show(prompt: str, states: Iterator[list[str]], samples: int) -> None:
-    """Prints one sample as it comes; several as panels, or one after the other into a file."""
+    """Prints one sample as it is generated; several as live panels, or in turn into a file."""
     if samples == 1:
         print(prompt, end="", flush=True)
         shown = ""
         for (text,) in states:
-            # A character may still lack bytes; what was printed cannot be taken back.
+            # The last character may still lack bytes, and printed output cannot be taken back.
             ready = text.rstrip("\ufffd")
             if ready.startswith(shown):
                 print(ready[len(shown) :], end="", flush=True)

@@ -29,7 +29,7 @@ define_options()
 
 
 def main() -> int:
-    """Starts a job here, or writes, shows and with --submit starts it elsewhere."""
+    """Starts a job here, or writes and shows the files to start it elsewhere (--submit does so)."""
     from research.cloud.launch import engines, local
     from research.cloud.launch.devices import deal, local_devices
 

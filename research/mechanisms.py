@@ -75,7 +75,7 @@ def mixers() -> str:
 
 
 def parts(field: str) -> str:
-    """Returns the section of one table of parts of softmax attention."""
+    """Returns the section about one kind of part of softmax attention."""
     plain = count(make_mixer(**SIZE))
     rows = []
     for name, part in TABLES[field].items():
@@ -115,7 +115,7 @@ NOTES = {
 
 
 def switches() -> str:
-    """Returns the section of what is switched on by a key of its own."""
+    """Returns the section about features that a config key of their own switches on."""
     rows = [
         (f"`model.{name}`", o.help, o.source, ", ".join(o.where or ("self", "cross", "decoder")))
         for name, o in ((n, declared.option) for n, declared in registry.SWITCHES.items())
@@ -126,14 +126,14 @@ def switches() -> str:
 
 
 def able(spec: MixerSpec) -> list[str]:
-    """Returns the implementations that compute this mechanism exactly."""
+    """Returns the names of the implementations that compute a mixer's mechanism exactly."""
     assert isinstance(spec.options, AttentionOptions)
     mechanism = spec.options.mechanism(spec.context)
     return [name for name in IMPLEMENTATIONS if not refusal(name, mechanism)]
 
 
 def count(mixer: Mixer) -> int:
-    """Returns how many numbers a mixer learns."""
+    """Returns the number of parameters of a mixer."""
     return sum(math.prod(p.shape) for p in mixer.parameters().values())
 
 

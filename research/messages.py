@@ -1,28 +1,29 @@
-"""What commands say on stderr beside their results: messages, and how far long work has come."""
+"""Messages and progress that commands print to stderr."""
 
 import sys
 import time
 from collections.abc import Callable
 
 PLAIN_SECONDS = 15.0
-"""Seconds between lines of progress when they do not go to a terminal."""
+"""Seconds between progress lines if stderr is not a terminal."""
 LIVE_SECONDS = 0.2
-"""Seconds between changes of the line on a terminal."""
+"""Seconds between updates of the progress line on a terminal."""
 
 
 def tell(text: str) -> None:
-    """Prints to stderr."""
+    """Prints a line to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def progress_of(total: int, noun: str) -> Callable[[int], None]:
-    """Returns a function that says on stderr, now and then, how many of `total` are done.
+    """Returns a function that reports progress on stderr when called with the number done.
 
-    On a terminal that is one line, which stays at the end; elsewhere a line every 15 seconds.
+    On a terminal it updates one line in place, which stays at the end; otherwise it prints a line
+    every 15 seconds.
 
     Args:
-      total: how much there is to do.
-      noun: what is counted, in the plural: "lines".
+      total: number of items in all.
+      noun: plural noun for the items, such as "lines".
     """
     began = said = time.perf_counter()
     live = sys.stderr.isatty()
@@ -40,7 +41,7 @@ def progress_of(total: int, noun: str) -> Callable[[int], None]:
         if not ended:
             text += f", {(total - done) / max(rate, 1e-9):,.0f} s left"
         if live:
-            # The line is written over the one before, and the spaces clear what that had more.
+            # Overwrites the previous line; padding with spaces clears the rest of a longer one.
             print(f"\r{text:<79}", end="\n" if ended else "", file=sys.stderr, flush=True)
         else:
             tell(text)

@@ -38,7 +38,7 @@ def main() -> None:
     from research.cloud.prices import PRICES, load_prices
 
     if options.topology != "local" and "JAX_PLATFORMS" not in os.environ:
-        # Compiling for a TPU and taking hold of one are different things; the first is wanted.
+        # Compiling for a TPU does not need one: keep JAX from acquiring a TPU of this machine.
         jax.config.update("jax_platforms", "cpu")
     prices = load_prices(options.prices or PRICES)
     if options.experiment:

@@ -20,7 +20,7 @@ flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one progra
 
 
 def main() -> int:
-    """Trains what is left of an experiment; returns 1 when a run failed."""
+    """Trains the unfinished runs of an experiment; returns 1 if a run failed."""
     from research.ablation.forecast import forecast
     from research.ablation.sweep import EXPERIMENT, parse_shard, prepare, run_sweep
     from research.ablation.tuning import extension_text
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def show_forecast(rows: list[dict]) -> None:
-    """Prints the rows of `forecast` as a table, with the totals."""
+    """Prints the rows of `forecast` as a table with totals."""
     from rich.console import Console
     from rich.table import Table
 
@@ -89,7 +89,7 @@ def show_forecast(rows: list[dict]) -> None:
             "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",
         )
     console = Console()
-    # Piped into a file or a pager there is no terminal width to keep to.
+    # In a file or a pager there is no terminal width to respect.
     console.print(table) if console.is_terminal else Console(width=160).print(table)
     left = [row for row in rows if row["status"] == "to do"]
     if any(row["seconds"] is None for row in rows):

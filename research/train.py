@@ -49,7 +49,7 @@ def main() -> None:
 
 def members_of(config: ConfigDict) -> list[ConfigDict]:
     """Returns one config per member: `members` seeds from `seed` on. Raises UserError."""
-    # Imported here: it takes jax, which --help does not need.
+    # Imported here because it imports jax, which --help does not need.
     from research.training.schema import resolve
 
     config = resolve(config)

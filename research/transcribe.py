@@ -33,11 +33,11 @@ flags.DEFINE_string("alignment", "", "Draws what was read of one file's frames i
 
 FROM_RUN = ("beam", "length_penalty", "ctc_weight")
 TOGETHER = 256
-"""Files that are held in memory at once; their transcripts appear together."""
+"""Number of files held in memory at once; their transcripts appear together."""
 
 
 def main(*files: str) -> int:
-    """Transcribes and prints; returns the exit code."""
+    """Transcribes the files and prints the transcripts; returns the exit code."""
     options = flags.FLAGS
     check(options, files)
     from research.tasks.speech.features import SHIFT_SECONDS
@@ -57,7 +57,7 @@ def main(*files: str) -> int:
 
 
 def check(options: flags.FlagValues, files: tuple[str, ...]) -> None:
-    """Raises UserError for options that do not go with the files, before anything is computed."""
+    """Raises UserError for flags that do not fit the files, before anything is computed."""
     if not files:
         raise UserError("no files; give one or more: research.transcribe --workdir=DIR FILE.wav")
     picture = options.alignment
@@ -69,7 +69,7 @@ def check(options: flags.FlagValues, files: tuple[str, ...]) -> None:
 def open_transcriber(workdir: Path, options: flags.FlagValues):
     """Returns the transcriber of a run, its config, and the frames of its longest training source.
 
-    Raises UserError.
+    Raises UserError if the run or the flags do not allow transcription.
     """
     from research.decoding.search import Search, check_model
     from research.decoding.transcription import Transcriber
@@ -87,7 +87,7 @@ def open_transcriber(workdir: Path, options: flags.FlagValues):
 
 
 def read(files: tuple[str, ...], task, longest: int | None) -> list[tuple[str, Any]]:
-    """Returns the path and features of every file that can be read; says which others cannot."""
+    """Returns path and features of every readable file; reports the unreadable ones on stderr."""
     from research.decoding.transcription import read_features
     from research.tasks.speech.features import SHIFT_SECONDS
 
@@ -108,7 +108,7 @@ def read(files: tuple[str, ...], task, longest: int | None) -> list[tuple[str, A
 
 
 def show(transcriber, features: list, options: flags.FlagValues) -> None:
-    """Transcribes files, prints their lines, draws the one that is to be drawn."""
+    """Transcribes files, prints their lines, and draws the alignment of a file if requested."""
     from research.decoding.search import ctc_share
     from research.decoding.transcription import transcribe
 
@@ -128,7 +128,7 @@ def show(transcriber, features: list, options: flags.FlagValues) -> None:
 
 
 def draw(transcriber, frames, transcript, path: Path, alone: bool) -> None:
-    """Writes the picture of a file: of its attention, or of its labels where CTC is alone."""
+    """Writes a figure of a file's attention, or of its CTC labels if CTC decodes alone."""
     from research.decoding.transcription import label_posteriors
     from research.inspect.speech_picture import write_speech_alignment, write_speech_labels
 

@@ -38,7 +38,7 @@ flags.DEFINE_string("alignment_head", "mean", "The head that is drawn, LAYER.HEA
 
 
 def main() -> None:
-    """Translates and prints."""
+    """Translates the lines and prints the translations."""
     options = flags.FLAGS
     lines = lines_of(options)
     references = file_lines("reference", options.reference) if options.reference else None
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def lines_of(options: flags.FlagValues) -> list[str] | None:
-    """Returns the lines to translate, or None when they will be typed. Raises UserError."""
+    """Returns the lines to translate, or None if they will be typed. Raises UserError."""
     from research.decoding.lines import read_lines
 
     if options.text and options.input:
@@ -80,7 +80,7 @@ def lines_of(options: flags.FlagValues) -> list[str] | None:
 
 
 def file_lines(flag: str, name: str) -> list[str]:
-    """Returns the lines of a file that a flag names. Raises UserError."""
+    """Returns the lines of the file named by a flag. Raises UserError."""
     from research.decoding.lines import read_lines
 
     if not Path(name).is_file():
@@ -89,7 +89,7 @@ def file_lines(flag: str, name: str) -> list[str]:
 
 
 def check(options: flags.FlagValues, lines: list | None, references: list | None) -> None:
-    """Raises UserError for options that do not go with the lines, before anything is computed."""
+    """Raises UserError for flags that do not fit the lines, before anything is computed."""
     if references is not None and (lines is None or len(references) != len(lines)):
         there = "typed lines" if lines is None else f"{len(lines):,} lines to translate"
         raise UserError(
@@ -113,7 +113,7 @@ def open_translator(workdir: Path, options: flags.FlagValues):
     search = search_of(options, config.decoding.to_dict())
     search.limit(config.task.length)
     run = open_run(workdir, config)
-    # Of a recurrent decoder, the top layer alone reads the source.
+    # In a recurrent decoder, only the top layer attends to the source.
     layers = config.model.num_layers if config.model.name == "encoder_decoder" else 1
     seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
     tell(f"best step {run.best['step']:,}" + (f", seed {seed}" if search.sampling else ""))
@@ -124,7 +124,7 @@ def open_translator(workdir: Path, options: flags.FlagValues):
 
 
 def search_of(options: flags.FlagValues, run_search: dict):
-    """Returns the run's search with what the flags change of it. Raises UserError."""
+    """Returns the run's search settings, overridden by the flags. Raises UserError."""
     from research.decoding.sampling import Sampling
     from research.decoding.search import Search
 
@@ -138,7 +138,7 @@ def search_of(options: flags.FlagValues, run_search: dict):
 
 
 def converse(translator, nbest: int) -> None:
-    """Translates what is typed, line by line, until the end of input."""
+    """Translates typed lines one by one until the end of input."""
     from research.decoding.lines import as_lines, read_lines, translate
 
     translate(translator, ["."], one_shape=True)
@@ -161,7 +161,7 @@ def converse(translator, nbest: int) -> None:
 
 
 def tell_cut(cut: list[int], length: int) -> None:
-    """Says which lines were not translated to their end."""
+    """Reports on stderr which translations were cut at the maximum length."""
     first = ", ".join(f"{i + 1:,}" for i in cut[:10]) + (", ..." if len(cut) > 10 else "")
     tell(f"cut to task.length = {length:,} tokens: {len(cut):,} lines ({first})")
 
@@ -176,7 +176,7 @@ def tell_scores(translations: list[str], references: list[str], words_of_bleu: s
 
 
 def draw(translator, results: list, options: flags.FlagValues) -> None:
-    """Writes the picture of the one sentence that was translated."""
+    """Writes the alignment figure of the one translated sentence."""
     from research.inspect.alignment_picture import by_word, select_head, write_alignment
 
     (best,) = (row[0] for row in results if row[0].source)

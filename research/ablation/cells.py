@@ -1,8 +1,8 @@
-"""Which run is which cell of a sweep: written by the sweep, read by reports.
+"""Maps runs to the cells of a sweep: the sweep writes the files, reports read them.
 
-cells.json lists the cells of a whole sweep, cells-I-of-N.json those of one of its N shards. A shard
-writes no cells but its own, so that shards that finish together cannot overwrite what the other has
-found out. No lock is needed, which directories shared by several machines may not have.
+cells.json lists the cells of a whole sweep, cells-I-of-N.json the cells of shard I of N. Each shard
+writes only its own file, so shards that finish at the same time cannot overwrite each other. This
+needs no file lock, which a directory shared by several machines may not support.
 """
 
 import re
@@ -17,16 +17,16 @@ NAME = re.compile(r"cells(-\d+-of-\d+)?\.json")
 
 
 def write_cells(workdir: Path, rows: Sequence[Mapping], index: int = 0, count: int = 1) -> None:
-    """Writes the rows of a sweep's cells, or of its shard `index` (from 0) of `count`."""
+    """Writes the rows of a sweep's cells, or those of its shard `index` (from 0) of `count`."""
     name = WHOLE if count == 1 else f"cells-{index + 1}-of-{count}.json"
     write_json(workdir / name, list(rows))
 
 
 def read_cells(workdir: Path) -> list[dict]:
-    """Returns the rows that all shards have written; [] before any has.
+    """Returns the rows that all shards have written so far; [] if there are none.
 
-    Of an arm at a point that several files list, as when a sweep goes on in another number of
-    shards, the file that was written last counts. Raises UserError for a damaged file.
+    Several files may list the same arm and point, for example after a sweep was resumed with
+    another number of shards; the file written last wins. Raises UserError for a damaged file.
     """
     found = [path for path in workdir.glob("cells*.json") if NAME.fullmatch(path.name)]
     rows: dict[tuple, list[dict]] = {}

@@ -1,26 +1,27 @@
-"""Claims as data: what a paper says, where, its figures, and the test that checks it.
+"""Claims as data: a published statement, its source and figures, and the test that checks it.
 
 A test is a small frozen dataclass that names arms, a place on the axes and a margin. It holds no
-numbers of ours; `research.report.judging.verdicts.judge` applies it to the measured runs.
-Everything here survives `dataclasses.asdict` and JSON, and `claim_from_json` brings it back.
+measurements; `research.report.judging.verdicts.judge` applies it to the runs.
+Claims can be serialized with `dataclasses.asdict` and JSON; `claim_from_json` restores them.
 
-What is compared, of a metric:
-  the outcome, where `Outcome.solved` is given: the probability that a seed solves the task;
-  "steps_to_threshold": the order in which seeds get there;
-  "budget/NAME": the number, which is the same for all seeds;
-  anything else, also the outcome when it is named: the mean over seeds. A single mean is tested
-    with great caution (`research.stats.CAUTION`), a difference of two by Welch's test.
-"timing/NAME" is never compared: one clock times all seeds of an arm at once.
+The compared statistic depends on the metric:
+  the outcome (metric "") with `Outcome.solved`: the probability that a seed solves the task;
+  "steps_to_threshold": the order in which the seeds reach the threshold;
+  "budget/NAME": the number itself, which is the same for all seeds;
+  anything else, including the outcome given by its name: the mean over seeds. A single mean is
+    tested very conservatively (`research.stats.CAUTION`), a difference of two by Welch's test.
+"timing/NAME" is never compared, because one clock times all seeds of an arm at once.
 
 Common attributes of the tests:
-  at: partial axis point, {axis key: value}. Axes it leaves out are quantified over: the claim must
-    hold at every one of their values. Empty means at every point.
-  metric: name of the metric that is tested; "" is the outcome of the experiment. A sliced metric
-    (for example "accuracy_by_gap") adds the axis "slice", whose values are the slice labels.
+  at: partial axis point, {axis key: value}. The claim must hold at every value of the axes that it
+    leaves out; empty: at every point.
+  metric: name of the tested metric; "" is the outcome of the experiment. A sliced metric (for
+    example "accuracy_by_gap") adds the axis "slice", whose values are the slice labels.
     "budget/NAME" is a budget column, "timing/NAME" a timing, "steps_to_threshold" the first
-    evaluated step at which the outcome reached `Outcome.solved`, "rise_time" the part of training
-    that the outcome took from 20 to 80 % of its way (0.6 is steady, near 0 a jump).
-  better: "higher" or "lower"; needed only for a metric whose direction nothing declares.
+    evaluated step at which the outcome reached `Outcome.solved`, "rise_time" the fraction of
+    training in which the outcome rose from 20 to 80 % of the way to the threshold (0.6: steady
+    progress, near 0: a jump).
+  better: "higher" or "lower"; only needed for a metric whose direction is declared nowhere.
 """
 
 from collections.abc import Mapping
@@ -32,17 +33,17 @@ from research.errors import UserError, check_name
 from research.runs.store import BUDGET, TIMINGS
 
 SLICE = "slice"
-"""Axis key of the labels of a sliced metric."""
+"""Axis key for the slice labels of a sliced metric."""
 STEPS, RISE = "steps_to_threshold", "rise_time"
-"""Metrics that are read off the curve of the outcome: the first evaluated step at which it reached
-`Outcome.solved`, and the part of training in which it went most of its way. Fewer steps are better;
-how abruptly an outcome came is neither."""
+"""Metrics derived from the validation curve of the outcome: the first evaluated step at which it
+reached `Outcome.solved`, and the fraction of training in which most of its rise happened. Fewer
+steps are better; a more abrupt rise is neither better nor worse."""
 COLUMNS: Mapping[str, Mapping[str, bool | None]] = {"budget": BUDGET, "timing": TIMINGS}
-"""What a metric with a slash may name, and whether higher is better."""
+"""{prefix before the slash of a metric: {name: whether higher is better}}."""
 
 
 Directions = Mapping[str, bool | None]
-"""{metric: whether higher is better}; None where neither is."""
+"""{metric: whether higher is better}; None if neither direction is better."""
 
 
 def _kind(name: str) -> Any:
@@ -51,19 +52,19 @@ def _kind(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is compared.
+    """The metric by which an experiment compares its arms.
 
     Attributes:
       metric: name of a scalar metric of the task, for example "accuracy".
-      split: evaluation split that is reported. "validation" chooses tuned values and the "best"
-        checkpoint, and may be reported only where it has chosen nothing.
+      split: evaluation split that is reported. "validation" selects tuned values and the "best"
+        checkpoint, so it may be reported only if neither was selected on it.
       at: "best" (parameters with the best validation value) or "final" (the last step).
-      higher_is_better: direction of the metric; None: as it is declared where the metric is. Must
-        be said where nothing declares it, and may not contradict what does.
-      solved: threshold that counts as solving the task, or None. With it claims on the outcome
-        are about the probability to solve, and the report adds the steps that seeds took.
-      chance: the outcome of guessing, or None. No difference between two arms is judged when
-        neither is better than that.
+      higher_is_better: direction of the metric; None takes the direction declared with the metric.
+        Required if none is declared, and must not contradict a declared one.
+      solved: threshold at which the task counts as solved, or None. With a threshold, claims about
+        the outcome concern the probability of solving, and the report adds the steps to solve.
+      chance: chance level of the outcome, or None. The difference of two arms is not judged if
+        neither of them is better than chance.
     """
 
     metric: str
@@ -82,7 +83,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Direction:
-    """Arm `a` is better than arm `b` by more than `margin`, in units of what is compared."""
+    """Arm `a` is better than arm `b` by more than `margin`, in units of the compared statistic."""
 
     a: str
     b: str
@@ -97,9 +98,9 @@ class Direction:
 class Threshold:
     """The mean of `arm` is at least `at_least`, or at most `at_most` (exactly one of them).
 
-    Of an outcome with `Outcome.solved`, or with a `share`: more than that share of the seeds are (a
-    half, if it is not said). The mean of seeds that succeed or fail is little to go by: four that
-    succeed do not exclude a fifth that fails.
+    For an outcome with `Outcome.solved`, or if `share` is given, the claim is instead that more
+    than that share of the seeds meet the bound (default: half). The mean says little when each seed
+    either succeeds or fails: four successes do not rule out that a fifth seed fails.
     """
 
     arm: str
@@ -122,7 +123,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Arms `a` and `b` differ by less than `margin` in what is compared, in either direction."""
+    """Arms `a` and `b` differ by less than `margin` in the compared statistic, either way."""
 
     a: str
     b: str
@@ -137,11 +138,11 @@ class Equivalence:
 
 @dataclass(frozen=True)
 class Crossover:
-    """Going up the axis `along`, arm `a` is first better than `b` and then worse.
+    """Along the axis `along`, arm `a` is better than `b` at low values and worse at high ones.
 
-    With `value`, `a` is better at every axis value below it and worse at every one above it (the
-    value itself is left out). Without, `a` is better at the smallest axis value and worse at the
-    largest.
+    If `value` is given, `a` is better at every axis value below it and worse at every one above it
+    (the value itself is not tested). Otherwise, `a` is better at the smallest axis value and worse
+    at the largest.
     """
 
     a: str
@@ -156,11 +157,11 @@ class Crossover:
 
 @dataclass(frozen=True)
 class Trend:
-    """What is compared of `arm` rises, falls or stays flat along an axis.
+    """The compared statistic of `arm` rises, falls or stays flat along an axis.
 
-    "increasing" and "decreasing" ask for a change from every axis value to the next, and for one of
-    more than `margin` from the first to the last. "flat" asks that no two axis values differ by
-    `margin`. Axis values that are not numbers count in their order.
+    "increasing" and "decreasing" require a change from every axis value to the next, and one of
+    more than `margin` from the first to the last. "flat" requires that no two axis values differ by
+    `margin`. Axis values that are not numbers are taken in the order in which they are given.
     """
 
     arm: str
@@ -199,15 +200,16 @@ class Claim:
 
     Attributes:
       text: the statement, one sentence.
-      source: where it is published, for example "Bahdanau 2015, Fig. 2"; "" for our own.
-      published: {label: figure}; a label that is an arm's name is shown beside that arm's mean. A
-        text or a number is shown as it is.
-      test: what must hold on our runs; None shows the figures and passes no verdict.
-      primary: whether the claim is one of those the experiment was made for. The primary claims of
-        an experiment are corrected together for their number; others are exploratory, are not
-        corrected, and the report says so.
-      within_steps: whether the claim is of arms after the same steps, finished or not. Otherwise an
-        arm is called worse, or unable, only where its validation curve is flat at the end.
+      source: where it is published, for example "Bahdanau 2015, Fig. 2"; "" for our own claims.
+      published: {label: figure}; a figure labelled with an arm's name is shown beside that arm's
+        mean. A single text or number is shown as it is.
+      test: condition that our runs must meet; None shows the figures without a verdict.
+      primary: whether the experiment was designed to test this claim. The primary claims of an
+        experiment are corrected for multiple testing together; the others are exploratory and are
+        not corrected, and the report says so.
+      within_steps: whether the claim compares arms after the same number of steps, converged or
+        not. Otherwise an arm is called worse, or unable, only if its validation curve has flattened
+        out by the end.
     """
 
     text: str
@@ -218,12 +220,12 @@ class Claim:
     within_steps: bool = False
 
     def arms(self) -> tuple[str, ...]:
-        """Returns the arms the test names."""
+        """Returns the arms that the test names."""
         names = (getattr(self.test, key, None) for key in ("arm", "a", "b"))
         return tuple(name for name in names if name is not None)
 
     def axes(self) -> tuple[str, ...]:
-        """Returns the axis keys the test names, without the slices of a sliced metric."""
+        """Returns the axis keys that the test names, except "slice"."""
         if self.test is None:
             return ()
         along = getattr(self.test, "along", None)
@@ -234,15 +236,15 @@ class Claim:
 def higher_is_better(
     metric: str, outcome: Outcome, better: str = "", declared: Directions = MappingProxyType({})
 ) -> bool | None:
-    """Returns the direction of a metric: True, False, or None when nothing tells it.
+    """Returns whether a higher value of a metric is better; None if its direction is unknown.
 
-    A slice, METRIC_by_SLICE, goes the way of METRIC.
+    A sliced metric, METRIC_by_SLICE, has the direction of METRIC.
 
     Args:
-      metric: as in a test.
-      outcome: of the experiment, with its direction.
-      better: "higher" or "lower", which decides; "": what is declared does.
-      declared: {metric: direction} of the experiment's runs.
+      metric: name of the metric, as in a test.
+      outcome: outcome of the experiment, with its direction.
+      better: "higher" or "lower" overrides the declared direction; "" does not.
+      declared: {metric: direction} as the experiment's runs declare them.
     """
     if better:
         check_name("better", better, ("higher", "lower"))
@@ -260,7 +262,7 @@ def restore_test(value: Mapping) -> Test:
     kind = value.get("kind", "")
     check_name("test.kind", kind, TESTS)
     cls = TESTS[kind]
-    # Trends had a scale, when they were lines.
+    # Old files may hold a "scale": trends were once tested by fitting a line.
     arguments = {key: v for key, v in value.items() if key not in ("kind", "scale")}
     for key in arguments:
         check_name(f"field of test {kind!r}", key, [f.name for f in fields(cls) if f.init])

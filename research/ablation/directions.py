@@ -1,4 +1,4 @@
-"""Which way the metrics of a run are better, and how bad they can be, as each declares it."""
+"""Directions and worst possible values of a run's metrics, as the metrics declare them."""
 
 from ml_collections import ConfigDict
 
@@ -11,14 +11,14 @@ from research.training import scores
 
 
 def declared(config: ConfigDict) -> Directions:
-    """Returns the direction of every metric that a run of `config` may have; None: it has none.
+    """Returns {metric: whether higher is better} for all metrics of a run; None for neither.
 
     Raises UserError for an unknown task or question.
     """
     check_name("task.name", config.task.name, TASKS)
     task = TASKS[config.task.name].task
     found: dict[str, bool | None] = dict(scores.HIGHER_IS_BETTER)
-    # How heads are makes a model neither better nor worse.
+    # Measures of attention heads describe a model; no value of them is better than another.
     found |= dict.fromkeys(config.interpret.measures)
     for name in config.interpret.final:
         check_name("interpret.final", name, FINAL)
@@ -28,7 +28,7 @@ def declared(config: ConfigDict) -> Directions:
 
 
 def worst_values(config: ConfigDict) -> dict[str, float]:
-    """Returns {metric: value of a model that does nothing right}, of those that have one."""
+    """Returns {metric: its worst possible value} for the metrics that have one."""
     task = TASKS[config.task.name].task
     aligned = {n: v for n, v in alignment_measures.WORST.items() if n in task.aligned}
     return {**aligned, **task.worst}

@@ -1,4 +1,4 @@
-"""From an experiment to its cells: one cell is one run, identified by what its config reads."""
+"""Expands an experiment into cells: one cell is one run, identified by the options it reads."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from research.training import schema
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an experiment: which arm, where on the axes, what for.
+    """One run of an experiment: its arm, axis point and stage.
 
     Attributes:
       arm: name of the arm.
@@ -33,8 +33,8 @@ class Cell:
       stage: "tune" or "report".
       tuned: {tuned key: value} of this run; in the report stage, the chosen values.
       seed: the run's seed.
-      look: how often seeds had been added before this one.
-      config: what the run reads (locked); its identity is hashed to the run id.
+      look: how many times the number of seeds had been raised before this seed was added.
+      config: the options that the run reads (locked); the run id is a hash of them.
     """
 
     arm: str
@@ -64,8 +64,8 @@ class Cell:
 def resolve(
     experiment: Experiment, arm: str, point: Deltas, tuned: Deltas, seed: int, stage: str
 ) -> Cell:
-    """Returns the cell: base, then common, the axis point, the arm, its matched feed-forward width,
-    the tuned values."""
+    """Returns a cell, applying deltas in this order: base, common, axis point, arm, matched
+    feed-forward width, tuned values."""
     base = load_config(experiment.base)
     deltas = {**experiment.common, **point, **experiment.arms[arm], **tuned, "seed": seed}
     if arm in experiment.feedforward:
@@ -103,12 +103,12 @@ def report_cells(experiment: Experiment, arm: str, point: Deltas, chosen: Deltas
 def added_cells(
     experiment: Experiment, cells: Sequence[Cell], results: Mapping[str, Mapping]
 ) -> list[Cell]:
-    """Returns the tuning cells that come next: of one more value to each grid that needs it.
+    """Returns the tuning cells to add: one more value for each grid that needs an extension.
 
     Args:
-      experiment: with its tuning seeds drawn.
+      experiment: the experiment, with its tuning seeds drawn.
       cells: the tuning cells so far, in grid order.
-      results: {run id: result.json} of those that have one.
+      results: {run id: result.json} of the finished ones.
     """
     places = {(cell.arm, point_key(cell.point)): cell for cell in cells}
     found = scored(experiment.outcome, [cell.to_json() for cell in cells], results)

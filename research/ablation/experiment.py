@@ -1,8 +1,8 @@
 """An ablation as data: question, base config, arms, axes, tuning, seeds, outcome, claims.
 
 An experiment file defines one module-level `experiment = Experiment(...)`, which
-`research.ablation.loading` reads and checks; `research.ablation.expansion` makes runs of it. This
-module is all that a report needs of it, and imports no jax.
+`research.ablation.loading` reads and checks, and `research.ablation.expansion` expands into runs.
+Reports need only this module, so it does not import jax.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from research.errors import UserError
 COSTS = ("parameters", "flops_per_token", "state_bytes")
 """Columns of the budget."""
 WIDTH = "model.feedforward"
-"""The key that match="parameters" solves."""
+"""The config key that match="parameters" solves for."""
 
 
 @dataclass(frozen=True)
@@ -25,38 +25,38 @@ class Experiment:
     """One ablation.
 
     Attributes:
-      question: what the ablation asks, one sentence.
+      question: the question that the ablation answers, one sentence.
       base: path of the config file that every arm starts from.
       common: deltas on the base that all arms share.
       arms: {arm name: deltas}. The first arm is the reference of the comparisons.
       axes: {config key: values}; every arm runs at every point of their product.
-      tune: {config key: values}, three or more of them; each arm at each point takes the
+      tune: {config key: values}, preferably three or more per key; each arm at each point takes the
         combination that is best on validation over `tune_seeds`, and is then trained on `seeds`,
         which tuning never saw.
-      seeds: how many seeds are reported: they are drawn from a hash of the experiment when it is
-        first run, so that nobody has chosen them, and stay (see `registration`). Or the seeds
-        themselves, where old runs are to be found again.
-      tune_seeds: how many seeds choose among `tune`, drawn as `seeds` are and others than these;
-        or the seeds themselves. Unused without `tune`.
-      tune_extend: how many values a grid may be continued by on a side where an arm's best value
-        lies at its edge, one after the other, where its values are floats in about equal ratios;
-        0: the grid stays as it is.
-      outcome: the compared quantity.
-      claims: published or expected statements, checked on the stats.
+      seeds: number of reported seeds. They are drawn from a hash of the experiment when it is first
+        run, so that nobody chooses them, and are then kept (see `registration`). Or the seeds
+        themselves, to find the runs of an older sweep again.
+      tune_seeds: number of tuning seeds, drawn like `seeds` and distinct from them; or the seeds
+        themselves. Unused without `tune`.
+      tune_extend: maximum number of values by which a grid is extended, one at a time, on a side
+        where an arm's best value lies at its edge. Applies to grids of floats in roughly equal
+        ratios; 0: grids are never extended.
+      outcome: the metric that is compared.
+      claims: published or expected statements that are tested on the runs.
       match: "parameters" gives every arm the feed-forward width (model.feedforward) at which it has
         as many parameters as the first arm; "" leaves the arms as they are.
       same: groups of arms that are meant to be the same run at some point, such as
-        (("window", "full"),) where the window is as long as the sequence. Other arms may not be.
-      feedforward: {arm: {point: width}}, what `match` found; not to be written by hand.
-      directions: {metric: whether higher is better}, as its runs declare them; not to be written
-        by hand.
-      worst: {metric: value of a model that does nothing right}, as its runs declare them; not to be
-        written by hand.
-      looks: numbers of seeds that the sweep was run with, ascending; not to be written by hand.
-      against: a budget column that the outcome is drawn against, or "".
-      ablated: budget columns ("parameters", "flops_per_token", "state_bytes") that are the subject
-        of the ablation, so that a difference there is not flagged.
-      tolerance: relative difference of a budget column from the reference arm that is flagged.
+        (("window", "full"),) where the window is as long as the sequence. All other arms must
+        differ.
+      feedforward: {arm: {point: width}}, the widths that `match` found; filled in automatically.
+      directions: {metric: whether higher is better}, declared by the runs; filled in automatically.
+      worst: {metric: worst possible value}, declared by the runs; filled in automatically.
+      looks: numbers of seeds that the sweep was run with, ascending; filled in automatically.
+      against: budget column on the x axis of the figure of outcome against cost, or "".
+      ablated: budget columns ("parameters", "flops_per_token", "state_bytes") that the ablation
+        varies on purpose, so that a difference there is not flagged.
+      tolerance: relative difference of a budget column from the reference arm above which it is
+        flagged.
     """
 
     question: str
@@ -86,29 +86,29 @@ class Experiment:
 
 
 def experiment_from_json(value: Mapping) -> Experiment:
-    """Inverse of `Experiment.to_json`; keys that are no attribute of it are ignored.
+    """Inverse of `Experiment.to_json`; ignores keys that are not attributes of `Experiment`.
 
-    Raises UserError for an outcome without a direction: one that was never loaded from a file.
+    Raises UserError for an outcome without a direction, which the loader would have filled in.
     """
     known = {f.name: value[f.name] for f in fields(Experiment) if f.name in value}
     known["outcome"] = Outcome(**known["outcome"])
     if known["outcome"].higher_is_better is None:
         raise UserError("outcome.higher_is_better is not there; say true or false.")
     known["claims"] = [claim_from_json(claim) for claim in known.get("claims", ())]
-    # Grids stayed as they were before there was the field.
+    # Files from before this field existed come from sweeps that never extended a grid.
     known.setdefault("tune_extend", 0)
     return Experiment(**known)
 
 
 def seed_list(experiment: Experiment) -> Sequence[int]:
-    """Returns the reported seeds. Raises ValueError before they are drawn."""
+    """Returns the reported seeds. Raises ValueError if they are not drawn yet."""
     if isinstance(experiment.seeds, int):
         raise ValueError("the seeds are not drawn yet")
     return experiment.seeds
 
 
 def tune_seed_list(experiment: Experiment) -> Sequence[int]:
-    """Returns the tuning seeds, none without tuning. Raises ValueError before they are drawn."""
+    """Returns the tuning seeds, () without tuning. Raises ValueError if they are not drawn yet."""
     if not experiment.tune:
         return ()
     if isinstance(experiment.tune_seeds, int):
@@ -117,19 +117,19 @@ def tune_seed_list(experiment: Experiment) -> Sequence[int]:
 
 
 def points(experiment: Experiment) -> list[dict[str, Any]]:
-    """Returns the product of the axes, in the order they are written."""
+    """Returns all axis points, the product of the axes in their given order."""
     keys = list(experiment.axes)
     values = itertools.product(*experiment.axes.values())
     return [dict(zip(keys, combination, strict=True)) for combination in values]
 
 
 def point_name(point: Mapping[str, Any]) -> str:
-    """Returns "key=value, key=value" in the order of the keys."""
+    """Returns "key=value, key=value", sorted by key."""
     return ", ".join(f"{key}={point[key]!r}" for key in sorted(point))
 
 
 def tuning_grid(experiment: Experiment) -> list[dict[str, Any]]:
-    """Returns the product of `tune`; one empty combination without tuning."""
+    """Returns all combinations of the tuned values; one empty combination without tuning."""
     keys = list(experiment.tune)
     return [
         dict(zip(keys, combination, strict=True))

@@ -1,4 +1,4 @@
-"""What a sweep would train, and how long that would take."""
+"""Forecasts a sweep without training: its runs, their budget, and how long they would take."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,16 @@ from research.training.program import static_id
 
 
 def forecast(experiment: Experiment, workdir: Path, shard: Shard, most: int) -> list[dict]:
-    """Returns what a sweep would train, one row per run.
+    """Returns one row for each run of a sweep.
 
-    Each row: run ("after tuning" where the tuned values are not known yet), stage, arm, deltas,
-    parameters, flops_per_token, state_bytes, members (of its program), status ("done", "failed",
-    "to do") and seconds: predicted for this run's share of its program, None before any step has
-    been measured in `workdir`. A shape that has not run is predicted from its FLOPs.
+    Keys of a row: run ("after tuning" if the tuned values are not known yet), stage, arm, deltas,
+    parameters, flops_per_token, state_bytes, members (population size of its program), status
+    ("done", "failed", "to do") and seconds. The seconds are predicted for this run's share of its
+    program, and None until a step has been timed in `workdir`; shapes that have not run yet are
+    predicted from their FLOPs.
     """
     cells, waiting = plan(experiment, workdir)
-    # Which values tuning will choose is open; the budget of any of them is the budget of all.
+    # The tuned values are not known yet, but any of them stands in: none changes the budget.
     guess = next(iter(tuning_cells(experiment)), None)
     later = [
         cell

@@ -1,7 +1,7 @@
-"""Reading an experiment file: what does not make sense is refused before anything is trained.
+"""Loads and validates experiment files, so that mistakes are found before anything is trained.
 
-An ablation compares what its arms differ in. A key that two of its parts set would have one value
-in the file and another in the runs, and two arms that are one run would always be equal.
+Some mistakes would make a comparison meaningless: if two parts of an experiment set the same key,
+one of the values silently wins, and two arms that resolve to the same run are always equal.
 """
 
 import itertools
@@ -31,34 +31,35 @@ SWEPT = {
     "seed": "give seeds=5, and tune_seeds=3 where something is tuned",
     "members": "a sweep trains the runs of one shape together by itself, as --max_members says",
 }
-"""Keys that are the sweep's own, and what to do instead."""
+"""Keys that only the sweep may set, and what to do instead."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """An experiment that was written in a program, not in a file, and the name of its sweep."""
+    """An experiment built in Python rather than loaded from a file, and the name of its sweep."""
 
     experiment: Experiment
     name: str
 
 
 Source = str | Path | Written
-"""Where an experiment comes from: a file, or what a program has made."""
+"""Source of an experiment: a file, or an object built in Python."""
 
 
 def name_of(source: Source) -> str:
-    """Returns the name of an experiment: its own, or its file's without ".py"."""
+    """Returns the name of an experiment: the given one, or that of its file without ".py"."""
     return source.name if isinstance(source, Written) else Path(source).stem
 
 
 def load_experiment(source: Source, basis: str = "") -> Experiment:
-    """Returns the `experiment` of a file, checked, with its seeds and directions of metrics.
+    """Returns a validated experiment with its seeds drawn and the directions of its metrics set.
 
     Args:
-      source: the file, or the experiment as a program wrote it.
-      basis: hash that seeds are drawn from, of the sweep's first run; "": of the experiment now.
+      source: the file, or an experiment built in Python.
+      basis: hash to draw the seeds from, recorded at the sweep's first run; "": the hash of the
+        experiment as it is now.
 
-    Raises UserError naming what is wrong.
+    Raises UserError that says what is wrong.
     """
     if isinstance(source, Written):
         experiment, path = source.experiment, source.name
@@ -80,7 +81,7 @@ def load_experiment(source: Source, basis: str = "") -> Experiment:
 
 
 def check_parts(experiment: Experiment) -> None:
-    """Raises UserError for a part that is missing, empty or no list of values."""
+    """Raises UserError if a part of the experiment is missing, empty or not a list of values."""
     if not experiment.arms:
         raise UserError("arms is empty; an ablation compares at least one arm.")
     seeds = experiment.seeds
@@ -125,10 +126,9 @@ def check_parts(experiment: Experiment) -> None:
 
 
 def check_split(experiment: Experiment) -> None:
-    """Raises UserError for an outcome on the split that chose what is reported.
+    """Raises UserError if the outcome is reported on the split that was used for selection.
 
-    The best of several checkpoints, or of several rates, is flattered by the data that it was best
-    on.
+    The best of several checkpoints or learning rates looks too good on the data that selected it.
     """
     outcome = experiment.outcome
     chosen = ["the checkpoint (outcome.at='best')"] if outcome.at == "best" else []
@@ -142,9 +142,9 @@ def check_split(experiment: Experiment) -> None:
 
 
 def check_keys(experiment: Experiment) -> None:
-    """Raises UserError for a key that more than one part sets, so that one of its values is lost.
+    """Raises UserError if more than one part sets the same key, since one value would be lost.
 
-    An arm may be the exception to what is common, unless every arm is.
+    An arm may override a common delta, unless every arm does.
     """
     arms = {f"arm {name!r}": deltas for name, deltas in experiment.arms.items()}
     parts = {"common": experiment.common, **arms, "axes": experiment.axes, "tune": experiment.tune}
@@ -175,14 +175,14 @@ def check_keys(experiment: Experiment) -> None:
 
 
 def _unwanted(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields the pairs of parts that may not set the same key; the second is axes or tune."""
+    """Yields pairs of parts that must not set the same key; the second is "axes" or "tune"."""
     for taker in ("axes", "tune"):
         yield from ((part, taker) for part in parts if part not in ("axes", "tune"))
     yield "axes", "tune"
 
 
 def check_claim(experiment: Experiment, claim: Claim) -> None:
-    """Raises UserError for a claim on an arm, an axis or a column that is not there."""
+    """Raises UserError if a claim names an arm, an axis or a column that does not exist."""
     where = f"claim {claim.text!r}"
     for arm in claim.arms():
         if arm not in experiment.arms:
@@ -205,7 +205,7 @@ def check_claim(experiment: Experiment, claim: Claim) -> None:
 
 
 def each_arm(experiment: Experiment) -> list[Cell]:
-    """Returns one cell of every arm at every point: the first seed and the first to tune."""
+    """Returns one cell per arm and point, with the first seed and the first tuned values."""
     tuned, seed = tuning_grid(experiment)[0], seed_list(experiment)[0]
     return [
         resolve(experiment, arm, point, tuned, seed, "report")
@@ -215,11 +215,11 @@ def each_arm(experiment: Experiment) -> list[Cell]:
 
 
 def check_distinct(experiment: Experiment, cells: Sequence[Cell]) -> None:
-    """Raises UserError for two arms that are one run without `same` saying so, or the reverse.
+    """Raises UserError if two arms are the same run but not listed in `same`, or vice versa.
 
     Args:
-      experiment: what they are of.
-      cells: of `each_arm`.
+      experiment: the experiment.
+      cells: its cells, from `each_arm`.
     """
     said = {
         frozenset(pair) for group in experiment.same for pair in itertools.combinations(group, 2)
@@ -248,12 +248,12 @@ def _name(cell: Cell) -> str:
 
 
 def with_directions(experiment: Experiment, cells: Sequence[Cell]) -> Experiment:
-    """Returns the experiment with the directions that its runs declare, its outcome's among them.
+    """Returns the experiment with the metric directions that its runs declare filled in.
 
-    Raises UserError for an outcome or a claim whose direction nothing tells, or that contradicts
-    what is declared.
+    Raises UserError if the direction of the outcome or of a claim's metric is unknown, or
+    contradicts the declared one.
     """
-    # Imported here: it takes jax, which reading what is on disk does not need.
+    # Imported here because it imports jax, which reading an experiment from disk does not need.
     from research.ablation.directions import declared, worst_values
 
     known: dict[str, bool | None] = {}

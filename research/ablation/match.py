@@ -1,4 +1,4 @@
-"""Arms of one size: the feed-forward width that gives every arm the reference's parameters."""
+"""Matches parameter counts: solves for the feed-forward width of each arm."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from research.training.budget import count_parameters
 def matched(experiment: Experiment) -> Experiment:
     """Returns the experiment with the feed-forward widths that `match` asks for.
 
-    The first arm keeps its width; at each point of the axes the others get the one whose number of
-    parameters is nearest to it.
+    The first arm keeps its width. At each axis point, every other arm gets the width that brings
+    its parameter count closest to that of the first arm.
 
     Raises UserError for an arm that cannot be matched.
     """
@@ -42,8 +42,8 @@ def matched(experiment: Experiment) -> Experiment:
 
 
 def solve_width(config: ConfigDict, wanted: int, arm: str) -> int:
-    """Returns the feed-forward width that brings a config nearest to `wanted` parameters."""
-    # The number of parameters is linear in the width, from the first channel on.
+    """Returns the feed-forward width that brings a config closest to `wanted` parameters."""
+    # The parameter count is linear in the width for widths of at least 1: two counts determine it.
     one, two = (count_parameters(apply_deltas(config, {WIDTH: n})) for n in (1, 2))
     width = 1 + round((wanted - one) / (two - one))
     if width < 1:

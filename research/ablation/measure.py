@@ -1,4 +1,4 @@
-"""A quantity of every reported run, by arm, axis point and seed."""
+"""One measured quantity for every reported run, indexed by arm, axis point and seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ Point = tuple[tuple[str, Any], ...]
 """An axis point as a sorted tuple of (key, value), so that it can be a dictionary key."""
 
 VALUES, TIMES, COSTS, STOPWATCH = "values", "times", "costs", "stopwatch"
-"""Kinds of a quantity: a number per seed; steps to an event, infinite where it never came; what is
-the same for every seed; what one clock said of all seeds that were trained together."""
+"""Kinds of quantities: a number per seed; steps to an event, infinite if it never happened; a
+cost, which is the same for every seed; a time measured for all seeds trained in one program."""
 
 
 def point_key(point: Mapping[str, Any]) -> Point:
@@ -25,14 +25,14 @@ def _hashable(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Progress:
-    """How the validation curves of an arm at a point went on at the end of training.
+    """Late progress in training of one arm at one point, from its validation curves.
 
     Attributes:
-      curve: name of the metric that they are of.
-      own: whether that is what is measured; the loss stands in where it has no curve.
-      gains: {seed: how much better it became in the last part of training}.
-      learned: how much better the arm that learned most at the point became in all of it.
-      problem: why there are no gains; "" where there are.
+      curve: name of the metric of the curves.
+      own: whether that is the measured metric; if it has no curve, the loss stands in for it.
+      gains: {seed: improvement in the last part of training}.
+      learned: improvement over all of training of the arm that improved most at this point.
+      problem: why there are no gains; "" if there are.
     """
 
     curve: str
@@ -47,19 +47,19 @@ class Measure:
     """One quantity of every reported run.
 
     Attributes:
-      name: how the report calls it.
-      values: {(arm, point): {seed: value}}. A seed that diverged has the worst value there is, an
-        infinity where there is none; a seed without a result is absent.
-      points: the points that should exist, in the order of the axes.
-      higher_is_better: direction, or None when neither is better.
+      name: name of the quantity in the report.
+      values: {(arm, point): {seed: value}}. A diverged seed has the worst possible value, or an
+        infinity if the metric is unbounded; a seed without a result is absent.
+      points: the expected points, in the order of the axes.
+      higher_is_better: direction, or None if neither direction is better.
       kind: VALUES, TIMES, COSTS or STOPWATCH.
-      solved: value from which on a seed counts as having solved the task, or None. With it, claims
-        are about the probability to solve.
-      chance: what guessing reaches, or None.
+      solved: threshold at which a seed counts as having solved the task, or None. With a threshold,
+        claims concern the probability of solving.
+      chance: chance level, or None.
       missing: {(arm, point): why seeds are absent}.
-      choice: {(arm, point): standard deviation that the choice of tuned values adds to what is
-        compared}; nothing where nothing was tuned, or where it cannot be told.
-      progress: {(arm, point without slices): its curves}; nothing of what has no better way.
+      choice: {(arm, point): standard deviation that the choice of tuned values adds to the compared
+        statistic}; absent without tuning, or if it cannot be estimated.
+      progress: {(arm, point without slices): late progress}; empty if the metric has no direction.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Measure:
     progress: Mapping[tuple[str, Point], Progress] = field(default_factory=dict)
 
     def sample(self, arm: str, point: Mapping[str, Any]) -> Sample:
-        """Returns {seed: value} of an arm at a point; {} when there is nothing."""
+        """Returns {seed: value} of an arm at a point; {} without results."""
         return self.values.get((arm, point_key(point)), {})
 
     def reached(self, value: float, border: float) -> bool:

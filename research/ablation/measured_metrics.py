@@ -1,4 +1,4 @@
-"""Whether the runs of an experiment measure what it compares and claims, before any is trained."""
+"""Checks before training that the runs of an experiment measure the metrics that it compares."""
 
 import jax
 from jaxtyping import PyTree
@@ -16,13 +16,13 @@ from research.training.step import batch_shapes
 
 
 def check_metrics(experiment: Experiment, arm: str, program: Program, config: ConfigDict) -> None:
-    """Raises UserError for an outcome or a claim about something that is not measured.
+    """Raises UserError if the outcome or a claim uses a metric that an arm does not measure.
 
     Args:
-      experiment: what is asked.
+      experiment: the experiment.
       arm: one of its arms.
-      program: of one of the arm's runs.
-      config: of that run.
+      program: training program of one of the arm's runs.
+      config: config of that run.
     """
     outcome, task = experiment.outcome, program.task
     check_name("outcome.split", outcome.split, task.splits)
@@ -45,7 +45,7 @@ def check_metrics(experiment: Experiment, arm: str, program: Program, config: Co
             f"chooses; leave tune out, or compare one of {', '.join(chosen_by)}."
         )
     if config.interpret.final:
-        return  # their answers have slices that only a trained model tells
+        return  # the slices of these metrics are known only once a model is trained
     for claim in experiment.claims:
         metric = claim.test.metric if claim.test else ""
         if arm in claim.arms() and metric and "/" not in metric and metric not in (STEPS, RISE):
@@ -53,7 +53,7 @@ def check_metrics(experiment: Experiment, arm: str, program: Program, config: Co
 
 
 def logged_numbers(program: Program) -> list[str]:
-    """Returns the names of the metrics of an evaluation that are one number, of any split."""
+    """Returns the names of the scalar metrics that an evaluation computes on any split."""
     task = program.task
     metrics = measured(task, program.model, program.measures)
 

@@ -1,10 +1,10 @@
-"""What is fixed when an experiment is run for the first time: its seeds, and its claims.
+"""Preregistration: fixes the seeds and claims of an experiment when it is first run.
 
-Seeds that a recipe was developed on flatter it, and so do claims that were written after a look at
-the runs. An experiment that gives a number of seeds gets seeds that nobody chose: they follow from
-a hash of its name and content at its first run, and stay when the file changes, so that a larger
-number adds seeds and keeps the others. Claims are known by a hash of what they test; those that a
-sweep did not have when it began are exploratory.
+Results look too good on seeds that a recipe was developed on, and claims written after seeing the
+runs fit them too well. If an experiment gives a number of seeds, nobody chooses them: they are
+derived from a hash of its name and content at the first run and kept when the file changes, so that
+raising the number adds seeds and keeps the old ones. Claims are identified by a hash of their test;
+claims that were added after the sweep began are exploratory.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from research.ablation.claims import Claim
 from research.ablation.experiment import Experiment
 
 FIRST, LAST = 10_000, 2**31
-"""Drawn seeds lie between; smaller ones are for people, who like to tune with them."""
+"""Range of drawn seeds. Smaller seeds are never drawn, because people develop recipes on them."""
 
 CONTENT = ("base", "common", "arms", "axes", "tune", "match")
-"""Parts of an experiment that decide which models are trained."""
+"""Parts of an experiment that determine which models are trained."""
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What a sweep directory remembers of its first run.
+    """Record of a sweep's first run, kept in its directory.
 
     Attributes:
-      basis: hash that seeds are drawn from.
-      looks: numbers of seeds that runs were started with, ascending: each is one more chance to
-        stop at a lucky moment, for which verdicts are corrected.
+      basis: hash that the seeds are drawn from.
+      looks: numbers of seeds that the sweep was run with, ascending. Each is another chance to stop
+        at a lucky moment (optional stopping), for which verdicts are corrected.
       begun: UTC time of the first run, ISO 8601.
-      claims: {hash of a claim: UTC time of the first run that had it}.
+      claims: {hash of a claim: UTC time of the first run with that claim}.
     """
 
     basis: str
@@ -45,13 +45,13 @@ class Registration:
 def seed_basis(experiment: Experiment, name: str) -> str:
     """Returns the hash of an experiment's name and content."""
     plain = experiment.to_json()
-    # Which seeds tune says nothing of what is trained. The hash has had a place for them, and
-    # without it the seeds of experiments that tune nothing would be others.
+    # The tuning seeds do not affect which models are trained, so they are left out. The empty
+    # entry keeps the hash, and so the seeds, of existing experiments without tuning unchanged.
     return _hash({"name": name, "tune_seeds": ()} | {part: plain[part] for part in CONTENT})
 
 
 def draw_seeds(basis: str, number: int, avoid: Iterable[int] = ()) -> tuple[int, ...]:
-    """Returns the first seeds that follow from a hash; more of them begin with the same ones."""
+    """Returns `number` seeds derived from a hash; a larger number extends the same sequence."""
     taken, found, index = set(avoid), [], 0
     while len(found) < number:
         digest = hashlib.sha256(f"{basis} {index}".encode()).digest()
@@ -64,10 +64,10 @@ def draw_seeds(basis: str, number: int, avoid: Iterable[int] = ()) -> tuple[int,
 
 
 def with_seeds(experiment: Experiment, basis: str) -> Experiment:
-    """Returns the experiment with its seeds drawn, where it gives a number of them.
+    """Returns the experiment with seeds drawn wherever it gives only their number.
 
-    Those to tune with are drawn from a hash of their own, so that more of either kind begin with
-    the same ones, and are never among those that are reported.
+    Tuning seeds are drawn from a separate hash, so that raising either number keeps the seeds
+    already drawn; a tuning seed is never also a reported seed.
     """
     seeds, tuning = experiment.seeds, experiment.tune_seeds
     if isinstance(tuning, int):
@@ -80,13 +80,13 @@ def with_seeds(experiment: Experiment, basis: str) -> Experiment:
 
 
 def claim_hash(claim: Claim) -> str:
-    """Returns the hash of what a claim tests; its words and its source may be corrected."""
+    """Returns the hash of a claim's test; its text and source may be corrected later."""
     test = asdict(claim)["test"]
     return _hash({"within_steps": test} if claim.within_steps else test)
 
 
 def register(experiment: Experiment, name: str, before: Registration | None) -> Registration:
-    """Returns the registration of a run: that of the runs before, with what is new."""
+    """Returns the registration `before`, if any, extended by the claims and seeds of this run."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     basis = before.basis if before else seed_basis(experiment, name)
     number = len(experiment.seeds) if isinstance(experiment.seeds, Sequence) else experiment.seeds
@@ -106,7 +106,7 @@ def is_late(claim: Claim, registration: Registration | None) -> bool:
 
 
 def registration_from_json(value: Mapping[str, Any] | None) -> Registration | None:
-    """Inverse of `dataclasses.asdict`; None of sweeps from before there were registrations."""
+    """Inverse of `dataclasses.asdict`; None for sweeps that predate registrations."""
     if not value:
         return None
     return Registration(

@@ -1,13 +1,14 @@
-"""Running an experiment: cells to populations, populations to results, nothing done twice.
+"""Runs an experiment: groups its cells into populations and trains those not finished yet.
 
     <workdir>/experiment.json          the experiment, as data
-              cells.json               which run is which cell; of a shard, cells-I-of-N.json
+              cells.json               maps runs to cells; cells-I-of-N.json for shard I of N
               environment.json
               <run id>/                one run, see store.py
               populations/<id>/        checkpoints of runs that are trained as one program
 
-The plan is a function of the experiment alone, never of what has run, so a sweep that was killed
-anywhere falls back into the same populations and each goes on from its own checkpoint.
+Populations depend only on the experiment and on finished tuning runs, never on where a sweep was
+interrupted. A sweep killed at any point therefore forms the same populations again, and each
+resumes from its own checkpoint.
 """
 
 import hashlib
@@ -76,17 +77,17 @@ from research.training.records.data_record import check_same_data, check_same_fi
 from research.training.records.environment import describe_environment
 from research.training.schema import run_record
 
-# Compiled programs that a sweep keeps at most: points that share shapes and follow soon reuse them.
+# Maximum number of compiled programs kept in memory; nearby cells with the same shapes reuse them.
 HELD = 8
 EXPERIMENT, POPULATIONS = "experiment.json", "populations"
 
 
 @dataclass(frozen=True)
 class Population:
-    """Cells that are trained as one program.
+    """Cells that are trained together as one program.
 
-    All are of one arm at one point, so that a population does not change when an arm is added or
-    the sweep is split over machines.
+    All belong to the same arm and point, so adding an arm or splitting the sweep over machines
+    leaves existing populations unchanged.
     """
 
     cells: tuple[Cell, ...]
@@ -103,7 +104,7 @@ class Population:
 
     @property
     def title(self) -> str:
-        """What the progress line says."""
+        """Stage, arm and axis point, as shown in the progress line."""
         first = self.cells[0]
         where = "".join(f" {k.split('.')[-1]}={v}" for k, v in first.point.items())
         return f"{first.stage} {first.arm}{where}"
@@ -111,7 +112,7 @@ class Population:
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count` of a sweep; arms at points are dealt out in turn."""
+    """Shard `index` (from 0) of `count`; (arm, point) pairs are assigned round-robin."""
 
     index: int = 0
     count: int = 1
@@ -121,7 +122,7 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """Returns the shard of "i/n", i from 1 to n. Raises UserError for anything else."""
+    """Parses "i/n" with i from 1 to n into a shard. Raises UserError for anything else."""
     try:
         index, count = (int(part) for part in text.split("/"))
     except ValueError:
@@ -132,10 +133,10 @@ def parse_shard(text: str) -> Shard:
 
 
 def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[str, dict]]]:
-    """Returns the cells known so far, and the (arm, point) pairs that wait for their tuning.
+    """Returns the cells known so far, and the (arm, point) pairs whose tuning is unfinished.
 
-    Tuning cells come first. The reported cells of an arm at a point are known once all its tuning
-    runs have results and its grid needs no more values.
+    Tuning cells come first. The report cells of an arm at a point are known once all its tuning
+    runs have results and its grid needs no further extension.
     """
     tuning: list[Cell] = []
     results: dict[str, dict] = {}
@@ -159,10 +160,10 @@ def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[
 
 
 def populations(cells: Iterable[Cell], most: int) -> list[Population]:
-    """Returns the cells as populations of at most `most` members, each run in one of them.
+    """Groups cells into populations of at most `most` members; each run is in exactly one.
 
-    Seeds that were added later, and values that tuning added, are in populations of their own, so
-    that those before stay what they were.
+    Seeds added later and values added by tuning form populations of their own, so that existing
+    populations, and their checkpoints, stay unchanged.
     """
     seen: set[str] = set()
     groups: dict[tuple, list[Cell]] = {}
@@ -179,22 +180,22 @@ def populations(cells: Iterable[Cell], most: int) -> list[Population]:
 
 
 def in_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> list[Cell]:
-    """Returns the cells of a shard: an arm at a point, with all its tuning, is in one shard."""
+    """Returns the cells of a shard; all cells of an arm at a point are in the same shard."""
     pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
     number = {pair: i for i, pair in enumerate(pairs)}
     return [c for c in cells if shard.holds(number[c.arm, point_key(c.point)])]
 
 
 def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> Experiment:
-    """Returns the experiment after checking every arm, and that `workdir` is not another's.
+    """Returns the experiment after checking every arm, and that no other one uses `workdir`.
 
     Args:
-      source: the experiment, a file or what a program has made.
-      workdir: where the runs are or will be.
-      most: largest population.
+      source: the experiment file, or an experiment built in Python.
+      workdir: directory of the runs.
+      most: maximum population size.
       layout: replaces keys of `config.parallel` in all runs, see `parse_layout`.
 
-    Raises UserError before anything is trained or written.
+    Raises UserError, before anything is trained or written.
     """
     there = on_first(lambda: read_json(workdir / EXPERIMENT))
     before = registration_from_json(there.get("registration")) if there else None
@@ -207,7 +208,7 @@ def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> E
         experiment = laid_out(experiment, deltas)
     try:
         experiment = matched(experiment)
-        if experiment.match:  # an arm may have been solved to be another one
+        if experiment.match:  # the solved width may make two arms the same run
             check_distinct(experiment, each_arm(experiment))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
@@ -229,7 +230,7 @@ def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> E
 
 
 def check_extension(experiment: Experiment, path: str) -> None:
-    """Raises UserError for a value that tuning might come to and that no run can have."""
+    """Raises UserError if tuning could extend a grid by a value that is not allowed in a run."""
     arm, point = next(iter(experiment.arms)), points(experiment)[0]
     for key, values in possible_values(experiment).items():
         for value in (min(values), max(values)):
@@ -245,9 +246,9 @@ def check_extension(experiment: Experiment, path: str) -> None:
 
 
 def laid_out(experiment: Experiment, deltas: Deltas) -> Experiment:
-    """Returns the experiment with keys of `config.parallel` in all runs.
+    """Returns the experiment with `deltas` (keys of `config.parallel`) applied to all runs.
 
-    Raises UserError for a key that an arm or an axis sets, which would win over it.
+    Raises UserError for a key that an arm, an axis or tuning also sets, which would override it.
     """
     for part in (*experiment.arms.values(), experiment.axes, experiment.tune):
         for key in deltas.keys() & part.keys():
@@ -256,7 +257,7 @@ def laid_out(experiment: Experiment, deltas: Deltas) -> Experiment:
 
 
 def _any_cells(experiment: Experiment) -> Iterator[Cell]:
-    """Yields cells of every shape and number: those to tune, and those to report as if tuned."""
+    """Yields the tuning cells, then the report cells as if the first tuned values were chosen."""
     tuning = tuning_cells(experiment)
     yield from tuning
     for point in points(experiment):
@@ -267,23 +268,23 @@ def _any_cells(experiment: Experiment) -> Iterator[Cell]:
 def run_sweep(
     source: Source, workdir: Path, shard: Shard, retry_failed: bool, most: int, layout: str = ""
 ) -> dict[str, int]:
-    """Trains what is left of an experiment.
+    """Trains the unfinished runs of an experiment.
 
     Args:
-      source: the experiment, a file or what a program has made.
-      workdir: where the runs are.
-      shard: which part to train here.
-      retry_failed: trains failed runs again.
-      most: largest population.
+      source: the experiment file, or an experiment built in Python.
+      workdir: directory of the runs.
+      shard: the part of the sweep to train here.
+      retry_failed: whether to train failed runs again.
+      most: maximum population size.
       layout: as in `prepare`.
 
     Returns:
-      {"trained", "finished before", "failed", "waiting"}: numbers of runs; waiting are those
-      whose tuning is another shard's.
+      {"trained", "finished before", "failed", "waiting"}: numbers of runs; "waiting" runs depend
+      on tuning by another shard.
 
     Raises:
-      UserError: an arm makes no sense, or a file changed since the sweep began.
-      Preempted: asked to stop; what was running is saved.
+      UserError: an arm is invalid, or a data file changed since the sweep began.
+      Preempted: the process was asked to stop; a checkpoint of the current population is saved.
     """
     with StopRequest() as stop:
         experiment = prepare(source, workdir, most, layout)
@@ -299,7 +300,7 @@ def _run(
     most: int,
     stop: StopRequest,
 ) -> dict[str, int]:
-    """As `run_sweep`, of an experiment that was checked."""
+    """Trains the unfinished runs of a validated experiment; see `run_sweep`."""
     if retry_failed:
         known = in_shard(plan(experiment, workdir)[0], experiment, shard)
         on_first(lambda: forget_failures(workdir, {cell.run for cell in known}))
@@ -337,7 +338,7 @@ def _run(
 
 
 def _describe(experiment: Experiment, source: Source, workdir: Path) -> None:
-    """Writes what is known of a sweep before it starts."""
+    """Writes experiment.json, with the registration, and environment.json."""
     name = name_of(source)
     there = read_json(workdir / EXPERIMENT)
     before = registration_from_json(there.get("registration")) if there else None
@@ -360,9 +361,9 @@ def _done(population: Population, workdir: Path) -> list[bool]:
 
 
 def _check_data(population: Population, cells: Iterable[Cell], workdir: Path) -> None:
-    """Raises UserError when a file changed since another run of the sweep read it.
+    """Raises UserError if a data file changed since another run of the sweep read it.
 
-    That is asked of finished runs, too: a sweep must not compare arms on different data.
+    Finished runs are checked too, because a sweep must not compare arms on different data.
     """
     config = population.configs[0]
     if config.task.name in GENERATED:
@@ -375,7 +376,7 @@ def _check_data(population: Population, cells: Iterable[Cell], workdir: Path) ->
 
 
 def _reads(config: ConfigDict) -> tuple:
-    """Returns what decides which files a task reads."""
+    """Returns the config values that determine which files a task reads."""
     keys = ("name", "path", "source_language", "target_language", "held_out_speaker")
     return tuple(config.task.get(key) for key in keys)
 
@@ -386,9 +387,9 @@ def _failures(runs: Iterable[str], workdir: Path) -> int:
 
 
 def _train(population: Population, workdir: Path, title: str, stop: StopRequest) -> None:
-    """Trains one population; an exception of the training becomes the result of its runs.
+    """Trains one population; an exception during training is recorded as the result of its runs.
 
-    Not that a disk refused, which says nothing of the arm.
+    An OSError is raised instead: a full or failing disk says nothing about the arm.
     """
     runs = [workdir / cell.run for cell in population.cells]
     home = workdir / POPULATIONS / population.name
@@ -405,11 +406,11 @@ def _train(population: Population, workdir: Path, title: str, stop: StopRequest)
                 write_json(run / CONFIG, run_record(cell.config))
                 write_json(run / RESULT, {"status": FAILED, "error": error, "seed": cell.seed})
         if jax.process_count() > 1:
-            raise  # perhaps here only, and the other processes wait for this one
+            raise  # the other processes may not have failed, and would wait for this one forever
 
 
 def forget_failures(workdir: Path, runs: Iterable[str]) -> None:
-    """Removes what those of the runs left that failed, so that they start again."""
+    """Deletes results, metrics and checkpoints of the failed runs, so that they start again."""
     for path in (workdir / run / RESULT for run in runs):
         result = read_json(path)
         if result and result["status"] == FAILED:

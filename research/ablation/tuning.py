@@ -1,9 +1,9 @@
-"""Which of the tuned values an arm takes: the best on validation, from a grid that contains it.
+"""Chooses each arm's tuned values on validation, and extends grids whose best value is at an edge.
 
-A best value at the edge of its grid says that a better one may lie outside, and an arm whose grid
-ends too early is compared at a handicap. So a grid is continued where that happens: one value at a
-time, for each arm at each point by itself, up to a bound. What is added follows from finished
-results alone, so that a sweep that was killed, or one that is cut in shards, adds the same.
+If the best value lies at the edge of its grid, a better one may lie outside, and an arm whose grid
+ends too early is at a disadvantage. The grid is then extended, one value at a time, separately for
+each arm at each point, up to a limit. Extensions depend only on finished results, so a sweep that
+was killed, or is split into shards, adds the same values.
 """
 
 import itertools
@@ -17,28 +17,30 @@ from research.ablation.measure import Point, point_key
 from research.stats import choice_deviation, mean
 
 Score = tuple[int, float]
-"""(minus the seeds without a number, oriented mean of the others); larger is better."""
+"""(minus the number of seeds without a finite value, mean of the others signed so that larger is
+better); compared as a tuple, larger is better."""
 Scores = Sequence[tuple[Mapping[str, Any], Score]]
-"""Each combination of an arm at a point with its score, in grid order."""
+"""(combination of tuned values, its score) pairs of one arm at one point, in grid order."""
 
 EVEN = 1.25
-"""Ratios of neighbours that differ by less than this are taken for one: 1, 3, 10 has 3 and 3.3."""
+"""Ratios of neighbouring values count as equal within this factor: 1, 3, 10 has 3 and 3.3."""
 
 
 def choose(
     outcome: Outcome, cells: Iterable[Mapping], results: Mapping[str, Mapping]
 ) -> dict[tuple[str, Point], dict[str, Any]]:
-    """Returns {(arm, point): tuned values}: the best combination on validation.
+    """Returns {(arm, point): tuned values}, the combination that is best on validation.
 
     The score of a combination is its mean validation outcome over the tuning seeds, taken at
-    `outcome.at`. A seed that diverged, failed or has no number counts as worst: any combination
-    with fewer such seeds is preferred, whatever the means. Ties go to the first in grid order.
+    `outcome.at`. A seed that diverged, failed or has no number counts as lost, and a combination
+    with fewer lost seeds is always preferred, whatever the means. Ties go to the first combination
+    in grid order.
 
     Args:
-      outcome: metric, direction and whether "best" or "final" is read.
-      cells: rows of cells.json in grid order; those of the report stage are ignored.
-      results: {run id: result.json}. An (arm, point) with a cell that has none is left out:
-        choosing on half of the grid would depend on where the sweep was stopped.
+      outcome: metric, direction, and whether to read "best" or "final".
+      cells: rows of cells.json in grid order; rows of the report stage are ignored.
+      results: {run id: result.json}. An (arm, point) with a missing result is left out: a choice
+        from part of the grid would depend on where the sweep was interrupted.
     """
     return {key: best(scores) for key, scores in scored(outcome, cells, results).items()}
 
@@ -46,7 +48,7 @@ def choose(
 def scored(
     outcome: Outcome, cells: Iterable[Mapping], results: Mapping[str, Mapping]
 ) -> dict[tuple[str, Point], Scores]:
-    """Returns the scores of every (arm, point) whose tuning is finished; arguments as `choose`."""
+    """Returns the scores of every (arm, point) with finished tuning; arguments as in `choose`."""
     grid: dict[tuple[str, Point], dict[Point, list[Mapping | None]]] = {}
     tuned: dict[Point, dict[str, Any]] = {}
     for cell in cells:
@@ -64,7 +66,7 @@ def scored(
 
 
 def best(scores: Scores) -> dict[str, Any]:
-    """Returns the combination with the best score, the first of equal ones."""
+    """Returns the combination with the best score; ties go to the first."""
     return dict(max(scores, key=lambda row: row[1])[0])
 
 
@@ -77,7 +79,7 @@ def tuning_score(outcome: Outcome, results: Sequence[Mapping | None]) -> Score:
 
 
 def scalar(result: Mapping | None, at: str, split: str, metric: str) -> float | None:
-    """Returns a scalar of result.json, or None when the run did not complete or it is no number."""
+    """Returns a scalar metric of result.json; None if the run is incomplete or it is no number."""
     if not result or result.get("status") != "completed":
         return None
     value = ((result.get(at) or {}).get(split) or {}).get(metric)
@@ -88,20 +90,22 @@ def scalar(result: Mapping | None, at: str, split: str, metric: str) -> float | 
 def choice_deviations(
     outcome: Outcome, cells: Sequence[Mapping], results: Mapping[str, Mapping], metric: str = ""
 ) -> dict[tuple[str, Point], float]:
-    """Returns {(arm, point): standard deviation that the choice adds to what is compared}.
+    """Returns {(arm, point): standard deviation that tuning adds to the compared statistic}.
 
-    Read off the validation of the tuning runs; nothing where these do not tell it, such as by one
-    seed.
+    With few tuning seeds, another draw of them might have chosen other values. This is estimated
+    from the validation metrics of the tuning runs; an (arm, point) is left out if they do not
+    suffice, for example with a single tuning seed.
 
     Args:
-      outcome: by which is chosen.
-      cells, results: as of `choose`.
-      metric: whose mean is compared; "": the outcome, or the share of seeds that solve the task.
+      outcome: outcome that the choice was made by.
+      cells, results: as in `choose`.
+      metric: metric whose mean is compared; "": the outcome, or the share of seeds that solve the
+        task.
     """
     found = {}
     for key, scores in scored(outcome, cells, results).items():
         fewest = max(score[0] for _, score in scores)
-        # A combination with more lost seeds is never chosen, however the others turn out.
+        # A combination with more lost seeds is never chosen, whatever the scores of the others.
         kept = [point_key(tuned) for tuned, score in scores if score[0] == fewest]
         own = [c for c in cells if c["stage"] == "tune"]
         own = [c for c in own if (c["arm"], point_key(c["point"])) == key]
@@ -128,8 +132,8 @@ def _validation(results: Sequence[Mapping], outcome: Outcome, metric: str) -> li
 def edges(scores: Scores) -> list[str]:
     """Returns the keys whose best value is the smallest or the largest of its grid.
 
-    Not those where a value that is further inside did as well: nothing then says that there is more
-    to be had outside. A grid of one value has no edge, and one of names no order.
+    A key is left out if another value of it did equally well, since then there is no sign of a
+    better value outside. A grid with one value has no edges, and one of names has no order.
     """
     chosen, found = best(scores), []
     top = max(score for _, score in scores)
@@ -144,9 +148,9 @@ def edges(scores: Scores) -> list[str]:
 
 
 def continued(values: Iterable[Any], up: bool) -> float | None:
-    """Returns the value that comes next in a grid of floats in about equal ratios; None of others.
+    """Returns the next value of a grid of floats in roughly equal ratios; None for other grids.
 
-    Ratios that alternate go on alternating: 1e-3, 3e-3, 1e-2 has 3e-2 above and 3e-4 below.
+    Alternating ratios keep alternating: 1e-3, 3e-3, 1e-2 continues with 3e-2 above and 3e-4 below.
     """
     found = sorted(set(values))
     if len(found) < 2 or not all(isinstance(v, float) and v > 0 for v in found):
@@ -154,7 +158,7 @@ def continued(values: Iterable[Any], up: bool) -> float | None:
     ratios = [b / a for a, b in itertools.pairwise(found)]
     if max(ratios) > EVEN * min(ratios):
         return None
-    # The neighbour of the outermost ratio, where there is one.
+    # Take the second ratio from the end, if there is one, so that alternating ratios alternate on.
     ratio = (ratios[-2:] if up else ratios[:2][::-1])[0]
     return float(f"{found[-1] * ratio if up else found[0] / ratio:.3g}")
 
@@ -173,7 +177,7 @@ def next_value(experiment: Experiment, scores: Scores) -> tuple[str, float] | No
 
 
 def possible_values(experiment: Experiment) -> dict[str, list[float]]:
-    """Returns {tuned key: the values that may be added to its grid}, of keys that have some."""
+    """Returns {tuned key: values that tuning may add to its grid}; keys without any are absent."""
     found = {}
     for key, values in experiment.tune.items():
         sides = []
@@ -191,7 +195,7 @@ def possible_values(experiment: Experiment) -> dict[str, list[float]]:
 
 
 def extension_text(experiment: Experiment) -> str:
-    """Returns what tuning may add to the runs of a sweep, one sentence; "" if nothing."""
+    """Returns a sentence on the values that tuning may add to a sweep; "" if there are none."""
     keys = possible_values(experiment)
     if not keys:
         return ""

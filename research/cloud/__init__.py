@@ -1,1 +1,1 @@
-"""Machines that are not this one: what a run would cost on them, and how it is started there."""
+"""Running on other machines: estimates of memory, time and cost, and launchers."""

@@ -1,7 +1,8 @@
-"""What devices send each other, counted in a compiled program.
+"""Counts the collectives (communication between devices) of a compiled program.
 
-A compiled program is read as HLO text. What is in a loop counts once per turn where the number of
-turns is written there; the loop over steps has no such number, so that everything is per step.
+The compiled program is parsed as HLO text. An instruction in a loop counts once per iteration if
+the trip count is known. The loop over training steps has no known trip count and counts as one
+iteration, so all counts are per step.
 """
 
 import math
@@ -23,9 +24,9 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of `KINDS`.
-      bytes: of the whole result on one device; of the whole argument for reduce-scatter.
-      group: devices that take part together.
-      count: how often it happens in a step; a loop's turns may make it a product.
+      bytes: size of the whole result on one device; for reduce-scatter, of the whole argument.
+      group: number of devices that take part in one collective.
+      count: executions per step, including loop iterations.
     """
 
     kind: str
@@ -35,10 +36,10 @@ class Collective(NamedTuple):
 
     @property
     def moved(self) -> float:
-        """Bytes that one device sends for all of them, by the algorithms for rings.
+        """Total bytes that one device sends per step with ring algorithms.
 
-        (n - 1) / n of the array for all-gather, reduce-scatter and all-to-all, twice that for
-        all-reduce, all of it for collective-permute.
+        Each execution sends (n - 1) / n of the array for all-gather, reduce-scatter and all-to-all,
+        twice that for all-reduce, and all of it for collective-permute.
         """
         if self.kind == "collective-permute":
             return self.count * self.bytes
@@ -54,7 +55,7 @@ class _Instruction(NamedTuple):
 
 
 def parse_collectives(hlo: str) -> list[Collective]:
-    """Returns the collectives of a compiled program, given as text, per step."""
+    """Returns the collectives per step of a compiled program, given as HLO text."""
     computations, entry = _parse(hlo)
     found: list[Collective] = []
     seen: set[str] = set()
@@ -63,7 +64,7 @@ def parse_collectives(hlo: str) -> list[Collective]:
         for instruction in computations.get(name, ()):
             kind = instruction.operation.removesuffix("-start")
             if kind in KINDS:
-                # The parts of one that overlaps with other work all have its channel.
+                # An asynchronous collective appears as several instructions with the same channel.
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
                 key = channel[1] if channel else f"{name} {instruction.name}"
                 if key not in seen:
@@ -80,7 +81,7 @@ def parse_collectives(hlo: str) -> list[Collective]:
 
 
 def merge(collectives: Iterable[Collective]) -> list[Collective]:
-    """Returns them with equal ones counted together, the most bytes moved first."""
+    """Merges equal collectives by adding their counts; sorts by bytes moved, largest first."""
     counts: dict[tuple, float] = {}
     for c in collectives:
         counts[c[:3]] = counts.get(c[:3], 0.0) + c.count
@@ -89,7 +90,7 @@ def merge(collectives: Iterable[Collective]) -> list[Collective]:
 
 
 def by_kind(collectives: Iterable[Collective]) -> dict[str, tuple[float, float]]:
-    """Returns {kind: (how many in a step, bytes that one device sends)}."""
+    """Returns {kind: (executions per step, bytes that one device sends per step)}."""
     totals: dict[str, tuple[float, float]] = {}
     for c in collectives:
         count, moved = totals.get(c.kind, (0.0, 0.0))
@@ -98,7 +99,7 @@ def by_kind(collectives: Iterable[Collective]) -> dict[str, tuple[float, float]]
 
 
 def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """Returns {computation: instructions} and the name of the entry."""
+    """Returns {computation: instructions} and the name of the entry computation."""
     computations: dict[str, list[_Instruction]] = {}
     entry, current = "", None
     for line in hlo.splitlines():
@@ -106,7 +107,7 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
             current = header[2]
             computations[current] = []
             entry = current if header[1] else entry
-        elif line.rstrip() == "}":  # more on the line: text inside of a kernel's description
+        elif line.rstrip() == "}":  # with more on the line, it is text in a kernel's description
             current = None
         elif current and (found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)", line)):
             shape, rest = _split_shape(found[2])
@@ -118,7 +119,7 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _split_shape(text: str) -> tuple[str, str]:
-    """Returns the shape, which may be a tuple, and what follows it."""
+    """Splits an instruction into its shape, which may be a tuple, and the rest of the text."""
     if not text.startswith("("):
         shape, _, rest = text.partition(" ")
         return shape, rest
@@ -131,7 +132,7 @@ def _split_shape(text: str) -> tuple[str, str]:
 
 
 def _called(instruction: _Instruction) -> list[str]:
-    """Returns the computations that an instruction runs; what a reduction adds with is none."""
+    """Returns the computations that an instruction calls, except the combiners of reductions."""
     if instruction.operation in (*KINDS, "reduce", "scatter", "sort", "reduce-window", "map"):
         return []
     names = re.findall(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)",
@@ -141,7 +142,7 @@ def _called(instruction: _Instruction) -> list[str]:
 
 
 def _turns(rest: str, computations: dict[str, list[_Instruction]]) -> float:
-    """Returns how often a loop turns; 1 where that is not written in the program."""
+    """Returns the trip count of a loop; 1 if the program does not state it."""
     if known := re.search(r"known_trip_count\D*(\d+)", rest):
         return float(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", rest)
@@ -172,7 +173,7 @@ def _collective(kind: str, instruction: _Instruction, turns: float) -> Collectiv
 
 
 def _group(kind: str, rest: str) -> int:
-    """Returns how many devices take part together."""
+    """Returns the number of devices that take part in one collective."""
     if kind == "collective-permute":
         return 2 if "source_target_pairs={{" in rest else 1
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):

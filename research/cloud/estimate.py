@@ -1,19 +1,20 @@
-"""What training needs of a device by a plain formula: bytes from shapes, seconds from FLOPs.
+"""Estimates memory and time of training without compiling: bytes from shapes, seconds from FLOPs.
 
-Kept between steps are the parameters, the optimizer's state, the best parameters (float32) and the
-data: sizes of arrays over what the layout's rules divide them by, which is exact. A step adds
+Parameters, optimizer state, best parameters (float32) and data are kept between steps. Their size
+on one device is exact: array sizes divided by the mesh axes that shard them. A step adds
 
-    activations   what the gradient reads of the forward pass, as `jax.vjp` keeps it for one
-                  device's part of the batch, positions, heads and vocabulary; the gradient of the
-                  logits; and `WORKING` of what one layer keeps without remat, for the layer at work
-    gradients     `COPIES` of one layer's float32 parameters, which are gathered, cast and
-                  differentiated while it is at work; the sums of an accumulated batch
+    activations   residuals of the forward pass, as `jax.vjp` saves them for one device's part of
+                  the batch, positions, heads and vocabulary; the gradient of the logits; and
+                  `WORKING` times the residuals of one layer without remat, for the current layer
+    gradients     `COPIES` times one layer's float32 parameters, which are gathered, cast and
+                  differentiated while the layer runs; the gradient sums of an accumulated batch
 
-The two factors are fitted to programs that libtpu 0.0.42.1 compiled for v5e. Of their temporaries
-(`memory_analysis().temp_size_in_bytes`) the formula gives 0.96 to 1.07 for 125M and 1.3B parameters
-with remat, splash or blockwise, 2 to 32 sequences on a device; 0.84 and 1.04 for 8,192 and 131,072
-tokens over 8 devices; 0.83 without remat; 1.16 dense, on v6e. A TPU pads rows to 128 numbers, which
-the formula does not know: 0.64 with heads of 16, 1.16 with one head of 768.
+The two factors are fitted to programs that libtpu 0.0.42.1 compiled for v5e. The ratio of the
+estimate to their temporaries (`memory_analysis().temp_size_in_bytes`) is 0.96 to 1.07 for 125M and
+1.3B parameters with remat, splash or blockwise, 2 to 32 sequences on a device; 0.84 and 1.04 for
+8,192 and 131,072 tokens over 8 devices; 0.83 without remat; 1.16 dense, on v6e. The estimate does
+not model the padding of rows to 128 elements on a TPU: the ratio is 0.64 with heads of 16 and 1.16
+with one head of 768.
 """
 
 import math
@@ -42,14 +43,14 @@ from research.training.step import State, batch_shapes, make_init, objective
 WORKING, COPIES = 0.38, 4.0
 
 UTILIZATION = 0.55
-"""Part of the peak at which products run, those that remat repeats included.
+"""Fraction of peak FLOP/s at which matrix products run, counting those that remat recomputes.
 
 Published model FLOPs utilizations of tuned programs: 46 % (PaLM on v4, Chowdhery 2022, table 3), 46
 to 67 % on v5e and 64 to 71 % on v5p for 16B parameters and more, 45 % on v6e for 8B (MaxText).
 """
 
 SKIPPING, BLOCK = ("splash", "blockwise", "ring"), 512
-"""Implementations that leave out blocks which the mask forbids, and how large these are taken."""
+"""Implementations that skip fully masked blocks, and the block size assumed for them, in tokens."""
 
 
 class Memory(NamedTuple):
@@ -57,7 +58,7 @@ class Memory(NamedTuple):
 
     Attributes:
       parameters, optimizer, best, data: kept between steps.
-      gradients, activations: needed in a step.
+      gradients, activations: needed only during a step.
     """
 
     parameters: float
@@ -69,25 +70,26 @@ class Memory(NamedTuple):
 
     @property
     def temporaries(self) -> float:
-        """What a step needs beside what is kept."""
+        """Bytes needed only during a step."""
         return self.gradients + self.activations
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Bytes in total."""
         return sum(self)
 
 
 class Estimate(NamedTuple):
-    """What is known of training without compiling it.
+    """Estimated cost of training, without compiling.
 
     Attributes:
-      implementation: how the mixers are computed.
-      memory: of one device.
-      model_flops: of one step of the whole population as the budget counts them, every query with
-        every key, and without what remat computes again.
-      flops: with it, and without the blocks that a mask forbids where they are left out.
-      parameters: trained values of one member.
+      implementation: implementation of the mixers.
+      memory: memory on one device.
+      model_flops: FLOPs of one step of the whole population as the budget counts them: every query
+        with every key, without recomputation by remat.
+      flops: FLOPs that are executed: with recomputation by remat, and without the masked blocks
+        that the implementation skips.
+      parameters: number of trained parameters of one member.
     """
 
     implementation: str
@@ -100,21 +102,21 @@ class Estimate(NamedTuple):
 def estimate(
     config: ConfigDict, task: Task, layout: Layout, members: int, platform: str
 ) -> Estimate:
-    """Returns what training a population on a layout needs.
+    """Returns the estimated cost of training a population on a layout.
 
     Args:
       config: the whole config.
-      task: see `abstract_task`.
-      layout: which devices do what.
-      members: P.
-      platform: "tpu", "cpu" or "gpu", which implementations depend on.
+      task: the task, see `abstract_task`.
+      layout: sizes of the mesh axes.
+      members: population size P.
+      platform: "tpu", "cpu" or "gpu"; determines the implementation.
 
-    Raises UserError for a config that makes no sense.
+    Raises UserError for an invalid config.
     """
-    # What the state looks like does not depend on how mixers are computed.
+    # The shapes of the state do not depend on the implementation, so a fast one to trace is used.
     model = make_model(config.model, task.vocab_size, task.length, SLOW_TO_TRACE)
     state = jax.eval_shape(jax.vmap(make_init(config, task, model)), member_shapes(members))
-    # Neither the platform nor devices of a slice need to be here to trace for them.
+    # Tracing for a platform needs none of its devices.
     with jax.default_device(platform):
         implementation, activations, layer = _step(config, local_task(task, layout), layout)
         model_flops, _ = _flops(apply_deltas(config, {"model.remat": False}), task)
@@ -131,7 +133,7 @@ def estimate(
 
 
 def _kept(model: Model, state: State, task: Task, layout: Layout) -> dict[str, float]:
-    """Returns the bytes that one device keeps: parameters, optimizer, best, data."""
+    """Returns the bytes that one device keeps between steps: parameters, optimizer, best, data."""
     sizes = dict(zip(AXES, layout.shape, strict=True))
     lies = state_specs(model, state, sizes, layout.fsdp)
 
@@ -154,9 +156,9 @@ def _bytes(array: Any) -> float:
 
 
 def _step(config: ConfigDict, local: Task, layout: Layout) -> tuple[str, float, float]:
-    """Returns the implementation, and bytes of activations and of one layer's parameters.
+    """Returns the implementation, the bytes of activations, and the bytes of a layer's parameters.
 
-    All are of one member on one device, for a part of an accumulated batch.
+    All are for one member on one device, and for one micro-batch if gradients are accumulated.
     """
     model = config.model
     width = model.head_width or model.width // max(model.num_heads, 1)
@@ -180,11 +182,11 @@ def _step(config: ConfigDict, local: Task, layout: Layout) -> tuple[str, float, 
 
 
 def residuals(model: Model, task: Task, params: Any, batch: Batch) -> float:
-    """Returns the bytes that the gradient of a batch keeps from the forward pass.
+    """Returns the bytes of the residuals that the backward pass of a batch needs.
 
     Args:
-      model, task: what is trained on what.
-      params, batch: shapes; they are there anyway and do not count.
+      model, task: the model and its task.
+      params, batch: shapes; parameters and inputs are in memory anyway and are not counted.
     """
 
     def loss(params: Any, batch: Batch) -> jax.Array:
@@ -195,6 +197,7 @@ def residuals(model: Model, task: Task, params: Any, batch: Batch) -> float:
         return objective(task.metrics(outputs, batch)).total
 
     def backward(params: Any, batch: Batch) -> Any:
+        # The vjp function is a pytree: its leaves, the outputs of the jaxpr, are the residuals.
         return jax.vjp(lambda params: loss(params, batch), params)[1]
 
     jaxpr = jax.make_jaxpr(backward)(params, batch).jaxpr
@@ -203,14 +206,14 @@ def residuals(model: Model, task: Task, params: Any, batch: Batch) -> float:
 
 
 SHORT = 2048
-"""Tokens up to which products are counted: a mask of a great length would fill the memory."""
+"""Maximum length at which FLOPs are counted: the mask of a longer one would fill the memory."""
 
 
 def _flops(config: ConfigDict, task: Task) -> tuple[float, float]:
-    """Returns the FLOPs of one training step of one sequence: all, and those not left out.
+    """Returns the FLOPs of one training step on one sequence: all, and without skipped blocks.
 
-    They are counted as the budget counts them, at two short lengths, and taken to be a T + b T^2,
-    where what is quadratic is attention.
+    They are counted as in the budget, at two short lengths, and extrapolated as a T + b T^2, where
+    the quadratic term is attention.
     """
     length = task.length
     short = max(min(length, SHORT) // 2, 1)
@@ -228,7 +231,7 @@ def _counted(config: ConfigDict, task: Task, length: int) -> float:
 
 
 def _visited(spec: MixerSpec, length: int) -> float:
-    """Returns the part of all blocks of pairs that attention computes."""
+    """Returns the fraction of (query, key) blocks that attention computes."""
     if spec.implementation not in SKIPPING or spec.mask is None:
         return 1.0
     first = np.arange(0, length, BLOCK)
@@ -238,7 +241,7 @@ def _visited(spec: MixerSpec, length: int) -> float:
 
 
 def step_seconds(target: Target, devices: int, flops: float) -> float | None:
-    """Returns the seconds of a step of `flops` on so many devices; None where no peak is known."""
+    """Returns the seconds for `flops` on `devices` devices; None if their peak is unknown."""
     chip = target.chip
     if chip is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run, or every run of an experiment, will need of a target: memory, time, money."""
+"""Forecasts memory, time and cost of a run, or of all runs of an experiment, on a target."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,13 +21,13 @@ from research.training.program import static_id
 
 
 class Compiled(NamedTuple):
-    """What the compiler says, in bytes on one device.
+    """Memory on one device as the compiler reports it, in bytes, and properties of the program.
 
     Attributes:
-      arguments: kept between steps.
-      temporaries: needed beside them in a step.
-      kernels: calls of Pallas kernels in the program.
-      collectives: of a step; none are known of a program that does not fit.
+      arguments: bytes kept between steps.
+      temporaries: additional bytes during a step.
+      kernels: number of calls of Pallas kernels in the program.
+      collectives: collectives per step; empty for a program that does not fit into memory.
     """
 
     arguments: float
@@ -37,16 +37,16 @@ class Compiled(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What training one population on a target will need.
+    """Forecast for training one population on a target.
 
     Attributes:
-      target, layout: where.
-      members: runs that are trained together.
-      estimate: memory, FLOPs and parameters by formula.
-      compiled: None where it was not compiled.
-      seconds: of a step; None on devices of which no figures are known.
-      steps, tokens: steps of training, and tokens that all members read in one.
-      price: of its chips; None where there is none.
+      target, layout: the devices, and the sizes of the mesh axes.
+      members: population size.
+      estimate: memory, FLOPs and parameters, estimated without compiling.
+      compiled: report of the compiler; None if the program was not compiled.
+      seconds: seconds per step; None for devices with unknown peak performance.
+      steps, tokens: training steps, and tokens per step over all members.
+      price: price of the chips; None if unknown.
     """
 
     target: Target
@@ -61,31 +61,31 @@ class Forecast(NamedTuple):
 
     @property
     def needed(self) -> float:
-        """Bytes on one device, as compiled if it was."""
+        """Bytes needed on one device, from the compiler if available, else estimated."""
         if self.compiled is None:
             return self.estimate.memory.total
         return self.compiled.arguments + self.compiled.temporaries
 
     @property
     def fits(self) -> bool:
-        """Whether a device has as much."""
+        """Whether the program fits into the memory of a device."""
         return self.needed <= self.target.memory
 
     @property
     def hours(self) -> float | None:
-        """Of training, without evaluation, compilation and starting."""
+        """Hours of training, without evaluation, compilation and startup; None if unknown."""
         return None if self.seconds is None else self.steps * self.seconds / 3600
 
     @property
     def utilization(self) -> float | None:
-        """Model FLOPs per second as a part of the peak (Chowdhery 2022, appendix B)."""
+        """Model FLOPs utilization, a fraction of the peak (Chowdhery 2022, appendix B)."""
         chip = self.target.chip
         if self.seconds is None or chip is None:
             return None
         return self.estimate.model_flops / self.seconds / (self.target.chips * chip.flops)
 
     def cost(self, spot: bool = False) -> float | None:
-        """Returns dollars; None without a price."""
+        """Returns the cost in US dollars; None without a price."""
         rate = None if self.price is None else (self.price.spot if spot else self.price.on_demand)
         if rate is None or self.hours is None:
             return None
@@ -99,22 +99,22 @@ def forecast(
     compiling: bool,
     members: int = 1,
 ) -> Forecast:
-    """Returns what training a population of `members` runs of a config on a target will need.
+    """Returns the forecast for training a population of `members` runs of a config on a target.
 
     Args:
       config: the whole config; parallel.how='pmap' is planned as the same layout under 'jit'.
-      target: where.
+      target: the devices to train on.
       prices: {generation: price}.
-      compiling: compiles the training program for the target, which takes a minute or two and
-        needs libtpu for a slice; otherwise it is predicted from shapes.
-      members: P.
+      compiling: whether to compile the training program for the target, which takes a minute or two
+        and needs libtpu for a TPU slice; otherwise memory is estimated from shapes.
+      members: population size P.
 
-    Raises UserError for a config or layout that makes no sense there.
+    Raises UserError for a config or layout that is invalid on the target.
     """
     config = apply_deltas(config, {"parallel.how": "jit"})
     task = abstract_task(config)
     layout = layout_of(config, members, target.devices)
-    # Asked for before anything is traced: without libtpu there are none.
+    # Looked up before anything is traced, because this fails early without libtpu.
     devices = target_devices(target) if compiling or target.slice is None else ()
     platform = "tpu" if target.slice else devices[0].platform
     found = estimate(config, task, layout, members, platform)
@@ -142,7 +142,7 @@ def _compile(
     devices: Sequence[Any],
     estimated: Estimate,
 ) -> Compiled:
-    """Returns what the compiler says."""
+    """Compiles the training program and returns the compiler's report."""
     try:
         program = compile_step(config, task, layout, members, devices)
     except OutOfMemory as error:
@@ -161,9 +161,9 @@ class Row(NamedTuple):
     """All runs of one arm at one point of the axes, on one target.
 
     Attributes:
-      arm, point: which.
-      runs: tuning runs and reported ones.
-      forecasts: one per population, one after the other.
+      arm, point: the arm and the axis point.
+      runs: number of tuning and report runs.
+      forecasts: one per population; populations are trained one after the other.
     """
 
     arm: str
@@ -173,21 +173,21 @@ class Row(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether all fit."""
+        """Whether all populations fit."""
         return all(f.fits for f in self.forecasts)
 
     @property
     def hours(self) -> float | None:
-        """Of all of them."""
+        """Hours of training for all populations; None if unknown."""
         return _sum(f.hours for f in self.forecasts)
 
     def cost(self, spot: bool = False) -> float | None:
-        """Returns dollars; None without a price."""
+        """Returns the cost in US dollars; None without a price."""
         return _sum(f.cost(spot) for f in self.forecasts)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """Returns the sum; None when one of them is not known."""
+    """Returns the sum; None if one of the values is None."""
     values = list(values)
     return None if any(v is None for v in values) else sum(v for v in values if v is not None)
 
@@ -199,18 +199,18 @@ def forecast_experiment(
     compiling: bool,
     most: int,
 ) -> list[Row]:
-    """Returns one row per arm and point, with all runs that a sweep would train.
+    """Returns one row per arm and point, with forecasts for all runs that a sweep would train.
 
-    Which values tuning will choose is open; any of them costs the same.
+    The tuned values are not known yet, but any of them costs the same.
 
     Args:
-      experiment: with `match` solved.
-      target: where it runs, one population after the other.
+      experiment: the experiment, with its matched widths solved.
+      target: the devices to train on, one population after the other.
       prices: {generation: price}.
       compiling: see `forecast`.
-      most: largest population.
+      most: maximum population size.
 
-    Raises UserError that names the arm.
+    Raises UserError that names the invalid arm.
     """
     known: dict[tuple[str, int], Forecast] = {}
     chosen = tuning_grid(experiment)[0]
@@ -221,7 +221,7 @@ def forecast_experiment(
             cells = [c for c in tuning if c.arm == arm and c.point == point]
             cells += report_cells(experiment, arm, point, chosen)
             found = []
-            # A chosen run's config may be one of the tuning runs'; its seed never is.
+            # A report cell may have the config of a tuning cell, but never its seed.
             for population in populations(cells, most):
                 config, members = population.configs[0], len(population.cells)
                 key = (static_id(config), members)
@@ -242,12 +242,12 @@ def _of_cell(
 
 
 def total_cost(rows: Iterable[Row | Forecast]) -> float | None:
-    """Returns dollars on demand for all; None without a price."""
+    """Returns the total on-demand cost in US dollars; None without a price."""
     return _sum(row.cost() for row in rows)
 
 
 def check_budget(cost: float | None, budget: float | None, what: str) -> None:
-    """Raises UserError when the cost is above the budget, or is not known."""
+    """Raises UserError if the cost exceeds the budget or is unknown."""
     if budget is None:
         return
     if cost is None:
@@ -260,7 +260,7 @@ def check_budget(cost: float | None, budget: float | None, what: str) -> None:
 
 
 def check_fits(forecasts: Iterable[Forecast]) -> None:
-    """Raises UserError when one of them does not fit."""
+    """Raises UserError if one of the forecasts does not fit into memory."""
     for f in forecasts:
         if not f.fits:
             over = (f.needed - f.target.memory) / 1e9

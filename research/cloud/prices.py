@@ -1,10 +1,10 @@
-"""What a slice costs: a table that its user keeps, in prices.json beside this file.
+"""Prices of TPU chips: loads prices.json beside this file, a table that users keep up to date.
 
     {"rows": [{"generation": "v5e", "region": "us-central1", "on_demand": 1.2, "spot": 0.245,
                "date": "2026-11-22", "sure": "high", "source": "..."}]}
 
-Prices are in US dollars per chip and hour; null where there is none. They change, spot prices every
-month: `--prices=FILE` takes another table.
+Prices are in US dollars per chip and hour; null if there is no such offer. Prices change, spot
+prices every month; `--prices=FILE` loads another table.
 """
 
 import json
@@ -21,12 +21,12 @@ class Price:
     """A row of the table.
 
     Attributes:
-      generation: of TPU.
-      region: that it is for.
-      on_demand, spot: dollars per chip and hour; None where there is no such offer.
-      date: when it was looked up.
-      sure: "high" or "low".
-      source: where.
+      generation: TPU generation.
+      region: cloud region.
+      on_demand, spot: US dollars per chip and hour; None if there is no such offer.
+      date: date of the lookup.
+      sure: confidence in the price, "high" or "low".
+      source: where the price was found.
     """
 
     generation: str
@@ -39,7 +39,7 @@ class Price:
 
 
 def load_prices(path: str | Path = PRICES) -> dict[str, Price]:
-    """Returns {generation: price}. Raises UserError for a file that is no such table."""
+    """Returns {generation: price}. Raises UserError if the file is not a valid price table."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
         prices = [Price(**row) for row in rows]

@@ -1,6 +1,6 @@
-"""The training step as a plan sees it: tasks that are shapes, and programs compiled for a slice.
+"""Traces and compiles the training step for planning, without data and without the target devices.
 
-Nothing is run and no data is read: a text task is replaced by one of the same shapes.
+Nothing is run and no data is read: a text task is replaced by shapes of the same sizes.
 """
 
 import re
@@ -23,15 +23,15 @@ from research.training.program import abstract_state, build_program, task_id, ta
 from research.training.step import Member
 
 ASSUMED_TOKENS = 100_000_000
-"""Length of a corpus that is not here."""
+"""Assumed number of tokens of a corpus that is not on this machine."""
 CHARACTERS_PER_TOKEN = 3
-"""Of BPE; a low guess, so that the corpus is not taken to be too small."""
+"""Characters per BPE token; a low guess, so that the corpus size is not underestimated."""
 
 
 def abstract_task(config: ConfigDict) -> Task:
-    """Returns the task of a config; for BPE text one whose data are shapes, so no file is read.
+    """Returns the task of a config; for BPE text, its data are only shapes and no file is read.
 
-    Raises UserError for what does not fit.
+    Raises UserError for a config that cannot be planned.
     """
     if config.model.name != "decoder":
         raise UserError(
@@ -66,11 +66,11 @@ def _tokens(path: str) -> int:
 
 
 def local_task(task: Task, layout: Layout) -> Task:
-    """Returns a task with one device's part of the batch, the positions and the vocabulary."""
+    """Returns the task with one device's share of the batch, the positions and the vocabulary."""
     if layout.data == layout.context == layout.model == 1:
         return task
     parts = layout.model if task.vocab_size % layout.model == 0 else 1
-    # Metrics differ between tasks; their memory does not matter, that of the logits does.
+    # Any task will do for the estimate: metrics use little memory compared to the logits.
     return _text(
         task.length // layout.context,
         task.batch_size // layout.data,
@@ -80,14 +80,14 @@ def local_task(task: Task, layout: Layout) -> Task:
 
 
 def member_shapes(*members: int) -> Member:
-    """Returns the shapes of one member, or of a population of so many."""
+    """Returns the shapes of a single member, or of a population of the given size."""
     value: Any = jax.ShapeDtypeStruct(members, jnp.float32)
     seed: Any = jax.ShapeDtypeStruct(members, jnp.uint32)
     return Member(seed, value, value, value)
 
 
 class OutOfMemory(Exception):
-    """The compiler's temporaries alone do not fit; `bytes` of them would be needed."""
+    """The temporaries alone exceed the device memory; `bytes` is what they would need."""
 
     def __init__(self, needed: float):
         super().__init__(f"{needed:.4g} bytes of temporaries")
@@ -97,15 +97,15 @@ class OutOfMemory(Exception):
 def compile_step(
     config: ConfigDict, task: Task, layout: Layout, members: int, devices: Sequence[Any]
 ) -> Any:
-    """Returns the compiled training program of a population on devices that need not exist.
+    """Returns the compiled training program of a population, for devices that need not exist.
 
-    What it is compiled from is what `research.train` runs: a loop over a number of steps that is
-    an argument.
+    It is the same program that `research.train` runs: a loop over steps, with the number of steps
+    as an argument.
 
     Raises OutOfMemory, and UserError when the compiler refuses it for another reason.
     """
     mesh = make_mesh(layout, devices)
-    # Programs for devices that are not here can be written to the cache, but not read from it.
+    # Programs for absent devices can be written to the compilation cache, but not read from it.
     cached = jax.config.jax_enable_compilation_cache  # ty: ignore[missing-attribute]
     jax.config.update("jax_enable_compilation_cache", devices[0].platform != "tpu" and cached)
     try:

@@ -1,4 +1,4 @@
-"""What a plan shows: one screen per run, one row per cell of an experiment."""
+"""Formats plans as text: a table of targets for one run, and a table of arms for an experiment."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +14,7 @@ RANGE = (
 
 
 def screen(title: str, forecasts: Sequence[Forecast]) -> str:
-    """Returns a table with a column for each target."""
+    """Returns the plan of one run as a table with a column for each target."""
     first = forecasts[0]
     lines = [
         ("", [f.target.name for f in forecasts]),
@@ -45,7 +45,7 @@ def screen(title: str, forecasts: Sequence[Forecast]) -> str:
 
 
 def rows_table(title: str, rows: Sequence[Row]) -> str:
-    """Returns a table with a row for each arm at each point, and the totals."""
+    """Returns the plan of an experiment as a table: a row for each arm and point, and totals."""
     head = (
         "arm",
         "point",
@@ -101,7 +101,7 @@ def _compiled(f: Forecast) -> str:
 
 
 def _collectives(forecasts: Sequence[Forecast]) -> list[tuple[str, list[str]]]:
-    """Returns rows of what a device sends; none where nothing was compiled."""
+    """Returns rows on the bytes that a device sends, by collective; [] if nothing was compiled."""
     found = [by_kind(f.compiled.collectives) if f.compiled else {} for f in forecasts]
     if not any(f.compiled for f in forecasts):
         return []
@@ -129,7 +129,7 @@ def _number(value: float | None, style: str) -> str:
 
 
 def _notes(forecasts: Iterable[Forecast]) -> list[str]:
-    """Returns how far the figures can be trusted."""
+    """Returns notes on the reliability of the figures."""
     forecasts = list(forecasts)
     notes = []
     if any(f.seconds for f in forecasts):
@@ -148,7 +148,7 @@ def _notes(forecasts: Iterable[Forecast]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns lines with columns of equal width, the first to the left."""
+    """Returns lines with aligned columns; the first column is aligned to the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,4 +1,4 @@
 """The report of a sweep: its tables, figures and page, and the command that writes them.
 
-Reads results of runs and never trains. `judging` holds what decides about claims.
+Reads results of runs and never trains. `judging` passes the verdicts on claims.
 """

@@ -42,7 +42,7 @@ def main() -> None:
     show(summary, console)
     names = ["report.html", "report.md", "results.json", "results.csv"]
     names += ["report.tex"] if flags.FLAGS.latex else []
-    # One path per line and never wrapped: they are there to be clicked and copied.
+    # One path per line, never wrapped, so that paths can be clicked and copied.
     console.print(f"{progress_text(summary.progress)}; {len(summary.charts)} figures", markup=False)
     for name in names:
         console.print(str(out / name), markup=False, soft_wrap=True, highlight=False)
@@ -56,7 +56,7 @@ def _kinds(text: str) -> list[str]:
 
 
 def show(summary: Summary, console: Console) -> None:
-    """Prints the outcome of each arm and the verdicts. Names are shown as text, never as markup."""
+    """Prints the outcome of each arm and the verdicts; names are never interpreted as markup."""
     outcome = summary.study.experiment.outcome
     console.print(Text(summary.study.experiment.question, style="bold"))
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -1,4 +1,4 @@
-"""How arms are grouped and coloured: few arms all together, many by what they change."""
+"""Groups arms into families for figures and assigns their colors."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from research.drawing.chart import PALETTE
 from research.report.formatting import short_keys
 
 SMALL = 3
-"""Families of fewer arms are shown together."""
+"""Families with fewer arms than this are merged."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Arms that are drawn in one panel, each in a colour of its own.
+    """Arms that are drawn in one panel, each in its own color.
 
     Attributes:
-      title: what its arms change, "" when there is one family only.
-      arms: names; the reference arm is in every family, and first.
+      title: config key that its arms change; "" if there is only one family.
+      arms: names of the arms; the reference arm is first in every family.
     """
 
     title: str
@@ -26,9 +26,9 @@ class Family:
 
 
 def families(experiment: Experiment) -> list[Family]:
-    """Returns the arms in families of at most as many as there are colours.
+    """Groups the arms into families with no more arms than there are colors.
 
-    An arm belongs to the first key that its delta changes.
+    An arm belongs to the family of the first key that its delta changes.
     """
     reference, *others = experiment.arms
     if len(experiment.arms) <= len(PALETTE):
@@ -47,7 +47,7 @@ def families(experiment: Experiment) -> list[Family]:
 
 
 def _parts(title: str, group: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    """Cuts a family into even parts that leave a colour to the reference arm."""
+    """Splits a family into even parts that leave a color for the reference arm."""
     number = math.ceil(len(group) / (len(PALETTE) - 1))
     ends = [round(i * len(group) / max(1, number)) for i in range(number + 1)]
     parts = [group[a:b] for a, b in zip(ends, ends[1:], strict=False)]
@@ -58,16 +58,16 @@ def _parts(title: str, group: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
 
 
 def numbered(experiment: Experiment) -> dict[str, tuple[int, int]]:
-    """Returns {arm: (its number, the number of its color)}."""
+    """Returns {arm: (index of the arm, index of its color)}."""
     colors = arm_colors(experiment)
     return {arm: (i, colors[arm]) for i, arm in enumerate(experiment.arms)}
 
 
 def row_colors(experiment: Experiment) -> dict[str, int]:
-    """Returns the colors where all arms stand side by side, each with its name.
+    """Returns {arm: index of its color} for figures that show all arms, each with its name.
 
-    Of more arms than there are colors, all but the reference arm have one: the names tell them
-    apart, and colors that come again would say what is not so.
+    If there are more arms than colors, all arms but the reference arm share one color: their names
+    tell them apart, and repeated colors would suggest a relation that does not exist.
     """
     if len(families(experiment)) == 1:
         return arm_colors(experiment)
@@ -75,5 +75,5 @@ def row_colors(experiment: Experiment) -> dict[str, int]:
 
 
 def arm_colors(experiment: Experiment) -> dict[str, int]:
-    """Returns {arm: number of its color}; no two arms of a family share one."""
+    """Returns {arm: index of its color}; no two arms of a family share a color."""
     return {arm: i for family in families(experiment) for i, arm in enumerate(family.arms)}

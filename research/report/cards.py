@@ -1,4 +1,4 @@
-"""The claims as cards: what was measured first, then the verdict, then why it is no stronger."""
+"""Claim cards of the page: the measured effect, the verdict, and why it is not stronger."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,19 +26,19 @@ UNSEEN = (
     "seeds showed is in no interval."
 )
 MOST_CHECKS = 12
-"""Intervals that a card draws."""
+"""Maximum number of intervals drawn on a card."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """An interval on a track: where its parts stand, as CSS lengths; "" for a part that is not.
+    """An interval drawn on a track; positions are CSS lengths, "" for a missing part.
 
     Attributes:
       line: (left, right) of the interval.
-      mean: left of the dot.
-      region: (left, right) of what is claimed.
-      label, title: what is written before it, and what hovering says.
-      style: class of the row.
+      mean: left position of the dot.
+      region: (left, right) of the claimed region.
+      label, title: text before the track, and the tooltip.
+      style: CSS class of the row.
     """
 
     line: tuple[str, str] | None
@@ -51,16 +51,16 @@ class Bar:
 
 @dataclass(frozen=True)
 class Card:
-    """What one card says; texts are "" where there is nothing to say.
+    """Content of one claim card; texts may be "".
 
     Attributes:
-      text, source: of the claim.
-      effect: the number with its interval and what that is of.
-      ours: what our runs measured, with metric and split.
-      verdict, sign, style: the verdict, its symbol and its class.
-      tested, why: what was tested, and why the verdict is no stronger one.
+      text, source: text and source of the claim.
+      effect: the measured number, with its interval and the kind of interval.
+      ours: our measured results, with metric and split.
+      verdict, sign, style: the verdict, its symbol and its CSS class.
+      tested, why: what was tested, and why the verdict is not stronger.
       published: the published figures.
-      bars, ends, more: intervals, the ends of their scale, how many are not drawn.
+      bars, ends, more: intervals, the ends of their scale, and the number of intervals not drawn.
     """
 
     text: str
@@ -79,12 +79,12 @@ class Card:
 
 
 def cards(summary: Summary) -> list[Card]:
-    """Returns a card for each claim."""
+    """Returns one card for each claim."""
     return [_card(summary, judgement) for judgement in summary.judgements]
 
 
 def cards_note(summary: Summary) -> str:
-    """Returns what verdicts mean and how they are corrected."""
+    """Returns a note on the meaning of verdicts and their correction for multiple testing."""
     tally = {v: sum(j.verdict == v for j in summary.judgements) for v in SIGNS}
     said = ", ".join(f"{n} {verdict}" for verdict, n in tally.items() if n)
     added = len(summary.study.experiment.looks) - 1
@@ -107,7 +107,7 @@ def _card(summary: Summary, judgement: Judgement) -> Card:
     bars, ends, more = check_bars(judgement.checks)
     effect, ours = judgement.effect, measured(summary, judgement)
     if ours and (not effect or judgement.claim.test is None):
-        # Nothing was tested: what was measured is all there is to say first.
+        # Without a test, the measured results come first.
         effect, ours = f"{ours[0].upper()}{ours[1:]}.", ""
     return Card(
         text=judgement.claim.text,
@@ -127,9 +127,9 @@ def _card(summary: Summary, judgement: Judgement) -> Card:
 
 
 def published(judgement: Judgement) -> str:
-    """Returns the published figures of a claim in one line, "" without any.
+    """Returns the published figures of a claim in one line; "" if there are none.
 
-    They are of other data and often of another metric: they never stand in a table with ours.
+    They come from other data and often use another metric, so they never share a table with ours.
     """
     figures = judgement.claim.published
     if isinstance(figures, Mapping):
@@ -138,7 +138,7 @@ def published(judgement: Judgement) -> str:
 
 
 def measured(summary: Summary, judgement: Judgement) -> str:
-    """Returns what our runs of the claim's arms measured, with metric and split; "" without any."""
+    """Returns our results for the claim's arms, with metric and split; "" if there are none."""
     claim, outcome = judgement.claim, summary.study.experiment.outcome
     labels = claim.published if isinstance(claim.published, Mapping) else ()
     known = summary.study.experiment.arms
@@ -164,7 +164,7 @@ def measured(summary: Summary, judgement: Judgement) -> str:
 
 
 def check_bars(checks: Sequence[Check]) -> tuple[list[Bar], tuple[str, str], int]:
-    """Returns the intervals of a claim against the claimed region, their scale, and the rest."""
+    """Returns the intervals to draw, the ends of their scale, and how many are left out."""
     drawn = [c for c in checks if math.isfinite(c.low + c.high)]
     if not drawn:
         return [], ("", ""), 0
@@ -189,7 +189,7 @@ def check_bars(checks: Sequence[Check]) -> tuple[list[Bar], tuple[str, str], int
 def whisker(
     mean: float, start: float, end: float, scale: tuple[float, float]
 ) -> tuple[tuple[str, str] | None, str]:
-    """Returns where a line from start to end and a dot at the mean stand on a track."""
+    """Returns the CSS positions of a line from start to end, and of a dot at the mean."""
     line = None
     if math.isfinite(start + end):
         line = _sides(max(start, scale[0]), min(end, scale[1]), scale)

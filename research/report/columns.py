@@ -1,4 +1,4 @@
-"""The columns of the report's tables: one definition for Markdown, HTML and the terminal."""
+"""Column definitions of the report's tables, shared by Markdown, HTML, LaTeX and the terminal."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,18 +27,18 @@ from research.stats import ALPHA, Summary
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """A column of a table.
 
     Attributes:
       title: heading.
-      text: row -> what the cell says.
-      value: row -> what the column is sorted by; None sorts last.
-      hint: what the column means, one sentence.
+      text: row -> text of the cell.
+      value: row -> sort key; None sorts last.
+      hint: meaning of the column, one sentence.
       kind: "number", "text", "arm" or "interval".
       interval: row -> mean and extremes to draw in an "interval" column of the page.
-      tip: row -> what hovering over a cell says, "" for nothing.
-      flagged: row -> whether the cell is to be noticed.
-      on_paper: whether it is left out of the page, where hovering over another column says it.
+      tip: row -> tooltip of the cell, or "".
+      flagged: row -> whether to highlight the cell.
+      on_paper: whether the column is left out of the page, because a tooltip there shows it.
     """
 
     title: str
@@ -53,7 +53,7 @@ class Column:
 
 
 def _place(study: Study) -> list[Column]:
-    """The axes, where there are any, and the arm."""
+    """Returns the columns of the axes, if any, and of the arm."""
     names = short_keys(list(study.experiment.axes))
     axes = [
         Column(
@@ -68,7 +68,7 @@ def _place(study: Study) -> list[Column]:
 
 
 def results_note(study: Study) -> str:
-    """Returns what the main table shows, and what its intervals are of."""
+    """Returns a note on the numbers of the main table and on its intervals."""
     own = [(run.config.get("task") or {}).get("test_of_seed") for run in study.reported]
     test = "each with a test of its own" if own and all(own) else "on these test data"
     return (
@@ -83,7 +83,7 @@ def results_note(study: Study) -> str:
 
 
 def main_columns(study: Study) -> list[Column]:
-    """Returns the columns of the main table; those on solving only with a threshold."""
+    """Returns the columns of the main table; with a threshold, also those on solving the task."""
     outcome = study.experiment.outcome
     reference, *others = study.experiment.arms
     solving = outcome.solved is not None
@@ -135,7 +135,7 @@ def main_columns(study: Study) -> list[Column]:
 
 
 def difference_text(row: Row) -> str:
-    """Returns the difference of an arm from the reference arm, with its interval."""
+    """Returns the difference from the reference arm as text, with its interval."""
     if row.reference:
         return "reference"
     if row.difference is None:
@@ -144,7 +144,7 @@ def difference_text(row: Row) -> str:
 
 
 def _solving(study: Study) -> list[Column]:
-    """Returns the columns on the outcome's threshold, none without one."""
+    """Returns the columns on solving the task; [] if the outcome has no threshold."""
     outcome = study.experiment.outcome
     if outcome.solved is None:
         return []
@@ -278,7 +278,7 @@ ONE_TUNING_SEED = (
 
 
 def tuning_note(study: Study, rows: Sequence[TuningRow]) -> str:
-    """Returns how the values were tuned, and what that leaves open."""
+    """Returns a note on how values were tuned, and on the limits of that."""
     experiment = study.experiment
     text = (
         f"Every arm got the same grid, {count(len(tune_seed_list(experiment)), 'tuning seed')} each"
@@ -313,7 +313,10 @@ def _chosen(row: TuningRow, key: str) -> str:
 
 
 def _differs(row: TuningRow, key: str) -> bool:
-    """Tuning runs that changed after the reported runs began leave these with an old choice."""
+    """Returns whether the reported runs use another value than tuning chooses now.
+
+    This happens if tuning runs changed after the reported runs began.
+    """
     return key in row.best and row.tuned.get(key) != row.best[key]
 
 
@@ -323,17 +326,17 @@ def _score(names: dict[str, str], tuned, mean: float, without: int) -> str:
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:
-    """Returns the columns that say something in some row."""
+    """Returns the columns that are not empty in every row; all columns if there are no rows."""
     return [column for column in columns if any(column.text(row) for row in rows) or not rows]
 
 
 def text_rows(columns: Sequence[Column], rows: Sequence[Any]) -> list[list[str]]:
-    """Returns the cells as text."""
+    """Returns the texts of all cells, row by row."""
     return [[column.text(row) for column in columns] for row in rows]
 
 
 def progress_text(counts: Mapping[str, int]) -> str:
-    """Returns how far the sweep is: "160 of 176 runs finished, 1 diverged, 1 failed"."""
+    """Returns the progress of the sweep: "160 of 176 runs finished, 1 diverged, 1 failed"."""
     total, waiting = sum(counts.values()), counts[WAITING]
     parts = [f"{total - waiting} of {total} runs finished"]
     for status in (store.DIVERGED, store.FAILED):

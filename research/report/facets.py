@@ -1,4 +1,4 @@
-"""Small multiples: panels of one kind in one figure, with one legend or names at their lines."""
+"""Small multiples: similar panels in one figure, with one legend or names at the line ends."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from matplotlib.lines import Line2D
 from research.drawing.chart import INK, look, mark
 
 SINGLE, WIDE = 4.3, 8.8
-"""Inches across a figure of one panel, narrow enough for a phone, and across several."""
+"""Width in inches of a figure with one panel, narrow enough for a phone, and with several."""
 COLUMNS = 3
 LEFT, TOP, BOTTOM, NAMES, EDGE = 0.5, 0.34, 0.52, 1.16, 0.12
-"""Inches around a panel; NAMES is the room for the names of arms beside it."""
+"""Margins around a panel in inches; NAMES is the space for arm names beside it."""
 LEGEND = 0.26
-"""Inches of a line of the legend."""
+"""Height of a legend line in inches."""
 CHARACTER = 0.073
-"""Inches of a character of the legend, at most."""
+"""Maximum width of a character in the legend, in inches."""
 LIMIT = 24
-"""Most panels of a figure."""
+"""Maximum number of panels in a figure."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel: its title, and what draws it."""
+    """A panel: its title, and the function that draws it."""
 
     title: str
     draw: Callable[[Axes], None]
@@ -37,15 +37,15 @@ def grid(
     named: bool,
     height: float = 1.9,
 ) -> Figure:
-    """Returns a figure of panels.
+    """Returns a figure with a grid of panels.
 
     Args:
-      title: of the figure; a single panel has no other.
-      panels: at least one; after the first `LIMIT` they are left out, and the title says so.
-      arms: {arm: (number, color)} of the legend.
-      named: whether the panels write the names of arms at the end of their lines; else the figure
-        has a legend.
-      height: inches of the axes of a panel.
+      title: title of the figure; a single panel has no title of its own.
+      panels: at least one; only the first `LIMIT` are drawn, and then the title says so.
+      arms: {arm: (number, color)} for the legend.
+      named: whether the panels write the names of arms at the line ends; otherwise the figure has a
+        legend.
+      height: height of a panel's axes in inches.
     """
     if len(panels) > LIMIT:
         title += f" (the first {LIMIT} of {len(panels)} panels)"
@@ -77,15 +77,15 @@ def grid(
 
 
 def cut(text: str, width: int) -> str:
-    """Returns the text in one line of at most `width` characters."""
+    """Returns the text on one line, cut to at most `width` characters."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def shortened(name: str, width: int) -> str:
-    """Returns a name in at most `width` characters, by which it can still be told from others.
+    """Returns a name shortened to at most `width` characters by cutting out its middle.
 
-    Names of arms that differ often differ at the end: the middle is left out.
+    Names of arms often differ only at the end, so the end is kept.
     """
     name = " ".join(name.split())
     tail = width // 3
@@ -93,7 +93,7 @@ def shortened(name: str, width: int) -> str:
 
 
 def _legend_lines(arms: Sequence[str], width: float) -> list[list[str]]:
-    """Fills the names into lines of a figure."""
+    """Distributes the names over legend lines that fit the width of a figure."""
     lines: list[list[str]] = [[]]
     used = 0.0
     for arm in arms:
@@ -113,7 +113,7 @@ def _legend(figure: Figure, line: Sequence[str], arms: Mapping[str, tuple[int, i
         number, color = arms[arm]
         style = look(color)
         ends = [x / width, (x + 0.24) / width]
-        # Axes of the whole figure would lie over the panels: a line stands in the figure itself.
+        # Drawn on the figure itself, because axes spanning the figure would cover the panels.
         figure.add_artist(_line(figure, ends, y, style, number))
         text = figure.text(
             (x + 0.3) / width, y, shortened(arm, 28), fontsize=8, color=INK, va="center"
@@ -132,7 +132,7 @@ def _line(figure: Figure, ends: Sequence[float], y: float, style: Mapping, numbe
 def end_labels(
     axes: Axes, ends: Sequence[tuple[str, float]], arms: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Writes each arm's name at the height where its line ends, moved apart where they collide."""
+    """Writes each arm's name at the height of its line end, shifting names that would overlap."""
     if not ends:
         return
     inches = axes.get_position().height * _figure(axes).get_figheight()
@@ -161,7 +161,7 @@ def _figure(axes: Axes) -> Figure:
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Returns ascending heights in [0, 1], moved as little as makes them `gap` apart."""
+    """Returns ascending heights in [0, 1], moved slightly so that they are `gap` apart."""
     heights = list(heights)
     for _ in range(60):
         for i in range(1, len(heights)):

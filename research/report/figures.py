@@ -1,4 +1,4 @@
-"""The figures of the report: one for each question, with a panel for each place and family."""
+"""Draws the figures of the report, each with a panel per axis point and family of arms."""
 
 import math
 import re
@@ -29,14 +29,14 @@ from research.report.outcome_figures import outcome_chart, steps_chart
 from research.report.tables import Row
 
 INSTEAD = ("error_rate", "accuracy", "loss")
-"""Metrics of validation whose curves stand in for that of an outcome without any, best first."""
+"""Validation metrics whose curves replace that of an outcome without a curve, best first."""
 
 Place = tuple[str, Any]
-"""Where something is drawn: its title, and what the drawing takes."""
+"""A place to draw: its title, and the value passed to the drawing function."""
 
 
 def charts(study: Study, rows: Sequence[Row]) -> list[Chart]:
-    """Returns the figures for which there are results; `rows` are those of the main table."""
+    """Returns the figures that have results; `rows` are the rows of the main table."""
     with styled():
         return [
             *outcome_chart(study, rows),
@@ -54,12 +54,13 @@ def _panels(
     draw: Callable[[Axes, Any, Sequence[str]], list[tuple[str, float]]],
     has: Callable[[Any, str], bool],
 ) -> tuple[list[Panel], bool]:
-    """Returns a panel for each place and family of arms, and whether it names its lines.
+    """Returns a panel for each place and family of arms, and whether panels name their lines.
 
     Args:
-      places: where.
-      draw: draws the arms of a panel and returns where the line of each ends.
-      has: whether there is anything of an arm at a place.
+      study: the study.
+      places: the places to draw.
+      draw: draws the arms of a panel and returns the height of each line end.
+      has: returns whether an arm has results at a place.
     """
     found = families(study.experiment)
     arms = numbered(study.experiment)
@@ -87,7 +88,7 @@ def _panels(
 
 
 def _chart(study: Study, name: str, section: str, title: str, made: tuple) -> Iterator[Chart]:
-    """Yields the figure of panels, if there is one."""
+    """Yields a figure of the panels, unless there are none."""
     panels, named = made
     if panels:
         yield Chart(name, section, title, grid(title, panels, numbered(study.experiment), named))
@@ -131,7 +132,7 @@ def _finite_values(data: Measure, arm: str, point: Mapping) -> list[float]:
 
 
 def _lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequence[str]) -> list:
-    """Draws every seed; without a threshold also means and bands. Returns where lines end."""
+    """Draws every seed and, without a threshold, means and bands; returns the line ends."""
     ends, known, solved = [], numbered(study.experiment), data.solved
     for place, arm in enumerate(arms):
         shown = sorted(
@@ -167,7 +168,7 @@ def _lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequence[str
 
 
 def _room(axes: Axes, x: Sequence[float]) -> None:
-    """Leaves room at the sides for what is drawn aside."""
+    """Widens the x axis for dots that are shifted to the side."""
     low, high = min(x), max(x)
     if axes.get_xscale() == "log":
         factor = (high / low) ** 0.08
@@ -177,7 +178,7 @@ def _room(axes: Axes, x: Sequence[float]) -> None:
 
 
 def _aside(axes: Axes, shift: float):
-    """Data coordinates, moved to the side by `shift` widths of a dot."""
+    """Returns the data transform shifted sideways by `shift` dot widths."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     return axes.transData + ScaledTranslation(shift * 3.2 / 72, 0, figure.dpi_scale_trans)
@@ -210,7 +211,7 @@ def _share_lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequen
 
 
 def _limits(axes: Axes, data: Measure, group: Sequence) -> None:
-    """The values of all arms at the places of a panel set its scale, without diverged seeds."""
+    """Sets the y limits from the values of all arms at a panel's points, except diverged seeds."""
     keys = {point_key(p) for p in group}
     values = [
         v
@@ -244,7 +245,7 @@ def _solved_line(axes: Axes, study: Study) -> None:
 
 
 def _curves(study: Study) -> Iterator[Chart]:
-    """Validation metric over training steps: the mean of each arm over thin lines of its seeds."""
+    """Yields the figure of validation curves: the mean of each arm above thin lines per seed."""
     metric = curve_metric(study)
     key = f"validation/{metric}"
     curves: dict[tuple, list[tuple]] = {}
@@ -274,7 +275,8 @@ def _curves(study: Study) -> Iterator[Chart]:
 def curve_metric(study: Study) -> str:
     """Returns the metric whose curves are drawn: the outcome, if it was measured in training.
 
-    What is decoded, such as BLEU, is known at its end only; what chose the best step stands in.
+    Metrics of decoded text, such as BLEU, are only known at the end; the metric that selected the
+    best step replaces them.
     """
     outcome = study.experiment.outcome.metric
     logged = {key for run in study.reported for row in run.curve for key in row}
@@ -283,7 +285,7 @@ def curve_metric(study: Study) -> str:
 
 
 def _arm_curve(axes: Axes, curves: Sequence[tuple], known: tuple[int, int]) -> float:
-    """Draws the curves of an arm at a point; returns the height at which its mean ends."""
+    """Draws the curves of an arm at a point; returns the last value of its mean curve."""
     number, color = known
     style = look(color)
     by_step: dict[int, list[float]] = {}
@@ -294,7 +296,7 @@ def _arm_curve(axes: Axes, curves: Sequence[tuple], known: tuple[int, int]) -> f
         mark(thin, number)
         for step, value in zip(steps, values, strict=True):
             by_step.setdefault(step, []).append(value)
-    # A mean over fewer and fewer seeds would jump as they end: it stops with the first of them.
+    # The mean stops where the first seed ends, because it would jump as seeds drop out.
     whole = sorted((s, stats.mean(v)) for s, v in by_step.items() if len(v) == len(curves))
     if not whole:
         return curves[0][1][-1]
@@ -308,13 +310,13 @@ def _finite(value) -> bool:
 
 
 def _slices(study: Study) -> Iterator[Chart]:
-    """One figure for each way to slice, with the metrics that are sliced so."""
+    """Yields one figure for each kind of slice, with the metrics that are sliced by it."""
     found: dict[str, list[str]] = {}
     for metric in sliced_metrics(study):
         found.setdefault(metric.rpartition("_by_")[2], []).append(metric)
     for by, metrics in found.items():
         own = f"{study.experiment.outcome.metric}_by_{by}"
-        # The outcome first; of many arms nothing else, which would be a hundred panels.
+        # The outcome comes first; with many arms it is drawn alone, to avoid a hundred panels.
         metrics = sorted(metrics, key=lambda metric: metric != own)
         if len(families(study.experiment)) > 1 and own in metrics:
             metrics = [own]
@@ -330,7 +332,7 @@ def _slices(study: Study) -> Iterator[Chart]:
         def draw(axes: Axes, place: Any, arms: Sequence[str], by=by) -> list:
             data, group = place
             axes.set_xlabel(by.replace("_", " "))
-            # At even distances: the labels are ranges of unequal width.
+            # Evenly spaced, because the labels are ranges of unequal width.
             ends = _lines(axes, study, data, group, range(len(group)), arms)
             labels = [cut(str(p[SLICE]), 12) for p in group]
             room = max(2, min(8, 26 // (max(map(len, labels)) + 1)))

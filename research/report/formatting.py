@@ -1,4 +1,4 @@
-"""How the report writes numbers, intervals and places, the same in every output."""
+"""Formats numbers, intervals and axis points, in the same way for every output."""
 
 import math
 import re
@@ -8,13 +8,13 @@ from typing import Any
 from research.stats import Summary
 
 NONE = "–"
-"""Stands where there is no number."""
+"""Placeholder for a missing number."""
 MINUS = "\N{MINUS SIGN}"
-"""What a negative number begins with where people read it; code and config values have a hyphen."""
+"""Sign of negative numbers in text for readers; code and config values use a hyphen."""
 
 
 def number(value: float | None) -> str:
-    """Returns a number at reading precision: 0.953, 12.5, 13,952, 1.2e−05; "–" for none."""
+    """Formats a number with a readable precision: 0.953, 12.5, 13,952, 1.2e−05; "–" for None."""
     if value is None or not math.isfinite(value):
         return NONE
     size = abs(value)
@@ -34,36 +34,36 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    """Returns a difference with its sign."""
+    """Formats a difference with an explicit sign."""
     return f"+{number(value)}" if value > 0 else number(value)
 
 
 def bracket(low: float, high: float, form=number) -> str:
-    """Returns "[low, high]", or "" when there is no interval."""
+    """Returns "[low, high]"; "" if there is no interval."""
     return f"[{form(low)}, {form(high)}]" if math.isfinite(low + high) else ""
 
 
 def span(found: Summary, form=number) -> str:
-    """Returns "0.953 (0.941 to 0.965)": mean and extremes; the mean alone of one seed."""
+    """Returns "0.953 (0.941 to 0.965)", the mean and extremes; for one seed, only its value."""
     if found.n < 2:
         return form(found.mean)
     return f"{form(found.mean)} ({form(found.low)} to {form(found.high)})"
 
 
 def p_text(p: float) -> str:
-    """Returns a p-value at reading precision."""
+    """Formats a p-value with a readable precision."""
     if math.isnan(p):
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def typographic(text: str) -> str:
-    """Returns a sentence whose negative numbers begin with a minus sign, not a hyphen."""
+    """Replaces the hyphens before negative numbers in a sentence by minus signs."""
     return re.sub(r"(?<![\w.)\]-])-(?=\.?\d)", MINUS, text)
 
 
 def short_keys(keys) -> dict[str, str]:
-    """Returns {dotted key: its last part}, the whole key where two would read the same."""
+    """Returns {dotted key: its last part}, or the whole key where that would be ambiguous."""
     leaves = [key.rsplit(".", 1)[-1] for key in keys]
     return {
         key: leaf if leaves.count(leaf) == 1 else key
@@ -72,7 +72,7 @@ def short_keys(keys) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """Returns a config value as text; numbers without a trailing .0."""
+    """Formats a config value; numbers have no trailing ".0"."""
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The outcome against what it costs: a mark per arm, and the frontier of the best."""
+"""Draws the outcome against a cost: a mark per arm, and the Pareto frontier."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ TITLES = {
 
 
 class Spot(NamedTuple):
-    """Where an arm stands: its cost, its outcome on the mean and of each seed, its color."""
+    """An arm in the plane of cost and outcome: cost, mean outcome, outcome per seed, color."""
 
     index: int
     arm: str
@@ -39,7 +39,7 @@ class Spot(NamedTuple):
 
 
 def frontier_chart(study: Study) -> Iterator[Chart]:
-    """Yields one figure, a panel per point of the axes, if the experiment says against what."""
+    """Yields one figure, a panel per axis point, if the experiment names a cost (`against`)."""
     column = study.experiment.against
     if not column:
         return
@@ -53,7 +53,7 @@ def frontier_chart(study: Study) -> Iterator[Chart]:
         spots = []
         for index, arm in enumerate(study.experiment.arms):
             sample = [v for v in data.sample(arm, point).values() if math.isfinite(v)]
-            # Costs that are the same at all points stand at none of them.
+            # Costs that are equal at all points are stored under the empty point.
             cost = costs.get((arm, point_key(point)), costs.get((arm, ())))
             if sample and cost:
                 mean = stats.mean(sample)
@@ -68,7 +68,7 @@ def frontier_chart(study: Study) -> Iterator[Chart]:
 
 
 def best_for_cost(spots: Sequence[Spot], higher_is_better: bool) -> list[Spot]:
-    """Returns the spots that no other one beats at the same cost or less, from cheap to dear."""
+    """Returns the Pareto frontier, spots that none beats at equal or lower cost, cheapest first."""
     sign = 1 if higher_is_better else -1
     found: list[Spot] = []
     for spot in sorted(spots, key=lambda s: (s.cost, -sign * s.mean)):
@@ -134,7 +134,7 @@ def _panel(axes: Axes, column: str, spots: Sequence[Spot], higher: bool) -> None
 
 
 def amount(value: float, column: str) -> str:
-    """Returns 4096 bytes as "4 KiB" and 4096 of anything else as "4.1k"."""
+    """Formats a cost: 4096 bytes as "4 KiB", 4096 of anything else as "4.1k"."""
     step, units = (1024, (" B", " KiB", " MiB", " GiB")) if column == "state_bytes" else (
         1000, ("", "k", "M", "G")
     )  # fmt: skip
@@ -145,9 +145,9 @@ def amount(value: float, column: str) -> str:
 
 
 def _names(figure: Figure, axes: Axes, spots: Sequence[Spot]) -> None:
-    """Writes names where there is room for them, those that come first first.
+    """Writes the names of arms where there is room, in the order of the spots.
 
-    An arm whose name would lie on another name or mark stays without: the page names it on hover.
+    A name that would overlap another name or a mark is left out; the page shows it on hover.
     """
     renderer = FigureCanvasAgg(figure).get_renderer()
     frame = axes.get_tightbbox(renderer)

@@ -1,4 +1,4 @@
-"""The report for a paper: a paragraph on methods and tables in LaTeX, to be read by \\input."""
+"""Writes the report for a paper: a methods paragraph and tables in LaTeX, to include by \\input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +17,9 @@ from research.report.methods import methods
 from research.report.summary import Summary
 
 ON_THE_PAGE = ("when solved", "steps to solve", "rise time", "not compared because")
-"""Columns of the main table that a column of text has no room for."""
+"""Columns of the main table that do not fit into a column of text."""
 LONG = 40
-"""Rows from which on a table may break over pages."""
+"""Number of rows from which a table may break across pages."""
 SPECIAL = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "{}$&#_%"},
@@ -41,21 +41,21 @@ SPECIAL = {
     "”": "''",
     "⚠": r"$^{\ast}$",
 }
-"""What characters stand for that have a meaning in LaTeX, or no letter in its fonts."""
+"""Replacements for characters with a special meaning in LaTeX, or missing from its fonts."""
 PREAMBLE = r"""% Made by python -m research.report --latex; made again, it is written over.
 % Needs \usepackage[T1]{fontenc}, \usepackage{booktabs} and \usepackage{longtable}.
 % Names in scripts that are not Latin need XeLaTeX or LuaLaTeX."""
 
 
 def escape(text: Any) -> str:
-    """Returns a text that LaTeX shows as it is, in one line."""
+    """Escapes a text for LaTeX and puts it on one line."""
     return "".join(SPECIAL.get(character, character) for character in " ".join(str(text).split()))
 
 
 def latex(summary: Summary) -> str:
     """Returns report.tex: methods, and tables of results, claims, budget and tuning.
 
-    Whatever comes from the experiment or its runs is escaped.
+    All text from the experiment or its runs is escaped.
     """
     study = summary.study
     blocks = [
@@ -86,7 +86,7 @@ def _columns(name: str, caption: str, columns: Sequence[Column], rows: Sequence[
 
 
 def _budget(summary: Summary) -> str:
-    """What all arms have alike is said once, in the caption."""
+    """Returns the budget table; costs that are equal for all arms are only in its caption."""
     columns, rows = filled(budget_columns(summary.study), summary.budget), summary.budget
     texts = {column.title: {column.text(row) for row in rows} for column in columns}
     alike = [t for t, found in texts.items() if len(found) == 1] if len(rows) > 1 else []
@@ -118,7 +118,7 @@ def _claims(summary: Summary) -> str:
 def _table(
     name: str, caption: str, kinds: str, head: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
-    """A table; `kinds` is the argument of tabular and the only part that is LaTeX already."""
+    """Returns a table; `kinds`, the argument of tabular, is the only argument not escaped."""
     described = f"\\caption{{{escape(caption)}}}\\label{{tab:{name}}}"
     heading = f"\\toprule\n{_line(head)}\n\\midrule"
     body = "\n".join(map(_line, rows))
@@ -134,7 +134,7 @@ def _table(
 
 
 def _line(cells: Sequence[str]) -> str:
-    # A cell that begins with a bracket would be taken for an option of the line before.
+    # LaTeX would parse a leading bracket or star as an argument of the preceding \\.
     return (
         " & ".join(f"{{}}{escape(cell)}" if cell[:1] in "[*" else escape(cell) for cell in cells)
         + r" \\"

@@ -1,4 +1,4 @@
-"""How an ablation was done, as the paragraph that a paper would have of it."""
+"""Writes the methods paragraph that a paper would have about the ablation."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,20 +11,20 @@ from research.report.judging.evidence import Study
 from research.stats import ALPHA
 
 NAMED = 6
-"""Arms that are named; of more only the number is given."""
+"""Maximum number of arms to name; for more, only their number is given."""
 
 
 def methods(study: Study) -> str:
-    """Returns the paragraph, as plain text: arms, model, training, tuning, seeds, tests, machine.
+    """Returns the paragraph as plain text: arms, model, training, tuning, seeds, tests, machine.
 
-    What the arms differ in is not stated as if all had it.
+    Only options that all arms share are stated as common.
     """
     parts = (_arms, _model, _training, _tuning, _seeds, _tests, _machine)
     return " ".join(sentence for part in parts for sentence in part(study))
 
 
 def common_config(study: Study) -> dict[str, Any]:
-    """Returns {dotted key: value} of what all reported runs share; {} where none was kept."""
+    """Returns {dotted key: value} that all reported runs share; {} if no config was kept."""
     configs = [flatten(run.config) for run in study.reported if run.config]
     if not configs:
         return {}

@@ -1,7 +1,7 @@
-"""Ablations from Python: train one, or read one, and look at it in a notebook.
+"""Runs or loads an ablation from Python and shows its results in a notebook.
 
 results = run(Experiment(...), "runs/mine")    # or load("runs/mine")
-results                                        # in a notebook: what was found, and the table
+results                                        # in a notebook: the takeaway and the table
 results.verdicts                               # {claim: verdict}
 results.dataframe()                            # a row per run
 results.figure("curves")
@@ -39,20 +39,20 @@ def run(
     retry_failed: bool = False,
     max_members: int = 8,
 ) -> "Results":
-    """Trains what is left of an experiment in this process, and returns its results.
+    """Trains the unfinished runs of an experiment in this process, and returns its results.
 
-    What was trained before is not trained again, and the seeds of the first time stay: the sweep is
-    the one that `python -m research.sweep` would make.
+    Finished runs are not trained again, and the seeds of the first call are kept: the sweep is the
+    same as that of `python -m research.sweep`.
 
     Args:
-      experiment: the experiment, or its file. One that is in no file is called what `workdir` is.
-      workdir: where the runs are or will be.
-      retry_failed: trains failed runs again.
-      max_members: most runs that are trained as one program.
+      experiment: the experiment, or its file. Without a file, it is named after `workdir`.
+      workdir: directory of the runs.
+      retry_failed: whether to train failed runs again.
+      max_members: maximum number of runs that are trained as one program.
 
     Raises:
-      UserError: an arm makes no sense, or the directory holds another experiment.
-      Preempted: interrupted; what was running is saved, and the same call goes on.
+      UserError: an arm is invalid, or the directory holds another experiment.
+      Preempted: interrupted; running training is saved, and the same call resumes it.
     """
     from research.ablation.loading import Written
     from research.ablation.sweep import Shard, run_sweep
@@ -67,9 +67,9 @@ def run(
 
 
 def load(folder: str | Path) -> "Results":
-    """Returns the results of a sweep directory, finished or not, or of a report's directory.
+    """Loads the results from a sweep directory, finished or not, or from a report's directory.
 
-    Raises UserError when the folder is neither.
+    Raises UserError if the folder is neither.
     """
     folder = Path(folder)
     if (folder / "experiment.json").exists():
@@ -83,7 +83,7 @@ def load(folder: str | Path) -> "Results":
 
 @dataclass(frozen=True)
 class Results:
-    """What a sweep found; a notebook shows the takeaway, the verdicts, the table and the seeds.
+    """Results of a sweep; a notebook shows the takeaway, the verdicts, the table and the seeds.
 
     Attributes:
       study: the experiment and its runs.
@@ -93,12 +93,12 @@ class Results:
 
     @cached_property
     def summary(self) -> Summary:
-        """Everything that the report says."""
+        """The content of the report."""
         return summarize(self.study)
 
     @property
     def takeaway(self) -> str:
-        """What was found, in one sentence."""
+        """The main finding, in one sentence."""
         return self.summary.takeaway
 
     @property
@@ -108,11 +108,11 @@ class Results:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """{text of a claim: what was measured, what was tested, and why it says no more}."""
+        """{text of a claim: what was measured, what was tested, and why it is not stronger}."""
         return {j.claim.text: j.reason for j in self.summary.judgements}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns a dictionary per run; see `research.report.run_rows` for its keys."""
+        """Returns one dictionary per run; see `research.report.run_rows` for its keys."""
         return run_rows(self.study)
 
     def dataframe(self) -> Any:
@@ -128,11 +128,11 @@ class Results:
 
     @property
     def figures(self) -> list[str]:
-        """Names of the figures there are."""
+        """Names of the available figures."""
         return [chart.name for chart in self.summary.charts]
 
     def figure(self, name: str) -> "Picture":
-        """Returns a figure by its name. Raises UserError when there is none of that name."""
+        """Returns a figure by its name. Raises UserError if there is no such figure."""
         check_name("figure", name, self.figures)
         return Picture(self._chart(name).figure)
 
@@ -140,11 +140,11 @@ class Results:
         """Returns the directory of a reported run, for `research.training.runs.open_run`.
 
         Args:
-          arm: its arm.
-          seed: its seed.
-          **point: where on the axes, dots as two underscores: task__length=64.
+          arm: arm of the run.
+          seed: seed of the run.
+          **point: axis point, with two underscores for each dot: task__length=64.
 
-        Raises UserError when there is no such run.
+        Raises UserError if there is no such run.
         """
         check_name("arm", arm, self.study.experiment.arms)
         wanted = point_key({key.replace("__", "."): value for key, value in point.items()})
@@ -180,7 +180,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that a notebook shows, for example one of `research.inspect.picture`."""
+    """A figure that a notebook can display, for example from `research.inspect.picture`."""
 
     figure: Figure
 

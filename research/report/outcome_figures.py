@@ -1,4 +1,4 @@
-"""The outcome arm by arm: every seed, the differences from the reference arm, steps to solve."""
+"""Draws the outcome per arm: every seed, differences from the reference arm, steps to solve."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from research.runs import store
 from research.stats import ALPHA
 
 MOST_LINES = 160
-"""Lines of arms that a figure has at most."""
+"""Maximum number of arm lines in a figure."""
 
 
 def outcome_chart(study: Study, rows: Sequence[Row]) -> Iterator[Chart]:
-    """Yields one figure: each arm's seeds, and its difference from the reference arm, best first.
+    """Yields one figure: each arm's seeds and its difference from the reference arm, best first.
 
-    With a threshold the share of seeds that solved the task comes first, and the difference is one
-    of the probability to solve. Intervals are those of the main table.
+    With a threshold, arms are ordered by the share of seeds that solved the task, and the
+    difference is in the probability of solving. Intervals are the same as in the main table.
     """
     outcome, data = study.experiment.outcome, measure(study)
     by_place = {(row.arm, point_key(row.point)): row for row in rows}
@@ -50,7 +50,7 @@ def outcome_chart(study: Study, rows: Sequence[Row]) -> Iterator[Chart]:
 
 
 def _best_first(study: Study, rows: Sequence[Row]) -> list[str]:
-    """The arms that have a result, in one order for all points."""
+    """Returns the arms with results, best first, in the same order for all points."""
     found: dict[str, list[tuple[float, float]]] = {}
     sign = 1 if study.experiment.outcome.higher_is_better else -1
     for row in rows:
@@ -69,7 +69,7 @@ def _seeds(study: Study, here: Mapping[str, Row], point: Mapping[str, Any], data
 
     def draw(axes: Axes, arm: str, y: float) -> list:
         values = list(data.sample(arm, point).values())
-        # The mean of seeds that solve a task or do not is no place where seeds are.
+        # With a threshold, seeds cluster at the two ends: the mean describes none of them.
         middle = math.nan if solved is not None or len(values) < 2 else here[arm].outcome.mean
         if y == 0:
             _solved_line(axes, solved, [v for a in here for v in data.sample(a, point).values()])

@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs no network. What its sections show is made in `panels`."""
+"""Renders the HTML report, one file that needs no network; `panels` prepares its content."""
 
 import shlex
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ NOTES = {
         "as later than all others."
     ),
 }
-"""What the figures of a section show."""
+"""{section: caption of its figures}."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Section:
     """A section of the page.
 
     Attributes:
-      anchor: its id.
-      title: its heading.
-      kind: the macro of parts.html that shows it.
-      content: what that macro takes.
-      note: a paragraph below the heading, "" for none.
-      after: a paragraph at the end, "" for none.
+      anchor: HTML id.
+      title: heading.
+      kind: macro of parts.html that renders the section.
+      content: argument of that macro.
+      note: paragraph below the heading, or "".
+      after: paragraph at the end, or "".
     """
 
     anchor: str
@@ -75,7 +75,7 @@ class Section:
 
 
 def render(summary: Summary, out: Path, resampled: Bootstrap | None) -> str:
-    """Returns the page; links to run files are relative to `out`, the folder it is written to."""
+    """Returns the page as HTML; links to run files are relative to `out`, the page's folder."""
     script = (HERE / "page.js").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src '{source_hash(script)}'; "
@@ -194,11 +194,11 @@ def _base(study: Study) -> str:
 
 
 def commands(study: Study) -> list[str]:
-    """Returns the shell lines that repeat the sweep and its report."""
+    """Returns the shell commands that reproduce the sweep and its report."""
     commit = (study.environment.get("git") or {}).get("commit")
     command = study.environment.get("command")
     lines = [f"git checkout {shlex.quote(str(commit))}"] if commit else []
-    # Of what a program made, the command is that program.
+    # Without a file, the experiment was built in Python and the command is some other program.
     if study.file and isinstance(command, list) and command:
         lines.append(shlex.join(map(str, command)))
     return [*lines, shlex.join(["python", "-m", "research.report", f"--workdir={study.workdir}"])]

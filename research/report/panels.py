@@ -1,4 +1,4 @@
-"""What the page's sections show, as plain values; the templates only arrange them."""
+"""Prepares the content of the page's sections as plain values for the templates."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from research.stats import Summary as Sample
 
 @dataclass(frozen=True)
 class Heading:
-    """Heading of a column: its text, what it means, its class."""
+    """Heading of a column: its text, its meaning and its CSS class."""
 
     title: str
     hint: str
@@ -31,12 +31,12 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-      text: what it says.
-      kind: "arm" for the heading of a row, else as of its column.
-      style: its classes.
-      value: what the column is sorted by, None to sort last.
-      tip: what hovering says, "" for nothing.
-      bar: an interval drawn below the text.
+      text: text of the cell.
+      kind: "arm" for the heading of a row, otherwise the kind of its column.
+      style: CSS classes.
+      value: sort key of the column; None sorts last.
+      tip: tooltip, or "".
+      bar: interval drawn below the text.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table: its cells, the number of its arm and of the arm's color."""
+    """A row of a table: its cells, the index of its arm and that of the arm's color."""
 
     cells: Sequence[Cell]
     arm: int
@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that sorts by click and keyboard."""
+    """A table that can be sorted by mouse and keyboard."""
 
     caption: str
     headings: Sequence[Heading]
@@ -66,7 +66,7 @@ class Table:
 
 
 def table(summary: Summary, columns: Sequence[Column], rows: Sequence[Any], caption: str) -> Table:
-    """Returns the columns that say something and can be on a page, with a line for each row."""
+    """Returns the table of a page, without empty columns and those meant only for paper."""
     arms = {arm: i for i, arm in enumerate(summary.study.experiment.arms)}
     columns = [column for column in filled(columns, rows) if not column.on_paper]
     ranges = [
@@ -100,7 +100,7 @@ def _cell(column: Column, row: Any, ends: tuple[float, float] | None) -> Cell:
 
 
 def _range(intervals: Iterable[Sample]) -> tuple[float, float] | None:
-    """The common scale of a column: the means decide, a very wide range is cut off."""
+    """Returns the common scale of a column's intervals; very wide intervals are cut off."""
     intervals = list(intervals)
     means = [i.mean for i in intervals if math.isfinite(i.mean)]
     if not means:
@@ -112,7 +112,7 @@ def _range(intervals: Iterable[Sample]) -> tuple[float, float] | None:
 
 
 def banners(summary: Summary) -> list[str]:
-    """Returns what a reader must know before the numbers: an unfinished sweep, mixed origins."""
+    """Returns warnings to show before the results, such as an unfinished sweep or mixed origins."""
     found = list(summary.warnings)
     if summary.progress[WAITING]:
         waiting = count(summary.progress[WAITING], "run")
@@ -121,7 +121,7 @@ def banners(summary: Summary) -> list[str]:
 
 
 def failures(summary: Summary) -> list[tuple[str, str, str]]:
-    """Returns (run, where it stands, last line of its traceback) of the runs that raised."""
+    """Returns (run, its arm and point, last line of its traceback) for each failed run."""
     found = []
     for run, line in summary.failures:
         place = point_text(run.point)
@@ -131,7 +131,7 @@ def failures(summary: Summary) -> list[tuple[str, str, str]]:
 
 
 def configs(summary: Summary) -> dict[str, Any]:
-    """Returns the arms, and for each config key its values and which differ from the first."""
+    """Returns the arms and, for each config key, its values and which differ from the first."""
     experiment = summary.study.experiment
     rows = [
         (key, [("as in the base" if v is None else value_text(v), v != values[0]) for v in values])
@@ -144,12 +144,12 @@ RUN_HEADINGS = ("run", "arm", "point", "stage", "tuned", "seed", "status", "outc
 
 
 def runs(summary: Summary, out: Path) -> dict[str, Any]:
-    """Returns all runs; their files are links where they travel with the report."""
+    """Returns all runs; their files are links if the runs are stored with the report."""
     study = summary.study
     rows = []
     for run in study.runs:
         folder = os.path.relpath(study.workdir / run.run, out)
-        # A report that is kept apart from its runs travels without them: names, but no links.
+        # A report outside the sweep directory may be moved without the runs: no links then.
         beside = not folder.startswith("..")
         files = [
             (name, quote(f"{folder}/{name}") if beside else "")

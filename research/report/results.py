@@ -1,16 +1,16 @@
-"""The evidence of an experiment in one file, results.json, which needs no runs beside it.
+"""Writes and reads results.json, which holds all evidence of an experiment without its runs.
 
     {"experiment": experiment.json of the sweep, with its registration,
-     "workdir": where the runs were,
-     "environment": of the sweep,
-     "config": what the configs of all runs have in common, by dotted key,
-     "environments": the environments of the runs, each once,
-     "resampled": the comparisons of what runs wrote, sentence by sentence, or null,
+     "workdir": directory of the runs,
+     "environment": environment of the sweep,
+     "config": {dotted key: value} common to the configs of all runs,
+     "environments": distinct environments of the runs,
+     "resampled": sentence-level comparisons of decoded text, or null,
      "runs": [{"run", "arm", "point", "stage", "tuned", "seed", "result", "curve",
-               "config": what is the run's own, "environment": index} of each cell]}
+               "config": the run's own values, "environment": index} for each cell]}
 
-`curve` holds the rows of metrics.jsonl of a reported run, without what is sliced. Reports are made
-from it as from a sweep.
+`curve` holds the rows of metrics.jsonl of a reported run, without sliced metrics. A report can be
+made from this file just as from a sweep directory.
 """
 
 import json
@@ -30,7 +30,7 @@ RESULTS = "results.json"
 
 
 def write_results(study: Study, resampled: Bootstrap | None, path: Path) -> None:
-    """Writes what a study knows of its runs; those that are waiting are left out."""
+    """Writes results.json of a study; runs without a result are left out."""
     runs = [run for run in study.runs if run.status != WAITING]
     configs = [flatten(run.config) for run in runs]
     common = {
@@ -74,7 +74,7 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(content: Mapping[str, Any]) -> str:
-    """JSON with a line to each run, so that a change of one is a change of one line."""
+    """Returns JSON with one line per run, so that version control shows changes per run."""
     parts = []
     for key, value in content.items():
         if key == "runs":
@@ -86,9 +86,9 @@ def _lines(content: Mapping[str, Any]) -> str:
 
 
 def read_results(folder: str | Path) -> Study:
-    """Returns the study that results.json in a folder holds.
+    """Reads results.json in a folder into a study.
 
-    Raises UserError when there is none or it is damaged.
+    Raises UserError if the file is missing or damaged.
     """
     path = Path(folder) / RESULTS
     try:

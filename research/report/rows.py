@@ -1,4 +1,4 @@
-"""Figures with a line for each arm: every seed as a dot, and differences from the reference arm."""
+"""Draws figures with one line per arm: each seed as a dot, and differences as intervals."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,15 @@ from research.drawing.chart import INK, MUTED, look, mark
 from research.report.facets import WIDE, cut, shortened
 
 LINE = 0.2
-"""Inches of the line of an arm."""
+"""Height of an arm's line in inches."""
 TOP, BOTTOM = 0.3, 0.6
 NAMES, COUNTS, GAP, EDGE = 1.75, 0.62, 0.25, 0.15
-"""Inches for the names of arms, for what is counted, between columns, and at the edge."""
+"""Widths in inches of arm names, of the count column, between columns, and at the edge."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a block: its title, the title of its axis, and what draws an arm's line."""
+    """A column of a block: its title, its axis title, and the function that draws an arm's line."""
 
     title: str
     label: str
@@ -29,13 +29,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Block:
-    """Arms one below the other, with the columns in which something is drawn of each.
+    """Arms listed from top to bottom, with one or more columns of drawings.
 
     Attributes:
-      title: where it was measured, "" when there is one place only.
-      arms: names, from top to bottom.
-      counts: {arm: how many of its seeds solved the task}, written before the first column.
-      columns: at least one.
+      title: axis point; "" if there is only one.
+      arms: names of the arms, from top to bottom.
+      counts: {arm: text on how many of its seeds solved the task}, before the first column.
+      columns: at least one column.
     """
 
     title: str
@@ -45,11 +45,11 @@ class Block:
 
 
 def stacked(title: str, blocks: Sequence[Block], arms: Mapping[str, tuple[int, int]]) -> Figure:
-    """Returns a figure of blocks, one below the other.
+    """Returns a figure with blocks stacked vertically.
 
     Args:
-      title: of the figure.
-      blocks: at least one.
+      title: title of the figure.
+      blocks: at least one block.
       arms: {arm: (number, color)}.
     """
     heights = [LINE * len(block.arms) + 0.1 for block in blocks]
@@ -101,7 +101,7 @@ def seed_dots(axes: Axes, values: Sequence[float], y: float, color: int, middle:
     """Draws every seed as a dot, and a bar at `middle` if it is finite; returns the artists."""
     style = look(color)
     finite = [v for v in values if math.isfinite(v)]
-    # Spread by the golden ratio, so that dots of like values lie apart.
+    # Jitter by multiples of the golden ratio: an even spread that is not random.
     shifts = [y + 0.36 * ((i * 0.618) % 1 - 0.4) for i in range(len(finite))]
     artists: list = axes.plot(
         sorted(finite), shifts, style["marker"], color=style["color"], alpha=0.55, markersize=3.6

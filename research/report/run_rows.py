@@ -1,4 +1,4 @@
-"""One row per run, flat: where it stands in the ablation, what it measured, what it cost."""
+"""Flat table of runs: each row holds a run's place in the ablation, its metrics and its costs."""
 
 import csv
 import io
@@ -10,17 +10,17 @@ from research.report.judging.evidence import Run, Study, rise_time, steps_to_thr
 
 
 def run_rows(study: Study) -> list[dict[str, Any]]:
-    """Returns {column: value} of every run; a run lacks the columns that it has no value of.
+    """Returns {column: value} for every run; columns without a value are absent.
 
     Columns are "run", "arm", "stage", "seed", the keys of the axes, "tuned.KEY", "status",
-    "best.SPLIT.METRIC", "final.SPLIT.METRIC", with "[SLICE]" behind a sliced metric,
+    "best.SPLIT.METRIC", "final.SPLIT.METRIC" (followed by "[SLICE]" for a sliced metric),
     "budget.NAME" and "timing.NAME".
     """
     return [dict(_flat(study, run)) for run in study.runs]
 
 
 def results_csv(study: Study) -> str:
-    """Returns the rows as CSV, config values as they are written in tables."""
+    """Returns the rows as CSV, with config values formatted as in the report's tables."""
     rows = run_rows(study)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     config = {*study.experiment.axes, *(f"tuned.{key}" for key in study.experiment.tune)}

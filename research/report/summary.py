@@ -1,4 +1,4 @@
-"""Everything the report says, computed once; the writers only arrange it."""
+"""Computes the content of the report once, for all output formats."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,17 +24,17 @@ class Summary:
     """The content of a report.
 
     Attributes:
-      study: the sweep directory it is about.
-      judgements: one verdict per claim.
+      study: the study of the sweep.
+      judgements: one judgement per claim.
       rows, budget, tuning: rows of the main, budget and tuning tables.
-      configs: {config key: value per arm} of what differs.
-      outcomes: {run id: outcome as its run measured it}; absent without a number.
-      progress: {status: cells}.
+      configs: {config key: value per arm} for the keys that differ.
+      outcomes: {run id: its measured outcome}; runs without a number are absent.
+      progress: {status: number of cells}.
       failures: failed runs with the last line of their traceback.
-      warnings: what is doubtful about where the runs come from.
-      charts: the drawings.
-      takeaway: what was found, one sentence.
-      colors: {arm: number of its color}.
+      warnings: warnings about the provenance of the runs.
+      charts: the figures.
+      takeaway: the main finding, one sentence.
+      colors: {arm: index of its color}.
     """
 
     study: Study
@@ -59,7 +59,7 @@ def summarize(study: Study) -> Summary:
     judgements = judge_all(
         _claims(study),
         lambda metric, better: measure(study, metric, better),
-        # Each time that seeds were added was a chance to stop at a lucky moment (Bonferroni).
+        # Each time seeds were added was a chance to stop at a lucky moment: Bonferroni over looks.
         ALPHA / max(1, len(study.experiment.looks)),
     )
     return Summary(
@@ -80,7 +80,7 @@ def summarize(study: Study) -> Summary:
 
 
 def _claims(study: Study) -> list[Claim]:
-    """The claims; those that were written after the first run are exploratory."""
+    """Returns the claims, marking those written after the first run as exploratory."""
     return [
         replace(claim, primary=claim.primary and not is_late(claim, study.registration))
         for claim in study.experiment.claims
@@ -102,7 +102,7 @@ def _check_outcome(study: Study) -> None:
 
 
 def _outcomes(study: Study) -> dict[str, float]:
-    """Tuning runs show what they were chosen by: the validation outcome."""
+    """Returns {run id: outcome}; for tuning runs, the validation outcome used for the choice."""
     outcome = study.experiment.outcome
     found = {}
     for run in study.runs:

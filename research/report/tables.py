@@ -1,4 +1,4 @@
-"""The rows of the report's tables, computed once for every output format."""
+"""Computes the rows of the report's tables once for all output formats."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from research.stats import ALPHA, Summary
 from research.tasks.text.translation_scores import tokenizer_in
 
 EQUAL = "all seeds equal"
-"""Note on seeds without any spread, which say nothing of that of others."""
+"""Note on seeds without any spread, from which the spread of other seeds cannot be inferred."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Row:
       outcome: mean and extremes over seeds.
       seeds: {status: number of seeds}; "diverged" also counts a NaN outcome.
       reference: whether this is the reference arm.
-      difference: from the reference arm, of means or, with a threshold, of the probability to
-        solve; None for the reference itself and where nothing can be told.
+      difference: difference from the reference arm, of means or, with a threshold, of the
+        probability of solving; None for the reference arm and if it cannot be estimated.
       low, high: ends of its interval, simultaneous over the arms at this point (Bonferroni).
       p: its two-sided p-value, Holm-adjusted over the arms at this point.
-      solved: (number of seeds that solved the task, low, high) or None without a threshold.
-      when_solved: mean outcome of the seeds that solved the task, NaN without any.
-      steps: median first step at the threshold, infinity when half of the seeds never reach it.
-      never: number of seeds that never reached it.
-      rise: median rise time of the outcome as a part of training, NaN where there is none.
-      notes: what a reader must know.
-      obstacle: why nothing can be told from the difference, "" if something can.
+      solved: (number of seeds that solved the task, low, high); None without a threshold.
+      when_solved: mean outcome of the seeds that solved the task; NaN if there are none.
+      steps: median first step at the threshold; infinity if half of the seeds never reach it.
+      never: number of seeds that never reached the threshold.
+      rise: median rise time of the outcome as a fraction of training; NaN if there is none.
+      notes: notes that a reader must see.
+      obstacle: why the difference cannot be judged; "" if it can.
     """
 
     arm: str
@@ -129,7 +129,7 @@ def _row(
 
 
 def seed_counts(runs: Iterable[Run], study: Study) -> dict[str, int]:
-    """Returns {status: seeds} of one group; seeds without a cell yet are waiting."""
+    """Returns {status: number of seeds} of one group; seeds without a cell count as waiting."""
     counts = dict.fromkeys((store.COMPLETED, store.DIVERGED, store.FAILED, WAITING), 0)
     runs = list(runs)
     for run in runs:
@@ -165,13 +165,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """What one arm cost at one point.
+    """Costs of one arm at one point.
 
     Attributes:
-      costs: {column: cost} for `store.BUDGET`; a flagged one differs from the reference by more
-        than the tolerance and is not what is being ablated.
-      seconds: median training seconds over seeds. Never flagged: it is of the machine, too.
-      implementations: names of the implementations its runs used.
+      costs: {column: cost} for `store.BUDGET`; a cost is flagged if it differs from that of the
+        reference arm by more than the tolerance and is not declared as ablated.
+      seconds: median training seconds over seeds; never flagged, since it depends on the machine.
+      implementations: names of the implementations that its runs used.
     """
 
     arm: str
@@ -182,7 +182,7 @@ class BudgetRow:
 
 
 def budget_table(study: Study) -> list[BudgetRow]:
-    """Returns one row per point and arm, or one per arm when the costs are the same everywhere."""
+    """Returns one row per point and arm, or one per arm if the costs are equal at all points."""
     rows = []
     for point in points(study.experiment):
         reference: Mapping[str, float | None] = {}
@@ -227,7 +227,7 @@ def _merged(rows: Sequence[BudgetRow]) -> list[BudgetRow]:
 
 
 def _agreed(values: Iterable[float | None]) -> float | None:
-    """The median over seeds: it is the same for all, unless one stopped early."""
+    """Returns the median over seeds; they only differ if a run stopped early."""
     known = [float(v) for v in values if v is not None]
     return stats.median(known) if known else None
 
@@ -242,14 +242,14 @@ def _cost(study: Study, column: str, value: float | None, reference: float | Non
 
 @dataclass(frozen=True)
 class TuningRow:
-    """The combination one arm uses at one point.
+    """The tuned values of one arm at one point.
 
     Attributes:
-      tuned: values the reported runs use; before there are any, the choice of the tuning runs.
-      best: choice of the tuning runs, {} while they are not finished.
+      tuned: values that the reported runs use; before there are any, the choice of the tuning runs.
+      best: choice of the tuning runs; {} until they are finished.
       scores: (combination, mean validation outcome or NaN, seeds without one) of the whole grid.
-      edges: tuned keys whose best value is the smallest or largest of the grid as continued.
-      done, total: tuning cells with a result, and all of them.
+      edges: tuned keys whose best value is the smallest or largest of the extended grid.
+      done, total: number of tuning cells with a result, and of all tuning cells.
     """
 
     arm: str
@@ -263,7 +263,7 @@ class TuningRow:
 
 
 def tuning_table(study: Study) -> list[TuningRow]:
-    """Returns one row per point and arm; empty when the experiment tunes nothing."""
+    """Returns one row per point and arm; [] if the experiment tunes nothing."""
     outcome, rows = study.experiment.outcome, []
     if not study.experiment.tune:
         return []
@@ -281,7 +281,7 @@ def tuning_table(study: Study) -> list[TuningRow]:
             for run in runs:
                 groups.setdefault(point_key(run.tuned), []).append(run)
             scores = [_tuning_score(outcome, group) for group in groups.values()]
-            # What the reported runs used is the fact; the choice is shown until they exist.
+            # Show the values that the reported runs used; until they exist, the tuning choice.
             used = [r.tuned for r in study.reported if r.key == key]
             chosen = best(finished[key]) if key in finished else {}
             tuned = used[0] if used else chosen
@@ -307,18 +307,18 @@ def _tuning_score(outcome, runs: Sequence[Run]) -> tuple[Mapping[str, Any], floa
 
 
 def config_table(study: Study) -> dict[str, list[Any]]:
-    """Returns {config key: value per arm} of the keys in which the arms differ or that they set.
+    """Returns {config key: value per arm} for the keys that arms set or in which they differ.
 
-    Values are of the resolved configs at the first point, so that a difference which no delta
-    states (a derived width, say) shows as well. Before there are configs: the deltas; None where an
-    arm does not set the key.
+    Values come from the resolved configs at the first point, so that differences which no delta
+    states (such as a derived width) also show. Until there are configs, the deltas are used, with
+    None if an arm does not set the key.
     """
     experiment = study.experiment
     first = point_key(points(experiment)[0])
     configs = []
     for arm in experiment.arms:
         found = [r.config for r in study.runs if r.key == (arm, first) and r.config]
-        # The last one is of the report stage when that has begun.
+        # The last config is from the report stage, once that has begun.
         configs.append(flatten(found[-1]) if found else dict(experiment.arms[arm]))
     declared = [key for deltas in experiment.arms.values() for key in deltas]
     keys = dict.fromkeys([*declared, *(key for config in configs for key in sorted(config))])
@@ -331,7 +331,7 @@ def config_table(study: Study) -> dict[str, list[Any]]:
 
 
 def failures(study: Study) -> list[tuple[Run, str]]:
-    """Returns the failed runs, each with the last line of its traceback."""
+    """Returns the failed runs with the last lines of their tracebacks."""
     seen: dict[str, tuple[Run, str]] = {}
     for run in study.runs:
         if run.status == store.FAILED:
@@ -343,7 +343,7 @@ def failures(study: Study) -> list[tuple[Run, str]]:
 
 
 def progress(study: Study) -> dict[str, int]:
-    """Returns {status: cells}; cells not yet written count as waiting."""
+    """Returns {status: number of cells}; cells not written yet count as waiting."""
     counts = dict.fromkeys((store.COMPLETED, store.DIVERGED, store.FAILED, WAITING), 0)
     for run in study.runs:
         status = store.DIVERGED if has_diverged(run, study.experiment.outcome) else run.status
@@ -357,7 +357,7 @@ def _has_bleu(run: Run) -> bool:
 
 
 def score_signatures(study: Study) -> str:
-    """Returns what the scores of the reported runs were computed with; "" where names say it."""
+    """Returns the signatures of the reported runs' scores; "" if the metric names suffice."""
     found: dict[str, None] = {}
     for run in study.reported:
         found |= {f"{k}: {v}": None for k, v in (run.result.get("signatures") or {}).items()}
@@ -365,7 +365,7 @@ def score_signatures(study: Study) -> str:
 
 
 def provenance_warnings(study: Study) -> list[str]:
-    """Says where runs of one sweep do not come from one place: commits, devices, versions, BLEU."""
+    """Returns warnings if the runs differ in commit, device, versions or BLEU tokenizer."""
     places = {
         "git commits": lambda e: (e.get("git") or {}).get("commit"),
         "devices": lambda e: e.get("device"),
@@ -376,7 +376,7 @@ def provenance_warnings(study: Study) -> list[str]:
         kinds = {repr(get(r.environment)) for r in study.runs if get(r.environment) is not None}
         if len(kinds) > 1:
             warnings.append(f"The runs come from {len(kinds)} different {what}.")
-    # Runs of before there were signatures took the default.
+    # Runs that predate signatures used the default tokenizer.
     signatures = (run.result.get("signatures") or {} for run in study.runs if _has_bleu(run))
     words = {tokenizer_in(signature.get("bleu", "")) for signature in signatures}
     if len(words) > 1:

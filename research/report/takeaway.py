@@ -1,4 +1,4 @@
-"""What an ablation found, in one sentence."""
+"""Summarizes the main finding of an ablation in one sentence."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from research.report.tables import Row
 from research.stats import ALPHA
 
 FEW = 3
-"""Arms that are named; of more only the number is given."""
+"""Maximum number of arms to name; for more, only their number is given."""
 
 
 def takeaway(study: Study, rows: Sequence[Row], judgements: Sequence[Judgement]) -> str:
-    """Returns the sentence, made from the main table and the verdicts."""
+    """Returns the sentence, generated from the main table and the verdicts."""
     known = [row for row in rows if row.outcome.n]
     if not known:
         return "No run has finished yet."
@@ -27,7 +27,7 @@ def takeaway(study: Study, rows: Sequence[Row], judgements: Sequence[Judgement])
 
 
 def _solving(study: Study, rows: Sequence[Row]) -> str:
-    """Which arms solve the task in every seed, and which in none; "" without a threshold."""
+    """Returns which arms solve the task in every seed, and which in none; "" without threshold."""
     outcome = study.experiment.outcome
     counts: dict[str, list[int]] = {}
     for row in rows:
@@ -53,7 +53,7 @@ def _solving(study: Study, rows: Sequence[Row]) -> str:
 
 
 def _best(study: Study, rows: Sequence[Row]) -> str:
-    """Which arm has the best mean, and how many differ from the reference arm."""
+    """Returns which arm has the best mean, and how many arms differ from the reference arm."""
     outcome = study.experiment.outcome
     means: dict[str, list[float]] = {}
     for row in rows:

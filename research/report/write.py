@@ -45,20 +45,19 @@ def write_report(
     formats: Sequence[str] = ("png",),
     paper: bool = False,
 ) -> Summary:
-    """Reads a sweep directory, finished or not, and writes its report to `out` (default: there).
+    """Reads a sweep directory, finished or not, and writes its report.
 
-    Beside the report stands results.json, from which `rewrite_report` makes it again.
-
-    What reported runs decoded is copied to `out`/outputs/RUN.SPLIT.hypotheses.txt; results.csv says
-    which run is which.
+    It also writes results.json, from which `rewrite_report` can make the report again, and copies
+    the decoded text of reported runs to `out`/outputs/RUN.SPLIT.hypotheses.txt; results.csv lists
+    the runs.
 
     Args:
       workdir: the sweep directory.
-      out: where the report goes.
-      formats: kinds of files of the figures, of `research.drawing.chart.FORMATS`.
-      paper: whether report.tex is written as well.
+      out: directory of the report; default: `workdir`.
+      formats: file formats of the figures, from `research.drawing.chart.FORMATS`.
+      paper: whether to write report.tex as well.
 
-    Raises UserError when `workdir` is no sweep directory.
+    Raises UserError if `workdir` is not a sweep directory.
     """
     workdir = Path(workdir)
     out = Path(out) if out else workdir
@@ -75,9 +74,9 @@ def rewrite_report(
     formats: Sequence[str] = ("png",),
     paper: bool = False,
 ) -> Summary:
-    """Writes the report of the results.json in a folder to `out` (default: that folder).
+    """Writes the report of the results.json in a folder to `out` (default: the same folder).
 
-    Raises UserError when there is none.
+    Raises UserError if there is no such file.
     """
     return _write(read_results(results), Path(out) if out else Path(results), formats, paper)
 
@@ -98,7 +97,7 @@ def _write(study: Study, out: Path, formats: Sequence[str], paper: bool) -> Summ
 
 
 def _copy_outputs(study: Study, workdir: Path, out: Path) -> None:
-    """Copies what was decoded; references are the corpus's, and so is their licence."""
+    """Copies decoded text, but not the references, which are under the licence of the corpus."""
     for run in study.reported:
         for path in sorted((workdir / run.run).glob("*.hypotheses.txt")):
             store.write_text(out / f"{run.run}.{path.name}", path.read_text(encoding="utf-8"))
@@ -198,7 +197,7 @@ def _rows(head: list[str], body: list[list[str]]) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Text that Markdown shows as it is: no markup, no new cells, one line."""
+    """Escapes a text for a Markdown table cell: no markup, no cell breaks, one line."""
     text = " ".join(str(text).split())
     text = text.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     return "".join("\\" + c if c in "|*_`[]" else c for c in text)

@@ -1,4 +1,4 @@
-"""The files of a run: where results, metrics and records of training are kept.
+"""The files of a run: results, metrics and training records.
 
-Imports `errors` only.
+Imports only `errors` from the project.
 """

@@ -1,9 +1,9 @@
-"""Run directories on disk. Everything in them is JSON, and appears whole or not at all.
+"""Reads and writes the JSON files of run directories; every file is written atomically.
 
 <workdir>/<run id>/config.json        the resolved config
                    environment.json   versions, device, git commit, command line
                    data.json          sha256 of every file that the task read, if it read any
-                   metrics.jsonl      one line per logged step
+                   metrics.jsonl      one row per logged step
                    result.json        written last: the run is finished when it exists
 """
 
@@ -26,7 +26,7 @@ CONFIG, ENVIRONMENT, DATA, METRICS, RESULT = (
 )
 
 COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
-"""Values of result["status"]: trained to the end; loss became NaN; raised an exception."""
+"""Values of result["status"]: trained to the end; the loss became NaN; an exception was raised."""
 
 TIMINGS: Mapping[str, bool | None] = {
     "train_seconds": False,
@@ -35,7 +35,7 @@ TIMINGS: Mapping[str, bool | None] = {
     "model_flops_utilization": True,
     "members": None,
 }
-"""What result["timing"] may have, and whether higher is better; None: neither."""
+"""{key of result["timing"]: whether higher is better}; None if neither direction is better."""
 BUDGET: Mapping[str, bool | None] = {
     "parameters": False,
     "flops_per_token": False,
@@ -43,11 +43,12 @@ BUDGET: Mapping[str, bool | None] = {
     "tokens": False,
     "steps": False,
 }
-"""What result["budget"] has, alike: what an ablation should hold equal, or name as ablated."""
+"""{key of result["budget"]: whether higher is better}. An ablation should hold these costs equal,
+or declare them as ablated."""
 
 
 def plain(value: Any) -> Any:
-    """Returns `value` with NaN and infinities as None: JSON has no word for them."""
+    """Returns `value` with NaN and infinities replaced by None, because JSON cannot hold them."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -58,14 +59,14 @@ def plain(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all."""
+    """Writes a UTF-8 text file atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes beside the target, then renames over it, so that no reader sees half a file.
+    """Writes a temporary file and renames it, so that no reader sees a partial file.
 
-    Raises OSError, with the name of the target, when the disk refuses; nothing is left then.
+    Raises OSError with the name of the target if writing fails; the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -73,6 +74,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with naming(path), open(temporary, "wb") as file:
             file.write(content)
             file.flush()
+            # Before the rename: a power failure must not leave an empty file under the final name.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
@@ -82,14 +84,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all."""
+    """Writes `value` as indented JSON atomically."""
     write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Returns the parsed file, or None when it does not exist.
+    """Returns the parsed JSON file, or None if it does not exist.
 
-    Raises UserError when it holds something else than JSON, as when it was cut short.
+    Raises UserError if it is not valid JSON, for example because it was truncated.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -103,9 +105,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """Returns the rows of metrics.jsonl in order; a last line cut by a kill is dropped.
+    """Returns the rows of metrics.jsonl in order, without a last line truncated by a kill.
 
-    Raises UserError when another line is no JSON.
+    Raises UserError if any other line is not JSON.
     """
     path = run / METRICS
     try:

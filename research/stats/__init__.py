@@ -1,6 +1,6 @@
-"""Statistics of plain numbers, each with its source; scipy where scipy has it. Imports no jax.
+"""Tests, intervals and estimates for plain numbers, each with its source; uses scipy, not jax.
 
-Imports nothing of the project but its own files.
+Imports nothing from the rest of the project.
 """
 
 from research.stats.comparisons import (

@@ -1,8 +1,9 @@
-"""Estimates with a standard error, and times that may be censored.
+"""Estimates with a standard error, and rank tests for times that may be censored.
 
-The estimates of this package answer the same three questions, so that verdicts treat them alike:
-`p_above(border)` and `p_below(border)` are one-sided p-values of "the true value is not above
-(below) the border", and `interval(alpha)` is the two-sided interval of level 1 - alpha.
+All estimates of this package have the same three methods, so that verdicts can treat them alike:
+`p_above(border)` and `p_below(border)` are one-sided p-values of the null hypothesis "the true
+value is not above (below) the border", and `interval(alpha)` is the two-sided confidence interval
+of level 1 - alpha.
 """
 
 import math
@@ -16,17 +17,18 @@ from scipy.stats import permutation_test, rankdata
 from research.stats.location import ALPHA, deviation, mean, t_quantile
 
 POWER = 0.8
-"""Power at which the minimum detectable effect is stated."""
+"""Default power for the minimum detectable effect."""
 
 CAUTION = 30.0
-"""By how much the level of a t test of a single mean is divided.
+"""Factor by which the level of a t test of a single mean is divided.
 
-On skewed outcomes of 3 to 20 seeds (lognormal, beta(8, 1/2)) its one-sided errors are up to 45
-times as frequent as it says. Differences of two arms do not need it: skew on both sides cancels.
+For skewed outcomes of 3 to 20 seeds (lognormal, beta(8, 1/2)), one-sided errors of that test are up
+to 45 times as frequent as its nominal level. Differences of two arms do not need this, because the
+skew of both arms largely cancels.
 """
 
 PERMUTATIONS = 9999
-"""Random permutations of a rank test with more permutations than that; with fewer it is exact."""
+"""Random permutations that a rank test samples; it is exact if there are fewer in all."""
 
 Sample = Mapping[int, float]
 """{seed: value} of one arm at one point."""
@@ -34,13 +36,13 @@ Sample = Mapping[int, float]
 
 @dataclass(frozen=True)
 class StudentT:
-    """A number with a standard error whose ratio follows Student's t distribution.
+    """An estimate whose t statistic, (estimate - true value) / error, is Student-t distributed.
 
     Attributes:
-      estimate: the number.
-      error: its standard error; NaN with too few seeds, 0 when the seeds do not differ.
+      estimate: the estimate.
+      error: its standard error; NaN with too few seeds, 0 if the seeds do not differ.
       df: degrees of freedom.
-      caution: p-values are multiplied by it, and intervals are as much wider.
+      caution: p-values are multiplied by it, and intervals are widened to match.
     """
 
     estimate: float
@@ -64,7 +66,7 @@ class StudentT:
         return self.estimate - half, self.estimate + half
 
     def _tail(self, distance: float) -> float:
-        # Seeds that do not differ say nothing of the next one.
+        # Without spread among the seeds, nothing can be said about another seed.
         if not self.error > 0:
             return 1.0
         return min(1.0, self.caution * float(stdtr(self.df, -distance / self.error)))
@@ -72,7 +74,7 @@ class StudentT:
 
 @dataclass(frozen=True)
 class Exact:
-    """A number without any chance in it, such as the parameters of an arm."""
+    """A number without sampling error, such as the parameter count of an arm."""
 
     estimate: float
 
@@ -85,18 +87,18 @@ class Exact:
         return 0.0 if self.estimate < border else 1.0
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Returns the number itself, twice."""
+        """Returns the number as both ends of the interval."""
         return self.estimate, self.estimate
 
 
 @dataclass(frozen=True)
 class RankDifference:
-    """Whether the values of one arm tend to be larger than those of another.
+    """Tests whether the values of one arm tend to be larger than those of another.
 
-    For times to an event: a seed that never got there counts as infinity, later than all that did,
-    which is right when all were watched for as long (Gehan 1965, Biometrika 52, 203-223). The
-    estimate is the probability that a seed of `a` has the larger value, ties counting half, minus
-    one half; the test is the permutation test of the Mann-Whitney statistic.
+    Meant for times to an event. A seed without the event counts as infinity, later than all others,
+    which is valid if all seeds were observed equally long (Gehan 1965, Biometrika 52, 203-223). The
+    estimate is the probability that a seed of `a` has the larger value than a seed of `b`, ties
+    counting half, minus one half. The test is a permutation test of the Mann-Whitney statistic.
     """
 
     a: tuple[float, ...]
@@ -116,11 +118,11 @@ class RankDifference:
         return self._p("less") if border >= 0 else 1.0
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Returns NaN: the test has no interval."""
+        """Returns NaN for both ends: this test has no interval."""
         return math.nan, math.nan
 
     def _p(self, alternative: str) -> float:
-        # Mean ranks order permutations as the Mann-Whitney statistic does, and are quick.
+        # Mean ranks order permutations like the Mann-Whitney statistic and are fast to compute.
         ranks = rankdata((*self.a, *self.b))
         found = permutation_test(
             (ranks[: len(self.a)], ranks[len(self.a) :]),
@@ -142,8 +144,8 @@ def mean_of(values: Iterable[float], scale: float = 0.0, caution: float = 1.0) -
 
     Args:
       values: one per seed.
-      scale: size of the numbers that the values are differences of, if they are: what is below the
-        precision of float32 at that size counts as no difference.
+      scale: if the values are differences, the magnitude of the numbers that were subtracted;
+        a spread below float32 precision at that magnitude counts as zero.
       caution: `CAUTION` for values that may be skewed, 1 for differences.
     """
     values = list(values)
@@ -153,10 +155,10 @@ def mean_of(values: Iterable[float], scale: float = 0.0, caution: float = 1.0) -
 
 
 def welch(a: Iterable[float], b: Iterable[float]) -> StudentT:
-    """Returns mean(a) - mean(b), variances apart (Welch 1947, Biometrika 34, 28-35).
+    """Returns mean(a) - mean(b) with unequal variances (Welch 1947, Biometrika 34, 28-35).
 
-    Seeds are not paired: the runs of two arms with the same seed are hardly more alike than others
-    (correlations of about .04), and pairing costs half of the degrees of freedom.
+    Seeds are not paired: runs of two arms with the same seed are hardly more alike than others
+    (correlations of about .04), and pairing would cost half of the degrees of freedom.
     """
     a, b = list(a), list(b)
     apart = mean(a) - mean(b)
@@ -171,9 +173,9 @@ def welch(a: Iterable[float], b: Iterable[float]) -> StudentT:
 
 
 def pooled_deviation(samples: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """Returns the standard deviation within samples, pooled, and its degrees of freedom.
+    """Returns the pooled within-sample standard deviation and its degrees of freedom.
 
-    NaN and 0 when no sample has two values.
+    Returns NaN and 0 if no sample has two values.
     """
     parts = [(deviation(s), len(s) - 1) for s in map(list, samples) if len(s) > 1]
     df = sum(d for _, d in parts)
@@ -197,8 +199,8 @@ def minimum_detectable_effect(
     critical = t_quantile(1 - alpha / 2, df)
 
     def found(shift: float) -> float:
-        # Rejecting on the wrong side is left out: at this power it has a probability below 1e-6,
-        # and scipy returns NaN for it.
+        # Rejections in the wrong direction are ignored: at this power their probability is below
+        # 1e-6, and scipy returns NaN for it.
         return 1 - float(nctdtr(df, shift, critical))
 
     low, high = 0.0, critical

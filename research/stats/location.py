@@ -1,4 +1,4 @@
-"""Where a sample lies: its mean, its median, its extremes."""
+"""Location and spread of a sample: mean, median, extremes, standard deviation."""
 
 import math
 from collections.abc import Iterable
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from scipy.special import stdtrit
 
 ALPHA = 0.05
-"""Two-sided error rate of tests and intervals: intervals are 95 % intervals."""
+"""Default two-sided level of tests; intervals have level 1 - ALPHA, that is 95 %."""
 
 FLOAT32_NOISE = 1e-6
-"""Relative differences below which values of float32 models count as equal: 8 rounding units."""
+"""Relative difference below which values from float32 models count as equal (about 8 ulps)."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample in numbers, which claim nothing about seeds that were not run.
+    """Descriptive statistics of a sample; they claim nothing about seeds that were not run.
 
     Attributes:
-      mean: its mean; NaN of nothing.
-      low, high: its smallest and largest value.
+      mean: the mean; NaN for an empty sample.
+      low, high: smallest and largest value.
       sd: standard deviation (divisor n - 1); NaN for n = 1.
-      n: how many values there are.
+      n: number of values.
     """
 
     mean: float
@@ -39,7 +39,7 @@ def summary(values: Iterable[float]) -> Summary:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Returns the arithmetic mean, exactly rounded; NaN of nothing."""
+    """Returns the arithmetic mean, from an exactly rounded sum; NaN for no values."""
     values = list(values)
     if any(map(math.isinf, values)):
         return sum(values) / len(values)
@@ -51,10 +51,11 @@ def deviation(values: Iterable[float], scale: float = 0.0) -> float:
 
     Args:
       values: the sample.
-      scale: size of the numbers that the values were computed from, at least their own.
+      scale: magnitude of the numbers that the values were computed from; at least that of the
+        values themselves is used.
 
-    Returns 0 for values that differ by no more than noise of float32 at that scale: a t statistic
-    of 1e7 would be an artefact of rounding.
+    Returns 0 if the values differ by no more than float32 noise at that scale, because a t
+    statistic of 1e7 would be an artefact of rounding.
     """
     values = list(values)
     if len(values) < 2:
@@ -72,7 +73,7 @@ def t_quantile(probability: float, df: float) -> float:
 
 
 def median(values: Iterable[float]) -> float:
-    """Returns the median; the mean of the middle two for an even count; NaN of nothing."""
+    """Returns the median (mean of the middle two for an even count); NaN for no values."""
     values = sorted(values)
     if not values:
         return math.nan

@@ -1,6 +1,6 @@
-"""Proportions: how many of n seeds solved a task, and how two arms differ in it.
+"""Exact inference on success probabilities: seeds that solve a task, for one arm or for two.
 
-All tests and intervals are exact: they hold their level at every n, which is small here.
+All tests and intervals are exact, so they hold their level even for the small n used here.
 """
 
 import math
@@ -13,11 +13,11 @@ from scipy.stats import binom, binomtest
 from research.stats.location import ALPHA
 
 NUISANCE = 101
-"""Values of the unknown probability that an exact test goes through."""
+"""Grid size for the nuisance parameter (the unknown probability) of an exact test."""
 
 
 def clopper_pearson(successes: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:
-    """Returns the exact two-sided interval of a proportion (Clopper and Pearson 1934).
+    """Returns the exact two-sided interval for a proportion (Clopper and Pearson 1934).
 
     Each end is a one-sided bound of level 1 - alpha / 2.
     """
@@ -29,7 +29,7 @@ def clopper_pearson(successes: int, n: int, alpha: float = ALPHA) -> tuple[float
 
 @dataclass(frozen=True)
 class Proportion:
-    """The probability that a seed succeeds, of which `k` of `n` did."""
+    """The probability that a seed succeeds, estimated from `k` successes in `n` seeds."""
 
     k: int
     n: int
@@ -53,11 +53,11 @@ class Proportion:
 
 @dataclass(frozen=True)
 class ProportionDifference:
-    """The probability of one arm minus that of another, of which k of n seeds succeeded each.
+    """Difference p1 - p2 of success probabilities, from k1 of n1 and k2 of n2 successful seeds.
 
-    Unconditional exact tests that order tables by the score statistic of Farrington and Manning
-    (1990, Statistics in Medicine 9, 1447-1454) and take the largest p-value over the unknown
-    probability (Chan and Zhang 1999, Biometrics 55, 1202-1209).
+    The tests are unconditional exact tests: they order tables by the score statistic of Farrington
+    and Manning (1990, Statistics in Medicine 9, 1447-1454) and take the largest p-value over the
+    unknown probability (Chan and Zhang 1999, Biometrics 55, 1202-1209).
     """
 
     k1: int
@@ -79,6 +79,7 @@ class ProportionDifference:
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Returns the two-sided interval of level 1 - alpha: the differences not rejected."""
+        # A lower bound on p2 - p1 gives the upper bound on p1 - p2.
         low = _bound(self.k1, self.n1, self.k2, self.n2, alpha / 2)
         high = -_bound(self.k2, self.n2, self.k1, self.n1, alpha / 2)
         return low, high
@@ -86,15 +87,16 @@ class ProportionDifference:
 
 @lru_cache(maxsize=65536)
 def _exact_p(k1: int, n1: int, k2: int, n2: int, border: float) -> float:
-    """The p-value of H0: p1 - p2 <= border, largest over p2.
+    """Returns the p-value of H0: p1 - p2 <= border, the maximum over p2.
 
-    The border itself is tested: a smaller difference makes the table less probable still.
+    Only p1 - p2 = border is tested, since smaller differences make such a table even less likely.
     """
     if border < -1:
         return 0.0
     if border >= 1:
         return 1.0
     scores = _scores(n1, n2, border)
+    # The tolerance keeps ties of the score statistic, which rounding could break, in the tail.
     far = scores >= scores[k1, k2] - 1e-9
     second = np.linspace(max(0.0, -border), min(1.0, 1.0 - border), NUISANCE)
     first = np.clip(second + border, 0.0, 1.0)
@@ -105,7 +107,7 @@ def _exact_p(k1: int, n1: int, k2: int, n2: int, border: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _bound(k1: int, n1: int, k2: int, n2: int, level: float) -> float:
-    """The largest difference that is rejected as too small, found by bisection; -1 if none is."""
+    """Returns the largest difference rejected as too small, by bisection; -1 if none is."""
     low, high = -1.0, 1.0
     for _ in range(14):
         middle = (low + high) / 2
@@ -116,7 +118,7 @@ def _bound(k1: int, n1: int, k2: int, n2: int, level: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _scores(n1: int, n2: int, border: float) -> np.ndarray:
-    """The score statistic of p1 - p2 = border of every table, (n1 + 1, n2 + 1)."""
+    """Returns the score statistic for H0: p1 - p2 = border of every table, (n1 + 1, n2 + 1)."""
     p1 = (np.arange(n1 + 1) / n1)[:, None]
     p2 = (np.arange(n2 + 1) / n2)[None, :]
     # The maximum likelihood estimate under p1 - p2 = border is a root of a cubic (Miettinen and
@@ -136,6 +138,6 @@ def _scores(n1: int, n2: int, border: float) -> np.ndarray:
         second = np.clip(first - border, 0.0, 1.0)
         error = np.sqrt(first * (1 - first) / n1 + second * (1 - second) / n2)
         apart = p1 - p2 - border
-        # Without any variance the table is as far as can be, or the border itself.
+        # With zero variance, the observed difference equals the border or is infinitely far off.
         exact = np.where(np.abs(apart) < 1e-12, 0.0, np.sign(apart) * np.inf)
         return np.where(error < 1e-12, exact, apart / error)

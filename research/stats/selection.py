@@ -1,4 +1,4 @@
-"""What choosing the best of several options adds to the uncertainty of what was chosen."""
+"""Selection noise: the uncertainty added by choosing the best of several options."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from research.stats.comparisons import pooled_deviation
 from research.stats.location import mean
 
 POINTS = 801
-"""Places at which an integral over the best score is taken; its error is far below 1e-6."""
+"""Quadrature points for the integral over the best score; its error is far below 1e-6."""
 RARE = 1e-6
 """Probability up to which an option counts as never chosen."""
 
 
 def choice_probabilities(means: Sequence[float], error: float) -> list[float]:
-    """Returns how probably each of independent normal scores is the largest.
+    """Returns the probability that each of several independent normal scores is the largest.
 
     Args:
       means: expected scores.
-      error: standard deviation of each; 0: the largest mean is, the first of equal ones.
+      error: standard deviation of every score; with 0, the largest mean has probability 1, and ties
+        go to the first.
     """
     top = max(means)
     if not error > 0:
@@ -29,6 +30,7 @@ def choice_probabilities(means: Sequence[float], error: float) -> list[float]:
     x = np.linspace(top - 8 * error, top + 8 * error, POINTS)[:, None]
     below, density = norm.cdf(x, centres, error), norm.pdf(x, centres, error)
     others = [np.delete(below, i, axis=1).prod(axis=1) for i in range(len(means))]
+    # P(i is the largest) = integral of its density times the CDFs of all other scores.
     found = [float(np.trapezoid(density[:, i] * o, x[:, 0])) for i, o in enumerate(others)]
     return [p / math.fsum(found) for p in found]
 
@@ -36,14 +38,14 @@ def choice_probabilities(means: Sequence[float], error: float) -> list[float]:
 def choice_deviation(scores: Sequence[Sequence[float]], values: Sequence[float]) -> float:
     """Returns the standard deviation of the value of the option with the best mean score.
 
-    It is over other draws of the scores (a parametric bootstrap, Efron and Tibshirani 1993, section
-    6.5): the scores of an option are normal about the mean that was found, with the deviation
-    within options. 0 where every draw would choose the same, or options of the same value; NaN
-    where no option has two scores, so that nothing tells how they would vary.
+    The deviation is over new draws of the scores (parametric bootstrap, Efron and Tibshirani 1993,
+    section 6.5): the scores of an option are normal around their observed mean, with the pooled
+    within-option deviation. Returns 0 if every draw would choose the same option, or options with
+    the same value; NaN if no option has two scores, since the variance is then unknown.
 
     Args:
-      scores: of each option, one per seed; higher is better.
-      values: what is read off each option.
+      scores: scores of each option, one per seed; higher is better.
+      values: value of each option.
     """
     if len(scores) < 2:
         return 0.0

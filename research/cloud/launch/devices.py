@@ -1,4 +1,4 @@
-"""Dealing the devices of this machine out to processes. Imports no jax: it would take them all."""
+"""Assigns this machine's devices to processes. Does not import jax, which would claim them all."""
 
 import os
 import re
@@ -11,19 +11,19 @@ from pathlib import Path
 from research.errors import UserError
 
 CHIP_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
-"""How the chips of a process lie on the board, as JAX's own multi-process tests tell libtpu."""
+"""Chip layout of one process for libtpu, by number of chips; from JAX's multi-process tests."""
 FIRST_PORT = 8476
 SHARED_MEMORY = 0.9
-"""Fraction of a GPU's memory that all processes on it take together."""
+"""Fraction of a GPU's memory that all processes sharing it may use together."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What this machine computes with.
+    """The devices of this machine.
 
     Attributes:
       kind: "gpu", "tpu" or "cpu".
-      ids: of the accelerators, as CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS name them.
+      ids: ids of the accelerators, as in CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS.
       cores: CPU cores that this process may use.
     """
 
@@ -34,7 +34,7 @@ class Devices:
 
 @dataclass(frozen=True)
 class Binding:
-    """What one process gets: variables of its environment, and CPU cores, () for all."""
+    """Devices of one process: environment variables, and CPU cores (() for all cores)."""
 
     label: str
     environment: Mapping[str, str]
@@ -42,7 +42,7 @@ class Binding:
 
 
 def local_devices(environment: Mapping[str, str] = os.environ) -> Devices:
-    """Returns the devices of this machine that the environment leaves to us."""
+    """Returns the devices of this machine that the environment variables make visible."""
     cores = tuple(sorted(os.sched_getaffinity(0)))
     wanted = environment.get("JAX_PLATFORMS", "")
     if wanted.split(",")[0] not in ("cpu",):
@@ -56,7 +56,7 @@ def local_devices(environment: Mapping[str, str] = os.environ) -> Devices:
 
 
 def tpu_chips(environment: Mapping[str, str], root: Path = Path("/dev")) -> tuple[str, ...]:
-    """Returns the TPU chips of this host: /dev/accel* up to v4, /dev/vfio/* after."""
+    """Returns the ids of this host's TPU chips: /dev/accel* up to v4, then /dev/vfio/*."""
     chosen = environment.get("TPU_VISIBLE_CHIPS")
     if chosen:
         return tuple(chosen.split(","))
@@ -67,13 +67,13 @@ def tpu_chips(environment: Mapping[str, str], root: Path = Path("/dev")) -> tupl
 
 
 def _is_tpu_vm() -> bool:
-    # Other devices than TPUs are handed through VFIO too.
+    # VFIO also passes through other devices, so look for Google's PCI vendor id.
     google = Path("/sys/bus/pci/devices").glob("*/vendor")
     return any(p.read_text().strip() == "0x1ae0" for p in google)
 
 
 def cuda_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the NVIDIA GPUs, or those of them that CUDA_VISIBLE_DEVICES leaves."""
+    """Returns the ids of the NVIDIA GPUs that CUDA_VISIBLE_DEVICES makes visible; default: all."""
     if not shutil.which("nvidia-smi"):
         return ()
     if "CUDA_VISIBLE_DEVICES" in environment:
@@ -84,11 +84,11 @@ def cuda_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def deal(devices: Devices, shards: int) -> list[Binding]:
-    """Returns what each of `shards` processes gets, all alike. Raises UserError.
+    """Returns the devices of each of `shards` processes, in equal shares. Raises UserError.
 
-    GPUs: an equal number each; with more processes than GPUs they share, each with its part of
-    the memory. TPU chips: an equal number each, never shared. CPU: an equal number of cores each;
-    with more processes than cores they share.
+    GPUs and CPU cores are divided equally. If there are more processes than GPUs, processes share a
+    GPU and divide its memory; if there are more than cores, they share cores. TPU chips are divided
+    equally and never shared.
     """
     if shards == 1:
         return [Binding("all devices", {})]
@@ -103,7 +103,7 @@ def deal(devices: Devices, shards: int) -> list[Binding]:
 
 
 def _parts(items: Sequence, shards: int) -> list[tuple]:
-    """Returns equal parts of `items`; one item each, in turn, where there are too few."""
+    """Splits `items` into equal parts; if there are too few, each part is one item, in turn."""
     each = len(items) // shards
     if each == 0:
         return [(items[i % len(items)],) for i in range(shards)]

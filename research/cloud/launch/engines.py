@@ -1,9 +1,8 @@
-"""Other machines: what each engine can be asked for, and the files and commands it is given.
+"""Engines for other machines: their options, and the files and commands written for them.
 
-Nothing here schedules or recovers anything: that is for the programs (sbatch, sky, xpk, gcloud)
-whose files are filled in from templates/. Flags are those of Slurm's manual pages, of
-docs.skypilot.co (managed jobs), of `xpk workload create --help` 1.16.0 and of `gcloud compute tpus
-queued-resources create --help`.
+Scheduling and recovery are left to the programs (sbatch, sky, xpk, gcloud), whose files are filled
+in from templates/. Flags follow Slurm's manual pages, docs.skypilot.co (managed jobs), `xpk
+workload create --help` 1.16.0 and `gcloud compute tpus queued-resources create --help`.
 """
 
 import base64
@@ -24,13 +23,13 @@ LOCAL = "local"
 
 
 class Launch(NamedTuple):
-    """What is written and told for a job.
+    """Files and commands that start a job on an engine.
 
     Attributes:
-      engine: its name.
-      folder: where the files are.
-      files: {name: text}.
-      values: that the engine's templates take.
+      engine: name of the engine.
+      folder: folder of the files.
+      files: {file name: text}.
+      values: values for the engine's templates.
     """
 
     engine: str
@@ -39,7 +38,7 @@ class Launch(NamedTuple):
     values: Mapping[str, Any]
 
     def commands(self, block: str) -> str:
-        """Returns the bash of once, submit, watch, fetch or teardown; "" where it has none."""
+        """Returns the bash commands of a block: once, submit, watch, fetch or teardown; or ""."""
         return fill_block(f"{self.engine}.txt", block, **self.values)
 
 
@@ -50,14 +49,14 @@ def _slurm(values: dict[str, Any]) -> dict[str, str]:
             f"--nodes={options.nodes} makes one run larger and --shards={job.shards} makes several "
             "of a sweep; give one of them."
         )
-    # JAX takes one device per process where it finds its coordinator from Slurm's variables.
+    # If JAX finds its coordinator from Slurm's variables, it takes one device per process.
     tasks = max(1, _gpu_count(options.gpus)) if options.nodes > 1 else 1
     values["pattern"] = "%A_%a.log" if job.shards > 1 else "%j.log"
     return {"job.sbatch": fill("slurm.sbatch", tasks=tasks, **values)}
 
 
 def _gpu_count(gpus: str) -> int:
-    """Returns the number in "8" or "h100:8"; 0 for "". Raises UserError when it has none."""
+    """Returns the number of GPUs in "8" or "h100:8"; 0 for "". Raises UserError for other text."""
     number = gpus.split(":")[-1] or "0"
     if not number.isdigit():
         raise UserError(f"--gpus={gpus!r} must say how many, for example 8 or {gpus}:8.")
@@ -77,15 +76,15 @@ def _skypilot(values: dict[str, Any]) -> dict[str, str]:
 
 def _xpk(values: dict[str, Any]) -> dict[str, str]:
     options, tpu = values["options"], values["tpu"]
-    # xpk's v5e node pools are of machines with four chips, two machines at least.
+    # xpk's v5e node pools have at least two machines with four chips each.
     if tpu.generation == "v5e" and tpu.chips < 8:
         raise UserError(f"slice={tpu}: xpk has v5e from 2x4 on; --engine=skypilot has smaller.")
     scripts = {
         shard: fill("xpk.sh", number=i, **values) for i, shard in enumerate(values["shards"], 1)
     }
     values["storage"] = legal_name(f"attest-{options.bucket}", ENGINES["xpk"].limit)
-    # Neither the YAML that xpk writes, which a line break would end, nor Kubernetes, which reads
-    # $(NAME) in a container's command, may see anything of a script.
+    # Scripts travel as files or in base64, never verbatim in the container's command: a line break
+    # would break the YAML that xpk writes, and Kubernetes expands $(NAME) in commands.
     if not options.image:
         values["commands"] = {shard: f"exec bash {shard}.sh" for shard in scripts}
         return {f"code/{shard}.sh": text for shard, text in scripts.items()}
@@ -105,14 +104,14 @@ def _gcloud(values: dict[str, Any]) -> dict[str, str]:
 
 
 class Engine(NamedTuple):
-    """How work is started elsewhere.
+    """A way to start jobs on other machines.
 
     Attributes:
-      files: (values of the templates) -> {name: text}; adds what its commands need to the values.
-      program: that its commands need.
-      install: how one gets the program.
-      limit: of the length of a name.
-      needs, takes: options that must be given, and the others that it reads.
+      files: (template values) -> {file name: text}; also adds the values that its commands need.
+      program: executable that its commands need.
+      install: how to install the program.
+      limit: maximum length of a job name.
+      needs, takes: required options, and the other options that it reads.
     """
 
     files: Callable[[dict[str, Any]], dict[str, str]]
@@ -124,7 +123,7 @@ class Engine(NamedTuple):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """All of its options."""
+        """All options that the engine reads."""
         return (*self.needs, *self.takes)
 
 
@@ -171,7 +170,7 @@ def options_taken(name: str) -> tuple[str, ...]:
 
 
 def check_options(name: str, options: Options) -> None:
-    """Raises UserError for an option that the engine lacks, does not read, or that is not one."""
+    """Raises UserError for an option that is missing, invalid, or not read by the engine."""
     given = options.given()
     needs = ENGINES[name].needs if name in ENGINES else ()
     lacking = [f"--{option}" for option in needs if option not in given]
@@ -188,7 +187,7 @@ def check_options(name: str, options: Options) -> None:
 
 
 def make(name: str, job: Job, options: Options, folder: Path) -> Launch:
-    """Returns what an engine is given for a job. Raises UserError for what it cannot do."""
+    """Returns the files and commands for a job. Raises UserError if the engine cannot run it."""
     engine, tpu = ENGINES[name], None
     travels = not job.source.is_absolute() and ".." not in job.source.parts
     if "bucket" in engine.needs and not travels:
@@ -214,7 +213,7 @@ def make(name: str, job: Job, options: Options, folder: Path) -> Launch:
 
 
 def describe(launch: Launch, written: bool) -> str:
-    """Returns what a person has to know and to type; all of the files where none was written."""
+    """Returns instructions with the commands to type; includes the files if none was written."""
     paths = {str(launch.folder / file): text for file, text in launch.files.items()}
     if written:
         parts = ["Written: " + ", ".join(paths)]
@@ -227,7 +226,7 @@ def describe(launch: Launch, written: bool) -> str:
 
 
 def missing(name: str) -> str:
-    """Returns how to get the program of an engine that is not there."""
+    """Returns the error message for a missing program of an engine, with how to install it."""
     engine = ENGINES[name]
     return f"The program {engine.program!r} is not on this machine's PATH: {engine.install}"
 
@@ -236,14 +235,14 @@ def write(launch: Launch) -> None:
     """Writes the files, and the commands beside them as scripts."""
     for name, text in launch.files.items():
         write_text(launch.folder / name, text)
-    # All of a teardown is tried, also when a part is gone already.
+    # Without `set -e`, a teardown goes on if one of the resources is already gone.
     for name, start in (("submit", "set -ex\n"), ("teardown", "")):
         text = f"#!/usr/bin/env bash\n{start}{launch.commands(name)}"
         write_text(launch.folder / f"{name}.sh", text)
 
 
 def check_arms(job: Job) -> None:
-    """Raises UserError for a sweep with an arm that makes no sense, before machines are paid."""
+    """Raises UserError for a sweep with an invalid arm, before any machine is paid for."""
     if job.module == "research.sweep":
         from research.ablation.sweep import prepare
 
@@ -251,9 +250,9 @@ def check_arms(job: Job) -> None:
 
 
 def submit(launch: Launch, yes: bool) -> int:
-    """Runs the script that starts it, after a typed "yes"; returns its exit code.
+    """Runs the submit script after asking for a typed "yes"; returns its exit code.
 
-    Raises UserError when nobody can be asked, or when the program is missing.
+    Raises UserError if stdin is not a terminal, the answer is not "yes", or the program is missing.
     """
     if not shutil.which(ENGINES[launch.engine].program):
         raise UserError(missing(launch.engine))
@@ -269,7 +268,7 @@ def submit(launch: Launch, yes: bool) -> int:
 
 
 def agree() -> None:
-    """Asks before anything is started that may cost money. Raises UserError without a "yes"."""
+    """Asks for a "yes" before starting anything that may cost money, else raises UserError."""
     if not sys.stdin.isatty():
         raise UserError(
             "--submit asks before it starts anything, and here is no terminal to ask on; add --yes."

@@ -1,6 +1,6 @@
-"""This machine: the shards of a sweep side by side, each on its devices.
+"""Runs the shards of a sweep side by side on this machine, each on its own devices.
 
-<workdir>/launch/local/shard-1.log   what each printed, of all launches
+<workdir>/launch/local/shard-1.log   output of each shard, appended by every launch
                        lock          held while any shard runs
 """
 
@@ -30,11 +30,11 @@ class Shard:
     """A running shard.
 
     Attributes:
-      number: from 1.
+      number: number of the shard, from 1.
       binding: its devices.
-      process: None before it is started.
-      log: what it prints goes here.
-      read: bytes of the log that were shown.
+      process: its process; None before it is started.
+      log: file of its output.
+      read: number of bytes of the log shown so far.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Shard:
 
     @property
     def code(self) -> int | None:
-        """Exit code, or None while it runs."""
+        """The exit code, or None while it runs."""
         return self.process.poll() if self.process else None
 
 
@@ -59,7 +59,7 @@ def commands(job: Job) -> list[tuple[str, ...]]:
 
 
 def preview(job: Job, bindings: Sequence[Binding]) -> str:
-    """Returns what `run` would start."""
+    """Returns the devices and command of each shard that `run` would start."""
     rows = zip(bindings, commands(job), strict=True)
     return "\n".join(f"{_label(b)}:\n  {shlex.join(c)}" for b, c in rows)
 
@@ -69,15 +69,15 @@ def _label(binding: Binding) -> str:
 
 
 def run(job: Job, bindings: Sequence[Binding], folder: Path, say: Callable = print) -> int:
-    """Starts the shards, shows what they print, hands signals on, waits; returns 0 or 1.
+    """Starts the shards, shows their output, forwards signals and waits; returns 0 or 1.
 
-    Raises UserError when the shards of an earlier launch still run.
+    Raises UserError if shards of an earlier launch are still running.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = [Shard(i, binding, folder / f"shard-{i}.log") for i, binding in enumerate(bindings, 1)]
     with _lock(folder) as lock, _forwarding(shards) as received:
         for shard, command in zip(shards, commands(job), strict=True):
-            # A signal that came meanwhile is for the rest too: they would not hear of it.
+            # After a signal, start no more shards: it was forwarded only to those running then.
             if received:
                 break
             _start(shard, command, lock)
@@ -90,7 +90,7 @@ def _start(shard: Shard, command: Sequence[str], lock: int) -> None:
     allowed = os.sched_getaffinity(0)
     with open(shard.log, "ab") as log:
         shard.read = log.tell()
-        # A child has the cores of the thread that starts it, from its first instruction on.
+        # A child inherits the CPU affinity of the thread that starts it.
         os.sched_setaffinity(0, shard.binding.cores or allowed)
         try:
             shard.process = subprocess.Popen(
@@ -100,7 +100,7 @@ def _start(shard: Shard, command: Sequence[str], lock: int) -> None:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(shard.binding.environment),
                 pass_fds=(lock,),
-                # Ctrl-C reaches the launcher alone, which hands it on once.
+                # In its own session, so that Ctrl-C reaches only the launcher, which forwards it.
                 start_new_session=True,
             )
         finally:
@@ -119,13 +119,13 @@ def _lock(folder: Path) -> Generator[int]:
                 "them."
             ) from None
         except OSError:
-            pass  # a file system without locks
+            pass  # this file system has no locks
         yield file.fileno()
 
 
 @contextmanager
 def _forwarding(shards: Sequence[Shard]) -> Generator[list[int]]:
-    """Hands SIGTERM and SIGINT on to the shards as SIGTERM; yields the signals that came."""
+    """Forwards SIGTERM and SIGINT to the shards as SIGTERM; yields the list of signals received."""
     received: list[int] = []
 
     def forward(number: int, frame: object) -> None:
@@ -143,7 +143,7 @@ def _forwarding(shards: Sequence[Shard]) -> Generator[list[int]]:
 
 
 def _follow(shards: Sequence[Shard], say: Callable) -> None:
-    """Says what the shards print, a line at a time, until all have ended."""
+    """Shows the output of the shards line by line until all have ended."""
     running = True
     while running:
         running = any(shard.process and shard.code is None for shard in shards)
@@ -156,7 +156,7 @@ def _follow(shards: Sequence[Shard], say: Callable) -> None:
 
 
 def _new_lines(shard: Shard) -> list[str]:
-    """Returns the whole lines since the last time; also an unfinished one of an ended shard."""
+    """Returns the complete lines since the last call, and an incomplete last one after the end."""
     ended = shard.code is not None
     with open(shard.log, "rb") as log:
         log.seek(shard.read)
@@ -168,9 +168,9 @@ def _new_lines(shard: Shard) -> list[str]:
 
 
 def progress(workdir: Path) -> str:
-    """Returns how many runs of a sweep have a result; those after tuning count when they are known.
+    """Returns a text on how many known runs of a sweep have a result; "" if none is known yet.
 
-    "" when nothing is known yet.
+    Report runs are known only after their tuning is finished.
     """
     runs = {cell["run"] for cell in read_cells(workdir)}
     done = sum((workdir / run / RESULT).exists() for run in runs)
@@ -178,7 +178,7 @@ def progress(workdir: Path) -> str:
 
 
 def _conclude(shards: Sequence[Shard], job: Job, stopped: bool, say: Callable) -> int:
-    """Says how it ended; returns the exit code."""
+    """Reports how the shards ended; returns the exit code."""
     failed = [shard for shard in shards if shard.process and shard.code]
     for shard in failed:
         say(f"[{shard.number}/{len(shards)}] failed with exit code {shard.code}, see {shard.log}:")

@@ -1,4 +1,4 @@
-"""What is asked for: a run or a sweep in shards, and where its machines come from."""
+"""The launch request: a run, or a sweep in shards, and the options of the engines."""
 
 import re
 import sys
@@ -18,16 +18,16 @@ _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Job:
-    """A command of this project, once or in shards.
+    """A command of this project to launch, once or in shards.
 
     Attributes:
       module: "research.train" or "research.sweep".
       arguments: its flags except --workdir and --shard.
       source: the config or experiment file.
-      workdir: the directory of the run or sweep, as it was given.
-      shards: into how many parts the sweep is cut; 1 for a run.
-      python: interpreter on this machine.
-      directory: of the project, on this machine.
+      workdir: directory of the run or sweep, as given on the command line.
+      shards: number of shards of the sweep; 1 for a run.
+      python: path of the Python interpreter on this machine.
+      directory: directory of the project on this machine.
     """
 
     module: str
@@ -40,20 +40,20 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The experiment's or config's name, with the workdir's where that is another."""
+        """The name of the experiment or config file, followed by the workdir's if it differs."""
         stem, folder = self.source.stem, self.workdir.name
         return stem if folder in ("", stem) else f"{stem}-{folder}"
 
 
 def _option(default: Any, help: str, pattern: str = "", words: str = "", least: int = 0) -> Any:
-    """Returns a field; `pattern` and `words` say what other programs take as one plain word."""
+    """Returns an option field; values must match `pattern`, which `words` describes in errors."""
     metadata = {"help": help, "pattern": pattern, "words": words, "least": least}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the engines can be told; each takes some of it (see engines.py)."""
+    """Options of the engines; each engine reads some of them (see engines.py)."""
 
     slice: str = _option("", "TPU slice of one shard, such as v5e:4x4 or 2*v5e:16x16.")
     gpus: str = _option(
@@ -110,7 +110,7 @@ class Options:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def check(self) -> None:
-        """Raises UserError for a value that is too small or no plain word."""
+        """Raises UserError for a value that is too small or does not match its pattern."""
         for f in fields(self):
             value, rule = getattr(self, f.name), f.metadata
             if rule["pattern"] and value and not re.fullmatch(rule["pattern"], value):
@@ -127,9 +127,9 @@ def define_options() -> None:
 
 
 def options_of(given: flags.FlagValues, takes: Collection[str]) -> Options:
-    """Returns the options of a command line, for an engine that takes those.
+    """Returns the options on a command line, for an engine that reads the options `takes`.
 
-    The slice is the config's `parallel.slice` where neither a slice nor GPUs were given.
+    If neither a slice nor GPUs are given, the slice is the config's `parallel.slice`.
     """
     values = {f.name: getattr(given, f.name) for f in fields(Options)}
     if not given["slice"].present and "config" in given and "slice" in takes and not given.gpus:
@@ -138,7 +138,7 @@ def options_of(given: flags.FlagValues, takes: Collection[str]) -> Options:
 
 
 def job_of(given: flags.FlagValues, argv: Sequence[str], default_shards: int) -> Job:
-    """Returns the job of a command line, its config or experiment loaded and checked.
+    """Returns the job that a command line describes, after loading and checking its file.
 
     Raises UserError.
     """
@@ -161,7 +161,7 @@ def job_of(given: flags.FlagValues, argv: Sequence[str], default_shards: int) ->
         shards = given.shards or min(pairs, default_shards)
         source = Path(given.experiment)
         return Job("research.sweep", arguments, source, workdir, shards, directory=here)
-    # What --config was given, an argument of the file included.
+    # The value of --config as typed, including an argument after the file's colon.
     file = [value for name, value in _words(argv) if name == "config"][-1]
     if given.shards > 1 or given.retry_failed:
         flag = "--retry_failed" if given.retry_failed else f"--shards={given.shards}"
@@ -180,7 +180,7 @@ def _pairs(path: str) -> int:
 
 
 def _words(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields (flag, value) of the words that look like flags, written with = or a space."""
+    """Yields (flag, value) for the words that look like flags, written with "=" or a space."""
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         match = re.fullmatch(r"--?([^=]+)(?:=(.*))?", word, re.DOTALL)
         if match:
@@ -188,9 +188,9 @@ def _words(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def overrides(given: flags.FlagValues, argv: Sequence[str]) -> tuple[str, ...]:
-    """Returns the overrides of the config as they were typed, each as one word.
+    """Returns the config overrides as they were typed, each as one word.
 
-    Raises UserError when some were given in another way, which the other command would not see.
+    Raises UserError if an override was set in another way, which would not be passed on.
     """
     known = flatten(given.config)
     words, keys = [], set()

@@ -1,4 +1,4 @@
-"""Fills the files of templates/: whatever is put into bash or YAML is quoted for it."""
+"""Renders the files of templates/, quoting every value for bash or YAML."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
 def yaml_scalar(value: object) -> str:
-    """Returns a value as YAML: several lines as a block where YAML allows, else as in JSON."""
+    """Returns a value as a YAML scalar: a block if it has several lines, otherwise as in JSON."""
     text = str(value)
     if "\n" not in text or not all(c.isprintable() or c == "\n" for c in text):
         return json.dumps(value)
@@ -20,7 +20,7 @@ def yaml_scalar(value: object) -> str:
 
 
 def bash_word(value: object) -> str:
-    """Returns a value as one word of bash."""
+    """Returns a value quoted as one bash word."""
     return shlex.quote(str(value))
 
 
@@ -42,23 +42,23 @@ def _template(name: str) -> Template:
 
 
 def fill(template: str, /, **values: Any) -> str:
-    """Returns a template's text with the values in it, each quoted for bash or, in .yaml, YAML."""
+    """Renders a template, with each value quoted for bash or, in .yaml files, for YAML."""
     return _template(template).render(values)
 
 
 def fill_block(template: str, block: str, /, **values: Any) -> str:
-    """Returns one block of a template; "" where it has none of that name."""
+    """Renders one block of a template; "" if the template has no block of that name."""
     found = _template(template)
     part = found.blocks.get(block)
     return "" if part is None else "".join(part(found.new_context(values)))
 
 
 def legal_name(text: str, limit: int) -> str:
-    """Returns `text` as lower-case letters, digits and single hyphens, the first a letter.
+    """Converts `text` to a legal name: lower-case letters, digits and hyphens, a letter first.
 
-    That is what Google Cloud, Kubernetes and SkyPilot all take (RFC 1035 labels). A name that is
-    longer than `limit` characters, or of which nothing is left, ends in 6 hexadecimal digits of the
-    hash of `text`, so that two long names stay two names.
+    Google Cloud, Kubernetes and SkyPilot all accept such names (RFC 1035 labels). If the name is
+    longer than `limit` characters or nothing is left of it, it ends in 6 hexadecimal digits of the
+    hash of `text`, so that different long texts get different names.
     """
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if name and not name[0].isalpha():
@@ -71,7 +71,7 @@ def legal_name(text: str, limit: int) -> str:
 
 
 def shard_names(text: str, shards: int, limit: int) -> list[str]:
-    """Returns the legal names of the shards: NAME-1, NAME-2, ..., or NAME alone for one."""
+    """Returns legal names for the shards: NAME-1, NAME-2, ..., or just NAME for one shard."""
     if shards == 1:
         return [legal_name(text, limit)]
     base = legal_name(text, limit - len(f"-{shards}"))

@@ -1,4 +1,4 @@
-"""What the runs say of the claims: evidence, quantities, verdicts, their sentences, power.
+"""Tests claims on the runs: evidence, quantities, verdicts, their wording, power.
 
-Imports `stats` and `ablation`, nothing that draws.
+Imports `stats` and `ablation`, but nothing that draws.
 """

@@ -1,14 +1,15 @@
-"""Paired resampling between the arms of a sweep whose runs keep what they wrote.
+"""Paired significance tests between arms, over the sentences that their runs decoded.
 
 BLEU: approximate randomization (Riezler and Maxwell 2005, "On Some Pitfalls in Automatic Evaluation
-and Significance Testing for MT", section 3) of sacrebleu's counts. Sacrebleu's own paired bootstrap
-is no two-sided test: it rejects in 11 % of repeats at a level of 5 %, and its p-value never exceeds
-a half. Word error rate, where runs have one: Bisani and Ney 2004, "Bootstrap Estimates for
-Confidence Intervals in ASR Performance Evaluation". Each run of an arm is compared with the run of
-the reference arm that has its seed and point, on the sentences of the outcome's split.
+and Significance Testing for MT", section 3) of sacrebleu's n-gram counts. Sacrebleu's own paired
+bootstrap is not a two-sided test: it rejects in 11 % of repetitions at a level of 5 %, and its
+p-value never exceeds one half. Word error rate: bootstrap (Bisani and Ney 2004, "Bootstrap
+Estimates for Confidence Intervals in ASR Performance Evaluation"). Each run of an arm is compared
+with the run of the reference arm with the same seed and point, on the sentences of the outcome's
+split.
 
-Such a p-value says that two trained models differ on more than these sentences. It does not say
-that the arms do: how much another seed changes is in the main table (Clark et al. 2011, "Better
+A small p-value says that two trained models differ beyond this sample of sentences. It does not say
+that the arms differ: the main table shows the variation over seeds (Clark et al. 2011, "Better
 Hypothesis Testing for Statistical Machine Translation: Controlling for Optimizer Instability").
 """
 
@@ -32,15 +33,15 @@ SEED = 12345
 
 @dataclass(frozen=True)
 class Pair:
-    """One run against the run of the reference arm with its seed and point.
+    """Comparison of a run with the run of the reference arm with the same seed and point.
 
     Attributes:
-      arm, point, seed: of the run.
-      base: measure of the reference arm's run; NaN when the two could not be compared.
-      value: that of the run; NaN likewise.
-      p: two-sided p-value of no difference; NaN likewise.
-      sentences: how many were resampled, 0 likewise.
-      note: why there is no number, else "".
+      arm, point, seed: identify the run.
+      base: score of the reference arm's run; NaN if the two runs could not be compared.
+      value: score of the run; NaN likewise.
+      p: two-sided p-value for no difference; NaN likewise.
+      sentences: number of resampled sentences; 0 likewise.
+      note: why the runs could not be compared, or "".
     """
 
     arm: str
@@ -58,9 +59,9 @@ class Bootstrap:
     """The comparisons of a sweep.
 
     Attributes:
-      pairs: one per reported run of an arm that is not the reference, in the sweep's order.
-      measure: "BLEU", 0 to 100, or "WER", errors to a word.
-      signature: how it was computed, "" when nothing could be compared.
+      pairs: one for each reported run of the other arms, in the sweep's order.
+      measure: "BLEU", 0 to 100, or "WER", errors per word.
+      signature: how the score was computed; "" if no runs could be compared.
     """
 
     pairs: Sequence[Pair]
@@ -70,9 +71,9 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class _Sentences:
-    """What a run wrote, what it should have written, and why that is of no use, if it is not.
+    """Decoded sentences of a run with their references, or a note on why they are unusable.
 
-    `tokenizer` is what the run's BLEU took for words.
+    `tokenizer` is the tokenizer of the run's BLEU.
     """
 
     hypotheses: Sequence[str] = ()
@@ -88,24 +89,23 @@ def compare_bleu(
     tokenizer: str = DEFAULT,
     resamples: int = RESAMPLES,
 ) -> tuple[dict[str, tuple[float, float, float]], str]:
-    """Compares systems with a base on the same sentences.
+    """Compares the BLEU of systems with that of a baseline on the same sentences.
 
     Args:
-      base: sentences of the base, detokenized.
-      systems: {name: sentences}.
-      references: what the sentences should be.
-      tokenizer: what BLEU takes for words.
-
-      resamples: how many times outputs are swapped at random.
+      base: detokenized sentences of the baseline.
+      systems: {name: detokenized sentences}.
+      references: reference translations.
+      tokenizer: sacrebleu tokenizer.
+      resamples: number of random swaps.
 
     Returns:
-      {name: (BLEU of the base, BLEU, two-sided p-value)}, and sacrebleu's signature. The p-value is
-      the share of random swaps of the outputs, sentence by sentence, after which the scores differ
-      by as much as they do.
+      {name: (BLEU of the baseline, BLEU, two-sided p-value)}, and sacrebleu's signature. The
+      p-value is the share of random swaps of the two outputs, sentence by sentence, after which the
+      scores differ by at least as much as observed.
     """
     bleu = make_bleu(tokenizer)
-    # Draws of sacrebleu's own test, which leaves swaps out that differ by exactly as much: of the
-    # same outputs it would say that they differ.
+    # The same draws as sacrebleu's own test, but ties count as extreme below: sacrebleu ignores
+    # them, and would call two identical outputs significantly different.
     swapped = np.random.default_rng(SEED).integers(2, size=(resamples, len(base)), dtype=bool)
 
     def counts(texts: Sequence[str]) -> np.ndarray:
@@ -120,6 +120,7 @@ def compare_bleu(
     for name, texts in systems.items():
         own = counts(texts)
         (score,) = scores(own.sum(0, keepdims=True))
+        # BLEU depends only on sums of sentence counts, so all swaps are one matrix product.
         moved = swapped @ (own - of_base)
         apart = np.abs(scores(own.sum(0) - moved) - scores(of_base.sum(0) + moved))
         far = apart >= abs(score - first) - 1e-9
@@ -130,9 +131,9 @@ def compare_bleu(
 def compare_wer(
     base: Sequence[str], systems: Mapping[str, Sequence[str]], references: Sequence[str]
 ) -> tuple[dict[str, tuple[float, float, float]], str]:
-    """Compares the word error rates of systems with that of a base on the same utterances.
+    """Compares the word error rates of systems with that of a baseline on the same utterances.
 
-    Arguments and results as in `compare_bleu`, rates as errors to a word of the references.
+    Arguments and results are as in `compare_bleu`; rates are errors per word of the references.
     """
     words = np.array([len(text.split()) for text in references])
     weights = np.random.default_rng(SEED).multinomial(
@@ -146,13 +147,14 @@ def compare_wer(
         first, second = (float(e.sum() / words.sum()) for e in (of_base, own))
         apart = second - first
         resampled = weights @ (own - of_base) / drawn
+        # Centred on the observed difference: the bootstrap distribution under no difference.
         far = np.abs(resampled - apart) >= abs(apart) - 1e-12
         found[name] = (first, second, float((1 + far.sum()) / (RESAMPLES + 1)))
     return found, f"jiwer, {RESAMPLES:,} resamples, seed {SEED}"
 
 
 def _errors(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Substitutions, deletions and insertions of each utterance; one may be empty."""
+    """Returns the word errors (substitutions, deletions, insertions) of each utterance."""
     counts = []
     for text, reference in zip(texts, references, strict=True):
         if not reference.split():
@@ -164,9 +166,9 @@ def _errors(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
 
 
 def bootstrap(study: Study) -> Bootstrap | None:
-    """Compares the reported runs with those of the reference arm; None if no run keeps sentences.
+    """Compares reported runs with those of the reference arm; None if no run kept its sentences.
 
-    Reads {split}.hypotheses.txt and {split}.references.txt of the runs, a sentence to each line.
+    Reads {split}.hypotheses.txt and {split}.references.txt of the runs, one sentence per line.
     Raises UserError for a file that is not UTF-8.
     """
     if study.resampled:
@@ -211,7 +213,7 @@ def _sentences(study: Study, run: Run) -> _Sentences:
     for what in ("hypotheses", "references"):
         path = study.workdir / run.run / f"{study.experiment.outcome.split}.{what}.txt"
         try:
-            # Not splitlines, which also cuts at characters that a sentence may hold.
+            # Not splitlines, which would also split at characters that a sentence may contain.
             found[what] = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
         except FileNotFoundError:
             return _Sentences(note=f"no {path.name} ({run.status})")
@@ -230,7 +232,7 @@ def _sentences(study: Study, run: Run) -> _Sentences:
 
 
 def _obstacle(reference: str, base: _Sentences, arm: _Sentences) -> str:
-    """Returns why two runs cannot be compared, "" if they can."""
+    """Returns why two runs cannot be compared; "" if they can."""
     notes = [arm.note, f"{reference}: {base.note}" if base.note else ""]
     if not any(notes) and arm.references != base.references:
         notes = [f"other references than those of {reference}"]
@@ -240,7 +242,7 @@ def _obstacle(reference: str, base: _Sentences, arm: _Sentences) -> str:
 
 
 def bootstrap_columns(study: Study, measure: str) -> list[Column]:
-    """Returns the columns of the table of `Pair`s, whose numbers are of a measure."""
+    """Returns the columns for a table of `Pair`s, whose scores are "BLEU" or "WER"."""
     reference = next(iter(study.experiment.arms))
     point = Column("point", lambda row: point_text(row.point), lambda _: None, kind="text")
     return [
@@ -266,7 +268,7 @@ def bootstrap_columns(study: Study, measure: str) -> list[Column]:
 
 
 def bootstrap_note(found: Bootstrap) -> str:
-    """Returns what the table means."""
+    """Returns a note that explains the table of comparisons."""
     bleu = found.measure == "BLEU"
     program = "sacrebleu, " if bleu else ""
     way = "random swaps of their outputs" if bleu else "resamples of the utterances"

@@ -1,19 +1,19 @@
-"""Whether an arm had learned what it was going to learn when its training ended.
+"""Checks whether an arm had converged when its training ended.
 
-That an arm does not reach something, or is worse than another one, says little of it while its
-curve still rises: it may be slower and not unable. So a verdict that rests on an arm's being no
-better needs the last quarter of its validation curve to be flat:
+If an arm misses a threshold or is worse than another arm while its validation curve is still
+rising, it may only be slower to learn. A verdict that depends on an arm not being better therefore
+requires the last quarter of its validation curve to be flat:
 
-  the gain of a seed is the slope of the least-squares line through its last quarter, times the
-    length of that quarter;
-  the arm is flat when the upper one-sided 95 % bound of the mean gain over seeds is at most
-    `FLAT` of what the curve of the fastest arm rose by in all of training, and, where the curve is
-    of the metric that is judged, at most a quarter of what the arm lacks: as much training again
-    at that slope would not make it up.
+  the gain of a seed is the slope of a least-squares line through the last quarter of its curve,
+    times the length of that quarter;
+  the arm is flat if the upper one-sided 95 % bound of its mean gain over seeds is at most `FLAT`
+    times the improvement over all of training of the arm that improved most, and, if the curve is
+    of the judged metric itself, at most a quarter of what the arm lacks, so that training for as
+    long again at that slope would not close the gap.
 
-At 2 %, a curve that nears its end exponentially has about 1 % left to gain. A plateau that comes
-before a jump is flat, too, and so is any curve under a learning rate that has fallen to zero: the
-test says that this run was over, not that no longer one could go further.
+At 2 %, a curve that approaches its limit exponentially has about 1 % left to gain. A plateau before
+a jump also counts as flat, and so does any curve after the learning rate has decayed to zero: the
+test says that this run was over, not that a longer one could not get further.
 """
 
 import math
@@ -28,16 +28,16 @@ from research.report.judging.quantity import Quantity, Side
 from research.stats import ALPHA
 
 FLAT = 0.02
-"""Gain in that part, as a share of what was learned in all of training, that counts as none."""
+"""Maximum gain in the last part of training, relative to all of training, that counts as flat."""
 
 
 def doubt(q: Quantity, refuted: bool, data: Measure) -> str:
-    """Says why a verdict on a quantity rests on an arm that may not have converged; "" if not.
+    """Returns why a verdict depends on an arm that may not have converged; "" if it does not.
 
     Args:
-      q: the quantity, of which the verdict is "supported" or "refuted".
-      refuted: which of them.
-      data: what it is of.
+      q: the quantity, whose verdict is "supported" or "refuted".
+      refuted: whether the verdict is "refuted".
+      data: the measure that the quantity was computed from.
     """
     if q.estimate is None:
         return ""
@@ -46,14 +46,14 @@ def doubt(q: Quantity, refuted: bool, data: Measure) -> str:
         below = bounded[0] and value < q.low
         side, border = (q.raised_by, q.low) if below else (q.lowered_by, q.high)
     elif all(bounded):
-        return ""  # that two are alike says of neither that it cannot do something
+        return ""  # equivalence does not say that either arm is unable to do better
     else:
         side, border = (q.lowered_by, q.low) if bounded[0] else (q.raised_by, q.high)
     return _unfinished(side, abs(value - border), q.counted_at, data) if side else ""
 
 
 def _unfinished(side: Side, lacking: float, counted_at: float | None, data: Measure) -> str:
-    """Says that an arm is not shown to have converged, or that it cannot be; "" if it has."""
+    """Returns why an arm is not shown to have converged; "" if it has."""
     arm, point = side
     place = {k: v for k, v in point.items() if k != SLICE}
     progress = data.progress.get((arm, point_key(place)))
@@ -62,7 +62,8 @@ def _unfinished(side: Side, lacking: float, counted_at: float | None, data: Meas
         return f"whether {arm} has converged is not testable: {why}"
     gains = progress.gains
     if counted_at is not None:
-        # Of a share of seeds the others decide: they would have to get there.
+        # For a share of seeds, only the seeds that miss the threshold matter: they would have to
+        # reach it for the number to change.
         sample = data.sample(arm, point)
         short = [s for s in gains if s in sample and not data.reached(sample[s], counted_at)]
         gains = {s: gains[s] for s in short}
@@ -79,7 +80,7 @@ def _rising(arm: str, progress: Progress, gains: Mapping[int, float], lacking: f
     if progress.own:
         tolerated = min(tolerated, PART * lacking)
     found = stats.mean_of(gains.values())
-    # Upper one-sided bound; of curves that do not differ, what they all gained.
+    # Upper one-sided bound of the mean gain; if all gains are equal, that gain.
     high = found.interval(2 * ALPHA)[1] if found.error > 0 else found.estimate
     if high <= tolerated:
         return ""

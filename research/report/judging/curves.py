@@ -1,4 +1,4 @@
-"""How learning curves end: what a run still gained in the last part of its training."""
+"""Measures on validation curves: late gain, total improvement and rise time."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ from research import stats
 from research.ablation.measure import Progress
 
 PART = 0.25
-"""The part at the end of training in which a curve has to be flat."""
+"""Last fraction of training, in which a curve has to be flat."""
 FEWEST = 3
-"""Evaluations in that part that a slope takes at least."""
+"""Minimum number of evaluations in that part for estimating a slope."""
 
 
 def gain(curve: Sequence[tuple[float, float]]) -> float | None:
-    """Returns what a curve of (step, value) rose by in the last part of training.
+    """Returns the rise of a curve of (step, value) pairs over the last part of training.
 
-    None with fewer than `FEWEST` values there, or of steps that do not differ.
+    Returns None if that part has fewer than `FEWEST` values or only one distinct step.
     """
     last = curve[-1][0] if curve else 0.0
     end = [(step, value) for step, value in curve if step >= (1 - PART) * last]
@@ -32,14 +32,14 @@ def gain(curve: Sequence[tuple[float, float]]) -> float | None:
 def progress(
     rows: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], metric: str, higher: bool
 ) -> dict[str, Progress]:
-    """Returns {arm: how its curves ended}, of the arms at one point.
+    """Returns {arm: late progress of its validation curves} for the arms at one point.
 
-    What has no curve goes the way of the metric that it is a slice of, or of the loss.
+    If a metric has no curve, that of the metric it is a slice of is used instead, or the loss.
 
     Args:
-      rows: {arm: {seed: rows of metrics.jsonl}} of the runs that were trained to their end.
-      metric: whose curve is asked for.
-      higher: whether higher is better of it.
+      rows: {arm: {seed: rows of metrics.jsonl}} of the runs that were trained to the end.
+      metric: name of the metric.
+      higher: whether a higher value of it is better.
     """
     names = dict.fromkeys((metric, metric.partition("_by_")[0], "loss"))
     found = {}
@@ -62,19 +62,19 @@ def _problem(gains: Mapping, rows: Mapping[int, Sequence], curve: str) -> str:
 
 
 def gains_of(curves: Mapping[int, Sequence[tuple[float, float]]], sign: int) -> dict[int, float]:
-    """Returns {seed: gain}, where a gain is for the better, of the curves that tell one."""
+    """Returns {seed: late gain}, positive for an improvement; seeds without one are absent."""
     found = {seed: gain(curve) for seed, curve in curves.items()}
     return {seed: sign * value for seed, value in found.items() if value is not None}
 
 
 def learned(curves: Sequence[Sequence[tuple[float, float]]], sign: int) -> float:
-    """Returns the mean way of curves from their first value to their best; 0 of none."""
+    """Returns the mean improvement of curves from first to best value; 0 without curves."""
     ways = [max(sign * v for _, v in curve) - sign * curve[0][1] for curve in curves if curve]
     return stats.mean(ways) if ways else 0.0
 
 
 def curve_of(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
-    """Returns (step, value) of the evaluations on validation that have a finite number."""
+    """Returns the validation curve of a metric as (step, value) pairs with finite values."""
     found = [(row["step"], row.get(f"validation/{metric}")) for row in rows]
     return [
         (float(step), float(value))
@@ -86,12 +86,13 @@ def curve_of(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float
 def rise(
     curve: Sequence[tuple[float, float]], border: float, between: tuple[float, float]
 ) -> float | None:
-    """Returns the part of training between two parts of the way to a border; None if not reached.
+    """Returns the rise time of a curve as a fraction of training; None if it never arrives.
 
     Args:
-      curve: (step, value), which begins on the other side of the border.
-      border: value at the end of the way.
-      between: the two parts of the way, such as .2 and .8; between evaluations it is linear.
+      curve: (step, value) pairs; the first value is on the near side of the border.
+      border: value at which the rise is complete.
+      between: fractions of the rise between which time is measured, such as .2 and .8; values
+        between evaluations are interpolated linearly.
     """
     begin = curve[0][1]
     way = [(step, (value - begin) / (border - begin)) for step, value in curve]
@@ -102,7 +103,7 @@ def rise(
 
 
 def _first_passed(way: Sequence[tuple[float, float]], part: float) -> float:
-    """Returns the step at which a curve from 0 to 1 first reaches `part`, linear in between."""
+    """Returns the interpolated step at which a curve that starts at 0 first reaches `part`."""
     after = next(i for i, (_, value) in enumerate(way) if value >= part)
     (step0, value0), (step1, value1) = way[after - 1], way[after]
     return step0 + (step1 - step0) * (part - value0) / (value1 - value0)

@@ -1,13 +1,13 @@
-"""What a sweep left on disk, as one value: the experiment, its runs, and measures of them.
+"""Reads a sweep directory into a `Study`: the experiment, its runs, and measures of them.
 
-Reads a sweep directory (see `research.runs.store`) at any moment of the sweep, finished or not.
+The sweep (see `research.runs.store`) may be finished or still running.
 
-Seeds without a number are never dropped in silence:
-  diverged  the seed counts as the worst value that its metric declares, an infinity where there is
-            none: it has not solved the task, and a mean with it is no number.
-  failed    the run raised an exception. That says nothing of the arm, so the seed has no value; its
-            error is shown, and no verdict is passed on what is left.
-  waiting   there is no result yet; likewise.
+Seeds without a number are never dropped silently:
+  diverged  the seed gets the worst value that its metric declares, or an infinity if there is none:
+            it has not solved the task, and a mean over it is not finite.
+  failed    the run raised an exception. That says nothing about the arm, so the seed has no value;
+            the error is shown, and the remaining seeds get no verdict.
+  waiting   there is no result yet; treated like failed.
 """
 
 import math
@@ -45,15 +45,15 @@ from research.report.judging.curves import progress, rise
 from research.runs import store
 
 WAITING = "waiting"
-"""Status of a cell that has no result yet; the others are those of `store`."""
+"""Status of a cell without a result; the other statuses are defined in `store`."""
 
 RISE_BETWEEN = 0.2, 0.8
-"""The parts of its way that a rise is measured between."""
+"""Fractions of the rise between which the rise time is measured."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of the sweep and what its run left.
+    """One cell of the sweep, with the files of its run.
 
     Attributes:
       run: run id, the name of its directory.
@@ -79,25 +79,25 @@ class Run:
 
     @property
     def key(self) -> tuple[str, Point]:
-        """The group the run belongs to."""
+        """The (arm, axis point) that the run belongs to."""
         return self.arm, point_key(self.point)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A sweep directory, read.
+    """The contents of a sweep directory.
 
     Attributes:
-      name: file stem of the experiment.
+      name: name of the experiment.
       file: path of the experiment file.
       workdir: the directory.
-      experiment: the ablation.
-      runs: one per cell written so far: to tune first, then to report, in the order of points.
-      planned: number of cells of the whole sweep, also those not yet written.
+      experiment: the experiment.
+      runs: one per cell written so far: tuning runs, then report runs, in the order of points.
+      planned: number of cells of the whole sweep, including those not written yet.
       environment: environment.json of the sweep.
-      plain: experiment.json.
-      registration: what is known of its first run; None of sweeps from before it was kept.
-      resampled: the comparisons on sentences, where the sentences are not there any more.
+      plain: parsed experiment.json.
+      registration: record of the first run; None for sweeps that predate registrations.
+      resampled: stored sentence-level comparisons, if the sentences themselves are gone.
     """
 
     name: str
@@ -113,12 +113,12 @@ class Study:
 
     @property
     def reported(self) -> list[Run]:
-        """Runs of the report stage."""
+        """The runs of the report stage."""
         return [run for run in self.runs if run.stage == "report"]
 
 
 def load_study(workdir: str | Path) -> Study:
-    """Reads a sweep directory. Raises UserError when it is none, or a file in it is damaged."""
+    """Reads a sweep directory. Raises UserError if it is not one, or if a file is damaged."""
     workdir = Path(workdir)
     plain = _read(workdir / "experiment.json")
     if plain is None:
@@ -134,7 +134,7 @@ def load_study(workdir: str | Path) -> Study:
     runs: dict[str, tuple] = {}
     cells = read_cells(workdir)
     for cell in cells:
-        # Two cells may share a run: it is read once.
+        # Two cells may share a run, which is then read only once.
         run = cell["run"]
         if run not in runs or (cell["stage"] == "report" and not runs[run][1]):
             runs[run] = _read_run(workdir / run, cell["stage"] == "report")
@@ -154,12 +154,12 @@ def make_study(
     """Returns the study of a sweep.
 
     Args:
-      plain: its experiment.json.
-      cells: rows of cells.json; those that are not of the experiment are left out.
+      plain: parsed experiment.json.
+      cells: rows of cells.json; cells that are not part of the experiment are left out.
       read: {run id + stage: (result, curve, config, environment)}.
-      environment: of the sweep.
-      workdir: where the sweep is, or the results of it.
-      experiment: what `plain` holds.
+      environment: environment of the sweep.
+      workdir: directory of the sweep or of its results.json.
+      experiment: the experiment restored from `plain`.
     """
     shown = _ordered(cells, experiment)
     grid = len(tuning_grid(experiment)) * len(tune_seed_list(experiment))
@@ -172,7 +172,7 @@ def make_study(
         workdir=workdir,
         experiment=experiment,
         runs=[_run(cell, *read[cell["run"] + cell["stage"]]) for cell in shown],
-        # Tuning may have added values, and more seeds may have been trained than are asked for.
+        # Tuning may have extended grids, and more seeds may exist than the experiment asks for.
         planned=sum(
             max(grid, known[arm, point, "tune"]) + max(reported, known[arm, point, "report"])
             for arm, point in pairs
@@ -184,7 +184,7 @@ def make_study(
 
 
 def _ordered(cells: Sequence[Mapping], experiment: Experiment) -> list[Mapping]:
-    """Returns the cells known so far that are the experiment's: to tune first, then to report."""
+    """Returns the known cells of the experiment, tuning cells first, then report cells."""
     pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
     place = {pair: i for i, pair in enumerate(pairs)}
     known = [(place.get((c["arm"], point_key(c["point"]))), c) for c in cells]
@@ -222,14 +222,17 @@ def _run(cell: Mapping, result: Any, curve: list, config: Any, environment: Any)
 
 
 def metric_value(run: Run, outcome: Outcome, metric: str) -> Any:
-    """Returns a metric at the outcome's place in result.json: number, list, NaN, None if absent."""
+    """Returns a metric from result.json at the outcome's `at` and split; None if it is absent."""
     values = (run.result.get(outcome.at) or {}).get(outcome.split) or {}
-    # JSON has no NaN: the store writes null, which is something else than not being there.
+    # JSON has no NaN, so the store writes it as null: a null value is NaN, not absent.
     return math.nan if metric in values and values[metric] is None else values.get(metric)
 
 
 def measure(study: Study, metric: str = "", better: str = "") -> Measure:
-    """Returns one quantity of every reported run; `metric` as in `research.ablation.claims`."""
+    """Measures one quantity for every reported run; `metric` is as in `research.ablation.claims`.
+
+    `better` ("higher" or "lower") overrides the declared direction of the metric.
+    """
     outcome, runs = study.experiment.outcome, study.reported
     named = bool(metric)
     metric = metric or outcome.metric
@@ -282,11 +285,11 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
 
 
 def _progress(study: Study, metric: str, higher: bool | None) -> dict[tuple[str, Point], Progress]:
-    """How the curves of every arm at every point went on; {} of a metric without a better way."""
+    """Returns the late progress of each arm at each point; {} for a metric without direction."""
     found = {}
     for point in points(study.experiment) if higher is not None else ():
         place = point_key(point)
-        # What diverged had no end of training.
+        # Diverged runs are left out: they were not trained to the end.
         curves = {
             arm: {
                 r.seed: r.curve
@@ -301,7 +304,7 @@ def _progress(study: Study, metric: str, higher: bool | None) -> dict[tuple[str,
 
 
 def _choice(study: Study, metric: str, named: bool) -> dict[tuple[str, Point], float]:
-    """What choosing among tuned values adds, read off the tuning runs' validation."""
+    """Returns the selection noise of tuning, estimated from validation of the tuning runs."""
     cells = [
         {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
         for r in study.runs
@@ -311,7 +314,7 @@ def _choice(study: Study, metric: str, named: bool) -> dict[tuple[str, Point], f
 
 
 def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:
-    """Says which of the planned seeds of an arm have no result; "" when all have one."""
+    """Returns a text on the planned seeds of an arm without a result; "" if all have one."""
     planned = len(seed_list(study.experiment))
     runs = [r for r in study.reported if r.key == (arm, point_key(point))]
     failed = sum(r.status == store.FAILED for r in runs)
@@ -325,7 +328,7 @@ def _missing(study: Study, arm: str, point: Mapping[str, Any]) -> str:
 
 
 def _without_curve(study: Study, arm: str, point: Mapping[str, Any], metric: str) -> str:
-    """Says why seeds lack a metric that is read off their curves; "" when none does."""
+    """Returns why seeds lack a metric that is derived from their curves; "" if none does."""
     if metric not in (STEPS, RISE):
         return ""
     runs = [r for r in study.reported if r.key == (arm, point_key(point))]
@@ -333,13 +336,13 @@ def _without_curve(study: Study, arm: str, point: Mapping[str, Any], metric: str
         return f"the learning curves of {arm} were not kept"
     if metric == STEPS:
         return ""
-    # A rise time of the seeds that solve the task is not one of the arm.
+    # Averaging only over the seeds that solve the task would misrepresent the arm.
     never = sum(rise_time(r, study.experiment.outcome) is None for r in runs)
     return f"{never} of {len(runs)} seeds of {arm} never solve the task" if never else ""
 
 
 def _worst(study: Study, metric: str, higher: bool | None) -> float:
-    """The value of a seed that diverged, of a metric or of the slices of one."""
+    """Returns the value assigned to diverged seeds for a metric, sliced or not."""
     declared = study.experiment.worst
     return declared.get(metric, declared.get(metric.partition("_by_")[0], _unbounded(higher)))
 
@@ -349,16 +352,17 @@ def _unbounded(higher: bool | None) -> float:
 
 
 def _value(run: Run, own: Any, worst: float) -> float | None:
-    """The number of a run, the worst one if it diverged, None without a result."""
+    """Returns the value of a run: the worst value if it diverged, None without a result."""
     if run.status == store.DIVERGED or _is_nan(run, own):
         return worst
     return _number(own) if run.status == store.COMPLETED else None
 
 
 def slice_labels(study: Study, metric: str) -> dict[Point, list[str]]:
-    """Returns {point: labels} of a sliced metric, {} for a scalar one.
+    """Returns {point: slice labels} of a sliced metric; {} for a scalar metric.
 
-    The labels of all arms: those of the run that has most of them, then what only others have.
+    Contains the labels of all arms: first those of the run with the most labels, in its order, then
+    any others.
     """
     found: dict[Point, list[list[str]]] = {point_key(p): [] for p in points(study.experiment)}
     for run in study.reported:
@@ -375,14 +379,14 @@ def _own_labels(run: Run, metric: str) -> list[str]:
 
 
 def sliced_metrics(study: Study) -> list[str]:
-    """Returns the names of the sliced metrics, in the order the runs list them."""
+    """Returns the names of the sliced metrics, in the order in which the runs list them."""
     return list(dict.fromkeys(m for run in study.reported for m in run.result.get("slices") or {}))
 
 
 def _sliced(runs, outcome, metric, labels, worst) -> dict:
     merged: dict[tuple[str, Point], dict[int, float]] = {}
     for label in dict.fromkeys(x for found in labels.values() for x in found):
-        # Arms may have other slices, as of heads: each has its own place for a label, or none.
+        # Arms may have different slices, such as heads: look up each label in the run's own list.
         known = [_own_labels(r, metric) or labels[point_key(r.point)] for r in runs]
         places = [(r, k.index(label)) for r, k in zip(runs, known, strict=True) if label in k]
         have = [run for run, _ in places]
@@ -402,7 +406,7 @@ def _number(value: Any) -> float | None:
 
 
 def has_diverged(run: Run, outcome: Outcome) -> bool:
-    """Returns whether the run counts as diverged: it says so, or its outcome is NaN."""
+    """Returns whether a run counts as diverged: by its status, or because its outcome is NaN."""
     return run.status == store.DIVERGED or _is_nan(run, metric_value(run, outcome, outcome.metric))
 
 
@@ -428,13 +432,13 @@ def steps_to_threshold(run: Run, outcome: Outcome) -> int | None:
 
 
 def rise_time(run: Run, outcome: Outcome) -> float | None:
-    """Returns the part of training in which the validation outcome rose to `solved`, or None.
+    """Returns the rise time of the validation outcome to `solved`, as a fraction of training.
 
-    The rise time of signal processing, from 20 to 80 % of the way between the first evaluation and
-    the threshold: the steps from where the outcome first passed the one to where it first passed
-    the other, over all steps. Between evaluations it is taken to be linear. Of a way to wherever
-    the curve happened to end, a model that learns nothing would have a rise time, too. None without
-    a threshold, for a run that is unfinished, and for one that began or stayed on one side of it.
+    Defined as in signal processing: the steps between the first crossings of 20 and 80 % of the way
+    from the first evaluation to the threshold, divided by all steps; values between evaluations are
+    interpolated linearly. The threshold is used instead of the final value, because otherwise a
+    model that learns nothing would have a rise time too. Returns None without a threshold, for an
+    unfinished run, and for a run that started beyond the threshold or never reached it.
     """
     if run.status != store.COMPLETED or outcome.solved is None:
         return None
@@ -446,7 +450,7 @@ def rise_time(run: Run, outcome: Outcome) -> float | None:
 
 
 def _steps_value(run: Run, study: Study) -> float | None:
-    """The first step at the threshold; infinity for a run that ended without having reached it."""
+    """Returns the first step at the threshold; infinity if the run ended without reaching it."""
     if run.status not in (store.COMPLETED, store.DIVERGED) or not run.curve:
         return None
     first = steps_to_threshold(run, study.experiment.outcome)

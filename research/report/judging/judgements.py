@@ -1,4 +1,4 @@
-"""The verdicts that a claim can get, and what a report knows of each."""
+"""Verdicts on claims and the records behind them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from research.report.judging.quantity import Quantity
 
 SUPPORTED, REFUTED, OPEN = "supported", "refuted", "open"
 CANNOT_TELL, UNTESTED = "cannot tell", "not tested"
-"""Verdicts. "open": the interval includes the border; "cannot tell": the runs could not decide,
-whatever they gave; "not tested": the claim only shows figures."""
+"""Verdicts. "open": the interval includes the border; "cannot tell": no possible result of these
+runs could decide the claim; "not tested": the claim only shows published figures."""
 
 VERDICTS = (SUPPORTED, REFUTED, OPEN, CANNOT_TELL, UNTESTED)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A quantity with its interval and what it says of the claim.
+    """A quantity with its interval and its verdict.
 
     Attributes:
-      quantity: the number and its region.
-      low, high: the interval that is held to the region; NaN where there is none.
+      quantity: the number and its claimed region.
+      low, high: interval that is compared with the region; NaN if there is none.
       verdict: one of `VERDICTS`.
     """
 
@@ -38,12 +38,12 @@ class Judgement:
     Attributes:
       claim: the claim.
       verdict: one of `VERDICTS`.
-      effect: what was measured, a sentence with the number, its interval and what that is of.
-      tested: what was tested, a sentence made from the test.
-      why: why the verdict is not a stronger one, a sentence; "" when there is nothing to add.
+      effect: sentence on the measured number, with its interval and the kind of interval.
+      tested: sentence on what was tested.
+      why: sentence on why the verdict is not stronger; "" if there is nothing to add.
       level: the two-sided level of the test, corrected for the number of claims.
       family: number of claims corrected together; 1 for an exploratory claim.
-      checks: the quantities behind it.
+      checks: the checked quantities.
       ours: {published label: mean and extremes of our seeds}, for the labels that are arms.
     """
 
@@ -59,5 +59,5 @@ class Judgement:
 
     @property
     def reason(self) -> str:
-        """The sentences in one line."""
+        """The sentences joined into one line."""
         return " ".join(text for text in (self.effect, self.tested, self.why) if text)

@@ -1,8 +1,9 @@
-"""What a number of seeds can show, before any is trained.
+"""Power analysis: what the planned number of seeds can show, before training.
 
-Of an outcome with a `solved` threshold it is known without a pilot: seeds solve the task or do not.
-Of a mean it depends on the spread over seeds: the smallest difference is given in standard
-deviations, and in units of the metric where finished runs (a pilot, tuning runs) show the spread.
+For an outcome with a `solved` threshold, power is known without a pilot, because each seed either
+solves the task or does not. For a mean it depends on the spread over seeds: the minimum detectable
+difference is given in standard deviations, and also in units of the metric if finished runs (a
+pilot, tuning runs) show the spread.
 """
 
 import math
@@ -20,15 +21,15 @@ from research.report.judging.quantities import MOST_SEEDS
 from research.stats import ALPHA, Proportion, ProportionDifference
 
 OFTEN, SELDOM = 0.9, 0.1
-"""Probabilities to solve the task that the power of a comparison is stated for."""
+"""Probabilities of solving the task for which the power of a comparison is stated."""
 
 
 def power_lines(experiment: Experiment, pilot: Study | None = None) -> list[str]:
-    """Returns a line to each kind of test among the claims: what the planned seeds can show.
+    """Returns one line for each kind of test among the claims: what the planned seeds can show.
 
     Args:
-      experiment: with its seeds drawn.
-      pilot: finished runs of the experiment, for the spread over seeds.
+      experiment: the experiment, with its seeds drawn.
+      pilot: finished runs of the experiment, to estimate the spread over seeds.
     """
     n = len(seed_list(experiment))
     family = sum(claim.primary and claim.test is not None for claim in experiment.claims)
@@ -53,7 +54,7 @@ def _lines(experiment: Experiment, n: int, level: float, pilot: Study | None) ->
 
 
 def _solving(margin: float, n: int, level: float) -> str:
-    """The power to tell an arm that solves the task in nine of ten seeds from one in ten."""
+    """Returns the power to tell an arm that solves the task in 90 % of seeds from one in 10 %."""
 
     def shown(k1: int, k2: int, seeds: int) -> bool:
         return 2 * ProportionDifference(k1, seeds, k2, seeds).p_above(margin) <= level
@@ -87,7 +88,7 @@ def _share(share: float, n: int, level: float) -> str:
 def _difference(
     experiment: Experiment, claim: Claim, n: int, level: float, pilot: Study | None
 ) -> str:
-    """The smallest difference of means that is found with 80 % power."""
+    """Returns a text on the smallest difference of means that is found with 80 % power."""
     if n < 2:
         return "a difference of means takes at least 2 seeds"
     smallest = stats.minimum_detectable_effect(math.sqrt(2 / n), 2 * n - 2, level)
@@ -103,7 +104,7 @@ def _difference(
 
 
 def _spread(metric: str, pilot: Study | None) -> tuple[float, int]:
-    """The pooled standard deviation over seeds of the runs there are, on validation."""
+    """Returns the pooled deviation over seeds, on validation, and its degrees of freedom."""
     groups: dict[tuple, list[float]] = {}
     for run in pilot.runs if pilot else ():
         outcome = pilot.experiment.outcome if pilot else None

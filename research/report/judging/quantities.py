@@ -1,9 +1,9 @@
-"""The numbers a claim speaks of: what each test measures, where, and the region it claims.
+"""Computes the quantities behind a claim: what its test measures, where, and the claimed region.
 
-What is compared depends on the measure. Of an outcome with a `solved` threshold it is the
-probability that a seed solves the task: seeds of such a task solve it or do not, and the mean of a
-few of them says little. Of steps to an event it is the order of the seeds, of costs the numbers
-themselves, of anything else the mean over seeds.
+The compared statistic depends on the measure. For an outcome with a `solved` threshold it is the
+probability that a seed solves the task, because each seed either solves it or does not and the mean
+of a few seeds says little. For steps to an event it is the order of the seeds, for costs the
+numbers themselves, and for anything else the mean over seeds.
 """
 
 import math
@@ -31,15 +31,15 @@ from research.stats import ALPHA, Proportion, ProportionDifference
 
 ONE_SEED = "one seed is not evidence"
 CHOICE_DEVIATIONS = 2.0
-"""Standard deviations of the choice among tuned values that tests and intervals leave room for.
-With 3 tuning seeds false verdicts on equal arms are then as rare as they are to be, by simulation
-(benchmarks/tuning.py)."""
+"""Allowance of tests and intervals for selection noise from tuning, in its standard deviations.
+With this allowance and 3 tuning seeds, false verdicts on equal arms stay within their nominal rate
+in simulations (benchmarks/tuning.py)."""
 MOST_SEEDS = 64
-"""Seeds up to which the report says how many a claim would need."""
+"""Up to this number, the report says how many seeds a claim would need."""
 
 
 def matches(point: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
-    """Returns whether the point agrees with the partial point."""
+    """Returns whether a point agrees with a partial point."""
     wanted = dict(point_key(at))
     return all(dict(point_key(point)).get(key, math.nan) == v for key, v in wanted.items())
 
@@ -68,7 +68,7 @@ def _label(point: Mapping, at: Mapping) -> str:
 
 
 def subject(data: Measure) -> str:
-    """Returns what is compared, for example "mean accuracy"."""
+    """Returns the name of the compared statistic, for example "mean accuracy"."""
     if data.solved is not None:
         return "probability to solve"
     return {TIMES: data.name.replace("_", " "), COSTS: data.name}.get(
@@ -77,7 +77,7 @@ def subject(data: Measure) -> str:
 
 
 def advantage(data: Measure, a: str, b: str, point: Mapping, at: Mapping, region) -> Quantity:
-    """Returns by how much `a` is better than `b` at a point, in units of what is compared."""
+    """Returns by how much `a` is better than `b` at a point, in units of the compared statistic."""
     lower = data.higher_is_better is False and data.solved is None
     first, second = (b, a) if lower else (a, b)
     what = f"{subject(data)} of {first} minus that of {second}"
@@ -88,7 +88,7 @@ def advantage(data: Measure, a: str, b: str, point: Mapping, at: Mapping, region
 
 
 def difference(data: Measure, a: str, b: str, point: Mapping[str, Any]) -> Quantity:
-    """Returns what is compared of `a` minus that of `b` at a point."""
+    """Returns the compared statistic of `a` minus that of `b` at a point."""
     what = f"{subject(data)} of {a} minus that of {b}"
     return _difference(data, a, b, point, "", what, 0.0, math.inf)
 
@@ -110,7 +110,7 @@ def _difference(data, a, b, point, label, what, low, high, paired=False) -> Quan
 
 
 def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
-    """The difference of two samples, each (arm, point, {seed: value}), and its obstacle."""
+    """Returns the difference of two samples, each (arm, point, {seed: value}), as a quantity."""
     (a, _, one), (b, _, other) = sides
     n = (len(one), len(other))
     obstacle = next((text for s in sides if (text := _absent(data, *s))), "")
@@ -145,12 +145,12 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
 
 
 def _more_is_better(data: Measure) -> bool:
-    """Whether more is better of what is compared: more seeds that solve a task always are."""
+    """Returns whether a larger statistic is better; more seeds that solve a task always are."""
     return data.solved is not None or data.higher_is_better is True
 
 
 def _allowance(data: Measure, *places: tuple[str, Mapping]) -> float:
-    """The room that is left for the choice among tuned values at one or two places."""
+    """Returns the allowance for selection noise from tuning at one or two (arm, point) places."""
     found = {place: data.choice.get(place, 0.0) for a, p in places if (place := (a, point_key(p)))}
     return CHOICE_DEVIATIONS * math.hypot(*found.values())
 
@@ -164,7 +164,7 @@ def _means(one: stats.Sample, other: stats.Sample, paired: bool) -> stats.Studen
 
 
 def _absent(data: Measure, arm: str, point: Mapping, sample: stats.Sample) -> str:
-    """Says why a sample is none to judge by; "" when it is one."""
+    """Returns why a sample cannot be judged; "" if it can."""
     if data.kind == STOPWATCH:
         return (
             "one clock timed all seeds of an arm at once; arms would have to take turns, several "
@@ -181,7 +181,7 @@ def _absent(data: Measure, arm: str, point: Mapping, sample: stats.Sample) -> st
 
 def _no_spread(data: Measure, sides, estimate: stats.StudentT) -> str:
     for arm, _, sample in sides:
-        # Infinite, or NaN of a metric that has no better way.
+        # Infinite, or NaN if the metric has no direction.
         lost = sum(not math.isfinite(value) for value in sample.values())
         if lost:
             return f"{count(lost, 'seed')} of {arm} diverged, and {data.name} has no worst value"
@@ -191,7 +191,7 @@ def _no_spread(data: Measure, sides, estimate: stats.StudentT) -> str:
 
 
 def _guessing(data: Measure, sides) -> str:
-    """Says that neither arm is better than guessing, where that is known."""
+    """Returns a text if neither arm is shown to be better than chance; "" otherwise."""
     if data.chance is None:
         return ""
     sign = -1 if data.higher_is_better is False else 1
@@ -214,7 +214,7 @@ def _same_end(k1: int, k2: int, n: tuple[int, int], a: str, b: str, low: float, 
 
 @lru_cache
 def _too_few(low: float, high: float, n: tuple[int, int]) -> str:
-    """Says that no result of so few seeds could decide; "" when one could."""
+    """Returns a text if no possible result of so few seeds could decide; "" if one could."""
 
     def decides(n1: int, n2: int) -> bool:
         if math.isfinite(low) and math.isfinite(high):
@@ -232,7 +232,7 @@ def _too_few(low: float, high: float, n: tuple[int, int]) -> str:
 
 
 def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
-    """What a threshold is about: a mean, a cost, or the share of seeds that reach the border."""
+    """Returns the quantity of a threshold test: a mean, a cost, or a share of seeds."""
     sample, label = data.sample(test.arm, point), _label(point, test.at)
     obstacle = _absent(data, test.arm, point, sample)
     if data.kind == VALUES and (data.solved is not None or test.share is not None):
@@ -241,7 +241,7 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
     high = math.inf if test.at_most is None else test.at_most
     what, estimate = f"{subject(data)} of {test.arm}", None
     if data.kind == COSTS:
-        # The border itself is allowed.
+        # The claim allows the border itself, but the exact test is strict: widen by one float.
         low, high = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
         estimate = stats.Exact(stats.median(sample.values())) if sample else None
     elif data.kind == TIMES:
@@ -277,7 +277,8 @@ def _share(data: Measure, test: Threshold, point: Mapping, sample, obstacle: str
     return Quantity(
         *(_label(point, test.at), what, estimate, share, math.inf, (n,), True, obstacle),
         allowance=_allowance(data, (test.arm, point)),
-        # A better arm has fewer seeds on the wrong side of a border.
+        # A better arm has more seeds beyond the border in the better direction, so it raises a
+        # share counted in that direction and lowers one counted in the other.
         raised_by=side if higher == at_least else None,
         lowered_by=side if higher is (not at_least) else None,
         counted_at=border,
@@ -285,7 +286,7 @@ def _share(data: Measure, test: Threshold, point: Mapping, sample, obstacle: str
 
 
 def along_axis(places: Sequence[Mapping], along: str) -> list[list[Mapping]]:
-    """Groups points that differ only in `along`, in the order they come."""
+    """Groups the points that differ only in `along`, keeping their order."""
     groups: dict[tuple, list[Mapping]] = {}
     for point in places:
         rest = point_key({k: v for k, v in point.items() if k != along})
@@ -294,9 +295,9 @@ def along_axis(places: Sequence[Mapping], along: str) -> list[list[Mapping]]:
 
 
 def axis_positions(values: Sequence[Any]) -> list[float]:
-    """Returns where axis values lie: numbers as they are, ranges ("3-4") at their middle.
+    """Returns the positions of axis values: numbers as they are, ranges ("3-4") at their middle.
 
-    When one of them holds no number, or two hold the same, all count by their position.
+    If a value contains no number, or two values have the same position, their indices are used.
     """
     found = [_position(value) for value in values]
     known = [v for v in found if v is not None]
@@ -321,16 +322,16 @@ def sorted_along(group: Sequence[Mapping], along: str) -> list[Mapping]:
 
 
 def _steps(data: Measure, test: Trend, group: Sequence[Mapping]) -> list[Quantity]:
-    """The changes of an arm that a trend is about.
+    """Returns the changes along the axis that a trend is tested on.
 
-    A line through the values would call 1, .3, 1 flat and .2, .6, .9, .5 rising. "flat" is about
-    every pair of axis values; "increasing" and "decreasing" about each value and the next, and, if
-    there is a margin, about the last and the first.
+    Fitting a line instead would call 1, .3, 1 flat and .2, .6, .9, .5 rising. "flat" compares every
+    pair of axis values; "increasing" and "decreasing" compare neighbouring values and, if there is
+    a margin, the last value with the first.
     """
     ordered = sorted_along(group, test.along)
     rest = {k: v for k, v in group[0].items() if k != test.along}
     name, where = test.along.rsplit(".", 1)[-1], _label(rest, test.at)
-    # Slices are of one run, so that its seeds are the same on both sides.
+    # Slices come from the same runs, so the seeds are paired.
     paired = test.along == SLICE
 
     def change(p: Mapping, q: Mapping, low: float, high: float) -> Quantity:
@@ -354,7 +355,7 @@ def _steps(data: Measure, test: Trend, group: Sequence[Mapping]) -> list[Quantit
 
 
 def _sides(data: Measure, test: Crossover, group: Sequence[Mapping]) -> list[Quantity]:
-    """The advantage of a over b along the axis, each with the side the claim wants it on."""
+    """Returns the advantages of a over b along the axis, each with its claimed sign as region."""
     positions = axis_positions([p.get(test.along) for p in group])
     sides = []
     for x, point in zip(sorted(positions), sorted_along(group, test.along), strict=True):

@@ -1,4 +1,4 @@
-"""One number that a claim speaks of, with the region that it wants it in, and its p-values."""
+"""A tested number with its claimed region, p-values and interval."""
 
 import math
 from collections.abc import Mapping
@@ -13,22 +13,22 @@ Side = tuple[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number a claim speaks of, and the region the claim wants it in.
+    """A number that a claim makes a statement about, and the region that the claim puts it in.
 
     Attributes:
-      label: where it is measured, "" when there is only one place.
-      what: what it is, for example "mean accuracy of additive minus that of none".
+      label: where it is measured; "" if there is only one place.
+      what: description, for example "mean accuracy of additive minus that of none".
       estimate: the number, with its tests and intervals; None without runs.
       low, high: the claimed region.
-      n: seeds of each arm.
-      one_sided: whether verdicts take one-sided bounds of level 95 %, as of a proportion that is
-        held to a border. Otherwise they take 95 % intervals, each end a bound of 97.5 %.
-      obstacle: why nothing can be told from it, whatever the test says; "" if something can.
-      allowance: what other tuning seeds might have done to the number: tests and intervals leave so
-        much room on either side.
-      raised_by, lowered_by: which arm, if it were better than it is, would raise or lower the
-        number; None where no arm would.
-      counted_at: value of the metric that a seed counts from, if the number is of seeds that do.
+      n: number of seeds of each arm.
+      one_sided: whether verdicts use one-sided 95 % bounds, as for a proportion compared with a
+        border. Otherwise they use 95 % intervals, whose ends are 97.5 % bounds.
+      obstacle: why no verdict is possible, whatever the test says; "" if one is.
+      allowance: margin for selection noise from tuning, by which tests and intervals are widened on
+        either side.
+      raised_by, lowered_by: the arm that would raise or lower the number if it were better than
+        measured; None if there is no such arm.
+      counted_at: threshold of the metric at which a seed counts, if the number counts seeds.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Quantity:
 
     @property
     def support(self) -> float:
-        """The p-value of "outside of the region", 1 where nothing can be told."""
+        """The p-value of the null hypothesis "outside of the region"; 1 with an obstacle."""
         if self.obstacle or self.estimate is None:
             return 1.0
         p = 0.0
@@ -58,7 +58,7 @@ class Quantity:
 
     @property
     def contradiction(self) -> float:
-        """The p-value of "inside of the region", 1 where nothing can be told."""
+        """The p-value of the null hypothesis "inside of the region"; 1 with an obstacle."""
         if self.obstacle or self.estimate is None:
             return 1.0
         tails = []
@@ -70,14 +70,14 @@ class Quantity:
 
     @property
     def p_different(self) -> float:
-        """The two-sided p-value of "the number is 0"; NaN where nothing can be told."""
+        """The two-sided p-value of the null hypothesis "the number is 0"; NaN with an obstacle."""
         if self.obstacle or self.estimate is None:
             return math.nan
         room = self.allowance
         return min(1.0, 2 * min(self.estimate.p_above(room), self.estimate.p_below(-room)))
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Returns the interval whose place decides a test of this level; NaN if there is none."""
+        """Returns the interval that is compared with the region at this level; NaN if none."""
         if self.estimate is None:
             return math.nan, math.nan
         low, high = self.estimate.interval(2 * level if self.one_sided else level)

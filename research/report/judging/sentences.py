@@ -1,4 +1,4 @@
-"""What the report says of a verdict, in sentences that are made from the test and its numbers."""
+"""Wording of verdicts: sentences generated from the test and its numbers."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from research.stats import ALPHA, Proportion, RankDifference, StudentT
 
 
 def tested(test: Test, data: Measure, everywhere: bool) -> str:
-    """Returns what was tested, margin included."""
+    """Returns a sentence on what was tested, including the margin."""
     what, ending = subject(data), " at every point" if everywhere else ""
     name = getattr(test, "along", "").rsplit(".", 1)[-1]
     match test:
@@ -67,7 +67,7 @@ def _solving(data: Measure) -> str:
 
 
 def effect(checks: Sequence[Check], verdict: str, data: Measure, level: float) -> str:
-    """Returns the deciding number with its interval and what the interval is of."""
+    """Returns a sentence with the deciding number, its interval and the kind of interval."""
     known = [c for c in checks if c.quantity.estimate is not None]
     if not known:
         return ""
@@ -90,7 +90,7 @@ def _value(q: Quantity, c: Check) -> str:
 
 
 def _of(q: Quantity, data: Measure, level: float, seeds: str) -> str:
-    """What the interval is one of."""
+    """Returns the description of an interval: its level, kind and number of seeds."""
     over = f"{seeds} seed{'' if seeds == '1' else 's'}"
     if data.kind == COSTS:
         return "the same for every seed"
@@ -126,7 +126,7 @@ def why(
     family: int,
     primary: bool,
 ) -> str:
-    """Returns why the verdict is what it is and no stronger one."""
+    """Returns sentences on why the verdict is not a stronger one."""
     parts = []
     if verdict == CANNOT_TELL:
         parts.append(f"{obstacle[0].upper()}{obstacle[1:]}.")

@@ -1,15 +1,15 @@
-"""Verdicts: the tests of claims applied to the measured runs.
+"""Passes verdicts on claims by applying their tests to the measured runs.
 
-Every test comes down to one or more quantities (see `quantities`) and the region where the claim
-wants each of them. A claim is supported when every quantity is shown to lie in its region: an
+Every test reduces to one or more quantities (see `quantities`), each with the region in which the
+claim says it lies. A claim is supported if every quantity is shown to lie in its region. This is an
 intersection-union test (Berger 1982, Technometrics 24, 295-300), which takes the largest p-value
-and needs no correction. It is refuted when one is shown to lie outside: Bonferroni over the
-quantities. All primary claims of an experiment are one family, over which Holm's procedure holds
-the chance of any false verdict at 5 %.
+and needs no correction. It is refuted if one quantity is shown to lie outside, with Bonferroni
+correction over the quantities. All primary claims of an experiment are one family, and Holm's
+procedure bounds the probability of any false verdict among them by 5 %.
 
-Verdicts that can be wrong more often than that are not passed: "cannot tell" is for a claim whose
-runs could not have decided it, and says why; also where it rests on an arm that may not have
-converged (see `convergence`), unless the claim is of these steps only.
+Verdicts without that guarantee are not passed. A claim gets "cannot tell", with the reason, if its
+runs could not have decided it, or if the verdict depends on an arm that may not have converged (see
+`convergence`), unless the claim is explicitly about these steps (`within_steps`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ from research.stats import ALPHA
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What the runs say of a claim, before the correction for other claims."""
+    """Test results for a claim, before the correction for other claims."""
 
     claim: Claim
     data: Measure
@@ -57,7 +57,7 @@ class _Evidence:
 
 
 def judge(claim: Claim, measure: Callable[[str, str], Measure]) -> Judgement:
-    """Returns the verdict on a claim that stands alone; arguments as of `judge_all`."""
+    """Returns the verdict on a single claim; arguments are as in `judge_all`."""
     return judge_all([claim], measure)[0]
 
 
@@ -69,11 +69,12 @@ def judge_all(
     Args:
       claims: the claims; the primary ones with a test are corrected together.
       measure: (metric, better) -> Measure; "" is the outcome of the experiment.
-      alpha: chance of a false verdict on any of the primary claims, and on each other one.
+      alpha: probability of a false verdict on any of the primary claims, and on each exploratory
+        claim.
     """
     found = [_weigh(claim, measure) for claim in claims]
-    # A claim that cannot be decided stays in the family: what is counted must not depend on the
-    # results.
+    # A claim that cannot be decided stays in the family, because the size of the correction must
+    # not depend on the results.
     family = [i for i, claim in enumerate(claims) if claim.primary and claim.test is not None]
     levels = dict.fromkeys(range(len(claims)), alpha)
     levels |= dict(zip(family, stats.holm_levels([found[i].p for i in family], alpha), strict=True))
@@ -97,7 +98,7 @@ def _weigh(claim: Claim, measure: Callable[[str, str], Measure]) -> _Evidence:
 
 
 def _lacking(test: Test, data: Measure, places: Sequence[Mapping]) -> str:
-    """Says why the sweep cannot decide a claim at all; "" when it can."""
+    """Returns why the sweep cannot decide a claim at all; "" if it can."""
     if isinstance(test, Direction | Crossover) and data.higher_is_better is None:
         return f"whether higher or lower {data.name} is better is not said, and the test needs it"
     if not places:
@@ -115,7 +116,7 @@ def _lacking(test: Test, data: Measure, places: Sequence[Mapping]) -> str:
 
 
 def _decide(evidence: _Evidence, level: float, family: int) -> Judgement:
-    """Passes the verdict at a level that is corrected for the other claims."""
+    """Returns the judgement at a level that is already corrected for the other claims."""
     claim, test, data = evidence.claim, evidence.claim.test, evidence.data
     ours = _ours(claim, data, test.at if test else {})
     if test is None:
@@ -150,10 +151,10 @@ def _decide(evidence: _Evidence, level: float, family: int) -> Judgement:
 def _without_doubts(
     checks: Sequence[Check], verdict: str, data: Measure
 ) -> tuple[list[Check], str]:
-    """Takes back what rests on an arm that may not have converged.
+    """Withdraws the checks that depend on an arm that may not have converged.
 
-    Returns the checks, and why the verdict cannot be passed on what is left of them: one doubt is
-    enough against "supported"; "refuted" stands by any quantity without one.
+    Returns the checks, and why the verdict no longer holds ("" if it does): "supported" fails with
+    a single withdrawn check; "refuted" holds as long as one refuting check remains.
     """
     doubts = [
         doubt(c.quantity, verdict == REFUTED, data) if c.verdict == verdict else "" for c in checks
@@ -177,7 +178,7 @@ def _check(q: Quantity, level: float, number: int) -> Check:
 
 
 def _ours(claim: Claim, data: Measure, at: Mapping) -> dict[str, stats.Summary]:
-    """Our mean of each published arm over the claim's points, one value per seed."""
+    """Returns our summary of each published arm over the claim's points, one value per seed."""
     labels = claim.published if isinstance(claim.published, Mapping) else {}
     ours = {}
     for arm in labels:
