@@ -19,7 +19,7 @@ from research.attention.parts.scores import grouped_dot
 class BlockCausal(Mask):
     """The base class of block-selection masks: the causal mask that bounds every selection."""
 
-    size: int = dataclasses.field(metadata={"static": True})  # keys to a block
+    size: int = dataclasses.field(metadata={"static": True})  # keys per block
 
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return jnp.asarray(kv_index <= q_index)

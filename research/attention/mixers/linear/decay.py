@@ -17,8 +17,8 @@ from research.attention.implementations.sharding import context_size
 from research.attention.mixers.linear import shards
 
 CHUNK = 64
-# exp(FLOOR) underflows float32. Log decays are clipped here: nothing remains below, and no gradient
-# flows.
+# exp(FLOOR) is at the underflow limit of float32. Log decays are clipped here, because below it
+# nothing remains and no gradient flows.
 FLOOR = -104.0
 # Log decays are split into a multiple of 1 / GRID, whose sums are exact, and a small remainder.
 GRID = 16.0

@@ -318,7 +318,7 @@ class GatedDeltaNet(DeltaNet):
         return "gated_delta"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Returns those of `DeltaNet`, "gate" (M, H, D), and those of the decay.
+        """Returns the parameters of `DeltaNet`, "gate" (M, H, D), and those of the decay.
 
         The decay has "step" (M, H) and "step_bias" (H,), and "log_rate" (H,), which is log A.
         """

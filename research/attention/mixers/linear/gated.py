@@ -103,7 +103,7 @@ class GatedLinearAttention(LinearTime):
         return self.block_size or self.CHUNK
 
     def parameters(self) -> dict[str, Parameter]:
-        """Returns the projections of `SelfAttention`, taps, and those of the gates.
+        """Returns the projections of `SelfAttention`, taps, and the parameters of the gates.
 
         The gates have "gate" (M, H, D), "decay_in" (M, 16), "decay_out" (16, H, D) and "decay_bias"
         (H, D).

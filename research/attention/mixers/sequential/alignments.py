@@ -1,7 +1,7 @@
 """Alignments: attention to a memory one query at a time, for recurrent decoders.
 
 Weights may depend on the previous query's weights, so decoding is sequential. Like a mixer, an
-alignment is a static description; the weights it depends on are in its state. Alignments that only
+alignment is a static description; the previous weights are in its state. Alignments that only
 move forward are in monotonic.py; stepwise.py has the table of all.
 """
 

@@ -225,7 +225,10 @@ class MonotonicChunkwise(Monotonic):
             raise ValueError(f"chunk = {self.chunk}; it must be at least 1")
 
     def parameters(self) -> dict[str, Parameter]:
-        """Returns those of `Monotonic`, and "chunk_query", "chunk_key", "chunk_bias", ..."""
+        """Returns the parameters of `Monotonic`, and those of the second energy.
+
+        "chunk_query", "chunk_key", "chunk_bias" and "chunk_vector", of the shapes of the first.
+        """
         return super().parameters() | self._energy("chunk_")
 
     def remember(
