@@ -88,7 +88,7 @@ class MixerSpec:
         """Returns the mixer.
 
         Raises:
-          OptionError: an option is wrong; one line names it, the value and what is right.
+          OptionError: an option is invalid; one line names it, its value and the fix.
         """
         return self.options.make(self.context)
 

@@ -1,1 +1,1 @@
-"""How softmax attention is computed: `attend` and what it can choose from."""
+"""Implementations of attention, and `attend`, which dispatches to them."""

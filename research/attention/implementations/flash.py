@@ -216,7 +216,7 @@ def _needed(step, problem, place):
 
 
 def _finish_transposed(shape, raw, *rest):
-    """`_finish` for raw scores (B*K, k, G*q)."""
+    """Applies `_finish` to transposed raw scores (B*K, k, G*q)."""
     return jnp.swapaxes(_finish(shape, jnp.swapaxes(raw, 1, 2), *rest), 1, 2)
 
 

@@ -1,1 +1,1 @@
-"""What maps a sequence to a sequence, mixing over positions."""
+"""Mixers: layers that map a sequence to a sequence and mix over positions."""

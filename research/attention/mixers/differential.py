@@ -33,7 +33,7 @@ class DifferentialAttention(SelfAttention):
     """
 
     def parameters(self) -> dict[str, Parameter]:
-        """Returns those of `SelfAttention`, "lambda" (4, D / 2), and "norm_scale" (D,)."""
+        """Returns the parameters of `SelfAttention`, "lambda" (4, D / 2), "norm_scale" (D,)."""
         half = self.head_width // 2
         return super().parameters() | {
             "lambda": Parameter((4, half), Normal(0.1), vector_axes("", "")),

@@ -1,8 +1,8 @@
 """Recurrent networks: GRU and LSTM cells as pure functions, and mixers that run them.
 
-Both are nonlinear in their state, so that tokens can only be taken one after the other. A cell is
-called as `cell(params, state, x) -> (state, output)`; its inputs' share of the gates does not
-depend on the state, so over a sequence it is one product.
+Both are nonlinear in their state, so tokens have to be processed sequentially. A cell is called as
+`cell(params, state, x) -> (state, output)`. The contribution of the inputs to the gates does not
+depend on the state, so it is one matrix product for a whole sequence.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ State = dict[str, Array]
 
 
 def gru_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[str, Parameter]:
-    """What a GRU learns; gates are ordered reset, update, candidate.
+    """Returns the parameters of a GRU; gates are ordered reset, update, candidate.
 
     Args:
       inputs: M, the width of x.
@@ -39,7 +39,7 @@ def gru_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[s
 
 
 def lstm_parameters(inputs: int, hidden: int, init_stddev: float = 0.0) -> dict[str, Parameter]:
-    """What an LSTM learns; gates are ordered input, forget, candidate, output.
+    """Returns the parameters of an LSTM; gates are ordered input, forget, candidate, output.
 
     The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
 
@@ -72,12 +72,12 @@ def _gates(inputs, hidden, init_stddev, bias):
 
 
 def gru_state(batch: int, hidden: int, dtype: Any) -> State:
-    """Zeros: "h" (B, N), float32 or wider."""
+    """Returns the initial state of a GRU: zeros "h" (B, N), float32 or wider."""
     return {"h": jnp.zeros((batch, hidden), jnp.promote_types(dtype, jnp.float32))}
 
 
 def lstm_state(batch: int, hidden: int, dtype: Any) -> State:
-    """Zeros: "h" and "c" (B, N), float32 or wider."""
+    """Returns the initial state of an LSTM: zeros "h" and "c" (B, N), float32 or wider."""
     zeros = jnp.zeros((batch, hidden), jnp.promote_types(dtype, jnp.float32))
     return {"h": zeros, "c": zeros}
 
@@ -85,13 +85,13 @@ def lstm_state(batch: int, hidden: int, dtype: Any) -> State:
 def gru_cell(
     params: dict[str, Array], state: State, x: Float[Array, "B M"]
 ) -> tuple[State, Float[Array, "B N"]]:
-    """One step of a GRU (Cho et al. 2014, section 2.3).
+    """Runs one step of a GRU (Cho et al. 2014, section 2.3).
 
     r = sigma(x W_r + h U_r + b_r), z = sigma(x W_z + h U_z + b_z),
     n = tanh(x W_n + b_n + r * (h U_n + c_n)), h' = (1 - z) * n + z * h.
 
-    As in the paper z keeps the old state. The reset gate multiplies after the recurrent product
-    and not before, as in `torch.nn.GRU`.
+    As in the paper, z weights the old state. As in `torch.nn.GRU`, the reset gate is applied after
+    the recurrent product, not before it.
 
     Args:
       params: arrays of the shapes that `gru_parameters` states.
@@ -107,7 +107,7 @@ def gru_cell(
 def lstm_cell(
     params: dict[str, Array], state: State, x: Float[Array, "B M"]
 ) -> tuple[State, Float[Array, "B N"]]:
-    """One step of an LSTM with forget gates (Gers et al. 2000, section 3; `torch.nn.LSTM`).
+    """Runs one step of an LSTM with forget gates (Gers et al. 2000, section 3; `torch.nn.LSTM`).
 
     i, f, o = sigma(x W + h U + b), g = tanh(x W_g + h U_g + b_g),
     c' = f * c + i * g, h' = o * tanh(c').
@@ -124,13 +124,16 @@ def lstm_cell(
 
 
 def project(params: dict[str, Array], x: Float[Array, "*b M"]) -> Float[Array, "*b G N"]:
-    """The inputs' share of the G gates, x W + b, in the dtype of x."""
+    """Returns the contribution of the inputs to the G gates, x W + b, in the dtype of x."""
     kernel = params["input"].astype(x.dtype)
     return jnp.einsum("...m,mgn->...gn", x, kernel) + params["bias"].astype(x.dtype)
 
 
 def _recall(params, h, dtype):
-    """The state's share of the gates, (B, gates, N); the product in `dtype`, the sums in h's."""
+    """Returns the contribution of the state to the gates, (B, gates, N).
+
+    The operands are cast to `dtype`, and products are accumulated in the dtype of h.
+    """
     kernel = params["recurrent"].astype(dtype)
     return jnp.einsum("bn,ngk->bgk", h.astype(dtype), kernel, preferred_element_type=h.dtype)
 
@@ -155,12 +158,13 @@ def _lstm_step(params, state, gates):
 
 
 class Cell(NamedTuple):
-    """A recurrent network.
+    """The functions of a recurrent network.
 
     Attributes:
-      parameters: `(inputs, hidden, init_stddev)` to what it learns.
-      init_state: `(batch, hidden, dtype)` to the state before the first token.
-      step: `(params, state, gates)` to the new state and output, given the inputs' share.
+      parameters: `parameters(inputs, hidden, init_stddev)` returns the parameters by name.
+      init_state: `init_state(batch, hidden, dtype)` returns the state before the first token.
+      step: `step(params, state, gates)` returns the new state and the output; `gates` are the
+        result of `project`.
     """
 
     parameters: Callable[[int, int, float], dict[str, Parameter]]
@@ -183,19 +187,19 @@ def run(
     lengths: Int[Array, " B"] | None = None,
     reverse: bool = False,
 ) -> tuple[State, Float[Array, "B T N"]]:
-    """A recurrent network over a sequence.
+    """Runs a recurrent network over a sequence.
 
     Args:
       cell: a name in `CELLS`.
-      params: its arrays.
-      state: before the first token that is read.
+      params: the arrays of the cell.
+      state: the state before the first token processed.
       x: the tokens.
-      lengths: how many tokens of each row are there; what follows is padding, which leaves the
-        state as it is. None is all.
-      reverse: reads from each row's last token to its first.
+      lengths: number of tokens per row; padding after them does not change the state. None means
+        no padding.
+      reverse: processes each row from its last token to its first.
 
     Returns:
-      The state after the last token that is read, and h after every token, where the token is,
+      The state after the last token processed, and h after every token, at the token's position,
       in the dtype of x; zeros at padding.
     """
     return run_gates(cell, params, state, project(params, x), lengths=lengths, reverse=reverse)
@@ -210,8 +214,8 @@ def run_gates(
     lengths: Int[Array, " B"] | None = None,
     reverse: bool = False,
 ) -> tuple[State, Float[Array, "B T N"]]:
-    """`run` of what `project` made of the tokens; the output has the dtype of the gates."""
-    # Once, not at every token.
+    """Runs a network as `run` does, given `project(params, x)`; returns the dtype of the gates."""
+    # Cast once here instead of in every step.
     params = params | {"recurrent": params["recurrent"].astype(gates.dtype)}
     step = CELLS[cell].step
     gates = jnp.moveaxis(gates, 1, 0)
@@ -232,17 +236,18 @@ def run_gates(
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent(Mixer):
-    """A GRU or LSTM as wide as the model, and an output projection.
+    """A GRU or LSTM as wide as the model, followed by an output projection.
 
-    There is only the recurrent form: no other computes a recurrence that is nonlinear in its state.
+    There is only the recurrent form, because a recurrence that is nonlinear in its state cannot be
+    parallelized.
 
     Attributes:
       width: M, of the sequence and of the state.
       cell: a name in `CELLS`.
-      use_bias: adds a bias to the output projection; gates always have theirs.
+      use_bias: adds a bias to the output projection; gates always have biases.
       init_stddev: initial standard deviation of the input and output projections; 0 is
-        1 / sqrt(M). That of recurrent matrices is always 1 / sqrt(M), so that they keep the
-        length of a state.
+        1 / sqrt(M). Recurrent matrices always start at 1 / sqrt(M), which preserves the norm of
+        the state.
       out_scale: multiplies the initial output projection.
     """
 
@@ -253,7 +258,7 @@ class Recurrent(Mixer):
     out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of the cell, "out" (M, M) and, if it has a bias, "out_bias" (M,)."""
+        """Returns the parameters of the cell, "out" (M, M), and "out_bias" (M,) if any."""
         width = self.width
         outward = matrix_init(self.init_stddev, width, self.out_scale)
         found = CELLS[self.cell].parameters(width, width, self.init_stddev)
@@ -269,7 +274,7 @@ class Recurrent(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """The network over a whole sequence; see `Mixer`."""
+        """Runs the network over a whole sequence; see `Mixer`."""
         if mask is not None:
             raise Unsupported(
                 f"mixer {self.cell!r} cannot take a mask beyond its own; 'softmax' can"
@@ -277,13 +282,13 @@ class Recurrent(Mixer):
         return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """ "h" and, of an LSTM, "c": (batch, M) float32 or wider; the same size at every length."""
+        """Returns "h", and "c" for an LSTM: (batch, M), float32 or wider, for any length."""
         return CELLS[self.cell].init_state(batch, self.width, dtype)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see `Mixer`."""
+        """Mixes the next T tokens; see `Mixer`."""
         state, y = run(self.cell, params, state, x)
         y = y @ params["out"].astype(x.dtype)
         return state, y + params["out_bias"].astype(x.dtype) if self.use_bias else y

@@ -1,1 +1,1 @@
-"""What softmax attention is composed of: scores, masks, biases, normalizers, positions."""
+"""The parts of softmax attention: scores, masks, biases, normalizers, positions."""

@@ -55,7 +55,7 @@ class Alibi(Bias):
     """score - slope of the head * |q - k|."""
 
     additive: ClassVar[bool] = True
-    slopes: Any  # one to a head: a tuple of numbers or an array (H,)
+    slopes: Any  # one per head: a tuple of numbers or an array (H,)
 
     def __call__(
         self,

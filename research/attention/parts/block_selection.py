@@ -1,4 +1,4 @@
-"""Masks that choose blocks of keys by content."""
+"""Masks that select blocks of keys by content."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -17,9 +17,9 @@ from research.attention.parts.scores import grouped_dot
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockCausal(Mask):
-    """The base of masks of chosen blocks: what they say by positions, all that they may allow."""
+    """The base class of block-selection masks: the causal mask that bounds every selection."""
 
-    size: int = dataclasses.field(metadata={"static": True})  # keys to a block
+    size: int = dataclasses.field(metadata={"static": True})  # keys per block
 
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return jnp.asarray(kv_index <= q_index)
@@ -36,13 +36,13 @@ class BlockCausal(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MoBA(BlockCausal, Looks):
-    """The keys k <= q of the query's own block and of the blocks whose mean key fits it best.
+    """The keys k <= q of the query's own block and of the blocks with the best matching mean key.
 
     Mixture of block attention (Lu et al. 2025, "MoBA: Mixture of Block Attention for Long-Context
-    LLMs", section 2.2): the affinity of a query and a block is
-    s_n = q . mean of the block's keys, the own block counts as infinite and those after it as minus
-    infinity, and the `top` largest are seen. Every head chooses for itself; heads that share keys
-    share the means. As in the paper the choice has no gradient.
+    LLMs", section 2.2): the affinity of a query and a block is s_n = q . mean of the block's keys,
+    set to infinity for the query's own block and to minus infinity for later ones, and the `top`
+    blocks with the largest affinity are visible. Each head selects separately; heads that share
+    keys share the means. As in the paper, the selection has no gradient.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("query", "key")
@@ -57,12 +57,13 @@ class MoBA(BlockCausal, Looks):
         q_index: Integer[Array | np.ndarray, " T"],
         kv_index: Integer[Array | np.ndarray, " S"],
     ) -> "ChosenBlocks":
-        """The blocks that each query chose. Positions of the keys have no gaps."""
+        """Returns the mask of the blocks that each query selects; keys must have no gaps."""
+        # Selection is discrete (top-k), so no gradient flows through the affinities.
         q, k = jax.lax.stop_gradient((q, k))
         real, block = kv_index >= 0, kv_index // self.size
         xp = np if isinstance(kv_index, np.ndarray) else jnp
         first = xp.min(xp.where(real, block, np.iinfo(np.int32).max // self.size))
-        # S keys without gaps lie in so many blocks at most, wherever the first begins.
+        # S consecutive keys span at most this many blocks, wherever they start.
         count = (k.shape[1] + self.size - 2) // self.size + 1
         number = jnp.where(real, block - first, count)
         keys = jnp.moveaxis(k, 1, 0).astype(jnp.promote_types(k.dtype, jnp.float32))
@@ -80,7 +81,7 @@ class MoBA(BlockCausal, Looks):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ChosenBlocks(BlockCausal):
-    """The keys k <= q of the blocks that each query and head chose."""
+    """The keys k <= q of the blocks that each query and head selected."""
 
     chosen: OfQueries  # booleans (B, T, H, N)
     first: Any  # the number of the first of the N blocks, ()
@@ -93,7 +94,7 @@ class ChosenBlocks(BlockCausal):
 
 
 def moba(size: int, top: int) -> Mask:
-    """Mixture of block attention: blocks of `size` keys, of which a query sees `top`.
+    """Returns mixture of block attention: a query sees `top` blocks of `size` keys.
 
     Raises:
       ValueError: a number is less than 1.

@@ -1,4 +1,4 @@
-"""A forget gate in softmax attention: a bias that decays by what the tokens between say."""
+"""The forget gate of softmax attention: a bias that decays by gates of the tokens in between."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from research.attention.parts.masks import Mask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ForgetGate(Bias, Looks):
-    """score + sum of log f_l over the tokens l after the key, up to the query's own.
+    """score + sum of log f_l over the tokens l after the key, up to and including the query's.
 
     f_l = sigmoid(w . x_l + b), of each head (Lin et al. 2025, "Forgetting Transformer: Softmax
     Attention with a Forget Gate", section 3: f_t = sigma(w_f^T x_t + b_f) and
@@ -31,7 +31,7 @@ class ForgetGate(Bias, Looks):
     kept: Any = None  # log f of the keys' tokens, (B, S, H)
 
     def tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
-        """log f of each token and head."""
+        """Returns log f of each token and head."""
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         weight = self.weight.astype(x.dtype)
         gate = jnp.einsum("bnm,mh->bnh", x, weight, preferred_element_type=dtype)
@@ -47,10 +47,10 @@ class ForgetGate(Bias, Looks):
         q_index: Integer[Array | np.ndarray, " T"],
         kv_index: Integer[Array | np.ndarray, " S"],
     ) -> "Decay":
-        """The gates summed up to each query and to each key.
+        """Returns the bias with log gates summed up to each query and up to each key.
 
         Raises:
-          ValueError: what was kept of the keys' tokens was not given.
+          ValueError: the log gates of the keys' tokens were not set by `given`.
         """
         if self.kept is None:
             raise ValueError("forget gate: it needs what it projected of the keys' tokens")
@@ -59,7 +59,7 @@ class ForgetGate(Bias, Looks):
         sorted_index, gates = kv_index[order], self.kept
         if xp is jnp or (order != np.arange(len(order))).any():
             gates = gates[:, order]
-        # An empty slot is no token.
+        # Empty slots of a cache have no gate.
         gates = jnp.where((sorted_index >= 0)[:, None], gates, 0)
         total = jnp.pad(jnp.cumsum(gates, axis=1), ((0, 0), (1, 0), (0, 0)))
 
@@ -71,14 +71,17 @@ class ForgetGate(Bias, Looks):
         return Decay(OfQueries(up_to(q_index)), OfKeys(up_to(kv_index)))
 
     def needs_all(self, mask: Mask) -> bool:
-        """Whether gates of tokens that are seen no more lie between the query and a key."""
+        """Returns whether gates of masked tokens lie between a query and a visible key.
+
+        They do if the mask keeps the first keys beyond its reach.
+        """
         return mask.kept > 0
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decay(Bias):
-    """score + c of the query - c of the key."""
+    """score + c[query] - c[key], for cumulative log gates c."""
 
     additive: ClassVar[bool] = True
     of_queries: OfQueries  # c (B, T, H)
@@ -97,9 +100,10 @@ class Decay(Bias):
 
 
 def forget_gate(width: int, num_heads: int, stddev: float = 0.02) -> ForgetGate:
-    """A forget gate of tokens of this width.
+    """Returns a forget gate for tokens of this width.
 
-    w starts at N(0, stddev^2), or N(0, 1 / M) if that is 0, and b at 0, as in the authors' code.
+    w is drawn from N(0, stddev^2), or N(0, 1 / M) if stddev is 0, and b starts at 0, as in the
+    authors' code.
     """
     weight = Parameter(
         (width, num_heads), matrix_init(stddev, width), matrix_axes("width", "heads")

@@ -1,7 +1,7 @@
-"""Between heads: talking heads, and conversion from multi-head to grouped key heads.
+"""Talking heads, and conversion of multi-head checkpoints to grouped key heads.
 
-Talking heads mix scores, and then weights, over all heads. Both mixtures are parts like any other:
-the first wraps the score, the second the normalizer. Only the dense implementation computes them.
+Talking heads mix the scores, and then the weights, over all heads. Both are ordinary parts: the
+first wraps the score, the second the normalizer. Only the dense implementation supports them.
 """
 
 import dataclasses
@@ -54,30 +54,31 @@ class TalkingWeights(Normalizer):
 
 
 def _near_identity(key: Array, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
-    """Heads start on their own, with a little of the others."""
+    """Draws the identity plus small noise, so that heads start almost unmixed."""
     noise = jax.random.normal(key, shape, dtype) * 0.1 * shape[0] ** -0.5
     return jnp.eye(shape[0], dtype=dtype) + noise
 
 
 def talking_heads(score: Score, normalizer: Normalizer, num_heads: int) -> tuple[Score, Normalizer]:
-    """The pair with heads mixed before and after the normalizer (Shazeer et al. 2020, section 3).
+    """Wraps a score and a normalizer to mix heads before and after the normalizer.
 
-    Biases and masks act between the two mixtures.
+    Biases and masks are applied between the two. Source: Shazeer et al. 2020, section 3.
     """
     weight = Parameter((num_heads, num_heads), _near_identity, matrix_axes("", "heads"))
     return TalkingScores(score, weight), TalkingWeights(normalizer, weight)
 
 
 def group_heads(params: dict[str, Array], num_kv_heads: int) -> dict[str, Array]:
-    """Parameters of self-attention with fewer key heads: each the mean of those it replaces.
+    """Returns parameters of self-attention with fewer key heads, each the mean of a group.
 
-    Where uptraining a multi-head checkpoint to grouped-query or multi-query attention starts
-    (Ainslie et al. 2023, section 2.1). Query heads and the output projection stay as they are.
+    This is the starting point for uptraining a multi-head checkpoint to grouped-query or
+    multi-query attention (Ainslie et al. 2023, section 2.1). Query heads and the output projection
+    do not change.
 
     Args:
-      params: of `SelfAttention`; "key", "value" (..., K, D) and their biases are pooled, and
-        may have leading axes (layers, population).
-      num_kv_heads: how many key heads to keep; it divides K.
+      params: parameters of `SelfAttention`; "key", "value" (..., K, D) and their biases are
+        pooled, and may have leading axes (layers, population).
+      num_kv_heads: the new number of key heads; it divides K.
 
     Raises:
       ValueError: `num_kv_heads` does not divide K.

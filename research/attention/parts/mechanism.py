@@ -54,7 +54,10 @@ class Mechanism:
 
     @property
     def cached(self) -> Mask:
-        """The mask that sizes a decoding cache: a content-dependent part may need masked keys."""
+        """The mask that determines which keys a decoding cache keeps.
+
+        It keeps every key if a content-dependent part needs keys that no query sees any more.
+        """
         needed = any(part.needs_all(self.mask) for _, part in self._looks())
         return _All(self.mask) if needed else self.mask
 

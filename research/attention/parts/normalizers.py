@@ -106,7 +106,7 @@ class SinkSoftmax(Softmax):
     Source: OpenAI 2025, gpt-oss model card, section 2.2 ("a learned bias in the denominator").
     """
 
-    sink: Any = 0.0  # one to a head: a Parameter or an array (H,)
+    sink: Any = 0.0  # one per head: a Parameter or an array (H,)
 
     name: ClassVar[str] = "softmax_sink"
 
@@ -137,7 +137,7 @@ class Sigmoid(Normalizer):
     Source: Ramapuram et al. 2024, equation 3 and section 5 (b starts at -log n).
     """
 
-    bias: Any  # one to a head: a Parameter or an array (H,)
+    bias: Any  # one per head: a Parameter or an array (H,)
 
     name: ClassVar[str] = "sigmoid"
 

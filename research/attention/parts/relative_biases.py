@@ -1,6 +1,6 @@
 """Relative position biases: biases that depend on the distance between query and key.
 
-See biases.py for what a bias is. Learned leaves hold a `Parameter` until they are bound.
+See biases.py for the interface of a bias. Learned leaves hold a `Parameter` until they are bound.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class T5(Bias):
 
     additive: ClassVar[bool] = True
     table: Any  # a Parameter or an array (num_buckets, H)
-    edges: tuple[int, ...] = static()  # the least distance of each bucket but the first
+    edges: tuple[int, ...] = static()  # the smallest distance of each bucket except the first
     bidirectional: bool = static()
 
     def __call__(
@@ -64,7 +64,7 @@ class Kerple(Bias):
     """score - r1 * log(1 + r2 * |q - k|), r1 and r2 the softplus of learned numbers."""
 
     additive: ClassVar[bool] = True
-    raw_r1: Any  # one to a head: a Parameter or an array (H,)
+    raw_r1: Any  # one per head: a Parameter or an array (H,)
     raw_r2: Any
 
     def __call__(

@@ -55,7 +55,7 @@ class TransformerXL(NotDot):
     content: Any  # u (H, D)
     place: Any  # v (H, D)
     weight: Any  # W (R, H, D), R the width of the sinusoids
-    length: int = static()  # distances are less than this in either direction
+    length: int = static()  # distances are clipped to less than this in either direction
 
     def __call__(
         self,

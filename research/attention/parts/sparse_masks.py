@@ -1,9 +1,9 @@
-"""Sparse masks: local bands, strides, global tokens and random blocks, composed from few pieces.
+"""Sparse masks: local bands, strides, global tokens and random blocks.
 
-See masks.py for what a mask is. Distances are q - k. Masks that look ahead become those of a
-decoder by `& causal()`. `window(w) | causal() & global_tokens(g)` is decoded from a ring of w
-keys and the first g (StreamingLLM, Xiao et al. 2023, section 3.2, with positions those in the
-text).
+See masks.py for the interface of a mask. Distances are q - k. `mask & causal()` makes a
+bidirectional mask usable in a decoder. `window(w) | causal() & global_tokens(g)` is decoded with a
+ring buffer of w keys plus the first g keys (StreamingLLM, Xiao et al. 2023, section 3.2, but with
+positions in the text).
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from jaxtyping import Array, Bool, UInt32
 from research.attention.parts.choice import MechanismPart, Sizes, size, span
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
 
-# Blocks of random links are classified by counting links in a table up to this many rows wide.
+# Up to this many rows and columns, blocks of random links are classified by a table of link counts.
 LARGEST_TABLE = 2048
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Local(Mask):
-    """Keys at most `size` away, before or after."""
+    """Keys with |q - k| <= size."""
 
     size: int = static()
 
@@ -45,7 +45,7 @@ class Local(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dilated(Mask):
-    """`size` keys behind the query, at distances 0, dilation, 2 * dilation ..."""
+    """`size` keys up to the query, at distances 0, dilation, 2 * dilation ..."""
 
     size: int = static()
     dilation: int = static()
@@ -89,7 +89,7 @@ class Strided(Mask):
     def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
         some = (farthest >= 0) & (nearest < self.stride)
-        # The distance `stride` itself is a multiple, so 0 .. stride has no gap.
+        # `stride` itself is a multiple of `stride`, so the distances 0 .. stride have no gap.
         gapless = (farthest <= self.stride) | _alone(nearest, farthest, self.stride)
         return some | _multiple(nearest, farthest, self.stride), (nearest >= 0) & gapless
 
@@ -99,12 +99,12 @@ class Strided(Mask):
 
 
 def _multiple(nearest: Bounds, farthest: Bounds, step: int) -> Bool[np.ndarray, "..."]:
-    """Whether a multiple of `step` that is 0 or more lies in nearest .. farthest."""
+    """Returns whether nearest .. farthest contains a nonnegative multiple of `step`."""
     return (farthest >= 0) & (farthest // step * step >= nearest)
 
 
 def _alone(nearest: Bounds, farthest: Bounds, step: int) -> Bool[np.ndarray, "..."]:
-    """Whether nearest .. farthest are all multiples of `step`."""
+    """Returns whether all of nearest .. farthest are multiples of `step`."""
     return (step == 1) | ((nearest == farthest) & (nearest % step == 0))
 
 
@@ -123,7 +123,7 @@ class Global(Mask):
 
     @property
     def reach(self) -> int | None:
-        # What is behind one of the first tokens is itself among them.
+        # A first token also sees every earlier key, but those are kept first tokens themselves.
         return 1
 
     @property
@@ -134,12 +134,13 @@ class Global(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RandomLinks(Mask):
-    """Every position is linked to `count` random ones before it; links go both ways.
+    """Links every position to `count` random earlier positions; links are symmetric.
 
-    Which ones is a hash of the seed, the position and the draw, so the mask needs no length and a
-    longer sequence has the links of a shorter one. Candidates are the positions from `first` on
-    that are more than `near` behind. They are cut into `count` stretches of equal length and
-    one is drawn from each, so that draws are distinct; if there are fewer, all are linked.
+    Links are a hash of the seed, the position and the index of the draw, so the mask needs no
+    length, and a longer sequence contains the links of a shorter one. Candidates are the positions
+    from `first` on that are more than `near` before the position. They are cut into `count`
+    stretches of equal length and one is drawn from each, so that draws are distinct; if there are
+    fewer than `count` candidates, all are linked.
     """
 
     count: int = static()
@@ -151,19 +152,19 @@ class RandomLinks(Mask):
         return jnp.asarray(self._linked(q_index, kv_index))
 
     def _linked(self, q_index: Index, kv_index: Index) -> Bool[Array | np.ndarray, "..."]:
-        """In numpy if both are numpy's."""
+        """Returns which pairs are linked, as numpy if both arguments are numpy arrays."""
         links = [self._drawn(q_index, draw) == kv_index for draw in range(self.count)]
         links += [self._drawn(kv_index, draw) == q_index for draw in range(self.count)]
-        # -1 is both the empty slot of a cache and the draw of those that have none.
+        # -1 marks both empty slots of a cache and draws without candidates; they must not match.
         return functools.reduce(operator.or_, links) & (q_index >= 0) & (kv_index >= 0)
 
     def _drawn(self, index: Index, draw: int) -> Index:
-        """The position a position draws, -1 if it has none to draw from."""
+        """Returns the position linked by this draw, -1 if there are no candidates."""
         candidates = index - self.near - self.first  # first .. index - near - 1
         candidates = candidates * (candidates > 0)
         low = draw * candidates // self.count
         size = (draw + 1) * candidates // self.count - low
-        # The divisor is kept above 0: what it then gives is not used.
+        # The divisor is kept above 0 for empty stretches, whose result is discarded below.
         offset = _hashed(index, draw, self.seed) % (size + (size == 0)).astype(np.uint32)
         drawn = self.first + low + offset.astype(index.dtype)
         return drawn * (size > 0) - (size == 0)
@@ -177,7 +178,7 @@ class RandomLinks(Mask):
             return np.ones(shape, bool), np.zeros(shape, bool)
         q_index, kv_index = np.arange(rows)[:, None], np.arange(columns)[None, :]
         linked = self._linked(q_index + q_start, kv_index + kv_start)
-        # total[i, j] counts the links in the first i rows and j columns.
+        # A summed-area table: total[i, j] counts the links in the first i rows and j columns.
         total = np.zeros((rows + 1, columns + 1), np.int64)
         total[1:, 1:] = linked.cumsum(0).cumsum(1)
         top, bottom = q_lo - q_start, q_hi - q_start + 1
@@ -187,8 +188,8 @@ class RandomLinks(Mask):
 
 
 def _hashed(index: Index, draw: int, seed: int) -> UInt32[Array | np.ndarray, "..."]:
-    """A hash of three integers: MurmurHash3's 32-bit finalizer (Appleby 2011) after each."""
-    # Scalars of numpy warn of overflow and its arrays do not.
+    """Hashes three integers, applying MurmurHash3's 32-bit finalizer (Appleby 2011) after each."""
+    # An array instead of a scalar, because only numpy scalars warn about the intended overflow.
     state = np.zeros((1,) * max(index.ndim, 1), np.uint32)
     for part in (np.uint32(seed % 2**32), np.uint32(draw), index.astype(np.uint32)):
         state = (state ^ part) + np.uint32(0x9E3779B9)
@@ -201,7 +202,7 @@ def _hashed(index: Index, draw: int, seed: int) -> UInt32[Array | np.ndarray, ".
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Coarse(Mask):
-    """The mask `inner` of blocks of `block` positions instead of positions."""
+    """Applies the mask `inner` to blocks of `block` positions instead of positions."""
 
     inner: Mask
     block: int = static()
@@ -214,18 +215,18 @@ class Coarse(Mask):
 
     @property
     def reach(self) -> int | None:
-        # r - 1 blocks behind, from the last position of a block to the first.
+        # From the last position of a block to the first position of the block r - 1 earlier.
         return None if self.inner.reach is None else self.inner.reach * self.block
 
     @property
     def kept(self) -> int:
         return self.inner.kept * self.block
 
-    # together: even an inner mask that is causal lets a query see the end of its own block.
+    # `together` stays None: even with a causal inner mask, a query sees the end of its own block.
 
 
 def local(size: int) -> Mask:
-    """A query sees the keys at most `size` away on both sides.
+    """Returns the mask of keys at most `size` away on either side.
 
     Sources: Luong et al. 2015, section 3.2, "local-m" with D = size, around the query's own
     position; Beltagy et al. 2020, section 3.1, whose window w is 2 * size.
@@ -238,7 +239,7 @@ def local(size: int) -> Mask:
 
 
 def dilated(size: int, dilation: int) -> Mask:
-    """A query sees `size` keys: itself and those every `dilation` positions behind it.
+    """Returns the mask of `size` keys: the query's own and every `dilation`-th before it.
 
     Source: Beltagy et al. 2020, section 3.1, "dilated sliding window", under a causal mask.
 
@@ -252,7 +253,7 @@ def dilated(size: int, dilation: int) -> Mask:
 
 
 def strided(stride: int) -> Mask:
-    """A query sees the latest `stride` keys and every `stride`-th before them.
+    """Returns the mask of the latest `stride` keys and every `stride`-th key before them.
 
     Source: Child et al. 2019, section 4.2, the union of the two heads' patterns of "strided
     attention". The paper's first head reaches one key further, which the second head sees anyway.
@@ -265,7 +266,7 @@ def strided(stride: int) -> Mask:
 
 
 def global_tokens(size: int) -> Mask:
-    """The first `size` tokens see all keys, and all queries see them.
+    """Returns the mask in which the first `size` tokens see all keys and are seen by all queries.
 
     Source: Beltagy et al. 2020, section 3.1, "global attention", which is symmetric. Under a causal
     mask these are the attention sinks of Xiao et al. 2023, section 3.2.
@@ -278,7 +279,7 @@ def global_tokens(size: int) -> Mask:
 
 
 def longformer(size: int, num_global: int) -> Mask:
-    """`local(size) | global_tokens(num_global)` (Beltagy et al. 2020, section 3.1).
+    """Returns `local(size) | global_tokens(num_global)` (Beltagy et al. 2020, section 3.1).
 
     Raises:
       ValueError: `size` is negative or `num_global` is less than 1.
@@ -289,19 +290,20 @@ def longformer(size: int, num_global: int) -> Mask:
 def bigbird(
     block: int, random_blocks: int, num_global: int, window_blocks: int = 3, seed: int = 0
 ) -> Mask:
-    """Block window, random blocks and global tokens (Zaheer et al. 2020, section 2).
+    """Returns BigBird's mask: block window, random blocks and global tokens.
 
-    The paper draws `random_blocks` of all blocks of a known length for each block of queries. So
-    that no length is needed, here each block draws from those before it, outside of its window and
-    of the global tokens, and the links go both ways. Under a causal mask every block of queries
-    thus sees as many random blocks as in the paper; without one, twice as many on average.
+    Source: Zaheer et al. 2020, section 2. For each block of queries the paper draws `random_blocks`
+    among all blocks of a sequence of known length. To need no length, here each block draws among
+    earlier blocks outside of its window and of the global tokens, and links are symmetric. Under a
+    causal mask every block of queries thus sees as many random blocks as in the paper; without one,
+    twice as many on average.
 
     Args:
-      block: positions to a block.
-      random_blocks: links each block draws; may be 0.
+      block: positions per block.
+      random_blocks: links drawn per block; may be 0.
       num_global: global tokens at the start (the paper's internal global tokens); may be 0.
       window_blocks: blocks in the window of a block of queries, its own in the middle.
-      seed: chooses the links.
+      seed: seed of the random links.
 
     Raises:
       ValueError: `block` is less than 1, `random_blocks` or `num_global` is negative, or

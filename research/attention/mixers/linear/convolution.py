@@ -1,4 +1,4 @@
-"""Gated convolution: the attention-free mixer that associative recall is measured against."""
+"""Gated convolution, an attention-free baseline for associative recall."""
 
 import dataclasses
 import functools
@@ -23,14 +23,14 @@ from research.attention.parameters import (
 from research.attention.parts.choice import size, span
 from research.attention.parts.masks import Mask
 
-# Up to this many taps adding shifted copies is faster than the Fourier transform.
+# Up to this many taps, adding shifted copies is faster than the FFT.
 SHORT = 16
 
 Run = tuple[Float[Array, "B P M"], Float[Array, "B T M"]]
 
 
 def convolve_shifted(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
-    """Causal depthwise convolution, y[t] = sum_n taps[n] x[t - n], as a sum of shifted copies."""
+    """Computes the causal depthwise convolution y[t] = sum_n taps[n] x[t - n] by shifted copies."""
     length = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (taps.shape[0] - 1, 0), (0, 0)))
     start = taps.shape[0] - 1
@@ -39,9 +39,9 @@ def convolve_shifted(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Flo
 
 
 def convolve_fft(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
-    """The same convolution through the Fourier transform, in float32."""
+    """Computes the convolution of `convolve_shifted` by FFT, in float32 or wider."""
     length = x.shape[1]
-    # Long enough that what wraps around falls outside the T outputs that are kept.
+    # The FFT's convolution is circular: padding moves the wrap-around past the T outputs kept.
     size = _fast_size(length + taps.shape[0] - 1)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     spectrum = jnp.fft.rfft(x.astype(dtype), size, axis=1)
@@ -50,12 +50,12 @@ def convolve_fft(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[A
 
 
 def _fast_size(n: int) -> int:
-    """The next power of two."""
+    """Returns the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def convolve(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
-    """Causal depthwise convolution by whichever way suits the number of taps that reach x."""
+    """Computes the causal depthwise convolution with the faster method for the number of taps."""
     taps = taps[: x.shape[1]]
     return (convolve_shifted if taps.shape[0] <= SHORT else convolve_fft)(x, taps)
 
@@ -63,11 +63,11 @@ def convolve(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array
 def parallel(
     x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
 ) -> Run:
-    """Causal depthwise convolution of a sequence and what came before it, all at once.
+    """Computes the causal depthwise convolution of a sequence after P previous inputs.
 
     Args:
       x: the inputs.
-      taps: the filters, newest input first; those that reach further back than P are not used.
+      taps: the filters, newest input first; taps beyond P inputs back are not used.
       past: the P <= N - 1 inputs before x, oldest first; zeros before the first token.
 
     Returns:
@@ -84,10 +84,10 @@ def chunkwise(
     past: Float[Array, "B P M"],
     chunk: int = 0,
 ) -> Run:
-    """The same block by block, linear in T for a given N; as `parallel`.
+    """Computes `parallel` block by block, in time linear in T for a given N.
 
-    A block is `chunk` tokens; 0 is 64, or P if that is more, so that no more is read again than
-    read. T need not be a multiple.
+    A block is `chunk` tokens; 0 means max(64, P), so that at most half of a block's inputs are
+    repeated from the previous one. T need not be a multiple of it.
     """
     chunk = chunk or max(64, past.shape[1])
     count = x.shape[1] // chunk
@@ -109,7 +109,7 @@ def chunkwise(
 def recurrent(
     x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
 ) -> Run:
-    """The same one token after the other; as `parallel`."""
+    """Computes `parallel` token by token."""
     taps = taps[: past.shape[1] + 1][::-1]
 
     def step(past, token):
@@ -130,8 +130,8 @@ class GatedConvolution(Mixer):
     Attributes:
       width: M.
       filter_length: the number of taps of the causal depthwise filter h.
-      implementation: a name in `FORMS`; they compute the same function.
-      block_size: the chunk of the chunkwise form; 0 chooses.
+      implementation: a name in `FORMS`; all forms compute the same function.
+      block_size: chunk length of the chunkwise form; 0 chooses.
       init_stddev: initial standard deviation of the gate W; 0 is 1 / sqrt(M).
     """
 
@@ -142,7 +142,7 @@ class GatedConvolution(Mixer):
     init_stddev: float = 0.02
 
     def parameters(self) -> dict[str, Parameter]:
-        """ "gate" (M, M), "gate_bias", "filter" (taps, M), "filter_bias"."""
+        """Returns "gate" (M, M), "gate_bias" (M,), "filter" (taps, M) and "filter_bias" (M,)."""
         width, zeros = self.width, Constant(0.0)
         gate, taps = matrix_init(self.init_stddev, width), Normal(self.filter_length**-0.5)
         return {
@@ -159,13 +159,13 @@ class GatedConvolution(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Gated convolution over a whole sequence; see `Mixer`."""
+        """Computes the gated convolution of a whole sequence; see `Mixer`."""
         if mask is not None:
             raise Unsupported(
                 "mixer 'gated_convolution' cannot take a mask beyond its own; 'softmax' can"
             )
         if self.implementation == "parallel":
-            # Without the zeros before the first token, which the transform would have to carry.
+            # Skips the zeros before the first token, which would lengthen the FFT.
             return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype)))
         return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
 
@@ -176,9 +176,9 @@ class GatedConvolution(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The filter as weights, h[t - s], each channel a head of width 1; see `Mixer`.
+        """Returns the filter as weights h[t - s], with each channel a head of width 1; see `Mixer`.
 
-        They are the same whatever is read: what depends on it is the gate.
+        The weights do not depend on the input; only the gate does.
         """
         if mask is not None:
             raise Unsupported(
@@ -199,7 +199,7 @@ class GatedConvolution(Mixer):
         return self._gate(params, x, read[..., 0].astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The inputs the filter still sees: (batch, min(filter_length, length) - 1, M)."""
+        """Returns zeros for the past inputs: (batch, min(filter_length, length) - 1, M)."""
         return {
             "inputs": jnp.zeros((batch, min(self.filter_length, length) - 1, self.width), dtype)
         }
@@ -207,7 +207,7 @@ class GatedConvolution(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see `Mixer`."""
+        """Mixes the next T tokens; see `Mixer`."""
         form = "recurrent" if x.shape[1] == 1 else self.implementation
         options = {"chunk": self.block_size} if form == "chunkwise" else {}
         past = state["inputs"]

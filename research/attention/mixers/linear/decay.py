@@ -1,4 +1,4 @@
-"""A linear recurrence with decays, in forms that compute the same function.
+"""A linear recurrence with decays, in several forms that compute the same function.
 
 S_t = diag(a_t) S_{t-1} + k_t v_t^T and y_t = S_t^T q_t, where a_t is 1, one number per head, or one
 per channel of the keys. Decays are given as logarithms, which are at most 0. No form ever takes the
@@ -17,9 +17,10 @@ from research.attention.implementations.sharding import context_size
 from research.attention.mixers.linear import shards
 
 CHUNK = 64
-# exp of this is the smallest float32 there is; below it nothing remains and no gradient flows.
+# exp(FLOOR) is at the underflow limit of float32. Log decays are clipped here, because below it
+# nothing remains and no gradient flows.
 FLOOR = -104.0
-# Sums of log decays are kept as multiples of 1 / GRID, which add without rounding, and a rest.
+# Log decays are split into a multiple of 1 / GRID, whose sums are exact, and a small remainder.
 GRID = 16.0
 
 Decay: TypeAlias = Float[Array, "#B T #H"] | Float[Array, "#B T #H D"] | None
@@ -33,11 +34,11 @@ def parallel(
     decay: Decay,
     memory: Memory,
 ) -> tuple[Memory, Float[Array, "B T H Dv"]]:
-    """All pairs at once, quadratic in T (Sun et al. 2023, equation 5; Dao and Gu 2024, section 3).
+    """Computes all pairs, quadratic in T (Sun et al. 2023, equation 5; Dao and Gu 2024, section 3).
 
     Args:
       q: queries. All arguments are float32 or wider.
-      k: keys; like queries, one head can serve all.
+      k: keys; queries and keys may have a single head that all heads share.
       v: values.
       decay: log a_t, at most 0: None, (B, T, H) or (B, T, H, D).
       memory: S before the first token.
@@ -56,11 +57,11 @@ def chunkwise(
     memory: Memory,
     chunk: int = CHUNK,
 ) -> tuple[Memory, Float[Array, "B T H Dv"]]:
-    """All pairs within a chunk, S between chunks; work and memory linear in T.
+    """Computes all pairs within a chunk and passes S between chunks: linear in T.
 
-    All chunks at once, but for the recurrence between them (Yang et al. 2024, GLA, section 4.3; Dao
-    and Gu 2024, section 6). Arguments and results are those of `parallel`; T need not be a
-    multiple of `chunk`.
+    Everything is batched over chunks, except the recurrence between them (Yang et al. 2024, GLA,
+    section 4.3; Dao and Gu 2024, section 6). Arguments and results are those of `parallel`; T need
+    not be a multiple of `chunk`.
     """
     return _in_chunks(q, k, v, decay, memory, chunk, lax.scan)
 
@@ -73,10 +74,10 @@ def ring(
     memory: Memory,
     chunk: int = CHUNK,
 ) -> tuple[Memory, Float[Array, "B T H Dv"]]:
-    """`chunkwise`, the tokens split over the axis "context" of the active mesh; see `shards`.
+    """Runs `chunkwise` with tokens sharded over the mesh axis "context"; see `shards`.
 
-    What a device's tokens leave of S is the product of their decays. Arguments and results are
-    those of `chunkwise`, which it is without such an axis.
+    A device's tokens multiply S by the product of their decays. Arguments and results are those of
+    `chunkwise`, which runs if there is no such axis.
     """
 
     def local(q, k, v, decay, memory):
@@ -91,7 +92,7 @@ def ring(
 
 
 def _in_chunks(q, k, v, decay, memory, chunk, scan):
-    """`scan` runs the recurrence between chunks."""
+    """Computes `chunkwise` or `ring`; `scan` runs the recurrence between chunks."""
     length = q.shape[1]
     q, k, v = (_split(x, min(chunk, length)) for x in (q, k, v))
     if decay is None:
@@ -117,7 +118,7 @@ def _keep(kept, memory):
 
 
 def _whole(kept):
-    """What several chunks leave of S."""
+    """Returns the product of the chunks' decay factors."""
     if kept is None:
         return None
     return lax.scan(lambda whole, one: (whole * one, None), jnp.ones_like(kept[0]), kept)[0]
@@ -130,7 +131,7 @@ def recurrent(
     decay: Decay,
     memory: Memory,
 ) -> tuple[Memory, Float[Array, "B T H Dv"]]:
-    """One token after the other; arguments and results are those of `parallel`."""
+    """Runs the recurrence token by token; arguments and results are those of `parallel`."""
 
     def step(memory, token):
         query, key, value, decay = token
@@ -150,7 +151,7 @@ FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "
 
 
 def _split(x, chunk):
-    """(B, T, H, ...) in chunks, (N, B, H, C, ...). Padding adds nothing and decays nothing."""
+    """Cuts (B, T, H, ...) into chunks (N, B, H, C, ...); zero padding does not change S."""
     batch, length, *rest = x.shape
     count = -(-length // chunk)
     if count * chunk > length:
@@ -159,9 +160,9 @@ def _split(x, chunk):
     return jnp.transpose(x, (1, 0, 3, 2, *range(4, x.ndim)))
 
 
-# Each of these takes arrays (N, B, H, C, ...) and returns, with N chunks in front: the outputs of
-# the pairs within a chunk; what a chunk leaves of S, as a factor; what it adds to S; the queries as
-# S before the chunk meets them.
+# `_undecayed`, `_decayed_by_head` and `_decayed_by_channel` take arrays (N, B, H, C, ...). They
+# return, with the N chunks in front: the outputs from pairs within a chunk; the factor by which a
+# chunk decays S; the term that it adds to S; the queries, decayed from the chunk's start.
 
 
 def _undecayed(q, k, v):
@@ -176,42 +177,45 @@ def _decayed_by_head(q, k, v, decay):
 
 
 def products(decay: Float[Array, "*N C"]) -> tuple[Array, Array, Array]:
-    """Products of decays along a chunk, from their logarithms.
+    """Returns products of decays along a chunk, from their logarithms.
 
-    Their differences of sums do not cancel: multiples of 1 / GRID, whose sums are exact, are summed
-    apart from the rests, whose sums are small. A single sum would lose a mild decay next to one of
-    -100 to rounding.
+    Products between two tokens are differences of cumulative sums. To avoid cancellation, multiples
+    of 1 / GRID, whose sums are exact, are summed separately from the remainders, whose sums are
+    small. A single sum would lose a mild decay next to a log decay of -100 to rounding.
 
     Returns:
-      From the chunk's start through i, (..., C); after j through i, (..., C, C), zero where j is
-      later than i; after j through the chunk's end, (..., C).
+      The products from the chunk's start through i, (..., C); after j through i, (..., C, C), zero
+      for j > i; and after j through the chunk's end, (..., C).
     """
     decay = jnp.maximum(decay, FLOOR)
+    # decay = coarse + (decay - coarse): with `coarse` constant, the remainder carries the gradient.
     coarse = lax.stop_gradient(jnp.round(decay * GRID) / GRID)
     coarse, rest = jnp.cumsum(coarse, -1), jnp.cumsum(decay - coarse, -1)
     apart = coarse[..., :, None] - coarse[..., None, :]
     apart = apart + (rest[..., :, None] - rest[..., None, :])
-    # Masked before the exponential: above the diagonal the differences are positive.
+    # Masked before the exponential, which could overflow above the diagonal, where differences are
+    # positive; inf there would make gradients NaN even if masked afterwards.
     between = jnp.exp(jnp.where(np.tri(decay.shape[-1], dtype=bool), apart, -jnp.inf))
     until = jnp.exp((coarse[..., -1:] - coarse) + (rest[..., -1:] - rest))
     return jnp.exp(coarse + rest), between, until
 
 
 def _decayed_by_channel(q, k, v, decay):
+    # Recomputed in the backward pass, so that the log C rounds of merging are not stored.
     scores, since, until = jax.checkpoint(_channel_scores)(q, k, decay)
     kept = jnp.exp(since[..., -1, :, None])
     return scores @ v, kept, (k * jnp.exp(until)).mT @ v, q * jnp.exp(since)
 
 
 def _channel_scores(q, k, decay):
-    """Scores (..., C, C), and sums of log decays: from the chunk's start through t; after t.
+    """Returns scores (..., C, C), and sums of log decays through t and after t within the chunk.
 
-    The score of a pair is sum_d q_d k_d exp(sum of decays between), which is no product of a matrix
-    of queries and one of keys unless both are scaled to a common point. Taken is the middle between
-    two neighbouring blocks, queries in the right one, keys in the left one: both factors are then
-    at most 1. Blocks are merged in pairs until one is left (a stable alternative to the secondary
-    chunks of Yang et al. 2024, GLA, section 4.3), so each of log C rounds is a matrix product. The
-    sums are of numbers of one sign and never subtracted.
+    The score of a pair is sum_d q_d k_d exp(sum of log decays between them). It is a matrix product
+    of queries and keys only if both are decayed to a common point. For queries in one block and
+    keys in the block to its left, that point is the boundary of the blocks, so both factors are at
+    most 1. Blocks are merged in pairs until one is left (a stable alternative to the secondary
+    chunks of Yang et al. 2024, GLA, section 4.3), so each of log C rounds is a matrix product. All
+    sums are over numbers of one sign and are never subtracted, so nothing cancels.
     """
     length = q.shape[-2]
     padding = [(0, 0)] * (q.ndim - 2) + [(0, (1 << (length - 1).bit_length()) - length), (0, 0)]
@@ -226,7 +230,7 @@ def _channel_scores(q, k, decay):
         across = (right * jnp.exp(since1)) @ (left * jnp.exp(until0)).mT
         above = jnp.concatenate([first, jnp.zeros_like(across)], -1)
         scores = jnp.concatenate([above, jnp.concatenate([across, second], -1)], -2)
-        # The last of `since` is the sum over its block.
+        # The last entry of `since` is the sum over its block.
         since = jnp.concatenate([since0, since0[..., -1:, :] + since1], -2)
         until = jnp.concatenate([until0 + since1[..., -1:, :], until1], -2)
         q, k = (x.reshape(*x.shape[:-3], -1, 2 * x.shape[-2], x.shape[-1]) for x in (q, k))
@@ -235,6 +239,6 @@ def _channel_scores(q, k, decay):
 
 
 def _pairs(x):
-    """Blocks (..., 2 n, C, D) as the first and the second of each pair, (..., n, C, D)."""
+    """Splits blocks (..., 2 n, C, D) into the first and the second of each pair, (..., n, C, D)."""
     x = x.reshape(*x.shape[:-3], -1, 2, *x.shape[-2:])
     return x[..., 0, :, :], x[..., 1, :, :]

@@ -1,6 +1,6 @@
-"""The delta rule, plain and gated: linear attention that overwrites what a key stood for.
+"""The delta rule, plain and gated: linear attention that overwrites the value stored for a key.
 
-The recurrence in its forms as pure functions, which compute the same, and two mixers on it.
+The forms of the recurrence are pure functions that compute the same, and two mixers use them.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ from research.attention.mixers.linear.state_space import log_rate_init, step_bia
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 
-# Of the lengths of queries and keys; those of all zeros stay zero, with a finite gradient.
+# Added under the square root when queries and keys are normalized: vectors of zeros stay zero and
+# have a finite gradient.
 EPSILON = 1e-6
 
 Run = tuple[Float[Array, "B H D Dv"], Float[Array, "B T H Dv"]]
@@ -39,7 +40,7 @@ def recurrent(
     log_decay: Float[Array, "B T H"] | None,
     memory: Float[Array, "B H D Dv"],
 ) -> Run:
-    """The gated delta rule one token after the other (Yang, Kautz, Hatamizadeh 2024, section 3.1).
+    """Runs the gated delta rule token by token (Yang, Kautz, Hatamizadeh 2024, section 3.1).
 
     S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T and y_t = S_t^T q_t, where S is the
     transpose of the paper's. Without decays it is the delta rule (Schlag et al. 2021, section 4.2;
@@ -47,9 +48,9 @@ def recurrent(
 
     Args:
       q: queries, float32 or wider.
-      k: keys, of length 1 or less.
+      k: keys, of norm 1 or less.
       v: values.
-      beta: how much of what a key stood for is replaced, in (0, 1).
+      beta: fraction of the value stored for a key that is replaced, in (0, 1).
       log_decay: log a_t <= 0; None is a_t = 1.
       memory: S before the first of these tokens.
 
@@ -79,12 +80,12 @@ def chunkwise(
     memory: Float[Array, "B H D Dv"],
     chunk: int = decay.CHUNK,
 ) -> Run:
-    """The same, chunk by chunk: linear in T, and all but two products at once for all chunks.
+    """Runs the recurrence chunk by chunk, in time linear in T.
 
-    What the tokens of a chunk write is u_i = b_i (v_i - what is then remembered for k_i), a
-    triangular system whose solution is linear in the state at the chunk's start (the WY form:
-    Yang et al. 2024, "Parallelizing...", section 3.2; with decays Yang, Kautz, Hatamizadeh 2024,
-    section 3.3).
+    All but two matrix products are batched over the chunks. The tokens of a chunk write
+    u_i = b_i (v_i - value stored for k_i at that time), a triangular system whose solution is
+    linear in the state at the start of the chunk (the WY form: Yang et al. 2024,
+    "Parallelizing...", section 3.2; with decays Yang, Kautz, Hatamizadeh 2024, section 3.3).
 
     Arguments and results are those of `recurrent`; T need not be a multiple of `chunk`.
     """
@@ -100,11 +101,11 @@ def ring(
     memory: Float[Array, "B H D Dv"],
     chunk: int = decay.CHUNK,
 ) -> Run:
-    """`chunkwise`, the tokens split over the axis "context" of the active mesh; see `shards`.
+    """Runs `chunkwise` with tokens sharded over the mesh axis "context"; see `shards`.
 
-    What a device's tokens make of S is a matrix (D, D) applied to it, which is what they make of
-    the unit matrix if they write nothing. Arguments and results are those of `chunkwise`, which
-    it is without such an axis.
+    A device's tokens multiply S by a (D, D) matrix, which is found by running the recurrence on the
+    identity with nothing written. Arguments and results are those of `chunkwise`, which runs if
+    there is no such axis.
     """
 
     def local(q, k, v, beta, log_decay, memory):
@@ -123,13 +124,13 @@ def ring(
 
 
 class _Chunks(NamedTuple):
-    """What the recurrence between chunks reads, each (chunks, B, H, ...).
+    """Inputs of the recurrence between chunks, each (chunks, B, H, ...).
 
     Attributes:
-      written: what the tokens write, (C, Dv), if S is zero before them.
-      forgotten: (C, D); they write less by this times S.
-      kept: their keys, (C, D), as far as they last to the chunk's end.
-      whole: what the decays leave of S, (1, 1).
+      written: values that the tokens write if S is zero before the chunk, (C, Dv).
+      forgotten: (C, D); written values are reduced by `forgotten @ S`.
+      kept: the keys, (C, D), decayed to the end of the chunk.
+      whole: the product of the chunk's decays, (1, 1).
     """
 
     written: Array
@@ -139,13 +140,13 @@ class _Chunks(NamedTuple):
 
 
 def _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan):
-    """`scan` runs the recurrence between chunks."""
+    """Computes `chunkwise` or `ring`; `scan` runs the recurrence between chunks."""
     length = q.shape[1]
     chunk = min(chunk, length)
     count = -(-length // chunk)
 
     def split(x):
-        # Padded tokens write nothing, beta being zero, and do not decay, the log being zero.
+        # Padding has beta = 0, so it writes nothing, and log_decay = 0, so S does not decay.
         x = jnp.pad(x, ((0, 0), (0, count * chunk - length), *[(0, 0)] * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), (1, 3), (0, 2))
 
@@ -176,7 +177,7 @@ def parallel(
     log_decay: Float[Array, "B T H"] | None,
     memory: Float[Array, "B H D Dv"],
 ) -> Run:
-    """The same as one chunk over all tokens; as `recurrent`. Its system makes it cubic in T."""
+    """Runs `chunkwise` with a single chunk; its triangular system makes it cubic in T."""
     return chunkwise(q, k, v, beta, log_decay, memory, chunk=q.shape[1])
 
 
@@ -184,7 +185,7 @@ FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "
 
 
 def _products(log_decay, chunk, dtype):
-    """`decay.products` as columns, of ones where nothing decays."""
+    """Returns `decay.products` as columns, all ones if there are no decays."""
     if log_decay is None:
         ones = jnp.ones((chunk, 1), dtype)
         return ones, jnp.tril(jnp.ones((chunk, chunk), dtype)), ones
@@ -194,21 +195,23 @@ def _products(log_decay, chunk, dtype):
 
 @jax.custom_jvp
 def _unit_lower_inverse(strict):
-    """(I + L)^-1 for strictly lower L (..., C, C), by blocks: products of matrices only.
+    """Returns (I + L)^-1 for strictly lower L (..., C, C), blockwise, with matrix products only.
 
-    Not through LAPACK: on a CPU jaxlib 0.10.2 can wait forever when two batched calls of it run at
-    the same time, each holding the threads that the other one needs.
+    It avoids LAPACK, because on CPUs jaxlib 0.10.2 can deadlock when two batched calls run at the
+    same time, each holding the threads that the other needs.
     """
     size = strict.shape[-1]
     if size <= 8:
-        # (I - L) (I + L^2) (I + L^4), exact because L^8 = 0. Powers of larger blocks would grow.
+        # (I - L) (I + L^2) (I + L^4), exact because L^8 = 0. Powers of larger blocks could become
+        # large and cancel.
         inverse, power = jnp.eye(size, dtype=strict.dtype) - strict, strict
         for _ in range((size - 1).bit_length() - 1):
             power = power @ power
             inverse = inverse + inverse @ power
         return inverse
     half = -(-size // 2)
-    # Both halves at once; the second may be one short, and is padded by a row of the identity.
+    # Inverts both halves in one batch. If C is odd, the second is padded by a zero row and column,
+    # which is a row of the identity in I + L.
     short = [(0, 0)] * (strict.ndim - 2) + [(0, 2 * half - size)] * 2
     halves = jnp.stack([strict[..., :half, :half], jnp.pad(strict[..., half:, half:], short)])
     first, second = _unit_lower_inverse(halves)
@@ -220,6 +223,7 @@ def _unit_lower_inverse(strict):
 
 @_unit_lower_inverse.defjvp
 def _unit_lower_inverse_jvp(primals, tangents):
+    # d(A^-1) = -A^-1 dA A^-1 reuses the inverse instead of differentiating the recursion.
     inverse = _unit_lower_inverse(*primals)
     return inverse, -inverse @ jnp.tril(tangents[0], -1) @ inverse
 
@@ -232,37 +236,37 @@ def _unit(x):
 class DeltaNet(LinearTime):
     """The delta rule (Schlag et al. 2021, section 4.2) as in Yang et al. 2024, section 3.3.
 
-    q, k and v pass SiLU, after a short convolution if there is one; q and k are divided by their
-    lengths, and q by sqrt(D) too, as in the authors' code; beta is a sigmoid of x W. Each head's
-    output is divided by its root mean square, which would take the sqrt(D) out again were it not
-    for the epsilon of that norm. The learned scale of the norm is left out, because the output
-    projection makes up for it.
+    q, k and v go through SiLU, after a short convolution if there is one; q and k are normalized to
+    length 1, and q is divided by sqrt(D) too, as in the authors' code; beta is a sigmoid of x W.
+    Each head's output goes through RMS norm, which would cancel the sqrt(D) were it not for the
+    epsilon of that norm. The learned scale of the norm is left out, because the output projection
+    can absorb it.
     """
 
     @property
     def name(self) -> str:
-        """Its name in the registry."""
+        """The mixer's name in the registry."""
         return "delta"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of `SelfAttention`, taps, and "beta" (M, H)."""
+        """Returns the projections of `SelfAttention`, taps, and "beta" (M, H)."""
         matrix = matrix_init(self.init_stddev, self.width)
         beta = Parameter((self.width, self.num_heads), matrix, matrix_axes("width", "heads"))
         return {**self.inward(), "beta": beta}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """ "memory" (batch, H, D, D) and "inputs" of the convolutions, float32 or wider."""
+        """Returns "memory" (batch, H, D, D) and "inputs" of the convolutions, at least float32."""
         memory = self.init_memory(batch, self.head_width, dtype)
         return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Queries, keys, beta, decays, and values; see `LinearTime`."""
+        """Returns (queries, keys, beta, decays), values and new state; see `LinearTime`."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
-        if not self.short_convolution:  # which would have applied it
+        if not self.short_convolution:  # it includes SiLU
             q, k, v = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
         beta = jax.nn.sigmoid((x @ params["beta"].astype(x.dtype)).astype(dtype))
         q = _unit(q) * self.head_width**-0.5
@@ -276,7 +280,7 @@ class DeltaNet(LinearTime):
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """The delta rule; see `LinearTime`."""
+        """Runs the delta rule; see `LinearTime`."""
         q, k, beta, log_decay = read
         return FORMS[form](q, k, v, beta, log_decay, memory, **self.options_of(form))
 
@@ -290,13 +294,13 @@ class DeltaNet(LinearTime):
     def log_decay(
         self, params: dict[str, Array], x: Float[Array, "B T M"]
     ) -> Float[Array, "B T H"] | None:
-        """The logarithms of the decays; None is no decay."""
+        """Returns the logarithms of the decays; None for no decay."""
         return None
 
     def gated_output(
         self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]
     ) -> Float[Array, "B T H D"]:
-        """What becomes of the heads' outputs."""
+        """Applies the output gate to the normalized heads; here there is none."""
         return y
 
 
@@ -304,19 +308,19 @@ class DeltaNet(LinearTime):
 class GatedDeltaNet(DeltaNet):
     """The gated delta rule (Yang, Kautz, Hatamizadeh 2024, section 3), values as wide as keys.
 
-    As `DeltaNet`, but the memory first decays, by exp(-A softplus(x W + b)) as in Mamba-2, and
+    Like `DeltaNet`, but the memory first decays by exp(-A softplus(x W + b)), as in Mamba-2, and
     the outputs are multiplied by swish(x W').
     """
 
     @property
     def name(self) -> str:
-        """Its name in the registry."""
+        """The mixer's name in the registry."""
         return "gated_delta"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of `DeltaNet`, "gate" (M, H, D), and those of the decay.
+        """Returns the parameters of `DeltaNet`, "gate" (M, H, D), and those of the decay.
 
-        "step" (M, H) and "step_bias" (H,); "log_rate" (H,), log A.
+        The decay has "step" (M, H) and "step_bias" (H,), and "log_rate" (H,), which is log A.
         """
         matrix, heads = matrix_init(self.init_stddev, self.width), (self.num_heads,)
         return super().parameters() | {
@@ -329,7 +333,7 @@ class GatedDeltaNet(DeltaNet):
     def log_decay(
         self, params: dict[str, Array], x: Float[Array, "B T M"]
     ) -> Float[Array, "B T H"] | None:
-        """-A softplus(x W + b)."""
+        """Returns -A softplus(x W + b)."""
         dtype = wide(x.dtype)
         step = (x @ params["step"].astype(x.dtype)).astype(dtype)
         step = jax.nn.softplus(step + params["step_bias"].astype(dtype))
@@ -338,7 +342,7 @@ class GatedDeltaNet(DeltaNet):
     def gated_output(
         self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]
     ) -> Float[Array, "B T H D"]:
-        """y swish(x W')."""
+        """Returns y swish(x W')."""
         return y * gate(params, x)
 
 

@@ -1,4 +1,4 @@
-"""Feature maps: phi(q) . phi(k) stands for the similarity of a query and a key."""
+"""Feature maps of linear attention: phi(q) . phi(k) replaces the exponential of a score."""
 
 import dataclasses
 import functools
@@ -10,33 +10,38 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# Exponents of key features stop here, far above any that occur; sums over keys stay finite.
+# Upper bound of the exponents of key features, so that sums over keys stay finite. Exponents in
+# practice are far below it.
 CEILING = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureMap:
-    """A pair of functions of vectors, both to the same number of features, that are never negative
-    together: phi(q) . phi(k) >= 0. They compute in float32 or wider.
+    """The base class of feature maps for queries and keys with phi(q) . phi(k) >= 0.
+
+    Both maps return the same number of features, in float32 or wider.
 
     Attributes:
-      name: of the mixer that uses it.
-      epsilon: is added to a query's sum over keys before dividing by it.
+      name: name of the mixer that uses it.
+      epsilon: added to a query's sum over keys before dividing by it.
     """
 
     name: ClassVar[str] = ""
     epsilon: ClassVar[float] = 1e-16
 
     def count(self, width: int) -> int:
-        """The number of features of vectors of this width."""
+        """Returns the number of features F for vectors of this width."""
         raise NotImplementedError
 
     def queries(self, x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:
-        """The features of queries, each times any positive number, which division takes out."""
+        """Returns the features of queries, up to a positive factor per query.
+
+        The factor cancels in the division by the sum of weights.
+        """
         raise NotImplementedError
 
     def keys(self, x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:
-        """The features of keys."""
+        """Returns the features of keys."""
         raise NotImplementedError
 
 
@@ -62,16 +67,16 @@ class Elu(FeatureMap):
 
 @functools.cache
 def orthogonal_gaussians(seed: int, count: int, width: int) -> np.ndarray:
-    """Rows (count, width), each N(0, I), orthogonal within each run of `width` of them.
+    """Returns rows (count, width), each N(0, I), orthogonal within each group of `width` rows.
 
-    Choromanski et al. 2021, section 2.4 and appendix B.1: directions of a uniformly random
-    rotation, lengths of independent normal vectors. The same seed draws the same rows.
+    Choromanski et al. 2021, section 2.4 and appendix B.1: directions from a uniformly random
+    rotation, norms from independent normal vectors. The same seed draws the same rows.
     """
     draw = np.random.default_rng(seed)
     blocks = []
     for _ in range(-(-count // width)):
         q, r = np.linalg.qr(draw.standard_normal((width, width)))
-        # Without the signs the rotation would not be uniform.
+        # QR alone is not uniform over rotations; fixing the signs of R's diagonal makes it so.
         blocks.append((q * np.sign(np.diag(r))).T)
     rows = np.concatenate(blocks)[:count]
     rows *= np.linalg.norm(draw.standard_normal((count, width)), axis=1, keepdims=True)
@@ -100,13 +105,13 @@ class RandomFeatures(FeatureMap):
         return self.features or width
 
     def queries(self, x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:
-        # The largest feature of a query becomes 1. That takes |x'|^2 out too. Keys cannot have the
-        # same: their largest is not known before the last of them.
+        # Scales each query so that its largest feature is 1, which cancels in the division, as does
+        # |x'|^2. Keys need a common scale, and their largest is unknown before the last one.
         exponents = self._products(x)
         return jnp.exp(exponents - lax.stop_gradient(exponents.max(-1, keepdims=True)))
 
     def keys(self, x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:
-        # At most exp(|w|^2 / 2), whatever the key.
+        # At most exp(|w|^2 / 2) for any key, because w . x' - |x'|^2 / 2 <= |w|^2 / 2.
         squares = jnp.sum(jnp.square(_wide(x)), -1, keepdims=True) * (0.5 * x.shape[-1] ** -0.5)
         return jnp.exp(jnp.minimum(self._products(x) - squares, CEILING))
 
@@ -121,9 +126,9 @@ class RandomFeatures(FeatureMap):
 class Taylor(FeatureMap):
     """exp to second order: phi(q) . phi(k) = 1 + s + s^2 / 2, s = q . k / sqrt(D).
 
-    Arora et al. 2024, Based, section 3.1 (from Zhang et al. 2024, Hedgehog, section 5). Of the D^2
-    products of two channels each unordered pair is kept once, times sqrt(2): (D + 1)(D + 2) / 2
-    features. The sum is at least 1/2.
+    Arora et al. 2024, Based, section 3.1 (from Zhang et al. 2024, Hedgehog, section 5). Each
+    unordered pair of distinct channels appears once among the products, times sqrt(2), instead of
+    twice, which leaves (D + 1)(D + 2) / 2 features. phi(q) . phi(k) is at least 1/2.
     """
 
     name: ClassVar[str] = "based"

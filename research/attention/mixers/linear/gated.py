@@ -1,4 +1,4 @@
-"""Recurrences that forget at a fixed rate per head, or at a rate per channel that x decides."""
+"""Retention and gated linear attention: decay fixed per head, or data-dependent per channel."""
 
 import dataclasses
 from typing import Any
@@ -24,12 +24,12 @@ from research.options import OptionError
 
 
 def gate(params: dict[str, Array], x: Float[Array, "B T M"]) -> Float[Array, "B T H D"]:
-    """swish(x W), by `params["gate"]` (M, H, D), in the dtype of x."""
+    """Returns swish(x W) with W = `params["gate"]` (M, H, D), in the dtype of x."""
     return jax.nn.silu(jnp.einsum("btm,mhd->bthd", x, params["gate"].astype(x.dtype)))
 
 
 def gate_parameter(mixer: LinearTime) -> Parameter:
-    """The matrix that `gate` reads."""
+    """Returns the description of the matrix W of `gate`."""
     shape = (mixer.width, mixer.num_heads, mixer.head_width)
     init = matrix_init(mixer.init_stddev, mixer.width)
     return Parameter(shape, init, matrix_axes("width", "heads", "head_width"))
@@ -39,29 +39,29 @@ def gate_parameter(mixer: LinearTime) -> Parameter:
 class Retention(LinearTime):
     """Multi-scale retention (Sun et al. 2023, RetNet, equations 5-8).
 
-    Head h forgets by 1 - 2^(-5-h) per token; queries and keys turn with their positions, base
-    10000, and keys are divided by sqrt(D). Values are as wide as keys (in the paper twice). The
-    scale and shift of the group norm are left out: the output projection makes up for the scale.
+    Head h decays by 1 - 2^(-5-h) per token; queries and keys are rotated by their positions, base
+    10000, and keys are divided by sqrt(D). Values are as wide as keys (in the paper twice as wide).
+    The group norm has no scale or shift: the output projection can absorb the scale.
     """
 
     @property
     def name(self) -> str:
-        """Its name in the registry."""
+        """The mixer's name in the registry."""
         return "retention"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of `SelfAttention`, and "gate" (M, H, D)."""
+        """Returns the projections of `SelfAttention`, and "gate" (M, H, D)."""
         return {**self.inward(), "gate": gate_parameter(self)}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """ "memory" (batch, H, D, D), float32 or wider, and "step", how many tokens were seen."""
+        """Returns "memory" (batch, H, D, D), float32 or wider, and "step", the tokens so far."""
         memory = self.init_memory(batch, self.head_width, dtype)
         return {"memory": memory, "step": jnp.zeros((), jnp.int32)}
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Turned queries and keys, decays, and values; see `LinearTime`."""
+        """Returns (rotated queries and keys, decays), values and new state; see `LinearTime`."""
         length = x.shape[1]
         heads, _ = self.split(params, {}, x)
         q, k, v = (heads[name].astype(wide(x.dtype)) for name in ("query", "key", "value"))
@@ -82,30 +82,31 @@ class Retention(LinearTime):
 class GatedLinearAttention(LinearTime):
     """Gated linear attention (Yang et al. 2024, GLA, equation 3 and section 4.4).
 
-    Each channel of the keys forgets by sigmoid(x W W' + b)^(1/16), W of rank 16. Queries are
-    divided by sqrt(D); keys are as wide as values (in the paper half). The learned scale and shift
-    of the norm over a head are left out: the output projection makes up for the scale.
+    Each channel of the keys decays by sigmoid(x W W' + b)^(1/16), with W W' of rank 16. Queries are
+    divided by sqrt(D); keys are as wide as values (in the paper half as wide). The norm over a head
+    has no learned scale or shift: the output projection can absorb the scale.
     """
 
     RANK = 16
     TEMPERATURE = 16.0
-    # Scores of decays per channel take log C rounds, so shorter chunks than elsewhere are best.
+    # Scores with per-channel decays take log C rounds, so shorter chunks are faster here.
     CHUNK = 32
 
     @property
     def name(self) -> str:
-        """Its name in the registry."""
+        """The mixer's name in the registry."""
         return "gated_linear"
 
     @property
     def chunk(self) -> int:
-        """How many tokens the chunkwise form takes at once."""
+        """The number of tokens per chunk in the chunkwise form."""
         return self.block_size or self.CHUNK
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of `SelfAttention`, taps, and those of the gates.
+        """Returns the projections of `SelfAttention`, taps, and the parameters of the gates.
 
-        "gate" (M, H, D); "decay_in" (M, 16), "decay_out" (16, H, D), "decay_bias" (H, D).
+        The gates have "gate" (M, H, D), "decay_in" (M, 16), "decay_out" (16, H, D) and "decay_bias"
+        (H, D).
         """
         shape, axes = (self.num_heads, self.head_width), ("heads", "head_width")
         down = matrix_init(self.init_stddev, self.width)
@@ -119,14 +120,14 @@ class GatedLinearAttention(LinearTime):
         }
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """ "memory" (batch, H, D, D) and "inputs" of the convolutions, float32 or wider."""
+        """Returns "memory" (batch, H, D, D) and "inputs" of the convolutions, at least float32."""
         memory = self.init_memory(batch, self.head_width, dtype)
         return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Queries, keys, decays, and values; see `LinearTime`."""
+        """Returns (queries, keys, decays), values and new state; see `LinearTime`."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))

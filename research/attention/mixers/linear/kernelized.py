@@ -1,4 +1,4 @@
-"""Causal linear attention: a feature map in place of the softmax, sums in place of a cache."""
+"""Causal linear attention: a feature map replaces the softmax, and running sums the cache."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def normalized(
     epsilon: float,
     **options: Any,
 ) -> tuple[State, Float[Array, "B T H Dv"]]:
-    """sum_s (q_t . k_s) v_s / (epsilon + sum_s q_t . k_s) over s <= t.
+    """Returns sum_s (q_t . k_s) v_s / (epsilon + sum_s q_t . k_s) over s <= t.
 
     Katharopoulos et al. 2020, equations 8 and 16-20.
 
@@ -40,13 +40,13 @@ def normalized(
       k: keys after the feature map.
       v: values.
       state: sums of k v and of k over the keys before these.
-      epsilon: is added to a query's sum over keys before dividing by it.
-      **options: of the form.
+      epsilon: added to the divisor.
+      **options: keyword arguments of the form.
 
     Returns:
       The state after these keys and the outputs.
     """
-    # A value that is always 1 sums the weights.
+    # An extra value channel that is always 1 accumulates the sum of the weights.
     v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
     memory = jnp.concatenate([state[0], state[1][..., None]], -1)
     memory, y = form(q, k, v, None, memory, **options)
@@ -55,11 +55,11 @@ def normalized(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearAttention(LinearTime):
-    """Causal linear attention (Katharopoulos et al. 2020, sections 3.2-3.4) with some features.
+    """Causal linear attention (Katharopoulos et al. 2020, sections 3.2-3.4) with any feature map.
 
     Attributes:
-      features: what stands for the exponential of the scores.
-      key_width: of queries and keys before the features; 0 is D.
+      features: the feature map that replaces the exponential of the scores.
+      key_width: width of queries and keys before the feature map; 0 is D.
     """
 
     features: FeatureMap = Elu()
@@ -67,36 +67,36 @@ class LinearAttention(LinearTime):
 
     @property
     def name(self) -> str:
-        """That of its features."""
+        """The name of the feature map."""
         return self.features.name
 
     @property
     def head_shapes(self) -> dict[str, tuple[int, int]]:
-        """Queries and keys can be narrower than values."""
+        """{name: (heads, width)}; queries and keys can be narrower than values."""
         narrow = (self.num_heads, self.key_width or self.head_width)
         return {"query": narrow, "key": narrow, "value": (self.num_heads, self.head_width)}
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of `SelfAttention`, and taps if there are any."""
+        """Returns the projections of `SelfAttention`, and taps if there are any."""
         return self.inward()
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """ "memory", sums of k v and of k over the tokens seen, and "inputs" of the convolutions.
+        """Returns "memory", running sums of k v and of k, and "inputs" of the convolutions.
 
-        All are float32 or wider and of the same size at every length.
+        All are float32 or wider, and their sizes do not depend on the length.
         """
         memory = self.init_memory(batch, self.head_width, dtype)
         return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
-        """The two sums; see `LinearTime`."""
+        """Returns zeros for the running sums of k v and of k; see `LinearTime`."""
         keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))
         return tuple(jnp.zeros(shape, wide(dtype)) for shape in ((*keys, value_width), keys))
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Features of queries and keys, and values; see `LinearTime`."""
+        """Returns the features of queries and keys, values and new state; see `LinearTime`."""
         heads, inputs = self.split(params, state["inputs"], x)
         read = self.features.queries(heads["query"]), self.features.keys(heads["key"])
         return read, heads["value"].astype(wide(x.dtype)), {"inputs": inputs}
@@ -109,7 +109,7 @@ class LinearAttention(LinearTime):
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """Normalized sums; see `LinearTime`."""
+        """Computes `normalized` with the given form; see `LinearTime`."""
         options = self.options_of(form)
         return normalized(decay.FORMS[form], *read, v, memory, self.features.epsilon, **options)
 

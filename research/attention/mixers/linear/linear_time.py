@@ -1,4 +1,4 @@
-"""What mixers on a linear recurrence share: their options, and how they are run."""
+"""The base class of mixers built on a linear recurrence, and their common options."""
 
 import dataclasses
 from typing import Any, TypeVar
@@ -17,22 +17,22 @@ from research.attention.parameters import Parameter, matrix_axes, vector_axes
 from research.attention.parts.choice import size, span
 from research.attention.parts.masks import Mask
 
-# Under the square root of a norm; outputs at initialization are small.
+# Added under the square root of a norm; small, because outputs at initialization are small.
 NORM_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearTime(Mixer):
-    """A mixer whose state does not grow, on the recurrence of `decay`.
+    """A mixer with a state of fixed size, by default on the recurrence of `decay`.
 
     Attributes:
       width: M.
       num_heads: H.
-      head_width: D, of values, and of queries and keys unless the mixer says otherwise.
-      implementation: a name in `decay.FORMS`; they compute the same function.
-      block_size: the chunk of the chunkwise and ring forms; 0 chooses.
-      short_convolution: taps of a causal convolution, followed by SiLU, on what becomes queries,
-        keys and values; 0 leaves both out.
+      head_width: D, of values, and of queries and keys unless a subclass overrides it.
+      implementation: a name in `decay.FORMS`; all forms compute the same function.
+      block_size: chunk length of the chunkwise and ring forms; 0 chooses.
+      short_convolution: taps of a causal convolution, followed by SiLU, on projected queries,
+        keys and values; 0 disables both.
       use_bias: adds a bias to each of the four projections.
       init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
       out_scale: multiplies the initial output projection.
@@ -50,22 +50,22 @@ class LinearTime(Mixer):
 
     @property
     def name(self) -> str:
-        """Its name in the registry."""
+        """The mixer's name in the registry."""
         raise NotImplementedError
 
     @property
     def num_kv_heads(self) -> int:
-        """K; every head has its own state, so as many as there are heads."""
+        """K, which equals H because every head has its own state."""
         return self.num_heads
 
     @property
     def chunk(self) -> int:
-        """How many tokens the chunkwise form takes at once."""
+        """The number of tokens per chunk in the chunkwise form."""
         return self.block_size or decay.CHUNK
 
     @property
     def head_shapes(self) -> dict[str, tuple[int, int]]:
-        """Heads and width of "query", "key" and "value"."""
+        """{name: (heads, width)} of "query", "key" and "value"."""
         return dict.fromkeys(("query", "key", "value"), (self.num_heads, self.head_width))
 
     def __call__(
@@ -86,13 +86,13 @@ class LinearTime(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see `Mixer`."""
+        """Mixes the next T tokens; see `Mixer`."""
         return self.mix(params, state, x, "recurrent" if x.shape[1] == 1 else self.implementation)
 
     def mix(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """As `extend`, by the form of this name."""
+        """Mixes the next T tokens as `extend` does, with the named form of the recurrence."""
         read, v, inputs = self.prepare(params, state, x)
         memory, y = self.recur(params, read, v, state["memory"], form)
         return {"memory": memory, **inputs}, self.merge(params, x, y)
@@ -104,10 +104,10 @@ class LinearTime(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The implied weights: what the recurrence makes of values that each mark one position.
+        """Returns the implied attention weights and the values; see `Mixer`. No scores.
 
-        It is linear in the values, so the output at t for the mark of s is the weight of s. See
-        `Mixer`; no scores.
+        The outputs are linear in the values. So the recurrence runs on one-hot values that mark
+        their positions, and the output at t in channel s is the weight of position s.
         """
         if mask is not None:
             raise Unsupported(
@@ -125,11 +125,11 @@ class LinearTime(Mixer):
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H Dv"], dict[str, Any]]:
-        """What the recurrence reads beside the values, the values, and the rest of the state."""
+        """Returns the inputs of the recurrence except values, the values, and other new state."""
         raise NotImplementedError
 
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
-        """What the recurrence remembers before the first token, of values of this width."""
+        """Returns the initial state of the recurrence, for values of this width."""
         shape = (batch, self.num_heads, self.head_shapes["key"][1], value_width)
         return jnp.zeros(shape, wide(dtype))
 
@@ -141,9 +141,9 @@ class LinearTime(Mixer):
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """What is remembered after these tokens, and outputs that are linear in the values.
+        """Runs the recurrence; returns its new state, and outputs that are linear in the values.
 
-        Here the recurrence of `decay`, of queries, keys and decays.
+        The default is the recurrence of `decay` on queries, keys and decays.
         """
         q, k, decays = read
         return decay.FORMS[form](q, k, v, decays, memory, **self.options_of(form))
@@ -151,14 +151,14 @@ class LinearTime(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Projects what the heads read; see `Mixer`."""
+        """Projects the heads' outputs; see `Mixer`."""
         return merge_heads(params, read.astype(x.dtype))
 
     def inward(self) -> dict[str, Parameter]:
-        """Projections "query", "key", "value", "out"; their biases and "query_taps" ... if any."""
+        """Returns "query", "key", "value", "out"; their biases and "query_taps" ... if any."""
         found = projections(self)
         for name, shape in self.head_shapes.items():
-            # One head for all is not split over devices.
+            # A single head shared by all heads is not sharded.
             axes = ("heads" if shape[0] == self.num_heads else "", "head_width")
             for whole, before, own in (
                 (name, (self.width,), matrix_axes("width", *axes)),
@@ -169,19 +169,19 @@ class LinearTime(Mixer):
         return found | short_convolution.parameters(self.short_convolution, self._channels())
 
     def init_inputs(self, batch: int, dtype: Any) -> dict[str, Array]:
-        """What the short convolutions have seen before the first token."""
+        """Returns the inputs of the short convolutions before the first token: zeros."""
         length, dtype = self.short_convolution, wide(dtype)
         return short_convolution.init_past(length, self._channels(), batch, dtype)
 
     def split(
         self, params: dict[str, Array], inputs: dict[str, Array], x: Float[Array, "B T M"]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """ "query", "key" and "value", in the dtype of x, and the inputs to remember."""
+        """Returns "query", "key" and "value" in the dtype of x, and the convolutions' new state."""
         heads = {name: split_heads(params, name, x) for name in self.head_shapes}
         return short_convolution.activate(params, inputs, heads)
 
     def options_of(self, form: str) -> dict[str, int]:
-        """The options that a form has."""
+        """Returns the keyword arguments of a form."""
         return {"chunk": self.chunk} if form in ("chunkwise", "ring") else {}
 
     def _channels(self):
@@ -189,12 +189,12 @@ class LinearTime(Mixer):
 
 
 def wide(dtype: Any) -> Any:
-    """What states and statistics are computed in: float32, or this dtype if it is wider."""
+    """Returns the dtype of states and statistics: float32, or this dtype if it is wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def standardize_heads(y: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
-    """Each head to mean 0 and variance 1, without learned scale: a group norm of H groups."""
+    """Normalizes each head to mean 0 and variance 1: a group norm of H groups without a scale."""
     y = y - y.mean(-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + NORM_EPSILON)
 
@@ -213,7 +213,7 @@ class LinearTimeOptions(HeadOptions, Unplaced):
         return "ring" if context_size() > 1 else "chunkwise"
 
     def fill(self, cls: type[M], context: Context, **values: Any) -> M:
-        """Returns a mixer of this class with the sizes of these options."""
+        """Builds a mixer of this class with these options."""
         implementation = self.resolved(context)
         return fill(
             cls, self.sizes(context), self, context, implementation=implementation, **values

@@ -1,10 +1,10 @@
-"""A linear recurrence over a sequence that is split over the axis "context" of the active mesh.
+"""Runs a linear recurrence over a sequence sharded over the mesh axis "context".
 
-The recurrence S -> A S + b composes: the tokens of a device together are one such step. Each device
-computes its own A and b, starting from nothing, gathers those of all, and runs the steps of the
-devices before it to find the S that its first token meets. One gathering of n small states takes
-one exchange where a scan in log n rounds takes as many that wait for each other; a state is as
-large as the D keys of one head, so that it is small beside the tokens of a device.
+Steps S -> A S + b compose, so all tokens of a device together are one such step. Each device
+computes its own A and b from a zero state, gathers those of all devices, and applies the steps of
+the devices before it to find the S before its first token. One all-gather of n small states is a
+single exchange, whereas a scan in log n rounds has log n exchanges that wait for each other. A
+state is as large as D keys of a head, which is small compared to the tokens of a device.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,14 @@ from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
 def over_context(
     form: Callable[..., Any], tokens: tuple[Any, ...], memory: Float[Array, "B H D Dv"]
 ) -> tuple[Float[Array, "B H D Dv"], Float[Array, "B T H Dv"]]:
-    """`form(*tokens, memory)` on every device with the tokens that it has.
+    """Runs `form(*tokens, memory)` on every device, with its share of the tokens.
 
-    The batch is split over "data" and the heads over "model" where they can be. Tokens of zeros,
-    which have to leave the recurrence as it is, make the length a multiple of the devices.
+    The batch is sharded over "data" and the heads over "model" where they divide evenly. Tokens are
+    zero-padded to a multiple of the number of devices, so zeros must not change the recurrence.
 
     Args:
-      form: returns S after the tokens of all devices, and the outputs of its own; see `scan`.
+      form: returns S after the tokens of all devices, and the outputs of its own tokens; see
+        `scan`.
       tokens: arrays (B, T, H, ...) or None; B and H can be 1.
       memory: S before the first token.
     """
@@ -59,18 +60,18 @@ def scan(
     kept: Any,
     apply: Callable[[Any, Array], Array],
 ) -> tuple[Float[Array, "B H D Dv"], Any]:
-    """`lax.scan(step, memory, chunks)` over the chunks of all devices, one after the other.
+    """Computes `lax.scan(step, memory, chunks)` over the concatenated chunks of all devices.
 
     Args:
-      step: is affine in S.
+      step: affine in S.
       memory: S before the first chunk of the first device.
-      chunks: of this device.
-      kept: A of all of this device's chunks together.
-      apply: `apply(kept, memory)` is A S.
+      chunks: the chunks of this device.
+      kept: A for all chunks of this device together.
+      apply: `apply(kept, memory)` returns A S.
 
     Returns:
-      S after the last chunk of the last device, and what `step` gives for each chunk of this
-      one.
+      S after the last chunk of the last device, and the outputs of `step` for the chunks of this
+      device.
     """
     added, _ = lax.scan(step, jnp.zeros_like(memory), chunks)
     gathered = jax.tree.map(_gathered, (kept, added))
@@ -85,8 +86,9 @@ def scan(
 
 
 def _gathered(x: Array) -> Array:
-    """Those of all devices, (n, ...).
+    """Gathers x from all n devices: (n, ...).
 
-    Tiled: JAX 0.10 cannot map the transpose of a gathering that makes a new axis.
+    It is tiled over an added axis, because JAX 0.10 cannot vmap the transpose of an all-gather that
+    creates a new axis.
     """
     return lax.all_gather(x[None], CONTEXT, axis=0, tiled=True)

@@ -1,8 +1,8 @@
-"""Short causal convolutions on what becomes queries, keys and values.
+"""Short causal convolutions on projected queries, keys and values.
 
-Recurrences with a fixed state find neighbours hard to tell apart; a few taps per channel in front
-of them compare a token with the ones just before it (Fu et al. 2023, H3, section 3.1, the shift;
-Gu and Dao 2023, Mamba, figure 3).
+Recurrences with a fixed-size state are poor at comparing neighbouring tokens; a few taps per
+channel let them compare a token with the ones just before it (Fu et al. 2023, H3, section 3.1, the
+shift; Gu and Dao 2023, Mamba, figure 3).
 """
 
 import functools
@@ -20,11 +20,11 @@ from research.attention.parameters import Normal, Parameter, matrix_axes
 
 
 def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
-    """The filter of each channel, (length, channels); it starts out keeping the variance.
+    """Returns one filter per channel, (length, channels); its initialization keeps the variance.
 
     Args:
       length: N, the number of taps, at least 1.
-      channels: C; of projected heads it is H D, with the heads outermost.
+      channels: C; for projected heads H D, with the heads outermost.
       axis: the logical axis of the channels.
     """
     return Parameter((length, channels), Normal(length**-0.5), matrix_axes("taps", axis))
@@ -33,7 +33,7 @@ def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
 def apply(
     x: Float[Array, "B T C"], taps: Float[Array, "N C"], past: Float[Array, "B P C"]
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
-    """Causal depthwise convolution, y[t] = sum_n taps[n] x[t - n], after P = N - 1 inputs.
+    """Computes y[t] = sum_n taps[n] x[t - n] per channel, after P = N - 1 previous inputs.
 
     Args:
       x: the inputs.
@@ -68,9 +68,9 @@ def _filtered(x, filters, before):
 
 
 def _over_context(x, filters, before):
-    """`_filtered`, where each device gets its last inputs from the one before it.
+    """Computes `_filtered` with each device receiving its previous inputs from its neighbour.
 
-    The compiler, left to itself, moves whole sequences for the gradient.
+    Without `shard_map` the compiler moves whole sequences between devices for the gradient.
     """
     kept, devices = filters.shape[0] - 1, context_size()
     batch_axis = sharding.splits(DATA, x.shape[0])
@@ -88,12 +88,15 @@ def _over_context(x, filters, before):
 
 
 def parameters(length: int, channels: dict[str, int]) -> dict[str, Parameter]:
-    """Filters called `{name}_taps` for each named projection; none if `length` is 0."""
+    """Returns filters `{name}_taps` for each named projection; none if `length` is 0."""
     return {f"{name}_taps": taps(length, c) for name, c in channels.items() if length}
 
 
 def init_past(length: int, channels: dict[str, int], batch: int, dtype: Any) -> dict[str, Array]:
-    """Zeros before the first token, (batch, length - 1, C) by name; none if `length` is 0."""
+    """Returns zero inputs before the first token, (batch, length - 1, C) by name.
+
+    There are none if `length` is 0.
+    """
     return {
         name: jnp.zeros((batch, length - 1, c), dtype) for name, c in channels.items() if length
     }
@@ -102,12 +105,12 @@ def init_past(length: int, channels: dict[str, int], batch: int, dtype: Any) -> 
 def activate(
     params: dict[str, Array], past: dict[str, Array], heads: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """SiLU of the convolution of each named projection (Yang et al. 2024, DeltaNet, section 3.3).
+    """Applies convolution and SiLU to the named projections (Yang et al. 2024, DeltaNet, sec. 3.3).
 
     Args:
-      params: among them `{name}_taps`, (N, H D).
-      past: by name, as `init_past` makes it. Names that are not in it pass unchanged.
-      heads: by name, (B, T, H, D).
+      params: contains `{name}_taps`, (N, H D).
+      past: previous inputs by name, as from `init_past`. Heads not named in it pass unchanged.
+      heads: projections by name, (B, T, H, D).
 
     Returns:
       The heads and the new past.

@@ -1,4 +1,4 @@
-"""Selective state spaces whose decay is one number per head and token (Mamba-2)."""
+"""Selective state spaces with one decay per head and token (Mamba-2)."""
 
 import dataclasses
 import math
@@ -21,21 +21,22 @@ from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.choice import size
 
-# Steps start out between these, evenly in the logarithm (Gu and Dao 2023, Mamba, section 3.6).
+# Range of initial step sizes, log-uniform (Gu and Dao 2023, Mamba, section 3.6).
 SHORTEST, LONGEST = 1e-3, 0.1
-# Rates start out between these, evenly.
+# Range of initial rates A, uniform.
 SLOWEST, FASTEST = 1.0, 16.0
 
 
 def step_bias_init(key: Array, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
-    """b with softplus(b) log-uniform in [0.001, 0.1] (Gu and Dao 2023, Mamba, section 3.6)."""
+    """Draws b with softplus(b) log-uniform in [0.001, 0.1] (Gu and Dao 2023, section 3.6)."""
     low, high = math.log(SHORTEST), math.log(LONGEST)
     step = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
+    # The inverse of softplus, log(exp(y) - 1), in a form that is accurate for small y.
     return step + jnp.log(-jnp.expm1(-step))
 
 
 def log_rate_init(key: Array, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
-    """log A with A uniform in [1, 16], as in the code of Dao and Gu 2024."""
+    """Draws log A with A uniform in [1, 16], as in the code of Dao and Gu 2024."""
     return jnp.log(jax.random.uniform(key, shape, dtype, SLOWEST, FASTEST))
 
 
@@ -47,30 +48,31 @@ class StateSpace(LinearTime):
     + skip x_t, then RMS norm over all heads of y swish(z). B and C ("key", "query") are shared by
     the heads, as in the paper (multi-value attention, section 7.2); A, dt and skip are each head's
     own. H D, the paper's inner width, is the model's width by default (in the paper twice that).
-    The learned scale of the norm is left out: the output projection makes up for it.
+    The norm has no learned scale: the output projection can absorb it.
 
     Attributes:
-      state_width: N, of B and C.
+      state_width: N, the width of B and C.
     """
 
     state_width: int
 
     @property
     def name(self) -> str:
-        """Its name in the registry."""
+        """The mixer's name in the registry."""
         return "state_space"
 
     @property
     def head_shapes(self) -> dict[str, tuple[int, int]]:
-        """C ("query") and B ("key") are one head of the state's width."""
+        """{name: (heads, width)}; C ("query") and B ("key") are single heads of width N."""
         shared = (1, self.state_width)
         return {"query": shared, "key": shared, "value": (self.num_heads, self.head_width)}
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections: "query" and "key" (M, 1, N), "value" (M, H, D), "out" (H, D, M); taps.
+        """Returns the parameters by name.
 
-        "gate" (M, H, D); "step" (M, H) and "step_bias" (H,), of dt; "log_rate" (H,), log A; "skip"
-        (H,).
+        Projections "query" and "key" (M, 1, N), "value" (M, H, D), "out" (H, D, M), and taps;
+        "gate" (M, H, D); "step" (M, H) and "step_bias" (H,) for dt; "log_rate" (H,), which is
+        log A; "skip" (H,).
         """
         heads = (self.num_heads,)
         step = matrix_init(self.init_stddev, self.width)
@@ -84,14 +86,14 @@ class StateSpace(LinearTime):
         }
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """ "memory" (batch, H, N, D) and "inputs" of the convolutions, float32 or wider."""
+        """Returns "memory" (batch, H, N, D) and "inputs" of the convolutions, at least float32."""
         memory = self.init_memory(batch, self.head_width, dtype)
         return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """C, B, steps, decays, and values; see `LinearTime`."""
+        """Returns (C, B, steps, decays), values and new state; see `LinearTime`."""
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
@@ -108,7 +110,7 @@ class StateSpace(LinearTime):
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
-        """Sums that decay, and the skip of the token's own value; see `LinearTime`."""
+        """Runs the recurrence and adds the skip connection; see `LinearTime`."""
         q, k, step, decays = read
         stepped = v * step[..., None]
         memory, y = decay.FORMS[form](q, k, stepped, decays, memory, **self.options_of(form))
@@ -117,7 +119,7 @@ class StateSpace(LinearTime):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Gates the heads and normalizes them together; see `Mixer`."""
+        """Gates the heads, applies RMS norm over all of them, and projects; see `Mixer`."""
         y = read * gate(params, x).astype(read.dtype)
         y = y * jax.lax.rsqrt(jnp.square(y).mean((-2, -1), keepdims=True) + NORM_EPSILON)
         return merge_heads(params, y.astype(x.dtype))

@@ -1,1 +1,1 @@
-"""Attention whose weights depend on the weights before, so that queries come one by one."""
+"""Attention whose weights depend on previous weights, so that queries are sequential."""

@@ -1,8 +1,8 @@
-"""Alignments: how one query after the other reads a memory, for decoders that are recurrent.
+"""Alignments: attention to a memory one query at a time, for recurrent decoders.
 
-Weights may depend on the weights that the query before had, so queries can only be taken in turn.
-An alignment is a static description, as a mixer is; what it carries along is a state. Those that
-only move forward are in monotonic.py; stepwise.py has the table of all.
+Weights may depend on the previous query's weights, so decoding is sequential. Like a mixer, an
+alignment is a static description; the previous weights are in its state. Alignments that only
+move forward are in monotonic.py; stepwise.py has the table of all.
 """
 
 import dataclasses
@@ -36,23 +36,23 @@ Positions = Integer[Array | np.ndarray, " S"]
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """What reads a memory with one query after the other.
+    """The base class of alignments.
 
-    It is a frozen, hashable dataclass of static options and owns no arrays.
+    An alignment is a frozen, hashable dataclass of static options and owns no arrays.
     """
 
     def parameters(self) -> dict[str, Parameter]:
-        """What it learns, by name."""
+        """Returns the parameters by name."""
         raise NotImplementedError
 
     def remember(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
-        """What queries look at instead of the keys, by name: computed once for all of them."""
+        """Returns arrays computed from the keys once, by name, that every query uses."""
         return {"k": k}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The state before the first query to a memory of S = `length`."""
+        """Returns the state before the first query, for a memory of S = `length` keys."""
         raise NotImplementedError
 
     def step(
@@ -65,17 +65,17 @@ class Alignment:
         mask: Mask | None,
         state: PyTree,
     ) -> tuple[Float[Array, "B H S"], PyTree]:
-        """The weights of the next query.
+        """Returns the weights of the next query, and the new state.
 
         Args:
           params: arrays of the shapes that `parameters` states.
           q: the query.
-          memory: as `remember` returned it, of S keys; H is a multiple of their K.
+          memory: result of `remember` for S keys; H is a multiple of their K heads.
           q_index: absolute position of the query, (1,).
-          kv_index: absolute positions of the keys, (S,), in this order; -1 where there is none
-            yet, which the mask has to say.
-          mask: what the query may see; None is everything.
-          state: after the query before.
+          kv_index: absolute positions of the keys, (S,), in this order; -1 for empty slots, which
+            the mask has to forbid.
+          mask: the keys that the query may see; None allows all.
+          state: the state after the previous query.
 
         Returns:
           Weights, float32 or wider, exactly zero where forbidden, and the new state.
@@ -84,7 +84,7 @@ class Alignment:
 
 
 def read(weights: Float[Array, "B H S"], v: Float[Array, "B S K D"]) -> Float[Array, "B 1 H D"]:
-    """What a query gets: sum_s weights_s v_s of the values its head shares, in the dtype of v."""
+    """Returns sum_s weights_s v_s per head, with grouped values, in the dtype of v."""
     (b, h, s), (kv_heads, width) = weights.shape, v.shape[2:]
     grouped = weights.astype(v.dtype).reshape(b, kv_heads, h // kv_heads, s)
     out = jnp.einsum("bkgs,bskd->bkgd", grouped, v, preferred_element_type=weights.dtype)
@@ -93,22 +93,25 @@ def read(weights: Float[Array, "B H S"], v: Float[Array, "B S K D"]) -> Float[Ar
 
 @dataclasses.dataclass(frozen=True)
 class Content(Alignment):
-    """Weights that depend on query and keys alone: what `attend` computes, one query at a time.
+    """Ordinary attention, one query at a time: weights do not depend on previous weights.
 
     Attributes:
-      mechanism: how a query reads the keys; hashable, so without arrays.
+      mechanism: the attention mechanism; hashable, so without arrays.
     """
 
     mechanism: Mechanism = PLAIN
 
     def parameters(self) -> dict[str, Parameter]:
-        """What the parts of the mechanism learn."""
+        """Returns the parameters of the mechanism."""
         return self.mechanism.parameters()
 
     def remember(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
-        """The keys "k", or "hidden" (B, S, K or H, A), their share of an additive energy."""
+        """Returns the keys "k", or for additive scores "hidden" (B, S, K or H, A), the keys' term.
+
+        Computing U k once saves a product of all keys at every query.
+        """
         score = self.mechanism.bind(params).score
         if isinstance(score, Additive):
             return {"hidden": jnp.einsum("bskd,kda->bska", k, score.key.astype(k.dtype))}
@@ -119,7 +122,7 @@ class Content(Alignment):
         return {"k": k}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """There is none."""
+        """Returns an empty state."""
         return ()
 
     def step(
@@ -140,14 +143,14 @@ class Content(Alignment):
         hidden = memory["hidden"]
         score: Any = mechanism.score
         mechanism = dataclasses.replace(mechanism, score=_OfHidden(score, hidden))
-        # The score has all that it looks at of the keys.
+        # The score holds the keys' term already, so the keys themselves can be zeros.
         k = jnp.zeros((*hidden.shape[:3], q.shape[-1]), q.dtype)
         return dense.weights(q, k, mechanism, **at)[:, :, 0], state
 
 
 @dataclasses.dataclass(frozen=True)
 class _OfHidden(NotDot):
-    """An additive score that has the keys' share of the energy, (B, S, K or H, A), already."""
+    """An additive score with a precomputed term of the keys, (B, S, K or H, A)."""
 
     inner: Additive | Concat
     hidden_keys: Array
@@ -162,13 +165,13 @@ class _OfHidden(NotDot):
 
 @dataclasses.dataclass(frozen=True)
 class Stateful(Alignment):
-    """The base of alignments that look at the weights before, through an additive energy.
+    """The base class of alignments whose additive energy depends on previous weights.
 
     Attributes:
       num_heads: H.
       num_kv_heads: K, which divides H.
       head_width: D.
-      score_width: A, of the energy's hidden layer.
+      score_width: A, the width of the energy's hidden layer.
     """
 
     num_heads: int
@@ -179,16 +182,16 @@ class Stateful(Alignment):
     def remember(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
-        """ "hidden" (B, S, K, A): the keys' share of the energy."""
+        """Returns "hidden" (B, S, K, A), the keys' term of the energy."""
         return {"hidden": hidden_keys(params, "key", k)}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """What queries before left behind, (B, H, S) in float32 or wider: zeros."""
+        """Returns zeros (B, H, S), float32 or wider, for the previous weights."""
         wide = jnp.promote_types(dtype, jnp.float32)
         return jnp.zeros((batch, self.num_heads, length), wide)
 
     def _scores(self, params, q, memory, place):
-        """v . tanh(W q + U k + b + place), (B, H, 1, S), `place` (B, H, S, A)."""
+        """Returns v . tanh(W q + U k + b + place), (B, H, 1, S), for `place` (B, H, S, A)."""
         hidden = jnp.swapaxes(memory["hidden"], 1, 2)
         hidden = jnp.repeat(hidden, self.num_heads // self.num_kv_heads, axis=1)
         hidden_q = hidden_query(params, "", q)
@@ -217,29 +220,30 @@ class Stateful(Alignment):
 def hidden_keys(
     params: dict[str, Array], name: str, k: Float[Array, "B S K D"]
 ) -> Float[Array, "B S K A"]:
-    """The keys' share of an additive energy, U k."""
+    """Returns the keys' term of an additive energy, U k."""
     return jnp.einsum("bskd,kda->bska", k, params[name].astype(k.dtype))
 
 
 def hidden_query(
     params: dict[str, Array], prefix: str, q: Float[Array, "B 1 H D"]
 ) -> Float[Array, "B H 1 A"]:
-    """The query's share of an additive energy, W q + b."""
+    """Returns the query's term of an additive energy, W q + b."""
     hidden = jnp.einsum("bthd,hda->bhta", q, params[f"{prefix}query"].astype(q.dtype))
     return hidden + params[f"{prefix}bias"].astype(q.dtype)[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
 class LocationAware(Stateful):
-    """Weights from v . tanh(W q + U k + V f + b), f a convolution of the weights before.
+    """Weights from v . tanh(W q + U k + V f + b), where f is a convolution of the previous weights.
 
     Chorowski et al. 2015, equations 8 and 9 (hybrid). f_s = sum_n F_n previous_{s + n - N // 2},
-    zeros beyond the ends, with filters of each head's own. The first query has zeros before it.
+    zero-padded at the ends, with separate filters per head. The previous weights of the first query
+    are zeros.
 
     Attributes:
       filter_length: N, odd.
-      num_filters: rows of F; 10 in the paper.
-      normalizer: from scores to weights: a sharpened softmax, the smoothed one, any.
+      num_filters: number of filters in F; 10 in the paper.
+      normalizer: maps scores to weights; the paper uses a sharpened softmax and smoothing.
 
     Raises:
       ValueError: `filter_length` is even.
@@ -255,8 +259,11 @@ class LocationAware(Stateful):
             raise ValueError(message)
 
     def parameters(self) -> dict[str, Parameter]:
-        """W "query" (H, D, A), U "key" (K, D, A), b "bias" and v "vector" (H, A), F "filters"
-        (H, N, filters), V "location" (H, filters, A), and "normalizer_..." if it learns."""
+        """Returns the parameters by name.
+
+        W "query" (H, D, A), U "key" (K, D, A), b "bias" and v "vector" (H, A), F "filters"
+        (H, N, filters), V "location" (H, filters, A), and "normalizer_..." if it has parameters.
+        """
         filters = (self.num_heads, self.filter_length, self.num_filters)
         place = (self.num_heads, self.num_filters, self.score_width)
         init, place_init = matrix_init(0.0, self.filter_length), matrix_init(0.0, self.num_filters)
@@ -289,7 +296,7 @@ class LocationAware(Stateful):
 
 
 def _filtered(x: Float[Array, "B H S"], filters: Float[Array, "H N F"]) -> Float[Array, "B H S F"]:
-    """sum_n filters[h, n] x[s + n - N // 2], a sum of shifted copies, in the dtype of x."""
+    """Returns sum_n filters[h, n] x[s + n - N // 2], by shifted copies, in the dtype of x."""
     length, taps = x.shape[-1], filters.shape[1]
     padded = jnp.pad(x, ((0, 0), (0, 0), (taps // 2, taps // 2)))
     filters = filters.astype(x.dtype)[:, :, None]

@@ -1,4 +1,4 @@
-"""Coverage: what was read before counts in what is read next."""
+"""Coverage: scores depend on the total weight that previous queries gave to each key."""
 
 import dataclasses
 
@@ -12,22 +12,24 @@ from research.attention.parts.normalizers import Normalizer, softmax
 
 @dataclasses.dataclass(frozen=True)
 class Coverage(Stateful):
-    """Weights from v . tanh(W q + U k + c w + b), c what the queries before gave this key in all.
+    """Weights from v . tanh(W q + U k + c w + b), where c is the sum of a key's previous weights.
 
-    See et al. 2017, equations 10 and 11: c is the sum of the weights before. It is the coverage of
-    Tu et al. 2016, section 3.1, of one number to a key and without fertility. The first query has
-    zeros before it.
+    See et al. 2017, equations 10 and 11. It is the coverage of Tu et al. 2016, section 3.1, with
+    one number per key and without fertility. For the first query c is zero.
 
     Attributes:
-      normalizer: from scores to weights.
+      normalizer: maps scores to weights.
     """
 
     normalizer: Normalizer = softmax
 
     def parameters(self) -> dict[str, Parameter]:
-        """W "query" (H, D, A), U "key" (K, D, A), b "bias", v "vector" and w "coverage" (H, A),
-        and "normalizer_..." if it learns."""
-        # As small as v: the sums grow with the queries.
+        """Returns the parameters by name.
+
+        W "query" (H, D, A), U "key" (K, D, A), b "bias", v "vector" and w "coverage" (H, A), and
+        "normalizer_..." if it has parameters.
+        """
+        # Initialized as small as v, because the coverage grows with the number of queries.
         covered = matrix_init(0.0, self.score_width)
         return {
             **self._energy(),

@@ -1,9 +1,10 @@
-"""Monotonic alignments: a reader that only moves forward, and where it is expected to be.
+"""Monotonic alignments: a reader that only moves forward, and its expected position.
 
-From where it stopped for the last query, the reader looks at one key after the other and stops at
-key s with probability p_s. All functions here are exact for p of 0 and 1 and have finite gradients
-there: the recurrences are run as they stand (in log S rounds), nothing is divided by a product of
-the 1 - p. Raffel et al. 2017 train with noise before the sigmoid; whoever calls these adds it.
+The reader continues from where it stopped for the previous query, inspects the keys in order and
+stops at key s with probability p_s. All functions here are exact for p of 0 and 1 and have finite
+gradients there, because the recurrences are evaluated directly (in log S rounds) instead of
+dividing by products of 1 - p. Raffel et al. 2017 train with noise before the sigmoid; callers have
+to add it.
 """
 
 import dataclasses
@@ -31,18 +32,18 @@ CHUNK = 4
 def arrivals(
     p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]
 ) -> Float[Array, "*rows S"]:
-    """The probability that the reader looks at key s (Raffel et al. 2017, equation 13).
+    """Returns the probability that the reader inspects key s (Raffel et al. 2017, equation 13).
 
     q_s = (1 - p_{s-1}) q_{s-1} + previous_s.
 
     Args:
-      p: the probability of stopping at a key that is looked at.
+      p: the probability of stopping at a key when it is inspected.
       previous: the probability that the reader starts at this key.
     """
     passing = jnp.concatenate([jnp.zeros_like(p[..., :1]), 1 - p[..., :-1]], axis=-1)
 
     def chained(first, second):
-        # Two affine maps q -> a q + b, one after the other. No term is ever subtracted.
+        # Composes two affine maps q -> a q + b. All terms are nonnegative, so nothing cancels.
         (a, b), (a2, b2) = first, second
         return a * a2, a2 * b + b2
 
@@ -52,30 +53,33 @@ def arrivals(
 def expected_alignment(
     p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]
 ) -> Float[Array, "*rows S"]:
-    """The probability that the reader stops at key s (Raffel et al. 2017, equations 9-14).
+    """Returns the probability that the reader stops at key s (Raffel et al. 2017, eqs. 9-14).
 
     alpha_s = p_s sum_{k <= s} previous_k prod_{k <= l < s} (1 - p_l).
 
     Args:
-      p: the probability of stopping at a key that is looked at; 0 for padding.
-      previous: this function's result for the query before; for the first, all at key 0.
+      p: the probability of stopping at a key when it is inspected; 0 for padding.
+      previous: the result for the previous query; for the first query, 1 at key 0 and 0 elsewhere.
 
     Returns:
-      alpha, which sums to at most what `previous` sums to: with the rest of the probability the
-      reader stops nowhere.
+      alpha, whose sum is at most the sum of `previous`: with the remaining probability the reader
+      stops nowhere.
     """
     return p * arrivals(p, previous)
 
 
 def unspent(p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]) -> Float[Array, "*rows"]:
-    """The probability that the reader started and stopped nowhere; arguments as above."""
+    """Returns the probability that the reader passes all keys without stopping.
+
+    Arguments are those of `expected_alignment`.
+    """
     return (1 - p[..., -1]) * arrivals(p, previous)[..., -1]
 
 
 def hard_alignment(
     p: Float[Array, "*rows S"], previous: Int[Array, "*rows"], threshold: float = 0.5
 ) -> Int[Array, "*rows"]:
-    """Where the reader stops at inference: the first key from `previous` on with p > threshold.
+    """Returns where the reader stops at inference: the first s >= `previous` with p > threshold.
 
     Source: Raffel et al. 2017, section 2.2 and algorithm 1, with z = 1 where p > 0.5.
 
@@ -93,27 +97,27 @@ def chunk_alignment(
     chunk: int,
     allowed: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "B H S"]:
-    """Expected weights of a softmax over the `chunk` keys up to where the reader stops.
+    """Returns expected weights of a softmax over the `chunk` keys that end where the reader stops.
 
     beta_j = sum_{k = j}^{j + w - 1} alpha_k exp(u_j) / sum_{l = k - w + 1}^{k} exp(u_l), w the
-    chunk (Chiu and Raffel 2018, section 2.3). Each window has its own softmax, in w S numbers, so
-    that scores far apart do not underflow each other.
+    chunk (Chiu and Raffel 2018, section 2.3). Each window gets its own softmax, which takes w S
+    numbers: with one shared maximum, windows of much lower scores would underflow.
 
     Args:
-      alpha: where the reader stops.
+      alpha: the probability of stopping at each key.
       scores: u.
       chunk: w, at least 1. Windows are shorter at the first keys.
-      allowed: the keys that exist, broadcastable to (B, H, S); None is all.
+      allowed: the keys that exist, broadcastable to (B, H, S); None means all.
 
     Returns:
-      beta, which sums to what alpha sums to.
+      beta, whose sum equals the sum of alpha.
     """
     length = scores.shape[-1]
-    chunk = min(chunk, length)  # there are no more keys
+    chunk = min(chunk, length)  # a window has at most all keys
     allowed = jnp.broadcast_to(True if allowed is None else allowed, scores.shape)
 
     def windows(x):
-        """x[k - m] for m = 0 .. w - 1, on a new last axis; zeros before the first."""
+        """Returns x[k - m] for m = 0 .. w - 1 on a new last axis, zero-padded at the front."""
         x = jnp.pad(x, ((0, 0), (0, 0), (chunk - 1, 0)))
         return jnp.stack([x[..., chunk - 1 - m :][..., :length] for m in range(chunk)], axis=-1)
 
@@ -124,19 +128,19 @@ def chunk_alignment(
 
 @dataclasses.dataclass(frozen=True)
 class Monotonic(Stateful):
-    """A reader that only moves forward, and stops at key s with probability p_s = sigma(e_s).
+    """A reader that only moves forward and stops at key s with probability p_s = sigma(e_s).
 
-    e = g / |v| v . tanh(W q + U k + b) + r (Raffel et al. 2017, section 2.4); the weights are
-    where it is expected to stop. They may sum to less than 1: with the remaining probability it
-    stops nowhere and reads nothing.
+    e = g / |v| v . tanh(W q + U k + b) + r (Raffel et al. 2017, section 2.4). The weights are the
+    probabilities of stopping at each key. They may sum to less than 1: with the remaining
+    probability the reader stops nowhere and its output is zero.
 
     Attributes:
-      offset: the initial r. The lower, the further it looks at first; -4 suits memories of
-        hundreds of keys.
-      hard: p is 1 where it is above 1/2 and 0 elsewhere, as the paper has it at inference. There
-        is no gradient with respect to the energies then.
-      waits: what stopped nowhere goes on from the last key that the query could see. For
-        memories that grow with the queries. In the paper it has left the memory for good.
+      offset: the initial r. Lower values make the reader move further at first; -4 suits memories
+        of hundreds of keys.
+      hard: rounds p to 1 above 1/2 and to 0 elsewhere, as the paper does at inference. The energies
+        get no gradient then.
+      waits: whether a reader that stopped nowhere continues from the last key that the query could
+        see, for memories that grow with the queries. In the paper it has left the memory for good.
     """
 
     offset: float = -1.0
@@ -144,8 +148,11 @@ class Monotonic(Stateful):
     waits: bool = False
 
     def parameters(self) -> dict[str, Parameter]:
-        """W "query" (H, D, A), U "key" (K, D, A), b "bias" and v "vector" (H, A), g "scale" (H,)
-        (1 / sqrt(A) at first) and r "offset" (H,)."""
+        """Returns the parameters by name.
+
+        W "query" (H, D, A), U "key" (K, D, A), b "bias" and v "vector" (H, A), g "scale" (H,)
+        (initially 1 / sqrt(A)) and r "offset" (H,).
+        """
         scale, offset = Constant(self.score_width**-0.5), Constant(self.offset)
         return {
             **self._energy(),
@@ -154,7 +161,7 @@ class Monotonic(Stateful):
         }
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Where the reader is, probabilities (B, H, S) in float32 or wider: at key 0."""
+        """Returns the distribution of the reader's position, (B, H, S), at least float32: key 0."""
         return super().init_state(batch, length, dtype).at[..., :1].set(1)
 
     def step(
@@ -171,7 +178,7 @@ class Monotonic(Stateful):
         allowed = jnp.ones(len(kv_index), bool)
         if mask is not None:
             allowed = mask(q_index[:, None], kv_index[None, :])[..., 0, :]
-        # The reader passes what it may not see.
+        # The reader passes keys that are masked.
         p = jnp.where(allowed, self._stops(params, q, memory, state.dtype), 0)
         alpha = expected_alignment(p, state)
         weights = self._weights(params, q, memory, alpha, allowed)
@@ -182,7 +189,7 @@ class Monotonic(Stateful):
         return weights, alpha + jnp.where(slots == last, unspent(p, state)[..., None], 0)
 
     def _stops(self, params, q, memory, dtype):
-        """p (B, H, S), before any mask."""
+        """Returns p (B, H, S), before masking."""
         vector = params["vector"].astype(dtype)
         # The epsilon keeps the gradient of a zero vector finite.
         length = jnp.sqrt(jnp.sum(vector * vector, axis=-1, keepdims=True) + 1e-12)
@@ -198,10 +205,11 @@ class Monotonic(Stateful):
 
 @dataclasses.dataclass(frozen=True)
 class MonotonicChunkwise(Monotonic):
-    """Where `Monotonic` stops, a softmax over the `chunk` keys that end there.
+    """Monotonic chunkwise attention: a softmax over the `chunk` keys that end where a reader stops.
 
-    Chiu and Raffel 2018 (MoChA), section 2.3; its energies u = v . tanh(W q + U k + b) have
-    parameters of their own. The reader's state is where it stops, not what the softmax reads.
+    Chiu and Raffel 2018 (MoChA), section 2.3. The reader is that of `Monotonic`; the softmax's
+    energies u = v . tanh(W q + U k + b) have separate parameters. The state holds the reader's stop
+    probabilities, not the softmax's weights.
 
     Attributes:
       chunk: w, at least 1.
@@ -217,13 +225,16 @@ class MonotonicChunkwise(Monotonic):
             raise ValueError(f"chunk = {self.chunk}; it must be at least 1")
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of `Monotonic`, and "chunk_query", "chunk_key", "chunk_bias", "chunk_vector"."""
+        """Returns the parameters of `Monotonic`, and those of the second energy.
+
+        "chunk_query", "chunk_key", "chunk_bias" and "chunk_vector", of the shapes of the first.
+        """
         return super().parameters() | self._energy("chunk_")
 
     def remember(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
-        """ "hidden" and "chunk_hidden" (B, S, K, A): the keys' shares of the energies."""
+        """Returns "hidden" and "chunk_hidden" (B, S, K, A), the keys' terms of the energies."""
         found = super().remember(params, k)
         return {**found, "chunk_hidden": hidden_keys(params, "chunk_key", k)}
 

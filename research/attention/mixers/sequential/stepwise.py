@@ -1,4 +1,4 @@
-"""Self-attention whose weights depend on the weights before, so that queries go one by one."""
+"""Self-attention whose weights depend on previous weights, so that it runs sequentially."""
 
 import dataclasses
 import functools
@@ -36,18 +36,18 @@ CAUSAL = causal()
 
 @dataclasses.dataclass(frozen=True)
 class Stepwise(Mixer):
-    """Causal self-attention, one query after the other, through an `Alignment`.
+    """Causal self-attention that runs an `Alignment` query by query.
 
-    A query sees the inputs up to and including its own, at the weights that the alignment gives
-    them: those of monotonic ones may sum to less than 1. Its state follows the queries, so that an
-    output depends on earlier inputs through earlier weights too.
+    A query attends to the inputs up to and including its own, with the weights of the alignment;
+    those of monotonic alignments may sum to less than 1. The alignment's state is carried from
+    query to query, so an output depends on earlier inputs through earlier weights too.
 
     Attributes:
       width: M.
       num_heads: H.
       num_kv_heads: K, which divides H.
       head_width: D.
-      alignment: how a query reads the keys, given what the one before read.
+      alignment: computes a query's weights from the keys and the previous weights.
       use_bias: adds a bias to each of the four projections.
       init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in). Matrices
         of the alignment always start at 1 / sqrt(fan in).
@@ -64,7 +64,7 @@ class Stepwise(Mixer):
     out_scale: float = 1.0
 
     def parameters(self) -> dict[str, Parameter]:
-        """Projections as those of `SelfAttention`, and the alignment's as "alignment_..."."""
+        """Returns the projections of `SelfAttention`, and the alignment's as "alignment_..."."""
         learned = self.alignment.parameters()
         return projections(self) | {f"alignment_{name}": p for name, p in learned.items()}
 
@@ -75,7 +75,7 @@ class Stepwise(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
-        """Attention over a whole sequence; see `Mixer`."""
+        """Computes attention over a whole sequence; see `Mixer`."""
         seen = self._remembered(params, x)
         out = self._whole(params, x, seen, mask, lambda weights: read(weights, seen["v"])[:, 0])
         return merge_heads(params, out)
@@ -87,7 +87,7 @@ class Stepwise(Mixer):
         *,
         mask: Mask | None = None,
     ) -> Look:
-        """The weights and values of a whole sequence; see `Mixer`. No scores."""
+        """Returns the weights and values of a whole sequence; see `Mixer`. No scores."""
         seen = self._remembered(params, x)
         weights = self._whole(params, x, seen, mask, lambda weights: weights)
         return Look(jnp.swapaxes(weights, 1, 2), seen["v"])
@@ -95,11 +95,11 @@ class Stepwise(Mixer):
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Projects what the heads read; see `Mixer`."""
+        """Projects the heads' outputs; see `Mixer`."""
         return merge_heads(params, read.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """A "cache" of what is remembered of every token, and the "alignment"'s state."""
+        """Returns an empty "cache" of all tokens, and the initial state of the "alignment"."""
         token = kept_of_token(self, self._remembered, batch, dtype)
         return {
             "cache": cache.empty(CAUSAL, length, token),
@@ -109,10 +109,10 @@ class Stepwise(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """The next T tokens; see `Mixer`."""
+        """Mixes the next T tokens; see `Mixer`."""
         index = cache.positions(state["cache"], x.shape[1])
         kept, seen = cache.extend(CAUSAL, state["cache"], self._remembered(params, x))
-        # The mask keeps every key, so that a slot is a position and earlier weights fit.
+        # A causal mask keeps every key, so slots are positions, and previous weights stay aligned.
         sight = (index, seen["positions"], CAUSAL & cache.filled)
         aligned, out = self._scan(
             params, x, seen, sight, state["alignment"], lambda w: read(w, seen["v"])[:, 0]
@@ -120,13 +120,13 @@ class Stepwise(Mixer):
         return {"cache": kept, "alignment": aligned}, merge_heads(params, out.astype(x.dtype))
 
     def _remembered(self, params, x):
-        """What is kept of the tokens for later queries."""
+        """Returns the arrays to cache per token for later queries."""
         k = split_heads(params, "key", x)
         own = self.alignment.remember(self._learned(params), k)
         return {**own, "v": split_heads(params, "value", x)}
 
     def _learned(self, params):
-        """The alignment's arrays by its own names for them."""
+        """Returns the alignment's parameters, without the prefix of their names."""
         return {name: params[f"alignment_{name}"] for name in self.alignment.parameters()}
 
     def _whole(self, params, x, seen, mask, take):
@@ -136,12 +136,12 @@ class Stepwise(Mixer):
         return self._scan(params, x, seen, sight, state, take)[1]
 
     def _scan(self, params, x, seen, sight, state, take):
-        """The last state, and `take(weights)` (B, ...) of every query as (B, T, ...)."""
+        """Returns the last state, and `take(weights)` (B, ...) of all queries as (B, T, ...)."""
         q_index, kv_index, mask = sight
         learned, kv_index = self._learned(params), jnp.asarray(kv_index)
 
-        # What is inside the energies, S times A numbers to a head and query, is not kept for the
-        # gradient but computed again.
+        # The hidden layer of the energies, S A numbers per head and query, is recomputed for the
+        # gradient instead of stored.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def step(state, query):
             q, at = query
@@ -166,7 +166,7 @@ class StepwiseOptions(HeadOptions, Unplaced):
     score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
 
     def alignment(self, context: Context) -> Alignment:
-        """Returns how a query reads a memory."""
+        """Returns the alignment."""
         raise NotImplementedError
 
     def score_sizes(self, context: Context) -> tuple[int, int, int, int]:
@@ -175,7 +175,7 @@ class StepwiseOptions(HeadOptions, Unplaced):
         return s.num_heads, s.num_kv_heads, s.head_width, self.score_width or s.head_width
 
     def make(self, context: Context) -> Stepwise:
-        """Returns self-attention by this alignment."""
+        """Returns self-attention with this alignment."""
         alignment = self.alignment(context)
         if isinstance(alignment, Monotonic):
             # See `Monotonic.waits`.
@@ -255,7 +255,11 @@ class MonotonicChunkwiseOptions(StepwiseOptions):
 
 
 def alignment_of(options: MixerOptions, context: Context) -> Alignment:
-    """Returns how a recurrent decoder reads its memory by these options, one query at a time."""
+    """Returns the alignment for a recurrent decoder that these options describe.
+
+    Raises:
+      Unsupported: the mixer cannot attend one query at a time.
+    """
     if isinstance(options, StepwiseOptions):
         return options.alignment(context)
     if isinstance(options, ScoredOptions):

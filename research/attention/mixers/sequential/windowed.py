@@ -1,4 +1,4 @@
-"""A window around the median of what was read last, put around another alignment."""
+"""Restricts an alignment to a window around the median of the previous weights."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from research.attention.parts.masks import Index, Mask, Padding
 
 
 def median(weights: Float[Array, "*rows S"]) -> Int[Array, "*rows"]:
-    """The first position up to which lies at least half of the weights; 0 where all are zero."""
+    """Returns the first position with at least half of the weight up to it; 0 if all are zero."""
     reached = jnp.cumsum(weights, axis=-1)
     return jnp.argmax(2 * reached >= reached[..., -1:], axis=-1)
 
@@ -32,17 +32,18 @@ class Near(Mask):
         pairs = np.broadcast_shapes(q_index.shape, kv_index.shape)
         return jnp.broadcast_to(keys, keys.shape[:2] + pairs)
 
-    # Nothing is known of arrays while tracing.
+    # The array is traced, so every block is unknown, as for padding.
     blocks = staticmethod(Padding.blocks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Windowed(Alignment):
-    """Another alignment that sees only the keys near the median of the weights before.
+    """Restricts another alignment to keys near the median of the previous weights.
 
-    Keys s with |s - median| <= window, for each head its own. Chorowski et al. 2015, section 2.3,
-    whose window has one key less on the right. The first query sees all keys, and so does one
-    whose predecessor read nothing. It changes which keys are allowed, not how much is computed.
+    The keys are those with |s - median| <= window, separately for each head. Chorowski et al. 2015,
+    section 2.3, whose window has one key less on the right. The first query sees all keys, and so
+    does a query after one with all weights zero. The window changes which keys are allowed; it does
+    not save computation.
 
     Attributes:
       inner: the alignment.
@@ -50,8 +51,8 @@ class Windowed(Alignment):
       num_heads: H.
 
     Raises:
-      ValueError: `window` is less than 1, or `inner` is monotonic: its reader has a place of
-        its own to go on from.
+      ValueError: `window` is less than 1, or `inner` is monotonic, because such an alignment
+        continues from its own position.
     """
 
     inner: Alignment
@@ -65,17 +66,17 @@ class Windowed(Alignment):
             raise ValueError("a monotonic alignment only moves forward, and takes no window")
 
     def parameters(self) -> dict[str, Parameter]:
-        """Those of `inner`."""
+        """Returns the parameters of `inner`."""
         return self.inner.parameters()
 
     def remember(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
-        """What `inner` remembers."""
+        """Returns `inner.remember(params, k)`."""
         return self.inner.remember(params, k)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """The state of `inner`, and the weights before: zeros (B, H, S), float32 or wider."""
+        """Returns the state of `inner`, and zeros (B, H, S), float32 or wider, as weights."""
         wide = jnp.promote_types(dtype, jnp.float32)
         return (
             self.inner.init_state(batch, length, dtype),
