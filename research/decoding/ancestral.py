@@ -53,6 +53,7 @@ def ancestral(
     def choose(logits: jax.Array, number: jax.Array) -> jax.Array:
         if keys is None:
             return draw(jax.random.key(0), logits, GREEDY)
+        # One key per sentence, sample and position: samples do not depend on the batch.
         now = jax.vmap(jax.random.fold_in, (0, None))(of_row, number)
         return jax.vmap(lambda key, row: draw(key, row[None], sampling)[0])(now, logits)
 

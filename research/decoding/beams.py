@@ -123,6 +123,7 @@ def read(
 
     def step(state: Any, tokens: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         logits, state, weights = model.apply(variables, memory, state, tokens, method="step")
+        # Scores are sums over many tokens, so compute them in float32 whatever the model's dtype.
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), state, weights
 
     reader = Reader(step, started(memory), state_axes, once["valid"])
@@ -189,6 +190,7 @@ def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
         finished = _merge(candidates, ends, reader, search)
         values, kept = jax.lax.top_k(jnp.where(token == EOS, -jnp.inf, values), width)
         count = beam.count + ends.sum(-1)
+        # Ties count as hopeless, also -inf against -inf when no live hypothesis is left.
         reachable = values[:, 0] / length_divisor(limit, search)
         hopeless = ~(reachable > finished.scores[:, -1])
         rows = jnp.arange(size)[:, None] * width + _rows(parent, kept)
@@ -224,6 +226,7 @@ def _first(reader: Reader, search: Search, limit: int) -> Beam:
     return Beam(
         number=jnp.int32(0),
         tokens=jnp.full((size, width, limit), PAD, jnp.int32),
+        # Equal copies of the empty hypothesis would fill the beam with duplicates.
         log_probs=jnp.where(jnp.arange(width) == 0, jnp.zeros((size, width)), -jnp.inf),
         coverage=jnp.zeros((size, width, length if search.coverage_penalty else 0)),
         state=reader.state,

@@ -54,10 +54,11 @@ def init(log_probs: Float[Array, "N S V"], lengths: Int[Array, " N"], blank: int
     Args:
       log_probs: log p of the labels in each frame, the blank included.
       lengths: number of frames without padding.
-      blank: label that stands for the blank.
+      blank: index of the blank.
 
     Raises UserError for a blank that is not one of the labels.
     """
+    # Only paths of blanks spell the empty prefix.
     silence = padded_frames(log_probs, lengths, blank)[:, :, blank].cumsum(axis=1)
     silence = jnp.pad(silence, ((0, 0), (1, 0)))
     rows = jnp.zeros_like(silence[:, 0])
@@ -86,6 +87,7 @@ def extend(
         )
     total = jnp.logaddexp(prefixes.label, prefixes.blank)
     scores = jax.nn.logsumexp(total[:, :-1, None] + frames, axis=1)
+    # A token that repeats the last label counts only paths that end in the blank.
     again = prefixes.blank[:, :-1] + _of_label(frames, prefixes.last)
     rows = jnp.arange(len(scores))
     scores = scores.at[rows, prefixes.last].set(jax.nn.logsumexp(again, axis=1))

@@ -196,6 +196,7 @@ def decode_all(
         tokens, count = _filled(source[rows], source_length[rows], size, columns)
         keys = None
         if search.sampling is not None:
+            # Rows that only fill the batch reuse keys of real sources; their samples are dropped.
             sentence = np.resize(rows, size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sentence)
         batch = decode(model, params, tokens, count, search, keys, with_weights)

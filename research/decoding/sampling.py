@@ -40,6 +40,7 @@ def restrict(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B
     logits = logits / sampling.temperature
     descending = jnp.sort(logits, axis=-1)[:, ::-1]
     if 0 < sampling.top_k < logits.shape[-1]:
+        # Tokens that tie with the k-th most probable one are all kept.
         least = descending[:, sampling.top_k - 1, None]
         logits = jnp.where(logits < least, -jnp.inf, logits)
         descending = jnp.where(descending < least, -jnp.inf, descending)

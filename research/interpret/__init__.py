@@ -1,1 +1,1 @@
-"""Methods that show what a model does: measures, attribution, capture, patching."""
+"""Interpretability methods: head measures, attribution, activation capture and patching."""

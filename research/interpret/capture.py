@@ -103,6 +103,7 @@ def record(
     if changes:
         for site in changes:
             check_name("changes", site, CHANGEABLE)
+        # An abstract run finds where the sites are, which determines the layout of the changes.
         shapes = jax.eval_shape(
             lambda p, b: _run(model, p, b, (*changes,), {}, method)[1], params, batch
         )

@@ -95,6 +95,7 @@ def _room(number: int) -> int:
 
 def log_odds(logits: Float[Array, " C"], label: Int[Array, ""]) -> Float[Array, ""]:
     """Returns log p(label) / (1 - p(label)): with two classes, the difference of their logits."""
+    # From logits, as log p - log(1 - p) is infinite once p rounds to 1.
     others = jnp.where(jnp.arange(len(logits)) == label, -jnp.inf, logits)
     return logits[label] - jax.nn.logsumexp(others)
 

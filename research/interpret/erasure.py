@@ -48,6 +48,7 @@ def kept_only(
     A classifier has no output for an empty text: if none is kept, one unknown token is left.
     """
     number = keep.sum()
+    # A stable sort moves kept tokens to the front in their order, with static shapes.
     order = jnp.argsort(~keep, stable=True)
     moved = jnp.where(jnp.arange(len(tokens)) < number, tokens[order], PAD)
     moved = moved.at[0].set(jnp.where(number > 0, moved[0], UNKNOWN))

@@ -46,6 +46,7 @@ def layer_weights(
     one = _OVER_HEADS[heads](weights, axis=-3)
     total = one.sum(-1, keepdims=True)
     own = jnp.eye(one.shape[-1], dtype=jnp.float32)
+    # The inner where keeps the unused branch finite, so that its gradient is not NaN.
     read = jnp.where(total > 0, one / jnp.where(total > 0, total, 1), own)
     return (1 - residual) * read + residual * own
 

@@ -199,6 +199,7 @@ def read_all(model: Any, params: PyTree, batch: Batch) -> dict[str, Array]:
 
     def one(tokens: Int[Array, " T"], length: Int[Array, ""]) -> tuple[Array, Array, Array]:
         blanked = each_blanked(tokens, jnp.arange(len(tokens)) < length)
+        # The example and its blanked versions in one call, so that the model is compiled once.
         versions = jnp.concatenate([tokens[None], blanked])
         logits = logits_of(model, params, versions, jnp.full(len(versions), length))
         label = logits[0].argmax()

@@ -86,6 +86,7 @@ def example_metric(
         sums = task.metrics(whole, jax.tree.map(lambda a: a[None], batch))[metric]
         return sums.total, sums.count
 
+    # vmap needs a batch axis on every leaf, so broadcast scalars over the rows.
     spread = jax.tree.map(lambda a, s: jnp.broadcast_to(a, (rows,)) if s else a, outputs, scalar)
     return jax.vmap(of_one)(spread, batch)
 

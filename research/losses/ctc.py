@@ -59,13 +59,14 @@ def greedy(
     Args:
       log_probs: log p of the labels in each frame, the blank included.
       lengths: number of frames without padding.
-      blank: label that stands for the blank.
+      blank: index of the blank.
     """
     frames = padded_frames(log_probs, lengths, blank)
     path = frames.argmax(-1)
     before = jnp.concatenate([jnp.full_like(path[:, :1], blank), path[:, :-1]], axis=1)
     kept = (path != blank) & (path != before)
     number = path.shape[1]
+    # Frames that emit no label get an index out of range, which the scatter drops.
     place = jnp.where(kept, kept.cumsum(-1) - 1, number)
     tokens = jnp.full(path.shape, blank, jnp.int32)
     tokens = tokens.at[jnp.arange(len(path))[:, None], place].set(path, mode="drop")
@@ -106,7 +107,7 @@ def prefix_beam(
       log_probs: log p of the labels in each frame, the blank included.
       lengths: number of frames without padding.
       beam: beam width, K.
-      blank: label that stands for the blank.
+      blank: index of the blank.
 
     Returns tokens (B, K, S), lengths (B, K) and log_probs (B, K); if fewer than K labellings exist,
     the rest are empty with log probability -inf.
@@ -120,6 +121,7 @@ def prefix_beam(
         first = _Beam(
             tokens=jnp.full((beam, len(frames)), blank, jnp.int32),
             lengths=jnp.zeros(beam, jnp.int32),
+            # One empty prefix; K of them would be duplicates.
             blank=jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf),
             label=jnp.full(beam, -jnp.inf),
             begins=jnp.zeros((beam, beam), bool),
@@ -152,6 +154,7 @@ def _next_beam(old: _Beam, frame: Float[Array, " V"], blank: int) -> _Beam:
 
     parent = old.begins & (old.lengths == old.lengths[:, None] + 1)
     stay_label = jnp.logaddexp(stay_label, jnp.where(parent, grown[:, last], -jnp.inf).max(0))
+    # Remove the extension that was merged; without a parent, index `width` is dropped.
     giver = jnp.where(parent.any(0), parent.argmax(0), width)
     grown = grown.at[giver, last].set(-jnp.inf, mode="drop")
 

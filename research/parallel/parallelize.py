@@ -34,7 +34,7 @@ def _jit(step: Step, mesh: Mesh, state: Any, members: Any) -> Step:
             step,
             in_shardings=(state, members, everywhere, everywhere, everywhere),
             out_shardings=(state, everywhere),
-            donate_argnums=0,
+            donate_argnums=0,  # the new state reuses the memory of the old one
         ),
     )
 

@@ -76,7 +76,7 @@ class Slice:
 
     @property
     def distributed(self) -> bool:
-        """Whether it may have several hosts, so that JAX has to join their processes."""
+        """Whether it may span several hosts, whose processes `jax.distributed` must join."""
         return self.chips > CHIPS_PER_HOST or self.count > 1
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""What attention heads do: measures of their weights, and what the model loses without them."""
+"""Analysis of attention heads: measures of their weights, ablation and pruning."""

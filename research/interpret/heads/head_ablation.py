@@ -73,6 +73,7 @@ def head_importance(
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, len(flat)))
     even = np.full(examples, 1 / examples)
+    # Multinomial counts are one bootstrap resample of the examples, the same for all heads.
     for i in range(resamples):
         means[i] = flat @ generator.multinomial(examples, even) / examples
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2], axis=0)
