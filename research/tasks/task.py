@@ -229,8 +229,10 @@ class Task:
         raise NotImplementedError
 
     def alignments(self, split: str) -> Batch:
-        """Returns a batch with the true alignment: "alignment" (B, T), the source position of each
-        target, or "span"."""
+        """Returns a batch with true alignments.
+
+        They are "alignment" (B, T), the source position of each target, or "span" (B, T, 2).
+        """
         raise NotImplementedError
 
     def streams(self, split: str) -> Int[Array, "B N"]:

@@ -106,8 +106,11 @@ class SpeechModel(nn.Module):
     def encode(
         self, source: Float[Array, "B S F"], source_length: Int[Array, " B"]
     ) -> dict[str, Any]:
-        """Returns the memory: "valid" (B, R), "ctc" (B, R, V) log p if the model has CTC, and the
-        speller's memory of the R states."""
+        """Returns the memory of the R states.
+
+        "valid" (B, R): False at padding. "ctc" (B, R, V): log p, if the model has CTC. And the
+        memory of the speller, if there is one.
+        """
         states, lengths = self._listen(source, source_length, deterministic=True)
         memory: Memory = {"valid": jnp.arange(states.shape[1]) < lengths[:, None]}
         if self.config.speller is not None:
