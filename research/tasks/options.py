@@ -12,7 +12,7 @@ from research.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions(Part):
-    """What every task reads.
+    """Options of every task.
 
     Attributes:
       task: class that the options make; it declares the metrics.
@@ -33,7 +33,7 @@ class TaskOptions(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Generated(TaskOptions):
-    """What is read by tasks whose data are generated."""
+    """Options of tasks with generated data."""
 
     test_of_seed: bool = option(
         False,
@@ -44,7 +44,7 @@ class Generated(TaskOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class WithEvalLengths(TaskOptions):
-    """What is read by tasks that can be evaluated at other lengths than that of training."""
+    """Options of tasks that can be evaluated at lengths other than the training length."""
 
     eval_lengths: tuple[int, ...] = option(
         (), "lengths that it is also evaluated at, without training", least=1, most=LONGEST

@@ -231,7 +231,7 @@ class OpenTokenizer:
     def to_json(self) -> str:
         content = json.loads(self.inner.to_json())
         if self._words_of is split_words and has_marks("".join(content.get("words", ()))):
-            content[MARKS] = True  # only if it matters, so that other files (and digests) stay same
+            content[MARKS] = True  # only if it matters, so that the digests of others stay the same
         return json.dumps(content | {"kind": f"open_{content['kind']}"}, ensure_ascii=False)
 
 
@@ -377,7 +377,7 @@ def load_tokenizer(run: Path) -> Tokenizer:
         raise UserError(f"{path} is not the tokenizer that {run} was trained with.")
     try:
         return _from_json(text)
-    except Exception as error:  # what tokenizers raises has no type of its own
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}.") from None
 
 
