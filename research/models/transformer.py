@@ -39,8 +39,8 @@ from research.options import option
 from research.parallel.rules import constrain
 from research.tasks.task import Batch
 
-# Logical axes of the residual stream, and of all parameters outside the mixers. Positions are not
-# sharded: the table has few rows.
+# Logical axes of the residual stream, and of all parameters outside the mixers. The rows of the
+# position table are not sharded, because they are few.
 HIDDEN = ("batch", "length", "")
 AXES = {
     "embedding": matrix_axes("vocab", "width"),
@@ -377,7 +377,7 @@ SLOW_TO_TRACE = {"splash": "blockwise", "jax_cudnn": "blockwise"}
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize(ModelOptions):
-    """What every model has."""
+    """Options of every model."""
 
     width: int = option(64, "of the residual stream; of a recurrent state", least=1)
     num_layers: int = option(2, "of encoder and decoder each, where there are both", least=1)
@@ -398,7 +398,7 @@ class ModelSize(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerOptions(ModelSize):
-    """What models have whose layers are transformer blocks."""
+    """Options of models that consist of transformer blocks."""
 
     feedforward: int = option(
         256, "hidden width of the feed-forward layer; 0: no such layer", least=0

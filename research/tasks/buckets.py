@@ -1,7 +1,7 @@
-"""Pairs of sequences in a few static shapes, and the order in which they come.
+"""Bucketing of sequence pairs into a few static shapes, and the order of batches in an epoch.
 
-Compiled programs have static shapes, so sequences of different lengths are padded to those of a
-bucket: at most S_b tokens of the source, T_b of the target. A bucket is (S_b, T_b).
+Compiled programs have static shapes, so each pair is padded to the shape (S_b, T_b) of a bucket: at
+most S_b tokens of the source and T_b of the target.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, Key
 ROUNDS = 8
 
 ORDER_SEED = 0x5EED0003
-"""Of the order of the buckets in each epoch."""
+"""Seed of the order of buckets in each epoch, common to all runs."""
 
 Bounds = tuple[int, int]
 
@@ -25,16 +25,16 @@ def choose_bounds(
 ) -> list[Bounds]:
     """Returns at most `number` buckets for pairs of sequences, the smallest first.
 
-    They are chosen for little padding when each pair goes to the smallest bucket that holds it,
-    smallest by S + T: beginning with the one bucket that holds everything, buckets are added where
-    they save most, then each in turn is moved to where it saves most, until none can improve. Not
-    proven to be the best choice; against random restarts the padding is within half a percent.
+    Minimizes padding greedily, where each pair goes to the smallest bucket (by S + T) that holds
+    it: starting from one bucket that holds everything, it adds the bucket that saves most, then
+    moves each bucket in turn to where it saves most, until no move helps. This is not guaranteed to
+    be optimal; compared with random restarts, the padding is within half a percent.
 
     Args:
       source_lengths: (N,) tokens of each source, N >= `least`.
-      target_lengths: (N,).
-      number: of buckets; fewer are returned when more would not help.
-      least: pairs that every bucket must have.
+      target_lengths: (N,) tokens of each target.
+      number: maximum number of buckets; fewer are returned if more would not help.
+      least: minimum number of pairs in every bucket.
     """
     pairs = np.zeros((max(source_lengths) + 1, max(target_lengths) + 1), np.int64)
     np.add.at(pairs, (np.asarray(source_lengths), np.asarray(target_lengths)), 1)
@@ -50,14 +50,15 @@ def choose_bounds(
             if len(moved) == len(bounds) and _cost(pairs, moved) < cost:
                 bounds, cost = moved, _cost(pairs, moved)
     bounds = sorted(bounds, key=lambda b: (sum(b), b))
-    # Among buckets of one size the order decides, and sorting changed it.
+    # Ties between buckets of equal size go to the first, and sorting may have changed the order, so
+    # check the counts again.
     while len(bounds) > 1 and min(counts := _counts(pairs, bounds)) < least:
         bounds.pop(min(range(len(bounds) - 1), key=lambda i: counts[i]))
     return bounds
 
 
 def _counts(pairs: np.ndarray, bounds: Sequence[Bounds]) -> list[int]:
-    """Returns how many pairs go to each bucket."""
+    """Returns the number of pairs in each bucket."""
     now = _smallest(pairs.shape, bounds)
     return [int(pairs[now == index].sum()) for index in range(len(bounds))]
 
@@ -68,7 +69,7 @@ def _sizes(shape: tuple[int, int]) -> np.ndarray:
 
 
 def _smallest(shape: tuple[int, int], bounds: Sequence[Bounds]) -> np.ndarray:
-    """Returns which bucket each (source length, target length) goes to."""
+    """Returns the bucket index of each (source length, target length)."""
     lengths = np.indices(shape)
     sizes = [
         np.where((lengths[0] <= s) & (lengths[1] <= t), s + t, np.iinfo(np.int64).max)
@@ -78,22 +79,23 @@ def _smallest(shape: tuple[int, int], bounds: Sequence[Bounds]) -> np.ndarray:
 
 
 def _cost(pairs: np.ndarray, bounds: Sequence[Bounds]) -> int:
-    """Returns positions, padded ones among them, that all pairs take."""
+    """Returns the total number of positions of all pairs, padding included."""
     sizes = np.array([sum(b) for b in bounds])
     return int((pairs * sizes[_smallest(pairs.shape, bounds)]).sum())
 
 
 def _best_addition(pairs: np.ndarray, bounds: Sequence[Bounds], least: int) -> list[Bounds]:
-    """Returns the bucket that saves most beside `bounds`, as a list of one; empty: none does.
+    """Returns [the bucket whose addition to `bounds` saves most], or [] if none saves anything.
 
-    Neither it nor any of `bounds` is left with fewer than `least` pairs.
+    Neither the new bucket nor any of `bounds` ends up with fewer than `least` pairs.
     """
     sizes, now = _sizes(pairs.shape), _smallest(pairs.shape, bounds)
     saved, taken = np.zeros_like(sizes), np.zeros_like(sizes)
     allowed = np.ones(sizes.shape, bool)
     for index, bound in enumerate(bounds):
         mine = np.where(now == index, pairs, 0)
-        # What a bucket (S, T) would take of this one: all pairs with lengths up to S and T.
+        # Pairs that would move from this bucket to (S, T): all with lengths up to S and T. The
+        # cumulative sums count them for all candidates at once.
         moves = np.where(sizes < sum(bound), mine.cumsum(0).cumsum(1), 0)
         saved += moves * (sum(bound) - sizes)
         taken += moves
@@ -108,12 +110,12 @@ def _best_addition(pairs: np.ndarray, bounds: Sequence[Bounds], least: int) -> l
 def assign(
     source_lengths: np.ndarray, target_lengths: np.ndarray, bounds: Sequence[Bounds]
 ) -> np.ndarray:
-    """Returns (N,) which bucket holds each pair with the least padding; some bucket must hold it.
+    """Returns (N,) the bucket of each pair with the least padding; every pair must fit into one.
 
     Args:
-      source_lengths: (N,) tokens.
-      target_lengths: (N,).
-      bounds: of the buckets; among those of one size the first is taken.
+      source_lengths: (N,) tokens of each source.
+      target_lengths: (N,) tokens of each target.
+      bounds: the buckets; ties go to the first.
     """
     shape = max(s for s, _ in bounds) + 1, max(t for _, t in bounds) + 1
     return _smallest(shape, bounds)[source_lengths, target_lengths]
@@ -122,10 +124,10 @@ def assign(
 def padded_part(
     source_lengths: np.ndarray, target_lengths: np.ndarray, bounds: Sequence[Bounds], size: int
 ) -> float:
-    """Returns the part of all positions, source and target together, that is padding.
+    """Returns the fraction of positions, source and target together, that are padding.
 
-    Of the batches of an epoch, `size` pairs each, in which a bucket's pairs are equally likely:
-    what a bucket has beyond full batches is left out.
+    This is the expectation over an epoch of full batches of `size` pairs; the pairs of a bucket
+    beyond full batches are left out at random.
     """
     bucket = assign(source_lengths, target_lengths, bounds)
     lengths = np.asarray(source_lengths) + np.asarray(target_lengths)
@@ -139,15 +141,15 @@ def padded_part(
 
 
 def shuffled(key: Key[Array, ""], places: Int[Array, "*b"], size: int) -> Int[Array, "*b"]:
-    """Returns what a random permutation of 0 .. size - 1 has at `places`.
+    """Returns the elements at `places` of a random permutation of 0 .. size - 1.
 
-    Computed for these places alone, where sorting random numbers takes longer than a small model's
-    step: a Feistel network over a rectangle of about size places whose round functions are tables
-    of random numbers; a result that is no place is permuted again (Black and Rogaway 2002,
-    "Ciphers with Arbitrary Finite Domains", methods 2 and 3).
+    Computes only these elements: sorting random numbers would take longer than the step of a small
+    model. It is a Feistel network on a rectangle of about `size` cells whose round functions are
+    random tables; results outside the range are permuted again (cycle walking; Black and Rogaway
+    2002, "Ciphers with Arbitrary Finite Domains", methods 2 and 3).
 
     Args:
-      key: chooses the permutation.
+      key: determines the permutation.
       places: in [0, size).
       size: at least 1.
     """
@@ -157,7 +159,7 @@ def shuffled(key: Key[Array, ""], places: Int[Array, "*b"], size: int) -> Int[Ar
     left_tables = (bits[:, :height] % width).astype(jnp.int32)
     right_tables = (bits[:, height:] % height).astype(jnp.int32)
 
-    # Loops and not many operations: this is compiled into every bucket's branch of the step.
+    # A loop rather than unrolled rounds: this is compiled into every bucket's branch of the step.
     def one_round(x: Int[Array, "*b"], tables: tuple) -> tuple[Int[Array, "*b"], None]:
         to_left, to_right = tables
         left, right = x % width, x // width
@@ -179,16 +181,16 @@ def shuffled(key: Key[Array, ""], places: Int[Array, "*b"], size: int) -> Int[Ar
 
 
 class Epochs(NamedTuple):
-    """Which pairs make the batch of a step.
+    """Assigns pairs to the batches of all steps.
 
-    An epoch is every full batch of every bucket: the order of the buckets is random but the same
-    for every seed, so that all members of a population compute one shape at a time; which pairs
-    make a batch depends on the seed. An epoch has a pair once at most; what is left over from full
-    batches is another part of a bucket every time.
+    An epoch consists of all full batches of all buckets. The order of buckets is random but the
+    same for every seed, so that all members of a population have the same shape at every step; the
+    pairs in a batch depend on the seed. A pair occurs at most once in an epoch; the pairs that do
+    not fill a batch are left out, different ones in every epoch.
 
     Attributes:
-      sizes: number of pairs of each bucket, at least `batch_size`.
-      batch_size: pairs of a batch.
+      sizes: number of pairs in each bucket, at least `batch_size`.
+      batch_size: pairs per batch.
     """
 
     sizes: tuple[int, ...]
@@ -196,32 +198,33 @@ class Epochs(NamedTuple):
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """Full batches of each bucket: together an epoch."""
+        """Number of full batches of each bucket in an epoch."""
         return tuple(size // self.batch_size for size in self.sizes)
 
     @property
     def frequencies(self) -> tuple[float, ...]:
-        """The part of all batches that each bucket has."""
+        """Fraction of batches that come from each bucket."""
         return tuple(batches / sum(self.batches) for batches in self.batches)
 
     def _place(self, step: int | Int[Array, ""]) -> tuple[Array, Array]:
-        """Returns the epoch of a step and which of its batches, in [0, sum(batches)), it has."""
+        """Returns the epoch of a step and the number of its batch, in [0, sum(batches))."""
         number = sum(self.batches)
         epoch, place = jnp.divmod(jnp.asarray(step), number)
         key = jax.random.fold_in(jax.random.key(ORDER_SEED), epoch)
         return epoch, shuffled(key, place, number)
 
     def bucket(self, step: int | Int[Array, ""]) -> Int[Array, ""]:
-        """Returns which bucket the batch of a step is from."""
+        """Returns the bucket of a step's batch."""
         ends = jnp.cumsum(jnp.array(self.batches))
         return jnp.searchsorted(ends, self._place(step)[1], side="right").astype(jnp.int32)
 
     def rows(
         self, key: Key[Array, ""], step: int | Int[Array, ""], bucket: int
     ) -> Int[Array, " B"]:
-        """Returns which pairs of its bucket the batch of a step has.
+        """Returns the indices, within its bucket, of the pairs in a step's batch.
 
-        Where `bucket` is not that of the step, it is some batch of that bucket.
+        If `bucket` is not the step's bucket, the result is some valid batch of `bucket`: under
+        tracing, every branch must be computable.
         """
         epoch, place = self._place(step)
         index = (place - sum(self.batches[:bucket])) % self.batches[bucket]

@@ -1,4 +1,4 @@
-"""Finding a data file: under DATA_DIR, or downloaded once with its sha256 checked."""
+"""Finds data files under DATA_DIR, or downloads them once and checks their sha256."""
 
 import gzip
 import http.client
@@ -16,17 +16,17 @@ from research.errors import UserError, did_you_mean
 from research.tasks.digests import content_digest, file_digest, listing_digest, read_bytes
 
 SECONDS = 60  # a download that stalls for this long is an error, not a hang
-MOST_BYTES = 2**26  # of a file in an archive
+MOST_BYTES = 2**26  # size limit of a file in an archive
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that can be fetched.
+    """A downloadable file.
 
     Attributes:
-      path: where it lies below the data directory.
-      url: where it comes from.
-      sha256: of its bytes, hexadecimal.
+      path: its path relative to the data directory.
+      url: its download address.
+      sha256: digest of its bytes, hexadecimal.
     """
 
     path: str
@@ -36,14 +36,14 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """Files of one folder that can be fetched as an archive.
+    """Files of one folder, downloadable as an archive.
 
     Attributes:
-      path: where the folder lies below the data directory.
-      url: of a .tar.gz that has the files in a folder of the same name.
-      names: of the files; what else lies in the folder or the archive does not matter.
-      sha256: of their contents: that of what `LC_ALL=C sha256sum NAMES` prints. An archive is made
-        anew by whoever serves it, and its own bytes change, so it is not those that are recorded.
+      path: path of the folder relative to the data directory.
+      url: address of a .tar.gz with the files in a folder of the same name.
+      names: names of the files; others in the folder or the archive are ignored.
+      sha256: digest of their contents, namely of the output of `LC_ALL=C sha256sum NAMES`. The
+        archive itself is not checked, because servers regenerate it with different bytes.
     """
 
     path: str
@@ -110,7 +110,7 @@ Treebank": 6,920 / 872 / 1,821 sentences).
 """
 
 LABEL_NAMES = {"sst2": {"0": "negative", "1": "positive"}}
-"""What the labels of a known corpus are called."""
+"""{known corpus: {label in the file: name of the class}}."""
 
 FSDD_SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
@@ -129,20 +129,20 @@ FSDD = RemoteFolder(
 
 
 def cache_directory() -> Path:
-    """Returns ~/.cache/attest, for what is computed: a data directory may be read-only."""
+    """Returns ~/.cache/attest, for computed files: the data directory may be read-only."""
     return Path.home() / ".cache" / "attest"
 
 
 def data_directory() -> Path:
-    """Returns $DATA_DIR, or ~/.cache/attest."""
+    """Returns $DATA_DIR, by default ~/.cache/attest."""
     return Path(os.environ.get("DATA_DIR") or cache_directory()).expanduser()
 
 
 def fetch(file: RemoteFile) -> Path:
-    """Returns the local path of `file`, downloading it when it is not there.
+    """Returns the local path of `file`, and downloads it first if it is missing.
 
-    Raises UserError when the download fails or the bytes are not the recorded ones; nothing is
-    left behind then. A file that is already there is checked too.
+    Checks the sha256 of existing files too. Raises UserError if the download fails or the digest is
+    wrong, and then leaves no file behind.
     """
     path = data_directory() / file.path
     if not path.is_file():
@@ -171,13 +171,12 @@ def _check(found: str, file: RemoteFile, where: str) -> None:
 
 
 def fetch_folder(folder: RemoteFolder) -> Path:
-    """Returns the local path of `folder`, downloading its files when the folder is not there.
+    """Returns the local path of `folder`, and downloads its files first if it is missing.
 
-    Only the files that are named are taken from the archive, whatever else it has, and nothing is
-    written before all of them are there and are the recorded ones. Files that are already there are
-    checked too.
+    Extracts only the named files, and writes nothing until all of them are present and their digest
+    is right. Checks existing files too.
 
-    Raises UserError when the download fails, or files are missing or not the recorded ones.
+    Raises UserError if the download fails, files are missing, or the digest is wrong.
     """
     path = data_directory() / folder.path
     if path.is_dir():
@@ -205,7 +204,7 @@ def fetch_folder(folder: RemoteFolder) -> Path:
 
 
 def _download(folder: RemoteFolder) -> dict[str, bytes]:
-    """Returns the contents of the files of a folder that an archive has."""
+    """Downloads the archive and returns {name: content} of the folder's files in it."""
     wanted, contents = set(folder.names), {}
     parent = Path(folder.path).name
     with (
@@ -222,7 +221,7 @@ def _download(folder: RemoteFolder) -> dict[str, bytes]:
 
 
 def _place(temporary: Path, path: Path) -> None:
-    """Renames a folder, unless another process was faster."""
+    """Renames a folder to `path`; keeps an existing one that another process placed first."""
     try:
         os.rename(temporary, path)
     except OSError:
@@ -231,7 +230,7 @@ def _place(temporary: Path, path: Path) -> None:
 
 
 def _check_folder(files: Mapping[str, str], folder: RemoteFolder, where: str) -> None:
-    """Raises UserError unless {name: sha256} are the files of a folder."""
+    """Raises UserError if {name: sha256} lacks a file of the folder or has another digest."""
     missing = [name for name in folder.names if name not in files]
     if missing:
         raise UserError(
@@ -246,9 +245,9 @@ def _check_folder(files: Mapping[str, str], folder: RemoteFolder, where: str) ->
 
 
 def text_file(name: str) -> Path:
-    """Returns the file of a known text corpus, or the one at a path.
+    """Returns the file of a known text corpus or at a path.
 
-    Raises UserError when it is neither.
+    Raises UserError if `name` is neither.
     """
     path = fetch(TEXTS[name]) if name in TEXTS else Path(name).expanduser()
     if not path.is_file():
@@ -260,9 +259,9 @@ def text_file(name: str) -> Path:
 
 
 def read_file(path: Path) -> str:
-    """Returns the text of a UTF-8 file, which may be compressed if its name ends in ".gz".
+    """Returns the text of a UTF-8 file, decompressed if its name ends in ".gz".
 
-    Raises UserError with the line and the byte offset when it is no UTF-8, or is not readable.
+    Raises UserError if it cannot be read, or with line and byte offset if it is not UTF-8.
     """
     try:
         content = read_bytes(path)
@@ -271,7 +270,7 @@ def read_file(path: Path) -> str:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
     try:
-        # Not read_text, which would turn \r\n into \n and so change the number of characters.
+        # Not read_text, which turns \r\n into \n and so changes the number of characters.
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1

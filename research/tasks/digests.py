@@ -1,4 +1,4 @@
-"""The sha256 of the files that a task reads: what a run keeps of its data, to know them again."""
+"""sha256 digests of the files that a task reads, recorded to detect changes of the data."""
 
 import hashlib
 import os
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SHOWN = 12
-"""Hexadecimal digits of a digest in a message."""
+"""Number of hexadecimal digits of a digest shown in messages."""
 
 _KNOWN: dict[tuple, str] = {}
-"""{a file as it was: its digest}, so that a process hashes a file once."""
+"""{file version (path, inode, size, mtime): digest}, so that a process hashes a file once."""
 
 
 def content_digest(content: bytes) -> str:
@@ -18,8 +18,8 @@ def content_digest(content: bytes) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Returns the bytes of a file, and keeps their digest for `file_digest`. Raises OSError."""
-    # Before it is read: what is written meanwhile must not pass for what was read.
+    """Returns the bytes of a file, and caches their digest for `file_digest`. Raises OSError."""
+    # Take the version before reading: a write in between must not get the digest of the old bytes.
     version = _version(path)
     content = path.read_bytes()
     _KNOWN[version] = content_digest(content)
@@ -27,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def file_digest(path: Path) -> str:
-    """Returns the sha256 of a file's bytes; a file that has not changed is read once. OSError."""
+    """Returns the sha256 of a file's bytes, cached while it is unchanged. Raises OSError."""
     version = _version(path)
     if version not in _KNOWN:
         with open(path, "rb") as file:
@@ -41,18 +41,18 @@ def _version(path: Path) -> tuple:
 
 
 def digests(paths: Sequence[Path]) -> dict[str, str]:
-    """Returns {path: sha256}, paths from the folder that all files share: it may be moved."""
+    """Returns {path: sha256}, with paths relative to the common folder, which may be moved."""
     names = without_common_folder([os.path.abspath(path) for path in paths])
     return {name: file_digest(path) for name, path in zip(names, paths, strict=True)}
 
 
 def listing_digest(files: Mapping[str, str]) -> str:
-    """Returns one sha256 of many files, {name: sha256}: that of what `sha256sum` prints of them."""
+    """Returns one digest for {name: sha256}: the sha256 of the output of `sha256sum`."""
     return content_digest("".join(f"{files[n]}  {n}\n" for n in sorted(files)).encode())
 
 
 def without_common_folder(paths: Sequence[str]) -> list[str]:
-    """Returns paths from the deepest folder that all of them are in."""
+    """Returns the paths relative to the deepest folder that contains all of them."""
     if not paths:
         return []
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -60,11 +60,11 @@ def without_common_folder(paths: Sequence[str]) -> list[str]:
 
 
 def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """Returns what the first file is that differs, "" if none does.
+    """Describes the first file, by name, that differs; "" if none does.
 
     Args:
-      there: {name: sha256} as it was.
-      here: as it is.
+      there: recorded {name: sha256}.
+      here: current {name: sha256}.
     """
     for name in sorted(there.keys() | here.keys()):
         old, new = there.get(name), here.get(name)

@@ -1,8 +1,8 @@
-"""Holding out part of a corpus that has no splits of its own.
+"""Makes validation and test splits for a corpus that has none.
 
-Which examples are held out follows from a hash of what they are, so neither their order nor a
-period in it matters, nor does the seed of a run: all runs have the same splits. What belongs
-together is held out together, or not at all.
+A hash of their content decides which examples are held out, so the splits depend neither on the
+order of the examples nor on the seed of a run. Examples that share a key (text, speaker...) stay in
+the same split.
 """
 
 import hashlib
@@ -16,19 +16,19 @@ from scipy.sparse.csgraph import connected_components
 from research.errors import UserError
 
 SEED = "held out 1"
-"""Of the hash; every corpus without splits has other ones when it changes."""
+"""Prefix of the hashed text; changing it changes the splits of every corpus without its own."""
 MOST = 1000
-"""Examples that are held out for validation and for test, each."""
+"""Maximum number of held-out examples for validation, and for test."""
 EVERY = 20
-"""One of so many is held out for validation and one for test, up to `MOST`."""
+"""One in this many examples is held out for validation and one for test, up to `MOST`."""
 PARTS = ("validation", "test")
 
 
 def together(keys: Sequence[Iterable[Hashable]]) -> list[int]:
-    """Returns the group of each of N examples: connected components by the keys that they share.
+    """Returns the group of each of N examples: the connected components linked by shared keys.
 
     Args:
-      keys: of each example, whatever must not be on both sides of a split.
+      keys: for each example, the keys that must not occur on both sides of a split.
     """
     number: dict[Hashable, int] = {}
     pairs = [
@@ -41,7 +41,7 @@ def together(keys: Sequence[Iterable[Hashable]]) -> list[int]:
 
 
 def same_text(text: str) -> str:
-    """Returns what is equal for texts that differ in case and spaces only."""
+    """Normalizes case and spaces, so that texts which differ only in these become equal."""
     return " ".join(text.casefold().split())
 
 
@@ -53,19 +53,19 @@ def hold_out(
 ) -> list[str]:
     """Returns the split of each of N examples: "train" or one of `parts`.
 
-    Each part gets N / 20 examples, at most 1,000, of the groups in the order of their hashes. A
-    group that is larger than what is left of that stays in training, but for the smallest ones
-    where a part would have less than half. With labels that is done for each label, in proportion,
-    at least one where a label has enough groups (a group has its commonest label); a group that has
-    all there is of a label stays in training.
+    Each part gets N / 20 examples, at most 1,000, from groups in the order of their hashes. Groups
+    larger than the remaining quota stay in training, except that the smallest of them are taken if
+    a part would otherwise get less than half of its quota. With labels the quota is divided in
+    proportion among labels, with at least one example of each label that has enough groups; a group
+    counts under its commonest label. A group with all examples of a label stays in training.
 
     Args:
-      names: what each example is, such as its text; they decide the hashes.
-      groups: number of the group of each, see `together`.
-      labels: of each, if they have any.
-      parts: what is held out.
+      names: text that identifies each example, which is hashed.
+      groups: group index of each example, see `together`.
+      labels: label of each example; empty for none.
+      parts: names of the held-out splits.
 
-    Raises UserError when there are not enough groups.
+    Raises UserError if there are not enough groups.
     """
     members: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
@@ -95,12 +95,12 @@ def hold_out(
 
 
 def _chosen(groups: Sequence[list[int]], wanted: int, parts: int) -> list[list[list[int]]]:
-    """Returns the groups of each part: of about `wanted` examples, nothing where there are too few.
+    """Returns the groups of each part, about `wanted` examples each; none if groups are too few.
 
     Args:
-      groups: in the order in which they are taken.
-      wanted: examples of a part.
-      parts: how many there are.
+      groups: groups of example indices, in the order in which to take them.
+      wanted: number of examples per part.
+      parts: number of parts.
     """
     found: list[list[list[int]]] = [[] for _ in range(parts)]
     if len(groups) <= parts:
@@ -113,7 +113,7 @@ def _chosen(groups: Sequence[list[int]], wanted: int, parts: int) -> list[list[l
             left[emptiest] -= len(group)
         else:
             rest.append(group)
-    # The sort is stable: among groups of one size the hash decides.
+    # The sort is stable, so groups of equal size keep the order of their hashes.
     smallest = sorted(rest, key=len)
     for part in range(parts):
         while 2 * left[part] > wanted and len(smallest) > 1:

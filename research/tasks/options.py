@@ -1,4 +1,4 @@
-"""What a config can say of a task: its options, and the task that they make."""
+"""Base classes of task options, which make a task from `config.task`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from research.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions(Part):
-    """What every task reads.
+    """Options of every task.
 
     Attributes:
-      task: what is made of them; it declares the metrics.
-      decodes: whether sequences are searched for when training has ended, as `decoding` says.
+      task: class that the options make; it declares the metrics.
+      decodes: whether sequences are decoded after training, with the options of `decoding`.
     """
 
     task: ClassVar[type[Task]]
@@ -27,13 +27,13 @@ class TaskOptions(Part):
     batch_size: int = option(32, "sequences per step", least=1, most=LONGEST)
 
     def make(self) -> Task:
-        """Returns the task, its data read or generated. Raises UserError for what does not fit."""
+        """Reads or generates the data and returns the task. Raises UserError for bad options."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generated(TaskOptions):
-    """What is read by tasks whose data are generated."""
+    """Options of tasks with generated data."""
 
     test_of_seed: bool = option(
         False,
@@ -44,7 +44,7 @@ class Generated(TaskOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class WithEvalLengths(TaskOptions):
-    """What is read by tasks that can be evaluated at other lengths than that of training."""
+    """Options of tasks that can be evaluated at lengths other than the training length."""
 
     eval_lengths: tuple[int, ...] = option(
         (), "lengths that it is also evaluated at, without training", least=1, most=LONGEST
@@ -56,7 +56,7 @@ class WithEvalLengths(TaskOptions):
 
 
 def check_ascending(key: str, numbers: Sequence[int]) -> None:
-    """Raises UserError for numbers of `task.KEY` that do not ascend."""
+    """Raises UserError if the numbers of `task.KEY` are not strictly ascending."""
     if list(numbers) != sorted(set(numbers)):
         raise UserError(
             f"task.{key}={tuple(numbers)}: give positive numbers, each longer than the one before."

@@ -29,7 +29,7 @@ TASKS: dict[str, type[TaskOptions]] = {
 }
 
 GENERATED = tuple(name for name, task in TASKS.items() if "vocab_size" in declarations(task))
-"""Tasks whose tokens are numbers: they are generated, and `task.vocab_size` says how many."""
+"""Names of synthetic tasks: their tokens are numbers below `task.vocab_size`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +40,5 @@ class TaskSection(Part):
 
 
 def make_task(section: ConfigDict) -> Task:
-    """Returns the task of `config.task`. Raises UserError for what does not fit."""
+    """Returns the task that `config.task` describes. Raises UserError for invalid options."""
     return read_part("task", TaskSection, section.to_dict()).name.make()

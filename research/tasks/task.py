@@ -1,7 +1,7 @@
-"""What a task is: batches as a pure function of a key, and sums of metrics.
+"""The task interface: batches as a pure function of (seed, step), and metrics as sums.
 
-A batch depends on (seed, step) alone, never on what ran before, so a resumed run sees the same
-batches with nothing to save, and changing the number of devices changes no data.
+A batch depends only on (seed, step), never on earlier batches, so a resumed run sees the same data
+without saving any state, and the data do not depend on the number of devices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,35 +17,35 @@ from jaxtyping import Array, Float, Int
 Batch = Mapping[str, jax.Array]
 """Arrays with a leading batch axis, by name.
 
-Every task has "inputs" (B, T) int32, the tokens that the model continues. What is translated has
-also "source" (B, S), right-padded, and "source_length" (B,) int32; "targets" (B, T) are -1 where
-nothing is asked. What is classified has right-padded "inputs", their "length" (B,) int32, from 1,
-and "label" (B,) int32, -1 in a row that counts for nothing.
+Every task has "inputs" (B, T) int32, the input tokens of the model; "targets" (B, T) are -1 at
+positions without a target. Sequence-to-sequence tasks also have "source" (B, S), right-padded, and
+"source_length" (B,) int32. Classification tasks have right-padded "inputs", their "length" (B,)
+int32, at least 1, and "label" (B,) int32, -1 in filler rows, which metrics ignore.
 """
 
 PAD, BOS, EOS = 0, 1, 2
-"""Tokens of sequence-to-sequence tasks: padding, what a target starts from, what ends a sequence.
+"""Special tokens of sequence-to-sequence tasks: padding, start of a target, end of a sequence.
 
-Words follow from `WORDS` on. Source and target share one vocabulary.
+Ordinary tokens start at `WORDS`. Source and target share one vocabulary.
 """
 WORDS = 3
 UNKNOWN = 1
-"""Token of classified texts that says nothing: an unknown word. Their padding is `PAD`, too."""
+"""Token of an unknown word in classification tasks; their padding is `PAD` too."""
 
 TEST_OF_SEED = 0x7E57
-"""Folded into the key of a test of a seed's own, so that no seed trains on that of another one."""
+"""Folded into the key of per-seed test sets, so that no seed trains on the test of another."""
 
 LEAST_IN_SLICE = 20
-"""Sentences of each split, in every range of `word_bins`."""
+"""Minimum number of sentences of each split in every range of `word_bins`."""
 
 
 class Scored(NamedTuple):
-    """What became of decoded sequences.
+    """Scores of decoded sequences.
 
     Attributes:
-      metrics: numbers by name.
-      slices: numbers by slice, by name; the labels are those of `Task.slices`.
-      files: {file name: text} that the run keeps.
+      metrics: {name: value}.
+      slices: {name: value of each slice}, labelled by `Task.slices`.
+      files: {file name: text} to write into the run directory.
     """
 
     metrics: dict[str, float]
@@ -57,9 +57,9 @@ class Stream(NamedTuple):
     """How a text is streamed through a rolling cache.
 
     Attributes:
-      window: tokens of the cache.
-      sinks: how many of them are the first of the text; one stream for each of these numbers.
-      tokens: of each piece of the text.
+      window: size of the cache in tokens, including the sinks.
+      sinks: numbers of initial tokens that stay in the cache; the text is streamed once for each.
+      tokens: length of each piece of text, in tokens.
     """
 
     window: int
@@ -68,11 +68,11 @@ class Stream(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """A metric before the division: adds up over batches and devices without bias.
+    """Numerator and denominator of a metric, which add up over batches and devices without bias.
 
     Attributes:
-      total: scalar, or (slices,) for a metric that is cut by difficulty.
-      count: what it is divided by, same shape.
+      total: numerator; a scalar, or (slices,) for a sliced metric.
+      count: denominator, of the same shape.
     """
 
     total: jax.Array
@@ -81,38 +81,36 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """The interface between data and training. Everything is pure and traceable.
-
-    Tasks inherit from it what most of them have in common.
+    """The interface between data and training, with defaults. Batches and metrics are traceable.
 
     Attributes:
-      higher_is_better: {metric: direction} of every metric that it gives, scores included; None
-        where neither way is better. A sliced one, METRIC_by_SLICE, goes the way of METRIC.
-      worst: {metric: value of a model that does nothing right}, of the metrics that have one. A run
-        that diverges counts as that; a loss has none.
-      vocab_size: number of tokens, inputs and targets.
-      length: the most tokens of a sequence that is trained on.
+      higher_is_better: {metric: direction} of every metric, scores included; None if neither
+        direction is better. A sliced metric METRIC_by_SLICE has the direction of METRIC.
+      worst: {metric: worst possible value}, for metrics that have one. Reported for diverged runs;
+        a loss has none.
+      vocab_size: number of distinct tokens, inputs and targets together.
+      length: maximum number of tokens of a training sequence.
       batch_size: sequences per batch.
-      classes: number of classes, where a whole sequence has one; 0: outputs are tokens.
-      data: pytree of device arrays that `batch` and `evaluation` read; an argument of the compiled
-        step, because constants would be compiled into the program.
-      splits: evaluation splits; always "validation", "test" where one exists.
-      select: metric that chooses the best checkpoint on validation.
-      next_token: whether targets are the inputs one step later, so that no token may see ahead.
-      models: names of the models that can learn it.
-      frequencies: batches come in buckets, each with shapes of its own; the part of all steps that
-        each bucket has. Most tasks have one bucket.
-      decoded: splits whose sources are decoded, and the result scored, when training ends.
-      scores: names of the metrics that `score` gives.
-      aligned: names of the measures of how the source is read, of
-        research/interpret/alignment_measures.py, that `alignments` allows.
-      test_of_seed: whether each seed has a test of its own, drawn from it: its spread over seeds is
-        then that of the test, too. What is decoded or asked when training ends is of one test.
-      eval_lengths: ascending lengths of sequences that it is evaluated at besides, in buckets of
-        their own that follow those of training.
-      stream: how its text is streamed when training ends; None: not at all.
-      files: {name: sha256} of all files that its data come from.
-      signatures: {name of a score: what it is computed with}, where that is not the name alone.
+      classes: number of classes for sequence classification; 0: outputs are tokens.
+      data: pytree of device arrays that `batch` and `evaluation` read; passed to the compiled step
+        as an argument, because constants would be compiled into the program.
+      splits: evaluation splits; "validation", and "test" if the task has one.
+      select: metric that selects the best checkpoint on validation.
+      next_token: whether targets are the inputs shifted by one, so that models must be causal.
+      models: names of the models that can learn the task.
+      frequencies: fraction of steps of each bucket; the batches of a bucket have their own shapes.
+        Most tasks have one bucket.
+      decoded: splits whose sources are decoded and scored after training.
+      scores: names of the metrics that `score` returns.
+      aligned: names of the alignment measures (research/interpret/alignment_measures.py) that
+        `alignments` supports.
+      test_of_seed: whether each seed has its own test set, so that the spread over seeds includes
+        that of the test. Decoding and analyses after training use a common test set.
+      eval_lengths: ascending additional sequence lengths for evaluation, each in its own bucket
+        after the buckets of training.
+      stream: how text is streamed after training; None: not streamed.
+      files: {name: sha256} of all files that the data come from.
+      signatures: {score: details of its computation}, such as sacrebleu signatures.
     """
 
     higher_is_better: ClassVar[Mapping[str, bool | None]] = {"loss": False, "accuracy": True}
@@ -138,12 +136,12 @@ class Task:
 
     @property
     def select_higher(self) -> bool:
-        """Whether a higher value of the metric that chooses checkpoints is better."""
+        """Whether a higher value of the metric `select` is better."""
         return bool(self.higher_is_better[self.select])
 
     @property
     def longest(self) -> int:
-        """The most tokens of any sequence."""
+        """Maximum number of tokens of any sequence, `eval_lengths` included."""
         return max((self.length, *self.eval_lengths))
 
     @property
@@ -153,11 +151,11 @@ class Task:
 
     @property
     def tokens(self) -> float:
-        """Tokens that a step reads, on average and without padding."""
+        """Average number of tokens per step, without padding."""
         return float(self.batch_size * self.length)
 
     def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
-        """Returns which bucket the batch of a step is from: the same for every seed."""
+        """Returns the bucket of a step's batch; it does not depend on the seed."""
         return jnp.int32(0)
 
     def batch(
@@ -166,38 +164,38 @@ class Task:
         """Returns the training batch of a step.
 
         Args:
-          data: as `data`.
-          key: of the seed's data; the same at every step.
+          data: the task's `data`.
+          key: data key of the seed, the same at every step.
           step: 0, 1, ...
-          bucket: that of the step.
+          bucket: the step's bucket.
         """
         raise NotImplementedError
 
     def evaluation(
         self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of `total` of a split's bucket: the same at every call and seed.
+        """Returns batch `index` of `total` in a split's bucket, the same at every call and seed.
 
-        With `test_of_seed` the test is that of the seed which `data` is, where it is one.
+        Exception: with `test_of_seed`, `data` may be a seed that determines the test set.
         """
         raise NotImplementedError
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
-        """Returns how many batches of each bucket an evaluation has, `total` wherever possible.
+        """Returns the number of batches in each bucket of an evaluation, if possible `total`.
 
-        Those of `eval_lengths` have about as many tokens.
+        Buckets of `eval_lengths` have about as many tokens in total.
         """
         longer = (max(1, total * self.length // length) for length in self.eval_lengths)
         return (total, *longer)
 
     def length_of(self, bucket: int) -> int:
-        """Returns the tokens of the sequences of an evaluation's bucket."""
+        """Returns the sequence length of an evaluation's bucket."""
         return self.eval_lengths[bucket - 1] if bucket else self.length
 
     def marked(self, batch: Batch, bucket: int) -> Batch:
-        """Returns a batch of an evaluation's bucket that says which one, for `of_lengths`.
+        """Adds "eval_length", which `of_lengths` reads, to an evaluation batch of a bucket.
 
-        "eval_length" (B,) int32 is the index into `eval_lengths`, -1 for the length of training.
+        It is (B,) int32, an index into `eval_lengths`, or -1 for the training length.
         """
         if not self.eval_lengths:
             return batch
@@ -205,7 +203,7 @@ class Task:
         return {**batch, "eval_length": jnp.full(rows, bucket - 1, jnp.int32)}
 
     def examples(self, split: str, total: int) -> int:
-        """Returns how many sequences a split has, where an evaluation asks for `total` batches."""
+        """Returns the number of sequences in a split if an evaluation has `total` batches."""
         return total * self.batch_size
 
     def example(self, split: str, index: int, total: int) -> Batch:
@@ -216,40 +214,43 @@ class Task:
         return {name: array[row : row + 1] for name, array in batch.items()}
 
     def metrics(self, outputs: Any, batch: Batch) -> dict[str, Sums]:
-        """Returns sums of metrics of what the model made of a batch, logits (B, T, V) mostly.
+        """Returns the metrics of the model's outputs, usually logits (B, T, V), as sums.
 
-        "loss" (nats per target) is what training minimises, unless there is an "objective".
+        Training minimises "objective" if there is one, otherwise "loss" (nats per target).
         """
         raise NotImplementedError
 
     def sources(self, split: str) -> Batch:
-        """Returns what is decoded: "source" (N, S) and "source_length" (N,), host arrays."""
+        """Returns the sources to decode, "source" (N, S) and "source_length" (N,), host arrays."""
         raise NotImplementedError
 
     def score(self, split: str, hypotheses: Sequence[Sequence[int]]) -> "Scored":
-        """Returns how good decoded sequences, without end tokens, are, in the split's order."""
+        """Scores decoded sequences, given without end tokens in the order of the split."""
         raise NotImplementedError
 
     def alignments(self, split: str) -> Batch:
-        """Returns a batch with "alignment" (B, T), source positions of the targets, or "span"."""
+        """Returns a batch with true alignments.
+
+        They are "alignment" (B, T), the source position of each target, or "span" (B, T, 2).
+        """
         raise NotImplementedError
 
     def streams(self, split: str) -> Int[Array, "B N"]:
-        """Returns the pieces of a split's text that are streamed, N = `stream.tokens` + 1."""
+        """Returns the pieces of a split's text to stream, N = `stream.tokens` + 1."""
         raise NotImplementedError
 
     def artifacts(self) -> Mapping[str, str]:
-        """Returns {file name: text} that a run keeps, such as its tokenizer."""
+        """Returns {file name: text} to write into the run directory, such as the tokenizer."""
         return {}
 
 
 def evaluation_key(number: int, split: str, data: Any) -> jax.Array:
-    """Returns the key that sequences of an evaluation are generated from.
+    """Returns the random key from which the sequences of an evaluation split are generated.
 
     Args:
-      number: of the task's split.
-      split: "test" may be that of a seed.
-      data: scalar uint32, the seed; () of a test that all seeds have.
+      number: seed of the split.
+      split: name of the split; only "test" can depend on the run's seed.
+      data: the run's seed, a scalar uint32; () for a test set common to all seeds.
     """
     key = jax.random.key(number)
     if split != "test" or isinstance(data, tuple):
@@ -258,18 +259,18 @@ def evaluation_key(number: int, split: str, data: Any) -> jax.Array:
 
 
 def cross_entropy(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """Returns -log p(target) in nats, float32."""
+    """Returns -log p(target) in nats, computed in float32."""
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
 
 
 def sliced(
     values: Float[Array, "*b"], weights: Float[Array, "*b"], index: Int[Array, "*b"], number: int
 ) -> Sums:
-    """Returns weighted sums of `values` by slice; entries whose index is out of range are left out.
+    """Returns weighted sums of `values` by slice; ignores entries whose index is out of range.
 
     Args:
       values: the per-target metric.
-      weights: what each target counts.
+      weights: weight of each target.
       index: slice of each target, in [0, number).
       number: number of slices.
     """
@@ -281,10 +282,11 @@ def sliced(
 def of_lengths(
     task: Task, metric: str, values: Float[Array, "B T"], weights: Float[Array, "B T"], batch: Batch
 ) -> tuple[Float[Array, "B T"], dict[str, Sums]]:
-    """Returns weights of sequences as long as those of training, and sums of those that are not.
+    """Separates sequences of the training length from those of `task.eval_lengths`.
 
-    The sums are "METRIC_by_length", of every one of `task.eval_lengths`, and "METRIC_longest", of
-    the last of them. There are none for a batch that is not `Task.marked`.
+    Returns the weights with all other lengths set to zero, and the sums of the other lengths:
+    "METRIC_by_length" for each of `task.eval_lengths`, and "METRIC_longest" for the last. For a
+    batch that is not `Task.marked` it returns the weights unchanged and no sums.
     """
     if "eval_length" not in batch:
         return weights, {}
@@ -310,10 +312,11 @@ def power_of_two_bins(first: int, last: int) -> list[tuple[int, int]]:
 
 
 def word_bins(words: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Returns ranges of 5 words, or of as many more as hold `LEAST_IN_SLICE` sentences.
+    """Returns inclusive ranges of 5 words, widened to hold `LEAST_IN_SLICE` sentences each.
 
     Args:
-      words: for each split the words of every sentence; ranges suit them all.
+      words: for each split, the number of words of each sentence; every range has enough sentences
+        in all splits.
     """
     longest = max(1, *(int(split.max(initial=0)) for split in words))
     bins, low = [], 0
@@ -321,15 +324,15 @@ def word_bins(words: Sequence[np.ndarray]) -> list[tuple[int, int]]:
         if min(((low <= w) & (w <= high)).sum() for w in words) >= LEAST_IN_SLICE:
             bins.append((max(low, 1), high))
             low = high + 1
-    # What is left over is too little for a range of its own.
+    # The remaining sentences are too few for a separate range, so extend the last one.
     return [*bins[:-1], (bins[-1][0] if bins else 1, longest)]
 
 
 def bin_label(low: int, high: int) -> str:
-    """Returns "8-15", or "8" for a bin of one."""
+    """Returns a label such as "8-15", or "8" for a bin of one value."""
     return str(low) if low == high else f"{low}-{high}"
 
 
 def bin_index(values: Int[Array, "*b"], bins: Sequence[tuple[int, int]]) -> Int[Array, "*b"]:
-    """Returns which of the ascending, adjacent `bins` each value lies in."""
+    """Returns the index of the bin of each value; `bins` are ascending and adjacent."""
     return jnp.searchsorted(jnp.array([high for _, high in bins]), values)

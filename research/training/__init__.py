@@ -1,1 +1,1 @@
-"""One step function, the loop around it, and what a run records."""
+"""Training: the step function, the loop around it, and the records of a run."""

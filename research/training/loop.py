@@ -162,8 +162,8 @@ def _describe(
 ) -> None:
     """Writes the files that describe runs before training starts.
 
-    config.json comes last: its presence marks the directory as a complete run. Raises UserError if
-    a run is resumed with different data.
+    config.json comes last, because its presence marks the directory as a run. Raises UserError if a
+    run is resumed with different data.
     """
     for run in runs:
         check_same_data(program.task, run)

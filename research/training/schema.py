@@ -243,7 +243,7 @@ def identity(config: ConfigDict | Values) -> dict[str, Any]:
 
 
 def run_id(config: ConfigDict) -> str:
-    """Returns 12 hexadecimal digits that identify what the run of a config computes."""
+    """Returns the run id of a config: 12 hexadecimal digits of a hash of its `identity`."""
     text = json.dumps(identity(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -47,8 +47,8 @@ def score_decoded(
 
     These are scores of decoded sequences, measures of alignments where true ones are known, and
     losses of streamed text: "stream_loss_by_sinks", its last entry "stream_loss", and
-    "stream_perplexity_ratio", the perplexity with the first number of sinks over that with the
-    last. Files that the task keeps, such as hypotheses, are written into the run directory.
+    "stream_perplexity_ratio", the perplexity with the fewest sinks over that with the most. Files
+    that the task keeps, such as hypotheses, are written into the run directory.
 
     Args:
       program: the run's program.

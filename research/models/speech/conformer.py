@@ -1,8 +1,8 @@
-"""Conformer blocks (Gulati et al. 2020, section 2): attention between two halves of feed-forward,
-with a convolution module behind it.
+"""Conformer blocks (Gulati et al. 2020, section 2): attention and a convolution module between two
+half-step feed-forward layers.
 
-LayerNorm stands where the paper has BatchNorm: it keeps no running statistics, and what a sequence
-becomes does not depend on the rest of its batch or on how much padding that has.
+LayerNorm replaces the paper's BatchNorm: it needs no running statistics, and the output of a
+sequence depends neither on the rest of its batch nor on the amount of padding.
 """
 
 import functools
@@ -31,11 +31,11 @@ AXES = {
     "depthwise": matrix_axes("taps", "feedforward"),
     "depthwise_bias": vector_axes("feedforward"),
 }
-"""Axes of the parameters that a transformer has not; its own names mean what they mean there."""
+"""Axes of the parameters that a transformer does not have; for others see `transformer.AXES`."""
 
 
 class Convolution(nn.Module):
-    """The convolution module: GLU, `taps` of each channel's own, norm, swish (Gulati, figure 2)."""
+    """The convolution module: GLU, depthwise convolution, norm, swish (Gulati 2020, figure 2)."""
 
     config: TransformerConfig
     taps: int
@@ -46,7 +46,7 @@ class Convolution(nn.Module):
     ) -> Float[Array, "B S M"]:
         c = self.config
         y = self.project("in", x) * jax.nn.sigmoid(self.project("gate", x))
-        # A filter that looks to both sides sees zeros behind the end, whatever padding became.
+        # Zero the padding: the filter extends to both sides, so it would leak into valid positions.
         y = jnp.where(valid[..., None], y, 0)
         init = nn.initializers.normal(self.taps**-0.5)
         y = depthwise(y, self.param("depthwise", init, (self.taps, c.width)))
@@ -59,7 +59,7 @@ class Convolution(nn.Module):
     def project(
         self, name: str, x: Float[Array, "B S M"], scale: float = 1.0
     ) -> Float[Array, "B S M"]:
-        """Returns x times the matrix `name`, which starts `scale` times the usual size."""
+        """Returns x times the matrix `name`, whose initial values are multiplied by `scale`."""
         c, init = self.config, matrix_init(self.config.init_stddev)
         shape = (x.shape[-1], c.width)
         y = linear(x, self.param(name, lambda *args: init(*args) * scale, shape, jnp.float32))
@@ -73,8 +73,8 @@ class Convolution(nn.Module):
 def depthwise(x: Float[Array, "B S M"], kernel: Float[Array, "N M"]) -> Float[Array, "B S M"]:
     """Returns y_s = sum_n kernel_n x_{s + n - N // 2}, zeros beyond the ends, in the dtype of x.
 
-    A sum of shifted copies, N odd. The backward pass is written down because the one that follows
-    from it pads each of the N copies before they are added.
+    Computed as a sum of shifted copies; N is odd. The custom backward pass avoids automatic
+    differentiation, which would pad each of the N shifted gradients before adding them.
     """
     shifted = _shifted(x, len(kernel))
     return functools.reduce(jnp.add, map(jnp.multiply, shifted, kernel.astype(x.dtype)))
@@ -93,6 +93,7 @@ def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tupl
 def _depthwise_backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     products = [(near * g).sum((0, 1), dtype=kernel.dtype) for near in _shifted(x, len(kernel))]
+    # The gradient of a convolution is the convolution of g with the reversed kernel.
     return depthwise(g, kernel[::-1]), jnp.stack(products)
 
 
@@ -100,9 +101,9 @@ depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class ConformerBlock(nn.Module):
-    """Half a feed-forward layer, a mixer, a convolution, the other half, a norm (equation 1).
+    """Half-step feed-forward, mixer, convolution, half-step feed-forward, norm (equation 1).
 
-    Every sublayer but the last norm is pre-norm and added to what came in.
+    Every sublayer is pre-norm with a residual connection; the final norm is not residual.
     """
 
     config: TransformerConfig
@@ -135,11 +136,11 @@ class ConformerBlock(nn.Module):
 
 
 class ConformerStack(nn.Module):
-    """Blocks that all have the first mixer of `config`, a scan with stacked parameters.
+    """A scan over Conformer blocks with stacked parameters; all use the first mixer of `config`.
 
     Attributes:
-      config: of the layers.
-      taps: of the convolution over time, odd.
+      config: config of the layers.
+      taps: taps of the convolution over time, odd.
     """
 
     config: TransformerConfig
@@ -153,13 +154,13 @@ class ConformerStack(nn.Module):
         mask: Mask | None,
         deterministic: bool,
     ) -> Float[Array, "B S M"]:
-        """Returns what the blocks make of x.
+        """Returns the output of the last block.
 
         Args:
           x: the sequence.
-          valid: which positions are no padding.
-          mask: the same, for a mixer that looks ahead.
-          deterministic: without dropout.
+          valid: False at padding.
+          mask: padding mask for a mixer that looks ahead; None for a causal one.
+          deterministic: disables dropout.
         """
         c = self.config
         layers = nn.scan(

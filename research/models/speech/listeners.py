@@ -1,7 +1,7 @@
-"""Listeners: from frames of sound to fewer states, which a speller or CTC reads.
+"""Listeners: encoders that map frames of sound to fewer states, for a speller or CTC.
 
-Padding is on the right and leaves no trace: states of a row are the same however long its batch
-is, and zeros behind its end.
+Padding is on the right and has no effect: the states of a row do not depend on the padded length of
+the batch, and are zero beyond its end.
 """
 
 import functools
@@ -40,9 +40,9 @@ LISTENERS = ("bilstm", "transformer", "conformer")
 SUBSAMPLINGS = ("convolution", "pyramid")
 MOST_LEVELS = 3
 CHANNELS = 32
-"""Of the convolutions: few, because they run at the rate of the frames."""
+"""Channels of the convolutions; few, because they run at the frame rate."""
 FRAMES = 512
-"""The longest sequence as mechanisms are told that ask for it. There may be more states."""
+"""Nominal maximum length passed to mechanisms that need one; sequences may be longer."""
 AXES = (
     transformer.AXES
     | conformer.AXES
@@ -59,15 +59,16 @@ class ListenerConfig:
     Attributes:
       kind: a name in `LISTENERS`.
       subsampling: a name in `SUBSAMPLINGS`.
-      levels: how often time is halved, 0 to `MOST_LEVELS`.
-      width: N, of the states.
-      num_layers: L, of the layers behind the convolutions.
+      levels: number of times that the frame rate is halved, 0 to `MOST_LEVELS`.
+      width: N, width of the states.
+      num_layers: L, number of layers after the convolutions.
       dropout: rate.
-      init_stddev: of matrices that are neither recurrent nor convolutions; 0: 1 / sqrt(fan in).
-      dtype: of activations.
+      init_stddev: initial standard deviation of matrices that are neither recurrent nor
+        convolutions; 0: 1 / sqrt(fan in).
+      dtype: dtype of activations.
       filter_conv: taps of the Conformer's convolution over time.
-      layers: of a transformer or Conformer.
-      looks_ahead: whether its mixer does, which has to be told then what is padding.
+      layers: config of transformer or Conformer layers; None for bilstm.
+      looks_ahead: whether their mixer is non-causal and so needs a padding mask.
     """
 
     kind: str
@@ -84,7 +85,7 @@ class ListenerConfig:
 
 
 def subsampled(levels: int, length: Any) -> Any:
-    """Returns how many states there are of so many frames: each level halves, rounding up."""
+    """Returns the number of states for `length` frames; each level halves it, rounding up."""
     for _ in range(levels):
         length = (length + 1) // 2
     return length
@@ -97,11 +98,11 @@ def masked(x: Float[Array, "B S ..."], lengths: Int[Array, " B"]) -> Float[Array
 
 
 class Listener(nn.Module):
-    """Frames to states.
+    """Maps frames to states.
 
-    Time is halved by convolutions over time and frequency, kernel 3 and stride 2, and a linear
-    layer (Dong et al. 2018, section 3.3; Gulati et al. 2020, section 2), or between the layers of a
-    pyramid, which has no convolutions (Chan et al. 2016, section 3.1).
+    Subsamples in time by convolutions over time and frequency with kernel 3 and stride 2, followed
+    by a linear layer (Dong et al. 2018, section 3.3; Gulati et al. 2020, section 2), or between the
+    layers of a pyramid, without convolutions (Chan et al. 2016, section 3.1).
     """
 
     config: ListenerConfig
@@ -110,12 +111,12 @@ class Listener(nn.Module):
     def __call__(
         self, x: Float[Array, "B S F"], lengths: Int[Array, " B"], deterministic: bool
     ) -> tuple[Float[Array, "B R N"], Int[Array, " B"]]:
-        """Returns the states and how many of them there are.
+        """Returns the states and their number in each row.
 
         Args:
           x: frames, right-padded.
-          lengths: how many of them there are.
-          deterministic: without dropout.
+          lengths: number of frames in each row.
+          deterministic: disables dropout.
         """
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=deterministic)
@@ -124,6 +125,7 @@ class Listener(nn.Module):
             for i in range(c.levels):
                 x = self._convolve(i, x if i else x[..., None])
                 lengths = subsampled(1, lengths)
+                # Biases make padding nonzero; mask it, or the next kernel would mix it in.
                 x = masked(x, lengths)
             x = drop(masked(self._project(x.reshape(*x.shape[:2], -1)), lengths))
         if c.layers is None:
@@ -132,7 +134,7 @@ class Listener(nn.Module):
         if c.layers.position == "sinusoidal":
             x = x + jnp.asarray(sinusoidal(x.shape[1], c.width), x.dtype)
         x, valid = constrain(x, *HIDDEN), jnp.arange(x.shape[1]) < lengths[:, None]
-        # Padding is on the right: what never looks ahead never sees it.
+        # Padding is on the right, so a causal mixer never attends to it and needs no mask.
         mask = padding(valid) if c.looks_ahead else None
         if c.kind == "conformer":
             stack = ConformerStack(c.layers, c.filter_conv, name="stack")
@@ -142,9 +144,9 @@ class Listener(nn.Module):
         return masked(x, lengths), lengths
 
     def _convolve(self, level: int, x: Float[Array, "B S F C"]) -> Float[Array, "B R G D"]:
-        """Returns half of the frames and bands, rounding up."""
+        """Convolves and rectifies; halves the numbers of frames and bands, rounding up."""
         shape = (3, 3, x.shape[-1], CHANNELS)
-        # A rectifier halves the variance (He et al. 2015).
+        # A gain of sqrt(2), because a rectifier halves the variance (He et al. 2015).
         init = stddev_init(0.0, 9 * x.shape[-1], 2**0.5)
         kernel = self.param(f"convolution_{level}", init, shape)
         bias = self.param(f"convolution_{level}_bias", nn.initializers.zeros, (CHANNELS,))
@@ -161,16 +163,16 @@ class Listener(nn.Module):
 def convolve_by_two(
     x: Float[Array, "B S F C"], kernel: Float[Array, "N N C D"]
 ) -> Float[Array, "B R G D"]:
-    """Returns a convolution of stride 2 over time and frequency: half of each, rounding up.
+    """Convolves with stride 2 over time and frequency, and halves both sizes, rounding up.
 
-    A sum over the taps of products of matrices. XLA's own convolution takes 20 to 30 times as long
-    on CPUs once it is in the body of a loop, as a training step is
+    Computed as a sum of matrix products over the taps: on CPUs, XLA's convolution takes 20 to 30
+    times as long inside a loop, and the training step is the body of a loop
     (benchmarks/convolution_in_loop.py).
 
     Args:
-      x: the input. It is padded alike on both sides at every length, so that frames meet the same
-        taps whatever follows them.
-      kernel: N odd.
+      x: the input, padded here by the same amount on both sides whatever its length, so that the
+        output at a frame does not depend on the number of frames after it.
+      kernel: filter; N is odd.
     """
     size, rows, bands = len(kernel), subsampled(1, x.shape[1]), subsampled(1, x.shape[2])
     half = size // 2
@@ -184,11 +186,11 @@ def convolve_by_two(
 
 
 def bilstm_parameters(c: ListenerConfig, inputs: int) -> dict[str, Any]:
-    """Returns {"0": {"forward": those of a cell, "backward": ...}, "1": ...}.
+    """Declares the parameters: {"0": {"forward": a cell's, "backward": ...}, "1": ...}.
 
     Args:
-      c: of the listener.
-      inputs: width of what the lowest layer reads.
+      c: the listener's config.
+      inputs: input width of the bottom layer.
     """
     found = {}
     for i in range(c.num_layers):
@@ -199,7 +201,7 @@ def bilstm_parameters(c: ListenerConfig, inputs: int) -> dict[str, Any]:
 
 
 def halves(c: ListenerConfig, layer: int) -> bool:
-    """Returns whether a layer of a pyramid reads two states of the one below at a time."""
+    """Returns whether a layer concatenates pairs of states of the layer below (pyramid)."""
     return c.subsampling == "pyramid" and 1 <= layer <= c.levels
 
 
@@ -210,10 +212,11 @@ def bilstm(
     lengths: Int[Array, " B"],
     drop: Drop,
 ) -> tuple[Float[Array, "B R N"], Int[Array, " B"]]:
-    """Returns the top layer's states, forward beside backward, and how many there are.
+    """Returns the top layer's states, both directions concatenated, and their number.
 
-    A layer of a pyramid reads [h_{2 i}, h_{2 i + 1}] of the one below (Chan et al. 2016, equation
-    5), the second of which is zeros behind an odd end. Dropout is between the layers.
+    A layer of a pyramid reads [h_{2 i}, h_{2 i + 1}] of the layer below (Chan et al. 2016, equation
+    5), where the second is zero at the end of an odd number of states. Applies dropout between
+    layers.
     """
     x = constrain(x, "batch", "", "")
     for i in range(c.num_layers):
@@ -231,14 +234,14 @@ def bilstm(
 
 
 def make_listener(model: Any, vocab_size: int, instead: Instead) -> tuple[ListenerConfig, str]:
-    """Returns the listener of a model and the name of its implementation.
+    """Returns the config of a model's listener and the name of its implementation.
 
     Args:
       model: options of `research.models.speech.recognizer`.
       vocab_size: V.
-      instead: other implementations.
+      instead: substitutes for implementations.
 
-    Raises UserError for what does not fit.
+    Raises UserError for options that do not fit together.
     """
     _check(model)
     depth = model.encoder_layers or model.num_layers
@@ -301,13 +304,13 @@ def check_any_length(
     key: str,
     delta: str,
 ) -> None:
-    """Raises UserError if what reads frames has parameters for only so many of them.
+    """Raises UserError if the size of a mixer's parameters depends on the number of frames.
 
     Args:
-      spec: of what reads.
-      described: from its options to what it learns.
-      key: of `config.model` that has its delta.
-      delta: that.
+      spec: the mixer.
+      described: function that returns the parameters a spec declares.
+      key: key of `config.model` with the mixer's delta.
+      delta: value of that key.
     """
     where = f"model.{key}={delta!r}: "
     if spec.position == "learned":
@@ -326,12 +329,12 @@ def check_any_length(
 
 
 def shapes(described: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of what is learned."""
+    """Returns the shapes of the declared parameters."""
     return {name: p.shape for name, p in described.items()}
 
 
 def parameter_axes(c: ListenerConfig, params: Any) -> Any:
-    """Returns the axes of each parameter of a listener, `Axes` to each leaf."""
+    """Returns a tree with the `Axes` of each parameter of a listener."""
     cell = CELLS["lstm"].parameters(1, 1, 0.0)
 
     def axes(path: tuple, _: Any) -> Axes:

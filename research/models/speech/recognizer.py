@@ -1,8 +1,8 @@
-"""Models of speech: a listener, and a speller that attends to it, CTC, or both.
+"""Speech recognizers: a listener (encoder), with a speller (attention decoder), CTC, or both.
 
 Listen, Attend and Spell (Chan et al. 2016), the attention of Chorowski et al. 2015, the
 Speech-Transformer (Dong et al. 2018) and the Conformer (Gulati et al. 2020) are choices of the two
-parts; the objective may join CTC (Graves et al. 2006) to the speller's (Kim et al. 2017).
+parts; the objective can combine the speller's with CTC (Graves et al. 2006; Kim et al. 2017).
 """
 
 from collections.abc import Callable
@@ -38,21 +38,21 @@ from research.tasks.task import BOS, EOS, PAD, Batch
 
 SPELLERS = {"recurrent": make_recurrent_speller, "transformer": make_transformer_speller}
 NO_LABEL = -1e9
-"""The logit of what no frame is labelled with."""
+"""Logit of tokens that are not CTC labels: their probability is practically zero."""
 
 
 @dataclass(frozen=True)
 class SpeechConfig:
-    """Static description of a model of speech.
+    """Static description of a speech recognizer.
 
     Attributes:
       vocab_size: V.
-      length: the most tokens of a target, end token included.
+      length: maximum number of tokens in a target, including the end token.
       ctc_weight: lambda of the objective (1 - lambda) attention + lambda CTC (Kim et al. 2017,
         equation 9); 0: no CTC; 1: no speller.
-      listener: from frames to states.
-      speller: from states to tokens; None if there is none.
-      implementation: the names of the implementations, of the listener first.
+      listener: config of the listener, which maps frames to states.
+      speller: config of the speller, which maps states to tokens; None: no speller.
+      implementation: names of the implementations, listener first.
     """
 
     vocab_size: int
@@ -64,7 +64,7 @@ class SpeechConfig:
 
 
 class SpeechModel(nn.Module):
-    """Frames and target tokens to `SpeechOutputs`; see `SequenceToSequence` in model.py."""
+    """Maps frames and target tokens to `SpeechOutputs`; a `SequenceToSequence` of model.py."""
 
     config: SpeechConfig
 
@@ -79,18 +79,18 @@ class SpeechModel(nn.Module):
             self.bias = self.param("ctc_bias", nn.initializers.zeros, (c.vocab_size,))
 
     def of_batch(self, batch: Batch, *, deterministic: bool = True) -> SpeechOutputs:
-        """Returns what the metrics of speech read.
+        """Returns the outputs from which the metrics of speech recognition are computed.
 
         Args:
           batch: "source" (B, S, F) float32 frames, right-padded, "source_length" (B,) and "inputs"
             (B, T) int32.
-          deterministic: without dropout. The labelling is found only then, of at most 2 T tokens
-            if it is the speller's: errors that only make a transcript longer are to be seen.
+          deterministic: disables dropout, and adds the labelling found by greedy decoding. The
+            speller's has up to 2 T tokens, so that insertion errors show in the error rate.
         """
         c = self.config
         states, lengths = self._listen(batch["source"], batch["source_length"], deterministic)
         ctc = self._ctc_logits(states) if c.ctc_weight else None
-        # Nobody looks at what is found before there are parameters.
+        # Decoding during initialization would only cost compile time.
         looks = deterministic and not self.is_initializing()
         logits = labelling = None
         if c.speller is not None:
@@ -106,8 +106,11 @@ class SpeechModel(nn.Module):
     def encode(
         self, source: Float[Array, "B S F"], source_length: Int[Array, " B"]
     ) -> dict[str, Any]:
-        """Returns the memory: "valid" (B, R), "ctc" (B, R, V) log p if there is CTC, and what the
-        speller remembers of the R states."""
+        """Returns the memory of the R states.
+
+        "valid" (B, R): False at padding. "ctc" (B, R, V): log p, if the model has CTC. And the
+        memory of the speller, if there is one.
+        """
         states, lengths = self._listen(source, source_length, deterministic=True)
         memory: Memory = {"valid": jnp.arange(states.shape[1]) < lengths[:, None]}
         if self.config.speller is not None:
@@ -117,25 +120,25 @@ class SpeechModel(nn.Module):
         return memory
 
     def init_state(self, memory: Memory, length: int) -> Any:
-        """Returns the state before the first token, with room for `length` of them.
+        """Returns the state before the first token, with room for `length` tokens.
 
-        Raises UserError without a speller.
+        Raises UserError if the model has no speller.
         """
         return self._speller().init_state(memory, length)
 
     def step(
         self, memory: Memory, state: Any, token: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], Any, Float[Array, "B H R"]]:
-        """Returns float32 logits of the next token, the new state, and how the states were read.
+        """Returns float32 logits of the next token, the new state, and the attention weights.
 
-        Raises UserError without a speller.
+        Raises UserError if the model has no speller.
         """
         return self._speller().step(memory, state, token)
 
     def weights(self, batch: Batch) -> Float[Array, "B H T R"]:
-        """Returns how each target of a batch reads the states, given the inputs before it.
+        """Returns the attention weights of each target position (teacher forcing) on the states.
 
-        H is 0 without attention, as without a speller.
+        H is 0 without attention or without a speller.
         """
         states, lengths = self._listen(batch["source"], batch["source_length"], True)
         if self.config.speller is None:
@@ -145,9 +148,9 @@ class SpeechModel(nn.Module):
         return self.speller.decode(memory, batch["inputs"], True, with_weights=True)[1]
 
     def ctc(self, memory: Memory) -> tuple[Float[Array, "B R V"], Int[Array, " B"]]:
-        """Returns log p of each frame's label, PAD the blank, and how many frames there are.
+        """Returns log p of each frame's label, with PAD as the blank, and the number of frames.
 
-        Raises UserError without CTC.
+        Raises UserError if the model has no CTC.
         """
         if not self.config.ctc_weight:
             raise UserError("model.ctc_weight=0.0: this model has no CTC; it needs more than 0.")
@@ -155,20 +158,20 @@ class SpeechModel(nn.Module):
 
     @nn.nowrap
     def subsampled(self, length: Any) -> Any:
-        """Returns R, how many states there are of `length` frames."""
+        """Returns R, the number of states for `length` frames."""
         return listeners.subsampled(self.config.listener.levels, length)
 
     @property
     def implementation(self) -> str:
-        """How the mixers are computed, those of the listener first."""
+        """Names of the implementations of the mixers, listener first."""
         return self.config.implementation
 
     @nn.nowrap
     def parameter_axes(self, params: Any) -> Any:
-        """Returns the axes of each parameter, `Axes` to each leaf.
+        """Returns a tree with the `Axes` of each parameter.
 
         Args:
-          params: parameters or their shapes; leading axes of their own are not described.
+          params: parameters or their shapes; extra leading axes (population) are not described.
         """
         c = self.config
         found: dict[str, Any] = {
@@ -182,9 +185,9 @@ class SpeechModel(nn.Module):
 
     @nn.nowrap
     def state_bytes(self, length: int) -> int | None:
-        """Returns the bytes that spelling one sequence keeps: of `length` tokens and states each.
+        """Returns the bytes needed to decode one sequence of `length` tokens from `length` states.
 
-        None without a speller.
+        Returns None without a speller.
         """
         c = self.config
         if c.speller is None:
@@ -209,7 +212,7 @@ class SpeechModel(nn.Module):
         return constrain(logits, "batch", "length", "vocab")
 
     def _spelled(self, memory: Memory, length: int) -> Int[Array, "B T"]:
-        # A scan over calls of a module needs it apart from its parameters.
+        # A bound Linen module cannot be called inside lax.scan, so separate it from its parameters.
         speller, variables = self.speller.unbind()
         state = self.speller.init_state(memory, length)
 
@@ -222,13 +225,13 @@ class SpeechModel(nn.Module):
 def spelled(
     step: Callable[[Any, Array], tuple[Array, Any]], state: Any, rows: int, length: int
 ) -> Int[Array, "B T"]:
-    """Returns what greedy decoding finds: tokens before the end token, PAD after them.
+    """Returns the result of greedy decoding: the tokens before the end token, then PAD.
 
     Args:
-      step: (state, token (B,)) -> logits (B, V) of the next one and the state.
-      state: before the first token.
+      step: (state, token (B,)) -> logits (B, V) of the next token and the new state.
+      state: the state before the first token.
       rows: B.
-      length: T, the most tokens that are looked for.
+      length: T, the maximum number of tokens.
     """
 
     def one(carry: tuple, _: None) -> tuple:
@@ -254,10 +257,10 @@ OF_RECURRENT = ("cell", "attention", "input_feeding", "embedding_width", "median
 class SpeechOptions(TransformerOptions):
     """A listener that reads frames of sound, and a speller that writes, or CTC, or both
 
-    A transformer or Conformer that listens has the mechanism as the encoder of an encoder-decoder
-    has it, `encoder` included; a transformer that spells has it as its decoder, `cross` included; a
-    recurrent speller reads it as a recurrent model does. Options of spellers may be set where CTC
-    is alone, so that an ablation can have arms with and without.
+    A transformer or Conformer listener uses the mechanism keys, and `encoder`, like the encoder of
+    an encoder-decoder; a transformer speller uses them, and `cross`, like its decoder; a recurrent
+    speller uses them like a recurrent model. Speller options may be set even for CTC alone, so that
+    an ablation can have arms with and without a speller.
     """
 
     source = "Chan et al. 2016; Kim et al. 2017"
@@ -310,7 +313,7 @@ class SpeechOptions(TransformerOptions):
     )
 
     def reads(self, declared: Declared) -> bool:
-        """Returns whether an option is read, which depends on listener and speller."""
+        """Returns whether an option is read, given the listener and the speller."""
         if not super().reads(declared):
             return False
         if declared.name in OF_BLOCKS:
@@ -333,7 +336,7 @@ class SpeechOptions(TransformerOptions):
     def make(
         self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
     ) -> SpeechModel:
-        """Returns the recognizer; frames have no limit. See `ModelOptions`."""
+        """Returns the recognizer, for any number of frames; see `ModelOptions`."""
         listener, heard = make_listener(self, vocab_size, instead or {})
         speller, said = None, ""
         if self.ctc_weight < 1:

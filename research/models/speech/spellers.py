@@ -1,8 +1,8 @@
-"""Spellers: from a listener's states to tokens, one after the other.
+"""Spellers: decoders that predict tokens from a listener's states.
 
-Both kinds have the same methods. `remember` keeps what decoding needs of the states; `decode` takes
-all inputs of a batch at once; `init_state` and `step` take one token after the other, which gives
-the same logits.
+Both kinds have the same methods. `remember` computes the memory from the states; `decode` processes
+all inputs of a batch at once; `init_state` and `step` process one token at a time, with the same
+logits.
 """
 
 from collections.abc import Mapping
@@ -51,16 +51,16 @@ from research.parallel.rules import constrain
 
 Memory = dict[str, Any]
 Decoded = tuple[Float[Array, "B T V"], Any]
-"""Logits, and weights (B, H, T, S) if they were asked for, None otherwise."""
+"""Logits, and weights (B, H, T, S) if requested, otherwise None."""
 
 
 @dataclass(frozen=True)
 class TransformerSpellerConfig:
-    """Static description of a transformer that spells.
+    """Static description of a transformer speller.
 
     Attributes:
-      decoder: of the layers, the target's positions and the embeddings.
-      cross: how every layer reads the states.
+      decoder: config of the layers, the target's positions and the embeddings.
+      cross: cross-attention to the states, the same in every layer.
     """
 
     decoder: TransformerConfig
@@ -71,22 +71,22 @@ SpellerConfig = RecurrentConfig | TransformerSpellerConfig
 
 
 def make(config: SpellerConfig, name: str | None = None) -> "Speller":
-    """Returns the speller of a description."""
+    """Returns the speller with the given config."""
     if isinstance(config, RecurrentConfig):
         return RecurrentSpeller(config, name=name)
     return TransformerSpeller(config, name=name)
 
 
 def recurrent_parameters(c: RecurrentConfig) -> dict[str, Any]:
-    """Returns what a recurrent speller learns, as a tree of `Parameter`."""
+    """Returns the declarations of a recurrent speller's parameters, a tree of `Parameter`."""
     return {name: tree for name, tree in c.parameters().items() if name != "encoder"}
 
 
 class RecurrentSpeller(nn.Module):
     """The decoder of research/models/recurrent/language_model.py, without the encoder.
 
-    Its first states are made of the mean of the listener's states, which is also the vector that
-    attention `fixed_every_step` reads: a Conformer has no last state.
+    Its initial states are computed from the mean of the listener's states, because a Conformer has
+    no final state; attention `fixed_every_step` uses the same vector.
     """
 
     config: RecurrentConfig
@@ -97,7 +97,7 @@ class RecurrentSpeller(nn.Module):
         self.dropout = nn.Dropout(self.config.dropout)
 
     def remember(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
-        """Returns the memory of states that are zeros from `lengths` on."""
+        """Returns the memory of states, which must be zero from `lengths` on."""
         sizes = self.config.sizes
         count = jnp.maximum(lengths, 1)[:, None]
         mean = states.astype(jnp.float32).sum(1) / count
@@ -112,7 +112,7 @@ class RecurrentSpeller(nn.Module):
         deterministic: bool,
         with_weights: bool = False,
     ) -> Decoded:
-        """Returns float32 logits after each input and, if wanted, how the states were read."""
+        """Returns float32 logits after each input and, if requested, the attention weights."""
 
         def drop(x: Array) -> Array:
             return self.dropout(x, deterministic=deterministic)
@@ -126,7 +126,7 @@ class RecurrentSpeller(nn.Module):
         return self._logits(drop(h)), jnp.swapaxes(weights, 1, 2)
 
     def init_state(self, memory: Memory, length: int) -> dict[str, Any]:
-        """Returns the state before the first token, of the same size at every length."""
+        """Returns the state before the first token, of a size independent of `length`."""
         return networks.first_state(self.config.sizes, memory)
 
     def step(
@@ -156,7 +156,7 @@ class RecurrentSpeller(nn.Module):
 
 
 class TransformerSpeller(nn.Module):
-    """The decoder of research/models/encoder_decoder.py."""
+    """The decoder of research/models/encoder_decoder.py, without the encoder."""
 
     config: TransformerSpellerConfig
 
@@ -173,7 +173,7 @@ class TransformerSpeller(nn.Module):
             self.position = self.param("position", init, (c.length, c.width))
 
     def remember(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
-        """Returns what all layers read of the states, "kept" (L, B, ...), and "valid" (B, S)."""
+        """Returns the memory: "kept", each layer's keys and values (L, B, ...), "valid" (B, S)."""
         cross = dict(self.cross["layers"])
         kept = jax.vmap(self.config.cross.remember, (0, None))(cross, states)
         return {"kept": kept, "valid": jnp.arange(states.shape[1]) < lengths[:, None]}
@@ -185,12 +185,12 @@ class TransformerSpeller(nn.Module):
         deterministic: bool,
         with_weights: bool = False,
     ) -> Decoded:
-        """Returns float32 logits after each input and, if wanted, the weights of all layers."""
+        """Returns float32 logits after each input and, if requested, the weights of all layers."""
         logits, _, weights = self._decode(memory, None, inputs, deterministic, with_weights)
         return logits, weights
 
     def init_state(self, memory: Memory, length: int) -> dict[str, Any]:
-        """Returns the state before the first token, with room for `length` of them."""
+        """Returns the state before the first token, with room for `length` tokens."""
         return transformer.init_state(self.config.decoder, len(memory["valid"]), length)
 
     def step(
@@ -201,7 +201,7 @@ class TransformerSpeller(nn.Module):
         return found[0][:, 0], found[1], found[2][:, :, 0]
 
     def _init_cross(self, key: jax.Array) -> dict[str, Any]:
-        """Cross-attention of all layers, stacked as the parameters of the layers are."""
+        """Returns initial cross-attention parameters, stacked over layers like the layers' own."""
         described, depth = self.config.cross.parameters(), self.config.decoder.num_layers
         return {"layers": jax.vmap(drawn(described))(jax.random.split(key, depth))}
 
@@ -228,7 +228,7 @@ Speller = RecurrentSpeller | TransformerSpeller
 
 
 def parameter_axes(config: SpellerConfig, params: Any) -> Any:
-    """Returns the axes of each parameter of a speller, `Axes` to each leaf."""
+    """Returns a tree with the `Axes` of each parameter of a speller."""
     if isinstance(config, RecurrentConfig):
         described = recurrent_parameters(config)
         return jax.tree.map(lambda p: p.axes, described, is_leaf=is_parameter)
@@ -247,12 +247,12 @@ def parameter_axes(config: SpellerConfig, params: Any) -> Any:
 
 
 def state_bytes(config: SpellerConfig, width: int, length: int) -> int:
-    """Returns the bytes that decoding keeps of a sequence of `length` tokens and as many states.
+    """Returns the bytes needed to decode one sequence of `length` tokens from `length` states.
 
     Args:
-      config: of the speller.
-      width: N, of the states.
-      length: tokens, and the listener's states that they are read from.
+      config: the speller's config.
+      width: N, width of the states.
+      length: number of tokens, and of the listener's states.
     """
     speller = make(config)
     dtype = config.dtype if isinstance(config, RecurrentConfig) else config.decoder.dtype
@@ -261,7 +261,7 @@ def state_bytes(config: SpellerConfig, width: int, length: int) -> int:
         states = jnp.zeros((1, length, width), dtype)
         memory = speller.remember(states, jnp.full((1,), length))
         state = speller.init_state(memory, length)
-        # First states are in the state, and which of the listener's are valid is one number.
+        # "initial" is already counted in the state, and "valid" is determined by one number.
         return {k: a for k, a in memory.items() if k not in ("initial", "valid")}, state
 
     found = jax.eval_shape(lambda: speller.init_with_output(jax.random.key(0), method=kept)[0])
@@ -271,7 +271,7 @@ def state_bytes(config: SpellerConfig, width: int, length: int) -> int:
 def make_recurrent_speller(
     model: Any, vocab_size: int, length: int, instead: Instead
 ) -> tuple[SpellerConfig, str]:
-    """Returns a recurrent speller and the name of its implementation."""
+    """Returns the config of a recurrent speller and the name of its implementation."""
     config = recurrent_config(model, vocab_size, FRAMES)
     lengths = (FRAMES, 2 * FRAMES)
     readers = filter(None, (make_reader(model, model.attention, n) for n in lengths))
@@ -287,7 +287,7 @@ def make_recurrent_speller(
 def make_transformer_speller(
     model: Any, vocab_size: int, length: int, instead: Instead
 ) -> tuple[SpellerConfig, str]:
-    """Returns a transformer that spells and the names of its implementations."""
+    """Returns the config of a transformer speller and the names of its implementations."""
     decoder = pattern(model)
     layers = tuple(one.spec(length) for one in decoder)
     check_causal(layers, "a speller")
@@ -309,7 +309,7 @@ def make_transformer_speller(
 
 
 def windowed(reader: Reader | None, model: Any) -> Reader | None:
-    """Returns the reader with the window of `config.model.median_window`. Raises UserError."""
+    """Applies the window `model.median_window`, if set, to the reader. Raises UserError."""
     if model.median_window == 0:
         return reader
     where = f"model.median_window={model.median_window}"

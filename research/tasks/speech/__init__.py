@@ -1,1 +1,1 @@
-"""Speech recognition: recordings, features, and what is made of them."""
+"""Speech recognition: recordings, features, the task and its metrics."""

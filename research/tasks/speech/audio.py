@@ -1,4 +1,4 @@
-"""Recordings from files, as samples of one channel at one rate."""
+"""Reads audio files as samples of one channel at a given rate."""
 
 import os
 import struct
@@ -12,42 +12,41 @@ from jaxtyping import Float
 from research.errors import UserError
 
 FORMATS = ("WAV", "WAVEX", "FLAC")
-"""libsndfile's names of what is read: the formats of which a file that was cut short is noticed."""
+"""Accepted formats, as named by libsndfile: those for which truncated files are detected."""
 
 LEAST_RATE, GREATEST_RATE = 4_000, 384_000
-"""Samples per second that a file may have: less carries no speech, more is a broken header."""
+"""Accepted sample rates in Hz: lower ones carry no speech, higher ones mean a broken header."""
 
 GREATEST_SAMPLE = 2.0**31
-"""Full scale is 1; a file of floats may hold integers of up to 32 bits, but no more."""
+"""Largest accepted sample (full scale is 1): float files may hold integers of up to 32 bits."""
 
 _UNKNOWN_LENGTH = 0x7FFF_F000
-"""Lengths from here on are what programs put down that cannot seek back in what they wrote."""
+"""Lengths from here on are placeholders of programs that stream and cannot rewrite the header."""
 
 
 def read_audio(path: Path, rate: int, max_seconds: float = 30.0) -> Float[np.ndarray, "N"]:
     """Returns the samples of a WAV or FLAC file, float32, full scale 1.
 
-    Channels are averaged. A file of another rate is resampled with scipy's polyphase filter (a
-    Kaiser-windowed sinc), which lets nothing pass that the new rate cannot hold: N is then the
-    number of samples * rate / rate of the file, rounded up. Integers are divided by their full
-    scale, so they are in [-1, 1); files of floats are not, when their peak is above 1: it is kept,
-    since clipping would distort and scaling would make a recording's loudness that of its peak.
-    Resampling can overshoot a peak, too.
+    Averages the channels. Files at other rates are resampled with scipy's polyphase anti-aliasing
+    filter (a Kaiser-windowed sinc); N is then the number of samples * rate / the file's rate,
+    rounded up. Integers are divided by their full scale, so they are in [-1, 1). Float files may
+    have peaks above 1, which are kept: clipping would distort, and rescaling would make the
+    loudness depend on the peak. Resampling may overshoot peaks, too.
 
     Args:
-      path: WAV (any sample format of libsndfile's: integers of 8 to 32 bits, floats, A-law, mu-law,
-        ADPCM, GSM) or FLAC; by content, whatever the file's name.
-      rate: samples per second that are wanted.
-      max_seconds: longer recordings are refused, without reading more than their header.
+      path: WAV (any sample format of libsndfile: integers of 8 to 32 bits, floats, A-law, mu-law,
+        ADPCM, GSM) or FLAC, recognized by content, whatever the file's name.
+      rate: requested samples per second.
+      max_seconds: maximum duration; checked from the header before reading samples.
 
-    Raises UserError when the file is missing, no audio, empty, longer, cut short or damaged, or has
-    samples that are no numbers.
+    Raises UserError if the file is missing, not audio, empty, too long, truncated or damaged, or
+    has samples that are not finite numbers.
     """
     if not os.path.isfile(path):
         what = "is a directory" if os.path.isdir(path) else "does not exist"
         raise UserError(f"{path} {what}; a WAV or FLAC file is needed.")
     try:
-        # Opened here, because soundfile takes the ending ".raw" for a format.
+        # Pass a file descriptor, because soundfile treats the suffix ".raw" as a format.
         with open(path, "rb") as content, soundfile.SoundFile(content.fileno(), closefd=False) as f:
             _check_header(path, f, max_seconds)
             samples, found = f.read(f.frames, dtype="float32", always_2d=True), f.samplerate
@@ -71,7 +70,7 @@ def read_audio(path: Path, rate: int, max_seconds: float = 30.0) -> Float[np.nda
 
 
 def _check_header(path: Path, file: soundfile.SoundFile, max_seconds: float) -> None:
-    """Raises UserError unless the file's header is that of a recording that is wanted."""
+    """Raises UserError if the header shows an unsupported, truncated, empty or too long file."""
     if file.format not in FORMATS:
         raise UserError(f"{path} is {file.format_info}; a WAV or FLAC file is needed.")
     if not LEAST_RATE <= file.samplerate <= GREATEST_RATE:
@@ -99,9 +98,9 @@ def _check_header(path: Path, file: soundfile.SoundFile, max_seconds: float) -> 
 
 
 def _missing_bytes(path: Path) -> int:
-    """Returns how many bytes of a WAV file's samples are missing.
+    """Returns the number of bytes missing from a WAV file's samples.
 
-    Looked up here because libsndfile takes what there is for the length of such a file.
+    libsndfile does not report this: it takes the existing bytes as the length of a truncated file.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -122,7 +121,7 @@ def _resample(
     """Returns the samples at another rate, float32."""
     if found == wanted:
         return samples
-    # Here, for it takes longer to import than everything else that reads audio.
+    # Imported lazily: it takes longer to import than everything else that reads audio.
     from scipy.signal import resample_poly
 
     common = gcd(found, wanted)

@@ -1,4 +1,4 @@
-"""Log-mel filterbank features of recordings, as Kaldi defines them."""
+"""Computes log-mel filterbank features of recordings, as defined by Kaldi."""
 
 import hashlib
 import io
@@ -23,26 +23,26 @@ from research.tasks.speech.manifest import Utterance
 FRAME_SECONDS, SHIFT_SECONDS = 0.025, 0.010
 LOW_HZ = 20.0
 HIGH = 0.95
-"""Where the highest band ends, as a part of half the rate: 3,800 Hz at 8 kHz, 7,600 at 16 kHz."""
+"""Upper edge of the highest band as a fraction of half the sample rate: 3,800 Hz at 8 kHz."""
 
 FULL_SCALE = 32768.0
-"""What a sample of 1 is multiplied with: Kaldi's features are of 16-bit integers."""
+"""Factor applied to samples with full scale 1, because Kaldi's features assume 16-bit integers."""
 
 LOG_FLOOR = 0.0
-"""The least log energy of a band, about that of the rounding noise of 16 bits.
+"""Lower bound on the log energy of a band, about that of 16-bit rounding noise.
 
-Kaldi's own is -15.9, and relies on dither: a stretch of zeros would be farther from a silent room
-than that is from speech, and decide alone what `normalize` does to the rest.
+Kaldi's floor is -15.9 and relies on dither. Without dither, a stretch of digital zeros would be
+farther from a silent room than the room is from speech, and would dominate `normalize`.
 """
 
 LEAST_DEVIATION = 1e-2
-"""The least standard deviation of a band that `normalize` divides by."""
+"""Lower bound on the standard deviation that `normalize` divides by."""
 
-_VERSION = 1  # of the cached features: to be raised with every change of what is computed
+_VERSION = 1  # of the cached features; raise it when the computation changes
 
 
 def num_frames(samples: int, rate: int) -> int:
-    """Returns F, the frames of a recording: one for each 10 ms, rounded, and at least one."""
+    """Returns F, the number of frames: one for each 10 ms, rounded, and at least one."""
     shift = int(rate * SHIFT_SECONDS)
     return max(1, (samples + shift // 2) // shift)
 
@@ -50,22 +50,22 @@ def num_frames(samples: int, rate: int) -> int:
 def log_mel(samples: Float[np.ndarray, "N"], rate: int, num_mels: int = 40) -> np.ndarray:
     """Returns (F, num_mels) float32: natural logarithms of the energy in mel-spaced bands.
 
-    Kaldi's compute-fbank-feats without dither, so the same every time (Povey et al. 2011, "The
-    Kaldi speech recognition toolkit"; feature-window.cc, mel-computations.cc): frames of 25 ms
-    every 10 ms, each without its mean, pre-emphasis 0.97, Povey window, power spectrum of the next
-    power of two, triangles between 20 Hz and 0.95 of half the rate that are equally wide in
-    mel = 1127 ln(1 + f / 700), and no energy below that of `LOG_FLOOR`.
+    Kaldi's compute-fbank-feats without dither, hence deterministic (Povey et al. 2011, "The Kaldi
+    speech recognition toolkit"; feature-window.cc, mel-computations.cc): frames of 25 ms every 10
+    ms, mean removed, pre-emphasis 0.97, Povey window, power spectrum of the next power of two,
+    triangular filters between 20 Hz and 0.95 of half the rate that are equally wide in
+    mel = 1127 ln(1 + f / 700), and log energies of at least `LOG_FLOOR`.
 
-    Frame i is centred on sample (i + 1/2) * shift, and samples beyond the ends are those before
-    them mirrored (`snip_edges=false`), so that even a recording shorter than one frame has some:
-    F = `num_frames(N, rate)`. A recording of less than 5 ms is filled up with zeros.
+    Frame i is centred on sample (i + 1/2) * shift, and the signal is mirrored at its ends
+    (`snip_edges=false`), so that even a recording shorter than one frame has one:
+    F = `num_frames(N, rate)`. A recording of less than 5 ms is padded with zeros.
 
     Args:
-      samples: full scale 1, N > 0.
+      samples: samples with full scale 1, N > 0.
       rate: samples per second.
-      num_mels: bands; each must have a point of the spectrum in it.
+      num_mels: number of bands; each must contain a point of the spectrum.
 
-    Raises UserError for a rate or a number of bands that cannot be.
+    Raises UserError for an invalid rate or number of bands.
     """
     if not LEAST_RATE <= rate <= GREATEST_RATE:
         raise UserError(
@@ -75,7 +75,7 @@ def log_mel(samples: Float[np.ndarray, "N"], rate: int, num_mels: int = 40) -> n
         raise UserError(f"task.num_mels={num_mels} must be at least 1.")
     try:
         online = kaldi_native_fbank.OnlineFbank(_options(rate, num_mels))
-    except ValueError:  # a triangle without any point of the spectrum
+    except ValueError:  # a filter that contains no point of the spectrum
         raise UserError(
             f"task.num_mels={num_mels} are too many bands for {rate:,} samples a second."
         ) from None
@@ -88,7 +88,7 @@ def log_mel(samples: Float[np.ndarray, "N"], rate: int, num_mels: int = 40) -> n
 
 
 def _options(rate: int, num_mels: int) -> kaldi_native_fbank.FbankOptions:
-    """Returns Kaldi's defaults, but for dither, frames at the edges and the highest band."""
+    """Returns Kaldi's defaults, except for dither, frames at the edges and the frequency range."""
     options = kaldi_native_fbank.FbankOptions()
     options.frame_opts.samp_freq = rate
     options.frame_opts.dither = 0.0
@@ -100,10 +100,10 @@ def _options(rate: int, num_mels: int) -> kaldi_native_fbank.FbankOptions:
 
 
 def normalize(features: Float[np.ndarray, "F num_mels"]) -> Float[np.ndarray, "F num_mels"]:
-    """Returns the features of one recording with mean 0 and variance 1 over frames, float32.
+    """Normalizes each band of one recording to mean 0 and variance 1 over frames, float32.
 
-    Each band for itself, so that neither loudness nor the microphone's response matters. A band
-    that hardly varies, as in silence, is divided by `LEAST_DEVIATION`.
+    This removes the loudness and the microphone's frequency response. A band that hardly varies, as
+    in silence, is divided by `LEAST_DEVIATION`.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     deviation = features.std(axis=0, dtype=np.float64)
@@ -117,16 +117,16 @@ def load_features(
     max_seconds: float = 30.0,
     cache: Path | None = None,
 ) -> list[np.ndarray]:
-    """Returns `log_mel` of every recording, not normalised: (F, num_mels) float32 each.
+    """Returns `log_mel` of every recording, not normalized: (F, num_mels) float32 each.
 
-    All are held in memory, and kept in a file of the cache whose name is a hash of the recordings'
-    content and of everything else that the features depend on. Says on stderr how far it is.
+    Keeps all of them in memory, and caches them in a file named by a hash of the recordings'
+    content and of everything else that the features depend on. Shows progress on stderr.
 
     Args:
-      utterances: of which only the paths are read.
-      rate, num_mels: see `log_mel`; recordings of another rate are resampled.
-      max_seconds: longer recordings are refused.
-      cache: a directory; default: "features" in `cache_directory()`.
+      utterances: the recordings; only their paths are used.
+      rate, num_mels: see `log_mel`; recordings at other rates are resampled.
+      max_seconds: maximum duration; longer recordings raise an error.
+      cache: cache directory; default: "features" in `cache_directory()`.
 
     Raises UserError for a recording that cannot be read; see `read_audio`.
     """
@@ -153,7 +153,7 @@ def load_features(
 
 
 def _digest(path: Path) -> str:
-    """Returns the sha256 of a file, "" when there is none: `read_audio` says what is wrong."""
+    """Returns the sha256 of a file, or "" if it cannot be read; `read_audio` reports the error."""
     try:
         return file_digest(path)
     except OSError:
@@ -161,7 +161,7 @@ def _digest(path: Path) -> str:
 
 
 def _read(path: Path) -> list[np.ndarray] | None:
-    """Returns features from the cache, or None when they are not there or damaged."""
+    """Returns features from the cache, or None if they are missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             frames, lengths = arrays["frames"], arrays["lengths"]
@@ -171,7 +171,7 @@ def _read(path: Path) -> list[np.ndarray] | None:
 
 
 def _write(path: Path, features: Sequence[np.ndarray]) -> None:
-    """Writes features to the cache if it can be written to."""
+    """Writes features to the cache; on a disk error only prints a message."""
     if not features:
         return
     content = io.BytesIO()

@@ -1,8 +1,8 @@
-"""Strings of recordings, joined on the device inside the compiled step.
+"""Concatenates recordings to strings, on the device inside the compiled step.
 
-A string is recordings one after the other, with pauses before, between and after them. Frames of a
-pause are drawn from the quietest ones of the recording before it (of the first, at the beginning):
-what a room sounds like when nobody speaks. Features are normalized when they are joined.
+A string is a sequence of recordings with pauses before, between and after them. The frames of a
+pause are drawn from the quietest frames of the recording before it (at the beginning, of the first
+recording), to imitate the background noise. Features are normalized after concatenation.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from research.tasks.task import BOS, EOS, PAD, Batch
 from research.tasks.text.encoded_pairs import padded_rows
 
 QUIET = 4
-"""Frames of each recording that pauses are made of."""
+"""Number of frames of each recording from which pauses are drawn."""
 
 
 class Plan(NamedTuple):
-    """Which strings: B of them, of at most N recordings.
+    """Composition of B strings of at most N recordings.
 
     Attributes:
-      picks: recordings by number.
-      number: how many of them there are; 0 makes a row that counts for nothing.
-      pauses: frames before each recording, and after the last one.
-      key: of the frames of the pauses, one to each string.
+      picks: indices of the recordings.
+      number: number of recordings in each string; 0 makes a row that metrics ignore.
+      pauses: number of frames of the pause before each recording, and after the last one.
+      key: random key for the frames of the pauses, one per string.
     """
 
     picks: Int[Array, "B N"]
@@ -38,15 +38,16 @@ class Plan(NamedTuple):
 
 
 def stored(features: Sequence[np.ndarray], tokens: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns R recordings as `joined` reads them, of all frames in a row.
+    """Returns R recordings in the form that `joined` reads, with all frames concatenated.
 
     Args:
-      features: (F, num_mels) of each, not normalized.
-      tokens: of each transcript, without an end token.
+      features: (F, num_mels) for each recording, not normalized.
+      tokens: tokens of each transcript, without an end token.
 
     Returns:
-      "frames" (sum of F, num_mels) float32; "start", "length" (R,), "quiet" (R, QUIET), numbers of
-      frames, "tokens" (R, W), padded, and "token_count" (R,), int32.
+      "frames" (sum of F, num_mels) float32; and int32 "start" and "length" (R,) of each recording
+      in frames, "quiet" (R, QUIET), indices of its quietest frames, "tokens" (R, W), padded, and
+      "token_count" (R,).
     """
     lengths = np.array([len(f) for f in features])
     start = np.cumsum(lengths) - lengths
@@ -69,14 +70,14 @@ def draw_plan(
     pools: Sequence[tuple[int, int]],
     pause: tuple[int, int],
 ) -> Plan:
-    """Returns random strings, each of the recordings of one pool, all pools equally likely.
+    """Draws random strings, each from the recordings of one pool; pools are equally likely.
 
     Args:
-      keys: of each string.
-      number: recordings of each string, at most `most`.
+      keys: random key of each string.
+      number: number of recordings in each string, at most `most`.
       most: N.
-      pools: (first recording, number of recordings), for example of each speaker.
-      pause: shortest and longest pause, frames.
+      pools: (first recording, number of recordings) of each pool, for example of each speaker.
+      pause: shortest and longest pause, in frames.
     """
     first, size = jnp.array(pools, jnp.int32).T
 
@@ -92,16 +93,16 @@ def draw_plan(
 
 
 def segments(length: Int[Array, " R"], plan: Plan) -> Int[Array, "B 2N+1"]:
-    """Returns the frames of pause, recording, pause, ..., pause; 0 for those that are not there.
+    """Returns the lengths in frames of pause, recording, pause, ..., pause; 0 for absent ones.
 
     Args:
-      length: of all recordings.
-      plan: which strings.
+      length: length of every recording, in frames.
+      plan: composition of the strings.
     """
     index = jnp.arange(plan.picks.shape[1])
     there = index < plan.number[:, None]
     lengths = jnp.where(there, jnp.asarray(length)[plan.picks], 0)
-    # A pause follows every recording that is there, and one comes before the first.
+    # There is a pause after every recording, and one before the first.
     pauses = jnp.where(jnp.pad(there, ((0, 0), (1, 0)), constant_values=True), plan.pauses, 0)
     both = jnp.stack([pauses[:, :-1], lengths], axis=-1).reshape(len(lengths), -1)
     both = jnp.concatenate([both, pauses[:, -1:]], axis=1)
@@ -112,15 +113,15 @@ def joined(data: Any, plan: Plan, frames: int, tokens: int) -> Batch:
     """Returns a batch of strings.
 
     Args:
-      data: as `stored` returned it, on the device.
-      plan: which strings.
-      frames: S; a string with more counts for nothing.
-      tokens: T; the same.
+      data: result of `stored`, on the device.
+      plan: composition of the strings.
+      frames: S; a string with more frames gets no targets, so metrics ignore it.
+      tokens: T; likewise for more tokens.
 
     Returns:
-      "source" (B, S, num_mels) float32, normalized, 0 at padding; "source_length" (B,); "inputs"
-      and "targets" (B, T), -1 where nothing is asked; "span" (B, T, 2), first frame and the one
-      after the last of the recording that a target belongs to, equal where there is none; int32.
+      "source" (B, S, num_mels) float32, normalized, 0 at padding; and int32 "source_length" (B,);
+      "inputs" and "targets" (B, T), targets -1 where there is none; "span" (B, T, 2), start and end
+      (exclusive) frame of the recording that a target belongs to, equal if there is none.
     """
     ends = segments(data["length"], plan).cumsum(axis=1)
     total = ends[:, -1]
@@ -155,7 +156,7 @@ def joined(data: Any, plan: Plan, frames: int, tokens: int) -> Batch:
 
 
 def _targets(data: Any, plan: Plan, tokens: int) -> tuple[Array, Array]:
-    """Returns targets (B, T), and where the tokens of each recording end (B, N)."""
+    """Returns targets (B, T), and the exclusive end of each recording's tokens (B, N)."""
     there = jnp.arange(plan.picks.shape[1]) < plan.number[:, None]
     ends = jnp.where(there, data["token_count"][plan.picks], 0).cumsum(axis=1)
     at = jnp.arange(tokens)
@@ -169,9 +170,9 @@ def _targets(data: Any, plan: Plan, tokens: int) -> tuple[Array, Array]:
 
 
 def normalized(x: Float[Array, "B S F"], length: Int[Array, " B"]) -> Float[Array, "B S F"]:
-    """Returns features with mean 0 and variance 1 over the frames that are there, 0 elsewhere.
+    """Normalizes features to mean 0 and variance 1 over the valid frames; padding becomes 0.
 
-    The same as `features.normalize` of each row's frames.
+    Equals `features.normalize` applied to the valid frames of each row.
     """
     there = (jnp.arange(x.shape[1]) < length[:, None])[..., None]
     count = jnp.maximum(jnp.minimum(length, x.shape[1]), 1)[:, None, None]
@@ -188,18 +189,18 @@ def masked(
     time: tuple[int, int],
     band: tuple[int, int],
 ) -> Float[Array, "B S F"]:
-    """Returns normalized features with stretches of time and bands set to 0, their mean.
+    """Masks random ranges of frames and of bands with 0, the mean of normalized features.
 
-    SpecAugment (Park et al. 2019, section 2) without time warping: each mask is of 0 to `most`
-    frames or bands, all equally likely, anywhere in the recording, but of no more than a quarter of
-    it.
+    SpecAugment (Park et al. 2019, section 2) without time warping: the width of each mask is
+    uniform from 0 to its maximum, but at most a quarter of the recording, and its position is
+    uniform.
 
     Args:
-      x: features.
-      length: frames of each.
-      keys: of each.
-      time: number of masks, and the most frames of one.
-      band: number of masks, and the most bands of one.
+      x: normalized features.
+      length: number of frames in each row.
+      keys: random key of each row.
+      time: number of time masks, and the maximum frames of one.
+      band: number of band masks, and the maximum bands of one.
     """
 
     def kept(key: Key[Array, ""], number: int, most: int, positions: int, size: Any) -> Array:

@@ -1,4 +1,4 @@
-"""What was said in which recording: corpora of speech, listed in a file or known by name."""
+"""Lists the recordings and transcripts of a speech corpus, from a manifest or a known name."""
 
 import os
 import unicodedata
@@ -20,13 +20,13 @@ _TRANSCRIPT_NAMES = ("transcript", "transcription", "text", "sentence")
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """A recording.
+    """A recording with its transcript.
 
     Attributes:
-      path: of the audio file.
-      text: what is said.
-      speaker: who says it; "": unknown.
-      split: one of `SPLITS`; "": not said.
+      path: path of the audio file.
+      text: transcript.
+      speaker: name of the speaker; "": unknown.
+      split: one of `SPLITS`; "": unspecified.
     """
 
     path: Path
@@ -36,21 +36,22 @@ class Utterance:
 
 
 def read_manifest(path: Path | str) -> list[Utterance]:
-    """Returns the recordings that a tab-separated file lists, in its order.
+    """Reads the recordings listed in a tab-separated file, in order.
 
-    One line each, UTF-8: path, transcript and, optionally, speaker, and split (train, validation or
+    Each UTF-8 line has path, transcript and optionally speaker, and split (train, validation or
     test; also val, valid and dev). All lines have as many columns as the first, which may be a
     header ("path", "transcript", ...). Paths are relative to the manifest's folder. There is no
-    quoting. Transcripts become Unicode NFC, without spaces around them. A speaker may be "".
+    quoting. Transcripts are stripped of surrounding spaces and become Unicode NFC. The speaker may
+    be empty.
 
-    Raises UserError with the number of the first line that is wrong: columns, an empty transcript,
-    an unknown split, a file that is missing or listed twice.
+    Raises UserError with the number of the first invalid line: wrong number of columns, empty
+    transcript, unknown split, or a file that is missing or listed twice.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}; a tab-separated file of paths and transcripts is needed.")
-    # Not splitlines, which also cuts at the likes of U+2028.
+    # Not splitlines, which also splits at characters such as U+2028.
     lines = read_file(path).removeprefix("\ufeff").split("\n")
     rows = [
         (number, line.removesuffix("\r").split("\t"))
@@ -75,7 +76,7 @@ def _is_header(row: Sequence[str]) -> bool:
 def _utterance(
     manifest: Path, number: int, row: Sequence[str], width: int, seen: dict[str, int]
 ) -> Utterance:
-    """Returns what a line says. `seen` holds the lines of files before, and is added to."""
+    """Parses one line. `seen` maps files to the line that lists them, and is updated."""
     where = f"{manifest}, line {number}"
     if len(row) != width or not 2 <= width <= len(COLUMNS):
         expected = width if 2 <= width <= len(COLUMNS) else "2 to 4"
@@ -90,7 +91,7 @@ def _utterance(
     if split not in SPLITS and width == len(COLUMNS):
         raise UserError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}.")
     located = os.path.normpath(manifest.parent / Path(file))
-    # Not Path.is_file, which raises an exception when the name is too long for one.
+    # Not Path.is_file, which raises an exception if the name is too long.
     if not os.path.isfile(located):
         raise UserError(f"{where}: there is no file {located}.")
     if located in seen:
@@ -108,10 +109,10 @@ def fsdd() -> list[Utterance]:
     """Returns the 3,000 recordings of the Free Spoken Digit Dataset, by digit, speaker and index.
 
     English digits, six speakers, 50 recordings each of every digit. The test set is the official
-    one, index 0 to 4 (300); of the official training recordings, index 5 to 9 (300) are for
-    validation, which leaves 10 to 49 (2,400) for training. The text is the word, such as "seven".
+    one, index 0 to 4 (300); of the official training recordings, index 5 to 9 (300) are used for
+    validation and 10 to 49 (2,400) for training. The text is the word, such as "seven".
 
-    Downloads the recordings if they are not there; see `fetch_folder`.
+    Downloads the recordings if they are missing; see `fetch_folder`.
     """
     folder = fetch_folder(FSDD)
     return [
@@ -130,17 +131,16 @@ def fsdd() -> list[Utterance]:
 def read_recordings(path: str, held_out_speaker: str = "") -> dict[str, list[Utterance]]:
     """Returns the recordings of `task.path` as {"train": ..., "validation": ..., "test": ...}.
 
-    `path` is "fsdd" or that of a manifest. When a manifest has no column for splits, parts are held
-    out for validation and for test, 5 % each and at most 1,000 recordings; see
-    research/tasks/held_out.py. All recordings of a speaker stay together, so that parts may be
-    larger, where the manifest names enough speakers for every split to have one; copies of a
-    recording stay together always.
+    `path` is "fsdd" or the path of a manifest. If a manifest has no column for splits, validation
+    and test are held out, 5 % each and at most 1,000 recordings; see research/tasks/held_out.py. If
+    the manifest names enough speakers for every split to have one, all recordings of a speaker stay
+    in the same split, so that splits may be larger. Identical recordings always stay in the same
+    split.
 
-    With a `held_out_speaker` all recordings of that speaker are the test set, and no other ones:
-    those of other speakers that would be tested on are left out.
+    With a `held_out_speaker`, the test set consists of all recordings of that speaker; test
+    recordings of other speakers are left out.
 
-    Raises UserError for a speaker that is not there, and for a split without recordings ("test" may
-    be).
+    Raises UserError for an unknown speaker, and for a train or validation split without recordings.
     """
     if path == "fsdd":
         utterances = fsdd()
@@ -169,9 +169,9 @@ def read_recordings(path: str, held_out_speaker: str = "") -> dict[str, list[Utt
 
 
 def files_of(path: str, utterances: Iterable[Utterance]) -> dict[str, str]:
-    """Returns {name: sha256} of the manifest `task.path` and of its recordings, all of them as one.
+    """Returns {name: sha256} of the manifest `task.path`, and one digest of all its recordings.
 
-    Recordings have paths from the folder of the manifest, so that both may be moved.
+    Paths of recordings are relative to the manifest's folder, so that both may be moved.
     """
     known = path == "fsdd"
     folder = data_directory() if known else Path(path).expanduser().parent
@@ -181,7 +181,7 @@ def files_of(path: str, utterances: Iterable[Utterance]) -> dict[str, str]:
 
 
 def _held_out(utterances: Sequence[Utterance], parts: Sequence[str]) -> list[Utterance]:
-    """Returns recordings with splits, of which `parts` are held out; see `read_recordings`."""
+    """Returns the recordings with splits set; `parts` are held out, see `read_recordings`."""
     contents = [file_digest(utterance.path) for utterance in utterances]
     speakers = {utterance.speaker for utterance in utterances} - {""}
     apart = speakers if len(speakers) > len(parts) else set()
@@ -196,7 +196,7 @@ def _held_out(utterances: Sequence[Utterance], parts: Sequence[str]) -> list[Utt
 def _of_speaker(
     utterances: Sequence[Utterance], speaker: str
 ) -> tuple[list[Utterance], list[Utterance]]:
-    """Returns the recordings of a speaker, and the other ones. Raises UserError for no speaker."""
+    """Returns the recordings of a speaker, and all others. Raises UserError if unknown."""
     speakers = {u.speaker for u in utterances} - {""}
     if not speakers:
         raise UserError(

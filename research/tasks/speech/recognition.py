@@ -1,9 +1,9 @@
-"""Speech recognition: recordings, or strings of them, to their transcripts.
+"""Speech recognition: transcribes recordings, or strings of concatenated recordings.
 
 Recordings are kept on the device as log-mel features (features.py). With `task.join` every step
-joins recordings to strings (joining.py); validation and test have strings of their own recordings,
-the same for every seed. Without it recordings are taken as they are, in epochs. Rows with more
-frames or tokens than their bucket do not count; `corpus` says how many. Tokens are those of
+concatenates random recordings into strings (joining.py); validation and test have strings of their
+own recordings, the same for every seed. Without it, epochs of single recordings are used. Rows with
+more frames or tokens than their bucket are ignored; `corpus` records how many. Tokens are those of
 `task.tokenizer`; PAD is also the blank of CTC.
 """
 
@@ -36,32 +36,33 @@ from research.tasks.task import (
 )
 from research.tasks.text.tokenizer import CORPUS, FILE, SentenceTokenizer, digest_of
 
-# Evaluation draws from streams of its own, so that no seed ever trains on them.
+# Evaluation uses separate random streams, so that no seed ever trains on evaluation data.
 EVALUATION_SEED = {"validation": 0x5EED0031, "test": 0x5EED0032}
-ROWS = 64  # strings that are made at once for decoding
+ROWS = 64  # number of strings generated at once for decoding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speech(Task):
-    """The task of this file; the attributes that are not below are those of `Task`.
+    """The speech recognition task; the attributes not listed here are those of `Task`.
 
-    `data` is what `joining.stored` returns of all recordings, with their "words" (R,), and "order":
-    {evaluation split: (rows,) of each bucket}, positions in the split, -1 to fill up.
+    `data` is the result of `joining.stored` for all recordings, with the number of their "words"
+    (R,), and "order": {split: (rows,) for each bucket}, positions in the split, -1 for filler rows.
 
     Attributes:
-      tokenizer: of the transcripts.
-      join: the numbers of recordings that make a string of each training bucket; empty: epochs of
-        recordings as they are.
-      strings: {evaluation split: recordings of each of its strings}.
-      pools: {split: (first recording, number)}, one for each speaker where strings are of one.
-      pause: shortest and longest pause, frames.
-      bounds: {split: most frames and tokens of each bucket}.
-      epochs: which recordings a step has, when `join` is empty.
-      time_masks, band_masks: number of masks, and the most frames or bands of one.
+      tokenizer: tokenizer of the transcripts.
+      join: possible numbers of recordings in a string, for each training bucket; empty: epochs of
+        single recordings.
+      strings: {evaluation split: number of recordings in each of its strings}.
+      pools: {split: (first recording, number of recordings) of each pool}; a string takes its
+        recordings from one pool, such as one speaker.
+      pause: shortest and longest pause, in frames.
+      bounds: {split: maximum frames and tokens of each bucket}.
+      epochs: assignment of recordings to steps, if `join` is empty.
+      time_masks, band_masks: number of masks, and the maximum frames or bands of one.
       references: {evaluation split: N transcripts}.
-      word_bins: ranges of the number of words that metrics are cut by.
-      mean_tokens: frames and target tokens of a training row, on average.
-      corpus: what is known of the data, for the run to keep.
+      word_bins: ranges of the number of words by which metrics are sliced.
+      mean_tokens: average number of frames plus target tokens of a training row.
+      corpus: facts about the data, written to corpus.json of the run.
     """
 
     higher_is_better = {
@@ -104,7 +105,7 @@ class Speech(Task):
         return {f"{name}_by_words": labels for name in ("error_rate", *self.scores)}
 
     def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
-        """Returns which bucket the batch of a step is from: the same for every seed."""
+        """Returns the bucket of a step's batch; it does not depend on the seed."""
         if self.epochs:
             return self.epochs.bucket(step)
         key = jax.random.fold_in(jax.random.key(ORDER_SEED), step)
@@ -113,7 +114,7 @@ class Speech(Task):
     def batch(
         self, data: Any, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
-        """Returns the strings or recordings of a step, masked as SpecAugment says."""
+        """Returns the strings or recordings of a step, with SpecAugment masks applied."""
         of_numbers, of_plans, of_masks = jax.random.split(jax.random.fold_in(key, step), 3)
         if self.epochs:
             rows = data["order"]["train"][bucket][self.epochs.rows(key, step, bucket)]
@@ -131,18 +132,18 @@ class Speech(Task):
     def evaluation(
         self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of a split's bucket. Rows that fill it up count for nothing."""
+        """Returns batch `index` of a split's bucket; metrics ignore its filler rows."""
         rows = jnp.asarray(index) * self.batch_size + jnp.arange(self.batch_size)
         return self.rows(
             data, split, data["order"][split][bucket][rows], self.bounds[split][bucket]
         )
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
-        """Returns how many batches each bucket of the whole split has, whatever `total` is."""
+        """Returns the number of batches in each bucket of the whole split; ignores `total`."""
         return tuple(len(rows) // self.batch_size for rows in self.data["order"][split])
 
     def examples(self, split: str, total: int) -> int:
-        """Returns how many strings or recordings a split has."""
+        """Returns the number of strings or recordings in a split."""
         return len(self.references[split])
 
     def example(self, split: str, index: int, total: int) -> Batch:
@@ -152,17 +153,17 @@ class Speech(Task):
         return make(self.data, split, np.array([index], np.int32), (frames, tokens))
 
     def rows(self, data: Any, split: str, rows: Int[Array, " B"], bounds: Bounds) -> Batch:
-        """Returns rows of an evaluation split by their position; -1 makes an empty one."""
+        """Returns the rows of an evaluation split at the given positions; -1 is an empty row."""
         return self._batch(data, self.plan(split, rows), bounds)
 
     def plan(self, split: str, rows: Int[Array, " B"]) -> Plan:
-        """Returns which recordings the rows of an evaluation split have; see `rows`."""
+        """Returns the recordings in each of the given rows of an evaluation split; see `rows`."""
         if not self.join:
             return self._recordings(split, rows)
         return evaluation_plan(split, self.strings[split], rows, self.pools[split], self.pause)
 
     def _recordings(self, split: str, rows: Int[Array, " B"]) -> Plan:
-        """Returns recordings of a split as strings of one, without pauses."""
+        """Returns recordings of a split as strings of one recording, without pauses."""
         number = (rows >= 0).astype(jnp.int32)
         picks = self.pools[split][0][0] + jnp.maximum(rows, 0)
         keys = jnp.broadcast_to(jax.random.key(0), rows.shape)
@@ -174,13 +175,13 @@ class Speech(Task):
         return {**joined(data, plan, *bounds), "source_words": words}
 
     def metrics(self, outputs: SpeechOutputs, batch: Batch) -> dict[str, Sums]:
-        """Returns losses (nats per target), accuracy given the targets before, and error rates.
+        """Returns losses (nats per target), accuracy under teacher forcing, and error rates.
 
-        "loss" is that of attention, of CTC where there is no speller, with its end token counted or
-        not; "objective" weighs both (Kim et al. 2017, equation 9). CTC's is without the strings
-        that have more labels than frames, whose part is "ctc_too_short". "error_rate", also by the
-        number of words, is that of greedy decoding: edits per label. A speller is stopped after
-        twice the tokens of the bucket's longest transcript.
+        "loss" is the speller's loss, which counts the end token, or without a speller the CTC loss,
+        which does not; "objective" is their weighted sum (Kim et al. 2017, equation 9). The CTC
+        loss omits strings with more labels than frames; "ctc_too_short" is their fraction.
+        "error_rate", also by number of words, is edits per label of greedy decoding. A speller is
+        stopped after twice the number of tokens of the bucket's longest transcript.
         """
         targets, weight = batch["targets"], outputs.ctc_weight
         asked = (targets >= 0).astype(jnp.float32)
@@ -215,7 +216,7 @@ class Speech(Task):
         }
 
     def sources(self, split: str) -> Batch:
-        """Returns what is decoded: "source" (N, S, F) and "source_length" (N,), host arrays."""
+        """Returns the sources to decode, "source" (N, S, F), "source_length" (N,), host arrays."""
         longest = max(frames for frames, _ in self.bounds[split])
         number = len(self.references[split])
         mels = self.data["frames"].shape[-1]
@@ -234,11 +235,11 @@ class Speech(Task):
         return found
 
     def score(self, split: str, hypotheses: Sequence[Sequence[int]]) -> Scored:
-        """Returns error rates of `recognition_scores.error_rates`, also by the number of words.
+        """Returns the rates of `recognition_scores.error_rates`, also by number of words.
 
         Args:
-          split: which.
-          hypotheses: tokens of each transcript without end tokens, in the split's order.
+          split: name of the split.
+          hypotheses: tokens of each transcript without end tokens, in the order of the split.
         """
         texts = [" ".join(self.tokenizer.decode(list(h)).split()) for h in hypotheses]
         references = list(self.references[split])
@@ -258,7 +259,7 @@ class Speech(Task):
         )
 
     def alignments(self, split: str) -> Batch:
-        """Returns rows of all lengths of a split; they have "span", see `joining.joined`."""
+        """Returns rows spread evenly over a split, with "span" (B, T, 2), see `joining.joined`."""
         number = len(self.references[split])
         rows = np.unique(np.linspace(0, number - 1, self.batch_size).astype(np.int32))
         rows = np.append(rows, np.full(self.batch_size - len(rows), -1)).astype(np.int32)
@@ -267,7 +268,7 @@ class Speech(Task):
         return make(self.data, split, rows, (frames, tokens))
 
     def artifacts(self) -> Mapping[str, str]:
-        """Returns the tokenizer, and what is known of the corpus."""
+        """Returns the files of the tokenizer and of the facts about the corpus."""
         tokenizer = self.tokenizer.to_json()
         known = {**self.corpus, "tokenizer": digest_of(tokenizer)}
         corpus = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
@@ -281,12 +282,12 @@ def evaluation_plan(
     pools: Sequence[tuple[int, int]],
     pause: tuple[int, int],
 ) -> Plan:
-    """Returns strings of an evaluation split by their position, the same every time.
+    """Returns the strings of an evaluation split at the given positions, always the same.
 
     Args:
-      split: which.
-      strings: (N,) recordings of each of its strings.
-      rows: positions; -1 makes an empty string.
+      split: name of the split.
+      strings: (N,) number of recordings in each string of the split.
+      rows: positions; -1 is an empty string.
       pools, pause: see `draw_plan`.
     """
     number = jnp.where(rows < 0, 0, jnp.asarray(strings, jnp.int32)[rows])
@@ -298,15 +299,15 @@ def evaluation_plan(
 def ctc_losses(
     logits: Float[Array, "B S V"], lengths: Int[Array, " B"], labels: Int[Array, "B T"]
 ) -> tuple[Float[Array, " B"], Array]:
-    """Returns -log p(labels) in nats (Graves et al. 2006, equation 8), and where it is counted.
+    """Returns -log p(labels) in nats (Graves et al. 2006, equation 8), and which rows count.
 
-    It is 0 without labels, and where there are fewer frames than labels and the blanks that equal
-    neighbours need between them: no path spells these.
+    Rows do not count, and have loss 0, if they have no labels, or too few frames for the labels and
+    the blanks required between equal neighbours, so that no path yields the labels.
 
     Args:
-      logits: of the labels in each frame, PAD being the blank.
-      lengths: frames.
-      labels: PAD after the last one.
+      logits: label logits of each frame; PAD is the blank.
+      lengths: number of frames.
+      labels: labels, padded with PAD.
     """
     there = labels != PAD
     repeats = (there[:, 1:] & (labels[:, 1:] == labels[:, :-1])).sum(-1)
@@ -315,4 +316,5 @@ def ctc_losses(
     losses = optax.ctc_loss(
         logits.astype(jnp.float32), padding, labels, (~there).astype(jnp.float32), blank_id=PAD
     )
+    # optax returns a huge finite loss, not infinity, where no path exists, so the where is safe.
     return jnp.where(fits, losses, 0.0), fits

@@ -1,4 +1,4 @@
-"""Errors of recognition: word and character error rates, and edit distances on the device."""
+"""Speech recognition metrics: word and character error rates, and edit distance on the device."""
 
 from collections.abc import Sequence
 
@@ -8,24 +8,22 @@ import numpy as np
 from jaxtyping import Array, Int
 
 RATES = ("wer", "cer", "substitutions", "insertions", "deletions", "sentence_error_rate")
-"""What `error_rates` returns. Lower is better."""
+"""Names of the metrics that `error_rates` returns; lower is better."""
 
 
 def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
-    """Returns rates over a whole set; 1 is as many errors as there are words, and more can be.
+    """Returns error rates over a whole set; they may exceed 1. All are NaN if N = 0.
 
-    wer: word errors per word of the references. substitutions, insertions, deletions: its parts.
-    cer: character errors per character, which is what counts in a language that puts no spaces
-    between words: there a whole text is one word.
-    sentence_error_rate: part of the texts that are not right.
+    wer: word errors per reference word. substitutions, insertions, deletions: its components.
+    cer: character errors per reference character, the metric for languages without spaces between
+    words, where a whole text is one word.
+    sentence_error_rate: fraction of texts with any word error.
 
     Args:
       references: N texts, none of them empty.
       hypotheses: N texts.
-
-    NaN everywhere when N = 0.
     """
-    # Imported here: whoever trains on text does not need it.
+    # Imported lazily, because training on text does not need it.
     import jiwer
 
     if not references:
@@ -50,14 +48,16 @@ def edit_distance(
     references: Int[Array, "B T"],
     reference_lengths: Int[Array, " B"],
 ) -> Int[Array, " B"]:
-    """Returns the fewest insertions, deletions and substitutions between token sequences.
+    """Returns the edit distance: the fewest insertions, deletions and substitutions.
 
-    Wagner and Fischer 1974, row by row: what a row takes from its own left neighbour is a running
-    minimum, so that only the L rows are a loop.
+    Wagner and Fischer 1974, row by row. The dependence of an entry on its left neighbour is
+    computed as a running minimum over the row, so that only the L rows are a sequential loop.
 
     Args:
       hypotheses: tokens; those from `lengths` on are not read.
-      references: the same.
+      lengths: number of tokens of each hypothesis.
+      references: tokens; those from `reference_lengths` on are not read.
+      reference_lengths: number of tokens of each reference.
     """
     columns = jnp.arange(references.shape[1] + 1)
 
@@ -65,8 +65,9 @@ def edit_distance(
         number, token = now
         different = (references != token[:, None]).astype(jnp.int32)
         best = jnp.minimum(above[:, 1:] + 1, above[:, :-1] + different)
-        # The first column: all tokens so far inserted.
+        # The first column, against an empty reference, is the number of tokens so far.
         best = jnp.concatenate([jnp.full_like(best[:, :1], number + 1), best], axis=1)
+        # new_j = min over i <= j of best_i + (j - i), where j - i reference tokens are deleted.
         new = jax.lax.cummin(best - columns, axis=1) + columns
         return jnp.where((number < lengths)[:, None], new, above), None
 

@@ -1,4 +1,4 @@
-"""Making the task of speech from its config: which recordings, strings and shapes there are."""
+"""Makes the speech task from its config: reads recordings and chooses strings and shapes."""
 
 import functools
 import hashlib
@@ -25,16 +25,16 @@ from research.tasks.speech.tones import SPEAKERS, tones
 from research.tasks.task import word_bins
 from research.tasks.text.tokenizer import make_sentence_tokenizer
 
-EVALUATION_BUCKETS = 2  # each is compiled for every split
-SAMPLED = 4096  # strings by which the frames of a training bucket are chosen
+EVALUATION_BUCKETS = 2  # few, because each one is compiled for every split
+SAMPLED = 4096  # number of random strings from which a training bucket's frames are estimated
 AS_THEY_ARE: Mapping[str, Sequence[Any]] = {"join": ((),)}
-LEFT_OUT = 0.005  # the part of the longest strings that may not fit
+LEFT_OUT = 0.005  # fraction of a bucket's longest strings that may not fit
 
 
 class Recordings(NamedTuple):
-    """All recordings, by split and speaker; features are not normalized.
+    """All recordings, sorted by split and speaker; features are not normalized.
 
-    `files` are {name: sha256} of what was read.
+    `files` is {name: sha256} of the files that were read.
     """
 
     features: list[np.ndarray]
@@ -45,7 +45,7 @@ class Recordings(NamedTuple):
 
 
 def read_all(config: "SpeechOptions") -> Recordings:
-    """Returns the recordings of `config.path`. Raises UserError for unusable ones."""
+    """Reads the recordings of `config.path`. Raises UserError for unusable ones."""
     rate, mels = config.sample_rate, config.num_mels
     if config.path == "tones":
         found = tones(rate)
@@ -73,7 +73,10 @@ def read_all(config: "SpeechOptions") -> Recordings:
 
 
 def pools_of(recordings: Recordings, speakers: str) -> dict[str, tuple[tuple[int, int], ...]]:
-    """Returns {split: (first recording, number) of each speaker}, or of all of them together."""
+    """Returns {split: (first recording, number of recordings) of each pool}.
+
+    A pool is one speaker if `speakers` is "one", otherwise all speakers of the split.
+    """
     found: dict[str, list[tuple[int, int]]] = {}
     both = zip(recordings.splits, recordings.speakers, strict=True)
     named = [(split, speaker if speakers == "one" else "") for split, speaker in both]
@@ -86,11 +89,11 @@ def pools_of(recordings: Recordings, speakers: str) -> dict[str, tuple[tuple[int
 
 
 class Shapes(NamedTuple):
-    """What is static about a task's batches; see `Speech`.
+    """Static properties of a task's batches; see `Speech` for the attributes not listed here.
 
     Attributes:
-      picks: {evaluation split: the recordings of each of its rows}.
-      too_long: {split: part of its rows that do not fit and count for nothing}.
+      picks: {evaluation split: indices of the recordings in each row}.
+      too_long: {split: fraction of rows that do not fit and are ignored}.
     """
 
     picks: dict[str, list[np.ndarray]]
@@ -106,7 +109,7 @@ class Shapes(NamedTuple):
 def joined_shapes(
     config: "SpeechOptions", data: dict[str, Any], pools: dict, pause: tuple[int, int]
 ) -> Shapes:
-    """Returns the shapes of strings of recordings; `data` as `stored` returned it."""
+    """Returns the shapes for strings of recordings; `data` is the result of `stored`."""
     words = int(data["token_count"].max())
     longest = max(*config.join, *config.test_lengths)
     if longest * words + 1 > config.length:
@@ -123,7 +126,7 @@ def joined_shapes(
     total = np.asarray(total).reshape(-1, SAMPLED)
     frames = [_rounded(n) for n in np.quantile(total, 1.0 - LEFT_OUT, axis=1)]
     of_train = [(n, group[-1] * words + 1) for n, group in zip(frames, join, strict=True)]
-    # Of the strings with most recordings of each bucket.
+    # Estimated from each bucket's strings with the most recordings.
     too_long = {"train": float((total > np.array(frames)[:, None]).mean())}
     bounds, strings, order, picks = {"train": tuple(of_train)}, {}, {}, {}
     tested = {"validation": config.join, "test": config.test_lengths}
@@ -149,25 +152,25 @@ def joined_shapes(
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _drawn(lengths: Any, keys: Any, number: Any, most: int, pools: Any, pause: Any) -> tuple:
-    """Returns the recordings of random strings (B, N), and their frames (B,)."""
+    """Returns the recordings of random strings (B, N), and the strings' frames (B,)."""
     plan = draw_plan(keys, number, most, pools, pause)
     return plan.picks, segments(lengths, plan).sum(1)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _tested(lengths: Any, split: str, strings: tuple[int, ...], pools: Any, pause: Any) -> tuple:
-    """Returns the same of the strings of an evaluation split."""
+    """Returns the recordings (B, N) and frames (B,) of the strings of an evaluation split."""
     rows = jnp.arange(len(strings))
     plan = evaluation_plan(split, np.array(strings), rows, pools, pause)
     return plan.picks, segments(lengths, plan).sum(1)
 
 
 def whole(config: "SpeechOptions", data: dict[str, Any], pools: dict) -> Shapes:
-    """Returns the shapes of recordings as they are."""
+    """Returns the shapes for single recordings."""
     bounds, order, picks, too_long = {}, {}, {}, {}
     epochs, mean = None, 0.0
     for split, ((start, number),) in pools.items():
-        # Rounded here, so that no two buckets have the same shape.
+        # Round before choosing buckets, so that no two buckets round to the same shape.
         frames = (data["length"][start : start + number].astype(int) + 7) // 8 * 8
         tokens = data["token_count"][start : start + number].astype(int) + 1
         rows = np.arange(number)
@@ -201,12 +204,12 @@ def whole(config: "SpeechOptions", data: dict[str, Any], pools: dict) -> Shapes:
 
 
 def _rounded(frames: float) -> int:
-    """Returns a number of frames that can be halved three times."""
+    """Rounds up to a multiple of 8, a number of frames that can be halved three times."""
     return -(-int(np.ceil(frames)) // 8) * 8
 
 
 def _filled(rows: np.ndarray, multiple: int) -> np.ndarray:
-    """Returns positions, with -1 up to a multiple."""
+    """Returns positions, padded with -1 to a multiple of `multiple`."""
     return np.append(rows, np.full(-len(rows) % multiple, -1)).astype(np.int32)
 
 
@@ -269,9 +272,9 @@ class SpeechOptions(TaskOptions):
             )
 
     def make(self) -> Speech:
-        """Returns the task, and says on stderr what it is made of.
+        """Returns the task, and summarizes its data on stderr.
 
-        Raises UserError for what does not fit, and for unusable recordings.
+        Raises UserError for inconsistent options and unusable recordings.
         """
         recordings = read_all(self)
         of_train = [split == "train" for split in recordings.splits]
@@ -328,7 +331,7 @@ class SpeechOptions(TaskOptions):
 def _known(
     config: "SpeechOptions", recordings: Recordings, data: dict[str, Any], shapes: Shapes
 ) -> dict[str, Any]:
-    """Returns what is known of the data."""
+    """Returns the content of corpus.json."""
     split = np.array(recordings.splits)
     return {
         "path": config.path,
@@ -349,7 +352,7 @@ def _known(
 
 
 def _describe(known: dict[str, Any]) -> str:
-    """Returns one line on what `_known` returns."""
+    """Returns a one-line summary of what `_known` returns."""
     parts = [
         f"{number:,} for {split} ({known['seconds'][split] / 60:,.1f} min, "
         f"{len(known['speakers'][split])} speakers)"

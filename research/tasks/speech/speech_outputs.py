@@ -1,4 +1,4 @@
-"""What a model of speech makes of a batch: the interface between it and the task's metrics."""
+"""Outputs of a speech recognizer: the interface between the model and the task's metrics."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ from jaxtyping import Array, Float, Int
 
 
 class SpeechOutputs(NamedTuple):
-    """Attributes:
+    """Outputs of a speech recognizer for one batch.
 
-    logits: of the targets given those before, float32; None without a speller.
-    ctc: logits of CTC in each frame of the listener, float32; None without such a head. PAD is the
-      blank; BOS and EOS are no labels.
-    ctc_length: frames of the listener that are there.
-    ctc_weight: lambda of the objective.
-    labelling: what greedy decoding finds, without end tokens, PAD after the last one; None while
-      training.
+    Attributes:
+      logits: float32 logits of the targets under teacher forcing; None without a speller.
+      ctc: float32 CTC logits of each listener state; None without CTC. PAD is the blank; BOS and
+        EOS are not labels.
+      ctc_length: number of listener states in each row.
+      ctc_weight: lambda of the objective.
+      labelling: result of greedy decoding, without end tokens, padded with PAD; None in training.
     """
 
     logits: Float[Array, "B T V"] | None

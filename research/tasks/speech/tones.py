@@ -1,8 +1,8 @@
-"""A language of tones: recordings that are computed, for speech without any download.
+"""Synthesizes recordings of an artificial language of tones, for speech without a download.
 
-Each of ten words is three tones out of five, no two alike in a row; a speaker has a pitch, a speed
-and a timbre; every recording of a word varies a little in all of these and in loudness. Easier than
-speech, but all of what speech needs is there: time that stretches, speakers that differ, pauses.
+Each of ten words is three tones out of five, without immediate repetition. A speaker has a pitch, a
+speed and a timbre, and every recording varies a little in all of these and in loudness. This is
+easier than real speech, but has its essential difficulties: varying tempo, speakers and pauses.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from jaxtyping import Float
 SPEAKERS = ("alto", "bass", "tenor", "treble")
 WORDS = ("ba", "da", "fa", "ga", "ka", "la", "ma", "na", "pa", "ta")
 VARIANTS = {"train": 32, "validation": 4, "test": 4}
-"""Recordings of each word by each speaker."""
+"""{split: number of recordings of each word by each speaker}."""
 
 _STEPS = 2.0 ** (np.array([0, 3, 6, 9, 12]) / 12.0)  # a third apart
 _PITCH = {"alto": 420.0, "bass": 260.0, "tenor": 330.0, "treble": 540.0}
@@ -24,7 +24,7 @@ _TONE_SECONDS = 0.09
 
 
 class Tone(NamedTuple):
-    """A recording: samples of full scale 1, the word, who says it, and in which split."""
+    """A recording: samples with full scale 1, the word, the speaker, and the split."""
 
     samples: Float[np.ndarray, "N"]
     text: str
@@ -33,20 +33,20 @@ class Tone(NamedTuple):
 
 
 def melodies() -> dict[str, tuple[int, ...]]:
-    """Returns the tones of each word: numbers of steps above a speaker's pitch."""
+    """Returns the tones of each word, as indices of steps above the speaker's pitch."""
     every = [m for m in itertools.product(range(len(_STEPS)), repeat=3) if m[0] != m[1] != m[2]]
-    # Every eighth, so that neighbours differ in more than their last tone.
+    # Take every eighth melody: neighbours in this order differ only in their last tone.
     return dict(zip(WORDS, every[::8], strict=False))
 
 
 def sing(word: str, speaker: str, rate: int, generator: np.random.RandomState) -> np.ndarray:
-    """Returns one recording of a word, float32.
+    """Synthesizes one recording of a word, float32.
 
     Args:
-      word: of `WORDS`.
-      speaker: of `SPEAKERS`.
+      word: one of `WORDS`.
+      speaker: one of `SPEAKERS`.
       rate: samples per second.
-      generator: what varies between recordings is drawn from it.
+      generator: source of the random variation between recordings.
     """
     pitch = _PITCH[speaker] * (1.0 + 0.02 * generator.standard_normal())
     tones = []
@@ -65,11 +65,11 @@ def sing(word: str, speaker: str, rate: int, generator: np.random.RandomState) -
 
 
 def tones(rate: int) -> list[Tone]:
-    """Returns all 1,600 recordings, the same every time: by split, speaker and word."""
+    """Returns all 1,600 recordings, ordered by split, speaker and word, always the same."""
     found = []
     for split, speaker in itertools.product(VARIANTS, SPEAKERS):
         for number, word in enumerate(WORDS):
-            # RandomState's stream is frozen (NEP 19), that of a Generator may change with NumPy.
+            # The stream of RandomState is frozen (NEP 19); a Generator's may change with NumPy.
             seed = [list(VARIANTS).index(split), SPEAKERS.index(speaker), number]
             generator = np.random.RandomState(seed)
             for _ in range(VARIANTS[split]):

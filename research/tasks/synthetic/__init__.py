@@ -1,1 +1,1 @@
-"""Tasks that are generated on the device inside the training step."""
+"""Synthetic tasks, generated on the device inside the training step."""

@@ -1,20 +1,20 @@
-"""Induction: random tokens, a segment of which comes twice, generated inside the compiled step.
+"""Induction: random tokens with a repeated segment, generated inside the compiled step.
 
 The repeated random tokens of Olsson et al. 2022, "In-context Learning and Induction Heads" (section
-"Argument 4"), with everything random that a head could rely on in place of the tokens: where the
-segment begins, how long it is and how far behind it comes back.
+"Argument 4"), with random start, length and distance of the repetition, so that a head cannot rely
+on positions instead of tokens.
 
     inputs   7 3 9 4 1 8 3 9 4 6
     targets  - - - - - - 9 4 - -
 
-All tokens of a sequence differ, but for those of the segment. A token that has been there before is
-therefore inside the segment's second occurrence, and what followed it then follows now: the answer
-is determined by what came before. It is asked at every token of the second occurrence but the last,
-whose successor is new. An induction head solves it: one head writes to every token which token came
-before it, another looks for its own token there, in a later layer.
+All tokens of a sequence differ, except those of the segment. A token seen before is therefore in
+the second occurrence of the segment, and its successor is the same as the first time. Every token
+of the second occurrence has a target, except the last, whose successor is new. Induction heads
+solve the task: a head in an earlier layer copies to each token its predecessor, and a head in a
+later layer attends to the token whose predecessor is the current token.
 
-The distance between the occurrences is uniform over all that fit the segment's length, so that no
-fixed distance is worth much.
+The distance between the occurrences is uniform over all that fit the segment's length, so that
+attending at a fixed distance does not help much.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,29 +39,29 @@ from research.tasks.task import (
     sliced,
 )
 
-# Evaluation draws from streams of its own, so that no seed ever trains on them.
+# Evaluation uses separate random streams, so that no seed ever trains on evaluation data.
 EVALUATION_SEED = {"validation": 0x5EED0021, "test": 0x5EED0022}
 
 SHORTEST = 2
-"""Tokens of the shortest segment: one that is found again, one that is predicted."""
+"""Tokens of the shortest segment: one that is recognized, and one that is predicted."""
 
 
 def sequence(
     key: Key[Array, ""], length: int, vocab_size: int, segment: tuple[int, int]
 ) -> dict[str, Int[Array, " T"]]:
-    """Returns one sequence.
+    """Generates one sequence.
 
     Args:
       key: random key.
       length: T, at least twice the longest segment.
       vocab_size: V, at least T.
-      segment: least and most tokens of the segment; its length is uniform between them.
+      segment: minimum and maximum length of the segment; its length is uniform between them.
 
     Returns:
-      inputs (T,) tokens; targets (T,), the next token where it is asked and -1 elsewhere;
-      distances (T,), how far back a token stands that is asked about, 0 elsewhere (an induction
-      head reads the position after it); places (T,), how many tokens of the segment have come
-      again so far where it is asked, the first counted, 0 elsewhere.
+      inputs (T,) tokens; targets (T,), the next token, or -1 for no target; distances (T,), how
+      far back the same token occurred, 0 without a target (an induction head attends to the
+      position after it); places (T,), how many tokens of the segment have been repeated so far,
+      this one included, 0 without a target.
     """
     of_length, of_distance, of_start, of_tokens = jax.random.split(key, 4)
     n = jax.random.randint(of_length, (), segment[0], segment[1] + 1)
@@ -83,10 +83,10 @@ def sequence(
 
 @dataclass(frozen=True, kw_only=True)
 class Induction(Task):
-    """The task of this file; the attributes are those of `Task`, and
+    """The induction task; it has the attributes of `Task`, and
 
     Attributes:
-      segment: least and most tokens of what comes twice.
+      segment: minimum and maximum length of the repeated segment.
       distance_bins, place_bins: inclusive ranges of the slices.
     """
 
@@ -112,14 +112,14 @@ class Induction(Task):
     def batch(
         self, data: tuple, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
-        """Returns `batch_size` fresh sequences."""
+        """Returns `batch_size` new random sequences."""
         keys = jax.random.split(jax.random.fold_in(key, step), self.batch_size)
         return jax.vmap(lambda k: sequence(k, self.length, self.vocab_size, self.segment))(keys)
 
     def evaluation(
         self, data: tuple, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of the split's own stream."""
+        """Returns batch `index` of the split's random stream."""
         return self.batch(data, evaluation_key(EVALUATION_SEED[split], split, data), index)
 
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
@@ -151,7 +151,7 @@ class InductionOptions(Generated):
     )
 
     def make(self) -> Induction:
-        """Returns the task. Raises UserError for sizes that do not fit."""
+        """Returns the task. Raises UserError for inconsistent sizes."""
         segment = self.segment
         if len(segment) != 2 or not SHORTEST <= segment[0] <= segment[1]:
             raise UserError(

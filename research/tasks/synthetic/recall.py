@@ -2,15 +2,15 @@
 
 Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models", section
 4.1 and the synthetic-data appendix. A sequence starts with n key-value pairs; later, at gaps drawn
-from a power law, every key comes back once, and the model must say its value there:
+from a power law, every key occurs once more, and the model must predict its value there:
 
     inputs   k3 v7 k1 v2  .  .  k1  .  k3  .
     targets  -  -  -  -   -  -  v2  -  v7  -
 
-Tokens: 0 is the filler, 1 .. V/2 - 1 are keys, V/2 .. V - 1 are values. As in Zoology keys do not
-repeat within a sequence, nor do values. Guessing one of the sequence's values scores 1 / n.
-Departure: the positions that are no query hold the filler. (Zoology's generator can fill them with
-random tokens; those may repeat a key with another successor.)
+Tokens: 0 is the filler, 1 .. V/2 - 1 are keys, V/2 .. V - 1 are values. As in Zoology, neither keys
+nor values repeat within a sequence. Guessing one of the sequence's values scores 1 / n. Unlike in
+Zoology, positions without a query always hold the filler. (Zoology's generator can fill them with
+random tokens, which may repeat a key with another successor.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,14 +36,14 @@ from research.tasks.task import (
     sliced,
 )
 
-# Evaluation draws from streams of its own, so that no seed ever trains on them.
+# Evaluation uses separate random streams, so that no seed ever trains on evaluation data.
 EVALUATION_SEED = {"validation": 0x5EED0001, "test": 0x5EED0002}
 
 
 def sequence(
     key: Key[Array, ""], length: int, vocab_size: int, num_pairs: Sequence[int], gap_power: float
 ) -> dict[str, Int[Array, "..."]]:
-    """Returns one sequence.
+    """Generates one sequence.
 
     Args:
       key: random key.
@@ -53,8 +53,8 @@ def sequence(
       gap_power: a of the power law p(gap) ~ gap^(a - 1), gap counted in slots of two tokens.
 
     Returns:
-      inputs (T,), targets (T,) with -1 where nothing is asked, gaps (T,) from each query back to
-      its key in tokens (0 where nothing is asked), pairs () the index into `num_pairs`.
+      inputs (T,); targets (T,), -1 except at queries; gaps (T,), the distance in tokens from each
+      query back to its key, 0 except at queries; pairs (), the index into `num_pairs`.
     """
     of_pairs, of_keys, of_values, of_gaps = jax.random.split(key, 4)
     most = max(num_pairs)
@@ -64,7 +64,7 @@ def sequence(
     keys = 1 + jax.random.permutation(of_keys, half - 1)[:most]
     values = half + jax.random.permutation(of_values, vocab_size - half)[:most]
 
-    # The largest n of log p + Gumbel noise are n draws without replacement, in order of drawing.
+    # Gumbel top-k: the n largest of log p + Gumbel noise are n draws without replacement, in order.
     slots = jnp.arange(length // 2)
     log_p = (gap_power - 1.0) * jnp.log(slots + 1.0)
     log_p = jnp.where(slots < length // 2 - n, log_p, -jnp.inf)
@@ -72,7 +72,7 @@ def sequence(
 
     index = jnp.arange(most)
     used = index < n
-    # Pairs that this sequence does not have are written past its end, where "drop" discards them.
+    # Shapes are static, so write the pairs beyond n past the end, where mode="drop" discards them.
     shown = jnp.where(used, 2 * index, length)
     asked = jnp.where(used, 2 * n + 2 * slot, length)
     inputs = jnp.zeros(length, jnp.int32)
@@ -90,7 +90,7 @@ ACCURACIES = ("accuracy", "accuracy_most_pairs", "accuracy_longest")
 
 @dataclass(frozen=True, kw_only=True)
 class Recall(Task):
-    """The task of this file; the attributes are those of `Task`."""
+    """The recall task; see `Task` for the attributes and `sequence` for the others."""
 
     higher_is_better = {
         "loss": False,
@@ -102,7 +102,7 @@ class Recall(Task):
     gap_bins: list[tuple[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        # The last query can be at position length - 2, the first key is at 0.
+        # The largest gap is from a query at position length - 2 to the first key at 0.
         object.__setattr__(self, "gap_bins", power_of_two_bins(2, self.length - 2))
 
     @property
@@ -118,13 +118,13 @@ class Recall(Task):
     def batch(
         self, data: tuple, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
-        """Returns `batch_size` fresh sequences."""
+        """Returns `batch_size` new random sequences."""
         return self._sequences(jax.random.fold_in(key, step), self.length)
 
     def evaluation(
         self, data: tuple, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of the stream of the split and, if it has its own, the length."""
+        """Returns batch `index` of the random stream of a split; each length has its own stream."""
         key = evaluation_key(EVALUATION_SEED[split], split, data)
         if bucket:
             key = jax.random.fold_in(key, bucket)
@@ -139,8 +139,8 @@ class Recall(Task):
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per query) and accuracy, also by gap and by number of pairs.
 
-        They are of the length of training, but for "accuracy_by_length" and "accuracy_longest".
-        "accuracy_most_pairs" is the accuracy on the sequences with the most pairs alone.
+        All are for the training length, except "accuracy_by_length" and "accuracy_longest".
+        "accuracy_most_pairs" is the accuracy on the sequences with the most pairs.
         """
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
@@ -174,7 +174,7 @@ class RecallOptions(WithEvalLengths, Generated):
     gap_power: float = option(0.01, "exponent of the power law of the gaps; smaller: shorter gaps")
 
     def make(self) -> Recall:
-        """Returns the task. Raises UserError for sizes that do not fit."""
+        """Returns the task. Raises UserError for inconsistent sizes."""
         if not self.num_pairs:
             raise UserError("task.num_pairs=(): give one or more positive numbers.")
         most = max(self.num_pairs)

@@ -1,17 +1,17 @@
 """Classification by a known rule, generated on the device inside the compiled step.
 
-A sequence is random noise of random length in which a few keywords stand at random places; they
-decide the class, and nothing else does:
+A sequence is random noise of random length with a few keywords at random positions, which alone
+determine the class:
 
-    keyword  one of 2 K keywords; its class is that of the sequence
-    pair     two of them; the class is whether theirs are the same. One keyword alone says nothing
-             (the other one's class is drawn on its own), so no weighted sum of words decides it
+    keyword  one of 2 K keywords; its class is the class of the sequence
+    pair     two keywords; the label is whether their classes are equal. One keyword alone is
+             uninformative (the other's class is independent), so no linear bag of words solves it
 
-What decides is known, as "relevant" of a batch, so that an explanation of what a model decides can
-be checked against it.
+"relevant" in a batch marks the deciding tokens, so that explanations of a model's decisions can be
+compared with the truth.
 
-Tokens: 0 is padding, 1 the unknown one (never drawn), 2 .. 1 + K are keywords of class 0, then K of
-class 1; the rest is noise.
+Tokens: 0 is padding, 1 the unknown token (never drawn), 2 .. 1 + K are keywords of class 0, then K
+keywords of class 1; the rest is noise.
 """
 
 from dataclasses import dataclass
@@ -28,34 +28,35 @@ from research.tasks.task import PAD, UNKNOWN, Batch, evaluation_key, power_of_tw
 from research.tasks.text.classification import Classification
 
 KINDS = {"keyword": 1, "pair": 2}
-"""{task.kind: keywords of a sequence}."""
+"""{task.kind: number of keywords in a sequence}."""
 LABELS = {"keyword": ("first", "second"), "pair": ("different", "same")}
 FIRST = UNKNOWN + 1
 """The first keyword."""
 
-# Evaluation draws from streams of its own, so that no seed ever trains on them.
+# Evaluation uses separate random streams, so that no seed ever trains on evaluation data.
 EVALUATION_SEED = {"validation": 0x5EED0021, "test": 0x5EED0022}
 
 
 def sequence(
     key: Key[Array, ""], kind: str, length: int, min_length: int, vocab_size: int, keywords: int
 ) -> dict[str, Array]:
-    """Returns one sequence: a row of a batch, with "relevant" (T,) bool.
+    """Generates one sequence: a row of a batch, with "relevant" (T,) bool.
 
     Args:
       key: random key.
       kind: a name in `KINDS`.
       length: T.
-      min_length: of the part that is no padding, at least `KINDS[kind]`.
+      min_length: minimum length without padding, at least `KINDS[kind]`.
       vocab_size: V.
-      keywords: K, of each class.
+      keywords: K, number of keywords of each class.
     """
     of_length, of_noise, of_places, of_class, of_word = jax.random.split(key, 5)
     number = KINDS[kind]
     size = jax.random.randint(of_length, (), min_length, length + 1)
     there = jnp.arange(length) < size
     noise = jax.random.randint(of_noise, (length,), FIRST + 2 * keywords, vocab_size)
-    # The largest of as many random numbers as there are places are a draw without replacement.
+    # The positions of the largest of T random numbers are a draw without replacement; padding gets
+    # -1, so it is never drawn.
     draws = jnp.where(there, jax.random.uniform(of_places, (length,)), -1.0)
     places = jax.lax.top_k(draws, number)[1]
     classes = jax.random.randint(of_class, (number,), 0, 2)
@@ -72,12 +73,12 @@ def sequence(
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(Classification):
-    """The task of this file; the attributes are those of `Classification`, and
+    """The rule task; it has the attributes of `Classification`, and
 
     Attributes:
       kind: a name in `KINDS`.
-      min_length: of a sequence; lengths are uniform from it to `length`.
-      keywords: K, of each class.
+      min_length: length of the shortest sequence; lengths are uniform from it to `length`.
+      keywords: K, number of keywords of each class.
     """
 
     kind: str
@@ -91,7 +92,7 @@ class Rule(Classification):
     def batch(
         self, data: Any, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
-        """Returns `batch_size` fresh sequences, with "relevant" (B, T): which tokens decide."""
+        """Returns `batch_size` new random sequences; "relevant" (B, T) marks the keywords."""
         keys = jax.random.split(jax.random.fold_in(key, step), self.batch_size)
         sizes = self.length, self.min_length, self.vocab_size, self.keywords
         return jax.vmap(lambda k: sequence(k, self.kind, *sizes))(keys)
@@ -99,7 +100,7 @@ class Rule(Classification):
     def evaluation(
         self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of the split's own stream."""
+        """Returns batch `index` of the split's random stream."""
         return self.batch(data, evaluation_key(EVALUATION_SEED[split], split, data), index)
 
 
@@ -116,7 +117,7 @@ class RuleOptions(Generated):
     num_keywords: int = option(4, "of each of the two classes", least=1)
 
     def make(self) -> Rule:
-        """Returns the task. Raises UserError for sizes that do not fit."""
+        """Returns the task. Raises UserError for inconsistent sizes."""
         least = FIRST + 2 * self.num_keywords + 1
         if self.vocab_size < least:
             raise UserError(

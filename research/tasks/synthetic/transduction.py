@@ -1,25 +1,27 @@
 """Transduction of random words, generated on the device inside the compiled step.
 
-A source is a sequence of words drawn uniformly; its target follows from it by a rule, so that the
-source position which each target word comes from is known:
+A source is a sequence of words drawn uniformly. A rule turns it into the target, so the source
+position of each target word (the true alignment) is known:
 
     copy        the source itself
     reverse     the source backwards
     substitute  each word replaced by another one, backwards
-    reorder     each word replaced by another one; in every clause of five words the second comes
-                last, as a verb does in a verb-final clause: 0 2 3 4 1. In the clause that is left
-                at the end (1 to 4 words) the same: 0 2 1, ...; the order of the clauses stays.
+    reorder     each word replaced by another one; in every clause of five words the second moves to
+                the end, like a verb in a verb-final clause: 0 2 3 4 1. The shorter clause at the
+                end (1 to 4 words) likewise: 0 2 1, ...; the clauses keep their order.
     verbs_last  each word replaced by another one; every third word of the vocabulary is a verb, and
-                in every clause of five words the verbs come last: where a target word comes from
-                depends on what the words are, in all other kinds on their places alone
+                in every clause of five words the verbs move to the end. Here the alignment depends
+                on the words themselves; in all other kinds it depends on positions only
 
-Copying and reversing at lengths that training never showed are probes of Graves et al. 2014 (Neural
+Copying and reversing at lengths not seen in training are probes of Graves et al. 2014 (Neural
 Turing Machines, section 4.1) and Grefenstette et al. 2015 (Learning to Transduce with Unbounded
-Memory, section 4.1). What replaces a word is a permutation of the words drawn once, from
-`SUBSTITUTION_SEED`: it is part of the task, not of a run. Words may repeat within a sequence.
+Memory, section 4.1). Words are replaced according to a permutation of the vocabulary that is drawn
+once, from `SUBSTITUTION_SEED`: it is part of the task, not of a run. Words may repeat within a
+sequence.
 
-Validation has the lengths of training alone, so that no model is chosen by the longer ones; the
-test has equal numbers of each of `test_lengths`. Lengths count words, without the end token.
+Validation has only the lengths of training, so that model selection does not depend on longer ones;
+the test has equally many sequences of each of `test_lengths`. Lengths count words, without the end
+token.
 """
 
 import functools
@@ -50,13 +52,13 @@ from research.tasks.task import (
 )
 
 SUBSTITUTION_SEED = 20_150_817
-"""The same permutation for every run and seed."""
+"""Seed of the substitution, the same for every run."""
 
-# Evaluation draws from streams of its own, so that no seed ever trains on them.
+# Evaluation uses separate random streams, so that no seed ever trains on evaluation data.
 EVALUATION_SEED = {"validation": 0x5EED0011, "test": 0x5EED0012}
 
 CLAUSE = 5
-# The order within a clause of n words, by n; what follows its words is never read.
+# Row n is the order within a clause of n words; entries beyond the first n are never read.
 CLAUSE_ORDERS = np.array(
     [[i for i in (0, 2, 3, 4, 1) if i < n] + list(range(n, CLAUSE)) for n in range(CLAUSE + 1)]
 )
@@ -70,7 +72,7 @@ SCORES = (
     "exact_match_training_lengths",
     "token_accuracy_training_lengths",
 )
-"""What `Transduction.score` gives. Higher is better."""
+"""Metrics that `Transduction.score` returns; higher is better."""
 
 Order = Callable[[Int[Array, " T"], Int[Array, ""], Int[Array, " T"]], Int[Array, " T"]]
 
@@ -104,6 +106,7 @@ def verbs_last(
     """Returns the source position of each target position `t` when verbs end their clauses."""
     place = jnp.arange(len(words))
     is_verb = (words - WORDS) % VERBS == 0
+    # Sort by clause, then verbs last; the sort is stable, so words keep their order otherwise.
     rank = jnp.where(place < length, 2 * (place // CLAUSE) + is_verb, 2 * len(words))
     return jnp.argsort(rank, stable=True)[t]
 
@@ -119,8 +122,8 @@ KINDS: Mapping[str, tuple[Order, bool]] = {
 
 
 def substitution(vocab_size: int) -> np.ndarray:
-    """Returns what each token is replaced by, (V,) int32; special tokens stay as they are."""
-    # RandomState's stream is frozen (NEP 19), that of a Generator may change with NumPy.
+    """Returns the replacement of each token, (V,) int32; special tokens map to themselves."""
+    # The stream of RandomState is frozen (NEP 19); a Generator's may change with NumPy versions.
     words = np.random.RandomState(SUBSTITUTION_SEED).permutation(vocab_size - WORDS)
     return np.concatenate([np.arange(WORDS), WORDS + words]).astype(np.int32)
 
@@ -128,18 +131,18 @@ def substitution(vocab_size: int) -> np.ndarray:
 def pair(
     words: Int[Array, " T-1"], length: Int[Array, ""], order: Order, replaced: Int[Array, " V"]
 ) -> dict[str, Int[Array, "..."]]:
-    """Returns one pair, source and target padded to T.
+    """Returns one pair, with source and target padded to T.
 
     Args:
-      words: of the source; those from `length` on are not read.
-      length: of the source in words; 0 makes a row that counts for nothing.
-      order: the source position of each target position.
-      replaced: what each token is replaced by.
+      words: words of the source; those from `length` on are not read.
+      length: number of words of the source; 0 makes a filler row without targets.
+      order: function that returns the source position of each target position.
+      replaced: replacement of each token.
 
     Returns:
       source (T,), source_length (), inputs (T,), targets (T,) with -1 after the end token, and
-      alignment (T,): the source position that a target word comes from, -1 at the end token (which
-      no word aligns with) and at padding.
+      alignment (T,): the source position of each target word, -1 at the end token (which aligns
+      with no word) and at padding.
     """
     t = jnp.arange(words.shape[0] + 1)
     padded = jnp.append(words, PAD)
@@ -159,13 +162,14 @@ def pair(
 
 @dataclass(frozen=True, kw_only=True)
 class Transduction(Task):
-    """The task of this file; the attributes are those of `Task`, and
+    """The transduction task; it has the attributes of `Task`, and
 
     Attributes:
       kind: name in `KINDS`.
-      min_length, train_length: words of a training sequence, drawn uniformly between the two.
-      test_lengths: words of the test sequences.
-      test_sequences: how many of each length the test has.
+      min_length, train_length: shortest and longest training sequence, in words; lengths are
+        uniform between them.
+      test_lengths: lengths of the test sequences, in words.
+      test_sequences: number of test sequences of each length.
     """
 
     higher_is_better = {
@@ -194,7 +198,7 @@ class Transduction(Task):
         return self.batch_size * 2 * ((self.min_length + self.train_length) / 2 + 1)
 
     def lengths(self, split: str) -> tuple[int, ...]:
-        """Returns the lengths of a split in words; its sequences take them in turn."""
+        """Returns the lengths of a split in words; its sequences cycle through them."""
         if split == "test":
             return self.test_lengths
         return tuple(range(self.min_length, self.train_length + 1))
@@ -202,7 +206,7 @@ class Transduction(Task):
     def batch(
         self, data: Any, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
-        """Returns `batch_size` fresh pairs, padded to the longest of training."""
+        """Returns `batch_size` new random pairs, padded to the longest training length."""
         of_lengths, of_words = jax.random.split(jax.random.fold_in(key, step))
         size = (self.batch_size,)
         lengths = jax.random.randint(of_lengths, size, self.min_length, self.train_length + 1)
@@ -211,15 +215,15 @@ class Transduction(Task):
     def evaluation(
         self, data: Any, split: str, index: int | Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of the split's own stream, padded to the longest of the split."""
+        """Returns batch `index` of the split's random stream, padded to its longest length."""
         return self.rows(split, index * self.batch_size + jnp.arange(self.batch_size), data)
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
-        """Returns `total`, and for the test as many as hold all of it."""
+        """Returns `total`, but for the test the number of batches that contain all of it."""
         return (-(-self.test_size // self.batch_size) if split == "test" else total,)
 
     def examples(self, split: str, total: int) -> int:
-        """Returns how many sequences a split has."""
+        """Returns the number of sequences in a split."""
         return self.test_size if split == "test" else total * self.batch_size
 
     def example(self, split: str, index: int, total: int) -> Batch:
@@ -228,11 +232,11 @@ class Transduction(Task):
 
     @property
     def test_size(self) -> int:
-        """Sequences of the test."""
+        """Number of test sequences."""
         return len(self.test_lengths) * self.test_sequences
 
     def rows(self, split: str, numbers: Int[Array, " B"], data: Any = ()) -> Batch:
-        """Returns sequences of a split by their number; those past the test's end are empty."""
+        """Returns the sequences of a split with the given numbers; empty rows past its end."""
         key = evaluation_key(EVALUATION_SEED[split], split, data)
         cycle = jnp.array(self.lengths(split))
         lengths = cycle[numbers % len(cycle)]
@@ -252,10 +256,10 @@ class Transduction(Task):
         return jax.vmap(one)(keys, lengths)
 
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
-        """Returns loss (nats per target) and accuracy given the targets before, also by length.
+        """Returns loss (nats per target) and accuracy under teacher forcing, also by length.
 
         The end token counts as a target. "accuracy_training_lengths" is the accuracy on sequences
-        as long as those of training. Lengths that are none of `test_lengths` are in no slice.
+        of training lengths. Lengths outside `test_lengths` are in no slice.
         """
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
@@ -275,17 +279,17 @@ class Transduction(Task):
         }
 
     def sources(self, split: str) -> Batch:
-        """Returns the test: "source" (N, S) and "source_length" (N,), host arrays."""
+        """Returns the test's "source" (N, S) and "source_length" (N,), host arrays."""
         whole = decoded_pairs(self, split)
         return {name: whole[name] for name in ("source", "source_length")}
 
     def score(self, split: str, hypotheses: Sequence[Sequence[int]]) -> Scored:
-        """Returns how many decoded sequences, and how many of their words, are right.
+        """Returns the fractions of decoded sequences and of their words that are correct.
 
-        exact_match: part of the sequences that are equal to the reference, end included.
-        token_accuracy: part of the reference's words that stand at their place in the hypothesis;
-          one that ends too soon has the rest wrong, words past the reference's end do not count.
-        Both also by length, and for the test lengths within those of training (NaN without any).
+        exact_match: fraction of sequences equal to the reference, including where they end.
+        token_accuracy: fraction of reference words that the hypothesis has at the same position;
+          words missing from a short hypothesis are wrong, extra words do not count.
+        Both also by length, and over the test lengths within training lengths (NaN if none).
         """
         whole = decoded_pairs(self, split)
         exact, part = [], []
@@ -299,7 +303,7 @@ class Transduction(Task):
         known = (words >= self.min_length) & (words <= self.train_length)
         metrics, by_length = {}, {}
         for name, values in (("exact_match", exact), ("token_accuracy", part)):
-            # A mean over words, not over sequences: longer ones weigh more.
+            # token_accuracy is a mean over words, not sequences: weight sequences by length.
             weights = words if name == "token_accuracy" else np.ones_like(words)
             metrics[name] = _mean(values, weights)
             metrics[f"{name}_training_lengths"] = _mean(values, weights * known)
@@ -309,13 +313,13 @@ class Transduction(Task):
         return Scored(metrics, by_length, {})
 
     def alignments(self, split: str) -> Batch:
-        """Returns the first batch of a split; it has "alignment" (B, T), see `pair`."""
+        """Returns the first batch of a split, with "alignment" (B, T), see `pair`."""
         return jax.jit(self.rows, static_argnums=0)(split, jnp.arange(self.batch_size))
 
 
 @functools.lru_cache(maxsize=8)
 def decoded_pairs(task: Transduction, split: str) -> dict[str, Any]:
-    """Returns all sequences of a decoded split as host arrays, made once for all runs."""
+    """Returns all sequences of a decoded split as host arrays, cached for all runs."""
     check_name("split", split, task.decoded)
     rows = jax.jit(task.rows, static_argnums=0)(split, jnp.arange(task.test_size))
     return {name: np.asarray(array) for name, array in rows.items()}
@@ -344,7 +348,7 @@ class TransductionOptions(Generated):
     test_sequences: int = option(100, "test strings of each of these lengths", least=1)
 
     def make(self) -> Transduction:
-        """Returns the task. Raises UserError for sizes that do not fit."""
+        """Returns the task. Raises UserError for inconsistent sizes."""
         if self.train_length < self.min_length:
             raise UserError(
                 f"task.train_length={self.train_length} must be at least "

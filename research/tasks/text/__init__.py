@@ -1,1 +1,1 @@
-"""Tasks of written language: language modeling, translation, classification; tokenizers."""
+"""Text tasks (language modeling, translation, classification) and tokenizers."""

@@ -1,8 +1,7 @@
-"""What tasks share that give a whole sequence one of a few classes.
+"""Base class of tasks that classify whole sequences.
 
 A batch has "inputs" (B, T) int32, right-padded with `PAD`, their "length" (B,) int32 and "label"
-(B,) int32, which is -1 in rows that fill a batch up and count for nothing. Outputs are logits
-(B, C).
+(B,) int32, which is -1 in filler rows, which metrics ignore. Outputs are logits (B, C).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,11 @@ from research.tasks.task import Batch, Sums, Task, bin_index, bin_label, cross_e
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
-    """A task of this kind; the attributes are those of `Task`, and
+    """A sequence classification task; it has the attributes of `Task`, and
 
     Attributes:
-      labels: what the C classes are called.
-      length_bins: ascending, adjacent ranges of lengths that accuracy is cut by.
+      labels: names of the C classes.
+      length_bins: ascending, adjacent ranges of lengths by which accuracy is sliced.
     """
 
     labels: tuple[str, ...]
@@ -35,7 +34,7 @@ class Classification(Task):
         }
 
     def metrics(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Sums]:
-        """Returns loss (nats per sequence) and accuracy, also by length and by the right class."""
+        """Returns loss (nats per sequence) and accuracy, also by length and by true class."""
         label = batch["label"]
         weights = (label >= 0).astype(jnp.float32)
         loss = cross_entropy(outputs, jnp.maximum(label, 0)) * weights

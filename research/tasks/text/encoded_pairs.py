@@ -1,4 +1,4 @@
-"""Sentence pairs as tokens, and as the padded arrays of buckets."""
+"""Converts sentence pairs to tokens, and to padded arrays for each bucket."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,13 +21,13 @@ class Encoded(NamedTuple):
 
     @property
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of sources and targets, (N,) each."""
+        """Number of tokens of sources and of targets, (N,) each."""
         source, target = (np.array([len(s) for s in side], int) for side in self[:2])
         return source, target
 
 
 def encode(tokenizer: SentenceTokenizer, pairs: Pairs, source_language: str) -> Encoded:
-    """Returns the tokens of sentence pairs; `words_in` says what the words of a source are."""
+    """Tokenizes sentence pairs and counts the words of each source with `words_in`."""
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     source, target = (
         [np.append(tokens, EOS) for tokens in tokenizer.encode_all(side)]
@@ -39,9 +39,9 @@ def encode(tokenizer: SentenceTokenizer, pairs: Pairs, source_language: str) -> 
 
 
 def cut(encoded: Encoded, length: int) -> tuple[Encoded, dict[str, int]]:
-    """Returns pairs of at most `length` tokens a side, and how many of each side were cut.
+    """Cuts both sides to at most `length` tokens, and returns how many of each side were cut.
 
-    A source keeps its end token; a target does not, for it does not end there.
+    A cut source keeps its end token; a cut target does not, because it does not end there.
     """
     source, target = encoded.lengths
     cut_pairs = Encoded(
@@ -56,7 +56,7 @@ def cut(encoded: Encoded, length: int) -> tuple[Encoded, dict[str, int]]:
 
 
 def padded_rows(sequences: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """Returns (N, length) int32."""
+    """Returns the sequences as an int32 array (N, length), right-padded with `PAD`."""
     rows = np.full((len(sequences), length), PAD, np.int32)
     lengths = np.array([len(s) for s in sequences], int)
     if len(sequences):
@@ -65,7 +65,7 @@ def padded_rows(sequences: Sequence[np.ndarray], length: int) -> np.ndarray:
 
 
 def chosen(encoded: Encoded, rows: np.ndarray) -> Encoded:
-    """Returns these pairs alone."""
+    """Returns the pairs with the given indices."""
     return Encoded(
         [encoded.source[i] for i in rows], [encoded.target[i] for i in rows], encoded.words[rows]
     )
@@ -84,9 +84,9 @@ def arrays_of(encoded: Encoded, bounds: Bounds) -> dict[str, np.ndarray]:
 def in_buckets(
     encoded: Encoded, bounds: Sequence[Bounds], multiple: int = 1
 ) -> list[dict[str, np.ndarray]]:
-    """Returns `arrays_of` each bucket, filled up to a multiple of rows.
+    """Returns `arrays_of` each bucket, with filler rows up to a multiple of `multiple`.
 
-    Rows that fill have no target, and the end token alone as their source.
+    Filler rows have an empty target, and only the end token as their source.
     """
     bucket = assign(*encoded.lengths, bounds)
     found = []

@@ -1,7 +1,6 @@
-"""Reading texts with labels: a line is a text, a tab and a label.
+"""Reads labelled texts: each line is a text, a tab and a label.
 
-Nothing is normalised but line ends, which are taken off, and Unicode, which becomes NFC. Files may
-be gzipped.
+The only normalization is that line ends are removed and Unicode becomes NFC. Files may be gzipped.
 """
 
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from research.tasks.text.parallel_text import (
 )
 
 LabelledTexts = list[tuple[str, str]]
-"""Texts, each with its label."""
+"""Pairs of a text and its label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +30,9 @@ class LabelledCorpus:
     """Texts with labels.
 
     Attributes:
-      splits: of "train" and "validation" and, where there is one, "test", in their order.
+      splits: texts of "train", "validation" and, if it exists, "test", in the order of the files.
       labels: the C labels of the training split, sorted.
-      left_out: texts of all splits that are left out because they are empty.
+      left_out: number of texts, over all splits, left out because they are empty.
       files: {path: sha256 of its bytes}; see `digests`.
     """
 
@@ -47,16 +46,16 @@ def read_labelled(path: str) -> LabelledCorpus:
     """Returns the corpus of `task.path`.
 
     `path` is a known corpus, or names UTF-8 files:
-      "data/{split}.tsv": splits train, validation (or val, valid, dev) and, optionally, test (or
-        whatever one name starts with "test").
+      "data/{split}.tsv": splits train, validation (or val, valid, dev) and, optionally, test (or a
+        single split whose name starts with "test").
       "mine.tsv": one file, of which validation and test are held out, 5 % of each label and at most
-        1,000 texts; see research/tasks/held_out.py. Texts that are the same stay together. So do
-        those of which "mine.group", if there is one, has the same line: what they are of, such as
-        an author. An empty line says nothing.
-    A label is what follows the last tab of a line, any text.
+        1,000 texts; see research/tasks/held_out.py. Equal texts stay in the same split, as do texts
+        with the same line in an optional file "mine.group", which names what they belong to, such
+        as an author. An empty line there means no group.
+    The label is the text after the last tab of a line.
 
-    Raises UserError for files that are missing, empty or no text, for a line without a label, for
-    a split with one label only, and for a label that training does not have.
+    Raises UserError for files that are missing, empty or not text, for a line without a label, for
+    a split with only one label, and for a label that does not occur in training.
     """
     if path in LABELLED_TEXTS:
         named = LABELLED_TEXTS[path]
@@ -92,7 +91,7 @@ def _file(path: str) -> Path:
 
 
 def _held_out(file: Path, examples: LabelledTexts) -> tuple[dict[str, LabelledTexts], list[Path]]:
-    """Returns the texts of one file as splits, and the file of groups if there is one."""
+    """Returns the texts of one file divided into splits, and [the group file] if it exists."""
     kept = [i for i, (text, _) in enumerate(examples) if text.strip()]
     texts = [examples[i] for i in kept]
     check_enough(file, len(texts), "texts with a label")
@@ -108,7 +107,7 @@ def _stem(file: Path) -> Path:
 
 
 def _examples(file: Path, names: Mapping[str, str] | None = None) -> LabelledTexts:
-    """Returns the texts of a file, their labels called by `names`."""
+    """Returns the labelled texts of a file, with labels renamed by `names`."""
     found = []
     for number, line in enumerate(file_lines(file), 1):
         text, tab, label = line.rpartition("\t")

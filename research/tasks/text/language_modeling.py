@@ -1,9 +1,9 @@
-"""Language modelling on a text file: predict the next character or BPE token.
+"""Language modelling on a text file: predicts the next character or BPE token.
 
-The first 90 % of the text are for training, the last 10 % for validation, as nanoGPT splits tiny
-Shakespeare; of these the last part may be kept for a test. A training batch is a set of random
-windows; an evaluation takes windows spread evenly over its split, the same every time. The corpus
-lives on the device.
+The first 90 % of the text are for training and the last 10 % for validation, as in nanoGPT's split
+of tiny Shakespeare; the end of the validation part may be reserved for a test. A training batch
+consists of random windows; an evaluation uses windows spread evenly over its split, always the
+same. The corpus is kept on the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,10 +40,10 @@ NO_STREAM: Mapping[str, Sequence[Any]] = {"stream_sinks": ((),)}
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Task):
-    """The task of this file; the attributes are those of `Task`.
+    """The language modelling task; see `Task` for the attributes.
 
-    `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32}, and
-    "test": (N'',) where there is one.
+    `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32, the
+    number of characters of each token}, and "test": (N'',) if there is one.
     """
 
     higher_is_better = {"loss": False, "loss_longest": False, "bits_per_character": False}
@@ -72,7 +72,7 @@ class Text(Task):
         step: int | Int[Array, ""] = 0,
         bucket: int = 0,
     ) -> Batch:
-        """Returns windows at random places of the training split."""
+        """Returns windows at random positions of the training split."""
         key = jax.random.fold_in(key, step)
         last = data["train"].shape[0] - self.length
         starts = jax.random.randint(key, (self.batch_size,), 0, last)
@@ -105,9 +105,9 @@ class Text(Task):
         }
 
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
-        """Returns loss (nats per token), bits per character, loss by position in the context.
+        """Returns loss (nats per token), bits per character, and loss by position in the context.
 
-        Loss and bits are of the length of training; windows of every length count by position.
+        Loss and bits are for the training length; the loss by position uses windows of all lengths.
         """
         loss = cross_entropy(outputs, batch["targets"])
         ones = jnp.ones_like(loss)
@@ -125,7 +125,7 @@ class Text(Task):
         }
 
     def streams(self, split: str) -> Int[Array, "B N"]:
-        """Returns `batch_size` pieces of a split, spread evenly over it."""
+        """Returns `batch_size` pieces of text to stream, spread evenly over a split."""
         if self.stream is None:
             raise ValueError("nothing is streamed")
         last = self.data[split].shape[0] - self.stream.tokens - 1
@@ -167,7 +167,7 @@ class TextOptions(WithEvalLengths):
     )
 
     def make(self) -> Text:
-        """Returns the task. Raises UserError for a text that is missing or short."""
+        """Returns the task. Raises UserError if the text is missing or too short."""
         file = text_file(self.path)
         text = read_file(file)
         cut = int(len(text) * TRAINING_FRACTION)
@@ -210,11 +210,11 @@ class TextOptions(WithEvalLengths):
 
 
 def make_stream(config: "TextOptions", tokens: Mapping[str, int]) -> Stream | None:
-    """Returns how the text is streamed, if it is. Raises UserError for sizes that do not fit.
+    """Returns how the text is streamed, None if it is not. Raises UserError for invalid sizes.
 
     Args:
-      config: what a config says of the task.
-      tokens: of each split that is evaluated.
+      config: options of the task.
+      tokens: number of tokens of each evaluation split.
     """
     sinks, window = config.stream_sinks, config.stream_window or config.length
     if not sinks:

@@ -1,7 +1,7 @@
-"""Reading a parallel corpus: line i of one file is the translation of line i of the other.
+"""Reads parallel corpora: line i of one file is the translation of line i of the other.
 
-Nothing is normalised but line ends, which are taken off, and Unicode, which becomes NFC: whether é
-is one character or two is not for a model to guess. Files may be gzipped ("x.en.gz").
+The only normalization is that line ends are removed and Unicode becomes NFC, so that é is always
+one character. Files may be gzipped ("x.en.gz").
 """
 
 import glob
@@ -20,10 +20,10 @@ from research.tasks.held_out import EVERY, PARTS, hold_out, same_text, together
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 Example = TypeVar("Example")
 GROUP = "group"
-"""What stands for the language in the name of the file that says what belongs together."""
+"""Replaces the language in the name of the file that assigns examples to groups."""
 
 Pairs = list[tuple[str, str]]
-"""Sentences of the source language with those of the target language."""
+"""Pairs of a source sentence and a target sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Corpus:
     """Sentence pairs.
 
     Attributes:
-      splits: pairs of "train" and "validation" and, where there is one, "test", in their order.
-      left_out: pairs that are not trained on because a side is empty.
+      splits: pairs of "train", "validation" and, if it exists, "test", in the order of the files.
+      left_out: number of pairs left out because a side is empty.
       files: {path: sha256 of its bytes}; see `digests`.
     """
 
@@ -46,14 +46,15 @@ def read_corpus(path: str, source: str, target: str) -> Corpus:
 
     `path` is a known corpus, or a pattern of UTF-8 files:
       "data/{split}.{language}": splits train, validation (or val, valid, dev) and, optionally, test
-        (or whatever one name starts with "test").
+        (or a single split whose name starts with "test").
       "mine.{language}": two files, of which validation and test are held out, 5 % each and at most
-        1,000 pairs; see research/tasks/held_out.py. Pairs with the same source or target stay
-        together. So do those of which a third file, "mine.group", has the same line: what they are
-        of, such as a picture with several captions, or a document. An empty line says nothing.
-    Pairs with an empty side are left out, but in a split for validation or test of its own.
+        1,000 pairs; see research/tasks/held_out.py. Pairs with the same source or target stay in
+        the same split, as do pairs with the same line in an optional third file, "mine.group",
+        which names what they belong to, such as a captioned picture or a document. An empty line
+        there means no group.
+    Pairs with an empty side are left out, except in validation and test files.
 
-    Raises UserError for files that are missing, empty, no text, or of different lengths.
+    Raises UserError for files that are missing, empty, not text, or of different lengths.
     """
     for key, language in (("source", source), ("target", target)):
         if not re.fullmatch(r"[\w.-]+", language):
@@ -75,7 +76,7 @@ def read_corpus(path: str, source: str, target: str) -> Corpus:
 
 
 def _known(name: str, source: str, target: str) -> Corpus:
-    """Returns a corpus that can be fetched."""
+    """Returns a known corpus, which is downloaded if missing."""
     files = SENTENCE_PAIRS[name]
     languages = {file.rsplit(".", 1)[1] for file in files}
     check_name("task.source_language", source, languages)
@@ -93,7 +94,7 @@ def _known(name: str, source: str, target: str) -> Corpus:
 
 
 def _canonical(split: str) -> str:
-    """Returns what a split is called here."""
+    """Returns the standard name of a split: "train", "validation" or "test"."""
     if split in VALIDATION_NAMES:
         return "validation"
     return "test" if split.startswith("test") else split
@@ -112,9 +113,9 @@ def _pattern(pattern: str, source: str, target: str) -> Corpus:
 
 
 def split_names(pattern: str, language: str = "") -> dict[str, str]:
-    """Returns what the splits of a pattern of files call themselves: {"train": "train", ...}.
+    """Returns {split: its name in the pattern's files}, such as {"validation": "dev", ...}.
 
-    "validation" is there always, "test" where there is one. Raises UserError.
+    Always contains "validation", and "test" if it exists. Raises UserError.
     """
     names = {"train": "train", "validation": _validation(pattern, language)}
     tests = _tests(pattern, language)
@@ -129,7 +130,7 @@ def split_names(pattern: str, language: str = "") -> dict[str, str]:
 
 
 def split_file(pattern: str, split: str, language: str = "") -> Path:
-    """Returns the file of a split and language. Raises UserError when it is missing."""
+    """Returns the file of a split and language. Raises UserError if it is missing."""
     path = _filled(pattern, split, language)
     found = _existing(path)
     if found is None:
@@ -146,7 +147,7 @@ def _existing(path: str) -> Path | None:
 
 
 def _validation(pattern: str, language: str) -> str:
-    """Returns the name of the split for validation. Raises UserError when there is none."""
+    """Returns the name of the validation split in the files. Raises UserError if there is none."""
     for name in VALIDATION_NAMES:
         if _existing(_filled(pattern, name, language)):
             return name
@@ -158,7 +159,7 @@ def _validation(pattern: str, language: str) -> str:
 
 
 def _tests(pattern: str, language: str) -> list[str]:
-    """Returns the names of the splits whose name starts with "test"."""
+    """Returns the names of the splits in the files that start with "test"."""
     stars = glob.escape(pattern).replace("{split}", "test*").replace("{language}", language)
     before, *after = (re.escape(part) for part in _filled(pattern, "\0", language).split("\0"))
     shape = before + "(test[^/]*)" + r"\1".join(after) + r"(\.gz)?"
@@ -167,7 +168,7 @@ def _tests(pattern: str, language: str) -> list[str]:
 
 
 def _splits(files: Mapping[str, tuple[Path, Path]]) -> Corpus:
-    """Returns the corpus of a pair of files for each split."""
+    """Returns the corpus of {split: (source file, target file)}."""
     splits = {split: _pairs(*both) for split, both in files.items()}
     train = _full(splits["train"])
     if not train:
@@ -180,7 +181,7 @@ def _splits(files: Mapping[str, tuple[Path, Path]]) -> Corpus:
 
 
 def _held_out(pattern: str, source: str, target: str) -> Corpus:
-    """Returns the corpus of two files, of which parts are held out; see `read_corpus`."""
+    """Returns the corpus of two files, with validation and test held out; see `read_corpus`."""
     files = [split_file(pattern, "", language) for language in (source, target)]
     everything = _pairs(*files)
     kept = [i for i, pair in enumerate(everything) if all(side.strip() for side in pair)]
@@ -198,7 +199,7 @@ def _held_out(pattern: str, source: str, target: str) -> Corpus:
 
 
 def check_enough(file: Path, number: int, what: str) -> None:
-    """Raises UserError for too few examples to hold some of them out."""
+    """Raises UserError if there are too few examples to hold some of them out."""
     if number < 2 * EVERY:
         raise UserError(
             f"{file} has {number} {what}; at least {2 * EVERY} are needed to hold some of them out."
@@ -206,9 +207,9 @@ def check_enough(file: Path, number: int, what: str) -> None:
 
 
 def groups_of(path: str, lines: int) -> tuple[list[set], list[Path]]:
-    """Returns what a file of groups says of each line, nothing where there is none, and the file.
+    """Returns the group key of each line as a set (empty: no group), and [the file] if it exists.
 
-    Raises UserError when it has another number of lines than the text.
+    Raises UserError if the file's number of lines differs from the text's.
     """
     file = _existing(path)
     if file is None:
@@ -223,7 +224,7 @@ def groups_of(path: str, lines: int) -> tuple[list[set], list[Path]]:
 
 
 def in_splits(examples: Sequence[Example], splits: Sequence[str]) -> dict[str, list[Example]]:
-    """Returns examples as "train", "validation" and "test", in their order."""
+    """Returns {split: its examples} for "train", "validation" and "test", in order."""
     both = list(zip(examples, splits, strict=True))
     return {name: [e for e, split in both if split == name] for name in ("train", *PARTS)}
 
@@ -233,7 +234,7 @@ def _full(pairs: Pairs) -> Pairs:
 
 
 def _pairs(source: Path, target: Path) -> Pairs:
-    """Returns the pairs of two files. Raises UserError when they do not fit each other."""
+    """Returns the pairs of two files. Raises UserError if their numbers of lines differ."""
     sources, targets = file_lines(source), file_lines(target)
     if len(sources) != len(targets):
         raise UserError(
@@ -244,8 +245,9 @@ def _pairs(source: Path, target: Path) -> Pairs:
 
 
 def file_lines(path: Path) -> list[str]:
-    """Returns the lines of a file. Raises UserError when there are none."""
-    # Not splitlines, which also cuts at the likes of U+2028, and not alike in both languages.
+    """Returns the lines of a file. Raises UserError if there are none."""
+    # Not splitlines, which also splits at characters such as U+2028; these may occur in only one of
+    # the two languages and would misalign the files.
     text = read_file(path).removeprefix("\ufeff")
     lines = unicodedata.normalize("NFC", text).split("\n")
     if not lines[-1]:

@@ -1,9 +1,8 @@
-"""Classification of texts: the sentiment of sentences, or whatever their labels say.
+"""Text classification: the sentiment of sentences, or any other labels.
 
-Texts are padded to a few shapes and live on the device; research/tasks/buckets.py says in which
-order they come. In training a token may become the unknown one: the word dropout of Iyyer et al.
-2015, "Deep Unordered Composition Rivals Syntactic Methods for Text Classification", with the
-unknown token where they leave the word out.
+Texts are padded to a few shapes and kept on the device; research/tasks/buckets.py determines their
+order. Word dropout in training replaces tokens by the unknown token, where Iyyer et al. 2015, "Deep
+Unordered Composition Rivals Syntactic Methods for Text Classification", delete the word.
 """
 
 import json
@@ -34,39 +33,39 @@ from research.tasks.text.tokenizer import (
     make_open_tokenizer,
 )
 
-EVALUATION_BUCKETS = 2  # each is compiled for every split
+EVALUATION_BUCKETS = 2  # few, because each one is compiled for every split
 DROPOUT_STREAM = 0xD209
-"""Of word dropout, apart from that of the order of the texts."""
+"""Random stream of word dropout, separate from that of the order of the texts."""
 
 
 class Encoded(NamedTuple):
-    """N texts as tokens, and the index of the label of each (N,)."""
+    """N texts as tokens, and their label indices (N,)."""
 
     tokens: list[np.ndarray]
     labels: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, (N,)."""
+        """Number of tokens of each text, (N,)."""
         return np.array([len(t) for t in self.tokens], int)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sentiment(Classification):
-    """The task of this file; the attributes that are not below are those of `Classification`.
+    """The text classification task; the attributes not listed here are those of `Classification`.
 
-    `data` is {split: one mapping for each bucket}, of arrays with a row for each text: "inputs"
-    (N, T), "length" (N,) and "label" (N,), int32. Rows of the splits that are evaluated are filled
-    up to full batches.
+    `data` is {split: a mapping for each bucket} of arrays with a row per text: "inputs" (N, T),
+    "length" (N,) and "label" (N,), int32. Evaluation splits have filler rows to complete the last
+    batch.
 
     Attributes:
-      tokenizer: of the texts.
-      encoded: {split: its texts}, of the evaluation splits in their order.
-      bounds: most tokens of each bucket for training.
-      texts: number of texts of each bucket for training, at least `batch_size`.
-      padding: part of the positions of an epoch that is padding.
-      word_dropout: probability of each token to become the unknown one.
-      corpus: what is known of the data, for the run to keep.
+      tokenizer: tokenizer of the texts.
+      encoded: {evaluation split: its texts, in the order of the file}.
+      bounds: maximum tokens in each training bucket.
+      texts: number of texts in each training bucket, at least `batch_size`.
+      padding: fraction of the positions in an epoch that are padding.
+      word_dropout: probability that a token is replaced by the unknown token.
+      corpus: facts about the data, written to corpus.json of the run.
     """
 
     tokenizer: OpenTokenizer
@@ -83,7 +82,7 @@ class Sentiment(Classification):
 
     @property
     def epochs(self) -> Epochs:
-        """Which texts a step has."""
+        """Assignment of texts to steps."""
         return Epochs(self.texts, self.batch_size)
 
     @property
@@ -92,15 +91,15 @@ class Sentiment(Classification):
         return self.batch_size * positions * (1.0 - self.padding)
 
     def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
-        """Returns which bucket the batch of a step is from: the same for every seed."""
+        """Returns the bucket of a step's batch; it does not depend on the seed."""
         return self.epochs.bucket(step)
 
     def batch(
         self, data: Any, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
-        """Returns the texts of a step, some of their tokens unknown.
+        """Returns the texts of a step, with word dropout applied.
 
-        Where `bucket` is not that of the step, it is some batch of that bucket.
+        If `bucket` is not the step's bucket, the result is some valid batch of `bucket`.
         """
         rows = self.epochs.rows(key, step, bucket)
         found = {name: array[rows] for name, array in data["train"][bucket].items()}
@@ -114,16 +113,16 @@ class Sentiment(Classification):
     def evaluation(
         self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of a split's bucket. Rows that fill it up count for nothing."""
+        """Returns batch `index` of a split's bucket; metrics ignore its filler rows."""
         rows = jnp.asarray(index) * self.batch_size + jnp.arange(self.batch_size)
         return {name: array[rows] for name, array in data[split][bucket].items()}
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
-        """Returns how many batches each bucket of the whole split has, whatever `total` is."""
+        """Returns the number of batches in each bucket of the whole split; ignores `total`."""
         return tuple(len(arrays["label"]) // self.batch_size for arrays in self.data[split])
 
     def examples(self, split: str, total: int) -> int:
-        """Returns how many texts a split has."""
+        """Returns the number of texts in a split."""
         return len(self.encoded[split].labels)
 
     def example(self, split: str, index: int, total: int) -> Batch:
@@ -133,33 +132,33 @@ class Sentiment(Classification):
         return {name: jnp.asarray(array, jnp.int32) for name, array in found.items()}
 
     def artifacts(self) -> Mapping[str, str]:
-        """Returns the tokenizer, and what is known of the corpus, its labels among it."""
+        """Returns the files of the tokenizer and of the facts about the corpus, such as labels."""
         tokenizer = self.tokenizer.to_json()
         known = {**self.corpus, "tokenizer": digest_of(tokenizer)}
         return {FILE: tokenizer, CORPUS: json.dumps(known, indent=1, ensure_ascii=False) + "\n"}
 
 
 def encode(tokenizer: OpenTokenizer, texts: LabelledTexts, labels: Sequence[str]) -> Encoded:
-    """Returns texts as tokens and the numbers of their labels."""
+    """Encodes texts as tokens, and labels as their indices in `labels`."""
     number = {label: i for i, label in enumerate(labels)}
     tokens = [tokenizer.encode(text) for text, _ in texts]
     return Encoded(tokens, np.array([number[label] for _, label in texts], np.int32))
 
 
 def choose_lengths(lengths: np.ndarray, number: int, least: int) -> tuple[int, ...]:
-    """Returns the most tokens of at most `number` buckets, each with `least` texts or more."""
+    """Returns the maximum lengths of at most `number` buckets with at least `least` texts each."""
     nothing = np.zeros_like(lengths)
     return tuple(bound for bound, _ in choose_bounds(lengths, nothing, number, least))
 
 
 def in_buckets(encoded: Encoded, bounds: Sequence[int], multiple: int = 1) -> list[dict[str, Any]]:
-    """Returns the arrays of `Sentiment.data` of each bucket, filled up to a multiple of rows."""
+    """Returns `Sentiment.data` of one split, with filler rows up to a multiple of `multiple`."""
     bucket = assign(encoded.lengths, np.zeros_like(encoded.lengths), [(b, 0) for b in bounds])
     found = []
     for i, bound in enumerate(bounds):
         rows = np.flatnonzero(bucket == i)
         filler = -len(rows) % multiple
-        # What has no token has no mean: a filler has one.
+        # A filler has one token, because pooling over an empty sequence would be 0 / 0.
         tokens = [encoded.tokens[r] for r in rows] + [np.array([UNKNOWN], np.int32)] * filler
         found.append(
             {
@@ -174,7 +173,7 @@ def in_buckets(encoded: Encoded, bounds: Sequence[int], multiple: int = 1) -> li
 def _known(
     config: "SentimentOptions", corpus: LabelledCorpus, encoded: Mapping, cut: Mapping
 ) -> dict:
-    """Returns what is known of the data; `cut` are {split: texts cut}."""
+    """Returns the content of corpus.json; `cut` is {split: number of cut texts}."""
     unknown = {
         split: float(np.mean(np.concatenate(e.tokens) == UNKNOWN)) for split, e in encoded.items()
     }
@@ -192,7 +191,7 @@ def _known(
 
 
 def _describe(known: Mapping[str, Any], length: int, vocabulary: int) -> str:
-    """Returns one line on what `_known` returns."""
+    """Returns a one-line summary of what `_known` returns."""
     texts = ", ".join(f"{sum(n.values()):,} for {split}" for split, n in known["texts"].items())
     out = f"; {known['left_out_empty']:,} empty ones left out" if known["left_out_empty"] else ""
     cut = sum(known["cut"].values())
@@ -231,9 +230,9 @@ class SentimentOptions(TaskOptions):
     )
 
     def make(self) -> Sentiment:
-        """Returns the task, and says on stderr what the data are.
+        """Returns the task, and summarizes the data on stderr.
 
-        Texts of more than `length` tokens are cut. Raises UserError for what does not fit, and for
+        Texts of more than `length` tokens are cut. Raises UserError for inconsistent options and
         unusable files.
         """
         corpus = read_labelled(self.path)

@@ -1,4 +1,4 @@
-"""Text to token numbers and back: characters, words, or byte-level BPE."""
+"""Tokenizers: characters, words, or byte-level BPE."""
 
 import codecs
 import contextlib
@@ -18,19 +18,19 @@ from research.tasks.task import UNKNOWN, WORDS
 from research.tasks.text.words import has_marks, split_at_marks, split_words
 
 FILE = "tokenizer.json"
-"""Name under which a run keeps its tokenizer."""
+"""File of a run with its tokenizer."""
 CORPUS = "corpus.json"
-"""Name under which a run keeps what is known of its data, the digest of its tokenizer included."""
+"""File of a run with facts about its data, including the digest of its tokenizer."""
 MARKS = "marks_in_words"
-"""Key of FILE where words keep their combining marks; vocabularies of before cut them off."""
+"""Key in FILE, set if words keep their combining marks; older vocabularies split them off."""
 
 
 class Tokenizer(Protocol):
-    """Text to token numbers and back.
+    """Converts text to token ids and back.
 
     Attributes:
       vocab_size: number of tokens.
-      characters: (V,) float32, how many characters each token stands for.
+      characters: (V,) float32, number of characters of each token.
     """
 
     vocab_size: int
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
 
 
 class CharTokenizer:
-    """One token per distinct character of a text, in code point order (as nanoGPT's)."""
+    """One token per distinct character of a text, in code point order (as in nanoGPT)."""
 
     def __init__(self, alphabet: str):
         self.alphabet = alphabet
@@ -52,7 +52,7 @@ class CharTokenizer:
         self._number = {character: i for i, character in enumerate(alphabet)}
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens. Raises UserError for a character the model never saw."""
+        """Returns int32 tokens. Raises UserError for a character outside the alphabet."""
         unknown = sorted(set(text) - self._number.keys())
         if unknown:
             raise UserError(
@@ -73,12 +73,12 @@ class CharTokenizer:
 
 
 class BpeTokenizer:
-    """Byte-level BPE (Sennrich 2016; bytes as in GPT-2): every text can be encoded."""
+    """Byte-level BPE (Sennrich 2016; bytes as in GPT-2), which can encode any text."""
 
     def __init__(self, bpe: tokenizers.Tokenizer):
         self.bpe = bpe
         self.vocab_size = bpe.get_vocab_size()
-        # A token may hold part of a character only: count the bytes that start one.
+        # A token may contain only part of a character, so count the bytes that start one in UTF-8.
         self.characters = np.array(
             [self._starts(bpe.id_to_token(t)) for t in range(self.vocab_size)], np.float32
         )
@@ -95,9 +95,9 @@ class BpeTokenizer:
         return self.bpe.decode(list(tokens))
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the text of each token; joined they are `decode(tokens)`.
+        """Returns the text of each token; concatenated, they equal `decode(tokens)`.
 
-        A character that is spread over tokens belongs to the last of them.
+        A character that is split over several tokens belongs to the last of them.
         """
         bytes_of = [bytes(_BYTE_OF[c] for c in self.bpe.id_to_token(t) or "") for t in tokens]
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -109,17 +109,17 @@ class BpeTokenizer:
 
 
 class WordTokenizer:
-    """One token per distinct word, in code point order; words are what spaces part."""
+    """One token per distinct word, in code point order; words are separated by spaces."""
 
     def __init__(self, words: Sequence[str]):
         self.words = list(words)
         self.vocab_size = len(self.words)
-        # The space before a word counts as a character of it.
+        # The space before a word counts as one of its characters.
         self.characters = np.array([len(word) + 1 for word in self.words], np.float32)
         self._number = {word: i for i, word in enumerate(self.words)}
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens. Raises UserError for a word the model never saw."""
+        """Returns int32 tokens. Raises UserError for a word outside the vocabulary."""
         words = text.split()
         unknown = sorted(set(words) - self._number.keys())
         if unknown:
@@ -130,7 +130,7 @@ class WordTokenizer:
         return "".join(self.pieces(tokens))
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the text of each token, with the space before it."""
+        """Returns the text of each token, with a space before it."""
         return [" " + self.words[t] for t in tokens]
 
     def to_json(self) -> str:
@@ -138,11 +138,11 @@ class WordTokenizer:
 
 
 class SentenceTokenizer:
-    """Tokens of sentences; 0, 1, 2 are `SPECIAL` (`PAD`, `BOS`, `EOS` of tasks).
+    """Tokenizer of sentences; ids 0, 1, 2 are `SPECIAL` (`PAD`, `BOS`, `EOS` of tasks).
 
-    No text is encoded as one of those, be it "</s>" itself. A space is put before the first word,
-    so that a word has the same tokens wherever it stands, and is taken away again:
-    decode(encode(text)) is the text, but for runs of spaces where tokens are words.
+    No text is encoded as a special token, not even "</s>". Encoding adds a space before the first
+    word, so that a word has the same tokens at every position, and decoding removes it:
+    decode(encode(text)) equals the text, except for runs of spaces if tokens are words.
     """
 
     SPECIAL = ("<pad>", "<s>", "</s>")
@@ -154,24 +154,24 @@ class SentenceTokenizer:
         self.characters = np.concatenate([np.zeros(WORDS, np.float32), inner.characters])
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens, without those of `SPECIAL`."""
+        """Returns int32 tokens, without special ones."""
         return self.inner.encode(" " + text) + WORDS
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns `encode` of each text, BPE in a fraction of the time."""
+        """Encodes each text; for BPE much faster than calling `encode` on each."""
         if not isinstance(self.inner, BpeTokenizer):
             return [self.encode(text) for text in texts]
         encoded = self.inner.bpe.encode_batch_fast([" " + text for text in texts])
         return [np.array(e.ids, np.int32) + WORDS for e in encoded]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Returns the text of tokens; those of `SPECIAL` are left out."""
+        """Returns the text of tokens, without special ones."""
         return self.inner.decode([t - WORDS for t in tokens if t >= WORDS]).removeprefix(" ")
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Returns the text of each token, with the space before a word; see BpeTokenizer.pieces.
 
-        Tokens of `SPECIAL` show their names.
+        Special tokens are represented by their names.
         """
         words = iter(self.inner.pieces([t - WORDS for t in tokens if t >= WORDS]))
         return [next(words) if t >= WORDS else self.SPECIAL[t] for t in tokens]
@@ -182,12 +182,12 @@ class SentenceTokenizer:
 
 
 class OpenTokenizer:
-    """Tokens of texts that are read and not written; 0, 1 are `SPECIAL` (`PAD`, `UNKNOWN`).
+    """Tokenizer of texts that are only read; ids 0, 1 are `SPECIAL` (`PAD`, `UNKNOWN`).
 
-    Texts are in lower case. Words are runs of letters and digits, each other character is a word of
-    its own, and English contractions are parted as in the Penn Treebank (do n't, it 's), see
-    `split_words`; a word that the vocabulary does not have is `UNKNOWN`. Pieces of a BPE need no
-    such token, but what is replaced by a token that says nothing does.
+    Converts texts to lower case. Words are runs of letters and digits, any other character is a
+    separate word, and English contractions are split as in the Penn Treebank (do n't, it 's), see
+    `split_words`. Words outside the vocabulary become `UNKNOWN`. A BPE never needs that token for
+    encoding, but word dropout and attributions use it as a neutral replacement.
     """
 
     SPECIAL = ("<pad>", "<unknown>")
@@ -206,24 +206,24 @@ class OpenTokenizer:
             self._number = {w: i + len(self.SPECIAL) for i, w in enumerate(inner.words)}
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens; there are none of an empty text alone."""
+        """Returns int32 tokens; at least one unless the text is empty."""
         if isinstance(self.inner, BpeTokenizer):
             return self.inner.encode(_spaced(text)) + len(self.SPECIAL)
         words = self._words_of(text)
         return np.array([self._number.get(_plain(w), UNKNOWN) for w in words], np.int32)
 
     def split(self, text: str) -> list[str]:
-        """Returns the part of the text that each token of `encode` stands for."""
+        """Returns the piece of text behind each token of `encode`."""
         if isinstance(self.inner, BpeTokenizer):
             return self.inner.pieces(self.inner.encode(_spaced(text)).tolist())
         return self._words_of(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Returns the text of tokens, `SPECIAL` ones by their names."""
+        """Returns the text of tokens, with special ones represented by their names."""
         return "".join(self.pieces(tokens)).removeprefix(" ")
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the text of each token, with the space before a word; `SPECIAL` their names."""
+        """Returns the text of each token, with the space before a word; names of special ones."""
         first = len(self.SPECIAL)
         words = iter(self.inner.pieces([t - first for t in tokens if t >= first]))
         return [next(words) if t >= first else f" {self.SPECIAL[t]}" for t in tokens]
@@ -231,7 +231,7 @@ class OpenTokenizer:
     def to_json(self) -> str:
         content = json.loads(self.inner.to_json())
         if self._words_of is split_words and has_marks("".join(content.get("words", ()))):
-            content[MARKS] = True  # said only where it matters: other files are what they were
+            content[MARKS] = True  # only if it matters, so that the digests of others stay the same
         return json.dumps(content | {"kind": f"open_{content['kind']}"}, ensure_ascii=False)
 
 
@@ -240,12 +240,12 @@ def _plain(word: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """Returns the text that a BPE reads: every word has a space before it, the first too."""
+    """Returns the text in lower case with exactly one space before every word, as BPE input."""
     return " " + " ".join(text.lower().split()) if text.strip() else ""
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Returns GPT-2's table from the printable stand-in of each byte to the byte."""
+    """Returns GPT-2's table {printable character that represents a byte: the byte}."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -255,7 +255,7 @@ _BYTE_OF = _byte_alphabet()
 
 
 def train_bpe(text: str, vocab_size: int, cache: Path | None) -> BpeTokenizer:
-    """Returns a byte-level BPE trained on `text`; kept in `cache` under a hash of its inputs."""
+    """Trains a byte-level BPE on `text`, or loads it from `cache` by a hash of its inputs."""
     if vocab_size < 256:
         raise UserError(f"task.bpe_vocab_size={vocab_size} must be at least 256, one per byte.")
     return _train(text.splitlines(keepends=True), vocab_size, cache, f"{vocab_size}\n{text}")
@@ -264,9 +264,9 @@ def train_bpe(text: str, vocab_size: int, cache: Path | None) -> BpeTokenizer:
 def train_sentence_bpe(
     sentences: Sequence[str], vocab_size: int, cache: Path | None
 ) -> SentenceTokenizer:
-    """Returns a tokenizer of `vocab_size` tokens or, if the sentences have no more, fewer.
+    """Trains a tokenizer of `vocab_size` tokens, or fewer if the sentences do not yield as many.
 
-    It is kept in `cache` under a hash of its inputs.
+    Cached in `cache` under a hash of the inputs.
     """
     if vocab_size < 256 + WORDS:
         raise UserError(
@@ -280,7 +280,7 @@ def train_sentence_bpe(
 
 
 def _train(lines: list[str], vocab_size: int, cache: Path | None, inputs: str) -> BpeTokenizer:
-    """Returns a BPE trained on `lines`, kept in `cache` under a hash of the string `inputs`."""
+    """Trains a BPE on `lines`, cached in `cache` under a hash of the string `inputs`."""
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:16]
     path = cache / f"bpe-{vocab_size}-{digest}.json" if cache else None
     if path and path.is_file():
@@ -295,7 +295,7 @@ def _train(lines: list[str], vocab_size: int, cache: Path | None, inputs: str) -
     )
     bpe.train_from_iterator(lines, trainer)
     if path:
-        # Keeping it saves time and nothing else, so a disk that refuses is no reason to stop.
+        # The cache only saves time, so ignore a disk that cannot be written.
         with contextlib.suppress(OSError):
             write_text(path, bpe.to_str())
     return BpeTokenizer(bpe)
@@ -304,7 +304,7 @@ def _train(lines: list[str], vocab_size: int, cache: Path | None, inputs: str) -
 def make_tokenizer(kind: str, text: str, vocab_size: int, cache: Path | None) -> Tokenizer:
     """Returns the tokenizer that `task.tokenizer` names, made from the training text.
 
-    `text` for "char" is the whole corpus, so that validation holds no unknown character.
+    For "char", `text` is the whole corpus, so that validation has no unknown character.
     """
     check_name("task.tokenizer", kind, ("char", "bpe"))
     if kind == "char":
@@ -315,13 +315,13 @@ def make_tokenizer(kind: str, text: str, vocab_size: int, cache: Path | None) ->
 def make_sentence_tokenizer(
     kind: str, sentences: Sequence[str], others: Sequence[str], vocab_size: int, cache: Path | None
 ) -> SentenceTokenizer:
-    """Returns the tokenizer of sentences that `task.tokenizer` names.
+    """Returns the sentence tokenizer that `task.tokenizer` names.
 
     Args:
       kind: char, word or bpe.
-      sentences: for training; a BPE is trained on them.
-      others: whose characters or words it has to know, too.
-      vocab_size: of a BPE.
+      sentences: training sentences; a BPE is trained on them.
+      others: other sentences, whose characters or words must be in the vocabulary too.
+      vocab_size: vocabulary size of a BPE.
       cache: see `train_sentence_bpe`.
     """
     check_name("task.tokenizer", kind, ("char", "word", "bpe"))
@@ -342,9 +342,9 @@ def make_open_tokenizer(
 
     Args:
       kind: word or bpe.
-      texts: for training.
-      min_count: how often a word must occur to be in the vocabulary.
-      vocab_size: of a BPE, `SPECIAL` included.
+      texts: training texts.
+      min_count: minimum number of occurrences of a word in the vocabulary.
+      vocab_size: vocabulary size of a BPE, including special tokens.
       cache: see `train_bpe`.
     """
     check_name("task.tokenizer", kind, ("word", "bpe"))
@@ -364,9 +364,9 @@ def make_open_tokenizer(
 
 
 def load_tokenizer(run: Path) -> Tokenizer:
-    """Returns the tokenizer of a run.
+    """Loads the tokenizer of a run.
 
-    Raises UserError when the run keeps none, or one that is damaged or not its own.
+    Raises UserError if the run has none, or if the file is damaged or of another run.
     """
     path = run / FILE
     if not path.is_file():
@@ -377,12 +377,12 @@ def load_tokenizer(run: Path) -> Tokenizer:
         raise UserError(f"{path} is not the tokenizer that {run} was trained with.")
     try:
         return _from_json(text)
-    except Exception as error:  # what tokenizers raises has no type of its own
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}.") from None
 
 
 def digest_of(text: str) -> str:
-    """Returns the sha256 of a text, hexadecimal."""
+    """Returns the sha256 of a text in UTF-8, hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""Translation: sentences of one language into another, with one vocabulary for both.
+"""Sentence translation with a vocabulary shared by both languages.
 
 Byte-level BPE is trained on both sides of the training split together (Sennrich et al. 2016,
 "Neural Machine Translation of Rare Words with Subword Units", 3.2: joint BPE). Pairs are padded to
-a few shapes and live on the device; research/tasks/buckets.py says in which order they come.
+a few shapes and kept on the device; research/tasks/buckets.py determines their order.
 """
 
 import json
@@ -54,28 +54,28 @@ from research.tasks.text.translation_scores import (
     signatures,
 )
 
-EVALUATION_BUCKETS = 2  # each is compiled for every split
+EVALUATION_BUCKETS = 2  # few, because each one is compiled for every split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Translation(Task):
-    """The task of this file; the attributes that are not below are those of `Task`.
+    """The translation task; the attributes not listed here are those of `Task`.
 
-    `data` is {split: one mapping for each bucket}, of arrays with a row for each pair: "source"
-    (N, S), "source_length" (N,), "source_words" (N,) and "target" (N, T), int32. Rows of the splits
-    that are evaluated are filled up to full batches.
+    `data` is {split: a mapping for each bucket} of arrays with a row per pair: "source" (N, S),
+    "source_length" (N,), "source_words" (N,) and "target" (N, T), int32. Evaluation splits have
+    filler rows to complete the last batch.
 
     Attributes:
-      tokenizer: of both languages.
-      bounds: most tokens of source and target, of each bucket for training.
-      pairs: number of pairs of each bucket for training, at least `batch_size`.
-      padding: part of the positions of source and target, over an epoch, that is padding.
-      encoded: {split: as a bucket of `data`}, host arrays of the evaluation splits in their order.
+      tokenizer: shared by both languages.
+      bounds: maximum tokens of source and target in each training bucket.
+      pairs: number of pairs in each training bucket, at least `batch_size`.
+      padding: fraction of source and target positions, over an epoch, that are padding.
+      encoded: {evaluation split: host arrays like those of a bucket, in the order of the files}.
       references: {split: N translations}.
-      word_bins: ranges of the number of words of a source that metrics are cut by; see `words_in`.
-      label_smoothing: of the objective.
-      bleu_tokenizer: what BLEU takes for words.
-      corpus: what is known of the data, for the run to keep.
+      word_bins: ranges of the number of source words by which metrics are sliced; see `words_in`.
+      label_smoothing: probability mass spread over the vocabulary in the objective.
+      bleu_tokenizer: sacreBLEU's tokenizer for BLEU.
+      corpus: facts about the data, written to corpus.json of the run.
     """
 
     higher_is_better = {
@@ -103,7 +103,7 @@ class Translation(Task):
 
     @property
     def epochs(self) -> Epochs:
-        """Which pairs a step has."""
+        """Assignment of pairs to steps."""
         return Epochs(self.pairs, self.batch_size)
 
     @property
@@ -117,7 +117,7 @@ class Translation(Task):
         return {f"{name}_by_source_length": labels for name in ("accuracy", *self.scores)}
 
     def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
-        """Returns which bucket the batch of a step is from: the same for every seed."""
+        """Returns the bucket of a step's batch; it does not depend on the seed."""
         return self.epochs.bucket(step)
 
     def batch(
@@ -125,7 +125,7 @@ class Translation(Task):
     ) -> Batch:
         """Returns the pairs of a step.
 
-        Where `bucket` is not that of the step, it is some batch of that bucket.
+        If `bucket` is not the step's bucket, the result is some valid batch of `bucket`.
         """
         rows = self.epochs.rows(key, step, bucket)
         return _batch_of({name: array[rows] for name, array in data["train"][bucket].items()})
@@ -133,16 +133,16 @@ class Translation(Task):
     def evaluation(
         self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
-        """Returns batch `index` of a split's bucket. Rows that fill it up count for nothing."""
+        """Returns batch `index` of a split's bucket; metrics ignore its filler rows."""
         rows = jnp.asarray(index) * self.batch_size + jnp.arange(self.batch_size)
         return _batch_of({name: array[rows] for name, array in data[split][bucket].items()})
 
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
-        """Returns how many batches each bucket of the whole split has, whatever `total` is."""
+        """Returns the number of batches in each bucket of the whole split; ignores `total`."""
         return tuple(len(arrays["source"]) // self.batch_size for arrays in self.data[split])
 
     def examples(self, split: str, total: int) -> int:
-        """Returns how many pairs a split has."""
+        """Returns the number of pairs in a split."""
         return len(self.references[split])
 
     def example(self, split: str, index: int, total: int) -> Batch:
@@ -150,11 +150,11 @@ class Translation(Task):
         return _batch_of({n: a[index : index + 1] for n, a in self.encoded[split].items()})
 
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
-        """Returns loss (nats per target token) and accuracy, of targets given those before.
+        """Returns loss (nats per target token) and accuracy under teacher forcing.
 
-        With label smoothing also "objective": with probability e the target is any token of the
-        vocabulary, all equally likely (Szegedy et al. 2016, section 7; e = 0.1 in Vaswani et al.
-        2017, section 5.4).
+        With label smoothing also "objective": with probability e the target is drawn uniformly from
+        the vocabulary (Szegedy et al. 2016, section 7; e = 0.1 in Vaswani et al. 2017, section
+        5.4).
         """
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
@@ -171,23 +171,24 @@ class Translation(Task):
             ),
         }
         if self.label_smoothing:
+            # Cross entropy with the uniform distribution: the mean of -log p over the vocabulary.
             uniform = jax.nn.logsumexp(outputs, -1) - outputs.mean(-1)
             smooth = loss + self.label_smoothing * (uniform - loss)
             sums["objective"] = Sums((smooth * weights).sum(), count)
         return sums
 
     def sources(self, split: str) -> Batch:
-        """Returns what is decoded: "source" (N, S) and "source_length" (N,), host arrays."""
+        """Returns the sources to decode, "source" (N, S) and "source_length" (N,), host arrays."""
         return {name: self.encoded[split][name] for name in ("source", "source_length")}
 
     def score(self, split: str, hypotheses: Sequence[Sequence[int]]) -> Scored:
-        """Returns BLEU and chrF (0 to 100) and the part of exact matches, also by source length.
+        """Returns BLEU, chrF (0 to 100) and the fraction of exact matches, also by source length.
 
-        Scores are of text, one line for each sentence, as the run keeps it.
+        Scores are computed on text with one line per sentence, as written into the run directory.
 
         Args:
-          split: which.
-          hypotheses: tokens of each translation without end tokens, in the split's order.
+          split: name of the split.
+          hypotheses: tokens of each translation without end tokens, in the order of the split.
         """
         texts = [_line(self.tokenizer.decode(h)) for h in hypotheses]
         references = [_line(r) for r in self.references[split]]
@@ -214,7 +215,7 @@ class Translation(Task):
         )
 
     def artifacts(self) -> Mapping[str, str]:
-        """Returns the tokenizer, and what is known of the corpus."""
+        """Returns the files of the tokenizer and of the facts about the corpus."""
         tokenizer = self.tokenizer.to_json()
         known = {**self.corpus, "tokenizer": digest_of(tokenizer)}
         corpus = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
@@ -222,26 +223,26 @@ class Translation(Task):
 
 
 def _line(text: str) -> str:
-    """Returns `text` without line breaks of any kind, which a model may write."""
+    """Joins the lines of `text` with spaces: a model may generate line breaks of any kind."""
     return " ".join(text.splitlines())
 
 
 def _batch_of(rows: Mapping[str, Int[Array, "B *n"]]) -> Batch:
-    """Returns a batch of rows of `data`."""
+    """Returns the batch made of the given rows of `data`."""
     target = rows["target"]
     before = jnp.pad(target, ((0, 0), (1, 0)), constant_values=BOS)[:, :-1]
     return {
         "source": rows["source"],
         "source_length": rows["source_length"],
         "source_words": rows["source_words"],
-        # The end token is asked for, and nothing follows it.
+        # The end token is a target but never an input, since nothing follows it.
         "inputs": jnp.where(before == EOS, PAD, before),
         "targets": jnp.where(target == PAD, -1, target),
     }
 
 
 def _kept(config: "TranslationOptions", encoded: Encoded) -> Encoded:
-    """Returns the pairs for training that are not too long. Raises UserError for too few."""
+    """Returns the training pairs that are not too long. Raises UserError if they are too few."""
     source, target = encoded.lengths
     kept = chosen(encoded, np.flatnonzero((source <= config.length) & (target <= config.length)))
     if len(kept.words) < config.batch_size:
@@ -255,7 +256,7 @@ def _kept(config: "TranslationOptions", encoded: Encoded) -> Encoded:
 def _known(
     config: "TranslationOptions", corpus: Corpus, cuts: Mapping, train: Encoded, bounds: list
 ) -> dict:
-    """Returns what is known of the data; `cuts` are {split: {side: sentences cut}}."""
+    """Returns the content of corpus.json; `cuts` is {split: {side: number of cut sentences}}."""
     counts = np.bincount(assign(*train.lengths, bounds), minlength=len(bounds)).tolist()
     return {
         "path": config.path,
@@ -275,7 +276,7 @@ def _known(
 
 
 def _describe(known: Mapping[str, Any], length: int) -> str:
-    """Returns one line on what `_known` returns."""
+    """Returns a one-line summary of what `_known` returns."""
     pairs = ", ".join(f"{n:,} for {split}" for split, n in known["pairs"].items())
     out = f"{known['left_out_too_long']:,} of more than {length} tokens"
     if known["left_out_empty"]:
@@ -313,10 +314,10 @@ class TranslationOptions(TaskOptions):
     )
 
     def make(self) -> Translation:
-        """Returns the task, and says on stderr what was left out.
+        """Returns the task, and reports on stderr which pairs were left out.
 
-        Pairs with a side of more than `length` tokens are left out of training; in the splits that
-        are evaluated they are cut. Raises UserError for what does not fit, and for unusable files.
+        Pairs with more than `length` tokens on one side are left out of training, and cut in
+        evaluation splits. Raises UserError for inconsistent options and unusable files.
         """
         words_of_bleu = bleu_tokenizer(self.bleu_tokenizer, self.target_language)
         corpus = read_corpus(self.path, self.source_language, self.target_language)
@@ -362,6 +363,6 @@ class TranslationOptions(TaskOptions):
 
 
 def _longest(encoded: Encoded) -> Bounds:
-    """Returns the bucket that holds all pairs."""
+    """Returns the smallest bucket that holds all pairs."""
     source, target = encoded.lengths
     return int(source.max()), int(target.max())

@@ -1,9 +1,9 @@
-"""How good translations are: BLEU and chrF as sacreBLEU computes them, and exact matches.
+"""Translation metrics: BLEU and chrF by sacreBLEU, and exact match.
 
 Papineni et al. 2002, "BLEU"; Popovic 2015, "chrF"; Post 2018, "A Call for Clarity in Reporting BLEU
-Scores": scores are of detokenized text, and count only together with their signature. Of a corpus
-of one reference per sentence, all with sacreBLEU's defaults but for what BLEU takes for a word,
-which depends on the language: its default parts words at spaces, and a Chinese sentence has none.
+Scores": scores are of detokenized text and must be reported with their signature. One reference per
+sentence and sacreBLEU's defaults, except that BLEU's tokenizer depends on the language: the default
+splits words at spaces, which Chinese does not have.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,21 +17,21 @@ from research.errors import UserError, check_name
 from research.tasks.text.languages import UNSPACED, code_of
 
 TOKENIZERS = ("13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none")
-"""What BLEU may take for words; sacreBLEU's others download a model."""
+"""Tokenizers available for BLEU; sacreBLEU's others download a model."""
 DEFAULT = "13a"
 
 
 class Measured(NamedTuple):
-    """A score and what it was computed with, as sacreBLEU puts it."""
+    """A score and its sacreBLEU signature."""
 
     score: float
     signature: str
 
 
 def make_bleu(tokenizer: str = DEFAULT) -> BLEU:
-    """Returns BLEU with a tokenizer of `TOKENIZERS`. Raises UserError where it is not installed."""
+    """Returns BLEU with a tokenizer of `TOKENIZERS`. Raises UserError if it is not installed."""
     try:
-        # "force" keeps it from warning about text that looks tokenized. It changes no score.
+        # "force" only silences the warning about text that looks tokenized.
         return BLEU(force=True, tokenize=tokenizer)
     except RuntimeError:
         extra = tokenizer.partition("-")[0]
@@ -42,17 +42,17 @@ def make_bleu(tokenizer: str = DEFAULT) -> BLEU:
 
 
 def bleu_tokenizer(name: str, language: str) -> str:
-    """Returns what BLEU takes for words: `name`, or for "auto" what suits a target language.
+    """Returns BLEU's tokenizer: `name`, or for "auto" the one that suits the target language.
 
-    That is "zh" for Chinese, "ja-mecab" and "ko-mecab" for Japanese and Korean where sacreBLEU has
-    what it needs for them, "char" where it has not and for other languages without spaces between
-    words, and "13a" (that of WMT) for all others, known or not.
+    "auto" means "zh" for Chinese; "ja-mecab" and "ko-mecab" for Japanese and Korean if their
+    packages are installed, otherwise "char"; "char" for other languages without spaces between
+    words; and "13a" (as in WMT) for all others, known or not.
 
     Args:
       name: `task.bleu_tokenizer`.
       language: `task.target_language`, such as "zh", "zh-CN" or "cmn".
 
-    Raises UserError for a name that is unknown or not installed.
+    Raises UserError for a tokenizer that is unknown or not installed.
     """
     check_name("task.bleu_tokenizer", name, ("auto", *TOKENIZERS))
     if name != "auto":
@@ -71,13 +71,13 @@ def bleu_tokenizer(name: str, language: str) -> str:
 
 
 def signatures(tokenizer: str) -> dict[str, str]:
-    """Returns what BLEU and chrF are computed with, as sacreBLEU puts it."""
+    """Returns the sacreBLEU signatures of BLEU and chrF."""
     bleu, letters = corpus_bleu(["a"], ["a"], tokenizer), chrf(["a"], ["a"])
     return {"bleu": bleu.signature, "chrf": letters.signature}
 
 
 def tokenizer_in(signature: str) -> str:
-    """Returns the tokenizer that a signature of BLEU names."""
+    """Returns the tokenizer named in a BLEU signature."""
     found = [part for part in signature.split("|") if part.startswith("tok:")]
     return found[0].removeprefix("tok:") if found else DEFAULT
 
@@ -100,26 +100,26 @@ def _measured(metric: Metric, hypotheses: Sequence[str], references: Sequence[st
 def corpus_bleu(
     hypotheses: Sequence[str], references: Sequence[str], tokenizer: str = DEFAULT
 ) -> Measured:
-    """Returns BLEU, 0 to 100, of lines of detokenized text; NaN of none.
+    """Returns corpus BLEU, 0 to 100, of lines of detokenized text; NaN for no lines.
 
-    Not the mean over sentences: n-grams are counted over all. Raises UserError when the numbers of
-    lines differ.
+    N-grams are counted over the whole corpus; it is not a mean over sentences. Raises UserError if
+    the numbers of lines differ.
 
     Args:
       hypotheses: translations.
-      references: what they should be.
-      tokenizer: of `TOKENIZERS`; see `bleu_tokenizer`.
+      references: reference translations.
+      tokenizer: one of `TOKENIZERS`; see `bleu_tokenizer`.
     """
     return _measured(make_bleu(tokenizer), hypotheses, references)
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Measured:
-    """Returns chrF2, 0 to 100, over all sentences; see `corpus_bleu`."""
+    """Returns corpus chrF2, 0 to 100; see `corpus_bleu`."""
     return _measured(CHRF(), hypotheses, references)
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Returns the part of the sentences, 0 to 1, that are the reference letter by letter."""
+    """Returns the fraction of sentences, 0 to 1, that equal the reference exactly."""
     _check(hypotheses, references)
     pairs = zip(hypotheses, references, strict=True)
     return float(np.mean([h == r for h, r in pairs])) if references else float("nan")
@@ -132,14 +132,14 @@ def by_slice(
     index: Sequence[int] | np.ndarray,
     number: int,
 ) -> list[float]:
-    """Returns the score of the sentences of each slice.
+    """Returns the score of each slice of the sentences.
 
     Args:
       measure: (hypotheses, references) -> score.
       hypotheses: N translations.
       references: N references.
-      index: (N,) slice of each sentence; one that is out of range is left out.
-      number: of slices.
+      index: (N,) slice of each sentence; indices out of range are ignored.
+      number: number of slices.
     """
     chosen = [np.flatnonzero(np.asarray(index) == i) for i in range(number)]
     return [measure([hypotheses[i] for i in c], [references[i] for i in c]) for c in chosen]

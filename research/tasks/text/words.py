@@ -1,4 +1,4 @@
-"""Cutting text into words, in any script that puts spaces or punctuation between them."""
+"""Splits text into words, for scripts with spaces or punctuation between words."""
 
 import re
 import unicodedata
@@ -6,8 +6,9 @@ import unicodedata
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-# Letters with their combining marks, digits and "_" (in this engine, unlike Python's, \w has
-# marks), with joiners inside; English contractions as in the Penn Treebank; else one character.
+# Runs of letters with combining marks, digits and "_" (\w includes marks in this engine, unlike in
+# Python's), with zero-width joiners inside; English contractions as in the Penn Treebank; any other
+# single character.
 _LETTER, _INSIDE = r"[\w\p{N}]", r"[\w\p{N}\x{200c}\x{200d}]"
 _WORDS = Split(
     Regex(
@@ -24,20 +25,20 @@ _OF_BEFORE = re.compile(
 
 
 def split_words(text: str) -> list[str]:
-    """Returns the words of a text as they stand there; other characters are words of their own.
+    """Returns the words of a text, unchanged; any other character is a separate word.
 
-    A combining mark belongs to the character before it: words of Hindi, Tamil or pointed Arabic
-    stay whole. Where a script has no spaces (Chinese, Thai), a word is what stands between spaces
-    or punctuation.
+    A combining mark belongs to the character before it, so words in Hindi, Tamil or pointed Arabic
+    stay whole. In a script without spaces (Chinese, Thai), a word is everything between spaces or
+    punctuation.
     """
     return [word for word, _ in _WORDS.pre_tokenize_str(text)]
 
 
 def split_at_marks(text: str) -> list[str]:
-    """Returns the same as it was before combining marks were letters: for vocabularies of then."""
+    """Splits text as older versions did, at combining marks; for vocabularies made with them."""
     return _OF_BEFORE.findall(text)
 
 
 def has_marks(text: str) -> bool:
-    """Whether a text has a combining mark."""
+    """Returns whether a text contains a combining mark."""
     return any(unicodedata.category(character)[0] == "M" for character in text)

@@ -1,1 +1,1 @@
-"""What a run leaves on the disk while it trains: checkpoints, metrics, events, environment."""
+"""Files that a run writes during training: checkpoints, metrics, events, environment."""
