@@ -182,7 +182,7 @@ def curves_of(
 
 
 def show(curves: list[Any], found: list[Any]) -> None:
-    """Prints the table."""
+    """Prints a table of loss and perplexity, one row per curve."""
     width = max(len(curve.name) for curve in curves)
     print(f"{'':{width}}  {'positions':>13}  {'loss':>7}  {'perplexity':>10}  {'ratio':>6}")
     for curve, one in zip(curves, found, strict=True):
@@ -201,7 +201,7 @@ def write(
     source: str,
     folder: Path,
 ) -> None:
-    """Writes stream.json and stream.png."""
+    """Writes the curves to stream.json and draws them in stream.png."""
     from research.configuration import to_plain
     from research.decoding.stream_curves import binned, position_bins
     from research.decoding.stream_picture import write_stream_picture
