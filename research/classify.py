@@ -4,13 +4,13 @@ python -m research.classify --workdir=runs/sentiment "a lovely film" "not my kin
 python -m research.classify --workdir=runs/sentiment --input=reviews.txt > reviews.tsv
 python -m research.classify --workdir=runs/sentiment --by=integrated_gradients < reviews.txt
 
-On a terminal each text gets its label, the label's probability and its words in colours: green ones
-speak for the label, red ones against it. Elsewhere each is a line of four fields parted by tabs:
-label, probability, text, and every word of it as word:attribution, parted by spaces. What is no
-visible character is written \\x1b, as in Python. Everything else goes to stderr.
+On a terminal, each text is shown with its label, the label's probability and its words in color:
+green words speak for the label, red words against it. Otherwise, each text is one line of four
+fields separated by tabs: label, probability, text, and all words as word:attribution, separated by
+spaces. Invisible characters are escaped as in Python (\\x1b). Everything else goes to stderr.
 
-An attribution is how much the log-odds of the label (nats) fall without the word, which becomes the
-unknown one; --by=integrated_gradients and gradient_times_input are in the same unit, and
+The attribution of a word is the drop in the log-odds of the label (nats) when the word is replaced
+by the unknown word; --by=integrated_gradients and gradient_times_input have the same unit, and
 --by=attention gives the weights of the model's own pooling, which have no sign.
 """
 

@@ -5,14 +5,14 @@ python -m research.evaluate --workdir=runs/translation --split=test
 python -m research.evaluate --workdir=runs/text --window=64 --sinks=0,1,2,4 --tokens=4096
 python -m research.evaluate --workdir=runs/text --input=novel.txt --tokens=20000 --recompute
 
-Without options of a stream it prints the metrics of the best checkpoint, with the code and the data
-as they are now, and says whether they are those of result.json.
+Without streaming flags it prints the metrics of the best checkpoint, computed with the current code
+and data, and says whether they agree with result.json.
 
-A stream reads a text far longer than the model was trained at through a rolling cache, once for
-each number of first tokens ("sinks") that stay in it (Xiao et al. 2023). It prints the loss where
-tokens have left the cache, beside that of all tokens for as long as the model has room for them
-("dense") and, with --recompute, that of the latest tokens read anew for every token. By position it
-is in WORKDIR/stream.json and stream.png.
+Streaming reads a text far longer than the training length through a rolling cache, once for each
+number of first tokens ("sinks") that are kept in the cache (Xiao et al. 2023). It prints the loss
+at positions where tokens have left the cache, next to the loss with all tokens in the cache, up to
+the model's maximum length ("dense"), and, with --recompute, the loss if the latest tokens are
+re-encoded for every new token. The loss by position is in WORKDIR/stream.json and stream.png.
 """
 
 from pathlib import Path
@@ -182,7 +182,7 @@ def curves_of(
 
 
 def show(curves: list[Any], found: list[Any]) -> None:
-    """Prints the table."""
+    """Prints a table of loss and perplexity, one row per curve."""
     width = max(len(curve.name) for curve in curves)
     print(f"{'':{width}}  {'positions':>13}  {'loss':>7}  {'perplexity':>10}  {'ratio':>6}")
     for curve, one in zip(curves, found, strict=True):
@@ -201,7 +201,7 @@ def write(
     source: str,
     folder: Path,
 ) -> None:
-    """Writes stream.json and stream.png."""
+    """Writes the curves to stream.json and draws them in stream.png."""
     from research.configuration import to_plain
     from research.decoding.stream_curves import binned, position_bins
     from research.decoding.stream_picture import write_stream_picture

@@ -1,4 +1,4 @@
-"""Continues a prompt with a trained language model, or says how probable a text is to it.
+"""Continues a prompt with a trained language model, or prints the log-probability of a text.
 
 python -m research.generate --workdir=runs/text --prompt="ROMEO:" --tokens=500 --temperature=0.8
 python -m research.generate --workdir=runs/text --prompt="ROMEO:" --attention=runs/romeo.html
@@ -92,7 +92,7 @@ def check(options: flags.FlagValues) -> None:
 
 
 def kept(chunks: Iterator, written: list[int]) -> Iterator:
-    """Yields the chunks of one sample and appends their tokens to `written`."""
+    """Passes on the chunks of a single sample, appending their tokens to `written`."""
     for chunk in chunks:
         written += chunk.tokens[0].tolist()
         yield chunk

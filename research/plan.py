@@ -1,4 +1,4 @@
-"""Says, before anything is paid for, whether training fits a TPU slice, its time and its cost.
+"""Estimates, before you pay for a TPU slice, whether training fits, its time and its cost.
 
     python -m research.plan --config=configs/tpu/lm_1b3.py
     python -m research.plan --config=configs/text.py --topology=v5e:2x4,v5p:2x2x1 --estimate
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
-    """Prints the plan of one run of `config.members` members, a column for each target."""
+    """Prints the plan for training `config.members` members, with a column for each target."""
     from research.cloud.forecast import check_budget, check_fits, forecast
     from research.cloud.table import screen
     from research.parallel.topology import parse_targets
@@ -66,7 +66,7 @@ def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
 
 
 def plan_experiment(path: str, prices: Mapping[str, Any]) -> None:
-    """Prints the plan of all runs of an experiment, a table for each target."""
+    """Prints the plan for all runs of an experiment, with a table for each target."""
     from research.ablation.loading import load_experiment
     from research.ablation.match import matched
     from research.ablation.tuning import extension_text

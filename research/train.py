@@ -1,4 +1,4 @@
-"""Trains what a config file describes, or goes on where the same command was stopped.
+"""Trains the runs that a config file describes, or resumes them where they were stopped.
 
 python -m research.train --config=configs/recall.py --workdir=runs/recall
 """
@@ -19,7 +19,7 @@ flags.DEFINE_string("profile", "", "start:stop traces these steps into WORKDIR/p
 
 
 def main() -> None:
-    """Trains the config's members to the end and prints their results."""
+    """Trains all members of the config's population and prints their results."""
     from research.parallel.processes import is_first, start, together
     from research.training.loop import train_population
     from research.training.preemption import Preempted

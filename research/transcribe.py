@@ -4,11 +4,11 @@ python -m research.transcribe --workdir=runs/speech recordings/*.wav
 python -m research.transcribe --workdir=runs/speech --beam=8 --ctc_weight=0.3 a.flac b.wav
 python -m research.transcribe --workdir=runs/speech --alignment=a.png a.wav
 
-Files are WAV or FLAC. To stdout goes a line to each, in their order: path, transcript and
-confidence, parted by tabs; with --nbest as many lines as transcripts, best first. Everything else
-goes to stderr. The confidence is exp of the mean log probability of a token under the search's
-score, between 0 and 1. A file that cannot be read is one line on stderr; the others are
-transcribed, and the exit code is 2.
+Files are WAV or FLAC. For each file, in the given order, one line goes to stdout: path, transcript
+and confidence, separated by tabs; with --nbest, one line per transcript, best first. Everything
+else goes to stderr. The confidence, between 0 and 1, is exp of the mean log probability of a token
+under the search's score. A file that cannot be read gets one line on stderr; the other files are
+still transcribed, and the exit code is 2.
 """
 
 import os

@@ -91,7 +91,7 @@ def tuning_cells(experiment: Experiment) -> list[Cell]:
 
 
 def report_cells(experiment: Experiment, arm: str, point: Deltas, chosen: Deltas) -> list[Cell]:
-    """Returns the cells of one arm at one point with its chosen values, one per reported seed."""
+    """Returns the report cells of one arm at one point, one per seed, with the chosen values."""
     cells = []
     for number, seed in enumerate(seed_list(experiment)):
         look = sum(number >= already for already in experiment.looks)

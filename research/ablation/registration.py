@@ -99,7 +99,7 @@ def register(experiment: Experiment, name: str, before: Registration | None) -> 
 
 
 def is_late(claim: Claim, registration: Registration | None) -> bool:
-    """Returns whether a claim was written after the first run."""
+    """Returns whether a claim was added after the first run."""
     if registration is None:
         return False
     return registration.claims.get(claim_hash(claim), "~") > registration.begun

@@ -213,6 +213,7 @@ def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> E
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     found = populations(_any_cells(experiment), most)
+    # Populations with the same static id and size share a program: check each program only once.
     for population in {(static_id(p.configs[0]), len(p.cells)): p for p in found}.values():
         try:
             config = population.configs[0]

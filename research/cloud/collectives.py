@@ -145,6 +145,7 @@ def _turns(rest: str, computations: dict[str, list[_Instruction]]) -> float:
     """Returns the trip count of a loop; 1 if the program does not state it."""
     if known := re.search(r"known_trip_count\D*(\d+)", rest):
         return float(known[1])
+    # Without the annotation, a single integer constant in the loop condition is the trip count.
     condition = re.search(r"condition=%?([\w.\-]+)", rest)
     body = computations.get(condition[1], []) if condition else []
     limits = [

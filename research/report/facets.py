@@ -163,6 +163,7 @@ def _figure(axes: Axes) -> Figure:
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Returns ascending heights in [0, 1], moved slightly so that they are `gap` apart."""
     heights = list(heights)
+    # Relaxation: push overlapping neighbours apart, then shift all of them back into [0, 1].
     for _ in range(60):
         for i in range(1, len(heights)):
             overlap = gap - (heights[i] - heights[i - 1])

@@ -156,7 +156,7 @@ def _notes(seeds: Mapping[str, int], sample: Mapping) -> list[str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """One budget entry of an arm at a point: its value and its ratio to the reference arm's."""
+    """One cost of an arm at a point: its value, and its ratio to that of the reference arm."""
 
     value: float | None
     ratio: float

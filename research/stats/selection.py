@@ -52,8 +52,10 @@ def choice_deviation(scores: Sequence[Sequence[float]], values: Sequence[float])
     spread, df = pooled_deviation(scores)
     if not df:
         return math.nan
+    # The smallest sample has the largest standard error, which is assumed for all options.
     fewest = min(map(len, scores))
     weights = choice_probabilities([mean(s) for s in scores], spread / math.sqrt(fewest))
+    # Relative to the first value, so that equal values give exactly 0.
     pairs = [(w, v - values[0]) for w, v in zip(weights, values, strict=True) if w > RARE]
     centre = math.fsum(w * v for w, v in pairs)
     return math.sqrt(math.fsum(w * (v - centre) ** 2 for w, v in pairs))

@@ -232,7 +232,7 @@ def missing(name: str) -> str:
 
 
 def write(launch: Launch) -> None:
-    """Writes the files, and the commands beside them as scripts."""
+    """Writes the files of a launch, and its commands as scripts in the same folder."""
     for name, text in launch.files.items():
         write_text(launch.folder / name, text)
     # Without `set -e`, a teardown goes on if one of the resources is already gone.

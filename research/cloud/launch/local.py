@@ -109,7 +109,7 @@ def _start(shard: Shard, command: Sequence[str], lock: int) -> None:
 
 @contextmanager
 def _lock(folder: Path) -> Generator[int]:
-    """Holds a lock that the shards inherit, so that it lasts while any of them runs."""
+    """Holds a file lock that the shards inherit, so that it is held until the last one ends."""
     with open(folder / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

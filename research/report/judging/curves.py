@@ -18,7 +18,7 @@ FEWEST = 3
 def gain(curve: Sequence[tuple[float, float]]) -> float | None:
     """Returns the rise of a curve of (step, value) pairs over the last part of training.
 
-    Returns None if that part has fewer than `FEWEST` values or only one distinct step.
+    Returns None if that part has fewer than `FEWEST` values.
     """
     last = curve[-1][0] if curve else 0.0
     end = [(step, value) for step, value in curve if step >= (1 - PART) * last]

@@ -45,7 +45,7 @@ def matches(point: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
 
 
 def quantities(test: Test, data: Measure, places: Sequence[Mapping]) -> list[Quantity]:
-    """Returns the quantities of a test at the given points."""
+    """Returns the quantities that a test measures at the given points."""
     match test:
         case Direction(a, b, margin):
             return [advantage(data, a, b, p, test.at, (margin, math.inf)) for p in places]

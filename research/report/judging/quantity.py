@@ -50,6 +50,7 @@ class Quantity:
         if self.obstacle or self.estimate is None:
             return 1.0
         p = 0.0
+        # Both ends must hold, so the larger p-value counts (two one-sided tests).
         if math.isfinite(self.low):
             p = max(p, self.estimate.p_above(self.low + self.allowance))
         if math.isfinite(self.high):
@@ -66,6 +67,7 @@ class Quantity:
             tails.append(self.estimate.p_below(self.low - self.allowance))
         if math.isfinite(self.high):
             tails.append(self.estimate.p_above(self.high + self.allowance))
+        # Lying beyond either end refutes the claim: Bonferroni over the finite ends.
         return min(1.0, min(tails) * len(tails) * (1 if self.one_sided else 2))
 
     @property

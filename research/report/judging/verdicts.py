@@ -92,6 +92,7 @@ def _weigh(claim: Claim, measure: Callable[[str, str], Measure]) -> _Evidence:
     if obstacle:
         return _Evidence(claim, data, (), obstacle, 1.0, 1.0)
     asked = quantities(test, data, places)
+    # Supported only if all quantities are (intersection-union), refuted if any is (Bonferroni).
     support = max(q.support for q in asked)
     contradiction = min(1.0, min(q.contradiction for q in asked) * len(asked))
     return _Evidence(claim, data, asked, "", support, contradiction)
