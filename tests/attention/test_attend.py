@@ -177,7 +177,7 @@ def test_implementations_equal_dense(case):
         assert all(np.abs(x).max() > 0 for x in expected[1][:3])
     for name in able(**parts)[1:]:
         # The gradient of a temperature is a rounded sum of terms of both signs, one to each score.
-        close(value_and_gradients(name, q, k, v, **parts, q_index=Q_INDEX), expected, 2e-4)
+        close(value_and_gradients(name, q, k, v, **parts, q_index=Q_INDEX), expected, 4e-4)
 
 
 @pytest.mark.parametrize("implementation", HERE)
