@@ -193,7 +193,9 @@ def trained(folder):
 
 
 def snapshot(folder):
-    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    # Compiled source of config files is Python's.
+    paths = (path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+    return {path: path.is_file() and path.read_bytes() for path in paths}
 
 
 def check(outcome, parts):
