@@ -12,7 +12,7 @@ from research.ablation.experiment import Experiment, Outcome
 from research.errors import UserError
 from research.report.judging.bootstrap import bootstrap, compare_bleu, compare_wer
 from research.report.judging.evidence import load_study
-from research.report.write import write_report
+from research.report.write import rewrite_report, write_report
 from research.runs import store
 from research.tasks.text.translation_scores import signatures
 from tests.report.synthetic_sweep import build, failed, plausible
@@ -217,6 +217,14 @@ def test_missing_files_are_said(sweep, tmp_path):
     assert all(np.isnan(p.p) == bool(p.note) == (p.sentences == 0) for p in pairs)
     write_report(sweep, tmp_path / "out")
     assert "no test.references.txt (failed)" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_report_without_some_outputs_is_made_again_from_its_results(sweep, tmp_path):
+    (sweep / runs_of(sweep, arm="dot")[0].run / "test.hypotheses.txt").unlink()
+    write_report(sweep, tmp_path / "first")
+    rewrite_report(tmp_path / "first", tmp_path / "again")
+    first, again = ((tmp_path / d / "report.md").read_text() for d in ("first", "again"))
+    assert first == again and "no test.hypotheses.txt" in again
 
 
 def test_files_that_do_not_belong_together_are_said(sweep):

@@ -172,7 +172,12 @@ def bootstrap(study: Study) -> Bootstrap | None:
     Raises UserError for a file that is not UTF-8.
     """
     if study.resampled:
-        pairs = [Pair(**pair) for pair in study.resampled["pairs"]]
+        # JSON has no NaN, which stands for the numbers of a run that has no outputs.
+        numbers = dict.fromkeys(("base", "value", "p"), math.nan)
+        pairs = [
+            Pair(**{k: numbers[k] if v is None and k in numbers else v for k, v in pair.items()})
+            for pair in study.resampled["pairs"]
+        ]
         return Bootstrap(pairs, study.resampled["measure"], study.resampled["signature"])
     reference, *others = study.experiment.arms
     written = {run.run: _sentences(study, run) for run in study.reported}
