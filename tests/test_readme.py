@@ -238,7 +238,7 @@ def test_the_example_of_a_mechanism_is_picked_up_by_everything(tmp_path):
     assert code == 2 and "did you mean 'moving_average'" in said
     softmax = ["--config.model.memory=20", *SHORT["research.train"]]
     code, said = run(*train, f"--workdir={tmp_path}/y", *softmax)
-    assert code == 2 and "mixer moving_average would" in said
+    assert code == 2 and "does not read it, moving_average does" in said
     from_experiment = "import experiments.every_mechanism as e; print(list(e.experiment.arms))"
     found = subprocess.run(
         [sys.executable, "-c", from_experiment], cwd=tmp_path, capture_output=True, text=True
