@@ -45,7 +45,7 @@ experiment = Experiment(
         "4 heads of 32": heads(4, 32),
         "1 head of 8": heads(1, 8),
     },
-    seeds=16,
+    seeds=8,
     outcome=Outcome(metric="accuracy", solved=0.95),
     ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=(
