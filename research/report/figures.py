@@ -102,13 +102,16 @@ def _axis_charts(study: Study) -> Iterator[Chart]:
         if len(values) < 2:
             continue
         places: list[Place] = []
+        shares: list[Place] = []
         for group in along_axis(points(experiment), key):
             fixed = point_text({k: v for k, v in group[0].items() if k != key})
             if outcome.solved is not None:
-                share = ", ".join(filter(None, ("share of seeds that solve", fixed)))
-                places.append((share, (group, True)))
+                share = ", ".join(filter(None, ("share solved", fixed)))
+                shares.append((share, (group, True)))
             seeds = fixed or ("every seed" if outcome.solved is not None else "")
             places.append((seeds, (group, False)))
+        # Row by row, so that the panels of one place lie below each other.
+        places = [*shares, *places]
 
         def draw(axes: Axes, place: Any, arms: Sequence[str], key=key, values=values) -> list:
             group, shares = place

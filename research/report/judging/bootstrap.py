@@ -173,9 +173,9 @@ def bootstrap(study: Study) -> Bootstrap | None:
     """
     if study.resampled:
         # JSON has no NaN, which stands for the numbers of a run that has no outputs.
-        numbers = dict.fromkeys(("base", "value", "p"), math.nan)
+        missing: dict[str, Any] = dict.fromkeys(("base", "value", "p"), math.nan)
         pairs = [
-            Pair(**{k: numbers[k] if v is None and k in numbers else v for k, v in pair.items()})
+            Pair(**{**pair, **{k: nan for k, nan in missing.items() if pair[k] is None}})
             for pair in study.resampled["pairs"]
         ]
         return Bootstrap(pairs, study.resampled["measure"], study.resampled["signature"])
