@@ -74,7 +74,8 @@ class Checkpoints:
                 failed = True
                 raise
             finally:
-                with contextlib.suppress(OSError):
+                # The saves that a disk refused are known by now; a later one may fail here again.
+                with contextlib.suppress(OSError), _naming_disk(Path(self._manager.directory)):
                     self._manager.close()
                 del self._manager
                 # Objects of a failed save log errors when they are garbage collected: collect them
