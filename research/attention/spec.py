@@ -147,13 +147,8 @@ def read_spec(values: Mapping[str, Any], own: Collection[str] = ()) -> MixerSpec
 
 def check_read(spec: MixerSpec, key: str, value: Any) -> None:
     """Raises OptionError if the mixer does not read this key, unless it has its default."""
-    if key not in declarations(Context) and key not in (*spec.values, *MECHANISM_TOLERATED):
-        refuse_unread(key, value)
-
-
-def refuse_unread(key: str, value: Any) -> None:
-    """Raises OptionError for a key that nothing reads, unless it has its default."""
-    if value is None:
+    tolerated = (*declarations(Context), *MECHANISM_TOLERATED)
+    if value is None or key in spec.values or key in tolerated:
         return
     known = mechanism_options().get(key)
     if known is None:

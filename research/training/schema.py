@@ -34,6 +34,7 @@ from research.options import (
     Declared,
     Part,
     chosen,
+    common_default,
     declarations,
     defaults_read,
     every_option,
@@ -159,12 +160,6 @@ def every_key() -> dict[str, list[Declared]]:
         for section, rules in SECTIONS.items()
         for key, declared in rules.every().items()
     }
-
-
-def common_default(declared: list[Declared]) -> Any:
-    """Returns the default of a key, or None if its declarations have different defaults."""
-    first = declared[0].default
-    return first if all(other.default == first for other in declared) else None
 
 
 def defaults() -> ConfigDict:

@@ -361,13 +361,10 @@ class DeltaOptions(ConvolvedOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedDeltaOptions(ConvolvedOptions):
+class GatedDeltaOptions(DeltaOptions):
     """S_t = S_{t-1} a_t (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)"""
 
     source = "Yang, Kautz, Hatamizadeh 2024, section 3.1"
-    implementations = tuple(FORMS)
-    time = "chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3"
-    state = "H D^2"
 
     def make(self, context: Context) -> GatedDeltaNet:
         """Returns the mixer."""
