@@ -26,6 +26,7 @@ def main() -> None:
     from research.training.profiling import parse_steps
     from research.training.records.environment import enable_compilation_cache
     from research.training.schema import run_id
+    from research.training.validation import check_config
 
     start()
     enable_compilation_cache()
@@ -36,6 +37,7 @@ def main() -> None:
     runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
     try:
         with together():
+            check_config(configs[0], len(configs))
             results = train_population(configs, runs, workdir, workdir.name, profile)
     except Preempted as stopped:
         if is_first():

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from research.command_line import define_config_flag
-from research.training.program import make_program
+from research.training.validation import check_config
 from tests.random_runs import write_run
 
 define_config_flag()
@@ -19,6 +19,6 @@ flags.DEFINE_bool("write", False, "Writes the run.")
 
 def main() -> None:
     """Builds the program of the config and, if that is asked for, writes a run."""
-    make_program(flags.FLAGS.config)
+    check_config(flags.FLAGS.config)
     if flags.FLAGS.write:
         write_run(Path(flags.FLAGS.workdir), flags.FLAGS.config)

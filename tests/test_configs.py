@@ -25,8 +25,9 @@ from research.tasks.speech.recordings import SpeechOptions, read_all
 from research.tasks.text.labelled_text import read_labelled
 from research.tasks.text.parallel_text import read_corpus
 from research.train import members_of
-from research.training.program import MEMBER_KEYS, make_program, static_id
+from research.training.program import MEMBER_KEYS, static_id
 from research.training.schema import resolve, run_id
+from research.training.validation import check_config
 from tests import small
 from tests.conftest import ROOT
 
@@ -61,7 +62,7 @@ def test_every_config_validates_and_has_the_keys_of_base(path, corpora):
     # Types too: a float where base has an int would refuse the override that base takes.
     given = {key: value for key, value in flatten(config).items() if value is not None}
     assert apply_deltas(base, given) == config
-    make_program(config)
+    check_config(config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -10,9 +10,10 @@ from research.errors import UserError, check_name
 from research.interpret.columns import measured
 from research.interpret.questions import metric_names
 from research.tasks.task import Batch, Sums
-from research.training.program import Program, heads_that_read
+from research.training.program import Program
 from research.training.scores import score_names
 from research.training.step import batch_shapes
+from research.training.validation import cross_attention_heads
 
 
 def check_metrics(experiment: Experiment, arm: str, program: Program, config: ConfigDict) -> None:
@@ -36,7 +37,11 @@ def check_metrics(experiment: Experiment, arm: str, program: Program, config: Co
         return [*logged, *score_names(task, split), *asked]
 
     known = known_on(outcome.split)
-    if outcome.metric in known and outcome.metric in task.aligned and not heads_that_read(program):
+    if (
+        outcome.metric in known
+        and outcome.metric in task.aligned
+        and not cross_attention_heads(program)
+    ):
         raise UserError(f"outcome.metric={outcome.metric!r} needs attention, and this arm has none")
     check_name("outcome.metric", outcome.metric, known)
     if experiment.tune and outcome.metric not in (chosen_by := known_on("validation")):

@@ -68,7 +68,6 @@ from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import (
     forget_programs,
-    make_program,
     static_id,
     task_id,
     task_of,
@@ -76,6 +75,7 @@ from research.training.program import (
 from research.training.records.data_record import check_same_data, check_same_files
 from research.training.records.environment import describe_environment
 from research.training.schema import run_record
+from research.training.validation import check_config
 
 # Maximum number of compiled programs kept in memory; nearby cells with the same shapes reuse them.
 HELD = 8
@@ -217,7 +217,7 @@ def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> E
     for population in {(static_id(p.configs[0]), len(p.cells)): p for p in found}.values():
         try:
             config = population.configs[0]
-            program = make_program(config, len(population.cells))
+            program = check_config(config, len(population.cells))
             check_metrics(experiment, population.cells[0].arm, program, config)
         except UserError as error:
             raise UserError(f"{name}: arm {population.cells[0].arm!r}: {error}") from None
@@ -238,7 +238,7 @@ def check_extension(experiment: Experiment, path: str) -> None:
             tuned = tuning_grid(experiment)[0] | {key: value}
             seed = tune_seed_list(experiment)[0]
             try:
-                make_program(resolve(experiment, arm, point, tuned, seed, "tune").config)
+                check_config(resolve(experiment, arm, point, tuned, seed, "tune").config)
             except UserError as error:
                 raise UserError(
                     f"{path}: tuning may continue {key} to {value!r}: {error} Say tune_extend=0, "

@@ -70,7 +70,7 @@ def train_population(
     """Trains one population to the end, resuming from its latest checkpoint if there is one.
 
     Args:
-      configs: one resolved config per member; they differ in `MEMBER_KEYS` only.
+      configs: one resolved and checked config per member; they differ in `MEMBER_KEYS` only.
       runs: the members' run directories.
       home: directory that holds the population's checkpoints.
       title: title of the progress line.
@@ -82,8 +82,8 @@ def train_population(
       The members' results, as written to result.json.
 
     Raises:
-      UserError: a config is invalid, a run directory is not writable or holds a run of another
-        config or other data, or none of its checkpoints can be read.
+      UserError: a run directory is not writable or holds a run of another config or other data, or
+        none of its checkpoints can be read.
       OSError: a disk failed during training; the latest checkpoint is intact.
       Preempted: SIGTERM or SIGINT arrived before the end; the state is saved.
     """

@@ -15,14 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
-from research.decoding.search import check_model, search_of
-from research.decoding.streaming import streaming
-from research.errors import UserError
-from research.interpret import questions as final
 from research.interpret.columns import labels
-from research.models.model import Model, parameter_shapes
-from research.models.registry import make_model, read_model
-from research.models.transformer import SLOW_TO_TRACE, DecoderOptions
+from research.models.model import Model
+from research.models.registry import make_model
+from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.layout import ONE_DEVICE, Layout, layout_of
 from research.parallel.mesh import make_mesh
 from research.parallel.parallelize import parallelize, place, under
@@ -129,97 +125,18 @@ def make_members(configs: Sequence[ConfigDict]) -> Member:
 
 
 def make_program(config: ConfigDict, members: int = 1) -> Program:
-    """Validates a config and returns its program, the same object for configs that can share it.
+    """Returns the program of a config, the same object for configs that can share it.
+
+    Building it checks the parts one by one, not whether they go together: `validation.check_config`
+    does.
 
     Args:
       config: the whole config.
       members: P, number of members of the population; the layout depends on it.
 
-    Raises UserError for an invalid config.
+    Raises UserError for invalid options of a part, or a layout that the devices do not allow.
     """
-    config = resolve(config)
-    if "decoding" in config:
-        search_of(config)  # validates the search options before the data are read
-    if config.task.batch_size % config.optimizer.accumulate:
-        raise UserError(
-            f"optimizer.accumulate={config.optimizer.accumulate} must divide "
-            f"task.batch_size={config.task.batch_size}."
-        )
-    layout = layout_of(config, members)
-    able = task_of(task_id(config)).models
-    if config.model.name not in able:
-        raise UserError(
-            f"model.name={config.model.name!r} cannot learn the task {config.task.name!r}; "
-            f"{', '.join(able)} can."
-        )
-    program = program_of(static_id(config), layout)
-    if config.interpret.final:
-        shapes = batch_shapes(program.task, 1)
-        final.check_model(config.interpret.final, program.model, shapes)
-    if program.task.decoded:
-        check_search(config, program)
-    check_longer(program, config)
-    if stream := program.task.stream:
-        decoder: Any = program.model
-        for sinks in stream.sinks:
-            streaming(decoder, stream.window, sinks)
-    model = read_model(config.model)
-    if not program.task.next_token or not isinstance(model, DecoderOptions):
-        return program
-    for mixer in model.specs(program.task.length):
-        # `together == 0` means causal. Testing the property, not the name, also covers masks that
-        # are added later.
-        if not mixer.options.causal or (mixer.mask is not None and mixer.mask.together != 0):
-            raise UserError(
-                f"model.mask={mixer.values['mask']!r} shows the task {config.task.name!r} the "
-                "tokens that it has to predict; use 'causal' or 'window'."
-            )
-    return program
-
-
-def check_search(config: ConfigDict, program: Program) -> None:
-    """Raises UserError if the model does not support the search options."""
-    search = search_of(config)
-    check_model(search, program.model.config, "decoding.")
-    if search.coverage_penalty and not heads_that_read(program):
-        without = "model.attention", config.model.get("attention")
-        if config.model.get("ctc_weight") == 1:
-            without = "model.ctc_weight", config.model.ctc_weight
-        raise UserError(
-            f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and there is "
-            f"none with {without[0]}={without[1]!r}; use 0."
-        )
-
-
-def check_longer(program: Program, config: ConfigDict) -> None:
-    """Raises UserError if the model's parameters depend on the length, yet evaluation is longer."""
-    task = program.task
-    if task.longest == task.length:
-        return
-    asked = f"task.eval_lengths={tuple(task.eval_lengths)}"
-    for layer in read_model(config.model).layers():
-        values = layer.spec(task.longest).values
-        if values.get("rope_scaling") == "yarn" and not values["rope_original_length"]:
-            raise UserError(
-                f"{asked} with model.rope_scaling='yarn' needs model.rope_original_length."
-            )
-    batch = batch_shapes(task, 1)
-    longer = model_of(config, task, SLOW_TO_TRACE, task.longest)
-    if parameter_shapes(longer, batch) != program.parameters:
-        raise UserError(
-            f"{asked}: this model has parameters for task.length={task.length} tokens only "
-            "(model.position='learned' has, for example), so it cannot be evaluated at more."
-        )
-
-
-def heads_that_read(program: Program) -> int:
-    """Returns the number of cross-attention heads over all layers."""
-    model, batch = program.model, batch_shapes(program.task, 1)
-
-    def weights(params: Any, batch: Any) -> Any:
-        return model.apply({"params": params}, batch, method="weights")
-
-    return jax.eval_shape(weights, program.parameters, batch).shape[1]
+    return program_of(static_id(config), layout_of(resolve(config), members))
 
 
 @functools.lru_cache(maxsize=64)

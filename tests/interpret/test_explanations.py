@@ -25,8 +25,9 @@ from research.interpret.trained import Trained, batches
 from research.models.model import parameter_shapes
 from research.tasks.registry import make_task
 from research.tasks.synthetic.rule import FIRST
-from research.training.program import make_program, model_of
+from research.training.program import model_of
 from research.training.step import batch_shapes
+from research.training.validation import check_config
 from tests import small
 
 EXAMPLES, SEED = 8, 3
@@ -261,8 +262,8 @@ def test_a_whole_split_is_thinned_out(tmp_path):
 
 def test_models_without_attention_over_tokens_are_refused_before_training():
     with pytest.raises(UserError, match="model.pooling='mean' must be 'attention'"):
-        make_program(small.rule(model__pooling="mean", interpret__final=("faithfulness",)))
+        check_config(small.rule(model__pooling="mean", interpret__final=("faithfulness",)))
     with pytest.raises(UserError, match="model.pooling='none'"):
-        make_program(small.recall(interpret__final=("faithfulness",)))
+        check_config(small.recall(interpret__final=("faithfulness",)))
     question = asked()
     check_pooling(question.model, batch_shapes(question.task, 1))

@@ -9,7 +9,7 @@ from research.errors import UserError
 from research.interpret.capture import parts
 from research.interpret.rollout import METRICS, rolled_out
 from research.tasks.task import UNKNOWN
-from research.training.program import make_program
+from research.training.validation import check_config
 from tests import small
 from tests.interpret.test_capture import looked
 from tests.interpret.test_explanations import asked, texts
@@ -86,12 +86,12 @@ def test_correlations_in_a_loop_over_texts_without_padding(pooling):
 
 def test_models_that_cannot_be_followed_are_refused_before_training():
     with pytest.raises(UserError, match="model.body='bilstm' must be 'transformer'"):
-        make_program(small.rule(interpret__final=("rollout",)))
+        check_config(small.rule(interpret__final=("rollout",)))
     with pytest.raises(UserError, match="model.body='none'"):
-        make_program(small.recall(interpret__final=("rollout",)))
+        check_config(small.recall(interpret__final=("rollout",)))
     recurrent = "mixer=gru"
     with pytest.raises(UserError, match="the mixer has not"):
-        make_program(
+        check_config(
             small.rule(
                 model__pooling="mean",
                 model__encoder=recurrent,

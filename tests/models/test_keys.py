@@ -5,7 +5,7 @@ import pytest
 from research.configuration import apply_deltas, flatten, load_config
 from research.errors import UserError
 from research.models.registry import make_model, model_defaults, model_values, read_model
-from research.training.program import make_program
+from research.training.validation import check_config
 from tests import small
 
 CLASSES = 3
@@ -131,9 +131,9 @@ def test_every_key_of_a_classifier_changes_it_or_is_refused(case):
 )
 def test_keys_beside_the_model_that_nothing_reads_are_refused(deltas, message):
     with pytest.raises(UserError) as error:
-        make_program(small.recall(**deltas))
+        check_config(small.recall(**deltas))
     assert str(error.value) == message
 
 
 def test_defaults_of_keys_beside_the_model_are_harmless():
-    make_program(small.recall(optimizer__name="sgd", optimizer__schedule="constant"))
+    check_config(small.recall(optimizer__name="sgd", optimizer__schedule="constant"))

@@ -10,6 +10,7 @@ from research.tasks.registry import make_task
 from research.tasks.synthetic.recall import EVALUATION_SEED
 from research.training.loop import train_population
 from research.training.program import make_program
+from research.training.validation import check_config
 from tests import small
 from tests.compiled import compiled
 from tests.random_runs import random_params
@@ -147,13 +148,13 @@ def test_lengths_that_do_not_fit_are_named(deltas, message):
 
 def test_what_cannot_be_longer_is_named(path):
     with pytest.raises(UserError, match="'transduction' does not read it, recall, text do"):
-        make_program(small.transduction(task__eval_lengths=(4,)))
+        check_config(small.transduction(task__eval_lengths=(4,)))
     with pytest.raises(UserError, match="eval_lengths=200 is too long: the validation split"):
         make_task(small.text(path, task__eval_lengths=(200,)).task)
     longer = {"task__eval_lengths": (24,)}
     with pytest.raises(UserError, match="has parameters for task.length=16 tokens only"):
-        make_program(small.text(path, model__position="learned", **longer))
+        check_config(small.text(path, model__position="learned", **longer))
     yarn = {"model__position": "rope", "model__rope_scaling": "yarn", "model__rope_factor": 2.0}
     with pytest.raises(UserError, match="needs model.rope_original_length"):
-        make_program(small.text(path, **yarn, **longer))
-    make_program(small.text(path, model__position="learned", task__eval_lengths=(8,)))
+        check_config(small.text(path, **yarn, **longer))
+    check_config(small.text(path, model__position="learned", task__eval_lengths=(8,)))

@@ -16,6 +16,7 @@ from research.training.preemption import Preempted
 from research.training.program import make_program
 from research.training.records.metrics import ratios
 from research.training.runs import load_best_of
+from research.training.validation import check_config
 from tests import small
 from tests.runs import best_of, signal_at, without_time
 
@@ -149,4 +150,4 @@ def test_layouts_that_do_not_suit_are_refused(deltas, message):
 )
 def test_tasks_and_models_that_do_not_go_together_are_refused(config, message):
     with pytest.raises(UserError, match=message):
-        make_program(config)
+        check_config(config)

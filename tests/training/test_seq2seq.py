@@ -27,6 +27,7 @@ from research.training.records.metrics import ratios
 from research.training.runs import load_best_of
 from research.training.scores import SPEED, score_names
 from research.training.step import stream
+from research.training.validation import check_config
 from tests import small
 from tests.runs import best_of, signal_at, without_time
 
@@ -312,14 +313,14 @@ def test_flops_are_those_of_the_steps_that_are_done(config, program):
 )
 def test_what_cannot_be_decoded_is_refused_before_training(deltas, parts):
     with pytest.raises(UserError) as error:
-        make_program(apply_deltas(small.transduction(), deltas))
+        check_config(apply_deltas(small.transduction(), deltas))
     assert "\n" not in str(error.value) and "--" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
 
 
 def test_attention_may_be_asked_to_cover_the_source():
-    make_program(small.transduction(decoding__coverage_penalty=0.2))
+    check_config(small.transduction(decoding__coverage_penalty=0.2))
 
 
 @pytest.mark.parametrize("model", ["recurrent", "encoder_decoder"])

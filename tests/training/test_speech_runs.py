@@ -17,6 +17,7 @@ from research.training.program import make_program
 from research.training.runs import load_best_of
 from research.training.scores import SPEED
 from research.training.step import make_evaluate
+from research.training.validation import check_config
 from tests import small
 from tests.runs import best_of, signal_at, without_time
 
@@ -145,5 +146,5 @@ def without_speed(run):
 )
 def test_what_does_not_fit_is_refused_before_training(deltas, parts):
     with pytest.raises(UserError) as error:
-        make_program(small.speech(**deltas))
+        check_config(small.speech(**deltas))
     assert all(part in str(error.value) for part in parts)

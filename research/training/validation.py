@@ -1,0 +1,124 @@
+"""Checks whether the parts of a config go together, before anything is trained or written.
+
+Each part checks its own options when it is read. What depends on several parts is checked here: the
+model and the task, what is decoded, streamed or asked at the end, and the lengths of evaluation.
+"""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from research.decoding.search import check_model, search_of
+from research.decoding.streaming import streaming
+from research.errors import UserError
+from research.interpret import questions as final
+from research.models.model import parameter_shapes
+from research.models.registry import read_model
+from research.models.transformer import SLOW_TO_TRACE, DecoderOptions
+from research.training.program import Program, make_program, model_of, task_id, task_of
+from research.training.schema import resolve
+from research.training.step import batch_shapes
+
+
+def check_config(config: ConfigDict, members: int = 1) -> Program:
+    """Checks the whole config of a population, and returns its program.
+
+    Args:
+      config: the whole config.
+      members: P, number of members of the population; the layout depends on it.
+
+    Raises UserError for the first mistake, in one line that names the key and what would be right.
+    """
+    config = resolve(config)
+    if "decoding" in config:
+        search_of(config)  # before the data are read, which may take long
+    _check_training(config)
+    program = make_program(config, members)
+    if config.interpret.final:
+        shapes = batch_shapes(program.task, 1)
+        final.check_model(config.interpret.final, program.model, shapes)
+    if program.task.decoded:
+        _check_search(config, program)
+    _check_eval_lengths(config, program)
+    if stream := program.task.stream:
+        decoder: Any = program.model
+        for sinks in stream.sinks:
+            streaming(decoder, stream.window, sinks)
+    _check_causal(config, program)
+    return program
+
+
+def _check_training(config: ConfigDict) -> None:
+    """Raises UserError if steps cannot be divided, or the model cannot learn the task."""
+    if config.task.batch_size % config.optimizer.accumulate:
+        raise UserError(
+            f"optimizer.accumulate={config.optimizer.accumulate} must divide "
+            f"task.batch_size={config.task.batch_size}."
+        )
+    able = task_of(task_id(config)).models
+    if config.model.name not in able:
+        raise UserError(
+            f"model.name={config.model.name!r} cannot learn the task {config.task.name!r}; "
+            f"{', '.join(able)} can."
+        )
+
+
+def _check_causal(config: ConfigDict, program: Program) -> None:
+    """Raises UserError if a model that predicts the next token can look at it."""
+    model = read_model(config.model)
+    if not program.task.next_token or not isinstance(model, DecoderOptions):
+        return
+    for mixer in model.specs(program.task.length):
+        # `together == 0` means causal. Testing the property, not the name, also covers masks that
+        # are added later.
+        if not mixer.options.causal or (mixer.mask is not None and mixer.mask.together != 0):
+            raise UserError(
+                f"model.mask={mixer.values['mask']!r} shows the task {config.task.name!r} the "
+                "tokens that it has to predict; use 'causal' or 'window'."
+            )
+
+
+def _check_search(config: ConfigDict, program: Program) -> None:
+    """Raises UserError if the model does not support the search options."""
+    search = search_of(config)
+    check_model(search, program.model.config, "decoding.")
+    if search.coverage_penalty and not cross_attention_heads(program):
+        without = "model.attention", config.model.get("attention")
+        if config.model.get("ctc_weight") == 1:
+            without = "model.ctc_weight", config.model.ctc_weight
+        raise UserError(
+            f"decoding.coverage_penalty={search.coverage_penalty} needs attention, and there is "
+            f"none with {without[0]}={without[1]!r}; use 0."
+        )
+
+
+def _check_eval_lengths(config: ConfigDict, program: Program) -> None:
+    """Raises UserError if the model's parameters depend on the length, yet evaluation is longer."""
+    task = program.task
+    if task.longest == task.length:
+        return
+    asked = f"task.eval_lengths={tuple(task.eval_lengths)}"
+    for layer in read_model(config.model).layers():
+        values = layer.spec(task.longest).values
+        if values.get("rope_scaling") == "yarn" and not values["rope_original_length"]:
+            raise UserError(
+                f"{asked} with model.rope_scaling='yarn' needs model.rope_original_length."
+            )
+    batch = batch_shapes(task, 1)
+    longer = model_of(config, task, SLOW_TO_TRACE, task.longest)
+    if parameter_shapes(longer, batch) != program.parameters:
+        raise UserError(
+            f"{asked}: this model has parameters for task.length={task.length} tokens only "
+            "(model.position='learned' has, for example), so it cannot be evaluated at more."
+        )
+
+
+def cross_attention_heads(program: Program) -> int:
+    """Returns the number of cross-attention heads over all layers."""
+    model, batch = program.model, batch_shapes(program.task, 1)
+
+    def weights(params: Any, batch: Any) -> Any:
+        return model.apply({"params": params}, batch, method="weights")
+
+    return jax.eval_shape(weights, program.parameters, batch).shape[1]
