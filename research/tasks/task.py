@@ -154,6 +154,10 @@ class Task:
         """Average number of tokens per step, without padding."""
         return float(self.batch_size * self.length)
 
+    def frequencies_in(self, steps: int) -> Sequence[float]:
+        """Returns the fraction of each bucket in a training of so many steps."""
+        return self.frequencies
+
     def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
         """Returns the bucket of a step's batch; it does not depend on the seed."""
         return jnp.int32(0)

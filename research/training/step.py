@@ -244,7 +244,7 @@ def make_train(task: Task, step: Callable) -> Callable:
                 ),
                 inline=True,
             )
-            for bucket in range(len(task.frequencies))
+            for bucket in range(len(task.frequencies_in(1)))
         ]
         shapes = jax.eval_shape(steps[0], state, members, data, start)[1]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -1,5 +1,7 @@
 """Associative recall against its definition, read off the arrays by plain Python."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,9 @@ SHAPES = {
     "one number": Recall(length=32, vocab_size=20, batch_size=64, num_pairs=(4,), gap_power=0.5),
     # As many pairs as fit: every slot after them is a query, every key and value is used.
     "full": Recall(length=32, vocab_size=18, batch_size=64, num_pairs=(8,), gap_power=0.1),
+    "asked often": Recall(
+        length=64, vocab_size=32, batch_size=64, num_pairs=(1, 2, 6), gap_power=0.2, queries=3
+    ),
     "odd numbers": Recall(length=50, vocab_size=26, batch_size=64, num_pairs=(7, 3), gap_power=2.0),
 }
 
@@ -59,7 +64,7 @@ def check_sequence(row, task):
             assert targets[position] == value_of[token]
             assert gaps[position] == position - shown_at[token]
             asked.append(token)
-    assert sorted(asked) == sorted(keys), "every key is asked exactly once"
+    assert sorted(asked) == sorted(keys * task.queries), "every key is asked equally often"
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -77,6 +82,40 @@ def test_numbers_of_pairs_are_drawn_uniformly(name):
     expected = drawn.size / len(task.num_pairs)
     # Chi-square far beyond any chance (the seed is fixed, so this cannot flicker).
     assert ((counts - expected) ** 2 / expected).sum() < 20
+
+
+def test_training_begins_with_shorter_sequences():
+    sizes = {"vocab_size": 20, "num_pairs": (1, 2), "gap_power": 0.2}
+    task = Recall(
+        length=64, batch_size=4, queries=4, shorter=(16, 32, 100), shorter_steps=10, **sizes
+    )
+    assert [int(task.bucket(step)) for step in (0, 9, 10, 19, 20, 99)] == [1, 1, 2, 2, 0, 0]
+    assert task.frequencies_in(40) == [0.5, 0.25, 0.25]
+    assert task.frequencies_in(15) == [0, 10 / 15, 5 / 15]
+    for bucket, (length, rows_, queries) in enumerate([(64, 4, 4), (16, 16, 1), (32, 8, 2)]):
+        drawn = compiled(task.batch, 3)((), jax.random.key(1), 3, bucket)
+        assert drawn["inputs"].shape == (rows_, length)
+        same = Recall(length=length, batch_size=rows_, queries=queries, **sizes)
+        for row in rows(jax.device_get(drawn)):
+            check_sequence(row, same)
+    # Evaluation is at the full length alone.
+    assert compiled(task.evaluation, 1, 3)((), "test", 0, 1)["inputs"].shape == (4, 64)
+
+
+@pytest.mark.parametrize(
+    "deltas, message",
+    [
+        ({"shorter": (16,)}, "task.shorter=(16,) and task.shorter_steps=0: give both or neither."),
+        ({"shorter": (32, 16), "shorter_steps": 5}, "each longer than the one before"),
+        ({"shorter": (12,), "shorter_steps": 5}, "task.shorter=12 is too short for 4 pairs"),
+        ({"shorter": (18,), "shorter_steps": 5}, "task.shorter=18 must divide the 2048 tokens"),
+        ({"length": 64, "queries": 20}, "task.length=64 is too short for 4 pairs"),
+    ],
+)
+def test_a_curriculum_that_cannot_be_is_refused(deltas, message):
+    given = {"length": 64, "batch_size": 32, "num_pairs": (4,)} | deltas
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_task(small.recall(**{f"task__{key}": value for key, value in given.items()}).task)
 
 
 def test_first_gap_follows_the_power_law():

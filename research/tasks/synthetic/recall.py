@@ -9,12 +9,18 @@ from a power law, every key occurs once more, and the model must predict its val
 
 Tokens: 0 is the filler, 1 .. V/2 - 1 are keys, V/2 .. V - 1 are values. As in Zoology, neither keys
 nor values repeat within a sequence. Guessing one of the sequence's values scores 1 / n. Unlike in
-Zoology, positions without a query always hold the filler. (Zoology's generator can fill them with
-random tokens, which may repeat a key with another successor.)
+Zoology, a key may be asked several times (`queries`), and positions without a query always hold the
+filler. (Zoology's generator can fill them with random tokens, which may repeat a key with another
+successor.)
+
+A look-up among thousands of fillers takes long to learn. `shorter` is a curriculum (Bengio et al.
+2009; for lengths Li et al. 2022, "The Stability-Efficiency Dilemma"): training begins with shorter
+sequences, of which a step has as many more, so that all steps have equally many tokens and queries.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +28,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from research.errors import UserError
 from research.options import option
-from research.tasks.options import Generated, WithEvalLengths
+from research.tasks.options import Generated, WithEvalLengths, check_ascending
 from research.tasks.task import (
     Batch,
     Sums,
@@ -41,16 +47,22 @@ EVALUATION_SEED = {"validation": 0x5EED0001, "test": 0x5EED0002}
 
 
 def sequence(
-    key: Key[Array, ""], length: int, vocab_size: int, num_pairs: Sequence[int], gap_power: float
+    key: Key[Array, ""],
+    length: int,
+    vocab_size: int,
+    num_pairs: Sequence[int],
+    gap_power: float,
+    queries: int = 1,
 ) -> dict[str, Int[Array, "..."]]:
     """Generates one sequence.
 
     Args:
       key: random key.
-      length: T, at least 4 times the largest number of pairs.
+      length: T, at least 2 (1 + queries) times the largest number of pairs.
       vocab_size: V, even.
       num_pairs: numbers of key-value pairs; one is drawn uniformly.
       gap_power: a of the power law p(gap) ~ gap^(a - 1), gap counted in slots of two tokens.
+      queries: number of times each key is asked.
 
     Returns:
       inputs (T,); targets (T,), -1 except at queries; gaps (T,), the distance in tokens from each
@@ -64,25 +76,31 @@ def sequence(
     keys = 1 + jax.random.permutation(of_keys, half - 1)[:most]
     values = half + jax.random.permutation(of_values, vocab_size - half)[:most]
 
-    # Gumbel top-k: the n largest of log p + Gumbel noise are n draws without replacement, in order.
+    # Gumbel top-k: the k largest of log p + Gumbel noise are k draws without replacement, in order.
     slots = jnp.arange(length // 2)
     log_p = (gap_power - 1.0) * jnp.log(slots + 1.0)
     log_p = jnp.where(slots < length // 2 - n, log_p, -jnp.inf)
-    _, slot = jax.lax.top_k(log_p + jax.random.gumbel(of_gaps, log_p.shape), most)
+    _, slot = jax.lax.top_k(log_p + jax.random.gumbel(of_gaps, log_p.shape), most * queries)
 
+    # Shapes are static, so write what lies beyond n past the end, where mode="drop" discards it.
     index = jnp.arange(most)
-    used = index < n
-    # Shapes are static, so write the pairs beyond n past the end, where mode="drop" discards them.
-    shown = jnp.where(used, 2 * index, length)
-    asked = jnp.where(used, 2 * n + 2 * slot, length)
+    shown = jnp.where(index < n, 2 * index, length)
+    query = jnp.arange(most * queries)
+    of_query = query % n
+    asked = jnp.where(query < n * queries, 2 * n + 2 * slot, length)
     inputs = jnp.zeros(length, jnp.int32)
     inputs = inputs.at[shown].set(keys, mode="drop").at[shown + 1].set(values, mode="drop")
     return {
-        "inputs": inputs.at[asked].set(keys, mode="drop"),
-        "targets": jnp.full(length, -1).at[asked].set(values, mode="drop"),
-        "gaps": jnp.zeros(length, jnp.int32).at[asked].set(asked - 2 * index, mode="drop"),
+        "inputs": inputs.at[asked].set(keys[of_query], mode="drop"),
+        "targets": jnp.full(length, -1).at[asked].set(values[of_query], mode="drop"),
+        "gaps": jnp.zeros(length, jnp.int32).at[asked].set(asked - 2 * of_query, mode="drop"),
         "pairs": pairs,
     }
+
+
+def queries_at(length: int, full: int, queries: int) -> int:
+    """Returns how often a key is asked in fewer tokens than the full length: in proportion."""
+    return max(1, queries * length // full) if length < full else queries
 
 
 ACCURACIES = ("accuracy", "accuracy_most_pairs", "accuracy_longest")
@@ -99,6 +117,9 @@ class Recall(Task):
     worst = dict.fromkeys(ACCURACIES, 0.0)
     num_pairs: tuple[int, ...]
     gap_power: float
+    queries: int = 1
+    shorter: tuple[int, ...] = ()
+    shorter_steps: int = 0
     gap_bins: list[tuple[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,11 +136,29 @@ class Recall(Task):
             labels["accuracy_by_length"] = [str(n) for n in self.eval_lengths]
         return labels
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of training by bucket, the full one first."""
+        return (self.length, *(n for n in self.shorter if n < self.length))
+
+    def frequencies_in(self, steps: int) -> Sequence[float]:
+        """Returns the fraction of `steps` steps of each bucket."""
+        ends = [min(i * self.shorter_steps, steps) for i in range(len(self.lengths))]
+        short = [end - start for start, end in pairwise(ends)]
+        return [part / steps for part in (steps - sum(short), *short)]
+
+    def bucket(self, step: Int[Array, ""]) -> Int[Array, ""]:
+        """Returns the bucket of a step's batch: the shorter lengths in turn, then the full one."""
+        turn = step // max(self.shorter_steps, 1)
+        return jnp.where(turn < len(self.lengths) - 1, turn + 1, 0)
+
     def batch(
         self, data: tuple, key: Key[Array, ""], step: int | Int[Array, ""] = 0, bucket: int = 0
     ) -> Batch:
-        """Returns `batch_size` new random sequences."""
-        return self._sequences(jax.random.fold_in(key, step), self.length)
+        """Returns new random sequences with `batch_size * length` tokens in all."""
+        length = self.lengths[bucket]
+        rows = self.batch_size * self.length // length
+        return self._sequences(jax.random.fold_in(key, step), length, rows)
 
     def evaluation(
         self, data: tuple, split: str, index: Int[Array, ""], total: int, bucket: int = 0
@@ -128,13 +167,16 @@ class Recall(Task):
         key = evaluation_key(EVALUATION_SEED[split], split, data)
         if bucket:
             key = jax.random.fold_in(key, bucket)
-        batch = self._sequences(jax.random.fold_in(key, index), self.length_of(bucket))
+        batch = self._sequences(
+            jax.random.fold_in(key, index), self.length_of(bucket), self.batch_size
+        )
         return self.marked(batch, bucket)
 
-    def _sequences(self, key: Key[Array, ""], length: int) -> Batch:
+    def _sequences(self, key: Key[Array, ""], length: int, rows: int) -> Batch:
+        queries = queries_at(length, self.length, self.queries)
         return jax.vmap(
-            lambda k: sequence(k, length, self.vocab_size, self.num_pairs, self.gap_power)
-        )(jax.random.split(key, self.batch_size))
+            lambda k: sequence(k, length, self.vocab_size, self.num_pairs, self.gap_power, queries)
+        )(jax.random.split(key, rows))
 
     def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per query) and accuracy, also by gap and by number of pairs.
@@ -172,20 +214,49 @@ class RecallOptions(WithEvalLengths, Generated):
         (4,), "each sequence draws its number of key-value pairs from these", least=1
     )
     gap_power: float = option(0.01, "exponent of the power law of the gaps; smaller: shorter gaps")
+    queries: int = option(
+        1, "times that each key is asked in a sequence; in shorter ones in proportion", least=1
+    )
+    shorter: tuple[int, ...] = option(
+        (),
+        "curriculum: lengths that training begins with, one after the other, with as many tokens "
+        "per step; those below `length` are used",
+        least=1,
+    )
+    shorter_steps: int = option(0, "steps at each of the lengths of `shorter`", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ascending("shorter", self.shorter)
+        if bool(self.shorter) != bool(self.shorter_steps):
+            raise UserError(
+                f"task.shorter={self.shorter} and task.shorter_steps={self.shorter_steps}: "
+                "give both or neither."
+            )
 
     def make(self) -> Recall:
         """Returns the task. Raises UserError for inconsistent sizes."""
         if not self.num_pairs:
             raise UserError("task.num_pairs=(): give one or more positive numbers.")
         most = max(self.num_pairs)
-        lengths = {"length": (self.length,), "eval_lengths": self.eval_lengths}
+        lengths = {
+            "length": (self.length,),
+            "eval_lengths": self.eval_lengths,
+            "shorter": tuple(n for n in self.shorter if n < self.length),
+        }
         for key, length in ((key, n) for key, numbers in lengths.items() for n in numbers):
             if length % 2:
                 raise UserError(f"task.{key}={length} must be even: pairs take two tokens.")
-            if length < 4 * most:
+            shortest = 2 * most * (1 + queries_at(length, self.length, self.queries))
+            if length < shortest:
                 raise UserError(
                     f"task.{key}={length} is too short for {most} pairs and their queries; "
-                    f"at least {4 * most}."
+                    f"at least {shortest}."
+                )
+            if key == "shorter" and self.batch_size * self.length % length:
+                raise UserError(
+                    f"task.shorter={length} must divide the {self.batch_size * self.length} tokens "
+                    "of a step."
                 )
         if self.vocab_size % 2 or self.vocab_size // 2 - 1 < most:
             raise UserError(
@@ -200,4 +271,7 @@ class RecallOptions(WithEvalLengths, Generated):
             eval_lengths=self.eval_lengths,
             num_pairs=self.num_pairs,
             gap_power=self.gap_power,
+            queries=self.queries,
+            shorter=self.shorter,
+            shorter_steps=self.shorter_steps,
         )
