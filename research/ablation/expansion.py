@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from research.ablation.experiment import (
     WIDTH,
     Experiment,
+    point_deltas,
     point_name,
     points,
     seed_list,
@@ -67,7 +68,8 @@ def resolve(
     """Returns a cell, applying deltas in this order: base, common, axis point, arm, matched
     feed-forward width, tuned values."""
     base = load_config(experiment.base)
-    deltas = {**experiment.common, **point, **experiment.arms[arm], **tuned, "seed": seed}
+    of_point = point_deltas(experiment, point)
+    deltas = {**experiment.common, **of_point, **experiment.arms[arm], **tuned, "seed": seed}
     if arm in experiment.feedforward:
         deltas[WIDTH] = experiment.feedforward[arm][point_name(point)]
     try:

@@ -30,6 +30,8 @@ class Experiment:
       common: deltas on the base that all arms share.
       arms: {arm name: deltas}. The first arm is the reference of the comparisons.
       axes: {config key: values}; every arm runs at every point of their product.
+      along: {"key=value" of an axis: deltas that go with that value}, for example
+        {"task.length=2048": {"task.batch_size": 2}} for equally many tokens at all lengths.
       tune: {config key: values}, preferably three or more per key; each arm at each point takes the
         combination that is best on validation over `tune_seeds`, and is then trained on `seeds`,
         which tuning never saw.
@@ -65,6 +67,7 @@ class Experiment:
     outcome: Outcome
     seeds: int | Sequence[int]
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    along: Mapping[str, Deltas] = field(default_factory=dict)
     common: Deltas = field(default_factory=dict)
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tune_seeds: int | Sequence[int] = 3
@@ -126,6 +129,12 @@ def points(experiment: Experiment) -> list[dict[str, Any]]:
 def point_name(point: Mapping[str, Any]) -> str:
     """Returns "key=value, key=value", sorted by key."""
     return ", ".join(f"{key}={point[key]!r}" for key in sorted(point))
+
+
+def point_deltas(experiment: Experiment, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the deltas of an axis point: its values, and those that go `along` with them."""
+    values = (point_name({key: value}) for key, value in point.items())
+    return dict(point) | {k: v for one in values for k, v in experiment.along.get(one, {}).items()}
 
 
 def tuning_grid(experiment: Experiment) -> list[dict[str, Any]]:

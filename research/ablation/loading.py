@@ -114,6 +114,9 @@ def check_parts(experiment: Experiment) -> None:
         twice = [text for text, number in Counter(map(repr, values)).items() if number > 1]
         if twice:
             raise UserError(f"{name} has {twice[0]} twice; name each value once.")
+    taken = [point_name({key: v}) for key, values in experiment.axes.items() for v in values]
+    for value in experiment.along:
+        check_name("along", value, taken)
     overlap = set(chosen) & set(tuned_on)
     if overlap:
         raise UserError(
@@ -147,7 +150,9 @@ def check_keys(experiment: Experiment) -> None:
     An arm may override a common delta, unless every arm does.
     """
     arms = {f"arm {name!r}": deltas for name, deltas in experiment.arms.items()}
-    parts = {"common": experiment.common, **arms, "axes": experiment.axes, "tune": experiment.tune}
+    along = {f"along {value!r}": deltas for value, deltas in experiment.along.items()}
+    parts = {"common": experiment.common, **arms, **along}
+    parts |= {"axes": experiment.axes, "tune": experiment.tune}
     for part, given in parts.items():
         for key in SWEPT.keys() & given.keys():
             raise UserError(f"{part} sets {key!r}, which is not an arm's to choose: {SWEPT[key]}.")
@@ -164,7 +169,7 @@ def check_keys(experiment: Experiment) -> None:
                 "take it out of common."
             )
     if experiment.match:
-        for part in [*list(arms)[1:], "axes", "tune"]:
+        for part in [*list(arms)[1:], *along, "axes", "tune"]:
             if WIDTH in parts[part]:
                 raise UserError(
                     f"{part} sets {WIDTH!r}, which match={experiment.match!r} solves for every arm "

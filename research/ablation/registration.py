@@ -46,8 +46,12 @@ def seed_basis(experiment: Experiment, name: str) -> str:
     """Returns the hash of an experiment's name and content."""
     plain = experiment.to_json()
     # The tuning seeds do not affect which models are trained, so they are left out. The empty
-    # entry keeps the hash, and so the seeds, of existing experiments without tuning unchanged.
-    return _hash({"name": name, "tune_seeds": ()} | {part: plain[part] for part in CONTENT})
+    # entry keeps the hash, and so the seeds, of existing experiments without tuning unchanged; so
+    # does leaving out an empty `along`.
+    content = {part: plain[part] for part in CONTENT}
+    if experiment.along:
+        content["along"] = plain["along"]
+    return _hash({"name": name, "tune_seeds": ()} | content)
 
 
 def draw_seeds(basis: str, number: int, avoid: Iterable[int] = ()) -> tuple[int, ...]:

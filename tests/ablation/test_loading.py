@@ -9,7 +9,7 @@ import pytest
 
 from research.ablation.directions import declared
 from research.ablation.expansion import report_cells, tuning_cells
-from research.ablation.experiment import Experiment, Outcome, experiment_from_json
+from research.ablation.experiment import Experiment, Outcome, experiment_from_json, points
 from research.ablation.loading import load_experiment
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.sweep import laid_out, prepare
@@ -72,6 +72,17 @@ def arms(deltas):
             {"axes": "{'task.length': (32, 64)}", "common": "{'task.length': 16}"},
             "common sets 'task.length', which is in axes as well",
         ),
+        (
+            {"axes": "{'task.length': (32, 64)}", "along": "{'task.length=16': {}}"},
+            "along='task.length=16' is unknown. Did you mean 'task.length=",
+        ),
+        (
+            {
+                "axes": "{'task.length': (32, 64)}",
+                "along": "{'task.length=64': {'task.length': 8}}",
+            },
+            "along 'task.length=64' sets 'task.length', which is in axes as well",
+        ),
         ({"arms": arms("{'seed': 7}")}, "arm 'b' sets 'seed', which is not an arm's to choose"),
         ({"common": "{'members': 4}"}, "common sets 'members', .* --max_members"),
         ({"axes": "{'seed': (0, 1)}"}, "axes sets 'seed'"),
@@ -132,6 +143,30 @@ def test_an_arm_may_be_the_exception_to_what_is_common(tmp_path):
     found = load(tmp_path, common="{'model.num_heads': 2, 'model.width': 32}")
     configs = [report_cells(found, arm, {}, {})[0].config for arm in found.arms]
     assert [c.model.num_heads for c in configs] == [2, 1]
+
+
+def test_deltas_go_along_with_an_axis_value(tmp_path):
+    experiment = load(
+        tmp_path,
+        axes="{'task.length': (32, 64)}",
+        along="{'task.length=64': {'task.batch_size': 2}}",
+        arms=arms("{'task.batch_size': 3}"),
+    )
+    found = [
+        (cell.arm, dict(cell.point), cell.config.task.length, cell.config.task.batch_size)
+        for point in points(experiment)
+        for arm in experiment.arms
+        for cell in report_cells(experiment, arm, point, {})[:1]
+    ]
+    assert found == [
+        ("a", {"task.length": 32}, 32, load_config(small.BASE).task.batch_size),
+        ("b", {"task.length": 32}, 32, 3),
+        ("a", {"task.length": 64}, 64, 2),
+        ("b", {"task.length": 64}, 64, 3),
+    ]
+    assert experiment_from_json(json.loads(json.dumps(experiment.to_json()))).along == dict(
+        experiment.along
+    )
 
 
 def test_arms_may_be_said_to_be_the_same_run(tmp_path):
