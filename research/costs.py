@@ -1,0 +1,46 @@
+"""Measures time and memory of a training step of every arm of an experiment, arms taking turns.
+
+python -m research.costs --experiment=experiments/sequence_length.py --workdir=runs/sequence_length
+
+Nothing is trained. The report of the same directory shows the figures, also beside its outcome.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from research.command_line import run
+
+flags.DEFINE_string("experiment", None, "Experiment file: experiments/NAME.py", required=True)
+flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+flags.DEFINE_integer("rounds", 9, "Turns that every arm gets.", lower_bound=1)
+
+
+def main() -> None:
+    """Measures all arms and writes WORKDIR/costs.json."""
+    import statistics
+
+    from research.ablation.costs import FILE, measure_costs, write_costs
+    from research.ablation.experiment import point_name
+    from research.ablation.sweep import prepare
+    from research.training.records.environment import enable_compilation_cache
+
+    options = flags.FLAGS
+    enable_compilation_cache()
+    workdir = Path(options.workdir)
+    experiment = prepare(options.experiment, workdir, 1)
+    costs = measure_costs(experiment, options.rounds)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_costs(costs, workdir)
+    for cost in costs:
+        seconds, memory = statistics.median(cost.seconds), cost.memory_bytes
+        print(
+            f"{cost.arm} {point_name(cost.point)}: {1e3 * seconds:.4g} ms a step, "
+            f"{1e6 * seconds / cost.tokens:.4g} us a token"
+            + (f", {memory / 2**20:.4g} MiB" if memory else "")
+        )
+    print(workdir / FILE)
+
+
+if __name__ == "__main__":
+    run(main)
