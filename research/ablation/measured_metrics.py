@@ -63,7 +63,7 @@ def logged_numbers(program: Program) -> list[str]:
     metrics = measured(task, program.model, program.measures)
 
     def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
-        return metrics(params, task.marked(batch, 0))
+        return metrics(params, task.marked(batch, 0))[1]
 
     sums = jax.eval_shape(marked, program.parameters, batch_shapes(task))
     return [name for name, s in sums.items() if s.total.ndim == 0]

@@ -77,17 +77,19 @@ SITES = ("weights", "visible")
 
 def measured(
     task: Task, model: Model, measures: Sequence[str] = ()
-) -> Callable[[PyTree, Batch], dict[str, Sums]]:
-    """Returns a function (params, batch) -> sums of the task's metrics and of the measures.
+) -> Callable[[PyTree, Batch], tuple[Any, dict[str, Sums]]]:
+    """Returns a function (params, batch) -> (outputs, sums of the task's metrics and the measures).
 
-    `params` are the parameters of one member.
+    `params` are the parameters of one member, outputs those of the model.
     """
 
-    def metrics(params: PyTree, batch: Batch) -> dict[str, Sums]:
+    def metrics(params: PyTree, batch: Batch) -> tuple[Any, dict[str, Sums]]:
         if not measures:
-            return task.metrics(model.apply({"params": params}, batch, method="of_batch"), batch)
+            outputs = model.apply({"params": params}, batch, method="of_batch")
+            return outputs, task.metrics(outputs, batch)
         outputs, recorded = record(model, params, batch, SITES)
-        return task.metrics(outputs, batch) | columns(parts(recorded), batch, measures)
+        found = columns(parts(recorded), batch, measures)
+        return outputs, task.metrics(outputs, batch) | found
 
     return metrics
 

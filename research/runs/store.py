@@ -1,27 +1,33 @@
-"""Reads and writes the JSON files of run directories; every file is written atomically.
+"""Reads and writes the files of run directories; every file is written atomically.
 
 <workdir>/<run id>/config.json        the resolved config
                    environment.json   versions, device, git commit, command line
                    data.json          sha256 of every file that the task read, if it read any
                    metrics.jsonl      one row per logged step
+                   items.npz          results of each item of a test set that all seeds share
                    result.json        written last: the run is finished when it exists
 """
 
 import contextlib
+import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from research.errors import UserError, naming
 
-CONFIG, ENVIRONMENT, DATA, METRICS, RESULT = (
+CONFIG, ENVIRONMENT, DATA, METRICS, ITEMS, RESULT = (
     "config.json",
     "environment.json",
     "data.json",
     "metrics.jsonl",
+    "items.npz",
     "result.json",
 )
 
@@ -102,6 +108,27 @@ def read_json(path: Path) -> Any:
             f"{path} cannot be read: it was cut short or damaged ({error}). Delete it, and the "
             "command that wrote it writes it again."
         ) from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays of numbers as a compressed .npz file atomically."""
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_bytes(path, content.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz file, {} if it does not exist.
+
+    Raises UserError if it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: it was cut short or damaged ({error}).") from None
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -55,7 +55,8 @@ def evaluate(opened: Opened, split: str = "") -> Evaluation:
     stacked = jax.tree.map(lambda leaf: leaf[None], opened.params)
     seeds = make_members([config]).seed
     metrics: dict[str, dict[str, Any]] = {
-        name: ratios(run(stacked, program.data, seeds), 0) for name, run in program.evaluate.items()
+        name: ratios(run(stacked, program.data, seeds).sums, 0)
+        for name, run in program.evaluate.items()
     }
     # The run already has the files that decoding writes.
     with tempfile.TemporaryDirectory() as scratch:

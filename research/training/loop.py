@@ -48,6 +48,7 @@ from research.training.program import (
 from research.training.records.checkpoints import DIRECTORY, Checkpoints
 from research.training.records.data_record import check_same_data, write_data
 from research.training.records.environment import describe_environment
+from research.training.records.items import write_items
 from research.training.records.metrics import MetricsWriter, ratios, resume_metrics
 from research.training.records.progress import ProgressLine
 from research.training.schema import recorded, run_record
@@ -212,7 +213,7 @@ def _train(
                 "learning_rate": host.learning_rate * rate(jnp.float32(step - 1)),
             }
             if step % config.eval_every == 0 or step == config.steps:
-                columns["validation"] = program.evaluate["validation"](state.params, data)
+                columns["validation"] = program.evaluate["validation"](state.params, data).sums
                 value = columns["validation"][metric]
                 state = program.keep_best(state, value.total / value.count, np.int32(step))
             writer.add(step, columns)
@@ -280,7 +281,7 @@ def _finish(
 ) -> list[dict]:
     """Evaluates the best and the final parameters on every split and writes result.json."""
     task, seeds = program.task, make_members(configs).seed
-    sums = {
+    found = {
         which: {split: run(params, program.data, seeds) for split, run in program.evaluate.items()}
         for which, params in (("best", state.best.params), ("final", state.params))
     }
@@ -298,8 +299,8 @@ def _finish(
             "steps": config.train.steps,
             "best_step": int(best_step[member]),
             **{
-                which: {split: ratios(s, member) for split, s in by_split.items()}
-                for which, by_split in sums.items()
+                which: {split: ratios(e.sums, member) for split, e in by_split.items()}
+                for which, by_split in found.items()
             },
             "slices": dict(program.slices),
             "budget": measure_budget(config),
@@ -310,12 +311,13 @@ def _finish(
         for split, scores in _scores(program, config, best, member, run).items():
             result["best"][split] |= scores
         if asked:
-            found = _answers(program, config, best, member)
-            result["best"][split_of(task)] |= found.metrics | found.slices
-            result["slices"] |= found.labels
+            answers = _answers(program, config, best, member)
+            result["best"][split_of(task)] |= answers.metrics | answers.slices
+            result["slices"] |= answers.labels
         if task.signatures:
             result["signatures"] = dict(task.signatures)
         if is_first():
+            write_items(run, {w: by_split.get("test") for w, by_split in found.items()}, member)
             write_json(run / RESULT, result)
         results.append(plain(result))
     return results

@@ -63,7 +63,7 @@ class Program:
       init: (members) -> state.
       train: (state, members, data, start, stop) -> (state, sums); runs steps start .. stop - 1 and
         sums each member's metrics over these steps.
-      evaluate: {split: (params, data, seeds) -> sums} with params stacked over members.
+      evaluate: {split: (params, data, seeds) -> `Evaluated`} with params stacked over members.
       keep_best: (state, value, step) -> state, `value` (P,) the selection metric.
     """
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from research.interpret.columns import measured
 from research.models.model import Model, matrices
 from research.parallel.rules import constrain
+from research.tasks.items import fingerprints, sums_of_items
 from research.tasks.task import Batch, Sums, Task
 from research.training.optimizer import make_optimizer, optimizer_of
 
@@ -56,6 +57,21 @@ class State(NamedTuple):
     optimizer: Any
     diverged_at: jax.Array
     best: Best
+
+
+class Evaluated(NamedTuple):
+    """Results of P members on one split.
+
+    Attributes:
+      sums: {metric: sums over the split}, each (P,), or (P, slices) for a sliced metric.
+      items: {scalar metric of the task: sums of each item}, each (P, N), for a test set that all
+        seeds share; {} for other splits.
+      ids: (P, N) uint32, `fingerprints` of the items; None without items.
+    """
+
+    sums: dict[str, Sums]
+    items: dict[str, Sums]
+    ids: jax.Array | None
 
 
 def choose(condition: jax.Array, new: Any, old: Any) -> Any:
@@ -271,8 +287,8 @@ def make_evaluate(
     total: int,
     longer: Model | None = None,
     measures: Sequence[str] = (),
-) -> Callable:
-    """Returns (params, data, seeds) -> sums over `total` batches of a split, params (P, ...).
+) -> Callable[..., Evaluated]:
+    """Returns (params, data, seeds) -> results on `total` batches of a split, params (P, ...).
 
     `seeds`, (P,) uint32, are the members' seeds; they are read only if the task has a separate test
     set for each seed.
@@ -289,25 +305,39 @@ def make_evaluate(
     of_longer = measured(task, longer, measures) if longer else of_training
 
     own = split == "test" and task.test_of_seed
+    # The error of a test set of each seed's own is in the spread over seeds already.
+    keeps_items = split == "test" and not own
 
-    def of_bucket(params: Any, data: Any, bucket: int, batches: int) -> dict[str, Sums]:
-        def body(index: jax.Array) -> dict[str, Sums]:
-            def one(params: Any, data: Any) -> dict[str, Sums]:
+    def of_bucket(params: Any, data: Any, bucket: int, batches: int) -> Evaluated:
+        def body(index: jax.Array) -> Evaluated:
+            def one(params: Any, data: Any) -> Evaluated:
                 batch = spread(task.evaluation(data, split, index, batches, bucket))
                 longer = batch["inputs"].shape[1] > task.length
-                return (of_longer if longer else of_training)(params, batch)
+                outputs, sums = (of_longer if longer else of_training)(params, batch)
+                if not keeps_items:
+                    return Evaluated(sums, {}, None)
+                return Evaluated(sums, sums_of_items(task, outputs, batch), fingerprints(batch))
 
             axes = (0, 0 if own else None)
             return jax.vmap(one, in_axes=axes, spmd_axis_name="member")(params, data)
 
         stacked = jax.lax.map(body, jnp.arange(batches))
-        return jax.tree.map(lambda a: a.sum(0), stacked)
+        sums = jax.tree.map(lambda a: a.sum(0), stacked.sums)
+        # (batches, P, B) -> (P, batches * B)
+        items, ids = jax.tree.map(
+            lambda a: a.swapaxes(0, 1).reshape(a.shape[1], -1), (stacked.items, stacked.ids)
+        )
+        return Evaluated(sums, items, ids)
 
-    def evaluate(params: Any, data: Any, seeds: Any = None) -> dict[str, Sums]:
+    def evaluate(params: Any, data: Any, seeds: Any = None) -> Evaluated:
         batches = task.evaluation_batches(split, total)
         data = seeds if own else data
         found = [of_bucket(params, data, b, n) for b, n in enumerate(batches) if n]
-        return jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *found)
+        sums = jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *(f.sums for f in found))
+        items, ids = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts, 1), *((f.items, f.ids) for f in found)
+        )
+        return Evaluated(sums, items, ids)
 
     return evaluate
 

@@ -81,7 +81,7 @@ def trained(mechanism: str, layout: str, steps: int = STEPS) -> tuple:
     members = place(make_members(configs), program.members)
     state = program.init(members)
     state, sums = program.train(state, members, program.data, np.int32(0), np.int32(steps))
-    validation = program.evaluate["validation"](state.params, program.data)
+    validation = program.evaluate["validation"](state.params, program.data).sums
     state = program.keep_best(state, validation["loss"].total, np.int32(STEPS))
     return jax.tree.map(np.asarray, (state.params, state.best.params, sums, validation))
 
@@ -117,6 +117,32 @@ def lies_in_parts() -> None:
             assert part == (1 / 8 if is_matrix else 1 / 2), (path, leaf.sharding)
 
 
+def items_agree() -> None:
+    """Results of each test item are those of one device, and add up to those of the split."""
+    for make, own in ((small.recall, BASE), (small.rule, CLASSIFIER)):
+        found = []
+        for layout in ({"member": 1, "data": 1}, {"member": 2, "data": 2, "model": 2}):
+            deltas = {f"parallel.{key}": value for key, value in layout.items()}
+            program = make_program(apply_deltas(make(), own | deltas), 2)
+            random = np.random.default_rng(0)
+            params = jax.tree.map(
+                lambda leaf, random=random: random.normal(0, 0.3, (2, *leaf.shape[1:])),
+                program.state.params,
+            )
+            placed = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
+            params = place(jax.tree.map(np.float32, params), placed)
+            found.append(jax.device_get(program.evaluate["test"](params, program.data)))
+            assert found[-1].ids.shape == found[-1].items["loss"].total.shape
+            for name, sums in found[-1].items.items():
+                added = jax.tree.map(lambda a: a.sum(1), sums)
+                for a, b in zip(added, found[-1].sums[name], strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-4, err_msg=name)
+        one, many = found
+        np.testing.assert_array_equal(one.ids, many.ids)
+        for a, b in zip(*map(jax.tree.leaves, (one.items, many.items)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
 EVERY = {
     f"{name} {layout}": functools.partial(agrees, name, layout)
     for name in (*MECHANISMS, *PAIRS)
@@ -139,4 +165,4 @@ FAST = (
     "encoder_decoder pmap, data=8",
 )
 SLOW = {name: check for name, check in EVERY.items() if name not in FAST}
-CHECKS = {name: EVERY[name] for name in FAST} | {"parts": lies_in_parts}
+CHECKS = {name: EVERY[name] for name in FAST} | {"parts": lies_in_parts, "items": items_agree}

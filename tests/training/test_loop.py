@@ -107,7 +107,7 @@ def test_best_parameters_are_those_that_were_recorded(population):
         assert best["step"] == result["best_step"]
         stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
         for split, evaluate in program.evaluate.items():
-            found = ratios(evaluate(stacked, program.task.data), 0)
+            found = ratios(evaluate(stacked, program.task.data).sums, 0)
             for name, value in result["best"][split].items():
                 if isinstance(value, float):
                     assert found[name] == pytest.approx(value, rel=1e-5), name

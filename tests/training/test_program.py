@@ -211,6 +211,6 @@ def test_the_text_task_trains(tmp_path):
     _, first = trained([config], 1)
     state, _ = trained([config], 120)
     program = make_program(config)
-    found = program.evaluate["validation"](state.params, program.task.data)["loss"]
+    found = program.evaluate["validation"](state.params, program.task.data).sums["loss"]
     # The text is a cycle: all there is to know is the next letter.
     assert float(found.total[0] / found.count[0]) < 0.2 < float(first["loss"].total[0] / 64)

@@ -160,7 +160,7 @@ def test_evaluation_in_buckets_is_that_of_one_padded_batch(program, start, split
         "source_length": encoded["source_length"],
         "inputs": np.where(before == EOS, PAD, before),
     }
-    found = program.evaluate[split](start, program.data)
+    found = program.evaluate[split](start, program.data).sums
     run = jax.jit(lambda p: program.model.apply({"params": p}, batch, method="of_batch"))
     assert len(task.evaluation_batches(split, 1)) > 1
     for lane in range(len(SEEDS)):
@@ -265,7 +265,7 @@ def test_a_batch_of_what_reads_nothing_has_no_alignment():
     def run(key):
         batch = task.evaluation(task.data, "validation", 0, 1)
         params = program.model.init(key, batch, method="of_batch")["params"]
-        return jax.tree.map(lambda a: a[None], measure(params, batch))
+        return jax.tree.map(lambda a: a[None], measure(params, batch)[1])
 
     found = ratios(run(jax.random.key(0)), 0)
     assert "loss" in found and not {"alignment_error", "diagonality", "entropy"} & found.keys()

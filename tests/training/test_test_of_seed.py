@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.runs.store import result_of
+from research.runs.store import ITEMS, result_of
 from research.tasks.registry import GENERATED, make_task
 from research.train import members_of
 from research.training.evaluating import evaluate
@@ -82,6 +82,10 @@ def test_what_is_reported_is_of_the_seeds_own_test(runs):
             ]
             loss = sum(s.total for s in sums) / sum(s.count for s in sums)
             assert found[split]["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_results_of_items_that_no_other_seed_has_are_not_kept(runs):
+    assert not any((folder / ITEMS).exists() for folder in runs[1])
 
 
 def test_evaluating_again_finds_the_same_test(runs):
