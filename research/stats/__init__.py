@@ -16,6 +16,7 @@ from research.stats.comparisons import (
     pooled_deviation,
     welch,
 )
+from research.stats.items import Component, ItemErrors, Results, deviations, item_errors
 from research.stats.location import ALPHA, Summary, deviation, mean, median, summary, t_quantile
 from research.stats.multiplicity import holm, holm_levels
 from research.stats.proportions import Proportion, ProportionDifference, clopper_pearson
@@ -24,12 +25,15 @@ from research.stats.selection import choice_deviation, choice_probabilities
 __all__ = [
     "ALPHA",
     "CAUTION",
+    "Component",
     "POWER",
     "Estimate",
     "Exact",
+    "ItemErrors",
     "Proportion",
     "ProportionDifference",
     "RankDifference",
+    "Results",
     "Sample",
     "StudentT",
     "Summary",
@@ -37,8 +41,10 @@ __all__ = [
     "choice_probabilities",
     "clopper_pearson",
     "deviation",
+    "deviations",
     "holm",
     "holm_levels",
+    "item_errors",
     "mean",
     "mean_of",
     "median",

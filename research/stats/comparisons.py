@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import nctdtr, stdtr
 from scipy.stats import permutation_test, rankdata
 
+from research.stats.items import Component
 from research.stats.location import ALPHA, deviation, mean, t_quantile
 
 POWER = 0.8
@@ -139,7 +140,12 @@ class RankDifference:
 Estimate = StudentT | Exact | RankDifference
 
 
-def mean_of(values: Iterable[float], scale: float = 0.0, caution: float = 1.0) -> StudentT:
+def mean_of(
+    values: Iterable[float],
+    scale: float = 0.0,
+    caution: float = 1.0,
+    items: Sequence[Component] = (),
+) -> StudentT:
     """Returns the mean with its standard error.
 
     Args:
@@ -147,18 +153,27 @@ def mean_of(values: Iterable[float], scale: float = 0.0, caution: float = 1.0) -
       scale: if the values are differences, the magnitude of the numbers that were subtracted;
         a spread below float32 precision at that magnitude counts as zero.
       caution: `CAUTION` for values that may be skewed, 1 for differences.
+      items: what the test items add to the squared error (`ItemErrors.of_mean`). Values without
+        spread have the error 0 all the same, as nothing is known of other seeds.
     """
     values = list(values)
     n = len(values)
     error = deviation(values, scale) / math.sqrt(n) if n else math.nan
-    return StudentT(mean(values), error, n - 1.0, caution)
+    if not error > 0:
+        return StudentT(mean(values), error, n - 1.0, caution)
+    return StudentT(mean(values), *_added([Component(error**2, n - 1.0), *items]), caution)
 
 
-def welch(a: Iterable[float], b: Iterable[float]) -> StudentT:
+def welch(a: Iterable[float], b: Iterable[float], items: Sequence[Component] = ()) -> StudentT:
     """Returns mean(a) - mean(b) with unequal variances (Welch 1947, Biometrika 34, 28-35).
 
     Seeds are not paired: runs of two arms with the same seed are hardly more alike than others
     (correlations of about .04), and pairing would cost half of the degrees of freedom.
+
+    Args:
+      a, b: values, one per seed.
+      items: what the test items add to the squared error (`ItemErrors.of_difference`). Without any
+        spread over seeds the error is 0 all the same.
     """
     a, b = list(a), list(b)
     apart = mean(a) - mean(b)
@@ -169,9 +184,15 @@ def welch(a: Iterable[float], b: Iterable[float]) -> StudentT:
     va, vb = deviation(a, scale) ** 2 / len(a), deviation(b, scale) ** 2 / len(b)
     if va + vb == 0:
         return StudentT(apart, 0.0, len(a) + len(b) - 2.0)
-    # Welch-Satterthwaite approximation.
-    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return StudentT(apart, math.sqrt(va + vb), df)
+    seeds = [Component(va, len(a) - 1.0), Component(vb, len(b) - 1.0)]
+    return StudentT(apart, *_added([*seeds, *items]))
+
+
+def _added(components: Sequence[Component]) -> tuple[float, float]:
+    """Returns the standard error and its degrees of freedom (Satterthwaite 1946, Biometrics 2)."""
+    total = math.fsum(c.variance for c in components)
+    df = total**2 / math.fsum(c.variance**2 / c.df for c in components)
+    return math.sqrt(total), df
 
 
 def pooled_deviation(samples: Iterable[Sequence[float]]) -> tuple[float, int]:
