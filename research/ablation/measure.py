@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from research.stats import Sample
+from research.stats import ItemErrors, Sample
 
 Point = tuple[tuple[str, Any], ...]
 """An axis point as a sorted tuple of (key, value), so that it can be a dictionary key."""
@@ -57,6 +57,7 @@ class Measure:
         claims concern the probability of solving.
       chance: chance level, or None.
       missing: {(arm, point): why seeds are absent}.
+      items: errors of the means over the test items, by (arm, point); empty if they are unknown.
       choice: {(arm, point): standard deviation that the choice of tuned values adds to the compared
         statistic}; absent without tuning, or if it cannot be estimated.
       progress: {(arm, point without slices): late progress}; empty if the metric has no direction.
@@ -70,6 +71,7 @@ class Measure:
     solved: float | None = None
     chance: float | None = None
     missing: Mapping[tuple[str, Point], str] = field(default_factory=dict)
+    items: ItemErrors = field(default_factory=ItemErrors)
     choice: Mapping[tuple[str, Point], float] = field(default_factory=dict)
     progress: Mapping[tuple[str, Point], Progress] = field(default_factory=dict)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from research import stats
 from research.report.formatting import bracket, number, point_text, span, typographic, value_text
-from research.report.judging.evidence import measure
 from research.report.judging.judgements import (
     CANNOT_TELL,
     OPEN,
@@ -16,6 +15,7 @@ from research.report.judging.judgements import (
     Check,
     Judgement,
 )
+from research.report.judging.measuring import measure
 from research.report.judging.quantities import matches
 from research.report.summary import Summary
 
@@ -88,11 +88,14 @@ def cards_note(summary: Summary) -> str:
     tally = {v: sum(j.verdict == v for j in summary.judgements) for v in SIGNS}
     said = ", ".join(f"{n} {verdict}" for verdict, n in tally.items() if n)
     added = len(summary.study.experiment.looks) - 1
+    items = ", on these test data"
+    if summary.study.items:
+        items = ", and over test items where they say so, else on these test data"
     note = (
         f"{said}. A claim is supported when its interval lies wholly on the claimed side, refuted "
         "when wholly on the other, open when it includes the border. Of claims that these runs "
-        "could not have decided it says “cannot tell” and why. Intervals are over seeds, on these "
-        "test data; the chance of a false verdict is at most 5 % over all claims together (Holm), "
+        "could not have decided it says “cannot tell” and why. Intervals are over seeds"
+        f"{items}; the chance of a false verdict is at most 5 % over all claims together (Holm), "
         "for those not marked as exploratory."
     )
     if summary.study.experiment.outcome.solved is None:

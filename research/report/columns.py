@@ -18,7 +18,8 @@ from research.report.formatting import (
     span,
     value_text,
 )
-from research.report.judging.evidence import WAITING, Study
+from research.report.judging.items import intervals_over
+from research.report.judging.study import WAITING, Study
 from research.report.tables import BudgetRow, Row, TuningRow
 from research.runs import store
 from research.runs.store import BUDGET
@@ -69,16 +70,14 @@ def _place(study: Study) -> list[Column]:
 
 def results_note(study: Study) -> str:
     """Returns a note on the numbers of the main table and on its intervals."""
-    own = [(run.config.get("task") or {}).get("test_of_seed") for run in study.reported]
-    test = "each with a test of its own" if own and all(own) else "on these test data"
     return (
         "Means over seeds, with the lowest and the highest. Intervals of differences are over "
-        f"seeds, {test}, and hold for all arms of a point together; p values are Holm-corrected "
-        "likewise. A diverged seed has not solved the task and counts as the worst value that its "
-        "metric has. A failed run (an exception) says nothing of its arm: it is left out, and no "
-        "verdict is passed on the others. A verdict that an arm is worse, or cannot do something, "
-        "needs its validation curve to be flat in the last quarter of training, unless the claim "
-        "is of these steps only."
+        f"{intervals_over(study)}, and hold for all arms of a point together; p values are "
+        "Holm-corrected likewise. A diverged seed has not solved the task and counts as the worst "
+        "value that its metric has. A failed run (an exception) says nothing of its arm: it is "
+        "left out, and no verdict is passed on the others. A verdict that an arm is worse, or "
+        "cannot do something, needs its validation curve to be flat in the last quarter of "
+        "training, unless the claim is of these steps only."
     )
 
 
@@ -110,7 +109,7 @@ def main_columns(study: Study) -> list[Column]:
             difference_text,
             lambda row: 0.0 if row.reference else row.difference,
             f"Difference of the {what} from {reference} with its 95 % interval ({exact}, over "
-            f"seeds{correction}).",
+            f"{intervals_over(study)}{correction}).",
         ),
         Column(
             "p",

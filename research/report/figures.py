@@ -18,13 +18,9 @@ from research.report.arms import families, numbered
 from research.report.facets import Panel, cut, end_labels, grid
 from research.report.formatting import point_text, short_keys, value_text
 from research.report.frontier import frontier_chart
-from research.report.judging.evidence import (
-    Study,
-    has_diverged,
-    measure,
-    sliced_metrics,
-)
+from research.report.judging.measuring import measure, sliced_metrics
 from research.report.judging.quantities import along_axis, axis_positions
+from research.report.judging.study import Study, has_diverged
 from research.report.outcome_figures import outcome_chart, steps_chart
 from research.report.tables import Row
 

@@ -17,7 +17,8 @@ from research.drawing.chart import INK, MUTED, Chart, look, mark
 from research.report.arms import row_colors
 from research.report.facets import WIDE, shortened
 from research.report.formatting import point_text
-from research.report.judging.evidence import Study, measure
+from research.report.judging.measuring import measure
+from research.report.judging.study import Study
 from research.report.tables import budget_table
 
 TITLES = {

@@ -7,7 +7,8 @@ from research.ablation.experiment import points, seed_list, tune_seed_list
 from research.ablation.registration import draw_seeds
 from research.configuration import flatten
 from research.report.formatting import count, short_keys, value_text
-from research.report.judging.evidence import Study
+from research.report.judging.items import intervals_over
+from research.report.judging.study import Study
 from research.stats import ALPHA
 
 NAMED = 6
@@ -149,7 +150,23 @@ def _tests(study: Study) -> Iterator[str]:
             f"Claims are tested at a family-wise level of {100 * ALPHA:g} %{among} (Holm); a claim "
             "about several places holds when it holds in each (intersection-union test)."
         )
-    yield "Intervals are over seeds, for a fixed test set."
+    yield from _test_items(study)
+
+
+def _test_items(study: Study) -> Iterator[str]:
+    """Yields what was done about the sampling error of the test set."""
+    errors = study.items.get(study.experiment.outcome.metric)
+    if errors is not None and study.experiment.outcome.solved is None:
+        sizes = sorted({round(c.df) + 1 for c in errors.means.values()})
+        number = " to ".join(f"{m:,}" for m in dict.fromkeys((sizes[0], sizes[-1])))
+        yield (
+            "The squared standard error of a mean is the variance over seeds, divided by their "
+            f"number, and that over the {number} test items of their results averaged over seeds, "
+            "divided by theirs; for a difference of two arms the variance over items is that of "
+            "their differences (crossed random effects, Owen 2007), and the degrees of freedom are "
+            "Satterthwaite's."
+        )
+    yield f"Intervals are over {intervals_over(study)}."
 
 
 def _machine(study: Study) -> Iterator[str]:

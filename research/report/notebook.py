@@ -25,7 +25,8 @@ from research.errors import UserError, check_name
 from research.report import panels
 from research.report.cards import cards
 from research.report.columns import main_columns, progress_text
-from research.report.judging.evidence import Study, load_study
+from research.report.judging.evidence import load_study
+from research.report.judging.study import Study
 from research.report.results import RESULTS, read_results
 from research.report.run_rows import run_rows
 from research.report.summary import Summary, summarize

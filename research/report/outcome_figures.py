@@ -12,7 +12,9 @@ from research.ablation.measure import point_key
 from research.drawing.chart import MUTED, PALETTE, Chart
 from research.report.arms import numbered, row_colors
 from research.report.formatting import point_text
-from research.report.judging.evidence import Study, measure, steps_to_threshold
+from research.report.judging.items import intervals_over
+from research.report.judging.measuring import measure, steps_to_threshold
+from research.report.judging.study import Study
 from research.report.rows import Block, Column, interval_line, seed_dots, stacked
 from research.report.tables import Row
 from research.runs import store
@@ -103,7 +105,8 @@ def _differences(study: Study, here: Mapping[str, Row]) -> Column:
     level = 100 * (1 - ALPHA / max(1, len(others)))
     together = f" (95 % for {len(others)} arms together)" if len(others) > 1 else ""
     what = "probability to solve" if outcome.solved is not None else f"mean {outcome.metric}"
-    label = f"{what}\n{level:.3g} % intervals over seeds{together}"
+    over = intervals_over(study).partition(",")[0]
+    label = f"{what}\n{level:.3g} % intervals over {over}{together}"
     return Column(f"difference from {reference}", label, draw)
 
 

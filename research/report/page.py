@@ -23,7 +23,7 @@ from research.report.columns import (
 )
 from research.report.formatting import typographic, value_text
 from research.report.judging.bootstrap import Bootstrap, bootstrap_columns, bootstrap_note
-from research.report.judging.evidence import Study
+from research.report.judging.study import Study
 from research.report.methods import methods
 from research.report.summary import Summary
 from research.report.tables import score_signatures

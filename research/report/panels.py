@@ -11,7 +11,7 @@ from urllib.parse import quote
 from research.report.cards import Bar, whisker
 from research.report.columns import Column, filled
 from research.report.formatting import count, number, point_text, value_text
-from research.report.judging.evidence import WAITING
+from research.report.judging.study import WAITING
 from research.report.summary import Summary
 from research.runs import store
 from research.stats import Summary as Sample

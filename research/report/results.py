@@ -6,6 +6,7 @@
      "config": {dotted key: value} common to the configs of all runs,
      "environments": distinct environments of the runs,
      "resampled": sentence-level comparisons of decoded text, or null,
+     "items": errors of results over the test items, see `judging.items.items_to_json`,
      "runs": [{"run", "arm", "point", "stage", "tuned", "seed", "result", "curve",
                "config": the run's own values, "environment": index} for each cell]}
 
@@ -23,7 +24,9 @@ from research.ablation.experiment import experiment_from_json
 from research.configuration import flatten, nested
 from research.errors import UserError
 from research.report.judging.bootstrap import Bootstrap
-from research.report.judging.evidence import WAITING, Study, make_study
+from research.report.judging.evidence import make_study
+from research.report.judging.items import items_from_json, items_to_json
+from research.report.judging.study import WAITING, Study
 from research.runs import store
 
 RESULTS = "results.json"
@@ -64,6 +67,7 @@ def write_results(study: Study, resampled: Bootstrap | None, path: Path) -> None
         "config": common,
         "environments": environments,
         "resampled": asdict(resampled) if resampled else None,
+        "items": items_to_json(study.items),
         "runs": rows,
     }
     store.write_text(path, _lines(store.plain(content)))
@@ -115,6 +119,10 @@ def read_results(folder: str | Path) -> Study:
         experiment = experiment_from_json(plain)
         workdir = Path(content["workdir"])
         study = make_study(plain, runs, read, content["environment"], workdir, experiment)
-        return replace(study, resampled=content.get("resampled"))
+        return replace(
+            study,
+            resampled=content.get("resampled"),
+            items=items_from_json(content.get("items", {})),
+        )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} holds no results: {error!r}.") from None

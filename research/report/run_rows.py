@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from research.report.formatting import value_text
-from research.report.judging.evidence import Run, Study, rise_time, steps_to_threshold
+from research.report.judging.measuring import rise_time, steps_to_threshold
+from research.report.judging.study import Run, Study
 
 
 def run_rows(study: Study) -> list[dict[str, Any]]:

@@ -11,8 +11,9 @@ from research.errors import UserError, did_you_mean
 from research.report import tables
 from research.report.arms import arm_colors
 from research.report.figures import charts
-from research.report.judging.evidence import Run, Study, measure, metric_value
 from research.report.judging.judgements import Judgement
+from research.report.judging.measuring import measure
+from research.report.judging.study import Run, Study, metric_value
 from research.report.judging.verdicts import judge_all
 from research.report.tables import BudgetRow, Row, TuningRow
 from research.report.takeaway import takeaway

@@ -11,17 +11,10 @@ from research.ablation.measure import Measure, point_key
 from research.ablation.tuning import best, edges, scalar, scored
 from research.configuration import flatten
 from research.report.formatting import count
-from research.report.judging.evidence import (
-    WAITING,
-    Run,
-    Study,
-    has_diverged,
-    measure,
-    rise_time,
-    steps_to_threshold,
-)
+from research.report.judging.measuring import measure, rise_time, steps_to_threshold
 from research.report.judging.quantities import ONE_SEED, difference
 from research.report.judging.quantity import Quantity
+from research.report.judging.study import WAITING, Run, Study, has_diverged
 from research.runs import store
 from research.stats import ALPHA, Summary
 from research.tasks.text.translation_scores import tokenizer_in

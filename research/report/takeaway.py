@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from research import stats
 from research.report.formatting import count, number
-from research.report.judging.evidence import Study
 from research.report.judging.judgements import VERDICTS, Judgement
+from research.report.judging.study import Study
 from research.report.tables import Row
 from research.stats import ALPHA
 

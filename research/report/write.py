@@ -26,11 +26,8 @@ from research.report.judging.bootstrap import (
     bootstrap_columns,
     bootstrap_note,
 )
-from research.report.judging.evidence import (
-    WAITING,
-    Study,
-    load_study,
-)
+from research.report.judging.evidence import load_study
+from research.report.judging.study import WAITING, Study
 from research.report.latex import latex
 from research.report.results import RESULTS, read_results, write_results
 from research.report.run_rows import results_csv

@@ -17,7 +17,8 @@ from research.ablation.tuning import choose
 from research.configuration import load_config
 from research.errors import UserError
 from research.interpret.columns import MEASURES
-from research.report.judging.evidence import load_study, measure
+from research.report.judging.evidence import load_study
+from research.report.judging.measuring import measure
 from research.tasks.registry import TASKS, make_task
 from research.tasks.speech.speech_outputs import SpeechOutputs
 from research.training.program import make_program

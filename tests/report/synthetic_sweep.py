@@ -60,6 +60,14 @@ def plausible(final: float, generator: np.random.Generator, steps: int = 1000) -
     }
 
 
+def on_items(run: dict, correct: np.ndarray, ids: np.ndarray) -> dict:
+    """Returns the run with this accuracy on each item of its test set, and on all of it."""
+    result, count = dict(run["result"]), np.ones(len(ids), np.float32)
+    result["best"] = {**result["best"], "test": {"accuracy": float(correct.mean())}}
+    items = {"id": ids, "best.accuracy.total": np.float32(correct), "best.accuracy.count": count}
+    return {**run, "result": result, "items": items}
+
+
 def failed(error: str) -> dict:
     """Returns what a run that raised leaves."""
     return {"rows": [], "result": {"status": "failed", "error": error}}
@@ -109,6 +117,8 @@ def build(workdir: Path, experiment: Experiment, simulate: Simulate, finished: f
             store.write_json(folder / store.ENVIRONMENT, ENVIRONMENT)
             lines = "".join(json.dumps(row) + "\n" for row in run["rows"])
             store.write_text(folder / store.METRICS, lines)
+            if "items" in run:
+                store.write_arrays(folder / store.ITEMS, run["items"])
     plain = {**experiment.to_json(), "name": "example", "file": "experiments/example.py"}
     store.write_json(workdir / "experiment.json", plain)
     store.write_json(workdir / "cells.json", cells)

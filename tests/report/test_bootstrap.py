@@ -15,8 +15,8 @@ from research.report.judging.evidence import load_study
 from research.report.write import rewrite_report, write_report
 from research.runs import store
 from research.tasks.text.translation_scores import signatures
+from tests.report.example import read_page
 from tests.report.synthetic_sweep import build, failed, plausible
-from tests.report.test_report import read_page
 
 EXPERIMENT = Experiment(
     question="Does attention translate better?",

@@ -18,7 +18,8 @@ from research.ablation.measure import Measure, Progress, point_key
 from research.ablation.registration import claim_hash
 from research.report.judging.convergence import FLAT
 from research.report.judging.curves import gain
-from research.report.judging.evidence import load_study, measure
+from research.report.judging.evidence import load_study
+from research.report.judging.measuring import measure
 from research.report.judging.verdicts import judge
 from tests.report.synthetic_sweep import build, plausible
 

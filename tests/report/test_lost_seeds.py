@@ -1,19 +1,11 @@
 """What a report makes of seeds that diverged or failed, and of what is no sample of seeds."""
 
-import functools
 from dataclasses import replace
 
-import pytest
-
 from research.ablation.claims import Claim, Direction
-from research.report.judging.evidence import measure
+from research.report.judging.measuring import measure
+from tests.report.example import EXPERIMENT, simulate
 from tests.report.synthetic_sweep import GAPS, diverged, failed
-from tests.report.test_report import EXPERIMENT, build_and_report, simulate
-
-
-@pytest.fixture
-def report(tmp_path):
-    return functools.partial(build_and_report, tmp_path)
 
 
 def test_failed_arm(report):

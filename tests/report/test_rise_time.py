@@ -7,7 +7,9 @@ import pytest
 
 from research.ablation.claims import Claim, Direction, Threshold
 from research.ablation.experiment import Experiment, Outcome
-from research.report.judging.evidence import Run, load_study, measure, rise_time
+from research.report.judging.evidence import load_study
+from research.report.judging.measuring import measure, rise_time
+from research.report.judging.study import Run
 from research.report.write import write_report
 from tests.report.synthetic_sweep import build, plausible
 

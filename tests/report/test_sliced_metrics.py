@@ -2,7 +2,8 @@
 
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.measure import point_key
-from research.report.judging.evidence import load_study, measure, slice_labels
+from research.report.judging.evidence import load_study
+from research.report.judging.measuring import measure, slice_labels
 from tests.report.synthetic_sweep import build, failed, plausible
 
 HEADS = {"few": ["layer 0.0", "layer 1.0"], "many": ["layer 0.0", "layer 0.1", "layer 1.0"]}

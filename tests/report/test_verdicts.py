@@ -387,11 +387,18 @@ def test_simulated_verdicts_are_rarely_wrong():
         found = verdicts.judged(cell, 5, 20, seed=1)
         wrong = {v: found[v] for v in cell.wrong}
         # Binomial(20, 0.05) exceeds 6 with probability 3e-5; these are about 130 numbers.
-        if not cell.shape.startswith("undeclared"):
+        if not cell.shape.startswith(verdicts.BLIND):
             assert all(share <= 6 / 20 for share in wrong.values()), (cell.shape, cell.verdict)
     # What the threshold is for: without one, a failure that was not seen does not count.
     blind = next(c for c in verdicts.cells() if (c.shape, c.verdict) == UNDECLARED)
     assert verdicts.judged(blind, 3, 40, seed=1)["supported"] > 0.5
+    # What the results of test items are for: without them, the sample of items counts as the truth.
+    known, unknown = (
+        next(c for c in verdicts.cells() if (c.shape, c.verdict) == (shape, "direction"))
+        for shape in ("one test set", "one test set, seeds only")
+    )
+    assert verdicts.judged(known, 5, 100, seed=1)["coverage"] >= 0.9
+    assert verdicts.judged(unknown, 5, 100, seed=1)["coverage"] < 0.8
 
 
 @pytest.mark.parametrize(

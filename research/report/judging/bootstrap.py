@@ -24,7 +24,7 @@ import numpy as np
 from research.errors import UserError
 from research.report.columns import Column
 from research.report.formatting import NONE, number, p_text, point_text
-from research.report.judging.evidence import Run, Study
+from research.report.judging.study import Run, Study
 from research.tasks.text.translation_scores import DEFAULT, make_bleu, tokenizer_in
 
 RESAMPLES = 1000

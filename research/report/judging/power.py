@@ -16,8 +16,8 @@ from research.ablation.claims import Claim, Direction, Equivalence, Threshold
 from research.ablation.experiment import Experiment, seed_list
 from research.ablation.tuning import scalar
 from research.report.formatting import count, number
-from research.report.judging.evidence import Study
 from research.report.judging.quantities import MOST_SEEDS
+from research.report.judging.study import Study
 from research.stats import ALPHA, Proportion, ProportionDifference
 
 OFTEN, SELDOM = 0.9, 0.1

@@ -3,7 +3,8 @@
 The compared statistic depends on the measure. For an outcome with a `solved` threshold it is the
 probability that a seed solves the task, because each seed either solves it or does not and the mean
 of a few seeds says little. For steps to an event it is the order of the seeds, for costs the
-numbers themselves, and for anything else the mean over seeds.
+numbers themselves, and for anything else the mean over seeds. The error of a mean has the error of
+the test items in it, where the runs kept their results (`items`).
 """
 
 import math
@@ -24,7 +25,7 @@ from research.ablation.claims import (
     Threshold,
     Trend,
 )
-from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, point_key
+from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
 from research.report.formatting import count, number, point_text
 from research.report.judging.quantity import Quantity
 from research.stats import ALPHA, Proportion, ProportionDifference
@@ -115,6 +116,7 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
     n = (len(one), len(other))
     obstacle = next((text for s in sides if (text := _absent(data, *s))), "")
     estimate: Any = None
+    items: list[stats.Component] = []
     if not obstacle:
         if data.solved is not None:
             k1, k2 = (sum(data.reached(v, data.solved) for v in s.values()) for s in (one, other))
@@ -129,7 +131,8 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
             elif low > 0:
                 obstacle = "of steps only the order is tested, not by how many they differ"
         else:
-            estimate = _means(one, other, paired)
+            items = [] if paired else data.items.of_difference(*map(_place, sides))
+            estimate = _means(one, other, paired, items)
             obstacle = _no_spread(data, sides, estimate) or _guessing(data, sides)
     first, second = ((arm, point) for arm, point, _ in sides)
     up, down = (first, second) if _more_is_better(data) else (second, first)
@@ -137,6 +140,7 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
     return Quantity(
         *(label, what, estimate, low, high, n),
         obstacle=obstacle,
+        items=_numbers(items),
         allowance=_allowance(data, first, second),
         raised_by=up if able else None,
         lowered_by=down if able else None,
@@ -155,12 +159,24 @@ def _allowance(data: Measure, *places: tuple[str, Mapping]) -> float:
     return CHOICE_DEVIATIONS * math.hypot(*found.values())
 
 
-def _means(one: stats.Sample, other: stats.Sample, paired: bool) -> stats.StudentT:
+def _place(side: tuple[str, Mapping[str, Any], stats.Sample]) -> tuple[str, Point]:
+    arm, point, _ = side
+    return arm, point_key(point)
+
+
+def _numbers(items: Sequence[stats.Component]) -> tuple[int, ...]:
+    """Returns the numbers of test items behind the components of an error."""
+    return tuple(round(component.df) + 1 for component in items)
+
+
+def _means(
+    one: stats.Sample, other: stats.Sample, paired: bool, items: Sequence[stats.Component]
+) -> stats.StudentT:
     shared = sorted(set(one) & set(other))
     if paired and len(shared) > 1:
         scale = max(abs(v) for v in (*one.values(), *other.values()))
         return stats.mean_of([one[s] - other[s] for s in shared], scale)
-    return stats.welch(one.values(), other.values())
+    return stats.welch(one.values(), other.values(), items)
 
 
 def _absent(data: Measure, arm: str, point: Mapping, sample: stats.Sample) -> str:
@@ -195,8 +211,9 @@ def _guessing(data: Measure, sides) -> str:
     if data.chance is None:
         return ""
     sign = -1 if data.higher_is_better is False else 1
-    for _, _, sample in sides:
-        found = stats.mean_of([sign * v for v in sample.values()])
+    for side in sides:
+        items = data.items.of_mean(_place(side))
+        found = stats.mean_of([sign * v for v in side[2].values()], items=items)
         if found.p_above(sign * data.chance) <= ALPHA / 2 or (
             found.error == 0 and found.estimate > sign * data.chance
         ):
@@ -240,6 +257,7 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
     low = -math.inf if test.at_least is None else test.at_least
     high = math.inf if test.at_most is None else test.at_most
     what, estimate = f"{subject(data)} of {test.arm}", None
+    items: list[stats.Component] = []
     if data.kind == COSTS:
         # The claim allows the border itself, but the exact test is strict: widen by one float.
         low, high = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
@@ -247,12 +265,14 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
     elif data.kind == TIMES:
         obstacle = obstacle or "of steps only the order of two arms is tested"
     elif not obstacle:
-        estimate = stats.mean_of(sample.values(), caution=stats.CAUTION)
+        items = data.items.of_mean((test.arm, point_key(point)))
+        estimate = stats.mean_of(sample.values(), caution=stats.CAUTION, items=items)
         obstacle = _no_spread(data, ((test.arm, point, sample),), estimate)
     side = (test.arm, point) if data.kind == VALUES else None
     return Quantity(
         *(label, what, estimate, low, high, (len(sample),)),
         obstacle=obstacle,
+        items=_numbers(items),
         allowance=_allowance(data, (test.arm, point)),
         raised_by=side if data.higher_is_better else None,
         lowered_by=side if data.higher_is_better is False else None,

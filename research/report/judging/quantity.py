@@ -21,6 +21,8 @@ class Quantity:
       estimate: the number, with its tests and intervals; None without runs.
       low, high: the claimed region.
       n: number of seeds of each arm.
+      items: number of test items whose error is in the estimate: one if the arms share them, else
+        one for each arm; () if their error is unknown, or in the spread over seeds.
       one_sided: whether verdicts use one-sided 95 % bounds, as for a proportion compared with a
         border. Otherwise they use 95 % intervals, whose ends are 97.5 % bounds.
       obstacle: why no verdict is possible, whatever the test says; "" if one is.
@@ -39,6 +41,7 @@ class Quantity:
     n: tuple[int, ...]
     one_sided: bool = False
     obstacle: str = ""
+    items: tuple[int, ...] = ()
     allowance: float = 0.0
     raised_by: Side | None = None
     lowered_by: Side | None = None

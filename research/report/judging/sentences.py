@@ -107,9 +107,15 @@ def _of(q: Quantity, data: Measure, level: float, seeds: str) -> str:
             f"a probability of {' and '.join(bounds)}, one-sided {percent(1 - level)} bounds, exact"
         )
     if isinstance(q.estimate, StudentT) and q.estimate.caution > 1:
-        return f"{percent(1 - level)} interval, t, widened for skewed outcomes, over {over}"
+        kind = "t, widened for skewed outcomes"
+        return f"{percent(1 - level)} interval, {kind}, over {over}{_items(q)}"
     kind = "exact" if data.solved is not None else "Welch"
-    return f"{percent(1 - level)} interval, {kind}, over {over} of each"
+    return f"{percent(1 - level)} interval, {kind}, over {over} of each{_items(q)}"
+
+
+def _items(q: Quantity) -> str:
+    """Returns " and 872 test items", or "" without their error."""
+    return f" and {' and '.join(f'{m:,}' for m in q.items)} test items" if q.items else ""
 
 
 def percent(share: float) -> str:
