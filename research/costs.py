@@ -20,10 +20,14 @@ def main() -> None:
     """Measures all arms and writes WORKDIR/costs.json."""
     import statistics
 
-    from research.ablation.costs import FILE, measure_costs, write_costs
+    from research.ablation.costs import FILE, write_costs
     from research.ablation.experiment import point_name
     from research.ablation.sweep import prepare
-    from research.training.records.environment import enable_compilation_cache
+    from research.ablation.timing import measure_costs
+    from research.training.records.environment import (
+        describe_environment,
+        enable_compilation_cache,
+    )
 
     options = flags.FLAGS
     enable_compilation_cache()
@@ -31,7 +35,7 @@ def main() -> None:
     experiment = prepare(options.experiment, workdir, 1)
     costs = measure_costs(experiment, options.rounds)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_costs(costs, workdir)
+    write_costs(costs, describe_environment(), workdir)
     for cost in costs:
         seconds, memory = statistics.median(cost.seconds), cost.memory_bytes
         print(

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from research import stats
+from research.ablation.costs import Cost
 from research.ablation.experiment import tune_seed_list
 from research.report.formatting import (
     NONE,
@@ -224,12 +226,35 @@ def budget_columns(study: Study) -> list[Column]:
             "train seconds", lambda row: number(row.seconds), lambda row: row.seconds, "Median."
         ),
         Column(
+            "ms / step",
+            lambda row: _milliseconds(row.step),
+            lambda row: stats.median(row.step.seconds) if row.step else None,
+            "Median over rounds in which all arms took turns, with the fastest and slowest round.",
+        ),
+        Column(
+            "MiB / step",
+            lambda row: number(row.step.memory_bytes / 2**20) if _has_memory(row) else "",
+            lambda row: row.step.memory_bytes if _has_memory(row) else None,
+            "Memory of the compiled training step of one run, by the compiler's analysis.",
+        ),
+        Column(
             "implementation",
             lambda row: ", ".join(row.implementations) or NONE,
             lambda row: ", ".join(row.implementations),
             kind="text",
         ),
     ]
+
+
+def _has_memory(row: BudgetRow) -> bool:
+    return row.step is not None and row.step.memory_bytes is not None
+
+
+def _milliseconds(step: Cost | None) -> str:
+    if step is None:
+        return ""
+    low, middle, high = (1e3 * f(step.seconds) for f in (min, stats.median, max))
+    return f"{number(middle)} ({number(low)} to {number(high)})"
 
 
 def _cost(row: BudgetRow, column: str) -> str:

@@ -38,6 +38,7 @@ def charts(study: Study, rows: Sequence[Row]) -> list[Chart]:
             *outcome_chart(study, rows),
             *frontier_chart(study),
             *_axis_charts(study),
+            *_cost_charts(study),
             *_curves(study),
             *_slices(study),
             *steps_chart(study),
@@ -124,6 +125,60 @@ def _axis_charts(study: Study) -> Iterator[Chart]:
         title = f"{outcome.split} {outcome.metric} by {names[key]}"
         made = _panels(study, places, draw, has)
         yield from _chart(study, f"outcome-by-{_slug(key)}", "axes", title, made)
+
+
+def _cost_charts(study: Study) -> Iterator[Chart]:
+    """Yields, for each axis, the measured time per token and memory of a training step."""
+    experiment, names = study.experiment, short_keys(list(study.experiment.axes))
+    times = {
+        (c.arm, point_key(c.point)): [1e6 * s / c.tokens for s in c.seconds] for c in study.costs
+    }
+    memory = {
+        (c.arm, point_key(c.point)): [c.memory_bytes / 2**20]
+        for c in study.costs
+        if c.memory_bytes is not None
+    }
+    for key, values in experiment.axes.items():
+        places = [
+            (", ".join(filter(None, (title, fixed))), (group, found))
+            for title, found in (("µs per token", times), ("MiB of a step", memory))
+            for group in along_axis(points(experiment), key)
+            for fixed in [point_text({k: v for k, v in group[0].items() if k != key})]
+        ]
+
+        def draw(axes: Axes, place: Any, arms: Sequence[str], key=key, values=values) -> list:
+            group, found = place
+            axes.set_xlabel(names[key])
+            _axis_scale(axes, values)
+            axes.set_yscale("log")
+            x = axis_positions([p[key] for p in group])
+            return _cost_lines(axes, study, found, group, x, arms)
+
+        def has(place: Any, arm: str) -> bool:
+            return any((arm, point_key(p)) in place[1] for p in place[0])
+
+        title = f"cost of a training step by {names[key]}"
+        made = _panels(study, places, draw, has)
+        yield from _chart(study, f"cost-by-{_slug(key)}", "axes", title, made)
+
+
+def _cost_lines(axes: Axes, study: Study, found: Mapping, group, x, arms: Sequence[str]) -> list:
+    """Draws the median of the rounds, and a bar from the fastest to the slowest; returns ends."""
+    ends, known = [], numbered(study.experiment)
+    for arm in arms:
+        shown = sorted(
+            (at, sorted(found[arm, point_key(p)]))
+            for at, p in zip(x, group, strict=True)
+            if (arm, point_key(p)) in found
+        )
+        xs, middles = [at for at, _ in shown], [stats.median(values) for _, values in shown]
+        number, color = known[arm]
+        style = look(color)
+        low, high = [values[0] for _, values in shown], [values[-1] for _, values in shown]
+        bars = axes.vlines(xs, low, high, color=style["color"], linewidth=0.9, alpha=0.6)
+        mark([*axes.plot(xs, middles, **style), bars], number)
+        ends.append((arm, middles[-1]))
+    return ends
 
 
 def _finite_values(data: Measure, arm: str, point: Mapping) -> list[float]:

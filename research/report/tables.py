@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from research import stats
+from research.ablation.costs import Cost as StepCost
 from research.ablation.experiment import points, seed_list
 from research.ablation.measure import Measure, point_key
 from research.ablation.tuning import best, edges, scalar, scored
@@ -164,6 +165,7 @@ class BudgetRow:
       costs: {column: cost} for `store.BUDGET`; a cost is flagged if it differs from that of the
         reference arm by more than the tolerance and is not declared as ablated.
       seconds: median training seconds over seeds; never flagged, since it depends on the machine.
+      step: measured cost of a training step; None if it was not measured.
       implementations: names of the implementations that its runs used.
     """
 
@@ -171,12 +173,14 @@ class BudgetRow:
     point: Mapping[str, Any]
     costs: Mapping[str, Cost]
     seconds: float
+    step: StepCost | None
     implementations: Sequence[str]
 
 
 def budget_table(study: Study) -> list[BudgetRow]:
     """Returns one row per point and arm, or one per arm if the costs are equal at all points."""
     rows = []
+    measured = {(cost.arm, point_key(cost.point)): cost for cost in study.costs}
     for point in points(study.experiment):
         reference: Mapping[str, float | None] = {}
         for index, arm in enumerate(study.experiment.arms):
@@ -196,6 +200,7 @@ def budget_table(study: Study) -> list[BudgetRow]:
                     point=point,
                     costs={c: _cost(study, c, spent[c], reference[c]) for c in store.BUDGET},
                     seconds=stats.median(s for s in seconds if s is not None),
+                    step=measured.get((arm, point_key(point))),
                     implementations=sorted(set(names)),
                 )
             )
@@ -206,7 +211,8 @@ def _merged(rows: Sequence[BudgetRow]) -> list[BudgetRow]:
     by_arm: dict[str, list[BudgetRow]] = {}
     for row in rows:
         by_arm.setdefault(row.arm, []).append(row)
-    if any(row.costs != group[0].costs for group in by_arm.values() for row in group):
+    differ = any(row.costs != group[0].costs for group in by_arm.values() for row in group)
+    if differ or any(row.step for row in rows):
         return list(rows)
     return [
         replace(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from research.ablation import costs
+from research.ablation import costs, timing
 from research.ablation.experiment import Experiment, Outcome
 from tests import small
 
@@ -23,7 +23,7 @@ def measured():
         seeds=(0,),
     )
     said = []
-    return costs.measure_costs(experiment, 2, said.append), said
+    return timing.measure_costs(experiment, 2, said.append), said
 
 
 def test_every_arm_gets_as_many_turns_at_every_point(measured):
@@ -50,5 +50,5 @@ def test_memory_of_dense_attention_grows_with_the_square_of_the_length(measured)
 def test_costs_are_read_as_they_were_written(measured, tmp_path):
     found, _ = measured
     assert costs.read_costs(tmp_path) == []
-    costs.write_costs(found, tmp_path)
+    costs.write_costs(found, {}, tmp_path)
     assert costs.read_costs(tmp_path) == found

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from tests.report.example import build_and_report
+from tests.report.example import COSTS, build_and_report
 
 
 @pytest.fixture
@@ -15,4 +15,4 @@ def report(tmp_path):
 @pytest.fixture(scope="session")
 def complete(tmp_path_factory):
     """The report of the whole sweep, for tests that only read it."""
-    return build_and_report(tmp_path_factory.mktemp("complete"))
+    return build_and_report(tmp_path_factory.mktemp("complete"), costs=COSTS)

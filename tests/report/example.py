@@ -5,6 +5,7 @@ import warnings
 from html.parser import HTMLParser
 
 from research.ablation.claims import Claim, Direction, Threshold, Trend
+from research.ablation.costs import Cost, write_costs
 from research.ablation.experiment import Experiment, Outcome
 from research.report.write import write_report
 from tests.report.synthetic_sweep import build, plausible
@@ -29,6 +30,12 @@ EXPERIMENT = Experiment(
         Claim("Slices fall", test=Trend("none", "slice", "decreasing", metric="accuracy_by_gap")),
     ),
 )  # fmt: skip
+
+COSTS = [
+    Cost(arm, {"task.length": n}, 256, 2**20 * n, (1e-3 * n, 2e-3 * n, 4e-3 * n))
+    for n in (5, 20)
+    for arm in ("none", "dot")
+]
 
 FINAL = {("none", 5): 0.9, ("none", 20): 0.5, ("dot", 5): 1.0, ("dot", 20): 1.0}
 
@@ -81,9 +88,10 @@ def read_page(path):
     return page
 
 
-def build_and_report(folder, experiment=EXPERIMENT, simulate=simulate, finished=1.0):
+def build_and_report(folder, experiment=EXPERIMENT, simulate=simulate, finished=1.0, costs=()):
     """Builds a sweep, writes its report without a warning, returns what was written."""
     workdir = build(folder / "sweep", experiment, simulate, finished)
+    write_costs(costs, {}, workdir)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         summary = write_report(workdir, folder / "out")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -163,3 +164,20 @@ def test_provenance_is_checked(tmp_path):
     environment.write_text(json.dumps(changed))
     commits, dirty = provenance_warnings(load_study(workdir))
     assert "2 different git commits" in commits and "uncommitted" in dirty
+
+
+def test_measured_costs_are_in_the_budget_and_in_a_figure(complete, report):
+    summary, out, page = complete
+    head, _, *rows = re.findall(
+        r"^\|.*\|$", (out / "report.md").read_text().split("## Budget")[1], re.M
+    )
+    place = [cell.strip() for cell in head.split("|")].index("ms / step")
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows[:4]]
+    assert [row[place] for row in cells[:2]] == ["10 (5.000 to 20)"] * 2
+    assert [row[place + 1] for row in cells] == ["5.000", "5.000", "20", "20"]
+    assert "cost-by-task-length" in {chart.name for chart in summary.charts}
+    assert "cost of a training step by length" in " ".join(page.text)
+    # Without measured costs there is neither.
+    summary, out, _ = report()
+    assert "ms / step" not in (out / "report.md").read_text()
+    assert "cost-by-task-length" not in {chart.name for chart in summary.charts}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from research.ablation.cells import read_cells
+from research.ablation.costs import read_costs
 from research.ablation.experiment import (
     Experiment,
     experiment_from_json,
@@ -47,7 +48,7 @@ def load_study(workdir: str | Path) -> Study:
     read = {cell["run"] + cell["stage"]: runs[cell["run"]] for cell in cells}
     environment = _read(workdir / "environment.json") or {}
     study = make_study(plain, cells, read, environment, workdir, experiment)
-    return replace(study, items=read_items(study))
+    return replace(study, items=read_items(study), costs=read_costs(workdir))
 
 
 def make_study(

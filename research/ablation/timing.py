@@ -1,0 +1,77 @@
+"""Measures the time and memory of a training step of every arm, with the arms taking turns.
+
+A sweep times each population once, on a machine whose load changes, so its times cannot be
+compared. Here all arms of all points are compiled first and then run for a few steps each, round
+after round; a load that lasts longer than a round slows all of them alike.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.ablation.costs import Cost
+from research.ablation.expansion import resolve
+from research.ablation.experiment import Experiment, point_name, points, seed_list, tuning_grid
+from research.training.program import make_members, make_program
+
+LEAST_SECONDS = 0.25
+"""A turn runs steps for about this long at least, so that starting them weighs little."""
+
+
+def measure_costs(
+    experiment: Experiment, rounds: int, tell: Callable[[str], None] = print
+) -> list[Cost]:
+    """Compiles a training step of every arm at every point and times them in turn.
+
+    Args:
+      experiment: a checked experiment; tuned values are the first of their grid.
+      rounds: number of turns that each gets.
+      tell: receives a line of text about the progress.
+
+    Raises UserError for an invalid config.
+    """
+    tuned, seed = tuning_grid(experiment)[0], seed_list(experiment)[0]
+    costs: list[Cost] = []
+    turns: list[Callable[[], float]] = []
+    for point in points(experiment):
+        for arm in experiment.arms:
+            tell(f"compiling {arm} {point_name(point)}".rstrip())
+            config = resolve(experiment, arm, point, tuned, seed, "report").config
+            steps, memory = _steps_of(config)
+            count = max(1, round(LEAST_SECONDS / steps(1)))
+            turns.append(functools.partial(steps, count))
+            tokens = config.task.batch_size * config.task.length
+            costs.append(Cost(arm, point, tokens, memory, ()))
+    seconds = []
+    for index in range(rounds):
+        tell(f"round {index + 1} of {rounds}")
+        seconds.append([turn() for turn in turns])
+    return [
+        replace(cost, seconds=own)
+        for cost, own in zip(costs, zip(*seconds, strict=True), strict=True)
+    ]
+
+
+def _steps_of(config: Any) -> tuple[Callable[[int], float], int | None]:
+    """Returns a function (number of steps) -> seconds per step, and the memory of a step."""
+    program, members = make_program(config), make_members([config])
+    state, data = program.init(members), program.data
+    ends = jnp.int32(0), jnp.int32(1)
+    lower: Any = getattr(program.train, "lower", None)  # pmap has none
+    memory = None
+    if lower and (analysis := lower(state, members, data, *ends).compile().memory_analysis()):
+        memory = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    kept = [program.train(state, members, data, *ends)[0]]
+
+    def steps(count: int) -> float:
+        began = time.perf_counter()
+        kept[0], sums = program.train(kept[0], members, data, jnp.int32(0), jnp.int32(count))
+        jax.block_until_ready((kept[0], sums))
+        return (time.perf_counter() - began) / count
+
+    return steps, memory
