@@ -220,7 +220,9 @@ class Task:
     def metrics(self, outputs: Any, batch: Batch) -> dict[str, Sums]:
         """Returns the metrics of the model's outputs, usually logits (B, T, V), as sums.
 
-        Training minimises "objective" if there is one, otherwise "loss" (nats per target).
+        Training minimises "objective" if there is one, otherwise "loss" (nats per target). The sums
+        of a batch are those of its rows, each as a batch of one, added up: `tasks.items` relies on
+        it.
         """
         raise NotImplementedError
 

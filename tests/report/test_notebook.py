@@ -60,6 +60,7 @@ def test_a_sweep_is_trained_in_the_process_and_goes_on(tmp_path, monkeypatch):
     results = run(TINY, tmp_path / "mine")
     assert results.study.name == "mine" and len(results.study.reported) == 4
     assert all(row["status"] == "completed" for row in results.rows())
+    assert len(results.study.items["accuracy"].means) == 2  # arms, whose runs kept their items
     assert results.verdicts == {"It is a start.": "cannot tell"}  # of two seeds, whatever they do
     seeds = [r.seed for r in results.study.reported]
     # Three seeds are the two there were and one more; what is done is not trained again.
