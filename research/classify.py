@@ -97,11 +97,11 @@ def texts_of(texts: Sequence[str], file: str) -> list[str]:
 def open_classifier(workdir: Path, by: str):
     """Returns the classifier of a run. Raises UserError for an unsuitable run or method."""
     from research.interpret.classification import TextClassifier, check_method
-    from research.tasks.text.tokenizer import FILE, OpenTokenizer
+    from research.tasks.text.tokenizer import FILE, OPEN
     from research.training.runs import load_config_of, open_run
 
     run = open_run(workdir, load_config_of(workdir, ("sentiment",)))
-    if not isinstance(run.tokenizer, OpenTokenizer):
+    if run.tokenizer.special != OPEN:
         raise UserError(f"{workdir}/{FILE} is not the tokenizer of a sentiment task.")
     check_method(by, run.model)
     tell(f"best step {run.best['step']:,}")

@@ -19,7 +19,7 @@ from research.inspect.classified_lines import show
 from research.interpret.classification import Classified, TextClassifier, classify
 from research.models.registry import make_model
 from research.runs.store import CONFIG, write_json, write_text
-from research.tasks.text.tokenizer import CORPUS, FILE, OpenTokenizer, WordTokenizer, digest_of
+from research.tasks.text.tokenizer import CORPUS, FILE, digest_of, open_words
 from research.training.loop import POPULATION
 from research.training.records.checkpoints import Checkpoints
 from research.training.step import Best, State
@@ -40,7 +40,7 @@ def config_of(pooling):
 
 def write_run(run, pooling):
     """What a finished run leaves whose logit is the mean of what its words say, twice."""
-    tokenizer = OpenTokenizer(WordTokenizer(WORDS))
+    tokenizer = open_words(WORDS)
     model = make_model(config_of(pooling).model, tokenizer.vocab_size, LENGTH, classes=2)
     says = np.array([[0.0], [0.0]] + [[SAYS[word]] for word in WORDS], np.float32)
     params = {

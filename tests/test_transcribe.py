@@ -23,7 +23,7 @@ from research.decoding.transcription import (
 from research.errors import UserError
 from research.models.registry import make_model
 from research.runs.store import CONFIG, write_json, write_text
-from research.tasks.text.tokenizer import CORPUS, FILE, digest_of, make_sentence_tokenizer
+from research.tasks.text.tokenizer import CORPUS, FILE, SENTENCE, digest_of, make_tokenizer
 from research.training.loop import POPULATION
 from research.training.records.checkpoints import Checkpoints
 from research.training.step import Best, State
@@ -51,7 +51,7 @@ WORDS = ["zero one two", "three four"]
 
 
 def tokenizer_of(words=WORDS, kind="word"):
-    return make_sentence_tokenizer(kind, words, [], 0, None)
+    return make_tokenizer(kind, words, SENTENCE)
 
 
 def make_run(run, deltas, tokenizer):

@@ -18,7 +18,7 @@ from research.decoding.search import Search
 from research.errors import UserError
 from research.models.registry import make_model
 from research.runs.store import CONFIG, write_json, write_text
-from research.tasks.text.tokenizer import CORPUS, FILE, digest_of, train_sentence_bpe
+from research.tasks.text.tokenizer import CORPUS, FILE, SENTENCE, digest_of, make_tokenizer
 from research.training.loop import POPULATION
 from research.training.records.checkpoints import Checkpoints
 from research.training.step import Best, State
@@ -42,7 +42,7 @@ MODEL = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_sentence_bpe(SENTENCES * 20, 300, None)
+    return make_tokenizer("bpe", SENTENCES * 20, SENTENCE, vocab_size=300)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def outcomes(run_directory, tokenizer, tmp_path_factory):
     for name in (CONFIG, POPULATION):
         (wrong / name).write_bytes((run_directory / name).read_bytes())
     (wrong / "checkpoints").symlink_to(run_directory / "checkpoints")
-    write_text(wrong / FILE, train_sentence_bpe(SENTENCES, 259, None).to_json())
+    write_text(wrong / FILE, make_tokenizer("bpe", SENTENCES, SENTENCE, vocab_size=259).to_json())
     swapped, damaged = folder / "swapped", folder / "damaged"
     for name in (swapped, damaged):
         shutil.copytree(wrong, name, symlinks=True)

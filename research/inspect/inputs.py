@@ -13,11 +13,7 @@ from research.decoding.transcription import frame_lengths, read_features
 from research.errors import UserError, check_name
 from research.tasks.speech.features import SHIFT_SECONDS
 from research.tasks.task import BOS, EOS, Batch
-from research.tasks.text.tokenizer import (
-    OpenTokenizer,
-    SentenceTokenizer,
-    WordTokenizer,
-)
+from research.tasks.text.tokenizer import OPEN, SENTENCE
 from research.training.runs import Opened, load_task_of
 
 SPEECH = "speech"
@@ -75,7 +71,7 @@ def of_text(run: Opened, text: str, target: str = "") -> Subject:
         return _with_output(run, title, source, _target_of(run, target), lines)
     _check_writes(run, target)
     tokens, lines = _cut(run, tokens, run.config.task.length, "text")
-    if isinstance(run.tokenizer, OpenTokenizer):
+    if run.tokenizer.special == OPEN:
         pieces = run.tokenizer.split(text)[: len(tokens)]
     else:
         pieces = pieces_of(run, tokens)
@@ -172,9 +168,9 @@ def pieces_of(run: Opened, tokens: Sequence[int] | np.ndarray) -> list[str]:
     tokens = [int(t) for t in tokens]
     if run.tokenizer is None:
         ends = EOS if _writes(run) else -1
-        return [SentenceTokenizer.SPECIAL[t] if t == ends else str(t) for t in tokens]
+        return [SENTENCE[t] if t == ends else str(t) for t in tokens]
     pieces = run.tokenizer.pieces(tokens)
-    if isinstance(getattr(run.tokenizer, "inner", None), WordTokenizer):
+    if run.tokenizer.kind == "word":
         # Every word has a space in front, which carries no information.
         pieces = [piece.removeprefix(" ") for piece in pieces]
     return pieces

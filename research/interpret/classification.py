@@ -13,7 +13,7 @@ from research.errors import UserError, check_name
 from research.interpret import attribution
 from research.models.classifier import ATTENTION
 from research.tasks.task import PAD, UNKNOWN
-from research.tasks.text.tokenizer import OpenTokenizer
+from research.tasks.text.tokenizer import Tokenizer
 
 LEAVE_ONE_OUT = "leave_one_out"
 METHODS = (LEAVE_ONE_OUT, "integrated_gradients", "gradient_times_input", ATTENTION)
@@ -32,7 +32,7 @@ class TextClassifier(NamedTuple):
 
     model: Any
     params: Any
-    tokenizer: OpenTokenizer
+    tokenizer: Tokenizer
     labels: Sequence[str]
     by: str = LEAVE_ONE_OUT
 

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.tasks.corpora import LABELLED_TEXTS, data_directory
 from research.tasks.registry import make_task
 from research.tasks.task import UNKNOWN
 from research.tasks.text.sentiment import choose_lengths
-from research.tasks.text.tokenizer import CORPUS, FILE, OpenTokenizer, load_tokenizer
-from research.tasks.text.words import split_at_marks, split_words
+from research.tasks.text.tokenizer import CORPUS, FILE, OPEN, load_tokenizer, open_words
 from tests import small
 from tests.compiled import compiled
 
@@ -147,7 +145,7 @@ def test_what_a_run_keeps(task, tmp_path):
     for name, text in task.artifacts().items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     tokenizer = load_tokenizer(tmp_path)
-    assert isinstance(tokenizer, OpenTokenizer) and tokenizer.vocab_size == task.vocab_size
+    assert tokenizer.special == OPEN and tokenizer.vocab_size == task.vocab_size
     np.testing.assert_array_equal(tokenizer.encode("The plot"), task.tokenizer.encode("the plot"))
     known = json.loads((tmp_path / CORPUS).read_text())
     assert known["labels"] == ["bad", "good"]
@@ -162,7 +160,7 @@ def test_the_vocabulary_comes_from_training_alone(tmp_path):
         rows = "".join(f"all {word}\t{i % 2}\n" for i in range(4)) + "rare\t0\n"
         (tmp_path / f"{split}.tsv").write_text(rows)
     task = made(str(tmp_path / "{split}.tsv"), task__min_count=2, task__buckets=1)
-    assert task.tokenizer.inner.words == ["all", "one"] and task.vocab_size == 4
+    assert task.tokenizer.pieces([2, 3]) == [" all", " one"] and task.vocab_size == 4
     assert task.tokenizer.encode("all two rare").tolist() == [2, UNKNOWN, UNKNOWN]
 
 
@@ -185,7 +183,7 @@ def test_the_vocabulary_comes_from_training_alone(tmp_path):
     ],
 )
 def test_words_are_parted(text, words):
-    assert split_words(text) == words
+    assert open_words([]).split(text) == words
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
@@ -230,11 +228,3 @@ def test_what_does_not_fit_is_refused(path, deltas, parts):
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
-
-
-def test_words_of_sst2_are_those_of_before():
-    path = data_directory() / LABELLED_TEXTS["sst2"]["train"].path
-    if not path.is_file():
-        pytest.skip("SST-2 is not under DATA_DIR")
-    for line in path.read_text(encoding="utf-8").splitlines():
-        assert split_words(line) == split_at_marks(line)

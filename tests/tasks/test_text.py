@@ -1,7 +1,6 @@
 """Language modelling on text, its tokenizers and its data files, counted by hand."""
 
 import hashlib
-import json
 import math
 
 import jax
@@ -13,9 +12,7 @@ from research.tasks import corpora
 from research.tasks.corpora import RemoteFile, fetch, read_file, text_file
 from research.tasks.registry import make_task
 from research.tasks.text import tokenizer
-from research.tasks.text.tokenizer import (
-    make_tokenizer,
-)
+from research.tasks.text.tokenizer import make_tokenizer
 from tests import small
 from tests.compiled import compiled
 
@@ -196,7 +193,7 @@ def test_bits_per_character_counted_by_hand(tmp_path, kind):
         else:
             # The bytes themselves, as the vocabulary of the library gives them.
             joined = b"".join(
-                bytes(tokenizer._BYTE_OF[c] for c in task.tokenizer.bpe.id_to_token(t))
+                bytes(tokenizer._BYTE_OF[c] for c in task.tokenizer.library.id_to_token(t))
                 for t in targets
             )
             characters += sum(byte & 0xC0 != 0x80 for byte in joined)
@@ -249,4 +246,4 @@ def test_real_corpus_if_it_is_there(monkeypatch, request):
         pytest.skip("tiny Shakespeare is not under DATA_DIR")
     text = read_file(text_file("tinyshakespeare"))
     assert len(text) == 1_115_394 and len(set(text)) == 65
-    assert json.loads(make_tokenizer("char", text, 0, None).to_json())["alphabet"][0] == "\n"
+    assert make_tokenizer("char", [text]).pieces([0]) == ["\n"]

@@ -10,15 +10,16 @@ import pytest
 
 from research.errors import UserError
 from research.tasks.text import translation_scores
-from research.tasks.text.languages import code_of, words_in
 from research.tasks.text.translation_scores import (
     bleu_tokenizer,
     by_slice,
     chrf,
+    code_of,
     corpus_bleu,
     exact_match,
     signatures,
     tokenizer_in,
+    words_in,
 )
 
 WORDS = "a man woman dog in on the street red hat , runs sits . two children play ball".split()

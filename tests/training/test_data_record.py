@@ -164,6 +164,20 @@ def test_a_run_of_before_is_taken_as_it_is(made):
             check_same_data(task, run)
 
 
+def test_a_tokenizer_may_be_written_in_the_format_of_before(tmp_path):
+    config, _ = sentiment(tmp_path)
+    task = write_run(tmp_path / "run", config)
+    file = tmp_path / "run" / "tokenizer.json"
+    words = [piece[1:] for piece in task.tokenizer.pieces(range(2, task.vocab_size))]
+    write_json(file, {"kind": "open_word", "words": words})
+    known = read_json(tmp_path / "run" / "corpus.json")
+    write_json(tmp_path / "run" / "corpus.json", known | {"tokenizer": file_digest(file)})
+    check_same_data(task, tmp_path / "run")
+    write_json(file, {"kind": "open_word", "words": [*words, "zoo"]})
+    with pytest.raises(UserError, match="tokenizer.json differs"):
+        check_same_data(task, tmp_path / "run")
+
+
 EXPERIMENT = """
 from research.ablation.experiment import Experiment, Outcome
 

@@ -34,7 +34,7 @@ from research.tasks.task import (
     cross_entropy,
     sliced,
 )
-from research.tasks.text.tokenizer import CORPUS, FILE, SentenceTokenizer, digest_of
+from research.tasks.text.tokenizer import CORPUS, FILE, Tokenizer, digest_of
 
 # Evaluation uses separate random streams, so that no seed ever trains on evaluation data.
 EVALUATION_SEED = {"validation": 0x5EED0031, "test": 0x5EED0032}
@@ -70,7 +70,7 @@ class Speech(Task):
         "accuracy": True,
         **dict.fromkeys(RATES, False),
     }
-    tokenizer: SentenceTokenizer
+    tokenizer: Tokenizer
     join: tuple[tuple[int, ...], ...]
     strings: Mapping[str, np.ndarray]
     pools: Mapping[str, tuple[tuple[int, int], ...]]

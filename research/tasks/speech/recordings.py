@@ -23,7 +23,7 @@ from research.tasks.speech.manifest import SPLITS, files_of, read_recordings
 from research.tasks.speech.recognition import Speech, evaluation_plan
 from research.tasks.speech.tones import SPEAKERS, tones
 from research.tasks.task import word_bins
-from research.tasks.text.tokenizer import make_sentence_tokenizer
+from research.tasks.text.tokenizer import SENTENCE, make_tokenizer
 
 EVALUATION_BUCKETS = 2  # few, because each one is compiled for every split
 SAMPLED = 4096  # number of random strings from which a training bucket's frames are estimated
@@ -277,13 +277,14 @@ class SpeechOptions(TaskOptions):
         Raises UserError for inconsistent options and unusable recordings.
         """
         recordings = read_all(self)
-        of_train = [split == "train" for split in recordings.splits]
-        tokenizer = make_sentence_tokenizer(
+        texts = list(zip(recordings.texts, recordings.splits, strict=True))
+        tokenizer = make_tokenizer(
             self.tokenizer,
-            [text for text, mine in zip(recordings.texts, of_train, strict=True) if mine],
-            [text for text, mine in zip(recordings.texts, of_train, strict=True) if not mine],
-            self.bpe_vocab_size,
-            cache_directory() / "tokenizers",
+            [text for text, split in texts if split == "train"],
+            SENTENCE,
+            others=[text for text, split in texts if split != "train"],
+            vocab_size=self.bpe_vocab_size,
+            cache=cache_directory() / "tokenizers",
         )
         data: dict[str, Any] = stored(recordings.features, tokenizer.encode_all(recordings.texts))
         data["words"] = np.array([len(t.split()) for t in recordings.texts], np.int32)

@@ -7,9 +7,9 @@ import numpy as np
 
 from research.tasks.buckets import Bounds, assign
 from research.tasks.task import EOS, PAD
-from research.tasks.text.languages import words_in
 from research.tasks.text.parallel_text import Pairs
-from research.tasks.text.tokenizer import SentenceTokenizer
+from research.tasks.text.tokenizer import Tokenizer
+from research.tasks.text.translation_scores import words_in
 
 
 class Encoded(NamedTuple):
@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
         return source, target
 
 
-def encode(tokenizer: SentenceTokenizer, pairs: Pairs, source_language: str) -> Encoded:
+def encode(tokenizer: Tokenizer, pairs: Pairs, source_language: str) -> Encoded:
     """Tokenizes sentence pairs and counts the words of each source with `words_in`."""
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     source, target = (

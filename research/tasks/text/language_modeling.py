@@ -171,9 +171,12 @@ class TextOptions(WithEvalLengths):
         file = text_file(self.path)
         text = read_file(file)
         cut = int(len(text) * TRAINING_FRACTION)
-        whole = text if self.tokenizer == "char" else text[:cut]
         tokenizer = make_tokenizer(
-            self.tokenizer, whole, self.bpe_vocab_size, cache_directory() / "tokenizers"
+            self.tokenizer,
+            [text[:cut]],
+            others=[text[cut:]],
+            vocab_size=self.bpe_vocab_size,
+            cache=cache_directory() / "tokenizers",
         )
         last = len(text) - int(len(text) * self.test_fraction)
         splits = {

@@ -28,9 +28,10 @@ from research.tasks.text.labelled_text import LabelledCorpus, LabelledTexts, rea
 from research.tasks.text.tokenizer import (
     CORPUS,
     FILE,
-    OpenTokenizer,
+    OPEN,
+    Tokenizer,
     digest_of,
-    make_open_tokenizer,
+    make_tokenizer,
 )
 
 EVALUATION_BUCKETS = 2  # few, because each one is compiled for every split
@@ -68,7 +69,7 @@ class Sentiment(Classification):
       corpus: facts about the data, written to corpus.json of the run.
     """
 
-    tokenizer: OpenTokenizer
+    tokenizer: Tokenizer
     encoded: Mapping[str, Encoded]
     bounds: tuple[int, ...]
     texts: tuple[int, ...]
@@ -138,7 +139,7 @@ class Sentiment(Classification):
         return {FILE: tokenizer, CORPUS: json.dumps(known, indent=1, ensure_ascii=False) + "\n"}
 
 
-def encode(tokenizer: OpenTokenizer, texts: LabelledTexts, labels: Sequence[str]) -> Encoded:
+def encode(tokenizer: Tokenizer, texts: LabelledTexts, labels: Sequence[str]) -> Encoded:
     """Encodes texts as tokens, and labels as their indices in `labels`."""
     number = {label: i for i, label in enumerate(labels)}
     tokens = [tokenizer.encode(text) for text, _ in texts]
@@ -236,12 +237,13 @@ class SentimentOptions(TaskOptions):
         unusable files.
         """
         corpus = read_labelled(self.path)
-        tokenizer = make_open_tokenizer(
+        tokenizer = make_tokenizer(
             self.tokenizer,
             [text for text, _ in corpus.splits["train"]],
-            self.min_count,
-            self.bpe_vocab_size,
-            cache_directory() / "tokenizers",
+            OPEN,
+            min_count=self.min_count,
+            vocab_size=self.bpe_vocab_size,
+            cache=cache_directory() / "tokenizers",
         )
         encoded = {s: encode(tokenizer, texts, corpus.labels) for s, texts in corpus.splits.items()}
         cut = {split: int((e.lengths > self.length).sum()) for split, e in encoded.items()}

@@ -1,247 +1,133 @@
-"""Tokenizers: characters, words, or byte-level BPE."""
+"""Presets of `tokenizers.Tokenizer`: characters, words or byte-level BPE.
+
+All that distinguishes them is in the JSON of the library, which a run keeps as tokenizer.json.
+"""
 
 import codecs
 import contextlib
 import hashlib
 import json
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from research.errors import UserError, check_name
+from research.errors import UserError
 from research.runs.store import read_json, write_text
-from research.tasks.task import UNKNOWN, WORDS
-from research.tasks.text.words import has_marks, split_at_marks, split_words
 
 FILE = "tokenizer.json"
 """File of a run with its tokenizer."""
 CORPUS = "corpus.json"
 """File of a run with facts about its data, including the digest of its tokenizer."""
-MARKS = "marks_in_words"
-"""Key in FILE, set if words keep their combining marks; older vocabularies split them off."""
+
+SENTENCE = ("<pad>", "<s>", "</s>")
+"""Special tokens of sentences, which are read or written: `PAD`, `BOS`, `EOS` of tasks."""
+OPEN = (" <pad>", " <unknown>")
+"""Special tokens of texts of an open vocabulary, which are only read: `PAD`, `UNKNOWN` of tasks."""
 
 
-class Tokenizer(Protocol):
+class Tokenizer:
     """Converts text to token ids and back.
 
+    Special tokens have the first ids. No text is encoded as one of them, not even "</s>".
+
+    With the special tokens `SENTENCE`, encoding adds a space before the first word, so that a word
+    has the same tokens at every position, and decoding removes it: decode(encode(text)) equals the
+    text, except for runs of spaces if tokens are words.
+
     Attributes:
+      library: the tokenizer of the library.
+      kind: what the tokens are, as in `task.tokenizer`: "char", "word" or "bpe".
+      special: names of the special tokens: `SENTENCE`, `OPEN` or none.
       vocab_size: number of tokens.
-      characters: (V,) float32, number of characters of each token.
+      characters: (V,) float32, number of characters of each token, with the space before a word.
     """
 
-    vocab_size: int
-    characters: np.ndarray
-
-    def encode(self, text: str) -> np.ndarray: ...
-    def decode(self, tokens: list[int]) -> str: ...
-    def pieces(self, tokens: list[int]) -> list[str]: ...
-    def to_json(self) -> str: ...
-
-
-class CharTokenizer:
-    """One token per distinct character of a text, in code point order (as in nanoGPT)."""
-
-    def __init__(self, alphabet: str):
-        self.alphabet = alphabet
-        self.vocab_size = len(alphabet)
-        self.characters = np.ones(self.vocab_size, np.float32)
-        self._number = {character: i for i, character in enumerate(alphabet)}
-
-    def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens. Raises UserError for a character outside the alphabet."""
-        unknown = sorted(set(text) - self._number.keys())
-        if unknown:
-            raise UserError(
-                f"the text has characters that the model never saw: {unknown[:10]}; "
-                f"its alphabet is {self.alphabet!r}."
-            )
-        return np.fromiter((self._number[c] for c in text), np.int32, len(text))
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return "".join(self.alphabet[t] for t in tokens)
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the text of each token."""
-        return [self.alphabet[t] for t in tokens]
-
-    def to_json(self) -> str:
-        return json.dumps({"kind": "char", "alphabet": self.alphabet})
-
-
-class BpeTokenizer:
-    """Byte-level BPE (Sennrich 2016; bytes as in GPT-2), which can encode any text."""
-
-    def __init__(self, bpe: tokenizers.Tokenizer):
-        self.bpe = bpe
-        self.vocab_size = bpe.get_vocab_size()
+    def __init__(self, library: tokenizers.Tokenizer):
+        library.encode_special_tokens = True  # as ordinary text
+        self.library = library
+        by_character = isinstance(library.pre_tokenizer, pre_tokenizers.FixedLength)
+        is_bpe = isinstance(library.model, models.BPE)
+        self.kind = "bpe" if is_bpe else "char" if by_character else "word"
+        added = library.get_added_tokens_decoder()
+        self.special = tuple(added[t].content for t in sorted(added))
+        self.vocab_size = library.get_vocab_size()
         # A token may contain only part of a character, so count the bytes that start one in UTF-8.
         self.characters = np.array(
-            [self._starts(bpe.id_to_token(t)) for t in range(self.vocab_size)], np.float32
+            [
+                0 if t < len(self.special) else sum(b & 0xC0 != 0x80 for b in self._bytes(t))
+                for t in range(self.vocab_size)
+            ],
+            np.float32,
         )
-
-    @staticmethod
-    def _starts(token: str | None) -> int:
-        return sum(_BYTE_OF[c] & 0xC0 != 0x80 for c in token or "")
+        self._ids = library.get_vocab()
+        self._before = " " if self.special == SENTENCE else ""
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens."""
-        return np.array(self.bpe.encode(text).ids, np.int32)
+        """Returns int32 tokens, without special ones except for unknown words if `OPEN`.
+
+        Raises UserError for a word or character outside the vocabulary if not `OPEN`.
+        """
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encodes each text; much faster than calling `encode` on each."""
+        texts = [self._before + text for text in texts]
+        try:
+            if self.kind == "char":
+                # The library takes 25 times as long, and 400 bytes of memory for each character.
+                return [
+                    np.fromiter((self._ids[c] for c in text), np.int32, len(text)) for text in texts
+                ]
+            return [np.array(e.ids, np.int32) for e in self.library.encode_batch_fast(texts)]
+        except Exception:  # the library raises nothing more specific
+            unknown = {part for text in texts for part in self.parts(text)} - self._ids.keys()
+            if not unknown:
+                raise
+            what = "words" if self.kind == "word" else "characters"
+            raise UserError(
+                f"the text has {what} that the model never saw: "
+                f"{sorted(part.strip() or part for part in unknown)[:10]}."
+            ) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.bpe.decode(list(tokens))
+        """Returns the text of tokens; special ones are left out if `SENTENCE`, else named."""
+        return self.library.decode(list(tokens), skip_special_tokens=self.special == SENTENCE)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the text of each token; concatenated, they equal `decode(tokens)`.
+        """Returns the text of each token, with the space before a word; names of special ones.
 
         A character that is split over several tokens belongs to the last of them.
         """
-        bytes_of = [bytes(_BYTE_OF[c] for c in self.bpe.id_to_token(t) or "") for t in tokens]
+        first = len(self.special)
+        bytes_of = [self._bytes(t) for t in tokens if t >= first]
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         last = len(bytes_of) - 1
-        return [decoder.decode(b, final=i == last) for i, b in enumerate(bytes_of)]
-
-    def to_json(self) -> str:
-        return json.dumps({"kind": "bpe", "tokenizer": json.loads(self.bpe.to_str())})
-
-
-class WordTokenizer:
-    """One token per distinct word, in code point order; words are separated by spaces."""
-
-    def __init__(self, words: Sequence[str]):
-        self.words = list(words)
-        self.vocab_size = len(self.words)
-        # The space before a word counts as one of its characters.
-        self.characters = np.array([len(word) + 1 for word in self.words], np.float32)
-        self._number = {word: i for i, word in enumerate(self.words)}
-
-    def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens. Raises UserError for a word outside the vocabulary."""
-        words = text.split()
-        unknown = sorted(set(words) - self._number.keys())
-        if unknown:
-            raise UserError(f"the text has words that the model never saw: {unknown[:10]}.")
-        return np.fromiter((self._number[word] for word in words), np.int32, len(words))
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return "".join(self.pieces(tokens))
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the text of each token, with a space before it."""
-        return [" " + self.words[t] for t in tokens]
-
-    def to_json(self) -> str:
-        return json.dumps({"kind": "word", "words": self.words}, ensure_ascii=False)
-
-
-class SentenceTokenizer:
-    """Tokenizer of sentences; ids 0, 1, 2 are `SPECIAL` (`PAD`, `BOS`, `EOS` of tasks).
-
-    No text is encoded as a special token, not even "</s>". Encoding adds a space before the first
-    word, so that a word has the same tokens at every position, and decoding removes it:
-    decode(encode(text)) equals the text, except for runs of spaces if tokens are words.
-    """
-
-    SPECIAL = ("<pad>", "<s>", "</s>")
-
-    def __init__(self, inner: Tokenizer):
-        self.inner = inner
-        self.vocab_size = WORDS + inner.vocab_size
-        # The space before the first word counts as a character.
-        self.characters = np.concatenate([np.zeros(WORDS, np.float32), inner.characters])
-
-    def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens, without special ones."""
-        return self.inner.encode(" " + text) + WORDS
-
-    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes each text; for BPE much faster than calling `encode` on each."""
-        if not isinstance(self.inner, BpeTokenizer):
-            return [self.encode(text) for text in texts]
-        encoded = self.inner.bpe.encode_batch_fast([" " + text for text in texts])
-        return [np.array(e.ids, np.int32) + WORDS for e in encoded]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Returns the text of tokens, without special ones."""
-        return self.inner.decode([t - WORDS for t in tokens if t >= WORDS]).removeprefix(" ")
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the text of each token, with the space before a word; see BpeTokenizer.pieces.
-
-        Special tokens are represented by their names.
-        """
-        words = iter(self.inner.pieces([t - WORDS for t in tokens if t >= WORDS]))
-        return [next(words) if t >= WORDS else self.SPECIAL[t] for t in tokens]
-
-    def to_json(self) -> str:
-        content = json.loads(self.inner.to_json())
-        return json.dumps(content | {"kind": f"sentence_{content['kind']}"}, ensure_ascii=False)
-
-
-class OpenTokenizer:
-    """Tokenizer of texts that are only read; ids 0, 1 are `SPECIAL` (`PAD`, `UNKNOWN`).
-
-    Converts texts to lower case. Words are runs of letters and digits, any other character is a
-    separate word, and English contractions are split as in the Penn Treebank (do n't, it 's), see
-    `split_words`. Words outside the vocabulary become `UNKNOWN`. A BPE never needs that token for
-    encoding, but word dropout and attributions use it as a neutral replacement.
-    """
-
-    SPECIAL = ("<pad>", "<unknown>")
-
-    def __init__(
-        self,
-        inner: WordTokenizer | BpeTokenizer,
-        words_of: Callable[[str], list[str]] = split_words,
-    ):
-        self.inner = inner
-        self._words_of = words_of
-        self.vocab_size = len(self.SPECIAL) + inner.vocab_size
-        self.characters = np.concatenate([np.zeros(len(self.SPECIAL)), inner.characters])
-        self._number = {}
-        if isinstance(inner, WordTokenizer):
-            self._number = {w: i + len(self.SPECIAL) for i, w in enumerate(inner.words)}
-
-    def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens; at least one unless the text is empty."""
-        if isinstance(self.inner, BpeTokenizer):
-            return self.inner.encode(_spaced(text)) + len(self.SPECIAL)
-        words = self._words_of(text)
-        return np.array([self._number.get(_plain(w), UNKNOWN) for w in words], np.int32)
+        texts = iter([decoder.decode(b, final=i == last) for i, b in enumerate(bytes_of)])
+        return [next(texts) if t >= first else self.special[t] for t in tokens]
 
     def split(self, text: str) -> list[str]:
-        """Returns the piece of text behind each token of `encode`."""
-        if isinstance(self.inner, BpeTokenizer):
-            return self.inner.pieces(self.inner.encode(_spaced(text)).tolist())
-        return self._words_of(text)
+        """Returns the piece of text behind each token of `encode`; words as they are written."""
+        if self.kind != "word":
+            return self.pieces(self.encode(text).tolist())
+        return [text[start:end] for start, end in self.library.encode(text).offsets]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Returns the text of tokens, with special ones represented by their names."""
-        return "".join(self.pieces(tokens)).removeprefix(" ")
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Returns the text of each token, with the space before a word; names of special ones."""
-        first = len(self.SPECIAL)
-        words = iter(self.inner.pieces([t - first for t in tokens if t >= first]))
-        return [next(words) if t >= first else f" {self.SPECIAL[t]}" for t in tokens]
+    def parts(self, text: str) -> list[str]:
+        """Returns the words (with a space before each) or characters of a text, normalized."""
+        if self.library.normalizer:
+            text = self.library.normalizer.normalize_str(text)
+        return [part for part, _ in self.library.pre_tokenizer.pre_tokenize_str(text)]
 
     def to_json(self) -> str:
-        content = json.loads(self.inner.to_json())
-        if self._words_of is split_words and has_marks("".join(content.get("words", ()))):
-            content[MARKS] = True  # only if it matters, so that the digests of others stay the same
-        return json.dumps(content | {"kind": f"open_{content['kind']}"}, ensure_ascii=False)
+        return self.library.to_str()
 
-
-def _plain(word: str) -> str:
-    return word.lower().replace("’", "'")
-
-
-def _spaced(text: str) -> str:
-    """Returns the text in lower case with exactly one space before every word, as BPE input."""
-    return " " + " ".join(text.lower().split()) if text.strip() else ""
+    def _bytes(self, token: int) -> bytes:
+        text = self.library.id_to_token(token) or ""
+        return bytes(_BYTE_OF[c] for c in text) if self.kind == "bpe" else text.encode()
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -253,44 +139,182 @@ def _byte_alphabet() -> dict[str, int]:
 
 _BYTE_OF = _byte_alphabet()
 
+# Python's white space, for the library, whose \s lacks four control characters.
+_SPACES = Regex(r"[\s\x1c-\x1f]+")
+# Lowercase makes a σ of every Σ; at the end of a word it is ς, as for str.lower.
+_LOWERCASE = (
+    normalizers.Replace(
+        Regex(r"(?<=\p{Cased}\p{Case_Ignorable}*)Σ(?!\p{Case_Ignorable}*\p{Cased})"), "ς"
+    ),
+    normalizers.Lowercase(),
+)
+_OPEN_WORDS = normalizers.Sequence([normalizers.Replace("’", "'"), *_LOWERCASE])
+_OPEN_BPE = normalizers.Sequence(
+    [
+        *_LOWERCASE,
+        normalizers.Replace(_SPACES, " "),
+        normalizers.Strip(),
+        normalizers.Prepend(" "),  # not to an empty text
+    ]
+)
 
-def train_bpe(text: str, vocab_size: int, cache: Path | None) -> BpeTokenizer:
-    """Trains a byte-level BPE on `text`, or loads it from `cache` by a hash of its inputs."""
-    if vocab_size < 256:
-        raise UserError(f"task.bpe_vocab_size={vocab_size} must be at least 256, one per byte.")
-    return _train(text.splitlines(keepends=True), vocab_size, cache, f"{vocab_size}\n{text}")
 
+def _word_pattern(letter: str, inside: str, other: str) -> str:
+    """Returns the pattern of words: runs of letters, digits and "_"; any other single character.
 
-def train_sentence_bpe(
-    sentences: Sequence[str], vocab_size: int, cache: Path | None
-) -> SentenceTokenizer:
-    """Trains a tokenizer of `vocab_size` tokens, or fewer if the sentences do not yield as many.
-
-    Cached in `cache` under a hash of the inputs.
+    English contractions are split as in the Penn Treebank (do n't, it 's).
     """
-    if vocab_size < 256 + WORDS:
+    return (
+        rf"(?i){letter}{inside}*(?=n['’]t\b)|n['’]t\b|['’](?:s|m|d|ll|re|ve)\b"
+        rf"|{letter}{inside}*|{other}"
+    )
+
+
+# A combining mark belongs to the character before it (\w includes marks in this engine, unlike in
+# Python's), so words in Hindi, Tamil or pointed Arabic stay whole, as do those with zero-width
+# joiners. In a script without spaces (Chinese, Thai), a word is everything between spaces or
+# punctuation.
+_WORD = _word_pattern(r"[\w\p{N}]", r"[\w\p{N}\x{200c}\x{200d}]", r"[^\w\p{N}\s]\p{M}*")
+_WORD_CUT_AT_MARKS = _word_pattern(r"[\p{L}\p{N}_]", r"[\p{L}\p{N}_]", r"[^\p{L}\p{N}_\s]")
+
+
+def _preset(
+    model: models.Model,
+    special: Sequence[str],
+    pre_tokenizer: pre_tokenizers.PreTokenizer,
+    normalizer: normalizers.Normalizer | None = None,
+) -> Tokenizer:
+    """Returns the tokenizer with these components of the library.
+
+    With special tokens, decoding removes a space at the beginning.
+    """
+    library = tokenizers.Tokenizer(model)
+    library.add_special_tokens(list(special))
+    library.pre_tokenizer = pre_tokenizer
+    if normalizer:
+        library.normalizer = normalizer
+    join = decoders.ByteLevel() if isinstance(model, models.BPE) else decoders.Fuse()
+    library.decoder = decoders.Sequence([join, decoders.Strip(" ", 1, 0)]) if special else join
+    return Tokenizer(library)
+
+
+def _words(pattern: Regex, invert: bool) -> pre_tokenizers.PreTokenizer:
+    """Returns a pre-tokenizer that puts a space before each word.
+
+    Words are what `pattern` matches if `invert`, else what is between its matches.
+    """
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern, "removed", invert),
+            pre_tokenizers.Metaspace(" ", prepend_scheme="always", split=False),
+        ]
+    )
+
+
+def _word_level(tokens: Sequence[str], special: Sequence[str]) -> models.WordLevel:
+    vocabulary = {token: i for i, token in enumerate([*special, *tokens])}
+    # No token is "<unk>": without a token for unknown words, the library raises.
+    return models.WordLevel(vocabulary, unk_token=OPEN[1] if special == OPEN else "<unk>")
+
+
+def characters(alphabet: str, special: Sequence[str] = ()) -> Tokenizer:
+    """Returns a tokenizer with one token for each character of `alphabet` (as in nanoGPT)."""
+    return _preset(_word_level(alphabet, special), special, pre_tokenizers.FixedLength(1))
+
+
+def sentence_words(words: Sequence[str]) -> Tokenizer:
+    """Returns a tokenizer with one token for each word; words are separated by white space."""
+    model = _word_level([" " + word for word in words], SENTENCE)
+    return _preset(model, SENTENCE, _words(_SPACES, invert=False))
+
+
+def open_words(words: Sequence[str], pattern: str = _WORD) -> Tokenizer:
+    """Returns a tokenizer of words of lower case; others than `words` are `UNKNOWN`.
+
+    Words are runs of letters, digits and "_"; any other character is a separate word. English
+    contractions are split as in the Penn Treebank (do n't, it 's).
+    """
+    model = _word_level([" " + word for word in words], OPEN)
+    return _preset(model, OPEN, _words(Regex(pattern), invert=True), _OPEN_WORDS)
+
+
+def byte_pairs(trained: tokenizers.Tokenizer, special: Sequence[str] = ()) -> Tokenizer:
+    """Returns a byte-level BPE (Sennrich 2016; bytes as in GPT-2), which can encode any text.
+
+    With the special tokens `OPEN`, texts become lower case with one space before every word. A BPE
+    never needs `UNKNOWN` for encoding, but word dropout and attributions use it as a neutral
+    replacement.
+
+    Args:
+      trained: a trained BPE without special tokens.
+      special: `SENTENCE`, `OPEN` or none.
+    """
+    model = json.loads(trained.to_str())["model"]
+    vocabulary = {token: i for i, token in enumerate(special)}
+    vocabulary |= {token: i + len(special) for token, i in model["vocab"].items()}
+    return _preset(
+        models.BPE(vocabulary, [tuple(pair) for pair in model["merges"]]),
+        special,
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        _OPEN_BPE if special == OPEN else None,
+    )
+
+
+def make_tokenizer(
+    kind: str,
+    texts: Sequence[str],
+    special: Sequence[str] = (),
+    *,
+    others: Sequence[str] = (),
+    min_count: int = 1,
+    vocab_size: int = 0,
+    cache: Path | None = None,
+) -> Tokenizer:
+    """Returns the tokenizer that `task.tokenizer` names, made from the training texts.
+
+    Args:
+      kind: char, word or bpe.
+      texts: training texts.
+      special: `SENTENCE`, `OPEN` or none.
+      others: other texts, whose characters or words must be in the vocabulary too, if not `OPEN`.
+      min_count: minimum number of occurrences of a word in the vocabulary, if `OPEN`.
+      vocab_size: number of tokens of a BPE, which has fewer if the texts do not yield as many.
+      cache: directory that keeps trained BPEs under a hash of their inputs.
+
+    Raises UserError for a BPE that is smaller than the bytes.
+    """
+    if kind == "bpe":
+        return _train_bpe(texts, vocab_size, special, cache)
+    if kind == "word" and special == OPEN:
+        parts = open_words([]).parts
+        counts = Counter(part for text in texts for part in parts(text))
+        return open_words(sorted(p[1:] for p, count in counts.items() if count >= min_count))
+    if kind == "word":
+        return sentence_words(sorted({w for text in (*texts, *others) for w in text.split()}))
+    always = {" "} if special == SENTENCE else set()
+    return characters("".join(sorted(always.union(*texts, *others))), special)
+
+
+def _train_bpe(
+    texts: Sequence[str], vocab_size: int, special: Sequence[str], cache: Path | None
+) -> Tokenizer:
+    size = vocab_size - len(special)
+    if size < 256:
+        reserved = ", ".join(["one per byte", *(name.strip() for name in special)])
         raise UserError(
-            f"task.bpe_vocab_size={vocab_size} must be at least {256 + WORDS}: one per byte and "
-            f"{', '.join(SentenceTokenizer.SPECIAL)}."
+            f"task.bpe_vocab_size={vocab_size} must be at least {256 + len(special)}: {reserved}."
         )
-    lines = [" " + sentence for sentence in sentences]
-    size = vocab_size - WORDS
-    inputs = "\n".join(["sentences", str(size), *lines])
-    return SentenceTokenizer(_train(lines, size, cache, inputs))
-
-
-def _train(lines: list[str], vocab_size: int, cache: Path | None, inputs: str) -> BpeTokenizer:
-    """Trains a BPE on `lines`, cached in `cache` under a hash of the string `inputs`."""
+    lines = [line for text in texts for line in _lines(text, special)]
+    inputs = "\n".join([*special, str(size), *lines])
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:16]
-    path = cache / f"bpe-{vocab_size}-{digest}.json" if cache else None
+    path = cache / f"bpe-{size}-{digest}.json" if cache else None
     if path and path.is_file():
-        return BpeTokenizer(tokenizers.Tokenizer.from_file(str(path)))
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
+        return byte_pairs(tokenizers.Tokenizer.from_file(str(path)), special)
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(lines, trainer)
@@ -298,69 +322,14 @@ def _train(lines: list[str], vocab_size: int, cache: Path | None, inputs: str) -
         # The cache only saves time, so ignore a disk that cannot be written.
         with contextlib.suppress(OSError):
             write_text(path, bpe.to_str())
-    return BpeTokenizer(bpe)
+    return byte_pairs(bpe, special)
 
 
-def make_tokenizer(kind: str, text: str, vocab_size: int, cache: Path | None) -> Tokenizer:
-    """Returns the tokenizer that `task.tokenizer` names, made from the training text.
-
-    For "char", `text` is the whole corpus, so that validation has no unknown character.
-    """
-    check_name("task.tokenizer", kind, ("char", "bpe"))
-    if kind == "char":
-        return CharTokenizer("".join(sorted(set(text))))
-    return train_bpe(text, vocab_size, cache)
-
-
-def make_sentence_tokenizer(
-    kind: str, sentences: Sequence[str], others: Sequence[str], vocab_size: int, cache: Path | None
-) -> SentenceTokenizer:
-    """Returns the sentence tokenizer that `task.tokenizer` names.
-
-    Args:
-      kind: char, word or bpe.
-      sentences: training sentences; a BPE is trained on them.
-      others: other sentences, whose characters or words must be in the vocabulary too.
-      vocab_size: vocabulary size of a BPE.
-      cache: see `train_sentence_bpe`.
-    """
-    check_name("task.tokenizer", kind, ("char", "word", "bpe"))
-    everything = [*sentences, *others]
-    if kind == "char":
-        alphabet = {" "}.union(*everything)
-        return SentenceTokenizer(CharTokenizer("".join(sorted(alphabet))))
-    if kind == "word":
-        words = {word for sentence in everything for word in sentence.split()}
-        return SentenceTokenizer(WordTokenizer(sorted(words)))
-    return train_sentence_bpe(sentences, vocab_size, cache)
-
-
-def make_open_tokenizer(
-    kind: str, texts: Sequence[str], min_count: int, vocab_size: int, cache: Path | None
-) -> OpenTokenizer:
-    """Returns the tokenizer that `task.tokenizer` names, made from the training texts.
-
-    Args:
-      kind: word or bpe.
-      texts: training texts.
-      min_count: minimum number of occurrences of a word in the vocabulary.
-      vocab_size: vocabulary size of a BPE, including special tokens.
-      cache: see `train_bpe`.
-    """
-    check_name("task.tokenizer", kind, ("word", "bpe"))
-    if kind == "word":
-        counts = Counter(_plain(word) for text in texts for word in split_words(text))
-        words = sorted(word for word, count in counts.items() if count >= min_count)
-        return OpenTokenizer(WordTokenizer(words))
-    special = len(OpenTokenizer.SPECIAL)
-    if vocab_size < 256 + special:
-        raise UserError(
-            f"task.bpe_vocab_size={vocab_size} must be at least {256 + special}: one per byte and "
-            f"{', '.join(OpenTokenizer.SPECIAL)}."
-        )
-    lines = [_spaced(text) for text in texts]
-    inputs = "\n".join(["open", str(vocab_size), *lines])
-    return OpenTokenizer(_train(lines, vocab_size - special, cache, inputs))
+def _lines(text: str, special: Sequence[str]) -> list[str]:
+    """Returns the text as a BPE will read it; the lines of one without special tokens."""
+    if special == SENTENCE:
+        return [" " + text]
+    return [_OPEN_BPE.normalize_str(text)] if special == OPEN else text.splitlines(keepends=True)
 
 
 def load_tokenizer(run: Path) -> Tokenizer:
@@ -376,8 +345,8 @@ def load_tokenizer(run: Path) -> Tokenizer:
     if recorded not in (None, digest_of(text)):
         raise UserError(f"{path} is not the tokenizer that {run} was trained with.")
     try:
-        return _from_json(text)
-    except Exception as error:  # the tokenizers library raises plain Exception
+        return from_json(text)
+    except Exception as error:  # the library raises nothing more specific
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}.") from None
 
 
@@ -386,16 +355,21 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _from_json(text: str) -> Tokenizer:
+def from_json(text: str) -> Tokenizer:
+    """Returns the tokenizer of a FILE; runs of before kept only what goes into a preset."""
     content = json.loads(text)
-    shell, _, kind = content["kind"].rpartition("_")
+    if "kind" not in content:
+        return Tokenizer(tokenizers.Tokenizer.from_str(text))
+    use, _, kind = content["kind"].rpartition("_")
+    special = {"": (), "sentence": SENTENCE, "open": OPEN}[use]
     if kind == "char":
-        inner: Tokenizer = CharTokenizer(content["alphabet"])
-    elif kind == "word":
-        inner = WordTokenizer(content["words"])
-    else:
-        inner = BpeTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])))
-    if shell == "open" and not isinstance(inner, CharTokenizer):
-        cut = has_marks("".join(content.get("words", ()))) and MARKS not in content
-        return OpenTokenizer(inner, split_at_marks if cut else split_words)
-    return SentenceTokenizer(inner) if shell else inner
+        return characters(content["alphabet"], special)
+    if kind == "bpe":
+        trained = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"]))
+        return byte_pairs(trained, special)
+    words = content["words"]
+    if use == "sentence":
+        return sentence_words(words)
+    has_marks = any(unicodedata.category(c)[0] == "M" for c in "".join(words))
+    cut = has_marks and "marks_in_words" not in content
+    return open_words(words, _WORD_CUT_AT_MARKS if cut else _WORD)

@@ -41,9 +41,10 @@ from research.tasks.text.parallel_text import Corpus, read_corpus
 from research.tasks.text.tokenizer import (
     CORPUS,
     FILE,
-    SentenceTokenizer,
+    SENTENCE,
+    Tokenizer,
     digest_of,
-    train_sentence_bpe,
+    make_tokenizer,
 )
 from research.tasks.text.translation_scores import (
     bleu_tokenizer,
@@ -83,7 +84,7 @@ class Translation(Task):
         **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), True),
     }
     worst = dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), 0.0)
-    tokenizer: SentenceTokenizer
+    tokenizer: Tokenizer
     bounds: tuple[Bounds, ...]
     pairs: tuple[int, ...]
     padding: float
@@ -321,10 +322,12 @@ class TranslationOptions(TaskOptions):
         """
         words_of_bleu = bleu_tokenizer(self.bleu_tokenizer, self.target_language)
         corpus = read_corpus(self.path, self.source_language, self.target_language)
-        tokenizer = train_sentence_bpe(
+        tokenizer = make_tokenizer(
+            "bpe",
             [sentence for pair in corpus.splits["train"] for sentence in pair],
-            self.bpe_vocab_size,
-            cache_directory() / "tokenizers",
+            SENTENCE,
+            vocab_size=self.bpe_vocab_size,
+            cache=cache_directory() / "tokenizers",
         )
         encoded = {
             split: encode(tokenizer, pairs, self.source_language)

@@ -6,6 +6,7 @@ sentence and sacreBLEU's defaults, except that BLEU's tokenizer depends on the l
 splits words at spaces, which Chinese does not have.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,11 +15,27 @@ from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
 
 from research.errors import UserError, check_name
-from research.tasks.text.languages import UNSPACED, code_of
 
 TOKENIZERS = ("13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none")
 """Tokenizers available for BLEU; sacreBLEU's others download a model."""
 DEFAULT = "13a"
+
+_NAMES = {
+    # Codes of ISO 639-1, -2 and -3 (Chinese has several), and names common in file names.
+    "zh": "zho chi cmn yue wuu hak nan gan hsn lzh cn chinese mandarin cantonese",
+    "ja": "jpn jp japanese",
+    "ko": "kor korean",
+    "th": "tha thai",
+    "lo": "lao",
+    "km": "khm khmer",
+    "my": "mya bur burmese",
+    "bo": "bod tib tibetan",
+    "dz": "dzo dzongkha",
+}
+_CODES = {name: code for code, names in _NAMES.items() for name in (code, *names.split())}
+
+UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo", "dz")
+"""Languages written without spaces between words."""
 
 
 class Measured(NamedTuple):
@@ -26,6 +43,26 @@ class Measured(NamedTuple):
 
     score: float
     signature: str
+
+
+def code_of(language: str) -> str:
+    """Returns the ISO 639-1 code of a language in the table, else the name without its region.
+
+    "zh-CN", "zho_Hans", "cmn" and "Chinese" are "zh", "pt_BR" is "pt".
+    """
+    first = re.split(r"[-_.]", language.lower(), maxsplit=1)[0]
+    return _CODES.get(first, first)
+
+
+def words_in(text: str, language: str) -> int:
+    """Returns the number of words, or of characters for languages without spaces between words.
+
+    Args:
+      text: a sentence.
+      language: name or code; see `code_of`.
+    """
+    words = text.split()
+    return sum(map(len, words)) if code_of(language) in UNSPACED else len(words)
 
 
 def make_bleu(tokenizer: str = DEFAULT) -> BLEU:
