@@ -28,7 +28,7 @@ import numpy as np
 from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.implementations.attend import IMPLEMENTATIONS
-from research.attention.implementations.platforms import platform as device_platform
+from research.attention.implementations.sharding import platform as device_platform
 from research.attention.mixers.mixer import init_params
 from research.attention.spec import make_mixer
 from research.options import OptionError, declarations

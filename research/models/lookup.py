@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from research.attention.implementations.platforms import platform
+from research.attention.implementations.sharding import platform
 from research.parallel.rules import constrain
 
 MOST = 1024

@@ -10,36 +10,39 @@ import pytest
 
 from research.attention.implementations import dense
 from research.attention.mixers.mixer import init_params, state_bytes
-from research.attention.mixers.sequential.alignments import Content, LocationAware, read
-from research.attention.mixers.sequential.coverage import Coverage
+from research.attention.mixers.sequential.alignments import Content, Coverage, LocationAware, read
 from research.attention.mixers.sequential.monotonic import Monotonic, MonotonicChunkwise
 from research.attention.mixers.sequential.stepwise import Stepwise, alignment_of
 from research.attention.parameters import Constant, Parameter, vector_axes
-from research.attention.parts import scores
+from research.attention.parts.additive_scores import Additive, AdditiveScore, ConcatScore
 from research.attention.parts.biases import alibi
+from research.attention.parts.choice import Sizes
 from research.attention.parts.focus import predicted_window
+from research.attention.parts.location_scores import LocationScore
 from research.attention.parts.masks import causal, padding
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import SinkSoftmax, Smoothed, Softmax
 from research.attention.parts.relative_scores import shaw
+from research.attention.parts.scores import GeneralScore, dot, scaled_dot
 from research.attention.parts.sparse_masks import local
 from research.attention.spec import make_mixer, mixer_spec
 from research.options import OptionError
 
 B, T, S, H, K, D, A, M = 2, 5, 7, 4, 2, 6, 3, 8
 SIZES = (H, K, D, A)
+HEADS = Sizes(M, H, K, D, max_length=S)
 
 CONTENTS = {
     "scaled dot": Content(),
-    "general": Content(Mechanism(scores.general(H, D))),
-    "additive": Content(Mechanism(scores.additive(H, K, D, A))),
-    "concat": Content(Mechanism(scores.concat(H, D, A))),
-    "location": Content(Mechanism(scores.location(H, D, S))),
-    "local-m": Content(Mechanism(scores.dot(), local(1))),
+    "general": Content(Mechanism(GeneralScore().build(HEADS))),
+    "additive": Content(Mechanism(AdditiveScore(score_width=A).build(HEADS))),
+    "concat": Content(Mechanism(ConcatScore(score_width=A).build(HEADS))),
+    "location": Content(Mechanism(LocationScore().build(HEADS))),
+    "local-m": Content(Mechanism(dot(), local(1))),
     "local-p": Content(Mechanism(focus=predicted_window(H, D, 2))),
     "everything": Content(
         Mechanism(
-            shaw(3, D)(scores.scaled_dot()),
+            shaw(3, D)(scaled_dot()),
             local(4),
             (alibi(H),),
             SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads"))),
@@ -343,7 +346,7 @@ def test_stepwise_content_is_causal_attention():
     def run(params, x):
         q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[n]) for n in ("query", "key", "value"))
         learned = (params[f"alignment_score_{n}"] for n in ("query", "key", "vector"))
-        parts = Mechanism(scores.Additive(*learned), causal())
+        parts = Mechanism(Additive(*learned), causal())
         expected = jnp.einsum("bthd,hdm->btm", dense.attend(q, k, v, parts), params["out"])
         weights = mixer.look(params, x).weights, dense.weights(q, k, parts)
         return (mixer(params, x), expected), weights
@@ -384,7 +387,7 @@ def test_options_choose_the_alignment():
         return make_mixer(width=M, num_heads=H, max_length=S, mixer=mixer, **extra)
 
     found = made("location_aware", normalizer="smoothed", score_width=A, filter_length=5)
-    assert found.alignment == LocationAware(H, H, M // H, A, 5, normalizer=Smoothed())
+    assert found.alignment == LocationAware(H, H, M // H, A, filter_length=5, normalizer=Smoothed())
     assert made("location_aware", sharpening=2.0).alignment.normalizer == Softmax(2.0)
     assert made("coverage", score_width=A).alignment == Coverage(H, H, M // H, A)
     assert made("monotonic").alignment == Monotonic(H, H, 2, 2, waits=True)

@@ -17,8 +17,8 @@ from research.attention.parts import biases, masks, normalizers, scores
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import softmax
 from research.attention.parts.relative_biases import BIAS_POSITIONS
-from research.attention.parts.scores import SCORES
 from research.attention.parts.tables import MASKS as NAMED_MASKS
+from research.attention.parts.tables import SCORES
 from research.attention.spec import mixer_spec
 from research.options import read
 from tests.attention.cases import close, needed, qkv, weighted

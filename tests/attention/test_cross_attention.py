@@ -10,9 +10,11 @@ import pytest
 from research.attention.implementations.attend import IMPLEMENTATIONS
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.parameters import Constant, Parameter, vector_axes
-from research.attention.parts import scores
+from research.attention.parts.additive_scores import AdditiveScore
 from research.attention.parts.biases import alibi
+from research.attention.parts.choice import Sizes
 from research.attention.parts.focus import predicted_window
+from research.attention.parts.location_scores import LocationScore
 from research.attention.parts.masks import padding
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import SinkSoftmax
@@ -22,6 +24,8 @@ from research.attention.parts.sparse_masks import local
 B, T, S, M, N, H, D = 2, 5, 7, 8, 6, 4, 2
 PLAIN = CrossAttention(M, N, H, H, D)
 GROUPED = dataclasses.replace(PLAIN, num_kv_heads=2)
+ADDITIVE = AdditiveScore(score_width=3).build(Sizes(M, H, 2, D, S))
+LOCATION = LocationScore().build(Sizes(M, H, H, D, S))
 SINK = SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads")))
 
 LAYERS = {
@@ -32,10 +36,10 @@ LAYERS = {
     ),
     "additive, alibi, sink": dataclasses.replace(
         GROUPED,
-        mechanism=Mechanism(scores.additive(H, 2, D, 3), biases=(alibi(H),), normalizer=SINK),
+        mechanism=Mechanism(ADDITIVE, biases=(alibi(H),), normalizer=SINK),
     ),
     "local-p": dataclasses.replace(PLAIN, mechanism=Mechanism(focus=predicted_window(H, D, 2))),
-    "location": dataclasses.replace(PLAIN, mechanism=Mechanism(scores.location(H, D, S))),
+    "location": dataclasses.replace(PLAIN, mechanism=Mechanism(LOCATION)),
 }
 layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 VALID = np.arange(S) < np.array([[S], [4]])

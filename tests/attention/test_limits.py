@@ -11,7 +11,7 @@ from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.mixers.choice import Context
 from research.attention.mixers.sequential.monotonic import chunk_alignment
-from research.attention.parts import block_selection, masks, sparse_masks
+from research.attention.parts import bigbird, block_selection, masks, sparse_masks
 from research.attention.parts.tables import MASKS as NAMED_MASKS
 from research.attention.parts.tables import TABLES
 from research.attention.spec import mechanism_options, mixer_spec
@@ -100,7 +100,7 @@ MASKS = {
     "global": (sparse_masks.global_tokens, 1),
     "longformer": (sparse_masks.longformer, 2),
     "moba": (block_selection.moba, 2),
-    "bigbird": (lambda block, num: sparse_masks.bigbird(block, 1, num), 2),
+    "bigbird": (lambda block, num: bigbird.bigbird(block, 1, num), 2),
 }
 
 

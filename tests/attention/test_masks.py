@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.attention.parts import masks, sparse_masks
+from research.attention.parts import bigbird, masks, sparse_masks
 from research.attention.parts.choice import Sizes
 from research.options import declarations, read
 
 SIDE = 14
 Q, K = np.arange(SIDE)[:, None], np.arange(SIDE)[None, :]
 SIZES = Sizes(16, 4, 4, 4, 64)
-TABLE = {**masks.MASKS, **sparse_masks.SPARSE_MASKS}
+TABLE = {**masks.MASKS, **sparse_masks.SPARSE_MASKS, "bigbird": bigbird.BigbirdMask}
 
 # What each registered mask allows, by other means than its own: options, and f(q, k).
 FORMULAS = {
@@ -73,13 +73,13 @@ leaves = st.one_of(
     ),
     drawn(sparse_masks.global_tokens, lambda q, k, n: np.minimum(q, k) < n, (1, 16)),
     st.tuples(st.integers(1, 4), st.integers(0, 9), st.integers(0, 2), st.integers(0, 2)).map(
-        lambda a: evaluated(sparse_masks.RandomLinks(*a))
+        lambda a: evaluated(bigbird.RandomLinks(*a))
     ),
 )
 # Of blocks instead of positions: the table is that of the inner mask, repeated.
 coarse = st.tuples(leaves, st.integers(1, 5)).map(
     lambda a: (
-        sparse_masks.Coarse(a[0][0], a[1]),
+        bigbird.Coarse(a[0][0], a[1]),
         a[0][1].repeat(a[1], 0).repeat(a[1], 1)[:SIDE, :SIDE],
     )
 )
@@ -196,8 +196,8 @@ def test_what_a_decoder_keeps_of_sparse_masks():
     # Either claim holds; the one with fewer slots is taken.
     assert slots(masks.window(4) & first) == (1, 2, 0)
     assert slots(masks.window(4) & sparse_masks.global_tokens(9)) == (4, 0, 0)
-    assert slots(sparse_masks.bigbird(3, 0, 2) & causal) == (6, 2, 0)
-    assert slots(sparse_masks.bigbird(3, 1, 2) & causal) == (None, 0, 0)
+    assert slots(bigbird.bigbird(3, 0, 2) & causal) == (6, 2, 0)
+    assert slots(bigbird.bigbird(3, 1, 2) & causal) == (None, 0, 0)
 
 
 def built(name):
@@ -224,9 +224,9 @@ def test_registered_masks_are_their_formulas(name):
 def test_random_links(seed):
     side, count = 40, 3
     q, k = np.arange(side)[:, None], np.arange(side)[None, :]
-    links = np.asarray(sparse_masks.RandomLinks(count, seed, first=2, near=1)(q, k))
+    links = np.asarray(bigbird.RandomLinks(count, seed, first=2, near=1)(q, k))
     # The same in compiled code, with positions that are not known while tracing.
-    traced = jax.jit(sparse_masks.RandomLinks(count, seed, first=2, near=1).__call__)
+    traced = jax.jit(bigbird.RandomLinks(count, seed, first=2, near=1).__call__)
     assert np.array_equal(links, traced(jnp.asarray(q), jnp.asarray(k)))
     assert np.array_equal(links, links.T)
     before = np.tril(links)
@@ -235,10 +235,8 @@ def test_random_links(seed):
     assert not before[:, :2].any()
     assert not (before & (q - k <= 1)).any()
     # Each length is the beginning of a longer one.
-    assert np.array_equal(
-        sparse_masks.RandomLinks(count, seed, 2, 1)(q[:9], k[:, :9]), links[:9, :9]
-    )
-    other = np.asarray(sparse_masks.RandomLinks(count, seed + 1, first=2, near=1)(q, k))
+    assert np.array_equal(bigbird.RandomLinks(count, seed, 2, 1)(q[:9], k[:, :9]), links[:9, :9])
+    other = np.asarray(bigbird.RandomLinks(count, seed + 1, first=2, near=1)(q, k))
     assert not np.array_equal(other, links)
 
 
@@ -246,7 +244,7 @@ def test_random_links_are_uniform():
     """Over seeds, a query draws each of its candidates equally often, and draws independently."""
     seeds, at = 600, 12
     q, k = np.full((1, 1), at), np.arange(at)[None, :]
-    drawn = np.array([sparse_masks.RandomLinks(2, s)(q, k)[0] for s in range(seeds)])
+    drawn = np.array([bigbird.RandomLinks(2, s)(q, k)[0] for s in range(seeds)])
     assert np.array_equal(drawn.sum(1), np.full(seeds, 2))
     # Of 12 candidates 2 are drawn: 100 of 600, standard deviation 9.1.
     assert np.abs(drawn.sum(0) - seeds / 6).max() < 4 * 9.2
@@ -259,7 +257,7 @@ def test_random_links_are_uniform():
 def test_bigbird_sees_window_global_and_random_blocks():
     block, length = 4, 64
     q, k = np.arange(length)[:, None], np.arange(length)[None, :]
-    mask = sparse_masks.bigbird(block, 2, num_global=4, seed=5)
+    mask = bigbird.bigbird(block, 2, num_global=4, seed=5)
     table = np.asarray(mask(q, k))
     assert np.array_equal(table, table.T)
     blocks = table.reshape(16, block, 16, block)
@@ -269,19 +267,19 @@ def test_bigbird_sees_window_global_and_random_blocks():
     # Itself, the one before, the global one, and two drawn from those between.
     expected = [min(i, 1) + 1 + (i >= 2) + min(2, max(i - 2, 0)) for i in range(16)]
     assert behind.tolist() == expected
-    assert mask != sparse_masks.bigbird(block, 2, num_global=4, seed=6)
+    assert mask != bigbird.bigbird(block, 2, num_global=4, seed=6)
     options = {"block_length": 4, "random_blocks": 2, "global_tokens": 4, "mechanism_seed": 5}
     assert read(TABLE["bigbird"], options).build(SIZES) == mask
 
 
 def test_random_links_that_are_too_many_to_count_are_unknown():
-    mask = sparse_masks.RandomLinks(2, 0)
+    mask = bigbird.RandomLinks(2, 0)
     starts = np.arange(0, 8192, 512)
     args = starts[:, None], starts[:, None] + 511, starts[None], starts[None] + 511
     some, every = mask.blocks(*args)
     assert some.all() and not every.any()
     # The table of larger blocks is small enough.
-    some, every = sparse_masks.Coarse(mask, 256).blocks(*args)
+    some, every = bigbird.Coarse(mask, 256).blocks(*args)
     assert 0.1 < some.mean() < 0.9
 
 
@@ -314,8 +312,8 @@ def test_masks_of_arrays():
         (sparse_masks.dilated, (1, 0), "dilated: dilation = 0"),
         (sparse_masks.strided, (0,), "strided: stride = 0"),
         (sparse_masks.longformer, (1, 0), "global_tokens: size = 0"),
-        (sparse_masks.bigbird, (0, 1, 1), "bigbird: block = 0"),
-        (sparse_masks.bigbird, (1, 1, 1, 2), "window_blocks = 2; it must be odd"),
+        (bigbird.bigbird, (0, 1, 1), "bigbird: block = 0"),
+        (bigbird.bigbird, (1, 1, 1, 2), "window_blocks = 2; it must be odd"),
     ],
 )
 def test_bad_sizes_are_refused(make, sizes, message):

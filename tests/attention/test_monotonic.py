@@ -12,7 +12,6 @@ from research.attention.mixers.sequential.monotonic import (
     MonotonicChunkwise,
     chunk_alignment,
     expected_alignment,
-    hard_alignment,
     unspent,
 )
 from research.attention.parts.masks import causal, padding
@@ -85,23 +84,13 @@ def test_expected_alignment_equals_simulation():
     draws = np.random.default_rng(2).uniform(size=(4, count, S)) < p[:, None]
     at, alpha = np.zeros(count, np.int32), start(S)
     for row, z in zip(p, draws, strict=True):
-        at, alpha = jax.jit(hard_alignment)(np.float32(z), at), np.asarray(moved(row, alpha)[0])
+        # The process itself: the reader goes on from where it is to the first key with z = 1.
+        stops = z & (np.arange(S) >= at[:, None])
+        at = np.where(stops.any(-1), stops.argmax(-1), S)
+        alpha = np.asarray(moved(row, alpha)[0])
         found = np.bincount(at, minlength=S + 1)[:S] / count
         # Five standard deviations of a mean of that many.
         assert (np.abs(found - alpha) < 5 * np.sqrt(alpha / count) + 1e-6).all()
-
-
-def test_hard_alignment_is_the_process_and_the_limit_of_the_expected_one():
-    rng = np.random.default_rng(3)
-    p = rng.uniform(size=(50, S)).astype(np.float32) * (rng.uniform(size=(50, 1)) < 0.8)
-    at = jnp.asarray(rng.integers(0, S + 1, 50), jnp.int32)
-    found = jax.jit(hard_alignment)(jnp.asarray(p), at)
-    assert found.tolist() == [stops_at(row > 0.5, k) for row, k in zip(p, at.tolist(), strict=True)]
-    assert S in found and found.dtype == jnp.int32
-    # One-hot positions and p of 0 and 1; position S is no key, all zeros.
-    places = np.eye(S + 1, S, dtype=np.float32)
-    alpha, _ = moved(np.float32(p > 0.5), places[np.asarray(at)])
-    assert np.array_equal(alpha, places[np.asarray(found)])
 
 
 def test_reader_never_moves_back_and_loses_only_what_is_unspent():
@@ -269,25 +258,6 @@ def test_first_probabilities_are_those_of_the_offset():
     assert (p > 1 / (1 + np.exp(5))).all() and (p < 1 / (1 + np.exp(3))).all()
     # A memory of 50 is then still mostly ahead: most of the probability is nowhere.
     assert 0.1 < weights.sum(-1).mean() < 0.9
-
-
-def test_hard_reading_is_hard_alignment():
-    alignment, params, q, k = problem(Monotonic, hard=True)
-    soft, _ = run_compiled(Monotonic(H, 2, D, A), params, q, k)
-    found, states = run_compiled(alignment, params, q, k)
-    at = np.zeros((B, H), np.int32)
-
-    @jax.jit
-    def follow(params, q, k, at):
-        # p of this query alone, from a reader that may start at every key.
-        memory = alignment.remember(params, k)
-        return hard_alignment(Monotonic(H, 2, D, A)._stops(params, q, memory, jnp.float32), at)
-
-    for i in range(len(q)):
-        at = follow(params, q[i], k, at)
-        assert np.array_equal(found[i], np.eye(S + 1, S)[np.asarray(at)])
-    assert not np.array_equal(found, soft)
-    assert len(np.unique(np.argmax(found, -1))) > 1
 
 
 @pytest.mark.parametrize("kind", [Monotonic, MonotonicChunkwise])

@@ -16,7 +16,8 @@ from research.attention.parts.masks import causal
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import softmax
 from research.attention.parts.relative_scores import SCORE_POSITIONS, shaw, transformer_xl
-from research.attention.parts.scores import SCORES, cosine, dot, scaled_dot
+from research.attention.parts.scores import cosine, dot, scaled_dot
+from research.attention.parts.tables import SCORES
 from research.options import read
 
 B, T, S, H, K, D, A, LENGTH, FAR = 2, 3, 5, 4, 2, 6, 5, 12, 2

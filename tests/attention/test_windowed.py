@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.mixers.sequential.alignments import Content, LocationAware
-from research.attention.mixers.sequential.coverage import Coverage
+from research.attention.mixers.sequential.alignments import Content, Coverage, LocationAware
 from research.attention.mixers.sequential.monotonic import MonotonicChunkwise
 from research.attention.mixers.sequential.windowed import Near, Windowed, median
 from research.attention.parts.masks import padding
@@ -69,7 +68,9 @@ def test_weights_are_a_softmax_over_the_window():
     assert len({numpy_median(w) for w in found.reshape(-1, S)}) > 2
 
 
-@pytest.mark.parametrize("inner", [LocationAware(H, H, D, 3, 3, 2), Coverage(H, H, D, 3)])
+@pytest.mark.parametrize(
+    "inner", [LocationAware(H, H, D, 3, filter_length=3, num_filters=2), Coverage(H, H, D, 3)]
+)
 def test_it_goes_around_alignments_with_a_state(inner):
     q, k = vectors()
     found, free = weights_of(Windowed(inner, WINDOW, H), q, k), weights_of(inner, q, k)

@@ -7,7 +7,7 @@ import pytest
 
 from research.attention.parts.masks import full, padding
 from research.attention.parts.normalizers import NORMALIZERS
-from research.attention.parts.scores import SCORES
+from research.attention.parts.tables import SCORES
 from research.errors import UserError
 from research.models.layers import part_spec
 from research.models.registry import make_model, read_model

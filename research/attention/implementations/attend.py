@@ -22,7 +22,7 @@ from research.attention.implementations import (
     sharding,
     splash,
 )
-from research.attention.implementations.platforms import platform
+from research.attention.implementations.sharding import platform
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
 

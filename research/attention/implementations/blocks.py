@@ -1,4 +1,4 @@
-"""Plans which blocks of queries and keys to visit, using `Mask.blocks` while tracing."""
+"""Cuts arrays into blocks, and plans which to visit, using `Mask.blocks` while tracing."""
 
 from typing import Any, NamedTuple
 
@@ -22,6 +22,32 @@ class Visits(NamedTuple):
     start: Any
     middle: Any
     stop: Any
+
+
+def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
+    """Cuts (B, N, H, D) into blocks (blocks, B*K, G*block, D), zero-padded after each piece.
+
+    Args:
+      x: queries; or keys or values, for which H = K and G = 1.
+      kv_heads: K.
+      block: positions per block.
+      pieces: number of equal parts of the N positions; no block spans two of them.
+    """
+    b, n, heads, width = x.shape
+    length, group = n // pieces, heads // kv_heads
+    count = -(-length // block)
+    x = x.reshape(b, pieces, length, kv_heads, group, width)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, count * block - length), *[(0, 0)] * 3))
+    x = x.reshape(b, pieces * count, block, kv_heads, group, width).transpose(1, 0, 3, 4, 2, 5)
+    return x.reshape(pieces * count, b * kv_heads, group * block, width)
+
+
+def join(x: Array, batch: int, heads: int, block: int, length: int, pieces: int = 1) -> Array:
+    """Inverts `cut`: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
+    count, width = x.shape[0], x.shape[-1]
+    x = x.reshape(count, batch, heads, block, width).transpose(1, 0, 3, 2, 4)
+    x = x.reshape(batch, pieces, -1, heads, width)[:, :, : length // pieces]
+    return x.reshape(batch, length, heads, width)
 
 
 def index_blocks(index: Any, length: int, block: int, pad: int | None = None) -> Any:

@@ -2,8 +2,8 @@
 
 Queries and keys are cut into blocks. `Mask.blocks` classifies the grid of block pairs while
 tracing: forbidden pairs are never visited, and pairs that are allowed entirely skip the mask. Only
-the output and each row's log of summed exponentials are saved for the backward pass. `flash` has
-the loops.
+the output and each row's log of summed exponentials are saved for the backward pass. `flash` and
+`flash_backward` have the loops.
 """
 
 import functools
@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
-from research.attention.implementations import flash
-from research.attention.implementations.blocks import index_blocks, plan
+from research.attention.implementations import flash, flash_backward
+from research.attention.implementations.blocks import cut, index_blocks, join, plan
 from research.attention.implementations.flash import lacks
 from research.attention.parts.content import in_blocks
 from research.attention.parts.mechanism import PLAIN, Mechanism
@@ -69,9 +69,9 @@ def attend(
     parts, extra = flash.parts_of(mechanism, h)
     parts, mask = in_blocks((parts, mechanism.mask), q_block, kv_block)
     problem = flash.Problem(parts, mask, index)
-    blocks = flash.cut(q, kv_heads, q_block), *(flash.cut(x, kv_heads, kv_block) for x in (k, v))
+    blocks = cut(q, kv_heads, q_block), *(cut(x, kv_heads, kv_block) for x in (k, v))
     out = _core(shape, *blocks, problem, extra, visits)
-    return flash.join(out, b, h, q_block, t).astype(out_dtype)
+    return join(out, b, h, q_block, t).astype(out_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -92,18 +92,18 @@ def _forward(shape, q, k, v, problem, extra, visits):
 
 def _backward(shape, saved, grad):
     q, k, v, problem, extra, visits, out, log_sum = saved
-    rows = flash.Rows(grad, log_sum, jnp.sum(grad.astype(log_sum.dtype) * out, -1))
-    leaves, rebuild = flash.float_leaves(problem.parts)
-    sums = flash.no_gradients(q, problem.parts)
-    sums, dk, dv = flash.backward(shape, q, k, v, problem, visits[1], rows, sums)
+    rows = flash_backward.Rows(grad, log_sum, jnp.sum(grad.astype(log_sum.dtype) * out, -1))
+    leaves, rebuild = flash_backward.float_leaves(problem.parts)
+    sums = flash_backward.no_gradients(q, problem.parts)
+    sums, dk, dv = flash_backward.backward(shape, q, k, v, problem, visits[1], rows, sums)
     dleaves = [g.astype(x.dtype) for g, x in zip(sums.leaves, leaves, strict=True)]
     dextra = None
     if extra is not None:
-        dextra = flash.extra_gradient(shape, extra, rows).astype(extra.dtype)
-    rest = jax.tree.map(flash.no_gradient, problem)
-    dproblem = rest._replace(parts=rebuild(dleaves, flash.no_gradient))
+        dextra = flash_backward.extra_gradient(shape, extra, rows).astype(extra.dtype)
+    rest = jax.tree.map(flash_backward.no_gradient, problem)
+    dproblem = rest._replace(parts=rebuild(dleaves, flash_backward.no_gradient))
     dq = jnp.swapaxes(sums.q, -1, -2).astype(q.dtype)
-    dvisits: Any = jax.tree.map(flash.no_gradient, visits)
+    dvisits: Any = jax.tree.map(flash_backward.no_gradient, visits)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), dproblem, dextra, dvisits
 
 

@@ -1,21 +1,19 @@
-"""FlashAttention's loops over blocks of queries and keys, forward and backward, in plain JAX.
+"""FlashAttention's forward loop over blocks of queries and keys, in plain JAX.
 
-`blockwise` runs these loops once; `ring` runs them once per round, for the keys of each device. The
-online softmax follows Milakov & Gimelshein 2018, algorithm 3; the loops follow Dao 2023
-(FlashAttention-2), algorithms 1 and 2. Element-wise normalizers run in the same loops without the
-running maximum and sum.
+`blockwise` runs it once; `ring` runs it once per round, for the keys of each device. The online
+softmax follows Milakov & Gimelshein 2018, algorithm 3; the loop follows Dao 2023
+(FlashAttention-2), algorithm 1, and `flash_backward` has algorithm 2. Element-wise normalizers run
+in the same loops without the running maximum and sum.
 
 Arrays in blocks: queries (rows, B*K, G*q_block, D) and keys (columns, B*K, kv_block, D), where the
 G = H/K query heads of a group are rows of one matrix, so that their keys are not repeated.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -146,37 +144,12 @@ def parts_of(mechanism: Mechanism, heads: int) -> tuple[Parts, Array | None]:
     return Parts(biases, None), None if extra is None else jnp.broadcast_to(extra, (heads,))
 
 
-def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
-    """Cuts (B, N, H, D) into blocks (blocks, B*K, G*block, D), zero-padded after each piece.
-
-    Args:
-      x: queries; or keys or values, for which H = K and G = 1.
-      kv_heads: K.
-      block: positions per block.
-      pieces: number of equal parts of the N positions; no block spans two of them.
-    """
-    b, n, heads, width = x.shape
-    length, group = n // pieces, heads // kv_heads
-    count = -(-length // block)
-    x = x.reshape(b, pieces, length, kv_heads, group, width)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, count * block - length), *[(0, 0)] * 3))
-    x = x.reshape(b, pieces * count, block, kv_heads, group, width).transpose(1, 0, 3, 4, 2, 5)
-    return x.reshape(pieces * count, b * kv_heads, group * block, width)
-
-
-def join(x: Array, batch: int, heads: int, block: int, length: int, pieces: int = 1) -> Array:
-    """Inverts `cut`: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
-    count, width = x.shape[0], x.shape[-1]
-    x = x.reshape(count, batch, heads, block, width).transpose(1, 0, 3, 2, 4)
-    x = x.reshape(batch, pieces, -1, heads, width)[:, :, : length // pieces]
-    return x.reshape(batch, length, heads, width)
-
-
-def _dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
+def dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
+    """Returns the einsum of x and y, accumulated in this dtype."""
     return jnp.einsum(equation, x, y, preferred_element_type=dtype)
 
 
-def _finish(shape, raw, problem, row, column, masked):
+def finish_scores(shape, raw, problem, row, column, masked):
     """Applies biases, mask and element-wise normalizer to one block of raw scores (B*K, G*q, k).
 
     Returns the final scores, or the weights if the normalizer is element-wise.
@@ -197,7 +170,7 @@ def _finish(shape, raw, problem, row, column, masked):
     return scores.reshape(raw.shape)
 
 
-def _needed(step, problem, place):
+def skip_empty(step, problem, place):
     """Wraps a step to skip blocks in which a content-dependent mask allows no pair.
 
     Such a mask is known only at run time, after the visits were planned. `place(i)` returns row and
@@ -215,12 +188,7 @@ def _needed(step, problem, place):
     return careful
 
 
-def _finish_transposed(shape, raw, *rest):
-    """Applies `_finish` to transposed raw scores (B*K, k, G*q)."""
-    return jnp.swapaxes(_finish(shape, jnp.swapaxes(raw, 1, 2), *rest), 1, 2)
-
-
-def _extra_rows(shape: Shape, extra: Array) -> Array:
+def extra_rows(shape: Shape, extra: Array) -> Array:
     """Returns the extra logit of each row of a block: (H,) -> (B*K, G*q_block)."""
     group = shape.heads // shape.kv_heads
     rows = jnp.broadcast_to(
@@ -239,7 +207,7 @@ def start(shape: Shape, q: Array, v: Array, extra: Array | None) -> Statistics:
     out = jnp.zeros((*q.shape[:3], v.shape[-1]), dtype)
     if extra is None:
         return Statistics(zero + LOWEST, zero, out)
-    return Statistics(_extra_rows(shape, extra) + zero, zero + 1, out)
+    return Statistics(extra_rows(shape, extra) + zero, zero + 1, out)
 
 
 def forward(
@@ -256,11 +224,11 @@ def forward(
 
         def step(column, carry, masked):
             top, total, out = carry
-            scores = _dot("nqd,nkd->nqk", query, at(k, column), dtype)
-            scores = _finish(shape, scores, problem, row, column, masked)
+            scores = dot("nqd,nkd->nqk", query, at(k, column), dtype)
+            scores = finish_scores(shape, scores, problem, row, column, masked)
             value = at(v, column)
             if problem.parts.elementwise is not None:
-                out = out + _dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
+                out = out + dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
                 return Statistics(top, total, out)
             # Sums so far are relative to the old maximum; `shrink` rescales them to the new one, so
             # that no exponential overflows.
@@ -268,12 +236,12 @@ def forward(
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
             total = total * shrink + jnp.sum(weights, -1)
-            out = out * shrink[..., None] + _dot(
+            out = out * shrink[..., None] + dot(
                 "nqk,nkd->nqd", weights.astype(v.dtype), value, dtype
             )
             return Statistics(new_top, total, out)
 
-        step = _needed(step, problem, lambda column: (row, column))
+        step = skip_empty(step, problem, lambda column: (row, column))
         return None, visit(visits, row, step, before)
 
     return lax.scan(one_row, None, (jnp.arange(q.shape[0]), q, seen))[1]
@@ -290,141 +258,3 @@ def conclude(seen: Statistics, dtype: Any) -> tuple[Array, Array]:
     total = jnp.where(empty, 1, seen.total)
     out = (seen.out / total[..., None]).astype(dtype)
     return out, jnp.where(empty, 0, seen.top + jnp.log(total))
-
-
-class Gradients(NamedTuple):
-    """Gradients that accumulate over columns of keys and over backward passes.
-
-    Attributes:
-      q: of the queries, transposed: (rows, B*K, D, G*q_block).
-      leaves: of the float leaves of the parts.
-    """
-
-    q: Array
-    leaves: list[Array]
-
-
-def no_gradients(q: Array, parts: Parts) -> Gradients:
-    """Returns zero gradients, float32 or wider, to start the first backward pass with."""
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    leaves = [
-        jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in float_leaves(parts)[0]
-    ]
-    return Gradients(jnp.zeros(jnp.swapaxes(q, -1, -2).shape, dtype), leaves)
-
-
-class Rows(NamedTuple):
-    """Per-query inputs of a backward pass.
-
-    Attributes:
-      grad: gradient of the output, in blocks like q.
-      log_sum: log of summed exponentials from `conclude`, (rows, B*K, G*q_block).
-      delta: dot products of grad and output, of the same shape.
-    """
-
-    grad: Array
-    log_sum: Array
-    delta: Array
-
-
-def backward(
-    shape: Shape, q: Array, k: Array, v: Array, problem: Problem, visits: Visits, rows: Rows,
-    sums: Gradients,
-) -> tuple[Gradients, Array, Array]:  # fmt: skip
-    """Runs FlashAttention-2, algorithm 2, column by column of blocks.
-
-    `visits` lists the rows of each column. Returns `sums` plus the contribution of these keys, and
-    the gradients of k and v, float32 or wider.
-    """
-    dtype = rows.log_sum.dtype
-    leaves, rebuild = float_leaves(problem.parts)
-
-    def one_column(sums, column):
-        key, value = at(k, column), at(v, column)
-        key_transposed = jnp.swapaxes(key, -1, -2)
-
-        def step(row, carry, masked):
-            (dq, dleaves), dk, dv = carry
-
-            def finish(raw, leaves):
-                bound = problem._replace(parts=rebuild(leaves))
-                return _finish_transposed(shape, raw, bound, row, column, masked)
-
-            query, given = at(q, row), Rows(*(at(x, row) for x in rows))
-            elementwise = problem.parts.elementwise is not None
-            weights, draw, dleaf = _through_scores(
-                query, key, value, given, finish, leaves, elementwise
-            )
-            dv = dv + _dot("nkq,nqd->nkd", weights.astype(v.dtype), given.grad, dtype)
-            dk = dk + _dot("nkq,nqd->nkd", draw, query, dtype)
-            dquery = at(dq, row) + _dot("ndk,nkq->ndq", key_transposed, draw, dtype)
-            dq = lax.dynamic_update_index_in_dim(dq, dquery, row, 0)
-            dleaves = [total + part for total, part in zip(dleaves, dleaf, strict=True)]
-            return Gradients(dq, dleaves), dk, dv
-
-        step = _needed(step, problem, lambda row: (row, column))
-        zeros = (jnp.zeros(key.shape, dtype), jnp.zeros(value.shape, dtype))
-        sums, dk, dv = visit(visits, column, step, (sums, *zeros))
-        return sums, (dk, dv)
-
-    sums, (dk, dv) = lax.scan(one_column, sums, jnp.arange(k.shape[0]))
-    return sums, dk, dv
-
-
-def _through_scores(query, key, value, rows, finish, leaves, elementwise):
-    """Returns the weights of a block and the gradients of its raw scores and of the leaves.
-
-    Blocks of scores are transposed to (keys, queries). That way no product contracts the rows of
-    its left operand, which XLA's CPU library computes at a third of its usual speed; the gradient
-    of q is accumulated transposed for the same reason.
-    """
-    dtype = rows.log_sum.dtype
-    raw = _dot("nkd,nqd->nkq", key, query, dtype)
-    scores, pull = jax.vjp(finish, raw, leaves)
-    dweights = _dot("nkd,nqd->nkq", value, rows.grad, dtype)
-    if elementwise:
-        weights, dscores = scores, dweights
-    else:
-        # Weights are recomputed from the saved log-sums instead of stored. The softmax's Jacobian
-        # needs sum_k weights * dweights per row, which equals delta = grad . out.
-        weights = jnp.exp(scores - rows.log_sum[:, None])
-        dscores = weights * (dweights - rows.delta[:, None])
-    draw, dleaves = pull(dscores)
-    return weights, draw.astype(query.dtype), dleaves
-
-
-def extra_gradient(shape: Shape, extra: Array, rows: Rows) -> Array:
-    """Returns the gradient of the extra logits, (H,).
-
-    An extra logit acts like a key whose value is 0, so dweights = 0 and each row contributes
-    -weight * delta. Padding rows contribute nothing because their delta is 0.
-    """
-    weight = jnp.exp(_extra_rows(shape, extra) - rows.log_sum)
-    group = shape.heads // shape.kv_heads
-    by_row = (weight * rows.delta).reshape(-1, shape.batch, shape.kv_heads, group, shape.q_block)
-    return -jnp.sum(by_row, (0, 1, 4)).reshape(extra.shape)
-
-
-def float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:
-    """Returns the floating-point leaves of a tree, and a function that replaces them.
-
-    `rebuild(new, rest)` returns the tree with these leaves replaced by `new`, and with `rest`
-    applied to all other leaves.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    at = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-
-    def rebuild(new: list[Array], rest: Callable[[Any], Any] = lambda x: x) -> Any:
-        filled = dict(zip(at, new, strict=True))
-        return structure.unflatten(
-            [filled[i] if i in filled else rest(x) for i, x in enumerate(leaves)]
-        )
-
-    return [jnp.asarray(leaves[i]) for i in at], rebuild
-
-
-def no_gradient(leaf: Any) -> Any:
-    """Returns a zero cotangent for a leaf, as `custom_vjp` requires: float0 for integer leaves."""
-    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-        return jnp.zeros_like(leaf)
-    return np.zeros(jnp.shape(leaf), jax.dtypes.float0)

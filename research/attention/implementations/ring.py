@@ -4,7 +4,8 @@ Every device holds the queries, keys and values of some positions. Either keys a
 around the ring of devices, one hop per round, while each device computes with those it holds (Liu
 et al. 2023, "Ring Attention with Blockwise Transformers", section 3); or each device gathers all of
 them (Llama Team 2024, Llama 3, section 3.3.2), which is the implementation "gather". `rounds` plans
-the blocks of scores that a device computes in each round, and `flash` has the loops over them.
+the blocks of scores that a device computes in each round; `flash` and `flash_backward` have the
+loops over them.
 """
 
 import functools
@@ -18,8 +19,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
-from research.attention.implementations import blockwise, flash, rounds, sharding
-from research.attention.implementations.blocks import Visits, at
+from research.attention.implementations import blockwise, flash, flash_backward, rounds, sharding
+from research.attention.implementations.blocks import Visits, at, cut, join
 from research.attention.implementations.rounds import Layout, Rounds
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
 from research.attention.parts.masks import Mask
@@ -176,7 +177,7 @@ def _forward(plan, q, k, v, parts, extra, mask, tables):
         seen = _around(plan, step, flash.start(device.shape, q, v, extra), (k, v))
         out, log_sum = flash.conclude(seen, v.dtype)
         layout = plan.queries
-        out = flash.join(out, batch, heads, layout.block, length, layout.pieces)
+        out = join(out, batch, heads, layout.block, length, layout.pieces)
         return _natural(layout, out), (q, k, v, log_sum)
 
     specs = (tokens, tokens, tokens, parts_spec, extra_spec, mask_spec, none)
@@ -189,7 +190,7 @@ def _backward(plan, saved, grad):
     q, k, v, parts, extra, mask, tables, out, log_sum = saved
     delta = jnp.sum(grad.astype(log_sum.dtype) * out, -1, keepdims=True)
     tokens, blocks, parts_spec, extra_spec, mask_spec = _specs(plan, parts, extra, mask, len(grad))
-    leaves, rebuild = flash.float_leaves(parts)
+    leaves, rebuild = flash_backward.float_leaves(parts)
     leaf_specs = jax.tree.leaves(parts_spec, is_leaf=lambda x: isinstance(x, PartitionSpec))
     is_float = [jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(parts)]
     leaf_specs = [spec for spec, yes in zip(leaf_specs, is_float, strict=True) if yes]
@@ -200,13 +201,15 @@ def _backward(plan, saved, grad):
         kv_heads = q.shape[1] // batch
         device = _device(plan, batch, (heads, kv_heads), parts, mask, tables)
         grad, delta = (_cut(plan.queries, x, kv_heads) for x in (grad, delta))
-        rows = flash.Rows(grad, log_sum, delta[..., 0])
+        rows = flash_backward.Rows(grad, log_sum, delta[..., 0])
 
         def step(n, sums, keys):
             visits = _visits(device, tables.by_column, n)
-            return flash.backward(device.shape, q, *keys, device.problem(n), visits, rows, sums)
+            return flash_backward.backward(
+                device.shape, q, *keys, device.problem(n), visits, rows, sums
+            )
 
-        sums, dk, dv = _around_and_back(plan, step, flash.no_gradients(q, parts), (k, v))
+        sums, dk, dv = _around_and_back(plan, step, flash_backward.no_gradients(q, parts), (k, v))
         dq = jnp.swapaxes(sums.q, -1, -2).astype(q.dtype)
         dq = _whole(plan.queries, dq, batch, heads, length)
         length = plan.keys.length // plan.keys.shards
@@ -214,7 +217,7 @@ def _backward(plan, saved, grad):
             _whole(plan.keys, dx.astype(x.dtype), batch, kv_heads, length)
             for dx, x in ((dk, k), (dv, v))
         )
-        dextra = None if extra is None else flash.extra_gradient(device.shape, extra, rows)
+        dextra = None if extra is None else flash_backward.extra_gradient(device.shape, extra, rows)
         return dq, dk, dv, *_summed(plan, sums.leaves, leaf_specs, dextra, extra_spec)
 
     specs = (*[blocks] * 3, tokens, blocks, tokens, parts_spec, extra_spec, mask_spec, none)
@@ -222,8 +225,8 @@ def _backward(plan, saved, grad):
     dq, dk, dv, dleaves, dextra = run(q, k, v, grad, log_sum, delta, parts, extra, mask, tables)
     dleaves = [g.astype(x.dtype) for g, x in zip(dleaves, leaves, strict=True)]
     dextra = None if extra is None else dextra.astype(extra.dtype)
-    rest = jax.tree.map(flash.no_gradient, (mask, tables))
-    return dq, dk, dv, rebuild(dleaves, flash.no_gradient), dextra, *rest
+    rest = jax.tree.map(flash_backward.no_gradient, (mask, tables))
+    return dq, dk, dv, rebuild(dleaves, flash_backward.no_gradient), dextra, *rest
 
 
 _core.defvjp(_forward, _backward)
@@ -299,12 +302,12 @@ def _shifted(plan: _Plan, x: Array, distance: int) -> Array:
 
 def _cut(layout: Layout, x: Array, kv_heads: int) -> Array:
     """Cuts x, in natural order, into blocks in the order of the layout."""
-    return flash.cut(_traded(layout, x), kv_heads, layout.block, layout.pieces)
+    return cut(_traded(layout, x), kv_heads, layout.block, layout.pieces)
 
 
 def _whole(layout: Layout, x: Array, batch: int, heads: int, length: int) -> Array:
     """Inverts `_cut`."""
-    x = flash.join(x, batch, heads, layout.block, length, layout.pieces)
+    x = join(x, batch, heads, layout.block, length, layout.pieces)
     return _natural(layout, x)
 
 

@@ -1,4 +1,4 @@
-"""Sharding of attention's arrays over the active device mesh.
+"""Where attention runs: the platform, and the sharding of arrays over the active device mesh.
 
 The mesh axes are those of the whole project: "data" shards the batch, "context" the sequence and
 "model" the heads. `jax.set_mesh` activates a mesh; an axis that it lacks has size 1.
@@ -13,6 +13,18 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
 DATA, CONTEXT, MODEL = "data", "context", "model"
+
+
+def platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": that of `jax.default_device` if set, else JAX's default.
+
+    It is what is known while tracing.
+    """
+    device = jax.config.jax_default_device  # ty: ignore[missing-attribute]
+    if device is None:
+        return jax.default_backend()
+    name = device if isinstance(device, str) else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def axis_sizes() -> dict[str, int]:

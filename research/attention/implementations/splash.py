@@ -18,8 +18,7 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
 from research.attention.implementations import sharding
-from research.attention.implementations.platforms import platform
-from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
+from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, platform
 from research.attention.parts.biases import Softcap
 from research.attention.parts.masks import And, Mask, Padding, Segments
 from research.attention.parts.mechanism import PLAIN, Mechanism

@@ -18,8 +18,8 @@ from research.attention.parts.normalizers import NORMALIZERS, Normalizer
 from research.attention.parts.positions import ROTARY_POSITIONS, Rotary
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.relative_scores import SCORE_POSITIONS
-from research.attention.parts.scores import SCORES, ScaledDot, Score
-from research.attention.parts.tables import MASKS, POSITIONS
+from research.attention.parts.scores import ScaledDot, Score
+from research.attention.parts.tables import MASKS, POSITIONS, SCORES
 from research.options import Joined, OptionError, choice, option
 
 MASK: Any = {"help": "which keys a query sees", "joined": True}

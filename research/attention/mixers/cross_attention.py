@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
@@ -12,8 +10,8 @@ from research.attention.implementations.attend import attend
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import Look
-from research.attention.mixers.projections import merge_heads, projections, split_heads
-from research.attention.mixers.self_attention import looked
+from research.attention.mixers.projections import projections, split_heads
+from research.attention.mixers.self_attention import gate_and_merge, looked, read_kept
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
@@ -147,24 +145,14 @@ class CrossAttention:
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
         """Gates and projects the heads' outputs; see `Mixer`."""
-        read = read.astype(x.dtype)
-        if self.output_gate:
-            read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
-        return merge_heads(params, read)
+        return gate_and_merge(params, x, read)
 
     def _read(self, by, params, x, remembered, mask, q_index):
         """Returns `by(q, k, v, mechanism)` for the queries of x and the remembered memory."""
         mechanism = self.mechanism.bind(params, mask)
-        k, v = remembered.get("k", remembered["v"]), remembered["v"]
-        at = np.arange(x.shape[1]) if q_index is None else q_index, np.arange(v.shape[1])
-        if "query" in mechanism.reads:
-            q = split_heads(params, "query", x)
-            q = q if self.rotary is None else self.rotary(q, at[0])
-        else:
-            q = jnp.zeros((*x.shape[:2], self.num_heads, self.head_width), x.dtype)
-        if mechanism.focus is not None:
-            mechanism = mechanism.focused(q, *at, mask)
-        return by(q, k, v, mechanism, q_index=at[0], kv_index=at[1])
+        q_index = np.arange(x.shape[1]) if q_index is None else q_index
+        kv_index = np.arange(remembered["v"].shape[1])
+        return read_kept(self, by, params, x, remembered, mechanism, q_index, kv_index, within=mask)
 
 
 def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> CrossAttention:

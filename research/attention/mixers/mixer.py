@@ -128,6 +128,12 @@ class Mixer:
         raise Unsupported(f"{name} sums no values, so there is nothing to merge")
 
 
+def refuse_mask(name: str, mask: Mask | None) -> None:
+    """Raises Unsupported if a mask was given to a mixer that cannot take one."""
+    if mask is not None:
+        raise Unsupported(f"mixer {name!r} cannot take a mask beyond its own; 'softmax' can")
+
+
 def kept_of_token(
     mixer: Any, remember: Callable[..., dict[str, Array]], batch: int, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:

@@ -100,10 +100,7 @@ class SelfAttention(Mixer):
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
         """Gates and projects the heads' outputs; see `Mixer`."""
-        read = read.astype(x.dtype)
-        if self.output_gate:
-            read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
-        return merge_heads(params, read)
+        return gate_and_merge(params, x, read)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns an empty cache of the arrays from `remember`; see `cache.empty`."""
@@ -169,15 +166,42 @@ class SelfAttention(Mixer):
     def _read(self, by, params, x, kept, q_index, kv_index, mask):
         """Returns `by(q, k, v, mechanism)` for the queries of x and the cached keys and values."""
         mechanism = self.mechanism.bind(params, mask).given(kept)
-        if "query" in mechanism.reads:
-            q = split_heads(params, "query", x)
-            q = q if self.rotary is None else self.rotary(q, q_index)
-        else:
-            q = jnp.zeros((*x.shape[:2], self.num_heads, self.head_width), x.dtype)
-        if mechanism.focus is not None:
-            mechanism = mechanism.focused(q, q_index, kv_index, mechanism.mask)
-        k, v = kept.get("k", kept["v"]), kept["v"]
-        return by(q, k, v, mechanism, q_index=q_index, kv_index=kv_index)
+        return read_kept(self, by, params, x, kept, mechanism, q_index, kv_index, mechanism.mask)
+
+
+def read_kept(mixer, by, params, x, kept, mechanism, q_index, kv_index, within):
+    """Returns `by(q, k, v, mechanism)` for the queries of x and kept keys "k" and values "v".
+
+    Args:
+      mixer: `SelfAttention` or `CrossAttention`.
+      by: computes attention, as `attend` does.
+      params: arrays of the shapes that `mixer.parameters` states.
+      x: the tokens whose queries attend, (B, T, M).
+      kept: "v" (B, S, K, D), and "k" if the score needs keys.
+      mechanism: the bound mechanism.
+      q_index: positions of the queries, (T,).
+      kv_index: positions of the keys, (S,).
+      within: the mask that a predicted window is placed in; see `Mechanism.focused`.
+    """
+    if "query" in mechanism.reads:
+        q = split_heads(params, "query", x)
+        q = q if mixer.rotary is None else mixer.rotary(q, q_index)
+    else:
+        q = jnp.zeros((*x.shape[:2], mixer.num_heads, mixer.head_width), x.dtype)
+    if mechanism.focus is not None:
+        mechanism = mechanism.focused(q, q_index, kv_index, within)
+    k, v = kept.get("k", kept["v"]), kept["v"]
+    return by(q, k, v, mechanism, q_index=q_index, kv_index=kv_index)
+
+
+def gate_and_merge(
+    params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+) -> Float[Array, "B T M"]:
+    """Multiplies the heads' outputs by sigmoid(x W) if there is a "gate" W, and projects them."""
+    read = read.astype(x.dtype)
+    if "gate" in params:
+        read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
+    return merge_heads(params, read)
 
 
 def looked(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from research.attention.parts.choice import MechanismPart, Sizes, size, span
 from research.attention.parts.content import Looks, OfQueries
-from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask
+from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
 from research.attention.parts.scores import grouped_dot
 
 
@@ -46,9 +46,7 @@ class MoBA(BlockCausal, Looks):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("query", "key")
-    top: int = dataclasses.field(
-        metadata={"static": True}
-    )  # blocks that a query sees, its own among them
+    top: int = static()  # blocks that a query sees, its own included
 
     def see(
         self,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.attention.parameters import Parameter, matrix_axes, matrix_init
-from research.attention.parts.masks import LONGEST, Index
+from research.attention.parts.masks import LONGEST, Index, static
 from research.attention.parts.normalizers import Normalizer, Parts
 
 
@@ -22,7 +22,7 @@ class PredictedWindow:
 
     weight: Any  # W (H, D, D)
     vector: Any  # v (H, D)
-    size: int = dataclasses.field(metadata={"static": True})
+    size: int = static()
 
     def around(
         self,
@@ -59,7 +59,7 @@ class Focused(Normalizer):
     inner: Normalizer
     center: Any  # p (B, H, T)
     kv_index: Any  # (S,)
-    size: int = dataclasses.field(metadata={"static": True})
+    size: int = static()
 
     def parts(
         self, scores: Float[Array, "B H T S"], mask: Bool[Array, "..."] | None = None

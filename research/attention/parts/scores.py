@@ -1,9 +1,10 @@
-"""Score functions of attention: how well a query and a key match.
+"""Score functions of attention: how well a query and a key match. Those with a dot-product form.
 
 A score is a frozen dataclass registered as a pytree. `score(q, k, q_index, kv_index)` is the
 reference. `score.as_dot(q, k)` rewrites it as plain dot products where that is possible, because
 blockwise and fused implementations need that form. Learned leaves hold a `Parameter` until they are
-bound. A new score is one dataclass here and one line in `SCORES`.
+bound. Scores without a dot form are in additive_scores.py, location_scores.py and
+relative_scores.py. A new score is one dataclass and one line in the table of its file.
 
 Leaves are annotated Any because JAX also fills pytrees with objects that are not arrays.
 """
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.choice import MechanismPart, Sizes, size
+from research.attention.parts.choice import MechanismPart, Sizes
 from research.attention.parts.masks import Index
 from research.options import option
 
@@ -145,124 +146,6 @@ class General(Score):
         return jnp.einsum("bthd,hde->bthe", q, self.weight.astype(q.dtype)), k
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Additive(NotDot):
-    """v . tanh(W q + U k)."""
-
-    query: Any  # W (H, D, A)
-    key: Any  # U (K, D, A)
-    vector: Any  # v (H, A)
-
-    def __call__(
-        self,
-        q: Float[Array, "B T H D"],
-        k: Float[Array, "B S K E"],
-        q_index: Index,
-        kv_index: Index,
-    ) -> Float[Array, "B H T S"]:
-        hidden_q = jnp.einsum("bthd,hda->bhta", q, self.query.astype(q.dtype))
-        hidden_k = jnp.einsum("bskd,kda->bksa", k, self.key.astype(k.dtype))
-        return additive_scores(hidden_q, hidden_k, self.vector)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Concat(NotDot):
-    """v . tanh(W [q; k])."""
-
-    weight: Any  # W (H, 2 D, A), the rows of the query first
-    vector: Any  # v (H, A)
-
-    def __call__(
-        self,
-        q: Float[Array, "B T H D"],
-        k: Float[Array, "B S K E"],
-        q_index: Index,
-        kv_index: Index,
-    ) -> Float[Array, "B H T S"]:
-        # W [q; k] = W_q q + W_k k, so the T S concatenated pairs are never built.
-        of_q, of_k = jnp.split(self.weight.astype(q.dtype), [q.shape[-1]], axis=1)
-        hidden_q = jnp.einsum("bthd,hda->bhta", q, of_q)
-        hidden_k = jnp.einsum("bshd,hda->bhsa", jnp.repeat(k, q.shape[2] // k.shape[2], 2), of_k)
-        return additive_scores(hidden_q, hidden_k, self.vector)
-
-
-def additive_scores(
-    hidden_q: Float[Array, "B H T A"],
-    hidden_k: Float[Array, "B K S A"],
-    vector: Float[Array, "H A"],
-) -> Float[Array, "B H T S"]:
-    """Returns v . tanh(hidden_q + hidden_k) for every pair, in float32 or wider.
-
-    Memory is O(B H T S A).
-    """
-    heads, kv_heads = hidden_q.shape[1], hidden_k.shape[1]
-    hidden_k = jnp.repeat(hidden_k, heads // kv_heads, axis=1)
-    dtype = jnp.promote_types(hidden_q.dtype, jnp.float32)
-    hidden = jnp.tanh(hidden_q[:, :, :, None] + hidden_k[:, :, None, :])
-    return jnp.einsum(
-        "bhtsa,ha->bhts", hidden, vector.astype(hidden.dtype), preferred_element_type=dtype
-    )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Location(NotDot):
-    """(q W)[position of the key]: scores depend on the query alone, not on the keys' content."""
-
-    reads: ClassVar[tuple[str, ...]] = ("query",)
-    weight: Any  # (H, D, longest S)
-
-    def __call__(
-        self,
-        q: Float[Array, "B T H D"],
-        k: Float[Array, "B S K E"],
-        q_index: Index,
-        kv_index: Index,
-    ) -> Float[Array, "B H T S"]:
-        # Cast before the product: XLA on CPU lacks this bfloat16 x bfloat16 -> float32 product.
-        dtype = jnp.promote_types(q.dtype, jnp.float32)
-        weight = self.weight.astype(q.dtype).astype(dtype)
-        scores = jnp.einsum("bthd,hds->bhts", self.hidden(q).astype(dtype), weight)
-        return jnp.take(scores, jnp.ravel(kv_index), axis=-1, mode="clip")
-
-    def hidden(self, q: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
-        """Transforms the query before it is projected to positions."""
-        return q
-
-
-class SynthesizerDense(Location):
-    """(relu(q) W)[position of the key]."""
-
-    def hidden(self, q: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
-        return jax.nn.relu(q)
-
-
-jax.tree_util.register_dataclass(SynthesizerDense, data_fields=["weight"], meta_fields=[])
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SynthesizerRandom(NotDot):
-    """table[position of the query, position of the key], independent of content."""
-
-    reads: ClassVar[tuple[str, ...]] = ()
-    table: Any  # (H, longest T, longest S)
-
-    def __call__(
-        self,
-        q: Float[Array, "B T H D"],
-        k: Float[Array, "B S K E"],
-        q_index: Index,
-        kv_index: Index,
-    ) -> Float[Array, "B H T S"]:
-        table = self.table.astype(jnp.promote_types(q.dtype, jnp.float32))
-        rows = jnp.take(table, jnp.ravel(q_index), axis=1, mode="clip")
-        scores = jnp.take(rows, jnp.ravel(kv_index), axis=2, mode="clip")
-        return jnp.broadcast_to(scores, (q.shape[0], *scores.shape))
-
-
 def dot() -> Score:
     """Returns the score q . k (Luong et al. 2015, section 3.1, "dot")."""
     return Score()
@@ -282,79 +165,6 @@ def cosine(temperature: float = 0.1) -> Score:
     if temperature <= 0:
         raise ValueError(f"cosine: temperature = {temperature}; it must be positive")
     return Cosine(temperature)
-
-
-def learned_cosine(num_heads: int, temperature: float = 0.1) -> Score:
-    """Returns cosine scores, a learned temperature per head (Henry et al. 2020; Swin V2, eq. 2).
-
-    The parameter is log(1 / temperature), which keeps the temperature positive; `temperature` is
-    its initial value.
-    """
-    first = Constant(-math.log(temperature))
-    return LearnedCosine(Parameter((num_heads,), first, vector_axes("heads")))
-
-
-def general(num_heads: int, width: int, key_width: int = 0) -> Score:
-    """Returns the score q W k, one matrix per head (Luong et al. 2015, section 3.1, "general").
-
-    `key_width` is the keys' D if it differs from the queries'. W is drawn from N(0, 1 / D).
-    """
-    shape = (num_heads, width, key_width or width)
-    return General(
-        Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
-    )
-
-
-def additive(num_heads: int, kv_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
-    """Returns v . tanh(W q + U k) with A = `hidden` (Bahdanau et al. 2015, appendix A.1.2)."""
-    key_width = key_width or width
-    query = Parameter(
-        (num_heads, width, hidden), matrix_init(0.0, width), matrix_axes("heads", "", "")
-    )
-    key = Parameter(
-        (kv_heads, key_width, hidden),
-        matrix_init(0.0, key_width),
-        matrix_axes("kv_heads", "", ""),
-    )
-    return Additive(query, key, _vector(num_heads, hidden))
-
-
-def concat(num_heads: int, width: int, hidden: int, key_width: int = 0) -> Score:
-    """Returns v . tanh(W [q; k]) with A = `hidden` (Luong et al. 2015, section 3.1, "concat").
-
-    The same function as the additive score, with its two matrices stacked into one.
-    """
-    total = width + (key_width or width)
-    weight = Parameter(
-        (num_heads, total, hidden), matrix_init(0.0, width), matrix_axes("heads", "", "")
-    )
-    return Concat(weight, _vector(num_heads, hidden))
-
-
-def location(num_heads: int, width: int, length: int) -> Score:
-    """Returns (W q)[key's position] for up to `length` keys (Luong et al. 2015, equation 8)."""
-    shape = (num_heads, width, length)
-    return Location(
-        Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
-    )
-
-
-def synthesizer_dense(num_heads: int, width: int, length: int) -> Score:
-    """Returns (W relu(q))[key's position] (Tay et al. 2021, Synthesizer, eqs. 1-2, "dense")."""
-    shape = (num_heads, width, length)
-    return SynthesizerDense(
-        Parameter(shape, matrix_init(0.0, width), matrix_axes("heads", "head_width", ""))
-    )
-
-
-def synthesizer_random(num_heads: int, length: int) -> Score:
-    """Returns a learned table of scores (Tay et al. 2021, Synthesizer, equation 3, "random")."""
-    shape = (num_heads, length, length)
-    return SynthesizerRandom(Parameter(shape, matrix_init(1.0, 1), matrix_axes("heads", "", "")))
-
-
-def _vector(num_heads: int, hidden: int) -> Parameter:
-    return Parameter((num_heads, hidden), matrix_init(0.0, hidden), matrix_axes("heads", ""))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -387,38 +197,9 @@ class GeneralScore(MechanismPart):
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
-        return general(sizes.num_heads, sizes.head_width)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdditiveScore(MechanismPart):
-    """v . tanh(W q + U k)"""
-
-    source = "Bahdanau et al. 2015, appendix A.1.2"
-
-    score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
-
-    def build(self, sizes: Sizes) -> Score:
-        """Returns the score for heads of these sizes."""
-        return additive(
-            sizes.num_heads,
-            sizes.num_kv_heads,
-            sizes.head_width,
-            self.score_width or sizes.head_width,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConcatScore(MechanismPart):
-    """v . tanh(W [q; k])"""
-
-    source = "Luong et al. 2015, section 3.1"
-
-    score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
-
-    def build(self, sizes: Sizes) -> Score:
-        """Returns the score for heads of these sizes."""
-        return concat(sizes.num_heads, sizes.head_width, self.score_width or sizes.head_width)
+        shape = (sizes.num_heads, sizes.head_width, sizes.head_width)
+        init = matrix_init(0.0, sizes.head_width)
+        return General(Parameter(shape, init, matrix_axes("heads", "head_width", "")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -444,53 +225,15 @@ class LearnedCosineScore(MechanismPart):
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
-        return learned_cosine(sizes.num_heads, self.temperature)
+        # The parameter is log(1 / temperature), which keeps the temperature positive.
+        initial = Constant(-math.log(self.temperature))
+        return LearnedCosine(Parameter((sizes.num_heads,), initial, vector_axes("heads")))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LocationScore(MechanismPart):
-    """(W q)[position of the key]"""
-
-    source = "Luong et al. 2015, equation 8"
-
-    def build(self, sizes: Sizes) -> Score:
-        """Returns the score for heads of these sizes."""
-        return location(sizes.num_heads, sizes.head_width, sizes.max_length)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SynthesizerDenseScore(MechanismPart):
-    """(W relu(q))[position of the key]"""
-
-    source = "Tay et al. 2021 (Synthesizer), equations 1-2"
-    where = ("self",)
-
-    def build(self, sizes: Sizes) -> Score:
-        """Returns the score for heads of these sizes."""
-        return synthesizer_dense(sizes.num_heads, sizes.head_width, sizes.max_length)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SynthesizerRandomScore(MechanismPart):
-    """a learned table[position of the query, position of the key]"""
-
-    source = "Tay et al. 2021 (Synthesizer), equation 3"
-    where = ("self",)
-
-    def build(self, sizes: Sizes) -> Score:
-        """Returns the score for heads of these sizes."""
-        return synthesizer_random(sizes.num_heads, sizes.max_length)
-
-
-SCORES: dict[str, type[MechanismPart]] = {
+DOT_SCORES: dict[str, type[MechanismPart]] = {
     "dot": DotScore,
     "scaled_dot": ScaledDotScore,
     "general": GeneralScore,
-    "additive": AdditiveScore,
-    "concat": ConcatScore,
     "cosine": CosineScore,
     "learned_cosine": LearnedCosineScore,
-    "location": LocationScore,
-    "synthesizer_dense": SynthesizerDenseScore,
-    "synthesizer_random": SynthesizerRandomScore,
 }

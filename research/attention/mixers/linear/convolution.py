@@ -9,9 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.errors import Unsupported
 from research.attention.mixers.choice import Context, Unplaced, fill
-from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.mixer import Look, Mixer, refuse_mask
 from research.attention.parameters import (
     Constant,
     Normal,
@@ -160,10 +159,7 @@ class GatedConvolution(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Computes the gated convolution of a whole sequence; see `Mixer`."""
-        if mask is not None:
-            raise Unsupported(
-                "mixer 'gated_convolution' cannot take a mask beyond its own; 'softmax' can"
-            )
+        refuse_mask("gated_convolution", mask)
         if self.implementation == "parallel":
             # Skips the zeros before the first token, which would lengthen the FFT.
             return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype)))
@@ -180,10 +176,7 @@ class GatedConvolution(Mixer):
 
         The weights do not depend on the input; only the gate does.
         """
-        if mask is not None:
-            raise Unsupported(
-                "mixer 'gated_convolution' cannot take a mask beyond its own; 'softmax' can"
-            )
+        refuse_mask("gated_convolution", mask)
         length = x.shape[1]
         taps = params["filter"][:length]
         back = np.subtract.outer(np.arange(length), np.arange(length))

@@ -5,7 +5,8 @@ per channel of the keys. Decays are given as logarithms, which are at most 0. No
 exponential of a positive number or divides by a product of decays, so any decay is safe.
 """
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +57,32 @@ def chunkwise(
     decay: Decay,
     memory: Memory,
     chunk: int = CHUNK,
+    scan: Callable[..., Any] = lax.scan,
 ) -> tuple[Memory, Float[Array, "B T H Dv"]]:
     """Computes all pairs within a chunk and passes S between chunks: linear in T.
 
     Everything is batched over chunks, except the recurrence between them (Yang et al. 2024, GLA,
     section 4.3; Dao and Gu 2024, section 6). Arguments and results are those of `parallel`; T need
-    not be a multiple of `chunk`.
+    not be a multiple of `chunk`, and `scan` runs the recurrence between chunks.
     """
-    return _in_chunks(q, k, v, decay, memory, chunk, lax.scan)
+    length = q.shape[1]
+    q, k, v = (_split(x, min(chunk, length)) for x in (q, k, v))
+    if decay is None:
+        y, kept, added, q = _undecayed(q, k, v)
+    elif decay.ndim == 3:
+        y, kept, added, q = _decayed_by_head(q, k, v, _split(decay, min(chunk, length)))
+    else:
+        y, kept, added, q = _decayed_by_channel(q, k, v, _split(decay, min(chunk, length)))
+
+    def step(memory, chunk):
+        kept, added = chunk
+        return _keep(kept, memory) + added, memory
+
+    memory, before = scan(step, memory, (kept, added))
+    y = y + q @ before
+    # (N, B, H, C, Dv) to (B, T, H, Dv).
+    y = jnp.transpose(y, (1, 0, 3, 2, 4))
+    return memory, y.reshape(y.shape[0], -1, *y.shape[3:])[:, :length]
 
 
 def ring(
@@ -84,33 +103,11 @@ def ring(
         def scan(step, memory, chunks):
             return shards.scan(step, memory, chunks, _whole(chunks[0]), _keep)
 
-        return _in_chunks(q, k, v, decay, memory, chunk, scan)
+        return chunkwise(q, k, v, decay, memory, chunk, scan)
 
     if context_size() == 1:
         return chunkwise(q, k, v, decay, memory, chunk)
     return shards.over_context(local, (q, k, v, decay), memory)
-
-
-def _in_chunks(q, k, v, decay, memory, chunk, scan):
-    """Computes `chunkwise` or `ring`; `scan` runs the recurrence between chunks."""
-    length = q.shape[1]
-    q, k, v = (_split(x, min(chunk, length)) for x in (q, k, v))
-    if decay is None:
-        y, kept, added, q = _undecayed(q, k, v)
-    elif decay.ndim == 3:
-        y, kept, added, q = _decayed_by_head(q, k, v, _split(decay, min(chunk, length)))
-    else:
-        y, kept, added, q = _decayed_by_channel(q, k, v, _split(decay, min(chunk, length)))
-
-    def step(memory, chunk):
-        kept, added = chunk
-        return _keep(kept, memory) + added, memory
-
-    memory, before = scan(step, memory, (kept, added))
-    y = y + q @ before
-    # (N, B, H, C, Dv) to (B, T, H, Dv).
-    y = jnp.transpose(y, (1, 0, 3, 2, 4))
-    return memory, y.reshape(y.shape[0], -1, *y.shape[3:])[:, :length]
 
 
 def _keep(kept, memory):

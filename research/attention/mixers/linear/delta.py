@@ -4,6 +4,7 @@ The forms of the recurrence are pure functions that compute the same, and two mi
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +22,9 @@ from research.attention.mixers.linear.linear_time import (
     LinearTime,
     wide,
 )
-from research.attention.mixers.linear.state_space import log_rate_init, step_bias_init
+from research.attention.mixers.linear.state_space import step_parameters, steps
 from research.attention.mixers.projections import merge_heads
-from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
+from research.attention.parameters import Parameter, matrix_axes, matrix_init
 
 # Added under the square root when queries and keys are normalized: vectors of zeros stay zero and
 # have a finite gradient.
@@ -71,58 +72,6 @@ def recurrent(
     return memory, jnp.moveaxis(out, 0, 1)
 
 
-def chunkwise(
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B T H D"],
-    v: Float[Array, "B T H Dv"],
-    beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T H"] | None,
-    memory: Float[Array, "B H D Dv"],
-    chunk: int = decay.CHUNK,
-) -> Run:
-    """Runs the recurrence chunk by chunk, in time linear in T.
-
-    All but two matrix products are batched over the chunks. The tokens of a chunk write
-    u_i = b_i (v_i - value stored for k_i at that time), a triangular system whose solution is
-    linear in the state at the start of the chunk (the WY form: Yang et al. 2024,
-    "Parallelizing...", section 3.2; with decays Yang, Kautz, Hatamizadeh 2024, section 3.3).
-
-    Arguments and results are those of `recurrent`; T need not be a multiple of `chunk`.
-    """
-    return _in_chunks(q, k, v, beta, log_decay, memory, chunk, lax.scan)
-
-
-def ring(
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B T H D"],
-    v: Float[Array, "B T H Dv"],
-    beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T H"] | None,
-    memory: Float[Array, "B H D Dv"],
-    chunk: int = decay.CHUNK,
-) -> Run:
-    """Runs `chunkwise` with tokens sharded over the mesh axis "context"; see `shards`.
-
-    A device's tokens multiply S by a (D, D) matrix, which is found by running the recurrence on the
-    identity with nothing written. Arguments and results are those of `chunkwise`, which runs if
-    there is no such axis.
-    """
-
-    def local(q, k, v, beta, log_decay, memory):
-        def scan(step, memory, chunks):
-            nothing = jnp.zeros((len(chunks.written), 1, 1, 1, 1), memory.dtype)
-            unit = jnp.eye(memory.shape[-2], dtype=memory.dtype)
-            unit = jnp.broadcast_to(unit, (*memory.shape[:2], *unit.shape))
-            kept, _ = lax.scan(step, unit, chunks._replace(written=nothing))
-            return shards.scan(step, memory, chunks, kept, jnp.matmul)
-
-        return _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan)
-
-    if context_size() == 1:
-        return chunkwise(q, k, v, beta, log_decay, memory, chunk)
-    return shards.over_context(local, (q, k, v, beta, log_decay), memory)
-
-
 class _Chunks(NamedTuple):
     """Inputs of the recurrence between chunks, each (chunks, B, H, ...).
 
@@ -139,8 +88,26 @@ class _Chunks(NamedTuple):
     whole: Array
 
 
-def _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan):
-    """Computes `chunkwise` or `ring`; `scan` runs the recurrence between chunks."""
+def chunkwise(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    beta: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | None,
+    memory: Float[Array, "B H D Dv"],
+    chunk: int = decay.CHUNK,
+    scan: Callable[..., Any] = lax.scan,
+) -> Run:
+    """Runs the recurrence chunk by chunk, in time linear in T.
+
+    All but two matrix products are batched over the chunks. The tokens of a chunk write
+    u_i = b_i (v_i - value stored for k_i at that time), a triangular system whose solution is
+    linear in the state at the start of the chunk (the WY form: Yang et al. 2024,
+    "Parallelizing...", section 3.2; with decays Yang, Kautz, Hatamizadeh 2024, section 3.3).
+
+    Arguments and results are those of `recurrent`; T need not be a multiple of `chunk`, and `scan`
+    runs the recurrence between chunks.
+    """
     length = q.shape[1]
     chunk = min(chunk, length)
     count = -(-length // chunk)
@@ -167,6 +134,37 @@ def _in_chunks(q, k, v, beta, log_decay, memory, chunk, scan):
     out = (q * since) @ before + (q @ k.mT * between) @ new
     out = jnp.moveaxis(out, (0, 2), (1, 3))
     return memory, out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
+
+
+def ring(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T H D"],
+    v: Float[Array, "B T H Dv"],
+    beta: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"] | None,
+    memory: Float[Array, "B H D Dv"],
+    chunk: int = decay.CHUNK,
+) -> Run:
+    """Runs `chunkwise` with tokens sharded over the mesh axis "context"; see `shards`.
+
+    A device's tokens multiply S by a (D, D) matrix, which is found by running the recurrence on the
+    identity with nothing written. Arguments and results are those of `chunkwise`, which runs if
+    there is no such axis.
+    """
+
+    def local(q, k, v, beta, log_decay, memory):
+        def scan(step, memory, chunks):
+            nothing = jnp.zeros((len(chunks.written), 1, 1, 1, 1), memory.dtype)
+            unit = jnp.eye(memory.shape[-2], dtype=memory.dtype)
+            unit = jnp.broadcast_to(unit, (*memory.shape[:2], *unit.shape))
+            kept, _ = lax.scan(step, unit, chunks._replace(written=nothing))
+            return shards.scan(step, memory, chunks, kept, jnp.matmul)
+
+        return chunkwise(q, k, v, beta, log_decay, memory, chunk, scan)
+
+    if context_size() == 1:
+        return chunkwise(q, k, v, beta, log_decay, memory, chunk)
+    return shards.over_context(local, (q, k, v, beta, log_decay), memory)
 
 
 def parallel(
@@ -254,11 +252,6 @@ class DeltaNet(LinearTime):
         beta = Parameter((self.width, self.num_heads), matrix, matrix_axes("width", "heads"))
         return {**self.inward(), "beta": beta}
 
-    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Returns "memory" (batch, H, D, D) and "inputs" of the convolutions, at least float32."""
-        memory = self.init_memory(batch, self.head_width, dtype)
-        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
-
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
@@ -322,22 +315,13 @@ class GatedDeltaNet(DeltaNet):
 
         The decay has "step" (M, H) and "step_bias" (H,), and "log_rate" (H,), which is log A.
         """
-        matrix, heads = matrix_init(self.init_stddev, self.width), (self.num_heads,)
-        return super().parameters() | {
-            "gate": gate_parameter(self),
-            "step": Parameter((self.width, *heads), matrix, matrix_axes("width", "heads")),
-            "step_bias": Parameter(heads, step_bias_init, vector_axes("heads")),
-            "log_rate": Parameter(heads, log_rate_init, vector_axes("heads")),
-        }
+        return super().parameters() | {"gate": gate_parameter(self), **step_parameters(self)}
 
     def log_decay(
         self, params: dict[str, Array], x: Float[Array, "B T M"]
     ) -> Float[Array, "B T H"] | None:
         """Returns -A softplus(x W + b)."""
-        dtype = wide(x.dtype)
-        step = (x @ params["step"].astype(x.dtype)).astype(dtype)
-        step = jax.nn.softplus(step + params["step_bias"].astype(dtype))
-        return -jnp.exp(params["log_rate"].astype(dtype)) * step
+        return steps(params, x)[1]
 
     def gated_output(
         self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]

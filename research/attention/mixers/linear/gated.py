@@ -119,11 +119,6 @@ class GatedLinearAttention(LinearTime):
             "decay_bias": Parameter(shape, Constant(0.0), vector_axes(*axes)),
         }
 
-    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Returns "memory" (batch, H, D, D) and "inputs" of the convolutions, at least float32."""
-        memory = self.init_memory(batch, self.head_width, dtype)
-        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
-
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:

@@ -80,14 +80,6 @@ class LinearAttention(LinearTime):
         """Returns the projections of `SelfAttention`, and taps if there are any."""
         return self.inward()
 
-    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Returns "memory", running sums of k v and of k, and "inputs" of the convolutions.
-
-        All are float32 or wider, and their sizes do not depend on the length.
-        """
-        memory = self.init_memory(batch, self.head_width, dtype)
-        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
-
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
         """Returns zeros for the running sums of k v and of k; see `LinearTime`."""
         keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))

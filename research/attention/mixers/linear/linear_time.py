@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.errors import Unsupported
 from research.attention.implementations.sharding import context_size
 from research.attention.mixers.choice import Context, HeadOptions, Unplaced, fill
 from research.attention.mixers.linear import decay, short_convolution
-from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.mixer import Look, Mixer, refuse_mask
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter, matrix_axes, vector_axes
 from research.attention.parts.choice import size, span
@@ -76,12 +75,17 @@ class LinearTime(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Mixes a whole sequence; see `Mixer`."""
-        if mask is not None:
-            raise Unsupported(
-                f"mixer {self.name!r} cannot take a mask beyond its own; 'softmax' can"
-            )
+        refuse_mask(self.name, mask)
         state = self.init_state(x.shape[0], x.shape[1], x.dtype)
         return self.mix(params, state, x, self.implementation)[1]
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """Returns the "memory" of the recurrence and the "inputs" of the convolutions.
+
+        All are float32 or wider, and their sizes do not depend on the length.
+        """
+        memory = self.init_memory(batch, self.head_width, dtype)
+        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
@@ -109,10 +113,7 @@ class LinearTime(Mixer):
         The outputs are linear in the values. So the recurrence runs on one-hot values that mark
         their positions, and the output at t in channel s is the weight of position s.
         """
-        if mask is not None:
-            raise Unsupported(
-                f"mixer {self.name!r} cannot take a mask beyond its own; 'softmax' can"
-            )
+        refuse_mask(self.name, mask)
         batch, length = x.shape[:2]
         read, v, _ = self.prepare(params, self.init_state(batch, length, x.dtype), x)
         marks = jnp.eye(length, dtype=wide(x.dtype))[None, :, None]

@@ -40,6 +40,26 @@ def log_rate_init(key: Array, shape: tuple[int, ...], dtype: Any = "float32") ->
     return jnp.log(jax.random.uniform(key, shape, dtype, SLOWEST, FASTEST))
 
 
+def step_parameters(mixer: LinearTime) -> dict[str, Parameter]:
+    """Returns "step" (M, H), W, and "step_bias" (H,), b, of the steps; "log_rate" (H,), log A."""
+    heads, matrix = (mixer.num_heads,), matrix_init(mixer.init_stddev, mixer.width)
+    return {
+        "step": Parameter((mixer.width, *heads), matrix, matrix_axes("width", "heads")),
+        "step_bias": Parameter(heads, step_bias_init, vector_axes("heads")),
+        "log_rate": Parameter(heads, log_rate_init, vector_axes("heads")),
+    }
+
+
+def steps(
+    params: dict[str, Array], x: Float[Array, "B T M"]
+) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
+    """Returns the steps dt = softplus(x W + b), and the logarithms of the decays, -dt A."""
+    dtype = wide(x.dtype)
+    step = (x @ params["step"].astype(x.dtype)).astype(dtype)
+    step = jax.nn.softplus(step + params["step_bias"].astype(dtype))
+    return step, -step * jnp.exp(params["log_rate"].astype(dtype))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StateSpace(LinearTime):
     """Selective state space with scalar decays (Dao and Gu 2024, Mamba-2, sections 6 and 7).
@@ -74,21 +94,13 @@ class StateSpace(LinearTime):
         "gate" (M, H, D); "step" (M, H) and "step_bias" (H,) for dt; "log_rate" (H,), which is
         log A; "skip" (H,).
         """
-        heads = (self.num_heads,)
-        step = matrix_init(self.init_stddev, self.width)
+        skip = Parameter((self.num_heads,), Constant(1.0), vector_axes("heads"))
         return {
             **self.inward(),
             "gate": gate_parameter(self),
-            "step": Parameter((self.width, *heads), step, matrix_axes("width", "heads")),
-            "step_bias": Parameter(heads, step_bias_init, vector_axes("heads")),
-            "log_rate": Parameter(heads, log_rate_init, vector_axes("heads")),
-            "skip": Parameter(heads, Constant(1.0), vector_axes("heads")),
+            **step_parameters(self),
+            "skip": skip,
         }
-
-    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Returns "memory" (batch, H, N, D) and "inputs" of the convolutions, at least float32."""
-        memory = self.init_memory(batch, self.head_width, dtype)
-        return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
@@ -97,10 +109,7 @@ class StateSpace(LinearTime):
         dtype = wide(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
-        step = x @ params["step"].astype(x.dtype)
-        step = jax.nn.softplus(step.astype(dtype) + params["step_bias"].astype(dtype))
-        decays = -step * jnp.exp(params["log_rate"].astype(dtype))
-        return (q, k, step, decays), v, {"inputs": inputs}
+        return (q, k, *steps(params, x)), v, {"inputs": inputs}
 
     def recur(
         self,

@@ -23,10 +23,11 @@ from research.attention.parameters import (
     matrix_init,
     vector_axes,
 )
+from research.attention.parts.additive_scores import Additive, Concat, additive_scores
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import Additive, Concat, NotDot, additive_scores
+from research.attention.parts.scores import NotDot
 
 FILTER_LENGTH = 15
 
@@ -190,13 +191,6 @@ class Stateful(Alignment):
         wide = jnp.promote_types(dtype, jnp.float32)
         return jnp.zeros((batch, self.num_heads, length), wide)
 
-    def _scores(self, params, q, memory, place):
-        """Returns v . tanh(W q + U k + b + place), (B, H, 1, S), for `place` (B, H, S, A)."""
-        hidden = jnp.swapaxes(memory["hidden"], 1, 2)
-        hidden = jnp.repeat(hidden, self.num_heads // self.num_kv_heads, axis=1)
-        hidden_q = hidden_query(params, "", q)
-        return additive_scores(hidden_q, hidden + place.astype(hidden.dtype), params["vector"])
-
     def _energy(self, prefix: str = "") -> dict[str, Parameter]:
         heads, kv_heads = (self.num_heads,), (self.num_kv_heads,)
         inner, init = (self.head_width, self.score_width), matrix_init(0.0, self.head_width)
@@ -233,7 +227,48 @@ def hidden_query(
 
 
 @dataclasses.dataclass(frozen=True)
-class LocationAware(Stateful):
+class AdditiveWithHistory(Stateful):
+    """The base class of alignments whose energy has a term computed from the previous weights.
+
+    Weights are the normalized v . tanh(W q + U k + b + term).
+
+    Attributes:
+      normalizer: maps scores to weights.
+    """
+
+    normalizer: Normalizer = softmax
+
+    def step(
+        self,
+        params: dict[str, Array],
+        q: Float[Array, "B 1 H D"],
+        memory: dict[str, Float[Array, "B S ..."]],
+        q_index: Position,
+        kv_index: Positions,
+        mask: Mask | None,
+        state: PyTree,
+    ) -> tuple[Float[Array, "B H S"], PyTree]:
+        """See `Alignment`."""
+        hidden = jnp.swapaxes(memory["hidden"], 1, 2)
+        hidden = jnp.repeat(hidden, self.num_heads // self.num_kv_heads, axis=1)
+        hidden = hidden + self._history_term(params, state).astype(hidden.dtype)
+        scores = additive_scores(hidden_query(params, "", q), hidden, params["vector"])
+        allowed = None if mask is None else mask(q_index[:, None], kv_index[None, :])
+        weights = bind(self.normalizer, "normalizer", params)(scores, allowed)[:, :, 0]
+        weights = weights.astype(state.dtype)
+        return weights, self._next_state(state, weights)
+
+    def _history_term(self, params, state):
+        """Returns the term (B, H, S, A) of the state in the hidden layer of the energy."""
+        raise NotImplementedError
+
+    def _next_state(self, state, weights):
+        """Returns the state after a query with these weights."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class LocationAware(AdditiveWithHistory):
     """Weights from v . tanh(W q + U k + V f + b), where f is a convolution of the previous weights.
 
     Chorowski et al. 2015, equations 8 and 9 (hybrid). f_s = sum_n F_n previous_{s + n - N // 2},
@@ -242,8 +277,8 @@ class LocationAware(Stateful):
 
     Attributes:
       filter_length: N, odd.
-      num_filters: number of filters in F; 10 in the paper.
-      normalizer: maps scores to weights; the paper uses a sharpened softmax and smoothing.
+      num_filters: number of filters in F; 10 in the paper. The paper's normalizers are a sharpened
+        softmax and smoothing.
 
     Raises:
       ValueError: `filter_length` is even.
@@ -251,7 +286,6 @@ class LocationAware(Stateful):
 
     filter_length: int = FILTER_LENGTH
     num_filters: int = 10
-    normalizer: Normalizer = softmax
 
     def __post_init__(self):
         if self.filter_length % 2 == 0:
@@ -274,25 +308,12 @@ class LocationAware(Stateful):
             **described(self.normalizer, "normalizer"),
         }
 
-    def step(
-        self,
-        params: dict[str, Array],
-        q: Float[Array, "B 1 H D"],
-        memory: dict[str, Float[Array, "B S ..."]],
-        q_index: Position,
-        kv_index: Positions,
-        mask: Mask | None,
-        state: PyTree,
-    ) -> tuple[Float[Array, "B H S"], PyTree]:
-        """See `Alignment`."""
-        place = jnp.einsum(
-            "bhsf,hfa->bhsa", _filtered(state, params["filters"]), params["location"]
-        )
-        allowed = None if mask is None else mask(q_index[:, None], kv_index[None, :])
-        normalizer = bind(self.normalizer, "normalizer", params)
-        weights = normalizer(self._scores(params, q, memory, place), allowed)[:, :, 0]
-        weights = weights.astype(state.dtype)
-        return weights, weights
+    def _history_term(self, params, state):
+        filtered = _filtered(state, params["filters"])
+        return jnp.einsum("bhsf,hfa->bhsa", filtered, params["location"])
+
+    def _next_state(self, state, weights):
+        return weights
 
 
 def _filtered(x: Float[Array, "B H S"], filters: Float[Array, "H N F"]) -> Float[Array, "B H S F"]:
@@ -302,3 +323,34 @@ def _filtered(x: Float[Array, "B H S"], filters: Float[Array, "H N F"]) -> Float
     filters = filters.astype(x.dtype)[:, :, None]
     shifted = (padded[..., n : n + length, None] * filters[:, n] for n in range(taps))
     return functools.reduce(jnp.add, shifted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage(AdditiveWithHistory):
+    """Weights from v . tanh(W q + U k + c w + b), where c is the sum of a key's previous weights.
+
+    See et al. 2017, equations 10 and 11. It is the coverage of Tu et al. 2016, section 3.1, with
+    one number per key and without fertility. For the first query c is zero.
+    """
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Returns the parameters by name.
+
+        W "query" (H, D, A), U "key" (K, D, A), b "bias", v "vector" and w "coverage" (H, A), and
+        "normalizer_..." if it has parameters.
+        """
+        # Initialized as small as v, because the coverage grows with the number of queries.
+        covered = matrix_init(0.0, self.score_width)
+        return {
+            **self._energy(),
+            "coverage": Parameter(
+                (self.num_heads, self.score_width), covered, matrix_axes("heads", "")
+            ),
+            **described(self.normalizer, "normalizer"),
+        }
+
+    def _history_term(self, params, state):
+        return state[..., None] * params["coverage"].astype(state.dtype)[:, None]
+
+    def _next_state(self, state, weights):
+        return state + weights

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from research.attention.mixers.sequential.alignments import (
     Position,
@@ -22,9 +22,9 @@ from research.attention.mixers.sequential.alignments import (
     hidden_query,
 )
 from research.attention.parameters import Constant, Parameter, vector_axes
+from research.attention.parts.additive_scores import additive_scores
 from research.attention.parts.masks import Mask
 from research.attention.parts.normalizers import softmax
-from research.attention.parts.scores import additive_scores
 
 CHUNK = 4
 
@@ -76,21 +76,6 @@ def unspent(p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]) -> Fl
     return (1 - p[..., -1]) * arrivals(p, previous)[..., -1]
 
 
-def hard_alignment(
-    p: Float[Array, "*rows S"], previous: Int[Array, "*rows"], threshold: float = 0.5
-) -> Int[Array, "*rows"]:
-    """Returns where the reader stops at inference: the first s >= `previous` with p > threshold.
-
-    Source: Raffel et al. 2017, section 2.2 and algorithm 1, with z = 1 where p > 0.5.
-
-    Returns:
-      The position; S if there is none. A reader that starts at S stays there.
-    """
-    length = p.shape[-1]
-    stops = (p > threshold) & (jnp.arange(length) >= previous[..., None])
-    return jnp.where(jnp.any(stops, -1), jnp.argmax(stops, -1), length).astype(previous.dtype)
-
-
 def chunk_alignment(
     alpha: Float[Array, "B H S"],
     scores: Float[Array, "B H S"],
@@ -137,14 +122,11 @@ class Monotonic(Stateful):
     Attributes:
       offset: the initial r. Lower values make the reader move further at first; -4 suits memories
         of hundreds of keys.
-      hard: rounds p to 1 above 1/2 and to 0 elsewhere, as the paper does at inference. The energies
-        get no gradient then.
       waits: whether a reader that stopped nowhere continues from the last key that the query could
         see, for memories that grow with the queries. In the paper it has left the memory for good.
     """
 
     offset: float = -1.0
-    hard: bool = False
     waits: bool = False
 
     def parameters(self) -> dict[str, Parameter]:
@@ -197,7 +179,7 @@ class Monotonic(Stateful):
         hidden = jnp.swapaxes(memory["hidden"], 1, 2)
         energy = additive_scores(hidden_query(params, "", q), hidden, vector)[:, :, 0]
         energy = energy.astype(dtype) + params["offset"][:, None].astype(dtype)
-        return (energy > 0).astype(dtype) if self.hard else jax.nn.sigmoid(energy)
+        return jax.nn.sigmoid(energy)
 
     def _weights(self, params, q, memory, alpha, allowed):
         return alpha

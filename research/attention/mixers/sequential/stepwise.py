@@ -20,10 +20,10 @@ from research.attention.mixers.sequential.alignments import (
     FILTER_LENGTH,
     Alignment,
     Content,
+    Coverage,
     LocationAware,
     read,
 )
-from research.attention.mixers.sequential.coverage import Coverage
 from research.attention.mixers.sequential.monotonic import CHUNK, Monotonic, MonotonicChunkwise
 from research.attention.parameters import Parameter
 from research.attention.parts.choice import MechanismPart, size, span
