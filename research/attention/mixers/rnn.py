@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.errors import Unsupported
 from research.attention.mixers.choice import Context, Unplaced, fill
-from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer import Mixer, refuse_mask
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
 
@@ -82,47 +81,6 @@ def lstm_state(batch: int, hidden: int, dtype: Any) -> State:
     return {"h": zeros, "c": zeros}
 
 
-def gru_cell(
-    params: dict[str, Array], state: State, x: Float[Array, "B M"]
-) -> tuple[State, Float[Array, "B N"]]:
-    """Runs one step of a GRU (Cho et al. 2014, section 2.3).
-
-    r = sigma(x W_r + h U_r + b_r), z = sigma(x W_z + h U_z + b_z),
-    n = tanh(x W_n + b_n + r * (h U_n + c_n)), h' = (1 - z) * n + z * h.
-
-    As in the paper, z weights the old state. As in `torch.nn.GRU`, the reset gate is applied after
-    the recurrent product, not before it.
-
-    Args:
-      params: arrays of the shapes that `gru_parameters` states.
-      state: as `gru_state`.
-      x: the token.
-
-    Returns:
-      The new state and h in the dtype of x.
-    """
-    return _gru_step(params, state, project(params, x))
-
-
-def lstm_cell(
-    params: dict[str, Array], state: State, x: Float[Array, "B M"]
-) -> tuple[State, Float[Array, "B N"]]:
-    """Runs one step of an LSTM with forget gates (Gers et al. 2000, section 3; `torch.nn.LSTM`).
-
-    i, f, o = sigma(x W + h U + b), g = tanh(x W_g + h U_g + b_g),
-    c' = f * c + i * g, h' = o * tanh(c').
-
-    Args:
-      params: arrays of the shapes that `lstm_parameters` states.
-      state: as `lstm_state`.
-      x: the token.
-
-    Returns:
-      The new state and h in the dtype of x.
-    """
-    return _lstm_step(params, state, project(params, x))
-
-
 def project(params: dict[str, Array], x: Float[Array, "*b M"]) -> Float[Array, "*b G N"]:
     """Returns the contribution of the inputs to the G gates, x W + b, in the dtype of x."""
     kernel = params["input"].astype(x.dtype)
@@ -139,6 +97,14 @@ def _recall(params, h, dtype):
 
 
 def _gru_step(params, state, gates):
+    """Returns the next state and h of a GRU (Cho et al. 2014, section 2.3).
+
+    r = sigma(x W_r + h U_r + b_r), z = sigma(x W_z + h U_z + b_z),
+    n = tanh(x W_n + b_n + r * (h U_n + c_n)), h' = (1 - z) * n + z * h.
+
+    As in the paper, z weights the old state. As in `torch.nn.GRU`, the reset gate is applied after
+    the recurrent product, not before it.
+    """
     h, dtype = state["h"], gates.dtype
     recalled, gates = _recall(params, h, dtype), gates.astype(h.dtype)
     reset, update = jnp.moveaxis(jax.nn.sigmoid(gates[:, :2] + recalled[:, :2]), 1, 0)
@@ -149,6 +115,11 @@ def _gru_step(params, state, gates):
 
 
 def _lstm_step(params, state, gates):
+    """Returns the next state and h of an LSTM (Gers et al. 2000, section 3; `torch.nn.LSTM`).
+
+    i, f, o = sigma(x W + h U + b), g = tanh(x W_g + h U_g + b_g),
+    c' = f * c + i * g, h' = o * tanh(c').
+    """
     c, dtype = state["c"], gates.dtype
     gates = gates.astype(c.dtype) + _recall(params, state["h"], dtype)
     written, kept, candidate, shown = jnp.moveaxis(gates, 1, 0)
@@ -275,10 +246,7 @@ class Recurrent(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Runs the network over a whole sequence; see `Mixer`."""
-        if mask is not None:
-            raise Unsupported(
-                f"mixer {self.cell!r} cannot take a mask beyond its own; 'softmax' can"
-            )
+        refuse_mask(self.cell, mask)
         return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:

@@ -66,29 +66,3 @@ def talking_heads(score: Score, normalizer: Normalizer, num_heads: int) -> tuple
     """
     weight = Parameter((num_heads, num_heads), _near_identity, matrix_axes("", "heads"))
     return TalkingScores(score, weight), TalkingWeights(normalizer, weight)
-
-
-def group_heads(params: dict[str, Array], num_kv_heads: int) -> dict[str, Array]:
-    """Returns parameters of self-attention with fewer key heads, each the mean of a group.
-
-    This is the starting point for uptraining a multi-head checkpoint to grouped-query or
-    multi-query attention (Ainslie et al. 2023, section 2.1). Query heads and the output projection
-    do not change.
-
-    Args:
-      params: parameters of `SelfAttention`; "key", "value" (..., K, D) and their biases are
-        pooled, and may have leading axes (layers, population).
-      num_kv_heads: the new number of key heads; it divides K.
-
-    Raises:
-      ValueError: `num_kv_heads` does not divide K.
-    """
-
-    def pooled(a: Array) -> Array:
-        *lead, heads, width = a.shape
-        if heads % num_kv_heads:
-            raise ValueError(f"num_kv_heads = {num_kv_heads}; it must divide the {heads} there are")
-        return a.reshape(*lead, num_kv_heads, heads // num_kv_heads, width).mean(-2)
-
-    names = ("key", "value", "key_bias", "value_bias")
-    return {name: pooled(a) if name in names else a for name, a in params.items()}
