@@ -22,7 +22,8 @@ flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one progra
 def main() -> int:
     """Trains the unfinished runs of an experiment; returns 1 if a run failed."""
     from research.ablation.forecast import forecast
-    from research.ablation.sweep import EXPERIMENT, parse_shard, prepare, run_sweep
+    from research.ablation.populations import parse_shard
+    from research.ablation.sweep import EXPERIMENT, prepare, run_sweep
     from research.ablation.tuning import extension_text
     from research.parallel.processes import is_first, start, together
     from research.report.judging.evidence import load_study

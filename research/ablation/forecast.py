@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from research.ablation.expansion import Cell, report_cells, tuning_cells
 from research.ablation.experiment import Experiment
-from research.ablation.sweep import Shard, in_shard, plan, populations
+from research.ablation.populations import Shard, in_shard, plan, populations
 from research.runs.store import FAILED, result_of
 from research.training.budget import measure_budget
 from research.training.program import static_id

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from research.ablation.expansion import Cell, report_cells, tuning_cells
 from research.ablation.experiment import Experiment, points, tuning_grid
-from research.ablation.sweep import populations
+from research.ablation.populations import populations
 from research.cloud.collectives import Collective, parse_collectives
 from research.cloud.estimate import Estimate, estimate, step_seconds
 from research.cloud.prices import Price

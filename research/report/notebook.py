@@ -56,7 +56,8 @@ def run(
       Preempted: interrupted; running training is saved, and the same call resumes it.
     """
     from research.ablation.loading import Written
-    from research.ablation.sweep import Shard, run_sweep
+    from research.ablation.populations import Shard
+    from research.ablation.sweep import run_sweep
     from research.training.records.environment import enable_compilation_cache
 
     workdir = Path(workdir)

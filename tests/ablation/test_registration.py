@@ -9,6 +9,7 @@ from research.ablation.claims import Claim, Direction
 from research.ablation.expansion import report_cells
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.loading import load_experiment
+from research.ablation.populations import populations
 from research.ablation.registration import (
     FIRST,
     draw_seeds,
@@ -18,7 +19,6 @@ from research.ablation.registration import (
     seed_basis,
     with_seeds,
 )
-from research.ablation.sweep import populations
 from research.report.judging.evidence import load_study
 from research.report.write import write_report
 from tests.conftest import ROOT

@@ -10,9 +10,11 @@ import pytest
 
 from research.ablation import sweep
 from research.ablation.cells import read_cells, write_cells
+from research.ablation.expansion import tuning_cells
 from research.ablation.forecast import forecast, predict
 from research.ablation.loading import load_experiment
-from research.ablation.sweep import Shard, parse_shard, populations, run_sweep
+from research.ablation.populations import Shard, parse_shard, plan, populations
+from research.ablation.sweep import run_sweep
 from research.errors import UserError
 from research.report.judging.evidence import load_study
 from research.runs.store import BUDGET, TIMINGS, read_json, result_of
@@ -191,7 +193,7 @@ def test_shards_that_make_no_sense(text):
 
 
 def test_populations_stay_within_their_bounds(experiment, swept):
-    cells, _ = sweep.plan(load_experiment(experiment), swept[0])
+    cells, _ = plan(load_experiment(experiment), swept[0])
     for most in (1, 2, 8):
         groups = populations(cells, most)
         runs = [cell.run for group in groups for cell in group.cells]
@@ -252,12 +254,12 @@ def test_forecast_before_and_after(experiment, swept, tmp_path):
 
 
 def test_forecast_of_a_shape_that_never_ran_goes_by_its_flops(experiment):
-    cell = sweep.tuning_cells(load_experiment(experiment))[0]
+    cell = tuning_cells(load_experiment(experiment))[0]
     budget = {"flops_per_token": 100.0, "tokens": 1000, "steps": 10}
     rates = {"other": (0.5, 2000.0), "another": (1.5, 6000.0)}
     assert predict(cell.config, budget, {}) is None
     assert predict(cell.config, budget, rates) == pytest.approx(2.0 / 8000 * 1e5)
-    rates[sweep.static_id(cell.config)] = (0.25, 1.0)
+    rates[static_id(cell.config)] = (0.25, 1.0)
     assert predict(cell.config, budget, rates) == 2.5
 
 

@@ -10,8 +10,9 @@ from research.ablation import sweep
 from research.ablation.expansion import added_cells, tuning_cells
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.forecast import forecast
+from research.ablation.populations import Shard, plan, populations
 from research.ablation.registration import with_seeds
-from research.ablation.sweep import Shard, plan, populations, run_sweep
+from research.ablation.sweep import run_sweep
 from research.ablation.tuning import (
     choose,
     continued,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from research.ablation.sweep import Shard, run_sweep
+from research.ablation.populations import Shard
+from research.ablation.sweep import run_sweep
 from research.configuration import apply_deltas, to_plain
 from research.errors import UserError
 from research.runs.store import CONFIG, DATA, RESULT, read_json, write_json
