@@ -234,11 +234,6 @@ def unknown(name: str, value: str, known: Iterable[str], others: str = "") -> Op
     return OptionError(name, value, f"unknown; {guess}it is one of {', '.join(known)}", known)
 
 
-def names_in(text: str) -> list[list[str]]:
-    """Splits a text into names: alternatives ("|"), each a conjunction ("&") of names."""
-    return [[name.strip() for name in every.split("&")] for every in text.split("|")]
-
-
 def read(part: type[P], values: Mapping[str, Any]) -> P:
     """Builds a part, and the parts it chooses, from config values.
 
@@ -268,22 +263,25 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _named(declared: Option, text: str, values: Mapping[str, Any], name: str = "") -> Any:
-    table = declared.table or {}
     if not isinstance(text, str):
         raise OptionError(name, text, f"must be of type str, not {type(text).__name__}")
-    alternatives = names_in(text) if declared.joined else [[text]]
-    for one in (one for every in alternatives for one in every):
-        if one not in table:
-            raise unknown(name, one, table, declared.others)
-    parts = tuple(tuple(_inner(name, one, table, values) for one in e) for e in alternatives)
-    return Joined(text, parts) if declared.joined else parts[0][0]
+    if not declared.joined:
+        return _inner(name, text, declared, values)
+    parts = tuple(
+        tuple(_inner(name, one.strip(), declared, values) for one in every.split("&"))
+        for every in text.split("|")
+    )
+    return Joined(text, parts)
 
 
-def _inner(name: str, one: str, table: Mapping[str, type[P]], values: Mapping[str, Any]) -> P:
-    """Builds the part with this name in a table.
+def _inner(name: str, one: str, option: Option, values: Mapping[str, Any]) -> Any:
+    """Builds the part with this name in the option's table.
 
     Raises OptionError; for a missing required option the message names the part that needs it.
     """
+    table = option.table or {}
+    if one not in table:
+        raise unknown(name, one, table, option.others)
     try:
         return read(table[one], values)
     except OptionError as error:
@@ -321,8 +319,7 @@ def values_read(part: Part) -> dict[str, Any]:
     for name, declared in declarations(type(part)).items():
         if not part.reads(declared):
             continue
-        value = getattr(part, name)
-        table = declared.option.table
+        value, table = getattr(part, name), declared.option.table
         if table is None:
             found[name] = value
             continue
@@ -396,9 +393,8 @@ def readers(key: str, tables: Mapping[str, Mapping[str, type[Part]]]) -> str:
       key: the key.
       tables: {option: the table that it chooses from}.
     """
-    texts = []
-    for name, table in tables.items():
-        names = [n for n, part in table.items() if key in declarations(part)]
-        if names:
-            texts.append(f"{name} {', '.join(names)}")
-    return "; ".join(texts)
+    found = {
+        option: [name for name, part in table.items() if key in declarations(part)]
+        for option, table in tables.items()
+    }
+    return "; ".join(f"{option} {', '.join(names)}" for option, names in found.items() if names)
