@@ -126,8 +126,7 @@ def adversarial_weights(
 
     def apart(logits: Float[Array, "K S"]) -> Float[Array, ""]:
         found = judged(logits)
-        pairs = jensen_shannon(found.weights[:, None], found.weights[None]).sum() / 2
-        return found.divergence.sum() + pairs / max(number * (number - 1), 1)
+        return found.divergence.sum() + _mutual_divergence(found.weights)
 
     def step(carry: tuple[Array, Adversaries], size: Float[Array, ""]) -> tuple:
         logits, best = carry
@@ -171,6 +170,13 @@ def erasures(
     count = jnp.ceil(jnp.asarray(fractions) * real.sum() * (1 - 1e-6))
     chosen = rank < count[:, None]
     return real & ~chosen, real & chosen
+
+
+def _mutual_divergence(weights: Float[Array, "K S"]) -> Float[Array, ""]:
+    """Returns half the mean Jensen-Shannon divergence between two distributions; 0 if K is 1."""
+    number = weights.shape[0]
+    pairs = jensen_shannon(weights[:, None], weights[None]).sum() / 2
+    return pairs / max(number * (number - 1), 1)
 
 
 def _entropy(p: Float[Array, "*b S"]) -> Float[Array, "*b"]:

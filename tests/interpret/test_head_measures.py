@@ -1,9 +1,12 @@
 """Measures of heads against scipy, loops, and heads whose pattern is known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.stats
 
+from research.interpret.columns import MEASURES
 from research.interpret.heads import head_measures
 from tests.compiled import compiled
 
@@ -12,7 +15,6 @@ diagonality = compiled(head_measures.diagonality)
 distance = compiled(head_measures.distance)
 duplicate_token = compiled(head_measures.duplicate_token)
 entropy = compiled(head_measures.entropy)
-head_scores = compiled(head_measures.head_scores)
 induction = compiled(head_measures.induction)
 normalized_entropy = compiled(head_measures.normalized_entropy)
 previous_token = compiled(head_measures.previous_token)
@@ -21,6 +23,17 @@ sink = compiled(head_measures.sink)
 T = 6
 CAUSAL = np.tril(np.ones((T, T), bool))
 ALL = np.ones((T, T), bool)
+
+
+@compiled
+def every_measure(weights, visible, tokens=None, rows=None):
+    """All measures of self-attention, by name; those of tokens only if there are some."""
+    part = SimpleNamespace(sites={"weights": weights, "visible": visible})
+    return {
+        name: measure.compute(part, rows, tokens)
+        for name, measure in MEASURES.items()
+        if measure.kind == "self" and not (measure.tokens and tokens is None)
+    }
 
 
 def values(sums):
@@ -69,9 +82,9 @@ def test_measures_of_a_row_are_those_of_loops():
             weights, lambda w, t: 1 - sum(w[s] * (t - s) / t for s in range(t)), lambda t: t > 0
         ),
         "previous_token": by_loop(weights, lambda w, t: w[t - 1], lambda t: t > 0),
-        "sink": by_loop(weights, lambda w, t: w[0] + w[1], lambda t: t > 1),
+        "sink": by_loop(weights, lambda w, t: w[0], lambda t: t > 0),
     }
-    scores = compiled(lambda *args: head_measures.head_scores(*args, sinks=2))(weights, CAUSAL)
+    scores = every_measure(weights, CAUSAL)
     assert scores.keys() == expected.keys()
     for name, of_heads in expected.items():
         assert scores[name].count.shape == (3,)
@@ -144,12 +157,12 @@ def test_without_a_repetition_no_row_counts():
 def test_rows_that_do_not_count_change_nothing():
     weights, tokens = random_heads(4), np.array([[1, 2, 1, 2, 1, 2], [1, 1, 2, 1, 2, 2]])
     rows = np.array([[True] * 4 + [False] * 2, [True] * 6])
-    expected = head_scores(weights, CAUSAL, tokens, rows)
+    expected = every_measure(weights, CAUSAL, tokens, rows)
     other = np.where(rows[:, None, :, None], weights, random_heads(5))
     assert (other != weights).any()
-    found = head_scores(other, CAUSAL, tokens, rows)
-    nothing = head_scores(np.where(rows[:, None, :, None], weights, 0), CAUSAL, tokens)
-    masked = head_scores(np.where(rows[:, None, :, None], weights, np.nan), CAUSAL, tokens)
+    found = every_measure(other, CAUSAL, tokens, rows)
+    nothing = every_measure(np.where(rows[:, None, :, None], weights, 0), CAUSAL, tokens)
+    masked = every_measure(np.where(rows[:, None, :, None], weights, np.nan), CAUSAL, tokens)
     for name in expected:
         for scores in (found, nothing, masked):
             np.testing.assert_allclose(scores[name].total, expected[name].total, rtol=1e-6)
@@ -158,8 +171,8 @@ def test_rows_that_do_not_count_change_nothing():
 
 def test_sums_add_up_over_batches_and_layers_are_a_batch_axis():
     weights, tokens = random_heads(6), np.array([[1, 2, 1, 2, 1, 2], [1, 1, 2, 1, 2, 2]])
-    whole = head_scores(weights, CAUSAL, tokens)
-    parts = [head_scores(weights[b : b + 1], CAUSAL, tokens[b : b + 1]) for b in range(2)]
+    whole = every_measure(weights, CAUSAL, tokens)
+    parts = [every_measure(weights[b : b + 1], CAUSAL, tokens[b : b + 1]) for b in range(2)]
     for name, sums in whole.items():
         np.testing.assert_allclose(sums.total, sum(p[name].total for p in parts), rtol=1e-5)
         np.testing.assert_array_equal(sums.count, sum(p[name].count for p in parts))

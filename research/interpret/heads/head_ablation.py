@@ -8,7 +8,6 @@ the loss of each example, (N,). It may loop over batches; only `head_sensitivity
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -85,42 +84,6 @@ def head_importance(
     return HeadImportance(*(x.reshape(shape) for x in (mean, low, high, p, adjusted)))
 
 
-def head_sensitivity(
-    loss: Loss, layers: int, heads: int, batch_size: int = 8
-) -> Float[Array, "L H"]:
-    """Returns the expected sensitivity of the loss to each head's mask, the mean of |dL / dmask|.
-
-    Michel et al. 2019, eq. 2. Computes one forward-mode derivative per head, as the absolute value
-    is taken per example, before the mean; `loss` must be traceable and support forward mode, which
-    functions with a `jax.custom_vjp` do not.
-
-    Args:
-      loss: differentiable function of a mask.
-      layers, heads: shape of the mask.
-      batch_size: heads computed at once.
-    """
-    count = layers * heads
-    _, slope = jax.linearize(loss, jnp.ones((layers, heads)))
-
-    def of_head(direction: Float[Array, "L H"]) -> Float[Array, ""]:
-        return jnp.abs(slope(direction)).mean()
-
-    directions = jnp.eye(count).reshape(count, layers, heads)
-    found = jax.lax.map(of_head, directions, batch_size=min(batch_size, count))
-    return found.reshape(layers, heads)
-
-
-def normalize_layers(importance: Float[Array, "L H"]) -> Float[Array, "L H"]:
-    """Returns importance scaled to Euclidean norm 1 in each layer, so that layers are comparable.
-
-    Michel et al. 2019, section 4.1, after Molchanov et al. 2017, "Pruning Convolutional Neural
-    Networks for Resource Efficient Inference". A layer of zeros stays zero.
-    """
-    importance = jnp.asarray(importance)
-    norm = jnp.linalg.norm(importance, axis=-1, keepdims=True)
-    return importance / jnp.where(norm > 0, norm, 1)
-
-
 class Pruning(NamedTuple):
     """Loss of a model as its heads are pruned one after the other.
 
@@ -131,32 +94,6 @@ class Pruning(NamedTuple):
 
     order: Int[np.ndarray, "N 2"]
     loss: Float[np.ndarray, " N+1"]
-
-
-def pruning_order(importance: Float[np.ndarray, "L H"]) -> Int[np.ndarray, "N 2"]:
-    """Returns (layer, head) pairs from the least to the most important."""
-    importance = np.asarray(importance)
-    flat = np.argsort(importance, axis=None, kind="stable")
-    return np.stack(np.unravel_index(flat, importance.shape), axis=-1)
-
-
-def prune_in_order(
-    loss: Loss, order: Int[np.ndarray, "N 2"], layers: int, heads: int, at_once: int = 1
-) -> Pruning:
-    """Returns the loss as heads are pruned in a fixed order: Michel et al. 2019, section 4.2.
-
-    Args:
-      loss: function of a mask.
-      order: layer and head of each head to prune, as `pruning_order` returns them.
-      layers, heads: shape of the mask.
-      at_once: heads pruned between two evaluations of the loss, a tenth of all in the paper; the
-        loss is NaN at the steps between.
-    """
-    order = np.asarray(order)
-    curve = np.full(len(order) + 1, np.nan, np.float32)
-    for gone in [*range(0, len(order), at_once), len(order)]:
-        curve[gone] = np.mean(np.asarray(loss(without(order[:gone], layers, heads))))
-    return Pruning(order, curve)
 
 
 def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = None) -> Pruning:

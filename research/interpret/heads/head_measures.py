@@ -133,39 +133,6 @@ def induction(weights: Weights, tokens: Int[Array, "*b T"], rows: Rows | None = 
     return _on_positions(weights, after, rows)
 
 
-def head_scores(
-    weights: Weights,
-    visible: Bool[Array, "*#b T S"],
-    tokens: Int[Array, "*b T"] | None = None,
-    rows: Rows | None = None,
-    sinks: int = 1,
-) -> dict[str, Sums]:
-    """Returns every measure of self-attention, by name.
-
-    Args:
-      weights: attention weights, for example of the heads of all layers.
-      visible: the attention mask.
-      tokens: token at each position; None: leaves out the measures that need tokens.
-      rows: queries to include; None: all.
-      sinks: number of positions at the start to treat as sinks.
-    """
-    scores = {
-        "entropy": entropy(weights, rows),
-        "normalized_entropy": normalized_entropy(weights, visible, rows),
-        "confidence": confidence(weights, rows),
-        "distance": distance(weights, rows),
-        "diagonality": diagonality(weights, visible, rows),
-        "previous_token": previous_token(weights, rows),
-        "sink": sink(weights, sinks, rows),
-    }
-    if tokens is None:
-        return scores
-    return scores | {
-        "duplicate_token": duplicate_token(weights, tokens, rows),
-        "induction": induction(weights, tokens, rows),
-    }
-
-
 def _real(weights: Weights) -> Weights:
     """Returns the weights in float32, with NaN (fully masked rows) replaced by 0."""
     return jnp.nan_to_num(jnp.asarray(weights, jnp.float32))
