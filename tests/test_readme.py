@@ -26,6 +26,7 @@ SHORT = {
         "--config.train.eval_batches=1",
         "--config.task.batch_size=2",
     ],
+    "research.costs": ["--rounds=1"],
     "research.generate": ["--tokens=3"],
     "research.launch": ["--dry_run"],
 }

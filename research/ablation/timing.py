@@ -59,18 +59,21 @@ def measure_costs(
 
 def _steps_of(config: Any) -> tuple[Callable[[int], float], int | None]:
     """Returns a function (number of steps) -> seconds per step, and the memory of a step."""
-    program, members = make_program(config), make_members([config])
+    program: Any = make_program(config)
+    members = make_members([config])
     state, data = program.init(members), program.data
-    ends = jnp.int32(0), jnp.int32(1)
-    lower: Any = getattr(program.train, "lower", None)  # pmap has none
-    memory = None
-    if lower and (analysis := lower(state, members, data, *ends).compile().memory_analysis()):
-        memory = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-    kept = [program.train(state, members, data, *ends)[0]]
+    # Where training begins with shorter sequences, the last steps are those of the full length.
+    last = jnp.int32(config.train.steps)
+    memory, train = None, program.train
+    if hasattr(train, "lower"):  # pmap has none
+        train = train.lower(state, members, data, last, last + 1).compile()
+        if analysis := train.memory_analysis():
+            memory = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    kept = [train(state, members, data, last, last + 1)[0]]
 
     def steps(count: int) -> float:
         began = time.perf_counter()
-        kept[0], sums = program.train(kept[0], members, data, jnp.int32(0), jnp.int32(count))
+        kept[0], sums = train(kept[0], members, data, last, last + count)
         jax.block_until_ready((kept[0], sums))
         return (time.perf_counter() - began) / count
 
