@@ -32,7 +32,9 @@ def attend(
       (B, T, H, Dv) in the dtype of q. Scores and weights are float32 (or wider) inside. A query
       with no allowed key gets zeros.
     """
-    mechanism, at = _seen(q, k, mechanism, q_index, kv_index)
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
+    at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
     numerator, divisor = _parts(mechanism.score(q, k, *at), mechanism, at)
     (b, h, t, s), (kv_heads, width) = numerator.shape, v.shape[2:]
     dtype = numerator.dtype
@@ -56,7 +58,9 @@ def weights(
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     """Returns the attention weights of `attend` for the same arguments, float32 or wider."""
-    mechanism, at = _seen(q, k, mechanism, q_index, kv_index)
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
+    at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
     numerator, divisor = _parts(mechanism.score(q, k, *at), mechanism, at)
     return numerator / divisor
 
@@ -70,17 +74,17 @@ def scores(
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     """Returns the scores that `attend` normalizes: biases applied, mask not yet applied."""
-    mechanism, at = _seen(q, k, mechanism, q_index, kv_index)
+    if mechanism.looks:
+        mechanism = mechanism.see(q, k, q_index, kv_index)
+    at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
     return _biased(mechanism.score(q, k, *at), mechanism, at)
 
 
-def _seen(q, k, mechanism, q_index, kv_index):
-    """Returns the evaluated mechanism, and the positions of queries, (T, 1), and keys, (1, S)."""
-    if mechanism.looks:
-        mechanism = mechanism.see(q, k, q_index, kv_index)
-    q_index = (jnp.arange(q.shape[1]) if q_index is None else q_index)[:, None]
-    kv_index = (jnp.arange(k.shape[1]) if kv_index is None else kv_index)[None, :]
-    return mechanism, (q_index, kv_index)
+def _columns(t, s, q_index, kv_index):
+    """Returns the positions of queries, (T, 1), and keys, (1, S)."""
+    q_index = (jnp.arange(t) if q_index is None else q_index)[:, None]
+    kv_index = (jnp.arange(s) if kv_index is None else kv_index)[None, :]
+    return q_index, kv_index
 
 
 def _biased(scores, mechanism, at):
