@@ -48,7 +48,7 @@ def section(name: str) -> str:
     root = SECTIONS[name].root
     title = f"`{name}`" if name else "Keys that stand alone"
     about = [f"\n## {title}\n"]
-    notes = [_first_line(root) if root else "", NOTES.get(name, "")]
+    notes = [_summary(root) if root else "", NOTES.get(name, "")]
     about += [" ".join(note for note in notes if note) + "\n"] if any(notes) else []
     about += [_choices(name, key) for key in SECTIONS[name].tables]
     header = ("key", "default", "values", "read by", "meaning")
@@ -58,7 +58,7 @@ def section(name: str) -> str:
 def _choices(name: str, key: str) -> str:
     """Returns the Markdown table of the parts that one key can name."""
     parts = SECTIONS[name].tables[key].items()
-    rows = [(f"`{one}`", _first_line(part), part.source or "-") for one, part in parts]
+    rows = [(f"`{one}`", _summary(part), part.source or "-") for one, part in parts]
     return table((f"{name}.{key}", "what it is", "source"), rows)
 
 
@@ -128,8 +128,8 @@ def values_of(declared: Declared) -> str:
     return ", ".join([kind_name(declared.kind), *texts])
 
 
-def _first_line(part: type[Part]) -> str:
-    return str(inspect.getdoc(part)).splitlines()[0]
+def _summary(part: type[Part]) -> str:
+    return " ".join(str(inspect.getdoc(part)).split("\n\n")[0].split())
 
 
 def main() -> None:

@@ -106,21 +106,21 @@ TITLES = {
     "position": "Positions",
 }
 NOTES = {
-    "score": "How well a query and a key match. Parameters are beside those of `scaled_dot`.",
+    "score": "How well a query and a key match. Parameters are relative to `scaled_dot`.",
     "mask": 'Which keys a query sees. Names combine: `"causal & bigbird"`, '
-    '`"window | causal & global"` (a window with kept sink tokens).',
-    "normalizer": "From scores to weights.",
-    "position": "How a query knows where a key is. The model adds the first three to its input.",
+    '`"window | causal & global"` (a window that also keeps sink tokens).',
+    "normalizer": "They map scores to weights.",
+    "position": "How positions enter. The model applies the first three to its input.",
 }
 
 
 def switches() -> str:
-    """Returns the section about features that a config key of their own switches on."""
+    """Returns the section of other options of softmax attention that are mechanisms."""
     rows = [
         (f"`model.{name}`", o.help, o.source, ", ".join(o.where or ("self", "cross", "decoder")))
         for name, o in ((n, declared.option) for n, declared in registry.SWITCHES.items())
     ]
-    return "\n## Heads and scores: keys of their own\n\n" + table(
+    return "\n## Other options of softmax attention\n\n" + table(
         ("key", "computes", "source", "used in"), rows
     )
 

@@ -88,7 +88,7 @@ WRONG = {
         "--recompute reads --window=30 tokens at once, and the model has room for 20",
     ),
     "position": (["--workdir={}/learned", "--tokens=40"], "model.position='learned' is added to"),
-    "mixer": (["--workdir={}/latent", "--tokens=40"], "LatentAttention keeps something of every"),
+    "mixer": (["--workdir={}/latent", "--tokens=40"], "LatentAttention keeps a cache of every"),
     "split": ([WORKDIR, "--split=tset"], "--split='tset' is unknown"),
     "split of a stream": (
         [WORKDIR, "--split=test", "--tokens=40"],

@@ -177,7 +177,7 @@ def _check(spec: MixerSpec) -> None:
         allowed = (AUTO, *options.implementations)
         if not any(name in other.implementations for other in MIXERS.values()):
             raise unknown("implementation", name, allowed)
-        message = f"mixer {spec.name!r} is not implemented that way; it is one of "
+        message = f"mixer {spec.name!r} has no such implementation; it is one of "
         raise OptionError("implementation", name, message + ", ".join(allowed))
     if spec.context.use_bias and not options.has_biases:
         raise OptionError("use_bias", True, f"mixer {spec.name!r} has no biases; leave it False")

@@ -46,7 +46,7 @@ def load_prices(path: str | Path = PRICES) -> dict[str, Price]:
     except OSError as error:
         raise UserError(f"--prices={str(path)!r}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--prices={str(path)!r} is no table of prices: {error}.") from None
+        raise UserError(f"--prices={str(path)!r} is not a valid price table: {error}.") from None
     for price in prices:
         for name in ("on_demand", "spot"):
             value = getattr(price, name)

@@ -20,19 +20,19 @@ from research.errors import UserError, check_output
 from research.messages import tell
 
 flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
-flags.DEFINE_string("text", "", "What the model reads.")
-flags.DEFINE_integer("index", None, "Which sequence of the run's data it reads, from 0.")
-flags.DEFINE_string("input", "", "Which recording it reads, a WAV or FLAC file.")
-flags.DEFINE_string("split", "validation", "Of the run's data, for --index.")
-flags.DEFINE_string("target", "", "What is written, in place of what the model itself writes.")
-flags.DEFINE_boolean("reference", False, "The right target of --index is what is written.")
-flags.DEFINE_list("layers", [], "Layers that are shown, such as 0,2; none: all.")
-flags.DEFINE_list("heads", [], "Heads that are shown, such as 1,3; none: all.")
-flags.DEFINE_list("kinds", [], "Of attention that are shown: self, cross, pooling; none: all.")
-flags.DEFINE_string("out", "", "The page. Default: WORKDIR/inspect.html.")
-flags.DEFINE_string("png", "", "A picture of the heads, of one head with its tokens.")
-flags.DEFINE_integer("budget", 16, "MB of weights that the page holds at most.", lower_bound=1)
-flags.DEFINE_string("base", "configs/base.py", "Config whose differences from the run are named.")
+flags.DEFINE_string("text", "", "Text for the model to read.")
+flags.DEFINE_integer("index", None, "Number of the sequence of the run's data to read, from 0.")
+flags.DEFINE_string("input", "", "Recording for the model to read: a WAV or FLAC file.")
+flags.DEFINE_string("split", "validation", "Split of the run's data that --index counts in.")
+flags.DEFINE_string("target", "", "Target text, in place of the model's own output.")
+flags.DEFINE_boolean("reference", False, "Uses the reference of --index as the target.")
+flags.DEFINE_list("layers", [], "Layers to show, such as 0,2; none: all.")
+flags.DEFINE_list("heads", [], "Heads to show, such as 1,3; none: all.")
+flags.DEFINE_list("kinds", [], "Kinds of attention to show: self, cross, pooling; none: all.")
+flags.DEFINE_string("out", "", "File of the page. Default: WORKDIR/inspect.html.")
+flags.DEFINE_string("png", "", "File of a picture: of all heads, or of one head with its tokens.")
+flags.DEFINE_integer("budget", 16, "Most MB of attention weights in the page.", lower_bound=1)
+flags.DEFINE_string("base", "configs/base.py", "Config that the run's config is compared with.")
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def check(options: flags.FlagValues) -> None:
     given = [f"--{name}" for name in ("text", "index", "input") if options[name].present]
     if not given:
         raise UserError(
-            "nothing to look at; give --text, --index=N (a sequence of the run's data) or "
+            "nothing to inspect; give --text, --index=N (a sequence of the run's data) or "
             "--input=FILE.wav (a recording)."
         )
     if len(given) > 1:
@@ -71,9 +71,7 @@ def check(options: flags.FlagValues) -> None:
     if options["split"].present and options.index is None:
         raise UserError(f"--split={options.split} is for --index; give --index=N.")
     if options.reference and options.index is None:
-        raise UserError(
-            "--reference is for --index, whose right target is known; or give --target."
-        )
+        raise UserError("--reference needs --index, whose reference is known; or give --target.")
     if options.reference and options.target:
         raise UserError("--reference and --target are both given; give one of them.")
     for name in ("text", "target"):

@@ -184,7 +184,7 @@ def _writes(run: Opened) -> bool:
 def _check_writes(run: Opened, target: str | bool) -> None:
     if target:
         raise UserError(
-            f"--target and --reference: model.name={run.config.model.name!r} writes no target."
+            f"--target and --reference: model.name={run.config.model.name!r} has no target."
         )
 
 
@@ -212,7 +212,7 @@ def _target_of(run: Opened, target: str) -> list[int]:
     if run.tokenizer is None:
         raise UserError(
             f"--target: the tokens of task.name={run.config.task.name!r} are numbers; --reference "
-            "takes the right ones."
+            "takes those of the reference."
         )
     tokens, room = run.tokenizer.encode(target).tolist(), run.config.task.length - 1
     if len(tokens) > room:

@@ -138,7 +138,7 @@ def stacked(recorded: Tree, site: str, kind: str = "self") -> Float[Array, "L B 
     """
     found = [p.sites[site] for p in parts(recorded) if p.kind == kind and site in p.sites]
     if not found:
-        raise UserError(f"this model has no {site} of {kind}-attention to look at.")
+        raise UserError(f"this model has no {site} of {kind}-attention to record.")
     if len({a.shape for a in found}) > 1:
         shapes = ", ".join(str(a.shape) for a in found)
         raise UserError(f"the layers' {site} differ in shape and cannot be stacked: {shapes}.")
@@ -195,7 +195,7 @@ def _laid_out(shapes: Tree, changes: Mapping[str, Change]) -> Tree:
             if name == site and at.kind != "cross"
         ]
         if not mine:
-            raise UserError(f"changes={site!r}: this model has no such place.")
+            raise UserError(f"changes={site!r}: this model has no such site.")
         ranks = _ranks([(at, leaf.shape[0]) for at, _, leaf in mine if at.stacked])
         layers = sum(len(rank) for rank in ranks.values())
         for at, path, _ in mine:
@@ -203,8 +203,8 @@ def _laid_out(shapes: Tree, changes: Mapping[str, Change]) -> Tree:
             if at.stacked:
                 if len(value) != layers:
                     raise UserError(
-                        f"changes={site!r} are of {len(value)} layers, and {layers} have such a "
-                        "place; give one to each."
+                        f"changes={site!r} are for {len(value)} layers, but {layers} have this "
+                        "site; give one for each."
                     )
                 rank = ranks[at.stack, at.slot]
                 where = jnp.broadcast_to(where, (layers, *where.shape[1:]))

@@ -151,7 +151,9 @@ def labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict[str, li
     for name in measures:
         mine = measurable(named, name)
         if MEASURES[name].tokens and any(tokens_of(p, batch) is None for p in mine):
-            raise UserError(f"interpret.measures: {name!r} asks for tokens, and sound has none.")
+            raise UserError(
+                f"interpret.measures: {name!r} needs tokens, and speech features have none."
+            )
         heads[f"{name}_by_head"] = [
             f"{p.name}.{head}" for p in mine for head in range(p.sites["weights"].shape[1])
         ]

@@ -101,7 +101,7 @@ def check_pooling(model: Model, batch: Batch) -> None:
     if not isinstance(model, Classifier) or model.config.pooling != ATTENTION:
         has = model.config.pooling if isinstance(model, Classifier) else "none"
         raise UserError(
-            "interpret.final='faithfulness' asks about the attention that a classifier pools by; "
+            "interpret.final='faithfulness' examines the attention that a classifier pools with; "
             f"model.pooling={has!r} must be 'attention'."
         )
 

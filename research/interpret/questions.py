@@ -73,17 +73,17 @@ def split_of(task: Task) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Interpretation(Part):
-    """What is measured of a model, beside what the task measures: `config.interpret`."""
+    """Measures of a model in addition to those of its task: `config.interpret`."""
 
     measures: tuple[str, ...] = option(
         (),
-        "columns of every evaluation, one number and one to each head of attention",
+        "measures of attention heads at every evaluation: one number, and one per head",
         allowed=tuple(MEASURES),
     )
-    final: tuple[str, ...] = option((), "asked when training ends", allowed=tuple(FINAL))
+    final: tuple[str, ...] = option((), "analyses to run when training ends", allowed=tuple(FINAL))
     examples: int = option(
         256,
-        "about how many of the last split these are asked on",
+        "approximate number of examples of the last split that final uses",
         unless={"final": ((),)},
         least=1,
     )

@@ -81,7 +81,7 @@ def check_layers(model: Model, batch: Batch) -> None:
     if len(square) < model.config.layers.num_layers:
         raise UserError(
             "interpret.final='rollout' needs weights between all tokens in every layer, which "
-            "the mixer has not; use one such as model.mixer='softmax'."
+            "the mixer does not have; use one such as model.mixer='softmax'."
         )
 
 

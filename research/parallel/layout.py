@@ -30,7 +30,11 @@ class Parallel(Part):
     A count is a number of devices along that axis of the mesh; 0: as many as fit.
     """
 
-    how: str = option("jit", "pmap splits the batch or the members only", allowed=("jit", "pmap"))
+    how: str = option(
+        "jit",
+        "how the step is parallelized; pmap splits only the batch or the members",
+        allowed=("jit", "pmap"),
+    )
     member: int = option(0, "devices that the runs of a population are split over", least=0)
     data: int = option(0, "devices that the sequences of a batch are split over", least=0)
     context: int = option(1, "devices that the positions of a sequence are split over", least=0)
@@ -38,7 +42,7 @@ class Parallel(Part):
         1, "devices that heads, feed-forward channels and vocabulary are split over", least=0
     )
     fsdp: bool = option(False, "whether parameters and optimizer state are split over data too")
-    slice: str = option("", "suggested TPU slice: v5e:4x4, or 2*v5e:16x16 for two of them")
+    slice: str = option("", "suggested TPU slice, such as v5e:4x4, or 2*v5e:16x16 for two")
 
 
 @dataclass(frozen=True)

@@ -212,13 +212,13 @@ def test_what_lacks_content_says_so():
     gated, chosen = forgetting(params, x), Mechanism(mask=moba(BLOCK, 2))
     for name in ("ring", "splash"):
         for mechanism in (gated, chosen):
-            with pytest.raises(Unsupported, match="lacks parts that look at content; dense"):
+            with pytest.raises(Unsupported, match="lacks content-dependent parts; dense"):
                 attend(q, k, v, mechanism, implementation=name)
     with pytest.raises(Unsupported, match="lacks bias ForgetGate; dense, blockwise"):
         attend(q, k, v, gated, implementation="jax_cudnn")
     with pytest.raises(Unsupported, match="lacks mask MoBA"):
         attend(q, k, v, chosen, implementation="jax_cudnn")
-    with pytest.raises(ValueError, match="forget gate: it needs what it projected"):
+    with pytest.raises(ValueError, match="forget gate: it needs the keys' gates"):
         attend(q, k, v, FORGETTING.bind(params))
     base = {"width": M, "num_heads": H, "max_length": S}
     with pytest.raises(OptionError, match="forget_gate = True: .* mask 'full' is not causal"):

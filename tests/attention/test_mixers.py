@@ -158,7 +158,7 @@ def test_what_is_looked_at_makes_the_output(options):
     """Weights times values do, also where there is padding."""
     mixer, (params, x), one = options.make(), given(options), found(options)
     if opaque(mixer):
-        with pytest.raises(Unsupported, match="no weights to look at"):
+        with pytest.raises(Unsupported, match="no attention weights"):
             jax.eval_shape(mixer.look, params, x)
         with pytest.raises(Unsupported, match="nothing to merge"):
             jax.eval_shape(mixer.merge, params, x, x[:, :, None])

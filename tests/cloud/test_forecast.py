@@ -264,9 +264,9 @@ def test_prices_have_a_date_and_a_source():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "no table"),
-        ("{}", "no table"),
-        ('{"rows": [{"generation": "v5e"}]}', "no table"),
+        ("[", "not a valid price table"),
+        ("{}", "not a valid price table"),
+        ('{"rows": [{"generation": "v5e"}]}', "not a valid price table"),
         (None, "No such file"),
     ],
 )

@@ -182,7 +182,7 @@ def test_recurrent_mixers_stream_as_they_are():
     linear = make_mixer(width=8, num_heads=2, max_length=LENGTH, mixer="linear", position="none")
     assert stream(linear, 6, 2) is linear
     latent = make_mixer(width=8, num_heads=2, max_length=LENGTH, mixer="latent")
-    with pytest.raises(Unsupported, match="LatentAttention keeps something of every token"):
+    with pytest.raises(Unsupported, match="LatentAttention keeps a cache of every token"):
         stream(latent, 6, 2)
 
 

@@ -237,7 +237,7 @@ def test_weights_of_a_hybrid_are_changed_in_the_layer_that_is_meant(name):
         close(changed[layer]["read"], read, 1e-5)
         for other in set(named) - {layer}:
             assert np.abs(changed[other]["weights"] - first[rank]).max() > 1e-3
-    with pytest.raises(UserError, match="are of 4 layers, and 2 have such a place"):
+    with pytest.raises(UserError, match="are for 4 layers, but 2 have this site"):
         record(model, params, batch, (), {"weights": Change(np.zeros((4, 2, 2, T, T)), where)})
 
 
@@ -284,7 +284,7 @@ def test_mistakes_are_named():
         record(model, params, batch, ("weight",))
     with pytest.raises(UserError, match="changes='scores'"):
         record(model, params, batch, (), {"scores": change})
-    with pytest.raises(UserError, match="no such place"):
+    with pytest.raises(UserError, match="no such site"):
         record(model, params, batch, (), {"embeddings": change})
     with pytest.raises(UserError, match="no weights of cross-attention"):
         stacked(looked(model, params, batch)[1], "weights", "cross")

@@ -84,7 +84,7 @@ def test_heads_are_named_by_their_layers():
     [
         ("decoder", "entropy_of_cross", "cross-attention, and this model has none"),
         ("recurrent", "induction", "self-attention, and this model has none"),
-        ("conformer", "induction", "sound has none"),
+        ("conformer", "induction", "speech features have none"),
     ],
 )
 def test_what_a_model_does_not_have_is_refused(name, measure, message):

@@ -90,7 +90,7 @@ def test_models_that_cannot_be_followed_are_refused_before_training():
     with pytest.raises(UserError, match="model.body='none'"):
         check_config(small.recall(interpret__final=("rollout",)))
     recurrent = "mixer=gru"
-    with pytest.raises(UserError, match="the mixer has not"):
+    with pytest.raises(UserError, match="the mixer does not have"):
         check_config(
             small.rule(
                 model__pooling="mean",

@@ -30,7 +30,7 @@ def lacks_xla(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that `attend_xla` cannot compute; empty if none."""
     for bias in mechanism.biases:
         if not bias.additive:
-            return f"bias {type(bias).__name__} (it adds nothing to a score but changes it)"
+            return f"bias {type(bias).__name__} (it is not an additive bias)"
     if mechanism.focus is not None:
         return "a predicted window"
     if not mechanism.score.has_dot_form:

@@ -29,7 +29,7 @@ from research.attention.parts.mechanism import PLAIN, Mechanism
 
 def lacks(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that a ring cannot compute; empty if none."""
-    return "parts that look at content" if mechanism.looks else flash.lacks(mechanism)
+    return "content-dependent parts" if mechanism.looks else flash.lacks(mechanism)
 
 
 def attend(

@@ -41,7 +41,7 @@ def lacks(mechanism: Mechanism) -> str:
     if mechanism.focus is not None:
         return "a predicted window"
     if mechanism.looks:
-        return "parts that look at content"
+        return "content-dependent parts"
     if not isinstance(mechanism.normalizer, Softmax):
         return f"normalizer {mechanism.normalizer.name!r}"
     if not mechanism.score.has_dot_form:

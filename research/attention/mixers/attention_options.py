@@ -33,15 +33,17 @@ class AttentionOptions(HeadOptions):
     implementations = tuple(IMPLEMENTATIONS)
 
     mask: Joined = choice(MASKS, "causal", **MASK)
-    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "from scores to weights")
-    position: MechanismPart = choice(POSITIONS, "none", "how a query knows where a key is")
+    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "maps scores to weights")
+    position: MechanismPart = choice(POSITIONS, "none", "position encoding")
     softcap: float = option(
         0.0,
-        "cap * tanh(score / cap); 0: off",
+        "bounds scores by cap * tanh(score / cap); 0: off",
         least=0,
         source="Gemma Team 2024 (Gemma 2), section 2",
     )
-    block_size: int = span(0, "of implementations with blocks or chunks; 0: chosen")
+    block_size: int = span(
+        0, "tokens per block or chunk, in implementations that have them; 0: automatic"
+    )
 
     def sizes(self, context: Context) -> Sizes:
         """Returns the sizes of the heads; see `HeadOptions`."""
@@ -110,13 +112,13 @@ class ScoredOptions(AttentionOptions):
 
     num_kv_heads: int = size(
         0,
-        "groups of query heads share a head of keys and values; 0: num_heads, 1: multi-query",
+        "K, key/value heads, each shared by a group of query heads; 0: num_heads, 1: multi-query",
         source="Shazeer 2019, section 3; Ainslie et al. 2023, section 2.2",
     )
-    score: MechanismPart = choice(SCORES, "scaled_dot", "how a query and a key match")
+    score: MechanismPart = choice(SCORES, "scaled_dot", "how well a query and a key match")
     predicted_window: int = span(
         0,
-        "a window around a position that the query predicts, Gaussian weights in it; 0: off",
+        "half-width of a Gaussian window around a position that the query predicts; 0: off",
         source="Luong et al. 2015, equations 9-10 (local-p)",
     )
     forget_gate: bool = option(
@@ -127,13 +129,13 @@ class ScoredOptions(AttentionOptions):
     )
     talking_heads: bool = option(
         False,
-        "scores, and then weights, are mixed over the heads",
+        "mixes the scores, and then the weights, across heads",
         source="Shazeer et al. 2020, section 3",
         where=SELF_AND_CROSS,
     )
     output_gate: bool = option(
         False,
-        "what the heads read times sigmoid(x W)",
+        "multiplies the heads' outputs by sigmoid(x W)",
         source="Qiu et al. 2025, section 2.2",
         where=SELF_AND_CROSS,
     )

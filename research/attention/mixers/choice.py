@@ -21,12 +21,16 @@ AUTO = "auto"
 class Context(Part):
     """What a model tells all of its mixers."""
 
-    width: int = size(0, "M, of the sequence", least=1)
+    width: int = size(0, "M, width of the sequence's vectors", least=1)
     max_length: int = size(0, "the longest sequence", least=1, most=2**30)
-    num_layers: int = size(1, "L, of the model", least=1)
+    num_layers: int = size(1, "L, number of layers of the model", least=1)
     use_bias: bool = option(False, "adds biases to projections")
-    init_stddev: float = option(0.02, "of initial matrices; 0: 1 / sqrt(fan in)", least=0)
-    dtype: str = option("float32", "of the sequence; some implementations have only some")
+    init_stddev: float = option(
+        0.02, "standard deviation of initial matrices; 0: 1 / sqrt(fan in)", least=0
+    )
+    dtype: str = option(
+        "float32", "dtype of the sequence; not every implementation supports every dtype"
+    )
 
     @property
     def out_scale(self) -> float:
@@ -57,7 +61,9 @@ class MixerOptions(Part):
     where: ClassVar[tuple[str, ...]] = ("self",)
     has_biases: ClassVar[bool] = True
 
-    implementation: str = option(AUTO, "how it is computed, never what; auto: chosen")
+    implementation: str = option(
+        AUTO, "how the mixer is computed, without effect on its function; auto: automatic"
+    )
 
     def auto(self, context: Context) -> str:
         """Returns the best implementation for the length, the device and the dtype."""
@@ -80,7 +86,7 @@ class MixerOptions(Part):
 class HeadOptions(MixerOptions):
     """Options of mixers that have heads."""
 
-    num_heads: int = size(4, "H, heads of queries", least=1)
+    num_heads: int = size(4, "H, number of query heads", least=1)
     head_width: int = size(0, "D, width of a head; 0: width / num_heads")
 
     def sizes(self, context: Context) -> Sizes:
@@ -104,8 +110,8 @@ class Unplaced(MixerOptions):
     position: MechanismPart = choice(
         MODEL_POSITIONS,
         "none",
-        "what the model adds to its input",
-        others="this mixer does not apply positions, softmax, latent and differential do",
+        "position encoding that the model adds to its input",
+        others="mixers softmax, latent and differential apply the other position encodings",
     )
 
 

@@ -101,11 +101,11 @@ class DifferentialOptions(AttentionOptions):
     position: MechanismPart = choice(
         {**MODEL_POSITIONS, **ROTARY_POSITIONS, **BIAS_POSITIONS},
         "none",
-        "how a query knows where a key is",
+        "position encoding",
         others="mixer 'differential' applies no others",
     )
-    num_kv_heads: int = size(0, "heads of keys and values; 0: num_heads")
-    output_gate: bool = option(False, "what the heads read times sigmoid(x W)")
+    num_kv_heads: int = size(0, "K, key/value heads; 0: num_heads")
+    output_gate: bool = option(False, "multiplies the heads' outputs by sigmoid(x W)")
 
     def sizes(self, context: Context) -> Sizes:
         """Returns the sizes of the heads; see `HeadOptions`."""

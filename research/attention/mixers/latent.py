@@ -198,7 +198,7 @@ POSITIONS = {**MODEL_POSITIONS, **ROTARY_POSITIONS, **BIAS_POSITIONS}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentOptions(AttentionOptions):
-    """softmax attention whose keys and values unfold from a latent vector per token"""
+    """softmax attention whose keys and values are projected from a latent vector per token"""
 
     source = "DeepSeek-AI 2024 (DeepSeek-V2), section 2.1"
     time = "T S H D"
@@ -207,11 +207,11 @@ class LatentOptions(AttentionOptions):
     position: MechanismPart = choice(
         POSITIONS,
         "none",
-        "how a query knows where a key is",
+        "position encoding",
         others="mixer 'latent' applies no others",
     )
-    latent_width: int = size(0, "of the vector that is kept of a token; 0: width / 2")
-    rope_width: int = size(0, "channels of keys that turn; 0: half of head_width")
+    latent_width: int = size(0, "C, width of the latent vector cached per token; 0: width / 2")
+    rope_width: int = size(0, "R, rotated channels of a head with RoPE; 0: half of head_width")
 
     def make(self, context: Context) -> LatentAttention:
         """Returns latent attention."""

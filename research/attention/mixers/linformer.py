@@ -135,7 +135,7 @@ class Linformer(Mixer):
         length = x.shape[1]
         if length > self.max_length:
             raise Unsupported(
-                f"mixer 'linformer' was made for max_length = {self.max_length} positions and got "
+                f"mixer 'linformer' was built for max_length = {self.max_length} positions and got "
                 f"{length}; 'softmax' takes any number"
             )
         q, k, v = (split_heads(params, name, x) for name in ("query", "key", "value"))
@@ -186,7 +186,9 @@ class LinformerOptions(HeadOptions, Unplaced):
         joined=True,
         others="mixer 'linformer' sees the whole sequence at once",
     )
-    rank: int = size(0, "positions that keys are projected to; 0: the longest sequence / 4")
+    rank: int = size(
+        0, "positions that keys and values are projected to; 0: the longest sequence / 4"
+    )
 
     def make(self, context: Context) -> Linformer:
         """Returns Linformer attention."""

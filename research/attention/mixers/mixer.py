@@ -109,7 +109,7 @@ class Mixer:
           Unsupported: the mixer does not compute a weighted sum over positions.
         """
         name = type(self).__name__
-        raise Unsupported(f"{name} sums no values, so it has no weights to look at")
+        raise Unsupported(f"{name} is no weighted sum of values, so it has no attention weights")
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -125,7 +125,7 @@ class Mixer:
           Unsupported: as `look`.
         """
         name = type(self).__name__
-        raise Unsupported(f"{name} sums no values, so there is nothing to merge")
+        raise Unsupported(f"{name} is no weighted sum of values, so there is nothing to merge")
 
 
 def refuse_mask(name: str, mask: Mask | None) -> None:

@@ -106,13 +106,13 @@ def stream(mixer: Mixer, size: int, sinks: int) -> Mixer:
     if isinstance(mixer, SelfAttention):
         if mixer.mechanism.mask.together != 0:
             raise Unsupported(
-                f"mask {mixer.mechanism.mask} is not causal, so a text cannot stream through"
+                f"mask {mixer.mechanism.mask} is not causal, so it cannot stream a text"
             )
         return Streaming(mixer, size, sinks)
     short, long = (state_bytes(mixer, 1, length, "float32") for length in (size, 2 * size))
     if short != long:
         raise Unsupported(
-            f"{type(mixer).__name__} keeps something of every token; softmax attention has a "
+            f"{type(mixer).__name__} keeps a cache of every token; softmax attention has a "
             "rolling cache, and recurrent mixers need none"
         )
     return mixer

@@ -80,7 +80,7 @@ class AdditiveScore(MechanismPart):
 
     source = "Bahdanau et al. 2015, appendix A.1.2"
 
-    score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
+    score_width: int = size(0, "A, hidden width of the score; 0: head_width")
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
@@ -99,7 +99,7 @@ class ConcatScore(MechanismPart):
 
     source = "Luong et al. 2015, section 3.1"
 
-    score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
+    score_width: int = size(0, "A, hidden width of the score; 0: head_width")
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""

@@ -149,14 +149,16 @@ def bigbird(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BigbirdMask(MechanismPart):
-    """the three blocks around the query's, random_blocks linked ones, global tokens"""
+    """the query's block and its neighbours, random_blocks random blocks, global tokens"""
 
     source = "Zaheer et al. 2020, section 2 (random blocks drawn from those before)"
 
-    block_length: int = span(0, "tokens to a block", least=1)
-    global_tokens: int = span(0, "leading tokens that see all and that all see")
-    random_blocks: int = size(1, "random blocks that a block sees", most=1024)
-    mechanism_seed: int = size(0, "of what is drawn once and never learned", most=2**63 - 1)
+    block_length: int = span(0, "tokens per block", least=1)
+    global_tokens: int = span(0, "leading tokens that see all keys and that all queries see")
+    random_blocks: int = size(1, "random blocks drawn for each block of queries", most=1024)
+    mechanism_seed: int = size(
+        0, "seed of the random parts of the mechanism, which are not learned", most=2**63 - 1
+    )
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""

@@ -105,13 +105,13 @@ def moba(size: int, top: int) -> Mask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MobaMask(MechanismPart):
-    """keys k <= q of the query's own block and of those with the largest q . mean(k)"""
+    """keys k <= q of the query's own block and of the blocks with the largest q . mean(k)"""
 
     source = "Lu et al. 2025 (MoBA), section 2.2"
     where = ("self",)
 
-    block_length: int = span(0, "tokens to a block", least=1)
-    top_blocks: int = size(0, "blocks that a query sees, its own among them", least=1)
+    block_length: int = span(0, "tokens per block", least=1)
+    top_blocks: int = size(0, "blocks that a query sees, its own included", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""

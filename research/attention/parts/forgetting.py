@@ -53,7 +53,7 @@ class ForgetGate(Bias, Looks):
           ValueError: the log gates of the keys' tokens were not set by `given`.
         """
         if self.kept is None:
-            raise ValueError("forget gate: it needs what it projected of the keys' tokens")
+            raise ValueError("forget gate: it needs the keys' gates; see `Mechanism.given`")
         xp = np if isinstance(kv_index, np.ndarray) else jnp
         order = xp.argsort(kv_index)
         sorted_index, gates = kv_index[order], self.kept

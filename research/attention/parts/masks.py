@@ -360,7 +360,7 @@ class WindowMask(MechanismPart):
 
     source = "Beltagy et al. 2020, section 3.1, under a causal mask"
 
-    window: int = span(0, "keys that a query sees, itself included", least=1)
+    window: int = span(0, "keys that a query sees, its own included", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""

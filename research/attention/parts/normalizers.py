@@ -253,7 +253,7 @@ class SoftmaxPlusOneChoice(MechanismPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SinkSoftmaxChoice(MechanismPart):
-    """exp(s) / (exp(sink) + sum exp(s)), a learned sink to each head"""
+    """exp(s) / (exp(sink) + sum exp(s)), a learned sink per head"""
 
     source = "OpenAI 2025, gpt-oss model card, section 2.2"
 
@@ -275,7 +275,7 @@ class SmoothedChoice(MechanismPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SigmoidChoice(MechanismPart):
-    """sigma(s + b), a learned b to each head, -log(max_length) at first; no sum"""
+    """sigma(s + b), a learned b per head, initially -log(max_length); not normalized"""
 
     source = "Ramapuram et al. 2024, equation 3"
 
@@ -286,7 +286,7 @@ class SigmoidChoice(MechanismPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SquaredReluChoice(MechanismPart):
-    """max(s, 0)^2 / max_length; no sum"""
+    """max(s, 0)^2 / max_length; not normalized"""
 
     source = "Wortsman et al. 2023, section 3 (h = squared relu, alpha = 1)"
 

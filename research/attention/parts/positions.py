@@ -86,8 +86,8 @@ class Rotary:
         turned = int(self.fraction * width)
         if turned < 2 or turned % 2:
             raise ValueError(
-                f"rope: head width = {width}, of which {turned} turn; it must be even, channels "
-                "turn in pairs"
+                f"rope: head width = {width}, of which {turned} rotate; this must be even, because "
+                "channels rotate in pairs"
             )
         return turned
 
@@ -182,27 +182,27 @@ class LearnedPosition(NoPosition):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopePosition(MechanismPart):
-    """pairs of channels of q and k turn by angles that grow with the position"""
+    """rotates pairs of channels of q and k by angles proportional to their position"""
 
     source = (
         "Su et al. 2021, equations 15 and 34; scaling: Chen et al. 2023, Peng et al. 2023 (YaRN)"
     )
 
     rope_base: float = option(10000.0, "the base of RoPE's frequencies", above=0)
-    rope_fraction: float = option(1.0, "of a head's channels that RoPE turns", above=0, most=1)
-    rope_scaling: str = option(
-        "none", "how RoPE is stretched to longer sequences", allowed=SCALINGS
+    rope_fraction: float = option(
+        1.0, "fraction of a head's channels that RoPE rotates", above=0, most=1
     )
-    rope_factor: float = option(1.0, "how far RoPE is stretched", least=1)
+    rope_scaling: str = option("none", "how RoPE is scaled to longer sequences", allowed=SCALINGS)
+    rope_factor: float = option(1.0, "factor by which RoPE is scaled to longer sequences", least=1)
     rope_original_length: int = span(
-        0, "the length that RoPE is stretched from; 0: the longest sequence / rope_factor"
+        0, "length that RoPE is scaled from; 0: the longest sequence / rope_factor"
     )
 
     def build(self, sizes: Sizes) -> Rotary:
         """Returns the rotation of queries and keys."""
         turned = sizes.head_width * self.rope_fraction
         if turned % 2 or turned < 2:
-            message = f"it turns channels in pairs, and {turned:g} of head width "
+            message = f"it rotates channels in pairs, and {turned:g} of head width "
             raise OptionError("position", "rope", f"{message}{sizes.head_width} is not even")
         shorter = max(1, int(sizes.max_length / self.rope_factor))
         return Rotary(

@@ -209,13 +209,13 @@ class AlibiPosition(MechanismPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Position(MechanismPart):
-    """s + a learned number to each head and bucket of q - k"""
+    """s + a learned number per head and bucket of q - k"""
 
     source = "Raffel et al. 2020, section 2.1"
     where = ("self",)
 
-    num_buckets: int = size(32, "buckets of distances", least=4, most=1024)
-    max_distance: int = size(128, "where relative positions stop telling distances apart", least=1)
+    num_buckets: int = size(32, "number of buckets of distances", least=4, most=1024)
+    max_distance: int = size(128, "distance from which all larger ones are treated alike", least=1)
 
     def build(self, sizes: Sizes) -> Bias:
         """Returns the bias."""
@@ -229,7 +229,7 @@ class T5Position(MechanismPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KerplePosition(MechanismPart):
-    """s - r1 log(1 + r2 |q - k|), r1 and r2 learned for each head"""
+    """s - r1 log(1 + r2 |q - k|), r1 and r2 learned per head"""
 
     source = "Chi et al. 2022, equation 7 (logarithmic)"
     where = ("self",)

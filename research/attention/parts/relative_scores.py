@@ -128,7 +128,7 @@ class ShawPosition(MechanismPart):
     source = "Shaw et al. 2018, equations 3 and 5"
     where = ("self",)
 
-    max_distance: int = size(128, "where relative positions stop telling distances apart", least=1)
+    max_distance: int = size(128, "distance from which all larger ones are treated alike", least=1)
 
     def build(self, sizes: Sizes) -> Wrapper:
         """Returns the change of a score."""

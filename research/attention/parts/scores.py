@@ -208,7 +208,9 @@ class CosineScore(MechanismPart):
 
     source = "Liu et al. 2022 (Swin V2), equation 2"
 
-    temperature: float = option(0.1, "of the cosine; the first, where it is learned", above=0)
+    temperature: float = option(
+        0.1, "divides the cosine; the initial value if it is learned", above=0
+    )
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
@@ -221,7 +223,9 @@ class LearnedCosineScore(MechanismPart):
 
     source = "Henry et al. 2020 (QK-norm), section 3"
 
-    temperature: float = option(0.1, "of the cosine; the first, where it is learned", above=0)
+    temperature: float = option(
+        0.1, "divides the cosine; the initial value if it is learned", above=0
+    )
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""

@@ -209,12 +209,12 @@ class LocalMask(MechanismPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DilatedMask(MechanismPart):
-    """keys at q - k = 0, d, 2d ... (window - 1)d behind, d = dilation"""
+    """keys at distance q - k = 0, d, 2 d ... (window - 1) d, d = dilation"""
 
     source = "Beltagy et al. 2020, section 3.1 (dilated sliding window), under a causal mask"
 
-    window: int = span(0, "keys that a query sees, itself included", least=1)
-    dilation: int = span(0, "distance between the keys that are seen", least=1)
+    window: int = span(0, "keys that a query sees, its own included", least=1)
+    dilation: int = span(0, "distance between visible keys", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""
@@ -227,7 +227,7 @@ class StridedMask(MechanismPart):
 
     source = "Child et al. 2019, section 4.2 (strided attention, both heads' patterns)"
 
-    stride: int = span(0, "latest keys that are seen, and distance between older ones", least=1)
+    stride: int = span(0, "latest keys that a query sees, and distance between older ones", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""
@@ -240,7 +240,9 @@ class GlobalMask(MechanismPart):
 
     source = "Beltagy et al. 2020, section 3.1 (global attention)"
 
-    global_tokens: int = span(0, "leading tokens that see all and that all see", least=1)
+    global_tokens: int = span(
+        0, "leading tokens that see all keys and that all queries see", least=1
+    )
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""
@@ -254,7 +256,9 @@ class LongformerMask(MechanismPart):
     source = "Beltagy et al. 2020, section 3.1 (window of 2 * window, with global tokens)"
 
     window: int = span(0, "keys that a query sees on either side", least=1)
-    global_tokens: int = span(0, "leading tokens that see all and that all see", least=1)
+    global_tokens: int = span(
+        0, "leading tokens that see all keys and that all queries see", least=1
+    )
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""

@@ -59,7 +59,7 @@ def _gpu_count(gpus: str) -> int:
     """Returns the number of GPUs in "8" or "h100:8"; 0 for "". Raises UserError for other text."""
     number = gpus.split(":")[-1] or "0"
     if not number.isdigit():
-        raise UserError(f"--gpus={gpus!r} must say how many, for example 8 or {gpus}:8.")
+        raise UserError(f"--gpus={gpus!r} must give a number, for example 8 or {gpus}:8.")
     return int(number)
 
 
@@ -68,7 +68,7 @@ def _skypilot(values: dict[str, Any]) -> dict[str, str]:
     if bool(options.slice) == bool(options.gpus):
         raise UserError("skypilot takes either --slice=v5e:4x4 or --gpus=H100:8.")
     if tpu and tpu.count > 1:
-        raise UserError(f"slice={tpu}: SkyPilot joins no slices; --engine=xpk and gcloud do.")
+        raise UserError(f"slice={tpu}: SkyPilot cannot join slices; --engine=xpk and gcloud can.")
     setup = fill("skypilot_setup.sh", kind="tpu" if tpu else "gpu")
     run = fill("skypilot_run.sh", **values)
     return {"task.yaml": fill("skypilot.yaml", setup=setup, run=run, **values)}
@@ -180,7 +180,7 @@ def check_options(name: str, options: Options) -> None:
         if option not in options_taken(name):
             which = [n for n, engine in ENGINES.items() if option in engine.reads]
             raise UserError(
-                f"--{option}={value!r} means nothing to --engine={name}; it is an option of "
+                f"--{option}={value!r} has no effect with --engine={name}; it is an option of "
                 f"{', '.join(which)}."
             )
     options.check()
@@ -192,8 +192,8 @@ def make(name: str, job: Job, options: Options, folder: Path) -> Launch:
     travels = not job.source.is_absolute() and ".." not in job.source.parts
     if "bucket" in engine.needs and not travels:
         raise UserError(
-            f"{str(job.source)!r} must be a path inside of the current directory: that is what the "
-            "rented machines get a copy of."
+            f"{str(job.source)!r} must be a path inside the current directory, which is what is "
+            "copied to the rented machines."
         )
     if options.slice:
         tpu = parse_slice(options.slice)
@@ -271,7 +271,7 @@ def agree() -> None:
     """Asks for a "yes" before starting anything that may cost money, else raises UserError."""
     if not sys.stdin.isatty():
         raise UserError(
-            "--submit asks before it starts anything, and here is no terminal to ask on; add --yes."
+            "--submit asks before it starts anything, but there is no terminal; add --yes."
         )
     answer = input('This starts machines that may cost money. Type "yes" to go on: ')
     if answer.strip().lower() != "yes":

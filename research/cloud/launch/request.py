@@ -64,8 +64,8 @@ class Options:
     )
     nodes: int = _option(1, "Machines of one run (slurm).", least=1)
     cpus: int = _option(0, "Cores of a process (slurm); 0: the cluster's default.")
-    hours: int = _option(24, "After which a machine saves, stops and is given back.", least=1)
-    spot: bool = _option(False, "Cheaper machines that may be taken away (skypilot, gcloud).")
+    hours: int = _option(24, "Hours after which a machine saves, stops and is released.", least=1)
+    spot: bool = _option(False, "Spot machines, cheaper but preemptible (skypilot, gcloud).")
     partition: str = _option(
         "",
         "Slurm partition.",
@@ -165,7 +165,7 @@ def job_of(given: flags.FlagValues, argv: Sequence[str], default_shards: int) ->
     file = [value for name, value in _words(argv) if name == "config"][-1]
     if given.shards > 1 or given.retry_failed:
         flag = "--retry_failed" if given.retry_failed else f"--shards={given.shards}"
-        raise UserError(f"{flag} is of sweeps; --config={file} is one run.")
+        raise UserError(f"{flag} is for sweeps; --config={file} is one run.")
     path = config_flags.get_config_filename(given["config"])
     arguments = (f"--config={file}", *overrides(given, argv))
     return Job("research.train", arguments, Path(path), workdir, directory=here)

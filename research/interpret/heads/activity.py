@@ -70,7 +70,7 @@ def same_heads(found: list[Attention]) -> int:
     if len(numbers) == 1:
         return numbers.pop()
     if not found:
-        raise UserError("this model has no heads that could be taken out.")
+        raise UserError("this model has no heads that can be ablated.")
     each = ", ".join(f"{a.name}: {a.heads}" for a in found)
     raise UserError(f"layers with different numbers of heads cannot be compared ({each}).")
 

@@ -329,7 +329,7 @@ def test_what_an_engine_cannot_do_is_said(engine, options, said):
 def test_only_files_that_travel_are_sent():
     for path in ("/abs/configs/text.py", "../configs/text.py"):
         job = replace(RUN, source=PurePosixPath(path))
-        with pytest.raises(UserError, match="inside of the current directory"):
+        with pytest.raises(UserError, match="inside the current directory"):
             launched("gcloud", job, Options(slice="v5e:4x4", **CLOUD))
         assert launched("slurm", job, Options())
 

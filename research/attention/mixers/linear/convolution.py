@@ -224,8 +224,10 @@ class GatedConvolutionOptions(Unplaced):
     state = "(N - 1) M"
     has_biases = False
 
-    filter_length: int = size(0, "taps; 0: as many as the longest sequence has tokens")
-    block_size: int = span(0, "of implementations with blocks or chunks; 0: chosen")
+    filter_length: int = size(0, "taps of the convolution; 0: the length of the longest sequence")
+    block_size: int = span(
+        0, "tokens per block or chunk, in implementations that have them; 0: automatic"
+    )
 
     def auto(self, context: Context) -> str:
         """Returns the form for whole sequences."""

@@ -142,7 +142,7 @@ class GatedLinearAttention(LinearTime):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetentionOptions(LinearTimeOptions):
     """S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q / sqrt(D)) swish(x W),
-    q, k turned"""
+    q, k rotated"""
 
     source = "Sun et al. 2023 (RetNet), equations 5-8"
     implementations = tuple(decay.FORMS)
@@ -157,7 +157,7 @@ class RetentionOptions(LinearTimeOptions):
         """
         width = self.sizes(context).head_width
         if width % 2:
-            message = "retention turns channels in pairs; make it even"
+            message = "retention rotates channels in pairs; make it even"
             raise OptionError("head_width", width, message)
         return self.fill(Retention, context)
 

@@ -129,8 +129,10 @@ class PerformerOptions(ConvolvedOptions):
     time = "T C F + T F D in chunks of C"
     state = "H F (D + 1)"
 
-    feature_width: int = size(0, "features of a head; 0: chosen")
-    mechanism_seed: int = size(0, "of what is drawn once and never learned", most=2**63 - 1)
+    feature_width: int = size(0, "F, random features per head; 0: automatic")
+    mechanism_seed: int = size(
+        0, "seed of the random parts of the mechanism, which are not learned", most=2**63 - 1
+    )
 
     def make(self, context: Context) -> LinearAttention:
         """Returns the mixer."""
@@ -147,7 +149,9 @@ class BasedOptions(ConvolvedOptions):
     time = "T C d^2 + T d^2 D in chunks of C"
     state = "H (d + 1)(d + 2) / 2 (D + 1)"
 
-    feature_width: int = size(0, "d, width of queries and keys; 0: 16, at most the head's")
+    feature_width: int = size(
+        0, "d, width of queries and keys; 0: 16, or head_width if that is less"
+    )
 
     def make(self, context: Context) -> LinearAttention:
         """Returns the mixer."""

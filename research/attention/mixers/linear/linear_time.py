@@ -207,7 +207,9 @@ M = TypeVar("M", bound=Mixer)
 class LinearTimeOptions(HeadOptions, Unplaced):
     """Options of mixers whose state has a fixed size and that run in chunks."""
 
-    block_size: int = span(0, "of implementations with blocks or chunks; 0: chosen")
+    block_size: int = span(
+        0, "tokens per block or chunk, in implementations that have them; 0: automatic"
+    )
 
     def auto(self, context: Context) -> str:
         """Returns "ring" if the active mesh splits sequences, else "chunkwise"."""
@@ -225,4 +227,6 @@ class LinearTimeOptions(HeadOptions, Unplaced):
 class ConvolvedOptions(LinearTimeOptions):
     """The same with a convolution in front."""
 
-    short_convolution: int = size(0, "taps of a convolution on queries, keys and values; 0: none")
+    short_convolution: int = size(
+        0, "taps of a short convolution on queries, keys and values; 0: none"
+    )

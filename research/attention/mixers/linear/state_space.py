@@ -143,7 +143,7 @@ class StateSpaceOptions(ConvolvedOptions):
     time = "T C N + T N D in chunks of C"
     state = "H N D"
 
-    feature_width: int = size(0, "N, width of the state; 0: that of a head")
+    feature_width: int = size(0, "N, width of the state; 0: head_width")
 
     def make(self, context: Context) -> StateSpace:
         """Returns the mixer."""

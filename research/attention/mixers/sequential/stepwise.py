@@ -163,7 +163,7 @@ class StepwiseOptions(HeadOptions, Unplaced):
     where = ("self", "decoder")
     state = "S H (A + D + 1)"
 
-    score_width: int = size(0, "A, hidden width of the score; 0: that of a head")
+    score_width: int = size(0, "A, hidden width of the score; 0: head_width")
 
     def alignment(self, context: Context) -> Alignment:
         """Returns the alignment."""
@@ -185,13 +185,13 @@ class StepwiseOptions(HeadOptions, Unplaced):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LocationAwareOptions(StepwiseOptions):
-    """weights from v . tanh(W q + U k + V f + b), f a convolution of the weights before"""
+    """weights from v . tanh(W q + U k + V f + b), f a convolution of the previous weights"""
 
     source = "Chorowski et al. 2015, equations 8-9"
     time = "T S H (A (1 + filters) + taps filters) + T D A H, sequential"
 
-    filter_length: int = size(0, "taps of the convolution of weights, odd; 0: 15")
-    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "from scores to weights")
+    filter_length: int = size(0, "taps of the convolution over the previous weights, odd; 0: 15")
+    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "maps scores to weights")
 
     def alignment(self, context: Context) -> LocationAware:
         """Returns the alignment.
@@ -210,12 +210,12 @@ class LocationAwareOptions(StepwiseOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoverageOptions(StepwiseOptions):
-    """weights from v . tanh(W q + U k + c w + b), c the sum of the weights before"""
+    """weights from v . tanh(W q + U k + c w + b), c the sum of the previous weights"""
 
     source = "See et al. 2017, equations 10-11; Tu et al. 2016, section 3.1, without fertility"
     time = "T S H A + T D A H, sequential"
 
-    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "from scores to weights")
+    normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "maps scores to weights")
 
     def alignment(self, context: Context) -> Coverage:
         """Returns the alignment."""
@@ -225,8 +225,8 @@ class CoverageOptions(StepwiseOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MonotonicOptions(StepwiseOptions):
-    """weights = where a reader that only moves forward stops, p = sigma(energy) at each key; they
-    may sum to less than 1
+    """weights are the probabilities that a reader that only moves forward stops at each key, with
+    p = sigma(energy) at a key that it inspects; they may sum to less than 1
     """
 
     source = "Raffel et al. 2017, sections 2.3-2.4"
@@ -239,15 +239,15 @@ class MonotonicOptions(StepwiseOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MonotonicChunkwiseOptions(StepwiseOptions):
-    """where a monotonic reader stops, a softmax over the chunk of keys that ends there; weights may
-    sum to less than 1
+    """a softmax over the chunk of keys that ends where a monotonic reader stops; weights may sum to
+    less than 1
     """
 
     source = "Chiu and Raffel 2018 (MoChA), section 2.3"
     time = "T S H (2 A + chunk) + 2 T D A H, sequential"
     state = "S H (2 A + D + 1)"
 
-    chunk: int = span(0, "keys that are looked back at; 0: 4")
+    chunk: int = span(0, "keys per chunk, which ends where the reader stops; 0: 4")
 
     def alignment(self, context: Context) -> MonotonicChunkwise:
         """Returns the alignment."""
@@ -264,4 +264,4 @@ def alignment_of(options: MixerOptions, context: Context) -> Alignment:
         return options.alignment(context)
     if isinstance(options, ScoredOptions):
         return Content(options.mechanism(context))
-    raise Unsupported(f"{type(options).__name__} cannot be read one query at a time")
+    raise Unsupported(f"{type(options).__name__} cannot attend one query at a time")
