@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.models.lookup import multiplied
+from research.models.primitives import multiplied
 from research.training.records.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"

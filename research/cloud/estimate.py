@@ -30,9 +30,9 @@ from ml_collections import ConfigDict
 from research.attention.spec import MixerSpec
 from research.cloud.step import local_task, member_shapes
 from research.configuration import apply_deltas
+from research.models.layers import SLOW_TO_TRACE
 from research.models.model import Model
 from research.models.registry import make_model, read_model
-from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.layout import AXES, Layout
 from research.parallel.topology import Target
 from research.tasks.task import Batch, Task

@@ -11,7 +11,8 @@ import numpy as np
 
 from research.decoding.sampling import Sampling, draw
 from research.decoding.streaming import Scores, score_tokens
-from research.models.transformer import Decoder, init_state
+from research.models.decoder import Decoder
+from research.models.transformer import init_state
 
 CHUNK = 16
 """Tokens per dispatch: few enough for output to appear as it is generated."""

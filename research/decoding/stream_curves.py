@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from research.decoding.streaming import extend_scores, score_tokens, streaming
 from research.errors import UserError
-from research.models.transformer import Decoder, init_state
+from research.models.decoder import Decoder
+from research.models.transformer import init_state
 
 CHUNK = 512
 """Tokens of a stream per dispatch: few enough for progress to be reported often."""

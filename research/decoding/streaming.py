@@ -12,7 +12,8 @@ from research.attention.errors import Unsupported
 from research.attention.mixers.streaming import stream
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.errors import UserError
-from research.models.transformer import Decoder, init_state
+from research.models.decoder import Decoder
+from research.models.transformer import init_state
 
 
 class Scores(NamedTuple):

@@ -17,8 +17,8 @@ from research.interpret import flow
 from research.interpret.capture import Part, parts, record
 from research.interpret.classification import LEAVE_ONE_OUT, explain
 from research.interpret.columns import MEASURES, rows_of, tokens_of
-from research.models.classifier import CLASS_TOKEN
 from research.models.model import Model
+from research.models.pooling import CLASS_TOKEN
 from research.tasks.speech.features import SHIFT_SECONDS
 from research.tasks.task import Batch, Sums
 from research.training.runs import Opened

@@ -25,8 +25,9 @@ from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import Look, read_values
 from research.attention.parts.masks import Mask
 from research.errors import UserError, check_name
-from research.models.classifier import Embed, Pool
+from research.models.classifier import Embed
 from research.models.model import Model
+from research.models.pooling import Pool
 from research.models.speech.conformer import ConformerBlock
 from research.models.transformer import Block, Cross, Mix
 from research.tasks.task import Batch

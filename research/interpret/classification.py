@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from research.errors import UserError, check_name
 from research.interpret import attribution
-from research.models.classifier import ATTENTION
+from research.models.pooling import ATTENTION
 from research.tasks.task import PAD, UNKNOWN
 from research.tasks.text.tokenizer import Tokenizer
 

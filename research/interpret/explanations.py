@@ -40,8 +40,9 @@ from research.interpret.faithfulness import (
 )
 from research.interpret.trained import Findings, Trained, batches
 from research.messages import progress_of
-from research.models.classifier import ATTENTION, Classifier
+from research.models.classifier import Classifier
 from research.models.model import Model
+from research.models.pooling import ATTENTION
 from research.tasks.task import UNKNOWN, Batch
 
 RANKINGS = (ATTENTION, "gradient", "gradient_norm", "integrated_gradients", "random")

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from research.interpret.capture import record, stacked
-from research.models.projection import linear
-from research.models.transformer import Decoder, Norm
+from research.models.decoder import Decoder
+from research.models.primitives import Norm, linear
 from research.tasks.task import Batch
 
 Normalize = Callable[[Float[Array, "*b M"]], Float[Array, "*b M"]]

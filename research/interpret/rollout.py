@@ -22,8 +22,9 @@ from research.interpret.erasure import each_blanked, logits_of
 from research.interpret.explanations import mean, precision, variation
 from research.interpret.trained import Findings, Trained, batches
 from research.messages import progress_of
-from research.models.classifier import CLASS_TOKEN, LAST, TRANSFORMER, Classifier
+from research.models.classifier import TRANSFORMER, Classifier
 from research.models.model import Model, parameter_shapes
+from research.models.pooling import CLASS_TOKEN, LAST
 from research.tasks.task import Batch
 
 WAYS = ("raw", "rollout", "flow")

@@ -21,16 +21,14 @@ from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
 from research.models.layers import Instead, Layer, computed_instead, part, part_spec
-from research.models.lookup import lookup
-from research.models.positions import sinusoids
-from research.models.projection import linear
+from research.models.pooling import ATTENTION, CLASS_TOKEN, LAST, MEAN, POOLINGS, Pool
+from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
-from research.models.stacks import EncoderStack
 from research.models.transformer import (
     HIDDEN,
+    EncoderStack,
     TransformerConfig,
     TransformerOptions,
-    matrix_init,
     transformer_config,
 )
 from research.options import Declared, option
@@ -42,8 +40,6 @@ BODIES = {TRANSFORMER: (), "bilstm": DIRECTIONS, "lstm": DIRECTIONS[:1], NONE: (
 """{value of `model.body`: the directions of its recurrent network, () if it has none}."""
 RECURRENT = ("bilstm", "lstm")
 
-CLASS_TOKEN, ATTENTION, MEAN, LAST = "class_token", "attention", "mean", "last"
-POOLINGS = (CLASS_TOKEN, ATTENTION, MEAN, LAST)
 AXES = transformer.AXES | {
     "class_token": vector_axes("width"),
     "matrix": matrix_axes("width", "hidden"),
@@ -109,62 +105,6 @@ class Embed(nn.Module):
         return constrain(lookup(table, tokens), *HIDDEN)
 
 
-class Pool(nn.Module):
-    """Pools the states of a sequence into one vector.
-
-    attention: sum_s a_s h_s with a = softmax(v^T tanh(W h_s + b)) (Bahdanau et al. 2015, appendix
-      A.1.2, without a query; Jain and Wallace 2019, section 2).
-    mean: the same with equal weights.
-    last: the last state; for a bidirectional body, the forward half of the last state and the
-      backward half of the first.
-    class_token: the state of the learned token prepended to the sequence.
-    """
-
-    config: ClassifierConfig
-
-    def setup(self) -> None:
-        if self.config.pooling == ATTENTION:
-            n, init = self.config.width, matrix_init(self.config.init_stddev)
-            self.matrix = self.param("matrix", init, (n, n))
-            self.bias = self.param("matrix_bias", nn.initializers.zeros, (n,))
-            self.vector = self.param("vector", nn.initializers.normal(n**-0.5), (n,))
-
-    def __call__(
-        self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]
-    ) -> Float[Array, "B N"]:
-        """Returns one vector per sequence; `valid` is False at padding."""
-        if self.config.pooling == CLASS_TOKEN:
-            return states[:, 0]
-        if self.config.pooling == LAST:
-            return self._ends(states, valid)
-        return self.read(self.weights(states, valid), states)
-
-    def weights(
-        self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]
-    ) -> Float[Array, "B T"]:
-        """Returns the float32 weights of attention or mean pooling, zero at padding."""
-        if self.config.pooling == MEAN:
-            return valid / valid.sum(-1, keepdims=True, dtype=jnp.float32)
-        # The scores stay float32: the softmax over a whole sequence is sensitive to rounding.
-        hidden = linear(states, self.matrix).astype(jnp.float32) + self.bias
-        scores = (jnp.tanh(hidden) * self.vector).sum(-1)
-        return jax.nn.softmax(jnp.where(valid, scores, -jnp.inf), axis=-1)
-
-    def read(
-        self, weights: Float[Array, "B T"], states: Float[Array, "B T N"]
-    ) -> Float[Array, "B N"]:
-        """Returns the sum of the states weighted by `weights`, in the dtype of the states."""
-        return jnp.einsum("bt,btn->bn", weights.astype(states.dtype), states)
-
-    def _ends(self, states: Array, valid: Array) -> Array:
-        last = valid.sum(-1) - 1
-        found = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-        if len(BODIES[self.config.body]) < 2:
-            return found
-        half = self.config.width // 2
-        return jnp.concatenate([found[:, :half], states[:, 0, half:]], axis=-1)
-
-
 class Classifier(nn.Module):
     """Maps tokens to class logits; implements `research.models.model.Model`."""
 
@@ -173,7 +113,7 @@ class Classifier(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.embed = Embed(c)
-        self.pool = Pool(c)
+        self.pool = Pool(c.pooling, c.width, c.init_stddev, len(BODIES[c.body]) == 2)
         self.dropout = nn.Dropout(c.dropout)
         if c.layers is not None:
             self.stack = EncoderStack(c.layers)

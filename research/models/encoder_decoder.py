@@ -24,6 +24,7 @@ from research.attention.parts.positions import MODEL_POSITIONS
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
+from research.models.decoder import DecoderOptions
 from research.models.layers import (
     Instead,
     Layer,
@@ -34,15 +35,13 @@ from research.models.layers import (
     part_spec,
     pattern,
 )
-from research.models.lookup import lookup
-from research.models.positions import sinusoids
-from research.models.projection import linear
-from research.models.stacks import DecoderStack, EncoderStack, Kept
+from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.transformer import (
     HIDDEN,
-    DecoderOptions,
+    DecoderStack,
+    EncoderStack,
+    Kept,
     TransformerConfig,
-    matrix_init,
     transformer_config,
 )
 from research.options import option

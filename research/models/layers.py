@@ -26,6 +26,7 @@ from research.options import (
     declarations,
     defaults_read,
     name_of,
+    option,
     read,
     unknown,
     values_read,
@@ -33,6 +34,9 @@ from research.options import (
 
 Instead = Mapping[str, str]
 """{implementation: substitute}, applied to mixers that have the substitute."""
+SLOW_TO_TRACE = {"splash": "blockwise", "jax_cudnn": "blockwise"}
+"""Substitutes for tracing: implementations that build large mask tables -> one that does not."""
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,27 @@ class ModelOptions(Part):
         Raises UserError for options that do not fit together.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize(ModelOptions):
+    """Options of every model."""
+
+    width: int = option(64, "of the residual stream; of a recurrent state", least=1)
+    num_layers: int = option(2, "of encoder and decoder each, where there are both", least=1)
+    dropout: float = option(
+        0.0,
+        "on embeddings and on what each sublayer adds (Vaswani 2017, 5.4)",
+        least=0,
+        below=1,
+    )
+    use_bias: bool = option(False, "biases in projections and norms")
+    init_stddev: float = option(0.02, "of the matrices of the layers; 0: 1 / sqrt(fan in)", least=0)
+    embedding_stddev: float = option(
+        0.02, "of embeddings, positions and the output matrix; 0: 1 / sqrt(fan in)", least=0
+    )
+    init_scale: float = option(1.0, "multiplies every initial matrix", above=0)
+    dtype: str = option("float32", "of activations; parameters stay float32", allowed=DTYPES)
 
 
 def layer(

@@ -8,12 +8,12 @@ from research.attention.registry import MIXERS
 from research.attention.spec import MECHANISM_TOLERATED, mechanism_options
 from research.errors import check_name, read_part
 from research.models.classifier import ClassifierOptions
+from research.models.decoder import DecoderOptions
 from research.models.encoder_decoder import EncoderDecoderOptions
 from research.models.layers import Instead, ModelOptions
 from research.models.model import Model
 from research.models.recurrent.language_model import RecurrentOptions
 from research.models.speech.recognizer import SpeechOptions
-from research.models.transformer import DecoderOptions
 from research.options import (
     Declared,
     Option,

@@ -1,8 +1,9 @@
-"""Decoder transformer: a thin Flax shell around the mixers of `research.attention`.
+"""Transformer layers: thin Flax shells around the mixers of `research.attention`.
 
 Pre-norm blocks (Xiong 2020): x + mixer(norm(x)), then x + feedforward(norm(x)). The layers are a
 scan over repeats of a pattern of blocks (usually one) with stacked parameters, so compile time does
-not grow with depth. Parameters are float32; activations have `dtype`.
+not grow with depth. Parameters are float32; activations have `dtype`. Stacks of layers for an
+encoder and for a decoder with cross-attention follow at the end.
 """
 
 from collections.abc import Mapping
@@ -12,32 +13,27 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from research.attention.errors import Unsupported
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
-from research.attention.parameters import Axes, matrix_axes, vector_axes
-from research.attention.parts.masks import Mask
+from research.attention.parameters import matrix_axes, vector_axes
+from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
-from research.models.activations import ACTIVATIONS
 from research.models.layers import (
-    Instead,
-    Layer,
-    ModelOptions,
-    added_position,
-    computed_instead,
+    ModelSize,
     implementation_of,
     mixers_of,
-    pattern,
 )
-from research.models.lookup import lookup
-from research.models.model import Model
-from research.models.positions import sinusoids
-from research.models.projection import linear
+from research.models.primitives import (
+    ACTIVATIONS,
+    NORMS,
+    Norm,
+    linear,
+    matrix_init,
+)
 from research.options import option
 from research.parallel.rules import constrain
-from research.tasks.task import Batch
 
 # Logical axes of the residual stream, and of all parameters outside the mixers. The rows of the
 # position table are not sharded, because they are few.
@@ -60,8 +56,8 @@ LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0}
 """Flax collections that the scan over layers stacks: parameters, and the activations that
 `research.interpret.capture` records ("captured") and patches ("given")."""
 
-NORMS = ("rmsnorm", "layernorm")
-DTYPES = ("float32", "bfloat16")
+Kept = dict[str, Float[Array, "L B S K D"]]
+"""Projected keys and values of a source, for the cross-attention of every layer."""
 
 
 @dataclass(frozen=True)
@@ -88,32 +84,6 @@ class TransformerConfig:
     position: str
     mixers: tuple[Mixer, ...]
     implementation: str
-
-
-def matrix_init(stddev: float) -> nn.initializers.Initializer:
-    """Returns an initializer: N(0, stddev^2), or N(0, 1 / fan in) if `stddev` is 0."""
-    if stddev:
-        return nn.initializers.normal(stddev)
-    return nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-
-
-class Norm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), computed in float32."""
-
-    kind: str
-    use_bias: bool
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... M"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        # Sums of squares of bfloat16 activations lose too many digits, so normalize in float32.
-        y = x.astype(jnp.float32)
-        if self.kind == "layernorm":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5) * scale
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return y.astype(x.dtype)
 
 
 class Mix(nn.Module):
@@ -283,83 +253,62 @@ def layers(
     )(c, deterministic, cross, weights, name="layers")
 
 
-class Decoder(nn.Module):
-    """Decoder-only transformer that maps tokens to logits of the next token.
-
-    `decoder(tokens)` processes a whole sequence, as in training. `decoder(tokens, state)` continues
-    from a decoding state (see `init_state`) by any number of tokens and returns the new state.
-    """
+class EncoderStack(nn.Module):
+    """Encoder layers followed by a norm."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B T"], state: Any = None, *, deterministic: bool = True
-    ) -> tuple[Float[Array, "B T V"], Any]:
-        """Returns float32 logits (B, T, V) and the new decoding state (None without one)."""
+        self, x: Float[Array, "B S M"], mask: Mask | None, deterministic: bool
+    ) -> Float[Array, "B S M"]:
         c = self.config
-        dtype = jnp.dtype(c.dtype)
-        embedding_init = matrix_init(c.embedding_stddev)
-        table = self.param("embedding", embedding_init, (c.vocab_size, c.width)).astype(dtype)
-        step = jnp.int32(0) if state is None else state["step"]
-        x = lookup(table, tokens)
-        if c.position in ("sinusoidal", "learned"):
-            if c.position == "learned":
-                positions = self.param("position", embedding_init, (c.length, c.width))
-            else:
-                positions = sinusoids(c.length, c.width, c.embedding_stddev)
-            window = jax.lax.dynamic_slice_in_dim(positions, step, tokens.shape[1])
-            x = x + window.astype(dtype)
-        x = constrain(nn.Dropout(c.dropout, deterministic=deterministic)(x), *HIDDEN)
+        x = layers(c, deterministic)(x, None, None, mask, None)[0]
+        return Norm(c.norm, c.use_bias, name="norm")(x)
 
-        old = None if state is None else state["layers"]
-        x, (layer_states, _) = layers(c, deterministic)(x, old, None, None, None)
-        if state is not None:
-            state = {"step": step + tokens.shape[1], "layers": layer_states}
 
-        x = Norm(c.norm, c.use_bias, name="norm")(x)
-        if c.tie_embeddings:
-            logits = x @ constrain(table, "vocab", "").T
-        else:
-            logits = linear(x, self.param("head", embedding_init, (c.width, c.vocab_size)))
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab"), state
+class DecoderStack(nn.Module):
+    """Decoder layers (with cross-attention) followed by a norm."""
 
-    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
-        """Returns the float32 logits of "inputs" (B, T)."""
-        return self(batch["inputs"], deterministic=deterministic)[0]
+    config: TransformerConfig
+    cross: CrossAttention
 
-    @property
-    def implementation(self) -> str:
-        """Names of the implementations of the mixers."""
-        return self.config.implementation
-
-    def parameter_axes(self, params: Any) -> Any:
-        """Returns a tree with the `Axes` of each parameter.
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T M"],
+        state: Any,
+        source: tuple[dict[str, Array], Kept],
+        valid: Bool[Array, "B S"],
+        deterministic: bool,
+        weights: bool,
+    ) -> tuple[Float[Array, "B T M"], Any, Float[Array, "B N T S"] | None]:
+        """Returns the outputs, the new state, and the cross-attention weights of N = L H heads.
 
         Args:
-          params: parameters or their shapes; extra leading axes (population) are not described.
+          x: the next T positions.
+          state: decoding state before them; None for a whole sequence.
+          source: stacked parameters of the cross-attention, and its projected keys and values.
+          valid: False at source padding.
+          deterministic: disables dropout.
+          weights: whether to return the weights (float32); None otherwise.
         """
-
-        def axes(path: tuple, _: Any) -> Axes:
-            names = [key.key for key in path]
-            if "mixer" not in names:
-                own = AXES[names[-1]]
-            else:
-                own = self.config.mixers[int(names[1])].parameters()[names[-1]].axes
-            return own.stacked() if names[0] == "layers" else own
-
-        return jax.tree_util.tree_map_with_path(axes, params)
-
-    def state_bytes(self, length: int) -> int | None:
-        """Returns the bytes of one sequence's decoding state with room for `length` tokens.
-
-        Returns None for a model that looks ahead and so has no decoding state.
-        """
-        try:
-            shapes = jax.eval_shape(lambda: init_state(self.config, 1, length)["layers"])
-        except Unsupported:
-            return None
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        c, each = self.config, len(self.config.mixers)
+        sources = jax.tree.map(lambda a: a.reshape(-1, each, *a.shape[1:]), source)
+        q_index = old = None
+        if state is not None:
+            q_index = state["step"] + jnp.arange(x.shape[1], dtype=jnp.int32)
+            old = state["layers"]
+        blocks = layers(c, deterministic, self.cross, weights)
+        x, (new, found) = blocks(x, old, sources, padding(valid), q_index)
+        if state is not None:
+            state = {"step": state["step"] + x.shape[1], "layers": new}
+        if weights:
+            # From (repeats, pattern, B, H, T, S) to (B, L H, T, S): merge repeats and pattern into
+            # layers, then put layers next to heads to merge those.
+            found = jnp.moveaxis(found.reshape(-1, *found.shape[2:]), 1, 0)
+            found = found.reshape(found.shape[0], -1, *found.shape[3:]).astype(jnp.float32)
+        return Norm(c.norm, c.use_bias, name="norm")(x), state, found
 
 
 def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
@@ -369,31 +318,6 @@ def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
     layers = tuple(mixer.init_state(batch, length, dtype) for mixer in config.mixers)
     stacked = jax.tree.map(lambda a: jnp.stack([a] * repeats), layers)
     return {"step": jnp.int32(0), "layers": stacked}
-
-
-SLOW_TO_TRACE = {"splash": "blockwise", "jax_cudnn": "blockwise"}
-"""Substitutes for tracing: implementations that build large mask tables -> one that does not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSize(ModelOptions):
-    """Options of every model."""
-
-    width: int = option(64, "of the residual stream; of a recurrent state", least=1)
-    num_layers: int = option(2, "of encoder and decoder each, where there are both", least=1)
-    dropout: float = option(
-        0.0,
-        "on embeddings and on what each sublayer adds (Vaswani 2017, 5.4)",
-        least=0,
-        below=1,
-    )
-    use_bias: bool = option(False, "biases in projections and norms")
-    init_stddev: float = option(0.02, "of the matrices of the layers; 0: 1 / sqrt(fan in)", least=0)
-    embedding_stddev: float = option(
-        0.02, "of embeddings, positions and the output matrix; 0: 1 / sqrt(fan in)", least=0
-    )
-    init_scale: float = option(1.0, "multiplies every initial matrix", above=0)
-    dtype: str = option("float32", "of activations; parameters stay float32", allowed=DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,34 +330,6 @@ class TransformerOptions(ModelSize):
     activation: str = option("gelu", "of the feed-forward layer", allowed=tuple(ACTIVATIONS))
     norm: str = option("rmsnorm", "of what each sublayer reads", allowed=NORMS)
     remat: bool = option(False, "recompute each layer in the backward pass to save memory")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderOptions(TransformerOptions):
-    """A decoder: a transformer that predicts the next token"""
-
-    source = "Vaswani et al. 2017; Radford et al. 2019"
-
-    tie_embeddings: bool = option(True, "output matrix = embedding matrix")
-    pattern: tuple[str, ...] = option(
-        (), "one delta on the mechanism to each layer, repeated to num_layers; (): all alike"
-    )
-
-    def layers(self) -> tuple[Layer, ...]:
-        """Returns the layers of the pattern; see `ModelOptions`."""
-        return pattern(self)
-
-    def specs(self, length: int) -> tuple[MixerSpec, ...]:
-        """Returns the mixers of the pattern for sequences of at most this length."""
-        return tuple(one.spec(length) for one in self.layers())
-
-    def make(
-        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
-    ) -> Model:
-        """Returns the decoder; see `ModelOptions`."""
-        specs = tuple(computed_instead(one, instead or {}) for one in self.specs(length))
-        position = added_position(self.layers())
-        return Decoder(transformer_config(self, vocab_size, length, specs, position=position))
 
 
 def transformer_config(

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
 from research.interpret.columns import labels
+from research.models.layers import SLOW_TO_TRACE
 from research.models.model import Model
 from research.models.registry import make_model
-from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.layout import ONE_DEVICE, Layout, layout_of
 from research.parallel.mesh import make_mesh
 from research.parallel.parallelize import parallelize, place, under

@@ -13,9 +13,10 @@ from research.decoding.search import check_model, search_of
 from research.decoding.streaming import streaming
 from research.errors import UserError
 from research.interpret import questions as final
+from research.models.decoder import DecoderOptions
+from research.models.layers import SLOW_TO_TRACE
 from research.models.model import parameter_shapes
 from research.models.registry import read_model
-from research.models.transformer import SLOW_TO_TRACE, DecoderOptions
 from research.training.program import Program, make_program, model_of, task_id, task_of
 from research.training.schema import resolve
 from research.training.step import batch_shapes

@@ -20,7 +20,7 @@ from research.interpret.columns import MEASURES
 from research.report.judging.evidence import load_study
 from research.report.judging.measuring import measure
 from research.tasks.registry import TASKS, make_task
-from research.tasks.speech.speech_outputs import SpeechOutputs
+from research.tasks.speech.recognition_scores import SpeechOutputs
 from research.training.program import make_program
 from research.training.schema import run_id
 from research.training.scores import score_names

@@ -15,9 +15,9 @@ from research.cloud.step import abstract_task
 from research.cloud.table import rows_table, screen
 from research.configuration import apply_deltas, flatten, load_config
 from research.errors import UserError
+from research.models.layers import SLOW_TO_TRACE
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
-from research.models.transformer import SLOW_TO_TRACE
 from research.parallel.topology import CHIPS, parse_target, parse_targets
 from research.training.step import batch_shapes
 from tests import small

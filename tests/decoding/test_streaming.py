@@ -12,9 +12,9 @@ from research.attention.mixers.streaming import Streaming, stream
 from research.attention.spec import make_mixer
 from research.decoding.streaming import score_tokens, stream_scores, streaming
 from research.errors import UserError
-from research.models.activations import ACTIVATIONS
+from research.models.decoder import Decoder
+from research.models.primitives import ACTIVATIONS
 from research.models.registry import make_model
-from research.models.transformer import Decoder
 from tests import small
 from tests.decoding.test_continuation import forward
 from tests.decoding.toy import drawn

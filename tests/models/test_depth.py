@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from research.attention.registry import MIXERS
-from tests.models.test_transformer import decoder, some_tokens
+from tests.models.test_decoder import decoder, some_tokens
 
 OF_GRADIENT = {True: ("softmax",), False: ("softmax", "gated_delta", "gated_convolution", "lstm")}
 """Mixers whose programs are measured with and without their gradient, among the fast tests."""

@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from research.errors import UserError
+from research.models.primitives import Norm
 from research.models.registry import read_model
 from research.models.speech.conformer import ConformerBlock, Convolution, depthwise
 from research.models.speech.listeners import (
@@ -19,7 +20,7 @@ from research.models.speech.listeners import (
     parameter_axes,
     subsampled,
 )
-from research.models.transformer import FeedForward, Norm
+from research.models.transformer import FeedForward
 from tests import small
 
 B, S, F, N = 3, 13, 6, 8

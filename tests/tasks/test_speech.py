@@ -13,7 +13,7 @@ from research.configuration import apply_deltas, load_config
 from research.errors import UserError
 from research.tasks.registry import make_task
 from research.tasks.speech.recognition import ctc_losses
-from research.tasks.speech.speech_outputs import SpeechOutputs
+from research.tasks.speech.recognition_scores import SpeechOutputs
 from research.tasks.speech.tones import sing
 from research.tasks.task import EOS, PAD
 from research.tasks.text.tokenizer import load_tokenizer

@@ -25,9 +25,8 @@ from research.attention.parameters import (
     matrix_init,
 )
 from research.errors import UserError
-from research.models.layers import Instead, Layer
-from research.models.lookup import lookup
-from research.models.projection import linear
+from research.models.layers import Instead, Layer, ModelSize
+from research.models.primitives import linear, lookup
 from research.models.recurrent import networks
 from research.models.recurrent.attention import (
     ATTENTIONS,
@@ -36,7 +35,6 @@ from research.models.recurrent.attention import (
     make_reader,
     reader_layer,
 )
-from research.models.transformer import ModelSize
 from research.options import option
 from research.parallel.rules import constrain
 from research.tasks.task import Batch

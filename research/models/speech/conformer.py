@@ -15,16 +15,8 @@ from jaxtyping import Array, Bool, Float
 from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
-from research.models.projection import linear
-from research.models.transformer import (
-    HIDDEN,
-    LAYERED,
-    FeedForward,
-    Mix,
-    Norm,
-    TransformerConfig,
-    matrix_init,
-)
+from research.models.primitives import Norm, linear, matrix_init
+from research.models.transformer import HIDDEN, LAYERED, FeedForward, Mix, TransformerConfig
 from research.parallel.rules import constrain
 
 AXES = {

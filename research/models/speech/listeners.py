@@ -23,17 +23,11 @@ from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
 from research.models.layers import Instead, computed_instead, implementation_of, part_spec
-from research.models.projection import linear
+from research.models.primitives import linear, matrix_init
 from research.models.recurrent.networks import DIRECTIONS, Drop
 from research.models.speech import conformer
 from research.models.speech.conformer import ConformerStack
-from research.models.stacks import EncoderStack
-from research.models.transformer import (
-    HIDDEN,
-    TransformerConfig,
-    matrix_init,
-    transformer_config,
-)
+from research.models.transformer import HIDDEN, EncoderStack, TransformerConfig, transformer_config
 from research.parallel.rules import constrain
 
 LISTENERS = ("bilstm", "transformer", "conformer")

@@ -20,7 +20,7 @@ from research.errors import UserError
 from research.losses import ctc as connectionist
 from research.models.encoder_decoder import CROSS
 from research.models.layers import Instead, Layer, part, pattern
-from research.models.projection import linear
+from research.models.primitives import linear, matrix_init
 from research.models.recurrent.attention import ATTENTIONS, reader_layer
 from research.models.speech import listeners, spellers
 from research.models.speech.listeners import Listener, ListenerConfig, make_listener
@@ -30,10 +30,10 @@ from research.models.speech.spellers import (
     make_recurrent_speller,
     make_transformer_speller,
 )
-from research.models.transformer import TransformerOptions, matrix_init
+from research.models.transformer import TransformerOptions
 from research.options import Declared, option
 from research.parallel.rules import constrain
-from research.tasks.speech.speech_outputs import SpeechOutputs
+from research.tasks.speech.recognition_scores import SpeechOutputs
 from research.tasks.task import BOS, EOS, PAD, Batch
 
 SPELLERS = {"recurrent": make_recurrent_speller, "transformer": make_transformer_speller}

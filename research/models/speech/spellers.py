@@ -32,19 +32,16 @@ from research.models.layers import (
     part_spec,
     pattern,
 )
-from research.models.lookup import lookup
-from research.models.positions import sinusoids
-from research.models.projection import linear
+from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.recurrent import networks
 from research.models.recurrent.attention import Reader, make_reader
 from research.models.recurrent.language_model import RecurrentConfig, recurrent_config
 from research.models.speech.listeners import FRAMES, check_any_length, shapes
-from research.models.stacks import DecoderStack
 from research.models.transformer import (
     AXES,
     HIDDEN,
+    DecoderStack,
     TransformerConfig,
-    matrix_init,
     transformer_config,
 )
 from research.parallel.rules import constrain

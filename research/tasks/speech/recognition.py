@@ -20,8 +20,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from research.tasks.buckets import ORDER_SEED, Bounds, Epochs
 from research.tasks.speech.joining import Plan, draw_plan, joined, masked
-from research.tasks.speech.recognition_scores import RATES, edit_distance, error_rates
-from research.tasks.speech.speech_outputs import SpeechOutputs
+from research.tasks.speech.recognition_scores import (
+    RATES,
+    SpeechOutputs,
+    edit_distance,
+    error_rates,
+)
 from research.tasks.task import (
     EOS,
     PAD,

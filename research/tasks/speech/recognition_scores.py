@@ -1,14 +1,34 @@
-"""Speech recognition metrics: word and character error rates, and edit distance on the device."""
+"""Speech recognition: outputs of a model, error rates, and edit distance on the device."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 RATES = ("wer", "cer", "substitutions", "insertions", "deletions", "sentence_error_rate")
 """Names of the metrics that `error_rates` returns; lower is better."""
+
+
+class SpeechOutputs(NamedTuple):
+    """Outputs of a speech recognizer for one batch.
+
+    Attributes:
+      logits: float32 logits of the targets under teacher forcing; None without a speller.
+      ctc: float32 CTC logits of each listener state; None without CTC. PAD is the blank; BOS and
+        EOS are not labels.
+      ctc_length: number of listener states in each row.
+      ctc_weight: lambda of the objective.
+      labelling: result of greedy decoding, without end tokens, padded with PAD; None in training.
+    """
+
+    logits: Float[Array, "B T V"] | None
+    ctc: Float[Array, "B S V"] | None
+    ctc_length: Int[Array, " B"]
+    ctc_weight: Float[Array, ""]
+    labelling: Int[Array, "B L"] | None
 
 
 def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:

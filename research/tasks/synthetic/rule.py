@@ -24,8 +24,14 @@ from jaxtyping import Array, Int, Key
 from research.errors import UserError
 from research.options import option
 from research.tasks.options import Generated
-from research.tasks.task import PAD, UNKNOWN, Batch, evaluation_key, power_of_two_bins
-from research.tasks.text.classification import Classification
+from research.tasks.task import (
+    PAD,
+    UNKNOWN,
+    Batch,
+    Classification,
+    evaluation_key,
+    power_of_two_bins,
+)
 
 KINDS = {"keyword": 1, "pair": 2}
 """{task.kind: number of keywords in a sequence}."""

@@ -21,8 +21,7 @@ from research.options import option
 from research.tasks.buckets import Epochs, assign, choose_bounds, padded_part
 from research.tasks.corpora import cache_directory
 from research.tasks.options import TaskOptions
-from research.tasks.task import PAD, UNKNOWN, Batch, word_bins
-from research.tasks.text.classification import Classification
+from research.tasks.task import PAD, UNKNOWN, Batch, Classification, word_bins
 from research.tasks.text.encoded_pairs import padded_rows
 from research.tasks.text.labelled_text import LabelledCorpus, LabelledTexts, read_labelled
 from research.tasks.text.tokenizer import (

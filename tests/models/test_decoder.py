@@ -1,4 +1,4 @@
-"""The decoder: against PyTorch, causal, the same in every form it can be run in."""
+"""The decoder: causal, and the same in every form it can be run in."""
 
 import flax.linen as nn
 import jax
@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.models.primitives import Norm
 from research.models.registry import make_model
-from research.models.transformer import (
-    ACTIVATIONS,
-    Block,
-    Norm,
-    init_state,
-)
+from research.models.transformer import Block, init_state
 from tests import small
 
 VOCAB, LENGTH = 16, 12
@@ -43,144 +39,6 @@ def parameters(model, scale=8.0):
 
 def logits_of(model, params, tokens):
     return jax.jit(lambda p, t: model.apply({"params": p}, t)[0])(params, tokens)
-
-
-# Against an implementation that shares nothing with ours.
-
-
-def torch_logits(torch, p, tokens, model):
-    """A decoder in PyTorch, written from the papers: nanoGPT's, or the one of LLaMA."""
-    functional = torch.nn.functional
-    heads, kv_heads = model["num_heads"], model["num_kv_heads"] or model["num_heads"]
-    size = model["width"] // heads
-
-    def norm(x, weights):
-        if model["norm"] == "layernorm":
-            shape = (x.shape[-1],)
-            return functional.layer_norm(x, shape, weights["scale"], weights.get("bias"), 1e-5)
-        return functional.rms_norm(x, (x.shape[-1],), weights["scale"], 1e-5)
-
-    def rotated(x):
-        """Complex numbers instead of sines and cosines; x is (B, T, H, D)."""
-        angle = torch.arange(x.shape[1])[:, None] * 10000.0 ** (
-            -torch.arange(0, size, 2).double() / size
-        )
-        turn = torch.polar(torch.ones_like(angle), angle)[:, None]
-        left, right = x.double().chunk(2, -1)
-        turned = torch.complex(left, right) * turn
-        return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
-
-    def linear(x, weights, name):
-        y = torch.tensordot(x, weights[name], dims=1)
-        return y + weights[f"{name}_bias"] if f"{name}_bias" in weights else y
-
-    x = p["embedding"][tokens]
-    if model["position"] == "learned":
-        x = x + p["position"][: tokens.shape[1]]
-    for i in range(model["num_layers"]):
-        layer = select(torch, p["layers"]["0"], i)
-        y = norm(x, layer["norm1"])
-        q, k, v = (linear(y, layer["mixer"], name) for name in ("query", "key", "value"))
-        if model["position"] == "rope":
-            q, k = rotated(q), rotated(k)
-        k, v = (a.repeat_interleave(heads // kv_heads, 2) for a in (k, v))
-        y = functional.scaled_dot_product_attention(
-            *(a.transpose(1, 2) for a in (q, k, v)), is_causal=True
-        ).transpose(1, 2)
-        y = torch.tensordot(y, layer["mixer"]["out"], dims=2)
-        x = x + y + layer["mixer"].get("out_bias", 0.0)
-        y = norm(x, layer["norm2"])
-        feed = layer["feedforward"]
-        if model["activation"] == "swiglu":
-            y = functional.silu(linear(y, feed, "in")) * linear(y, feed, "gate")
-        else:
-            y = functional.gelu(linear(y, feed, "in"))
-        x = x + linear(y, feed, "out")
-    x = norm(x, p["norm"])
-    return x @ p["embedding"].T if model["tie_embeddings"] else linear(x, p, "head")
-
-
-def select(torch, tree, i):
-    return {k: v[i] if torch.is_tensor(v) else select(torch, v, i) for k, v in tree.items()}
-
-
-NANOGPT = {"norm": "layernorm", "position": "learned", "activation": "gelu"}
-LLAMA = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "tie_embeddings": False}
-PEERS = {
-    "nanogpt": NANOGPT,
-    "nanogpt with biases": NANOGPT | {"use_bias": True},
-    "llama": LLAMA,
-    "llama with grouped heads": LLAMA | {"num_heads": 4, "num_kv_heads": 2},
-}
-
-
-# Each is one of the others without something.
-LESS = {"nanogpt", "llama"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in LESS else ()) for n in PEERS]
-)
-def test_logits_and_gradients_equal_pytorch(name):
-    torch = pytest.importorskip("torch")
-    model = decoder(**PEERS[name])
-    config = small.recall(**{f"model__{k}": v for k, v in PEERS[name].items()}).model.to_dict()
-    params, tokens = parameters(model), some_tokens()
-    targets = np.random.default_rng(2).integers(0, VOCAB, tokens.shape)
-
-    def loss(params):
-        logits = model.apply({"params": params}, tokens)[0]
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)
-        return -chosen.mean(), logits
-
-    (ours, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-
-    copied = jax.tree.map(lambda a: torch.tensor(np.asarray(a), requires_grad=True), params)
-    theirs = torch_logits(torch, copied, torch.tensor(np.asarray(tokens)), config)
-    cross_entropy = torch.nn.functional.cross_entropy(
-        theirs.flatten(0, 1), torch.tensor(targets).flatten()
-    )
-    cross_entropy.backward()
-    np.testing.assert_allclose(logits, theirs.detach(), rtol=1e-4, atol=2e-5)
-    np.testing.assert_allclose(ours, cross_entropy.item(), rtol=1e-5)
-    for (path, mine), (_, leaf) in zip(
-        jax.tree_util.tree_leaves_with_path(gradient),
-        jax.tree_util.tree_leaves_with_path(copied),
-        strict=True,
-    ):
-        where = jax.tree_util.keystr(path)
-        scale = leaf.grad.abs().max().item()
-        if "key_bias" in where and config["position"] != "rope":
-            assert scale < 1e-6  # softmax does not see a shift of all keys
-            continue
-        assert scale > 1e-5, f"{where} does not take part"
-        np.testing.assert_allclose(mine, leaf.grad, atol=2e-5 * max(scale, 1), err_msg=where)
-
-
-@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
-def test_norm_by_hand(kind):
-    x = np.random.default_rng(0).normal(2.0, 3.0, (3, 8))
-    params = {"scale": np.arange(1.0, 9.0), "bias": np.arange(8.0)}
-    found = Norm(kind, use_bias=True).apply({"params": params}, jnp.asarray(x, jnp.float32))
-    centred = x - x.mean(-1, keepdims=True) if kind == "layernorm" else x
-    wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(found, wanted * params["scale"] + params["bias"], rtol=1e-5)
-
-
-def test_activations_by_hand():
-    from math import erf, exp, pi, sqrt, tanh
-
-    by_hand = {
-        "gelu": lambda x: x * (1 + erf(x / sqrt(2))) / 2,
-        "gelu_tanh": lambda x: x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2,
-        "relu": lambda x: max(x, 0.0),
-        "swiglu": lambda x: x / (1 + exp(-x)),
-    }
-    assert by_hand.keys() == ACTIVATIONS.keys()
-    points = np.linspace(-3, 3, 13)
-    for name, f in by_hand.items():
-        found = ACTIVATIONS[name](jnp.asarray(points, jnp.float32))
-        np.testing.assert_allclose(found, [f(x) for x in points], rtol=1e-4, atol=1e-6)
 
 
 # Causality.

@@ -1,0 +1,135 @@
+"""Decoder-only transformer, a language model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from research.attention.errors import Unsupported
+from research.attention.parameters import Axes
+from research.attention.spec import MixerSpec
+from research.models.layers import Instead, Layer, added_position, computed_instead, pattern
+from research.models.model import Model
+from research.models.primitives import Norm, linear, lookup, matrix_init, sinusoids
+from research.models.transformer import (
+    AXES,
+    HIDDEN,
+    TransformerConfig,
+    TransformerOptions,
+    init_state,
+    layers,
+    transformer_config,
+)
+from research.options import option
+from research.parallel.rules import constrain
+from research.tasks.task import Batch
+
+
+class Decoder(nn.Module):
+    """Decoder-only transformer that maps tokens to logits of the next token.
+
+    `decoder(tokens)` processes a whole sequence, as in training. `decoder(tokens, state)` continues
+    from a decoding state (see `init_state`) by any number of tokens and returns the new state.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "B T"], state: Any = None, *, deterministic: bool = True
+    ) -> tuple[Float[Array, "B T V"], Any]:
+        """Returns float32 logits (B, T, V) and the new decoding state (None without one)."""
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        embedding_init = matrix_init(c.embedding_stddev)
+        table = self.param("embedding", embedding_init, (c.vocab_size, c.width)).astype(dtype)
+        step = jnp.int32(0) if state is None else state["step"]
+        x = lookup(table, tokens)
+        if c.position in ("sinusoidal", "learned"):
+            if c.position == "learned":
+                positions = self.param("position", embedding_init, (c.length, c.width))
+            else:
+                positions = sinusoids(c.length, c.width, c.embedding_stddev)
+            window = jax.lax.dynamic_slice_in_dim(positions, step, tokens.shape[1])
+            x = x + window.astype(dtype)
+        x = constrain(nn.Dropout(c.dropout, deterministic=deterministic)(x), *HIDDEN)
+
+        old = None if state is None else state["layers"]
+        x, (layer_states, _) = layers(c, deterministic)(x, old, None, None, None)
+        if state is not None:
+            state = {"step": step + tokens.shape[1], "layers": layer_states}
+
+        x = Norm(c.norm, c.use_bias, name="norm")(x)
+        if c.tie_embeddings:
+            logits = x @ constrain(table, "vocab", "").T
+        else:
+            logits = linear(x, self.param("head", embedding_init, (c.width, c.vocab_size)))
+        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab"), state
+
+    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
+        """Returns the float32 logits of "inputs" (B, T)."""
+        return self(batch["inputs"], deterministic=deterministic)[0]
+
+    @property
+    def implementation(self) -> str:
+        """Names of the implementations of the mixers."""
+        return self.config.implementation
+
+    def parameter_axes(self, params: Any) -> Any:
+        """Returns a tree with the `Axes` of each parameter.
+
+        Args:
+          params: parameters or their shapes; extra leading axes (population) are not described.
+        """
+
+        def axes(path: tuple, _: Any) -> Axes:
+            names = [key.key for key in path]
+            if "mixer" not in names:
+                own = AXES[names[-1]]
+            else:
+                own = self.config.mixers[int(names[1])].parameters()[names[-1]].axes
+            return own.stacked() if names[0] == "layers" else own
+
+        return jax.tree_util.tree_map_with_path(axes, params)
+
+    def state_bytes(self, length: int) -> int | None:
+        """Returns the bytes of one sequence's decoding state with room for `length` tokens.
+
+        Returns None for a model that looks ahead and so has no decoding state.
+        """
+        try:
+            shapes = jax.eval_shape(lambda: init_state(self.config, 1, length)["layers"])
+        except Unsupported:
+            return None
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderOptions(TransformerOptions):
+    """A decoder: a transformer that predicts the next token"""
+
+    source = "Vaswani et al. 2017; Radford et al. 2019"
+
+    tie_embeddings: bool = option(True, "output matrix = embedding matrix")
+    pattern: tuple[str, ...] = option(
+        (), "one delta on the mechanism to each layer, repeated to num_layers; (): all alike"
+    )
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the layers of the pattern; see `ModelOptions`."""
+        return pattern(self)
+
+    def specs(self, length: int) -> tuple[MixerSpec, ...]:
+        """Returns the mixers of the pattern for sequences of at most this length."""
+        return tuple(one.spec(length) for one in self.layers())
+
+    def make(
+        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+    ) -> Model:
+        """Returns the decoder; see `ModelOptions`."""
+        specs = tuple(computed_instead(one, instead or {}) for one in self.specs(length))
+        position = added_position(self.layers())
+        return Decoder(transformer_config(self, vocab_size, length, specs, position=position))
