@@ -42,7 +42,7 @@ from research.models.registry import make_model
 from research.runs.store import write_json
 from research.tasks.registry import make_task
 from research.tasks.task import BOS, EOS, PAD, Task
-from research.training.runs import load_best_of, load_config_of
+from research.training.runs import load_best_params, load_run_config
 from research.training.scores import search_of
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,7 +88,7 @@ def random_case(args: argparse.Namespace) -> Case:
 
 def trained_case(args: argparse.Namespace) -> Case:
     """A trained run, on sentences spread evenly over its validation split."""
-    config = load_config_of(args.workdir)
+    config = load_run_config(args.workdir)
     task = make_task(config.task)
     model = make_model(config.model, task.vocab_size, task.length)
     search = search_of(config)
@@ -97,7 +97,7 @@ def trained_case(args: argparse.Namespace) -> Case:
     whole = task.sources("validation")
     source, lengths = (np.asarray(whole[name]) for name in ("source", "source_length"))
     rows = np.linspace(0, len(source) - 1, min(args.sentences, len(source))).round().astype(int)
-    params, _ = load_best_of(args.workdir)
+    params, _ = load_best_params(args.workdir)
     return Case(config.model.name, model, params, source[rows], lengths[rows], search, task)
 
 

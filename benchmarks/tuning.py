@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.verdicts import FAILED, NOISE, SOLVED
 from research.ablation.claims import Claim, Direction, Outcome
 from research.ablation.measure import Measure, point_key
-from research.ablation.tuning import best, continued, edges, tuning_score
+from research.ablation.tuning import best, keys_at_edge, next_grid_value, tuning_score
 from research.report.judging.judgements import REFUTED, SUPPORTED
 from research.report.judging.verdicts import judge
 from research.stats import choice_deviation, mean
@@ -97,14 +97,14 @@ def tuned(landscape: Landscape, generator: np.random.Generator, seeds: int) -> t
             scores.append(({"rate": rate}, tuning_score(OUTCOME, results)))
         chosen = best(scores)["rate"]
         side = [r for r in rates if (r > max(GRID) if chosen == max(rates) else r < min(GRID))]
-        if not edges(scores) or len(side) == EXTENSION:
+        if not keys_at_edge(scores) or len(side) == EXTENSION:
             compared = [
                 mean(v if landscape.solved is None else [float(x >= landscape.solved) for x in v])
                 for v in values
             ]
             deviation = choice_deviation(values, compared)
             return chosen, 0.0 if math.isnan(deviation) else deviation
-        rates.append(continued(rates, chosen == max(rates)))
+        rates.append(next_grid_value(rates, chosen == max(rates)))
 
 
 def errors(landscape: Landscape, tune_seeds: int, repeats: int, seed: int) -> dict:

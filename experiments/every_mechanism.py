@@ -11,7 +11,7 @@ Its 61 arms take 5 minutes on 2 cores as two shards (--shard=1/2 and 2/2), most 
 
 from research.ablation.experiment import Experiment, Outcome
 from research.attention.parts.tables import TABLES
-from research.attention.registry import MIXERS, SWITCHES
+from research.attention.registry import MECHANISM_OPTIONS, MIXERS
 from research.options import declarations, has_to_be_set
 
 NEEDS = {"window": 8, "prefix_length": 8, "dilation": 2, "stride": 8, "global_tokens": 2}
@@ -36,7 +36,7 @@ def arms() -> dict[str, dict]:
             needed = [key for key, declared in options if has_to_be_set(declared)]
             needs = {f"model.{key}": NEEDS.get(key, 8) for key in needed}
             found[f"{field} {name}"] = {f"model.{field}": name, **needs}
-    for name in SWITCHES:
+    for name in MECHANISM_OPTIONS:
         found[name] = {f"model.{name}": ON.get(name, True)}
     found["pattern"] = {"model.pattern": ("mixer=gated_delta, position=none", "position=alibi")}
     return found

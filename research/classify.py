@@ -43,7 +43,7 @@ def main(*texts: str) -> None:
     options = flags.FLAGS
     lines = texts_of(texts, options.input)
     classifier = open_classifier(Path(options.workdir), options.by)
-    from research.inspect.classified_lines import as_row, show
+    from research.inspect.classified_lines import show
     from research.interpret.classification import classify
 
     live = sys.stdout.isatty()
@@ -98,7 +98,7 @@ def open_classifier(workdir: Path, by: str):
     """Returns the classifier of a run. Raises UserError for an unsuitable run or method."""
     from research.interpret.classification import TextClassifier, check_method
     from research.tasks.text.tokenizer import FILE, OPEN
-    from research.training.runs import load_config_of, open_run
+    from research.training.runs import open_run
 
     run = open_run(workdir, load_config_of(workdir, ("sentiment",)))
     if run.tokenizer.special != OPEN:

@@ -64,7 +64,7 @@ def config_lines(path: str) -> list[str]:
     Each key has a line with its value, and its meaning below. Raises UserError for a bad config.
     """
     # Imported here because it imports jax, which the help of a command does not need.
-    from research.training.schema import meanings, resolve
+    from research.training.schema import resolve
 
     config = load_config(path)
     run = resolve(config)

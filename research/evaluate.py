@@ -48,7 +48,7 @@ def main() -> None:
     streams = any(options[name].present for name in STREAM)
     if streams:
         check(options)
-    from research.training.runs import load_config_of, open_run
+    from research.training.runs import open_run
 
     config = load_config_of(workdir, ("text",) if streams else ())
     sizes = sizes_of(config, options) if streams else (0, 0)
@@ -62,8 +62,7 @@ def main() -> None:
 
 def again(opened: Any, split: str) -> None:
     """Evaluates a run again and prints lines of split, metric and value, separated by tabs."""
-    from research.runs.store import result_of
-    from research.training.evaluating import changes, evaluate
+    from research.training.evaluating import evaluate
 
     metrics, labels = evaluate(opened, split)
     print("split\tmetric\tvalue")
@@ -149,7 +148,6 @@ def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
     import numpy as np
 
     from research.tasks.corpora import read_file
-    from research.training.runs import load_task_of
 
     if options.input:
         return opened.tokenizer.encode(read_file(Path(options.input))), options.input

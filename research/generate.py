@@ -41,7 +41,7 @@ def main() -> None:
 
     from research.decoding.continuation import continuation
     from research.decoding.sampling import Sampling
-    from research.inspect.token_probabilities import opened, show_lines, show_scores
+    from research.inspect.token_probabilities import show_lines, show_scores
 
     options = flags.FLAGS
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
@@ -65,7 +65,6 @@ def main() -> None:
         tokens = (chunk.tokens for chunk in chunks)
         show(options.prompt, texts(run.tokenizer, tokens, options.samples), options.samples)
     if options.attention:
-        from research.inspect.inputs import of_written
         from research.inspect.inspecting import inspect
         from research.inspect.page import write_page
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from research.cloud.launch.request import define_options, job_of, options_of
+from research.cloud.launch.request import define_options, parse_job, parse_options
 from research.command_line import define_config_flag, run
 
 define_config_flag()
@@ -31,22 +31,22 @@ define_options()
 def main() -> int:
     """Starts a job here, or writes and shows the files to start it elsewhere (--submit does so)."""
     from research.cloud.launch import engines, local
-    from research.cloud.launch.devices import deal, local_devices
+    from research.cloud.launch.devices import local_devices
 
     given = flags.FLAGS
-    options = options_of(given, engines.options_taken(given.engine))
+    options = parse_options(given, engines.options_taken(given.engine))
     engines.check_options(given.engine, options)
     folder = Path(given.workdir) / "launch" / given.engine
     if given.engine == engines.LOCAL:
         devices = local_devices()
-        job = job_of(given, sys.argv, default_shards=max(1, len(devices.ids)))
+        job = parse_job(given, sys.argv, default_shards=max(1, len(devices.ids)))
         bindings = deal(devices, job.shards)
         if given.dry_run:
             print(local.preview(job, bindings))
             return 0
         return local.run(job, bindings, folder)
-    job = job_of(given, sys.argv, default_shards=1)
-    launch = engines.make(given.engine, job, options, folder)
+    job = parse_job(given, sys.argv, default_shards=1)
+    launch = engines.make_launch(given.engine, job, options, folder)
     if not given.dry_run:
         engines.write(launch)
     print(engines.describe(launch, written=not given.dry_run))

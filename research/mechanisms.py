@@ -13,10 +13,10 @@ from typing import Any
 from absl import flags
 
 from research.attention import registry
-from research.attention.implementations.attend import IMPLEMENTATIONS, refusal
+from research.attention.implementations.attend import IMPLEMENTATIONS, unsupported_reason
 from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.mixer import Mixer, state_bytes
-from research.attention.parts.choice import computes
+from research.attention.parts.choice import summary
 from research.attention.parts.tables import TABLES
 from research.attention.spec import MixerSpec, make_mixer, mixer_spec
 from research.command_line import run
@@ -60,7 +60,7 @@ def mixers() -> str:
         rows.append(
             (
                 f"`{name}`",
-                computes(entry),
+                summary(entry),
                 entry.source,
                 entry.time,
                 entry.state,
@@ -87,7 +87,7 @@ def parts(field: str) -> str:
         rows.append(
             (
                 f"`{name}`",
-                computes(part),
+                summary(part),
                 part.source,
                 ", ".join(f"`{key}`" for key in options) or "-",
                 f"{learned:+,}" if learned else "0",
@@ -118,7 +118,7 @@ def switches() -> str:
     """Returns the section of other options of softmax attention that are mechanisms."""
     rows = [
         (f"`model.{name}`", o.help, o.source, ", ".join(o.where or ("self", "cross", "decoder")))
-        for name, o in ((n, declared.option) for n, declared in registry.SWITCHES.items())
+        for name, o in ((n, declared.option) for n, declared in registry.MECHANISM_OPTIONS.items())
     ]
     return "\n## Other options of softmax attention\n\n" + table(
         ("key", "computes", "source", "used in"), rows
@@ -129,7 +129,7 @@ def able(spec: MixerSpec) -> list[str]:
     """Returns the names of the implementations that compute a mixer's mechanism exactly."""
     assert isinstance(spec.options, AttentionOptions)
     mechanism = spec.options.mechanism(spec.context)
-    return [name for name in IMPLEMENTATIONS if not refusal(name, mechanism)]
+    return [name for name in IMPLEMENTATIONS if not unsupported_reason(name, mechanism)]
 
 
 def count(mixer: Mixer) -> int:

@@ -50,7 +50,6 @@ def main() -> None:
 def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
     """Prints the plan for training `config.members` members, with a column for each target."""
     from research.cloud.forecast import check_budget, check_fits, forecast
-    from research.cloud.table import screen
     from research.parallel.topology import parse_targets
     from research.training.schema import resolve
 
@@ -68,7 +67,6 @@ def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
 def plan_experiment(path: str, prices: Mapping[str, Any]) -> None:
     """Prints the plan for all runs of an experiment, with a table for each target."""
     from research.ablation.loading import load_experiment
-    from research.ablation.match import matched
     from research.ablation.tuning import extension_text
     from research.cloud.forecast import check_budget, check_fits, forecast_experiment, total_cost
     from research.cloud.table import rows_table

@@ -20,7 +20,7 @@ flags.DEFINE_string("profile", "", "start:stop traces these steps into WORKDIR/p
 
 def main() -> None:
     """Trains all members of the config's population and prints their results."""
-    from research.parallel.processes import is_first, start, together
+    from research.parallel.processes import is_first, start
     from research.training.loop import train_population
     from research.training.preemption import Preempted
     from research.training.profiling import parse_steps

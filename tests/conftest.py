@@ -64,7 +64,7 @@ jaxtyping.install_import_hook(
     "beartype.beartype",
 )
 
-from research.training.program import forget_programs  # noqa: E402
+from research.training.program import clear_programs  # noqa: E402
 from research.training.records.environment import enable_compilation_cache  # noqa: E402
 
 # The directory is that of the commands, so that tests which start them compile nothing anew.
@@ -177,7 +177,7 @@ def _room_for_programs():
     maps = Path("/proc/self/maps")
     many = maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS
     if many or resident() > MOST_MEMORY:
-        forget_programs()
+        clear_programs()
         gc.collect()
 
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from research.training.program import forget_programs, make_members, make_program
+from research.training.program import clear_programs, make_members, make_program
 from tests import small
 
 
@@ -12,5 +12,5 @@ def main() -> None:
     make_program(config).init(make_members([config]))
     client = jax.devices()[0].client
     before = len(client.live_executables())
-    forget_programs()
+    clear_programs()
     print(before, len(client.live_executables()))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from research.models.model import parameter_shapes
 from research.runs.store import CONFIG, RESULT, write_json
 from research.training.loop import POPULATION
-from research.training.program import model_of, task_id, task_of
+from research.training.program import cached_task, model_of, task_id
 from research.training.records.checkpoints import Checkpoints
 from research.training.records.data_record import write_data
 from research.training.schema import run_record
@@ -36,7 +36,7 @@ def write_run(run: Path, config: ConfigDict, scale: float = 0.5, seed: int = 0) 
       scale: standard deviation of the parameters.
       seed: of them.
     """
-    task = task_of(task_id(config))
+    task = cached_task(task_id(config))
     model = model_of(config, task)
     shapes = parameter_shapes(model, batch_shapes(task, 1))
     random = np.random.default_rng(seed)

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from research.runs.store import read_json, read_metrics, result_of
+from research.runs.store import read_json, read_metrics, read_result
 from research.train import members_of
 from research.training import loop
 from research.training.loop import train_population
@@ -21,7 +21,7 @@ def train(config, workdir):
 
 def without_time(run):
     """Returns result.json and metrics.jsonl without what a clock says."""
-    result = {k: v for k, v in result_of(run).items() if k != "timing"}
+    result = {k: v for k, v in read_result(run).items() if k != "timing"}
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
     return result, rows
 

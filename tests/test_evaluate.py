@@ -11,9 +11,9 @@ import pytest
 from research.configuration import to_plain
 from research.decoding.streaming import stream_scores, streaming
 from research.runs.store import CONFIG, write_json
-from research.training.evaluating import changes, evaluate
+from research.training.evaluating import evaluate, metric_changes
 from research.training.loop import train_population
-from research.training.runs import load_config_of, open_run
+from research.training.runs import load_run_config, open_run
 from tests import small
 from tests.commands import run_cases
 from tests.random_runs import STEP, write_run
@@ -142,22 +142,24 @@ def test_a_run_streams_when_it_ends(trained):
 def test_what_is_decoded_is_evaluated_again_and_nothing_is_written(trained):
     run, result = trained["pairs"]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    opened = open_run(run, load_config_of(run))
+    opened = open_run(run, load_run_config(run))
     found = evaluate(opened)
     assert found.metrics.keys() == {"validation", "test"}
     assert {"exact_match", "loss"} <= found.metrics["test"].keys()
-    assert not changes(found.metrics, result)
+    assert not metric_changes(found.metrics, result)
     one = evaluate(opened, "test")
-    assert one.metrics.keys() == {"test"} and not changes(one.metrics, result)
+    assert one.metrics.keys() == {"test"} and not metric_changes(one.metrics, result)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     moved = opened._replace(params={**opened.params, "embedding": opened.params["embedding"] + 1})
-    assert any("test loss was" in text for text in changes(evaluate(moved, "test").metrics, result))
+    assert any(
+        "test loss was" in text for text in metric_changes(evaluate(moved, "test").metrics, result)
+    )
 
 
 def test_only_what_differs_is_told():
     old = {"best": {"test": {"loss": 1.0, "by": [1.0, None], "decoded_tokens_per_second": 5.0}}}
-    assert not changes({"test": {"loss": 1.0 + 1e-6, "by": [1.0, math.nan]}}, old)
-    assert changes({"test": {"loss": 1.1, "by": [1.0, 2.0], "new": 0.5}}, old) == [
+    assert not metric_changes({"test": {"loss": 1.0 + 1e-6, "by": [1.0, math.nan]}}, old)
+    assert metric_changes({"test": {"loss": 1.1, "by": [1.0, 2.0], "new": 0.5}}, old) == [
         "test by was [1.0, None], is [1.0, 2.0]",
         "test loss was 1.0, is 1.1",
         "test new was None, is 0.5",
@@ -174,7 +176,7 @@ def test_a_stream_is_that_of_the_model(outcomes, folder):
     curves = {curve["name"]: curve for curve in content["curves"]}
     assert list(curves) == ["0 sinks", "2 sinks", "recomputed", "dense"]
 
-    opened = open_run(folder / "text", load_config_of(folder / "text"))
+    opened = open_run(folder / "text", load_run_config(folder / "text"))
     text = opened.tokenizer.encode(TEXT[int(0.9 * len(TEXT)) :])
     starts = [round(s) for s in np.linspace(0, len(text) - 41, 3)]
     tokens = np.stack([text[s : s + 41] for s in starts])

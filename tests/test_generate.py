@@ -11,12 +11,12 @@ from scipy.special import log_softmax
 
 from research.decoding.continuation import continuation
 from research.decoding.sampling import Sampling
-from research.inspect.inputs import of_written
+from research.inspect.inputs import generation_subject
 from research.inspect.inspecting import inspect
-from research.inspect.token_probabilities import opened, show_lines, show_scores
+from research.inspect.token_probabilities import open_streaming, show_lines, show_scores
 from research.models.registry import make_model
 from research.tasks.text.tokenizer import load_tokenizer
-from research.training.runs import load_best_of, load_config_of
+from research.training.runs import load_best_params, load_run_config
 from tests import small
 from tests.commands import run_cases
 from tests.random_runs import write_run
@@ -60,8 +60,8 @@ def outcomes(run):
 
 def own_log_probs(run, text):
     """Returns tokens and log p (T - 1, V) of a text that fits, by one forward pass."""
-    config, tokenizer = load_config_of(run), load_tokenizer(run)
-    params, _ = load_best_of(run)
+    config, tokenizer = load_run_config(run), load_tokenizer(run)
+    params, _ = load_best_params(run)
     model = make_model(config.model, tokenizer.vocab_size, config.task.length)
     tokens = np.asarray(tokenizer.encode(text))
     logits, _ = jax.jit(model.apply)({"params": params}, tokens[None])
@@ -69,7 +69,7 @@ def own_log_probs(run, text):
 
 
 def test_lines_are_what_the_model_says(run, capsys):
-    trained_run, model = opened(run, 0, 0)
+    trained_run, model = open_streaming(run, 0, 0)
     tokenizer, params = trained_run.tokenizer, trained_run.params
     prompt = np.tile(tokenizer.encode("A rose"), (2, 1))
     greedy = Sampling(temperature=0.0)
@@ -97,7 +97,7 @@ def test_lines_are_what_the_model_says(run, capsys):
 
 
 def test_a_text_is_scored(run, capsys):
-    trained_run, model = opened(run, 0, 0)
+    trained_run, model = open_streaming(run, 0, 0)
     options = SimpleNamespace(score=TEXT[:16], window=0, logprobs="")
     show_scores(trained_run.tokenizer, model, trained_run.params, options)
     printed = capsys.readouterr()
@@ -118,9 +118,9 @@ def test_a_page_shows_the_attention_with_which_it_was_written(run, outcomes):
     page = (run / "attention.html").read_text(encoding="utf-8")
     assert outcome.code == 0 and str(run / "attention.html") in outcome.err and len(written) == 8
     assert "Written: the last 8 tokens." in page
-    trained_run, _ = opened(run, 0, 0)
+    trained_run, _ = open_streaming(run, 0, 0)
     encode = trained_run.tokenizer.encode
-    shown = inspect(trained_run, of_written(trained_run, encode("A ro"), encode(written)))
+    shown = inspect(trained_run, generation_subject(trained_run, encode("A ro"), encode(written)))
     assert "".join(shown.tokens.input) == "A ro" + written
     # Written token by token from a cache, read anew at once: the same probabilities.
     read = shown.tokens.input_numbers["log-probability"][4:]
@@ -131,9 +131,9 @@ def test_a_page_shows_the_attention_with_which_it_was_written(run, outcomes):
 
 
 def test_more_than_fits_is_shown_from_its_end(run):
-    trained_run, _ = opened(run, 0, 0)
+    trained_run, _ = open_streaming(run, 0, 0)
     encode = trained_run.tokenizer.encode
-    subject = of_written(trained_run, encode(TEXT[:9]), encode(TEXT[9:30]))
+    subject = generation_subject(trained_run, encode(TEXT[:9]), encode(TEXT[9:30]))
     assert "".join(subject.input) == TEXT[30 - 16 : 30]
     assert subject.lines[0] == "Written: the last 16 tokens."
     assert "here the last 16 tokens are one sequence" in subject.lines[1]

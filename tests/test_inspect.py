@@ -6,10 +6,10 @@ import pytest
 import soundfile
 
 from research.configuration import to_plain
-from research.inspect.inputs import of_text
-from research.interpret.capture import parts, record
+from research.inspect.inputs import text_subject
+from research.interpret.capture import attention_records, record
 from research.runs.store import CONFIG, RESULT, write_json
-from research.training.runs import load_config_of, open_run
+from research.training.runs import load_run_config, open_run
 from tests import browser as chromium
 from tests import small
 from tests.commands import run_cases
@@ -100,10 +100,10 @@ def page_of(outcome, path):
 def test_weights_on_the_page_are_those_of_the_model(outcomes, folder):
     page, maps = page_of(outcomes["text"], folder / "text" / "inspect.html")
     assert list(maps) == ["layer 0", "layer 1"]
-    run = open_run(folder / "text", load_config_of(folder / "text"))
-    subject = of_text(run, "to be, or not to be"[:16])
+    run = open_run(folder / "text", load_run_config(folder / "text"))
+    subject = text_subject(run, "to be, or not to be"[:16])
     recorded = jax.jit(lambda params, batch: record(run.model, params, batch, ("weights",))[1])
-    found = parts(recorded(run.params, subject.batch))
+    found = attention_records(recorded(run.params, subject.batch))
     for i, part in enumerate(found):
         weights = np.asarray(part.sites["weights"][0])
         shown = np.concatenate(

@@ -37,7 +37,7 @@ def test_every_name_is_on_the_page():
     for table in (registry.MIXERS, *TABLES.values()):
         for name in table:
             assert f"| `{name}` |" in page
-    for name in registry.SWITCHES:
+    for name in registry.MECHANISM_OPTIONS:
         assert f"| `model.{name}` |" in page
 
 
@@ -52,7 +52,7 @@ def test_the_smoke_experiment_has_every_name():
     for field, table in {**TABLES, "mixer": registry.MIXERS}.items():
         chosen = {deltas.get(f"model.{field}") for deltas in experiment.arms.values()}
         assert set(table) <= chosen | set(BASE)
-    for name in registry.SWITCHES:
+    for name in registry.MECHANISM_OPTIONS:
         assert f"model.{name}" in experiment.arms[name]
 
 

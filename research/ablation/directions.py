@@ -10,7 +10,7 @@ from research.tasks.registry import TASKS
 from research.training import scores
 
 
-def declared(config: ConfigDict) -> Directions:
+def metric_directions(config: ConfigDict) -> Directions:
     """Returns {metric: whether higher is better} for all metrics of a run; None for neither.
 
     Raises UserError for an unknown task or question.

@@ -18,7 +18,7 @@ from research.ablation.experiment import (
     tuning_grid,
 )
 from research.ablation.measure import point_key
-from research.ablation.tuning import next_value, scored
+from research.ablation.tuning import next_extension, tuning_scores
 from research.configuration import Deltas, apply_deltas, load_config
 from research.errors import UserError
 from research.training import schema
@@ -113,10 +113,10 @@ def added_cells(
       results: {run id: result.json} of the finished ones.
     """
     places = {(cell.arm, point_key(cell.point)): cell for cell in cells}
-    found = scored(experiment.outcome, [cell.to_json() for cell in cells], results)
+    found = tuning_scores(experiment.outcome, [cell.to_json() for cell in cells], results)
     more: list[Cell] = []
     for key, scores in found.items():
-        added = next_value(experiment, scores)
+        added = next_extension(experiment, scores)
         if added is None:
             continue
         name, value = added

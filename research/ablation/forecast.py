@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from research.ablation.expansion import Cell, report_cells, tuning_cells
 from research.ablation.experiment import Experiment
-from research.ablation.populations import Shard, in_shard, plan, populations
-from research.runs.store import FAILED, result_of
+from research.ablation.populations import Shard, cells_of_shard, known_cells, populations
+from research.runs.store import FAILED, read_result
 from research.training.budget import measure_budget
 from research.training.program import static_id
 
@@ -22,7 +22,7 @@ def forecast(experiment: Experiment, workdir: Path, shard: Shard, most: int) -> 
     program, and None until a step has been timed in `workdir`; shapes that have not run yet are
     predicted from their FLOPs.
     """
-    cells, waiting = plan(experiment, workdir)
+    cells, waiting = known_cells(experiment, workdir)
     # The tuned values are not known yet, but any of them stands in: none changes the budget.
     guess = next(iter(tuning_cells(experiment)), None)
     later = [
@@ -31,14 +31,14 @@ def forecast(experiment: Experiment, workdir: Path, shard: Shard, most: int) -> 
         for cell in report_cells(experiment, arm, point, guess.tuned if guess else {})
     ]
     open_ids = {id(cell) for cell in later}
-    mine = {id(cell) for cell in in_shard(cells + later, experiment, shard)}
+    mine = {id(cell) for cell in cells_of_shard(cells + later, experiment, shard)}
     rates = measured_rates(cells, workdir)
     rows = []
     for population in populations(cells, most) + populations(later, most):
         for cell in population.cells:
             if id(cell) not in mine:
                 continue
-            result = None if id(cell) in open_ids else result_of(workdir / cell.run)
+            result = None if id(cell) in open_ids else read_result(workdir / cell.run)
             budget = measure_budget(cell.config)
             rows.append(
                 {
@@ -69,7 +69,7 @@ def measured_rates(cells: Sequence[Cell], workdir: Path) -> dict[str, tuple[floa
     """Returns {static id: (seconds, FLOPs) per step of one member} of finished runs."""
     rates = {}
     for cell in cells:
-        result = result_of(workdir / cell.run)
+        result = read_result(workdir / cell.run)
         if result and result["status"] != FAILED and result["timing"]["steps_per_second"]:
             budget = result["budget"]
             flops = budget["flops_per_token"] * budget["tokens"] / budget["steps"]

@@ -35,20 +35,20 @@ SWEPT = {
 
 
 @dataclass(frozen=True)
-class Written:
+class InMemoryExperiment:
     """An experiment built in Python rather than loaded from a file, and the name of its sweep."""
 
     experiment: Experiment
     name: str
 
 
-Source = str | Path | Written
+Source = str | Path | InMemoryExperiment
 """Source of an experiment: a file, or an object built in Python."""
 
 
-def name_of(source: Source) -> str:
+def experiment_name(source: Source) -> str:
     """Returns the name of an experiment: the given one, or that of its file without ".py"."""
-    return source.name if isinstance(source, Written) else Path(source).stem
+    return source.name if isinstance(source, InMemoryExperiment) else Path(source).stem
 
 
 def load_experiment(source: Source, basis: str = "") -> Experiment:
@@ -61,7 +61,7 @@ def load_experiment(source: Source, basis: str = "") -> Experiment:
 
     Raises UserError that says what is wrong.
     """
-    if isinstance(source, Written):
+    if isinstance(source, InMemoryExperiment):
         experiment, path = source.experiment, source.name
     else:
         experiment, path = getattr(load_module(source), "experiment", None), source
@@ -69,11 +69,13 @@ def load_experiment(source: Source, basis: str = "") -> Experiment:
         raise UserError(f"{path} defines no `experiment = Experiment(...)`.")
     try:
         check_parts(experiment)
-        experiment = with_seeds(experiment, basis or seed_basis(experiment, name_of(source)))
+        experiment = with_seeds(
+            experiment, basis or seed_basis(experiment, experiment_name(source))
+        )
         check_keys(experiment)
         for claim in experiment.claims:
             check_claim(experiment, claim)
-        cells = each_arm(experiment)
+        cells = representative_cells(experiment)
         check_distinct(experiment, cells)
         return with_directions(experiment, cells)
     except UserError as error:
@@ -209,7 +211,7 @@ def check_claim(experiment: Experiment, claim: Claim) -> None:
         check_name(f"{where}: metric", metric, known)
 
 
-def each_arm(experiment: Experiment) -> list[Cell]:
+def representative_cells(experiment: Experiment) -> list[Cell]:
     """Returns one cell per arm and point, with the first seed and the first tuned values."""
     tuned, seed = tuning_grid(experiment)[0], seed_list(experiment)[0]
     return [
@@ -224,7 +226,7 @@ def check_distinct(experiment: Experiment, cells: Sequence[Cell]) -> None:
 
     Args:
       experiment: the experiment.
-      cells: its cells, from `each_arm`.
+      cells: its cells, from `representative_cells`.
     """
     said = {
         frozenset(pair) for group in experiment.same for pair in itertools.combinations(group, 2)
@@ -259,7 +261,7 @@ def with_directions(experiment: Experiment, cells: Sequence[Cell]) -> Experiment
     contradicts the declared one.
     """
     # Imported here because it imports jax, which reading an experiment from disk does not need.
-    from research.ablation.directions import declared, worst_values
+    from research.ablation.directions import worst_values
 
     known: dict[str, bool | None] = {}
     worst: dict[str, float] = {}

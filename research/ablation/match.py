@@ -11,7 +11,7 @@ from research.errors import UserError, check_name
 from research.training.budget import count_parameters
 
 
-def matched(experiment: Experiment) -> Experiment:
+def with_matched_widths(experiment: Experiment) -> Experiment:
     """Returns the experiment with the feed-forward widths that `match` asks for.
 
     The first arm keeps its width. At each axis point, every other arm gets the width that brings

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from research.ablation.claims import RISE, STEPS
 from research.ablation.experiment import Experiment
 from research.errors import UserError, check_name
-from research.interpret.columns import measured
+from research.interpret.columns import with_head_measures
 from research.interpret.questions import metric_names
 from research.tasks.task import Batch, Sums
 from research.training.program import Program
@@ -60,7 +60,7 @@ def check_metrics(experiment: Experiment, arm: str, program: Program, config: Co
 def logged_numbers(program: Program) -> list[str]:
     """Returns the names of the scalar metrics that an evaluation computes on any split."""
     task = program.task
-    metrics = measured(task, program.model, program.measures)
+    metrics = with_head_measures(task, program.model, program.measures)
 
     def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
         return metrics(params, task.marked(batch, 0))[1]

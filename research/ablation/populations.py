@@ -18,7 +18,7 @@ from research.ablation.measure import point_key
 from research.ablation.tuning import choose
 from research.errors import UserError
 from research.parallel.processes import on_first
-from research.runs.store import result_of
+from research.runs.store import read_result
 from research.training.program import static_id
 
 
@@ -72,7 +72,7 @@ def parse_shard(text: str) -> Shard:
     return Shard(index - 1, count)
 
 
-def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[str, dict]]]:
+def known_cells(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[str, dict]]]:
     """Returns the cells known so far, and the (arm, point) pairs whose tuning is unfinished.
 
     Tuning cells come first. The report cells of an arm at a point are known once all its tuning
@@ -84,7 +84,7 @@ def plan(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list[tuple[
     while more:
         tuning += more
         runs = [cell.run for cell in more]
-        found = on_first(lambda runs=runs: {run: result_of(workdir / run) for run in runs})
+        found = on_first(lambda runs=runs: {run: read_result(workdir / run) for run in runs})
         results |= {run: result for run, result in found.items() if result}
         more = added_cells(experiment, tuning, results)
     chosen = choose(experiment.outcome, [cell.to_json() for cell in tuning], results)
@@ -119,7 +119,7 @@ def populations(cells: Iterable[Cell], most: int) -> list[Population]:
     ]
 
 
-def in_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> list[Cell]:
+def cells_of_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> list[Cell]:
     """Returns the cells of a shard; all cells of an arm at a point are in the same shard."""
     pairs = [(arm, point_key(point)) for point in points(experiment) for arm in experiment.arms]
     number = {pair: i for i, pair in enumerate(pairs)}

@@ -26,21 +26,27 @@ from research.ablation.experiment import (
     tuning_grid,
 )
 from research.ablation.loading import (
+    InMemoryExperiment,
     Source,
-    Written,
     check_distinct,
-    each_arm,
+    experiment_name,
     load_experiment,
-    name_of,
+    representative_cells,
 )
-from research.ablation.match import matched
+from research.ablation.match import with_matched_widths
 from research.ablation.measured_metrics import check_metrics
-from research.ablation.populations import Population, Shard, in_shard, plan, populations
+from research.ablation.populations import (
+    Population,
+    Shard,
+    cells_of_shard,
+    known_cells,
+    populations,
+)
 from research.ablation.registration import register, registration_from_json
 from research.ablation.tuning import possible_values
 from research.configuration import Deltas, load_config
 from research.errors import UserError, while_starting
-from research.parallel.layout import layout_of, parse_layout
+from research.parallel.layout import parse_layout, resolve_layout
 from research.parallel.processes import is_first, on_first
 from research.runs.store import (
     CONFIG,
@@ -49,17 +55,17 @@ from research.runs.store import (
     METRICS,
     RESULT,
     read_json,
-    result_of,
+    read_result,
     write_json,
 )
 from research.tasks.registry import GENERATED
 from research.training.loop import POPULATION, train_population
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import (
-    forget_programs,
+    cached_task,
+    clear_programs,
     static_id,
     task_id,
-    task_of,
 )
 from research.training.records.data_record import check_same_data, check_same_files
 from research.training.records.environment import describe_environment
@@ -67,7 +73,7 @@ from research.training.schema import run_record
 from research.training.validation import check_config
 
 # Maximum number of compiled programs kept in memory; nearby cells with the same shapes reuse them.
-HELD = 8
+MAX_PROGRAMS = 8
 EXPERIMENT, POPULATIONS = "experiment.json", "populations"
 
 
@@ -84,17 +90,17 @@ def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> E
     """
     there = on_first(lambda: read_json(workdir / EXPERIMENT))
     before = registration_from_json(there.get("registration")) if there else None
-    name = name_of(source)
+    name = experiment_name(source)
     experiment = load_experiment(source, before.basis if before else "")
     looks = register(experiment, name, before).looks
     experiment = replace(experiment, looks=looks)
     if layout:
         deltas = parse_layout(layout, load_config(experiment.base).parallel)
-        experiment = laid_out(experiment, deltas)
+        experiment = with_layout(experiment, deltas)
     try:
-        experiment = matched(experiment)
+        experiment = with_matched_widths(experiment)
         if experiment.match:  # the solved width may make two arms the same run
-            check_distinct(experiment, each_arm(experiment))
+            check_distinct(experiment, representative_cells(experiment))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     found = populations(_any_cells(experiment), most)
@@ -131,7 +137,7 @@ def check_extension(experiment: Experiment, path: str) -> None:
                 ) from None
 
 
-def laid_out(experiment: Experiment, deltas: Deltas) -> Experiment:
+def with_layout(experiment: Experiment, deltas: Deltas) -> Experiment:
     """Returns the experiment with `deltas` (keys of `config.parallel`) applied to all runs.
 
     Raises UserError for a key that an arm, an axis or tuning also sets, which would override it.
@@ -188,14 +194,14 @@ def _run(
 ) -> dict[str, int]:
     """Trains the unfinished runs of a validated experiment; see `run_sweep`."""
     if retry_failed:
-        known = in_shard(plan(experiment, workdir)[0], experiment, shard)
-        on_first(lambda: forget_failures(workdir, {cell.run for cell in known}))
+        known = cells_of_shard(known_cells(experiment, workdir)[0], experiment, shard)
+        on_first(lambda: delete_failures(workdir, {cell.run for cell in known}))
     counts = {"trained": 0, "finished before": 0}
     visited: set[str] = set()
     held: set[tuple] = set()
     while True:
-        cells, waiting = plan(experiment, workdir)
-        own = in_shard(cells, experiment, shard)
+        cells, waiting = known_cells(experiment, workdir)
+        own = cells_of_shard(cells, experiment, shard)
         on_first(lambda own=own: _list(own, workdir, shard))
         every = populations(cells, most)
         mine = {cell.run for cell in own}
@@ -212,9 +218,9 @@ def _run(
             if stop.agreed():
                 raise Preempted("stopped between two runs")
             config = population.configs[0]
-            program = (static_id(config), layout_of(config, len(done)))
-            if len(held | {program}) > HELD:
-                forget_programs()
+            program = (static_id(config), resolve_layout(config, len(done)))
+            if len(held | {program}) > MAX_PROGRAMS:
+                clear_programs()
                 held.clear()
             held.add(program)
             _train(population, workdir, f"[{number}/{len(todo)}] {population.title}", stop)
@@ -225,12 +231,12 @@ def _run(
 
 def _describe(experiment: Experiment, source: Source, workdir: Path) -> None:
     """Writes experiment.json, with the registration, and environment.json."""
-    name = name_of(source)
+    name = experiment_name(source)
     there = read_json(workdir / EXPERIMENT)
     before = registration_from_json(there.get("registration")) if there else None
     about = experiment.to_json() | {
         "name": name,
-        "file": "" if isinstance(source, Written) else str(source),
+        "file": "" if isinstance(source, InMemoryExperiment) else str(source),
         "registration": asdict(register(experiment, name, before)),
     }
     with while_starting(workdir):
@@ -243,7 +249,7 @@ def _list(cells: Iterable[Cell], workdir: Path, shard: Shard) -> None:
 
 
 def _done(population: Population, workdir: Path) -> list[bool]:
-    return [result_of(workdir / cell.run) is not None for cell in population.cells]
+    return [read_result(workdir / cell.run) is not None for cell in population.cells]
 
 
 def _check_data(population: Population, cells: Iterable[Cell], workdir: Path) -> None:
@@ -254,7 +260,7 @@ def _check_data(population: Population, cells: Iterable[Cell], workdir: Path) ->
     config = population.configs[0]
     if config.task.name in GENERATED:
         return
-    task = task_of(task_id(config))
+    task = cached_task(task_id(config))
     for run in {cell.run for cell in population.cells}:
         check_same_data(task, workdir / run)
     for run in {cell.run for cell in cells if _reads(cell.config) == _reads(config)}:
@@ -268,7 +274,7 @@ def _reads(config: ConfigDict) -> tuple:
 
 
 def _failures(runs: Iterable[str], workdir: Path) -> int:
-    results = [result_of(workdir / run) for run in runs]
+    results = [read_result(workdir / run) for run in runs]
     return sum(r is not None and r["status"] == FAILED for r in results)
 
 
@@ -295,7 +301,7 @@ def _train(population: Population, workdir: Path, title: str, stop: StopRequest)
             raise  # the other processes may not have failed, and would wait for this one forever
 
 
-def forget_failures(workdir: Path, runs: Iterable[str]) -> None:
+def delete_failures(workdir: Path, runs: Iterable[str]) -> None:
     """Deletes results, metrics and checkpoints of the failed runs, so that they start again."""
     for path in (workdir / run / RESULT for run in runs):
         result = read_json(path)

@@ -42,10 +42,10 @@ def choose(
       results: {run id: result.json}. An (arm, point) with a missing result is left out: a choice
         from part of the grid would depend on where the sweep was interrupted.
     """
-    return {key: best(scores) for key, scores in scored(outcome, cells, results).items()}
+    return {key: best(scores) for key, scores in tuning_scores(outcome, cells, results).items()}
 
 
-def scored(
+def tuning_scores(
     outcome: Outcome, cells: Iterable[Mapping], results: Mapping[str, Mapping]
 ) -> dict[tuple[str, Point], Scores]:
     """Returns the scores of every (arm, point) with finished tuning; arguments as in `choose`."""
@@ -72,13 +72,13 @@ def best(scores: Scores) -> dict[str, Any]:
 
 def tuning_score(outcome: Outcome, results: Sequence[Mapping | None]) -> Score:
     """Returns the score of a combination from the results of its tuning seeds."""
-    values = [scalar(r, outcome.at, "validation", outcome.metric) for r in results]
+    values = [scalar_metric(r, outcome.at, "validation", outcome.metric) for r in results]
     finite = [v for v in values if v is not None]
     sign = 1 if outcome.higher_is_better else -1
     return len(finite) - len(values), sign * mean(finite) if finite else -math.inf
 
 
-def scalar(result: Mapping | None, at: str, split: str, metric: str) -> float | None:
+def scalar_metric(result: Mapping | None, at: str, split: str, metric: str) -> float | None:
     """Returns a scalar metric of result.json; None if the run is incomplete or it is no number."""
     if not result or result.get("status") != "completed":
         return None
@@ -103,7 +103,7 @@ def choice_deviations(
         task.
     """
     found = {}
-    for key, scores in scored(outcome, cells, results).items():
+    for key, scores in tuning_scores(outcome, cells, results).items():
         fewest = max(score[0] for _, score in scores)
         # A combination with more lost seeds is never chosen, whatever the scores of the others.
         kept = [point_key(tuned) for tuned, score in scores if score[0] == fewest]
@@ -125,11 +125,11 @@ def choice_deviations(
 
 
 def _validation(results: Sequence[Mapping], outcome: Outcome, metric: str) -> list[float]:
-    values = [scalar(result, outcome.at, "validation", metric) for result in results]
+    values = [scalar_metric(result, outcome.at, "validation", metric) for result in results]
     return [v for v in values if v is not None]
 
 
-def edges(scores: Scores) -> list[str]:
+def keys_at_edge(scores: Scores) -> list[str]:
     """Returns the keys whose best value is the smallest or the largest of its grid.
 
     A key is left out if another value of it did equally well, since then there is no sign of a
@@ -147,7 +147,7 @@ def edges(scores: Scores) -> list[str]:
     return found
 
 
-def continued(values: Iterable[Any], up: bool) -> float | None:
+def next_grid_value(values: Iterable[Any], up: bool) -> float | None:
     """Returns the next value of a grid of floats in roughly equal ratios; None for other grids.
 
     Alternating ratios keep alternating: 1e-3, 3e-3, 1e-2 continues with 3e-2 above and 3e-4 below.
@@ -163,14 +163,14 @@ def continued(values: Iterable[Any], up: bool) -> float | None:
     return float(f"{found[-1] * ratio if up else found[0] / ratio:.3g}")
 
 
-def next_value(experiment: Experiment, scores: Scores) -> tuple[str, float] | None:
+def next_extension(experiment: Experiment, scores: Scores) -> tuple[str, float] | None:
     """Returns the option and the value that a grid is continued by; None where it is complete."""
     chosen = best(scores)
-    for key in edges(scores):
+    for key in keys_at_edge(scores):
         values = [combination[key] for combination, _ in scores]
         first, up = experiment.tune[key], chosen[key] == max(values)
         beyond = {v for v in values if (v > max(first) if up else v < min(first))}
-        value = continued(values, up)
+        value = next_grid_value(values, up)
         if value is not None and len(beyond) < experiment.tune_extend:
             return key, value
     return None
@@ -184,7 +184,7 @@ def possible_values(experiment: Experiment) -> dict[str, list[float]]:
         for up in (False, True):
             grid = list(values)
             for _ in range(experiment.tune_extend):
-                value = continued(grid, up)
+                value = next_grid_value(grid, up)
                 if value is None:
                     break
                 grid.append(value)

@@ -90,13 +90,13 @@ def matrix_init(stddev: float, fan_in: int, scale: float = 1.0) -> Normal:
     return Normal((stddev or fan_in**-0.5) * scale)
 
 
-def described(part: Any, name: str) -> dict[str, Parameter]:
+def collect_parameters(part: Any, name: str) -> dict[str, Parameter]:
     """Returns a part's parameters as {"name_field": parameter}; an empty name adds no prefix."""
     return {path_name(name, path): leaf for path, leaf in _leaves(part) if is_parameter(leaf)}
 
 
 def bind(part: Any, name: str, params: dict[str, Array]) -> Any:
-    """Returns the part with each `Parameter` replaced by its array; names as in `described`."""
+    """Returns the part with arrays in place of `Parameter`s, named as `collect_parameters` does."""
 
     def fill(path, leaf):
         return params[path_name(name, path)] if isinstance(leaf, Parameter) else leaf
@@ -109,7 +109,7 @@ def is_parameter(x: Any) -> bool:
     return isinstance(x, Parameter)
 
 
-def drawn(described: Any) -> Callable[[Array], Any]:
+def init_function(described: Any) -> Callable[[Array], Any]:
     """Returns init(key), which draws float32 arrays for a tree of `Parameter`."""
 
     def init(key: Array) -> Any:

@@ -50,7 +50,7 @@ MIXERS: dict[str, type[MixerOptions]] = {
     "linformer": LinformerOptions,
 }
 
-SWITCHES: dict[str, Declared] = {
+MECHANISM_OPTIONS: dict[str, Declared] = {
     name: declared
     for name, declared in declarations(SoftmaxOptions).items()
     if declared.option.source

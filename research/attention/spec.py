@@ -75,8 +75,8 @@ class MixerSpec:
     @property
     def looks_ahead(self) -> bool:
         """Whether a token can see later tokens."""
-        # together == 1 is causal too: the first token sees itself.
-        ahead = self.mask is not None and self.mask.together not in (0, 1)
+        # prefix_length == 1 is causal too: the first token sees itself.
+        ahead = self.mask is not None and self.mask.prefix_length not in (0, 1)
         return ahead or not self.options.causal
 
     @property
@@ -156,7 +156,7 @@ def check_read(spec: MixerSpec, key: str, value: Any) -> None:
     default = common_default(known)
     if value != default:
         leave = "leave it out" if default is None else f"leave it {default!r}"
-        raise OptionError(key, value, f"nothing here reads it ({readers_of(key)} would); {leave}")
+        raise OptionError(key, value, f"nothing here reads it ({readers_text(key)} would); {leave}")
 
 
 def mechanism_options() -> dict[str, list[Declared]]:
@@ -164,7 +164,7 @@ def mechanism_options() -> dict[str, list[Declared]]:
     return {MIXER: [MIXER_KEY]} | every_option([MIXERS])
 
 
-def readers_of(key: str) -> str:
+def readers_text(key: str) -> str:
     """Returns the mixers and parts that read a key, as text."""
     tables: Mapping[str, Mapping[str, type[Part]]] = {**TABLES, MIXER: MIXERS}
     return readers(key, tables) or "a layer that attends"

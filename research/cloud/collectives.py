@@ -89,7 +89,7 @@ def merge(collectives: Iterable[Collective]) -> list[Collective]:
     return sorted(merged, key=lambda c: -c.moved)
 
 
-def by_kind(collectives: Iterable[Collective]) -> dict[str, tuple[float, float]]:
+def total_by_kind(collectives: Iterable[Collective]) -> dict[str, tuple[float, float]]:
     """Returns {kind: (executions per step, bytes that one device sends per step)}."""
     totals: dict[str, tuple[float, float]] = {}
     for c in collectives:

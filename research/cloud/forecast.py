@@ -14,7 +14,7 @@ from research.cloud.prices import Price
 from research.cloud.step import OutOfMemory, abstract_task, compile_step
 from research.configuration import apply_deltas
 from research.errors import UserError
-from research.parallel.layout import Layout, layout_of
+from research.parallel.layout import Layout, resolve_layout
 from research.parallel.topology import Target, target_devices
 from research.tasks.task import Task
 from research.training.program import static_id
@@ -113,7 +113,7 @@ def forecast(
     """
     config = apply_deltas(config, {"parallel.how": "jit"})
     task = abstract_task(config)
-    layout = layout_of(config, members, target.devices)
+    layout = resolve_layout(config, members, target.devices)
     # Looked up before anything is traced, because this fails early without libtpu.
     devices = target_devices(target) if compiling or target.slice is None else ()
     platform = "tpu" if target.slice else devices[0].platform

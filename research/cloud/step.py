@@ -19,7 +19,7 @@ from research.parallel.mesh import make_mesh
 from research.tasks.corpora import TEXTS, data_directory
 from research.tasks.task import Task
 from research.tasks.text.language_modeling import Text
-from research.training.program import abstract_state, build_program, task_id, task_of
+from research.training.program import abstract_state, build_program, cached_task, task_id
 from research.training.step import Member
 
 ASSUMED_TOKENS = 100_000_000
@@ -40,7 +40,7 @@ def abstract_task(config: ConfigDict) -> Task:
         )
     task = config.task
     if task.name != "text" or task.tokenizer != "bpe":
-        return task_of(task_id(config))
+        return cached_task(task_id(config))
     return _text(task.length, task.batch_size, task.bpe_vocab_size, _tokens(task.path))
 
 

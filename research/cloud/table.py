@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from research.cloud.collectives import by_kind
+from research.cloud.collectives import total_by_kind
 from research.cloud.estimate import UTILIZATION
 from research.cloud.forecast import Forecast, Row
 
@@ -13,7 +13,7 @@ RANGE = (
 )
 
 
-def screen(title: str, forecasts: Sequence[Forecast]) -> str:
+def plan_table(title: str, forecasts: Sequence[Forecast]) -> str:
     """Returns the plan of one run as a table with a column for each target."""
     first = forecasts[0]
     lines = [
@@ -102,7 +102,7 @@ def _compiled(f: Forecast) -> str:
 
 def _collectives(forecasts: Sequence[Forecast]) -> list[tuple[str, list[str]]]:
     """Returns rows on the bytes that a device sends, by collective; [] if nothing was compiled."""
-    found = [by_kind(f.compiled.collectives) if f.compiled else {} for f in forecasts]
+    found = [total_by_kind(f.compiled.collectives) if f.compiled else {} for f in forecasts]
     if not any(f.compiled for f in forecasts):
         return []
     rows = [

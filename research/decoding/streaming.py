@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.streaming import stream
+from research.attention.mixers.streaming import make_streaming
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.errors import UserError
 from research.models.decoder import Decoder
@@ -60,7 +60,7 @@ def streaming(model: Decoder, window: int, sinks: int) -> Decoder:
             "rolling cache cannot change; rope, alibi, t5 and none can."
         )
     try:
-        mixers = tuple(stream(mixer, window, sinks) for mixer in model.config.mixers)
+        mixers = tuple(make_streaming(mixer, window, sinks) for mixer in model.config.mixers)
     except Unsupported as error:
         raise UserError(f"a text cannot stream through this model: {error}.") from None
     return Decoder(dataclasses.replace(model.config, mixers=mixers))

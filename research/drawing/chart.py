@@ -94,7 +94,7 @@ def styled() -> Generator[None]:
         yield
 
 
-def look(index: int) -> dict:
+def arm_style(index: int) -> dict:
     """Returns colour, marker and line style of the arm at `index`."""
     n = len(PALETTE)
     return {
@@ -104,7 +104,7 @@ def look(index: int) -> dict:
     }
 
 
-def mark(artists: Iterable, index: int) -> None:
+def tag_artists(artists: Iterable, index: int) -> None:
     """Tags the artists of an arm, so that the page can highlight it."""
     for artist in artists:
         artist.set_gid(f"arm-{index}")
@@ -116,10 +116,10 @@ FORMATS = ("png", "svg", "pdf")
 
 def write_chart(chart: Chart, path: Path) -> None:
     """Writes the chart atomically, in the format given by the suffix of `path`."""
-    store.write_bytes(path, drawn(chart.figure, path.suffix.removeprefix(".")))
+    store.write_bytes(path, figure_bytes(chart.figure, path.suffix.removeprefix(".")))
 
 
-def drawn(figure: Figure, kind: str = "png") -> bytes:
+def figure_bytes(figure: Figure, kind: str = "png") -> bytes:
     """Returns the bytes of a figure on white, in a format of `FORMATS`.
 
     PNG has twice the resolution of the page and 256 colors, which takes a third of the bytes. SVG

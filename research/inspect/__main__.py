@@ -40,12 +40,12 @@ def main() -> None:
     options = flags.FLAGS
     workdir = Path(options.workdir)
     check(options)
-    from research.inspect.inspecting import Chosen, inspect
-    from research.training.runs import load_config_of, open_run
+    from research.inspect.inspecting import inspect
+    from research.training.runs import open_run
 
     opened = open_run(workdir, load_config_of(workdir))
     tell(f"best step {opened.best['step']:,}")
-    subject = subject_of(opened, options)
+    subject = select_subject(opened, options)
     chosen = Chosen(numbers("layers", options), numbers("heads", options), tuple(options.kinds))
     inspection = inspect(opened, subject, chosen, options.base)
     for line in inspection.lines:
@@ -91,9 +91,8 @@ def numbers(flag: str, options: flags.FlagValues) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
-def subject_of(opened, options: flags.FlagValues):
+def select_subject(opened, options: flags.FlagValues):
     """Returns the sequence that the options select. Raises UserError if it does not exist."""
-    from research.inspect.inputs import of_example, of_recording, of_text
 
     if options.input:
         return of_recording(opened, Path(options.input), options.target)
@@ -105,8 +104,6 @@ def subject_of(opened, options: flags.FlagValues):
 def write(inspection, workdir: Path, options: flags.FlagValues) -> None:
     """Writes the requested files and prints their paths."""
     if options.png:
-        from research.inspect.picture import draw
-
         draw(inspection, Path(options.png))
         print(options.png)
     if options.out or not options.png:

@@ -44,7 +44,7 @@ def select_head(weights: Float[np.ndarray, "H T S"], head: str, layers: int) -> 
     return weights[int(layer) * heads + int(number)]
 
 
-def words_of(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
+def group_into_words(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
     """Groups token pieces into words: returns each word with the indices of its pieces.
 
     A word starts at a space, and at each change between alphanumeric and other characters. Special
@@ -68,7 +68,7 @@ def _starts_word(before: str, piece: str) -> bool:
     return special or piece[0].isspace() or changes
 
 
-def by_word(
+def word_weights(
     weights: Float[np.ndarray, "T S"], source: Sequence[str], target: Sequence[str]
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Returns the weights between words, the source words and the target words.
@@ -81,7 +81,7 @@ def by_word(
       source: S pieces.
       target: T pieces.
     """
-    columns, rows = words_of(source), words_of(target)
+    columns, rows = group_into_words(source), group_into_words(target)
     merged = np.stack([weights[:, indices].sum(1) for _, indices in columns], axis=1)
     merged = np.stack([merged[indices].mean(0) for _, indices in rows], axis=0)
     return merged, [text for text, _ in columns], [text for text, _ in rows]

@@ -26,7 +26,7 @@ def visible(text: str, spaces: bool = True) -> str:
     return "".join(map(one, text))
 
 
-def as_row(found: Classified, text: str) -> str:
+def tab_separated(found: Classified, text: str) -> str:
     """Returns label, probability, text, and words with attributions, separated by tabs."""
     words = (
         f"{visible(piece.strip(' '), spaces=False)}:{value:+.4f}"

@@ -14,7 +14,7 @@ from research.errors import UserError, check_name
 from research.tasks.speech.features import SHIFT_SECONDS
 from research.tasks.task import BOS, EOS, Batch
 from research.tasks.text.tokenizer import OPEN, SENTENCE
-from research.training.runs import Opened, load_task_of
+from research.training.runs import LoadedRun, load_run_task
 
 SPEECH = "speech"
 SHOWN = 60
@@ -40,7 +40,7 @@ class Subject(NamedTuple):
     lines: Sequence[str] = ()
 
 
-def of_text(run: Opened, text: str, target: str = "") -> Subject:
+def text_subject(run: LoadedRun, text: str, target: str = "") -> Subject:
     """Returns the subject for a text.
 
     A text with more tokens than the model's maximum length is cut, and `lines` say so.
@@ -74,11 +74,11 @@ def of_text(run: Opened, text: str, target: str = "") -> Subject:
     if run.tokenizer.special == OPEN:
         pieces = run.tokenizer.split(text)[: len(tokens)]
     else:
-        pieces = pieces_of(run, tokens)
+        pieces = token_texts(run, tokens)
     return Subject(title, _read_alone(run, tokens), pieces, (), lines)
 
 
-def of_written(run: Opened, prompt: Sequence[int], written: Sequence[int]) -> Subject:
+def generation_subject(run: LoadedRun, prompt: Sequence[int], written: Sequence[int]) -> Subject:
     """Returns the subject for text that a language model generated, including its prompt.
 
     Only the last tokens are kept if there are more than the model's maximum length. If generation
@@ -98,11 +98,11 @@ def of_written(run: Opened, prompt: Sequence[int], written: Sequence[int]) -> Su
             f"(task.length={room}); here the last {len(tokens):,} tokens are one sequence."
         )
     title = f"{run.config.task.name}: {_brief(run.tokenizer.decode(tokens.tolist()))}"
-    return Subject(title, _read_alone(run, tokens), pieces_of(run, tokens), (), lines)
+    return Subject(title, _read_alone(run, tokens), token_texts(run, tokens), (), lines)
 
 
-def of_recording(run: Opened, path: Path, target: str = "") -> Subject:
-    """Returns the subject for a WAV or FLAC file; `target` is as in `of_text`.
+def recording_subject(run: LoadedRun, path: Path, target: str = "") -> Subject:
+    """Returns the subject for a WAV or FLAC file; `target` is as in `text_subject`.
 
     Raises UserError for a file that cannot be read, and for a run of a task without speech.
     """
@@ -122,8 +122,8 @@ def of_recording(run: Opened, path: Path, target: str = "") -> Subject:
     return _with_output(run, title, frames, _target_of(run, target), lines)
 
 
-def of_example(
-    run: Opened, split: str, index: int, target: str = "", reference: bool = False
+def example_subject(
+    run: LoadedRun, split: str, index: int, target: str = "", reference: bool = False
 ) -> Subject:
     """Returns the subject for a sequence of the run's data.
 
@@ -131,12 +131,12 @@ def of_example(
       run: any opened run.
       split: the evaluation split.
       index: index of the sequence in the split, from 0.
-      target: as in `of_text`.
+      target: as in `text_subject`.
       reference: whether to use the reference target as the output.
 
     Raises UserError for a split or sequence that does not exist, and for data that changed.
     """
-    task, total = load_task_of(run), run.config.train.eval_batches
+    task, total = load_run_task(run), run.config.train.eval_batches
     check_name("--split", split, task.splits)
     number = task.examples(split, total)
     if not 0 <= index < number:
@@ -155,15 +155,15 @@ def of_example(
     if run.config.model.name == "classifier":
         tokens = row["inputs"][0, : int(row["length"][0])]
         lines = [f"The right label: {run.labels[int(row['label'][0])]}"]
-        return Subject(title, _read_alone(run, tokens), pieces_of(run, tokens), (), lines)
+        return Subject(title, _read_alone(run, tokens), token_texts(run, tokens), (), lines)
     tokens = row["inputs"][0]
     batch: dict[str, Any] = dict(_read_alone(run, tokens))
     if run.tokenizer is None:
         batch["targets"] = row["targets"]
-    return Subject(title, batch, pieces_of(run, tokens))
+    return Subject(title, batch, token_texts(run, tokens))
 
 
-def pieces_of(run: Opened, tokens: Sequence[int] | np.ndarray) -> list[str]:
+def token_texts(run: LoadedRun, tokens: Sequence[int] | np.ndarray) -> list[str]:
     """Returns the text of each token, or its number if the run has no tokenizer."""
     tokens = [int(t) for t in tokens]
     if run.tokenizer is None:
@@ -176,26 +176,26 @@ def pieces_of(run: Opened, tokens: Sequence[int] | np.ndarray) -> list[str]:
     return pieces
 
 
-def _writes(run: Opened) -> bool:
+def _writes(run: LoadedRun) -> bool:
     """Returns whether the model generates a target from a source."""
     return run.config.model.name not in ("decoder", "classifier")
 
 
-def _check_writes(run: Opened, target: str | bool) -> None:
+def _check_writes(run: LoadedRun, target: str | bool) -> None:
     if target:
         raise UserError(
             f"--target and --reference: model.name={run.config.model.name!r} has no target."
         )
 
 
-def _read_alone(run: Opened, tokens: np.ndarray) -> Batch:
+def _read_alone(run: LoadedRun, tokens: np.ndarray) -> Batch:
     batch: dict[str, Any] = {"inputs": np.asarray(tokens, np.int32)[None]}
     if run.config.model.name == "classifier":
         batch["length"] = np.array([len(tokens)], np.int32)
     return batch
 
 
-def _cut(run: Opened, tokens: np.ndarray, room: int, what: str) -> tuple[np.ndarray, list[str]]:
+def _cut(run: LoadedRun, tokens: np.ndarray, room: int, what: str) -> tuple[np.ndarray, list[str]]:
     if len(tokens) <= room:
         return tokens, []
     said = (
@@ -205,7 +205,7 @@ def _cut(run: Opened, tokens: np.ndarray, room: int, what: str) -> tuple[np.ndar
     return tokens[:room], [said]
 
 
-def _target_of(run: Opened, target: str) -> list[int]:
+def _target_of(run: LoadedRun, target: str) -> list[int]:
     """Returns the tokens of a target with EOS; empty for an empty target."""
     if not target:
         return []
@@ -224,7 +224,7 @@ def _target_of(run: Opened, target: str) -> list[int]:
 
 
 def _with_output(
-    run: Opened, title: str, source: np.ndarray, target: list[int], lines: list[str]
+    run: LoadedRun, title: str, source: np.ndarray, target: list[int], lines: list[str]
 ) -> Subject:
     """Returns the subject for a source and its target, generated by the model if not given."""
     if target:
@@ -239,11 +239,11 @@ def _with_output(
         "inputs": np.array([[BOS, *target[:-1]]], np.int32),
         "targets": np.array([target], np.int32),
     }
-    read = () if sound else pieces_of(run, source)
-    return Subject(title, batch, read, pieces_of(run, target), lines)
+    read = () if sound else token_texts(run, source)
+    return Subject(title, batch, read, token_texts(run, target), lines)
 
 
-def _written(run: Opened, source: np.ndarray) -> list[int]:
+def _written(run: LoadedRun, source: np.ndarray) -> list[int]:
     """Returns the best hypothesis under the run's own search settings, with EOS."""
     search = search_of(run.config)
     check_model(search, run.model.config, "decoding.")
@@ -255,7 +255,7 @@ def _written(run: Opened, source: np.ndarray) -> list[int]:
     return [*found[0][0].tokens, EOS]
 
 
-def _text_of(run: Opened, tokens: Sequence[int]) -> str:
+def _text_of(run: LoadedRun, tokens: Sequence[int]) -> str:
     words = [t for t in tokens if t != EOS]
     if run.tokenizer is None:
         return " ".join(map(str, words))
@@ -267,6 +267,6 @@ def _brief(text: str) -> str:
     return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
 
 
-def spells(run: Opened) -> bool:
+def predicts_tokens(run: LoadedRun) -> bool:
     """Returns whether the model gives p(token | tokens before) for each output token."""
     return _writes(run) and ctc_share(run.model.config) < 1

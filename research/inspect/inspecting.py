@@ -10,18 +10,18 @@ import scipy.special
 from jaxtyping import Float
 
 from research.errors import UserError, check_name
-from research.inspect.inputs import Subject, spells
+from research.inspect.inputs import Subject, predicts_tokens
 from research.inspect.inspection import KINDS, AttentionMap, Audio, Inspection, Tokens
-from research.inspect.run_facts import facts_of, state_of
+from research.inspect.run_facts import run_facts, run_warnings
 from research.interpret import flow
-from research.interpret.capture import Part, parts, record
+from research.interpret.capture import AttentionRecord, attention_records, record
 from research.interpret.classification import LEAVE_ONE_OUT, explain
-from research.interpret.columns import MEASURES, rows_of, tokens_of
+from research.interpret.columns import MEASURES, key_tokens, measured_rows
 from research.models.model import Model
 from research.models.pooling import CLASS_TOKEN
 from research.tasks.speech.features import SHIFT_SECONDS
 from research.tasks.task import Batch, Sums
-from research.training.runs import Opened
+from research.training.runs import LoadedRun
 
 SITES = ("weights", "visible", "gap", "entry")
 SHOWN = {
@@ -39,7 +39,7 @@ ANSWERS = 12
 """Maximum number of answers to list."""
 
 
-class Chosen(NamedTuple):
+class Selection(NamedTuple):
     """Selection of layers, heads and kinds of attention to show; empty means all.
 
     Attributes:
@@ -52,11 +52,11 @@ class Chosen(NamedTuple):
     kinds: Sequence[str] = ()
 
 
-EVERYTHING = Chosen()
+EVERYTHING = Selection()
 
 
 def inspect(
-    run: Opened, subject: Subject, chosen: Chosen = EVERYTHING, base: str = ""
+    run: LoadedRun, subject: Subject, chosen: Selection = EVERYTHING, base: str = ""
 ) -> Inspection:
     """Runs the model on a sequence and returns everything to show.
 
@@ -69,21 +69,21 @@ def inspect(
     Raises UserError for layers, heads or kinds that the model does not have.
     """
     outputs, recorded, sums = jax.device_get(_look(run.model, run.params, subject.batch))
-    found = parts(recorded)
+    found = attention_records(recorded)
     shown = _chosen([part for part in found if "weights" in part.sites], chosen)
     maps = [_map(subject, part, heads, sums[part.name]) for part, heads in shown]
     if chosen == EVERYTHING:
         maps += _rollouts(run, found)
     tokens, predictions, lines = _outcome(run, subject, outputs)
     gap, warning = _gap(run, found)
-    facts = ({"difference from the dense form": gap} if gap else {}) | facts_of(run, base)
+    facts = ({"difference from the dense form": gap} if gap else {}) | run_facts(run, base)
     return Inspection(
         title=subject.title,
         facts=facts,
         tokens=tokens,
         maps=maps,
         predictions=predictions,
-        lines=[*subject.lines, *lines, *warning, *_without_weights(run, found), *state_of(run)],
+        lines=[*subject.lines, *lines, *warning, *_without_weights(run, found), *run_warnings(run)],
     )
 
 
@@ -91,10 +91,12 @@ def inspect(
 def _look(model: Model, params: Any, batch: Batch) -> Any:
     """Returns the outputs, the recorded activations, and the sums of the measures of each part."""
     outputs, recorded = record(model, params, batch, SITES)
-    return outputs, recorded, {p.name: _sums(p, batch) for p in parts(recorded)}
+    return outputs, recorded, {p.name: _sums(p, batch) for p in attention_records(recorded)}
 
 
-def _chosen(found: Sequence[Part], chosen: Chosen) -> list[tuple[Part, list[int]]]:
+def _chosen(
+    found: Sequence[AttentionRecord], chosen: Selection
+) -> list[tuple[AttentionRecord, list[int]]]:
     """Returns the selected parts, each with the indices of its selected heads."""
     for kind in chosen.kinds:
         check_name("--kinds", kind, {part.kind for part in found} or KINDS)
@@ -120,7 +122,9 @@ def _chosen(found: Sequence[Part], chosen: Chosen) -> list[tuple[Part, list[int]
     return kept
 
 
-def _map(subject: Subject, part: Part, heads: list[int], sums: Mapping[str, Sums]) -> AttentionMap:
+def _map(
+    subject: Subject, part: AttentionRecord, heads: list[int], sums: Mapping[str, Sums]
+) -> AttentionMap:
     own = AXES.get(part.stack, "input")
     rows, columns = {
         "self": (own, own),
@@ -149,12 +153,12 @@ def _map(subject: Subject, part: Part, heads: list[int], sums: Mapping[str, Sums
     )
 
 
-def _sums(part: Part, batch: Batch) -> dict[str, Sums]:
+def _sums(part: AttentionRecord, batch: Batch) -> dict[str, Sums]:
     """Returns the measures of a part's heads, by the names to display."""
     if "weights" not in part.sites:
         return {}
-    rows, found = rows_of(part, batch), {}
-    tokens = tokens_of(part, batch) if part.kind == "self" else None
+    rows, found = measured_rows(part, batch), {}
+    tokens = key_tokens(part, batch) if part.kind == "self" else None
     for name in SHOWN[part.kind]:
         measure = MEASURES[name]
         if tokens is not None or not measure.tokens:
@@ -172,7 +176,7 @@ def _mean(sums: Sums) -> Float[np.ndarray, " H"]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _rollouts(run: Opened, found: Sequence[Part]) -> list[AttentionMap]:
+def _rollouts(run: LoadedRun, found: Sequence[AttentionRecord]) -> list[AttentionMap]:
     """Returns the rollout of each stack in which only self-attention mixes positions."""
     maps = []
     for stack in ("", "encoder", "listener"):
@@ -193,14 +197,14 @@ def _rollouts(run: Opened, found: Sequence[Part]) -> list[AttentionMap]:
 Outcome = tuple[Tokens, list[tuple[str, float]], list[str]]
 
 
-def _outcome(run: Opened, subject: Subject, outputs: Any) -> Outcome:
+def _outcome(run: LoadedRun, subject: Subject, outputs: Any) -> Outcome:
     """Returns the tokens with their values, the predictions, and lines of text about them."""
     if run.config.model.name == "classifier":
         return _classified(run, subject, outputs)
     if run.config.model.name == "decoder":
         return _continued(run, subject, outputs)
     numbers = {}
-    if spells(run):
+    if predicts_tokens(run):
         logits = outputs.logits if subject.input == () else outputs
         numbers = _probabilities(logits[0], subject.batch["targets"][0])
     return (
@@ -210,7 +214,7 @@ def _outcome(run: Opened, subject: Subject, outputs: Any) -> Outcome:
     )
 
 
-def _continued(run: Opened, subject: Subject, logits: Any) -> Outcome:
+def _continued(run: LoadedRun, subject: Subject, logits: Any) -> Outcome:
     """Returns the outcome of a language model.
 
     The values of each token are those of its own prediction, made from the tokens before it.
@@ -239,7 +243,7 @@ def _continued(run: Opened, subject: Subject, logits: Any) -> Outcome:
     return Tokens(subject.input, (), numbers), [], lines
 
 
-def _classified(run: Opened, subject: Subject, logits: Any) -> Outcome:
+def _classified(run: LoadedRun, subject: Subject, logits: Any) -> Outcome:
     batch, model = subject.batch, run.model
     numbers: dict[str, np.ndarray] = {}
     for by in ATTRIBUTIONS:
@@ -277,7 +281,7 @@ def _summed(numbers: Mapping[str, np.ndarray]) -> list[str]:
     return [f"Log-probability {total:.3f} nats: {each:.3f} a token over {len(values):,} tokens."]
 
 
-def _audio(run: Opened, subject: Subject) -> Audio | None:
+def _audio(run: LoadedRun, subject: Subject) -> Audio | None:
     source = subject.batch["source"]
     if source.ndim != 3:
         return None
@@ -285,7 +289,7 @@ def _audio(run: Opened, subject: Subject) -> Audio | None:
     return Audio(np.asarray(source[0], np.float32), SHIFT_SECONDS, per_state)
 
 
-def _gap(run: Opened, found: Sequence[Part]) -> tuple[str, list[str]]:
+def _gap(run: LoadedRun, found: Sequence[AttentionRecord]) -> tuple[str, list[str]]:
     """Returns the largest difference between implementation and dense form, and any warning."""
     gaps = {part.name: float(part.sites["gap"]) for part in found if "gap" in part.sites}
     if not gaps:
@@ -301,7 +305,7 @@ def _gap(run: Opened, found: Sequence[Part]) -> tuple[str, list[str]]:
     ]
 
 
-def _without_weights(run: Opened, found: Sequence[Part]) -> list[str]:
+def _without_weights(run: LoadedRun, found: Sequence[AttentionRecord]) -> list[str]:
     """Returns lines of text that name the layers without attention weights."""
     lines = []
     recurrent = [p.name for p in found if "entry" in p.sites and "weights" not in p.sites]

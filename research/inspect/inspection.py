@@ -149,12 +149,12 @@ class Inspection:
                     raise ValueError(f"{one.name!r} is over audio, of which there is none.")
 
 
-def in_order(maps: Sequence[AttentionMap]) -> list[AttentionMap]:
+def sorted_by_kind(maps: Sequence[AttentionMap]) -> list[AttentionMap]:
     """Returns the maps sorted by kind, in the order of KINDS; the sort is stable."""
     return sorted(maps, key=lambda one: KINDS.index(one.kind))
 
 
-def names_of(axis: str, length: int, tokens: Tokens) -> list[str]:
+def position_labels(axis: str, length: int, tokens: Tokens) -> list[str]:
     """Returns the labels of the positions of an axis, with token texts made `visible`.
 
     Args:

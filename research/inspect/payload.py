@@ -19,9 +19,9 @@ from research.inspect.inspection import (
     AttentionMap,
     Audio,
     Inspection,
-    in_order,
     legible,
-    names_of,
+    position_labels,
+    sorted_by_kind,
 )
 
 BUDGET = 1 << 24
@@ -38,14 +38,14 @@ MISSING, STEPS, ZERO = 255, 254, 127
 def payload(inspection: Inspection, budget: int = BUDGET) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the data to serialize as JSON, and the base64 blobs by name.
 
-    Blob "head-I-J" is head J of map I, in the order of `in_order`; "small-I" holds the small
+    Blob "head-I-J" is head J of map I, in the order of `sorted_by_kind`; "small-I" holds the small
     matrices of all heads of map I; "audio" holds the spectrogram.
 
     Args:
       inspection: the data to show.
       budget: bytes of codes for all heads together. Maps are pooled until they fit.
     """
-    maps = in_order(inspection.maps)
+    maps = sorted_by_kind(inspection.maps)
     side = _side(maps, budget)
     described, blobs = [], {}
     for i, one in enumerate(maps):
@@ -63,7 +63,7 @@ def payload(inspection: Inspection, budget: int = BUDGET) -> tuple[dict[str, Any
         "maps": described,
         "axes": {
             axis: {
-                "names": names_of(axis, len(texts), tokens),
+                "names": position_labels(axis, len(texts), tokens),
                 "numbers": _by_name(numbers),
             }
             for axis, texts, numbers in (

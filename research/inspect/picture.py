@@ -14,7 +14,13 @@ from matplotlib.figure import Figure
 
 from research.drawing.chart import INK, MUTED, RULE, styled
 from research.errors import UserError
-from research.inspect.inspection import AttentionMap, Inspection, in_order, legible, names_of
+from research.inspect.inspection import (
+    AttentionMap,
+    Inspection,
+    legible,
+    position_labels,
+    sorted_by_kind,
+)
 from research.runs import store
 
 PANEL = 1.15
@@ -41,14 +47,14 @@ def picture(inspection: Inspection, maps: Sequence[int] = (), heads: Sequence[in
 
     Args:
       inspection: the data to show.
-      maps: indices of maps in the order of `in_order`, one row each; empty: all.
+      maps: indices of maps in the order of `sorted_by_kind`, one row each; empty: all.
       heads: indices of heads; empty: all.
 
     Call it and save the figure inside `research.drawing.chart.styled`.
 
     Raises UserError for a map or head that does not exist.
     """
-    chosen = _chosen("map", maps, in_order(inspection.maps))
+    chosen = _chosen("map", maps, sorted_by_kind(inspection.maps))
     if len(chosen) == 1:
         indices = _chosen("head", heads, range(len(chosen[0].weights)))
         if len(indices) == 1:
@@ -58,7 +64,7 @@ def picture(inspection: Inspection, maps: Sequence[int] = (), heads: Sequence[in
     return _grid(chosen, columns)
 
 
-def draw(
+def write_picture(
     inspection: Inspection, path: Path, maps: Sequence[int] = (), heads: Sequence[int] = ()
 ) -> None:
     """Writes `picture` as a PNG file, atomically."""
@@ -111,7 +117,7 @@ def _one(inspection: Inspection, one: AttentionMap, head: int) -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     _image(axes, weights)
     rows, columns = (
-        names_of(axis, number, inspection.tokens)
+        position_labels(axis, number, inspection.tokens)
         for axis, number in ((one.rows, height), (one.columns, width))
     )
     across, down = (

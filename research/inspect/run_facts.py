@@ -9,8 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, load_config
-from research.runs.store import COMPLETED, ENVIRONMENT, read_json, result_of
-from research.training.runs import Opened
+from research.runs.store import COMPLETED, ENVIRONMENT, read_json, read_result
+from research.training.runs import LoadedRun
 
 OURS = ("jax", "flax", "numpy")
 """Packages whose versions to show; environment.json has more."""
@@ -18,7 +18,7 @@ UNSHOWN = ("seed", "members", "parallel")
 """Config keys that do not affect the results of a run, or that have a line of their own."""
 
 
-def facts_of(run: Opened, base: str) -> dict[str, str]:
+def run_facts(run: LoadedRun, base: str) -> dict[str, str]:
     """Returns the facts of a run, by name, long ones last.
 
     Args:
@@ -41,9 +41,9 @@ def facts_of(run: Opened, base: str) -> dict[str, str]:
     return {name: fact for name, fact in facts.items() if fact}
 
 
-def state_of(run: Opened) -> list[str]:
+def run_warnings(run: LoadedRun) -> list[str]:
     """Returns warnings if the run's parameters are not those of a finished run."""
-    lines, result = [], result_of(run.path)
+    lines, result = [], read_result(run.path)
     if result is None:
         lines.append("This run has not finished: its best parameters so far are shown.")
     elif result.get("status") != COMPLETED:
@@ -85,7 +85,7 @@ def _devices(environment: dict[str, Any]) -> str:
     return kind if kind == here else f"{kind}; looked at on {here}"
 
 
-def _implementation(run: Opened) -> str:
-    here, result = run.model.implementation, result_of(run.path) or {}
+def _implementation(run: LoadedRun) -> str:
+    here, result = run.model.implementation, read_result(run.path) or {}
     trained = result.get("implementation", here)
     return here if here == trained else f"{here}; trained with {trained}"

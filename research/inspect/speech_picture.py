@@ -35,7 +35,7 @@ LONGEST = 16
 """Maximum number of characters of a name to show."""
 
 
-def frames_each(frames: int, positions: int) -> int:
+def frames_per_position(frames: int, positions: int) -> int:
     """Returns the number of frames per position of the memory: 1, 2, 4, ...
 
     Args:
@@ -60,7 +60,7 @@ def speech_figure(
 
     Args:
       features: log-mel features.
-      weights: attention of T pieces over R positions of the memory; see `frames_each`.
+      weights: attention of T pieces over R positions of the memory; see `frames_per_position`.
       pieces: pieces of the transcript, EOS included.
       seconds_per_frame: time between frames of the features.
 
@@ -102,7 +102,7 @@ def labels_figure(
     figure, axes = _panels(features, len(used), seconds_per_frame)
     _image(axes, posteriors[:, used].T, len(features), seconds_per_frame, 1.0)
     _name_rows(axes, ["blank", *(pieces[label] for label in used[1:])])
-    each = frames_each(len(features), len(best)) * seconds_per_frame
+    each = frames_per_position(len(features), len(best)) * seconds_per_frame
     runs = itertools.groupby(range(len(best)), key=best.__getitem__)
     starts = [(next(frames), int(label)) for label, frames in runs if label >= WORDS]
     top = axes.secondary_xaxis("top")
@@ -148,7 +148,7 @@ def _image(
 ) -> None:
     """Draws rows of values from 0 to `black` over the positions of the memory, top row first."""
     number, positions = rows.shape
-    end = positions * frames_each(frames, positions) * seconds_per_frame
+    end = positions * frames_per_position(frames, positions) * seconds_per_frame
     limits = axes.get_xlim()
     axes.imshow(
         rows,

@@ -12,14 +12,14 @@ import numpy as np
 from research.decoding.streaming import stream_scores, streaming
 from research.errors import UserError
 from research.messages import tell
-from research.training.runs import load_config_of, open_run
+from research.training.runs import load_run_config, open_run
 
 COLUMNS = ("sample", "token", "log_prob", "entropy", "rank")
 """Columns of --logprobs: sample number from 1, token as JSON text, nats, nats, and the number of
 more probable tokens. log_prob and entropy are the model's, before temperature, top_k and top_p."""
 
 
-def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
+def open_streaming(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
     """Opens a run; returns it and its model, with a rolling cache if `window` is above 0.
 
     Args:
@@ -30,7 +30,7 @@ def opened(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
     Raises UserError for a directory that holds no run of a text task, and for a model that cannot
     stream.
     """
-    config = load_config_of(workdir, ("text",))
+    config = load_run_config(workdir, ("text",))
     if sinks and not window:
         raise UserError(f"--sinks={sinks} are of a rolling cache; give its size with --window.")
     run = open_run(workdir, config)

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-OfEmbeddings = Callable[[Float[Array, "S M"]], Float[Array, ""]]
-OfTokens = Callable[[Int[Array, " S"]], Float[Array, ""]]
+ScalarOfEmbeddings = Callable[[Float[Array, "S M"]], Float[Array, ""]]
+ScalarOfTokens = Callable[[Int[Array, " S"]], Float[Array, ""]]
 OfWeights = Callable[[Float[Array, "*w"]], Float[Array, ""]]
 
 
-def gradient(f: OfEmbeddings, embeddings: Float[Array, "S M"]) -> Float[Array, " S"]:
+def gradient(f: ScalarOfEmbeddings, embeddings: Float[Array, "S M"]) -> Float[Array, " S"]:
     """Returns the norm of the gradient at each position, unsigned.
 
     Simonyan et al. 2013, "Deep Inside Convolutional Networks: Visualising Image Classification
@@ -25,7 +25,9 @@ def gradient(f: OfEmbeddings, embeddings: Float[Array, "S M"]) -> Float[Array, "
     return jnp.linalg.norm(jax.grad(f)(embeddings), axis=-1)
 
 
-def gradient_times_input(f: OfEmbeddings, embeddings: Float[Array, "S M"]) -> Float[Array, " S"]:
+def gradient_times_input(
+    f: ScalarOfEmbeddings, embeddings: Float[Array, "S M"]
+) -> Float[Array, " S"]:
     """Returns the gradient times the embedding, summed over the width.
 
     Denil et al. 2014, "Extraction of Salient Sentences from Labelled Documents". It equals the
@@ -36,7 +38,7 @@ def gradient_times_input(f: OfEmbeddings, embeddings: Float[Array, "S M"]) -> Fl
 
 
 def integrated_gradients(
-    f: OfEmbeddings,
+    f: ScalarOfEmbeddings,
     embeddings: Float[Array, "S M"],
     baseline: Float[Array, "S M"] | None = None,
     steps: int = 64,
@@ -66,7 +68,7 @@ def integrated_gradients(
 
 
 def completeness_gap(
-    f: OfEmbeddings,
+    f: ScalarOfEmbeddings,
     embeddings: Float[Array, "S M"],
     attributions: Float[Array, " S"],
     baseline: Float[Array, "S M"] | None = None,
@@ -80,7 +82,7 @@ def completeness_gap(
 
 
 def leave_one_out(
-    f: OfTokens, tokens: Int[Array, " S"], replacement: int, batch_size: int = 32
+    f: ScalarOfTokens, tokens: Int[Array, " S"], replacement: int, batch_size: int = 32
 ) -> Float[Array, " S"]:
     """Returns how much f falls when one token is replaced, for each token.
 

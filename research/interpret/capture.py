@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.mixer import Look, read_values
+from research.attention.mixers.mixer import AttentionTrace, weighted_values
 from research.attention.parts.masks import Mask
 from research.errors import UserError, check_name
 from research.models.classifier import Embed
@@ -45,7 +45,7 @@ Tree = Mapping[str, Any]
 """Nested like parameters; one leaf per site, with a leading axis for the layers of a scan."""
 
 
-class Change(NamedTuple):
+class Intervention(NamedTuple):
     """A value that replaces a model's activations at a site.
 
     Attributes:
@@ -58,7 +58,7 @@ class Change(NamedTuple):
     where: Array
 
 
-class Part(NamedTuple):
+class AttentionRecord(NamedTuple):
     """One attention, or one layer around it.
 
     Attributes:
@@ -81,7 +81,7 @@ def record(
     params: PyTree,
     batch: Batch,
     sites: Sequence[str],
-    changes: Mapping[str, Change] | None = None,
+    changes: Mapping[str, Intervention] | None = None,
     method: str = "of_batch",
 ) -> tuple[Any, Tree]:
     """Returns the model's outputs on a batch and the activations recorded at the sites.
@@ -91,8 +91,8 @@ def record(
       params: parameters of the model.
       batch: the argument of `method`.
       sites: names in `SITES`.
-      changes: replacements by site, see `Change`. They apply to self-attention, in the order of
-        the layers starting with the first of the encoder, and to pooling.
+      changes: replacements by site, see `Intervention`. They apply to self-attention, in the order
+        of the layers starting with the first of the encoder, and to pooling.
       method: name of the model's method to call.
 
     Raises UserError for an unknown site, and for a change at a site that the model does not have or
@@ -112,8 +112,8 @@ def record(
     return _run(model, params, batch, tuple(sites), given, method)
 
 
-def parts(recorded: Tree) -> list[Part]:
-    """Returns the recorded arrays as one `Part` per attention, in the order of the model.
+def attention_records(recorded: Tree) -> list[AttentionRecord]:
+    """Returns the recorded arrays as one `AttentionRecord` per attention, in the model's order.
 
     A layer whose mixer has no attention weights has only the sites of its residual stream.
     """
@@ -129,7 +129,7 @@ def parts(recorded: Tree) -> list[Part]:
             found.setdefault(key, {})[site] = value
     # Within a layer, cross-attention comes after self-attention.
     order = sorted(found, key=lambda key: (key[0], key[2], key[3] == "cross"))
-    return [Part(_name(*key[1:]), key[3], found[key], *key[1:3]) for key in order]
+    return [AttentionRecord(_name(*key[1:]), key[3], found[key], *key[1:3]) for key in order]
 
 
 def stacked(recorded: Tree, site: str, kind: str = "self") -> Float[Array, "L B ..."]:
@@ -137,7 +137,9 @@ def stacked(recorded: Tree, site: str, kind: str = "self") -> Float[Array, "L B 
 
     Raises UserError if no part has the site, or if its shape differs between layers.
     """
-    found = [p.sites[site] for p in parts(recorded) if p.kind == kind and site in p.sites]
+    found = [
+        p.sites[site] for p in attention_records(recorded) if p.kind == kind and site in p.sites
+    ]
     if not found:
         raise UserError(f"this model has no {site} of {kind}-attention to record.")
     if len({a.shape for a in found}) > 1:
@@ -184,7 +186,7 @@ def _name(stack: str, layer: int, kind: str) -> str:
     return f"{stack or 'layer'} {layer}" + (" cross" if kind == "cross" else "")
 
 
-def _laid_out(shapes: Tree, changes: Mapping[str, Change]) -> Tree:
+def _laid_out(shapes: Tree, changes: Mapping[str, Intervention]) -> Tree:
     """Returns the changes as a Flax collection with the same structure as the recorded one."""
     leaves, _ = _addressed(shapes)
     paths = list(flatten_dict(dict(shapes)))
@@ -281,19 +283,19 @@ def _attention(
     module: nn.Module,
     sites: tuple[str, ...],
     y: Array,
-    look: Look,
+    look: AttentionTrace,
     merge: Callable[[Array], Array],
     visible: Array,
 ) -> Array:
     """Records an attention whose output is y, and returns that output with changes applied."""
     weights = _changed(module, "weights", look.weights)
-    own = read_values(weights, look.values)
+    own = weighted_values(weights, look.values)
     read = _changed(module, "read", own)
     _keep(module, sites, weights=weights, scores=look.scores, values=look.values, read=read)
     _keep(module, sites, visible=visible)
     if "gap" in sites:
         # In float32 and relative to the largest output; the floor avoids 0 / 0.
-        again = merge(read_values(look.weights, look.values)).astype(jnp.float32)
+        again = merge(weighted_values(look.weights, look.values)).astype(jnp.float32)
         most = jnp.maximum(jnp.abs(y).max(), 1e-30)
         _keep(module, sites, gap=jnp.abs(y.astype(jnp.float32) - again).max() / most)
     return merge(read) if _touched(module) else y
@@ -316,7 +318,7 @@ def _of_mix(module: Mix, following: Callable, args: tuple, kwargs: dict, sites: 
         return y, state
     params = {name: module.get_variable("params", name) for name in module.mixer.parameters()}
     try:
-        look = module.mixer.look(params, x, mask=mask)
+        look = module.mixer.attention_trace(params, x, mask=mask)
     except Unsupported:
         return y, state
     mechanism = getattr(module.mixer, "mechanism", None)
@@ -334,7 +336,7 @@ def _of_cross(module: Cross, following: Callable, args: tuple, kwargs: dict, sit
     if not _looks(module, sites):
         return y
     x, params, kept, mask, q_index = args
-    look = module.cross.look(params, x, kept, mask=mask, q_index=q_index)
+    look = module.cross.attention_trace(params, x, kept, mask=mask, q_index=q_index)
     visible = _visible(module.cross.mechanism.mask, mask, x.shape[1], kept["v"].shape[1])
     return _attention(
         module, sites, y, look, lambda read: module.cross.merge(params, x, read), visible

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from research.errors import UserError
-from research.interpret.capture import Part, parts, record
+from research.interpret.capture import AttentionRecord, attention_records, record
 from research.interpret.heads import head_measures
 from research.models.model import Model, parameter_shapes
 from research.tasks.task import Batch, Sums, Task
 
 Rows = Bool[Array, "B T"]
 Tokens = Int[Array, "B T"] | None
-Compute = Callable[[Part, Rows, Tokens], Sums]
+Compute = Callable[[AttentionRecord, Rows, Tokens], Sums]
 
 
 class Measure(NamedTuple):
@@ -75,7 +75,7 @@ MEASURES: dict[str, Measure] = {
 SITES = ("weights", "visible")
 
 
-def measured(
+def with_head_measures(
     task: Task, model: Model, measures: Sequence[str] = ()
 ) -> Callable[[PyTree, Batch], tuple[Any, dict[str, Sums]]]:
     """Returns a function (params, batch) -> (outputs, sums of the task's metrics and the measures).
@@ -88,13 +88,15 @@ def measured(
             outputs = model.apply({"params": params}, batch, method="of_batch")
             return outputs, task.metrics(outputs, batch)
         outputs, recorded = record(model, params, batch, SITES)
-        found = columns(parts(recorded), batch, measures)
+        found = head_measure_sums(attention_records(recorded), batch, measures)
         return outputs, task.metrics(outputs, batch) | found
 
     return metrics
 
 
-def columns(found: Sequence[Part], batch: Batch, measures: Sequence[str]) -> dict[str, Sums]:
+def head_measure_sums(
+    found: Sequence[AttentionRecord], batch: Batch, measures: Sequence[str]
+) -> dict[str, Sums]:
     """Returns the measures of activations recorded on a batch.
 
     Args:
@@ -107,10 +109,10 @@ def columns(found: Sequence[Part], batch: Batch, measures: Sequence[str]) -> dic
     sums: dict[str, Sums] = {}
     for name in measures:
         measure = MEASURES[name]
-        mine = measurable(found, name)
-        stands = [tokens_of(p, batch) if measure.tokens else None for p in mine]
+        mine = parts_of_kind(found, name)
+        stands = [key_tokens(p, batch) if measure.tokens else None for p in mine]
         each = [
-            measure.compute(p, rows_of(p, batch), tokens)
+            measure.compute(p, measured_rows(p, batch), tokens)
             for p, tokens in zip(mine, stands, strict=True)
         ]
         total, count = (jnp.concatenate([getattr(s, k) for s in each]) for k in Sums._fields)
@@ -122,7 +124,7 @@ def columns(found: Sequence[Part], batch: Batch, measures: Sequence[str]) -> dic
     return sums
 
 
-def measurable(found: Sequence[Part], name: str) -> list[Part]:
+def parts_of_kind(found: Sequence[AttentionRecord], name: str) -> list[AttentionRecord]:
     """Returns the parts that a measure applies to. Raises UserError if there is none."""
     kind = MEASURES[name].kind
     mine = [p for p in found if p.kind == kind and "weights" in p.sites]
@@ -133,7 +135,7 @@ def measurable(found: Sequence[Part], name: str) -> list[Part]:
     return mine
 
 
-def labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict[str, list[str]]:
+def measure_labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict[str, list[str]]:
     """Returns the names of the heads in each "NAME_by_head": "layer 1.0" is head 0 of layer 1.
 
     Args:
@@ -146,11 +148,11 @@ def labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict[str, li
     """
     if not measures:
         return {}
-    named = shapes_of_parts(model, batch)
+    named = part_shapes(model, batch)
     heads = {}
     for name in measures:
-        mine = measurable(named, name)
-        if MEASURES[name].tokens and any(tokens_of(p, batch) is None for p in mine):
+        mine = parts_of_kind(named, name)
+        if MEASURES[name].tokens and any(key_tokens(p, batch) is None for p in mine):
             raise UserError(
                 f"interpret.measures: {name!r} needs tokens, and speech features have none."
             )
@@ -160,12 +162,12 @@ def labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict[str, li
     return heads
 
 
-def shapes_of_parts(model: Model, batch: PyTree, sites: Sequence[str] = SITES) -> list[Part]:
+def part_shapes(model: Model, batch: PyTree, sites: Sequence[str] = SITES) -> list[AttentionRecord]:
     """Returns the parts that recording `sites` would return, with shapes in place of arrays."""
-    found: list[Part] = []
+    found: list[AttentionRecord] = []
 
     def look(params: PyTree, batch: Batch) -> None:
-        for part in parts(record(model, params, batch, sites)[1]):
+        for part in attention_records(record(model, params, batch, sites)[1]):
             shapes: Any = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in part.sites.items()}
             found.append(part._replace(sites=shapes))
 
@@ -173,7 +175,7 @@ def shapes_of_parts(model: Model, batch: PyTree, sites: Sequence[str] = SITES) -
     return found
 
 
-def rows_of(part: Part, batch: Batch) -> Rows:
+def measured_rows(part: AttentionRecord, batch: Batch) -> Rows:
     """Returns a mask of the queries of a part to measure, (B, T), False at padding.
 
     A query of self-attention is padding if it may not attend to itself; queries of a decoder with a
@@ -194,7 +196,7 @@ def rows_of(part: Part, batch: Batch) -> Rows:
     return asked
 
 
-def tokens_of(part: Part, batch: Batch) -> Tokens:
+def key_tokens(part: AttentionRecord, batch: Batch) -> Tokens:
     """Returns the tokens at the positions of self-attention; None if the input is sound.
 
     A class token in front of the sequence is represented by -1.

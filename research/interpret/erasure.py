@@ -15,7 +15,7 @@ BATCH = 16
 """Versions of an example computed at once."""
 
 
-def logits_of(
+def batched_logits(
     model: Any, params: PyTree, versions: Int[Array, "K T"], lengths: Int[Array, " K"]
 ) -> Float[Array, "K C"]:
     """Returns the float32 logits of K versions of an example, computed in batches of `BATCH`.
@@ -40,7 +40,7 @@ def logits_of(
     return found.reshape(len(lengths), -1)[: len(lengths) - filler]
 
 
-def kept_only(
+def keep_only(
     tokens: Int[Array, " T"], keep: Bool[Array, " T"]
 ) -> tuple[Int[Array, " T"], Int[Array, ""]]:
     """Returns the kept tokens, moved together and right-padded, and their number.
@@ -55,14 +55,14 @@ def kept_only(
     return moved, jnp.maximum(number, 1)
 
 
-def logits_of_kept(
+def logits_of_subsets(
     model: Any, params: PyTree, tokens: Int[Array, " T"], keep: Bool[Array, "K T"]
 ) -> Float[Array, "K C"]:
     """Returns logits with only the tokens of each mask; the others are deleted, not masked out."""
-    return logits_of(model, params, *jax.vmap(kept_only, (None, 0))(tokens, keep))
+    return batched_logits(model, params, *jax.vmap(keep_only, (None, 0))(tokens, keep))
 
 
-def each_without(real: Bool[Array, " T"]) -> Bool[Array, "T T"]:
+def leave_one_out_masks(real: Bool[Array, " T"]) -> Bool[Array, "T T"]:
     """Returns masks that leave out one token each: Jain and Wallace 2019, algorithm 1.
 
     Rows of padding equal `real`.
@@ -70,7 +70,7 @@ def each_without(real: Bool[Array, " T"]) -> Bool[Array, "T T"]:
     return real & ~jnp.eye(len(real), dtype=bool)
 
 
-def each_blanked(tokens: Int[Array, " T"], real: Bool[Array, " T"]) -> Int[Array, "T T"]:
+def leave_one_out_tokens(tokens: Int[Array, " T"], real: Bool[Array, " T"]) -> Int[Array, "T T"]:
     """Returns copies of the tokens with one made unknown each: Abnar and Zuidema 2020, section 2.
 
     Rows of padding equal the tokens.

@@ -28,9 +28,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from research.errors import UserError
 from research.interpret.attribution import gradient, gradient_times_input, integrated_gradients
-from research.interpret.capture import parts, record
+from research.interpret.capture import attention_records, record
 from research.interpret.classification import log_odds
-from research.interpret.erasure import each_without, logits_of_kept
+from research.interpret.erasure import leave_one_out_masks, logits_of_subsets
 from research.interpret.faithfulness import (
     FRACTIONS,
     adversarial_weights,
@@ -69,7 +69,7 @@ GRADIENTS = 32
 """Number of steps of integrated gradients."""
 
 
-class Explained(NamedTuple):
+class Explanation(NamedTuple):
     """Logits, rankings and attention statistics of N examples; float32.
 
     Attributes:
@@ -134,14 +134,14 @@ def faithfulness(trained: Trained) -> Findings:
     found, examples = _explained(trained)
     real = np.arange(found.without.shape[1]) < examples["length"][:, None]
     predicted = found.logits.argmax(-1)
-    left_out = variation(found.without, found.logits[:, None])
+    left_out = total_variation(found.without, found.logits[:, None])
     falls = _falls(found, predicted)
     attention, held = found.rankings[:, 0], np.abs(found.held)
     most = np.log(real.sum(-1))
     metrics = {"attention_entropy": mean(scipy.special.entr(attention).sum(-1) / most)}
     slices, labels = {}, {}
     for name, other in (("gradient", held), ("leave_one_out", left_out)):
-        tau, p = taus(attention, other, real)
+        tau, p = kendall_taus(attention, other, real)
         metrics[f"{name}_tau"] = mean(tau)
         metrics[f"{name}_tau_significant"] = mean(np.where(np.isnan(p), p, p < SIGNIFICANT))
         classes = range(trained.task.classes)
@@ -162,7 +162,7 @@ def faithfulness(trained: Trained) -> Findings:
     return Findings(metrics, slices, labels)
 
 
-def taus(
+def kendall_taus(
     a: Float[np.ndarray, "N T"], b: Float[np.ndarray, "N T"], real: Bool[np.ndarray, "N T"]
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Returns Kendall's tau-b and two-sided p-value of each row; NaN if one ranking is constant.
@@ -195,7 +195,7 @@ def mean(values: Float[np.ndarray, " N"]) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def variation(
+def total_variation(
     a: Float[np.ndarray, "*#b C"], b: Float[np.ndarray, "*#b C"]
 ) -> Float[np.ndarray, "*b"]:
     """Returns the total variation distance between the softmax distributions of two logits."""
@@ -207,7 +207,7 @@ def _softmax(logits: Float[np.ndarray, "*b C"]) -> Float[np.ndarray, "*b C"]:
     return scipy.special.softmax(np.asarray(logits, np.float64), axis=-1)
 
 
-def _falls(found: Explained, predicted: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R 2"]:
+def _falls(found: Explanation, predicted: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R 2"]:
     """Returns the drop in probability of the predicted class, averaged over all fractions."""
     rows = np.arange(len(predicted))
     whole = _softmax(found.logits)[rows, predicted]
@@ -215,7 +215,7 @@ def _falls(found: Explained, predicted: Int[np.ndarray, " N"]) -> Float[np.ndarr
     return whole[:, None, None] - erased
 
 
-def _explained(trained: Trained) -> tuple[Explained, dict[str, np.ndarray]]:
+def _explained(trained: Trained) -> tuple[Explanation, dict[str, np.ndarray]]:
     """Returns explanations of the labelled examples of two or more tokens, and these examples.
 
     All are padded to the longest.
@@ -242,7 +242,7 @@ def _explained(trained: Trained) -> tuple[Explained, dict[str, np.ndarray]]:
         )
         for name in examples[0]
     }
-    return Explained(*whole), joined
+    return Explanation(*whole), joined
 
 
 def padded_to(array: np.ndarray, axis: int | None, size: int) -> np.ndarray:
@@ -256,7 +256,7 @@ def padded_to(array: np.ndarray, axis: int | None, size: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=0)  # compiled once for all members
 def explain(
     model: Any, siblings: PyTree, member: Int[Array, ""], batch: Batch, key: Array
-) -> Explained:
+) -> Explanation:
     """Returns the explanations of every example in a batch.
 
     Args:
@@ -272,7 +272,7 @@ def explain(
     # The sum includes the member itself, whose divergence is 0, so the mean is over the others.
     apart = jensen_shannon(others, attention).sum(0) / max(len(others) - 1, 1)
 
-    def one(tokens: Array, length: Array, weights: Array, states: Array, key: Array) -> Explained:
+    def one(tokens: Array, length: Array, weights: Array, states: Array, key: Array) -> Explanation:
         return _of_one(model, params, tokens, length, weights, states, key)
 
     keys = jax.random.split(key, len(attention))
@@ -284,7 +284,7 @@ def _pooled(
     model: Any, params: PyTree, batch: Batch
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T N"]]:
     recorded = record(model, params, batch, ("weights", "values"))[1]
-    (pooling,) = (part.sites for part in parts(recorded) if part.kind == "pooling")
+    (pooling,) = (part.sites for part in attention_records(recorded) if part.kind == "pooling")
     return pooling["weights"][:, 0, 0], pooling["values"][:, :, 0]
 
 
@@ -296,7 +296,7 @@ def _of_one(
     attention: Float[Array, " T"],
     states: Float[Array, "T N"],
     key: Array,
-) -> Explained:
+) -> Explanation:
     real = jnp.arange(len(tokens)) < length
     shuffled, sought, drawn = jax.random.split(key, 3)
 
@@ -332,10 +332,10 @@ def _of_one(
     rankings = jnp.where(real, rankings, 0.0)
     left = jnp.stack(jax.vmap(erasures, (0, None))(rankings, real), axis=1)
     # All erased versions in one call: separate calls would each compile the model again.
-    masks = [real[None], each_without(real), left.reshape(-1, len(tokens))]
-    logits = logits_of_kept(model, params, tokens, jnp.concatenate(masks))
+    masks = [real[None], leave_one_out_masks(real), left.reshape(-1, len(tokens))]
+    logits = logits_of_subsets(model, params, tokens, jnp.concatenate(masks))
     adversaries = adversarial_weights(output, attention, sought, EPSILON, ASCENT, ADVERSARIES, real)
-    return Explained(
+    return Explanation(
         logits=logits[0],
         without=logits[1 : 1 + len(tokens)],
         erased=logits[1 + len(tokens) :].reshape(len(RANKINGS), 2, len(FRACTIONS), -1),

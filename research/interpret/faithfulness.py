@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-OfWeights = Callable[[Float[Array, " S"]], Float[Array, " C"]]
+OutputFromWeights = Callable[[Float[Array, " S"]], Float[Array, " C"]]
 """The output distribution of a model on one example, given its attention."""
 
 FRACTIONS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)
@@ -38,7 +38,7 @@ def total_variation(p: Float[Array, "*#b C"], q: Float[Array, "*#b C"]) -> Float
 
 
 def permutation_test(
-    f_weights: OfWeights,
+    f_weights: OutputFromWeights,
     weights: Float[Array, " S"],
     key: Array,
     number: int = 100,
@@ -83,7 +83,7 @@ class Adversaries(NamedTuple):
 
 
 def adversarial_weights(
-    f_weights: OfWeights,
+    f_weights: OutputFromWeights,
     weights: Float[Array, " S"],
     key: Array,
     epsilon: float = 0.01,

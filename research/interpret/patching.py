@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from research.interpret.capture import Change, record, stacked
+from research.interpret.capture import Intervention, record, stacked
 from research.models.model import Model
 from research.tasks.task import Batch
 
@@ -42,7 +42,7 @@ def patched_stream(
     """
 
     def run(batch: Batch, cache: Float[Array, "L B T M"], sites: Bool[Array, "L T"]) -> Array:
-        change = Change(cache, sites[:, None, :, None])
+        change = Intervention(cache, sites[:, None, :, None])
         return metric(record(model, params, batch, (), {site: change})[0])
 
     return run
@@ -57,13 +57,15 @@ def patched_heads(
     """
 
     def run(batch: Batch, cache: Float[Array, "L B T H D"], sites: Bool[Array, "L T H"]) -> Array:
-        change = Change(cache, sites[:, None, :, :, None])
+        change = Intervention(cache, sites[:, None, :, :, None])
         return metric(record(model, params, batch, (), {"read": change})[0])
 
     return run
 
 
-def cached(model: Model, params: PyTree, batch: Batch, site: str) -> Float[Array, "L B ..."]:
+def record_activations(
+    model: Model, params: PyTree, batch: Batch, site: str
+) -> Float[Array, "L B ..."]:
     """Returns the activations to pass to a run as `cache`: `site` is "entry", "exit" or "read"."""
     return stacked(record(model, params, batch, (site,))[1], site)
 

@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 from research.interpret import explanations, rollout
 from research.interpret.columns import MEASURES
-from research.interpret.heads.importance import METRICS, needed_heads
+from research.interpret.heads.importance import METRICS, head_importance_findings
 from research.interpret.trained import Findings, Trained
 from research.models.model import Model
 from research.options import Part, option
 from research.tasks.task import Batch, Task
 
 
-def fits_all(model: Model, batch: Batch) -> None:
+def accept_any_model(model: Model, batch: Batch) -> None:
     """Accepts every model."""
 
 
-class Question(NamedTuple):
+class Analysis(NamedTuple):
     """An analysis of a trained model.
 
     Attributes:
@@ -38,12 +38,12 @@ class Question(NamedTuple):
     ask: Callable[[Trained], Findings]
     metrics: Mapping[str, bool | None]
     source: str
-    check: Callable[[Model, Batch], None] = fits_all
+    check: Callable[[Model, Batch], None] = accept_any_model
     truth: Mapping[str, bool | None] = MappingProxyType({})
 
 
-FINAL: dict[str, Question] = {
-    "faithfulness": Question(
+FINAL: dict[str, Analysis] = {
+    "faithfulness": Analysis(
         explanations.faithfulness,
         explanations.METRICS,
         "Jain and Wallace 2019, section 4; Wiegreffe and Pinter 2019, section 3.3; DeYoung et al. "
@@ -51,22 +51,22 @@ FINAL: dict[str, Question] = {
         explanations.check_pooling,
         explanations.TRUTH,
     ),
-    "rollout": Question(
-        rollout.rolled_out,
+    "rollout": Analysis(
+        rollout.rollout_agreement,
         rollout.METRICS,
         "Abnar and Zuidema 2020, Tables 1 and 2",
         rollout.check_layers,
         rollout.TRUTH,
     ),
-    "head_importance": Question(
-        needed_heads,
+    "head_importance": Analysis(
+        head_importance_findings,
         METRICS,
         "Michel et al. 2019, sections 3.2 and 4.2",
     ),
 }
 
 
-def split_of(task: Task) -> str:
+def analysis_split(task: Task) -> str:
     """Returns the split to run the analyses on: test, if the task has one."""
     return task.splits[-1]
 
@@ -103,14 +103,14 @@ def check_model(names: Sequence[str], model: Model, batch: Batch) -> None:
 
 def metric_names(names: Sequence[str], task: Task, split: str, batch: Batch) -> list[str]:
     """Returns the metrics that the analyses add to a split; `batch` as in `check_model`."""
-    if split != split_of(task):
+    if split != analysis_split(task):
         return []
     asked = [FINAL[name] for name in names]
     known = "relevant" in batch
     return [metric for q in asked for metric in (*q.metrics, *(q.truth if known else ()))]
 
 
-def answered(names: Sequence[str], trained: Trained) -> Findings:
+def run_analyses(names: Sequence[str], trained: Trained) -> Findings:
     """Runs the analyses and returns their findings merged into one."""
     found = Findings({}, {}, {})
     for name in names:

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from research.errors import UserError
 from research.interpret import attribution, flow
-from research.interpret.capture import parts, record, stacked
+from research.interpret.capture import attention_records, record, stacked
 from research.interpret.classification import log_odds
-from research.interpret.erasure import each_blanked, logits_of
-from research.interpret.explanations import mean, precision, variation
+from research.interpret.erasure import batched_logits, leave_one_out_tokens
+from research.interpret.explanations import mean, precision, total_variation
 from research.interpret.trained import Findings, Trained, batches
 from research.messages import progress_of
 from research.models.classifier import TRANSFORMER, Classifier
@@ -43,7 +43,7 @@ FLOW_EXAMPLES = 32
 """Examples to compute flow for: each needs one maximum flow per word, layer and pooled row."""
 
 
-class Read(NamedTuple):
+class WordScores(NamedTuple):
     """Attention and importance scores of one example of n words; float arrays without padding.
 
     Attributes:
@@ -74,7 +74,7 @@ def check_layers(model: Model, batch: Batch) -> None:
         )
 
     def weights(params: PyTree, batch: Batch) -> list[Array]:
-        found = parts(record(model, params, batch, ("weights",))[1])
+        found = attention_records(record(model, params, batch, ("weights",))[1])
         return [part.sites["weights"] for part in found if part.kind == "self"]
 
     found = jax.eval_shape(weights, parameter_shapes(model, batch), batch)
@@ -86,7 +86,7 @@ def check_layers(model: Model, batch: Batch) -> None:
         )
 
 
-def rolled_out(trained: Trained) -> Findings:
+def rollout_agreement(trained: Trained) -> Findings:
     """Returns how well raw weights, rollout and flow agree with the importance of words.
 
     Metrics, means over examples of at least two words: "X_correlation", Spearman's correlation of
@@ -134,19 +134,22 @@ def _spearman(rows: Float[np.ndarray, "L n"], scores: Float[np.ndarray, " n"]) -
     ]
 
 
-def _precision(rows: Float[np.ndarray, "L n"], example: Read) -> list[float]:
+def _precision(rows: Float[np.ndarray, "L n"], example: WordScores) -> list[float]:
     relevant = np.broadcast_to(np.asarray(example.relevant), rows.shape)
     return precision(rows, relevant, np.ones(rows.shape, bool)).tolist()
 
 
-def _examples(trained: Trained) -> list[Read]:
+def _examples(trained: Trained) -> list[WordScores]:
     """Returns the scores of all labelled examples of two or more words."""
     chosen = list(batches(trained.task, trained.split, trained.examples))
     report = progress_of(sum(len(batch["label"]) for batch in chosen), "examples read")
-    found: list[Read] = []
+    found: list[WordScores] = []
     done = 0
     for batch in chosen:
-        read = {k: np.asarray(v) for k, v in read_all(trained.model, trained.params, batch).items()}
+        read = {
+            k: np.asarray(v)
+            for k, v in record_examples(trained.model, trained.params, batch).items()
+        }
         counts = np.asarray((batch["label"] >= 0) & (batch["length"] >= 2))
         for row, counted in enumerate(counts):
             if counted:
@@ -155,7 +158,7 @@ def _examples(trained: Trained) -> list[Read]:
     return found
 
 
-def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool) -> Read:
+def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool) -> WordScores:
     words = int(batch["length"][row])
     # Skip the class token, if there is one in front of the words.
     front = read["raw"].shape[-1] - batch["inputs"].shape[1]
@@ -164,9 +167,9 @@ def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool
     if with_flow:
         inputs = range(front, front + words)
         ways["flow"] = _flow(read["weights"][:, row], read["reader"][row], inputs)
-    return Read(
+    return WordScores(
         ways,
-        variation(read["blanked"][row, :words], read["logits"][row]),
+        total_variation(read["blanked"][row, :words], read["logits"][row]),
         read["gradient"][row, :words],
         np.asarray(batch["relevant"])[row, :words] if "relevant" in batch else None,
     )
@@ -186,7 +189,7 @@ def _flow(
 
 
 @functools.partial(jax.jit, static_argnums=0)  # compiled once for all members
-def read_all(model: Any, params: PyTree, batch: Batch) -> dict[str, Array]:
+def record_examples(model: Any, params: PyTree, batch: Batch) -> dict[str, Array]:
     """Returns the attention, logits and gradients of the examples of a batch, arrays by name.
 
     "weights" (L, B, H, R, R), where R counts the words and the class token in front, if any;
@@ -199,10 +202,10 @@ def read_all(model: Any, params: PyTree, batch: Batch) -> dict[str, Array]:
     reader = _reader(model, params, batch, weights.shape[-1])
 
     def one(tokens: Int[Array, " T"], length: Int[Array, ""]) -> tuple[Array, Array, Array]:
-        blanked = each_blanked(tokens, jnp.arange(len(tokens)) < length)
+        blanked = leave_one_out_tokens(tokens, jnp.arange(len(tokens)) < length)
         # The example and its blanked versions in one call, so that the model is compiled once.
         versions = jnp.concatenate([tokens[None], blanked])
-        logits = logits_of(model, params, versions, jnp.full(len(versions), length))
+        logits = batched_logits(model, params, versions, jnp.full(len(versions), length))
         label = logits[0].argmax()
 
         def odds(x: Float[Array, "T M"]) -> Float[Array, ""]:

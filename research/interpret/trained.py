@@ -91,6 +91,6 @@ def example_metric(
     return jax.vmap(of_one)(spread, batch)
 
 
-def outputs_of(model: Model, params: PyTree, batch: Batch) -> Any:
+def model_outputs(model: Model, params: PyTree, batch: Batch) -> Any:
     """Returns the outputs of a model on a batch, without dropout."""
     return model.apply({"params": params}, batch, method="of_batch")

@@ -15,7 +15,13 @@ from flax.core import unfreeze
 from jaxtyping import Array, Bool, Float, Int
 
 from research.attention.mixers.rnn import CELLS
-from research.attention.parameters import Axes, drawn, is_parameter, matrix_axes, vector_axes
+from research.attention.parameters import (
+    Axes,
+    init_function,
+    is_parameter,
+    matrix_axes,
+    vector_axes,
+)
 from research.attention.parts.masks import padding
 from research.attention.spec import MixerSpec
 from research.errors import UserError
@@ -124,7 +130,7 @@ class Classifier(nn.Module):
             init = nn.initializers.normal(c.embedding_stddev or c.width**-0.5)
             self.class_token = self.param("class_token", init, (c.width,))
         if c.sizes is not None:
-            self.networks = self.param("networks", drawn(encoder_parameters(c.sizes)))
+            self.networks = self.param("networks", init_function(encoder_parameters(c.sizes)))
         self.head = self.param("head", matrix_init(c.init_stddev), (c.width, c.classes))
         self.bias = self.param("head_bias", nn.initializers.zeros, (c.classes,))
 

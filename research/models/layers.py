@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from research.attention.implementations.attend import choose, refusal
+from research.attention.implementations.attend import choose_implementation, unsupported_reason
 from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.choice import AUTO, Context, MixerOptions
 from research.attention.mixers.mixer import Mixer
@@ -286,12 +286,12 @@ def _implemented(spec: MixerSpec, inherited: str, padded: bool, where: str) -> M
     if not isinstance(options, AttentionOptions):
         return spec.computed_by(named)
     valid = padding(jnp.ones((1, 1), bool)) if padded else None
-    mechanism = options.mechanism(spec.context).under(valid)
-    why = "" if named == AUTO else refusal(named, mechanism)
+    mechanism = options.mechanism(spec.context).restricted_to(valid)
+    why = "" if named == AUTO else unsupported_reason(named, mechanism)
     if why and options.implementation != AUTO:
         raise UserError(f"{where}{why}.")
     if why or (named == AUTO and padded):
-        named = choose(spec.context.max_length, mechanism)
+        named = choose_implementation(spec.context.max_length, mechanism)
     return spec.computed_by(named)
 
 

@@ -195,7 +195,9 @@ class Block(nn.Module):
             params, kept = source
             y = Norm(c.norm, c.use_bias, name="norm_cross")(x)
             if self.weights:
-                weights = self.cross.look(params, y, kept, mask=mask, q_index=q_index).weights
+                weights = self.cross.attention_trace(
+                    params, y, kept, mask=mask, q_index=q_index
+                ).weights
             y = Cross(self.cross, name="cross")(y, params, kept, mask, q_index)
             x = constrain(x + drop(y), *HIDDEN)
         if c.feedforward:

@@ -105,7 +105,7 @@ def parse_layout(text: str, parallel: ConfigDict) -> dict[str, Any]:
     return deltas
 
 
-def layout_of(config: ConfigDict, members: int = 1, devices: int | None = None) -> Layout:
+def resolve_layout(config: ConfigDict, members: int = 1, devices: int | None = None) -> Layout:
     """Returns the layout of `config.parallel` for a population.
 
     Axes `member` and `data` are chosen automatically if they are 0: members are split as far as

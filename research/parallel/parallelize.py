@@ -28,7 +28,7 @@ def parallelize(step: Step, how: str, mesh: Mesh, shardings: tuple[Any, Any]) ->
 
 def _jit(step: Step, mesh: Mesh, state: Any, members: Any) -> Step:
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return under(
+    return bind_mesh(
         mesh,
         jax.jit(
             step,
@@ -72,7 +72,7 @@ def _pmap(step: Step, mesh: Mesh, state: Any, members: Any) -> Step:
     return call
 
 
-def under(mesh: Mesh, compiled: Any) -> Callable:
+def bind_mesh(mesh: Mesh, compiled: Any) -> Callable:
     """Returns `compiled` wrapped to be traced and run with `mesh` active.
 
     Its attribute `lower` also lowers with the mesh active, for ahead-of-time compilation.
@@ -90,7 +90,7 @@ def under(mesh: Mesh, compiled: Any) -> Callable:
     return call
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def to_global_arrays(tree: Any, shardings: Any) -> Any:
     """Returns the host arrays of `tree` as global arrays.
 
     Args:

@@ -81,7 +81,7 @@ def _described(given: dict[str, str], autodetect: bool) -> dict[str, Any]:
     }
 
 
-class Agreed(Exception):
+class RaisedByAll(Exception):
     """Base class of exceptions that all processes raise at the same point, by agreement."""
 
 
@@ -133,7 +133,7 @@ def any_process(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Generator[None]:
+def exit_with_peers() -> Generator[None]:
     """Exits at once on an unexpected exception if there are other processes.
 
     A normal exit would wait for the other processes, which wait for this one in a collective; with
@@ -142,7 +142,7 @@ def together() -> Generator[None]:
     try:
         yield
     except BaseException as error:
-        foreseen = isinstance(error, UserError | SystemExit | Agreed)
+        foreseen = isinstance(error, UserError | SystemExit | RaisedByAll)
         if foreseen or jax.process_count() == 1:
             raise
         if isinstance(error, OSError):

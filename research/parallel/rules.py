@@ -25,7 +25,7 @@ FSDP = {"width": "data"}
 """Additional rules under fsdp, for parameters with at least two axes besides member and layers."""
 
 
-def spec(
+def partition_spec(
     axes: Sequence[str], shape: Sequence[int], sizes: dict[str, int], fsdp: bool = False
 ) -> PartitionSpec:
     """Returns the partition spec of an array.
@@ -55,4 +55,4 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     # Inside pmap and shard_map, arrays are already local to one device and the axes differ.
     if mesh.axis_names != AXES or AxisType.Manual in mesh.axis_types or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, dict(mesh.shape)))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, dict(mesh.shape)))

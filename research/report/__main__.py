@@ -15,7 +15,7 @@ from research import command_line
 from research.drawing.chart import FORMATS
 from research.errors import UserError, check_name
 from research.report.columns import difference_text, progress_text
-from research.report.formatting import p_text, point_text, span
+from research.report.formatting import mean_and_range, p_text, point_text
 from research.report.judging.judgements import OPEN, REFUTED, SUPPORTED
 from research.report.summary import Summary
 from research.report.tables import EQUAL
@@ -63,7 +63,7 @@ def show(summary: Summary, console: Console) -> None:
     for name in ("point", "arm", f"{outcome.split} {outcome.metric}", "difference", "p"):
         table.add_column(Text(name), no_wrap=name != "arm", overflow="fold")
     for row in summary.rows:
-        cells = (point_text(row.point), row.arm, span(row.outcome), difference_text(row))
+        cells = (point_text(row.point), row.arm, mean_and_range(row.outcome), difference_text(row))
         cells += (p_text(row.p),)
         table.add_row(*map(Text, cells))
     console.print(table)

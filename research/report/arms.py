@@ -57,7 +57,7 @@ def _parts(title: str, group: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     ]
 
 
-def numbered(experiment: Experiment) -> dict[str, tuple[int, int]]:
+def arm_indices(experiment: Experiment) -> dict[str, tuple[int, int]]:
     """Returns {arm: (index of the arm, index of its color)}."""
     colors = arm_colors(experiment)
     return {arm: (i, colors[arm]) for i, arm in enumerate(experiment.arms)}

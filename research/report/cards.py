@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from research import stats
-from research.report.formatting import bracket, number, point_text, span, typographic, value_text
+from research.report.formatting import (
+    bracket,
+    mean_and_range,
+    number,
+    point_text,
+    typographic,
+    value_text,
+)
 from research.report.judging.judgements import (
     CANNOT_TELL,
     OPEN,
@@ -108,7 +115,7 @@ def cards_note(summary: Summary) -> str:
 
 def _card(summary: Summary, judgement: Judgement) -> Card:
     bars, ends, more = check_bars(judgement.checks)
-    effect, ours = judgement.effect, measured(summary, judgement)
+    effect, ours = judgement.effect, results_text(summary, judgement)
     if ours and (not effect or judgement.claim.test is None):
         # Without a test, the measured results come first.
         effect, ours = f"{ours[0].upper()}{ours[1:]}.", ""
@@ -122,14 +129,14 @@ def _card(summary: Summary, judgement: Judgement) -> Card:
         style=CLASSES[judgement.verdict],
         tested=typographic(judgement.tested),
         why=typographic(judgement.why),
-        published=typographic(published(judgement)),
+        published=typographic(published_text(judgement)),
         bars=bars,
         ends=ends,
         more=more,
     )
 
 
-def published(judgement: Judgement) -> str:
+def published_text(judgement: Judgement) -> str:
     """Returns the published figures of a claim in one line; "" if there are none.
 
     They come from other data and often use another metric, so they never share a table with ours.
@@ -140,7 +147,7 @@ def published(judgement: Judgement) -> str:
     return value_text(figures) if figures not in (None, "") else ""
 
 
-def measured(summary: Summary, judgement: Judgement) -> str:
+def results_text(summary: Summary, judgement: Judgement) -> str:
     """Returns our results for the claim's arms, with metric and split; "" if there are none."""
     claim, outcome = judgement.claim, summary.study.experiment.outcome
     labels = claim.published if isinstance(claim.published, Mapping) else ()
@@ -157,7 +164,7 @@ def measured(summary: Summary, judgement: Judgement) -> str:
                 seeds.setdefault(seed, []).append(value)
         finite = [stats.mean(v) for v in seeds.values() if all(map(math.isfinite, v))]
         if finite:
-            parts.append(f"{arm}: {span(stats.summary(finite))}")
+            parts.append(f"{arm}: {mean_and_range(stats.summary(finite))}")
     if not parts:
         return ""
     several = f", mean over {len(places)} points" if len(places) > 1 else ""
@@ -182,14 +189,14 @@ def check_bars(checks: Sequence[Check]) -> tuple[list[Bar], tuple[str, str], int
         mean = q.estimate.estimate if q.estimate else math.nan
         title = f"{q.label or q.what}: {number(mean)} {bracket(check.low, check.high)}"
         region = (max(q.low, scale[0]), min(q.high, scale[1]))
-        line, dot = whisker(mean, check.low, check.high, scale)
+        line, dot = interval_css(mean, check.low, check.high, scale)
         style = CLASSES[check.verdict]
         title = f"{title}, {check.verdict}"
         bars.append(Bar(line, dot, _sides(*region, scale), q.label, title, style))
     return bars, (number(low), number(high)), len(drawn) - len(bars)
 
 
-def whisker(
+def interval_css(
     mean: float, start: float, end: float, scale: tuple[float, float]
 ) -> tuple[tuple[str, str] | None, str]:
     """Returns the CSS positions of a line from start to end, and of a dot at the mean."""

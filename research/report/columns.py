@@ -12,12 +12,12 @@ from research.report.formatting import (
     NONE,
     bracket,
     count,
+    mean_and_range,
     number,
     p_text,
     point_text,
     short_keys,
     signed,
-    span,
     value_text,
 )
 from research.report.judging.items import intervals_over
@@ -99,7 +99,7 @@ def main_columns(study: Study) -> list[Column]:
         *(_solving(study)[:1]),
         Column(
             f"{outcome.split} {outcome.metric}",
-            lambda row: span(row.outcome),
+            lambda row: mean_and_range(row.outcome),
             lambda row: row.outcome.mean,
             "Mean over seeds, and the lowest and highest seed; hover for the standard deviation.",
             "interval",
@@ -349,7 +349,7 @@ def _score(names: dict[str, str], tuned, mean: float, without: int) -> str:
     return f"{what} → {number(mean)}" + (f" ({without} without a value)" if without else "")
 
 
-def filled(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:
+def nonempty_columns(columns: Sequence[Column], rows: Sequence[Any]) -> list[Column]:
     """Returns the columns that are not empty in every row; all columns if there are no rows."""
     return [column for column in columns if any(column.text(row) for row in rows) or not rows]
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from research.drawing.chart import INK, look, mark
+from research.drawing.chart import INK, arm_style, tag_artists
 
 SINGLE, WIDE = 4.3, 8.8
 """Width in inches of a figure with one panel, narrow enough for a phone, and with several."""
@@ -71,18 +71,18 @@ def grid(
         axes = figure.add_axes((box[0] / width, box[1] / total, box[2] / width, box[3] / total))
         text = panel.title if len(panels) > 1 else title
         room = int((across + (NAMES if named else 0)) / 0.075)
-        axes.set_title(cut(text, room), loc="left", fontsize=8.5, pad=6, x=-0.3 / across)
+        axes.set_title(truncate(text, room), loc="left", fontsize=8.5, pad=6, x=-0.3 / across)
         panel.draw(axes)
     return figure
 
 
-def cut(text: str, width: int) -> str:
+def truncate(text: str, width: int) -> str:
     """Returns the text on one line, cut to at most `width` characters."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def shortened(name: str, width: int) -> str:
+def elide_middle(name: str, width: int) -> str:
     """Returns a name shortened to at most `width` characters by cutting out its middle.
 
     Names of arms often differ only at the end, so the end is kept.
@@ -97,7 +97,7 @@ def _legend_lines(arms: Sequence[str], width: float) -> list[list[str]]:
     lines: list[list[str]] = [[]]
     used = 0.0
     for arm in arms:
-        needed = 0.45 + CHARACTER * len(shortened(arm, 28))
+        needed = 0.45 + CHARACTER * len(elide_middle(arm, 28))
         if lines[-1] and used + needed > width - 0.2:
             lines.append([])
             used = 0.0
@@ -111,21 +111,21 @@ def _legend(figure: Figure, line: Sequence[str], arms: Mapping[str, tuple[int, i
     x = 0.14
     for arm in line:
         number, color = arms[arm]
-        style = look(color)
+        style = arm_style(color)
         ends = [x / width, (x + 0.24) / width]
         # Drawn on the figure itself, because axes spanning the figure would cover the panels.
         figure.add_artist(_line(figure, ends, y, style, number))
         text = figure.text(
-            (x + 0.3) / width, y, shortened(arm, 28), fontsize=8, color=INK, va="center"
+            (x + 0.3) / width, y, elide_middle(arm, 28), fontsize=8, color=INK, va="center"
         )
-        mark([text], number)
-        x += 0.45 + CHARACTER * len(shortened(arm, 28))
+        tag_artists([text], number)
+        x += 0.45 + CHARACTER * len(elide_middle(arm, 28))
 
 
 def _line(figure: Figure, ends: Sequence[float], y: float, style: Mapping, number: int):
     line = Line2D(ends, [y, y], transform=figure.transFigure, **style)
     line.set_markevery([])
-    mark([line], number)
+    tag_artists([line], number)
     return line
 
 
@@ -139,19 +139,19 @@ def end_labels(
     gap = min(0.125 / inches, 1.1 / len(ends))
     low, high = axes.get_ylim()
     placed = sorted(((y - low) / (high - low), name) for name, y in ends)
-    heights = spread([y for y, _ in placed], gap)
+    heights = separate_heights([y for y, _ in placed], gap)
     for height, (_, name) in zip(heights, placed, strict=True):
         number, color = arms[name]
         text = axes.text(
             1.03,
             height,
-            shortened(name, 20),
-            color=look(color)["color"],
+            elide_middle(name, 20),
+            color=arm_style(color)["color"],
             transform=axes.transAxes,
             va="center",
             fontsize=7,
         )
-        mark([text], number)
+        tag_artists([text], number)
 
 
 def _figure(axes: Axes) -> Figure:
@@ -160,7 +160,7 @@ def _figure(axes: Axes) -> Figure:
     return figure
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
+def separate_heights(heights: Sequence[float], gap: float) -> list[float]:
     """Returns ascending heights in [0, 1], moved slightly so that they are `gap` apart."""
     heights = list(heights)
     # Relaxation: push overlapping neighbours apart, then shift all of them back into [0, 1].

@@ -13,9 +13,9 @@ from research import stats
 from research.ablation.claims import SLICE
 from research.ablation.experiment import points
 from research.ablation.measure import Measure, point_key
-from research.drawing.chart import MUTED, Chart, look, mark, styled
-from research.report.arms import families, numbered
-from research.report.facets import Panel, cut, end_labels, grid
+from research.drawing.chart import MUTED, Chart, arm_style, styled, tag_artists
+from research.report.arms import arm_indices, families
+from research.report.facets import Panel, end_labels, grid, truncate
 from research.report.formatting import point_text, short_keys, value_text
 from research.report.frontier import frontier_chart
 from research.report.judging.measuring import measure, sliced_metrics
@@ -60,7 +60,7 @@ def _panels(
       has: returns whether an arm has results at a place.
     """
     found = families(study.experiment)
-    arms = numbered(study.experiment)
+    arms = arm_indices(study.experiment)
     asked = [
         (place, group, family)
         for place in places
@@ -88,7 +88,7 @@ def _chart(study: Study, name: str, section: str, title: str, made: tuple) -> It
     """Yields a figure of the panels, unless there are none."""
     panels, named = made
     if panels:
-        yield Chart(name, section, title, grid(title, panels, numbered(study.experiment), named))
+        yield Chart(name, section, title, grid(title, panels, arm_indices(study.experiment), named))
 
 
 def _axis_charts(study: Study) -> Iterator[Chart]:
@@ -164,7 +164,7 @@ def _cost_charts(study: Study) -> Iterator[Chart]:
 
 def _cost_lines(axes: Axes, study: Study, found: Mapping, group, x, arms: Sequence[str]) -> list:
     """Draws the median of the rounds, and a bar from the fastest to the slowest; returns ends."""
-    ends, known = [], numbered(study.experiment)
+    ends, known = [], arm_indices(study.experiment)
     for arm in arms:
         shown = sorted(
             (at, sorted(found[arm, point_key(p)]))
@@ -173,10 +173,10 @@ def _cost_lines(axes: Axes, study: Study, found: Mapping, group, x, arms: Sequen
         )
         xs, middles = [at for at, _ in shown], [stats.median(values) for _, values in shown]
         number, color = known[arm]
-        style = look(color)
+        style = arm_style(color)
         low, high = [values[0] for _, values in shown], [values[-1] for _, values in shown]
         bars = axes.vlines(xs, low, high, color=style["color"], linewidth=0.9, alpha=0.6)
-        mark([*axes.plot(xs, middles, **style), bars], number)
+        tag_artists([*axes.plot(xs, middles, **style), bars], number)
         ends.append((arm, middles[-1]))
     return ends
 
@@ -187,7 +187,7 @@ def _finite_values(data: Measure, arm: str, point: Mapping) -> list[float]:
 
 def _lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequence[str]) -> list:
     """Draws every seed and, without a threshold, means and bands; returns the line ends."""
-    ends, known, solved = [], numbered(study.experiment), data.solved
+    ends, known, solved = [], arm_indices(study.experiment), data.solved
     for place, arm in enumerate(arms):
         shown = sorted(
             (at, values)
@@ -197,7 +197,7 @@ def _lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequence[str
         if not shown:
             continue
         number, color = known[arm]
-        style = look(color)
+        style = arm_style(color)
         xs, samples = [at for at, _ in shown], [stats.summary(v) for _, v in shown]
         aside = _aside(axes, 0.0 if solved is None else place - (len(arms) - 1) / 2)
         dots = [(at, v) for at, values in shown for v in values]
@@ -212,7 +212,7 @@ def _lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequence[str
                 axes.fill_between(xs, low, high, color=style["color"], alpha=0.1, linewidth=0)
             )
             artists += axes.plot(xs, means, color=style["color"], linestyle=style["linestyle"])
-        mark(artists, number)
+        tag_artists(artists, number)
         ends.append((arm, samples[-1].mean))
     _limits(axes, data, group)
     if solved is not None:
@@ -240,7 +240,7 @@ def _aside(axes: Axes, shift: float):
 
 def _share_lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequence[str]) -> list:
     """Draws the share of seeds that solve the task, with exact 95 % intervals."""
-    ends, known, outcome = [], numbered(study.experiment), study.experiment.outcome
+    ends, known, outcome = [], arm_indices(study.experiment), study.experiment.outcome
     for place, arm in enumerate(arms):
         shown = []
         for at, point in zip(x, group, strict=True):
@@ -252,12 +252,12 @@ def _share_lines(axes: Axes, study: Study, data: Measure, group, x, arms: Sequen
             continue
         xs, shares, low, high = zip(*sorted(shown), strict=True)
         number, color = known[arm]
-        style = look(color)
+        style = arm_style(color)
         aside = _aside(axes, place - (len(arms) - 1) / 2)
         bars = axes.vlines(
             xs, low, high, color=style["color"], linewidth=0.9, alpha=0.6, transform=aside
         )
-        mark([*axes.plot(xs, shares, **style, transform=aside), bars], number)
+        tag_artists([*axes.plot(xs, shares, **style, transform=aside), bars], number)
         ends.append((arm, shares[-1]))
     axes.set_ylim(-0.04, 1.04)
     _room(axes, x)
@@ -288,7 +288,7 @@ def _axis_scale(axes: Axes, values: Sequence) -> None:
         axes.set_xscale("log")
     axes.minorticks_off()
     every = max(1, math.ceil(len(x) / 7))
-    axes.set_xticks(x[::every], [cut(value_text(v), 10) for v in values[::every]])
+    axes.set_xticks(x[::every], [truncate(value_text(v), 10) for v in values[::every]])
 
 
 def _solved_line(axes: Axes, study: Study) -> None:
@@ -310,7 +310,7 @@ def _curves(study: Study) -> Iterator[Chart]:
             curves.setdefault(run.key, []).append((*zip(*pairs, strict=True), lost))
 
     def draw(axes: Axes, point: Any, arms: Sequence[str]) -> list:
-        known = numbered(study.experiment)
+        known = arm_indices(study.experiment)
         ends = [(arm, _arm_curve(axes, curves[arm, point_key(point)], known[arm])) for arm in arms]
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -341,13 +341,13 @@ def curve_metric(study: Study) -> str:
 def _arm_curve(axes: Axes, curves: Sequence[tuple], known: tuple[int, int]) -> float:
     """Draws the curves of an arm at a point; returns the last value of its mean curve."""
     number, color = known
-    style = look(color)
+    style = arm_style(color)
     by_step: dict[int, list[float]] = {}
     for steps, values, lost in curves:
         thin = axes.plot(steps, values, color=style["color"], alpha=0.35, linewidth=0.6)
         if lost:
             thin += axes.plot(steps[-1:], values[-1:], "x", color=style["color"], markersize=6)
-        mark(thin, number)
+        tag_artists(thin, number)
         for step, value in zip(steps, values, strict=True):
             by_step.setdefault(step, []).append(value)
     # The mean stops where the first seed ends, because it would jump as seeds drop out.
@@ -355,7 +355,7 @@ def _arm_curve(axes: Axes, curves: Sequence[tuple], known: tuple[int, int]) -> f
     if not whole:
         return curves[0][1][-1]
     steps, means = zip(*whole, strict=True)
-    mark(axes.plot(steps, means, color=style["color"], linestyle=style["linestyle"]), number)
+    tag_artists(axes.plot(steps, means, color=style["color"], linestyle=style["linestyle"]), number)
     return means[-1]
 
 
@@ -388,7 +388,7 @@ def _slices(study: Study) -> Iterator[Chart]:
             axes.set_xlabel(by.replace("_", " "))
             # Evenly spaced, because the labels are ranges of unequal width.
             ends = _lines(axes, study, data, group, range(len(group)), arms)
-            labels = [cut(str(p[SLICE]), 12) for p in group]
+            labels = [truncate(str(p[SLICE]), 12) for p in group]
             room = max(2, min(8, 26 // (max(map(len, labels)) + 1)))
             every = math.ceil(len(labels) / room)
             axes.set_xticks(range(0, len(labels), every), labels[::every])

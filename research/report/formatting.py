@@ -43,7 +43,7 @@ def bracket(low: float, high: float, form=number) -> str:
     return f"[{form(low)}, {form(high)}]" if math.isfinite(low + high) else ""
 
 
-def span(found: Summary, form=number) -> str:
+def mean_and_range(found: Summary, form=number) -> str:
     """Returns "0.953 (0.941 to 0.965)", the mean and extremes; for one seed, only its value."""
     if found.n < 2:
         return form(found.mean)

@@ -13,9 +13,9 @@ from matplotlib.transforms import Bbox, IdentityTransform
 from research import stats
 from research.ablation.experiment import points
 from research.ablation.measure import point_key
-from research.drawing.chart import INK, MUTED, Chart, look, mark
+from research.drawing.chart import INK, MUTED, Chart, arm_style, tag_artists
 from research.report.arms import row_colors
-from research.report.facets import WIDE, shortened
+from research.report.facets import WIDE, elide_middle
 from research.report.formatting import point_text
 from research.report.judging.measuring import measure
 from research.report.judging.study import Study
@@ -28,7 +28,7 @@ TITLES = {
 }
 
 
-class Spot(NamedTuple):
+class FrontierPoint(NamedTuple):
     """An arm in the plane of cost and outcome: cost, mean outcome, outcome per seed, color."""
 
     index: int
@@ -58,7 +58,7 @@ def frontier_chart(study: Study) -> Iterator[Chart]:
             cost = costs.get((arm, point_key(point)), costs.get((arm, ())))
             if sample and cost:
                 mean = stats.mean(sample)
-                spots.append(Spot(index, arm, cost, mean, tuple(sample), colors[arm]))
+                spots.append(FrontierPoint(index, arm, cost, mean, tuple(sample), colors[arm]))
         if spots:
             panels.append((point_text(point), spots))
     if panels:
@@ -68,10 +68,10 @@ def frontier_chart(study: Study) -> Iterator[Chart]:
         yield Chart("frontier", "frontier", title, _figure(title, panels, column, higher))
 
 
-def best_for_cost(spots: Sequence[Spot], higher_is_better: bool) -> list[Spot]:
+def best_for_cost(spots: Sequence[FrontierPoint], higher_is_better: bool) -> list[FrontierPoint]:
     """Returns the Pareto frontier, spots that none beats at equal or lower cost, cheapest first."""
     sign = 1 if higher_is_better else -1
-    found: list[Spot] = []
+    found: list[FrontierPoint] = []
     for spot in sorted(spots, key=lambda s: (s.cost, -sign * s.mean)):
         if not found or sign * spot.mean > sign * found[-1].mean:
             found.append(spot)
@@ -79,7 +79,7 @@ def best_for_cost(spots: Sequence[Spot], higher_is_better: bool) -> list[Spot]:
 
 
 def _figure(
-    title: str, panels: Sequence[tuple[str, Sequence[Spot]]], column: str, higher: bool
+    title: str, panels: Sequence[tuple[str, Sequence[FrontierPoint]]], column: str, higher: bool
 ) -> Figure:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -105,22 +105,22 @@ def _figure(
     return figure
 
 
-def _panel(axes: Axes, column: str, spots: Sequence[Spot], higher: bool) -> None:
+def _panel(axes: Axes, column: str, spots: Sequence[FrontierPoint], higher: bool) -> None:
     axes.set_xlabel(TITLES[column])
     costs = [s.cost for s in spots]
     if max(costs) / min(costs) >= 8:
         axes.set_xscale("log", base=2)
     axes.margins(x=0.12, y=0.06)
-    axes.xaxis.set_major_formatter(lambda value, _: amount(value, column))
+    axes.xaxis.set_major_formatter(lambda value, _: format_cost(value, column))
     for spot in spots:
-        style = look(spot.color)
+        style = arm_style(spot.color)
         mean = axes.plot(
             [spot.cost], [spot.mean], style["marker"], color=style["color"], markersize=5.5
         )
         seeds = axes.plot(
             [spot.cost] * len(spot.seeds), spot.seeds, "_", color=style["color"], alpha=0.4
         )
-        mark([*mean, *seeds], spot.index)
+        tag_artists([*mean, *seeds], spot.index)
     best = best_for_cost(spots, higher)
     axes.step(
         [s.cost for s in best],
@@ -134,7 +134,7 @@ def _panel(axes: Axes, column: str, spots: Sequence[Spot], higher: bool) -> None
     axes.autoscale_view()
 
 
-def amount(value: float, column: str) -> str:
+def format_cost(value: float, column: str) -> str:
     """Formats a cost: 4096 bytes as "4 KiB", 4096 of anything else as "4.1k"."""
     step, units = (1024, (" B", " KiB", " MiB", " GiB")) if column == "state_bytes" else (
         1000, ("", "k", "M", "G")
@@ -145,7 +145,7 @@ def amount(value: float, column: str) -> str:
     return f"{value:.3g}{units[power]}"
 
 
-def _names(figure: Figure, axes: Axes, spots: Sequence[Spot]) -> None:
+def _names(figure: Figure, axes: Axes, spots: Sequence[FrontierPoint]) -> None:
     """Writes the names of arms where there is room, in the order of the spots.
 
     A name that would overlap another name or a mark is left out; the page shows it on hover.
@@ -160,7 +160,7 @@ def _names(figure: Figure, axes: Axes, spots: Sequence[Spot]) -> None:
         if spot.arm in named:
             continue
         named.add(spot.arm)
-        text = axes.text(0, 0, shortened(spot.arm, 28), fontsize=7, color=INK, va="bottom")
+        text = axes.text(0, 0, elide_middle(spot.arm, 28), fontsize=7, color=INK, va="bottom")
         text.set_transform(IdentityTransform())
         size = text.get_window_extent(renderer)
         text.remove()
@@ -173,7 +173,7 @@ def _names(figure: Figure, axes: Axes, spots: Sequence[Spot]) -> None:
                 taken.append(box)
                 left, bottom = axes.transData.inverted().transform((box.x0, box.y0))
                 written = axes.text(
-                    left, bottom, shortened(spot.arm, 28), fontsize=7, color=INK, va="bottom"
+                    left, bottom, elide_middle(spot.arm, 28), fontsize=7, color=INK, va="bottom"
                 )
-                mark([written], spot.index)
+                tag_artists([written], spot.index)
                 break

@@ -7,8 +7,8 @@ from research.report.cards import cards
 from research.report.columns import (
     Column,
     budget_columns,
-    filled,
     main_columns,
+    nonempty_columns,
     text_rows,
     tuning_columns,
 )
@@ -79,7 +79,7 @@ def latex(summary: Summary) -> str:
 
 
 def _columns(name: str, caption: str, columns: Sequence[Column], rows: Sequence[Any]) -> str:
-    columns = filled(columns, rows)
+    columns = nonempty_columns(columns, rows)
     kinds = "".join(_kind(column, rows) for column in columns)
     head = [column.title for column in columns]
     return _table(name, caption, kinds, head, text_rows(columns, rows))
@@ -87,7 +87,7 @@ def _columns(name: str, caption: str, columns: Sequence[Column], rows: Sequence[
 
 def _budget(summary: Summary) -> str:
     """Returns the budget table; costs that are equal for all arms are only in its caption."""
-    columns, rows = filled(budget_columns(summary.study), summary.budget), summary.budget
+    columns, rows = nonempty_columns(budget_columns(summary.study), summary.budget), summary.budget
     texts = {column.title: {column.text(row) for row in rows} for column in columns}
     alike = [t for t, found in texts.items() if len(found) == 1] if len(rows) > 1 else []
     said = "; ".join(f"{title}: {next(iter(texts[title]))}" for title in alike)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from research.ablation.experiment import Experiment
 from research.ablation.measure import point_key
-from research.drawing.chart import Chart, drawn
+from research.drawing.chart import Chart, figure_bytes
 from research.drawing.templates import fill
 from research.errors import UserError, check_name
 from research.report import panels
@@ -55,7 +55,6 @@ def run(
       UserError: an arm is invalid, or the directory holds another experiment.
       Preempted: interrupted; running training is saved, and the same call resumes it.
     """
-    from research.ablation.loading import Written
     from research.ablation.populations import Shard
     from research.ablation.sweep import run_sweep
     from research.training.records.environment import enable_compilation_cache
@@ -189,7 +188,7 @@ class Picture:
     @cached_property
     def png(self) -> bytes:
         """The figure as a PNG file."""
-        return drawn(self.figure)
+        return figure_bytes(self.figure)
 
     def _repr_png_(self) -> bytes:
         return self.png
@@ -198,4 +197,4 @@ class Picture:
         """Writes the figure to a file that ends in .png, .svg or .pdf."""
         path = Path(path)
         check_name("the file's ending", path.suffix.removeprefix("."), ("png", "svg", "pdf"))
-        path.write_bytes(drawn(self.figure, path.suffix.removeprefix(".")))
+        path.write_bytes(figure_bytes(self.figure, path.suffix.removeprefix(".")))

@@ -10,12 +10,12 @@ from research import stats
 from research.ablation.experiment import points
 from research.ablation.measure import point_key
 from research.drawing.chart import MUTED, PALETTE, Chart
-from research.report.arms import numbered, row_colors
+from research.report.arms import arm_indices, row_colors
 from research.report.formatting import point_text
 from research.report.judging.items import intervals_over
 from research.report.judging.measuring import measure, steps_to_threshold
 from research.report.judging.study import Study
-from research.report.rows import Block, Column, interval_line, seed_dots, stacked
+from research.report.rows import Block, Column, interval_line, seed_dots, stack_blocks
 from research.report.tables import Row
 from research.runs import store
 from research.stats import ALPHA
@@ -48,7 +48,9 @@ def outcome_chart(study: Study, rows: Sequence[Row]) -> Iterator[Chart]:
     title = f"{outcome.split} {outcome.metric} of every seed"
     if len(blocks[0].columns) > 1:
         title += f", and difference from {reference}"
-    yield Chart("outcome", "outcome", title, stacked(title, blocks, numbered(study.experiment)))
+    yield Chart(
+        "outcome", "outcome", title, stack_blocks(title, blocks, arm_indices(study.experiment))
+    )
 
 
 def _best_first(study: Study, rows: Sequence[Row]) -> list[str]:
@@ -112,7 +114,7 @@ def _differences(study: Study, here: Mapping[str, Row]) -> Column:
 
 def steps_chart(study: Study) -> Iterator[Chart]:
     """Yields one figure: the first step at which each seed solved the task."""
-    outcome, arms = study.experiment.outcome, numbered(study.experiment)
+    outcome, arms = study.experiment.outcome, arm_indices(study.experiment)
     if outcome.solved is None:
         return
     blocks, left_out = [], set(arms)
@@ -134,7 +136,7 @@ def steps_chart(study: Study) -> Iterator[Chart]:
     title = f"first step with validation {outcome.metric} {sign} {outcome.solved:g}"
     if left_out:
         title += f"; no seed of {len(left_out)} other arms got there"
-    yield Chart("steps", "steps", title, stacked(title, blocks, arms))
+    yield Chart("steps", "steps", title, stack_blocks(title, blocks, arms))
 
 
 def _steps_block(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from research.report.cards import Bar, whisker
-from research.report.columns import Column, filled
+from research.report.cards import Bar, interval_css
+from research.report.columns import Column, nonempty_columns
 from research.report.formatting import count, number, point_text, value_text
 from research.report.judging.study import WAITING
 from research.report.summary import Summary
@@ -68,7 +68,7 @@ class Table:
 def table(summary: Summary, columns: Sequence[Column], rows: Sequence[Any], caption: str) -> Table:
     """Returns the table of a page, without empty columns and those meant only for paper."""
     arms = {arm: i for i, arm in enumerate(summary.study.experiment.arms)}
-    columns = [column for column in filled(columns, rows) if not column.on_paper]
+    columns = [column for column in nonempty_columns(columns, rows) if not column.on_paper]
     ranges = [
         _range(column.interval(row) for row in rows) if column.interval else None
         for column in columns
@@ -94,7 +94,7 @@ def _cell(column: Column, row: Any, ends: tuple[float, float] | None) -> Cell:
     bar = None
     if column.interval and ends:
         found = column.interval(row)
-        bar = Bar(*whisker(found.mean, found.low, found.high, ends))
+        bar = Bar(*interval_css(found.mean, found.low, found.high, ends))
     style = " ".join([column.kind, *(["flagged"] if column.flagged(row) else [])])
     return Cell(column.text(row), column.kind, style, value, column.tip(row), bar)
 

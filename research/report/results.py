@@ -73,7 +73,7 @@ def write_results(study: Study, resampled: Bootstrap | None, path: Path) -> None
         "costs": [asdict(cost) for cost in study.costs],
         "runs": rows,
     }
-    store.write_text(path, _lines(store.plain(content)))
+    store.write_text(path, _lines(store.json_safe(content)))
 
 
 def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from research.drawing.chart import INK, MUTED, look, mark
-from research.report.facets import WIDE, cut, shortened
+from research.drawing.chart import INK, MUTED, arm_style, tag_artists
+from research.report.facets import WIDE, elide_middle, truncate
 
 LINE = 0.2
 """Height of an arm's line in inches."""
@@ -44,7 +44,9 @@ class Block:
     columns: Sequence[Column]
 
 
-def stacked(title: str, blocks: Sequence[Block], arms: Mapping[str, tuple[int, int]]) -> Figure:
+def stack_blocks(
+    title: str, blocks: Sequence[Block], arms: Mapping[str, tuple[int, int]]
+) -> Figure:
     """Returns a figure with blocks stacked vertically.
 
     Args:
@@ -68,7 +70,7 @@ def stacked(title: str, blocks: Sequence[Block], arms: Mapping[str, tuple[int, i
             _column(axes, block, column, arms, first=i == 0)
             if i == 0 and block.title:
                 place = (0.12 / WIDE, (top - TOP / 2) / total)
-                figure.text(*place, cut(block.title, 40), fontsize=8.5, color=INK, va="center")
+                figure.text(*place, truncate(block.title, 40), fontsize=8.5, color=INK, va="center")
         top = bottom - BOTTOM
     return figure
 
@@ -87,19 +89,19 @@ def _column(axes: Axes, block: Block, column: Column, arms: Mapping, first: bool
         axes.text(*place, "solved", color=MUTED, ha="right", fontsize=8, transform=axes.transAxes)
     for y, arm in enumerate(block.arms):
         number, _ = arms[arm]
-        mark(column.draw(axes, arm, y), number)
+        tag_artists(column.draw(axes, arm, y), number)
         if first:
             said = block.counts.get(arm, "")
             at = -(0.1 + (COUNTS if any(block.counts.values()) else 0.0)) / across
             style: dict = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
-            name = axes.text(at, y, shortened(arm, 24), color=INK, ha="right", **style)
+            name = axes.text(at, y, elide_middle(arm, 24), color=INK, ha="right", **style)
             counted = axes.text(-0.1 / across, y, said, color=MUTED, ha="right", **style)
-            mark([name, counted], number)
+            tag_artists([name, counted], number)
 
 
 def seed_dots(axes: Axes, values: Sequence[float], y: float, color: int, middle: float) -> list:
     """Draws every seed as a dot, and a bar at `middle` if it is finite; returns the artists."""
-    style = look(color)
+    style = arm_style(color)
     finite = [v for v in values if math.isfinite(v)]
     # Jitter by multiples of the golden ratio: an even spread that is not random.
     shifts = [y + 0.36 * ((i * 0.618) % 1 - 0.4) for i in range(len(finite))]
@@ -113,7 +115,7 @@ def seed_dots(axes: Axes, values: Sequence[float], y: float, color: int, middle:
 
 def interval_line(axes: Axes, value: float, low: float, high: float, y: float, color: int) -> list:
     """Draws a dot with its interval; returns the artists."""
-    style = look(color)
+    style = arm_style(color)
     artists: list = axes.plot([value], [y], style["marker"], color=style["color"], markersize=4.6)
     if math.isfinite(low + high):
         artists += axes.plot([low, high], [y, y], color=style["color"], linewidth=1.3)

@@ -9,7 +9,7 @@ from research import stats
 from research.ablation.costs import Cost as StepCost
 from research.ablation.experiment import points, seed_list
 from research.ablation.measure import Measure, point_key
-from research.ablation.tuning import best, edges, scalar, scored
+from research.ablation.tuning import best, keys_at_edge, scalar_metric, tuning_scores
 from research.configuration import flatten
 from research.report.formatting import count
 from research.report.judging.measuring import measure, rise_time, steps_to_threshold
@@ -271,7 +271,7 @@ def tuning_table(study: Study) -> list[TuningRow]:
         {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
         for r in study.runs
     ]
-    finished = scored(outcome, cells, results)
+    finished = tuning_scores(outcome, cells, results)
     for point in points(study.experiment):
         for arm in study.experiment.arms:
             key = (arm, point_key(point))
@@ -291,7 +291,7 @@ def tuning_table(study: Study) -> list[TuningRow]:
                     tuned=tuned,
                     best=chosen,
                     scores=scores,
-                    edges=edges(finished[key]) if key in finished else [],
+                    edges=keys_at_edge(finished[key]) if key in finished else [],
                     done=sum(r.status != WAITING for r in runs),
                     total=len(runs),
                 )
@@ -300,7 +300,7 @@ def tuning_table(study: Study) -> list[TuningRow]:
 
 
 def _tuning_score(outcome, runs: Sequence[Run]) -> tuple[Mapping[str, Any], float, int]:
-    values = [scalar(r.result, outcome.at, "validation", outcome.metric) for r in runs]
+    values = [scalar_metric(r.result, outcome.at, "validation", outcome.metric) for r in runs]
     known = [v for v in values if v is not None]
     return runs[0].tuned, stats.mean(known), len(values) - len(known)
 

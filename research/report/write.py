@@ -11,8 +11,8 @@ from research.report.cards import cards
 from research.report.columns import (
     Column,
     budget_columns,
-    filled,
     main_columns,
+    nonempty_columns,
     progress_text,
     results_note,
     text_rows,
@@ -184,7 +184,7 @@ def _reproduce(study: Study) -> Iterator[str]:
 
 
 def _table(columns: list[Column], rows: Any) -> str:
-    columns = filled(columns, rows)
+    columns = nonempty_columns(columns, rows)
     return _rows([column.title for column in columns], text_rows(columns, rows))
 
 

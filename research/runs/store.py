@@ -53,12 +53,12 @@ BUDGET: Mapping[str, bool | None] = {
 or declare them as ablated."""
 
 
-def plain(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Returns `value` with NaN and infinities replaced by None, because JSON cannot hold them."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): json_safe(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [json_safe(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -91,7 +91,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON atomically."""
-    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(json_safe(value), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -151,6 +151,6 @@ def read_metrics(run: Path) -> list[dict]:
     return rows
 
 
-def result_of(run: Path) -> dict | None:
+def read_result(run: Path) -> dict | None:
     """Returns the run's result, or None while it is unfinished."""
     return read_json(run / RESULT)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from research.configuration import from_plain
 from research.models.model import Model, parameter_shapes
-from research.training.program import model_of, static_id, task_id, task_of
+from research.training.program import cached_task, model_of, static_id, task_id
 from research.training.step import batch_shapes
 
 
@@ -30,14 +30,14 @@ def measure_budget(config: ConfigDict) -> dict[str, Any]:
     """
     return {
         **_measure_model(static_id(config)),
-        "tokens": round(config.train.steps * task_of(task_id(config)).tokens),
+        "tokens": round(config.train.steps * cached_task(task_id(config)).tokens),
         "steps": config.train.steps,
     }
 
 
 def count_parameters(config: ConfigDict) -> int:
     """Returns the number of trained scalars of a config, without compiling anything."""
-    task = task_of(task_id(config))
+    task = cached_task(task_id(config))
     model = model_of(config, task, COUNTED_AS)
     return _number(parameter_shapes(model, batch_shapes(task, 1)))
 
@@ -62,7 +62,7 @@ Blocks that a mask excludes are therefore counted, as for the dense implementati
 @functools.cache
 def _measure_model(static: str) -> dict[str, Any]:
     config = from_plain(json.loads(static))
-    task = task_of(task_id(config))
+    task = cached_task(task_id(config))
     counted = model_of(config, task, COUNTED_AS)
     params = parameter_shapes(counted, batch_shapes(task, 1))
     flops = sum(
@@ -121,7 +121,7 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
         points = math.prod(params["fft_lengths"])
         real = params["fft_type"] not in (jax.lax.FftType.FFT, jax.lax.FftType.IFFT)
         return max(out, inputs[0]) * 5.0 * math.log2(max(points, 2)) / (2 if real else 1)
-    inside = [count_flops(body) for body in bodies(params)]
+    inside = [count_flops(body) for body in sub_jaxprs(params)]
     if name == "scan":
         return params["length"] * sum(inside)
     if name == "cond":
@@ -136,7 +136,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return getattr(variable.aval, "shape", ())
 
 
-def bodies(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def sub_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
     """Yields the jaxprs among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 
 from research.errors import check_name
-from research.interpret.questions import answered, split_of
+from research.interpret.questions import analysis_split, run_analyses
 from research.parallel.layout import ONE_DEVICE
 from research.parallel.mesh import make_mesh
-from research.training.loop import trained
+from research.training.loop import member_for_analysis
 from research.training.program import build_program, make_members
-from research.training.records.metrics import ratios
-from research.training.runs import Opened, load_task_of
+from research.training.records.metrics import mean_metrics
+from research.training.runs import LoadedRun, load_run_task
 from research.training.scores import SPEED, score_decoded
 
 TOLERANCE = 1e-4
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
     labels: Mapping[str, Sequence[str]]
 
 
-def evaluate(opened: Opened, split: str = "") -> Evaluation:
+def evaluate(opened: LoadedRun, split: str = "") -> Evaluation:
     """Evaluates the best parameters of a run in the same way as at the end of training.
 
     Does not change the run.
@@ -46,8 +46,8 @@ def evaluate(opened: Opened, split: str = "") -> Evaluation:
 
     Raises UserError for an unknown split, or if the data differ from the run's.
     """
-    config, task = opened.config, load_task_of(opened)
-    last = split_of(task)
+    config, task = opened.config, load_run_task(opened)
+    last = analysis_split(task)
     if split:
         check_name("--split", split, task.splits)
         task = dataclasses.replace(task, splits=(split,))
@@ -55,7 +55,7 @@ def evaluate(opened: Opened, split: str = "") -> Evaluation:
     stacked = jax.tree.map(lambda leaf: leaf[None], opened.params)
     seeds = make_members([config]).seed
     metrics: dict[str, dict[str, Any]] = {
-        name: ratios(run(stacked, program.data, seeds).sums, 0)
+        name: mean_metrics(run(stacked, program.data, seeds).sums, 0)
         for name, run in program.evaluate.items()
     }
     # The run already has the files that decoding writes.
@@ -65,13 +65,17 @@ def evaluate(opened: Opened, split: str = "") -> Evaluation:
         metrics[name] |= found
     labels = dict(program.slices)
     if config.interpret.final and last in task.splits:
-        answers = answered(config.interpret.final, trained(program, config, stacked, 0))
+        answers = run_analyses(
+            config.interpret.final, member_for_analysis(program, config, stacked, 0)
+        )
         metrics[last] |= answers.metrics | answers.slices
         labels |= answers.labels
     return Evaluation(metrics, labels)
 
 
-def changes(metrics: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[str]:
+def metric_changes(
+    metrics: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]
+) -> list[str]:
     """Returns a description of each metric that differs from a run's result.
 
     Ignores speeds; a metric that is missing on one side counts as different.

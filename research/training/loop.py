@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from research.configuration import differences
 from research.errors import UserError, while_starting
-from research.interpret.questions import answered, split_of
+from research.interpret.questions import analysis_split, run_analyses
 from research.interpret.trained import Findings, Trained
-from research.parallel.parallelize import place
+from research.parallel.parallelize import to_global_arrays
 from research.parallel.processes import fetch, is_first, on_first
 from research.runs.store import (
     COMPLETED,
@@ -26,35 +26,35 @@ from research.runs.store import (
     DIVERGED,
     ENVIRONMENT,
     RESULT,
-    plain,
+    json_safe,
     read_json,
-    result_of,
+    read_result,
     write_json,
 )
 from research.training import profiling
 from research.training.budget import measure_budget
-from research.training.optimizer import optimizer_of
+from research.training.optimizer import read_optimizer
 from research.training.preemption import Preempted, StopRequest
 from research.training.profiling import Trace
 from research.training.program import (
     Program,
     abstract_state,
+    cached_task,
     make_members,
     make_program,
     static_id,
     task_id,
-    task_of,
 )
 from research.training.records.checkpoints import DIRECTORY, Checkpoints
 from research.training.records.data_record import check_same_data, write_data
 from research.training.records.environment import describe_environment
 from research.training.records.items import write_items
-from research.training.records.metrics import MetricsWriter, ratios, resume_metrics
+from research.training.records.metrics import MetricsWriter, mean_metrics, resume_metrics
 from research.training.records.progress import ProgressLine
-from research.training.schema import recorded, run_record
+from research.training.schema import record_of_existing, run_record
 from research.training.scores import score_decoded
 from research.training.step import State
-from research.training.utilization import utilization_of_a_step
+from research.training.utilization import step_utilization
 
 POPULATION = "population.json"
 """File in a run directory with the path of the population's checkpoints and the member's index."""
@@ -112,7 +112,7 @@ def train_population(
 
 def _finished(runs: Sequence[Path]) -> list[dict]:
     """Returns the results of all runs, or [] if any run is unfinished."""
-    results = [result for run in runs if (result := result_of(run))]
+    results = [result for run in runs if (result := read_result(run))]
     return results if len(results) == len(runs) else []
 
 
@@ -120,7 +120,7 @@ def _check_data_of_finished(configs: Sequence[ConfigDict], runs: Sequence[Path])
     """Raises UserError if the data have changed since finished runs recorded them."""
     for config, run in zip(configs, runs, strict=True):
         if (run / DATA).exists():
-            check_same_data(task_of(task_id(config)), run)
+            check_same_data(cached_task(task_id(config)), run)
 
 
 @contextlib.contextmanager
@@ -149,7 +149,9 @@ def check_same_config(config: ConfigDict, run: Path) -> None:
     if there is None:
         return
     # The layout over devices does not change what a run computes, so it may differ.
-    before, now = (one | {"parallel": {}} for one in (recorded(there), run_record(config)))
+    before, now = (
+        one | {"parallel": {}} for one in (record_of_existing(there), run_record(config))
+    )
     if before != now:
         changed = differences(before, now)
         raise UserError(
@@ -189,9 +191,9 @@ def _train(
 ) -> tuple[State, dict[str, float]]:
     """Trains to the last step; returns the final state and timings {"train_seconds", ...}."""
     config, host = configs[0].train, make_members(configs)
-    members = place(host, program.members)
+    members = to_global_arrays(host, program.members)
     data, metric = program.data, program.task.select
-    rate = optimizer_of(configs[0]).fraction(config.steps)
+    rate = read_optimizer(configs[0]).fraction(config.steps)
     utilization = _utilization(program, configs)
     first, state = _begin(program, configs, runs, saved)
     step = first
@@ -255,7 +257,10 @@ def _begin(
 ) -> tuple[int, State]:
     """Returns the initial or restored step and state, and drops metrics rows after that step."""
     restored = saved.restore(abstract_state(program, len(configs)))
-    step, state = restored or (0, program.init(place(make_members(configs), program.members)))
+    step, state = restored or (
+        0,
+        program.init(to_global_arrays(make_members(configs), program.members)),
+    )
     on_first(lambda: resume_metrics(runs, step, _logged(step, configs[0].train)))
     return step, state
 
@@ -269,7 +274,7 @@ def _utilization(program: Program, configs: Sequence[ConfigDict]) -> float | Non
     """Returns the model FLOPs utilization at one step per second; None if the peak is unknown."""
     budget = measure_budget(configs[0])
     flops = budget["flops_per_token"] * budget["tokens"] / budget["steps"] * len(configs)
-    return utilization_of_a_step(flops, program.layout.devices)
+    return step_utilization(flops, program.layout.devices)
 
 
 def _finish(
@@ -299,7 +304,7 @@ def _finish(
             "steps": config.train.steps,
             "best_step": int(best_step[member]),
             **{
-                which: {split: ratios(e.sums, member) for split, e in by_split.items()}
+                which: {split: mean_metrics(e.sums, member) for split, e in by_split.items()}
                 for which, by_split in found.items()
             },
             "slices": dict(program.slices),
@@ -312,18 +317,18 @@ def _finish(
             result["best"][split] |= scores
         if asked:
             answers = _answers(program, config, best, member)
-            result["best"][split_of(task)] |= answers.metrics | answers.slices
+            result["best"][analysis_split(task)] |= answers.metrics | answers.slices
             result["slices"] |= answers.labels
         if task.signatures:
             result["signatures"] = dict(task.signatures)
         if is_first():
             write_items(run, {w: by_split.get("test") for w, by_split in found.items()}, member)
             write_json(run / RESULT, result)
-        results.append(plain(result))
+        results.append(json_safe(result))
     return results
 
 
-def trained(program: Program, config: ConfigDict, best: Any, member: int) -> Trained:
+def member_for_analysis(program: Program, config: ConfigDict, best: Any, member: int) -> Trained:
     """Returns one member for analysis, given the best parameters of all members (host arrays)."""
     return Trained(
         task=program.task,
@@ -331,7 +336,7 @@ def trained(program: Program, config: ConfigDict, best: Any, member: int) -> Tra
         params=jax.tree.map(lambda leaf: leaf[member], best),
         siblings=best,
         member=member,
-        split=split_of(program.task),
+        split=analysis_split(program.task),
         examples=config.interpret.examples,
         seed=config.seed,
     )
@@ -339,8 +344,8 @@ def trained(program: Program, config: ConfigDict, best: Any, member: int) -> Tra
 
 def _answers(program: Program, config: ConfigDict, best: Any, member: int) -> Findings:
     """Computes the analyses that `interpret.final` requests for one member."""
-    asked = trained(program, config, best, member)
-    return on_first(lambda: answered(config.interpret.final, asked))
+    asked = member_for_analysis(program, config, best, member)
+    return on_first(lambda: run_analyses(config.interpret.final, asked))
 
 
 def _scores(program: Program, config: ConfigDict, best: Any, member: int, run: Path) -> dict:

@@ -90,7 +90,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Direction(Part):
+class UpdateRule(Part):
     """Which way the parameters go, before weight decay and learning rate."""
 
     def scaling(self) -> tuple[optax.GradientTransformation, ...]:
@@ -99,7 +99,7 @@ class Direction(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Direction):
+class AdamW(UpdateRule):
     """Adam, with weight decay beside it."""
 
     source = "Loshchilov and Hutter 2019, algorithm 2"
@@ -112,21 +112,21 @@ class AdamW(Direction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Direction):
+class SGD(UpdateRule):
     """The plain gradient, without momentum."""
 
     def scaling(self) -> tuple[optax.GradientTransformation, ...]:
         return ()
 
 
-OPTIMIZERS: dict[str, type[Direction]] = {"adamw": AdamW, "sgd": SGD}
+OPTIMIZERS: dict[str, type[UpdateRule]] = {"adamw": AdamW, "sgd": SGD}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Part):
     """How it is learned: `config.optimizer`."""
 
-    name: Direction = choice(OPTIMIZERS, "adamw", "what makes a step of a gradient")
+    name: UpdateRule = choice(OPTIMIZERS, "adamw", "what makes a step of a gradient")
     learning_rate: float = option(1e-3, "the peak", above=0)
     schedule: Schedule = choice(SCHEDULES, "cosine", "of the learning rate, after the warm-up")
     warmup_steps: int = option(100, "steps in which the learning rate rises to the peak", least=0)
@@ -150,7 +150,7 @@ class Optimizer(Part):
         return of_step
 
 
-def optimizer_of(config: ConfigDict) -> Optimizer:
+def read_optimizer(config: ConfigDict) -> Optimizer:
     """Returns the optimizer options of a whole config. Raises UserError for an invalid value."""
     return read_part("optimizer", Optimizer, config.optimizer.to_dict())
 

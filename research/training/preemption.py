@@ -4,12 +4,12 @@ import signal
 import sys
 from types import FrameType
 
-from research.parallel.processes import Agreed, any_process
+from research.parallel.processes import RaisedByAll, any_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Agreed):
+class Preempted(RaisedByAll):
     """Training saved its state and stopped because it was asked to."""
 
     def __init__(self, what: str):

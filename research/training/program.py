@@ -15,14 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
-from research.interpret.columns import labels
+from research.interpret.columns import measure_labels
 from research.models.layers import SLOW_TO_TRACE
 from research.models.model import Model
 from research.models.registry import make_model
-from research.parallel.layout import ONE_DEVICE, Layout, layout_of
+from research.parallel.layout import ONE_DEVICE, Layout, resolve_layout
 from research.parallel.mesh import make_mesh
-from research.parallel.parallelize import parallelize, place, under
-from research.parallel.rules import spec
+from research.parallel.parallelize import bind_mesh, parallelize, to_global_arrays
+from research.parallel.rules import partition_spec
 from research.tasks.registry import make_task
 from research.tasks.task import Task
 from research.training.schema import resolve
@@ -84,7 +84,7 @@ class Program:
     @functools.cached_property
     def data(self) -> Any:
         """The task's data, replicated on all devices."""
-        return place(self.task.data, NamedSharding(self.mesh, PartitionSpec()))
+        return to_global_arrays(self.task.data, NamedSharding(self.mesh, PartitionSpec()))
 
     @property
     def parameters(self) -> Any:
@@ -136,11 +136,11 @@ def make_program(config: ConfigDict, members: int = 1) -> Program:
 
     Raises UserError for invalid options of a part, or a layout that the devices do not allow.
     """
-    return program_of(static_id(config), layout_of(resolve(config), members))
+    return cached_program(static_id(config), resolve_layout(resolve(config), members))
 
 
 @functools.lru_cache(maxsize=64)
-def program_of(static: str, layout: Layout = ONE_DEVICE) -> Program:
+def cached_program(static: str, layout: Layout = ONE_DEVICE) -> Program:
     """Returns the cached program of a `static_id` on a layout, without validating the config."""
     return build_program(from_plain(json.loads(static)), layout, make_mesh(layout))
 
@@ -156,7 +156,7 @@ def build_program(
       mesh: mesh of devices, or of descriptions of devices to compile for.
       task: replaces the config's task; its data may be shapes.
     """
-    task = task or task_of(task_id(config))
+    task = task or cached_task(task_id(config))
     with jax.set_mesh(mesh):  # the choice of implementation depends on the mesh
         model, longer = model_of(config, task), None
         if task.longest > task.length:
@@ -167,9 +167,9 @@ def build_program(
     rest = mesh if layout.how == "jit" else make_mesh(ONE_DEVICE, list(mesh.devices.flat)[:1])
     everywhere = NamedSharding(rest, PartitionSpec())
     init = jax.vmap(make_init(config, task, quick), spmd_axis_name="member")
-    state = one_state(model, init, rest, layout)
+    state = state_structure(model, init, rest, layout)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    members = NamedSharding(rest, spec(("member",), (layout.member,), dict(rest.shape)))
+    members = NamedSharding(rest, partition_spec(("member",), (layout.member,), dict(rest.shape)))
     axis = "data" if layout.how == "pmap" and layout.member == 1 else None
     train = make_train(task, make_step(config, task, model, axis))
     keep_best = make_keep_best(task.select_higher)
@@ -178,16 +178,16 @@ def build_program(
         task=task,
         model=model,
         measures=measures,
-        slices={**task.slices, **labels(model, batch_shapes(task), measures)},
+        slices={**task.slices, **measure_labels(model, batch_shapes(task), measures)},
         implementation=model.implementation,
         layout=layout,
         mesh=rest,
         members=members,
         state=state,
-        init=under(rest, jax.jit(init, in_shardings=members, out_shardings=placed)),
+        init=bind_mesh(rest, jax.jit(init, in_shardings=members, out_shardings=placed)),
         train=parallelize(train, layout.how, mesh, (placed, members)),
         evaluate={
-            split: under(
+            split: bind_mesh(
                 rest,
                 jax.jit(
                     make_evaluate(task, model, split, total, longer, measures),
@@ -196,7 +196,7 @@ def build_program(
             )
             for split in task.splits
         },
-        keep_best=under(rest, jax.jit(keep_best, out_shardings=placed, donate_argnums=0)),
+        keep_best=bind_mesh(rest, jax.jit(keep_best, out_shardings=placed, donate_argnums=0)),
     )
 
 
@@ -218,7 +218,7 @@ def model_of(
     return make_model(config.model, task.vocab_size, length, instead, task.classes)
 
 
-def one_state(model: Model, init: Callable, mesh: Mesh, layout: Layout) -> State:
+def state_structure(model: Model, init: Callable, mesh: Mesh, layout: Layout) -> State:
     """Returns shapes and shardings of the state of `layout.member` members."""
     one: Any = jax.ShapeDtypeStruct((layout.member,), np.float32)
     seed: Any = jax.ShapeDtypeStruct((layout.member,), np.uint32)
@@ -250,7 +250,7 @@ def state_specs(model: Model, state: State, sizes: dict[str, int], fsdp: bool) -
         # The path of an optimizer moment, .../mu/layers/0/..., ends with the parameter's path.
         own = next((axes[path[i:]] for i in range(len(path)) if path[i:] in axes), ("member",))
         names = own if len(own) == leaf.ndim else ("member",) + ("",) * (leaf.ndim - 1)
-        return spec(names, leaf.shape, sizes, fsdp)
+        return partition_spec(names, leaf.shape, sizes, fsdp)
 
     return jax.tree_util.tree_map_with_path(lies, state)
 
@@ -265,13 +265,13 @@ def abstract_state(program: Program, members: int) -> State:
     )
 
 
-def forget_programs() -> None:
+def clear_programs() -> None:
     """Drops all compiled programs of this process.
 
     On CPUs each holds hundreds of memory maps, and Linux allows a process 65,530 by default, so a
     sweep that kept them all would crash in the compiler after about thirty arms.
     """
-    program_of.cache_clear()
+    cached_program.cache_clear()
     jax.clear_caches()
 
 
@@ -281,6 +281,6 @@ def task_id(config: ConfigDict) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def task_of(plain: str) -> Task:
+def cached_task(plain: str) -> Task:
     """Returns the cached task of a `task_id`, so programs with different models share its data."""
     return make_task(from_plain(json.loads(plain)))

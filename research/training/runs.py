@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
-from research.runs.store import CONFIG, RESULT, read_json, result_of
+from research.runs.store import CONFIG, RESULT, read_json, read_result
 from research.tasks.registry import GENERATED, make_task
 from research.tasks.synthetic.rule import LABELS
 from research.tasks.task import Task
@@ -21,7 +21,7 @@ from research.training.loop import POPULATION
 from research.training.records.checkpoints import load_best
 from research.training.records.data_record import check_same_data
 from research.training.records.environment import enable_compilation_cache
-from research.training.schema import of_run
+from research.training.schema import resolve_recorded
 
 COMMANDS = {
     "text": "research.generate",
@@ -32,7 +32,7 @@ COMMANDS = {
 """{task name: command that uses a model trained on it}."""
 
 
-class Opened(NamedTuple):
+class LoadedRun(NamedTuple):
     """A loaded run.
 
     Attributes:
@@ -56,7 +56,7 @@ class Opened(NamedTuple):
     corpus: Mapping[str, Any]
 
 
-def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
+def load_run_config(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
     """Returns the config of a run.
 
     Args:
@@ -72,7 +72,7 @@ def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
             "python -m research.train --workdir=DIR, or one per directory by research.sweep."
         )
     try:
-        config = of_run(plain)
+        config = resolve_recorded(plain)
     except UserError as error:
         raise UserError(f"{run / CONFIG}: {error}") from None
     if tasks and config.task.name not in tasks:
@@ -84,7 +84,7 @@ def load_config_of(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
-def load_best_of(run: Path) -> tuple[Any, dict[str, float]]:
+def load_best_params(run: Path) -> tuple[Any, dict[str, float]]:
     """Returns the parameters that were best on validation, and their {"value", "step"}.
 
     Raises UserError if there are none, or if they are not the ones that result.json reports, as
@@ -94,7 +94,7 @@ def load_best_of(run: Path) -> tuple[Any, dict[str, float]]:
     if population is None:
         raise UserError(f"{run} has no {POPULATION}, so its checkpoints cannot be found.")
     params, best = load_best(run / population["checkpoints"], population["member"])
-    result = result_of(run)
+    result = read_result(run)
     if result and result.get("best_step", best["step"]) != best["step"]:
         raise UserError(
             f"{run} was best at step {result['best_step']:,}, and the checkpoint that can be read "
@@ -104,8 +104,8 @@ def load_best_of(run: Path) -> tuple[Any, dict[str, float]]:
     return params, best
 
 
-def open_run(run: Path, config: ConfigDict) -> Opened:
-    """Loads a run whose config was loaded by `load_config_of`.
+def open_run(run: Path, config: ConfigDict) -> LoadedRun:
+    """Loads a run whose config was loaded by `load_run_config`.
 
     Raises UserError if nothing is saved yet, or if the saved files do not match each other.
     """
@@ -122,7 +122,7 @@ def open_run(run: Path, config: ConfigDict) -> Opened:
         if not labels:
             raise UserError(f"{run} has no {CORPUS} with the names of its labels.")
     model = make_model(config.model, size, config.task.length, classes=len(labels))
-    params, best = load_best_of(run)
+    params, best = load_best_params(run)
     shapes = parameter_shapes(model, _shapes_of_a_batch(config))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         kept = f"{FILE} has {size:,} tokens" if tokenizer else CONFIG
@@ -131,10 +131,10 @@ def open_run(run: Path, config: ConfigDict) -> Opened:
             f"{run}: {kept}{named}, with which the model does not have the shapes of its "
             "parameters: they are those of another run."
         )
-    return Opened(run, config, model, params, best, tokenizer, labels, known)
+    return LoadedRun(run, config, model, params, best, tokenizer, labels, known)
 
 
-def load_task_of(run: Opened) -> Task:
+def load_run_task(run: LoadedRun) -> Task:
     """Returns the task of a run, with its data.
 
     Raises UserError if the data differ from those that the run was trained on.

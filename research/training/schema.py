@@ -199,12 +199,12 @@ def resolve(config: ConfigDict | Values) -> ConfigDict:
             if value not in (None, common_default(known[name])):
                 if section == "model":
                     # A model of another task reads other keys; that is what is wrong then.
-                    check_able(parts["task"].name, values.get("name"))
+                    check_model_for_task(parts["task"].name, values.get("name"))
                 raise UserError(_unread(section, key, value, parts))
     return _restricted(parts)
 
 
-def check_able(task: TaskOptions, model: str | None) -> None:
+def check_model_for_task(task: TaskOptions, model: str | None) -> None:
     """Raises UserError for a model that cannot learn a task."""
     able = task.task.models
     if model is not None and model not in able:
@@ -214,7 +214,7 @@ def check_able(task: TaskOptions, model: str | None) -> None:
         )
 
 
-def of_run(plain: Values) -> ConfigDict:
+def resolve_recorded(plain: Values) -> ConfigDict:
     """Returns the keys a run reads, given its config.json, possibly from an older version."""
     return _restricted(_read(_by_section(plain)))
 
@@ -249,10 +249,10 @@ def run_record(config: ConfigDict) -> dict[str, Any]:
     return to_plain(resolve(config)) | ({"revisions": changed} if changed else {})
 
 
-def recorded(plain: Values) -> dict[str, Any]:
+def record_of_existing(plain: Values) -> dict[str, Any]:
     """Returns the `run_record` of an existing config.json, with the revisions it was run with."""
     changed = dict(plain.get("revisions", {}))
-    return to_plain(of_run(plain)) | ({"revisions": changed} if changed else {})
+    return to_plain(resolve_recorded(plain)) | ({"revisions": changed} if changed else {})
 
 
 def named_parts() -> Iterator[tuple[str, type[Part]]]:
@@ -274,7 +274,7 @@ def named_parts() -> Iterator[tuple[str, type[Part]]]:
                 waiting += [(k, t) for k, t in inner if t is not None]
 
 
-def meanings(config: ConfigDict) -> dict[str, str]:
+def help_texts(config: ConfigDict) -> dict[str, str]:
     """Returns {dotted key: help text} of the keys that the run of a config reads."""
     return {
         f"{section}.{key}" if section else key: declared.option.help

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from research.interpret.columns import measured
+from research.interpret.columns import with_head_measures
 from research.models.model import Model, matrices
 from research.parallel.rules import constrain
 from research.tasks.items import fingerprints, sums_of_items
 from research.tasks.task import Batch, Sums, Task
-from research.training.optimizer import make_optimizer, optimizer_of
+from research.training.optimizer import make_optimizer, read_optimizer
 
 AXES_OF_BATCH = ("batch", "length", "", "")
 
@@ -74,7 +74,7 @@ class Evaluated(NamedTuple):
     ids: jax.Array | None
 
 
-def choose(condition: jax.Array, new: Any, old: Any) -> Any:
+def select(condition: jax.Array, new: Any, old: Any) -> Any:
     """Selects `new` where the condition, scalar or (P,), holds, else `old`, leaf by leaf."""
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -85,12 +85,12 @@ def choose(condition: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(pick, new, old)
 
 
-def stream(seed: jax.Array, number: int) -> jax.Array:
+def random_stream(seed: jax.Array, number: int) -> jax.Array:
     """Returns an independent random key per use: 0 initial parameters, 1 data, 2 dropout."""
     return jax.random.fold_in(jax.random.key(seed), number)
 
 
-def spread(batch: Batch, data_axis: str | None = None) -> Batch:
+def shard_batch(batch: Batch, data_axis: str | None = None) -> Batch:
     """Shards a batch over devices.
 
     Under jit (`data_axis` None) this adds sharding constraints; under pmap it returns this device's
@@ -129,11 +129,11 @@ def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
 def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member], State]:
     """Returns a function from a member to its initial state."""
     worst = -jnp.inf if task.select_higher else jnp.inf
-    shapes, described = batch_shapes(task, 1), optimizer_of(config)
+    shapes, described = batch_shapes(task, 1), read_optimizer(config)
 
     def init(member: Member) -> State:
         example = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        params = model.init(stream(member.seed, 0), example, method="of_batch")["params"]
+        params = model.init(random_stream(member.seed, 0), example, method="of_batch")["params"]
         which = matrices(model, params)
         params = jax.tree.map(lambda p, m: p * member.init_scale if m else p, params, which)
         optimizer = make_optimizer(described, config.train.steps, 0.0, 0.0, which)
@@ -200,13 +200,15 @@ def make_step(
       data_axis: name of the pmap axis over devices; each device takes its slice of the batch, and
         gradients and metrics are summed over devices. None: arrays are global (jit).
     """
-    gradients, described = make_gradients(config, task, model), optimizer_of(config)
+    gradients, described = make_gradients(config, task, model), read_optimizer(config)
 
     def step(
         state: State, member: Member, data: Any, index: jax.Array, bucket: int = 0
     ) -> tuple[State, Any]:
-        batch = spread(task.batch(data, stream(member.seed, 1), index, bucket), data_axis)
-        key = jax.random.fold_in(stream(member.seed, 2), index)
+        batch = shard_batch(
+            task.batch(data, random_stream(member.seed, 1), index, bucket), data_axis
+        )
+        key = jax.random.fold_in(random_stream(member.seed, 2), index)
         if data_axis is not None:
             # Devices have different rows, so their dropout masks must differ too.
             key = jax.random.fold_in(key, jax.lax.axis_index(data_axis))
@@ -230,8 +232,8 @@ def make_step(
         )
         updates, new = optimizer.update(grads, state.optimizer, state.params)
         state = State(
-            params=choose(alive, optax.apply_updates(state.params, updates), state.params),
-            optimizer=choose(alive, new, state.optimizer),
+            params=select(alive, optax.apply_updates(state.params, updates), state.params),
+            optimizer=select(alive, new, state.optimizer),
             diverged_at=jnp.where((state.diverged_at < 0) & ~finite, index, state.diverged_at),
             best=state.best,
         )
@@ -301,8 +303,8 @@ def make_evaluate(
       longer: the model built for length `task.longest`, for sequences longer than in training.
       measures: names of attention measures to compute besides the task's metrics.
     """
-    of_training = measured(task, model, measures)
-    of_longer = measured(task, longer, measures) if longer else of_training
+    of_training = with_head_measures(task, model, measures)
+    of_longer = with_head_measures(task, longer, measures) if longer else of_training
 
     own = split == "test" and task.test_of_seed
     # The error of a test set of each seed's own is in the spread over seeds already.
@@ -311,7 +313,7 @@ def make_evaluate(
     def of_bucket(params: Any, data: Any, bucket: int, batches: int) -> Evaluated:
         def body(index: jax.Array) -> Evaluated:
             def one(params: Any, data: Any) -> Evaluated:
-                batch = spread(task.evaluation(data, split, index, batches, bucket))
+                batch = shard_batch(task.evaluation(data, split, index, batches, bucket))
                 longer = batch["inputs"].shape[1] > task.length
                 outputs, sums = (of_longer if longer else of_training)(params, batch)
                 if not keeps_items:
@@ -352,6 +354,6 @@ def make_keep_best(higher: bool) -> Callable[[State, jax.Array, jax.Array], Stat
     def keep_best(state: State, value: jax.Array, step: jax.Array) -> State:
         better = value > state.best.value if higher else value < state.best.value
         new = Best(state.params, value, jnp.full_like(state.best.step, step))
-        return state._replace(best=choose(better, new, state.best))
+        return state._replace(best=select(better, new, state.best))
 
     return keep_best

@@ -46,7 +46,7 @@ def peak_flops(kind: str) -> float | None:
     return next((peak for start, peak in GPU_PEAKS.items() if kind.startswith(start)), None)
 
 
-def utilization_of_a_step(flops: float, devices: int) -> float | None:
+def step_utilization(flops: float, devices: int) -> float | None:
     """Returns the utilization at one step per second, or None if the peak is not known.
 
     Args:

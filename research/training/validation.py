@@ -17,7 +17,7 @@ from research.models.decoder import DecoderOptions
 from research.models.layers import SLOW_TO_TRACE
 from research.models.model import parameter_shapes
 from research.models.registry import read_model
-from research.training.program import Program, make_program, model_of, task_id, task_of
+from research.training.program import Program, cached_task, make_program, model_of, task_id
 from research.training.schema import resolve
 from research.training.step import batch_shapes
 
@@ -57,7 +57,7 @@ def _check_training(config: ConfigDict) -> None:
             f"optimizer.accumulate={config.optimizer.accumulate} must divide "
             f"task.batch_size={config.task.batch_size}."
         )
-    able = task_of(task_id(config)).models
+    able = cached_task(task_id(config)).models
     if config.model.name not in able:
         raise UserError(
             f"model.name={config.model.name!r} cannot learn the task {config.task.name!r}; "
@@ -71,9 +71,9 @@ def _check_causal(config: ConfigDict, program: Program) -> None:
     if not program.task.next_token or not isinstance(model, DecoderOptions):
         return
     for mixer in model.specs(program.task.length):
-        # `together == 0` means causal. Testing the property, not the name, also covers masks that
-        # are added later.
-        if not mixer.options.causal or (mixer.mask is not None and mixer.mask.together != 0):
+        # `prefix_length == 0` means causal. Testing the property, not the name, also covers masks
+        # that are added later.
+        if not mixer.options.causal or (mixer.mask is not None and mixer.mask.prefix_length != 0):
             raise UserError(
                 f"model.mask={mixer.values['mask']!r} shows the task {config.task.name!r} the "
                 "tokens that it has to predict; use 'causal' or 'window'."

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from research.ablation.directions import declared
+from research.ablation.directions import metric_directions
 from research.ablation.expansion import report_cells, tuning_cells
 from research.ablation.experiment import Experiment, Outcome, experiment_from_json, points
 from research.ablation.loading import load_experiment
 from research.ablation.measured_metrics import check_metrics
-from research.ablation.sweep import laid_out, prepare
+from research.ablation.sweep import prepare, with_layout
 from research.ablation.tuning import choose
 from research.configuration import load_config
 from research.errors import UserError
@@ -207,7 +207,7 @@ def test_matching_may_not_make_two_arms_one(tmp_path):
 def test_devices_on_the_command_line_are_not_lost_to_an_arm():
     experiment = Experiment("?", small.BASE, {"a": {"parallel.data": 2}}, Outcome("loss"), (0,))
     with pytest.raises(UserError, match="--parallel sets 'parallel.data', and so does the experi"):
-        laid_out(experiment, {"parallel.data": 4})
+        with_layout(experiment, {"parallel.data": 4})
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_every_metric_of_every_task_says_which_way_is_better(runs):
             batch,
         )
         scores = [m for split in task.splits for m in score_names(task, split)]
-        known = declared(config)
+        known = metric_directions(config)
         found = {m for m in (*sums, *task.slices, *scores) if m not in known}
         assert not {m for m in found if m.partition("_by_")[0] not in known}, name
         assert task.higher_is_better[task.select] is task.select_higher
@@ -364,5 +364,5 @@ def test_reports_of_sweeps_that_said_their_direction_are_readable():
 
 def test_measures_of_heads_have_no_direction():
     config = small.recall(interpret__measures=tuple(MEASURES))
-    assert {declared(config)[name] for name in MEASURES} == {None}
+    assert {metric_directions(config)[name] for name in MEASURES} == {None}
     assert run_id(load_config(small.BASE)) != run_id(config)

@@ -6,7 +6,7 @@ import pytest
 
 from research.ablation.expansion import resolve
 from research.ablation.experiment import Experiment, Outcome
-from research.ablation.match import matched
+from research.ablation.match import with_matched_widths
 from research.errors import UserError
 from research.training.budget import count_parameters
 from tests import small
@@ -35,7 +35,7 @@ def experiment(**changes):
 
 
 def test_every_arm_has_the_parameters_of_the_first_at_every_point():
-    found = matched(experiment())
+    found = with_matched_widths(experiment())
     for length in (16, 32):
         point = {"task.length": length}
         cells = {arm: resolve(found, arm, point, {}, 0, "report") for arm in ARMS}
@@ -54,12 +54,14 @@ def test_every_arm_has_the_parameters_of_the_first_at_every_point():
 
 def test_without_match_nothing_changes():
     plain = experiment(match="")
-    assert matched(plain) is plain
+    assert with_matched_widths(plain) is plain
 
 
 def test_a_deeper_arm_is_matched_too():
     arms = {"two layers": {}, "four": {"model.num_layers": 4}}
-    found = matched(experiment(arms=arms, common={**experiment().common, "model.feedforward": 256}))
+    found = with_matched_widths(
+        experiment(arms=arms, common={**experiment().common, "model.feedforward": 256})
+    )
     sizes = [
         count_parameters(resolve(found, arm, {"task.length": 16}, {}, 0, "report").config)
         for arm in arms
@@ -80,5 +82,5 @@ def test_a_deeper_arm_is_matched_too():
 )
 def test_what_cannot_be_matched_is_named(changes, message):
     with pytest.raises(UserError) as error:
-        matched(experiment(**changes))
+        with_matched_widths(experiment(**changes))
     assert message in str(error.value)

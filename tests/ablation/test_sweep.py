@@ -13,11 +13,11 @@ from research.ablation.cells import read_cells, write_cells
 from research.ablation.expansion import tuning_cells
 from research.ablation.forecast import forecast, predict
 from research.ablation.loading import load_experiment
-from research.ablation.populations import Shard, parse_shard, plan, populations
+from research.ablation.populations import Shard, known_cells, parse_shard, populations
 from research.ablation.sweep import run_sweep
 from research.errors import UserError
 from research.report.judging.evidence import load_study
-from research.runs.store import BUDGET, TIMINGS, read_json, result_of
+from research.runs.store import BUDGET, TIMINGS, read_json, read_result
 from research.training import loop
 from research.training.preemption import Preempted
 from research.training.program import static_id
@@ -84,8 +84,8 @@ def test_every_cell_has_a_result_and_equal_cells_share_one(swept):
     runs = {cell["run"] for cell in cells}
     # Two arms are the same config, so a third of the runs are trained once for both.
     assert len(runs) == 2 * 2 * (2 + 2)
-    assert all(result_of(workdir / run)["status"] == "completed" for run in runs)
-    result = result_of(workdir / next(iter(runs)))
+    assert all(read_result(workdir / run)["status"] == "completed" for run in runs)
+    result = read_result(workdir / next(iter(runs)))
     # A claim may name no other column, and each says which way is better.
     assert set(result["budget"]) == set(BUDGET)
     assert set(result["timing"]) <= set(TIMINGS)
@@ -109,7 +109,7 @@ def test_reported_runs_take_what_tuning_found_on_seeds_it_never_saw(swept):
             ]
             tuning = [c for c in mine if c["stage"] == "tune"]
             loss = {
-                c["tuned"]["optimizer.learning_rate"]: result_of(workdir / c["run"])["best"][
+                c["tuned"]["optimizer.learning_rate"]: read_result(workdir / c["run"])["best"][
                     "validation"
                 ]["loss"]
                 for c in tuning
@@ -193,7 +193,7 @@ def test_shards_that_make_no_sense(text):
 
 
 def test_populations_stay_within_their_bounds(experiment, swept):
-    cells, _ = plan(load_experiment(experiment), swept[0])
+    cells, _ = known_cells(load_experiment(experiment), swept[0])
     for most in (1, 2, 8):
         groups = populations(cells, most)
         runs = [cell.run for group in groups for cell in group.cells]

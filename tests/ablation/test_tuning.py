@@ -10,14 +10,14 @@ from research.ablation import sweep
 from research.ablation.expansion import added_cells, tuning_cells
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.forecast import forecast
-from research.ablation.populations import Shard, plan, populations
+from research.ablation.populations import Shard, known_cells, populations
 from research.ablation.registration import with_seeds
 from research.ablation.sweep import run_sweep
 from research.ablation.tuning import (
     choose,
-    continued,
-    edges,
     extension_text,
+    keys_at_edge,
+    next_grid_value,
     possible_values,
 )
 from research.runs.store import read_json, write_json
@@ -94,7 +94,7 @@ def test_choice_counts_a_failed_run_as_worst():
     ],
 )
 def test_a_grid_is_continued_by_its_own_ratio(values, below, above):
-    assert (continued(values, up=False), continued(values, up=True)) == (below, above)
+    assert (next_grid_value(values, up=False), next_grid_value(values, up=True)) == (below, above)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_grid_is_continued_by_its_own_ratio(values, below, above):
     ],
 )
 def test_edges_of_a_grid(scores, found):
-    assert edges([({"x": x}, (0, value)) for x, value in scores.items()]) == found
+    assert keys_at_edge([({"x": x}, (0, value)) for x, value in scores.items()]) == found
 
 
 RATE, DECAY = "optimizer.learning_rate", "optimizer.weight_decay"
@@ -264,10 +264,10 @@ def test_what_tuning_may_add_is_said_before(pretended, tmp_path):
 
 
 def test_values_that_are_added_train_apart_from_those_before(tmp_path):
-    before, _ = plan(TUNED, tmp_path)
+    before, _ = known_cells(TUNED, tmp_path)
     for run, result in finished(before, {"a": {RATE: 1.0}, "b": {RATE: 1.0}}).items():
         write_json(tmp_path / run / "result.json", result)
-    after, _ = plan(TUNED, tmp_path)
+    after, _ = known_cells(TUNED, tmp_path)
     assert len(after) == len(before) + 4
     names = [p.name for p in populations(before, 8)]
     assert names == [p.name for p in populations(after, 8)][: len(names)]

@@ -132,7 +132,7 @@ def mixed() -> list[tuple[dict[str, Any], dict[str, Any]]]:
         plain = make_mixer(**base)
         return [part for part in found if make_mixer(**base, **part) != plain]
 
-    masks = [m for m in others("mask") if mixer_spec(**base, **m).mask.together is not None]
+    masks = [m for m in others("mask") if mixer_spec(**base, **m).mask.prefix_length is not None]
     pairs = (others("normalizer"), others("position")), (others("score"), masks)
     return [pair for several in pairs for pair in itertools.zip_longest(*several, fillvalue={})]
 
@@ -177,7 +177,7 @@ REPEATED |= {_name(part) for pair in mixed() for part in pair if all(pair)}
 
 def decodable(spec: MixerSpec) -> bool:
     """Whether the mixer can be fed token by token."""
-    return spec.options.causal and (spec.mask is None or spec.mask.together is not None)
+    return spec.options.causal and (spec.mask is None or spec.mask.prefix_length is not None)
 
 
 def visible(spec: MixerSpec) -> np.ndarray:

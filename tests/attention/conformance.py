@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.attention.mixers.mixer import Mixer, read_values
+from research.attention.mixers.mixer import Mixer, weighted_values
 from research.attention.parts.masks import padding
 from research.attention.spec import MixerSpec
 from tests.attention.cases import BATCH, BUILDS, CASES, PADDABLE, decodable, numbers, weighted
@@ -71,7 +71,7 @@ class Found(NamedTuple):
 
 def opaque(mixer: Mixer) -> bool:
     """Whether a mixer leaves it to its base class to say that there is nothing to look at."""
-    return type(mixer).look is Mixer.look
+    return type(mixer).attention_trace is Mixer.attention_trace
 
 
 def given(spec: MixerSpec, seed: int = 0):
@@ -132,8 +132,8 @@ def _program(mixer, padded, fed, shows, point, direction, steps, noise, valid):
         return out, weighted(out), slopes.sum(), influence
 
     def look(valid):
-        shown = mixer.look(params, x, **masked(valid))
-        return shown.weights, mixer.merge(params, x, read_values(shown.weights, shown.values))
+        shown = mixer.attention_trace(params, x, **masked(valid))
+        return shown.weights, mixer.merge(params, x, weighted_values(shown.weights, shown.values))
 
     ran = jax.lax.map(lambda of: run(*of), (steps, noise, valid))
     chunks = in_chunks(mixer, fed, params, x) if fed else None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from research.attention.implementations.attend import attend, choose
+from research.attention.implementations.attend import attend, choose_implementation
 from research.attention.parts import biases, masks, normalizers, relative_biases, scores
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.sparse_masks import Global, Local
@@ -160,7 +160,7 @@ def gather_computes_what_ring_lacks() -> None:
     arrays = members(qkv(LENGTH, LENGTH, HEADS, 2))
     run = functools.partial(attend, mechanism=mechanism)
     with on(MESHES["data2-context4"]):
-        assert choose(4096, mechanism) == "gather"
+        assert choose_implementation(4096, mechanism) == "gather"
         found = with_gradients(functools.partial(run, implementation="gather"), *arrays)
     close(found, with_gradients(run, *arrays), 1e-4)
 
@@ -309,13 +309,16 @@ def layers_of_a_population_on_every_axis() -> None:
 
 
 def what_suits_a_split_sequence_is_chosen_and_named() -> None:
-    assert choose(4096, CAUSAL) == "blockwise"
+    assert choose_implementation(4096, CAUSAL) == "blockwise"
     with on(MESHES["data2-context4"]):
-        assert choose(64, CAUSAL, backend="tpu", dtype="bfloat16", head_width=64) == "ring"
+        assert (
+            choose_implementation(64, CAUSAL, backend="tpu", dtype="bfloat16", head_width=64)
+            == "ring"
+        )
         q, k, v = qkv(8, 8, HEADS, HEADS)
         refused(r"lacks normalizer 'sparsemax'; gather has it", q, k, v, "ring")
     with on((2, 2, 1, 2)):
-        assert choose(4096, CAUSAL) == "blockwise"
+        assert choose_implementation(4096, CAUSAL) == "blockwise"
 
 
 def refused(message, q, k, v, implementation):

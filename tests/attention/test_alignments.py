@@ -10,9 +10,14 @@ import pytest
 
 from research.attention.implementations import dense
 from research.attention.mixers.mixer import init_params, state_bytes
-from research.attention.mixers.sequential.alignments import Content, Coverage, LocationAware, read
+from research.attention.mixers.sequential.alignments import (
+    ContentAlignment,
+    Coverage,
+    LocationAware,
+    weighted_sum,
+)
 from research.attention.mixers.sequential.monotonic import Monotonic, MonotonicChunkwise
-from research.attention.mixers.sequential.stepwise import Stepwise, alignment_of
+from research.attention.mixers.sequential.stepwise import Stepwise, make_alignment
 from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts.additive_scores import Additive, AdditiveScore, ConcatScore
 from research.attention.parts.biases import alibi
@@ -33,14 +38,14 @@ SIZES = (H, K, D, A)
 HEADS = Sizes(M, H, K, D, max_length=S)
 
 CONTENTS = {
-    "scaled dot": Content(),
-    "general": Content(Mechanism(GeneralScore().build(HEADS))),
-    "additive": Content(Mechanism(AdditiveScore(score_width=A).build(HEADS))),
-    "concat": Content(Mechanism(ConcatScore(score_width=A).build(HEADS))),
-    "location": Content(Mechanism(LocationScore().build(HEADS))),
-    "local-m": Content(Mechanism(dot(), local(1))),
-    "local-p": Content(Mechanism(focus=predicted_window(H, D, 2))),
-    "everything": Content(
+    "scaled dot": ContentAlignment(),
+    "general": ContentAlignment(Mechanism(GeneralScore().build(HEADS))),
+    "additive": ContentAlignment(Mechanism(AdditiveScore(score_width=A).build(HEADS))),
+    "concat": ContentAlignment(Mechanism(ConcatScore(score_width=A).build(HEADS))),
+    "location": ContentAlignment(Mechanism(LocationScore().build(HEADS))),
+    "local-m": ContentAlignment(Mechanism(dot(), local(1))),
+    "local-p": ContentAlignment(Mechanism(focus=predicted_window(H, D, 2))),
+    "everything": ContentAlignment(
         Mechanism(
             shaw(3, D)(scaled_dot()),
             local(4),
@@ -114,11 +119,11 @@ def test_content_is_attention_one_query_at_a_time(alignment):
     def both(params, q, k, v):
         valid, together = padding(jnp.arange(S) < lengths), jnp.moveaxis(q[:, :, 0], 0, 1)
         mechanism = alignment.mechanism.bind(params, valid)
-        mechanism = mechanism.focused(together, np.arange(T), np.arange(S), valid)
+        mechanism = mechanism.with_predicted_window(together, np.arange(T), np.arange(S), valid)
         expected = dense.weights(together, k, mechanism)
         found = steps(alignment, params, q, k, valid)
         outs = (
-            jax.lax.map(lambda w: read(w, v)[:, 0], found),
+            jax.lax.map(lambda w: weighted_sum(w, v)[:, 0], found),
             dense.attend(together, k, v, mechanism),
         )
         return (found, jnp.moveaxis(expected, 2, 0)), (jnp.moveaxis(outs[0], 0, 1), outs[1])
@@ -348,7 +353,7 @@ def test_stepwise_content_is_causal_attention():
         learned = (params[f"alignment_score_{n}"] for n in ("query", "key", "vector"))
         parts = Mechanism(Additive(*learned), causal())
         expected = jnp.einsum("bthd,hdm->btm", dense.attend(q, k, v, parts), params["out"])
-        weights = mixer.look(params, x).weights, dense.weights(q, k, parts)
+        weights = mixer.attention_trace(params, x).weights, dense.weights(q, k, parts)
         return (mixer(params, x), expected), weights
 
     outs, weights = run(drawn(mixer.parameters()), x)
@@ -362,7 +367,7 @@ def test_heads_read_the_values_that_they_share():
     expected = np.zeros((B, 1, H, D + 1))
     for b, h, s in itertools.product(range(B), range(H), range(S)):
         expected[b, 0, h] += float(weights[b, h, s]) * np.float64(v[b, s, h // (H // K)])
-    np.testing.assert_allclose(jax.jit(read)(weights, v), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(weighted_sum)(weights, v), expected, rtol=1e-5, atol=1e-6)
 
 
 @kinds
@@ -397,6 +402,6 @@ def test_options_choose_the_alignment():
         made("location_aware", filter_length=4)
     # What a decoder reads with does not wait: its memory is all there.
     spec = mixer_spec(width=M, num_heads=H, max_length=S, mixer="monotonic")
-    assert alignment_of(spec.options, spec.context) == Monotonic(H, H, 2, 2)
+    assert make_alignment(spec.options, spec.context) == Monotonic(H, H, 2, 2)
     spec = mixer_spec(width=M, num_heads=H, max_length=S, mask="full", predicted_window=2)
-    assert alignment_of(spec.options, spec.context).mechanism.focus.size == 2
+    assert make_alignment(spec.options, spec.context).mechanism.focus.size == 2

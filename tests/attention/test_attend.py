@@ -48,7 +48,7 @@ class TableBias(biases.Bias):
         return score + self.table[head, self.buckets[distance]]
 
 
-class Distance(scores.NotDot):
+class Distance(scores.NonDotScore):
     """A score without a dot form."""
 
     def __call__(self, q, k, q_index, kv_index):
@@ -94,7 +94,7 @@ DOT_SCORES = {
 NORMALIZERS = {
     name: found
     for name, part in normalizers.NORMALIZERS.items()
-    if not IMPLEMENTATIONS["blockwise"].lacks(
+    if not IMPLEMENTATIONS["blockwise"].unsupported_part(
         Mechanism(normalizer=(found := built(part, normalizer=name)))
     )
 }
@@ -140,7 +140,7 @@ def test_cases_cover_every_pair_of_parts():
 
 def able(**parts) -> list[str]:
     """The implementations that run here and have these parts."""
-    return [name for name in HERE if not IMPLEMENTATIONS[name].lacks(Mechanism(**parts))]
+    return [name for name in HERE if not IMPLEMENTATIONS[name].unsupported_part(Mechanism(**parts))]
 
 
 def value_and_gradients(implementation, q, k, v, mask, *, q_index=None, **parts):

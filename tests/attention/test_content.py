@@ -35,7 +35,7 @@ def arrays(seed=0):
 
 def forgetting(params, x):
     bound = FORGETTING.bind(params)
-    return bound.given(bound.tokens(x))
+    return bound.with_tokens(bound.project_tokens(x))
 
 
 def softmax(scores, allowed):
@@ -65,7 +65,7 @@ def test_forget_gates_by_loops():
         found = dense.weights(q, k, forgetting(params, x), **at)
         # Keys in any order, at positions that are not known while tracing, and one that is none.
         x, k = (jnp.pad(a[:, order], [(0, 0), (1, 0), *[(0, 0)] * (a.ndim - 2)]) for a in (x, k))
-        mechanism = forgetting(params, x).under(filled)
+        mechanism = forgetting(params, x).restricted_to(filled)
         return found, dense.weights(q, k, mechanism, q_index=Q_INDEX, kv_index=kv_index)
 
     with jax.enable_x64(True):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from research.attention.implementations.rounds import lay, schedule
+from research.attention.implementations.rounds import make_layout, schedule
 from research.attention.parts import masks
 from tests.attention import context_checks, slow_context_checks
 from tests.eight_devices import outcomes
@@ -34,7 +34,7 @@ def test_on_eight_devices_slowly(found_slowly, name):
 @pytest.mark.parametrize("length", [3, 64, 77])
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_layouts_hold_every_position_once(shards, length, pieces):
-    layout = lay(shards, pieces, length, 4)
+    layout = make_layout(shards, pieces, length, 4)
     positions = layout.positions(None, length, pad=-1)
     assert positions.shape[0] == shards
     held = positions[positions >= 0]

@@ -105,7 +105,7 @@ def test_equals_torch(use_bias, padded):
     np.testing.assert_allclose(by_memory, theirs[1].grad, **tolerance)
     for name, grad in (("query", reference.q_proj_weight), ("key", reference.k_proj_weight)):
         np.testing.assert_allclose(by_params[name].reshape(-1, M), grad.grad.T, **tolerance)
-    weights = layer.look(params, x, layer.remember(params, memory), mask=mask).weights
+    weights = layer.attention_trace(params, x, layer.remember(params, memory), mask=mask).weights
     np.testing.assert_allclose(weights, expected_weights.detach(), **tolerance)
 
 
@@ -157,7 +157,7 @@ def test_reading_token_by_token_equals_reading_at_once(layer):
 def test_implementations_agree(implementation):
     layer = dataclasses.replace(GROUPED, implementation=implementation, block_size=3)
     mask = padding(jnp.asarray(VALID))
-    if IMPLEMENTATIONS[implementation].lacks(layer.mechanism.under(mask)):
+    if IMPLEMENTATIONS[implementation].unsupported_part(layer.mechanism.restricted_to(mask)):
         pytest.skip(f"{implementation} cannot compute this here")
     params, x, memory = problem(layer)
     expected = call(GROUPED, params, x, memory, mask)

@@ -12,7 +12,7 @@ import pytest
 
 from research.attention.errors import Unsupported
 from research.attention.implementations import dense, fused, splash
-from research.attention.implementations.attend import IMPLEMENTATIONS, attend, choose
+from research.attention.implementations.attend import IMPLEMENTATIONS, attend, choose_implementation
 from research.attention.parts import biases, masks, normalizers
 from research.attention.parts.choice import Sizes
 from research.attention.parts.mechanism import Mechanism
@@ -252,18 +252,24 @@ def test_splash_refuses_what_it_lacks(monkeypatch):
 
 def test_choose():
     """By length, device, dtype and what each can do."""
-    assert choose(1024, SOFTMAX, backend="cpu") == "dense"
-    assert choose(1025, SOFTMAX, backend="cpu") == "blockwise"
-    assert choose(4096, Mechanism(normalizer=normalizers.Sparsemax())) == "dense"
+    assert choose_implementation(1024, SOFTMAX, backend="cpu") == "dense"
+    assert choose_implementation(1025, SOFTMAX, backend="cpu") == "blockwise"
+    assert choose_implementation(4096, Mechanism(normalizer=normalizers.Sparsemax())) == "dense"
     known = {"dtype": "bfloat16", "head_width": 64}
-    assert choose(512, SOFTMAX, **known, backend="gpu") == "jax_cudnn"
-    assert choose(512, SOFTMAX, dtype="float32", head_width=64, backend="gpu") == "dense"
-    assert choose(512, SOFTMAX, dtype="bfloat16", head_width=192, backend="gpu") == "dense"
-    assert choose(512, SOFTMAX, head_width=64, backend="gpu") == "dense"
-    assert choose(2048, SOFTMAX, **known, backend="tpu") == "splash"
-    assert choose(2048, SOFTMAX, dtype=jnp.float16, backend="tpu") == "blockwise"
-    assert choose(2000, SOFTMAX, **known, backend="tpu") == "blockwise"
-    assert choose(2048, SOFTMAX, backend="tpu") == "blockwise"
+    assert choose_implementation(512, SOFTMAX, **known, backend="gpu") == "jax_cudnn"
+    assert (
+        choose_implementation(512, SOFTMAX, dtype="float32", head_width=64, backend="gpu")
+        == "dense"
+    )
+    assert (
+        choose_implementation(512, SOFTMAX, dtype="bfloat16", head_width=192, backend="gpu")
+        == "dense"
+    )
+    assert choose_implementation(512, SOFTMAX, head_width=64, backend="gpu") == "dense"
+    assert choose_implementation(2048, SOFTMAX, **known, backend="tpu") == "splash"
+    assert choose_implementation(2048, SOFTMAX, dtype=jnp.float16, backend="tpu") == "blockwise"
+    assert choose_implementation(2000, SOFTMAX, **known, backend="tpu") == "blockwise"
+    assert choose_implementation(2048, SOFTMAX, backend="tpu") == "blockwise"
 
 
 def test_normalizers_that_each_implementation_takes():
@@ -283,6 +289,6 @@ def test_normalizers_that_each_implementation_takes():
         takes = {
             name
             for name, part in NORMALIZERS.items()
-            if not found.lacks(Mechanism(normalizer=part().build(sizes)))
+            if not found.unsupported_part(Mechanism(normalizer=part().build(sizes)))
         }
         assert takes == expected[implementation]

@@ -79,7 +79,7 @@ leaves = st.one_of(
 # Of blocks instead of positions: the table is that of the inner mask, repeated.
 coarse = st.tuples(leaves, st.integers(1, 5)).map(
     lambda a: (
-        bigbird.Coarse(a[0][0], a[1]),
+        bigbird.BlockMask(a[0][0], a[1]),
         a[0][1].repeat(a[1], 0).repeat(a[1], 1)[:SIDE, :SIDE],
     )
 )
@@ -162,8 +162,8 @@ def test_reach_kept_and_together_bound_what_is_seen(case):
     else:
         assert mask.reach >= 1
         assert not (table & (K >= mask.kept) & (Q - K >= mask.reach)).any()
-    if mask.together is not None:
-        assert (K <= np.maximum(Q, mask.together - 1))[table].all()
+    if mask.prefix_length is not None:
+        assert (K <= np.maximum(Q, mask.prefix_length - 1))[table].all()
 
 
 def test_reach_and_together_of_what_is_decoded():
@@ -172,18 +172,18 @@ def test_reach_and_together_of_what_is_decoded():
     assert [m.reach for m in found] == [None, None, 3, 5, 3, 3, 3]
     assert (a | masks.causal()).reach is None
     assert (~a).reach is None
-    assert [m.together for m in found] == [None, 0, 0, 0, 0, 0, 0]
-    assert masks.prefix(4).together == 4
-    assert (masks.prefix(4) & masks.causal()).together == 0
-    assert (masks.prefix(4) | masks.causal()).together == 4
-    assert (masks.causal() | masks.full()).together is None
+    assert [m.prefix_length for m in found] == [None, 0, 0, 0, 0, 0, 0]
+    assert masks.prefix(4).prefix_length == 4
+    assert (masks.prefix(4) & masks.causal()).prefix_length == 0
+    assert (masks.prefix(4) | masks.causal()).prefix_length == 4
+    assert (masks.causal() | masks.full()).prefix_length is None
 
 
 def test_what_a_decoder_keeps_of_sparse_masks():
     """Not only sound but as small as the mask allows."""
 
     def slots(mask):
-        return mask.reach, mask.kept, mask.together
+        return mask.reach, mask.kept, mask.prefix_length
 
     first, causal = sparse_masks.global_tokens(2), masks.causal()
     assert slots(masks.window(4) | (causal & first)) == (4, 2, 0)
@@ -279,7 +279,7 @@ def test_random_links_that_are_too_many_to_count_are_unknown():
     some, every = mask.blocks(*args)
     assert some.all() and not every.any()
     # The table of larger blocks is small enough.
-    some, every = bigbird.Coarse(mask, 256).blocks(*args)
+    some, every = bigbird.BlockMask(mask, 256).blocks(*args)
     assert 0.1 < some.mean() < 0.9
 
 

@@ -150,7 +150,9 @@ def test_padding_is_taken_or_refused(options):
 
 def test_only_gated_networks_have_nothing_to_look_at():
     without = {o.name for o in CASES.values() if opaque(o.make())}
-    assert without == set(OPAQUE), "give a mixer `look` and `merge`, or name it in OPAQUE"
+    assert without == set(OPAQUE), (
+        "give a mixer `attention_trace` and `merge`, or name it in OPAQUE"
+    )
 
 
 @cases
@@ -159,7 +161,7 @@ def test_what_is_looked_at_makes_the_output(options):
     mixer, (params, x), one = options.make(), given(options), found(options)
     if opaque(mixer):
         with pytest.raises(Unsupported, match="no attention weights"):
-            jax.eval_shape(mixer.look, params, x)
+            jax.eval_shape(mixer.attention_trace, params, x)
         with pytest.raises(Unsupported, match="nothing to merge"):
             jax.eval_shape(mixer.merge, params, x, x[:, :, None])
         return

@@ -12,7 +12,7 @@ from research.attention.mixers.sequential.monotonic import (
     MonotonicChunkwise,
     chunk_alignment,
     expected_alignment,
-    unspent,
+    pass_probability,
 )
 from research.attention.parts.masks import causal, padding
 
@@ -45,7 +45,7 @@ def uniform(seed: int, *shape: int) -> np.ndarray:
 @jax.jit
 def moved(p, alpha):
     """Where the reader is after a query, and what it lost."""
-    return expected_alignment(p, alpha), unspent(p, alpha)
+    return expected_alignment(p, alpha), pass_probability(p, alpha)
 
 
 def test_expected_alignment_equals_its_equation():

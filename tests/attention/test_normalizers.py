@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.parameters import bind, described
+from research.attention.parameters import bind, collect_parameters
 from research.attention.parts.choice import Sizes
 from research.attention.parts.normalizers import NORMALIZERS, Softmax, softmax
 from research.options import read
@@ -20,7 +20,7 @@ LEARNED = np.array([-0.5, 0.3, 1.2])
 def built(name, learned=LEARNED, dtype="float32"):
     """The registered normalizer with an array in place of what it learns."""
     part = read(NORMALIZERS[name], {"sharpening": 1.7}).build(SIZES)
-    params = described(part, "normalizer")
+    params = collect_parameters(part, "normalizer")
     return bind(part, "normalizer", {key: jnp.asarray(learned, dtype) for key in params})
 
 
@@ -171,7 +171,7 @@ def test_what_a_normalizer_says_of_itself(name):
     assert part.name == name
     assert part == read(NORMALIZERS[name], {"sharpening": 1.7}).build(SIZES)
     hash(part)
-    learned = described(part, "normalizer")
+    learned = collect_parameters(part, "normalizer")
     initial = {k: p.init(jax.random.key(0), p.shape, "float32") for k, p in learned.items()}
     if name == "sigmoid":
         np.testing.assert_allclose(initial["normalizer_bias"], [-np.log(9)] * H, rtol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.attention.implementations import blockwise, dense
-from research.attention.parameters import bind, described
+from research.attention.parameters import bind, collect_parameters
 from research.attention.parts import masks
 from research.attention.parts.choice import Sizes
 from research.attention.parts.mechanism import Mechanism
@@ -167,9 +167,9 @@ def test_bucket_edges_are_the_logarithms(buckets, farthest):
 
 def built(name, mask, max_length=80, seed=0):
     """A registered bias with random arrays in place of what it learns, and those by name."""
-    sizes = Sizes(8 * HEADS, HEADS, HEADS, 8, max_length, bidirectional=mask.together != 0)
+    sizes = Sizes(8 * HEADS, HEADS, HEADS, 8, max_length, bidirectional=mask.prefix_length != 0)
     part = read(BIAS_POSITIONS[name], {"num_buckets": 8, "max_distance": 10}).build(sizes)
-    shapes = {k: p.shape for k, p in described(part, "bias").items()}
+    shapes = {k: p.shape for k, p in collect_parameters(part, "bias").items()}
     rng = np.random.default_rng(seed)
 
     def drawn(shape):
@@ -284,7 +284,7 @@ def test_what_biases_start_from(name):
     part = built(name, masks.causal())[0]
     assert part == built(name, masks.causal())[0]
     hash(part)
-    learned = described(part, "bias")
+    learned = collect_parameters(part, "bias")
     for p in learned.values():
         assert len(p.axes.names) == len(p.shape)
     start = {k: p.init(jax.random.key(0), p.shape, "float32") for k, p in learned.items()}

@@ -6,7 +6,7 @@ import pytest
 from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.implementations.attend import IMPLEMENTATIONS, Implementation, attend
-from research.attention.parts.choice import computes
+from research.attention.parts.choice import summary
 from research.attention.parts.tables import TABLES
 from research.attention.registry import MIXERS
 from research.attention.spec import make_mixer, mechanism_options, mixer_spec
@@ -21,7 +21,7 @@ def test_every_entry_has_a_case():
     for field, table in TABLES.items():
         names = {o.values.get(field) for o in NAMED.values()}
         assert set(table) <= names, set(table) - names
-    for name in registry.SWITCHES:
+    for name in registry.MECHANISM_OPTIONS:
         changed = [o for o in NAMED.values() if o.values.get(name, 0) != o.defaults.get(name, 0)]
         assert changed, name
 
@@ -46,7 +46,7 @@ def test_exceptions_of_the_suite_name_what_there_is():
 def test_every_entry_says_what_it_is():
     for table in (*TABLES.values(), MIXERS):
         for name, entry in table.items():
-            assert len(computes(entry)) >= 5, name
+            assert len(summary(entry)) >= 5, name
             assert any(c.isdigit() for c in entry.source), f"{name}: a source has a year"
             assert set(entry.where) <= {"self", "cross", "decoder"}
 

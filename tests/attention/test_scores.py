@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.attention.implementations import dense
-from research.attention.parameters import bind, described
+from research.attention.parameters import bind, collect_parameters
 from research.attention.parts.choice import Sizes
 from research.attention.parts.focus import predicted_window
 from research.attention.parts.heads import talking_heads
@@ -83,7 +83,9 @@ def build(name, kv_heads=K):
 def arguments(score, kv_heads, seed=0):
     """Random parameters (by field), queries and keys, float64."""
     rng = np.random.default_rng(seed)
-    params = {name: rng.normal(size=p.shape) for name, p in described(score, "score").items()}
+    params = {
+        name: rng.normal(size=p.shape) for name, p in collect_parameters(score, "score").items()
+    }
     return params, rng.normal(size=(B, T, H, D)), rng.normal(size=(B, S, kv_heads, D))
 
 
@@ -203,7 +205,7 @@ def test_relative_scores_do_not_change_when_both_move(name):
     assert np.array_equal(here, run(params, Q_INDEX + 1000, KV_INDEX + 1000))
     assert not np.allclose(here, run(params, Q_INDEX + 1, KV_INDEX), atol=1e-2)
     # As it starts, position matters: the first parameters are not all zero.
-    parts = described(score, "score").items()
+    parts = collect_parameters(score, "score").items()
     draw = jax.jit(lambda key: {name: p.init(key, p.shape, "float32") for name, p in parts})
     first = draw(jax.random.key(1))
     assert not np.allclose(run(first, Q_INDEX, KV_INDEX), run(first, Q_INDEX + 1, KV_INDEX))
@@ -232,7 +234,7 @@ def test_talking_heads_mix_before_and_after_the_softmax():
     params, q, k = arguments(score, K)
     params |= {
         name: np.random.default_rng(2).normal(size=p.shape)
-        for name, p in described(normalizer, "normalizer").items()
+        for name, p in collect_parameters(normalizer, "normalizer").items()
     }
     assert sorted(params) == ["normalizer_weight", "score_weight"]
     allowed = KV_INDEX <= Q_INDEX
@@ -255,7 +257,10 @@ def test_talking_heads_mix_before_and_after_the_softmax():
         )(params, q, k)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     # Each head starts close to itself.
-    for p in (*described(score, "x").values(), *described(normalizer, "x").values()):
+    for p in (
+        *collect_parameters(score, "x").values(),
+        *collect_parameters(normalizer, "x").values(),
+    ):
         first = np.asarray(p.init(jax.random.key(0), p.shape))
         assert (np.diagonal(first) > 0.7).all()
         assert (np.abs(first - np.eye(H)) < 0.3).all() and (first != np.eye(H)).all()
@@ -266,7 +271,9 @@ def test_predicted_window_is_that_of_luong():
     size = 3
     window = predicted_window(H, D, size)
     rng = np.random.default_rng(3)
-    params = {name: rng.normal(size=p.shape) for name, p in described(window, "focus").items()}
+    params = {
+        name: rng.normal(size=p.shape) for name, p in collect_parameters(window, "focus").items()
+    }
     _, q, k = arguments(dot(), K)
     lengths, kv = np.array([5.0, 6.0, 10.0]), KV_INDEX[0]
     expected = np.zeros((B, H, T, S))

@@ -11,7 +11,7 @@ from research.attention.implementations import dense
 from research.attention.mixers.linear.delta import GatedDeltaNet
 from research.attention.mixers.linear.linear_time import NORM_EPSILON
 from research.attention.mixers.self_attention import SelfAttention
-from research.attention.parameters import bind, described
+from research.attention.parameters import bind, collect_parameters
 from research.attention.parts import biases, masks, normalizers, scores
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import Rotary
@@ -206,7 +206,7 @@ def test_sinks_of_gpt_oss():
     module.eval()
     expected = eager_attention_forward(module, q, k, v, forbidden, scaling=D**-0.5)[0]
     part = normalizers.NORMALIZERS["softmax_sink"].build(SimpleNamespace(num_heads=H))
-    (name,) = described(part, "normalizer")
+    (name,) = collect_parameters(part, "normalizer")
     ours = dense.attend(
         *(array(x.transpose(1, 2)) for x in (q, k, v)),
         Mechanism(

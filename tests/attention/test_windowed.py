@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.mixers.sequential.alignments import Content, Coverage, LocationAware
+from research.attention.mixers.sequential.alignments import (
+    ContentAlignment,
+    Coverage,
+    LocationAware,
+)
 from research.attention.mixers.sequential.monotonic import MonotonicChunkwise
-from research.attention.mixers.sequential.windowed import Near, Windowed, median
+from research.attention.mixers.sequential.windowed import NearMask, Windowed, median
 from research.attention.parts.masks import padding
 from tests.attention.test_alignments import drawn, steps
 
@@ -50,7 +54,7 @@ def test_median_cuts_the_weights_in_halves():
 def test_weights_are_a_softmax_over_the_window():
     """Each head and row by itself, in loops."""
     q, k = vectors()
-    found = weights_of(Windowed(Content(), WINDOW, H), q, k)
+    found = weights_of(Windowed(ContentAlignment(), WINDOW, H), q, k)
     queries, keys = np.asarray(q), np.asarray(k)
     for row in range(B):
         for head in range(H):
@@ -85,7 +89,7 @@ def test_it_goes_around_alignments_with_a_state(inner):
 
 
 def test_a_query_after_one_that_read_nothing_sees_all():
-    alignment, (q, k) = Windowed(Content(), WINDOW, H), vectors()
+    alignment, (q, k) = Windowed(ContentAlignment(), WINDOW, H), vectors()
 
     @jax.jit
     def run(q, k):
@@ -102,7 +106,7 @@ def test_a_query_after_one_that_read_nothing_sees_all():
 
 
 def test_gradient_reaches_only_the_window():
-    alignment, (q, k) = Windowed(Content(), WINDOW, H), vectors()
+    alignment, (q, k) = Windowed(ContentAlignment(), WINDOW, H), vectors()
 
     def last(k):
         return steps(alignment, {}, q, k)[-1, 0, 0, 3]
@@ -117,14 +121,17 @@ def test_gradient_reaches_only_the_window():
 
 def test_near_is_a_mask_of_pairs():
     near = jnp.arange(B * H * S).reshape(B, H, S) % 3 == 0
-    pairs = Near(near)(jnp.arange(T)[:, None], jnp.arange(S)[None, ::-1])
+    pairs = NearMask(near)(jnp.arange(T)[:, None], jnp.arange(S)[None, ::-1])
     assert pairs.shape == (B, H, T, S)
     assert np.array_equal(pairs[:, :, 2], near[..., ::-1])
 
 
 @pytest.mark.parametrize(
     ("inner", "window", "says"),
-    [(Content(), 0, "window = 0"), (MonotonicChunkwise(H, H, D, 3), 2, "only moves forward")],
+    [
+        (ContentAlignment(), 0, "window = 0"),
+        (MonotonicChunkwise(H, H, D, 3), 2, "only moves forward"),
+    ],
 )
 def test_what_makes_no_sense_is_refused(inner, window, says):
     with pytest.raises(ValueError, match=says):

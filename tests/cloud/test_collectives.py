@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from research.cloud.collectives import Collective, by_kind, merge, parse_collectives
+from research.cloud.collectives import Collective, merge, parse_collectives, total_by_kind
 from tests.conftest import ROOT
 
 HLO = """HloModule jit_f, is_scheduled=true
@@ -75,7 +75,7 @@ def test_bytes_that_a_ring_moves(kind, moved):
 def test_equal_ones_are_counted_together():
     found = merge([Collective("all-reduce", 8, 2, 1), Collective("all-reduce", 8, 2, 3)])
     assert found == [Collective("all-reduce", 8, 2, 4)]
-    assert by_kind(found) == {"all-reduce": (4, 32)}
+    assert total_by_kind(found) == {"all-reduce": (4, 32)}
 
 
 PROGRAM = """

@@ -12,7 +12,7 @@ from research.cloud.estimate import residuals, step_seconds
 from research.cloud.forecast import check_budget, forecast, forecast_experiment, total_cost
 from research.cloud.prices import load_prices
 from research.cloud.step import abstract_task
-from research.cloud.table import rows_table, screen
+from research.cloud.table import plan_table, rows_table
 from research.configuration import apply_deltas, flatten, load_config
 from research.errors import UserError
 from research.models.layers import SLOW_TO_TRACE
@@ -182,7 +182,7 @@ def test_more_devices_need_less_memory_each_and_less_time():
 def test_a_model_that_does_not_fit_says_by_how_much():
     found = planned("v5e:4x4", task__batch_size=512, parallel__fsdp=False)
     assert not found.fits
-    assert f"{(found.needed - found.target.memory) / 1e9:.1f} GB over" in screen("run", [found])
+    assert f"{(found.needed - found.target.memory) / 1e9:.1f} GB over" in plan_table("run", [found])
 
 
 def test_utilization_and_cost_follow_from_the_time(large):
@@ -210,7 +210,7 @@ def test_local_devices_are_compiled_for_and_have_no_price():
     assert found.compiled.temporaries > 0
     assert found.fits and found.cost() is None and found.seconds is None
     assert found.target.memory == math.inf
-    assert "nothing" in screen("run", [found])
+    assert "nothing" in plan_table("run", [found])
     kept = found.estimate.memory.total - found.estimate.memory.temporaries
     assert found.compiled.arguments == pytest.approx(kept, rel=0.05, abs=200)
 

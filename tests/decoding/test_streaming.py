@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.streaming import Streaming, stream
+from research.attention.mixers.streaming import Streaming, make_streaming
 from research.attention.spec import make_mixer
 from research.decoding.streaming import score_tokens, stream_scores, streaming
 from research.errors import UserError
@@ -180,10 +180,10 @@ def test_what_left_the_cache_changes_nothing_in_one_layer():
 
 def test_recurrent_mixers_stream_as_they_are():
     linear = make_mixer(width=8, num_heads=2, max_length=LENGTH, mixer="linear", position="none")
-    assert stream(linear, 6, 2) is linear
+    assert make_streaming(linear, 6, 2) is linear
     latent = make_mixer(width=8, num_heads=2, max_length=LENGTH, mixer="latent")
     with pytest.raises(Unsupported, match="LatentAttention keeps a cache of every token"):
-        stream(latent, 6, 2)
+        make_streaming(latent, 6, 2)
 
 
 @pytest.mark.parametrize(

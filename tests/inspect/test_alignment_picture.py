@@ -7,9 +7,9 @@ from matplotlib.image import imread
 from research.errors import UserError
 from research.inspect.alignment_picture import (
     alignment_figure,
-    by_word,
+    group_into_words,
     select_head,
-    words_of,
+    word_weights,
     write_alignment,
 )
 
@@ -18,7 +18,7 @@ TARGET = [" A", " little", " house", ".", "</s>"]
 
 
 def test_pieces_make_words():
-    assert words_of(SOURCE) == [
+    assert group_into_words(SOURCE) == [
         ("Ein", [0]),
         ("kleines", [1, 2]),
         ("Haus", [3, 4]),
@@ -26,23 +26,23 @@ def test_pieces_make_words():
         ("</s>", [6]),
     ]
     # The first half of a character is an empty piece; it belongs to the word that it stands in.
-    assert words_of([" gr", "", "ün", "</s>"]) == [("grün", [0, 1, 2]), ("</s>", [3])]
-    assert [w for w, _ in words_of([" T", "-", "Shirt", " (", "2", ")"])] == [
+    assert group_into_words([" gr", "", "ün", "</s>"]) == [("grün", [0, 1, 2]), ("</s>", [3])]
+    assert [w for w, _ in group_into_words([" T", "-", "Shirt", " (", "2", ")"])] == [
         *("T", "-", "Shirt"),
         *("(", "2", ")"),
     ]
-    assert words_of([]) == []
+    assert group_into_words([]) == []
 
 
 def test_weights_between_words_keep_what_a_token_reads():
     random = np.random.default_rng(0)
     weights = random.dirichlet(np.ones(len(SOURCE)), len(TARGET)).astype(np.float32)
-    merged, source, target = by_word(weights, SOURCE, TARGET)
+    merged, source, target = word_weights(weights, SOURCE, TARGET)
     assert merged.shape == (len(target), len(source)) == (5, 5)
     np.testing.assert_allclose(merged.sum(1), 1.0, rtol=1e-5)
     np.testing.assert_allclose(merged[2, 1], weights[2, 1] + weights[2, 2], rtol=1e-5)
     # A target word of two pieces reads what they read on average.
-    merged, _, target = by_word(weights, SOURCE, [" A", " lit", "tle", ".", "</s>"])
+    merged, _, target = word_weights(weights, SOURCE, [" A", " lit", "tle", ".", "</s>"])
     assert target == ["A", "little", ".", "</s>"]
     np.testing.assert_allclose(merged[1, 0], (weights[1, 0] + weights[2, 0]) / 2, rtol=1e-5)
 

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from research.inspect.inspection import AttentionMap, Inspection, Tokens, in_order
+from research.inspect.inspection import AttentionMap, Inspection, Tokens, sorted_by_kind
 from research.inspect.page import render
 from research.inspect.payload import BUDGET, payload, pooled, script_json
 from tests.inspections import (
@@ -68,7 +68,7 @@ def blob(page, name):
 @pytest.mark.parametrize("inspection", [self_attention(2, 3, list("abcdefg")), translation()])
 def test_weights_come_back_from_the_page(inspection):
     page = Page(render(inspection))
-    for i, one in enumerate(in_order(inspection.maps)):
+    for i, one in enumerate(sorted_by_kind(inspection.maps)):
         described = page.data["maps"][i]
         assert described["name"] == one.name and described["pool"] == [1, 1]
         assert described["signed"] == bool((one.weights < 0).any())

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from research.drawing.chart import styled
 from research.errors import UserError
 from research.inspect.inspection import Inspection, Tokens
-from research.inspect.picture import draw, picture
+from research.inspect.picture import picture, write_picture
 from tests.inspections import self_attention, speech, translation
 
 
@@ -46,8 +46,8 @@ def test_labels_of_long_inputs_are_thinned():
 
 
 def test_pictures_are_files(tmp_path):
-    draw(speech(), tmp_path / "new" / "a.png")
-    draw(self_attention(1, 2, ["<b>", "$x$", "木"]), tmp_path / "b.png", heads=(1,))
+    write_picture(speech(), tmp_path / "new" / "a.png")
+    write_picture(self_attention(1, 2, ["<b>", "$x$", "木"]), tmp_path / "b.png", heads=(1,))
     for path in (tmp_path / "new" / "a.png", tmp_path / "b.png"):
         image = imread(path)
         assert image.shape[0] > 100 and len(np.unique(image[..., 0])) > 5

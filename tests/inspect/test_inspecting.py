@@ -9,10 +9,10 @@ import scipy.special
 
 from research.configuration import apply_deltas
 from research.errors import UserError
-from research.inspect.inputs import of_example, of_text
-from research.inspect.inspecting import Chosen, inspect
-from research.interpret.capture import parts
-from research.training.runs import load_config_of, open_run
+from research.inspect.inputs import example_subject, text_subject
+from research.inspect.inspecting import Selection, inspect
+from research.interpret.capture import attention_records
+from research.training.runs import load_run_config, open_run
 from tests import small
 from tests.interpret.test_capture import applied, looked
 from tests.random_runs import write_run
@@ -27,7 +27,7 @@ def home(tmp_path_factory):
 
 def opened(run, config):
     write_run(run, config)
-    return open_run(run, load_config_of(run))
+    return open_run(run, load_run_config(run))
 
 
 def config_of_text(home, **deltas):
@@ -61,7 +61,7 @@ def by_name(inspection):
 
 def test_a_token_has_the_probability_that_those_before_give_it(language):
     text = "a rose by any n."
-    shown = inspect(language, of_text(language, text))
+    shown = inspect(language, text_subject(language, text))
     assert list(shown.tokens.input) == list(text)
     tokens = language.tokenizer.encode(text)
     own, entropy = (shown.tokens.input_numbers[n] for n in ("log-probability", "entropy"))
@@ -75,9 +75,9 @@ def test_a_token_has_the_probability_that_those_before_give_it(language):
 
 
 def test_maps_are_what_was_recorded_and_rollout_their_product(language):
-    shown = inspect(language, of_text(language, "any other name"))
+    shown = inspect(language, text_subject(language, "any other name"))
     batch = {"inputs": np.asarray(language.tokenizer.encode("any other name"))[None]}
-    found = parts(looked(language.model, language.params, batch, ("weights",))[1])
+    found = attention_records(looked(language.model, language.params, batch, ("weights",))[1])
     maps = by_name(shown)
     assert list(maps) == ["layer 0", "layer 1", "rollout"]
     through = np.eye(14)
@@ -96,7 +96,7 @@ def test_another_implementation_shows_the_same(home, language):
     other = opened(home / "blocks", apply_deltas(config_of_text(home), deltas))
     jax.tree.map(np.testing.assert_array_equal, other.params, language.params)
     text = "any other name"
-    mine, theirs = (inspect(run, of_text(run, text)) for run in (language, other))
+    mine, theirs = (inspect(run, text_subject(run, text)) for run in (language, other))
     assert theirs.facts["implementation"] == "blockwise"
     for a, b in zip(mine.maps, theirs.maps, strict=True):
         np.testing.assert_allclose(a.weights, b.weights, atol=1e-5)
@@ -107,31 +107,31 @@ def test_another_implementation_shows_the_same(home, language):
 
 
 def test_only_what_is_asked_for_is_kept(language):
-    subject = of_text(language, "any other name")
-    shown = inspect(language, subject, Chosen(layers=(1,), heads=(1,)))
+    subject = text_subject(language, "any other name")
+    shown = inspect(language, subject, Selection(layers=(1,), heads=(1,)))
     (one,) = shown.maps
     whole = by_name(inspect(language, subject))["layer 1"]
     assert one.name == "layer 1" and one.numbers == [1] and "heads 1 of 2" in one.note
     np.testing.assert_array_equal(one.weights, whole.weights[1:])
     np.testing.assert_array_equal(one.measures["sink"], whole.measures["sink"][1:])
     for chosen, message in [
-        (Chosen(layers=(2,)), "--layers=2 has no weights; layers that have some: 0, 1"),
-        (Chosen(heads=(2,)), "--heads=2 does not exist: the last one is 1"),
-        (Chosen(kinds=("cross",)), "--kinds='cross'"),
+        (Selection(layers=(2,)), "--layers=2 has no weights; layers that have some: 0, 1"),
+        (Selection(heads=(2,)), "--heads=2 does not exist: the last one is 1"),
+        (Selection(kinds=("cross",)), "--kinds='cross'"),
     ]:
         with pytest.raises(UserError, match=message):
             inspect(language, subject, chosen)
 
 
 def test_a_text_that_is_too_long_is_cut_and_says_so(language):
-    shown = inspect(language, of_text(language, "a" * 20))
+    shown = inspect(language, text_subject(language, "a" * 20))
     assert len(shown.tokens.input) == language.config.task.length == 16
     assert any("20 tokens; cut to the 16" in line for line in shown.lines)
 
 
 def test_answers_are_asked_where_the_task_asks(home):
     run = opened(home / "recall", small.recall())
-    subject = of_example(run, "test", 5)
+    subject = example_subject(run, "test", 5)
     shown = inspect(run, subject)
     numbers, task_row = shown.tokens.input_numbers["log-probability of the answer"], subject.batch
     targets = np.asarray(task_row["targets"][0])
@@ -146,16 +146,16 @@ def test_answers_are_asked_where_the_task_asks(home):
 def test_layers_without_weights_are_named(home):
     pattern = ("mixer=gated_delta, position=none", "mixer=gru, position=none")
     run = opened(home / "hybrid", small.recall(model__pattern=pattern))
-    shown = inspect(run, of_example(run, "validation", 0))
+    shown = inspect(run, example_subject(run, "validation", 0))
     assert [one.name for one in shown.maps] == ["layer 0"]
     assert any(line.endswith("no sum over positions: layer 1.") for line in shown.lines)
     with pytest.raises(UserError, match="--layers=1 has no weights"):
-        inspect(run, of_example(run, "validation", 0), Chosen(layers=(1,)))
+        inspect(run, example_subject(run, "validation", 0), Selection(layers=(1,)))
 
 
 def test_what_is_written_has_the_probabilities_of_decoding_step_by_step(home):
     run = opened(home / "pairs", small.transduction(model__num_layers=2))
-    subject = of_example(run, "test", 3, reference=True)
+    subject = example_subject(run, "test", 3, reference=True)
     given = inspect(run, subject)
     assert given.tokens.output[-1] == "</s>" and "<pad>" not in given.tokens.output
     own = given.tokens.output_numbers["log-probability"]
@@ -166,12 +166,12 @@ def test_what_is_written_has_the_probabilities_of_decoding_step_by_step(home):
     for t, target in enumerate(subject.batch["targets"][0]):
         assert own[t] == pytest.approx(log_p[t, target], abs=1e-4)
         np.testing.assert_allclose(cross.weights[:, t], weights[t], atol=1e-5)
-    assert of_example(run, "test", 3).lines[1].startswith("The model writes: ")
+    assert example_subject(run, "test", 3).lines[1].startswith("The model writes: ")
 
 
 def test_a_model_without_attention_still_shows_its_tokens(home):
     run = opened(home / "fixed", small.transduction(model__attention="fixed_initial"))
-    shown = inspect(run, of_example(run, "validation", 1))
+    shown = inspect(run, example_subject(run, "validation", 1))
     assert shown.maps == [] and len(shown.tokens.output_numbers["entropy"])
     assert any("no attention" in line for line in shown.lines)
 
@@ -180,7 +180,7 @@ def test_a_model_without_attention_still_shows_its_tokens(home):
 def test_classes_and_the_token_in_front(home, pooling):
     deltas = {"model__body": "transformer", "model__pooling": pooling, "model__feedforward": 8}
     run = opened(home / pooling, small.rule(**deltas))
-    subject = of_example(run, "test", 2)
+    subject = example_subject(run, "test", 2)
     shown = inspect(run, subject)
     inputs, length = subject.batch["inputs"], subject.batch["length"]
     assert inputs.shape[1] == int(length[0])

@@ -9,9 +9,9 @@ from research.inspect.inspection import (
     AttentionMap,
     Inspection,
     Tokens,
-    in_order,
     legible,
-    names_of,
+    position_labels,
+    sorted_by_kind,
     visible,
 )
 from tests.inspections import speech, translation
@@ -47,16 +47,16 @@ def test_no_character_stays_invisible():
 
 
 def test_maps_are_ordered_by_kind_and_otherwise_stay():
-    names = [one.name for one in in_order(translation().maps)]
+    names = [one.name for one in sorted_by_kind(translation().maps)]
     assert names == ["decoder 0 cross", "encoder 0", "decoder 0"]
 
 
 def test_names_of_positions():
     heard = speech().tokens
-    assert names_of("audio", 3, heard) == ["0.00 s", "0.04 s", "0.08 s"]
-    assert names_of("output", 2, heard) == ["·one", "</s>"]
-    assert names_of("query", 1, heard) == ["query"]
-    assert names_of("query", 2, heard) == ["query 0", "query 1"]
+    assert position_labels("audio", 3, heard) == ["0.00 s", "0.04 s", "0.08 s"]
+    assert position_labels("output", 2, heard) == ["·one", "</s>"]
+    assert position_labels("query", 1, heard) == ["query"]
+    assert position_labels("query", 2, heard) == ["query 0", "query 1"]
 
 
 def weights(*shape):

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from research.drawing.chart import styled
 from research.errors import UserError
 from research.inspect.speech_picture import (
-    frames_each,
+    frames_per_position,
     labels_figure,
     speech_figure,
     write_speech_alignment,
@@ -27,7 +27,7 @@ def test_frames_of_a_position_are_those_of_halvings():
             positions = frames
             for _ in range(halvings):
                 positions = (positions + 1) // 2
-            assert frames_each(frames, positions) == 2**halvings
+            assert frames_per_position(frames, positions) == 2**halvings
 
 
 def test_both_panels_have_one_axis_of_time():

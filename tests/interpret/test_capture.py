@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.interpret.capture import SITES, Change, parts, record, stacked
+from research.interpret.capture import SITES, Intervention, attention_records, record, stacked
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
 from tests import small
@@ -110,7 +110,9 @@ def looked(model, params, batch, sites=SITES, changes=None):
 
 
 def layers(found, site, kind="self"):
-    return np.stack([p.sites[site] for p in parts(found) if p.kind == kind and site in p.sites])
+    return np.stack(
+        [p.sites[site] for p in attention_records(found) if p.kind == kind and site in p.sites]
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -118,14 +120,14 @@ def test_recording_changes_nothing_and_finds_every_attention(name):
     model, params, batch = problem(name)
     outputs, found = looked(model, params, batch)
     close(outputs, applied(model, params, batch), 1e-6)
-    with_weights = [part for part in parts(found) if "weights" in part.sites]
+    with_weights = [part for part in attention_records(found) if "weights" in part.sites]
     assert [part.name for part in with_weights] == NAMES[name]
     for part in with_weights:
         assert part.sites.get("gap", 0) < 1e-5, part.name
         if "visible" in part.sites and part.kind == "self":
             hidden = ~np.broadcast_to(part.sites["visible"][:, None], part.sites["weights"].shape)
             assert not part.sites["weights"][hidden].any()
-    entries = [part.sites for part in parts(found) if "entry" in part.sites]
+    entries = [part.sites for part in attention_records(found) if "entry" in part.sites]
     for before, after in zip(entries, entries[1:], strict=False):
         if before["exit"].shape == after["entry"].shape and "encoder_decoder" not in name:
             close(before["exit"], after["entry"], 1e-6)
@@ -143,7 +145,7 @@ def test_cross_weights_are_those_the_model_gives_itself(name):
 def test_pooling_is_recorded():
     model, params, batch = problem("bilstm attention")
     found = looked(model, params, batch)[1]
-    (pooling,) = parts(found)
+    (pooling,) = attention_records(found)
     close(pooling.sites["weights"], applied(model, params, batch, "weights"), 1e-6)
     table = params["embed"]["embedding"]
     close(found["embed"]["embeddings"], table[batch["inputs"]], 1e-6)
@@ -153,7 +155,7 @@ def test_pooling_is_recorded():
 def test_own_weights_in_place_of_themselves_change_nothing(name):
     model, params, batch = problem(name)
     own = layers(looked(model, params, batch)[1], "weights")
-    everywhere = Change(own, np.ones((1, 1, 1, 1, 1), bool))
+    everywhere = Intervention(own, np.ones((1, 1, 1, 1, 1), bool))
     outputs, _ = looked(model, params, batch, (), {"weights": everywhere})
     close(outputs, applied(model, params, batch), 1e-5)
 
@@ -164,7 +166,7 @@ def test_other_weights_in_one_layer_are_what_is_summed():
     first[..., 0] = 1
     where = (np.arange(4) == 2).reshape(4, 1, 1, 1, 1)
     sites = ("weights", "read", "values")
-    found = looked(model, params, batch, sites, {"weights": Change(first, where)})[1]
+    found = looked(model, params, batch, sites, {"weights": Intervention(first, where)})[1]
     weights, read, values = (layers(found, s) for s in sites)
     close(weights[2], first[2], 1e-6)
     close(read[2], np.broadcast_to(values[2][:, :1], read[2].shape), 1e-5)
@@ -177,7 +179,7 @@ def test_reading_nothing_is_the_output_matrix_without_the_head():
     model, params, batch = problem("decoder")
     gone = np.zeros((4, 2, T, 2, 4), np.float32)
     where = ((np.arange(4) == 1)[:, None] & (np.arange(2) == 1)).reshape(4, 1, 1, 2, 1)
-    outputs, _ = looked(model, params, batch, (), {"read": Change(gone, where)})
+    outputs, _ = looked(model, params, batch, (), {"read": Intervention(gone, where)})
     without = jax.tree.map(np.copy, params)
     without["layers"]["0"]["mixer"]["out"][1, 1] = 0  # (L, H, D, M)
     close(outputs, applied(model, without, batch), 1e-5)
@@ -189,7 +191,7 @@ def test_the_stream_of_another_input_gives_its_outputs(site):
     other = {"inputs": batch["inputs"][:, ::-1]}
     stream = layers(looked(model, params, other)[1], site)
     where = np.broadcast_to((np.arange(4) == 2).reshape(4, 1, 1, 1), (4, 1, T, 1))
-    outputs, _ = looked(model, params, batch, (), {site: Change(stream, where)})
+    outputs, _ = looked(model, params, batch, (), {site: Intervention(stream, where)})
     close(outputs, applied(model, params, other), 1e-5)
 
 
@@ -197,7 +199,7 @@ def test_a_stream_changed_at_one_position_is_seen_from_there_on_only():
     model, params, batch = problem("decoder")
     where = ((np.arange(4) == 1)[:, None] & (np.arange(T) == 5)).reshape(4, 1, T, 1)
     ones = np.ones((4, 2, T, 8), np.float32)
-    changed, _ = looked(model, params, batch, (), {"entry": Change(ones, where)})
+    changed, _ = looked(model, params, batch, (), {"entry": Intervention(ones, where)})
     own = np.asarray(applied(model, params, batch))
     close(changed[:, :5], own[:, :5], 1e-6)
     assert (np.abs(changed[:, 5:] - own[:, 5:]).max(-1) > 1e-4).all()
@@ -208,7 +210,7 @@ def test_changes_of_a_pattern_go_to_their_layers():
     stream = layers(looked(model, params, batch)[1], "entry")
     for layer in range(4):
         where = (np.arange(4) == layer).reshape(4, 1, 1, 1)
-        change = {"entry": Change(stream + 1, where)}
+        change = {"entry": Intervention(stream + 1, where)}
         found = layers(looked(model, params, batch, ("entry",), change)[1], "entry")
         close(found[layer], stream[layer] + 1, 1e-5)
         np.testing.assert_allclose(found[:layer], stream[:layer], atol=1e-5)
@@ -219,16 +221,18 @@ def test_weights_of_a_hybrid_are_changed_in_the_layer_that_is_meant(name):
     """Against the same model with uniform weights in one layer, its attention done by hand."""
     model, params, batch = problem(name)
     own = looked(model, params, batch, ("weights",))[1]
-    named = [part.name for part in parts(own)]
+    named = [part.name for part in attention_records(own)]
     assert named == NAMES[name] and stacked(own, "weights").shape[0] == 2
     sites = ("weights", "values", "read", "entry")
-    plain = {part.name: part.sites for part in parts(looked(model, params, batch, sites)[1])}
+    plain = {
+        part.name: part.sites for part in attention_records(looked(model, params, batch, sites)[1])
+    }
     first = np.zeros((2, 2, 2, T, T), np.float32)
     first[..., 0] = 1
     for rank, layer in enumerate(named):
         where = (np.arange(2) == rank).reshape(2, 1, 1, 1, 1)
-        found = looked(model, params, batch, sites, {"weights": Change(first, where)})[1]
-        changed = {part.name: part.sites for part in parts(found)}
+        found = looked(model, params, batch, sites, {"weights": Intervention(first, where)})[1]
+        changed = {part.name: part.sites for part in attention_records(found)}
         # Up to the layer nothing differs, in it everything is read from the first token.
         for i in range(int(layer.split()[1]) + 1):
             close(changed[f"layer {i}"]["entry"], plain[f"layer {i}"]["entry"], 1e-6)
@@ -238,7 +242,9 @@ def test_weights_of_a_hybrid_are_changed_in_the_layer_that_is_meant(name):
         for other in set(named) - {layer}:
             assert np.abs(changed[other]["weights"] - first[rank]).max() > 1e-3
     with pytest.raises(UserError, match="are for 4 layers, but 2 have this site"):
-        record(model, params, batch, (), {"weights": Change(np.zeros((4, 2, 2, T, T)), where)})
+        record(
+            model, params, batch, (), {"weights": Intervention(np.zeros((4, 2, 2, T, T)), where)}
+        )
 
 
 def test_embeddings_of_another_input_give_its_outputs_and_gradients_pass():
@@ -247,7 +253,7 @@ def test_embeddings_of_another_input_give_its_outputs_and_gradients_pass():
     embeddings = params["embed"]["embedding"][other["inputs"]]
 
     def first_logit(x):
-        change = Change(x, np.ones((1, 1, 1), bool))
+        change = Intervention(x, np.ones((1, 1, 1), bool))
         outputs = record(model, params, batch, (), {"embeddings": change})[0]
         return outputs[0, 0], outputs
 
@@ -261,9 +267,9 @@ def test_pooling_weights_can_be_replaced():
     model, params, batch = problem("bilstm attention")
     one = np.zeros((2, 1, 1, T), np.float32)
     one[..., 3] = 1
-    change = Change(one, np.ones((1, 1, 1, 1), bool))
+    change = Intervention(one, np.ones((1, 1, 1, 1), bool))
     outputs, found = looked(model, params, batch, ("weights", "values"), {"weights": change})
-    (pooling,) = parts(found)
+    (pooling,) = attention_records(found)
     state = pooling.sites["values"][:, 3, 0]
     close(outputs, state @ params["head"] + params["head_bias"], 1e-5)
 
@@ -279,7 +285,7 @@ def test_members_side_by_side_are_each_alone():
 
 def test_mistakes_are_named():
     model, params, batch = problem("hybrid")
-    change = Change(np.zeros(1), np.bool_(True))
+    change = Intervention(np.zeros(1), np.bool_(True))
     with pytest.raises(UserError, match="sites='weight'"):
         record(model, params, batch, ("weight",))
     with pytest.raises(UserError, match="changes='scores'"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.interpret.capture import parts, record
-from research.interpret.columns import MEASURES, SITES, columns, labels
+from research.interpret.capture import attention_records, record
+from research.interpret.columns import MEASURES, SITES, head_measure_sums, measure_labels
 from research.interpret.heads import head_measures
 from tests.interpret.test_capture import layers, problem
 
@@ -18,7 +18,7 @@ TEXT = ("entropy", "distance", "previous_token", "sink", "induction", "normalize
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def measured(model, params, batch, measures):
     found = record(model, params, batch, SITES)[1]
-    return columns(parts(found), batch, measures), found
+    return head_measure_sums(attention_records(found), batch, measures), found
 
 
 def columns_of(model, params, batch, measures):
@@ -72,7 +72,7 @@ def test_padding_and_what_is_not_asked_do_not_count():
 def test_heads_are_named_by_their_layers():
     model, _, batch = problem("encoder_decoder")
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
-    found = labels(model, shapes, ("entropy", "entropy_of_cross"))
+    found = measure_labels(model, shapes, ("entropy", "entropy_of_cross"))
     assert found["entropy_by_head"][:3] == ["encoder 0.0", "encoder 0.1", "encoder 1.0"]
     assert found["entropy_of_cross_by_head"] == [
         f"decoder {layer} cross.{head}" for layer in range(2) for head in range(2)
@@ -90,4 +90,4 @@ def test_heads_are_named_by_their_layers():
 def test_what_a_model_does_not_have_is_refused(name, measure, message):
     model, _, batch = problem(name)
     with pytest.raises(UserError, match=message):
-        labels(model, batch, (measure,))
+        measure_labels(model, batch, (measure,))

@@ -8,11 +8,11 @@ import pytest
 
 from research.interpret.erasure import (
     BATCH,
-    each_blanked,
-    each_without,
-    kept_only,
-    logits_of,
-    logits_of_kept,
+    batched_logits,
+    keep_only,
+    leave_one_out_masks,
+    leave_one_out_tokens,
+    logits_of_subsets,
 )
 from research.tasks.task import PAD, UNKNOWN
 from tests.attention.cases import close
@@ -21,9 +21,9 @@ from tests.interpret.test_capture import applied, problem
 TOKENS = np.array([5, 7, 6, 3, 4, PAD, PAD, PAD], np.int32)
 REAL = np.arange(8) < 5
 
-kept = jax.jit(kept_only)
-of_kept = functools.partial(jax.jit, static_argnums=0)(logits_of_kept)
-of = functools.partial(jax.jit, static_argnums=0)(logits_of)
+kept = jax.jit(keep_only)
+of_kept = functools.partial(jax.jit, static_argnums=0)(logits_of_subsets)
+of = functools.partial(jax.jit, static_argnums=0)(batched_logits)
 
 
 def test_what_is_kept_moves_together():
@@ -36,12 +36,12 @@ def test_what_is_kept_moves_together():
 
 
 def test_masks_of_each_token():
-    without = np.asarray(each_without(REAL))
+    without = np.asarray(leave_one_out_masks(REAL))
     for place in range(8):
         expected = REAL.copy()
         expected[place] = False
         np.testing.assert_array_equal(without[place], expected)
-    blanked = np.asarray(jax.jit(each_blanked)(TOKENS, REAL))
+    blanked = np.asarray(jax.jit(leave_one_out_tokens)(TOKENS, REAL))
     for place in range(8):
         expected = TOKENS.copy()
         if place < 5:
@@ -52,7 +52,7 @@ def test_masks_of_each_token():
 @pytest.mark.parametrize("name", ["bilstm attention", "class token"])
 def test_logits_without_a_token_are_those_of_a_text_that_never_had_it(name):
     model, params, _ = problem(name)
-    found = np.asarray(of_kept(model, params, TOKENS, each_without(REAL)))
+    found = np.asarray(of_kept(model, params, TOKENS, leave_one_out_masks(REAL)))
     assert found.shape == (8, 2)
     for place in (0, 2, 4, 6):
         rest = np.delete(TOKENS[:5], [place] if place < 5 else [])

@@ -16,9 +16,9 @@ from research.interpret.explanations import (
     METRICS,
     check_pooling,
     faithfulness,
+    kendall_taus,
     mean,
     precision,
-    taus,
 )
 from research.interpret.faithfulness import FRACTIONS
 from research.interpret.trained import Trained, batches
@@ -210,7 +210,7 @@ def test_taus_of_padded_rows_by_counting_pairs():
     a, b = rng.integers(0, 5, (2, 3, 9)).astype(float)
     real = np.arange(9) < np.array([[9], [6], [4]])
     b[2] = 1.0
-    found, p = taus(a, b, real)
+    found, p = kendall_taus(a, b, real)
     for row in range(2):
         x, y = a[row][real[row]], b[row][real[row]]
         both = up = right = 0

@@ -8,13 +8,13 @@ import pytest
 import scipy.special
 
 from research.errors import UserError
-from research.interpret.capture import Change
-from research.interpret.columns import shapes_of_parts
-from research.interpret.heads.activity import attentions, mask_heads, same_heads
-from research.interpret.heads.importance import removable
-from research.interpret.questions import answered
+from research.interpret.capture import Intervention
+from research.interpret.columns import part_shapes
+from research.interpret.heads.activity import attention_layers, common_num_heads, mask_heads
+from research.interpret.heads.importance import num_prunable
+from research.interpret.questions import run_analyses
 from research.interpret.trained import batches
-from research.training.loop import trained
+from research.training.loop import member_for_analysis
 from research.training.program import make_program
 from research.training.schema import resolve
 from tests import small
@@ -31,15 +31,15 @@ def test_attentions_with_heads_are_those_that_are_captured(name):
     model, params, batch = problem(name)
     captured = [
         (part.name, part.sites["weights"].shape[1])
-        for part in shapes_of_parts(model, batch, ("weights",))
+        for part in part_shapes(model, batch, ("weights",))
         if part.kind != "pooling"
     ]
-    found = [(a.name, a.heads) for a in attentions(model, params)]
+    found = [(a.name, a.heads) for a in attention_layers(model, params)]
     if name in ("recurrent", "listener, recurrent speller"):
         # One head that reads the states as they are has no matrix of its own.
         assert not found
         with pytest.raises(UserError, match="no heads"):
-            same_heads(attentions(model, params))
+            common_num_heads(attention_layers(model, params))
     else:
         assert found == captured
 
@@ -47,37 +47,37 @@ def test_attentions_with_heads_are_those_that_are_captured(name):
 @pytest.mark.parametrize("name", ["decoder", "class token"])
 def test_a_head_that_is_masked_is_a_head_that_reads_nothing(name):
     model, params, batch = problem(name)
-    layers, heads = len(attentions(model, params)), 2
+    layers, heads = len(attention_layers(model, params)), 2
     if name == "class token":
-        heads = attentions(model, params)[0].heads
+        heads = attention_layers(model, params)[0].heads
     mask = np.ones((layers, heads), np.float32)
     mask[1, 0] = 0
-    part = shapes_of_parts(model, batch, ("read",))[1]
+    part = part_shapes(model, batch, ("read",))[1]
     nothing = np.zeros((layers, *part.sites["read"].shape), np.float32)
     where = (mask == 0).reshape(layers, 1, 1, heads, 1)
-    expected, _ = looked(model, params, batch, (), {"read": Change(nothing, where)})
+    expected, _ = looked(model, params, batch, (), {"read": Intervention(nothing, where)})
     close(applied(model, masked_heads(model, params, mask), batch), expected, 1e-5)
 
 
 def test_cross_attention_that_is_masked_reads_no_source():
     model, params, batch = problem("encoder_decoder")
-    found = attentions(model, params)
+    found = attention_layers(model, params)
     mask = np.array([[0.0 if a.kind == "cross" else 1.0] * a.heads for a in found], np.float32)
     masked, other = masked_heads(model, params, mask), batch | {"source": batch["source"][:, ::-1]}
     close(applied(model, masked, batch), applied(model, masked, other), 1e-6)
 
 
 def test_removable_counts_heads_up_to_a_hundredth():
-    assert removable([0.90, 0.895, 0.892, 0.5], higher=True) == 2
-    assert removable([0.90, 0.5, 0.9, 0.9], higher=True) == 0
-    assert removable([2.0, 2.01, 2.02, 2.03], higher=False) == 2
-    assert removable([1.0, 1.0, 1.0], higher=True) == 2
+    assert num_prunable([0.90, 0.895, 0.892, 0.5], higher=True) == 2
+    assert num_prunable([0.90, 0.5, 0.9, 0.9], higher=True) == 0
+    assert num_prunable([2.0, 2.01, 2.02, 2.03], higher=False) == 2
+    assert num_prunable([1.0, 1.0, 1.0], higher=True) == 2
 
 
 def test_importance_is_the_rise_of_the_loss_without_the_head():
     program = make_program(RUN)
     params = random_params(program, 0.5)
-    found = answered(("head_importance",), trained(program, RUN, params, 0))
+    found = run_analyses(("head_importance",), member_for_analysis(program, RUN, params, 0))
     one = jax.tree.map(lambda p: p[0], params)
     without = jax.tree.map(np.copy, one)
     without["layers"]["0"]["mixer"]["out"][1, 0] = 0
@@ -104,4 +104,4 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="interpret.examples=0 must be at least 1"):
         resolve(small.recall(interpret__examples=0))
     model, params, _ = problem("hybrid")
-    assert len(attentions(model, params)) == 2  # the recurrent layers have none
+    assert len(attention_layers(model, params)) == 2  # the recurrent layers have none

@@ -15,10 +15,10 @@ import pytest
 from research.interpret.heads.activity import mask_heads
 from research.interpret.logit_lens import decoder_lens
 from research.interpret.patching import (
-    cached,
     patch_effects,
     patched_heads,
     patched_stream,
+    record_activations,
     single_sites,
 )
 from research.models.registry import make_model
@@ -124,7 +124,10 @@ def test_patching_finds_the_places_the_answer_passes_through():
     def effects_of(site, patched, *shape):
         @compiled
         def effects(params, clean, corrupted):
-            run, cache = patched(model, params, metric), cached(model, params, clean, site)
+            run, cache = (
+                patched(model, params, metric),
+                record_activations(model, params, clean, site),
+            )
             return patch_effects(run, clean, corrupted, cache, single_sites(*shape))
 
         return effects(params, clean, corrupted).reshape(2, T)

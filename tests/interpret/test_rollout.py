@@ -6,8 +6,8 @@ import scipy.special
 import scipy.stats
 
 from research.errors import UserError
-from research.interpret.capture import parts
-from research.interpret.rollout import METRICS, rolled_out
+from research.interpret.capture import attention_records
+from research.interpret.rollout import METRICS, rollout_agreement
 from research.tasks.task import UNKNOWN
 from research.training.validation import check_config
 from tests import small
@@ -37,7 +37,7 @@ def read(question, tokens):
     versions = np.concatenate([tokens[None], blanked])
     batch = {"inputs": versions, "length": np.full(len(versions), len(tokens))}
     logits, recorded = looked(question.model, question.params, batch, ("weights",))
-    layers = [p.sites["weights"][0] for p in parts(recorded) if p.kind == "self"]
+    layers = [p.sites["weights"][0] for p in attention_records(recorded) if p.kind == "self"]
     return layers, scipy.special.softmax(logits.astype(np.float64), axis=-1)
 
 
@@ -59,7 +59,7 @@ def expected(question, tokens, pooling):
 def test_correlations_in_a_loop_over_texts_without_padding(pooling):
     # Not so sure that changes of its output drown in rounding.
     question = asked(scale=0.5, model__pooling=pooling, **DEEP)
-    found = rolled_out(question)
+    found = rollout_agreement(question)
     assert set(METRICS) <= set(found.metrics)
     correlations, right = {"raw": [], "rollout": []}, {"raw": [], "rollout": []}
     for tokens, relevant in texts(question):

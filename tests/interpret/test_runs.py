@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from research.interpret.explanations import METRICS, TRUTH
-from research.interpret.questions import answered
-from research.training.loop import train_population, trained
+from research.interpret.questions import run_analyses
+from research.training.loop import member_for_analysis, train_population
 from research.training.program import make_program
-from research.training.runs import load_config_of, open_run
+from research.training.runs import load_run_config, open_run
 from tests import small
 from tests.interpret.test_capture import applied
 from tests.interpret.test_columns import columns_of
@@ -80,15 +80,15 @@ def test_a_run_answers_and_its_result_has_it(recall):
     assert len(found["quality_by_heads_gone"]) == 5
     # With none gone, quality is that of the model on these examples.
     program = make_program(config, 2)
-    asked = trained(program, config, random_params(program, 0.0), 0)
-    nothing = answered(("head_importance",), asked)
+    asked = member_for_analysis(program, config, random_params(program, 0.0), 0)
+    nothing = run_analyses(("head_importance",), asked)
     assert nothing.metrics["significant_heads"] == 0
     assert nothing.metrics["removable_heads"] == 1
 
 
 def test_pooling_is_measured_and_examples_that_fill_a_batch_do_not_count(rule):
     home, results = rule
-    run = open_run(home / "a", load_config_of(home / "a"))
+    run = open_run(home / "a", load_run_config(home / "a"))
     length = run.config.task.length
     found = results[0]["best"]["validation"]
     (entropy,) = found["entropy_of_pooling_by_head"]

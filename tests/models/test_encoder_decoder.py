@@ -193,7 +193,10 @@ def test_every_way_to_read_the_source_runs_and_steps(delta):
         mask = padding(jnp.arange(S) < jnp.asarray(LENGTHS)[:, None])
         last = {"mask": mask, "q_index": jnp.array([T - 1])}
         return [
-            (cross.read(params, x, kept, **at), cross.look(params, x, kept, **at).weights)
+            (
+                cross.read(params, x, kept, **at),
+                cross.attention_trace(params, x, kept, **at).weights,
+            )
             for x, at in ((x, {"mask": mask}), (x[:, -1:], last))
         ]
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from research.configuration import apply_deltas
-from research.parallel.parallelize import place
+from research.parallel.parallelize import to_global_arrays
 from research.training.program import make_members, make_program
 from tests import small
 
@@ -78,7 +78,7 @@ def trained(mechanism: str, layout: str, steps: int = STEPS) -> tuple:
     program = make_program(config, MEMBERS)
     assert layout == "one device" or program.layout.devices == 8, program.layout
     configs = [apply_deltas(config, {"seed": seed}) for seed in range(MEMBERS)]
-    members = place(make_members(configs), program.members)
+    members = to_global_arrays(make_members(configs), program.members)
     state = program.init(members)
     state, sums = program.train(state, members, program.data, np.int32(0), np.int32(steps))
     validation = program.evaluate["validation"](state.params, program.data).sums
@@ -109,7 +109,7 @@ def lies_in_parts() -> None:
     config = apply_deltas(small.recall(), BASE | layout | {"parallel.member": 2})
     program = make_program(config, 2)
     members = [apply_deltas(config, {"seed": seed}) for seed in range(2)]
-    state = program.init(place(make_members(members), program.members))
+    state = program.init(to_global_arrays(make_members(members), program.members))
     for tree in (state.params, state.best.params):
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             part = leaf.addressable_shards[0].data.size / leaf.size
@@ -130,7 +130,7 @@ def items_agree() -> None:
                 program.state.params,
             )
             placed = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
-            params = place(jax.tree.map(np.float32, params), placed)
+            params = to_global_arrays(jax.tree.map(np.float32, params), placed)
             found.append(jax.device_get(program.evaluate["test"](params, program.data)))
             assert found[-1].ids.shape == found[-1].items["loss"].total.shape
             for name, sums in found[-1].items.items():

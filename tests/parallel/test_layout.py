@@ -8,9 +8,9 @@ from jax.sharding import PartitionSpec
 
 from research.errors import UserError
 from research.models.registry import make_model
-from research.parallel.layout import Layout, layout_of, parse_layout
+from research.parallel.layout import Layout, parse_layout, resolve_layout
 from research.parallel.mesh import make_mesh
-from research.parallel.rules import constrain, spec
+from research.parallel.rules import constrain, partition_spec
 from tests import small
 
 SIZES = {"member": 2, "data": 2, "context": 1, "model": 4}
@@ -36,11 +36,11 @@ SIZES = {"member": 2, "data": 2, "context": 1, "model": 4}
 )
 def test_axes_that_are_left_open_are_filled(deltas, members, devices, expected):
     config = small.recall(**{f"parallel__{k}": v for k, v in deltas.items()})
-    assert layout_of(config, members, devices).shape == expected
+    assert resolve_layout(config, members, devices).shape == expected
 
 
 def test_accumulated_parts_are_what_is_split():
-    assert layout_of(small.recall(optimizer__accumulate=2), 1, 8).data == 2
+    assert resolve_layout(small.recall(optimizer__accumulate=2), 1, 8).data == 2
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_accumulated_parts_are_what_is_split():
 def test_what_does_not_divide_is_named(deltas, message):
     config = small.recall(**{f"parallel__{k}": v for k, v in deltas.items()})
     with pytest.raises(UserError) as error:
-        layout_of(config, 1, 8)
+        resolve_layout(config, 1, 8)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -79,7 +79,7 @@ def test_what_does_not_divide_is_named(deltas, message):
     ],
 )
 def test_rules(axes, shape, fsdp, expected):
-    assert spec(axes, shape, SIZES, fsdp) == PartitionSpec(*expected)
+    assert partition_spec(axes, shape, SIZES, fsdp) == PartitionSpec(*expected)
 
 
 @pytest.mark.parametrize(

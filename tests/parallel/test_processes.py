@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.runs.store import read_json, read_metrics, result_of
-from research.training.runs import load_best_of
+from research.runs.store import read_json, read_metrics, read_result
+from research.training.runs import load_best_params
 from tests import small
 from tests.ablation.test_sweep import write
 from tests.commands import ROOT, run_cases
@@ -74,7 +74,7 @@ def finish(processes):
 def figures(run):
     """Everything that was measured, as flat numbers, without what a clock says."""
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
-    result = {k: v for k, v in result_of(run).items() if k not in ("timing", "layout")}
+    result = {k: v for k, v in read_result(run).items() if k not in ("timing", "layout")}
     return rows, result
 
 
@@ -113,7 +113,7 @@ def stop_one(workdir, processes, deltas, after=0):
         time.sleep(0.02)
     running[-1].send_signal(signal.SIGTERM)
     first, *others = finish(running)
-    assert "saved at step" in first and result_of(workdir) is None
+    assert "saved at step" in first and read_result(workdir) is None
     assert all(text.startswith("SIGTERM: saving") or not text for text in others)
     saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     assert read_metrics(workdir)[-1]["step"] == saved > after
@@ -125,7 +125,7 @@ def test_two_processes_are_one(whole, tmp_path):
     first, second = finish(start(tmp_path, 2))
     assert "completed" in first and not second.strip()
     assert_alike(tmp_path, whole)
-    assert result_of(tmp_path)["layout"] == "data=4, jit"
+    assert read_result(tmp_path)["layout"] == "data=4, jit"
     assert read_json(tmp_path / "environment.json")["device"]["processes"] == 2
     assert read_json(whole / "environment.json")["device"]["processes"] == 1
 
@@ -136,11 +136,11 @@ def test_one_signal_stops_all_and_one_process_goes_on(whole, tmp_path):
     assert environment["device"]["processes"] == 2 and environment["device"]["count"] == DEVICES
     run_one(tmp_path)
     assert_alike(tmp_path, whole)
-    assert result_of(tmp_path)["layout"] == "data=4, jit"
+    assert read_result(tmp_path)["layout"] == "data=4, jit"
     # What four devices saved opens on the one that there is here.
     assert len(jax.devices()) == 1
-    params, best = load_best_of(tmp_path)
-    assert best["step"] == result_of(tmp_path)["best_step"]
+    params, best = load_best_params(tmp_path)
+    assert best["step"] == read_result(tmp_path)["best_step"]
     assert {len(p.devices()) for p in jax.tree.leaves(params)} == {1}
 
 
@@ -179,7 +179,7 @@ def test_one_that_dies_takes_the_others_along(tmp_path):
         time.sleep(0.02)
     second.kill()
     first.communicate(timeout=200)
-    assert first.returncode != 0 and result_of(tmp_path) is None
+    assert first.returncode != 0 and read_result(tmp_path) is None
 
 
 @pytest.mark.parametrize(

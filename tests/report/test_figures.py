@@ -10,7 +10,7 @@ from PIL import Image
 from research.ablation.experiment import Experiment, Outcome
 from research.drawing.chart import PALETTE, svg, write_chart
 from research.report.arms import arm_colors, families
-from research.report.facets import shortened, spread
+from research.report.facets import elide_middle, separate_heights
 from research.report.figures import charts, curve_metric
 from research.report.judging.evidence import load_study
 from research.report.tables import main_table
@@ -128,10 +128,10 @@ def test_where_all_arms_stand_together_no_color_says_what_is_not_so(many):
 
 
 def test_names_at_lines_are_moved_apart_and_stay_in_order():
-    heights = spread([0.1, 0.11, 0.12, 0.9], 0.1)
+    heights = separate_heights([0.1, 0.11, 0.12, 0.9], 0.1)
     assert heights == sorted(heights) and 0 <= heights[0] and heights[-1] <= 1
     assert all(b - a > 0.0999 for a, b in zip(heights, heights[1:], strict=False))
-    assert shortened("gated convolution of 4", 20) == "gated convolu…n of 4"
+    assert elide_middle("gated convolution of 4", 20) == "gated convolu…n of 4"
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])

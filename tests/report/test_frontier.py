@@ -9,7 +9,7 @@ from research.ablation.experiment import Experiment, Outcome
 from research.ablation.loading import load_experiment
 from research.drawing.chart import svg
 from research.errors import UserError
-from research.report.frontier import Spot, amount, best_for_cost, frontier_chart
+from research.report.frontier import FrontierPoint, best_for_cost, format_cost, frontier_chart
 from research.report.judging.evidence import load_study
 from tests.report.synthetic_sweep import build, plausible
 
@@ -17,7 +17,7 @@ ARMS = {"all keys": (65536, 1.0), "window": (4096, 0.2), "state": (1024, 0.3), "
 
 
 def spots():
-    return [Spot(i, a, c, m, (m,)) for i, (a, (c, m)) in enumerate(ARMS.items())]
+    return [FrontierPoint(i, a, c, m, (m,)) for i, (a, (c, m)) in enumerate(ARMS.items())]
 
 
 def test_the_frontier_is_what_nothing_cheaper_beats():
@@ -98,5 +98,9 @@ def test_an_unknown_column_is_refused(tmp_path):
 
 
 def test_amounts_are_short():
-    assert [amount(v, "state_bytes") for v in (256, 4096, 3 << 19)] == ["256 B", "4 KiB", "1.5 MiB"]
-    assert [amount(v, "parameters") for v in (256, 28832, 5e6)] == ["256", "28.8k", "5M"]
+    assert [format_cost(v, "state_bytes") for v in (256, 4096, 3 << 19)] == [
+        "256 B",
+        "4 KiB",
+        "1.5 MiB",
+    ]
+    assert [format_cost(v, "parameters") for v in (256, 28832, 5e6)] == ["256", "28.8k", "5M"]

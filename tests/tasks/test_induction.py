@@ -7,7 +7,7 @@ import pytest
 from research.errors import UserError
 from research.tasks.registry import make_task
 from research.tasks.synthetic.induction import EVALUATION_SEED, Induction
-from research.training.records.metrics import ratios
+from research.training.records.metrics import mean_metrics
 from tests import small
 from tests.compiled import compiled
 
@@ -77,7 +77,7 @@ def scored(name, batch, guesses):
     """Returns the metrics of one guess to each position, (B, T) tokens."""
     logits = 50.0 * (guesses[..., None] == np.arange(SHAPES[name].vocab_size))
     sums = MEASURED[name](logits.astype(np.float32), batch)
-    return ratios(jax.tree.map(lambda a: a[None], sums), 0)
+    return mean_metrics(jax.tree.map(lambda a: a[None], sums), 0)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -10,8 +10,8 @@ import pytest
 from research.errors import UserError
 from research.tasks.registry import make_task
 from research.tasks.synthetic.recall import EVALUATION_SEED, Recall
-from research.training.records.metrics import ratios
-from research.training.step import stream
+from research.training.records.metrics import mean_metrics
+from research.training.step import random_stream
 from tests import small
 from tests.compiled import compiled
 
@@ -180,7 +180,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
     @compiled
     def drawn(seed, step):
-        return task.batch((), jax.random.fold_in(stream(seed, 1), step))["inputs"]
+        return task.batch((), jax.random.fold_in(random_stream(seed, 1), step))["inputs"]
 
     def at(seed, step):
         return drawn(np.uint32(seed), step).tobytes()
@@ -199,7 +199,9 @@ def test_evaluation_streams_are_fixed_and_disjoint_from_training():
 
     @jax.jit
     def trained(seed):
-        keys = jax.vmap(lambda step: jax.random.fold_in(stream(seed, 1), step))(jnp.arange(8))
+        keys = jax.vmap(lambda step: jax.random.fold_in(random_stream(seed, 1), step))(
+            jnp.arange(8)
+        )
         return jax.vmap(lambda key: task.batch((), key)["inputs"])(keys).reshape(-1, task.length)
 
     def lines(array):
@@ -238,7 +240,7 @@ def oracle(batch, vocab_size, confidence=50.0):
 def test_an_oracle_scores_one(batches, name):
     task, batch = SHAPES[name], batches[name]
     sums = MEASURED[name](oracle(batch, task.vocab_size), batch)
-    found = ratios(jax.tree.map(lambda a: np.asarray(a)[None], sums), 0)
+    found = mean_metrics(jax.tree.map(lambda a: np.asarray(a)[None], sums), 0)
     assert found["accuracy"] == found["accuracy_most_pairs"] == 1.0
     assert found["loss"] < 1e-6
     assert {x for x in found["accuracy_by_gap"] if x == x} == {1.0}

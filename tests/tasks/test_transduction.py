@@ -11,7 +11,7 @@ from research.interpret.alignment_measures import alignment_scores
 from research.tasks.registry import make_task
 from research.tasks.synthetic.transduction import KINDS, substitution
 from research.tasks.task import BOS, EOS, PAD, WORDS
-from research.training.records.metrics import ratios
+from research.training.records.metrics import mean_metrics
 from tests.compiled import compiled
 
 VOCAB = 11
@@ -179,7 +179,7 @@ def logits_of(targets):
 
 def measured(task, logits, batch):
     sums = compiled(task.metrics)(logits, batch)
-    return sums, ratios(jax.tree.map(lambda a: a[None], sums), 0)
+    return sums, mean_metrics(jax.tree.map(lambda a: a[None], sums), 0)
 
 
 def test_right_logits_are_perfect_and_filler_counts_nothing(tasks, tests_of):

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.parallel.layout import layout_of
-from research.runs.store import result_of
+from research.parallel.layout import resolve_layout
+from research.runs.store import read_result
 from research.train import members_of
 from research.training.budget import count_parameters, measure_budget
 from research.training.loop import train_population
 from research.training.preemption import Preempted
 from research.training.program import make_program
-from research.training.records.metrics import ratios
-from research.training.runs import load_best_of
+from research.training.records.metrics import mean_metrics
+from research.training.runs import load_best_params
 from research.training.validation import check_config
 from tests import small
 from tests.runs import best_of, signal_at, without_time
@@ -54,7 +54,7 @@ def classified(config, tmp_path_factory):
 def test_a_run_learns_and_reports(config, classified):
     program = make_program(config, 2)
     for run in classified:
-        result = result_of(run)
+        result = read_result(run)
         test = result["best"]["test"]
         assert test["accuracy"] > 0.9, "a word decides"
         assert test["accuracy_by_class"] == pytest.approx([0.95, 0.95], abs=0.12)
@@ -64,7 +64,7 @@ def test_a_run_learns_and_reports(config, classified):
         assert budget["state_bytes"] is None and budget["flops_per_token"] > 0
         assert budget["tokens"] == round(60 * program.task.tokens)
         assert json.loads((run / "corpus.json").read_text())["labels"] == ["bad", "good"]
-    params, _ = load_best_of(classified[0])
+    params, _ = load_best_params(classified[0])
     assert count_parameters(config) == sum(p.size for p in jax.tree.leaves(params))
 
 
@@ -74,7 +74,7 @@ def test_evaluation_in_buckets_is_that_of_one_text_after_the_other(
 ):
     program = make_program(config, 2)
     task = program.task
-    params = [load_best_of(run)[0] for run in classified]
+    params = [load_best_params(run)[0] for run in classified]
     stacked = jax.tree.map(lambda *a: np.stack(a), *params)
     found = program.evaluate[split](stacked, program.data).sums
     assert len(task.evaluation_batches(split, 1)) > 1
@@ -91,7 +91,7 @@ def test_evaluation_in_buckets_is_that_of_one_text_after_the_other(
             logits = np.asarray(run(params[1], {"inputs": row, "length": length[None]})[0])
             losses += np.log(np.exp(logits).sum()) - logits[label]
             right, count = right + (logits.argmax() == label), count + 1
-    mine = ratios(found, 1)
+    mine = mean_metrics(found, 1)
     assert count == texts == found["loss"].count[1]
     assert mine["accuracy"] == pytest.approx(right / texts)
     assert mine["loss"] == pytest.approx(losses / texts, rel=1e-4)
@@ -112,7 +112,7 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(config, classified, tmp_p
 def test_a_sum_of_words_finds_one_keyword_and_never_a_pair(kind, solved, tmp_path):
     config = small.rule(task__kind=kind, task__batch_size=32, model__pooling="mean", **LEARNS)
     (run,) = train(config, tmp_path)
-    accuracy = result_of(run)["best"]["test"]["accuracy"]
+    accuracy = read_result(run)["best"]["test"]["accuracy"]
     assert accuracy > 0.95 if solved else accuracy < 0.8
 
 
@@ -134,11 +134,11 @@ def test_flops_of_a_transformer_are_counted():
 )
 def test_layouts_that_do_not_suit_are_refused(deltas, message):
     with pytest.raises(UserError, match=message):
-        layout_of(small.rule(**deltas), 1, 8)
+        resolve_layout(small.rule(**deltas), 1, 8)
     heads = small.rule(model__body="transformer", model__feedforward=16, model__num_heads=2)
     with heads.unlocked():
         heads.parallel.model = 2
-    assert layout_of(heads, 1, 8).model == 2
+    assert resolve_layout(heads, 1, 8).model == 2
 
 
 @pytest.mark.parametrize(

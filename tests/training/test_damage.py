@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.runs.store import read_json, read_metrics, result_of
+from research.runs.store import read_json, read_metrics, read_result
 from research.training.preemption import Preempted
 from research.training.program import abstract_state, make_program
 from research.training.records.checkpoints import Checkpoints, load_best
-from research.training.runs import load_best_of
+from research.training.runs import load_best_params
 from tests import small
 from tests.runs import best_of, signal_at, train, without_time
 
@@ -109,7 +109,7 @@ def test_without_a_checkpoint_that_can_be_read_it_says_how_to_start_over(copy):
     assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["12.damaged", "6.damaged"]
     shutil.rmtree(copy / "checkpoints")
     train(recall(), copy)
-    assert result_of(copy)["status"] == "completed"
+    assert read_result(copy)["status"] == "completed"
 
 
 def test_another_model_is_no_damage(copy):
@@ -136,19 +136,19 @@ def test_readers_take_the_best_of_the_newest_checkpoint_that_can_be_read(copy, c
 
 def test_a_finished_run_is_not_read_with_other_parameters_than_its_result_has(whole, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
-    params, best = load_best_of(run)
+    params, best = load_best_params(run)
     damage(run / "checkpoints" / "24", "best/manifest.ocdbt")
     result = read_json(run / "result.json")
     if best["step"] <= 18:  # the checkpoint before it has the same
-        assert load_best_of(run)[1] == best
+        assert load_best_params(run)[1] == best
         (run / "result.json").write_text(json.dumps(result | {"best_step": 24}))
     with pytest.raises(UserError, match=r"was best at step 24.*Delete .*result\.json"):
-        load_best_of(run)
+        load_best_params(run)
     (run / "result.json").unlink()
     train(recall(), run)
     assert without_time(run) == without_time(whole)
     for one, two in zip(
-        jax.tree.leaves(load_best_of(run)[0]), jax.tree.leaves(params), strict=True
+        jax.tree.leaves(load_best_params(run)[0]), jax.tree.leaves(params), strict=True
     ):
         np.testing.assert_array_equal(one, two)
 

@@ -15,9 +15,9 @@ from research.runs.store import CONFIG, DATA, RESULT, read_json, write_json
 from research.tasks.digests import file_digest, read_bytes
 from research.tasks.registry import make_task
 from research.training.loop import train_population
-from research.training.program import task_of
+from research.training.program import cached_task
 from research.training.records.data_record import check_same_data, write_data
-from research.training.runs import Opened, load_task_of
+from research.training.runs import LoadedRun, load_run_task
 from research.training.schema import run_id
 from tests import small
 
@@ -68,7 +68,7 @@ def spoil(path):
         # Another order of its lines: the same alphabet, words and sizes.
         lines = content.splitlines(keepends=True)
         path.write_bytes(b"".join(lines[::-1]) if len(set(lines)) > 1 else content + lines[0])
-    task_of.cache_clear()
+    cached_task.cache_clear()
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -113,11 +113,11 @@ def test_a_run_goes_on_with_no_other_bytes(made, finished):
 
 def test_a_run_is_not_opened_with_other_data(made):
     config, file, run, task = made
-    opened = Opened(run, config, None, None, {}, None, (), {})
-    assert load_task_of(opened).files == task.files
+    opened = LoadedRun(run, config, None, None, {}, None, (), {})
+    assert load_run_task(opened).files == task.files
     spoil(file)
     with pytest.raises(UserError, match=r"its data changed since it began: (\S+) had sha256 "):
-        load_task_of(opened)
+        load_run_task(opened)
 
 
 @pytest.mark.parametrize("make", TASKS)

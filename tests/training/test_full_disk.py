@@ -12,7 +12,7 @@ import pytest
 
 from research import command_line
 from research.errors import UserError, told
-from research.runs.store import read_metrics, result_of, write_json
+from research.runs.store import read_metrics, read_result, write_json
 from research.training.records import events
 from tests import small
 from tests.runs import at_steps, train, without_time
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, whole, monkeypatch, no_la
     )
     # What was raised is not printed as well.
     assert tuple(capfd.readouterr()) == ("", "")
-    assert steps_of(tmp_path) == [6] and result_of(tmp_path) is None
+    assert steps_of(tmp_path) == [6] and read_result(tmp_path) is None
     monkeypatch.undo()
     no_large_files(resource.RLIM_INFINITY)
     train(recall(), tmp_path)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.runs.store import ITEMS, read_arrays, result_of
+from research.runs.store import ITEMS, read_arrays, read_result
 from research.tasks.items import fingerprints
 from research.training.program import make_program
-from research.training.runs import load_best_of
+from research.training.runs import load_best_params
 from tests import small
 from tests.random_runs import random_params
 from tests.runs import train
@@ -83,7 +83,7 @@ def runs(labelled, tmp_path_factory):
 
 def test_a_run_keeps_its_items(runs):
     for run in (run for some in runs.values() for run in some):
-        items, result = read_arrays(run / ITEMS), result_of(run)
+        items, result = read_arrays(run / ITEMS), read_result(run)
         assert len(items["id"]) == TEXTS and (np.diff(items["id"].astype(np.int64)) >= 0).all()
         for which in ("best", "final"):
             for metric in ("loss", "accuracy"):
@@ -100,7 +100,7 @@ def test_items_do_not_depend_on_the_batches(runs):
 def test_results_are_those_of_the_items_with_their_ids(labelled, runs):
     """Text after text, by the model itself."""
     run = runs[4][1]
-    items, params = read_arrays(run / ITEMS), load_best_of(run)[0]
+    items, params = read_arrays(run / ITEMS), load_best_params(run)[0]
     program = make_program(small.sentiment(labelled, model__body="none"))
     apply = jax.jit(lambda p, b: program.model.apply({"params": p}, b, method="of_batch"))
     for index in range(5):

@@ -13,13 +13,13 @@ import pytest
 
 from research.configuration import apply_deltas, to_plain
 from research.errors import UserError
-from research.runs.store import read_json, read_metrics, result_of
+from research.runs.store import read_json, read_metrics, read_result
 from research.training import loop
 from research.training.loop import train_population
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import make_program
 from research.training.records.checkpoints import load_best
-from research.training.records.metrics import ratios
+from research.training.records.metrics import mean_metrics
 from research.training.schema import resolve
 from tests import small
 from tests.commands import ROOT
@@ -51,7 +51,7 @@ def test_a_run_has_its_files(whole):
     assert len(environment["git"]["commit"]) == 40
     assert isinstance(environment["git"]["dirty"], bool)
     assert environment["command"][0] == "python"
-    result = result_of(whole)
+    result = read_result(whole)
     assert (result["status"], result["diverged_at"], result["steps"]) == ("completed", -1, 24)
     assert result["seed"] == 0 and result["implementation"] == "dense"
     assert result["budget"]["parameters"] > 0 and result["timing"]["members"] == 1
@@ -75,7 +75,7 @@ def test_metrics_are_complete_and_in_order(whole):
     )
     assert rows[-1]["learning_rate"] == pytest.approx(1e-3, rel=1e-4)
     best = max(rows, key=lambda row: row.get("validation/accuracy", -1))
-    result = result_of(whole)
+    result = read_result(whole)
     assert result["best"]["validation"]["accuracy"] == pytest.approx(best["validation/accuracy"])
     assert result["best_step"] == best["step"]
 
@@ -95,7 +95,7 @@ def test_where_a_run_reports_changes_nothing_in_what_it_learns(whole, tmp_path):
         jax.tree.leaves(best_of(run)), jax.tree.leaves(best_of(whole)), strict=True
     ):
         np.testing.assert_array_equal(one, two)
-    assert result_of(run)["final"] == result_of(whole)["final"]
+    assert read_result(run)["final"] == read_result(whole)["final"]
 
 
 def test_best_parameters_are_those_that_were_recorded(population):
@@ -103,11 +103,11 @@ def test_best_parameters_are_those_that_were_recorded(population):
     program = make_program(config)
     for run in population:
         params, best = best_of(run)
-        result = result_of(run)
+        result = read_result(run)
         assert best["step"] == result["best_step"]
         stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
         for split, evaluate in program.evaluate.items():
-            found = ratios(evaluate(stacked, program.task.data).sums, 0)
+            found = mean_metrics(evaluate(stacked, program.task.data).sums, 0)
             for name, value in result["best"][split].items():
                 if isinstance(value, float):
                     assert found[name] == pytest.approx(value, rel=1e-5), name
@@ -115,12 +115,12 @@ def test_best_parameters_are_those_that_were_recorded(population):
 
 
 def test_members_have_runs_of_their_own(population, whole):
-    assert [result_of(run)["seed"] for run in population] == [0, 1, 2]
+    assert [read_result(run)["seed"] for run in population] == [0, 1, 2]
     assert [read_json(run / "population.json")["member"] for run in population] == [0, 1, 2]
     # The member with the seed of the single run has its figures, up to the order of additions.
-    one, alone = (result_of(run)["final"]["validation"] for run in (population[0], whole))
+    one, alone = (read_result(run)["final"]["validation"] for run in (population[0], whole))
     assert one["loss"] == pytest.approx(alone["loss"], rel=1e-3)
-    losses = {result_of(run)["final"]["validation"]["loss"] for run in population}
+    losses = {read_result(run)["final"]["validation"]["loss"] for run in population}
     assert len(losses) == 3
 
 
@@ -139,7 +139,7 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(whole, tmp_path, monkeypa
         except Preempted as error:
             stopped += 1
             assert "run the same command to continue" in str(error)
-            assert result_of(tmp_path) is None
+            assert read_result(tmp_path) is None
     assert stopped == len(stops)
     assert capfd.readouterr().err.count("SIGTERM: saving, then stopping") == stopped
     assert without_time(run) == without_time(whole)
@@ -198,7 +198,7 @@ def test_a_member_that_diverges_is_marked_and_the_others_finish(tmp_path, whole)
     assert calm["status"] == other["status"] == "completed" and lost["status"] == "diverged"
     assert 0 < lost["diverged_at"] < 24
     assert calm["final"]["validation"]["loss"] == pytest.approx(
-        result_of(whole)["final"]["validation"]["loss"], rel=1e-3
+        read_result(whole)["final"]["validation"]["loss"], rel=1e-3
     )
     for path in tmp_path.rglob("*.json*"):
         assert "NaN" not in path.read_text(), "JSON has no word for it"
@@ -263,4 +263,4 @@ def test_processes_of_a_user(tmp_path):
     assert "run the same command to continue." in out
     (step,) = (p.name for p in (tmp_path / "checkpoints").iterdir())
     assert int(step) == read_metrics(tmp_path)[-1]["step"]
-    assert result_of(tmp_path) is None
+    assert read_result(tmp_path) is None

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from research.errors import UserError
-from research.training.optimizer import make_optimizer, optimizer_of
+from research.training.optimizer import make_optimizer, read_optimizer
 from tests import small
 
 STEPS = 20
@@ -28,7 +28,7 @@ DECAYED = ["['embedding']", "['head']", "['query']", "['gate']", "['in']"]
 
 
 def options(**optimizer):
-    return optimizer_of(small.recall(**{f"optimizer__{k}": v for k, v in optimizer.items()}))
+    return read_optimizer(small.recall(**{f"optimizer__{k}": v for k, v in optimizer.items()}))
 
 
 def drawn(seed, scale=1.0):

@@ -14,8 +14,8 @@ from research.training import schema
 from research.training.evaluating import evaluate
 from research.training.loop import check_same_config
 from research.training.preemption import Preempted
-from research.training.runs import load_config_of, open_run
-from research.training.schema import identity, of_run, resolve, run_id
+from research.training.runs import load_run_config, open_run
+from research.training.schema import identity, resolve, resolve_recorded, run_id
 from tests import small
 from tests.conftest import ROOT
 from tests.grown import updated
@@ -69,11 +69,11 @@ IDS = {name: run_id(config) for name, config in RUNS.items()}
 @pytest.mark.parametrize("name", RUNS)
 def test_resolving_twice_or_from_json_is_resolving_once(name):
     once = resolve(RUNS[name])
-    assert resolve(once) == once == of_run(to_plain(once)) == from_plain(to_plain(once))
+    assert resolve(once) == once == resolve_recorded(to_plain(once)) == from_plain(to_plain(once))
     assert run_id(once) == run_id(RUNS[name])
     assert once.is_locked
     # What is read of a whole config.json of before is the same.
-    assert of_run(to_plain(RUNS[name])) == once
+    assert resolve_recorded(to_plain(RUNS[name])) == once
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -201,7 +201,7 @@ def test_a_raised_revision_is_another_run(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"revisions.task name 'recall' \('absent' there, 2 here"):
         check_same_config(config, tmp_path)
     # It can still be opened.
-    assert load_config_of(tmp_path) == resolve(config)
+    assert load_run_config(tmp_path) == resolve(config)
     write_json(tmp_path / CONFIG, schema.run_record(config))
     check_same_config(config, tmp_path)
 
@@ -232,7 +232,7 @@ NOW = {
 def test_a_run_of_before_is_the_run_of_now(name, tmp_path):
     write_json(tmp_path / CONFIG, BEFORE[name])
     check_same_config(NOW[name], tmp_path)
-    assert load_config_of(tmp_path) == resolve(NOW[name])
+    assert load_run_config(tmp_path) == resolve(NOW[name])
     changed = apply_deltas(NOW[name], {"task.batch_size": 8})
     with pytest.raises(UserError, match=r"task.batch_size \(4 there, 8 here\)"):
         check_same_config(changed, tmp_path)
@@ -241,7 +241,7 @@ def test_a_run_of_before_is_the_run_of_now(name, tmp_path):
 def test_a_finished_run_of_before_has_nothing_to_do_and_is_evaluated(tmp_path, monkeypatch):
     write_run(tmp_path, NOW["recall"])
     write_json(tmp_path / CONFIG, BEFORE["recall"])
-    opened = open_run(tmp_path, load_config_of(tmp_path))
+    opened = open_run(tmp_path, load_run_config(tmp_path))
     assert set(evaluate(opened).metrics) == {"validation", "test"}
     monkeypatch.setattr("research.training.loop.make_program", None)
     train(NOW["recall"], tmp_path)

@@ -14,19 +14,19 @@ from research.configuration import apply_deltas
 from research.decoding.decode import decode_all
 from research.decoding.search import Search
 from research.errors import UserError
-from research.interpret.columns import measured
-from research.parallel.layout import layout_of
-from research.runs.store import result_of
+from research.interpret.columns import with_head_measures
+from research.parallel.layout import resolve_layout
+from research.runs.store import read_result
 from research.tasks.task import BOS, EOS, PAD
 from research.train import members_of
 from research.training.budget import measure_budget, training_flops
 from research.training.loop import train_population
 from research.training.preemption import Preempted
 from research.training.program import make_members, make_program
-from research.training.records.metrics import ratios
-from research.training.runs import load_best_of
+from research.training.records.metrics import mean_metrics
+from research.training.runs import load_best_params
 from research.training.scores import SPEED, score_names
-from research.training.step import stream
+from research.training.step import random_stream
 from research.training.validation import check_config
 from tests import small
 from tests.runs import best_of, signal_at, without_time
@@ -129,7 +129,7 @@ def test_steps_of_several_shapes_in_one_program_are_those_done_by_hand(config, p
     for lane, seed in enumerate(SEEDS):
         params, total = jax.tree.map(lambda a, lane=lane: a[lane], start), {}
         for i, number in enumerate(numbers):
-            batch = draw(task.data, stream(jnp.uint32(seed), 1), i, number)
+            batch = draw(task.data, random_stream(jnp.uint32(seed), 1), i, number)
             assert batch["source"].shape == (config.task.batch_size, task.bounds[number][0])
             batches.append(np.asarray(batch["source"]))
             params, found = step(params, batch)
@@ -168,7 +168,7 @@ def test_evaluation_in_buckets_is_that_of_one_padded_batch(program, start, split
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         real = target != PAD
         loss = -np.take_along_axis(log_p, target[..., None], axis=-1)[..., 0][real].mean()
-        mine = ratios(found, lane)
+        mine = mean_metrics(found, lane)
         assert found["loss"].count[lane] == real.sum()
         np.testing.assert_allclose(mine["loss"], loss, rtol=1e-5)
         np.testing.assert_allclose(
@@ -205,7 +205,7 @@ def test_a_translation_run_keeps_what_it_decoded(translated, program, path):
     scores = []
     for run in translated:
         for split, name in (("validation", "val"), ("test", "test")):
-            metrics = result_of(run)["best"][split]
+            metrics = read_result(run)["best"][split]
             found = (run / f"{split}.hypotheses.txt").read_text().split("\n")[:-1]
             wanted = (run / f"{split}.references.txt").read_text().split("\n")[:-1]
             given = path.replace("{split}", name).replace("{language}", "en")
@@ -221,7 +221,7 @@ def test_a_translation_run_keeps_what_it_decoded(translated, program, path):
             scores.append((bleu.score, chrf.score))
         signatures = json.loads((run / "sacrebleu.json").read_text())
         assert set(signatures) == {"bleu", "chrf"}
-        result = result_of(run)
+        result = read_result(run)
         assert result["signatures"] == signatures
         assert "bleu" not in result["final"]["test"]
         assert set(result["slices"]) >= {"bleu_by_source_length", "accuracy_by_source_length"}
@@ -229,7 +229,7 @@ def test_a_translation_run_keeps_what_it_decoded(translated, program, path):
 
 
 def test_a_transduction_run_is_scored(transduced, caplog):
-    result = result_of(transduced)
+    result = read_result(transduced)
     test, validation = result["best"]["test"], result["best"]["validation"]
     names = {"exact_match", "token_accuracy", "exact_match_training_lengths"}
     assert names | {SPEED, "alignment_error", "diagonality", "entropy"} <= test.keys()
@@ -243,7 +243,7 @@ def test_a_transduction_run_is_scored(transduced, caplog):
     # Against decoding it again, and the rule of the task.
     config = small.transduction()
     task, model = make_program(config).task, make_program(config).model
-    params, _ = load_best_of(transduced)
+    params, _ = load_best_params(transduced)
     assert not caplog.records, "what is left in the checkpoint is nothing to warn of"
     sources = task.sources("test")
     found = decode_all(model, params, sources["source"], sources["source_length"], Search())
@@ -259,7 +259,7 @@ def test_a_transduction_run_is_scored(transduced, caplog):
 
 def test_a_batch_of_what_reads_nothing_has_no_alignment():
     program = make_program(small.transduction(model__attention="fixed_initial"))
-    task, measure = program.task, measured(program.task, program.model, program.measures)
+    task, measure = program.task, with_head_measures(program.task, program.model, program.measures)
 
     @jax.jit
     def run(key):
@@ -267,14 +267,14 @@ def test_a_batch_of_what_reads_nothing_has_no_alignment():
         params = program.model.init(key, batch, method="of_batch")["params"]
         return jax.tree.map(lambda a: a[None], measure(params, batch)[1])
 
-    found = ratios(run(jax.random.key(0)), 0)
+    found = mean_metrics(run(jax.random.key(0)), 0)
     assert "loss" in found and not {"alignment_error", "diagonality", "entropy"} & found.keys()
 
 
 @pytest.mark.slow
 def test_what_reads_nothing_has_no_alignment(tmp_path):
     (run,) = train(small.transduction(model__attention="fixed_initial"), tmp_path)
-    result = result_of(run)
+    result = read_result(run)
     for metrics in result["best"].values():
         assert not {"alignment_error", "diagonality", "entropy"} & metrics.keys()
     assert 0 <= result["best"]["test"]["exact_match"] <= 1
@@ -286,7 +286,7 @@ def test_flops_are_those_of_the_steps_that_are_done(config, program):
     epoch = sum(task.epochs.batches)
     draw = jax.jit(task.batch, static_argnums=3)
     for step, number in enumerate(buckets(task, epoch)):
-        batch = draw(task.data, stream(jnp.uint32(0), 1), step, number)
+        batch = draw(task.data, random_stream(jnp.uint32(0), 1), step, number)
         shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
         counts.setdefault(str(shape), []).append(shape)
         real += int(batch["source_length"].sum() + (batch["targets"] >= 0).sum())
@@ -327,7 +327,7 @@ def test_attention_may_be_asked_to_cover_the_source():
 def test_positions_of_pairs_are_not_split(model):
     config = small.transduction(model__name=model, parallel__context=2)
     with pytest.raises(UserError, match="parallel.context=2 splits .*'decoder' only"):
-        layout_of(config, 1, 8)
+        resolve_layout(config, 1, 8)
 
 
 def test_a_plan_of_pairs_is_refused(config):

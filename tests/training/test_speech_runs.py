@@ -9,12 +9,12 @@ import pytest
 from research.decoding.decode import decode_all
 from research.decoding.search import Search
 from research.errors import UserError
-from research.runs.store import result_of
+from research.runs.store import read_result
 from research.tasks.speech.recognition_scores import RATES, error_rates
 from research.training.loop import train_population
 from research.training.preemption import Preempted
 from research.training.program import make_program
-from research.training.runs import load_best_of
+from research.training.runs import load_best_params
 from research.training.scores import SPEED
 from research.training.step import make_evaluate
 from research.training.validation import check_config
@@ -52,7 +52,7 @@ FAST = "joint"
 )
 def test_a_run_is_scored(trained, name):
     run = trained(name)
-    result = result_of(run)
+    result = read_result(run)
     assert result["status"] == "completed"
     for metrics in result["best"].values():
         assert set(RATES) | {SPEED, "error_rate", "loss"} <= metrics.keys()
@@ -89,9 +89,9 @@ def test_one_objective_has_no_metric_of_the_other(name):
 def test_what_is_logged_while_training_is_greedy_decoding(trained):
     """By attention alone: the same rate as of validation that is decoded so."""
     run = trained("joint")
-    metrics = result_of(run)["best"]["validation"]
+    metrics = read_result(run)["best"]["validation"]
     program = make_program(small.speech(**OBJECTIVES["joint"]))
-    params, _ = load_best_of(run)
+    params, _ = load_best_params(run)
     sources = program.task.sources("validation")
     # Training decodes twice the tokens of a bucket's longest transcript with its end, no more.
     found = decode_all(

@@ -4,15 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from research.runs.store import ITEMS, result_of
+from research.runs.store import ITEMS, read_result
 from research.tasks.registry import GENERATED, make_task
 from research.train import members_of
 from research.training.evaluating import evaluate
 from research.training.loop import train_population
 from research.training.program import make_program
-from research.training.runs import load_best_of, load_config_of, open_run
+from research.training.runs import load_best_params, load_run_config, open_run
 from research.training.schema import run_id
-from research.training.step import stream
+from research.training.step import random_stream
 from tests import small
 from tests.compiled import compiled
 
@@ -46,7 +46,7 @@ def test_a_test_is_its_seeds_and_nobody_trains_on_it(name):
     # Tiny sequences may come twice by chance; a stream that is used twice is there as a whole.
     for other in (tests[1], common, chosen):
         assert len(tests[0] & other) < len(tests[0]) / 2
-    drawn = compiled(lambda seed: task.batch((), stream(seed, 1), 0))
+    drawn = compiled(lambda seed: task.batch((), random_stream(seed, 1), 0))
     numbers = {"induction": 0x5EED0022, "recall": 0x5EED0002, "rule": 0x5EED0022}
     for seed in (0, 1, numbers.get(name, 0x5EED0012)):
         trained = lines(drawn(np.uint32(seed)))
@@ -73,7 +73,7 @@ def test_what_is_reported_is_of_the_seeds_own_test(runs):
         )
     )
     for config, folder in zip(configs, folders, strict=True):
-        params, found = load_best_of(folder)[0], result_of(folder)["best"]
+        params, found = load_best_params(folder)[0], read_result(folder)["best"]
         for split, data in (("test", np.uint32(config.seed)), ("validation", ())):
             batches = config.train.eval_batches
             sums = [
@@ -90,8 +90,8 @@ def test_results_of_items_that_no_other_seed_has_are_not_kept(runs):
 
 def test_evaluating_again_finds_the_same_test(runs):
     for folder in runs[1]:
-        again = evaluate(open_run(folder, load_config_of(folder))).metrics["test"]
-        assert again["loss"] == pytest.approx(result_of(folder)["best"]["test"]["loss"], rel=1e-6)
+        again = evaluate(open_run(folder, load_run_config(folder))).metrics["test"]
+        assert again["loss"] == pytest.approx(read_result(folder)["best"]["test"]["loss"], rel=1e-6)
 
 
 def test_runs_without_one_keep_their_names():

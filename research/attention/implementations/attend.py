@@ -31,8 +31,8 @@ class Implementation(NamedTuple):
 
     Attributes:
       attend: `attend(q, k, v, mechanism)`.
-      lacks: `lacks(mechanism) -> str` names the part of the mechanism that is unsupported; empty
-        if the mechanism is supported.
+      unsupported_part: `(mechanism) -> str` names the part of the mechanism that is not supported;
+        empty if all are.
       blocked: whether `attend` takes a `block_size`.
       platforms: supported platforms; elsewhere it raises `Unsupported`, except splash, which is
         interpreted on CPUs for tests.
@@ -42,7 +42,7 @@ class Implementation(NamedTuple):
     """
 
     attend: Callable[..., Any]
-    lacks: Callable[[Mechanism], str]
+    unsupported_part: Callable[[Mechanism], str]
     blocked: bool
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     dtypes: tuple[str, ...] = ()
@@ -56,11 +56,11 @@ def _nothing(mechanism: Mechanism) -> str:
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dense": Implementation(dense.attend, _nothing, blocked=False),
-    "blockwise": Implementation(blockwise.attend, blockwise.lacks, blocked=True),
-    "jax_xla": Implementation(fused.attend_xla, fused.lacks_xla, blocked=False),
+    "blockwise": Implementation(blockwise.attend, blockwise.unsupported_part, blocked=True),
+    "jax_xla": Implementation(fused.attend_xla, fused.unsupported_by_xla, blocked=False),
     "jax_cudnn": Implementation(
         fused.attend_cudnn,
-        fused.lacks_cudnn,
+        fused.unsupported_by_cudnn,
         blocked=False,
         platforms=("gpu",),
         dtypes=fused.CUDNN_DTYPES,
@@ -68,13 +68,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     ),
     "splash": Implementation(
         splash.attend,
-        splash.lacks,
+        splash.unsupported_part,
         blocked=False,
         platforms=("tpu",),
         dtypes=splash.DTYPES,
         any_positions=False,
     ),
-    "ring": Implementation(ring.attend, ring.lacks, blocked=True, split=True),
+    "ring": Implementation(ring.attend, ring.unsupported_part, blocked=True, split=True),
     "gather": Implementation(gather.attend, _nothing, blocked=True, split=True),
 }
 
@@ -83,7 +83,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 DENSE_UP_TO = 1024
 
 
-def choose(
+def choose_implementation(
     length: int,
     mechanism: Mechanism,
     *,
@@ -108,41 +108,43 @@ def choose(
     backend = platform() if backend is None else backend
     name = "" if dtype is None else jnp.dtype(dtype).name
     if sharding.context_size() > 1:
-        return "gather" if IMPLEMENTATIONS["ring"].lacks(mechanism) else "ring"
+        return "gather" if IMPLEMENTATIONS["ring"].unsupported_part(mechanism) else "ring"
 
     def can(chosen: str) -> bool:
         found = IMPLEMENTATIONS[chosen]
-        return name in found.dtypes and not found.lacks(mechanism)
+        return name in found.dtypes and not found.unsupported_part(mechanism)
 
     # cuDNN supports head widths above 128 only on some GPU generations.
     if backend == "gpu" and 0 < head_width <= 128 and can("jax_cudnn"):
         return "jax_cudnn"
     if backend == "tpu" and length % splash.BLOCKS[-1] == 0 and can("splash"):
         return "splash"
-    if length > DENSE_UP_TO and not IMPLEMENTATIONS["blockwise"].lacks(mechanism):
+    if length > DENSE_UP_TO and not IMPLEMENTATIONS["blockwise"].unsupported_part(mechanism):
         return "blockwise"
     return "dense"
 
 
-def refusal(implementation: str, mechanism: Mechanism) -> str:
+def unsupported_reason(implementation: str, mechanism: Mechanism) -> str:
     """Returns one line on why this implementation lacks this mechanism; empty if it does not."""
     if implementation not in IMPLEMENTATIONS:
         return (
             f"implementation {implementation!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}"
         )
-    missing = IMPLEMENTATIONS[implementation].lacks(mechanism)
+    missing = IMPLEMENTATIONS[implementation].unsupported_part(mechanism)
     if not missing:
         return ""
     split = sharding.context_size() > 1
     able = [
         name
         for name, other in IMPLEMENTATIONS.items()
-        if other.split == split and platform() in other.platforms and not other.lacks(mechanism)
+        if other.split == split
+        and platform() in other.platforms
+        and not other.unsupported_part(mechanism)
     ]
     return f"implementation {implementation!r} lacks {missing}; {', '.join(able)} has it"
 
 
-def while_decoding(implementation: str, length: int) -> str:
+def decoding_implementation(implementation: str, length: int) -> str:
     """Returns the implementation to use for `length` new queries against a decoding cache.
 
     A single query gains nothing from blocks, because its scores are linear in length anyway. The
@@ -180,7 +182,7 @@ def attend(
       Unsupported: the implementation is unknown, or lacks a part of the mechanism, this dtype,
         this device or positions that are not known while tracing.
     """
-    if why := refusal(implementation, mechanism):
+    if why := unsupported_reason(implementation, mechanism):
         raise Unsupported(why)
     chosen = IMPLEMENTATIONS[implementation]
     options = {"block_size": block_size} if chosen.blocked else {}

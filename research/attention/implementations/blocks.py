@@ -24,7 +24,7 @@ class Visits(NamedTuple):
     stop: Any
 
 
-def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
+def cut_into_blocks(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
     """Cuts (B, N, H, D) into blocks (blocks, B*K, G*block, D), zero-padded after each piece.
 
     Args:
@@ -42,8 +42,10 @@ def cut(x: Array, kv_heads: int, block: int, pieces: int = 1) -> Array:
     return x.reshape(pieces * count, b * kv_heads, group * block, width)
 
 
-def join(x: Array, batch: int, heads: int, block: int, length: int, pieces: int = 1) -> Array:
-    """Inverts `cut`: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
+def join_blocks(
+    x: Array, batch: int, heads: int, block: int, length: int, pieces: int = 1
+) -> Array:
+    """Inverts `cut_into_blocks`: (blocks, B*K, G*block, D) -> (B, length, H, D)."""
     count, width = x.shape[0], x.shape[-1]
     x = x.reshape(count, batch, heads, block, width).transpose(1, 0, 3, 2, 4)
     x = x.reshape(batch, pieces, -1, heads, width)[:, :, : length // pieces]
@@ -93,14 +95,14 @@ def list_visits(some: np.ndarray, every: np.ndarray) -> Visits:
 
 def visit(visits: Visits, row: Any, step: Any, carry: Any) -> Any:
     """Runs `step(column, carry, masked)` over the visible blocks of one row; returns the carry."""
-    start, middle, stop = (at(x, row) for x in visits[1:])
+    start, middle, stop = (take(x, row) for x in visits[1:])
 
     def run(masked):
-        return lambda n, c: step(at(visits.order, n), c, masked)
+        return lambda n, c: step(take(visits.order, n), c, masked)
 
     return lax.fori_loop(middle, stop, run(True), lax.fori_loop(start, middle, run(False), carry))
 
 
-def at(x: Array, i: Any) -> Array:
+def take(x: Array, i: Any) -> Array:
     """Returns x[i] for a traced i."""
     return lax.dynamic_index_in_dim(x, i, keepdims=False)

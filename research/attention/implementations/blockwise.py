@@ -16,9 +16,14 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
 from research.attention.implementations import flash, flash_backward
-from research.attention.implementations.blocks import cut, index_blocks, join, plan
-from research.attention.implementations.flash import lacks
-from research.attention.parts.content import in_blocks
+from research.attention.implementations.blocks import (
+    cut_into_blocks,
+    index_blocks,
+    join_blocks,
+    plan,
+)
+from research.attention.implementations.flash import unsupported_part
+from research.attention.parts.content import cut_tree_into_blocks
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
 
@@ -52,13 +57,13 @@ def attend(
       Unsupported: the score has no dot form, or the normalizer is neither of the softmax family
         nor element-wise.
     """
-    if missing := lacks(mechanism):
+    if missing := unsupported_part(mechanism):
         raise Unsupported(f"blockwise attention lacks {missing}; use implementation 'dense'")
-    if mechanism.looks:
-        mechanism = mechanism.see(q, k, q_index, kv_index)
+    if mechanism.has_content:
+        mechanism = mechanism.evaluate(q, k, q_index, kv_index)
     (b, t, h, _), (s, kv_heads) = q.shape, k.shape[1:3]
     out_dtype = q.dtype
-    q, k = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
+    q, k = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by unsupported_part()
     q_block, kv_block = min(block_size or flash.Q_BLOCK, t), min(block_size or flash.KV_BLOCK, s)
     shape = flash.Shape(b, h, kv_heads, q_block, kv_block)
     rows, columns = index_blocks(q_index, t, q_block), index_blocks(kv_index, s, kv_block)
@@ -66,12 +71,15 @@ def attend(
     visits = plan(mechanism.mask, rows, columns, real)
     heads = np.arange(h)[:, None, None]
     index = flash.Index(*(jnp.asarray(x) for x in (rows, columns, real, heads)))
-    parts, extra = flash.parts_of(mechanism, h)
-    parts, mask = in_blocks((parts, mechanism.mask), q_block, kv_block)
+    parts, extra = flash.split_mechanism(mechanism, h)
+    parts, mask = cut_tree_into_blocks((parts, mechanism.mask), q_block, kv_block)
     problem = flash.Problem(parts, mask, index)
-    blocks = cut(q, kv_heads, q_block), *(cut(x, kv_heads, kv_block) for x in (k, v))
+    blocks = (
+        cut_into_blocks(q, kv_heads, q_block),
+        *(cut_into_blocks(x, kv_heads, kv_block) for x in (k, v)),
+    )
     out = _core(shape, *blocks, problem, extra, visits)
-    return join(out, b, h, q_block, t).astype(out_dtype)
+    return join_blocks(out, b, h, q_block, t).astype(out_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -84,9 +92,9 @@ def _core(shape, q, k, v, problem, extra, visits):
 
 
 def _forward(shape, q, k, v, problem, extra, visits):
-    seen = flash.start(shape, q, v, extra)
+    seen = flash.initial_statistics(shape, q, v, extra)
     seen = flash.forward(shape, q, k, v, problem, visits[0], seen)
-    out, log_sum = flash.conclude(seen, v.dtype)
+    out, log_sum = flash.normalized_output(seen, v.dtype)
     return out, (q, k, v, problem, extra, visits, out, log_sum)
 
 
@@ -94,16 +102,16 @@ def _backward(shape, saved, grad):
     q, k, v, problem, extra, visits, out, log_sum = saved
     rows = flash_backward.Rows(grad, log_sum, jnp.sum(grad.astype(log_sum.dtype) * out, -1))
     leaves, rebuild = flash_backward.float_leaves(problem.parts)
-    sums = flash_backward.no_gradients(q, problem.parts)
+    sums = flash_backward.zero_gradients(q, problem.parts)
     sums, dk, dv = flash_backward.backward(shape, q, k, v, problem, visits[1], rows, sums)
     dleaves = [g.astype(x.dtype) for g, x in zip(sums.leaves, leaves, strict=True)]
     dextra = None
     if extra is not None:
         dextra = flash_backward.extra_gradient(shape, extra, rows).astype(extra.dtype)
-    rest = jax.tree.map(flash_backward.no_gradient, problem)
-    dproblem = rest._replace(parts=rebuild(dleaves, flash_backward.no_gradient))
+    rest = jax.tree.map(flash_backward.zero_cotangent, problem)
+    dproblem = rest._replace(parts=rebuild(dleaves, flash_backward.zero_cotangent))
     dq = jnp.swapaxes(sums.q, -1, -2).astype(q.dtype)
-    dvisits: Any = jax.tree.map(flash_backward.no_gradient, visits)
+    dvisits: Any = jax.tree.map(flash_backward.zero_cotangent, visits)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), dproblem, dextra, dvisits
 
 

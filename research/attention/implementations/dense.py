@@ -32,8 +32,8 @@ def attend(
       (B, T, H, Dv) in the dtype of q. Scores and weights are float32 (or wider) inside. A query
       with no allowed key gets zeros.
     """
-    if mechanism.looks:
-        mechanism = mechanism.see(q, k, q_index, kv_index)
+    if mechanism.has_content:
+        mechanism = mechanism.evaluate(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
     numerator, divisor = _parts(mechanism.score(q, k, *at), mechanism, at)
     (b, h, t, s), (kv_heads, width) = numerator.shape, v.shape[2:]
@@ -58,8 +58,8 @@ def weights(
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     """Returns the attention weights of `attend` for the same arguments, float32 or wider."""
-    if mechanism.looks:
-        mechanism = mechanism.see(q, k, q_index, kv_index)
+    if mechanism.has_content:
+        mechanism = mechanism.evaluate(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
     numerator, divisor = _parts(mechanism.score(q, k, *at), mechanism, at)
     return numerator / divisor
@@ -74,8 +74,8 @@ def scores(
     kv_index: Integer[Array | np.ndarray, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     """Returns the scores that `attend` normalizes: biases applied, mask not yet applied."""
-    if mechanism.looks:
-        mechanism = mechanism.see(q, k, q_index, kv_index)
+    if mechanism.has_content:
+        mechanism = mechanism.evaluate(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
     return _biased(mechanism.score(q, k, *at), mechanism, at)
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from research.attention.implementations.blocks import Visits, at, visit
+from research.attention.implementations.blocks import Visits, take, visit
 from research.attention.parts.biases import Bias
-from research.attention.parts.content import has_content, of_block
+from research.attention.parts.content import has_content, take_block
 from research.attention.parts.masks import Mask, static
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import (
@@ -69,7 +69,7 @@ class Index(NamedTuple):
     head: Any
 
 
-class Parts(NamedTuple):
+class BlockFunctions(NamedTuple):
     """Functions applied to a block of raw scores: biases, then any element-wise normalizer."""
 
     biases: tuple[Bias, ...]
@@ -79,7 +79,7 @@ class Parts(NamedTuple):
 class Problem(NamedTuple):
     """All inputs of the loops except queries, keys, values and visits."""
 
-    parts: Parts
+    parts: BlockFunctions
     mask: Mask
     index: Index
 
@@ -100,7 +100,7 @@ class Statistics(NamedTuple):
     out: Array
 
 
-def lacks(mechanism: Mechanism) -> str:
+def unsupported_part(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that these loops cannot compute; empty if none."""
     if mechanism.focus is not None:
         return "a predicted window"
@@ -131,17 +131,22 @@ class _LogSigmoid(Bias):
         return jax.nn.log_sigmoid(score)
 
 
-def parts_of(mechanism: Mechanism, heads: int) -> tuple[Parts, Array | None]:
-    """Returns the `Parts` of a mechanism, and the softmax's extra logit per head, (H,), or None."""
+def split_mechanism(mechanism: Mechanism, heads: int) -> tuple[BlockFunctions, Array | None]:
+    """Returns the `BlockFunctions` of a mechanism, and the softmax's extra logit per head, (H,).
+
+    The extra logit is None for a normalizer without one.
+    """
     biases, normalizer = mechanism.biases, mechanism.normalizer
     if isinstance(normalizer, ELEMENTWISE):
-        return Parts(biases, normalizer), None
+        return BlockFunctions(biases, normalizer), None
     if isinstance(normalizer, Smoothed):
-        return Parts((*biases, _LogSigmoid()), None), None
+        return BlockFunctions((*biases, _LogSigmoid()), None), None
     if normalizer.sharpening != 1.0:  # ty: ignore[missing-attribute]  # it is a Softmax
         biases = (*biases, _Sharpen(normalizer.sharpening))  # ty: ignore[missing-attribute]
     extra = normalizer.extra_logit
-    return Parts(biases, None), None if extra is None else jnp.broadcast_to(extra, (heads,))
+    return BlockFunctions(biases, None), None if extra is None else jnp.broadcast_to(
+        extra, (heads,)
+    )
 
 
 def dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
@@ -154,15 +159,15 @@ def finish_scores(shape, raw, problem, row, column, masked):
 
     Returns the final scores, or the weights if the normalizer is element-wise.
     """
-    (biases, elementwise), mask = of_block(problem[:2], row, column)
+    (biases, elementwise), mask = take_block(problem[:2], row, column)
     index = problem.index
     if not biases and not masked and elementwise is None:
         return raw
     scores = raw.reshape(shape.batch, shape.heads, shape.q_block, shape.kv_block)
-    q_index, kv_index = at(index.q, row)[:, None], at(index.kv, column)[None, :]
+    q_index, kv_index = take(index.q, row)[:, None], take(index.kv, column)[None, :]
     for bias in biases:
         scores = bias(scores, index.head, q_index, kv_index)
-    allowed = mask(q_index, kv_index) & at(index.real, column) if masked else None
+    allowed = mask(q_index, kv_index) & take(index.real, column) if masked else None
     if elementwise is not None:
         scores, _ = elementwise.parts(scores, allowed)
     elif allowed is not None:
@@ -181,8 +186,8 @@ def skip_empty(step, problem, place):
 
     def careful(i, carry, masked):
         row, column = place(i)
-        mask, index = of_block(problem.mask, row, column), problem.index
-        allowed = mask(at(index.q, row)[:, None], at(index.kv, column)[None, :])
+        mask, index = take_block(problem.mask, row, column), problem.index
+        allowed = mask(take(index.q, row)[:, None], take(index.kv, column)[None, :])
         return lax.cond(jnp.any(allowed), lambda c: step(i, c, masked), lambda c: c, carry)
 
     return careful
@@ -197,7 +202,7 @@ def extra_rows(shape: Shape, extra: Array) -> Array:
     return rows.reshape(shape.batch * shape.kv_heads, group * shape.q_block)
 
 
-def start(shape: Shape, q: Array, v: Array, extra: Array | None) -> Statistics:
+def initial_statistics(shape: Shape, q: Array, v: Array, extra: Array | None) -> Statistics:
     """Returns the statistics before the first key.
 
     An extra logit counts as a key that was already visited, with a value vector of 0.
@@ -224,9 +229,9 @@ def forward(
 
         def step(column, carry, masked):
             top, total, out = carry
-            scores = dot("nqd,nkd->nqk", query, at(k, column), dtype)
+            scores = dot("nqd,nkd->nqk", query, take(k, column), dtype)
             scores = finish_scores(shape, scores, problem, row, column, masked)
-            value = at(v, column)
+            value = take(v, column)
             if problem.parts.elementwise is not None:
                 out = out + dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
                 return Statistics(top, total, out)
@@ -247,7 +252,7 @@ def forward(
     return lax.scan(one_row, None, (jnp.arange(q.shape[0]), q, seen))[1]
 
 
-def conclude(seen: Statistics, dtype: Any) -> tuple[Array, Array]:
+def normalized_output(seen: Statistics, dtype: Any) -> tuple[Array, Array]:
     """Returns the normalized output in this dtype, and each row's log of summed exponentials.
 
     Rows without an allowed key get zeros. The log is 0 for element-wise normalizers.

@@ -13,9 +13,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from research.attention.implementations.blocks import Visits, at, visit
+from research.attention.implementations.blocks import Visits, take, visit
 from research.attention.implementations.flash import (
-    Parts,
+    BlockFunctions,
     Problem,
     Shape,
     dot,
@@ -37,7 +37,7 @@ class Gradients(NamedTuple):
     leaves: list[Array]
 
 
-def no_gradients(q: Array, parts: Parts) -> Gradients:
+def zero_gradients(q: Array, parts: BlockFunctions) -> Gradients:
     """Returns zero gradients, float32 or wider, to start the first backward pass with."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     leaves = [
@@ -73,7 +73,7 @@ def backward(
     leaves, rebuild = float_leaves(problem.parts)
 
     def one_column(sums, column):
-        key, value = at(k, column), at(v, column)
+        key, value = take(k, column), take(v, column)
         key_transposed = jnp.swapaxes(key, -1, -2)
 
         def step(row, carry, masked):
@@ -85,14 +85,14 @@ def backward(
                 scores = finish_scores(shape, raw, bound, row, column, masked)
                 return jnp.swapaxes(scores, 1, 2)
 
-            query, given = at(q, row), Rows(*(at(x, row) for x in rows))
+            query, given = take(q, row), Rows(*(take(x, row) for x in rows))
             elementwise = problem.parts.elementwise is not None
             weights, draw, dleaf = _through_scores(
                 query, key, value, given, finish, leaves, elementwise
             )
             dv = dv + dot("nkq,nqd->nkd", weights.astype(v.dtype), given.grad, dtype)
             dk = dk + dot("nkq,nqd->nkd", draw, query, dtype)
-            dquery = at(dq, row) + dot("ndk,nkq->ndq", key_transposed, draw, dtype)
+            dquery = take(dq, row) + dot("ndk,nkq->ndq", key_transposed, draw, dtype)
             dq = lax.dynamic_update_index_in_dim(dq, dquery, row, 0)
             dleaves = [total + part for total, part in zip(dleaves, dleaf, strict=True)]
             return Gradients(dq, dleaves), dk, dv
@@ -158,7 +158,7 @@ def float_leaves(tree: Any) -> tuple[list[Array], Callable[..., Any]]:
     return [jnp.asarray(leaves[i]) for i in at], rebuild
 
 
-def no_gradient(leaf: Any) -> Any:
+def zero_cotangent(leaf: Any) -> Any:
     """Returns a zero cotangent for a leaf, as `custom_vjp` requires: float0 for integer leaves."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.zeros_like(leaf)

@@ -26,7 +26,7 @@ from research.attention.parts.normalizers import Softmax
 CUDNN_DTYPES = ("bfloat16", "float16")
 
 
-def lacks_xla(mechanism: Mechanism) -> str:
+def unsupported_by_xla(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that `attend_xla` cannot compute; empty if none."""
     for bias in mechanism.biases:
         if not bias.additive:
@@ -39,13 +39,13 @@ def lacks_xla(mechanism: Mechanism) -> str:
     return "" if type(normalizer) is Softmax else f"normalizer {normalizer.name!r}"
 
 
-def lacks_cudnn(mechanism: Mechanism) -> str:
+def unsupported_by_cudnn(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that `attend_cudnn` cannot compute; empty if none."""
     if mechanism.biases:
         return f"bias {type(mechanism.biases[0]).__name__}"
     if type(mechanism.mask) not in (Mask, Window):
         return f"mask {type(mechanism.mask).__name__} (it has full, causal and window)"
-    return lacks_xla(mechanism)
+    return unsupported_by_xla(mechanism)
 
 
 def attend_xla(
@@ -64,12 +64,12 @@ def attend_xla(
     Raises:
       Unsupported: a part of the mechanism is missing, or q is float64 (its softmax is float32).
     """
-    if missing := lacks_xla(mechanism):
+    if missing := unsupported_by_xla(mechanism):
         raise Unsupported(f"jax_xla attention lacks {missing}; use implementation 'dense'")
     if q.dtype == jnp.float64:
         raise Unsupported("jax_xla attention has a float32 softmax; use 'dense' for float64")
-    if mechanism.looks:
-        mechanism = mechanism.see(q, k, q_index, kv_index)
+    if mechanism.has_content:
+        mechanism = mechanism.evaluate(q, k, q_index, kv_index)
     (t, h), s = q.shape[1:3], k.shape[1]
     q_index = (jnp.arange(t) if q_index is None else q_index)[:, None]
     kv_index = (jnp.arange(s) if kv_index is None else kv_index)[None, :]
@@ -106,7 +106,7 @@ def attend_cudnn(
         not begin together and count up; the mesh splits sequences; the device is no GPU; or
         cuDNN refuses (head widths above 128, or 256 from Hopper on).
     """
-    if missing := lacks_cudnn(mechanism):
+    if missing := unsupported_by_cudnn(mechanism):
         raise Unsupported(f"jax_cudnn attention lacks {missing}; use 'blockwise' or 'dense'")
     if q.dtype not in CUDNN_DTYPES or not q.dtype == k.dtype == v.dtype:
         message = f"jax_cudnn attention lacks {q.dtype} (it has {', '.join(CUDNN_DTYPES)})"
@@ -138,12 +138,12 @@ def _attention(q, k, v, mechanism, implementation, multiple=1, **options):
     q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) for x in (q, k, v))
     options |= {"scale": mechanism.normalizer.sharpening, "implementation": implementation}
     attention: Callable[..., Any] = functools.partial(jax.nn.dot_product_attention, **options)
-    if implementation == "cudnn" and sharding.several():
-        k, v = (sharding.enough_heads(x, q.shape[2]) for x in (k, v))
-        batch_axis = sharding.splits(DATA, q.shape[0])
-        heads_axis = sharding.splits(MODEL, q.shape[2], k.shape[2])
+    if implementation == "cudnn" and sharding.is_sharded():
+        k, v = (sharding.repeat_key_heads(x, q.shape[2]) for x in (k, v))
+        batch_axis = sharding.usable_axis(DATA, q.shape[0])
+        heads_axis = sharding.usable_axis(MODEL, q.shape[2], k.shape[2])
         spec = PartitionSpec(batch_axis, None, heads_axis)
-        attention = sharding.manual(attention, (spec, spec, spec), spec)
+        attention = sharding.shard_map_over_mesh(attention, (spec, spec, spec), spec)
     return attention(q, k, v)[..., :out_width].astype(out_dtype)
 
 

@@ -34,7 +34,7 @@ def attend(
     in blocks of `block_size`; for others each device materializes all scores of its queries.
     """
     at: dict[str, Any] = {"q_index": q_index, "kv_index": kv_index}
-    if not ring.lacks(mechanism):
+    if not ring.unsupported_part(mechanism):
         return ring.attend(q, k, v, mechanism, **at, block_size=block_size, gathered=True)
     shards = sharding.context_size()
     if shards == 1 or q.shape[1] % shards or k.shape[1] % shards:

@@ -20,16 +20,16 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
 from research.attention.implementations import blockwise, flash, flash_backward, rounds, sharding
-from research.attention.implementations.blocks import Visits, at, cut, join
+from research.attention.implementations.blocks import Visits, cut_into_blocks, join_blocks, take
 from research.attention.implementations.rounds import Layout, Rounds
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
 
-def lacks(mechanism: Mechanism) -> str:
+def unsupported_part(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that a ring cannot compute; empty if none."""
-    return "content-dependent parts" if mechanism.looks else flash.lacks(mechanism)
+    return "content-dependent parts" if mechanism.has_content else flash.unsupported_part(mechanism)
 
 
 def attend(
@@ -59,19 +59,19 @@ def attend(
       block_size: queries and keys per block; 0 chooses. Does not affect the result.
       gathered: whether each device gathers all keys and values instead of passing them on.
     """
-    if missing := lacks(mechanism):
+    if missing := unsupported_part(mechanism):
         raise Unsupported(f"ring attention lacks {missing}; use implementation 'gather'")
     shards = sharding.context_size()
     if shards == 1:
         at = {"q_index": q_index, "kv_index": kv_index}
         return blockwise.attend(q, k, v, mechanism, **at, block_size=block_size)
     (b, t, h, _), s, out_dtype = q.shape, k.shape[1], q.dtype
-    q, k = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
-    k, v = (sharding.enough_heads(x, h) for x in (k, v))
+    q, k = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by unsupported_part()
+    k, v = (sharding.repeat_key_heads(x, h) for x in (k, v))
     blocks = (block_size or flash.Q_BLOCK, block_size or flash.KV_BLOCK)
     found = rounds.schedule(mechanism.mask, q_index, kv_index, (t, s), blocks, shards, gathered)
-    parts, extra = flash.parts_of(mechanism, h)
-    axes = _Axes(sharding.splits(DATA, b), sharding.splits(MODEL, h, k.shape[2]))
+    parts, extra = flash.split_mechanism(mechanism, h)
+    axes = _Axes(sharding.usable_axis(DATA, b), sharding.usable_axis(MODEL, h, k.shape[2]))
     plan = _Plan(found.rounds, found.queries, found.keys, axes, h)
     q = _lengthen(q, found.queries)
     k, v = (_lengthen(x, found.keys) for x in (k, v))
@@ -111,7 +111,7 @@ def _lengthen(x: Array, layout: Layout) -> Array:
     return jnp.pad(x, ((0, 0), (0, layout.length - x.shape[1]), (0, 0), (0, 0)))
 
 
-def _specs(plan: _Plan, parts: flash.Parts, extra: Any, mask: Mask, batch: int):
+def _specs(plan: _Plan, parts: flash.BlockFunctions, extra: Any, mask: Mask, batch: int):
     """Returns the partition specs of (B, N, H, D) arrays, of arrays in blocks, and of the rest."""
     batch_axis, heads_axis = plan.axes
     by_head = jax.tree.map(
@@ -122,7 +122,7 @@ def _specs(plan: _Plan, parts: flash.Parts, extra: Any, mask: Mask, batch: int):
     split = tuple(axis for axis in plan.axes if axis)
     tokens = PartitionSpec(batch_axis, CONTEXT, heads_axis)
     blocks = PartitionSpec(CONTEXT, split or None)
-    others = flash.Parts(everywhere, by_head[0]), by_head[1]
+    others = flash.BlockFunctions(everywhere, by_head[0]), by_head[1]
     return tokens, blocks, *others, sharding.mask_specs(mask, batch, batch_axis)
 
 
@@ -143,15 +143,15 @@ def _device(plan: _Plan, batch: int, heads: tuple[int, int], parts, mask, tables
     def problem(n):
         # Gathered keys have a single table, so the modulus is 1.
         source = (number - plan.rounds.first - n) % len(tables.columns)
-        columns, real = at(tables.columns, source), at(tables.real, source)
-        index = flash.Index(at(tables.rows, number), columns, real, head)
+        columns, real = take(tables.columns, source), take(tables.real, source)
+        index = flash.Index(take(tables.rows, number), columns, real, head)
         return flash.Problem(parts, mask, index)
 
     return _Device(number, shape, problem)
 
 
 def _visits(device: _Device, visits: Visits, n: Any) -> Visits:
-    return Visits(*(at(at(x, n), device.number) for x in visits))
+    return Visits(*(take(take(x, n), device.number) for x in visits))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -174,14 +174,14 @@ def _forward(plan, q, k, v, parts, extra, mask, tables):
             visits = _visits(device, tables.by_row, n)
             return flash.forward(device.shape, q, *keys, device.problem(n), visits, seen)
 
-        seen = _around(plan, step, flash.start(device.shape, q, v, extra), (k, v))
-        out, log_sum = flash.conclude(seen, v.dtype)
+        seen = _around(plan, step, flash.initial_statistics(device.shape, q, v, extra), (k, v))
+        out, log_sum = flash.normalized_output(seen, v.dtype)
         layout = plan.queries
-        out = join(out, batch, heads, layout.block, length, layout.pieces)
+        out = join_blocks(out, batch, heads, layout.block, length, layout.pieces)
         return _natural(layout, out), (q, k, v, log_sum)
 
     specs = (tokens, tokens, tokens, parts_spec, extra_spec, mask_spec, none)
-    run = sharding.manual(local, specs, (tokens, blocks))
+    run = sharding.shard_map_over_mesh(local, specs, (tokens, blocks))
     out, (*arrays, log_sum) = run(q, k, v, parts, extra, mask, tables)
     return out, (*arrays, parts, extra, mask, tables, out, log_sum)
 
@@ -209,7 +209,7 @@ def _backward(plan, saved, grad):
                 device.shape, q, *keys, device.problem(n), visits, rows, sums
             )
 
-        sums, dk, dv = _around_and_back(plan, step, flash_backward.no_gradients(q, parts), (k, v))
+        sums, dk, dv = _around_and_back(plan, step, flash_backward.zero_gradients(q, parts), (k, v))
         dq = jnp.swapaxes(sums.q, -1, -2).astype(q.dtype)
         dq = _whole(plan.queries, dq, batch, heads, length)
         length = plan.keys.length // plan.keys.shards
@@ -221,12 +221,12 @@ def _backward(plan, saved, grad):
         return dq, dk, dv, *_summed(plan, sums.leaves, leaf_specs, dextra, extra_spec)
 
     specs = (*[blocks] * 3, tokens, blocks, tokens, parts_spec, extra_spec, mask_spec, none)
-    run = sharding.manual(local, specs, (*[tokens] * 3, leaf_specs, extra_spec))
+    run = sharding.shard_map_over_mesh(local, specs, (*[tokens] * 3, leaf_specs, extra_spec))
     dq, dk, dv, dleaves, dextra = run(q, k, v, grad, log_sum, delta, parts, extra, mask, tables)
     dleaves = [g.astype(x.dtype) for g, x in zip(dleaves, leaves, strict=True)]
     dextra = None if extra is None else dextra.astype(extra.dtype)
-    rest = jax.tree.map(flash_backward.no_gradient, (mask, tables))
-    return dq, dk, dv, rebuild(dleaves, flash_backward.no_gradient), dextra, *rest
+    rest = jax.tree.map(flash_backward.zero_cotangent, (mask, tables))
+    return dq, dk, dv, rebuild(dleaves, flash_backward.zero_cotangent), dextra, *rest
 
 
 _core.defvjp(_forward, _backward)
@@ -302,12 +302,12 @@ def _shifted(plan: _Plan, x: Array, distance: int) -> Array:
 
 def _cut(layout: Layout, x: Array, kv_heads: int) -> Array:
     """Cuts x, in natural order, into blocks in the order of the layout."""
-    return cut(_traded(layout, x), kv_heads, layout.block, layout.pieces)
+    return cut_into_blocks(_traded(layout, x), kv_heads, layout.block, layout.pieces)
 
 
 def _whole(layout: Layout, x: Array, batch: int, heads: int, length: int) -> Array:
     """Inverts `_cut`."""
-    x = join(x, batch, heads, layout.block, length, layout.pieces)
+    x = join_blocks(x, batch, heads, layout.block, length, layout.pieces)
     return _natural(layout, x)
 
 

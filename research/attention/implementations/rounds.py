@@ -63,7 +63,7 @@ class Layout(NamedTuple):
         return pieces[self.owned].reshape(self.shards, -1, self.block)
 
 
-def lay(shards: int, pieces: int, length: int, block: int) -> Layout:
+def make_layout(shards: int, pieces: int, length: int, block: int) -> Layout:
     """Returns the layout of a sequence, with at most `block` positions per block."""
     piece = -(-length // (shards * pieces))
     return Layout(shards, pieces, piece, min(block, piece))
@@ -140,8 +140,8 @@ def _cost(found: Schedule) -> int:
 
 
 def _schedule(mask, q_index, kv_index, lengths, blocks, shards, pieces, gathered):
-    queries = lay(shards, pieces, lengths[0], blocks[0])
-    keys = lay(shards, 1 if gathered else pieces, lengths[1], blocks[1])
+    queries = make_layout(shards, pieces, lengths[0], blocks[0])
+    keys = make_layout(shards, 1 if gathered else pieces, lengths[1], blocks[1])
     rows = queries.positions(q_index, lengths[0])
     columns = keys.positions(kv_index, lengths[1])
     real = keys.positions(None, lengths[1], pad=-1) >= 0

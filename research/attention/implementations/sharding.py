@@ -42,18 +42,20 @@ def context_size() -> int:
     return axis_sizes().get(CONTEXT, 1)
 
 
-def several() -> bool:
+def is_sharded() -> bool:
     """Returns whether any axis of the mesh has more than one device."""
     return any(size > 1 for size in axis_sizes().values())
 
 
-def splits(axis: str, *counts: int) -> str | None:
+def usable_axis(axis: str, *counts: int) -> str | None:
     """Returns the axis if it has several devices and divides all counts evenly, else None."""
     size = axis_sizes().get(axis, 1)
     return axis if size > 1 and all(count % size == 0 for count in counts) else None
 
 
-def manual(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+def shard_map_over_mesh(
+    function: Callable[..., Any], in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
     """Wraps a function in `jax.shard_map` over the whole active mesh.
 
     `check_vma` is off: outputs are trusted to be replicated as `out_specs` says.
@@ -64,7 +66,7 @@ def manual(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
     )
 
 
-def enough_heads(x: Array, heads: int) -> Array:
+def repeat_key_heads(x: Array, heads: int) -> Array:
     """Repeats key heads (B, S, K, D) until each device of the axis "model" has one.
 
     Copies of a head are adjacent, so each of the `heads` query heads is still grouped with its own

@@ -36,11 +36,11 @@ class SegmentIds(NamedTuple):
     kv: Any
 
 
-def lacks(mechanism: Mechanism) -> str:
+def unsupported_part(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that splash cannot compute; empty if none."""
     if mechanism.focus is not None:
         return "a predicted window"
-    if mechanism.looks:
+    if mechanism.has_content:
         return "content-dependent parts"
     if not isinstance(mechanism.normalizer, Softmax):
         return f"normalizer {mechanism.normalizer.name!r}"
@@ -86,15 +86,15 @@ def attend(
     given = [part for part in _conjuncts(mechanism.mask) if jax.tree.leaves(part)]
     static, filled = kernel_mask(fixed, rows, columns, sharding.context_size())
     lengths = static.shape
-    q_, k_ = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by lacks()
-    k_, v = (sharding.enough_heads(x, h) for x in (k_, v))
+    q_, k_ = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by unsupported_part()
+    k_, v = (sharding.repeat_key_heads(x, h) for x in (k_, v))
     kernel, sharpening, extra = _kernel(
         static, (h, k_.shape[2]), mechanism.biases, mechanism.normalizer
     )
     arrays = [_heads_first(q_ * sharpening, lengths[0])]
     arrays += [_heads_first(x, lengths[1]) for x in (k_, v)]
     segments = _segments(given, rows, columns, lengths, q.shape[0])
-    run = _over_devices if sharding.several() else _batched
+    run = _over_devices if sharding.is_sharded() else _batched
     out = run(kernel, *arrays, segments, extra)
     out = jnp.swapaxes(out, 1, 2)[:, :t].astype(q.dtype)
     if given:
@@ -111,8 +111,8 @@ def _batched(kernel, q, k, v, segments, extra):
 
 def _over_devices(kernel, q, k, v, segments, extra):
     """Runs `_batched` under `shard_map`, because the compiler cannot partition a kernel itself."""
-    batch_axis = sharding.splits(DATA, q.shape[0])
-    heads_axis = sharding.splits(MODEL, q.shape[1], k.shape[1])
+    batch_axis = sharding.usable_axis(DATA, q.shape[0])
+    heads_axis = sharding.usable_axis(MODEL, q.shape[1], k.shape[1])
     rows_axis = CONTEXT if sharding.context_size() > 1 else None
 
     def local(kernel, q, k, v, segments, extra):
@@ -124,7 +124,7 @@ def _over_devices(kernel, q, k, v, segments, extra):
     arrays = P(batch_axis, heads_axis, rows_axis, None)
     ids = segments and SegmentIds(P(batch_axis, rows_axis), P(batch_axis, None))
     specs = (kernel.manual_sharding_spec(rows), arrays, arrays, arrays, ids, P(heads_axis))
-    return sharding.manual(local, specs, arrays)(kernel, q, k, v, segments, extra)
+    return sharding.shard_map_over_mesh(local, specs, arrays)(kernel, q, k, v, segments, extra)
 
 
 def _kernel(mask, heads, biases, normalizer):
@@ -135,7 +135,7 @@ def _kernel(mask, heads, biases, normalizer):
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     local = heads[0]
-    if axis := sharding.splits(MODEL, *heads):
+    if axis := sharding.usable_axis(MODEL, *heads):
         local //= sharding.axis_sizes()[axis]
     shards = sharding.context_size()
     rows, columns = mask.shape[0] // shards, mask.shape[1]
@@ -159,7 +159,7 @@ def _kernel(mask, heads, biases, normalizer):
 
 def _check(q, mechanism, q_index, kv_index):
     instead = "use 'blockwise' or 'dense'"
-    if missing := lacks(mechanism):
+    if missing := unsupported_part(mechanism):
         raise Unsupported(f"splash attention lacks {missing}; {instead}")
     if isinstance(q_index, Tracer) or isinstance(kv_index, Tracer):
         message = "splash attention needs positions that are known while tracing"

@@ -4,11 +4,15 @@ import dataclasses
 import functools
 from typing import Any
 
-from research.attention.implementations.attend import IMPLEMENTATIONS, choose, refusal
+from research.attention.implementations.attend import (
+    IMPLEMENTATIONS,
+    choose_implementation,
+    unsupported_reason,
+)
 from research.attention.mixers.choice import AUTO, Context, HeadOptions
 from research.attention.parts import biases
 from research.attention.parts.biases import Bias
-from research.attention.parts.choice import MechanismPart, Sizes, size, span
+from research.attention.parts.choice import MechanismPart, Sizes, length_option, size_option
 from research.attention.parts.focus import PredictedWindow, predicted_window
 from research.attention.parts.forgetting import forget_gate
 from research.attention.parts.heads import talking_heads
@@ -41,13 +45,13 @@ class AttentionOptions(HeadOptions):
         least=0,
         source="Gemma Team 2024 (Gemma 2), section 2",
     )
-    block_size: int = span(
+    block_size: int = length_option(
         0, "tokens per block or chunk, in implementations that have them; 0: automatic"
     )
 
     def sizes(self, context: Context) -> Sizes:
         """Returns the sizes of the heads; see `HeadOptions`."""
-        bidirectional = self.build_mask(context).together != 0
+        bidirectional = self.build_mask(context).prefix_length != 0
         return dataclasses.replace(super().sizes(context), bidirectional=bidirectional)
 
     def build_mask(self, context: Context) -> Mask:
@@ -91,7 +95,9 @@ class AttentionOptions(HeadOptions):
     def auto(self, context: Context) -> str:
         """Returns the best implementation for the length, the device and the dtype."""
         width, mechanism = self.sizes(context).head_width, self.mechanism(context)
-        return choose(context.max_length, mechanism, head_width=width, dtype=context.dtype)
+        return choose_implementation(
+            context.max_length, mechanism, head_width=width, dtype=context.dtype
+        )
 
     def resolved(self, context: Context) -> str:
         """Returns the implementation that runs, with "auto" resolved.
@@ -100,7 +106,7 @@ class AttentionOptions(HeadOptions):
           OptionError: the named implementation lacks a part of the mechanism.
         """
         if self.implementation != AUTO and (
-            why := refusal(self.implementation, self.mechanism(context))
+            why := unsupported_reason(self.implementation, self.mechanism(context))
         ):
             raise OptionError("implementation", self.implementation, why)
         return super().resolved(context)
@@ -110,13 +116,13 @@ class AttentionOptions(HeadOptions):
 class ScoredOptions(AttentionOptions):
     """Options of softmax attention, whatever replaces its softmax."""
 
-    num_kv_heads: int = size(
+    num_kv_heads: int = size_option(
         0,
         "K, key/value heads, each shared by a group of query heads; 0: num_heads, 1: multi-query",
         source="Shazeer 2019, section 3; Ainslie et al. 2023, section 2.2",
     )
     score: MechanismPart = choice(SCORES, "scaled_dot", "how well a query and a key match")
-    predicted_window: int = span(
+    predicted_window: int = length_option(
         0,
         "half-width of a Gaussian window around a position that the query predicts; 0: off",
         source="Luong et al. 2015, equations 9-10 (local-p)",
@@ -142,7 +148,7 @@ class ScoredOptions(AttentionOptions):
 
     def sizes(self, context: Context) -> Sizes:
         """Returns the sizes of the heads; see `HeadOptions`."""
-        return shared_heads(super().sizes(context), self.num_kv_heads)
+        return with_kv_heads(super().sizes(context), self.num_kv_heads)
 
     def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:
         """Returns the chosen pair, wrapped by relative scores and talking heads if enabled."""
@@ -168,7 +174,7 @@ class ScoredOptions(AttentionOptions):
         found = super().build_biases(context)
         if not self.forget_gate:
             return found
-        if self.build_mask(context).together != 0:
+        if self.build_mask(context).prefix_length != 0:
             message = f"it decays towards the past, and mask {self.mask.text!r} is not causal"
             raise OptionError("forget_gate", True, message)
         width, heads = self.sizes(context).width, self.num_heads
@@ -181,7 +187,7 @@ class ScoredOptions(AttentionOptions):
         return predicted_window(self.num_heads, width, size) if size else None
 
 
-def shared_heads(sizes: Sizes, num_kv_heads: int) -> Sizes:
+def with_kv_heads(sizes: Sizes, num_kv_heads: int) -> Sizes:
     """Returns sizes with this many key/value heads; 0 means one per query head.
 
     Raises:

@@ -49,7 +49,7 @@ def empty(mask: Mask, length: int, token: dict[str, jax.ShapeDtypeStruct]) -> Py
     Raises:
       Unsupported: the mask lets queries see arbitrarily late keys.
     """
-    if mask.together is None:
+    if mask.prefix_length is None:
         raise Unsupported(
             f"mask {mask} looks ahead, so it cannot be decoded token by token; "
             "causal, window and prefix masks can"

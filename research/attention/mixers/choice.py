@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any, ClassVar, TypeVar
 
 from research.attention.mixers.mixer import Mixer
-from research.attention.parts.choice import MechanismPart, Sizes, size
+from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.options import OptionError, Part, choice, option
 
@@ -21,9 +21,9 @@ AUTO = "auto"
 class Context(Part):
     """What a model tells all of its mixers."""
 
-    width: int = size(0, "M, width of the sequence's vectors", least=1)
-    max_length: int = size(0, "the longest sequence", least=1, most=2**30)
-    num_layers: int = size(1, "L, number of layers of the model", least=1)
+    width: int = size_option(0, "M, width of the sequence's vectors", least=1)
+    max_length: int = size_option(0, "the longest sequence", least=1, most=2**30)
+    num_layers: int = size_option(1, "L, number of layers of the model", least=1)
     use_bias: bool = option(False, "adds biases to projections")
     init_stddev: float = option(
         0.02, "standard deviation of initial matrices; 0: 1 / sqrt(fan in)", least=0
@@ -86,8 +86,8 @@ class MixerOptions(Part):
 class HeadOptions(MixerOptions):
     """Options of mixers that have heads."""
 
-    num_heads: int = size(4, "H, number of query heads", least=1)
-    head_width: int = size(0, "D, width of a head; 0: width / num_heads")
+    num_heads: int = size_option(4, "H, number of query heads", least=1)
+    head_width: int = size_option(0, "D, width of a head; 0: width / num_heads")
 
     def sizes(self, context: Context) -> Sizes:
         """Returns the sizes of the heads.
@@ -104,7 +104,7 @@ class HeadOptions(MixerOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Unplaced(MixerOptions):
+class InputPositionOptions(MixerOptions):
     """Options of mixers that know the order of a sequence by themselves, if at all."""
 
     position: MechanismPart = choice(

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Integer
 from research.attention.implementations.attend import attend
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.choice import Context, fill
-from research.attention.mixers.mixer import Look
+from research.attention.mixers.mixer import AttentionTrace
 from research.attention.mixers.projections import projections, split_heads
-from research.attention.mixers.self_attention import gate_and_merge, looked, read_kept
+from research.attention.mixers.self_attention import dense_trace, gate_and_merge, read_kept
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
@@ -129,7 +129,7 @@ class CrossAttention:
         by = functools.partial(attend, implementation=implementation, block_size=self.block_size)
         return self.merge(params, x, self._read(by, params, x, remembered, mask, q_index))
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
@@ -137,9 +137,9 @@ class CrossAttention:
         *,
         mask: Mask | None = None,
         q_index: Positions | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns the weights and values of `read` for the same arguments; see `Mixer`."""
-        return self._read(looked, params, x, remembered, mask, q_index)
+        return self._read(dense_trace, params, x, remembered, mask, q_index)
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]

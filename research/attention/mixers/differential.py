@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from research.attention.implementations import dense
-from research.attention.mixers.attention_options import AttentionOptions, shared_heads
+from research.attention.mixers.attention_options import AttentionOptions, with_kv_heads
 from research.attention.mixers.choice import Context, fill
-from research.attention.mixers.mixer import Look
+from research.attention.mixers.mixer import AttentionTrace
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Normal, Parameter, vector_axes
-from research.attention.parts.choice import MechanismPart, Sizes, size
+from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.masks import Mask
 from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS, Rotary
 from research.attention.parts.relative_biases import BIAS_POSITIONS
@@ -40,17 +40,17 @@ class DifferentialAttention(SelfAttention):
             "norm_scale": Parameter((self.head_width,), jax.nn.initializers.ones, vector_axes("")),
         }
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns the differences of weights, which can be negative, and values; no scores."""
         index = np.arange(x.shape[1])
         kept = self._placed(self.remember(params, x), index)
-        return Look(self._read(_weights, params, x, kept, index, index, mask), kept["v"])
+        return AttentionTrace(self._read(_weights, params, x, kept, index, index, mask), kept["v"])
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -104,12 +104,12 @@ class DifferentialOptions(AttentionOptions):
         "position encoding",
         others="mixer 'differential' applies no others",
     )
-    num_kv_heads: int = size(0, "K, key/value heads; 0: num_heads")
+    num_kv_heads: int = size_option(0, "K, key/value heads; 0: num_heads")
     output_gate: bool = option(False, "multiplies the heads' outputs by sigmoid(x W)")
 
     def sizes(self, context: Context) -> Sizes:
         """Returns the sizes of the heads; see `HeadOptions`."""
-        return shared_heads(super().sizes(context), self.num_kv_heads)
+        return with_kv_heads(super().sizes(context), self.num_kv_heads)
 
     def make(self, context: Context) -> DifferentialAttention:
         """Returns differential attention."""

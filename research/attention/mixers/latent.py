@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.implementations.attend import attend, while_decoding
+from research.attention.implementations.attend import attend, decoding_implementation
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.choice import Context, fill
-from research.attention.mixers.mixer import Look, Mixer, kept_of_token
+from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
 from research.attention.mixers.projections import merge_heads
-from research.attention.mixers.self_attention import looked
+from research.attention.mixers.self_attention import dense_trace
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.choice import MechanismPart, size
+from research.attention.parts.choice import MechanismPart, size_option
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS, Rotary
@@ -112,17 +112,19 @@ class LatentAttention(Mixer):
         out = attend(q, k, v, mechanism, **at, implementation=self.implementation)
         return merge_heads(params, out)
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns the weights and expanded values of a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         mechanism = self.mechanism.bind(params, mask)
-        return looked(*self._unfolded(params, x, index), mechanism, q_index=index, kv_index=index)
+        return dense_trace(
+            *self._unfolded(params, x, index), mechanism, q_index=index, kv_index=index
+        )
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -133,7 +135,7 @@ class LatentAttention(Mixer):
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns an empty cache: "latent" (batch, slots, C), "rotated" (batch, slots, 1, R)."""
         remember = functools.partial(self._remembered, index=np.zeros(1, np.int32))
-        token = kept_of_token(self, remember, batch, dtype)
+        token = cached_shapes(self, remember, batch, dtype)
         return cache.empty(self.mechanism.cached, length, token)
 
     def extend(
@@ -153,7 +155,7 @@ class LatentAttention(Mixer):
             k = jnp.concatenate([latent, seen["rotated"].astype(x.dtype)], axis=-1)
         at = {"q_index": index, "kv_index": seen["positions"], "block_size": self.block_size}
         mechanism = self.mechanism.bind(params, cache.filled)
-        implementation = while_decoding(self.implementation, x.shape[1])
+        implementation = decoding_implementation(self.implementation, x.shape[1])
         out = attend(q, k, latent, mechanism, **at, implementation=implementation)
         out = jnp.einsum("bthc,chd->bthd", out.astype(x.dtype), _cast(params["value"], x))
         return state, merge_heads(params, out)
@@ -210,8 +212,12 @@ class LatentOptions(AttentionOptions):
         "position encoding",
         others="mixer 'latent' applies no others",
     )
-    latent_width: int = size(0, "C, width of the latent vector cached per token; 0: width / 2")
-    rope_width: int = size(0, "R, rotated channels of a head with RoPE; 0: half of head_width")
+    latent_width: int = size_option(
+        0, "C, width of the latent vector cached per token; 0: width / 2"
+    )
+    rope_width: int = size_option(
+        0, "R, rotated channels of a head with RoPE; 0: half of head_width"
+    )
 
     def make(self, context: Context) -> LatentAttention:
         """Returns latent attention."""

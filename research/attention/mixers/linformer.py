@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.choice import Context, HeadOptions, Unplaced, fill
-from research.attention.mixers.mixer import Look, Mixer
+from research.attention.mixers.choice import Context, HeadOptions, InputPositionOptions, fill
+from research.attention.mixers.mixer import AttentionTrace, Mixer
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Normal, Parameter, matrix_axes
-from research.attention.parts.choice import size
+from research.attention.parts.choice import size_option
 from research.attention.parts.masks import And, FullMask, Mask, Padding
 from research.options import Joined, choice
 
@@ -109,20 +109,22 @@ class Linformer(Mixer):
         """
         return merge_heads(params, attend_projected(*self._prepared(params, x, mask)))
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns softmax(Q (E K)^T / sqrt(D)) F as weights, and values; see `Mixer`. No scores.
 
         Weights on padding have no effect, because the values there are zero.
         """
         q, k, v, key_mixture, value_mixture = self._prepared(params, x, mask)
         weights = mixture_weights(q, k, key_mixture)
-        return Look(jnp.einsum("bhtr,rs->bhts", weights, value_mixture.astype(weights.dtype)), v)
+        return AttentionTrace(
+            jnp.einsum("bhtr,rs->bhts", weights, value_mixture.astype(weights.dtype)), v
+        )
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -170,7 +172,7 @@ def _valid(mask: Mask, length: int) -> Bool[Array, "B T"]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinformerOptions(HeadOptions, Unplaced):
+class LinformerOptions(HeadOptions, InputPositionOptions):
     """softmax(Q (E K)^T / sqrt(D)) F V, E and F learned (rank, length)"""
 
     source = "Wang et al. 2020, equation 7, with E and F shared by the heads"
@@ -186,7 +188,7 @@ class LinformerOptions(HeadOptions, Unplaced):
         joined=True,
         others="mixer 'linformer' sees the whole sequence at once",
     )
-    rank: int = size(
+    rank: int = size_option(
         0, "positions that keys and values are projected to; 0: the longest sequence / 4"
     )
 

@@ -14,10 +14,10 @@ from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask
 
 
-class Look(NamedTuple):
+class AttentionTrace(NamedTuple):
     """The materialized attention weights and values of a mixer on one sequence.
 
-    `merge(params, x, read_values(look.weights, look.values))` equals the output of the mixer.
+    `merge(params, x, weighted_values(trace.weights, trace.values))` equals the output of the mixer.
     Weights need not be positive or sum to one: a recurrence has implied weights, the coefficients
     of the values in its outputs.
 
@@ -33,7 +33,7 @@ class Look(NamedTuple):
     scores: Float[Array, "B H T S"] | None = None
 
 
-def read_values(
+def weighted_values(
     weights: Float[Array, "B H T S"], values: Float[Array, "B S K D"]
 ) -> Float[Array, "B T H D"]:
     """Returns sum_s weights_ts values_s per head, grouped values, in the dtype of the weights."""
@@ -94,13 +94,13 @@ class Mixer:
         """
         raise NotImplementedError
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns the weights and values of a whole sequence, for every implementation.
 
         Arguments are those of `__call__`. All T S weights of all heads are in memory at once.
@@ -114,7 +114,7 @@ class Mixer:
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
     ) -> Float[Array, "B T M"]:
-        """Maps the heads' weighted sums of values to the output of the mixer; see `Look`.
+        """Maps the heads' weighted sums of values to the output of the mixer; see `AttentionTrace`.
 
         Args:
           params: arrays of the shapes that `parameters` states.
@@ -122,7 +122,7 @@ class Mixer:
           read: the weighted sums of values.
 
         Raises:
-          Unsupported: as `look`.
+          Unsupported: as `attention_trace`.
         """
         name = type(self).__name__
         raise Unsupported(f"{name} is no weighted sum of values, so there is nothing to merge")
@@ -134,7 +134,7 @@ def refuse_mask(name: str, mask: Mask | None) -> None:
         raise Unsupported(f"mixer {name!r} cannot take a mask beyond its own; 'softmax' can")
 
 
-def kept_of_token(
+def cached_shapes(
     mixer: Any, remember: Callable[..., dict[str, Array]], batch: int, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of `remember(params, x)` for one token x, (B, 1, M)."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.mixers.choice import Context, Unplaced, fill
+from research.attention.mixers.choice import Context, InputPositionOptions, fill
 from research.attention.mixers.mixer import Mixer, refuse_mask
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
@@ -263,7 +263,7 @@ class Recurrent(Mixer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecurrentOptions(Unplaced):
+class RecurrentOptions(InputPositionOptions):
     """Options of recurrent networks as mixers."""
 
     implementations = ("recurrent",)

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.implementations import dense
-from research.attention.implementations.attend import attend, while_decoding
+from research.attention.implementations.attend import attend, decoding_implementation
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.choice import Context, fill
-from research.attention.mixers.mixer import Look, Mixer, kept_of_token
+from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask, causal
@@ -84,17 +84,17 @@ class SelfAttention(Mixer):
         out = self._read(self._by(self.implementation), params, x, kept, index, index, mask)
         return self.merge(params, x, out)
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns the weights and values of a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
         kept = self._placed(self.remember(params, x), index)
-        return self._read(looked, params, x, kept, index, index, mask)
+        return self._read(dense_trace, params, x, kept, index, index, mask)
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -104,7 +104,7 @@ class SelfAttention(Mixer):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns an empty cache of the arrays from `remember`; see `cache.empty`."""
-        token = kept_of_token(self, self.remember, batch, dtype)
+        token = cached_shapes(self, self.remember, batch, dtype)
         return cache.empty(self.mechanism.cached, length, token)
 
     def extend(
@@ -114,7 +114,7 @@ class SelfAttention(Mixer):
         index = cache.positions(state, x.shape[1])
         new = self._placed(self.remember(params, x), index)
         state, seen = cache.extend(self.mechanism.cached, state, new)
-        by = self._by(while_decoding(self.implementation, x.shape[1]))
+        by = self._by(decoding_implementation(self.implementation, x.shape[1]))
         out = self._read(by, params, x, seen, index, seen["positions"], cache.filled)
         return state, self.merge(params, x, out)
 
@@ -128,7 +128,7 @@ class SelfAttention(Mixer):
         kept = {"v": split_heads(params, "value", x)}
         if "key" in self.mechanism.reads:
             kept["k"] = split_heads(params, "key", x)
-        return kept | self.mechanism.bind(params).tokens(x)
+        return kept | self.mechanism.bind(params).project_tokens(x)
 
     def recall(
         self,
@@ -149,7 +149,7 @@ class SelfAttention(Mixer):
           kv_index: positions of the keys.
           mask: restricts the mixer's own mask further.
         """
-        by = self._by(while_decoding(self.implementation, x.shape[1]))
+        by = self._by(decoding_implementation(self.implementation, x.shape[1]))
         out = self._read(by, params, x, self._placed(kept, kv_index), q_index, kv_index, mask)
         return self.merge(params, x, out)
 
@@ -165,7 +165,7 @@ class SelfAttention(Mixer):
 
     def _read(self, by, params, x, kept, q_index, kv_index, mask):
         """Returns `by(q, k, v, mechanism)` for the queries of x and the cached keys and values."""
-        mechanism = self.mechanism.bind(params, mask).given(kept)
+        mechanism = self.mechanism.bind(params, mask).with_tokens(kept)
         return read_kept(self, by, params, x, kept, mechanism, q_index, kv_index, mechanism.mask)
 
 
@@ -181,7 +181,7 @@ def read_kept(mixer, by, params, x, kept, mechanism, q_index, kv_index, within):
       mechanism: the bound mechanism.
       q_index: positions of the queries, (T,).
       kv_index: positions of the keys, (S,).
-      within: the mask that a predicted window is placed in; see `Mechanism.focused`.
+      within: the mask that a predicted window is placed in; see `Mechanism.with_predicted_window`.
     """
     if "query" in mechanism.reads:
         q = split_heads(params, "query", x)
@@ -189,7 +189,7 @@ def read_kept(mixer, by, params, x, kept, mechanism, q_index, kv_index, within):
     else:
         q = jnp.zeros((*x.shape[:2], mixer.num_heads, mixer.head_width), x.dtype)
     if mechanism.focus is not None:
-        mechanism = mechanism.focused(q, q_index, kv_index, within)
+        mechanism = mechanism.with_predicted_window(q, q_index, kv_index, within)
     k, v = kept.get("k", kept["v"]), kept["v"]
     return by(q, k, v, mechanism, q_index=q_index, kv_index=kv_index)
 
@@ -204,15 +204,17 @@ def gate_and_merge(
     return merge_heads(params, read)
 
 
-def looked(
+def dense_trace(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K Dv"],
     mechanism: Mechanism,
     **at: Any,
-) -> Look:
+) -> AttentionTrace:
     """Returns the weights, values and scores of `attend` for the same arguments, densely."""
-    return Look(dense.weights(q, k, mechanism, **at), v, dense.scores(q, k, mechanism, **at))
+    return AttentionTrace(
+        dense.weights(q, k, mechanism, **at), v, dense.scores(q, k, mechanism, **at)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.mixers import cache
-from research.attention.mixers.mixer import Mixer, kept_of_token, state_bytes
+from research.attention.mixers.mixer import Mixer, cached_shapes, state_bytes
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask, causal, window
@@ -55,7 +55,7 @@ class Streaming(Mixer):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns an empty cache of `size` slots, for any length; see `cache.empty`."""
-        token = kept_of_token(self.inner, self.inner.remember, batch, dtype)
+        token = cached_shapes(self.inner, self.inner.remember, batch, dtype)
         return cache.empty(self._rolls, self.size, token)
 
     def extend(
@@ -95,7 +95,7 @@ class Streaming(Mixer):
         return latest if not self.sinks else causal() & (latest | global_tokens(self.sinks))
 
 
-def stream(mixer: Mixer, size: int, sinks: int) -> Mixer:
+def make_streaming(mixer: Mixer, size: int, sinks: int) -> Mixer:
     """Returns a mixer for unbounded text, with the same parameters as this one.
 
     Self-attention gets a rolling cache; a mixer whose state has a fixed size is returned unchanged.
@@ -104,7 +104,7 @@ def stream(mixer: Mixer, size: int, sinks: int) -> Mixer:
       Unsupported: the state grows with the text and is not the cache of causal self-attention.
     """
     if isinstance(mixer, SelfAttention):
-        if mixer.mechanism.mask.together != 0:
+        if mixer.mechanism.mask.prefix_length != 0:
             raise Unsupported(
                 f"mask {mixer.mechanism.mask} is not causal, so it cannot stream a text"
             )

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.attention.parameters import Parameter, matrix_axes, matrix_init
-from research.attention.parts.choice import MechanismPart, Sizes, size
+from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.masks import Index
-from research.attention.parts.scores import NotDot, Score
+from research.attention.parts.scores import NonDotScore, Score
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Additive(NotDot):
+class Additive(NonDotScore):
     """v . tanh(W q + U k)."""
 
     query: Any  # W (H, D, A)
@@ -36,7 +36,7 @@ class Additive(NotDot):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Concat(NotDot):
+class Concat(NonDotScore):
     """v . tanh(W [q; k])."""
 
     weight: Any  # W (H, 2 D, A), the rows of the query first
@@ -80,7 +80,7 @@ class AdditiveScore(MechanismPart):
 
     source = "Bahdanau et al. 2015, appendix A.1.2"
 
-    score_width: int = size(0, "A, hidden width of the score; 0: head_width")
+    score_width: int = size_option(0, "A, hidden width of the score; 0: head_width")
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
@@ -99,7 +99,7 @@ class ConcatScore(MechanismPart):
 
     source = "Luong et al. 2015, section 3.1"
 
-    score_width: int = size(0, "A, hidden width of the score; 0: head_width")
+    score_width: int = size_option(0, "A, hidden width of the score; 0: head_width")
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""

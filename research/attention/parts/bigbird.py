@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
-from research.attention.parts.choice import MechanismPart, Sizes, size, span
+from research.attention.parts.choice import MechanismPart, Sizes, length_option, size_option
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
 from research.attention.parts.sparse_masks import Global, Local, at_least
 
@@ -87,7 +87,7 @@ def _hashed(index: Index, draw: int, seed: int) -> UInt32[Array | np.ndarray, ".
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Coarse(Mask):
+class BlockMask(Mask):
     """Applies the mask `inner` to blocks of `block` positions instead of positions."""
 
     inner: Mask
@@ -108,7 +108,7 @@ class Coarse(Mask):
     def kept(self) -> int:
         return self.inner.kept * self.block
 
-    # `together` stays None: even with a causal inner mask, a query sees the end of its own block.
+    # `prefix_length` stays None: even with a causal inner mask, a query sees the end of its block.
 
 
 def bigbird(
@@ -143,7 +143,7 @@ def bigbird(
     inner: Mask = Local(near)
     if random_blocks:
         inner = inner | RandomLinks(random_blocks, seed, first=num_global // block, near=near)
-    found = Coarse(inner, block)
+    found = BlockMask(inner, block)
     return found | Global(num_global) if num_global else found
 
 
@@ -153,10 +153,12 @@ class BigbirdMask(MechanismPart):
 
     source = "Zaheer et al. 2020, section 2 (random blocks drawn from those before)"
 
-    block_length: int = span(0, "tokens per block", least=1)
-    global_tokens: int = span(0, "leading tokens that see all keys and that all queries see")
-    random_blocks: int = size(1, "random blocks drawn for each block of queries", most=1024)
-    mechanism_seed: int = size(
+    block_length: int = length_option(0, "tokens per block", least=1)
+    global_tokens: int = length_option(
+        0, "leading tokens that see all keys and that all queries see"
+    )
+    random_blocks: int = size_option(1, "random blocks drawn for each block of queries", most=1024)
+    mechanism_seed: int = size_option(
         0, "seed of the random parts of the mechanism, which are not learned", most=2**63 - 1
     )
 

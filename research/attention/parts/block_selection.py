@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-from research.attention.parts.choice import MechanismPart, Sizes, size, span
-from research.attention.parts.content import Looks, OfQueries
+from research.attention.parts.choice import MechanismPart, Sizes, length_option, size_option
+from research.attention.parts.content import ContentDependent, PerQuery
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
 from research.attention.parts.scores import grouped_dot
 
@@ -29,13 +29,13 @@ class BlockCausal(Mask):
         return q_hi >= kv_lo, own & (q_lo >= kv_hi)
 
     @property
-    def together(self) -> int | None:
+    def prefix_length(self) -> int | None:
         return 0
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MoBA(BlockCausal, Looks):
+class MoBA(BlockCausal, ContentDependent):
     """The keys k <= q of the query's own block and of the blocks with the best matching mean key.
 
     Mixture of block attention (Lu et al. 2025, "MoBA: Mixture of Block Attention for Long-Context
@@ -48,7 +48,7 @@ class MoBA(BlockCausal, Looks):
     reads: ClassVar[tuple[str, ...]] = ("query", "key")
     top: int = static()  # blocks that a query sees, its own included
 
-    def see(
+    def evaluate(
         self,
         q: Float[Array, "B T H D"],
         k: Float[Array, "B S K D"],
@@ -73,15 +73,15 @@ class MoBA(BlockCausal, Looks):
         affinity = jnp.where(ahead == 0, jnp.inf, jnp.where(ahead > 0, -jnp.inf, affinity))
         best = jax.lax.top_k(affinity, min(self.top, count))[1]
         chosen = jax.nn.one_hot(best, count, dtype=bool).any(-2) & (ahead <= 0)
-        return ChosenBlocks(self.size, OfQueries(jnp.swapaxes(chosen, 1, 2)), jnp.asarray(first))
+        return SelectedBlocks(self.size, PerQuery(jnp.swapaxes(chosen, 1, 2)), jnp.asarray(first))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ChosenBlocks(BlockCausal):
+class SelectedBlocks(BlockCausal):
     """The keys k <= q of the blocks that each query and head selected."""
 
-    chosen: OfQueries  # booleans (B, T, H, N)
+    chosen: PerQuery  # booleans (B, T, H, N)
     first: Any  # the number of the first of the N blocks, ()
 
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "B H T S"]:
@@ -92,7 +92,7 @@ class ChosenBlocks(BlockCausal):
 
 
 def moba(size: int, top: int) -> Mask:
-    """Returns mixture of block attention: a query sees `top` blocks of `size` keys.
+    """Returns mixture of block attention: a query sees `top` blocks of `size_option` keys.
 
     Raises:
       ValueError: a number is less than 1.
@@ -110,8 +110,8 @@ class MobaMask(MechanismPart):
     source = "Lu et al. 2025 (MoBA), section 2.2"
     where = ("self",)
 
-    block_length: int = span(0, "tokens per block", least=1)
-    top_blocks: int = size(0, "blocks that a query sees, its own included", least=1)
+    block_length: int = length_option(0, "tokens per block", least=1)
+    top_blocks: int = size_option(0, "blocks that a query sees, its own included", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""

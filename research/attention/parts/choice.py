@@ -15,12 +15,12 @@ LARGEST = 2**20
 """Upper bound of options that are the size of an array or the length of a Python loop."""
 
 
-def size(default: int, help: str, least: int = 0, most: int = LARGEST, **others: Any) -> Any:
+def size_option(default: int, help: str, least: int = 0, most: int = LARGEST, **others: Any) -> Any:
     """Declares an option that is the size of an array or a count."""
     return option(default, help, least=least, most=most, **others)
 
 
-def span(default: int, help: str, least: int = 0, **others: Any) -> Any:
+def length_option(default: int, help: str, least: int = 0, **others: Any) -> Any:
     """Declares an option that counts positions along the sequence.
 
     It has no upper bound, because all values beyond the longest sequence mean the same.
@@ -68,6 +68,6 @@ class MechanismPart(Part):
         raise NotImplementedError
 
 
-def computes(part: type[Part]) -> str:
+def summary(part: type[Part]) -> str:
     """Returns what a mixer or part computes, one line: the first paragraph of its docstring."""
     return " ".join((part.__doc__ or "").split("\n\n")[0].split()).removesuffix(".")

@@ -43,12 +43,14 @@ class PredictedWindow:
         hidden = jnp.tanh(jnp.einsum("bthd,hde->bthe", q, self.weight.astype(q.dtype)))
         at = jnp.einsum("bthe,he->bth", hidden.astype(dtype), self.vector.astype(dtype))
         center = jax.nn.sigmoid(at) * jnp.asarray(lengths, dtype)
-        return Focused(normalizer, jnp.swapaxes(center, 1, 2), jnp.asarray(kv_index), self.size)
+        return WindowedNormalizer(
+            normalizer, jnp.swapaxes(center, 1, 2), jnp.asarray(kv_index), self.size
+        )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Focused(Normalizer):
+class WindowedNormalizer(Normalizer):
     """Weights of `inner` within the windows, times exp(-(s - p)^2 / (2 sigma^2)).
 
     sigma = size / 2. As in equation 10 the factor comes after the normalizer, so the weights of a

@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.biases import Bias, Index
-from research.attention.parts.content import Looks, OfKeys, OfQueries
+from research.attention.parts.content import ContentDependent, PerKey, PerQuery
 from research.attention.parts.masks import Mask
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ForgetGate(Bias, Looks):
+class ForgetGate(Bias, ContentDependent):
     """score + sum of log f_l over the tokens l after the key, up to and including the query's.
 
     f_l = sigmoid(w . x_l + b), of each head (Lin et al. 2025, "Forgetting Transformer: Softmax
@@ -30,17 +30,17 @@ class ForgetGate(Bias, Looks):
     bias: Any  # b (H,)
     kept: Any = None  # log f of the keys' tokens, (B, S, H)
 
-    def tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
+    def project_tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
         """Returns log f of each token and head."""
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         weight = self.weight.astype(x.dtype)
         gate = jnp.einsum("bnm,mh->bnh", x, weight, preferred_element_type=dtype)
         return jax.nn.log_sigmoid(gate + self.bias.astype(dtype))
 
-    def given(self, kept: Float[Array, "B S H"]) -> "ForgetGate":
+    def with_tokens(self, kept: Float[Array, "B S H"]) -> "ForgetGate":
         return dataclasses.replace(self, kept=kept)
 
-    def see(
+    def evaluate(
         self,
         q: Float[Array, "B T H D"],
         k: Float[Array, "B S K D"],
@@ -50,10 +50,10 @@ class ForgetGate(Bias, Looks):
         """Returns the bias with log gates summed up to each query and up to each key.
 
         Raises:
-          ValueError: the log gates of the keys' tokens were not set by `given`.
+          ValueError: the log gates of the keys' tokens were not set by `with_tokens`.
         """
         if self.kept is None:
-            raise ValueError("forget gate: it needs the keys' gates; see `Mechanism.given`")
+            raise ValueError("forget gate: it needs the keys' gates; see `Mechanism.with_tokens`")
         xp = np if isinstance(kv_index, np.ndarray) else jnp
         order = xp.argsort(kv_index)
         sorted_index, gates = kv_index[order], self.kept
@@ -68,7 +68,7 @@ class ForgetGate(Bias, Looks):
             search = np.searchsorted if both else jnp.searchsorted
             return total[:, search(sorted_index, index, side="right")]
 
-        return Decay(OfQueries(up_to(q_index)), OfKeys(up_to(kv_index)))
+        return ForgetBias(PerQuery(up_to(q_index)), PerKey(up_to(kv_index)))
 
     def needs_all(self, mask: Mask) -> bool:
         """Returns whether gates of masked tokens lie between a query and a visible key.
@@ -80,12 +80,12 @@ class ForgetGate(Bias, Looks):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Decay(Bias):
+class ForgetBias(Bias):
     """score + c[query] - c[key], for cumulative log gates c."""
 
     additive: ClassVar[bool] = True
-    of_queries: OfQueries  # c (B, T, H)
-    of_keys: OfKeys  # c (B, S, H)
+    of_queries: PerQuery  # c (B, T, H)
+    of_keys: PerKey  # c (B, S, H)
 
     def __call__(
         self,

@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Float
 from research.attention.parameters import Parameter, matrix_axes
 from research.attention.parts.masks import Index
 from research.attention.parts.normalizers import Normalizer, Parts
-from research.attention.parts.scores import NotDot, Score
+from research.attention.parts.scores import NonDotScore, Score
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TalkingScores(NotDot):
+class TalkingScores(NonDotScore):
     """The scores of head h are sum_g scores of head g * weight[g, h]."""
 
     inner: Score

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 from research.attention.parameters import Parameter, matrix_axes, matrix_init
 from research.attention.parts.choice import MechanismPart, Sizes
 from research.attention.parts.masks import Index
-from research.attention.parts.scores import NotDot, Score
+from research.attention.parts.scores import NonDotScore, Score
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Location(NotDot):
+class Location(NonDotScore):
     """(q W)[position of the key]: scores depend on the query alone, not on the keys' content."""
 
     reads: ClassVar[tuple[str, ...]] = ("query",)
@@ -51,7 +51,7 @@ jax.tree_util.register_dataclass(SynthesizerDense, data_fields=["weight"], meta_
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SynthesizerRandom(NotDot):
+class SynthesizerRandom(NonDotScore):
     """table[position of the query, position of the key], independent of content."""
 
     reads: ClassVar[tuple[str, ...]] = ()

@@ -13,7 +13,7 @@ so a mask can be passed through `jax.jit`. Every mask provides:
 `mask.kept`
     how many of the first keys stay visible beyond that reach, so that the decoder never evicts
     them;
-`mask.together`
+`mask.prefix_length`
     how many leading tokens see each other in both directions, which determines whether the mask
     can be decoded token by token, and how long the first chunk has to be.
 
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
-from research.attention.parts.choice import MechanismPart, Sizes, span
+from research.attention.parts.choice import MechanismPart, Sizes, length_option
 
 LONGEST = 2**30
 """Upper bound of all positions and distances. Larger sizes are clipped to it, which changes nothing
@@ -87,7 +87,7 @@ class Mask:
         return 0
 
     @property
-    def together(self) -> int | None:
+    def prefix_length(self) -> int | None:
         """The smallest known n such that a query at t sees no key later than max(t, n - 1).
 
         0 means causal: tokens can be decoded one at a time. n > 0 means that the first n tokens
@@ -137,7 +137,7 @@ class Window(Mask):
         return self.size
 
     @property
-    def together(self) -> int | None:
+    def prefix_length(self) -> int | None:
         return 0
 
 
@@ -156,7 +156,7 @@ class Prefix(Mask):
         return kv_lo <= np.maximum(q_hi, last), kv_hi <= np.maximum(q_lo, last)
 
     @property
-    def together(self) -> int | None:
+    def prefix_length(self) -> int | None:
         return self.length
 
 
@@ -229,8 +229,8 @@ class And(Mask):
         return min(known, key=lambda claim: (sum(claim), claim), default=(None, 0))
 
     @property
-    def together(self) -> int | None:
-        known = [m.together for m in (self.left, self.right) if m.together is not None]
+    def prefix_length(self) -> int | None:
+        known = [m.prefix_length for m in (self.left, self.right) if m.prefix_length is not None]
         return min(known, default=None)
 
 
@@ -260,8 +260,8 @@ class Or(Mask):
         return 0 if self.reach is None else max(self.left.kept, self.right.kept)
 
     @property
-    def together(self) -> int | None:
-        left, right = self.left.together, self.right.together
+    def prefix_length(self) -> int | None:
+        left, right = self.left.prefix_length, self.right.prefix_length
         return None if left is None or right is None else max(left, right)
 
 
@@ -360,7 +360,7 @@ class WindowMask(MechanismPart):
 
     source = "Beltagy et al. 2020, section 3.1, under a causal mask"
 
-    window: int = span(0, "keys that a query sees, its own included", least=1)
+    window: int = length_option(0, "keys that a query sees, its own included", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""
@@ -373,7 +373,7 @@ class PrefixMask(MechanismPart):
 
     source = "Raffel et al. 2020, section 3.2.1, figure 4 (right)"
 
-    prefix_length: int = span(0, "leading tokens that see each other", least=1)
+    prefix_length: int = length_option(0, "leading tokens that see each other", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from research.attention.parameters import Parameter, bind, described, path_name
+from research.attention.parameters import Parameter, bind, collect_parameters, path_name
 from research.attention.parts.biases import Bias
-from research.attention.parts.content import Looks, has_content, looks
+from research.attention.parts.content import ContentDependent, has_content, is_unevaluated
 from research.attention.parts.focus import PredictedWindow
 from research.attention.parts.masks import Mask
 from research.attention.parts.normalizers import Normalizer, softmax
@@ -44,12 +44,12 @@ class Mechanism:
     @property
     def reads(self) -> set[str]:
         """The projections of the tokens that are needed: a subset of "query", "key", "value"."""
-        looked_at = [part.reads for _, part in self._looks()]
+        looked_at = [part.reads for _, part in self._content_parts()]
         return set().union(self.score.reads, *looked_at, ("value",))
 
     @property
-    def looks(self) -> bool:
-        """Whether a part depends on content, before or after `see`."""
+    def has_content(self) -> bool:
+        """Whether a part depends on content, before or after `evaluate`."""
         return has_content(self)
 
     @property
@@ -58,18 +58,18 @@ class Mechanism:
 
         It keeps every key if a content-dependent part needs keys that no query sees any more.
         """
-        needed = any(part.needs_all(self.mask) for _, part in self._looks())
+        needed = any(part.needs_all(self.mask) for _, part in self._content_parts())
         return _All(self.mask) if needed else self.mask
 
     def parameters(self) -> dict[str, Parameter]:
         """Returns the parts' parameters: "score_...", "biases_0_...", "normalizer_..."..."""
-        return described(self, "")
+        return collect_parameters(self, "")
 
     def bind(self, params: dict[str, Array], mask: Mask | None = None) -> "Mechanism":
         """Returns this mechanism with its learned arrays bound and restricted to `mask`."""
-        return bind(self, "", params).under(mask)
+        return bind(self, "", params).restricted_to(mask)
 
-    def under(self, mask: Mask | None) -> "Mechanism":
+    def restricted_to(self, mask: Mask | None) -> "Mechanism":
         """Returns this mechanism restricted to pairs that `mask` allows too; None allows all."""
         if mask is None:
             return self
@@ -77,47 +77,47 @@ class Mechanism:
         allowed = mask if type(self.mask) is Mask else self.mask & mask
         return dataclasses.replace(self, mask=allowed)
 
-    def tokens(self, x: Float[Array, "B N M"]) -> dict[str, Float[Array, "B N ..."]]:
+    def project_tokens(self, x: Float[Array, "B N M"]) -> dict[str, Float[Array, "B N ..."]]:
         """Returns what content-dependent parts cache per token, beside keys and values.
 
         The arrays are keyed by the parts' names.
         """
-        found = {name: part.tokens(x) for name, part in self._looks()}
+        found = {name: part.project_tokens(x) for name, part in self._content_parts()}
         return {name: kept for name, kept in found.items() if kept is not None}
 
-    def given(self, kept: dict[str, Float[Array, "B S ..."]]) -> "Mechanism":
+    def with_tokens(self, kept: dict[str, Float[Array, "B S ..."]]) -> "Mechanism":
         """Returns this mechanism holding the `tokens` of the keys; other entries are ignored."""
-        return self._changed(lambda n, part: part.given(kept[n]) if n in kept else part)
+        return self._changed(lambda n, part: part.with_tokens(kept[n]) if n in kept else part)
 
-    def see(
+    def evaluate(
         self,
         q: Float[Array, "B T H D"],
         k: Float[Array, "B S K D"],
         q_index: Integer[Array | np.ndarray, " T"] | None,
         kv_index: Integer[Array | np.ndarray, " S"] | None,
     ) -> "Mechanism":
-        """Evaluates the content-dependent parts on queries, keys and the tokens from `given`.
+        """Evaluates the content-dependent parts on queries, keys and the tokens from `with_tokens`.
 
         Positions count from 0 if None. Parts that were evaluated before stay as they are.
         """
         q_index = np.arange(q.shape[1]) if q_index is None else q_index
         kv_index = np.arange(k.shape[1]) if kv_index is None else kv_index
-        return self._changed(lambda _, part: part.see(q, k, q_index, kv_index))
+        return self._changed(lambda _, part: part.evaluate(q, k, q_index, kv_index))
 
-    def _looks(self) -> list[tuple[str, Looks]]:
+    def _content_parts(self) -> list[tuple[str, ContentDependent]]:
         """Returns the content-dependent parts that are not evaluated yet, with their names."""
-        leaves = jax.tree_util.tree_leaves_with_path(self, is_leaf=looks)
-        return [(path_name("", path), leaf) for path, leaf in leaves if looks(leaf)]
+        leaves = jax.tree_util.tree_leaves_with_path(self, is_leaf=is_unevaluated)
+        return [(path_name("", path), leaf) for path, leaf in leaves if is_unevaluated(leaf)]
 
-    def _changed(self, change: Callable[[str, Looks], Any]) -> "Mechanism":
-        """Returns this mechanism with `change(name, part)` applied to the parts in `_looks`."""
+    def _changed(self, change: Callable[[str, ContentDependent], Any]) -> "Mechanism":
+        """Returns this mechanism with `change(name, part)` applied to its `_content_parts`."""
 
         def one(path: Any, leaf: Any) -> Any:
-            return change(path_name("", path), leaf) if looks(leaf) else leaf
+            return change(path_name("", path), leaf) if is_unevaluated(leaf) else leaf
 
-        return jax.tree_util.tree_map_with_path(one, self, is_leaf=looks)
+        return jax.tree_util.tree_map_with_path(one, self, is_leaf=is_unevaluated)
 
-    def focused(
+    def with_predicted_window(
         self,
         q: Float[Array, "B T H D"],
         q_index: Integer[Array | np.ndarray, " T"],
@@ -148,8 +148,8 @@ class _All(Mask):
     inner: Mask
 
     @property
-    def together(self) -> int | None:
-        return self.inner.together
+    def prefix_length(self) -> int | None:
+        return self.inner.prefix_length
 
 
 PLAIN = Mechanism()

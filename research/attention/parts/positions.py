@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from research.attention.parts.choice import MechanismPart, Sizes, span
+from research.attention.parts.choice import MechanismPart, Sizes, length_option
 from research.options import OptionError, option
 
 SCALINGS = ("none", "linear", "ntk", "yarn")
@@ -194,7 +194,7 @@ class RopePosition(MechanismPart):
     )
     rope_scaling: str = option("none", "how RoPE is scaled to longer sequences", allowed=SCALINGS)
     rope_factor: float = option(1.0, "factor by which RoPE is scaled to longer sequences", least=1)
-    rope_original_length: int = span(
+    rope_original_length: int = length_option(
         0, "length that RoPE is scaled from; 0: the longest sequence / rope_factor"
     )
 

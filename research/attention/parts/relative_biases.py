@@ -21,7 +21,7 @@ from research.attention.parameters import (
     vector_axes,
 )
 from research.attention.parts.biases import Bias, Index, alibi
-from research.attention.parts.choice import MechanismPart, Sizes, size
+from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.masks import static
 
 # Li et al. 2024, appendix: the width of the network.
@@ -214,8 +214,10 @@ class T5Position(MechanismPart):
     source = "Raffel et al. 2020, section 2.1"
     where = ("self",)
 
-    num_buckets: int = size(32, "number of buckets of distances", least=4, most=1024)
-    max_distance: int = size(128, "distance from which all larger ones are treated alike", least=1)
+    num_buckets: int = size_option(32, "number of buckets of distances", least=4, most=1024)
+    max_distance: int = size_option(
+        128, "distance from which all larger ones are treated alike", least=1
+    )
 
     def build(self, sizes: Sizes) -> Bias:
         """Returns the bias."""

@@ -15,16 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.choice import MechanismPart, Sizes, size
+from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.masks import Index, static
-from research.attention.parts.scores import NotDot, Score, grouped_dot
+from research.attention.parts.scores import NonDotScore, Score, grouped_dot
 
 Wrapper = Callable[[Score], Score]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Shaw(NotDot):
+class Shaw(NonDotScore):
     """q . (k + a[distance]), distances clipped to +-(N - 1) / 2."""
 
     inner: Score
@@ -48,7 +48,7 @@ class Shaw(NotDot):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TransformerXL(NotDot):
+class TransformerXL(NonDotScore):
     """(q + u) . k + (q + v) . W r[distance], r sinusoidal."""
 
     inner: Score
@@ -128,7 +128,9 @@ class ShawPosition(MechanismPart):
     source = "Shaw et al. 2018, equations 3 and 5"
     where = ("self",)
 
-    max_distance: int = size(128, "distance from which all larger ones are treated alike", least=1)
+    max_distance: int = size_option(
+        128, "distance from which all larger ones are treated alike", least=1
+    )
 
     def build(self, sizes: Sizes) -> Wrapper:
         """Returns the change of a score."""

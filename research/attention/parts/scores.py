@@ -78,7 +78,7 @@ class Score:
         return q, k
 
 
-class NotDot(Score):
+class NonDotScore(Score):
     """The base class of scores that are not a dot product f(q) . g(k)."""
 
     has_dot_form: ClassVar[bool] = False

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from research.attention.parts.choice import MechanismPart, Sizes, span
+from research.attention.parts.choice import MechanismPart, Sizes, length_option
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
 
 
@@ -65,7 +65,7 @@ class Dilated(Mask):
         return self._farthest + 1
 
     @property
-    def together(self) -> int | None:
+    def prefix_length(self) -> int | None:
         return 0
 
 
@@ -89,7 +89,7 @@ class Strided(Mask):
         return some | _multiple(nearest, farthest, self.stride), (nearest >= 0) & gapless
 
     @property
-    def together(self) -> int | None:
+    def prefix_length(self) -> int | None:
         return 0
 
 
@@ -200,7 +200,7 @@ class LocalMask(MechanismPart):
 
     source = "Luong et al. 2015, section 3.2 (local-m); Beltagy et al. 2020, section 3.1"
 
-    window: int = span(0, "keys that a query sees on either side", least=1)
+    window: int = length_option(0, "keys that a query sees on either side", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""
@@ -213,8 +213,8 @@ class DilatedMask(MechanismPart):
 
     source = "Beltagy et al. 2020, section 3.1 (dilated sliding window), under a causal mask"
 
-    window: int = span(0, "keys that a query sees, its own included", least=1)
-    dilation: int = span(0, "distance between visible keys", least=1)
+    window: int = length_option(0, "keys that a query sees, its own included", least=1)
+    dilation: int = length_option(0, "distance between visible keys", least=1)
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""
@@ -227,7 +227,9 @@ class StridedMask(MechanismPart):
 
     source = "Child et al. 2019, section 4.2 (strided attention, both heads' patterns)"
 
-    stride: int = span(0, "latest keys that a query sees, and distance between older ones", least=1)
+    stride: int = length_option(
+        0, "latest keys that a query sees, and distance between older ones", least=1
+    )
 
     def build(self, sizes: Sizes) -> Mask:
         """Returns the mask."""
@@ -240,7 +242,7 @@ class GlobalMask(MechanismPart):
 
     source = "Beltagy et al. 2020, section 3.1 (global attention)"
 
-    global_tokens: int = span(
+    global_tokens: int = length_option(
         0, "leading tokens that see all keys and that all queries see", least=1
     )
 
@@ -255,8 +257,8 @@ class LongformerMask(MechanismPart):
 
     source = "Beltagy et al. 2020, section 3.1 (window of 2 * window, with global tokens)"
 
-    window: int = span(0, "keys that a query sees on either side", least=1)
-    global_tokens: int = span(
+    window: int = length_option(0, "keys that a query sees on either side", least=1)
+    global_tokens: int = length_option(
         0, "leading tokens that see all keys and that all queries see", least=1
     )
 

@@ -83,7 +83,7 @@ def cuda_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(done.stdout.split()) if done.returncode == 0 else ()
 
 
-def deal(devices: Devices, shards: int) -> list[Binding]:
+def assign_devices(devices: Devices, shards: int) -> list[Binding]:
     """Returns the devices of each of `shards` processes, in equal shares. Raises UserError.
 
     GPUs and CPU cores are divided equally. If there are more processes than GPUs, processes share a

@@ -186,7 +186,7 @@ def check_options(name: str, options: Options) -> None:
     options.check()
 
 
-def make(name: str, job: Job, options: Options, folder: Path) -> Launch:
+def make_launch(name: str, job: Job, options: Options, folder: Path) -> Launch:
     """Returns the files and commands for a job. Raises UserError if the engine cannot run it."""
     engine, tpu = ENGINES[name], None
     travels = not job.source.is_absolute() and ".." not in job.source.parts
@@ -221,11 +221,11 @@ def describe(launch: Launch, written: bool) -> str:
         parts = [f"{path}:\n{text}" for path, text in paths.items()]
     parts.append(fill(f"{launch.engine}.txt", **launch.values).rstrip("\n"))
     if not shutil.which(ENGINES[launch.engine].program):
-        parts.append(missing(launch.engine))
+        parts.append(missing_program(launch.engine))
     return "\n".join(parts)
 
 
-def missing(name: str) -> str:
+def missing_program(name: str) -> str:
     """Returns the error message for a missing program of an engine, with how to install it."""
     engine = ENGINES[name]
     return f"The program {engine.program!r} is not on this machine's PATH: {engine.install}"
@@ -255,9 +255,9 @@ def submit(launch: Launch, yes: bool) -> int:
     Raises UserError if stdin is not a terminal, the answer is not "yes", or the program is missing.
     """
     if not shutil.which(ENGINES[launch.engine].program):
-        raise UserError(missing(launch.engine))
+        raise UserError(missing_program(launch.engine))
     if not yes:
-        agree()
+        confirm()
     code = subprocess.run(["bash", str(launch.folder / "submit.sh")]).returncode
     if code:
         print(
@@ -267,7 +267,7 @@ def submit(launch: Launch, yes: bool) -> int:
     return code
 
 
-def agree() -> None:
+def confirm() -> None:
     """Asks for a "yes" before starting anything that may cost money, else raises UserError."""
     if not sys.stdin.isatty():
         raise UserError(

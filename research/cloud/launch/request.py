@@ -126,7 +126,7 @@ def define_options() -> None:
         define[type(f.default)](f.name, f.default, f.metadata["help"])
 
 
-def options_of(given: flags.FlagValues, takes: Collection[str]) -> Options:
+def parse_options(given: flags.FlagValues, takes: Collection[str]) -> Options:
     """Returns the options on a command line, for an engine that reads the options `takes`.
 
     If neither a slice nor GPUs are given, the slice is the config's `parallel.slice`.
@@ -137,7 +137,7 @@ def options_of(given: flags.FlagValues, takes: Collection[str]) -> Options:
     return Options(**values)
 
 
-def job_of(given: flags.FlagValues, argv: Sequence[str], default_shards: int) -> Job:
+def parse_job(given: flags.FlagValues, argv: Sequence[str], default_shards: int) -> Job:
     """Returns the job that a command line describes, after loading and checking its file.
 
     Raises UserError.

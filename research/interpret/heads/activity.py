@@ -34,7 +34,7 @@ class Attention(NamedTuple):
     heads: int
 
 
-def attentions(model: Model, params: PyTree) -> list[Attention]:
+def attention_layers(model: Model, params: PyTree) -> list[Attention]:
     """Returns every attention that has heads, in the order of the model.
 
     Args:
@@ -61,7 +61,7 @@ def attentions(model: Model, params: PyTree) -> list[Attention]:
     return [attention for _, attention in sorted(found, key=lambda pair: pair[0])]
 
 
-def same_heads(found: list[Attention]) -> int:
+def common_num_heads(found: list[Attention]) -> int:
     """Returns H, the number of heads that all attentions have.
 
     Raises UserError if there is no attention, or if their numbers of heads differ.
@@ -84,12 +84,12 @@ def mask_heads(model: Model, params: PyTree, mask: Float[Array, "L H"]) -> PyTre
     Args:
       model: any model.
       params: parameters of one member.
-      mask: rows in the order of `attentions`, each of which has H heads.
+      mask: rows in the order of `attention_layers`, each of which has H heads.
 
     Raises UserError if the attentions have different numbers of heads, or if there is none.
     """
-    found = attentions(model, params)
-    same_heads(found)
+    found = attention_layers(model, params)
+    common_num_heads(found)
     rows: dict[tuple[str, ...], list[int]] = {}
     for row, attention in enumerate(found):
         rows.setdefault(attention.path, []).append(row)

@@ -25,7 +25,7 @@ def ablation_differences(loss: Loss, layers: int, heads: int) -> Float[np.ndarra
     whole = np.asarray(loss(jnp.ones((layers, heads))), np.float32)
     found = np.empty((layers, heads, *whole.shape), np.float32)
     for layer, head in np.ndindex(layers, heads):
-        found[layer, head] = np.asarray(loss(without([(layer, head)], layers, heads))) - whole
+        found[layer, head] = np.asarray(loss(head_mask([(layer, head)], layers, heads))) - whole
     return found
 
 
@@ -110,7 +110,7 @@ def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = Non
     """
 
     def mean(gone: Sequence[Sequence[int]]) -> float:
-        return float(np.mean(np.asarray(loss(without(gone, layers, heads)))))
+        return float(np.mean(np.asarray(loss(head_mask(gone, layers, heads)))))
 
     left: list[tuple[int, ...]] = list(np.ndindex(layers, heads))
     gone: list[tuple[int, ...]] = []
@@ -124,7 +124,7 @@ def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = Non
     return Pruning(np.array(gone, int).reshape(-1, 2), np.array(curve, np.float32))
 
 
-def without(
+def head_mask(
     gone: Sequence[Sequence[int]] | Int[np.ndarray, "N 2"], layers: int, heads: int
 ) -> Float[Array, "L H"]:
     """Returns a mask (L, H) that is 0 at the given (layer, head) pairs and 1 elsewhere."""

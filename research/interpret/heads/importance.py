@@ -11,19 +11,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from research.interpret.heads.activity import attentions, mask_heads, same_heads
+from research.interpret.heads.activity import attention_layers, common_num_heads, mask_heads
 from research.interpret.heads.head_ablation import (
     ablation_differences,
     head_importance,
+    head_mask,
     prune_greedily,
-    without,
 )
 from research.interpret.trained import (
     Findings,
     Trained,
     batches,
     example_metric,
-    outputs_of,
+    model_outputs,
 )
 from research.tasks.task import Batch
 
@@ -39,7 +39,7 @@ DROP = 0.01
 SIGNIFICANT = 0.05
 
 
-def needed_heads(trained: Trained) -> Findings:
+def head_importance_findings(trained: Trained) -> Findings:
     """Returns how many heads matter, how much they matter, and how many can be pruned.
 
     Metrics: "significant_heads", the fraction of heads whose removal changes the loss (two-sided,
@@ -51,8 +51,8 @@ def needed_heads(trained: Trained) -> Findings:
 
     Raises UserError if layers have different numbers of heads, or none.
     """
-    found = attentions(trained.model, trained.params)
-    layers, heads = len(found), same_heads(found)
+    found = attention_layers(trained.model, trained.params)
+    layers, heads = len(found), common_num_heads(found)
     of_mask = _by_mask(trained)
 
     def loss(mask: Float[Array, "L H"]) -> Float[np.ndarray, " N"]:
@@ -60,13 +60,13 @@ def needed_heads(trained: Trained) -> Findings:
 
     importance = head_importance(ablation_differences(loss, layers, heads))
     pruning = prune_greedily(loss, layers, heads)
-    masks = [without(pruning.order[:gone], layers, heads) for gone in range(layers * heads + 1)]
+    masks = [head_mask(pruning.order[:gone], layers, heads) for gone in range(layers * heads + 1)]
     quality = [float(of_mask(mask)[1].mean()) for mask in masks]
     significant = importance.adjusted < SIGNIFICANT
     metrics = {
         "significant_heads": float(significant.mean()),
         "harmful_heads": float((significant & (importance.mean < 0)).mean()),
-        "removable_heads": removable(quality, trained.task.select_higher) / (layers * heads),
+        "removable_heads": num_prunable(quality, trained.task.select_higher) / (layers * heads),
     }
     kinds = np.array([attention.kind for attention in found])
     for kind in sorted(set(kinds)):
@@ -88,7 +88,7 @@ def needed_heads(trained: Trained) -> Findings:
     )
 
 
-def removable(quality: Sequence[float], higher: bool, drop: float = DROP) -> int:
+def num_prunable(quality: Sequence[float], higher: bool, drop: float = DROP) -> int:
     """Returns how many heads can be pruned before quality drops by more than `drop`.
 
     Args:
@@ -111,7 +111,7 @@ def _by_mask(trained: Trained) -> Callable[[Float[Array, "L H"]], Any]:
 
     @jax.jit
     def of_batch(params: PyTree, mask: Array, batch: Batch) -> Any:
-        outputs = outputs_of(model, mask_heads(model, params, mask), batch)
+        outputs = model_outputs(model, mask_heads(model, params, mask), batch)
         return [example_metric(task, outputs, batch, name) for name in ("loss", task.select)]
 
     def of_mask(mask: Float[Array, "L H"]) -> list[Float[np.ndarray, " N"]]:

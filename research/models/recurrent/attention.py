@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from research.attention.mixers.choice import Context, HeadOptions
 from research.attention.mixers.projections import merge_heads, projections, split_heads
-from research.attention.mixers.sequential.alignments import Alignment, read
-from research.attention.mixers.sequential.stepwise import alignment_of
+from research.attention.mixers.sequential.alignments import Alignment, weighted_sum
+from research.attention.mixers.sequential.stepwise import make_alignment
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import padding
 from research.attention.spec import MixerSpec
@@ -145,7 +145,7 @@ class Reader:
         self, params: dict[str, Array], weights: Float[Array, "B H S"], memory: dict[str, Any]
     ) -> Float[Array, "B N"]:
         """Returns the context vector of a query: the memory averaged with the given weights."""
-        found = read(weights, memory["values"])
+        found = weighted_sum(weights, memory["values"])
         return (merge_heads(params, found) if self.projected else found[:, :, 0])[:, 0]
 
     def align_all(
@@ -214,7 +214,7 @@ def make_reader(model: ModelOptions, attention: str, length: int) -> Reader | No
         num_heads=sizes.num_heads,
         num_kv_heads=sizes.num_kv_heads,
         head_width=sizes.head_width,
-        alignment=alignment_of(options, context),
+        alignment=make_alignment(options, context),
         projected=not one or attention == MULTI_HEAD,
         use_bias=context.use_bias,
         init_stddev=context.init_stddev,

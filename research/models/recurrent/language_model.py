@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from research.attention.mixers.rnn import CELLS
 from research.attention.parameters import (
     Parameter,
-    drawn,
+    init_function,
     is_parameter,
     matrix_axes,
     matrix_init,
@@ -102,7 +102,8 @@ class RecurrentModel(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.frozen = {
-            name: self.param(name, drawn(described)) for name, described in c.parameters().items()
+            name: self.param(name, init_function(described))
+            for name, described in c.parameters().items()
         }
         self.dropout = nn.Dropout(c.dropout)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from research.attention.mixers.rnn import CELLS, run
-from research.attention.parameters import Axes, Parameter, drawn, matrix_axes, vector_axes
+from research.attention.parameters import Axes, Parameter, init_function, matrix_axes, vector_axes
 from research.attention.parameters import matrix_init as stddev_init
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
@@ -124,7 +124,7 @@ class Listener(nn.Module):
             x = drop(masked(self._project(x.reshape(*x.shape[:2], -1)), lengths))
         if c.layers is None:
             described = bilstm_parameters(c, x.shape[-1])
-            return bilstm(c, self.param("bilstm", drawn(described)), x, lengths, drop)
+            return bilstm(c, self.param("bilstm", init_function(described)), x, lengths, drop)
         if c.layers.position == "sinusoidal":
             x = x + jnp.asarray(sinusoidal(x.shape[1], c.width), x.dtype)
         x, valid = constrain(x, *HIDDEN), jnp.arange(x.shape[1]) < lengths[:, None]

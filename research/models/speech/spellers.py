@@ -19,7 +19,7 @@ from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.rnn import CELLS
 from research.attention.mixers.sequential.monotonic import Monotonic
 from research.attention.mixers.sequential.windowed import Windowed
-from research.attention.parameters import Axes, Parameter, drawn, is_parameter
+from research.attention.parameters import Axes, Parameter, init_function, is_parameter
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
@@ -90,7 +90,9 @@ class RecurrentSpeller(nn.Module):
 
     def setup(self) -> None:
         described = recurrent_parameters(self.config)
-        self.frozen = {name: self.param(name, drawn(tree)) for name, tree in described.items()}
+        self.frozen = {
+            name: self.param(name, init_function(tree)) for name, tree in described.items()
+        }
         self.dropout = nn.Dropout(self.config.dropout)
 
     def remember(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
@@ -200,7 +202,7 @@ class TransformerSpeller(nn.Module):
     def _init_cross(self, key: jax.Array) -> dict[str, Any]:
         """Returns initial cross-attention parameters, stacked over layers like the layers' own."""
         described, depth = self.config.cross.parameters(), self.config.decoder.num_layers
-        return {"layers": jax.vmap(drawn(described))(jax.random.split(key, depth))}
+        return {"layers": jax.vmap(init_function(described))(jax.random.split(key, depth))}
 
     def _decode(self, memory, state, tokens, deterministic, with_weights):
         c, table = self.config.decoder, self.embedding

@@ -31,7 +31,7 @@ FLAT = 0.02
 """Maximum gain in the last part of training, relative to all of training, that counts as flat."""
 
 
-def doubt(q: Quantity, refuted: bool, data: Measure) -> str:
+def convergence_caveat(q: Quantity, refuted: bool, data: Measure) -> str:
     """Returns why a verdict depends on an arm that may not have converged; "" if it does not.
 
     Args:

@@ -44,11 +44,16 @@ def progress(
     names = dict.fromkeys((metric, metric.partition("_by_")[0], "loss"))
     found = {}
     for arm, own in rows.items():
-        curve = next((n for n in names if any(curve_of(r, n) for r in own.values())), metric)
+        curve = next(
+            (n for n in names if any(validation_curve(r, n) for r in own.values())), metric
+        )
         up = higher if curve == metric or curve != "loss" else False
         sign = 1 if up else -1
-        gains = gains_of({seed: curve_of(r, curve) for seed, r in own.items()}, sign)
-        most = max(learned([curve_of(r, curve) for r in a.values()], sign) for a in rows.values())
+        gains = late_gains({seed: validation_curve(r, curve) for seed, r in own.items()}, sign)
+        most = max(
+            mean_improvement([validation_curve(r, curve) for r in a.values()], sign)
+            for a in rows.values()
+        )
         found[arm] = Progress(curve, curve == metric, gains, most, _problem(gains, own, curve))
     return found
 
@@ -56,24 +61,24 @@ def progress(
 def _problem(gains: Mapping, rows: Mapping[int, Sequence], curve: str) -> str:
     if gains:
         return ""
-    if not any(curve_of(r, curve) for r in rows.values()):
+    if not any(validation_curve(r, curve) for r in rows.values()):
         return f"no curve of {curve} or of the loss"
     return f"its curve has fewer than {FEWEST} evaluations in the last quarter of training"
 
 
-def gains_of(curves: Mapping[int, Sequence[tuple[float, float]]], sign: int) -> dict[int, float]:
+def late_gains(curves: Mapping[int, Sequence[tuple[float, float]]], sign: int) -> dict[int, float]:
     """Returns {seed: late gain}, positive for an improvement; seeds without one are absent."""
     found = {seed: gain(curve) for seed, curve in curves.items()}
     return {seed: sign * value for seed, value in found.items() if value is not None}
 
 
-def learned(curves: Sequence[Sequence[tuple[float, float]]], sign: int) -> float:
+def mean_improvement(curves: Sequence[Sequence[tuple[float, float]]], sign: int) -> float:
     """Returns the mean improvement of curves from first to best value; 0 without curves."""
     ways = [max(sign * v for _, v in curve) - sign * curve[0][1] for curve in curves if curve]
     return stats.mean(ways) if ways else 0.0
 
 
-def curve_of(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
+def validation_curve(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
     """Returns the validation curve of a metric as (step, value) pairs with finite values."""
     found = [(row["step"], row.get(f"validation/{metric}")) for row in rows]
     return [

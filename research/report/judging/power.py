@@ -14,7 +14,7 @@ from scipy.stats import binom
 from research import stats
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
 from research.ablation.experiment import Experiment, seed_list
-from research.ablation.tuning import scalar
+from research.ablation.tuning import scalar_metric
 from research.report.formatting import count, number
 from research.report.judging.quantities import MOST_SEEDS
 from research.report.judging.study import Study
@@ -108,7 +108,7 @@ def _spread(metric: str, pilot: Study | None) -> tuple[float, int]:
     groups: dict[tuple, list[float]] = {}
     for run in pilot.runs if pilot else ():
         outcome = pilot.experiment.outcome if pilot else None
-        value = scalar(run.result, outcome.at if outcome else "best", "validation", metric)
+        value = scalar_metric(run.result, outcome.at if outcome else "best", "validation", metric)
         if value is not None:
             key = (run.key, run.stage, tuple(sorted(run.tuned.items())))
             groups.setdefault(key, []).append(value)

@@ -68,7 +68,7 @@ def _label(point: Mapping, at: Mapping) -> str:
     return point_text({k: v for k, v in point.items() if k not in at})
 
 
-def subject(data: Measure) -> str:
+def statistic_name(data: Measure) -> str:
     """Returns the name of the compared statistic, for example "mean accuracy"."""
     if data.solved is not None:
         return "probability to solve"
@@ -81,7 +81,7 @@ def advantage(data: Measure, a: str, b: str, point: Mapping, at: Mapping, region
     """Returns by how much `a` is better than `b` at a point, in units of the compared statistic."""
     lower = data.higher_is_better is False and data.solved is None
     first, second = (b, a) if lower else (a, b)
-    what = f"{subject(data)} of {first} minus that of {second}"
+    what = f"{statistic_name(data)} of {first} minus that of {second}"
     if data.kind == TIMES:
         what = f"share of pairs of seeds in which {a} comes first, above one half"
     low, high = region
@@ -90,12 +90,12 @@ def advantage(data: Measure, a: str, b: str, point: Mapping, at: Mapping, region
 
 def difference(data: Measure, a: str, b: str, point: Mapping[str, Any]) -> Quantity:
     """Returns the compared statistic of `a` minus that of `b` at a point."""
-    what = f"{subject(data)} of {a} minus that of {b}"
+    what = f"{statistic_name(data)} of {a} minus that of {b}"
     return _difference(data, a, b, point, "", what, 0.0, math.inf)
 
 
 def _equivalence(data, a, b, point, at, margin) -> Quantity:
-    what = f"{subject(data)} of {a} minus that of {b}"
+    what = f"{statistic_name(data)} of {a} minus that of {b}"
     q = _difference(data, a, b, point, _label(point, at), what, -margin, margin)
     e = q.estimate
     if isinstance(e, ProportionDifference) and not q.obstacle:
@@ -256,7 +256,7 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
         return _share(data, test, point, sample, obstacle)
     low = -math.inf if test.at_least is None else test.at_least
     high = math.inf if test.at_most is None else test.at_most
-    what, estimate = f"{subject(data)} of {test.arm}", None
+    what, estimate = f"{statistic_name(data)} of {test.arm}", None
     items: list[stats.Component] = []
     if data.kind == COSTS:
         # The claim allows the border itself, but the exact test is strict: widen by one float.
@@ -361,7 +361,7 @@ def _steps(data: Measure, test: Trend, group: Sequence[Mapping]) -> list[Quantit
             (test.arm, q, data.sample(test.arm, q)),
             (test.arm, p, data.sample(test.arm, p)),
         )
-        what = f"change of the {subject(data)} of {test.arm}"
+        what = f"change of the {statistic_name(data)} of {test.arm}"
         return _between(data, sides, label, what, low, high, paired)
 
     if test.direction == "flat":

@@ -7,14 +7,14 @@ from research.ablation.claims import Crossover, Direction, Equivalence, Test, Th
 from research.ablation.measure import COSTS, TIMES, Measure
 from research.report.formatting import bracket, number, value_text
 from research.report.judging.judgements import CANNOT_TELL, OPEN, REFUTED, Check
-from research.report.judging.quantities import subject
+from research.report.judging.quantities import statistic_name
 from research.report.judging.quantity import Quantity
 from research.stats import ALPHA, Proportion, RankDifference, StudentT
 
 
-def tested(test: Test, data: Measure, everywhere: bool) -> str:
+def tested_text(test: Test, data: Measure, everywhere: bool) -> str:
     """Returns a sentence on what was tested, including the margin."""
-    what, ending = subject(data), " at every point" if everywhere else ""
+    what, ending = statistic_name(data), " at every point" if everywhere else ""
     name = getattr(test, "along", "").rsplit(".", 1)[-1]
     match test:
         case Threshold():
@@ -66,7 +66,7 @@ def _solving(data: Measure) -> str:
     return f" ({data.name} {sign} {data.solved:g})"
 
 
-def effect(checks: Sequence[Check], verdict: str, data: Measure, level: float) -> str:
+def effect_text(checks: Sequence[Check], verdict: str, data: Measure, level: float) -> str:
     """Returns a sentence with the deciding number, its interval and the kind of interval."""
     known = [c for c in checks if c.quantity.estimate is not None]
     if not known:
@@ -123,7 +123,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def why(
+def reason_text(
     test: Test,
     verdict: str,
     checks: Sequence[Check],

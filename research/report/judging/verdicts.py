@@ -20,7 +20,7 @@ from research.ablation.claims import Claim, Crossover, Direction, Test, Trend
 from research.ablation.measure import Measure
 from research.report.formatting import point_text, value_text
 from research.report.judging import sentences
-from research.report.judging.convergence import doubt
+from research.report.judging.convergence import convergence_caveat
 from research.report.judging.judgements import (
     CANNOT_TELL,
     OPEN,
@@ -139,9 +139,9 @@ def _decide(evidence: _Evidence, level: float, family: int) -> Judgement:
     return Judgement(
         claim=claim,
         verdict=verdict,
-        effect=sentences.effect(checks, verdict, data, level),
-        tested=sentences.tested(test, data, len(data.points) > 1 and not test.at),
-        why=sentences.why(test, verdict, checks, obstacle, level, family, claim.primary),
+        effect=sentences.effect_text(checks, verdict, data, level),
+        tested=sentences.tested_text(test, data, len(data.points) > 1 and not test.at),
+        why=sentences.reason_text(test, verdict, checks, obstacle, level, family, claim.primary),
         level=level,
         family=family,
         checks=checks,
@@ -158,7 +158,8 @@ def _without_doubts(
     a single withdrawn check; "refuted" holds as long as one refuting check remains.
     """
     doubts = [
-        doubt(c.quantity, verdict == REFUTED, data) if c.verdict == verdict else "" for c in checks
+        convergence_caveat(c.quantity, verdict == REFUTED, data) if c.verdict == verdict else ""
+        for c in checks
     ]
     left = [
         replace(c, verdict=CANNOT_TELL) if d else c for c, d in zip(checks, doubts, strict=True)

@@ -20,11 +20,11 @@ import jax
 import numpy as np
 
 from research.errors import UserError, naming
-from research.runs.store import METRICS, plain, read_metrics, write_text
+from research.runs.store import METRICS, json_safe, read_metrics, write_text
 from research.tasks.task import Sums
 
 
-def ratios(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[float]]:
+def mean_metrics(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[float]]:
     """Returns {metric: total / count} of one member; empty slices are NaN."""
     values = {}
     for name, (total, count) in sums.items():
@@ -98,7 +98,7 @@ class MetricsWriter:
         for run, board, row in zip(self._runs, self._boards, self.latest, strict=True):
             path = run / METRICS
             with naming(path), open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(row)) + "\n")
+                file.write(json.dumps(json_safe(row)) + "\n")
             # TensorBoard cannot show NaN or infinities; JSON has null for them.
             finite = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
             board.add(step, finite)
@@ -117,7 +117,7 @@ class MetricsWriter:
         row: dict[str, Any] = {"step": step}
         for name, value in columns.items():
             if isinstance(value, Mapping):
-                row |= {f"{name}/{k}": v for k, v in ratios(value, member).items()}
+                row |= {f"{name}/{k}": v for k, v in mean_metrics(value, member).items()}
             else:
                 row[name] = float(np.broadcast_to(np.asarray(value), len(self._runs))[member])
         return row

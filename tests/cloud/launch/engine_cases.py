@@ -2,7 +2,7 @@
 
 from pathlib import Path, PurePosixPath
 
-from research.cloud.launch.engines import Launch, check_options, make
+from research.cloud.launch.engines import Launch, check_options, make_launch
 from research.cloud.launch.request import Job, Options
 
 SWEEP = Job(
@@ -58,4 +58,4 @@ HOSTILE = (
 def launched(engine: str, job: Job, options: Options) -> Launch:
     """Returns what an engine is given for a job, its options checked as the command checks them."""
     check_options(engine, options)
-    return make(engine, job, options, Path(job.workdir) / "launch" / engine)
+    return make_launch(engine, job, options, Path(job.workdir) / "launch" / engine)

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from research.cloud.launch.devices import Devices, cuda_gpus, deal, local_devices, tpu_chips
+from research.cloud.launch.devices import (
+    Devices,
+    assign_devices,
+    cuda_gpus,
+    local_devices,
+    tpu_chips,
+)
 from research.errors import UserError
 from tests.commands import ROOT, Outcome, run_cases, run_commands
 
@@ -174,19 +180,19 @@ def test_a_dry_run_writes_and_starts_nothing(tmp_path):
 def test_equal_parts_and_none_twice():
     for count, shards in ((8, 2), (8, 8), (7, 2), (4, 3)):
         ids = tuple(map(str, range(count)))
-        parts = deal(Devices("gpu", ids, CORES), shards)
+        parts = assign_devices(Devices("gpu", ids, CORES), shards)
         given = [i for p in parts for i in p.environment["CUDA_VISIBLE_DEVICES"].split(",")]
         assert len(parts) == shards and len(set(given)) == len(given)
         assert len(given) == count // shards * shards
         assert not any("XLA_PYTHON_CLIENT_MEM_FRACTION" in p.environment for p in parts)
-    cores = deal(Devices("cpu", (), CORES), 3)
+    cores = assign_devices(Devices("cpu", (), CORES), 3)
     assert [len(p.cores) for p in cores] == [2, 2, 2]
     assert len({c for p in cores for c in p.cores}) == 6
-    assert [p.cores for p in deal(Devices("cpu", (), (3, 5)), 3)] == [(3,), (5,), (3,)]
+    assert [p.cores for p in assign_devices(Devices("cpu", (), (3, 5)), 3)] == [(3,), (5,), (3,)]
 
 
 def test_processes_that_share_a_gpu_share_its_memory():
-    parts = deal(Devices("gpu", ("0", "1"), CORES), 5)
+    parts = assign_devices(Devices("gpu", ("0", "1"), CORES), 5)
     load: dict[str, float] = {}
     for part in parts:
         gpu = part.environment["CUDA_VISIBLE_DEVICES"]
@@ -198,13 +204,13 @@ def test_processes_that_share_a_gpu_share_its_memory():
 def test_tpu_chips_belong_to_one_process_each():
     chips = tuple("01234567")
     for shards, bounds in ((2, "2,2,1"), (4, "1,2,1"), (8, "1,1,1")):
-        parts = [b.environment for b in deal(Devices("tpu", chips, CORES), shards)]
+        parts = [b.environment for b in assign_devices(Devices("tpu", chips, CORES), shards)]
         given = [c for p in parts for c in p["TPU_VISIBLE_CHIPS"].split(",")]
         assert sorted(given) == list(chips)
         assert {p["TPU_CHIPS_PER_PROCESS_BOUNDS"] for p in parts} == {bounds}
         assert len({p["TPU_PROCESS_PORT"] for p in parts}) == shards
     with pytest.raises(UserError, match="into 1, 2, 4, 8"):
-        deal(Devices("tpu", chips, CORES), 16)
+        assign_devices(Devices("tpu", chips, CORES), 16)
 
 
 def test_what_the_environment_leaves_out_is_not_used(tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.mixers.choice import Context, Unplaced, fill
-from research.attention.mixers.mixer import Look, Mixer, refuse_mask
+from research.attention.mixers.choice import Context, InputPositionOptions, fill
+from research.attention.mixers.mixer import AttentionTrace, Mixer, refuse_mask
 from research.attention.parameters import (
     Constant,
     Normal,
@@ -19,7 +19,7 @@ from research.attention.parameters import (
     matrix_init,
     vector_axes,
 )
-from research.attention.parts.choice import size, span
+from research.attention.parts.choice import length_option, size_option
 from research.attention.parts.masks import Mask
 
 # Up to this many taps, adding shifted copies is faster than the FFT.
@@ -165,13 +165,13 @@ class GatedConvolution(Mixer):
             return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype)))
         return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns the filter as weights h[t - s], with each channel a head of width 1; see `Mixer`.
 
         The weights do not depend on the input; only the gate does.
@@ -183,7 +183,7 @@ class GatedConvolution(Mixer):
         reached = (back >= 0) & (back < len(taps))
         weights = jnp.where(reached[..., None], taps[np.where(reached, back, 0)], 0)
         shape = (x.shape[0], self.width, length, length)
-        return Look(jnp.broadcast_to(jnp.moveaxis(weights, -1, 0), shape), x[..., None])
+        return AttentionTrace(jnp.broadcast_to(jnp.moveaxis(weights, -1, 0), shape), x[..., None])
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -215,7 +215,7 @@ class GatedConvolution(Mixer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedConvolutionOptions(Unplaced):
+class GatedConvolutionOptions(InputPositionOptions):
     """y = (x W + b) * (h conv x + c), h causal and depthwise"""
 
     source = "Arora et al. 2023 (Zoology), BaseConv, section 4"
@@ -224,8 +224,10 @@ class GatedConvolutionOptions(Unplaced):
     state = "(N - 1) M"
     has_biases = False
 
-    filter_length: int = size(0, "taps of the convolution; 0: the length of the longest sequence")
-    block_size: int = span(
+    filter_length: int = size_option(
+        0, "taps of the convolution; 0: the length of the longest sequence"
+    )
+    block_size: int = length_option(
         0, "tokens per block or chunk, in implementations that have them; 0: automatic"
     )
 

@@ -20,7 +20,7 @@ from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
     ConvolvedOptions,
     LinearTime,
-    wide,
+    at_least_float32,
 )
 from research.attention.mixers.linear.state_space import step_parameters, steps
 from research.attention.mixers.projections import merge_heads
@@ -256,7 +256,7 @@ class DeltaNet(LinearTime):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (queries, keys, beta, decays), values and new state; see `LinearTime`."""
-        dtype = wide(x.dtype)
+        dtype = at_least_float32(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         if not self.short_convolution:  # it includes SiLU

@@ -14,8 +14,8 @@ from research.attention.mixers.linear.linear_time import (
     ConvolvedOptions,
     LinearTime,
     LinearTimeOptions,
+    at_least_float32,
     standardize_heads,
-    wide,
 )
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
@@ -64,7 +64,9 @@ class Retention(LinearTime):
         """Returns (rotated queries and keys, decays), values and new state; see `LinearTime`."""
         length = x.shape[1]
         heads, _ = self.split(params, {}, x)
-        q, k, v = (heads[name].astype(wide(x.dtype)) for name in ("query", "key", "value"))
+        q, k, v = (
+            heads[name].astype(at_least_float32(x.dtype)) for name in ("query", "key", "value")
+        )
         index = state["step"] + jnp.arange(length, dtype=jnp.int32)
         q, k = rope(q, index), rope(k * self.head_width**-0.5, index)
         rates = np.log1p(-(2.0 ** (-5.0 - np.arange(self.num_heads))))
@@ -123,7 +125,7 @@ class GatedLinearAttention(LinearTime):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (queries, keys, decays), values and new state; see `LinearTime`."""
-        dtype = wide(x.dtype)
+        dtype = at_least_float32(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         low = x @ params["decay_in"].astype(x.dtype)

@@ -13,10 +13,10 @@ from research.attention.mixers.linear.features import Elu, FeatureMap, RandomFea
 from research.attention.mixers.linear.linear_time import (
     ConvolvedOptions,
     LinearTime,
-    wide,
+    at_least_float32,
 )
 from research.attention.parameters import Parameter
-from research.attention.parts.choice import size
+from research.attention.parts.choice import size_option
 
 State = tuple[Float[Array, "B H D Dv"], Float[Array, "B H D"]]
 
@@ -83,7 +83,9 @@ class LinearAttention(LinearTime):
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
         """Returns zeros for the running sums of k v and of k; see `LinearTime`."""
         keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))
-        return tuple(jnp.zeros(shape, wide(dtype)) for shape in ((*keys, value_width), keys))
+        return tuple(
+            jnp.zeros(shape, at_least_float32(dtype)) for shape in ((*keys, value_width), keys)
+        )
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
@@ -91,7 +93,7 @@ class LinearAttention(LinearTime):
         """Returns the features of queries and keys, values and new state; see `LinearTime`."""
         heads, inputs = self.split(params, state["inputs"], x)
         read = self.features.queries(heads["query"]), self.features.keys(heads["key"])
-        return read, heads["value"].astype(wide(x.dtype)), {"inputs": inputs}
+        return read, heads["value"].astype(at_least_float32(x.dtype)), {"inputs": inputs}
 
     def recur(
         self,
@@ -129,8 +131,8 @@ class PerformerOptions(ConvolvedOptions):
     time = "T C F + T F D in chunks of C"
     state = "H F (D + 1)"
 
-    feature_width: int = size(0, "F, random features per head; 0: automatic")
-    mechanism_seed: int = size(
+    feature_width: int = size_option(0, "F, random features per head; 0: automatic")
+    mechanism_seed: int = size_option(
         0, "seed of the random parts of the mechanism, which are not learned", most=2**63 - 1
     )
 
@@ -149,7 +151,7 @@ class BasedOptions(ConvolvedOptions):
     time = "T C d^2 + T d^2 D in chunks of C"
     state = "H (d + 1)(d + 2) / 2 (D + 1)"
 
-    feature_width: int = size(
+    feature_width: int = size_option(
         0, "d, width of queries and keys; 0: 16, or head_width if that is less"
     )
 

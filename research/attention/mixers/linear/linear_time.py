@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.implementations.sharding import context_size
-from research.attention.mixers.choice import Context, HeadOptions, Unplaced, fill
+from research.attention.mixers.choice import Context, HeadOptions, InputPositionOptions, fill
 from research.attention.mixers.linear import decay, short_convolution
-from research.attention.mixers.mixer import Look, Mixer, refuse_mask
+from research.attention.mixers.mixer import AttentionTrace, Mixer, refuse_mask
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter, matrix_axes, vector_axes
-from research.attention.parts.choice import size, span
+from research.attention.parts.choice import length_option, size_option
 from research.attention.parts.masks import Mask
 
 # Added under the square root of a norm; small, because outputs at initialization are small.
@@ -101,13 +101,13 @@ class LinearTime(Mixer):
         memory, y = self.recur(params, read, v, state["memory"], form)
         return {"memory": memory, **inputs}, self.merge(params, x, y)
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns the implied attention weights and the values; see `Mixer`. No scores.
 
         The outputs are linear in the values. So the recurrence runs on one-hot values that mark
@@ -116,12 +116,12 @@ class LinearTime(Mixer):
         refuse_mask(self.name, mask)
         batch, length = x.shape[:2]
         read, v, _ = self.prepare(params, self.init_state(batch, length, x.dtype), x)
-        marks = jnp.eye(length, dtype=wide(x.dtype))[None, :, None]
+        marks = jnp.eye(length, dtype=at_least_float32(x.dtype))[None, :, None]
         marks = jnp.broadcast_to(marks, (batch, length, self.num_heads, length))
         memory = self.init_memory(batch, length, x.dtype)
         form = "chunkwise" if self.implementation == "ring" else self.implementation
         weights = self.recur(params, read, marks, memory, form)[1]
-        return Look(jnp.swapaxes(weights, 1, 2), v)
+        return AttentionTrace(jnp.swapaxes(weights, 1, 2), v)
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
@@ -132,7 +132,7 @@ class LinearTime(Mixer):
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
         """Returns the initial state of the recurrence, for values of this width."""
         shape = (batch, self.num_heads, self.head_shapes["key"][1], value_width)
-        return jnp.zeros(shape, wide(dtype))
+        return jnp.zeros(shape, at_least_float32(dtype))
 
     def recur(
         self,
@@ -171,7 +171,7 @@ class LinearTime(Mixer):
 
     def init_inputs(self, batch: int, dtype: Any) -> dict[str, Array]:
         """Returns the inputs of the short convolutions before the first token: zeros."""
-        length, dtype = self.short_convolution, wide(dtype)
+        length, dtype = self.short_convolution, at_least_float32(dtype)
         return short_convolution.init_past(length, self._channels(), batch, dtype)
 
     def split(
@@ -189,7 +189,7 @@ class LinearTime(Mixer):
         return {name: heads * width for name, (heads, width) in self.head_shapes.items()}
 
 
-def wide(dtype: Any) -> Any:
+def at_least_float32(dtype: Any) -> Any:
     """Returns the dtype of states and statistics: float32, or this dtype if it is wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -204,10 +204,10 @@ M = TypeVar("M", bound=Mixer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearTimeOptions(HeadOptions, Unplaced):
+class LinearTimeOptions(HeadOptions, InputPositionOptions):
     """Options of mixers whose state has a fixed size and that run in chunks."""
 
-    block_size: int = span(
+    block_size: int = length_option(
         0, "tokens per block or chunk, in implementations that have them; 0: automatic"
     )
 
@@ -227,6 +227,6 @@ class LinearTimeOptions(HeadOptions, Unplaced):
 class ConvolvedOptions(LinearTimeOptions):
     """The same with a convolution in front."""
 
-    short_convolution: int = size(
+    short_convolution: int = size_option(
         0, "taps of a short convolution on queries, keys and values; 0: none"
     )

@@ -36,7 +36,7 @@ def over_context(
     """
     size, length = sharding.context_size(), tokens[0].shape[1]
     batch, heads = memory.shape[:2]
-    batch_axis, heads_axis = sharding.splits(DATA, batch), sharding.splits(MODEL, heads)
+    batch_axis, heads_axis = sharding.usable_axis(DATA, batch), sharding.usable_axis(MODEL, heads)
 
     def spec(x):
         over_batch = batch_axis if x.shape[0] == batch else None
@@ -48,7 +48,7 @@ def over_context(
     tokens = jax.tree.map(whole, tokens)
     state = PartitionSpec(batch_axis, heads_axis)
     out = PartitionSpec(batch_axis, CONTEXT, heads_axis)
-    run = sharding.manual(form, (*jax.tree.map(spec, tokens), state), (state, out))
+    run = sharding.shard_map_over_mesh(form, (*jax.tree.map(spec, tokens), state), (state, out))
     memory, y = run(*tokens, memory)
     return memory, y[:, :length]
 

@@ -73,8 +73,8 @@ def _over_context(x, filters, before):
     Without `shard_map` the compiler moves whole sequences between devices for the gradient.
     """
     kept, devices = filters.shape[0] - 1, context_size()
-    batch_axis = sharding.splits(DATA, x.shape[0])
-    channel_axis = sharding.splits(MODEL, x.shape[2])
+    batch_axis = sharding.usable_axis(DATA, x.shape[0])
+    channel_axis = sharding.usable_axis(MODEL, x.shape[2])
 
     def local(x, filters, before):
         last = lax.slice_in_dim(x, x.shape[1] - kept, x.shape[1], axis=1)
@@ -84,7 +84,7 @@ def _over_context(x, filters, before):
 
     tokens = P(batch_axis, CONTEXT, channel_axis)
     specs = (tokens, P(None, channel_axis), P(batch_axis, None, channel_axis))
-    return sharding.manual(local, specs, tokens)(x, filters, before)
+    return sharding.shard_map_over_mesh(local, specs, tokens)(x, filters, before)
 
 
 def parameters(length: int, channels: dict[str, int]) -> dict[str, Parameter]:

@@ -15,11 +15,11 @@ from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
     ConvolvedOptions,
     LinearTime,
-    wide,
+    at_least_float32,
 )
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.choice import size
+from research.attention.parts.choice import size_option
 
 # Range of initial step sizes, log-uniform (Gu and Dao 2023, Mamba, section 3.6).
 SHORTEST, LONGEST = 1e-3, 0.1
@@ -54,7 +54,7 @@ def steps(
     params: dict[str, Array], x: Float[Array, "B T M"]
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
     """Returns the steps dt = softplus(x W + b), and the logarithms of the decays, -dt A."""
-    dtype = wide(x.dtype)
+    dtype = at_least_float32(x.dtype)
     step = (x @ params["step"].astype(x.dtype)).astype(dtype)
     step = jax.nn.softplus(step + params["step_bias"].astype(dtype))
     return step, -step * jnp.exp(params["log_rate"].astype(dtype))
@@ -106,7 +106,7 @@ class StateSpace(LinearTime):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (C, B, steps, decays), values and new state; see `LinearTime`."""
-        dtype = wide(x.dtype)
+        dtype = at_least_float32(x.dtype)
         heads, inputs = self.split(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         return (q, k, *steps(params, x)), v, {"inputs": inputs}
@@ -143,7 +143,7 @@ class StateSpaceOptions(ConvolvedOptions):
     time = "T C N + T N D in chunks of C"
     state = "H N D"
 
-    feature_width: int = size(0, "N, width of the state; 0: head_width")
+    feature_width: int = size_option(0, "N, width of the state; 0: head_width")
 
     def make(self, context: Context) -> StateSpace:
         """Returns the mixer."""

@@ -18,7 +18,7 @@ from research.attention.parameters import (
     Constant,
     Parameter,
     bind,
-    described,
+    collect_parameters,
     matrix_axes,
     matrix_init,
     vector_axes,
@@ -27,7 +27,7 @@ from research.attention.parts.additive_scores import Additive, Concat, additive_
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.normalizers import Normalizer, softmax
-from research.attention.parts.scores import NotDot
+from research.attention.parts.scores import NonDotScore
 
 FILTER_LENGTH = 15
 
@@ -84,7 +84,9 @@ class Alignment:
         raise NotImplementedError
 
 
-def read(weights: Float[Array, "B H S"], v: Float[Array, "B S K D"]) -> Float[Array, "B 1 H D"]:
+def weighted_sum(
+    weights: Float[Array, "B H S"], v: Float[Array, "B S K D"]
+) -> Float[Array, "B 1 H D"]:
     """Returns sum_s weights_s v_s per head, with grouped values, in the dtype of v."""
     (b, h, s), (kv_heads, width) = weights.shape, v.shape[2:]
     grouped = weights.astype(v.dtype).reshape(b, kv_heads, h // kv_heads, s)
@@ -93,7 +95,7 @@ def read(weights: Float[Array, "B H S"], v: Float[Array, "B S K D"]) -> Float[Ar
 
 
 @dataclasses.dataclass(frozen=True)
-class Content(Alignment):
+class ContentAlignment(Alignment):
     """Ordinary attention, one query at a time: weights do not depend on previous weights.
 
     Attributes:
@@ -138,7 +140,7 @@ class Content(Alignment):
     ) -> tuple[Float[Array, "B H S"], PyTree]:
         """See `Alignment`."""
         at = {"q_index": q_index, "kv_index": kv_index}
-        mechanism = self.mechanism.bind(params, mask).focused(q, **at, within=mask)
+        mechanism = self.mechanism.bind(params, mask).with_predicted_window(q, **at, within=mask)
         if "hidden" not in memory:
             return dense.weights(q, memory["k"], mechanism, **at)[:, :, 0], state
         hidden = memory["hidden"]
@@ -150,7 +152,7 @@ class Content(Alignment):
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfHidden(NotDot):
+class _OfHidden(NonDotScore):
     """An additive score with a precomputed term of the keys, (B, S, K or H, A)."""
 
     inner: Additive | Concat
@@ -165,7 +167,7 @@ class _OfHidden(NotDot):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stateful(Alignment):
+class AdditiveAlignment(Alignment):
     """The base class of alignments whose additive energy depends on previous weights.
 
     Attributes:
@@ -227,7 +229,7 @@ def hidden_query(
 
 
 @dataclasses.dataclass(frozen=True)
-class AdditiveWithHistory(Stateful):
+class AdditiveWithHistory(AdditiveAlignment):
     """The base class of alignments whose energy has a term computed from the previous weights.
 
     Weights are the normalized v . tanh(W q + U k + b + term).
@@ -305,7 +307,7 @@ class LocationAware(AdditiveWithHistory):
             **self._energy(),
             "filters": Parameter(filters, init, matrix_axes("heads", "taps", "")),
             "location": Parameter(place, place_init, matrix_axes("heads", "", "")),
-            **described(self.normalizer, "normalizer"),
+            **collect_parameters(self.normalizer, "normalizer"),
         }
 
     def _history_term(self, params, state):
@@ -346,7 +348,7 @@ class Coverage(AdditiveWithHistory):
             "coverage": Parameter(
                 (self.num_heads, self.score_width), covered, matrix_axes("heads", "")
             ),
-            **described(self.normalizer, "normalizer"),
+            **collect_parameters(self.normalizer, "normalizer"),
         }
 
     def _history_term(self, params, state):

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from research.attention.mixers.sequential.alignments import (
+    AdditiveAlignment,
     Position,
     Positions,
-    Stateful,
     hidden_keys,
     hidden_query,
 )
@@ -29,7 +29,7 @@ from research.attention.parts.normalizers import softmax
 CHUNK = 4
 
 
-def arrivals(
+def inspection_probability(
     p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]
 ) -> Float[Array, "*rows S"]:
     """Returns the probability that the reader inspects key s (Raffel et al. 2017, equation 13).
@@ -65,15 +65,17 @@ def expected_alignment(
       alpha, whose sum is at most the sum of `previous`: with the remaining probability the reader
       stops nowhere.
     """
-    return p * arrivals(p, previous)
+    return p * inspection_probability(p, previous)
 
 
-def unspent(p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]) -> Float[Array, "*rows"]:
+def pass_probability(
+    p: Float[Array, "*rows S"], previous: Float[Array, "*rows S"]
+) -> Float[Array, "*rows"]:
     """Returns the probability that the reader passes all keys without stopping.
 
     Arguments are those of `expected_alignment`.
     """
-    return (1 - p[..., -1]) * arrivals(p, previous)[..., -1]
+    return (1 - p[..., -1]) * inspection_probability(p, previous)[..., -1]
 
 
 def chunk_alignment(
@@ -112,7 +114,7 @@ def chunk_alignment(
 
 
 @dataclasses.dataclass(frozen=True)
-class Monotonic(Stateful):
+class Monotonic(AdditiveAlignment):
     """A reader that only moves forward and stops at key s with probability p_s = sigma(e_s).
 
     e = g / |v| v . tanh(W q + U k + b) + r (Raffel et al. 2017, section 2.4). The weights are the
@@ -168,7 +170,7 @@ class Monotonic(Stateful):
             return weights, alpha
         slots = jnp.arange(alpha.shape[-1])
         last = jnp.max(jnp.where(allowed | (state > 0), slots, 0), axis=-1, keepdims=True)
-        return weights, alpha + jnp.where(slots == last, unspent(p, state)[..., None], 0)
+        return weights, alpha + jnp.where(slots == last, pass_probability(p, state)[..., None], 0)
 
     def _stops(self, params, q, memory, dtype):
         """Returns p (B, H, S), before masking."""

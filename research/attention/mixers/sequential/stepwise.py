@@ -13,20 +13,26 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.errors import Unsupported
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
-from research.attention.mixers.choice import Context, HeadOptions, MixerOptions, Unplaced, fill
-from research.attention.mixers.mixer import Look, Mixer, kept_of_token
+from research.attention.mixers.choice import (
+    Context,
+    HeadOptions,
+    InputPositionOptions,
+    MixerOptions,
+    fill,
+)
+from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.sequential.alignments import (
     FILTER_LENGTH,
     Alignment,
-    Content,
+    ContentAlignment,
     Coverage,
     LocationAware,
-    read,
+    weighted_sum,
 )
 from research.attention.mixers.sequential.monotonic import CHUNK, Monotonic, MonotonicChunkwise
 from research.attention.parameters import Parameter
-from research.attention.parts.choice import MechanismPart, size, span
+from research.attention.parts.choice import MechanismPart, length_option, size_option
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.normalizers import NORMALIZERS
 from research.options import OptionError, choice
@@ -77,20 +83,22 @@ class Stepwise(Mixer):
     ) -> Float[Array, "B T M"]:
         """Computes attention over a whole sequence; see `Mixer`."""
         seen = self._remembered(params, x)
-        out = self._whole(params, x, seen, mask, lambda weights: read(weights, seen["v"])[:, 0])
+        out = self._whole(
+            params, x, seen, mask, lambda weights: weighted_sum(weights, seen["v"])[:, 0]
+        )
         return merge_heads(params, out)
 
-    def look(
+    def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
         *,
         mask: Mask | None = None,
-    ) -> Look:
+    ) -> AttentionTrace:
         """Returns the weights and values of a whole sequence; see `Mixer`. No scores."""
         seen = self._remembered(params, x)
         weights = self._whole(params, x, seen, mask, lambda weights: weights)
-        return Look(jnp.swapaxes(weights, 1, 2), seen["v"])
+        return AttentionTrace(jnp.swapaxes(weights, 1, 2), seen["v"])
 
     def merge(
         self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
@@ -100,7 +108,7 @@ class Stepwise(Mixer):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns an empty "cache" of all tokens, and the initial state of the "alignment"."""
-        token = kept_of_token(self, self._remembered, batch, dtype)
+        token = cached_shapes(self, self._remembered, batch, dtype)
         return {
             "cache": cache.empty(CAUSAL, length, token),
             "alignment": self.alignment.init_state(batch, length, dtype),
@@ -115,7 +123,7 @@ class Stepwise(Mixer):
         # A causal mask keeps every key, so slots are positions, and previous weights stay aligned.
         sight = (index, seen["positions"], CAUSAL & cache.filled)
         aligned, out = self._scan(
-            params, x, seen, sight, state["alignment"], lambda w: read(w, seen["v"])[:, 0]
+            params, x, seen, sight, state["alignment"], lambda w: weighted_sum(w, seen["v"])[:, 0]
         )
         return {"cache": kept, "alignment": aligned}, merge_heads(params, out.astype(x.dtype))
 
@@ -156,14 +164,14 @@ class Stepwise(Mixer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepwiseOptions(HeadOptions, Unplaced):
+class StepwiseOptions(HeadOptions, InputPositionOptions):
     """Options of attention that takes one query after the other."""
 
     implementations = ("recurrent",)
     where = ("self", "decoder")
     state = "S H (A + D + 1)"
 
-    score_width: int = size(0, "A, hidden width of the score; 0: head_width")
+    score_width: int = size_option(0, "A, hidden width of the score; 0: head_width")
 
     def alignment(self, context: Context) -> Alignment:
         """Returns the alignment."""
@@ -190,7 +198,9 @@ class LocationAwareOptions(StepwiseOptions):
     source = "Chorowski et al. 2015, equations 8-9"
     time = "T S H (A (1 + filters) + taps filters) + T D A H, sequential"
 
-    filter_length: int = size(0, "taps of the convolution over the previous weights, odd; 0: 15")
+    filter_length: int = size_option(
+        0, "taps of the convolution over the previous weights, odd; 0: 15"
+    )
     normalizer: MechanismPart = choice(NORMALIZERS, "softmax", "maps scores to weights")
 
     def alignment(self, context: Context) -> LocationAware:
@@ -247,14 +257,14 @@ class MonotonicChunkwiseOptions(StepwiseOptions):
     time = "T S H (2 A + chunk) + 2 T D A H, sequential"
     state = "S H (2 A + D + 1)"
 
-    chunk: int = span(0, "keys per chunk, which ends where the reader stops; 0: 4")
+    chunk: int = length_option(0, "keys per chunk, which ends where the reader stops; 0: 4")
 
     def alignment(self, context: Context) -> MonotonicChunkwise:
         """Returns the alignment."""
         return MonotonicChunkwise(*self.score_sizes(context), chunk=self.chunk or CHUNK)
 
 
-def alignment_of(options: MixerOptions, context: Context) -> Alignment:
+def make_alignment(options: MixerOptions, context: Context) -> Alignment:
     """Returns the alignment for a recurrent decoder that these options describe.
 
     Raises:
@@ -263,5 +273,5 @@ def alignment_of(options: MixerOptions, context: Context) -> Alignment:
     if isinstance(options, StepwiseOptions):
         return options.alignment(context)
     if isinstance(options, ScoredOptions):
-        return Content(options.mechanism(context))
+        return ContentAlignment(options.mechanism(context))
     raise Unsupported(f"{type(options).__name__} cannot attend one query at a time")

@@ -22,7 +22,7 @@ def median(weights: Float[Array, "*rows S"]) -> Int[Array, "*rows"]:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Near(Mask):
+class NearMask(Mask):
     """Queries see the keys that are marked for their head."""
 
     near: Any  # booleans (B, H, S)
@@ -97,7 +97,7 @@ class Windowed(Alignment):
         inner, before = state
         distance = jnp.arange(before.shape[-1]) - median(before)[..., None]
         none = ~jnp.any(before > 0, axis=-1, keepdims=True)
-        near = Near((jnp.abs(distance) <= self.window) | none)
+        near = NearMask((jnp.abs(distance) <= self.window) | none)
         allowed = near if mask is None else mask & near
         weights, inner = self.inner.step(params, q, memory, q_index, kv_index, allowed, inner)
         return weights, (inner, weights.astype(before.dtype))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research.attention.mixers import cross_attention
-from research.attention.mixers.mixer import read_values
+from research.attention.mixers.mixer import weighted_values
 from research.attention.spec import mixer_spec
 from tests.attention.cases import (
     CASES,
@@ -39,7 +39,7 @@ LINEAR_TIME = (
 def test_scores_are_what_the_softmax_saw(mixer_name):
     options = next(o for o in CASES.values() if o.name == mixer_name)
     mixer, params, x, _ = problem(options)
-    look = jax.jit(mixer.look)(params, x)
+    look = jax.jit(mixer.attention_trace)(params, x)
     scores = np.where(visible(options), np.asarray(look.scores), -np.inf)
     scores -= scores.max(-1, keepdims=True)
     expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
@@ -60,7 +60,9 @@ def test_implied_weights_are_derivatives_by_the_values(mixer_name):
         def first_channel(v):
             return mixer.recur(params, read, v, state["memory"], "recurrent")[1][0, :, 1, 0]
 
-        return mixer.look(params, x).weights[0, 1], jax.jacobian(first_channel)(v)[:, 0, :, 1, 0]
+        return mixer.attention_trace(params, x).weights[0, 1], jax.jacobian(first_channel)(v)[
+            :, 0, :, 1, 0
+        ]
 
     weights, slope = run(params, x)
     close(weights, slope)
@@ -78,8 +80,8 @@ def test_cross_attention_is_rebuilt_too(extra):
     @jax.jit
     def run(params, x, memory):
         kept = layer.remember(params, memory)
-        look = layer.look(params, x, kept)
-        rebuilt = layer.merge(params, x, read_values(look.weights, look.values))
+        look = layer.attention_trace(params, x, kept)
+        rebuilt = layer.merge(params, x, weighted_values(look.weights, look.values))
         return look.weights, rebuilt, layer(params, x, memory)
 
     weights, rebuilt, whole = run(drawn(layer), x, memory)
@@ -91,6 +93,6 @@ def test_look_in_bfloat16_has_wide_weights():
     options = next(o for o in CASES.values() if o.name == "softmax")
     mixer = options.make()
     x = jax.ShapeDtypeStruct((1, 4, options.context.width), jnp.bfloat16)
-    look = jax.eval_shape(mixer.look, numbers(mixer), x)
+    look = jax.eval_shape(mixer.attention_trace, numbers(mixer), x)
     assert look.weights.dtype == jnp.float32
     assert look.values.dtype == jnp.bfloat16
