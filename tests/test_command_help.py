@@ -82,9 +82,9 @@ def test_keys_of_a_config_with_values_and_meanings(helped, name):
     values = flatten(resolve(config))
     assert shown == {key: repr(value) for key, value in values.items()}
     said = " ".join(text.split())
-    assert "model.width = 32 of the residual stream; of a recurrent state" in said
+    assert "model.width = 32 width of the residual stream, or of the recurrent state" in said
     # Another task means something else by it.
-    assert "task.vocab_size = 64 half keys, half values; token 0 is the filler" in said
+    assert "task.vocab_size = 64 number of tokens: half of them keys, half values;" in said
     last = text.splitlines()[-1]
     assert last.startswith("Not read, see docs/config.md for what reads them: decoding.beam, ")
     others = last.split(": ")[1].rstrip(".").split(", ")

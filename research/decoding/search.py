@@ -26,17 +26,22 @@ LEAST_COVERAGE = 1e-6
 class Decoding(Part):
     """How sequences are searched for once training has ended: `config.decoding`."""
 
-    beam: int = option(1, "hypotheses that are followed side by side; 1: greedy", least=1)
+    beam: int = option(1, "number of hypotheses that beam search keeps; 1: greedy search", least=1)
     length_penalty: float = option(
-        0.0, "alpha of Wu 2016, equation 14; more favours long hypotheses; 0: none", least=0
+        0.0,
+        "alpha in Wu 2016, equation 14; larger values favor longer hypotheses; 0: no penalty",
+        least=0,
     )
     coverage_penalty: float = option(
-        0.0, "beta of the same, favours reading the whole source; needs attention; 0: none", least=0
+        0.0,
+        "beta in Wu 2016, equation 14; favors hypotheses that attend to the whole "
+        "source; needs attention; 0: no penalty",
+        least=0,
     )
     ctc_weight: float = option(
-        0.0, "of CTC in the score, for models with CTC (Watanabe 2017)", least=0, most=1
+        0.0, "weight of the CTC score, for models with CTC (Watanabe 2017)", least=0, most=1
     )
-    max_length: int = option(0, "most tokens of a hypothesis; 0: task.length", least=0)
+    max_length: int = option(0, "maximum number of tokens in a hypothesis; 0: task.length", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +78,13 @@ class Search(Decoding):
             raise UserError(f"{where}nbest={self.nbest} must be at most {where}beam={self.beam}.")
         if self.sampling is not None and self.beam > 1:
             raise UserError(
-                f"{where}beam={self.beam} searches and "
-                f"{where}temperature={self.sampling.temperature} draws; give one of them."
+                f"{where}beam={self.beam} is for beam search and "
+                f"{where}temperature={self.sampling.temperature} for sampling; give one of them."
             )
         if self.sampling is not None and self.ctc_weight:
             raise UserError(
-                f"{where}ctc_weight={self.ctc_weight} is for searching, and "
-                f"{where}temperature={self.sampling.temperature} draws; give one of them."
+                f"{where}ctc_weight={self.ctc_weight} is for beam search and "
+                f"{where}temperature={self.sampling.temperature} for sampling; give one of them."
             )
 
     def limit(self, length: int, where: str = "--") -> int:
@@ -118,8 +123,8 @@ def check_model(search: Search, config: Any, where: str = "--") -> None:
         )
     if search.sampling is not None and share == 1:
         raise UserError(
-            f"{where}temperature={search.sampling.temperature} draws token after token, and a "
-            "model of CTC alone (model.ctc_weight is 1) has no such order; use 0."
+            f"{where}temperature={search.sampling.temperature} samples one token after "
+            "another, which a model with CTC alone (model.ctc_weight is 1) cannot do; use 0."
         )
 
 

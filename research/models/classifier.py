@@ -249,15 +249,25 @@ class ClassifierOptions(TransformerOptions):
 
     source = "Devlin et al. 2019; Jain and Wallace 2019"
 
-    body: str = option(TRANSFORMER, "what reads; none pools the embeddings", allowed=tuple(BODIES))
-    pooling: str = option(MEAN, "from the states to one vector", allowed=POOLINGS)
+    body: str = option(
+        TRANSFORMER,
+        "encoder of the text; none: the embeddings are pooled directly",
+        allowed=tuple(BODIES),
+    )
+    pooling: str = option(
+        MEAN, "how the encoder's states are reduced to one vector", allowed=POOLINGS
+    )
     encoder: str = option(
-        "mask=full", "delta of the body on the mechanism", when={"body": (TRANSFORMER,)}
+        "mask=full",
+        "attention keys that differ in the body, as key=value, ...",
+        when={"body": (TRANSFORMER,)},
     )
     cell: str = option(
-        "lstm", "of a recurrent body", allowed=tuple(CELLS), when={"body": RECURRENT}
+        "lstm", "type of cell in a recurrent body", allowed=tuple(CELLS), when={"body": RECURRENT}
     )
-    embedding_width: int = option(0, "of embeddings; 0: width", least=0, when={"body": RECURRENT})
+    embedding_width: int = option(
+        0, "width of the embeddings; 0: width", least=0, when={"body": RECURRENT}
+    )
 
     def reads(self, declared: Declared) -> bool:
         """Returns whether an option is read; only a transformer reads options of its blocks."""
@@ -303,12 +313,12 @@ def _check(model: ClassifierOptions) -> None:
     if model.pooling == CLASS_TOKEN and model.body != TRANSFORMER:
         raise UserError(
             f"model.pooling='class_token' needs model.body='transformer', not {model.body!r}: "
-            "nothing else brings what it reads to the token in front."
+            "other bodies do not carry information to the token at the start of the sequence."
         )
     if model.pooling == LAST and model.body == NONE:
         raise UserError(
-            "model.pooling='last' of model.body='none' is the last word alone; use 'mean' or "
-            "'attention'."
+            "model.pooling='last' with model.body='none' would read only the last word; use 'mean' "
+            "or 'attention'."
         )
     if model.body in RECURRENT and model.width % len(BODIES[model.body]):
         raise UserError(
@@ -325,8 +335,9 @@ def _layers(
     spec: MixerSpec = part_spec(model, room, "encoder", {"mask": "full"}, "self")
     if model.pooling == CLASS_TOKEN and not spec.looks_ahead:
         raise UserError(
-            f"model.pooling='class_token' with model.encoder={model.encoder!r}: the token in front "
-            "sees nothing behind it; choose a mechanism that looks ahead, such as mask=full."
+            f"model.pooling='class_token' with model.encoder={model.encoder!r}: the class token "
+            "is the first of the sequence, so its layers must look ahead; set, for example, "
+            "mask=full."
         )
     spec = computed_instead(spec, instead)
     layers = transformer_config(model, vocab_size, room, (spec,), position=spec.position)

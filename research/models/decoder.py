@@ -113,9 +113,11 @@ class DecoderOptions(TransformerOptions):
 
     source = "Vaswani et al. 2017; Radford et al. 2019"
 
-    tie_embeddings: bool = option(True, "output matrix = embedding matrix")
+    tie_embeddings: bool = option(True, "use the embedding matrix as the output matrix, too")
     pattern: tuple[str, ...] = option(
-        (), "one delta on the mechanism to each layer, repeated to num_layers; (): all alike"
+        (),
+        'attention keys that differ in each layer, as "key=value, ...", repeated up to '
+        "num_layers; (): all layers are alike",
     )
 
     def layers(self) -> tuple[Layer, ...]:

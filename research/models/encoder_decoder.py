@@ -250,7 +250,8 @@ def check_causal(specs: Sequence[MixerSpec], what: str = "a decoder") -> None:
             mask = spec.values.get("mask", "full")
             raise UserError(
                 f"model.mask={mask!r} of mixer {spec.name!r} looks ahead, and {what} must not "
-                "see what it predicts; choose a causal one, such as model.mask='causal'."
+                "attend to the tokens that it predicts; choose a causal mask, such as "
+                "model.mask='causal'."
             )
 
 
@@ -259,7 +260,8 @@ def check_cross(cross: MixerSpec, delta: str) -> None:
     if cross.position != "none" and cross.position in MODEL_POSITIONS:
         raise UserError(
             f"model.cross={delta!r}: position {cross.position!r} is added to the input of the "
-            f"model, not to what is read; set model.position={cross.position!r}."
+            "model, not to the queries and keys of its attention; set "
+            f"model.position={cross.position!r}."
         )
 
 
@@ -278,10 +280,13 @@ class EncoderDecoderOptions(DecoderOptions):
 
     source = "Vaswani et al. 2017"
 
-    encoder_layers: int = option(0, "layers of the encoder; 0: num_layers", least=0)
-    encoder: str = option("mask=full", "delta of the encoder on the mechanism")
+    encoder_layers: int = option(0, "number of encoder layers; 0: num_layers", least=0)
+    encoder: str = option(
+        "mask=full", "attention keys that differ in the encoder, as key=value, ..."
+    )
     cross: str = option(
-        "mask=full, position=none", "delta of the attention to the source on the mechanism"
+        "mask=full, position=none",
+        "attention keys that differ in the cross-attention, as key=value, ...",
     )
 
     @property

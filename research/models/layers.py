@@ -120,21 +120,32 @@ class ModelOptions(Part):
 class ModelSize(ModelOptions):
     """Options of every model."""
 
-    width: int = option(64, "of the residual stream; of a recurrent state", least=1)
-    num_layers: int = option(2, "of encoder and decoder each, where there are both", least=1)
+    width: int = option(64, "width of the residual stream, or of the recurrent state", least=1)
+    num_layers: int = option(
+        2, "number of layers; of the encoder and of the decoder, in models with both", least=1
+    )
     dropout: float = option(
         0.0,
-        "on embeddings and on what each sublayer adds (Vaswani 2017, 5.4)",
+        "dropout rate on embeddings and on the output of each sublayer (Vaswani 2017, 5.4)",
         least=0,
         below=1,
     )
-    use_bias: bool = option(False, "biases in projections and norms")
-    init_stddev: float = option(0.02, "of the matrices of the layers; 0: 1 / sqrt(fan in)", least=0)
-    embedding_stddev: float = option(
-        0.02, "of embeddings, positions and the output matrix; 0: 1 / sqrt(fan in)", least=0
+    use_bias: bool = option(False, "add biases in projections and norms")
+    init_stddev: float = option(
+        0.02,
+        "initial standard deviation of the matrices in the layers; 0: 1 / sqrt(fan in)",
+        least=0,
     )
-    init_scale: float = option(1.0, "multiplies every initial matrix", above=0)
-    dtype: str = option("float32", "of activations; parameters stay float32", allowed=DTYPES)
+    embedding_stddev: float = option(
+        0.02,
+        "initial standard deviation of embeddings, learned positions and the output "
+        "matrix; 0: 1 / sqrt(fan in)",
+        least=0,
+    )
+    init_scale: float = option(1.0, "factor on the initial values of every matrix", above=0)
+    dtype: str = option(
+        "float32", "type of the activations; parameters are float32", allowed=DTYPES
+    )
 
 
 def layer(

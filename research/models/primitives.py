@@ -17,10 +17,9 @@ NORMS = ("rmsnorm", "layernorm")
 
 def matrix_init(stddev: float) -> nn.initializers.Initializer:
     """Returns an initializer: N(0, stddev^2), or N(0, 1 / fan in) if `stddev` is 0."""
-    # Not `research.attention.parameters.matrix_init`, whose draws differ in the last bit: it rounds
-    # fan_in**-0.5 to float32, while Flax takes the square root of 1 / fan_in in float32; and it
-    # multiplies a scale into the deviation, while `FeedForward` multiplies the drawn values. With
-    # one for both, the initial values of runs, and so their results, would change.
+    # `research.attention.parameters.matrix_init` differs in the last bit: it rounds fan_in**-0.5 to
+    # float32, where Flax takes a square root in float32; and it multiplies a scale into stddev,
+    # where `FeedForward` multiplies the drawn values. Sharing one would change initial values.
     if stddev:
         return nn.initializers.normal(stddev)
     return nn.initializers.variance_scaling(1.0, "fan_in", "normal")

@@ -327,10 +327,12 @@ class TransformerOptions(ModelSize):
     """Options of models that consist of transformer blocks."""
 
     feedforward: int = option(
-        256, "hidden width of the feed-forward layer; 0: no such layer", least=0
+        256, "hidden width of the feed-forward layers; 0: no feed-forward layers", least=0
     )
-    activation: str = option("gelu", "of the feed-forward layer", allowed=tuple(ACTIVATIONS))
-    norm: str = option("rmsnorm", "of what each sublayer reads", allowed=NORMS)
+    activation: str = option(
+        "gelu", "activation function of the feed-forward layers", allowed=tuple(ACTIVATIONS)
+    )
+    norm: str = option("rmsnorm", "type of the norm before each sublayer", allowed=NORMS)
     remat: bool = option(False, "recompute each layer in the backward pass to save memory")
 
 

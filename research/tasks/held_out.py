@@ -89,7 +89,7 @@ def hold_out(
     if missing:
         raise UserError(
             f"nothing is left for {' and '.join(sorted(missing))}: the {len(names):,} examples are "
-            f"{len(order):,} group(s) of what belongs together; give files for each split."
+            f"{len(order):,} group(s) that must each stay in one split; give a file for each split."
         )
     return splits
 

@@ -22,7 +22,7 @@ class TaskOptions(Part):
     task: ClassVar[type[Task]]
     decodes: ClassVar[bool] = False
     length: int = option(
-        64, "most tokens of a sequence, the end token among them", least=1, most=LONGEST
+        64, "maximum number of tokens in a sequence, including the end token", least=1, most=LONGEST
     )
     batch_size: int = option(32, "sequences per step", least=1, most=LONGEST)
 
@@ -37,8 +37,9 @@ class Generated(TaskOptions):
 
     test_of_seed: bool = option(
         False,
-        "each seed has a test of its own, so that the spread over seeds is that of the test, too; "
-        "what is decoded or asked at the end is of one test",
+        "draw a test set for each seed, so that the spread over seeds includes that of "
+        "the test set; decoding and the measures at the end use the test set that all "
+        "seeds share",
     )
 
 
@@ -47,7 +48,10 @@ class WithEvalLengths(TaskOptions):
     """Options of tasks that can be evaluated at lengths other than the training length."""
 
     eval_lengths: tuple[int, ...] = option(
-        (), "lengths that it is also evaluated at, without training", least=1, most=LONGEST
+        (),
+        "additional lengths at which the model is evaluated, without training on them",
+        least=1,
+        most=LONGEST,
     )
 
     def __post_init__(self) -> None:

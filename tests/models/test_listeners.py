@@ -312,7 +312,7 @@ REFUSED = [
     ({"listener": "conformer", "filter_conv": 4}, "model.filter_conv=4 must be odd"),
     (
         {"subsampling": "pyramid", "listener": "conformer"},
-        "model.subsampling='pyramid' is of model.listener='bilstm'",
+        "model.subsampling='pyramid' needs model.listener='bilstm'",
     ),
     (
         {"subsampling": "pyramid", "encoder_layers": 2},
@@ -321,7 +321,7 @@ REFUSED = [
     ),
     (
         {"listener": "transformer", "position": "learned"},
-        "model.encoder='mask=full': position 'learned' has a row for each place",
+        "model.encoder='mask=full': position 'learned' has parameters for a fixed number",
     ),
     (
         {"listener": "conformer", "encoder": "mixer=linformer, position=none"},

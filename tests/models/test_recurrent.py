@@ -298,7 +298,7 @@ REFUSED = [
     ({"attention": "location_aware", "filter_length": 4}, "filter_length = 4: must be odd"),
     (
         {"talking_heads": True},
-        "model.attention='additive': a recurrent decoder has no talking_heads",
+        "model.attention='additive': a recurrent decoder cannot use talking_heads",
     ),
     ({"output_gate": True}, "has no output_gate; it is for self, cross-attention"),
     ({"num_heads": 3}, "num_heads = 3"),

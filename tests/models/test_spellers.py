@@ -248,14 +248,18 @@ REFUSED = [
     (
         "recurrent",
         {"median_window": 2, "attention": "monotonic_chunkwise"},
-        "model.median_window=2: model.attention='monotonic_chunkwise' goes on from where it is",
+        "model.median_window=2: model.attention='monotonic_chunkwise' only moves forward",
     ),
     ("recurrent", {"median_window": 2, "attention": "local_p"}, "a window of its own"),
-    ("recurrent", {"median_window": 2, "attention": "fixed_initial"}, "reads no frames"),
+    (
+        "recurrent",
+        {"median_window": 2, "attention": "fixed_initial"},
+        "does not attend",
+    ),
     ("recurrent", {"pattern": ("",)}, "model.pattern="),
     ("transformer", {"mask": "full"}, "looks ahead, and a speller must not"),
     ("transformer", {"cross": "position=learned"}, "model.cross='position=learned'"),
-    ("transformer", {"cross": "score=location"}, "has parameters whose size is the longest"),
+    ("transformer", {"cross": "score=location"}, "has parameters whose size depends"),
 ]
 
 

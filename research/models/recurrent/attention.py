@@ -222,10 +222,10 @@ def make_reader(model: ModelOptions, attention: str, length: int) -> Reader | No
 
 
 def _check_usable(spec: MixerSpec, name: str) -> None:
-    """Raises UserError for components that need all queries at once, as a decoder has not."""
+    """Raises UserError for components that need all queries at once; a decoder has one."""
     for what, where in spec.chosen():
         if "decoder" not in where:
             raise UserError(
-                f"model.attention={name!r}: a recurrent decoder has no {what}; it is for "
-                f"{', '.join(where)}-attention."
+                f"model.attention={name!r}: a recurrent decoder cannot use {what}, which "
+                f"is for {', '.join(where)}-attention."
             )

@@ -218,11 +218,17 @@ class RecurrentOptions(ModelSize):
 
     source = "Sutskever et al. 2014; Bahdanau et al. 2015"
 
-    cell: str = option("lstm", "of the recurrence", allowed=tuple(CELLS))
-    attention: str = option("additive", "how the source is read", allowed=tuple(ATTENTIONS))
-    input_feeding: bool = option(True, "of what was read last to the next step (Luong 2015, 3.3)")
-    embedding_width: int = option(0, "of embeddings; 0: width", least=0)
-    tie_embeddings: bool = option(True, "output matrix = embedding matrix")
+    cell: str = option("lstm", "type of recurrent cell", allowed=tuple(CELLS))
+    attention: str = option(
+        "additive",
+        "how the decoder attends to the source; fixed_*: one vector instead of attention",
+        allowed=tuple(ATTENTIONS),
+    )
+    input_feeding: bool = option(
+        True, "feed the attentional vector of a step to the next one (Luong 2015, 3.3)"
+    )
+    embedding_width: int = option(0, "width of the embeddings; 0: width", least=0)
+    tie_embeddings: bool = option(True, "use the embedding matrix as the output matrix, too")
 
     def layers(self) -> tuple[Layer, ...]:
         """Returns the layer of the attention to the source, if any; see `ModelOptions`."""

@@ -272,7 +272,8 @@ def _check(model: Any) -> None:
         )
     if model.filter_conv % 2 == 0:
         raise UserError(
-            f"model.filter_conv={model.filter_conv} must be odd, as many taps on either side."
+            f"model.filter_conv={model.filter_conv} must be odd, so that the "
+            "convolution has as many taps before a frame as after it."
         )
     if model.subsampling == "pyramid":
         _check_pyramid(model)
@@ -281,8 +282,8 @@ def _check(model: Any) -> None:
 def _check_pyramid(model: Any) -> None:
     if model.listener != "bilstm":
         raise UserError(
-            f"model.subsampling='pyramid' is of model.listener='bilstm'; {model.listener!r} has "
-            "'convolution'."
+            f"model.subsampling='pyramid' needs model.listener='bilstm', not {model.listener!r}; "
+            "set 'convolution'."
         )
     depth = model.encoder_layers or model.num_layers
     if depth <= model.levels:
@@ -309,16 +310,17 @@ def check_any_length(
     where = f"model.{key}={delta!r}: "
     if spec.position == "learned":
         raise UserError(
-            f"{where}position 'learned' has a row for each place, and there may be any number of "
-            f"frames; add for example position=sinusoidal to model.{key}."
+            f"{where}position 'learned' has parameters for a fixed number of positions, and a "
+            f"recording may have any number of frames; add, for example, position=sinusoidal to "
+            f"model.{key}."
         )
     context = replace(spec.context, max_length=2 * spec.context.max_length)
     longer = replace(spec, context=context)
     if shapes(described(spec)) != shapes(described(longer)):
         score = f" with score {spec.values['score']!r}" if "score" in spec.values else ""
         raise UserError(
-            f"{where}mixer {spec.name!r}{score} has parameters whose size is the "
-            "longest sequence's, and there may be any number of frames; choose others."
+            f"{where}mixer {spec.name!r}{score} has parameters whose size depends "
+            "on the maximum length, and a recording may have any number of frames; choose another."
         )
 
 

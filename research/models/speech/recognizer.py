@@ -265,51 +265,60 @@ class SpeechOptions(TransformerOptions):
 
     source = "Chan et al. 2016; Kim et al. 2017"
 
-    listener: str = option("bilstm", "what reads the frames", allowed=listeners.LISTENERS)
-    encoder_layers: int = option(0, "layers of the listener; 0: num_layers", least=0)
+    listener: str = option("bilstm", "encoder of the frames", allowed=listeners.LISTENERS)
+    encoder_layers: int = option(0, "number of listener layers; 0: num_layers", least=0)
     encoder: str = option(
         "mask=full",
-        "delta of the listener on the mechanism",
+        "attention keys that differ in the listener, as key=value, ...",
         when={"listener": ("transformer", "conformer")},
     )
     subsampling: str = option(
         "convolution",
-        "how frames become fewer; pyramid: Chan 2016, of bilstm",
+        "how the frame rate is reduced; pyramid: between the layers of a bilstm "
+        "listener (Chan 2016)",
         allowed=listeners.SUBSAMPLINGS,
     )
     levels: int = option(
         2,
-        "times that the subsampling halves the number of frames",
+        "how many times the number of frames is halved",
         least=0,
         most=listeners.MOST_LEVELS,
     )
     filter_conv: int = option(
         15,
-        "taps of the Conformer's convolution over time, odd",
+        "kernel size of the Conformer's convolution over time; odd",
         least=1,
         when={"listener": ("conformer",)},
     )
-    speller: str = option(RECURRENT, "what writes the tokens", allowed=tuple(SPELLERS))
+    speller: str = option(RECURRENT, "decoder, which generates the tokens", allowed=tuple(SPELLERS))
     cross: str = option(
         "mask=full, position=none",
-        "delta of the attention to the frames on the mechanism",
+        "attention keys that differ in the cross-attention, as key=value, ...",
         when={"speller": (TRANSFORMER,)},
     )
     pattern: tuple[str, ...] = option(
         (),
-        "one delta on the mechanism to each layer of the speller; (): all alike",
+        'attention keys that differ in each layer of the speller, as "key=value, ..."; '
+        "(): all layers are alike",
         when={"speller": (TRANSFORMER,)},
     )
-    cell: str = option("lstm", "of a recurrent speller", allowed=tuple(CELLS))
-    attention: str = option("additive", "how it reads the frames", allowed=tuple(ATTENTIONS))
-    input_feeding: bool = option(True, "of what was read last to the next step")
-    embedding_width: int = option(0, "of embeddings; 0: width", least=0)
-    median_window: int = option(
-        0, "frames on either side of the median of what was read last; 0: all", least=0
+    cell: str = option("lstm", "type of cell in a recurrent speller", allowed=tuple(CELLS))
+    attention: str = option(
+        "additive", "how a recurrent speller attends to the frames", allowed=tuple(ATTENTIONS)
     )
-    tie_embeddings: bool = option(True, "output matrix = embedding matrix")
+    input_feeding: bool = option(
+        True, "feed the attentional vector of a step to the next one (Luong 2015, 3.3)"
+    )
+    embedding_width: int = option(0, "width of the embeddings; 0: width", least=0)
+    median_window: int = option(
+        0,
+        "attend only to this many frames on either side of the median of the previous "
+        "weights; 0: to all frames",
+        least=0,
+    )
+    tie_embeddings: bool = option(True, "use the embedding matrix as the output matrix, too")
     ctc_weight: float = option(
-        0.0, "of CTC in the objective (Kim 2017); 1: no speller", least=0, most=1
+        0.0, "weight of CTC in the objective (Kim 2017); 1: no speller", least=0, most=1
     )
 
     def reads(self, declared: Declared) -> bool:

@@ -276,8 +276,9 @@ def make_recurrent_speller(
     readers = filter(None, (make_reader(model, model.attention, n) for n in lengths))
     if len({str(shapes(reader.parameters())) for reader in readers}) > 1:
         raise UserError(
-            f"model.attention={model.attention!r} has parameters for each place of a source, and "
-            "there may be any number of frames; 'location_aware' has not."
+            f"model.attention={model.attention!r} has parameters for a fixed number of source "
+            "positions, and a recording may have any number of frames; choose another attention, "
+            "such as 'location_aware'."
         )
     reader = windowed(config.reader, model)
     return replace(config, length=length, reader=reader), "recurrent"
@@ -314,17 +315,18 @@ def windowed(reader: Reader | None, model: Any) -> Reader | None:
     where = f"model.median_window={model.median_window}"
     if reader is None:
         raise UserError(
-            f"{where}: model.attention={model.attention!r} reads no frames; leave it 0."
+            f"{where}: model.attention={model.attention!r} does not attend to the frames; "
+            "leave it 0."
         )
     if isinstance(reader.alignment, Monotonic):
         raise UserError(
-            f"{where}: model.attention={model.attention!r} goes on from where it is and takes no "
+            f"{where}: model.attention={model.attention!r} only moves forward and takes no "
             "window; leave it 0, or choose another attention, such as 'location_aware'."
         )
     if model.mechanism.get("predicted_window") or model.attention == "local_p":
         raise UserError(
-            f"{where}: model.attention={model.attention!r} predicts a window of its own; leave "
-            "one of them out."
+            f"{where}: model.attention={model.attention!r} predicts a window of its own; set only "
+            "one of the two."
         )
     inner = Windowed(reader.alignment, model.median_window, reader.num_heads)
     return replace(reader, alignment=inner)

@@ -223,42 +223,58 @@ class SpeechOptions(TaskOptions):
         "fsdd", "fsdd, tones (generated), or a tab-separated file of paths and transcripts"
     )
     tokenizer: str = option(
-        "word", "characters, words or byte-level BPE", allowed=("char", "word", "bpe")
+        "word", "tokens: characters, words or byte-level BPE", allowed=("char", "word", "bpe")
     )
     bpe_vocab_size: int = option(
-        1024, "vocabulary of the BPE, trained on the training split", when={"tokenizer": ("bpe",)}
+        1024,
+        "vocabulary size of the BPE, which is trained on the training split",
+        when={"tokenizer": ("bpe",)},
     )
     buckets: int = option(
-        6, "shapes of batches; more of them: less padding, longer to compile", least=1
+        6, "number of batch shapes; more shapes mean less padding and more compilation", least=1
     )
-    sample_rate: int = option(8000, "Hz; recordings of another rate are resampled")
-    num_mels: int = option(40, "bands of the log-mel features, one frame to 10 ms")
-    max_seconds: float = option(30.0, "of a recording", above=0)
+    sample_rate: int = option(8000, "sample rate in Hz; other recordings are resampled to it")
+    num_mels: int = option(
+        40, "number of bands of the log-mel features, which have one frame per 10 ms"
+    )
+    max_seconds: float = option(30.0, "maximum duration of a recording", above=0)
     held_out_speaker: str = option(
-        "", "tests on all recordings of this one, trains on none; empty: nobody"
+        "",
+        "speaker whose recordings are all used for the test and none for training; empty: nobody",
     )
     join: tuple[int, ...] = option(
         (1, 2, 3, 4, 5),
-        "recordings of a string; (): recordings as they are, in the test as well",
+        "numbers of recordings that are joined to a training string; (): single recordings, "
+        "in training and in the test",
         least=1,
     )
     test_lengths: tuple[int, ...] = option(
-        (1, 2, 3, 4, 5), "recordings of the test strings", unless=AS_THEY_ARE, least=1
+        (1, 2, 3, 4, 5), "numbers of recordings in a test string", unless=AS_THEY_ARE, least=1
     )
     test_sequences: int = option(
-        100, "test strings of each of these lengths", unless=AS_THEY_ARE, least=1
+        100, "number of test strings of each length in test_lengths", unless=AS_THEY_ARE, least=1
     )
     gap: tuple[float, ...] = option(
         (0.0, 0.2),
-        "shortest and longest pause before, between and after recordings, seconds",
+        "shortest and longest pause before, between and after the recordings of a "
+        "string, in seconds",
         unless=AS_THEY_ARE,
         least=0,
     )
-    speakers: str = option("one", "of a string", unless=AS_THEY_ARE, allowed=("one", "mixed"))
-    time_masks: int = option(0, "of SpecAugment (Park 2019); 0: none", least=0)
-    time_mask: int = option(10, "most frames of each", unless={"time_masks": (0,)}, least=1)
-    band_masks: int = option(0, "of SpecAugment; 0: none", least=0)
-    band_mask: int = option(8, "most bands of each", unless={"band_masks": (0,)}, least=1)
+    speakers: str = option(
+        "one",
+        "whether the recordings of a string are by one speaker or by any",
+        unless=AS_THEY_ARE,
+        allowed=("one", "mixed"),
+    )
+    time_masks: int = option(0, "number of time masks of SpecAugment (Park 2019); 0: none", least=0)
+    time_mask: int = option(
+        10, "maximum number of frames in a time mask", unless={"time_masks": (0,)}, least=1
+    )
+    band_masks: int = option(0, "number of band masks of SpecAugment (Park 2019); 0: none", least=0)
+    band_mask: int = option(
+        8, "maximum number of bands in a band mask", unless={"band_masks": (0,)}, least=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -145,9 +145,11 @@ class InductionOptions(Generated):
 
     task = Induction
     source = "Olsson et al. 2022, Argument 4"
-    vocab_size: int = option(64, "tokens; at least length: they do not repeat")
+    vocab_size: int = option(
+        64, "number of tokens; at least length, since tokens do not repeat outside the segment"
+    )
     segment: tuple[int, ...] = option(
-        (4, 16), "least and most tokens of the segment that comes twice"
+        (4, 16), "minimum and maximum number of tokens in the repeated segment"
     )
 
     def make(self) -> Induction:

@@ -209,11 +209,17 @@ class RecallOptions(WithEvalLengths, Generated):
 
     task = Recall
     source = "Arora et al. 2023, section 4.1"
-    vocab_size: int = option(64, "half keys, half values; token 0 is the filler")
-    num_pairs: tuple[int, ...] = option(
-        (4,), "each sequence draws its number of key-value pairs from these", least=1
+    vocab_size: int = option(
+        64, "number of tokens: half of them keys, half values; token 0 is the filler"
     )
-    gap_power: float = option(0.01, "exponent of the power law of the gaps; smaller: shorter gaps")
+    num_pairs: tuple[int, ...] = option(
+        (4,), "numbers of key-value pairs, of which each sequence draws one", least=1
+    )
+    gap_power: float = option(
+        0.01,
+        "exponent of the power law by which the gaps before queries are drawn; smaller: "
+        "shorter gaps",
+    )
     queries: int = option(
         1, "times that each key is asked in a sequence; in shorter ones in proportion", least=1
     )

@@ -115,12 +115,14 @@ class RuleOptions(Generated):
     """Noise with keywords in it that decide the class."""
 
     task = Rule
-    vocab_size: int = option(64, "padding, the unknown token, keywords and noise")
+    vocab_size: int = option(64, "number of tokens: padding, the unknown token, keywords and noise")
     kind: str = option(
-        "keyword", "what decides: one keyword, or whether two agree", allowed=tuple(KINDS)
+        "keyword",
+        "what decides the class: one keyword, or whether two keywords agree",
+        allowed=tuple(KINDS),
     )
-    min_length: int = option(2, "least tokens of a sequence")
-    num_keywords: int = option(4, "of each of the two classes", least=1)
+    min_length: int = option(2, "minimum number of tokens in a sequence")
+    num_keywords: int = option(4, "number of keywords of each of the two classes", least=1)
 
     def make(self) -> Rule:
         """Returns the task. Raises UserError for inconsistent sizes."""

@@ -337,15 +337,19 @@ class TransductionOptions(Generated):
     decodes = True
     source = "Graves et al. 2014, section 4.1; Grefenstette et al. 2015, section 4.1"
     vocab_size: int = option(64, f"{WORDS} special tokens, the others words", least=WORDS + 2)
-    kind: str = option("substitute", "what the target is of the source", allowed=tuple(KINDS))
+    kind: str = option(
+        "substitute", "rule that makes the target from the source", allowed=tuple(KINDS)
+    )
     min_length: int = option(
-        2, "least words of the strings trained on, without the end token", least=1
+        2, "minimum number of words in a training string, without the end token", least=1
     )
-    train_length: int = option(20, "most words of the strings trained on", least=1)
+    train_length: int = option(20, "maximum number of words in a training string", least=1)
     test_lengths: tuple[int, ...] = option(
-        (5, 10, 15, 20, 25, 30), "words of the test strings", least=1
+        (5, 10, 15, 20, 25, 30), "numbers of words in a test string", least=1
     )
-    test_sequences: int = option(100, "test strings of each of these lengths", least=1)
+    test_sequences: int = option(
+        100, "number of test strings of each length in test_lengths", least=1
+    )
 
     def make(self) -> Transduction:
         """Returns the task. Raises UserError for inconsistent sizes."""

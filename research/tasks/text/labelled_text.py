@@ -131,7 +131,7 @@ def _check_labels(path: str, splits: Mapping[str, LabelledTexts], labels: tuple[
         if len(found) == 1:
             raise UserError(
                 f"task.path={path!r} has the label {found.pop()!r} alone in its {split} split; "
-                "there must be two or more, or whoever always answers that is right."
+                "there must be two or more, or a constant answer is always right."
             )
         if unknown := sorted({label for _, label in examples} - set(labels)):
             raise UserError(

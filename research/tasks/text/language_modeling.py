@@ -143,27 +143,38 @@ class TextOptions(WithEvalLengths):
 
     task = Text
     path: str = option("tinyshakespeare", "a known corpus, or a UTF-8 text file")
-    tokenizer: str = option("char", "characters, or byte-level BPE", allowed=("char", "bpe"))
+    tokenizer: str = option(
+        "char", "tokens: characters, or byte-level BPE", allowed=("char", "bpe")
+    )
     bpe_vocab_size: int = option(
-        1024, "vocabulary of the BPE, trained on the training split", when={"tokenizer": ("bpe",)}
+        1024,
+        "vocabulary size of the BPE, which is trained on the training split",
+        when={"tokenizer": ("bpe",)},
     )
     test_fraction: float = option(
         0.0,
-        "part of the text, the last, that is kept for a test; it is taken from the validation's",
+        "fraction of the text, at its end, that is held out as a test split; it is "
+        "taken from the validation split",
         least=0,
         below=1 - TRAINING_FRACTION,
     )
     stream_sinks: tuple[int, ...] = option(
         (),
-        "when training has ended, the text is streamed through a rolling cache that keeps as many "
-        "first tokens, once for each number; (): not at all",
+        "numbers of sinks (first tokens that a rolling cache keeps); when training has "
+        "ended, the text is streamed through the cache once for each; (): no streaming",
         least=0,
     )
     stream_window: int = option(
-        0, "tokens of that cache, the first ones among them; 0: length", unless=NO_STREAM, least=0
+        0,
+        "size of the rolling cache in tokens, including the sinks; 0: length",
+        unless=NO_STREAM,
+        least=0,
     )
     stream_tokens: int = option(
-        1024, "tokens of each of batch_size pieces that are streamed", unless=NO_STREAM, least=1
+        1024,
+        "number of tokens in each of the batch_size pieces that are streamed",
+        unless=NO_STREAM,
+        least=1,
     )
 
     def make(self) -> Text:

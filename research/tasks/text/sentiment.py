@@ -208,25 +208,32 @@ class SentimentOptions(TaskOptions):
 
     task = Sentiment
     path: str = option(
-        "sst2", 'a known corpus, or "x/{split}.tsv" or one file: lines of text, tab, label'
+        "sst2",
+        'a known corpus, one file or a pattern "x/{split}.tsv", with a text, a tab and '
+        "a label in each line",
     )
     tokenizer: str = option(
-        "word", "words of lower case, or byte-level BPE", allowed=("word", "bpe")
+        "word", "tokens: lower-case words, or byte-level BPE", allowed=("word", "bpe")
     )
     bpe_vocab_size: int = option(
-        1024, "vocabulary of the BPE, trained on the training split", when={"tokenizer": ("bpe",)}
+        1024,
+        "vocabulary size of the BPE, which is trained on the training split",
+        when={"tokenizer": ("bpe",)},
     )
     min_count: int = option(
         1,
-        "how often a word is in the training split, to be in the vocabulary",
+        "minimum number of occurrences in the training split of a word in the vocabulary",
         when={"tokenizer": ("word",)},
         least=1,
     )
     buckets: int = option(
-        6, "shapes of batches; more of them: less padding, longer to compile", least=1
+        6, "number of batch shapes; more shapes mean less padding and more compilation", least=1
     )
     word_dropout: float = option(
-        0.0, "probability of a token to become the unknown one in training", least=0, below=1
+        0.0,
+        "probability that a token is replaced by the unknown token in training",
+        least=0,
+        below=1,
     )
 
     def make(self) -> Sentiment:

@@ -296,23 +296,24 @@ class TranslationOptions(TaskOptions):
     task = Translation
     decodes = True
     length: int = option(
-        64, "most tokens of a sentence, the end token among them", least=2, most=LONGEST
+        64, "maximum number of tokens in a sentence, including the end token", least=2, most=LONGEST
     )
     path: str = option("multi30k", 'a known corpus, or files "x/{split}.{language}"')
-    source_language: str = option("de", "what is translated")
-    target_language: str = option("en", "what it is translated into")
+    source_language: str = option("de", "language of the source")
+    target_language: str = option("en", "language of the target")
     bpe_vocab_size: int = option(
-        1024, "vocabulary of the BPE, trained on both sides of the training split"
+        1024, "vocabulary size of the BPE, which is trained on both sides of the training split"
     )
     buckets: int = option(
-        6, "shapes of batches; more of them: less padding, longer to compile", least=1
+        6, "number of batch shapes; more shapes mean less padding and more compilation", least=1
     )
     label_smoothing: float = option(
-        0.0, "of the objective (Szegedy 2016); loss is without it", least=0, below=1
+        0.0,
+        "label smoothing in the objective (Szegedy 2016); the reported loss has none",
+        least=0,
+        below=1,
     )
-    bleu_tokenizer: str = option(
-        "auto", "of BLEU, as sacrebleu calls it; auto: follows target_language"
-    )
+    bleu_tokenizer: str = option("auto", "sacreBLEU's tokenizer for BLEU; auto: by target_language")
 
     def make(self) -> Translation:
         """Returns the task, and reports on stderr which pairs were left out.
