@@ -174,7 +174,7 @@ def test_neither_order_nor_period_nor_more_lines_decide_what_is_held_out(tmp_pat
 
 
 def test_what_is_one_piece_cannot_be_split(tmp_path):
-    with pytest.raises(UserError, match="the 50 examples are 1 group.* give files for each split"):
+    with pytest.raises(UserError, match="the 50 examples are 1 group.* give a file for each split"):
         held_out(tmp_path, [("ja", f"yes {i}") for i in range(50)])
 
 
