@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.models.primitives import multiplied
+from research.models.primitives import one_hot_lookup
 from research.training.records.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,7 +53,7 @@ def measured(rows: int, rounds: int) -> dict[str, float]:
     often = 1 / np.arange(1, rows + 1)
     drawn = np.random.default_rng(0).choice(rows, TOKENS, p=often / often.sum())
     arguments = jax.random.normal(jax.random.key(0), (rows, WIDTH)), jnp.asarray(drawn)
-    runs = {"product": gradient(multiplied), "scatter": gradient(indexed)}
+    runs = {"product": gradient(one_hot_lookup), "scatter": gradient(indexed)}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():

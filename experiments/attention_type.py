@@ -20,12 +20,16 @@ have the same width, depth, data, steps and learning rate. The small width is th
 where attention solves the task at every width and gated convolutions need one that grows with
 length: that curve is not drawn here, nor are rates tuned for the arms that fail.
 
-The recipe was developed on softmax attention, on other seeds than those reported: at the rate and
-700 steps of configs/recall.py (0.003, constant) a quarter of fresh seeds stay at guessing.
+The recipe was developed on softmax attention, on other seeds than those reported: four heads of 32,
+of whose channels RoPE turns a half, solve the task in 40 of 40 fresh seeds (6000 to 6039), one head
+of 32 in 37 of 40 with the same half turned at a rate of 0.001, and in 16 to 19 of 20 without.
+Linear attention has the same heads, and so a state of 4 x 32 x 32 per layer.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold
 from research.ablation.experiment import Experiment, Outcome
+
+HEADS = {"model.num_heads": 4, "model.head_width": 32}
 
 experiment = Experiment(
     question="Which kinds of attention can look a value up by its key?",
@@ -37,9 +41,10 @@ experiment = Experiment(
         "train.steps": 1500,
     },
     arms={
-        "softmax": {},
-        "window of 4": {"model.mask": "window", "model.window": 4},
-        "linear": {"model.mixer": "linear", "model.position": "none"},
+        "softmax": HEADS | {"model.rope_fraction": 0.5},
+        "window of 4": HEADS
+        | {"model.rope_fraction": 0.5, "model.mask": "window", "model.window": 4},
+        "linear": HEADS | {"model.mixer": "linear", "model.position": "none"},
         "gated convolution": {"model.mixer": "gated_convolution", "model.position": "none"},
     },
     seeds=8,

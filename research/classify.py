@@ -43,7 +43,7 @@ def main(*texts: str) -> None:
     options = flags.FLAGS
     lines = texts_of(texts, options.input)
     classifier = open_classifier(Path(options.workdir), options.by)
-    from research.inspect.classified_lines import show
+    from research.inspect.classified_lines import show, tab_separated
     from research.interpret.classification import classify
 
     live = sys.stdout.isatty()
@@ -54,7 +54,7 @@ def main(*texts: str) -> None:
         if live:
             show(found, options.by)
         else:
-            print(as_row(found, text), flush=number == len(lines))
+            print(tab_separated(found, text), flush=number == len(lines))
         if found.cut:
             cut.append(number)
         if progress and not live:
@@ -98,9 +98,9 @@ def open_classifier(workdir: Path, by: str):
     """Returns the classifier of a run. Raises UserError for an unsuitable run or method."""
     from research.interpret.classification import TextClassifier, check_method
     from research.tasks.text.tokenizer import FILE, OPEN
-    from research.training.runs import open_run
+    from research.training.runs import load_run_config, open_run
 
-    run = open_run(workdir, load_config_of(workdir, ("sentiment",)))
+    run = open_run(workdir, load_run_config(workdir, ("sentiment",)))
     if run.tokenizer.special != OPEN:
         raise UserError(f"{workdir}/{FILE} is not the tokenizer of a sentiment task.")
     check_method(by, run.model)

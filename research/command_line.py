@@ -64,11 +64,11 @@ def config_lines(path: str) -> list[str]:
     Each key has a line with its value, and its meaning below. Raises UserError for a bad config.
     """
     # Imported here because it imports jax, which the help of a command does not need.
-    from research.training.schema import resolve
+    from research.training.schema import help_texts, resolve
 
     config = load_config(path)
     run = resolve(config)
-    meaning = meanings(run)
+    meaning = help_texts(run)
     lines = [f"keys that {path} reads (--config.KEY=VALUE overrides one):"]
     for key, value in flatten(run).items():
         lines.append(f"  {key} = {value!r}")

@@ -48,9 +48,9 @@ def main() -> None:
     streams = any(options[name].present for name in STREAM)
     if streams:
         check(options)
-    from research.training.runs import open_run
+    from research.training.runs import load_run_config, open_run
 
-    config = load_config_of(workdir, ("text",) if streams else ())
+    config = load_run_config(workdir, ("text",) if streams else ())
     sizes = sizes_of(config, options) if streams else (0, 0)
     opened = open_run(workdir, config)
     tell(f"best step {opened.best['step']:,}")
@@ -62,7 +62,8 @@ def main() -> None:
 
 def again(opened: Any, split: str) -> None:
     """Evaluates a run again and prints lines of split, metric and value, separated by tabs."""
-    from research.training.evaluating import evaluate
+    from research.runs.store import read_result
+    from research.training.evaluating import evaluate, metric_changes
 
     metrics, labels = evaluate(opened, split)
     print("split\tmetric\tvalue")
@@ -74,10 +75,10 @@ def again(opened: Any, split: str) -> None:
                 named = list(zip(cut, value, strict=True))
             for text, number in named:
                 print(f"{name}\t{text}\t{number:.6g}")
-    result = result_of(opened.path)
+    result = read_result(opened.path)
     if result is None:
         tell("training has not finished: there is no result.json to compare with")
-    elif found := changes(metrics, result):
+    elif found := metric_changes(metrics, result):
         tell(f"{len(found)} differ from result.json: {'; '.join(found[:5])}")
     else:
         tell("the same as in result.json")
@@ -148,18 +149,24 @@ def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
     import numpy as np
 
     from research.tasks.corpora import read_file
+    from research.training.runs import load_run_task
 
     if options.input:
         return opened.tokenizer.encode(read_file(Path(options.input))), options.input
     split = options.split or "validation"
-    return np.asarray(load_task_of(opened).data[split]), f"the {split} split"
+    return np.asarray(load_run_task(opened).data[split]), f"the {split} split"
 
 
 def curves_of(
     opened: Any, models: list, tokens: Any, window: int, longest: int, recompute: bool
 ) -> list[Any]:
     """Returns one loss curve for each way to read the text; shows progress on stderr."""
-    from research.decoding.stream_curves import Curve, dense, recomputed, streamed
+    from research.decoding.stream_curves import (
+        Curve,
+        full_attention_losses,
+        recomputed_window_losses,
+        streaming_losses,
+    )
     from research.models.registry import make_model
 
     config, params, number = opened.config, opened.params, tokens.shape[1] - 1
@@ -167,15 +174,16 @@ def curves_of(
     for name, sinks, model in models:
         tell(f"{name}:")
         progress = progress_of(number, "tokens")
-        curves.append(Curve(name, sinks, streamed(model, params, tokens, progress)))
+        curves.append(Curve(name, sinks, streaming_losses(model, params, tokens, progress)))
     model: Any = make_model(config.model, opened.tokenizer.vocab_size, longest)
     if recompute:
         tell("recomputed:")
         progress = progress_of(number, "tokens")
-        losses = recomputed(model, params, tokens, window, progress)
+        losses = recomputed_window_losses(model, params, tokens, window, progress)
         curves.append(Curve("recomputed", -1, losses))
     room = min(longest, number)
-    curves.append(Curve("dense", -1, dense(model, params, tokens[:, : room + 1])))
+    losses = full_attention_losses(model, params, tokens[:, : room + 1])
+    curves.append(Curve("dense", -1, losses))
     return curves
 
 
@@ -201,7 +209,7 @@ def write(
 ) -> None:
     """Writes the curves to stream.json and draws them in stream.png."""
     from research.configuration import to_plain
-    from research.decoding.stream_curves import binned, position_bins
+    from research.decoding.stream_curves import bin_means, position_bins
     from research.decoding.stream_picture import write_stream_picture
     from research.runs.store import write_json
     from research.training.records.environment import describe_environment
@@ -209,7 +217,7 @@ def write(
     bins = position_bins(tokens.shape[1] - 1)
     rows = [
         {"name": curve.name, "sinks": curve.sinks, **one._asdict()}
-        | {"loss_by_position": binned(curve.losses, bins)}
+        | {"loss_by_position": bin_means(curve.losses, bins)}
         for curve, one in zip(curves, found, strict=True)
     ]
     content = {

@@ -41,13 +41,14 @@ def main() -> None:
 
     from research.decoding.continuation import continuation
     from research.decoding.sampling import Sampling
-    from research.inspect.token_probabilities import show_lines, show_scores
+    from research.inspect.inputs import generation_subject
+    from research.inspect.token_probabilities import open_streaming, show_lines, show_scores
 
     options = flags.FLAGS
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     workdir = Path(options.workdir)
     check(options)
-    run, model = opened(workdir, options.window, options.sinks)
+    run, model = open_streaming(workdir, options.window, options.sinks)
     if options.score:
         show_scores(run.tokenizer, model, run.params, options)
         return
@@ -68,7 +69,7 @@ def main() -> None:
         from research.inspect.inspecting import inspect
         from research.inspect.page import write_page
 
-        subject = of_written(run, prompt[0].tolist(), written)
+        subject = generation_subject(run, prompt[0].tolist(), written)
         write_page(inspect(run, subject), Path(options.attention))
         tell(options.attention)
 

@@ -31,7 +31,7 @@ define_options()
 def main() -> int:
     """Starts a job here, or writes and shows the files to start it elsewhere (--submit does so)."""
     from research.cloud.launch import engines, local
-    from research.cloud.launch.devices import local_devices
+    from research.cloud.launch.devices import assign_devices, local_devices
 
     given = flags.FLAGS
     options = parse_options(given, engines.options_taken(given.engine))
@@ -40,7 +40,7 @@ def main() -> int:
     if given.engine == engines.LOCAL:
         devices = local_devices()
         job = parse_job(given, sys.argv, default_shards=max(1, len(devices.ids)))
-        bindings = deal(devices, job.shards)
+        bindings = assign_devices(devices, job.shards)
         if given.dry_run:
             print(local.preview(job, bindings))
             return 0

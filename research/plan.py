@@ -50,6 +50,7 @@ def main() -> None:
 def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
     """Prints the plan for training `config.members` members, with a column for each target."""
     from research.cloud.forecast import check_budget, check_fits, forecast
+    from research.cloud.table import plan_table
     from research.parallel.topology import parse_targets
     from research.training.schema import resolve
 
@@ -58,7 +59,7 @@ def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
         forecast(config, target, prices, not options.estimate, config.members)
         for target in parse_targets(options.topology, config.parallel.slice)
     ]
-    print(screen("training", plans))
+    print(plan_table("training", plans))
     check_fits(plans)
     for plan in plans:
         check_budget(plan.cost(), options.budget, plan.target.name)
@@ -67,13 +68,14 @@ def plan_config(config: ConfigDict, prices: Mapping[str, Any]) -> None:
 def plan_experiment(path: str, prices: Mapping[str, Any]) -> None:
     """Prints the plan for all runs of an experiment, with a table for each target."""
     from research.ablation.loading import load_experiment
+    from research.ablation.match import with_matched_widths
     from research.ablation.tuning import extension_text
     from research.cloud.forecast import check_budget, check_fits, forecast_experiment, total_cost
     from research.cloud.table import rows_table
     from research.parallel.topology import parse_targets
 
     options = flags.FLAGS
-    experiment = matched(load_experiment(path))
+    experiment = with_matched_widths(load_experiment(path))
     suggested = load_config(experiment.base).parallel.slice
     suggested = experiment.common.get("parallel.slice", suggested)
     for target in parse_targets(options.topology, suggested):

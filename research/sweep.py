@@ -25,7 +25,7 @@ def main() -> int:
     from research.ablation.populations import parse_shard
     from research.ablation.sweep import EXPERIMENT, prepare, run_sweep
     from research.ablation.tuning import extension_text
-    from research.parallel.processes import is_first, start
+    from research.parallel.processes import exit_with_peers, is_first, start
     from research.report.judging.evidence import load_study
     from research.report.judging.power import power_lines
     from research.training.preemption import Preempted
@@ -46,7 +46,7 @@ def main() -> int:
             print(*power_lines(experiment, pilot), sep="\n")
         return 0
     try:
-        with together():
+        with exit_with_peers():
             counts = run_sweep(
                 options.experiment,
                 workdir,

@@ -20,7 +20,7 @@ flags.DEFINE_string("profile", "", "start:stop traces these steps into WORKDIR/p
 
 def main() -> None:
     """Trains all members of the config's population and prints their results."""
-    from research.parallel.processes import is_first, start
+    from research.parallel.processes import exit_with_peers, is_first, start
     from research.training.loop import train_population
     from research.training.preemption import Preempted
     from research.training.profiling import parse_steps
@@ -36,7 +36,7 @@ def main() -> None:
     profile = parse_steps(flags.FLAGS.profile, config.train.steps)
     runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
     try:
-        with together():
+        with exit_with_peers():
             check_config(configs[0], len(configs))
             results = train_population(configs, runs, workdir, workdir.name, profile)
     except Preempted as stopped:

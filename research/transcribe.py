@@ -73,9 +73,9 @@ def open_transcriber(workdir: Path, options: flags.FlagValues):
     """
     from research.decoding.search import Search, check_model
     from research.decoding.transcription import Transcriber
-    from research.training.runs import open_run
+    from research.training.runs import load_run_config, open_run
 
-    config = load_config_of(workdir, ("speech",))
+    config = load_run_config(workdir, ("speech",))
     given = {key: options[key].value for key in FROM_RUN if options[key].value is not None}
     search = Search(**(config.decoding.to_dict() | given), nbest=options.nbest)
     search.limit(config.task.length)

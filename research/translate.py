@@ -107,9 +107,9 @@ def check(options: flags.FlagValues, lines: list | None, references: list | None
 def open_translator(workdir: Path, options: flags.FlagValues):
     """Returns the translator of a run, and its config. Raises UserError."""
     from research.decoding.lines import Translator
-    from research.training.runs import open_run
+    from research.training.runs import load_run_config, open_run
 
-    config = load_config_of(workdir, ("translation",))
+    config = load_run_config(workdir, ("translation",))
     search = search_of(options, config.decoding.to_dict())
     search.limit(config.task.length)
     run = open_run(workdir, config)
@@ -177,11 +177,11 @@ def tell_scores(translations: list[str], references: list[str], words_of_bleu: s
 
 def draw(translator, results: list, options: flags.FlagValues) -> None:
     """Writes the alignment figure of the one translated sentence."""
-    from research.inspect.alignment_picture import select_head, write_alignment
+    from research.inspect.alignment_picture import select_head, word_weights, write_alignment
 
     (best,) = (row[0] for row in results if row[0].source)
     weights = select_head(best.weights, options.alignment_head, translator.layers)
-    write_alignment(*by_word(weights, best.source, best.target), Path(options.alignment))
+    write_alignment(*word_weights(weights, best.source, best.target), Path(options.alignment))
     tell(f"wrote {options.alignment}")
 
 

@@ -261,7 +261,7 @@ def with_directions(experiment: Experiment, cells: Sequence[Cell]) -> Experiment
     contradicts the declared one.
     """
     # Imported here because it imports jax, which reading an experiment from disk does not need.
-    from research.ablation.directions import worst_values
+    from research.ablation.directions import metric_directions, worst_values
 
     known: dict[str, bool | None] = {}
     worst: dict[str, float] = {}
@@ -270,7 +270,7 @@ def with_directions(experiment: Experiment, cells: Sequence[Cell]) -> Experiment
         for c in cells
     }
     for cell in kinds.values():
-        known |= declared(cell.config)
+        known |= metric_directions(cell.config)
         worst |= worst_values(cell.config)
     directed = replace(
         experiment,

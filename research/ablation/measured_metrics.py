@@ -62,8 +62,8 @@ def logged_numbers(program: Program) -> list[str]:
     task = program.task
     metrics = with_head_measures(task, program.model, program.measures)
 
-    def marked(params: PyTree, batch: Batch) -> dict[str, Sums]:
-        return metrics(params, task.marked(batch, 0))[1]
+    def marked_metrics(params: PyTree, batch: Batch) -> dict[str, Sums]:
+        return metrics(params, task.with_eval_length(batch, 0))[1]
 
-    sums = jax.eval_shape(marked, program.parameters, batch_shapes(task))
+    sums = jax.eval_shape(marked_metrics, program.parameters, batch_shapes(task))
     return [name for name, s in sums.items() if s.total.ndim == 0]

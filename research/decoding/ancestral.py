@@ -11,9 +11,9 @@ from research.decoding.sampling import Sampling, draw
 from research.decoding.search import (
     Hypotheses,
     Search,
+    attention_received,
     hypothesis_scores,
     next_log_probs,
-    received,
 )
 from research.tasks.task import BOS, EOS, PAD
 
@@ -64,7 +64,7 @@ def ancestral(
         chosen = choose(log_probs, old.number)
         gain = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
         token = jnp.where(old.ended, PAD, chosen).astype(jnp.int32)
-        seen = jnp.where(old.ended[:, None], 0.0, received(weights, search))
+        seen = jnp.where(old.ended[:, None], 0.0, attention_received(weights, search))
         return Rows(
             number=old.number + 1,
             tokens=old.tokens.at[:, old.number].set(token),

@@ -18,10 +18,10 @@ from research.decoding import ctc_prefix
 from research.decoding.search import (
     Hypotheses,
     Search,
+    attention_received,
     hypothesis_scores,
     length_divisor,
     next_log_probs,
-    received,
 )
 from research.tasks.task import BOS, EOS, PAD
 
@@ -176,7 +176,7 @@ def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
         size = beam.tokens.shape[0]
         last = jnp.where(beam.number == 0, BOS, beam.tokens[:, :, beam.number - 1])
         log_probs, state, weights = reader.step(beam.state, last.reshape(-1))
-        coverage = beam.coverage + received(weights, search).reshape(size, width, -1)
+        coverage = beam.coverage + attention_received(weights, search).reshape(size, width, -1)
         log_probs = next_log_probs(log_probs, beam.number == limit - 1)
         total = beam.log_probs[:, :, None] + log_probs.reshape(size, width, -1)
         # At most K candidates end in EOS (one per parent), so the 2 K best include K others.

@@ -18,7 +18,7 @@ CHUNK = 16
 """Tokens per dispatch: few enough for output to appear as it is generated."""
 
 
-class Written(NamedTuple):
+class Generated(NamedTuple):
     """Generated tokens (B, n) int32 and their scores; host arrays once yielded."""
 
     tokens: jax.Array | np.ndarray
@@ -33,7 +33,7 @@ def continuation(
     sampling: Sampling,
     key: jax.Array,
     streams: bool = False,
-) -> Iterator[Written]:
+) -> Iterator[Generated]:
     """Yields continuations in chunks of n <= CHUNK tokens until `tokens` have been generated.
 
     The model's state holds `length` tokens. When it is full, decoding restarts from the last half
@@ -60,11 +60,11 @@ def continuation(
             kept = text if streams else text[:, -fits:]
             state = init_state(model.config, len(kept), length)
             if kept.shape[1] > 1:
-                state = read(model, params, state, jnp.asarray(kept[:, :-1]))
+                state = prefill(model, params, state, jnp.asarray(kept[:, :-1]))
             last = jnp.asarray(kept[:, -1])
             room = math.inf if streams else length - (kept.shape[1] - 1)
         new_key = jax.random.fold_in(key, number)
-        state, last, new = write(model, sampling, chunk, params, state, last, new_key)
+        state, last, new = generate_chunk(model, sampling, chunk, params, state, last, new_key)
         room -= chunk
         new = jax.tree.map(lambda a, left=tokens - done: np.asarray(a)[:, :left], new)
         text = np.concatenate([text, new.tokens], axis=1)[:, -length:]
@@ -72,13 +72,13 @@ def continuation(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def read(model: Decoder, params: Any, state: Any, tokens: jax.Array) -> Any:
+def prefill(model: Decoder, params: Any, state: Any, tokens: jax.Array) -> Any:
     """Returns the decoding state after reading (B, T) tokens."""
     return model.apply({"params": params}, tokens, state)[1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def write(
+def generate_chunk(
     model: Decoder,
     sampling: Sampling,
     number: int,
@@ -86,14 +86,14 @@ def write(
     state: Any,
     last: jax.Array,
     key: jax.Array,
-) -> tuple[Any, jax.Array, Written]:
+) -> tuple[Any, jax.Array, Generated]:
     """Generates `number` tokens after `last`; returns the state, the last token (B,) and all."""
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, Any]:
         state, token = carry
         logits, state = model.apply({"params": params}, token[:, None], state)
         token = draw(key, logits[:, -1], sampling).astype(jnp.int32)
-        return (state, token), Written(token, score_tokens(logits[:, -1], token))
+        return (state, token), Generated(token, score_tokens(logits[:, -1], token))
 
     (state, last), written = jax.lax.scan(step, (state, last), jax.random.split(key, number))
     return state, last, jax.tree.map(jnp.transpose, written)

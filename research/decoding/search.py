@@ -99,7 +99,7 @@ class Search(Decoding):
         return self.max_length or length
 
 
-def search_of(config: ConfigDict) -> Search:
+def read_search(config: ConfigDict) -> Search:
     """Returns the search settings of `config.decoding`.
 
     Args:
@@ -167,7 +167,7 @@ def next_log_probs(log_probs: Float[Array, "R V"], last: Bool[Array, ""]) -> Flo
     return jnp.where(allowed, log_probs, -jnp.inf)
 
 
-def received(weights: Float[Array, "R H S"], search: Search) -> Float[Array, "R S2"]:
+def attention_received(weights: Float[Array, "R H S"], search: Search) -> Float[Array, "R S2"]:
     """Returns the attention that each source position receives from one token, mean over heads.
 
     S2 is S, or 0 without a coverage penalty. Raises UserError for a coverage penalty on a model
@@ -195,7 +195,7 @@ def hypothesis_scores(
     Args:
       log_probs: log p of the whole hypothesis.
       lengths: number of tokens, EOS included.
-      coverage: attention that each source position received in total; see `received`.
+      coverage: attention that each source position received in total; see `attention_received`.
       real: whether a source position is not padding; broadcasts.
       search: search settings with the penalties.
     """

@@ -24,7 +24,7 @@ from research.models.transformer import init_state
 
 CHUNK = 512
 """Tokens of a stream per dispatch: few enough for progress to be reported often."""
-TOGETHER = 16_384
+TOKENS_PER_DISPATCH = 16_384
 """Tokens per dispatch when windows are recomputed."""
 PER_DOUBLING = 4
 """Bins of positions from one power of two to the next."""
@@ -101,7 +101,7 @@ def stream_models(
     return [(f"{n} sink" + "s" * (n != 1), n, one) for n, one in able]
 
 
-def streamed(
+def streaming_losses(
     model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"], progress: Progress
 ) -> Float[np.ndarray, " N"]:
     """Returns the losses of a decoder made by `streaming`, which reads one token at a time."""
@@ -118,12 +118,14 @@ def streamed(
     return np.concatenate(losses)[:number]
 
 
-def dense(model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"]) -> Float[np.ndarray, " N"]:
+def full_attention_losses(
+    model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"]
+) -> Float[np.ndarray, " N"]:
     """Returns the losses of a decoder that attends to all tokens; needs N <= its maximum length."""
     return _mean_loss(_whole(model, params, jnp.asarray(tokens)))
 
 
-def recomputed(
+def recomputed_window_losses(
     model: Decoder, params: Any, tokens: Int[np.ndarray, "B N+1"], window: int, progress: Progress
 ) -> Float[np.ndarray, " N"]:
     """Returns the losses of a decoder that recomputes the latest `window` tokens for each token.
@@ -132,9 +134,9 @@ def recomputed(
     model's maximum length.
     """
     number = tokens.shape[1] - 1
-    losses = [dense(model, params, tokens[:, : window + 1])]
+    losses = [full_attention_losses(model, params, tokens[:, : window + 1])]
     ending = np.lib.stride_tricks.sliding_window_view(tokens, window + 1, axis=1)[:, 1:]
-    together = max(1, TOGETHER // (window * len(tokens)))
+    together = max(1, TOKENS_PER_DISPATCH // (window * len(tokens)))
     for start in range(0, ending.shape[1], together):
         part = ending[:, start : start + together]
         # Pad to whole parts, so that one program is compiled.
@@ -193,6 +195,6 @@ def position_bins(last: int) -> list[tuple[int, int]]:
     return [(low, high - 1) for low, high in zip(ordered, ordered[1:], strict=False)]
 
 
-def binned(losses: Float[np.ndarray, " N"], bins: Sequence[tuple[int, int]]) -> list[float]:
+def bin_means(losses: Float[np.ndarray, " N"], bins: Sequence[tuple[int, int]]) -> list[float]:
     """Returns the mean loss of each bin that the curve covers completely."""
     return [float(losses[low - 1 : high].mean()) for low, high in bins if high <= len(losses)]

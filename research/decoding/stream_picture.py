@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from research.decoding.stream_curves import Curve, binned, position_bins
+from research.decoding.stream_curves import Curve, bin_means, position_bins
 from research.drawing.chart import DASHES, MUTED, PALETTE, Chart, styled, write_chart
 
 SIZE = (6.4, 3.6)
@@ -22,7 +22,7 @@ def stream_figure(curves: Sequence[Curve], window: int, title: str) -> Figure:
     axes.set_title(title, loc="left", fontsize=9, pad=8)
     bins = position_bins(max(len(curve.losses) for curve in curves))
     for index, curve in enumerate(curves):
-        values = binned(curve.losses, bins)
+        values = bin_means(curve.losses, bins)
         middles = [(low * high) ** 0.5 for low, high in bins[: len(values)]]
         # No markers: they would hide lines that lie on top of each other.
         dash = DASHES[0] if curve.sinks >= 0 else DASHES[1]

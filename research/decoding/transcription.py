@@ -101,7 +101,7 @@ def transcribe(
     found = decode_all(
         transcriber.model,
         transcriber.params,
-        *stacked(features),
+        *pad_features(features),
         transcriber.search,
         transcriber.batch_size,
         with_weights=with_weights,
@@ -111,7 +111,7 @@ def transcribe(
     return [[_transcript(transcriber.tokenizer, h, limit) for h in row] for row in found]
 
 
-def stacked(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def pad_features(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Pads features: returns source (N, S, F) float32, 0 at padding, and lengths (N,) int32."""
     lengths = np.array([len(f) for f in features], np.int32)
     source = np.zeros((len(features), max(lengths), features[0].shape[1]), np.float32)
@@ -142,7 +142,7 @@ def label_posteriors(
 
     Raises UserError for a model without CTC.
     """
-    frames, (length,) = stacked([features])
+    frames, (length,) = pad_features([features])
     columns = next(n for n in frame_lengths(length) if n >= length)
     source = np.pad(frames, ((0, 0), (0, columns - length), (0, 0)))
     log_probs, numbers = _label_log_probs(

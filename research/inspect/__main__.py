@@ -40,13 +40,13 @@ def main() -> None:
     options = flags.FLAGS
     workdir = Path(options.workdir)
     check(options)
-    from research.inspect.inspecting import inspect
-    from research.training.runs import open_run
+    from research.inspect.inspecting import Selection, inspect
+    from research.training.runs import load_run_config, open_run
 
-    opened = open_run(workdir, load_config_of(workdir))
+    opened = open_run(workdir, load_run_config(workdir))
     tell(f"best step {opened.best['step']:,}")
     subject = select_subject(opened, options)
-    chosen = Chosen(numbers("layers", options), numbers("heads", options), tuple(options.kinds))
+    chosen = Selection(numbers("layers", options), numbers("heads", options), tuple(options.kinds))
     inspection = inspect(opened, subject, chosen, options.base)
     for line in inspection.lines:
         tell(line)
@@ -93,18 +93,21 @@ def numbers(flag: str, options: flags.FlagValues) -> tuple[int, ...]:
 
 def select_subject(opened, options: flags.FlagValues):
     """Returns the sequence that the options select. Raises UserError if it does not exist."""
+    from research.inspect.inputs import example_subject, recording_subject, text_subject
 
     if options.input:
-        return of_recording(opened, Path(options.input), options.target)
+        return recording_subject(opened, Path(options.input), options.target)
     if options.text:
-        return of_text(opened, options.text, options.target)
-    return of_example(opened, options.split, options.index, options.target, options.reference)
+        return text_subject(opened, options.text, options.target)
+    return example_subject(opened, options.split, options.index, options.target, options.reference)
 
 
 def write(inspection, workdir: Path, options: flags.FlagValues) -> None:
     """Writes the requested files and prints their paths."""
     if options.png:
-        draw(inspection, Path(options.png))
+        from research.inspect.picture import write_picture
+
+        write_picture(inspection, Path(options.png))
         print(options.png)
     if options.out or not options.png:
         from research.inspect.page import write_page

@@ -8,7 +8,7 @@ import numpy as np
 
 from research.decoding.continuation import CHUNK
 from research.decoding.decode import decode_all, static_lengths
-from research.decoding.search import check_model, ctc_share, search_of
+from research.decoding.search import check_model, ctc_share, read_search
 from research.decoding.transcription import frame_lengths, read_features
 from research.errors import UserError, check_name
 from research.tasks.speech.features import SHIFT_SECONDS
@@ -245,7 +245,7 @@ def _with_output(
 
 def _written(run: LoadedRun, source: np.ndarray) -> list[int]:
     """Returns the best hypothesis under the run's own search settings, with EOS."""
-    search = search_of(run.config)
+    search = read_search(run.config)
     check_model(search, run.model.config, "decoding.")
     length = np.array([len(source)], np.int32)
     room = frame_lengths if source.ndim == 2 else static_lengths

@@ -29,7 +29,7 @@ from research.models.classifier import Embed
 from research.models.model import Model
 from research.models.pooling import Pool
 from research.models.speech.conformer import ConformerBlock
-from research.models.transformer import Block, Cross, Mix
+from research.models.transformer import Block, Cross, MixerLayer
 from research.tasks.task import Batch
 
 RECORDED, GIVEN = "captured", "given"
@@ -310,7 +310,9 @@ def _looks(module: nn.Module, sites: tuple[str, ...]) -> bool:
     return bool(set(OF_ATTENTION) & set(sites)) or _touched(module)
 
 
-def _of_mix(module: Mix, following: Callable, args: tuple, kwargs: dict, sites: tuple) -> Any:
+def _of_mix(
+    module: MixerLayer, following: Callable, args: tuple, kwargs: dict, sites: tuple
+) -> Any:
     y, state = following(*args, **kwargs)
     x, old, *rest = args
     mask = rest[0] if rest else None
@@ -380,7 +382,7 @@ def _of_embed(module: Embed, following: Callable, args: tuple, kwargs: dict, sit
 
 
 HANDLERS: tuple[tuple[Any, str, Callable], ...] = (
-    (Mix, "__call__", _of_mix),
+    (MixerLayer, "__call__", _of_mix),
     (Cross, "__call__", _of_cross),
     ((Block, ConformerBlock), "__call__", _of_block),
     (Pool, "weights", _of_pool),

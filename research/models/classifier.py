@@ -26,7 +26,7 @@ from research.attention.parts.masks import padding
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
-from research.models.layers import Instead, Layer, computed_instead, part, part_spec
+from research.models.layers import Layer, Substitutes, part_layer, part_spec, with_substitute
 from research.models.pooling import ATTENTION, CLASS_TOKEN, LAST, MEAN, POOLINGS, Pool
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
@@ -276,16 +276,16 @@ class ClassifierOptions(TransformerOptions):
 
     def layers(self) -> tuple[Layer, ...]:
         """Returns the one layer of a transformer body, else (); see `ModelOptions`."""
-        return (part(self, "encoder", {"mask": "full"}),) if self.body == TRANSFORMER else ()
+        return (part_layer(self, "encoder", {"mask": "full"}),) if self.body == TRANSFORMER else ()
 
     def make(
-        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+        self, vocab_size: int, length: int, substitutes: Substitutes | None = None, classes: int = 0
     ) -> Classifier:
         """Returns the classifier; see `ModelOptions`."""
         _check(self)
         layers, ahead, name, sizes = None, False, "", None
         if self.body == TRANSFORMER:
-            layers, ahead = _layers(self, vocab_size, length, instead or {})
+            layers, ahead = _layers(self, vocab_size, length, substitutes or {})
             name = layers.implementation
         elif self.body != NONE:
             sizes, name = _sizes(self), "recurrent"
@@ -328,7 +328,7 @@ def _check(model: ClassifierOptions) -> None:
 
 
 def _layers(
-    model: ClassifierOptions, vocab_size: int, length: int, instead: Instead
+    model: ClassifierOptions, vocab_size: int, length: int, substitutes: Substitutes
 ) -> tuple[TransformerConfig, bool]:
     """Returns the config of the transformer layers and whether their mixer looks ahead."""
     room = length + (model.pooling == CLASS_TOKEN)
@@ -339,7 +339,7 @@ def _layers(
             "is the first of the sequence, so its layers must look ahead; set, for example, "
             "mask=full."
         )
-    spec = computed_instead(spec, instead)
+    spec = with_substitute(spec, substitutes)
     layers = transformer_config(model, vocab_size, room, (spec,), position=spec.position)
     return layers, spec.looks_ahead
 

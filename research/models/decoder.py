@@ -11,7 +11,13 @@ from jaxtyping import Array, Float, Int
 from research.attention.errors import Unsupported
 from research.attention.parameters import Axes
 from research.attention.spec import MixerSpec
-from research.models.layers import Instead, Layer, added_position, computed_instead, pattern
+from research.models.layers import (
+    Layer,
+    Substitutes,
+    added_position,
+    pattern_layers,
+    with_substitute,
+)
 from research.models.model import Model
 from research.models.primitives import Norm, linear, lookup, matrix_init, sinusoids
 from research.models.transformer import (
@@ -122,16 +128,16 @@ class DecoderOptions(TransformerOptions):
 
     def layers(self) -> tuple[Layer, ...]:
         """Returns the layers of the pattern; see `ModelOptions`."""
-        return pattern(self)
+        return pattern_layers(self)
 
     def specs(self, length: int) -> tuple[MixerSpec, ...]:
         """Returns the mixers of the pattern for sequences of at most this length."""
         return tuple(one.spec(length) for one in self.layers())
 
     def make(
-        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+        self, vocab_size: int, length: int, substitutes: Substitutes | None = None, classes: int = 0
     ) -> Model:
         """Returns the decoder; see `ModelOptions`."""
-        specs = tuple(computed_instead(one, instead or {}) for one in self.specs(length))
+        specs = tuple(with_substitute(one, substitutes or {}) for one in self.specs(length))
         position = added_position(self.layers())
         return Decoder(transformer_config(self, vocab_size, length, specs, position=position))

@@ -26,21 +26,21 @@ from research.errors import UserError
 from research.models import transformer
 from research.models.decoder import DecoderOptions
 from research.models.layers import (
-    Instead,
     Layer,
+    Substitutes,
     added_position,
-    computed_instead,
-    implementation_of,
-    part,
+    implementation_names,
+    part_layer,
     part_spec,
-    pattern,
+    pattern_layers,
+    with_substitute,
 )
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.transformer import (
     HIDDEN,
     DecoderStack,
     EncoderStack,
-    Kept,
+    SourceKeysValues,
     TransformerConfig,
     transformer_config,
 )
@@ -192,7 +192,7 @@ class EncoderDecoder(nn.Module):
             }
         }
 
-    def _remember(self, cross: dict[str, Array], memory: Float[Array, "B S M"]) -> Kept:
+    def _remember(self, cross: dict[str, Array], memory: Float[Array, "B S M"]) -> SourceKeysValues:
         return jax.vmap(self.config.cross.remember, (0, None))(cross, memory)
 
     def _of_batch(self, batch: Batch, deterministic: bool, weights: bool) -> tuple:
@@ -301,15 +301,15 @@ class EncoderDecoderOptions(DecoderOptions):
 
     def layers(self) -> tuple[Layer, ...]:
         """Returns the layers of the decoder's pattern, the encoder's and the cross-attention's."""
-        encoder = part(self, "encoder", self.encoder_start)
-        return (*pattern(self), encoder, part(self, "cross", CROSS))
+        encoder = part_layer(self, "encoder", self.encoder_start)
+        return (*pattern_layers(self), encoder, part_layer(self, "cross", CROSS))
 
     def specs(self, length: int) -> tuple[MixerSpec, ...]:
         """Returns the mixers of the decoder's pattern for targets of at most this length."""
-        return tuple(one.spec(length) for one in pattern(self))
+        return tuple(one.spec(length) for one in pattern_layers(self))
 
     def make(
-        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+        self, vocab_size: int, length: int, substitutes: Substitutes | None = None, classes: int = 0
     ) -> EncoderDecoder:
         """Returns the encoder-decoder; see `ModelOptions`."""
         layers = self.specs(length)
@@ -317,17 +317,17 @@ class EncoderDecoderOptions(DecoderOptions):
         encoder = part_spec(self, length, "encoder", self.encoder_start, "self")
         cross = part_spec(self, length, "cross", CROSS, "cross")
         check_cross(cross, self.cross)
-        layers = tuple(computed_instead(one, instead or {}) for one in layers)
-        encoder, cross = (computed_instead(one, instead or {}) for one in (encoder, cross))
+        layers = tuple(with_substitute(one, substitutes or {}) for one in layers)
+        encoder, cross = (with_substitute(one, substitutes or {}) for one in (encoder, cross))
         changes = {"num_layers": self.depth, "position": encoder.position}
-        position = added_position(pattern(self))
+        position = added_position(pattern_layers(self))
         return EncoderDecoder(
             EncoderDecoderConfig(
                 encoder=transformer_config(self, vocab_size, length, (encoder,), **changes),
                 decoder=transformer_config(self, vocab_size, length, layers, position=position),
                 cross=make_cross(cross, self.width),
                 encoder_looks_ahead=encoder.looks_ahead,
-                implementation=implementation_of((encoder, *layers, cross)),
+                implementation=implementation_names((encoder, *layers, cross)),
             )
         )
 

@@ -32,7 +32,7 @@ from research.options import (
     values_read,
 )
 
-Instead = Mapping[str, str]
+Substitutes = Mapping[str, str]
 """{implementation: substitute}, applied to mixers that have the substitute."""
 SLOW_TO_TRACE = {"splash": "blockwise", "jax_cudnn": "blockwise"}
 """Substitutes for tracing: implementations that build large mask tables -> one that does not."""
@@ -81,7 +81,7 @@ class Layer:
     def shared_defaults(self) -> dict[str, Any]:
         """Returns {key: default} of the keys that `shared` returns."""
         found = {MIXER: "softmax"} | defaults_read(self.options)
-        if turns(type(self.options)):
+        if supports_rope(type(self.options)):
             found["position"] = "rope"
         return {key: value for key, value in found.items() if key not in self.own}
 
@@ -101,14 +101,14 @@ class ModelOptions(Part):
         raise NotImplementedError
 
     def make(
-        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+        self, vocab_size: int, length: int, substitutes: Substitutes | None = None, classes: int = 0
     ) -> Model:
         """Returns the model.
 
         Args:
           vocab_size: V.
           length: maximum sequence length.
-          instead: substitutes for implementations.
+          substitutes: substitutes for implementations.
           classes: C, for a classifier; 0: the model predicts tokens.
 
         Raises UserError for options that do not fit together.
@@ -171,18 +171,18 @@ def layer(
     values: dict[str, Any] = {**base, **delta}
     strict = {key for key, value in delta.items() if value != base.get(key)}
     mixer = MIXERS.get(values.get(MIXER) or "softmax")
-    if values.get("position") is None and mixer is not None and turns(mixer):
+    if values.get("position") is None and mixer is not None and supports_rope(mixer):
         values["position"] = "rope"
     return Layer(values, frozenset({*start, *delta}), frozenset(strict), where)
 
 
-def turns(mixer: type[MixerOptions]) -> bool:
+def supports_rope(mixer: type[MixerOptions]) -> bool:
     """Returns whether a mixer can rotate queries and keys by position (RoPE)."""
     position = declarations(mixer).get("position")
     return position is not None and "rope" in (position.option.table or {})
 
 
-def pattern(model: Any) -> tuple[Layer, ...]:
+def pattern_layers(model: Any) -> tuple[Layer, ...]:
     """Returns the layers in a model's pattern, or a single layer if it has no pattern.
 
     Layer i of the model uses entry i modulo the length of the pattern. Raises UserError.
@@ -209,14 +209,14 @@ def pattern(model: Any) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def part(model: Any, key: str, start: Mapping[str, Any]) -> Layer:
+def part_layer(model: Any, key: str, start: Mapping[str, Any]) -> Layer:
     """Returns the layer of one part of a model; its delta is the text of the option `key`."""
     where = f"model.{key}={getattr(model, key)!r}"
     delta = parse_layer(getattr(model, key), where)
     shared = model.mechanism.get("position")
     mixer = MIXERS.get({**model.mechanism, **start, **delta}.get(MIXER) or "softmax")
     # Drop a shared rotary encoding for a part whose mixer cannot apply it; it may go unread there.
-    if shared not in (None, *MODEL_POSITIONS) and mixer is not None and not turns(mixer):
+    if shared not in (None, *MODEL_POSITIONS) and mixer is not None and not supports_rope(mixer):
         start = {"position": None, **start}
     return layer(model, f"{where}: ", delta, start)
 
@@ -264,7 +264,7 @@ def part_spec(model: Any, length: int, key: str, start: Mapping[str, Any], role:
 
     Raises UserError that quotes the delta.
     """
-    one = part(model, key, start)
+    one = part_layer(model, key, start)
     inherited = one.values.get("implementation") or AUTO
     own = "implementation" in parse_layer(getattr(model, key), "")
     if not own:
@@ -306,18 +306,18 @@ def _implemented(spec: MixerSpec, inherited: str, padded: bool, where: str) -> M
     return spec.computed_by(named)
 
 
-def computed_instead(spec: MixerSpec, instead: Instead) -> MixerSpec:
+def with_substitute(spec: MixerSpec, substitutes: Substitutes) -> MixerSpec:
     """Returns the mixer with the substitute that `instead` names, if it has that implementation."""
     name = spec.implementation
-    other = instead.get(name, name)
+    other = substitutes.get(name, name)
     return spec.computed_by(other if other in spec.options.implementations else name)
 
 
-def mixers_of(specs: Sequence[MixerSpec]) -> tuple[Mixer, ...]:
+def make_mixers(specs: Sequence[MixerSpec]) -> tuple[Mixer, ...]:
     """Makes the mixers of a pattern from their specs."""
     return tuple(spec.make() for spec in specs)
 
 
-def implementation_of(specs: Sequence[MixerSpec]) -> str:
+def implementation_names(specs: Sequence[MixerSpec]) -> str:
     """Returns the distinct names of the implementations, comma-separated, in layer order."""
     return ", ".join(dict.fromkeys(spec.implementation for spec in specs))

@@ -10,7 +10,7 @@ from research.attention.implementations.sharding import platform
 from research.attention.parts.positions import sinusoidal
 from research.parallel.rules import constrain
 
-MOST = 1024
+MAX_PRODUCT_ROWS = 1024
 """Largest table, in rows, looked up by a product, whose cost is proportional to the rows."""
 NORMS = ("rmsnorm", "layernorm")
 
@@ -62,11 +62,11 @@ def lookup(table: Float[Array, "V M"], tokens: Int[Array, "*b"]) -> Float[Array,
     """
     # Rows are unsharded even under FSDP: a gather needs the whole row on one device.
     table = constrain(table, "vocab", "")
-    small = len(table) <= min(MOST, tokens.size)
-    return multiplied(table, tokens) if small and platform() != "cpu" else table[tokens]
+    small = len(table) <= min(MAX_PRODUCT_ROWS, tokens.size)
+    return one_hot_lookup(table, tokens) if small and platform() != "cpu" else table[tokens]
 
 
-def multiplied(table: Float[Array, "V M"], tokens: Int[Array, "*b"]) -> Float[Array, "*b M"]:
+def one_hot_lookup(table: Float[Array, "V M"], tokens: Int[Array, "*b"]) -> Float[Array, "*b M"]:
     """Returns ``table[tokens]``, computed as a product with one-hot vectors."""
     chosen = jax.nn.one_hot(tokens, len(table), dtype=table.dtype)
     # Lower precisions (TF32, bfloat16 passes) would round the rows; the lookup must be exact.

@@ -10,7 +10,7 @@ from research.errors import check_name, read_part
 from research.models.classifier import ClassifierOptions
 from research.models.decoder import DecoderOptions
 from research.models.encoder_decoder import EncoderDecoderOptions
-from research.models.layers import Instead, ModelOptions
+from research.models.layers import ModelOptions, Substitutes
 from research.models.model import Model
 from research.models.recurrent.language_model import RecurrentOptions
 from research.models.speech.recognizer import SpeechOptions
@@ -113,7 +113,7 @@ def make_model(
     model: Mapping[str, Any],
     vocab_size: int,
     length: int,
-    instead: Instead | None = None,
+    substitutes: Substitutes | None = None,
     classes: int = 0,
 ) -> Model:
     """Returns the model that `config.model` describes.
@@ -122,9 +122,9 @@ def make_model(
       model: `config.model`.
       vocab_size: V.
       length: maximum sequence length.
-      instead: {implementation: substitute}, applied to mixers that have the substitute.
+      substitutes: {implementation: substitute}, applied to mixers that have the substitute.
       classes: C, for a classifier; 0: the model predicts tokens.
 
     Raises UserError for options that do not fit together.
     """
-    return read_model(model).make(vocab_size, length, instead, classes)
+    return read_model(model).make(vocab_size, length, substitutes, classes)

@@ -22,8 +22,8 @@ from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
 from research.models.layers import (
     ModelSize,
-    implementation_of,
-    mixers_of,
+    implementation_names,
+    make_mixers,
 )
 from research.models.primitives import (
     ACTIVATIONS,
@@ -56,7 +56,7 @@ LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0}
 """Flax collections that the scan over layers stacks: parameters, and the activations that
 `research.interpret.capture` records ("captured") and patches ("given")."""
 
-Kept = dict[str, Float[Array, "L B S K D"]]
+SourceKeysValues = dict[str, Float[Array, "L B S K D"]]
 """Projected keys and values of a source, for the cross-attention of every layer."""
 
 
@@ -86,7 +86,7 @@ class TransformerConfig:
     implementation: str
 
 
-class Mix(nn.Module):
+class MixerLayer(nn.Module):
     """Owns the parameters that a mixer declares."""
 
     mixer: Mixer
@@ -188,7 +188,9 @@ class Block(nn.Module):
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
         y = Norm(c.norm, c.use_bias, name="norm1")(x)
-        y, state = Mix(self.mixer, name="mixer")(y, state, mask if self.cross is None else None)
+        y, state = MixerLayer(self.mixer, name="mixer")(
+            y, state, mask if self.cross is None else None
+        )
         x = constrain(x + drop(y), *HIDDEN)
         weights = None
         if self.cross is not None and source is not None:
@@ -280,7 +282,7 @@ class DecoderStack(nn.Module):
         self,
         x: Float[Array, "B T M"],
         state: Any,
-        source: tuple[dict[str, Array], Kept],
+        source: tuple[dict[str, Array], SourceKeysValues],
         valid: Bool[Array, "B S"],
         deterministic: bool,
         weights: bool,
@@ -345,9 +347,9 @@ def transformer_config(
         "position": "none",
         "vocab_size": vocab_size,
         "length": length,
-        "mixers": mixers_of(specs),
+        "mixers": make_mixers(specs),
         # The options hold the requested name, possibly "auto"; the config holds the resolved one.
-        "implementation": implementation_of(specs),
+        "implementation": implementation_names(specs),
     }
     for one in fields(TransformerConfig):
         if one.name not in values or one.name == "tie_embeddings":

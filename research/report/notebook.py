@@ -55,6 +55,7 @@ def run(
       UserError: an arm is invalid, or the directory holds another experiment.
       Preempted: interrupted; running training is saved, and the same call resumes it.
     """
+    from research.ablation.loading import InMemoryExperiment
     from research.ablation.populations import Shard
     from research.ablation.sweep import run_sweep
     from research.training.records.environment import enable_compilation_cache
@@ -62,7 +63,7 @@ def run(
     workdir = Path(workdir)
     enable_compilation_cache()
     written = isinstance(experiment, Experiment)
-    source = Written(experiment, workdir.resolve().name) if written else str(experiment)
+    source = InMemoryExperiment(experiment, workdir.resolve().name) if written else str(experiment)
     run_sweep(source, workdir, Shard(), retry_failed, max_members)
     return load(workdir)
 

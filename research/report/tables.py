@@ -18,7 +18,7 @@ from research.report.judging.quantity import Quantity
 from research.report.judging.study import WAITING, Run, Study, has_diverged
 from research.runs import store
 from research.stats import ALPHA, Summary
-from research.tasks.text.translation_scores import tokenizer_in
+from research.tasks.text.translation_scores import signature_tokenizer
 
 EQUAL = "all seeds equal"
 """Note on seeds without any spread, from which the spread of other seeds cannot be inferred."""
@@ -377,7 +377,7 @@ def provenance_warnings(study: Study) -> list[str]:
             warnings.append(f"The runs come from {len(kinds)} different {what}.")
     # Runs that predate signatures used the default tokenizer.
     signatures = (run.result.get("signatures") or {} for run in study.runs if _has_bleu(run))
-    words = {tokenizer_in(signature.get("bleu", "")) for signature in signatures}
+    words = {signature_tokenizer(signature.get("bleu", "")) for signature in signatures}
     if len(words) > 1:
         warnings.append(
             f"BLEU of the runs is by different tokenizers ({', '.join(sorted(words))}), so that "

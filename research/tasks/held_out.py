@@ -17,14 +17,14 @@ from research.errors import UserError
 
 SEED = "held out 1"
 """Prefix of the hashed text; changing it changes the splits of every corpus without its own."""
-MOST = 1000
+MAX_HELD_OUT = 1000
 """Maximum number of held-out examples for validation, and for test."""
-EVERY = 20
-"""One in this many examples is held out for validation and one for test, up to `MOST`."""
+HELD_OUT_EVERY = 20
+"""One in this many examples is held out for validation and one for test, up to `MAX_HELD_OUT`."""
 PARTS = ("validation", "test")
 
 
-def together(keys: Sequence[Iterable[Hashable]]) -> list[int]:
+def connected_groups(keys: Sequence[Iterable[Hashable]]) -> list[int]:
     """Returns the group of each of N examples: the connected components linked by shared keys.
 
     Args:
@@ -40,7 +40,7 @@ def together(keys: Sequence[Iterable[Hashable]]) -> list[int]:
     return connected_components(links, directed=False)[1][: len(keys)].tolist()
 
 
-def same_text(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Normalizes case and spaces, so that texts which differ only in these become equal."""
     return " ".join(text.casefold().split())
 
@@ -61,7 +61,7 @@ def hold_out(
 
     Args:
       names: text that identifies each example, which is hashed.
-      groups: group index of each example, see `together`.
+      groups: group index of each example, see `connected_groups`.
       labels: label of each example; empty for none.
       parts: names of the held-out splits.
 
@@ -71,7 +71,7 @@ def hold_out(
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     order = sorted(members.values(), key=lambda some: _hash(min(names[i] for i in some)))
-    quota = min(len(names) // EVERY, MOST) / len(names)
+    quota = min(len(names) // HELD_OUT_EVERY, MAX_HELD_OUT) / len(names)
     whole = Counter(labels)
     strata: dict[str, list[list[int]]] = {}
     for some in order:

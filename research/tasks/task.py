@@ -35,7 +35,7 @@ UNKNOWN = 1
 TEST_OF_SEED = 0x7E57
 """Folded into the key of per-seed test sets, so that no seed trains on the test of another."""
 
-LEAST_IN_SLICE = 20
+MIN_SLICE_SIZE = 20
 """Minimum number of sentences of each split in every range of `word_bins`."""
 
 
@@ -196,8 +196,8 @@ class Task:
         """Returns the sequence length of an evaluation's bucket."""
         return self.eval_lengths[bucket - 1] if bucket else self.length
 
-    def marked(self, batch: Batch, bucket: int) -> Batch:
-        """Adds "eval_length", which `of_lengths` reads, to an evaluation batch of a bucket.
+    def with_eval_length(self, batch: Batch, bucket: int) -> Batch:
+        """Adds "eval_length" to an evaluation batch of a bucket, for `split_by_eval_length`.
 
         It is (B,) int32, an index into `eval_lengths`, or -1 for the training length.
         """
@@ -285,14 +285,14 @@ def sliced(
     return Sums((one_hot * values[..., None]).sum(axes), one_hot.sum(axes))
 
 
-def of_lengths(
+def split_by_eval_length(
     task: Task, metric: str, values: Float[Array, "B T"], weights: Float[Array, "B T"], batch: Batch
 ) -> tuple[Float[Array, "B T"], dict[str, Sums]]:
     """Separates sequences of the training length from those of `task.eval_lengths`.
 
     Returns the weights with all other lengths set to zero, and the sums of the other lengths:
     "METRIC_by_length" for each of `task.eval_lengths`, and "METRIC_longest" for the last. For a
-    batch that is not `Task.marked` it returns the weights unchanged and no sums.
+    batch that is not `Task.with_eval_length` it returns the weights unchanged and no sums.
     """
     if "eval_length" not in batch:
         return weights, {}
@@ -318,7 +318,7 @@ def power_of_two_bins(first: int, last: int) -> list[tuple[int, int]]:
 
 
 def word_bins(words: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Returns inclusive ranges of 5 words, widened to hold `LEAST_IN_SLICE` sentences each.
+    """Returns inclusive ranges of 5 words, widened to hold `MIN_SLICE_SIZE` sentences each.
 
     Args:
       words: for each split, the number of words of each sentence; every range has enough sentences
@@ -327,7 +327,7 @@ def word_bins(words: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     longest = max(1, *(int(split.max(initial=0)) for split in words))
     bins, low = [], 0
     for high in range(5, longest + 5, 5):
-        if min(((low <= w) & (w <= high)).sum() for w in words) >= LEAST_IN_SLICE:
+        if min(((low <= w) & (w <= high)).sum() for w in words) >= MIN_SLICE_SIZE:
             bins.append((max(low, 1), high))
             low = high + 1
     # The remaining sentences are too few for a separate range, so extend the last one.

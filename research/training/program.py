@@ -203,7 +203,7 @@ def build_program(
 def model_of(
     config: ConfigDict,
     task: Task,
-    instead: Mapping[str, str] | None = None,
+    substitutes: Mapping[str, str] | None = None,
     length: int = 0,
 ) -> Model:
     """Returns the model of a config for a task.
@@ -211,11 +211,11 @@ def model_of(
     Args:
       config: the whole config.
       task: the task.
-      instead: {implementation: substitute}, see `make_model`.
+      substitutes: {implementation: substitute}, see `make_model`.
       length: maximum sequence length; 0: the task's.
     """
     length = length or task.length
-    return make_model(config.model, task.vocab_size, length, instead, task.classes)
+    return make_model(config.model, task.vocab_size, length, substitutes, task.classes)
 
 
 def state_structure(model: Model, init: Callable, mesh: Mesh, layout: Layout) -> State:

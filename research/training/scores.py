@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from research.decoding.decode import decode_all, static_lengths
-from research.decoding.search import Search, search_of
+from research.decoding.search import Search, read_search
 from research.decoding.streaming import stream_scores, streaming
 from research.interpret.alignment_measures import alignment_scores
 from research.messages import progress_of
@@ -57,7 +57,7 @@ def score_decoded(
       run: the run directory.
     """
     task, model = program.task, program.model
-    search = search_of(config) if task.decoded else None
+    search = read_search(config) if task.decoded else None
     found: dict[str, dict[str, Any]] = {}
     for split in task.splits:
         found[split] = {}

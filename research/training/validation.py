@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from research.decoding.search import check_model, search_of
+from research.decoding.search import check_model, read_search
 from research.decoding.streaming import streaming
 from research.errors import UserError
 from research.interpret import questions as final
@@ -33,7 +33,7 @@ def check_config(config: ConfigDict, members: int = 1) -> Program:
     """
     config = resolve(config)
     if "decoding" in config:
-        search_of(config)  # before the data are read, which may take long
+        read_search(config)  # before the data are read, which may take long
     _check_training(config)
     program = make_program(config, members)
     if config.interpret.final:
@@ -82,7 +82,7 @@ def _check_causal(config: ConfigDict, program: Program) -> None:
 
 def _check_search(config: ConfigDict, program: Program) -> None:
     """Raises UserError if the model does not support the search options."""
-    search = search_of(config)
+    search = read_search(config)
     check_model(search, program.model.config, "decoding.")
     if search.coverage_penalty and not cross_attention_heads(program):
         without = "model.attention", config.model.get("attention")

@@ -341,7 +341,7 @@ def test_every_metric_of_every_task_says_which_way_is_better(runs):
         task = make_task(config.task)
         batch = batch_shapes(task)
         sums = jax.eval_shape(
-            lambda outputs, batch, t=task: t.metrics(outputs, t.marked(batch, 0)),
+            lambda outputs, batch, t=task: t.metrics(outputs, t.with_eval_length(batch, 0)),
             outputs_of(task, batch),
             batch,
         )

@@ -8,13 +8,13 @@ import pytest
 from research.decoding import stream_curves
 from research.decoding.stream_curves import (
     Curve,
-    binned,
-    dense,
+    bin_means,
+    full_attention_losses,
     pieces,
     position_bins,
-    recomputed,
+    recomputed_window_losses,
     stream_models,
-    streamed,
+    streaming_losses,
     summaries,
 )
 from research.decoding.streaming import streaming
@@ -59,12 +59,14 @@ def test_recomputed_is_a_forward_pass_to_each_token(monkeypatch, together):
     monkeypatch.setattr(stream_curves, "TOGETHER", together)
     model, params = decoder()
     tokens, done = texts(), []
-    found = recomputed(model, params, tokens, WINDOW, done.append)
+    found = recomputed_window_losses(model, params, tokens, WINDOW, done.append)
     np.testing.assert_allclose(
         found, window_by_window(model, params, tokens, WINDOW), rtol=1e-5, atol=1e-5
     )
     assert done == sorted(set(done)) and done[-1] == TOKENS
-    np.testing.assert_allclose(dense(model, params, tokens[:, : WINDOW + 1]), found[:WINDOW])
+    np.testing.assert_allclose(
+        full_attention_losses(model, params, tokens[:, : WINDOW + 1]), found[:WINDOW]
+    )
 
 
 def test_in_one_layer_a_cache_without_sinks_is_the_window_read_anew(monkeypatch):
@@ -72,11 +74,11 @@ def test_in_one_layer_a_cache_without_sinks_is_the_window_read_anew(monkeypatch)
     monkeypatch.setattr(stream_curves, "CHUNK", 5)
     model, params = decoder(model__num_layers=1)
     tokens, done = texts(), []
-    cached = streamed(streaming(model, WINDOW, 0), params, tokens, done.append)
+    cached = streaming_losses(streaming(model, WINDOW, 0), params, tokens, done.append)
     anew = window_by_window(model, params, tokens, WINDOW)
     np.testing.assert_allclose(cached, anew, rtol=1e-5, atol=1e-5)
     assert done == [5, 10, 15, 20, TOKENS]
-    kept = streamed(streaming(model, WINDOW, 2), params, tokens, done.append)
+    kept = streaming_losses(streaming(model, WINDOW, 2), params, tokens, done.append)
     np.testing.assert_allclose(kept[:WINDOW], anew[:WINDOW], rtol=1e-5, atol=1e-5)
     assert np.abs(kept[WINDOW:] - anew[WINDOW:]).min() > 1e-4
 
@@ -119,8 +121,8 @@ def test_means_of_bins_and_numbers_of_curves():
         Curve("1 sink", 1, np.zeros(5)),
         Curve("dense", -1, np.log(np.array([2.0, 4.0, 4.0]))),
     ]
-    assert binned(losses, [(1, 3), (4, 5)]) == pytest.approx([math.log(9), math.log(4)])
-    assert binned(losses[:4], [(1, 3), (4, 5)]) == pytest.approx([math.log(9)])
+    assert bin_means(losses, [(1, 3), (4, 5)]) == pytest.approx([math.log(9), math.log(4)])
+    assert bin_means(losses[:4], [(1, 3), (4, 5)]) == pytest.approx([math.log(9)])
     without, kept, short = summaries(curves, 3)
     assert without == pytest.approx((4, 5, math.log(4), 4.0, 4.0))
     assert kept == (4, 5, 0.0, 1.0, 1.0)

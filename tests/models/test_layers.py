@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.models.layers import implementation_of
+from research.models.layers import implementation_names
 from research.models.registry import make_model, read_model
 from research.models.transformer import init_state
 from tests import small
@@ -52,7 +52,7 @@ def test_positions_can_differ_by_layer():
 
 def test_a_hybrid_names_all_its_implementations():
     model = small.recall(model__pattern=("mixer=linear, position=none", "")).model
-    assert implementation_of(read_model(model).specs(12)) == "chunkwise, dense"
+    assert implementation_names(read_model(model).specs(12)) == "chunkwise, dense"
 
 
 def test_states_of_a_hybrid_are_those_of_its_mixers():

@@ -7,7 +7,7 @@ import pytest
 
 from research.attention.parts.positions import sinusoidal
 from research.models import primitives
-from research.models.primitives import ACTIVATIONS, MOST, Norm, lookup, sinusoids
+from research.models.primitives import ACTIVATIONS, MAX_PRODUCT_ROWS, Norm, lookup, sinusoids
 from research.models.registry import make_model
 from tests import small
 
@@ -46,7 +46,7 @@ def test_a_product_takes_the_same_rows(monkeypatch, dtype):
         ("gpu", 10, 100, 1),
         ("tpu", 10, 100, 1),
         ("gpu", 10, 9, 0),  # a step of decoding: nothing is added, and a row is less than the table
-        ("gpu", MOST + 1, 4 * MOST, 0),
+        ("gpu", MAX_PRODUCT_ROWS + 1, 4 * MAX_PRODUCT_ROWS, 0),
     ],
 )
 def test_a_product_is_taken_where_it_is_cheaper(monkeypatch, platform, rows, tokens, products):

@@ -14,12 +14,12 @@ from research.tasks.text.translation_scores import (
     bleu_tokenizer,
     by_slice,
     chrf,
-    code_of,
     corpus_bleu,
+    count_words,
     exact_match,
+    language_code,
+    signature_tokenizer,
     signatures,
-    tokenizer_in,
-    words_in,
 )
 
 WORDS = "a man woman dog in on the street red hat , runs sits . two children play ball".split()
@@ -127,7 +127,7 @@ def test_japanese_and_korean_are_by_mecab_where_it_is_there(language, monkeypatc
             raise UserError("not installed")
 
     monkeypatch.setattr(translation_scores, "make_bleu", installed)
-    assert bleu_tokenizer("auto", language) == f"{code_of(language)}-mecab"
+    assert bleu_tokenizer("auto", language) == f"{language_code(language)}-mecab"
     monkeypatch.setattr(translation_scores, "make_bleu", missing)
     assert bleu_tokenizer("auto", language) == "char"
 
@@ -158,14 +158,14 @@ def test_bleu_without_spaces_is_that_of_sacrebleu_and_not_zero(language, found, 
     theirs = sacrebleu(tmp_path, right, found, options=("-tok", tokenizer))
     assert score == pytest.approx(theirs["score"], abs=1e-5) and 40 < score < 95
     assert signature == theirs["signature"] == signatures(tokenizer)["bleu"]
-    assert tokenizer_in(signature) == tokenizer and tokenizer_in("") == "13a"
+    assert signature_tokenizer(signature) == tokenizer and signature_tokenizer("") == "13a"
     assert corpus_bleu(found, right).score < 1e-3  # a sentence is one word
 
 
 def test_length_is_in_words_where_there_are_any():
-    assert words_in("ein Hund läuft", "de") == 3
-    assert words_in(CHINESE[0], "zh_CN") == 11 and words_in(" 我 猫 ", "cmn") == 2
-    assert words_in("나는 고양이를", "ko") == 2
+    assert count_words("ein Hund läuft", "de") == 3
+    assert count_words(CHINESE[0], "zh_CN") == 11 and count_words(" 我 猫 ", "cmn") == 2
+    assert count_words("나는 고양이를", "ko") == 2
 
 
 def test_the_signature_of_chrf_stands_beside_it():

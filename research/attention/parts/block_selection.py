@@ -54,7 +54,7 @@ class MoBA(BlockCausal, ContentDependent):
         k: Float[Array, "B S K D"],
         q_index: Integer[Array | np.ndarray, " T"],
         kv_index: Integer[Array | np.ndarray, " S"],
-    ) -> "ChosenBlocks":
+    ) -> "SelectedBlocks":
         """Returns the mask of the blocks that each query selects; keys must have no gaps."""
         # Selection is discrete (top-k), so no gradient flows through the affinities.
         q, k = jax.lax.stop_gradient((q, k))

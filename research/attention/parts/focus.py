@@ -30,7 +30,7 @@ class PredictedWindow:
         q: Float[Array, "B T H D"],
         lengths: Array | int,
         kv_index: Index,
-    ) -> "Focused":
+    ) -> "WindowedNormalizer":
         """Returns the normalizer restricted to the window that each query predicts.
 
         Args:

@@ -46,7 +46,7 @@ class ForgetGate(Bias, ContentDependent):
         k: Float[Array, "B S K D"],
         q_index: Integer[Array | np.ndarray, " T"],
         kv_index: Integer[Array | np.ndarray, " S"],
-    ) -> "Decay":
+    ) -> "ForgetBias":
         """Returns the bias with log gates summed up to each query and up to each key.
 
         Raises:

@@ -70,7 +70,7 @@ ATTENTIONS: dict[str, Attention] = {
 }
 
 
-DECIDED = ("mixer", "score", "mask", "position", "implementation")
+SET_BY_ATTENTION = ("mixer", "score", "mask", "position", "implementation")
 """Mechanism keys that `model.attention` determines; `config.model` cannot set them here."""
 
 
@@ -185,7 +185,7 @@ def reader_layer(model: ModelOptions, attention: str) -> Layer | None:
     decided = {"mixer": "softmax", "mask": "full", "position": "none", "implementation": "auto"}
     values |= decided | chosen.deltas
     values |= {key: n for key, n in chosen.defaults.items() if not values.get(key)}
-    own = frozenset({*DECIDED, *chosen.deltas})
+    own = frozenset({*SET_BY_ATTENTION, *chosen.deltas})
     return Layer(values, own, frozenset(), f"model.attention={attention!r}: ")
 
 

@@ -25,7 +25,7 @@ from research.attention.parameters import (
     matrix_init,
 )
 from research.errors import UserError
-from research.models.layers import Instead, Layer, ModelSize
+from research.models.layers import Layer, ModelSize, Substitutes
 from research.models.primitives import linear, lookup
 from research.models.recurrent import networks
 from research.models.recurrent.attention import (
@@ -236,7 +236,7 @@ class RecurrentOptions(ModelSize):
         return () if found is None else (found,)
 
     def make(
-        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+        self, vocab_size: int, length: int, substitutes: Substitutes | None = None, classes: int = 0
     ) -> RecurrentModel:
         """Returns the recurrent model; see `ModelOptions`. Ignores `instead`."""
         return RecurrentModel(recurrent_config(self, vocab_size, length))

@@ -16,7 +16,7 @@ from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
 from research.models.primitives import Norm, linear, matrix_init
-from research.models.transformer import HIDDEN, LAYERED, FeedForward, Mix, TransformerConfig
+from research.models.transformer import HIDDEN, LAYERED, FeedForward, MixerLayer, TransformerConfig
 from research.parallel.rules import constrain
 
 AXES = {
@@ -120,7 +120,7 @@ class ConformerBlock(nn.Module):
             return constrain(x + 0.5 * drop(y), *HIDDEN)
 
         x = half(1, x)
-        y, _ = Mix(self.mixer, name="mixer")(norm(2)(x), None, mask)
+        y, _ = MixerLayer(self.mixer, name="mixer")(norm(2)(x), None, mask)
         x = constrain(x + drop(y), *HIDDEN)
         y = Convolution(c, self.taps, name="convolution")(norm(3)(x), valid)
         x = constrain(x + drop(y), *HIDDEN)

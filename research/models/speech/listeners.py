@@ -22,7 +22,7 @@ from research.attention.parts.positions import sinusoidal
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
-from research.models.layers import Instead, computed_instead, implementation_of, part_spec
+from research.models.layers import Substitutes, implementation_names, part_spec, with_substitute
 from research.models.primitives import linear, matrix_init
 from research.models.recurrent.networks import DIRECTIONS, Drop
 from research.models.speech import conformer
@@ -188,13 +188,13 @@ def bilstm_parameters(c: ListenerConfig, inputs: int) -> dict[str, Any]:
     """
     found = {}
     for i in range(c.num_layers):
-        read = c.width * (2 if halves(c, i) else 1) if i else inputs
+        read = c.width * (2 if concatenates_pairs(c, i) else 1) if i else inputs
         cell = CELLS["lstm"].parameters(read, c.width // 2, c.init_stddev)
         found[str(i)] = dict.fromkeys(DIRECTIONS, cell)
     return found
 
 
-def halves(c: ListenerConfig, layer: int) -> bool:
+def concatenates_pairs(c: ListenerConfig, layer: int) -> bool:
     """Returns whether a layer concatenates pairs of states of the layer below (pyramid)."""
     return c.subsampling == "pyramid" and 1 <= layer <= c.levels
 
@@ -215,7 +215,7 @@ def bilstm(
     x = constrain(x, "batch", "", "")
     for i in range(c.num_layers):
         x = drop(x) if i else x
-        if halves(c, i):
+        if concatenates_pairs(c, i):
             x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0)))
             x, lengths = x.reshape(len(x), -1, 2 * c.width), subsampled(1, lengths)
         zeros = CELLS["lstm"].init_state(len(x), c.width // 2, x.dtype)
@@ -227,13 +227,15 @@ def bilstm(
     return x, lengths
 
 
-def make_listener(model: Any, vocab_size: int, instead: Instead) -> tuple[ListenerConfig, str]:
+def make_listener(
+    model: Any, vocab_size: int, substitutes: Substitutes
+) -> tuple[ListenerConfig, str]:
     """Returns the config of a model's listener and the name of its implementation.
 
     Args:
       model: options of `research.models.speech.recognizer`.
       vocab_size: V.
-      instead: substitutes for implementations.
+      substitutes: substitutes for implementations.
 
     Raises UserError for options that do not fit together.
     """
@@ -244,8 +246,8 @@ def make_listener(model: Any, vocab_size: int, instead: Instead) -> tuple[Listen
         start = {"mask": "full", "num_layers": depth}
         spec = part_spec(model, FRAMES, "encoder", start, "self")
         check_any_length(spec, lambda s: s.make().parameters(), "encoder", model.encoder)
-        spec = computed_instead(spec, instead)
-        ahead, name = spec.looks_ahead, implementation_of((spec,))
+        spec = with_substitute(spec, substitutes)
+        ahead, name = spec.looks_ahead, implementation_names((spec,))
         changes = {"num_layers": depth, "position": spec.position}
         layers = transformer_config(model, vocab_size, FRAMES, (spec,), **changes)
     listener = ListenerConfig(

@@ -19,7 +19,7 @@ from research.attention.parameters import matrix_axes, vector_axes
 from research.errors import UserError
 from research.losses import ctc as connectionist
 from research.models.encoder_decoder import CROSS
-from research.models.layers import Instead, Layer, part, pattern
+from research.models.layers import Layer, Substitutes, part_layer, pattern_layers
 from research.models.primitives import linear, matrix_init
 from research.models.recurrent.attention import ATTENTIONS, reader_layer
 from research.models.speech import listeners, spellers
@@ -219,10 +219,10 @@ class SpeechModel(nn.Module):
         def step(state: Any, token: Array) -> tuple:
             return speller.apply(variables, memory, state, token, method="step")[:2]
 
-        return spelled(step, state, len(memory["valid"]), length)
+        return greedy_tokens(step, state, len(memory["valid"]), length)
 
 
-def spelled(
+def greedy_tokens(
     step: Callable[[Any, Array], tuple[Array, Any]], state: Any, rows: int, length: int
 ) -> Int[Array, "B T"]:
     """Returns the result of greedy decoding: the tokens before the end token, then PAD.
@@ -336,20 +336,20 @@ class SpeechOptions(TransformerOptions):
         depth = self.encoder_layers or self.num_layers
         found: tuple[Layer, ...] = ()
         if self.listener != "bilstm":
-            found = (part(self, "encoder", {"mask": "full", "num_layers": depth}),)
+            found = (part_layer(self, "encoder", {"mask": "full", "num_layers": depth}),)
         if self.speller == TRANSFORMER:
-            return (*found, *pattern(self), part(self, "cross", CROSS))
+            return (*found, *pattern_layers(self), part_layer(self, "cross", CROSS))
         reader = reader_layer(self, self.attention)
         return found if reader is None else (*found, reader)
 
     def make(
-        self, vocab_size: int, length: int, instead: Instead | None = None, classes: int = 0
+        self, vocab_size: int, length: int, substitutes: Substitutes | None = None, classes: int = 0
     ) -> SpeechModel:
         """Returns the recognizer, for any number of frames; see `ModelOptions`."""
-        listener, heard = make_listener(self, vocab_size, instead or {})
+        listener, heard = make_listener(self, vocab_size, substitutes or {})
         speller, said = None, ""
         if self.ctc_weight < 1:
-            speller, said = SPELLERS[self.speller](self, vocab_size, length, instead or {})
+            speller, said = SPELLERS[self.speller](self, vocab_size, length, substitutes or {})
         names = ", ".join(filter(None, (heard, said))).split(", ")
         return SpeechModel(
             SpeechConfig(

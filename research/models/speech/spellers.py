@@ -25,12 +25,12 @@ from research.errors import UserError
 from research.models import transformer
 from research.models.encoder_decoder import CROSS, check_causal, check_cross, make_cross
 from research.models.layers import (
-    Instead,
+    Substitutes,
     added_position,
-    computed_instead,
-    implementation_of,
+    implementation_names,
     part_spec,
-    pattern,
+    pattern_layers,
+    with_substitute,
 )
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.recurrent import networks
@@ -268,7 +268,7 @@ def state_bytes(config: SpellerConfig, width: int, length: int) -> int:
 
 
 def make_recurrent_speller(
-    model: Any, vocab_size: int, length: int, instead: Instead
+    model: Any, vocab_size: int, length: int, substitutes: Substitutes
 ) -> tuple[SpellerConfig, str]:
     """Returns the config of a recurrent speller and the name of its implementation."""
     config = recurrent_config(model, vocab_size, FRAMES)
@@ -285,10 +285,10 @@ def make_recurrent_speller(
 
 
 def make_transformer_speller(
-    model: Any, vocab_size: int, length: int, instead: Instead
+    model: Any, vocab_size: int, length: int, substitutes: Substitutes
 ) -> tuple[SpellerConfig, str]:
     """Returns the config of a transformer speller and the names of its implementations."""
-    decoder = pattern(model)
+    decoder = pattern_layers(model)
     layers = tuple(one.spec(length) for one in decoder)
     check_causal(layers, "a speller")
     cross = part_spec(model, FRAMES, "cross", CROSS, "cross")
@@ -298,14 +298,14 @@ def make_transformer_speller(
         return make_cross(spec, model.width).parameters()
 
     check_any_length(cross, described, "cross", model.cross)
-    layers = tuple(computed_instead(one, instead) for one in layers)
-    cross = computed_instead(cross, instead)
+    layers = tuple(with_substitute(one, substitutes) for one in layers)
+    cross = with_substitute(cross, substitutes)
     position = added_position(decoder)
     config = TransformerSpellerConfig(
         decoder=transformer_config(model, vocab_size, length, layers, position=position),
         cross=make_cross(cross, model.width),
     )
-    return config, implementation_of((*layers, cross))
+    return config, implementation_names((*layers, cross))
 
 
 def windowed(reader: Reader | None, model: Any) -> Reader | None:

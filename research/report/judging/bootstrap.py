@@ -25,7 +25,7 @@ from research.errors import UserError
 from research.report.columns import Column
 from research.report.formatting import NONE, number, p_text, point_text
 from research.report.judging.study import Run, Study
-from research.tasks.text.translation_scores import DEFAULT, make_bleu, tokenizer_in
+from research.tasks.text.translation_scores import DEFAULT, make_bleu, signature_tokenizer
 
 RESAMPLES = 1000
 SEED = 12345
@@ -225,7 +225,7 @@ def _sentences(study: Study, run: Run) -> _Sentences:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}.") from None
     hypotheses, references = found["hypotheses"], found["references"]
-    tokenizer = tokenizer_in((run.result.get("signatures") or {}).get("bleu", ""))
+    tokenizer = signature_tokenizer((run.result.get("signatures") or {}).get("bleu", ""))
     note = ""
     try:
         make_bleu(tokenizer)

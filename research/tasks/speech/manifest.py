@@ -9,7 +9,7 @@ from pathlib import Path
 from research.errors import UserError, check_name, did_you_mean
 from research.tasks.corpora import FSDD, FSDD_SPEAKERS, data_directory, fetch_folder, read_file
 from research.tasks.digests import digests, file_digest, listing_digest
-from research.tasks.held_out import PARTS, hold_out, together
+from research.tasks.held_out import PARTS, connected_groups, hold_out
 from research.tasks.text.parallel_text import VALIDATION_NAMES, check_enough
 
 COLUMNS = ("path", "transcript", "speaker", "split")
@@ -168,7 +168,7 @@ def read_recordings(path: str, held_out_speaker: str = "") -> dict[str, list[Utt
     return splits
 
 
-def files_of(path: str, utterances: Iterable[Utterance]) -> dict[str, str]:
+def file_digests(path: str, utterances: Iterable[Utterance]) -> dict[str, str]:
     """Returns {name: sha256} of the manifest `task.path`, and one digest of all its recordings.
 
     Paths of recordings are relative to the manifest's folder, so that both may be moved.
@@ -189,7 +189,7 @@ def _held_out(utterances: Sequence[Utterance], parts: Sequence[str]) -> list[Utt
         {content, *({("speaker", u.speaker)} if u.speaker in apart else ())}
         for content, u in zip(contents, utterances, strict=True)
     ]
-    splits = hold_out(contents, together(keys), parts=parts)
+    splits = hold_out(contents, connected_groups(keys), parts=parts)
     return [replace(u, split=split) for u, split in zip(utterances, splits, strict=True)]
 
 

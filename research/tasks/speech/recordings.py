@@ -19,7 +19,7 @@ from research.tasks.corpora import cache_directory
 from research.tasks.options import TaskOptions, check_ascending
 from research.tasks.speech.features import SHIFT_SECONDS, load_features, log_mel
 from research.tasks.speech.joining import draw_plan, segments, stored
-from research.tasks.speech.manifest import SPLITS, files_of, read_recordings
+from research.tasks.speech.manifest import SPLITS, file_digests, read_recordings
 from research.tasks.speech.recognition import Speech, evaluation_plan
 from research.tasks.speech.tones import SPEAKERS, tones
 from research.tasks.task import word_bins
@@ -60,7 +60,7 @@ def read_all(config: "SpeechOptions") -> Recordings:
         by_split = read_recordings(config.path, config.held_out_speaker)
         utterances = [u for split in SPLITS for u in by_split[split]]
         features = load_features(utterances, rate, mels, config.max_seconds)
-        files = files_of(config.path, utterances)
+        files = file_digests(config.path, utterances)
         spoken = [
             (split, u.speaker, " ".join(u.text.split()))
             for split in SPLITS
@@ -72,7 +72,9 @@ def read_all(config: "SpeechOptions") -> Recordings:
     return Recordings(features, list(texts), list(speakers), list(splits), files)
 
 
-def pools_of(recordings: Recordings, speakers: str) -> dict[str, tuple[tuple[int, int], ...]]:
+def recording_pools(
+    recordings: Recordings, speakers: str
+) -> dict[str, tuple[tuple[int, int], ...]]:
     """Returns {split: (first recording, number of recordings) of each pool}.
 
     A pool is one speaker if `speakers` is "one", otherwise all speakers of the split.
@@ -165,7 +167,7 @@ def _tested(lengths: Any, split: str, strings: tuple[int, ...], pools: Any, paus
     return plan.picks, segments(lengths, plan).sum(1)
 
 
-def whole(config: "SpeechOptions", data: dict[str, Any], pools: dict) -> Shapes:
+def single_shapes(config: "SpeechOptions", data: dict[str, Any], pools: dict) -> Shapes:
     """Returns the shapes for single recordings."""
     bounds, order, picks, too_long = {}, {}, {}, {}
     epochs, mean = None, 0.0
@@ -304,12 +306,12 @@ class SpeechOptions(TaskOptions):
         )
         data: dict[str, Any] = stored(recordings.features, tokenizer.encode_all(recordings.texts))
         data["words"] = np.array([len(t.split()) for t in recordings.texts], np.int32)
-        pools = pools_of(recordings, self.speakers if self.join else "mixed")
+        pools = recording_pools(recordings, self.speakers if self.join else "mixed")
         pause = (round(self.gap[0] / SHIFT_SECONDS), round(self.gap[1] / SHIFT_SECONDS))
         if self.join:
             shapes = joined_shapes(self, data, pools, pause)
         else:
-            shapes = whole(self, data, pools)
+            shapes = single_shapes(self, data, pools)
         known = _known(self, recordings, data, shapes)
         tell(_describe(known))
         references = {

@@ -37,9 +37,9 @@ from research.tasks.task import (
     bin_label,
     cross_entropy,
     evaluation_key,
-    of_lengths,
     power_of_two_bins,
     sliced,
+    split_by_eval_length,
 )
 
 # Evaluation uses separate random streams, so that no seed ever trains on evaluation data.
@@ -170,7 +170,7 @@ class Recall(Task):
         batch = self._sequences(
             jax.random.fold_in(key, index), self.length_of(bucket), self.batch_size
         )
-        return self.marked(batch, bucket)
+        return self.with_eval_length(batch, bucket)
 
     def _sequences(self, key: Key[Array, ""], length: int, rows: int) -> Batch:
         queries = queries_at(length, self.length, self.queries)
@@ -187,7 +187,7 @@ class Recall(Task):
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
         right = (outputs.argmax(-1) == targets).astype(jnp.float32)
-        weights, others = of_lengths(self, "accuracy", right, weights, batch)
+        weights, others = split_by_eval_length(self, "accuracy", right, weights, batch)
         loss = cross_entropy(outputs, jnp.maximum(targets, 0)) * weights
         pairs = jnp.broadcast_to(batch["pairs"][:, None], targets.shape)
         gaps = bin_index(batch["gaps"], self.gap_bins)

@@ -9,7 +9,7 @@ from research.tasks.buckets import Bounds, assign
 from research.tasks.task import EOS, PAD
 from research.tasks.text.parallel_text import Pairs
 from research.tasks.text.tokenizer import Tokenizer
-from research.tasks.text.translation_scores import words_in
+from research.tasks.text.translation_scores import count_words
 
 
 class Encoded(NamedTuple):
@@ -27,18 +27,18 @@ class Encoded(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, pairs: Pairs, source_language: str) -> Encoded:
-    """Tokenizes sentence pairs and counts the words of each source with `words_in`."""
+    """Tokenizes sentence pairs and counts the words of each source with `count_words`."""
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     source, target = (
         [np.append(tokens, EOS) for tokens in tokenizer.encode_all(side)]
         for side in (sources, targets)
     )
     return Encoded(
-        source, target, np.array([words_in(s, source_language) for s in sources], np.int32)
+        source, target, np.array([count_words(s, source_language) for s in sources], np.int32)
     )
 
 
-def cut(encoded: Encoded, length: int) -> tuple[Encoded, dict[str, int]]:
+def truncate(encoded: Encoded, length: int) -> tuple[Encoded, dict[str, int]]:
     """Cuts both sides to at most `length` tokens, and returns how many of each side were cut.
 
     A cut source keeps its end token; a cut target does not, because it does not end there.
@@ -64,14 +64,14 @@ def padded_rows(sequences: Sequence[np.ndarray], length: int) -> np.ndarray:
     return rows
 
 
-def chosen(encoded: Encoded, rows: np.ndarray) -> Encoded:
+def take_pairs(encoded: Encoded, rows: np.ndarray) -> Encoded:
     """Returns the pairs with the given indices."""
     return Encoded(
         [encoded.source[i] for i in rows], [encoded.target[i] for i in rows], encoded.words[rows]
     )
 
 
-def arrays_of(encoded: Encoded, bounds: Bounds) -> dict[str, np.ndarray]:
+def padded_arrays(encoded: Encoded, bounds: Bounds) -> dict[str, np.ndarray]:
     """Returns int32 "source" (N, S), "source_length", "source_words" (N,), "target" (N, T)."""
     return {
         "source": padded_rows(encoded.source, bounds[0]),
@@ -84,19 +84,19 @@ def arrays_of(encoded: Encoded, bounds: Bounds) -> dict[str, np.ndarray]:
 def in_buckets(
     encoded: Encoded, bounds: Sequence[Bounds], multiple: int = 1
 ) -> list[dict[str, np.ndarray]]:
-    """Returns `arrays_of` each bucket, with filler rows up to a multiple of `multiple`.
+    """Returns `padded_arrays` each bucket, with filler rows up to a multiple of `multiple`.
 
     Filler rows have an empty target, and only the end token as their source.
     """
     bucket = assign(*encoded.lengths, bounds)
     found = []
     for i, bound in enumerate(bounds):
-        some = chosen(encoded, np.flatnonzero(bucket == i))
+        some = take_pairs(encoded, np.flatnonzero(bucket == i))
         filler = -len(some.words) % multiple
         some = Encoded(
             some.source + [np.array([EOS], np.int32)] * filler,
             some.target + [np.zeros(0, np.int32)] * filler,
             np.append(some.words, np.zeros(filler, np.int32)),
         )
-        found.append(arrays_of(some, bound))
+        found.append(padded_arrays(some, bound))
     return found

@@ -10,13 +10,13 @@ from pathlib import Path
 from research.errors import UserError, did_you_mean
 from research.tasks.corpora import LABEL_NAMES, LABELLED_TEXTS, fetch
 from research.tasks.digests import digests
-from research.tasks.held_out import hold_out, same_text, together
+from research.tasks.held_out import connected_groups, hold_out, normalize_text
 from research.tasks.text.parallel_text import (
     GROUP,
     check_enough,
     file_lines,
-    groups_of,
     in_splits,
+    read_groups,
     split_file,
     split_names,
 )
@@ -95,10 +95,10 @@ def _held_out(file: Path, examples: LabelledTexts) -> tuple[dict[str, LabelledTe
     kept = [i for i, (text, _) in enumerate(examples) if text.strip()]
     texts = [examples[i] for i in kept]
     check_enough(file, len(texts), "texts with a label")
-    of_file, extra = groups_of(str(_stem(file).with_suffix(f".{GROUP}")), len(examples))
-    keys = [{same_text(text)} | of_file[i] for (text, _), i in zip(texts, kept, strict=True)]
+    of_file, extra = read_groups(str(_stem(file).with_suffix(f".{GROUP}")), len(examples))
+    keys = [{normalize_text(text)} | of_file[i] for (text, _), i in zip(texts, kept, strict=True)]
     labels = [label for _, label in texts]
-    splits = hold_out([text for text, _ in texts], together(keys), labels)
+    splits = hold_out([text for text, _ in texts], connected_groups(keys), labels)
     return in_splits(texts, splits), extra
 
 

@@ -28,9 +28,9 @@ from research.tasks.task import (
     bin_index,
     bin_label,
     cross_entropy,
-    of_lengths,
     power_of_two_bins,
     sliced,
+    split_by_eval_length,
 )
 from research.tasks.text.tokenizer import FILE, Tokenizer, make_tokenizer
 
@@ -91,7 +91,7 @@ class Text(Task):
         last = data[split].shape[0] - length - 1
         starts = np.linspace(0, last, total * self.batch_size).astype(np.int32)
         starts = jnp.asarray(starts.reshape(total, self.batch_size))[index]
-        return self.marked(self._windows(data, split, starts, length), bucket)
+        return self.with_eval_length(self._windows(data, split, starts, length), bucket)
 
     def _windows(
         self, data: Mapping[str, jax.Array], split: str, starts: jax.Array, length: int
@@ -114,7 +114,7 @@ class Text(Task):
         positions = bin_index(1 + jnp.arange(loss.shape[1]), self.position_bins)
         positions = jnp.broadcast_to(positions, loss.shape)
         by_position = sliced(loss, ones, positions, len(self.position_bins))
-        weights, others = of_lengths(self, "loss", loss, ones, batch)
+        weights, others = split_by_eval_length(self, "loss", loss, ones, batch)
         total = (loss * weights).sum()
         characters = (batch["characters"] * weights).sum()
         return {

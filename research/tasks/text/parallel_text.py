@@ -15,7 +15,13 @@ from typing import TypeVar
 from research.errors import UserError, check_name, did_you_mean
 from research.tasks.corpora import SENTENCE_PAIRS, fetch, read_file
 from research.tasks.digests import digests
-from research.tasks.held_out import EVERY, PARTS, hold_out, same_text, together
+from research.tasks.held_out import (
+    HELD_OUT_EVERY,
+    PARTS,
+    connected_groups,
+    hold_out,
+    normalize_text,
+)
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 Example = TypeVar("Example")
@@ -187,9 +193,9 @@ def _held_out(pattern: str, source: str, target: str) -> Corpus:
     kept = [i for i, pair in enumerate(everything) if all(side.strip() for side in pair)]
     pairs = [everything[i] for i in kept]
     check_enough(files[0], len(pairs), "pairs of sentences with both sides")
-    of_file, extra = groups_of(_filled(pattern, "", GROUP), len(everything))
-    keys = [{(side, same_text(pair[side])) for side in (0, 1)} for pair in pairs]
-    groups = together([some | of_file[i] for some, i in zip(keys, kept, strict=True)])
+    of_file, extra = read_groups(_filled(pattern, "", GROUP), len(everything))
+    keys = [{(side, normalize_text(pair[side])) for side in (0, 1)} for pair in pairs]
+    groups = connected_groups([some | of_file[i] for some, i in zip(keys, kept, strict=True)])
     splits = hold_out(["\t".join(pair) for pair in pairs], groups)
     return Corpus(
         splits=in_splits(pairs, splits),
@@ -200,13 +206,14 @@ def _held_out(pattern: str, source: str, target: str) -> Corpus:
 
 def check_enough(file: Path, number: int, what: str) -> None:
     """Raises UserError if there are too few examples to hold some of them out."""
-    if number < 2 * EVERY:
+    if number < 2 * HELD_OUT_EVERY:
         raise UserError(
-            f"{file} has {number} {what}; at least {2 * EVERY} are needed to hold some of them out."
+            f"{file} has {number} {what}; at least {2 * HELD_OUT_EVERY} are needed to hold some of "
+            "them out."
         )
 
 
-def groups_of(path: str, lines: int) -> tuple[list[set], list[Path]]:
+def read_groups(path: str, lines: int) -> tuple[list[set], list[Path]]:
     """Returns the group key of each line as a set (empty: no group), and [the file] if it exists.
 
     Raises UserError if the file's number of lines differs from the text's.

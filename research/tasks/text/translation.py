@@ -36,7 +36,14 @@ from research.tasks.task import (
     sliced,
     word_bins,
 )
-from research.tasks.text.encoded_pairs import Encoded, arrays_of, chosen, cut, encode, in_buckets
+from research.tasks.text.encoded_pairs import (
+    Encoded,
+    encode,
+    in_buckets,
+    padded_arrays,
+    take_pairs,
+    truncate,
+)
 from research.tasks.text.parallel_text import Corpus, read_corpus
 from research.tasks.text.tokenizer import (
     CORPUS,
@@ -245,7 +252,9 @@ def _batch_of(rows: Mapping[str, Int[Array, "B *n"]]) -> Batch:
 def _kept(config: "TranslationOptions", encoded: Encoded) -> Encoded:
     """Returns the training pairs that are not too long. Raises UserError if they are too few."""
     source, target = encoded.lengths
-    kept = chosen(encoded, np.flatnonzero((source <= config.length) & (target <= config.length)))
+    kept = take_pairs(
+        encoded, np.flatnonzero((source <= config.length) & (target <= config.length))
+    )
     if len(kept.words) < config.batch_size:
         raise UserError(
             f"task.batch_size={config.batch_size} is too large: {config.path} has "
@@ -337,7 +346,7 @@ class TranslationOptions(TaskOptions):
         train = _kept(self, encoded["train"])
         evaluated, cuts = {}, {}
         for split in [split for split in encoded if split != "train"]:
-            evaluated[split], cuts[split] = cut(encoded[split], self.length)
+            evaluated[split], cuts[split] = truncate(encoded[split], self.length)
         bounds = choose_bounds(*train.lengths, self.buckets, self.batch_size)
         data = {"train": in_buckets(train, bounds)}
         for split, pairs in evaluated.items():
@@ -356,7 +365,7 @@ class TranslationOptions(TaskOptions):
             bounds=tuple(bounds),
             pairs=tuple(bucket["pairs"] for bucket in known["buckets"]),
             padding=known["padding"],
-            encoded={s: arrays_of(e, _longest(e)) for s, e in evaluated.items()},
+            encoded={s: padded_arrays(e, _longest(e)) for s, e in evaluated.items()},
             references={s: [target for _, target in corpus.splits[s]] for s in evaluated},
             word_bins=word_bins([e.words for e in evaluated.values()]),
             label_smoothing=self.label_smoothing,

@@ -45,7 +45,7 @@ class Measured(NamedTuple):
     signature: str
 
 
-def code_of(language: str) -> str:
+def language_code(language: str) -> str:
     """Returns the ISO 639-1 code of a language in the table, else the name without its region.
 
     "zh-CN", "zho_Hans", "cmn" and "Chinese" are "zh", "pt_BR" is "pt".
@@ -54,15 +54,15 @@ def code_of(language: str) -> str:
     return _CODES.get(first, first)
 
 
-def words_in(text: str, language: str) -> int:
+def count_words(text: str, language: str) -> int:
     """Returns the number of words, or of characters for languages without spaces between words.
 
     Args:
       text: a sentence.
-      language: name or code; see `code_of`.
+      language: name or code; see `language_code`.
     """
     words = text.split()
-    return sum(map(len, words)) if code_of(language) in UNSPACED else len(words)
+    return sum(map(len, words)) if language_code(language) in UNSPACED else len(words)
 
 
 def make_bleu(tokenizer: str = DEFAULT) -> BLEU:
@@ -95,7 +95,7 @@ def bleu_tokenizer(name: str, language: str) -> str:
     if name != "auto":
         make_bleu(name)
         return name
-    code = code_of(language)
+    code = language_code(language)
     if code == "zh":
         return "zh"
     if code in ("ja", "ko"):
@@ -113,7 +113,7 @@ def signatures(tokenizer: str) -> dict[str, str]:
     return {"bleu": bleu.signature, "chrf": letters.signature}
 
 
-def tokenizer_in(signature: str) -> str:
+def signature_tokenizer(signature: str) -> str:
     """Returns the tokenizer named in a BLEU signature."""
     found = [part for part in signature.split("|") if part.startswith("tok:")]
     return found[0].removeprefix("tok:") if found else DEFAULT
