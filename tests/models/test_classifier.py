@@ -226,7 +226,7 @@ def test_dropout_and_dtype():
         ({"body": "none", "pooling": "last"}, ["model.pooling='last'", "'none'"]),
         (
             TRANSFORMER | {"pooling": "class_token", "encoder": "mask=causal"},
-            ["model.encoder='mask=causal'", "looks ahead"],
+            ["model.encoder='mask=causal'", "must look ahead"],
         ),
         ({"width": 7}, ["model.width=7", "even"]),
         ({"cell": "rnn"}, ["model.cell='rnn'", "gru"]),

@@ -242,7 +242,11 @@ def test_dropout_is_on_only_in_training():
 
 
 REFUSED = [
-    ("recurrent", {"attention": "location"}, "model.attention='location' has parameters for each"),
+    (
+        "recurrent",
+        {"attention": "location"},
+        "model.attention='location' has parameters for a fixed",
+    ),
     ("recurrent", {"attention": "aditive"}, "Did you mean 'additive'?"),
     ("recurrent", {"median_window": -1}, "model.median_window=-1 must be at least 0"),
     (
