@@ -43,7 +43,7 @@ from research.runs.store import write_json
 from research.tasks.registry import make_task
 from research.tasks.task import BOS, EOS, PAD, Task
 from research.training.runs import load_best_params, load_run_config
-from research.training.scores import search_of
+from research.training.scores import read_search
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("recurrent", "encoder_decoder")
@@ -91,7 +91,7 @@ def trained_case(args: argparse.Namespace) -> Case:
     config = load_run_config(args.workdir)
     task = make_task(config.task)
     model = make_model(config.model, task.vocab_size, task.length)
-    search = search_of(config)
+    search = read_search(config)
     # The loops know no coverage penalty.
     search = Search(beam=args.beam or search.beam, length_penalty=search.length_penalty)
     whole = task.sources("validation")

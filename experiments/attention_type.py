@@ -39,11 +39,10 @@ experiment = Experiment(
         "optimizer.learning_rate": 2e-3,
         "optimizer.schedule": "cosine",
         "train.steps": 1500,
+        "train.checkpoint_every": 750,
     },
     arms={
         "softmax": HEADS | {"model.rope_fraction": 0.5},
-        "window of 4": HEADS
-        | {"model.rope_fraction": 0.5, "model.mask": "window", "model.window": 4},
         "linear": HEADS | {"model.mixer": "linear", "model.position": "none"},
         "gated convolution": {"model.mixer": "gated_convolution", "model.position": "none"},
     },
@@ -69,10 +68,6 @@ experiment = Experiment(
             source="Arora et al. 2024 (Based), abstract: recall grows with the size of the state",
             test=Direction(a="softmax", b="linear", margin=0.2),
             within_steps=True,
-        ),
-        Claim(
-            text="A window shorter than the gap cannot recall what lies outside of it.",
-            test=Direction(a="softmax", b="window of 4", margin=0.2),
         ),
     ),
 )

@@ -24,10 +24,6 @@ VASWANI = "Vaswani et al. 2017, Table 3 (A): quality drops off with too many hea
 BOTTLENECK = "Bhojanapalli et al. 2020, Theorem 1: the low-rank bottleneck of narrow heads"
 
 
-PAIRS = ((1, 2, 4), (1, 2, 4, 8), (1, 2, 4, 8, 16))
-"""Numbers of pairs; with 16, sequences have 64 tokens instead of 32."""
-
-
 def heads(number: int, width: int) -> dict[str, int]:
     """Returns the arm of so many heads of this width."""
     return {"model.num_heads": number, "model.head_width": width}
@@ -40,9 +36,7 @@ experiment = Experiment(
         "task.length": 32,
         "optimizer.learning_rate": 2e-3,
         "optimizer.schedule": "cosine",
-        "model.rope_fraction": 0.5,
         "train.steps": 1500,
-        "train.checkpoint_every": 750,
     },
     arms={
         "1 head of 32": heads(1, 32),
@@ -51,8 +45,6 @@ experiment = Experiment(
         "4 heads of 32": heads(4, 32),
         "1 head of 8": heads(1, 8),
     },
-    axes={"task.num_pairs": PAIRS},
-    along={f"task.num_pairs={PAIRS[-1]}": {"task.length": 64}},
     seeds=8,
     outcome=Outcome(metric="accuracy", solved=0.95),
     ablated=("parameters", "flops_per_token", "state_bytes"),

@@ -15,7 +15,7 @@ from research.models.speech.conformer import ConformerBlock, Convolution, depthw
 from research.models.speech.listeners import (
     Listener,
     bilstm_parameters,
-    drawn,
+    init_function,
     make_listener,
     parameter_axes,
     subsampled,
@@ -295,7 +295,7 @@ def test_first_states_have_about_unit_scale():
 
 
 def test_directions_are_drawn_apart():
-    arrays = drawn(bilstm_parameters(KINDS["pyramid"], F))(jax.random.key(0))
+    arrays = init_function(bilstm_parameters(KINDS["pyramid"], F))(jax.random.key(0))
     ahead, back = (arrays["0"][d]["input"] for d in ("forward", "backward"))
     assert ahead.shape == (F, 4, N // 2)
     assert not np.array_equal(ahead, back)

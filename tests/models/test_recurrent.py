@@ -300,7 +300,10 @@ REFUSED = [
         {"talking_heads": True},
         "model.attention='additive': a recurrent decoder cannot use talking_heads",
     ),
-    ({"output_gate": True}, "has no output_gate; it is for self, cross-attention"),
+    (
+        {"output_gate": True},
+        "a recurrent decoder cannot use output_gate, which is for self, cross-attention",
+    ),
     ({"num_heads": 3}, "num_heads = 3"),
     ({"normalizer": "sofmax"}, "did you mean 'softmax'"),
 ]
