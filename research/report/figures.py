@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from research import stats
@@ -151,6 +151,10 @@ def _cost_charts(study: Study) -> Iterator[Chart]:
             axes.set_xlabel(names[key])
             _axis_scale(axes, values)
             axes.set_yscale("log")
+            # Plain numbers: formulas such as 10^1 are not drawn, see `chart.STYLE`.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
             x = axis_positions([p[key] for p in group])
             return _cost_lines(axes, study, found, group, x, arms)
 

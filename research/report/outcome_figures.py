@@ -11,7 +11,7 @@ from research.ablation.experiment import points
 from research.ablation.measure import point_key
 from research.drawing.chart import MUTED, PALETTE, Chart
 from research.report.arms import arm_indices, row_colors
-from research.report.formatting import point_text
+from research.report.formatting import count, point_text
 from research.report.judging.items import intervals_over
 from research.report.judging.measuring import measure, steps_to_threshold
 from research.report.judging.study import Study
@@ -135,7 +135,7 @@ def steps_chart(study: Study) -> Iterator[Chart]:
     sign = "≥" if outcome.higher_is_better else "≤"
     title = f"first step with validation {outcome.metric} {sign} {outcome.solved:g}"
     if left_out:
-        title += f"; no seed of {len(left_out)} other arms got there"
+        title += f"; no seed of {count(len(left_out), 'other arm')} got there"
     yield Chart("steps", "steps", title, stack_blocks(title, blocks, arms))
 
 
