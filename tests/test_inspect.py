@@ -186,7 +186,7 @@ def test_a_picture_alone(outcomes, folder):
         ("layer", ["--layers=2", "0, 1"]),
         ("layers", ["--layers=first", "numbers"]),
         ("target", ["--target", "model.name='decoder'"]),
-        ("reference", ["--reference is for --index"]),
+        ("reference", ["--reference needs --index"]),
         ("missing", ["missing.wav does not exist"]),
         ("no folder", ["none/a.html", "no such directory"]),
         ("ending", ["--out=a.pdf", ".html"]),

@@ -333,8 +333,8 @@ def test_killing_a_sweep_ten_times_changes_nothing(tmp_path):
 def test_no_more_programs_are_held_than_said(held, experiment, tmp_path, monkeypatch):
     """Each compiled program holds memory maps, of which a process has a limited number."""
     events = []
-    monkeypatch.setattr(sweep, "HELD", held)
-    monkeypatch.setattr(sweep, "forget_programs", lambda: events.append("forget"))
+    monkeypatch.setattr(sweep, "MAX_PROGRAMS", held)
+    monkeypatch.setattr(sweep, "clear_programs", lambda: events.append("forget"))
     monkeypatch.setattr(
         sweep, "_train", lambda population, *_: events.append(static_id(population.configs[0]))
     )

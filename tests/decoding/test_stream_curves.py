@@ -56,7 +56,7 @@ def window_by_window(model, params, tokens, window):
 @pytest.mark.parametrize("together", [16_384, 2 * WINDOW * 4])
 def test_recomputed_is_a_forward_pass_to_each_token(monkeypatch, together):
     """In one part, and in parts of which the last one is not full."""
-    monkeypatch.setattr(stream_curves, "TOGETHER", together)
+    monkeypatch.setattr(stream_curves, "TOKENS_PER_DISPATCH", together)
     model, params = decoder()
     tokens, done = texts(), []
     found = recomputed_window_losses(model, params, tokens, WINDOW, done.append)
