@@ -158,6 +158,13 @@ def check_keys(experiment: Experiment) -> None:
     for part, given in parts.items():
         for key in SWEPT.keys() & given.keys():
             raise UserError(f"{part} sets {key!r}, which is not an arm's to choose: {SWEPT[key]}.")
+    for one, other in itertools.combinations(experiment.along, 2):
+        shared = experiment.along[one].keys() & experiment.along[other].keys()
+        if shared and one.split("=")[0] != other.split("=")[0]:
+            raise UserError(
+                f"along sets {min(shared)!r} for {one!r} and for {other!r}, which are values of "
+                "one point, so that one of them is lost."
+            )
     for part, taker in _unwanted(parts):
         for key in parts[part].keys() & parts[taker].keys():
             raise UserError(

@@ -140,9 +140,11 @@ def check_extension(experiment: Experiment, path: str) -> None:
 def with_layout(experiment: Experiment, deltas: Deltas) -> Experiment:
     """Returns the experiment with `deltas` (keys of `config.parallel`) applied to all runs.
 
-    Raises UserError for a key that an arm, an axis or tuning also sets, which would override it.
+    Raises UserError for a key that an arm, an axis (also `along`) or tuning sets, which would
+    override it.
     """
-    for part in (*experiment.arms.values(), experiment.axes, experiment.tune):
+    arms, along = experiment.arms.values(), experiment.along.values()
+    for part in (*arms, *along, experiment.axes, experiment.tune):
         for key in deltas.keys() & part.keys():
             raise UserError(f"--parallel sets {key!r}, and so does the experiment; leave it out.")
     return replace(experiment, common={**experiment.common, **deltas})

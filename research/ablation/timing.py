@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from research.ablation.costs import Cost
-from research.ablation.expansion import resolve
-from research.ablation.experiment import Experiment, point_name, points, seed_list, tuning_grid
+from research.ablation.experiment import Experiment, point_name
+from research.ablation.loading import representative_cells
 from research.training.program import make_members, make_program
 
 LEAST_SECONDS = 0.25
@@ -35,18 +35,15 @@ def measure_costs(
 
     Raises UserError for an invalid config.
     """
-    tuned, seed = tuning_grid(experiment)[0], seed_list(experiment)[0]
     costs: list[Cost] = []
     turns: list[Callable[[], float]] = []
-    for point in points(experiment):
-        for arm in experiment.arms:
-            tell(f"compiling {arm} {point_name(point)}".rstrip())
-            config = resolve(experiment, arm, point, tuned, seed, "report").config
-            steps, memory = _steps_of(config)
-            count = max(1, round(LEAST_SECONDS / steps(1)))
-            turns.append(functools.partial(steps, count))
-            tokens = config.task.batch_size * config.task.length
-            costs.append(Cost(arm, point, tokens, memory, ()))
+    for cell in representative_cells(experiment):
+        tell(f"compiling {cell.arm} {point_name(cell.point)}".rstrip())
+        steps, memory = _steps_of(cell.config)
+        count = max(1, round(LEAST_SECONDS / steps(1)))
+        turns.append(functools.partial(steps, count))
+        tokens = cell.config.task.batch_size * cell.config.task.length
+        costs.append(Cost(cell.arm, cell.point, tokens, memory, ()))
     seconds = []
     for index in range(rounds):
         tell(f"round {index + 1} of {rounds}")

@@ -210,10 +210,8 @@ def _train(
             trace.reached(step, state)
             state, sums = program.train(state, members, data, np.int32(step), np.int32(target))
             step = target
-            columns: dict[str, Any] = {
-                "train": sums,
-                "learning_rate": host.learning_rate * rate(jnp.float32(step - 1)),
-            }
+            rates = host.learning_rate * rate(jnp.float32(step - 1))
+            columns: dict[str, Any] = {"train": sums, "learning_rate": rates}
             if step % config.eval_every == 0 or step == config.steps:
                 columns["validation"] = program.evaluate["validation"](state.params, data).sums
                 value = columns["validation"][metric]

@@ -84,6 +84,14 @@ def arms(deltas):
             },
             "along 'task.length=64' sets 'task.length', which is in axes as well",
         ),
+        (
+            {
+                "axes": "{'task.length': (32, 64), 'model.width': (8, 16)}",
+                "along": "{'task.length=64': {'task.batch_size': 2}, "
+                "'model.width=16': {'task.batch_size': 4}}",
+            },
+            "along sets 'task.batch_size' for 'task.length=64' and for 'model.width=16'",
+        ),
         ({"arms": arms("{'seed': 7}")}, "arm 'b' sets 'seed', which is not an arm's to choose"),
         ({"common": "{'members': 4}"}, "common sets 'members', .* --max_members"),
         ({"axes": "{'seed': (0, 1)}"}, "axes sets 'seed'"),

@@ -86,9 +86,7 @@ def test_numbers_of_pairs_are_drawn_uniformly(name):
 
 def test_training_begins_with_shorter_sequences():
     sizes = {"vocab_size": 20, "num_pairs": (1, 2), "gap_power": 0.2}
-    task = Recall(
-        length=64, batch_size=4, queries=4, shorter=(16, 32, 100), shorter_steps=10, **sizes
-    )
+    task = Recall(length=64, batch_size=4, queries=4, shorter=(16, 32), shorter_steps=10, **sizes)
     assert [int(task.bucket(step)) for step in (0, 9, 10, 19, 20, 99)] == [1, 1, 2, 2, 0, 0]
     assert task.frequencies_in(40) == [0.5, 0.25, 0.25]
     assert task.frequencies_in(15) == [0, 10 / 15, 5 / 15]
@@ -102,13 +100,20 @@ def test_training_begins_with_shorter_sequences():
     assert compiled(task.evaluation, 1, 3)((), "test", 0, 1)["inputs"].shape == (4, 64)
 
 
+def test_lengths_that_are_not_shorter_are_left_out():
+    options = {"length": 64, "batch_size": 4, "num_pairs": (2,), "shorter_steps": 5}
+    options["shorter"] = (16, 32, 64, 128)
+    task = make_task(small.recall(**{f"task__{key}": value for key, value in options.items()}).task)
+    assert task.lengths == (64, 16, 32)
+
+
 @pytest.mark.parametrize(
     "deltas, message",
     [
         ({"shorter": (16,)}, "task.shorter=(16,) and task.shorter_steps=0: give both or neither."),
         ({"shorter": (32, 16), "shorter_steps": 5}, "each longer than the one before"),
         ({"shorter": (12,), "shorter_steps": 5}, "task.shorter=12 is too short for 4 pairs"),
-        ({"shorter": (18,), "shorter_steps": 5}, "task.shorter=18 must divide the 2048 tokens"),
+        ({"shorter": (18,), "shorter_steps": 5}, "task.shorter=18 must divide task.length=64."),
         ({"length": 64, "queries": 20}, "task.length=64 is too short for 4 pairs"),
     ],
 )

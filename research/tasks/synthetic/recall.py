@@ -139,7 +139,7 @@ class Recall(Task):
     @property
     def lengths(self) -> tuple[int, ...]:
         """Lengths of training by bucket, the full one first."""
-        return (self.length, *(n for n in self.shorter if n < self.length))
+        return (self.length, *self.shorter)
 
     def frequencies_in(self, steps: int) -> Sequence[float]:
         """Returns the fraction of `steps` steps of each bucket."""
@@ -157,7 +157,7 @@ class Recall(Task):
     ) -> Batch:
         """Returns new random sequences with `batch_size * length` tokens in all."""
         length = self.lengths[bucket]
-        rows = self.batch_size * self.length // length
+        rows = self.batch_size * (self.length // length)
         return self._sequences(jax.random.fold_in(key, step), length, rows)
 
     def evaluation(
@@ -245,10 +245,11 @@ class RecallOptions(WithEvalLengths, Generated):
         if not self.num_pairs:
             raise UserError("task.num_pairs=(): give one or more positive numbers.")
         most = max(self.num_pairs)
+        shorter = tuple(n for n in self.shorter if n < self.length)
         lengths = {
             "length": (self.length,),
             "eval_lengths": self.eval_lengths,
-            "shorter": tuple(n for n in self.shorter if n < self.length),
+            "shorter": shorter,
         }
         for key, length in ((key, n) for key, numbers in lengths.items() for n in numbers):
             if length % 2:
@@ -259,11 +260,9 @@ class RecallOptions(WithEvalLengths, Generated):
                     f"task.{key}={length} is too short for {most} pairs and their queries; "
                     f"at least {shortest}."
                 )
-            if key == "shorter" and self.batch_size * self.length % length:
-                raise UserError(
-                    f"task.shorter={length} must divide the {self.batch_size * self.length} tokens "
-                    "of a step."
-                )
+            # A step then has a multiple of the batch size, which accumulation and devices divide.
+            if key == "shorter" and self.length % length:
+                raise UserError(f"task.shorter={length} must divide task.length={self.length}.")
         if self.vocab_size % 2 or self.vocab_size // 2 - 1 < most:
             raise UserError(
                 f"task.vocab_size={self.vocab_size} must be even and at least {2 * most + 2} "
@@ -278,6 +277,6 @@ class RecallOptions(WithEvalLengths, Generated):
             num_pairs=self.num_pairs,
             gap_power=self.gap_power,
             queries=self.queries,
-            shorter=self.shorter,
+            shorter=shorter,
             shorter_steps=self.shorter_steps,
         )
