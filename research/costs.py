@@ -20,7 +20,7 @@ def main() -> None:
     """Measures all arms and writes WORKDIR/costs.json."""
     import statistics
 
-    from research.ablation.costs import FILE, write_costs
+    from research.ablation.costs import FILE, Costs, write_costs
     from research.ablation.experiment import point_name
     from research.ablation.sweep import prepare
     from research.ablation.timing import measure_costs
@@ -33,10 +33,10 @@ def main() -> None:
     enable_compilation_cache()
     workdir = Path(options.workdir)
     experiment = prepare(options.experiment, workdir, 1)
-    costs = measure_costs(experiment, options.rounds)
+    costs = Costs(describe_environment(), measure_costs(experiment, options.rounds))
     workdir.mkdir(parents=True, exist_ok=True)
-    write_costs(costs, describe_environment(), workdir)
-    for cost in costs:
+    write_costs(costs, workdir)
+    for cost in costs.rows:
         seconds, memory = statistics.median(cost.seconds), cost.memory_bytes
         print(
             f"{cost.arm} {point_name(cost.point)}: {1e3 * seconds:.4g} ms a step, "

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,30 @@ class Cost:
     seconds: tuple[float, ...]
 
 
-def write_costs(costs: Sequence[Cost], environment: Mapping[str, Any], workdir: Path) -> None:
-    """Writes costs.json with the environment in which the costs were measured."""
-    rows = [asdict(cost) for cost in costs]
-    write_json(workdir / FILE, {"environment": dict(environment), "costs": rows})
+@dataclass(frozen=True)
+class Costs:
+    """Costs of all arms at all points, and the environment in which they were measured."""
+
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Cost] = ()
 
 
-def read_costs(workdir: Path) -> list[Cost]:
-    """Returns the costs that costs.json in a directory holds; [] if there is none."""
-    there = read_json(workdir / FILE)
-    return [cost_from_json(row) for row in there["costs"]] if there else []
+def write_costs(costs: Costs, workdir: Path) -> None:
+    """Writes costs.json of a sweep's directory."""
+    write_json(workdir / FILE, asdict(costs))
 
 
-def cost_from_json(row: Mapping[str, Any]) -> Cost:
-    """Inverse of `dataclasses.asdict`."""
-    seconds = tuple(row["seconds"])
-    return Cost(row["arm"], row["point"], row["tokens"], row["memory_bytes"], seconds)
+def read_costs(workdir: Path) -> Costs:
+    """Returns the costs in costs.json of a directory; without rows if there is none."""
+    return costs_from_json(read_json(workdir / FILE))
+
+
+def costs_from_json(plain: Mapping[str, Any] | None) -> Costs:
+    """Inverse of `dataclasses.asdict`; without rows for None."""
+    if plain is None:
+        return Costs()
+    rows = [
+        Cost(row["arm"], row["point"], row["tokens"], row["memory_bytes"], tuple(row["seconds"]))
+        for row in plain["rows"]
+    ]
+    return Costs(plain["environment"], rows)

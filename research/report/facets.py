@@ -1,13 +1,20 @@
 """Small multiples: similar panels in one figure, with one legend or names at the line ends."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from research.drawing.chart import INK, arm_style, tag_artists
+from research.drawing.chart import INK, Chart, arm_style, tag_artists
+from research.report.arms import arm_indices, families
+from research.report.formatting import value_text
+from research.report.judging.quantities import axis_positions
+from research.report.judging.study import Study
 
 SINGLE, WIDE = 4.3, 8.8
 """Width in inches of a figure with one panel, narrow enough for a phone, and with several."""
@@ -20,6 +27,10 @@ CHARACTER = 0.073
 """Maximum width of a character in the legend, in inches."""
 LIMIT = 24
 """Maximum number of panels in a figure."""
+
+
+Place = tuple[str, Any]
+"""A place to draw: its title, and the value passed to the drawing function."""
 
 
 @dataclass(frozen=True)
@@ -173,3 +184,65 @@ def separate_heights(heights: Sequence[float], gap: float) -> list[float]:
         shift = max(0.0, -heights[0]) - max(0.0, heights[-1] - 1)
         heights = [h + shift for h in heights]
     return heights
+
+
+def arm_panels(
+    study: Study,
+    places: Sequence[Place],
+    draw: Callable[[Axes, Any, Sequence[str]], list[tuple[str, float]]],
+    has: Callable[[Any, str], bool],
+) -> tuple[list[Panel], bool]:
+    """Returns a panel for each place and family of arms, and whether panels name their lines.
+
+    Args:
+      study: the study.
+      places: the places to draw.
+      draw: draws the arms of a panel and returns the height of each line end.
+      has: returns whether an arm has results at a place.
+    """
+    found = families(study.experiment)
+    arms = arm_indices(study.experiment)
+    asked = [
+        (place, group, family)
+        for place in places
+        for family in found
+        if (group := [arm for arm in family.arms if has(place[1], arm)])
+    ]
+    named = len(found) > 1 or len(asked) == 1
+
+    def panel(place: Place, group: Sequence[str], title: str) -> Panel:
+        def drawn(axes: Axes) -> None:
+            ends = draw(axes, place[1], group)
+            if named:
+                end_labels(axes, ends, arms)
+
+        return Panel(title, drawn)
+
+    panels = [
+        panel(place, group, ", ".join(filter(None, (place[0], family.title))))
+        for place, group, family in asked
+    ]
+    return panels, named
+
+
+def panel_chart(study: Study, name: str, section: str, title: str, made: tuple) -> Iterator[Chart]:
+    """Yields a figure of the panels, unless there are none."""
+    panels, named = made
+    if panels:
+        yield Chart(name, section, title, grid(title, panels, arm_indices(study.experiment), named))
+
+
+def axis_scale(axes: Axes, values: Sequence) -> None:
+    """Sets scale and ticks of the x axis for the values of an experiment's axis."""
+    x = axis_positions(values)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if numbers and min(x) > 0 and max(x) / min(x) >= 8:
+        axes.set_xscale("log")
+    axes.minorticks_off()
+    every = max(1, math.ceil(len(x) / 7))
+    axes.set_xticks(x[::every], [truncate(value_text(v), 10) for v in values[::every]])
+
+
+def slug(text: str) -> str:
+    """Returns a text as part of a file name: lower case, with hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower() or "x"

@@ -1,12 +1,11 @@
 """Draws the figures of the report, each with a panel per axis point and family of arms."""
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from research import stats
@@ -15,9 +14,9 @@ from research.ablation.experiment import points
 from research.ablation.measure import Measure, point_key
 from research.drawing.chart import MUTED, Chart, arm_style, styled, tag_artists
 from research.report.arms import arm_indices, families
-from research.report.facets import Panel, end_labels, grid, truncate
-from research.report.formatting import point_text, short_keys, value_text
-from research.report.frontier import frontier_chart
+from research.report.facets import Place, arm_panels, axis_scale, panel_chart, slug, truncate
+from research.report.formatting import point_text, short_keys
+from research.report.frontier import cost_charts, frontier_chart
 from research.report.judging.measuring import measure, sliced_metrics
 from research.report.judging.quantities import along_axis, axis_positions
 from research.report.judging.study import Study, has_diverged
@@ -27,9 +26,6 @@ from research.report.tables import Row
 INSTEAD = ("error_rate", "accuracy", "loss")
 """Validation metrics whose curves replace that of an outcome without a curve, best first."""
 
-Place = tuple[str, Any]
-"""A place to draw: its title, and the value passed to the drawing function."""
-
 
 def charts(study: Study, rows: Sequence[Row]) -> list[Chart]:
     """Returns the figures that have results; `rows` are the rows of the main table."""
@@ -38,57 +34,11 @@ def charts(study: Study, rows: Sequence[Row]) -> list[Chart]:
             *outcome_chart(study, rows),
             *frontier_chart(study),
             *_axis_charts(study),
-            *_cost_charts(study),
+            *cost_charts(study),
             *_curves(study),
             *_slices(study),
             *steps_chart(study),
         ]
-
-
-def _panels(
-    study: Study,
-    places: Sequence[Place],
-    draw: Callable[[Axes, Any, Sequence[str]], list[tuple[str, float]]],
-    has: Callable[[Any, str], bool],
-) -> tuple[list[Panel], bool]:
-    """Returns a panel for each place and family of arms, and whether panels name their lines.
-
-    Args:
-      study: the study.
-      places: the places to draw.
-      draw: draws the arms of a panel and returns the height of each line end.
-      has: returns whether an arm has results at a place.
-    """
-    found = families(study.experiment)
-    arms = arm_indices(study.experiment)
-    asked = [
-        (place, group, family)
-        for place in places
-        for family in found
-        if (group := [arm for arm in family.arms if has(place[1], arm)])
-    ]
-    named = len(found) > 1 or len(asked) == 1
-
-    def panel(place: Place, group: Sequence[str], title: str) -> Panel:
-        def drawn(axes: Axes) -> None:
-            ends = draw(axes, place[1], group)
-            if named:
-                end_labels(axes, ends, arms)
-
-        return Panel(title, drawn)
-
-    panels = [
-        panel(place, group, ", ".join(filter(None, (place[0], family.title))))
-        for place, group, family in asked
-    ]
-    return panels, named
-
-
-def _chart(study: Study, name: str, section: str, title: str, made: tuple) -> Iterator[Chart]:
-    """Yields a figure of the panels, unless there are none."""
-    panels, named = made
-    if panels:
-        yield Chart(name, section, title, grid(title, panels, arm_indices(study.experiment), named))
 
 
 def _axis_charts(study: Study) -> Iterator[Chart]:
@@ -113,7 +63,7 @@ def _axis_charts(study: Study) -> Iterator[Chart]:
         def draw(axes: Axes, place: Any, arms: Sequence[str], key=key, values=values) -> list:
             group, shares = place
             axes.set_xlabel(names[key])
-            _axis_scale(axes, values)
+            axis_scale(axes, values)
             x = axis_positions([p[key] for p in group])
             if shares:
                 return _share_lines(axes, study, data, group, x, arms)
@@ -123,66 +73,8 @@ def _axis_charts(study: Study) -> Iterator[Chart]:
             return any(_finite_values(data, arm, p) for p in place[0])
 
         title = f"{outcome.split} {outcome.metric} by {names[key]}"
-        made = _panels(study, places, draw, has)
-        yield from _chart(study, f"outcome-by-{_slug(key)}", "axes", title, made)
-
-
-def _cost_charts(study: Study) -> Iterator[Chart]:
-    """Yields, for each axis, the measured time per token and memory of a training step."""
-    experiment, names = study.experiment, short_keys(list(study.experiment.axes))
-    times = {
-        (c.arm, point_key(c.point)): [1e6 * s / c.tokens for s in c.seconds] for c in study.costs
-    }
-    memory = {
-        (c.arm, point_key(c.point)): [c.memory_bytes / 2**20]
-        for c in study.costs
-        if c.memory_bytes is not None
-    }
-    for key, values in experiment.axes.items():
-        places = [
-            (", ".join(filter(None, (title, fixed))), (group, found))
-            for title, found in (("µs per token", times), ("MiB of a step", memory))
-            for group in along_axis(points(experiment), key)
-            for fixed in [point_text({k: v for k, v in group[0].items() if k != key})]
-        ]
-
-        def draw(axes: Axes, place: Any, arms: Sequence[str], key=key, values=values) -> list:
-            group, found = place
-            axes.set_xlabel(names[key])
-            _axis_scale(axes, values)
-            axes.set_yscale("log")
-            # Plain numbers: formulas such as 10^1 are not drawn, see `chart.STYLE`.
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            x = axis_positions([p[key] for p in group])
-            return _cost_lines(axes, study, found, group, x, arms)
-
-        def has(place: Any, arm: str) -> bool:
-            return any((arm, point_key(p)) in place[1] for p in place[0])
-
-        title = f"cost of a training step by {names[key]}"
-        made = _panels(study, places, draw, has)
-        yield from _chart(study, f"cost-by-{_slug(key)}", "axes", title, made)
-
-
-def _cost_lines(axes: Axes, study: Study, found: Mapping, group, x, arms: Sequence[str]) -> list:
-    """Draws the median of the rounds, and a bar from the fastest to the slowest; returns ends."""
-    ends, known = [], arm_indices(study.experiment)
-    for arm in arms:
-        shown = sorted(
-            (at, sorted(found[arm, point_key(p)]))
-            for at, p in zip(x, group, strict=True)
-            if (arm, point_key(p)) in found
-        )
-        xs, middles = [at for at, _ in shown], [stats.median(values) for _, values in shown]
-        number, color = known[arm]
-        style = arm_style(color)
-        low, high = [values[0] for _, values in shown], [values[-1] for _, values in shown]
-        bars = axes.vlines(xs, low, high, color=style["color"], linewidth=0.9, alpha=0.6)
-        tag_artists([*axes.plot(xs, middles, **style), bars], number)
-        ends.append((arm, middles[-1]))
-    return ends
+        made = arm_panels(study, places, draw, has)
+        yield from panel_chart(study, f"outcome-by-{slug(key)}", "axes", title, made)
 
 
 def _finite_values(data: Measure, arm: str, point: Mapping) -> list[float]:
@@ -285,16 +177,6 @@ def _limits(axes: Axes, data: Measure, group: Sequence) -> None:
     axes.set_ylim(low - pad, high + pad)
 
 
-def _axis_scale(axes: Axes, values: Sequence) -> None:
-    x = axis_positions(values)
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if numbers and min(x) > 0 and max(x) / min(x) >= 8:
-        axes.set_xscale("log")
-    axes.minorticks_off()
-    every = max(1, math.ceil(len(x) / 7))
-    axes.set_xticks(x[::every], [truncate(value_text(v), 10) for v in values[::every]])
-
-
 def _solved_line(axes: Axes, study: Study) -> None:
     solved = study.experiment.outcome.solved
     low, high = axes.get_ylim()
@@ -327,7 +209,7 @@ def _curves(study: Study) -> Iterator[Chart]:
 
     places = [(point_text(point), point) for point in points(study.experiment)]
     title = f"validation {metric} over steps"
-    yield from _chart(study, "curves", "curves", title, _panels(study, places, draw, has))
+    yield from panel_chart(study, "curves", "curves", title, arm_panels(study, places, draw, has))
 
 
 def curve_metric(study: Study) -> str:
@@ -402,9 +284,7 @@ def _slices(study: Study) -> Iterator[Chart]:
             return any(_finite_values(place[0], arm, point) for point in place[1])
 
         name = metrics[0] if len(metrics) == 1 else f"by {by}"
-        made = _panels(study, places, draw, has)
-        yield from _chart(study, f"slices-by-{_slug(by)}", "slices", name.replace("_", " "), made)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower() or "x"
+        made = arm_panels(study, places, draw, has)
+        yield from panel_chart(
+            study, f"slices-by-{slug(by)}", "slices", name.replace("_", " "), made
+        )

@@ -1,23 +1,25 @@
-"""Draws the outcome against a cost: a mark per arm, and the Pareto frontier."""
+"""Draws costs: the outcome against one, with the Pareto frontier; time and memory along an axis."""
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox, IdentityTransform
 
 from research import stats
 from research.ablation.experiment import points
 from research.ablation.measure import point_key
 from research.drawing.chart import INK, MUTED, Chart, arm_style, tag_artists
-from research.report.arms import row_colors
-from research.report.facets import WIDE, elide_middle
-from research.report.formatting import point_text
+from research.report.arms import arm_indices, row_colors
+from research.report.facets import WIDE, arm_panels, axis_scale, elide_middle, panel_chart, slug
+from research.report.formatting import point_text, short_keys
 from research.report.judging.measuring import measure
+from research.report.judging.quantities import along_axis, axis_positions
 from research.report.judging.study import Study
 from research.report.tables import budget_table
 
@@ -177,3 +179,62 @@ def _names(figure: Figure, axes: Axes, spots: Sequence[FrontierPoint]) -> None:
                 )
                 tag_artists([written], spot.index)
                 break
+
+
+def cost_charts(study: Study) -> Iterator[Chart]:
+    """Yields, for each axis, the measured time per token and memory of a training step."""
+    experiment, names = study.experiment, short_keys(list(study.experiment.axes))
+    times = {
+        (c.arm, point_key(c.point)): [1e6 * s / c.tokens for s in c.seconds]
+        for c in study.costs.rows
+    }
+    memory = {
+        (c.arm, point_key(c.point)): [c.memory_bytes / 2**20]
+        for c in study.costs.rows
+        if c.memory_bytes is not None
+    }
+    for key, values in experiment.axes.items():
+        places = [
+            (", ".join(filter(None, (title, fixed))), (group, found))
+            for title, found in (("µs per token", times), ("MiB of a step", memory))
+            for group in along_axis(points(experiment), key)
+            for fixed in [point_text({k: v for k, v in group[0].items() if k != key})]
+        ]
+
+        def draw(axes: Axes, place: Any, arms: Sequence[str], key=key, values=values) -> list:
+            group, found = place
+            axes.set_xlabel(names[key])
+            axis_scale(axes, values)
+            axes.set_yscale("log")
+            # Plain numbers: formulas such as 10^1 are not drawn, see `chart.STYLE`.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            x = axis_positions([p[key] for p in group])
+            return _cost_lines(axes, study, found, group, x, arms)
+
+        def has(place: Any, arm: str) -> bool:
+            return any((arm, point_key(p)) in place[1] for p in place[0])
+
+        title = f"cost of a training step by {names[key]}"
+        made = arm_panels(study, places, draw, has)
+        yield from panel_chart(study, f"cost-by-{slug(key)}", "axes", title, made)
+
+
+def _cost_lines(axes: Axes, study: Study, found: Mapping, group, x, arms: Sequence[str]) -> list:
+    """Draws the median of the rounds, and a bar from the fastest to the slowest; returns ends."""
+    ends, known = [], arm_indices(study.experiment)
+    for arm in arms:
+        shown = sorted(
+            (at, sorted(found[arm, point_key(p)]))
+            for at, p in zip(x, group, strict=True)
+            if (arm, point_key(p)) in found
+        )
+        xs, middles = [at for at, _ in shown], [stats.median(values) for _, values in shown]
+        number, color = known[arm]
+        style = arm_style(color)
+        low, high = [values[0] for _, values in shown], [values[-1] for _, values in shown]
+        bars = axes.vlines(xs, low, high, color=style["color"], linewidth=0.9, alpha=0.6)
+        tag_artists([*axes.plot(xs, middles, **style), bars], number)
+        ends.append((arm, middles[-1]))
+    return ends

@@ -7,7 +7,7 @@
      "environments": distinct environments of the runs,
      "resampled": sentence-level comparisons of decoded text, or null,
      "items": errors of results over the test items, see `judging.items.items_to_json`,
-     "costs": measured costs of a training step, see `research.ablation.costs.Cost`,
+     "costs": measured costs of a training step, see `research.ablation.costs.Costs`,
      "runs": [{"run", "arm", "point", "stage", "tuned", "seed", "result", "curve",
                "config": the run's own values, "environment": index} for each cell]}
 
@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from research.ablation.costs import cost_from_json
+from research.ablation.costs import costs_from_json
 from research.ablation.experiment import experiment_from_json
 from research.configuration import flatten, nested
 from research.errors import UserError
@@ -70,7 +70,7 @@ def write_results(study: Study, resampled: Bootstrap | None, path: Path) -> None
         "environments": environments,
         "resampled": asdict(resampled) if resampled else None,
         "items": items_to_json(study.items),
-        "costs": [asdict(cost) for cost in study.costs],
+        "costs": asdict(study.costs),
         "runs": rows,
     }
     store.write_text(path, _lines(store.json_safe(content)))
@@ -126,7 +126,7 @@ def read_results(folder: str | Path) -> Study:
             study,
             resampled=content.get("resampled"),
             items=items_from_json(content.get("items", {})),
-            costs=[cost_from_json(row) for row in content.get("costs", ())],
+            costs=costs_from_json(content.get("costs")),
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} holds no results: {error!r}.") from None

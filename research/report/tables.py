@@ -180,7 +180,7 @@ class BudgetRow:
 def budget_table(study: Study) -> list[BudgetRow]:
     """Returns one row per point and arm, or one per arm if the costs are equal at all points."""
     rows = []
-    measured = {(cost.arm, point_key(cost.point)): cost for cost in study.costs}
+    measured = {(cost.arm, point_key(cost.point)): cost for cost in study.costs.rows}
     for point in points(study.experiment):
         reference: Mapping[str, float | None] = {}
         for index, arm in enumerate(study.experiment.arms):

@@ -5,7 +5,7 @@ import warnings
 from html.parser import HTMLParser
 
 from research.ablation.claims import Claim, Direction, Threshold, Trend
-from research.ablation.costs import Cost, write_costs
+from research.ablation.costs import Cost, Costs, write_costs
 from research.ablation.experiment import Experiment, Outcome
 from research.report.write import write_report
 from tests.report.synthetic_sweep import build, plausible
@@ -91,7 +91,7 @@ def read_page(path):
 def build_and_report(folder, experiment=EXPERIMENT, simulate=simulate, finished=1.0, costs=()):
     """Builds a sweep, writes its report without a warning, returns what was written."""
     workdir = build(folder / "sweep", experiment, simulate, finished)
-    write_costs(costs, {}, workdir)
+    write_costs(Costs({}, costs), workdir)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         summary = write_report(workdir, folder / "out")

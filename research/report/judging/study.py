@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from research.ablation.costs import Cost
+from research.ablation.costs import Costs
 from research.ablation.experiment import Experiment, Outcome
 from research.ablation.measure import Point, point_key
 from research.ablation.registration import Registration
@@ -74,7 +74,7 @@ class Study:
       resampled: stored sentence-level comparisons, if the sentences themselves are gone.
       items: {metric: errors of its means over the test items, by (arm, point)}, for the outcome and
         the metrics of claims; metrics whose runs kept no results of items are absent.
-      costs: measured costs of a training step, if `research.costs` was run.
+      costs: measured costs of a training step; without rows unless `research.costs` was run.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Study:
     registration: Registration | None = None
     resampled: Mapping[str, Any] | None = None
     items: Mapping[str, ItemErrors] = field(default_factory=dict, repr=False)
-    costs: Sequence[Cost] = ()
+    costs: Costs = field(default_factory=Costs)
 
     @property
     def reported(self) -> list[Run]:
