@@ -20,8 +20,9 @@ whose memory grows with the length only.
 
 The gaps between a key and its query follow Zoology's power law (Arora et al. 2023, appendix), so
 they spread over the whole sequence, however long. All lengths have equally many tokens and queries
-per step. Longer ones begin training with shorter sequences, all arms alike: without that, softmax
-attention does not leave the level of guessing at 2,048 tokens in 1,200 steps.
+per step. Longer ones begin training with shorter sequences, all arms alike. In a pilot of softmax
+attention with all of 1,200 steps at 2,048 tokens, two sequences each, in which gaps were short at
+first, three of three seeds stayed at guessing (0.11 to 0.18).
 """
 
 from research.ablation.claims import Claim, Direction, Threshold

@@ -1,8 +1,6 @@
-"""Claims: their way through JSON, and their verdicts on made-up samples."""
+"""Verdicts on claims, from made-up samples."""
 
-import json
 import math
-from dataclasses import asdict
 
 import pytest
 
@@ -14,78 +12,12 @@ from research.ablation.claims import (
     Equivalence,
     Threshold,
     Trend,
-    claim_from_json,
-    higher_is_better,
-    restore_test,
 )
-from research.ablation.experiment import Outcome
 from research.ablation.measure import COSTS, STOPWATCH, TIMES, Measure, point_key
-from research.errors import UserError
 from research.report.judging.quantities import axis_positions
 from research.report.judging.verdicts import judge, judge_all
 
 UNDECLARED = ("undeclared 0.9", "equivalence")
-
-TESTS = [
-    Direction("a", "b", 0.1, {"x": 3}, metric="loss", better="lower"),
-    Threshold("a", at_least=0.5),
-    Threshold("a", at_most=0.5, at={"x": 1}),
-    Equivalence("a", "b", 0.02),
-    Crossover("a", "b", "x", value=4),
-    Trend("a", "x", "flat", 0.1),
-]
-
-
-@pytest.mark.parametrize("test", TESTS, ids=lambda test: test.kind)
-def test_claims_survive_json(test):
-    claim = Claim("text", "source", {"a": 1.5}, test)
-    assert claim_from_json(json.loads(json.dumps(asdict(claim)))) == claim
-
-
-def test_claims_name_their_arms_and_axes():
-    assert Claim("t", test=Crossover("a", "b", "x", at={"y": 1, "slice": "1-2"})).arms() == (
-        "a",
-        "b",
-    )
-    assert Claim("t", test=Crossover("a", "b", "x", at={"y": 1, "slice": "1-2"})).axes() == (
-        "y",
-        "x",
-    )
-    assert Claim("t").arms() == () and Claim("t").axes() == ()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Threshold("a"), "exactly one"),
-        (lambda: Threshold("a", 0.1, 0.2), "exactly one"),
-        (lambda: Threshold("a", 0.1, share=1.0), "0 <= share < 1"),
-        (lambda: Equivalence("a", "b", 0), "margin > 0"),
-        (lambda: Trend("a", "x", "flat"), "margin > 0"),
-        (lambda: Trend("a", "x", "upward"), "increasing"),
-        (lambda: restore_test({"kind": "directon"}), "Did you mean 'direction'"),
-        (lambda: restore_test({"kind": "threshold", "arms": "a"}), "Did you mean 'arm'"),
-    ],
-)
-def test_impossible_tests_are_refused(make, message):
-    with pytest.raises(UserError, match=message):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("metric", "better", "direction"),
-    [
-        ("", "", False),
-        ("loss", "", False),
-        ("loss_by_gap", "", False),
-        ("accuracy", "", None),
-        ("accuracy", "higher", True),
-        ("budget/parameters", "", False),
-        ("timing/steps_per_second", "", True),
-    ],
-)
-def test_direction_of_a_metric(metric, better, direction):
-    assert higher_is_better(metric, Outcome("loss", higher_is_better=False), better) is direction
 
 
 def measured(values, higher=True, **how):
