@@ -33,8 +33,8 @@ def text(window, selector):
 
 
 def fingerprint(window):
-    """Returns the pixels of the large map."""
-    return window.run("return document.getElementById('map').toDataURL()")
+    """Returns the pixels of the large map, once the page has been laid out."""
+    return window.run("return laidOut().then(() => document.getElementById('map').toDataURL())")
 
 
 @pytest.mark.parametrize("make", [translation, speech, hostile])

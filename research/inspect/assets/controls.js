@@ -70,11 +70,15 @@ onChange((changed) => {
   if (state.matrix && changed("matrix", "scale", "relative", "theme")) paintRamp();
 });
 
+// The map's width is known once the page was laid out, and again when that moved a scroll bar.
+const laidOut = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+
 async function start() {
   makeMeasures();
   makeTexts();
   document.querySelector(".bench").hidden = !MAPS.length;
   if (MAPS.length) await showMaps();
+  await laidOut();
   performance.mark("ready");
 }
 
