@@ -1,5 +1,6 @@
 """Expands an experiment into cells: one cell is one run, identified by the options it reads."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ class Cell:
     config: ConfigDict
     look: int = 0
 
-    @property
+    @functools.cached_property
     def run(self) -> str:
         return schema.run_id(self.config)
 

@@ -49,7 +49,8 @@ def read_model(values: Mapping[str, Any]) -> ModelOptions:
     """
     name = values.get("name") or NAME_KEY.default
     check_name("model.name", name, MODELS)
-    given = {k: v for k, v in values.items() if k in mechanism_options() and v is not None}
+    known = mechanism_options()
+    given = {key: value for key, value in values.items() if key in known and value is not None}
     options = replace(read_part("model", MODELS[name], values), mechanism=given)
     _shared(options)  # called for its checks: reading the layers raises UserError
     return options
