@@ -1,7 +1,9 @@
 """Files of a run that are cut short, emptied or gone: recovered from, or one line, never wrong."""
 
+import errno
 import functools
 import json
+import os
 import shutil
 
 import jax
@@ -90,7 +92,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_taken(
 
 
 def test_a_second_damaged_checkpoint_of_a_step_does_not_take_the_place_of_the_first(copy, whole):
-    (copy / "checkpoints" / "12.damaged").mkdir()
+    shutil.copytree(copy / "checkpoints" / "12", copy / "checkpoints" / "12.damaged")
     damage(copy / "checkpoints" / "12")
     train(recall(), copy)
     assert (copy / "checkpoints" / "12.damaged.1" / "training").is_dir()
@@ -151,6 +153,34 @@ def test_a_finished_run_is_not_read_with_other_parameters_than_its_result_has(wh
         jax.tree.leaves(load_best_params(run)[0]), jax.tree.leaves(params), strict=True
     ):
         np.testing.assert_array_equal(one, two)
+
+
+def test_no_directory_is_renamed(whole, tmp_path, monkeypatch):
+    """Mounted buckets refuse to rename a directory."""
+    rename, renamed = os.rename, []
+
+    def refuse(source, target, **rest):
+        if os.path.isdir(source):
+            raise OSError(errno.EPERM, "a bucket renames no directory", str(source))
+        renamed.append(source)
+        rename(source, target, **rest)
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, refuse)
+    (run,) = train(recall(), tmp_path)
+    assert renamed, "files are still written under another name first"
+    assert without_time(run) == without_time(whole)
+
+
+def test_a_save_that_was_killed_counts_as_none(copy, whole):
+    checkpoints = copy / "checkpoints"
+    before = load_best(checkpoints, 0)[1]["step"]
+    newest = shutil.copytree(checkpoints / "6", checkpoints / "18")
+    assert load_best(checkpoints, 0)[1]["step"] != before
+    (newest / "commit_success.txt").unlink()
+    assert load_best(checkpoints, 0)[1]["step"] == before
+    (run,) = train(recall(), copy)
+    assert without_time(run) == without_time(whole)
 
 
 @pytest.mark.parametrize("how", [cut, empty, zero])
@@ -224,8 +254,10 @@ def test_no_file_of_a_checkpoint_can_be_damaged_so_that_it_reads_as_another(whol
             step, leaves = restored()
             for one, two in zip(leaves, pristine[step], strict=True):
                 np.testing.assert_array_equal(one, two, err_msg=f"{how.__name__} {path}")
-            if step == 18:
+            if newest.with_name("24.damaged").exists():
                 newest.with_name("24.damaged").rename(newest)
+            elif not newest.exists():  # without its commit file it was never whole, and is removed
+                shutil.copytree(whole / "checkpoints" / "24", newest)
             path.write_bytes(content)
             outcomes.add((how.__name__, step))
     assert outcomes == {

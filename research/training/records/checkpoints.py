@@ -34,6 +34,11 @@ MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Error numbers that mean missing checkpoint files; any others mean that the disk failed."""
 
 
+COMMITTED = ocp.options.AtomicityOptions(ocp.options.AtomicityMode.COMMIT_FILE)
+"""A checkpoint is whole once it has its commit file, which is written last. Orbax's other way is to
+rename the directory, which mounted buckets (gcsfuse) refuse, or do by copying every file."""
+
+
 class DamagedError(Exception):
     """Some files of a checkpoint are missing or cannot be read."""
 
@@ -57,6 +62,7 @@ class Checkpoints:
                 create=True,
                 # Remnants of an interrupted or failed save take space that the next one needs.
                 cleanup_tmp_directories=True,
+                atomicity_options=COMMITTED,
             ),
         )
         self._open = contextlib.ExitStack()
@@ -218,7 +224,11 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
         raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
     with (
         _told_once(),
-        ocp.CheckpointManager(directory.absolute(), item_handlers=_handlers()) as manager,
+        ocp.CheckpointManager(
+            directory.absolute(),
+            item_handlers=_handlers(),
+            options=ocp.CheckpointManagerOptions(atomicity_options=COMMITTED),
+        ) as manager,
     ):
         steps = sorted(manager.all_steps(), reverse=True)
         for step in steps:
