@@ -1,11 +1,13 @@
 """When the rows of a run were computed, as it says itself."""
 
+import sys
 import time
 
 import jax.numpy as jnp
 import pytest
 
-from research.runs.store import read_metrics
+from research.errors import UserError
+from research.runs.store import read_json, read_metrics
 from research.training.records.metrics import MetricsWriter
 
 PAUSE = 0.4
@@ -32,3 +34,33 @@ def test_rows_have_the_time_at_which_they_were_computed_not_written(tmp_path):
     for last, row, steps in zip(rows, rows[1:], (10, 20), strict=False):
         rate = steps / (row["seconds"] - last["seconds"])
         assert row["model_flops_utilization"] == pytest.approx(0.1 * rate, rel=0.02)
+
+
+def test_without_its_package_a_project_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "heads")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="WANDB_PROJECT='heads' needs the package wandb: pip"):
+        MetricsWriter([tmp_path], 0)
+
+
+def test_rows_are_kept_for_weights_and_biases(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_PROJECT", "heads")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    runs = [tmp_path / name for name in ("a", "b")]
+    for steps in ((10, 20), (30,)):  # the second time the run goes on
+        for run in runs:
+            run.mkdir(exist_ok=True)
+        writer = MetricsWriter(runs, steps[0])
+        for step in steps:
+            writer.add(step, {"learning_rate": jnp.float32(0.5)})
+        writer.close()
+    for run in runs:
+        known = read_json(run / "wandb.json")["id"]
+        files = sorted(run.glob(f"wandb/offline-run-*-{known}/run-{known}.wandb"))
+        assert len(files) == 2
+        # The library's own process writes them.
+        end = time.monotonic() + 20
+        while not all(b"learning_rate" in file.read_bytes() for file in files):
+            assert time.monotonic() < end
+            time.sleep(0.05)

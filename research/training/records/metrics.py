@@ -1,4 +1,4 @@
-"""Writes the metrics of a population as JSON lines and for TensorBoard, one row late.
+"""Writes the metrics of a population as JSON lines and for dashboards, one row late.
 
 Rows are added as device arrays and written when the next row is added, so the host never waits for
 the step that it just dispatched. A thread waits instead, so that a row's time stamp is when its
@@ -22,6 +22,7 @@ import numpy as np
 from research.errors import UserError, naming
 from research.runs.store import METRICS, json_safe, read_metrics, write_text
 from research.tasks.task import Sums
+from research.training.records import weights_and_biases
 
 
 def mean_metrics(sums: Mapping[str, Sums], member: int) -> dict[str, float | list[float]]:
@@ -58,6 +59,8 @@ def resume_metrics(runs: Sequence[Path], step: int, logged: Iterable[int]) -> No
 class MetricsWriter:
     """Appends to one metrics.jsonl and writes one TensorBoard log per member.
 
+    With WANDB_PROJECT set, rows go to Weights & Biases too.
+
     Args:
       runs: run directories, in member order.
       step: step at which training starts or resumes.
@@ -76,7 +79,10 @@ class MetricsWriter:
         # Imported lazily: tensorboardX imports PyTorch if it is installed.
         from research.training.records.events import EventFile
 
-        self._boards = [EventFile(run / "tensorboard", step) for run in runs]
+        self._boards: list[list[Any]] = [[EventFile(run / "tensorboard", step)] for run in runs]
+        if weights_and_biases.project():
+            for run, boards in zip(runs, self._boards, strict=True):
+                boards.append(weights_and_biases.OnlineRun(run))
         self.latest: list[dict] = []
 
     def add(self, step: int, columns: dict[str, Any]) -> None:
@@ -95,13 +101,14 @@ class MetricsWriter:
         members = range(len(self._runs))
         self.latest = [self._row(step, columns, member) | times for member in members]
         self._last = (step, when)
-        for run, board, row in zip(self._runs, self._boards, self.latest, strict=True):
+        for run, boards, row in zip(self._runs, self._boards, self.latest, strict=True):
             path = run / METRICS
             with naming(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(json_safe(row)) + "\n")
             # TensorBoard cannot show NaN or infinities; JSON has null for them.
             finite = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
-            board.add(step, finite)
+            for board in boards:
+                board.add(step, finite)
 
     def sync(self) -> None:
         """Flushes and fsyncs the rows, so that they survive a power failure.
@@ -134,7 +141,7 @@ class MetricsWriter:
         """Writes the pending row and closes all files."""
         with contextlib.ExitStack() as left:
             left.callback(self._waiting.shutdown)
-            for board in self._boards:
+            for board in (board for boards in self._boards for board in boards):
                 left.callback(board.close)
             self.flush()
 
