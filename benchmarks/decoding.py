@@ -35,7 +35,7 @@ import numpy as np
 
 from configs import base
 from research.configuration import apply_deltas
-from research.decoding.beams import SHARED, batch_axes, take_rows
+from research.decoding.beam_search import SHARED, batch_axes, take_rows
 from research.decoding.decode import decode_all, static_lengths
 from research.decoding.search import Search, length_divisor
 from research.models.registry import make_model
@@ -133,7 +133,7 @@ def loop_functions(case: Case, jit: bool) -> tuple[Callable, Callable]:
 
 
 def loop_search(start, step, case: Case, source: np.ndarray, lengths: np.ndarray) -> Found:
-    """The search of research/decoding/beams.py on (B, S) sources, with hypotheses in NumPy."""
+    """The search of research/decoding/beam_search.py on (B, S) sources, hypotheses in NumPy."""
     params, beam = case.params, case.search.beam
     limit = case.search.limit(case.model.config.length)
     size = len(source)

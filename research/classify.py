@@ -67,7 +67,7 @@ def main(*texts: str) -> None:
 
 def texts_of(texts: Sequence[str], file: str) -> list[str]:
     """Returns the texts to classify. Raises UserError if there are none or one is empty."""
-    from research.decoding.lines import read_lines
+    from research.decoding.translation import read_lines
 
     if texts and file:
         raise UserError("--input and texts are both given; give one of them.")

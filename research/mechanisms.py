@@ -16,7 +16,7 @@ from research.attention import registry
 from research.attention.implementations.attend import IMPLEMENTATIONS, unsupported_reason
 from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.mixer import Mixer, state_bytes
-from research.attention.parts.choice import summary
+from research.attention.parts.part_options import summary
 from research.attention.parts.tables import TABLES
 from research.attention.spec import MixerSpec, make_mixer, mixer_spec
 from research.command_line import run

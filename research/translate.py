@@ -46,7 +46,7 @@ def main() -> None:
     translator, config = open_translator(Path(options.workdir), options)
     if lines is None:
         return converse(translator, options.nbest)
-    from research.decoding.lines import as_lines, translate
+    from research.decoding.translation import as_lines, translate
     from research.tasks.text.translation_scores import bleu_tokenizer
 
     words_of_bleu = bleu_tokenizer(config.task.bleu_tokenizer, config.task.target_language)
@@ -66,7 +66,7 @@ def main() -> None:
 
 def lines_of(options: flags.FlagValues) -> list[str] | None:
     """Returns the lines to translate, or None if they will be typed. Raises UserError."""
-    from research.decoding.lines import read_lines
+    from research.decoding.translation import read_lines
 
     if options.text and options.input:
         raise UserError("--text and --input are both given; give one of them.")
@@ -81,7 +81,7 @@ def lines_of(options: flags.FlagValues) -> list[str] | None:
 
 def file_lines(flag: str, name: str) -> list[str]:
     """Returns the lines of the file named by a flag. Raises UserError."""
-    from research.decoding.lines import read_lines
+    from research.decoding.translation import read_lines
 
     if not Path(name).is_file():
         raise UserError(f"--{flag}={name}: there is no such file.")
@@ -106,7 +106,7 @@ def check(options: flags.FlagValues, lines: list | None, references: list | None
 
 def open_translator(workdir: Path, options: flags.FlagValues):
     """Returns the translator of a run, and its config. Raises UserError."""
-    from research.decoding.lines import Translator
+    from research.decoding.translation import Translator
     from research.training.runs import load_run_config, open_run
 
     config = load_run_config(workdir, ("translation",))
@@ -139,7 +139,7 @@ def search_of(options: flags.FlagValues, run_search: dict):
 
 def converse(translator, nbest: int) -> None:
     """Translates typed lines one by one until the end of input."""
-    from research.decoding.lines import as_lines, read_lines, translate
+    from research.decoding.translation import as_lines, read_lines, translate
 
     translate(translator, ["."], one_shape=True)
     while True:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from research.configuration import apply_deltas, load_config, to_plain
-from research.decoding.lines import Translator, as_lines, read_lines, translate
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search
+from research.decoding.translation import Translator, as_lines, read_lines, translate
 from research.errors import UserError
 from research.models.registry import make_model
 from research.runs.store import CONFIG, write_json, write_text

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from research.ablation.claims import Directions
 from research.errors import check_name
 from research.interpret import alignment_measures
-from research.interpret.questions import FINAL
+from research.interpret.analyses import FINAL
 from research.tasks.registry import TASKS
 from research.training import scores
 

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from research.ablation.claims import RISE, STEPS
 from research.ablation.experiment import Experiment
 from research.errors import UserError, check_name
-from research.interpret.columns import with_head_measures
-from research.interpret.questions import metric_names
+from research.interpret.analyses import metric_names
+from research.interpret.head_metrics import with_head_measures
 from research.tasks.task import Batch, Sums
 from research.training.program import Program
 from research.training.scores import score_names

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from research.attention.mixers.attention_options import AttentionOptions
-from research.attention.mixers.choice import AUTO, Context, MixerOptions
 from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer_options import AUTO, Context, MixerOptions
 from research.attention.parts.masks import Mask
 from research.attention.parts.tables import TABLES
 from research.attention.registry import MIXERS

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from research.decoding.beams import Reader
+from research.decoding.beam_search import Reader
 from research.decoding.sampling import Sampling, draw
 from research.decoding.search import (
     Hypotheses,

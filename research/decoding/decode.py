@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from research.decoding.ancestral import ancestral
-from research.decoding.beams import beam_search, read
+from research.decoding.beam_search import beam_search, read
 from research.decoding.search import Hypotheses, Search, check_model, ctc_share
 from research.losses.ctc import Labellings, greedy, prefix_beam
 from research.tasks.task import BOS, EOS, PAD

@@ -16,7 +16,7 @@ from research.inspect.run_facts import run_facts, run_warnings
 from research.interpret import flow
 from research.interpret.capture import AttentionRecord, attention_records, record
 from research.interpret.classification import LEAVE_ONE_OUT, explain
-from research.interpret.columns import MEASURES, key_tokens, measured_rows
+from research.interpret.head_metrics import MEASURES, key_tokens, measured_rows
 from research.models.model import Model
 from research.models.pooling import CLASS_TOKEN
 from research.tasks.speech.features import SHIFT_SECONDS
@@ -29,7 +29,7 @@ SHOWN = {
     "cross": ("entropy_of_cross", "confidence_of_cross"),
     "pooling": ("entropy_of_pooling", "confidence_of_pooling"),
 }
-"""Measures to show for each kind of attention, by their names in research/interpret/columns.py."""
+"""Measures to show for each kind of attention, named in research/interpret/head_metrics.py."""
 ATTRIBUTIONS = (LEAVE_ONE_OUT, "gradient_times_input", "integrated_gradients")
 AXES = {"listener": "audio", "decoder": "output", "speller": "output"}
 """Axis that the self-attention of a stack runs over; "input" for all other stacks."""

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from research.attention.implementations.attend import choose_implementation, unsupported_reason
 from research.attention.mixers.attention_options import AttentionOptions
-from research.attention.mixers.choice import AUTO, Context, MixerOptions
 from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer_options import AUTO, Context, MixerOptions
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.attention.registry import MIXERS

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from research.errors import check_name
-from research.interpret.questions import analysis_split, run_analyses
+from research.interpret.analyses import analysis_split, run_analyses
 from research.parallel.layout import ONE_DEVICE
 from research.parallel.mesh import make_mesh
 from research.training.loop import member_for_analysis

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from research.configuration import differences
 from research.errors import UserError, while_starting
-from research.interpret.questions import analysis_split, run_analyses
+from research.interpret.analyses import analysis_split, run_analyses
 from research.interpret.trained import Findings, Trained
 from research.parallel.parallelize import to_global_arrays
 from research.parallel.processes import fetch, is_first, on_first

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
-from research.interpret.columns import measure_labels
+from research.interpret.head_metrics import measure_labels
 from research.models.layers import SLOW_TO_TRACE
 from research.models.model import Model
 from research.models.registry import make_model

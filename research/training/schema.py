@@ -20,7 +20,7 @@ from research.attention.registry import MIXERS
 from research.configuration import flatten, from_plain, nearest, nested, to_plain
 from research.decoding.search import Decoding
 from research.errors import UserError, read_part
-from research.interpret.questions import Interpretation
+from research.interpret.analyses import Interpretation
 from research.models.registry import (
     MODELS,
     TOLERATED,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from research.interpret.columns import with_head_measures
+from research.interpret.head_metrics import with_head_measures
 from research.models.model import Model, matrices
 from research.parallel.rules import constrain
 from research.tasks.items import fingerprints, sums_of_items

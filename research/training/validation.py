@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from research.decoding.search import check_model, read_search
 from research.decoding.streaming import streaming
 from research.errors import UserError
-from research.interpret import questions as final
+from research.interpret import analyses
 from research.models.decoder import DecoderOptions
 from research.models.layers import SLOW_TO_TRACE
 from research.models.model import parameter_shapes
@@ -38,7 +38,7 @@ def check_config(config: ConfigDict, members: int = 1) -> Program:
     program = make_program(config, members)
     if config.interpret.final:
         shapes = batch_shapes(program.task, 1)
-        final.check_model(config.interpret.final, program.model, shapes)
+        analyses.check_model(config.interpret.final, program.model, shapes)
     if program.task.decoded:
         _check_search(config, program)
     _check_eval_lengths(config, program)

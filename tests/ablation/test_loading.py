@@ -16,7 +16,7 @@ from research.ablation.sweep import prepare, with_layout
 from research.ablation.tuning import choose
 from research.configuration import load_config
 from research.errors import UserError
-from research.interpret.columns import MEASURES
+from research.interpret.head_metrics import MEASURES
 from research.report.judging.evidence import load_study
 from research.report.judging.measuring import measure
 from research.tasks.registry import TASKS, make_task

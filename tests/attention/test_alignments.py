@@ -21,12 +21,12 @@ from research.attention.mixers.sequential.stepwise import Stepwise, make_alignme
 from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts.additive_scores import Additive, AdditiveScore, ConcatScore
 from research.attention.parts.biases import alibi
-from research.attention.parts.choice import Sizes
-from research.attention.parts.focus import predicted_window
 from research.attention.parts.location_scores import LocationScore
 from research.attention.parts.masks import causal, padding
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import SinkSoftmax, Smoothed, Softmax
+from research.attention.parts.part_options import Sizes
+from research.attention.parts.predicted_window import predicted_window
 from research.attention.parts.relative_scores import shaw
 from research.attention.parts.scores import GeneralScore, dot, scaled_dot
 from research.attention.parts.sparse_masks import local

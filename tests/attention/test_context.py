@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from research.attention.implementations.rounds import make_layout, schedule
+from research.attention.implementations.ring_schedule import make_layout, schedule
 from research.attention.parts import masks
 from tests.attention import context_checks, slow_context_checks
 from tests.eight_devices import outcomes

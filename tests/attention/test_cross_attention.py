@@ -12,13 +12,13 @@ from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.parameters import Constant, Parameter, vector_axes
 from research.attention.parts.additive_scores import AdditiveScore
 from research.attention.parts.biases import alibi
-from research.attention.parts.choice import Sizes
-from research.attention.parts.focus import predicted_window
 from research.attention.parts.location_scores import LocationScore
 from research.attention.parts.masks import padding
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import SinkSoftmax
+from research.attention.parts.part_options import Sizes
 from research.attention.parts.positions import Rotary
+from research.attention.parts.predicted_window import predicted_window
 from research.attention.parts.sparse_masks import local
 
 B, T, S, M, N, H, D = 2, 5, 7, 8, 6, 4, 2

@@ -14,9 +14,9 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import dense, fused, splash
 from research.attention.implementations.attend import IMPLEMENTATIONS, attend, choose_implementation
 from research.attention.parts import biases, masks, normalizers
-from research.attention.parts.choice import Sizes
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import NORMALIZERS
+from research.attention.parts.part_options import Sizes
 from tests.attention.cases import close, qkv, weighted
 from tests.attention.test_attend import BIASES, HEADS
 

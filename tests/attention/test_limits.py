@@ -9,7 +9,7 @@ import pytest
 
 from research.attention import registry
 from research.attention.errors import Unsupported
-from research.attention.mixers.choice import Context
+from research.attention.mixers.mixer_options import Context
 from research.attention.mixers.sequential.monotonic import chunk_alignment
 from research.attention.parts import bigbird, block_selection, masks, sparse_masks
 from research.attention.parts.tables import MASKS as NAMED_MASKS

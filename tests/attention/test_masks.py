@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.attention.parts import bigbird, masks, sparse_masks
-from research.attention.parts.choice import Sizes
+from research.attention.parts.part_options import Sizes
 from research.options import declarations, read
 
 SIDE = 14

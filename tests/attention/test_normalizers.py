@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from research.attention.parameters import bind, collect_parameters
-from research.attention.parts.choice import Sizes
 from research.attention.parts.normalizers import NORMALIZERS, Softmax, softmax
+from research.attention.parts.part_options import Sizes
 from research.options import read
 
 SHAPE = B, H, T, S = 2, 3, 4, 7

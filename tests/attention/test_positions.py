@@ -10,8 +10,8 @@ import pytest
 from research.attention.implementations import blockwise, dense
 from research.attention.parameters import bind, collect_parameters
 from research.attention.parts import masks
-from research.attention.parts.choice import Sizes
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.part_options import Sizes
 from research.attention.parts.positions import Rotary, rope
 from research.attention.parts.relative_biases import BIAS_POSITIONS, bucket_edges, t5
 from research.options import read

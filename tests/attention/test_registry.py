@@ -6,7 +6,7 @@ import pytest
 from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.implementations.attend import IMPLEMENTATIONS, Implementation, attend
-from research.attention.parts.choice import summary
+from research.attention.parts.part_options import summary
 from research.attention.parts.tables import TABLES
 from research.attention.registry import MIXERS
 from research.attention.spec import make_mixer, mechanism_options, mixer_spec

@@ -9,15 +9,15 @@ import pytest
 
 from research.attention.implementations import dense
 from research.attention.parameters import bind, collect_parameters
-from research.attention.parts.choice import Sizes
-from research.attention.parts.focus import predicted_window
-from research.attention.parts.heads import talking_heads
 from research.attention.parts.masks import causal
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import softmax
+from research.attention.parts.part_options import Sizes
+from research.attention.parts.predicted_window import predicted_window
 from research.attention.parts.relative_scores import SCORE_POSITIONS, shaw, transformer_xl
 from research.attention.parts.scores import cosine, dot, scaled_dot
 from research.attention.parts.tables import SCORES
+from research.attention.parts.talking_heads import talking_heads
 from research.options import read
 
 B, T, S, H, K, D, A, LENGTH, FAR = 2, 3, 5, 4, 2, 6, 5, 12, 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research.decoding import decode as decoding
-from research.decoding.beams import SHARED, batch_axes, beam_search, read, take_rows
+from research.decoding.beam_search import SHARED, batch_axes, beam_search, read, take_rows
 from research.decoding.decode import decode_all, padded, static_lengths
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.decoding.beams import read
+from research.decoding.beam_search import read
 from research.decoding.decode import decode_all
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search
@@ -219,7 +219,7 @@ def test_ctc_alone_through_whole_sets():
 
 
 def test_the_best_of_rows_are_the_best_of_all():
-    from research.decoding.beams import _best
+    from research.decoding.beam_search import _best
 
     random = np.random.default_rng(0)
     for width, vocab, number in ((4, 30, 8), (5, 3, 10), (1, 7, 2)):

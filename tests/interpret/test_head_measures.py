@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from research.interpret.columns import MEASURES
+from research.interpret.head_metrics import MEASURES
 from research.interpret.heads import head_measures
 from tests.compiled import compiled
 

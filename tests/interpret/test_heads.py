@@ -8,11 +8,11 @@ import pytest
 import scipy.special
 
 from research.errors import UserError
+from research.interpret.analyses import run_analyses
 from research.interpret.capture import Intervention
-from research.interpret.columns import part_shapes
-from research.interpret.heads.activity import attention_layers, common_num_heads, mask_heads
+from research.interpret.head_metrics import part_shapes
+from research.interpret.heads.head_masking import attention_layers, common_num_heads, mask_heads
 from research.interpret.heads.importance import num_prunable
-from research.interpret.questions import run_analyses
 from research.interpret.trained import batches
 from research.training.loop import member_for_analysis
 from research.training.program import make_program

@@ -11,8 +11,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from tests.interpret.test_columns import columns_of
 
-from research.interpret.heads.activity import mask_heads
+from research.interpret.heads.head_masking import mask_heads
 from research.interpret.logit_lens import decoder_lens
 from research.interpret.patching import (
     patch_effects,
@@ -25,7 +26,6 @@ from research.models.registry import make_model
 from tests import small
 from tests.compiled import compiled
 from tests.interpret.test_capture import applied, layers
-from tests.interpret.test_columns import columns_of
 
 V, T = 12, 10
 WIDTH, D = 2 * V + T + V, 16

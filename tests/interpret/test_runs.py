@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from tests.interpret.test_columns import columns_of
 
+from research.interpret.analyses import run_analyses
 from research.interpret.explanations import METRICS, TRUTH
-from research.interpret.questions import run_analyses
 from research.training.loop import member_for_analysis, train_population
 from research.training.program import make_program
 from research.training.runs import load_run_config, open_run
 from tests import small
 from tests.interpret.test_capture import applied
-from tests.interpret.test_columns import columns_of
 from tests.random_runs import random_params
 
 POOLING = ("entropy_of_pooling", "confidence_of_pooling")

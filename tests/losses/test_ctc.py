@@ -13,7 +13,7 @@ import pytest
 import scipy.special
 
 from research.decoding import ctc_prefix
-from research.decoding.beams import batch_axes, take_rows
+from research.decoding.beam_search import batch_axes, take_rows
 from research.errors import UserError
 from research.losses import ctc
 from research.tasks.task import BOS, EOS, PAD

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.decoding.beams import SHARED, batch_axes
+from research.decoding.beam_search import SHARED, batch_axes
 from research.errors import UserError
 from research.models.registry import make_model
 from research.tasks.task import BOS, EOS, PAD

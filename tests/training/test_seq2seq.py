@@ -14,7 +14,7 @@ from research.configuration import apply_deltas
 from research.decoding.decode import decode_all
 from research.decoding.search import Search
 from research.errors import UserError
-from research.interpret.columns import with_head_measures
+from research.interpret.head_metrics import with_head_measures
 from research.parallel.layout import resolve_layout
 from research.runs.store import read_result
 from research.tasks.task import BOS, EOS, PAD

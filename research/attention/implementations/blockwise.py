@@ -23,7 +23,7 @@ from research.attention.implementations.blocks import (
     plan,
 )
 from research.attention.implementations.flash import unsupported_part
-from research.attention.parts.content import cut_tree_into_blocks
+from research.attention.parts.content_dependent import cut_tree_into_blocks
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
 

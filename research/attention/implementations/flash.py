@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from research.attention.implementations.blocks import Visits, take, visit
 from research.attention.parts.biases import Bias
-from research.attention.parts.content import has_content, take_block
+from research.attention.parts.content_dependent import has_content, take_block
 from research.attention.parts.masks import Mask, static
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import (

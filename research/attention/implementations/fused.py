@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Integer
 from research.attention.errors import Unsupported
 from research.attention.implementations import sharding
 from research.attention.implementations.sharding import DATA, MODEL, platform
-from research.attention.parts.content import has_content
+from research.attention.parts.content_dependent import has_content
 from research.attention.parts.masks import Mask, Window
 from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.normalizers import Softmax

@@ -19,9 +19,15 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
-from research.attention.implementations import blockwise, flash, flash_backward, rounds, sharding
+from research.attention.implementations import (
+    blockwise,
+    flash,
+    flash_backward,
+    ring_schedule,
+    sharding,
+)
 from research.attention.implementations.blocks import Visits, cut_into_blocks, join_blocks, take
-from research.attention.implementations.rounds import Layout, Rounds
+from research.attention.implementations.ring_schedule import Layout, Rounds
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
@@ -69,7 +75,9 @@ def attend(
     q, k = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by unsupported_part()
     k, v = (sharding.repeat_key_heads(x, h) for x in (k, v))
     blocks = (block_size or flash.Q_BLOCK, block_size or flash.KV_BLOCK)
-    found = rounds.schedule(mechanism.mask, q_index, kv_index, (t, s), blocks, shards, gathered)
+    found = ring_schedule.schedule(
+        mechanism.mask, q_index, kv_index, (t, s), blocks, shards, gathered
+    )
     parts, extra = flash.split_mechanism(mechanism, h)
     axes = _Axes(sharding.usable_axis(DATA, b), sharding.usable_axis(MODEL, h, k.shape[2]))
     plan = _Plan(found.rounds, found.queries, found.keys, axes, h)

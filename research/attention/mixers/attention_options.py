@@ -9,21 +9,21 @@ from research.attention.implementations.attend import (
     choose_implementation,
     unsupported_reason,
 )
-from research.attention.mixers.choice import AUTO, Context, HeadOptions
+from research.attention.mixers.mixer_options import AUTO, Context, HeadOptions
 from research.attention.parts import biases
 from research.attention.parts.biases import Bias
-from research.attention.parts.choice import MechanismPart, Sizes, length_option, size_option
-from research.attention.parts.focus import PredictedWindow, predicted_window
-from research.attention.parts.forgetting import forget_gate
-from research.attention.parts.heads import talking_heads
+from research.attention.parts.forget_gate import forget_gate
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import NORMALIZERS, Normalizer
+from research.attention.parts.part_options import MechanismPart, Sizes, length_option, size_option
 from research.attention.parts.positions import ROTARY_POSITIONS, Rotary
+from research.attention.parts.predicted_window import PredictedWindow, predicted_window
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.relative_scores import SCORE_POSITIONS
 from research.attention.parts.scores import ScaledDot, Score
 from research.attention.parts.tables import MASKS, POSITIONS, SCORES
+from research.attention.parts.talking_heads import talking_heads
 from research.options import Joined, OptionError, choice, option
 
 MASK: Any = {"help": "which keys a query sees", "joined": True}

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.implementations.attend import attend
 from research.attention.mixers.attention_options import ScoredOptions
-from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import AttentionTrace
+from research.attention.mixers.mixer_options import Context, fill
 from research.attention.mixers.projections import projections, split_heads
 from research.attention.mixers.self_attention import dense_trace, gate_and_merge, read_kept
 from research.attention.parameters import Parameter

@@ -9,12 +9,12 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.implementations import dense
 from research.attention.mixers.attention_options import AttentionOptions, with_kv_heads
-from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import AttentionTrace
+from research.attention.mixers.mixer_options import Context, fill
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Normal, Parameter, vector_axes
-from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.masks import Mask
+from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS, Rotary
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.options import choice, option

@@ -12,14 +12,14 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.implementations.attend import attend, decoding_implementation
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import AttentionOptions
-from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
+from research.attention.mixers.mixer_options import Context, fill
 from research.attention.mixers.projections import merge_heads
 from research.attention.mixers.self_attention import dense_trace
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.choice import MechanismPart, size_option
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.part_options import MechanismPart, size_option
 from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS, Rotary
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.scores import dot

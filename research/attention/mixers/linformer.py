@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.choice import Context, HeadOptions, InputPositionOptions, fill
 from research.attention.mixers.mixer import AttentionTrace, Mixer
+from research.attention.mixers.mixer_options import Context, HeadOptions, InputPositionOptions, fill
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Normal, Parameter, matrix_axes
-from research.attention.parts.choice import size_option
 from research.attention.parts.masks import And, FullMask, Mask, Padding
+from research.attention.parts.part_options import size_option
 from research.options import Joined, choice
 
 

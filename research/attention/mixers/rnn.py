@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.mixers.choice import Context, InputPositionOptions, fill
 from research.attention.mixers.mixer import Mixer, refuse_mask
+from research.attention.mixers.mixer_options import Context, InputPositionOptions, fill
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
 

@@ -13,8 +13,8 @@ from research.attention.implementations import dense
 from research.attention.implementations.attend import attend, decoding_implementation
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
-from research.attention.mixers.choice import Context, fill
 from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
+from research.attention.mixers.mixer_options import Context, fill
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask, causal

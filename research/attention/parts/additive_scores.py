@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.attention.parameters import Parameter, matrix_axes, matrix_init
-from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.masks import Index
+from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 from research.attention.parts.scores import NonDotScore, Score
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
-from research.attention.parts.choice import MechanismPart, Sizes, length_option, size_option
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
+from research.attention.parts.part_options import MechanismPart, Sizes, length_option, size_option
 from research.attention.parts.sparse_masks import Global, Local, at_least
 
 # Up to this many rows and columns, blocks of random links are classified by a table of link counts.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-from research.attention.parts.choice import MechanismPart, Sizes, length_option, size_option
-from research.attention.parts.content import ContentDependent, PerQuery
+from research.attention.parts.content_dependent import ContentDependent, PerQuery
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
+from research.attention.parts.part_options import MechanismPart, Sizes, length_option, size_option
 from research.attention.parts.scores import grouped_dot
 
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
-from research.attention.parts.choice import MechanismPart, Sizes, length_option
+from research.attention.parts.part_options import MechanismPart, Sizes, length_option
 
 LONGEST = 2**30
 """Upper bound of all positions and distances. Larger sizes are clipped to it, which changes nothing

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.parameters import Parameter, bind, collect_parameters, path_name
 from research.attention.parts.biases import Bias
-from research.attention.parts.content import ContentDependent, has_content, is_unevaluated
-from research.attention.parts.focus import PredictedWindow
+from research.attention.parts.content_dependent import ContentDependent, has_content, is_unevaluated
 from research.attention.parts.masks import Mask
 from research.attention.parts.normalizers import Normalizer, softmax
+from research.attention.parts.predicted_window import PredictedWindow
 from research.attention.parts.scores import ScaledDot, Score
 
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.attention.parameters import Constant, Parameter, vector_axes
-from research.attention.parts.choice import MechanismPart, Sizes
 from research.attention.parts.masks import static
+from research.attention.parts.part_options import MechanismPart, Sizes
 from research.attention.parts.sparsemax import entmax15, sparsemax
 from research.options import option
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from research.attention.parts.choice import MechanismPart, Sizes, length_option
+from research.attention.parts.part_options import MechanismPart, Sizes, length_option
 from research.options import OptionError, option
 
 SCALINGS = ("none", "linear", "ntk", "yarn")

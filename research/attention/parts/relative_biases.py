@@ -21,8 +21,8 @@ from research.attention.parameters import (
     vector_axes,
 )
 from research.attention.parts.biases import Bias, Index, alibi
-from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.masks import static
+from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 
 # Li et al. 2024, appendix: the width of the network.
 FIRE_WIDTH = 32

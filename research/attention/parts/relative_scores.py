@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.choice import MechanismPart, Sizes, size_option
 from research.attention.parts.masks import Index, static
+from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 from research.attention.parts.scores import NonDotScore, Score, grouped_dot
 
 Wrapper = Callable[[Score], Score]

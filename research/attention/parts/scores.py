@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.choice import MechanismPart, Sizes
 from research.attention.parts.masks import Index
+from research.attention.parts.part_options import MechanismPart, Sizes
 from research.options import option
 
 

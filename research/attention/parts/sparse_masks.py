@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from research.attention.parts.choice import MechanismPart, Sizes, length_option
 from research.attention.parts.masks import LONGEST, Blocks, Bounds, Index, Mask, static
+from research.attention.parts.part_options import MechanismPart, Sizes, length_option
 
 
 @jax.tree_util.register_dataclass

@@ -3,10 +3,10 @@
 from research.attention.parts.additive_scores import ADDITIVE_SCORES
 from research.attention.parts.bigbird import BigbirdMask
 from research.attention.parts.block_selection import SELECTIONS
-from research.attention.parts.choice import MechanismPart
 from research.attention.parts.location_scores import LOCATION_SCORES
 from research.attention.parts.masks import MASKS as CONTIGUOUS_MASKS
 from research.attention.parts.normalizers import NORMALIZERS
+from research.attention.parts.part_options import MechanismPart
 from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.relative_scores import SCORE_POSITIONS

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from research.interpret.heads.activity import attention_layers, common_num_heads, mask_heads
 from research.interpret.heads.head_ablation import (
     ablation_differences,
     head_importance,
     head_mask,
     prune_greedily,
 )
+from research.interpret.heads.head_masking import attention_layers, common_num_heads, mask_heads
 from research.interpret.trained import (
     Findings,
     Trained,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from research.attention.mixers.choice import Context, HeadOptions
+from research.attention.mixers.mixer_options import Context, HeadOptions
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.sequential.alignments import Alignment, weighted_sum
 from research.attention.mixers.sequential.stepwise import make_alignment

@@ -9,8 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.mixers.choice import Context, InputPositionOptions, fill
 from research.attention.mixers.mixer import AttentionTrace, Mixer, refuse_mask
+from research.attention.mixers.mixer_options import Context, InputPositionOptions, fill
 from research.attention.parameters import (
     Constant,
     Normal,
@@ -19,8 +19,8 @@ from research.attention.parameters import (
     matrix_init,
     vector_axes,
 )
-from research.attention.parts.choice import length_option, size_option
 from research.attention.parts.masks import Mask
+from research.attention.parts.part_options import length_option, size_option
 
 # Up to this many taps, adding shifted copies is faster than the FFT.
 SHORT = 16

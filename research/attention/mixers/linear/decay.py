@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from research.attention.implementations.sharding import context_size
-from research.attention.mixers.linear import shards
+from research.attention.mixers.linear import context_parallel
 
 CHUNK = 64
 # exp(FLOOR) is at the underflow limit of float32. Log decays are clipped here, because below it
@@ -101,13 +101,13 @@ def ring(
 
     def local(q, k, v, decay, memory):
         def scan(step, memory, chunks):
-            return shards.scan(step, memory, chunks, _whole(chunks[0]), _keep)
+            return context_parallel.scan(step, memory, chunks, _whole(chunks[0]), _keep)
 
         return chunkwise(q, k, v, decay, memory, chunk, scan)
 
     if context_size() == 1:
         return chunkwise(q, k, v, decay, memory, chunk)
-    return shards.over_context(local, (q, k, v, decay), memory)
+    return context_parallel.over_context(local, (q, k, v, decay), memory)
 
 
 def _keep(kept, memory):

@@ -13,8 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.implementations.sharding import context_size
-from research.attention.mixers.choice import Context
-from research.attention.mixers.linear import decay, shards
+from research.attention.mixers.linear import context_parallel, decay
 from research.attention.mixers.linear.gated import gate, gate_parameter
 from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
@@ -23,6 +22,7 @@ from research.attention.mixers.linear.linear_time import (
     at_least_float32,
 )
 from research.attention.mixers.linear.state_space import step_parameters, steps
+from research.attention.mixers.mixer_options import Context
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Parameter, matrix_axes, matrix_init
 
@@ -158,13 +158,13 @@ def ring(
             unit = jnp.eye(memory.shape[-2], dtype=memory.dtype)
             unit = jnp.broadcast_to(unit, (*memory.shape[:2], *unit.shape))
             kept, _ = lax.scan(step, unit, chunks._replace(written=nothing))
-            return shards.scan(step, memory, chunks, kept, jnp.matmul)
+            return context_parallel.scan(step, memory, chunks, kept, jnp.matmul)
 
         return chunkwise(q, k, v, beta, log_decay, memory, chunk, scan)
 
     if context_size() == 1:
         return chunkwise(q, k, v, beta, log_decay, memory, chunk)
-    return shards.over_context(local, (q, k, v, beta, log_decay), memory)
+    return context_parallel.over_context(local, (q, k, v, beta, log_decay), memory)
 
 
 def parallel(

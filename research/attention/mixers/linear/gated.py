@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.mixers.choice import Context
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.linear_time import (
     ConvolvedOptions,
@@ -17,6 +16,7 @@ from research.attention.mixers.linear.linear_time import (
     at_least_float32,
     standardize_heads,
 )
+from research.attention.mixers.mixer_options import Context
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.positions import rope

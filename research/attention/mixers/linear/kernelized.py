@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.mixers.choice import Context
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.features import Elu, FeatureMap, RandomFeatures, Taylor
 from research.attention.mixers.linear.linear_time import (
@@ -15,8 +14,9 @@ from research.attention.mixers.linear.linear_time import (
     LinearTime,
     at_least_float32,
 )
+from research.attention.mixers.mixer_options import Context
 from research.attention.parameters import Parameter
-from research.attention.parts.choice import size_option
+from research.attention.parts.part_options import size_option
 
 State = tuple[Float[Array, "B H D Dv"], Float[Array, "B H D"]]
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.implementations.sharding import context_size
-from research.attention.mixers.choice import Context, HeadOptions, InputPositionOptions, fill
 from research.attention.mixers.linear import decay, short_convolution
 from research.attention.mixers.mixer import AttentionTrace, Mixer, refuse_mask
+from research.attention.mixers.mixer_options import Context, HeadOptions, InputPositionOptions, fill
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter, matrix_axes, vector_axes
-from research.attention.parts.choice import length_option, size_option
 from research.attention.parts.masks import Mask
+from research.attention.parts.part_options import length_option, size_option
 
 # Added under the square root of a norm; small, because outputs at initialization are small.
 NORM_EPSILON = 1e-6

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from research.attention.mixers.choice import Context
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.gated import gate, gate_parameter
 from research.attention.mixers.linear.linear_time import (
@@ -17,9 +16,10 @@ from research.attention.mixers.linear.linear_time import (
     LinearTime,
     at_least_float32,
 )
+from research.attention.mixers.mixer_options import Context
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.choice import size_option
+from research.attention.parts.part_options import size_option
 
 # Range of initial step sizes, log-uniform (Gu and Dao 2023, Mamba, section 3.6).
 SHORTEST, LONGEST = 1e-3, 0.1

@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.errors import Unsupported
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
-from research.attention.mixers.choice import (
+from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
+from research.attention.mixers.mixer_options import (
     Context,
     HeadOptions,
     InputPositionOptions,
     MixerOptions,
     fill,
 )
-from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.sequential.alignments import (
     FILTER_LENGTH,
@@ -32,9 +32,9 @@ from research.attention.mixers.sequential.alignments import (
 )
 from research.attention.mixers.sequential.monotonic import CHUNK, Monotonic, MonotonicChunkwise
 from research.attention.parameters import Parameter
-from research.attention.parts.choice import MechanismPart, length_option, size_option
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.normalizers import NORMALIZERS
+from research.attention.parts.part_options import MechanismPart, length_option, size_option
 from research.options import OptionError, choice
 
 CAUSAL = causal()

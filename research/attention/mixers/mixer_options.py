@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any, ClassVar, TypeVar
 
 from research.attention.mixers.mixer import Mixer
-from research.attention.parts.choice import MechanismPart, Sizes, size_option
+from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.options import OptionError, Part, choice, option
 

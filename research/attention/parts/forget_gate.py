@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.biases import Bias, Index
-from research.attention.parts.content import ContentDependent, PerKey, PerQuery
+from research.attention.parts.content_dependent import ContentDependent, PerKey, PerQuery
 from research.attention.parts.masks import Mask
 
 

@@ -1,7 +1,7 @@
-"""Talking heads, and conversion of multi-head checkpoints to grouped key heads.
+"""Talking heads: mixes the scores, and then the weights, over all heads.
 
-Talking heads mix the scores, and then the weights, over all heads. Both are ordinary parts: the
-first wraps the score, the second the normalizer. Only the dense implementation supports them.
+Both mixtures are ordinary parts: the first wraps the score, the second the normalizer. Only the
+dense implementation supports them.
 """
 
 import dataclasses

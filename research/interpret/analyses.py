@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from research.interpret import explanations, rollout
-from research.interpret.columns import MEASURES
+from research.interpret.head_metrics import MEASURES
 from research.interpret.heads.importance import METRICS, head_importance_findings
 from research.interpret.trained import Findings, Trained
 from research.models.model import Model

@@ -11,7 +11,7 @@ from research.attention.implementations.attend import attend
 from research.attention.mixers.cache import filled
 from research.attention.parts import masks
 from research.attention.parts.block_selection import moba
-from research.attention.parts.forgetting import forget_gate
+from research.attention.parts.forget_gate import forget_gate
 from research.attention.parts.mechanism import Mechanism
 from research.attention.spec import make_mixer, mixer_spec
 from research.options import OptionError

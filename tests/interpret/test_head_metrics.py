@@ -8,7 +8,7 @@ import pytest
 
 from research.errors import UserError
 from research.interpret.capture import attention_records, record
-from research.interpret.columns import MEASURES, SITES, head_measure_sums, measure_labels
+from research.interpret.head_metrics import MEASURES, SITES, head_measure_sums, measure_labels
 from research.interpret.heads import head_measures
 from tests.interpret.test_capture import layers, problem
 
