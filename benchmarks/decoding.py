@@ -81,7 +81,7 @@ def random_case(args: argparse.Namespace) -> Case:
     source = np.where(at == lengths[:, None] - 1, EOS, source).astype(np.int32)
     row = jnp.ones((1, 2), jnp.int32)
     batch = {"source": row, "source_length": jnp.array([2]), "inputs": row, "targets": row}
-    init = jax.jit(lambda key: made.init(key, batch, method="of_batch")["params"])
+    init = jax.jit(lambda key: made.init(key, batch, method="forward")["params"])
     search = Search(beam=args.beam or 5)
     return Case(args.model, made, init(jax.random.key(0)), source, lengths, search, None)
 

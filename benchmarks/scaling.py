@@ -43,7 +43,9 @@ def candidates(heads: int, width: int) -> dict[str, dict[str, Any]]:
     """Options by name: softmax attention by implementation, then all that is linear in T."""
     here = device_platform()
     # Those for split sequences are another one on one device.
-    runs_here = [n for n, i in IMPLEMENTATIONS.items() if here in i.platforms and not i.split]
+    runs_here = [
+        n for n, i in IMPLEMENTATIONS.items() if here in i.platforms and not i.shards_sequence
+    ]
     found: dict[str, dict[str, Any]] = {
         f"softmax, {name}": {"implementation": name} for name in runs_here
     }

@@ -55,7 +55,7 @@ def main(*texts: str) -> None:
             show(found, options.by)
         else:
             print(tab_separated(found, text), flush=number == len(lines))
-        if found.cut:
+        if found.num_truncated:
             cut.append(number)
         if progress and not live:
             progress(number)
@@ -94,7 +94,7 @@ def texts_of(texts: Sequence[str], file: str) -> list[str]:
     return found
 
 
-def open_classifier(workdir: Path, by: str):
+def open_classifier(workdir: Path, method: str):
     """Returns the classifier of a run. Raises UserError for an unsuitable run or method."""
     from research.interpret.classification import TextClassifier, check_method
     from research.tasks.text.tokenizer import FILE, OPEN
@@ -103,9 +103,9 @@ def open_classifier(workdir: Path, by: str):
     run = open_run(workdir, load_run_config(workdir, ("sentiment",)))
     if run.tokenizer.special != OPEN:
         raise UserError(f"{workdir}/{FILE} is not the tokenizer of a sentiment task.")
-    check_method(by, run.model)
+    check_method(method, run.model)
     tell(f"best step {run.best['step']:,}")
-    return TextClassifier(run.model, run.params, run.tokenizer, run.labels, by)
+    return TextClassifier(run.model, run.params, run.tokenizer, run.labels, method)
 
 
 if __name__ == "__main__":

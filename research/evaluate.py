@@ -132,11 +132,11 @@ def stream(opened: Any, options: flags.FlagValues, window: int, longest: int) ->
       window: size of the rolling cache, in tokens.
       longest: maximum number of tokens that the model can read at once.
     """
-    from research.decoding.stream_curves import pieces, stream_models, summaries
+    from research.decoding.stream_curves import stream_models, summaries, text_pieces
 
     models = stream_models(opened.model, window, sinks_of(options))
     text, source = text_of(opened, options)
-    tokens = pieces(text, options.tokens, options.pieces)
+    tokens = text_pieces(text, options.tokens, options.pieces)
     tell(f"{len(tokens)} pieces of {options.tokens:,} tokens of {source}, window {window:,}")
     curves = curves_of(opened, models, tokens, window, longest, options.recompute)
     found = summaries(curves, window)

@@ -167,7 +167,7 @@ def test_mistakes_are_one_line(outcomes, case, parts):
 def test_attributions_of_the_right_label_have_the_right_sign(tmp_path):
     classifier = write_run(tmp_path, "mean")
     found = classify(classifier, "the awful lovely awful film")
-    assert found.label == "bad [red]" and found.cut == 0
+    assert found.label == "bad [red]" and found.num_truncated == 0
     assert found.pieces == ["the", "awful", "lovely", "awful", "film"]
     assert [np.sign(round(a, 4)) for a in found.attributions] == [0, 1, -1, 1, -1]
 

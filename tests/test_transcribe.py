@@ -61,7 +61,7 @@ def make_run(run, deltas, tokenizer):
     row = jnp.ones((1, 2), jnp.int32)
     batch = {"source": jnp.zeros((1, 16, MELS)), "source_length": jnp.array([16])}
     batch |= {"inputs": row, "targets": row}
-    params = jax.jit(lambda key: model.init(key, batch, method="of_batch"))(jax.random.key(0))
+    params = jax.jit(lambda key: model.init(key, batch, method="forward"))(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf[None], params["params"])
     best = Best(params, jnp.zeros(1), jnp.full(1, 7))
     with Checkpoints(run / "checkpoints", 1) as checkpoints:

@@ -53,7 +53,7 @@ def run_directory(tmp_path_factory, tokenizer):
     model = make_model(config.model, tokenizer.vocab_size, LENGTH)
     tokens = jnp.ones((1, 2), jnp.int32)
     batch = {"source": tokens, "source_length": jnp.array([2]), "inputs": tokens}
-    params = jax.jit(lambda key: model.init(key, batch, method="of_batch"))(jax.random.key(0))
+    params = jax.jit(lambda key: model.init(key, batch, method="forward"))(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf[None], params["params"])
     best = Best(params, jnp.zeros(1), jnp.full(1, 7))
     with Checkpoints(run / "checkpoints", 1) as checkpoints:

@@ -22,7 +22,7 @@ def metric_directions(config: ConfigDict) -> Directions:
     found |= dict.fromkeys(config.interpret.measures)
     for name in config.interpret.final:
         check_name("interpret.final", name, FINAL)
-        found |= {**FINAL[name].metrics, **FINAL[name].truth}
+        found |= {**FINAL[name].metrics, **FINAL[name].rationale_metrics}
     found |= {name: alignment_measures.HIGHER_IS_BETTER[name] for name in task.aligned}
     return {**found, **task.higher_is_better}
 

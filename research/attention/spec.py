@@ -73,7 +73,7 @@ class MixerSpec:
         return options.build_mask(self.context) if isinstance(options, AttentionOptions) else None
 
     @property
-    def looks_ahead(self) -> bool:
+    def bidirectional(self) -> bool:
         """Whether a token can see later tokens."""
         # prefix_length == 1 is causal too: the first token sees itself.
         ahead = self.mask is not None and self.mask.prefix_length not in (0, 1)
@@ -82,7 +82,7 @@ class MixerSpec:
     @property
     def implementation(self) -> str:
         """The name of the implementation that runs, with "auto" resolved."""
-        return self.options.resolved(self.context)
+        return self.options.resolved_implementation(self.context)
 
     def make(self) -> Mixer:
         """Returns the mixer.

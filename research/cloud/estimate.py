@@ -192,7 +192,7 @@ def residuals(model: Model, task: Task, params: Any, batch: Batch) -> float:
     def loss(params: Any, batch: Batch) -> jax.Array:
         rngs = {"dropout": jax.random.key(0)}
         outputs = model.apply(
-            {"params": params}, batch, deterministic=False, rngs=rngs, method="of_batch"
+            {"params": params}, batch, deterministic=False, rngs=rngs, method="forward"
         )
         return objective(task.metrics(outputs, batch)).total
 
@@ -236,7 +236,7 @@ def _visited(spec: MixerSpec, length: int) -> float:
         return 1.0
     first = np.arange(0, length, BLOCK)
     last = np.minimum(first + BLOCK, length) - 1
-    some, _ = spec.mask.blocks(first[:, None], last[:, None], first[None], last[None])
+    some, _ = spec.mask.classify_blocks(first[:, None], last[:, None], first[None], last[None])
     return float(np.mean(some))
 
 

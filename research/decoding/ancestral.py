@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from research.decoding.beam_search import Reader
+from research.decoding.beam_search import StepDecoder
 from research.decoding.sampling import Sampling, draw
 from research.decoding.search import (
     Hypotheses,
@@ -23,7 +23,7 @@ GREEDY = Sampling(temperature=0.0)
 class Rows(NamedTuple):
     """State of R sequences that are generated in parallel, each of at most T tokens."""
 
-    number: jax.Array
+    num_tokens: jax.Array
     tokens: jax.Array
     log_probs: jax.Array
     coverage: jax.Array
@@ -32,42 +32,42 @@ class Rows(NamedTuple):
 
 
 def ancestral(
-    reader: Reader, search: Search, limit: int, keys: Key[Array, " B"] | None
+    decoder: StepDecoder, search: Search, limit: int, keys: Key[Array, " B"] | None
 ) -> Hypotheses:
     """Returns `search.nbest` sequences for each sentence, in the order of drawing.
 
     The samples of a sentence depend only on its key, not on the other sentences of the batch.
 
     Args:
-      reader: the sources, read with `search.nbest` copies.
+      decoder: the sources, read with `search.nbest` copies.
       search: settings of sampling (`search.sampling` None: greedy) and of scoring.
       limit: maximum number of tokens of a sequence, EOS included.
       keys: one random key per sentence; None: greedy.
     """
-    size, length = reader.real.shape
+    size, length = decoder.valid.shape
     rows = size * search.nbest
     sampling = search.sampling or GREEDY
     if keys is not None:
         of_row = jax.vmap(lambda key: jax.random.split(key, search.nbest))(keys).reshape(-1)
 
-    def choose(logits: jax.Array, number: jax.Array) -> jax.Array:
+    def choose(logits: jax.Array, num_tokens: jax.Array) -> jax.Array:
         if keys is None:
             return draw(jax.random.key(0), logits, GREEDY)
         # One key per sentence, sample and position: samples do not depend on the batch.
-        now = jax.vmap(jax.random.fold_in, (0, None))(of_row, number)
+        now = jax.vmap(jax.random.fold_in, (0, None))(of_row, num_tokens)
         return jax.vmap(lambda key, row: draw(key, row[None], sampling)[0])(now, logits)
 
     def step(old: Rows) -> Rows:
-        last = jnp.where(old.number == 0, BOS, old.tokens[:, old.number - 1])
-        log_probs, state, weights = reader.step(old.state, last)
-        log_probs = next_log_probs(log_probs, old.number == limit - 1)
-        chosen = choose(log_probs, old.number)
+        last = jnp.where(old.num_tokens == 0, BOS, old.tokens[:, old.num_tokens - 1])
+        log_probs, state, weights = decoder.step(old.state, last)
+        log_probs = next_log_probs(log_probs, old.num_tokens == limit - 1)
+        chosen = choose(log_probs, old.num_tokens)
         gain = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
         token = jnp.where(old.ended, PAD, chosen).astype(jnp.int32)
         seen = jnp.where(old.ended[:, None], 0.0, attention_received(weights, search))
         return Rows(
-            number=old.number + 1,
-            tokens=old.tokens.at[:, old.number].set(token),
+            num_tokens=old.num_tokens + 1,
+            tokens=old.tokens.at[:, old.num_tokens].set(token),
             log_probs=old.log_probs + jnp.where(old.ended, 0.0, gain),
             coverage=old.coverage + seen,
             state=state,
@@ -75,17 +75,17 @@ def ancestral(
         )
 
     first = Rows(
-        number=jnp.int32(0),
+        num_tokens=jnp.int32(0),
         tokens=jnp.full((rows, limit), PAD, jnp.int32),
         log_probs=jnp.zeros(rows),
         coverage=jnp.zeros((rows, length if search.coverage_penalty else 0)),
-        state=reader.state,
+        state=decoder.state,
         ended=jnp.zeros(rows, bool),
     )
-    last = jax.lax.while_loop(lambda r: (r.number < limit) & ~r.ended.all(), step, first)
+    last = jax.lax.while_loop(lambda r: (r.num_tokens < limit) & ~r.ended.all(), step, first)
     lengths = (last.tokens != PAD).sum(-1)
-    real = jnp.repeat(reader.real, search.nbest, axis=0)
-    scores = hypothesis_scores(last.log_probs, lengths, last.coverage, real, search)
+    valid = jnp.repeat(decoder.valid, search.nbest, axis=0)
+    scores = hypothesis_scores(last.log_probs, lengths, last.coverage, valid, search)
     found = (last.tokens, lengths, scores, last.log_probs)
     found = (leaf.reshape(size, search.nbest, *leaf.shape[1:]) for leaf in found)
-    return Hypotheses(*found, positions=reader.positions)
+    return Hypotheses(*found, positions=decoder.positions)

@@ -61,7 +61,7 @@ def take_rows(tree: Any, axes: Any, rows: Int[Array, " R"]) -> Any:
     return jax.tree.map(take, tree, axes)
 
 
-class Reader(NamedTuple):
+class StepDecoder(NamedTuple):
     """A model that has encoded a batch of sources, each repeated in `copies` consecutive rows.
 
     Attributes:
@@ -69,21 +69,21 @@ class Reader(NamedTuple):
         B * copies.
       state: decoding state before the first token.
       axes: batch axis of each leaf of the state; see `batch_axes`.
-      real: (B, S), False at padding of the memory.
+      valid: (B, S), False at padding of the memory.
     """
 
     step: Callable[[Any, Int[Array, " R"]], tuple[jax.Array, Any, jax.Array]]
     state: Any
     axes: Any
-    real: Bool[Array, "B S"]
+    valid: Bool[Array, "B S"]
 
     @property
     def positions(self) -> Int[Array, " B"]:
         """Number of positions of the memory without padding."""
-        return self.real.sum(-1).astype(jnp.int32)
+        return self.valid.sum(-1).astype(jnp.int32)
 
 
-def read(
+def encode_sources(
     model: Any,
     params: Any,
     source: Array,
@@ -91,7 +91,7 @@ def read(
     copies: int,
     limit: int,
     ctc_weight: float = 0.0,
-) -> Reader:
+) -> StepDecoder:
     """Encodes the sources and returns the model ready for decoding.
 
     Args:
@@ -126,15 +126,15 @@ def read(
         # Scores are sums over many tokens, so compute them in float32 whatever the model's dtype.
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), state, weights
 
-    reader = Reader(step, started(memory), state_axes, once["valid"])
+    decoder = StepDecoder(step, started(memory), state_axes, once["valid"])
     if not ctc_weight:
-        return reader
+        return decoder
     frames = model.apply(variables, memory, method="ctc")
     prefixes = ctc_prefix.init(*frames)
-    return reader._replace(
-        step=ctc_prefix.joint(step, *frames, ctc_weight),
-        state=(reader.state, prefixes),
-        axes=(reader.axes, jax.tree.map(lambda _: 0, prefixes)),
+    return decoder._replace(
+        step=ctc_prefix.joint_step(step, *frames, ctc_weight),
+        state=(decoder.state, prefixes),
+        axes=(decoder.axes, jax.tree.map(lambda _: 0, prefixes)),
     )
 
 
@@ -142,7 +142,7 @@ class Beam(NamedTuple):
     """State of the search after some tokens, with length limit T and N hypotheses to return.
 
     Attributes:
-      number: number of tokens so far.
+      num_tokens: number of tokens so far.
       tokens: (B, K, T) tokens of the live hypotheses.
       log_probs: (B, K) their log probabilities, best first; -inf in unused places.
       coverage: (B, K, S2) attention received so far, see `search.received`.
@@ -152,7 +152,7 @@ class Beam(NamedTuple):
       done: (B,) whether the search of a sentence is over.
     """
 
-    number: jax.Array
+    num_tokens: jax.Array
     tokens: jax.Array
     log_probs: jax.Array
     coverage: jax.Array
@@ -162,11 +162,11 @@ class Beam(NamedTuple):
     done: jax.Array
 
 
-def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
+def beam_search(decoder: StepDecoder, search: Search, limit: int) -> Hypotheses:
     """Returns the `search.nbest` best hypotheses of each sentence.
 
     Args:
-      reader: the sources, read with `search.beam` copies.
+      decoder: the sources, read with `search.beam` copies.
       search: beam width, penalties and number of hypotheses to return.
       limit: maximum number of tokens of a hypothesis, EOS included.
     """
@@ -174,20 +174,20 @@ def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
 
     def step(beam: Beam) -> Beam:
         size = beam.tokens.shape[0]
-        last = jnp.where(beam.number == 0, BOS, beam.tokens[:, :, beam.number - 1])
-        log_probs, state, weights = reader.step(beam.state, last.reshape(-1))
+        last = jnp.where(beam.num_tokens == 0, BOS, beam.tokens[:, :, beam.num_tokens - 1])
+        log_probs, state, weights = decoder.step(beam.state, last.reshape(-1))
         coverage = beam.coverage + attention_received(weights, search).reshape(size, width, -1)
-        log_probs = next_log_probs(log_probs, beam.number == limit - 1)
+        log_probs = next_log_probs(log_probs, beam.num_tokens == limit - 1)
         total = beam.log_probs[:, :, None] + log_probs.reshape(size, width, -1)
         # At most K candidates end in EOS (one per parent), so the 2 K best include K others.
         values, parent, token = _best(total, 2 * width)
-        tokens = _rows(beam.tokens, parent).at[:, :, beam.number].set(token)
+        tokens = _rows(beam.tokens, parent).at[:, :, beam.num_tokens].set(token)
         candidates = beam._replace(
             tokens=tokens, log_probs=values, coverage=_rows(coverage, parent)
         )
         best_k = jnp.arange(2 * width) < width
         ends = (token == EOS) & best_k & jnp.isfinite(values) & ~beam.done[:, None]
-        finished = _merge(candidates, ends, reader, search)
+        finished = _merge(candidates, ends, decoder, search)
         values, kept = jax.lax.top_k(jnp.where(token == EOS, -jnp.inf, values), width)
         count = beam.count + ends.sum(-1)
         # Ties count as hopeless, also -inf against -inf when no live hypothesis is left.
@@ -195,25 +195,25 @@ def beam_search(reader: Reader, search: Search, limit: int) -> Hypotheses:
         hopeless = ~(reachable > finished.scores[:, -1])
         rows = jnp.arange(size)[:, None] * width + _rows(parent, kept)
         return Beam(
-            number=beam.number + 1,
+            num_tokens=beam.num_tokens + 1,
             tokens=_rows(tokens, kept),
             log_probs=values,
             coverage=_rows(candidates.coverage, kept),
-            state=take_rows(state, reader.axes, rows.reshape(-1)),
+            state=take_rows(state, decoder.axes, rows.reshape(-1)),
             finished=finished,
             count=count,
             done=beam.done | (count >= width) | hopeless,
         )
 
     def goes_on(beam: Beam) -> jax.Array:
-        return (beam.number < limit) & ~beam.done.all()
+        return (beam.num_tokens < limit) & ~beam.done.all()
 
-    return jax.lax.while_loop(goes_on, step, _first(reader, search, limit)).finished
+    return jax.lax.while_loop(goes_on, step, _first(decoder, search, limit)).finished
 
 
-def _first(reader: Reader, search: Search, limit: int) -> Beam:
+def _first(decoder: StepDecoder, search: Search, limit: int) -> Beam:
     """Returns the state before the first token: the empty hypothesis is the only live one."""
-    size, length = reader.real.shape
+    size, length = decoder.valid.shape
     width, number = search.beam, search.nbest
     none = jnp.full((size, number), -jnp.inf)
     finished = Hypotheses(
@@ -221,15 +221,15 @@ def _first(reader: Reader, search: Search, limit: int) -> Beam:
         lengths=jnp.zeros((size, number), jnp.int32),
         scores=none,
         log_probs=none,
-        positions=reader.positions,
+        positions=decoder.positions,
     )
     return Beam(
-        number=jnp.int32(0),
+        num_tokens=jnp.int32(0),
         tokens=jnp.full((size, width, limit), PAD, jnp.int32),
         # Equal copies of the empty hypothesis would fill the beam with duplicates.
         log_probs=jnp.where(jnp.arange(width) == 0, jnp.zeros((size, width)), -jnp.inf),
         coverage=jnp.zeros((size, width, length if search.coverage_penalty else 0)),
-        state=reader.state,
+        state=decoder.state,
         finished=finished,
         count=jnp.zeros(size, jnp.int32),
         done=jnp.zeros(size, bool),
@@ -248,12 +248,12 @@ def _best(total: Float[Array, "B K V"], number: int) -> tuple[jax.Array, jax.Arr
     return values, index // each, _rows(token.reshape(size, -1), index)
 
 
-def _merge(candidates: Beam, ends: jax.Array, reader: Reader, search: Search) -> Hypotheses:
+def _merge(candidates: Beam, ends: jax.Array, decoder: StepDecoder, search: Search) -> Hypotheses:
     """Returns the best finished hypotheses, including the candidates marked by `ends` (B, C)."""
     old = candidates.finished
-    lengths = jnp.full(ends.shape, candidates.number + 1)
+    lengths = jnp.full(ends.shape, candidates.num_tokens + 1)
     scores = hypothesis_scores(
-        candidates.log_probs, lengths, candidates.coverage, reader.real[:, None], search
+        candidates.log_probs, lengths, candidates.coverage, decoder.valid[:, None], search
     )
     new = (candidates.tokens, lengths, jnp.where(ends, scores, -jnp.inf), candidates.log_probs)
     both = [jnp.concatenate(pair, axis=1) for pair in zip(old[:4], new, strict=True)]

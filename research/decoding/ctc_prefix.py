@@ -148,7 +148,7 @@ def conditional_log_probs(prefixes: Prefixes, scores: Float[Array, "N V"]) -> Fl
     return jnp.where(jnp.isfinite(scores), scores - prefixes.log_prob[:, None], -jnp.inf)
 
 
-def joint(
+def joint_step(
     step: Callable[[Any, Int[Array, " N"]], tuple[jax.Array, Any, jax.Array]],
     log_probs: Float[Array, "N S V"],
     lengths: Int[Array, " N"],

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from research.decoding.ancestral import ancestral
-from research.decoding.beam_search import beam_search, read
+from research.decoding.beam_search import beam_search, encode_sources
 from research.decoding.search import Hypotheses, Search, check_model, ctc_share
 from research.losses.ctc import Labellings, greedy, prefix_beam
 from research.tasks.task import BOS, EOS, PAD
@@ -59,11 +59,11 @@ def decode(
     elif search.sampling is not None and keys is None:
         raise ValueError("sampling needs keys, one to each sentence.")
     elif search.sampling is not None or search.beam == 1:
-        reader = read(model, params, source, source_length, search.nbest, limit, weight)
-        found = ancestral(reader, search, limit, keys if search.sampling else None)
+        decoder = encode_sources(model, params, source, source_length, search.nbest, limit, weight)
+        found = ancestral(decoder, search, limit, keys if search.sampling else None)
     else:
-        reader = read(model, params, source, source_length, search.beam, limit, weight)
-        found = beam_search(reader, search, limit)
+        decoder = encode_sources(model, params, source, source_length, search.beam, limit, weight)
+        found = beam_search(decoder, search, limit)
     if with_weights:
         found = found._replace(weights=_weights(model, params, source, source_length, found))
     return found

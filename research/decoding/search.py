@@ -187,7 +187,7 @@ def hypothesis_scores(
     log_probs: Float[Array, "*r"],
     lengths: Int[Array, "*r"],
     coverage: Float[Array, "*r S2"],
-    real: Bool[Array, "*r S"],
+    valid: Bool[Array, "*r S"],
     search: Search,
 ) -> Float[Array, "*r"]:
     """Returns the scores of finished hypotheses (Wu et al. 2016, eq. 14).
@@ -196,13 +196,13 @@ def hypothesis_scores(
       log_probs: log p of the whole hypothesis.
       lengths: number of tokens, EOS included.
       coverage: attention that each source position received in total; see `attention_received`.
-      real: whether a source position is not padding; broadcasts.
+      valid: whether a source position is not padding; broadcasts.
       search: search settings with the penalties.
     """
     scores = log_probs / length_divisor(lengths, search)
     if search.coverage_penalty:
         read = jnp.log(jnp.clip(coverage, LEAST_COVERAGE, 1.0))
-        scores += search.coverage_penalty * jnp.where(real, read, 0.0).sum(-1)
+        scores += search.coverage_penalty * jnp.where(valid, read, 0.0).sum(-1)
     return scores
 
 

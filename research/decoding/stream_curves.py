@@ -65,17 +65,19 @@ class Summary(NamedTuple):
     ratio: float
 
 
-def pieces(text: Int[np.ndarray, " M"], tokens: int, most: int) -> Int[np.ndarray, "B N+1"]:
+def text_pieces(
+    text: Int[np.ndarray, " M"], tokens: int, max_pieces: int
+) -> Int[np.ndarray, "B N+1"]:
     """Returns evenly spaced pieces of a text, each of one start token and N tokens to predict.
 
     Args:
       text: M tokens.
       tokens: N.
-      most: maximum number of pieces; a short text gives fewer, so that none overlap.
+      max_pieces: maximum number of pieces; a short text gives fewer, so that none overlap.
 
     Raises UserError for a text shorter than one piece.
     """
-    number = min(most, len(text) // (tokens + 1))
+    number = min(max_pieces, len(text) // (tokens + 1))
     if not number:
         raise UserError(
             f"--tokens={tokens:,}: the text has {len(text):,} tokens; give at most "

@@ -27,19 +27,19 @@ class Analysis(NamedTuple):
     """An analysis of a trained model.
 
     Attributes:
-      ask: runs the analysis.
+      run: runs the analysis.
       metrics: {metric: whether higher is better}; None: neither.
-      truth: the same for metrics that exist only if the task marks the tokens that decide the
-        label ("relevant" in its batches).
+      rationale_metrics: the same for metrics that exist only if the task marks the tokens that
+        decide the label ("relevant" in its batches).
       source: the paper, with section or equation.
       check: raises UserError for a model that it does not apply to, given the shapes of a batch.
     """
 
-    ask: Callable[[Trained], Findings]
+    run: Callable[[Trained], Findings]
     metrics: Mapping[str, bool | None]
     source: str
     check: Callable[[Model, Batch], None] = accept_any_model
-    truth: Mapping[str, bool | None] = MappingProxyType({})
+    rationale_metrics: Mapping[str, bool | None] = MappingProxyType({})
 
 
 FINAL: dict[str, Analysis] = {
@@ -49,14 +49,14 @@ FINAL: dict[str, Analysis] = {
         "Jain and Wallace 2019, section 4; Wiegreffe and Pinter 2019, section 3.3; DeYoung et al. "
         "2020, section 4.2",
         explanations.check_pooling,
-        explanations.TRUTH,
+        explanations.RATIONALE_METRICS,
     ),
     "rollout": Analysis(
         rollout.rollout_agreement,
         rollout.METRICS,
         "Abnar and Zuidema 2020, Tables 1 and 2",
         rollout.check_layers,
-        rollout.TRUTH,
+        rollout.RATIONALE_METRICS,
     ),
     "head_importance": Analysis(
         head_importance_findings,
@@ -107,14 +107,16 @@ def metric_names(names: Sequence[str], task: Task, split: str, batch: Batch) -> 
         return []
     asked = [FINAL[name] for name in names]
     known = "relevant" in batch
-    return [metric for q in asked for metric in (*q.metrics, *(q.truth if known else ()))]
+    return [
+        metric for q in asked for metric in (*q.metrics, *(q.rationale_metrics if known else ()))
+    ]
 
 
 def run_analyses(names: Sequence[str], trained: Trained) -> Findings:
     """Runs the analyses and returns their findings merged into one."""
     found = Findings({}, {}, {})
     for name in names:
-        new = FINAL[name].ask(trained)
+        new = FINAL[name].run(trained)
         found = Findings(
             found.metrics | new.metrics, found.slices | new.slices, found.labels | new.labels
         )

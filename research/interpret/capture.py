@@ -36,7 +36,7 @@ RECORDED, GIVEN = "captured", "given"
 OF_ATTENTION = ("weights", "scores", "values", "read", "visible", "gap")
 OF_LAYER = ("entry", "exit")
 SITES = (*OF_ATTENTION, *OF_LAYER, "embeddings")
-CHANGEABLE = ("weights", "read", *OF_LAYER, "embeddings")
+INTERVENTION_SITES = ("weights", "read", *OF_LAYER, "embeddings")
 
 PLACE = "place"
 """Recorded for every layer whatever was requested, so that layers without a site are counted."""
@@ -81,8 +81,8 @@ def record(
     params: PyTree,
     batch: Batch,
     sites: Sequence[str],
-    changes: Mapping[str, Intervention] | None = None,
-    method: str = "of_batch",
+    interventions: Mapping[str, Intervention] | None = None,
+    method: str = "forward",
 ) -> tuple[Any, Tree]:
     """Returns the model's outputs on a batch and the activations recorded at the sites.
 
@@ -91,8 +91,8 @@ def record(
       params: parameters of the model.
       batch: the argument of `method`.
       sites: names in `SITES`.
-      changes: replacements by site, see `Intervention`. They apply to self-attention, in the order
-        of the layers starting with the first of the encoder, and to pooling.
+      interventions: replacements by site, see `Intervention`. They apply to self-attention, in the
+        order of the layers starting with the first of the encoder, and to pooling.
       method: name of the model's method to call.
 
     Raises UserError for an unknown site, and for a change at a site that the model does not have or
@@ -101,14 +101,14 @@ def record(
     for site in sites:
         check_name("sites", site, SITES)
     given: Tree = {}
-    if changes:
-        for site in changes:
-            check_name("changes", site, CHANGEABLE)
-        # An abstract run finds where the sites are, which determines the layout of the changes.
+    if interventions:
+        for site in interventions:
+            check_name("interventions", site, INTERVENTION_SITES)
+        # An abstract run finds where the sites are, which determines their layout.
         shapes = jax.eval_shape(
-            lambda p, b: _run(model, p, b, (*changes,), {}, method)[1], params, batch
+            lambda p, b: _run(model, p, b, (*interventions,), {}, method)[1], params, batch
         )
-        given = _laid_out(shapes, changes)
+        given = _laid_out(shapes, interventions)
     return _run(model, params, batch, tuple(sites), given, method)
 
 
@@ -186,19 +186,19 @@ def _name(stack: str, layer: int, kind: str) -> str:
     return f"{stack or 'layer'} {layer}" + (" cross" if kind == "cross" else "")
 
 
-def _laid_out(shapes: Tree, changes: Mapping[str, Intervention]) -> Tree:
-    """Returns the changes as a Flax collection with the same structure as the recorded one."""
+def _laid_out(shapes: Tree, interventions: Mapping[str, Intervention]) -> Tree:
+    """Returns the interventions as a Flax collection with the structure of the recorded one."""
     leaves, _ = _addressed(shapes)
     paths = list(flatten_dict(dict(shapes)))
     found: dict[tuple[str, ...], Array] = {}
-    for site, change in changes.items():
+    for site, change in interventions.items():
         mine = [
             (at, path, leaf)
             for (at, name, leaf), path in zip(leaves, paths, strict=True)
             if name == site and at.kind != "cross"
         ]
         if not mine:
-            raise UserError(f"changes={site!r}: this model has no such site.")
+            raise UserError(f"interventions={site!r}: this model has no such site.")
         ranks = _ranks([(at, leaf.shape[0]) for at, _, leaf in mine if at.stacked])
         layers = sum(len(rank) for rank in ranks.values())
         for at, path, _ in mine:
@@ -206,8 +206,8 @@ def _laid_out(shapes: Tree, changes: Mapping[str, Intervention]) -> Tree:
             if at.stacked:
                 if len(value) != layers:
                     raise UserError(
-                        f"changes={site!r} are for {len(value)} layers, but {layers} have this "
-                        "site; give one for each."
+                        f"interventions={site!r} are for {len(value)} layers, but {layers} have "
+                        "this site; give one for each."
                     )
                 rank = ranks[at.stack, at.slot]
                 where = jnp.broadcast_to(where, (layers, *where.shape[1:]))
@@ -283,19 +283,19 @@ def _attention(
     module: nn.Module,
     sites: tuple[str, ...],
     y: Array,
-    look: AttentionTrace,
+    trace: AttentionTrace,
     merge: Callable[[Array], Array],
     visible: Array,
 ) -> Array:
     """Records an attention whose output is y, and returns that output with changes applied."""
-    weights = _changed(module, "weights", look.weights)
-    own = weighted_values(weights, look.values)
+    weights = _changed(module, "weights", trace.weights)
+    own = weighted_values(weights, trace.values)
     read = _changed(module, "read", own)
-    _keep(module, sites, weights=weights, scores=look.scores, values=look.values, read=read)
+    _keep(module, sites, weights=weights, scores=trace.scores, values=trace.values, read=read)
     _keep(module, sites, visible=visible)
     if "gap" in sites:
         # In float32 and relative to the largest output; the floor avoids 0 / 0.
-        again = merge(weighted_values(look.weights, look.values)).astype(jnp.float32)
+        again = merge(weighted_values(trace.weights, trace.values)).astype(jnp.float32)
         most = jnp.maximum(jnp.abs(y).max(), 1e-30)
         _keep(module, sites, gap=jnp.abs(y.astype(jnp.float32) - again).max() / most)
     return merge(read) if _touched(module) else y
@@ -306,7 +306,7 @@ def _touched(module: nn.Module) -> bool:
     return any(module.has_variable(GIVEN, site) for site in ("weights", "read"))
 
 
-def _looks(module: nn.Module, sites: tuple[str, ...]) -> bool:
+def _needs_trace(module: nn.Module, sites: tuple[str, ...]) -> bool:
     return bool(set(OF_ATTENTION) & set(sites)) or _touched(module)
 
 
@@ -316,18 +316,18 @@ def _of_mix(
     y, state = following(*args, **kwargs)
     x, old, *rest = args
     mask = rest[0] if rest else None
-    if old is not None or not _looks(module, sites):
+    if old is not None or not _needs_trace(module, sites):
         return y, state
     params = {name: module.get_variable("params", name) for name in module.mixer.parameters()}
     try:
-        look = module.mixer.attention_trace(params, x, mask=mask)
+        trace = module.mixer.attention_trace(params, x, mask=mask)
     except Unsupported:
         return y, state
     mechanism = getattr(module.mixer, "mechanism", None)
     visible = _visible(mechanism and mechanism.mask, mask, x.shape[1], x.shape[1])
     return (
         _attention(
-            module, sites, y, look, lambda read: module.mixer.merge(params, x, read), visible
+            module, sites, y, trace, lambda read: module.mixer.merge(params, x, read), visible
         ),
         state,
     )
@@ -335,13 +335,13 @@ def _of_mix(
 
 def _of_cross(module: Cross, following: Callable, args: tuple, kwargs: dict, sites: tuple) -> Any:
     y = following(*args, **kwargs)
-    if not _looks(module, sites):
+    if not _needs_trace(module, sites):
         return y
     x, params, kept, mask, q_index = args
-    look = module.cross.attention_trace(params, x, kept, mask=mask, q_index=q_index)
+    trace = module.cross.attention_trace(params, x, kept, mask=mask, q_index=q_index)
     visible = _visible(module.cross.mechanism.mask, mask, x.shape[1], kept["v"].shape[1])
     return _attention(
-        module, sites, y, look, lambda read: module.cross.merge(params, x, read), visible
+        module, sites, y, trace, lambda read: module.cross.merge(params, x, read), visible
     )
 
 

@@ -27,14 +27,14 @@ class TextClassifier(NamedTuple):
       params: its parameters.
       tokenizer: tokenizer of the run.
       labels: names of the C classes.
-      by: attribution method, a name in `METHODS`.
+      method: attribution method, a name in `METHODS`.
     """
 
     model: Any
     params: Any
     tokenizer: Tokenizer
     labels: Sequence[str]
-    by: str = LEAVE_ONE_OUT
+    method: str = LEAVE_ONE_OUT
 
 
 class Classified(NamedTuple):
@@ -46,20 +46,20 @@ class Classified(NamedTuple):
       pieces: the text of each token that the model read.
       attributions: contribution of each piece to the log-odds of the label, in nats, negative if
         it speaks against the label; for attention, weights that sum to one.
-      cut: number of pieces beyond the model's maximum length, which were not read.
+      num_truncated: number of pieces beyond the model's maximum length, which were not read.
     """
 
     label: str
     probability: float
     pieces: list[str]
     attributions: list[float]
-    cut: int
+    num_truncated: int
 
 
-def check_method(by: str, model: Any) -> None:
+def check_method(method: str, model: Any) -> None:
     """Raises UserError for an unknown method, or for attention if the model does not have it."""
-    check_name("--by", by, METHODS)
-    if by == ATTENTION and model.config.pooling != ATTENTION:
+    check_name("--by", method, METHODS)
+    if method == ATTENTION and model.config.pooling != ATTENTION:
         raise UserError(
             f"--by=attention: a model with model.pooling={model.config.pooling!r} has no attention "
             f"over its words; use {', '.join(m for m in METHODS if m != ATTENTION)}."
@@ -76,7 +76,7 @@ def classify(classifier: TextClassifier, text: str) -> Classified:
     padded = np.full(min(_room(len(kept)), longest), PAD, np.int32)
     padded[: len(kept)] = kept
     log_p, found = explain(
-        classifier.model, classifier.by, classifier.params, padded, np.int32(len(kept))
+        classifier.model, classifier.method, classifier.params, padded, np.int32(len(kept))
     )
     label = int(log_p.argmax())
     return Classified(
@@ -84,7 +84,7 @@ def classify(classifier: TextClassifier, text: str) -> Classified:
         probability=float(np.exp(log_p[label])),
         pieces=pieces[: len(kept)],
         attributions=[float(a) for a in found[: len(kept)]],
-        cut=len(tokens) - len(kept),
+        num_truncated=len(tokens) - len(kept),
     )
 
 
@@ -102,13 +102,13 @@ def log_odds(logits: Float[Array, " C"], label: Int[Array, ""]) -> Float[Array, 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def explain(
-    model: Any, by: str, params: Any, tokens: Int[Array, " T"], length: Int[Array, ""]
+    model: Any, method: str, params: Any, tokens: Int[Array, " T"], length: Int[Array, ""]
 ) -> tuple[Float[Array, " C"], Float[Array, " T"]]:
     """Returns log p of every class, and the attributions of the most probable class.
 
     Args:
       model: a classifier.
-      by: a name in `METHODS`.
+      method: a name in `METHODS`.
       params: parameters of the classifier.
       tokens: right-padded tokens.
       length: number of tokens without padding.
@@ -118,11 +118,11 @@ def explain(
     def batch(tokens: Array) -> dict[str, Array]:
         return {"inputs": tokens[None], "length": lengths}
 
-    logits = model.apply(variables, batch(tokens), method="of_batch")[0]
+    logits = model.apply(variables, batch(tokens), method="forward")[0]
     label = logits.argmax()
 
     def of_tokens(tokens: Array) -> Array:
-        return log_odds(model.apply(variables, batch(tokens), method="of_batch")[0], label)
+        return log_odds(model.apply(variables, batch(tokens), method="forward")[0], label)
 
     def of_embeddings(x: Array) -> Array:
         out = model.apply(variables, x[None], lengths, method="from_embeddings")
@@ -144,4 +144,4 @@ def explain(
         ),
         ATTENTION: lambda: model.apply(variables, batch(tokens), method="weights")[0, 0, 0],
     }
-    return jax.nn.log_softmax(logits), ways[by]()
+    return jax.nn.log_softmax(logits), ways[method]()

@@ -33,7 +33,7 @@ def batched_logits(
 
     def of_some(some: tuple[Array, Array]) -> Float[Array, "b C"]:
         batch = {"inputs": some[0], "length": some[1]}
-        return model.apply({"params": params}, batch, method="of_batch")
+        return model.apply({"params": params}, batch, method="forward")
 
     parts = versions.reshape(-1, BATCH, versions.shape[1]), lengths.reshape(-1, BATCH)
     found = jax.lax.map(of_some, parts)

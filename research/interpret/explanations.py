@@ -58,7 +58,9 @@ METRICS: Mapping[str, bool | None] = {
     **{f"sufficiency_{name}": False for name in RANKINGS},
 }
 """{metric: whether a higher value means a more faithful explanation}; None: neither."""
-TRUTH: Mapping[str, bool | None] = {f"truth_{name}": True for name in (*RANKINGS, "leave_one_out")}
+RATIONALE_METRICS: Mapping[str, bool | None] = {
+    f"truth_{name}": True for name in (*RANKINGS, "leave_one_out")
+}
 SIGNIFICANT = 0.05
 PERMUTATIONS = 100
 EPSILON = 0.01
@@ -74,24 +76,28 @@ class Explanation(NamedTuple):
 
     Attributes:
       logits: (N, C) logits of the whole example.
-      without: (N, T, C) logits without each token; rows of padding repeat the whole example's.
-      erased: (N, R, 2, F, C) logits without the top-ranked tokens, and with only these.
+      without_token: (N, T, C) logits without each token; rows of
+        padding repeat the whole example's.
+      erasure_logits: (N, R, 2, F, C) logits without the top-ranked tokens, and with only these.
       rankings: (N, R, T) scores by each of `RANKINGS`; gradients are signed, random scores are
         uniform. Padding: 0.
-      held: (N, T) signed gradient times embedding with attention held fixed.
-      change: (N,) median change of the output when attention is permuted, in total variation.
-      adversarial: (N,) largest Jensen-Shannon divergence of an attention with nearly this output.
-      seeds: (N,) mean divergence from the attention of the siblings; 0 if there are none.
+      fixed_attention_gradient: (N, T) signed gradient times embedding with attention held fixed.
+      permutation_change: (N,) median change of the output when attention is permuted, in total
+        variation.
+      adversarial_divergence: (N,) largest Jensen-Shannon divergence of an attention with nearly
+        this output.
+      seed_divergence: (N,) mean divergence from the attention of the other members; 0 if there
+        are none.
     """
 
     logits: Any
-    without: Any
-    erased: Any
+    without_token: Any
+    erasure_logits: Any
     rankings: Any
-    held: Any
-    change: Any
-    adversarial: Any
-    seeds: Any
+    fixed_attention_gradient: Any
+    permutation_change: Any
+    adversarial_divergence: Any
+    seed_divergence: Any
 
 
 def check_pooling(model: Model, batch: Batch) -> None:
@@ -132,11 +138,11 @@ def faithfulness(trained: Trained) -> Findings:
     Slices: both taus by predicted class.
     """
     found, examples = _explained(trained)
-    real = np.arange(found.without.shape[1]) < examples["length"][:, None]
+    real = np.arange(found.without_token.shape[1]) < examples["length"][:, None]
     predicted = found.logits.argmax(-1)
-    left_out = total_variation(found.without, found.logits[:, None])
+    left_out = total_variation(found.without_token, found.logits[:, None])
     falls = _falls(found, predicted)
-    attention, held = found.rankings[:, 0], np.abs(found.held)
+    attention, held = found.rankings[:, 0], np.abs(found.fixed_attention_gradient)
     most = np.log(real.sum(-1))
     metrics = {"attention_entropy": mean(scipy.special.entr(attention).sum(-1) / most)}
     slices, labels = {}, {}
@@ -147,17 +153,19 @@ def faithfulness(trained: Trained) -> Findings:
         classes = range(trained.task.classes)
         slices[f"{name}_tau_by_class"] = [mean(tau[predicted == c]) for c in classes]
         labels[f"{name}_tau_by_class"] = list(trained.task.slices["accuracy_by_class"])
-    metrics["permutation_change"] = mean(found.change)
-    metrics["adversarial_divergence"] = mean(found.adversarial)
-    if len(jax.tree.leaves(trained.siblings)[0]) > 1:
-        metrics["seed_divergence"] = mean(found.seeds)
-        metrics["adversarial_beyond_seeds"] = mean(found.adversarial - found.seeds)
+    metrics["permutation_change"] = mean(found.permutation_change)
+    metrics["adversarial_divergence"] = mean(found.adversarial_divergence)
+    if len(jax.tree.leaves(trained.population_params)[0]) > 1:
+        metrics["seed_divergence"] = mean(found.seed_divergence)
+        metrics["adversarial_beyond_seeds"] = mean(
+            found.adversarial_divergence - found.seed_divergence
+        )
     for index, name in enumerate(RANKINGS):
         metrics[f"comprehensiveness_{name}"] = mean(falls[:, index, 0])
         metrics[f"sufficiency_{name}"] = mean(falls[:, index, 1])
     if "relevant" in examples:
         by_size = (*np.abs(found.rankings).swapaxes(0, 1), left_out)
-        for name, scores in zip(TRUTH, by_size, strict=True):
+        for name, scores in zip(RATIONALE_METRICS, by_size, strict=True):
             metrics[name] = mean(precision(scores, examples["relevant"], real))
     return Findings(metrics, slices, labels)
 
@@ -211,7 +219,7 @@ def _falls(found: Explanation, predicted: Int[np.ndarray, " N"]) -> Float[np.nda
     """Returns the drop in probability of the predicted class, averaged over all fractions."""
     rows = np.arange(len(predicted))
     whole = _softmax(found.logits)[rows, predicted]
-    erased = _softmax(found.erased)[rows, ..., predicted].mean(-1)
+    erased = _softmax(found.erasure_logits)[rows, ..., predicted].mean(-1)
     return whole[:, None, None] - erased
 
 
@@ -225,7 +233,7 @@ def _explained(trained: Trained) -> tuple[Explanation, dict[str, np.ndarray]]:
     found, examples, done = [], [], 0
     for index, batch in enumerate(chosen):
         key = jax.random.fold_in(jax.random.key(trained.seed), index)
-        new = explain(trained.model, trained.siblings, trained.member, batch, key)
+        new = explain(trained.model, trained.population_params, trained.member, batch, key)
         counts = np.asarray((batch["label"] >= 0) & (batch["length"] >= 2))
         found.append([np.asarray(leaf)[counts] for leaf in new])
         examples.append({name: np.asarray(leaf)[counts] for name, leaf in batch.items()})
@@ -255,20 +263,20 @@ def padded_to(array: np.ndarray, axis: int | None, size: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)  # compiled once for all members
 def explain(
-    model: Any, siblings: PyTree, member: Int[Array, ""], batch: Batch, key: Array
+    model: Any, population_params: PyTree, member: Int[Array, ""], batch: Batch, key: Array
 ) -> Explanation:
     """Returns the explanations of every example in a batch.
 
     Args:
       model: a classifier that pools by attention.
-      siblings: parameters of a population.
+      population_params: parameters of a population.
       member: index of the member to explain.
       batch: examples.
       key: random key for the permutations, the adversaries and the random ranking.
     """
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[member], siblings)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[member], population_params)
     attention, states = _pooled(model, params, batch)
-    others = jax.vmap(lambda p: _pooled(model, p, batch)[0])(siblings)
+    others = jax.vmap(lambda p: _pooled(model, p, batch)[0])(population_params)
     # The sum includes the member itself, whose divergence is 0, so the mean is over the others.
     apart = jensen_shannon(others, attention).sum(0) / max(len(others) - 1, 1)
 
@@ -277,7 +285,7 @@ def explain(
 
     keys = jax.random.split(key, len(attention))
     found = jax.vmap(one)(batch["inputs"], batch["length"], attention, states, keys)
-    return found._replace(seeds=apart)
+    return found._replace(seed_divergence=apart)
 
 
 def _pooled(
@@ -337,13 +345,13 @@ def _of_one(
     adversaries = adversarial_weights(output, attention, sought, EPSILON, ASCENT, ADVERSARIES, real)
     return Explanation(
         logits=logits[0],
-        without=logits[1 : 1 + len(tokens)],
-        erased=logits[1 + len(tokens) :].reshape(len(RANKINGS), 2, len(FRACTIONS), -1),
+        without_token=logits[1 : 1 + len(tokens)],
+        erasure_logits=logits[1 + len(tokens) :].reshape(len(RANKINGS), 2, len(FRACTIONS), -1),
         rankings=rankings,
-        held=jnp.where(real, gradient_times_input(odds_of_held, x), 0.0),
-        change=permutation_test(
+        fixed_attention_gradient=jnp.where(real, gradient_times_input(odds_of_held, x), 0.0),
+        permutation_change=permutation_test(
             output, attention, shuffled, PERMUTATIONS, real, batch_size=PERMUTATIONS
         ),
-        adversarial=adversaries.divergence.max(),
-        seeds=jnp.zeros(()),
+        adversarial_divergence=adversaries.divergence.max(),
+        seed_divergence=jnp.zeros(()),
     )

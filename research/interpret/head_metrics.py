@@ -30,13 +30,13 @@ class Measure(NamedTuple):
     Attributes:
       kind: the kind of attention it measures: "self", "cross" or "pooling".
       compute: (part, rows to include, tokens) -> sums (H,).
-      strongest: whether to report the maximum over heads; otherwise the mean.
+      max_over_heads: whether to report the maximum over heads; otherwise the mean.
       tokens: whether `compute` needs the tokens at each position.
     """
 
     kind: str
     compute: Compute
-    strongest: bool = False
+    max_over_heads: bool = False
     tokens: bool = False
 
 
@@ -60,13 +60,17 @@ MEASURES: dict[str, Measure] = {
     **{name: Measure("self", compute) for name, compute in SPREAD.items()},
     "normalized_entropy": Measure("self", _of_visible(head_measures.normalized_entropy)),
     "distance": Measure("self", _of_weights(head_measures.distance)),
-    "diagonality": Measure("self", _of_visible(head_measures.diagonality), strongest=True),
-    "previous_token": Measure("self", _of_weights(head_measures.previous_token), strongest=True),
-    "sink": Measure("self", _of_weights(head_measures.sink), strongest=True),
-    "duplicate_token": Measure(
-        "self", _of_tokens(head_measures.duplicate_token), strongest=True, tokens=True
+    "diagonality": Measure("self", _of_visible(head_measures.diagonality), max_over_heads=True),
+    "previous_token": Measure(
+        "self", _of_weights(head_measures.previous_token), max_over_heads=True
     ),
-    "induction": Measure("self", _of_tokens(head_measures.induction), strongest=True, tokens=True),
+    "sink": Measure("self", _of_weights(head_measures.sink), max_over_heads=True),
+    "duplicate_token": Measure(
+        "self", _of_tokens(head_measures.duplicate_token), max_over_heads=True, tokens=True
+    ),
+    "induction": Measure(
+        "self", _of_tokens(head_measures.induction), max_over_heads=True, tokens=True
+    ),
     **{f"{name}_of_cross": Measure("cross", compute) for name, compute in SPREAD.items()},
     **{f"{name}_of_pooling": Measure("pooling", compute) for name, compute in SPREAD.items()},
 }
@@ -85,7 +89,7 @@ def with_head_measures(
 
     def metrics(params: PyTree, batch: Batch) -> tuple[Any, dict[str, Sums]]:
         if not measures:
-            outputs = model.apply({"params": params}, batch, method="of_batch")
+            outputs = model.apply({"params": params}, batch, method="forward")
             return outputs, task.metrics(outputs, batch)
         outputs, recorded = record(model, params, batch, SITES)
         found = head_measure_sums(attention_records(recorded), batch, measures)
@@ -109,7 +113,7 @@ def head_measure_sums(
     sums: dict[str, Sums] = {}
     for name in measures:
         measure = MEASURES[name]
-        mine = parts_of_kind(found, name)
+        mine = records_of_kind(found, name)
         stands = [key_tokens(p, batch) if measure.tokens else None for p in mine]
         each = [
             measure.compute(p, measured_rows(p, batch), tokens)
@@ -118,13 +122,13 @@ def head_measure_sums(
         total, count = (jnp.concatenate([getattr(s, k) for s in each]) for k in Sums._fields)
         ratio = total / jnp.maximum(count, 1)
         there = (count > 0).any()
-        one = ratio.max() if measure.strongest else total.sum() / jnp.maximum(count.sum(), 1)
+        one = ratio.max() if measure.max_over_heads else total.sum() / jnp.maximum(count.sum(), 1)
         sums[name] = Sums(jnp.where(there, one, 0), there.astype(jnp.float32))
         sums[f"{name}_by_head"] = Sums(total, count)
     return sums
 
 
-def parts_of_kind(found: Sequence[AttentionRecord], name: str) -> list[AttentionRecord]:
+def records_of_kind(found: Sequence[AttentionRecord], name: str) -> list[AttentionRecord]:
     """Returns the parts that a measure applies to. Raises UserError if there is none."""
     kind = MEASURES[name].kind
     mine = [p for p in found if p.kind == kind and "weights" in p.sites]
@@ -148,10 +152,10 @@ def measure_labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict
     """
     if not measures:
         return {}
-    named = part_shapes(model, batch)
+    named = record_shapes(model, batch)
     heads = {}
     for name in measures:
-        mine = parts_of_kind(named, name)
+        mine = records_of_kind(named, name)
         if MEASURES[name].tokens and any(key_tokens(p, batch) is None for p in mine):
             raise UserError(
                 f"interpret.measures: {name!r} needs tokens, and speech features have none."
@@ -162,7 +166,9 @@ def measure_labels(model: Model, batch: PyTree, measures: Sequence[str]) -> dict
     return heads
 
 
-def part_shapes(model: Model, batch: PyTree, sites: Sequence[str] = SITES) -> list[AttentionRecord]:
+def record_shapes(
+    model: Model, batch: PyTree, sites: Sequence[str] = SITES
+) -> list[AttentionRecord]:
     """Returns the parts that recording `sites` would return, with shapes in place of arrays."""
     found: list[AttentionRecord] = []
 

@@ -27,16 +27,16 @@ from research.models.model import Model, parameter_shapes
 from research.models.pooling import CLASS_TOKEN, LAST
 from research.tasks.task import Batch
 
-WAYS = ("raw", "rollout", "flow")
+METHODS = ("raw", "rollout", "flow")
 METRICS: Mapping[str, bool | None] = {
-    **{f"{way}_correlation": True for way in WAYS},
-    **{f"{way}_gradient_correlation": True for way in WAYS},
+    **{f"{way}_correlation": True for way in METHODS},
+    **{f"{way}_gradient_correlation": True for way in METHODS},
     "rollout_beyond_raw": True,
     "flow_beyond_raw": True,
 }
 """{metric: whether higher is better}."""
-TRUTH: Mapping[str, bool | None] = {
-    **{f"truth_{way}": True for way in WAYS},
+RATIONALE_METRICS: Mapping[str, bool | None] = {
+    **{f"truth_{way}": True for way in METHODS},
     "truth_blank_out": True,
 }
 FLOW_EXAMPLES = 32
@@ -47,13 +47,13 @@ class WordScores(NamedTuple):
     """Attention and importance scores of one example of n words; float arrays without padding.
 
     Attributes:
-      ways: {way: (L, n)} attention to each word, up to each layer.
+      by_method: {way: (L, n)} attention to each word, up to each layer.
       blank_out: (n,) change of the output when the word is blanked out, total variation.
       gradient: (n,) norm of the gradient.
       relevant: (n,) whether the word decides the label; None if the task does not mark them.
     """
 
-    ways: dict[str, np.ndarray]
+    by_method: dict[str, np.ndarray]
     blank_out: np.ndarray
     gradient: np.ndarray
     relevant: np.ndarray | None
@@ -100,25 +100,25 @@ def rollout_agreement(trained: Trained) -> Findings:
     metrics: dict[str, float] = {}
     slices: dict[str, list[float]] = {}
     against: dict[str, dict[str, list[list[float]]]] = {}
-    for way in WAYS:
-        have = [e for e in examples if way in e.ways]
+    for way in METHODS:
+        have = [e for e in examples if way in e.by_method]
         against[way] = {
-            f"{way}_correlation": [_spearman(e.ways[way], e.blank_out) for e in have],
-            f"{way}_gradient_correlation": [_spearman(e.ways[way], e.gradient) for e in have],
+            f"{way}_correlation": [_spearman(e.by_method[way], e.blank_out) for e in have],
+            f"{way}_gradient_correlation": [_spearman(e.by_method[way], e.gradient) for e in have],
         }
         if have[0].relevant is not None:
-            against[way][f"truth_{way}"] = [_precision(e.ways[way], e) for e in have]
+            against[way][f"truth_{way}"] = [_precision(e.by_method[way], e) for e in have]
         for name, found in against[way].items():
             by_layer = [mean(np.array(column)) for column in zip(*found, strict=True)]
             metrics[name], slices[f"{name}_by_layer"] = by_layer[-1], by_layer
-    last = {way: np.array(against[way][f"{way}_correlation"])[:, -1] for way in WAYS}
-    for way in WAYS[1:]:
+    last = {way: np.array(against[way][f"{way}_correlation"])[:, -1] for way in METHODS}
+    for way in METHODS[1:]:
         metrics[f"{way}_beyond_raw"] = mean(last[way] - last["raw"][: len(last[way])])
     if examples[0].relevant is not None:
         metrics["truth_blank_out"] = mean(
             np.array([_precision(e.blank_out[None], e)[0] for e in examples])
         )
-    layers = [str(layer + 1) for layer in range(len(examples[0].ways["raw"]))]
+    layers = [str(layer + 1) for layer in range(len(examples[0].by_method["raw"]))]
     return Findings(metrics, slices, {name: layers for name in slices})
 
 
@@ -163,12 +163,12 @@ def _of_row(read: dict[str, np.ndarray], batch: Batch, row: int, with_flow: bool
     # Skip the class token, if there is one in front of the words.
     front = read["raw"].shape[-1] - batch["inputs"].shape[1]
     whole = slice(front, front + words)
-    ways = {way: read[way][:, row, whole] for way in ("raw", "rollout")}
+    by_method = {way: read[way][:, row, whole] for way in ("raw", "rollout")}
     if with_flow:
         inputs = range(front, front + words)
-        ways["flow"] = _flow(read["weights"][:, row], read["reader"][row], inputs)
+        by_method["flow"] = _flow(read["weights"][:, row], read["reader"][row], inputs)
     return WordScores(
-        ways,
+        by_method,
         total_variation(read["blanked"][row, :words], read["logits"][row]),
         read["gradient"][row, :words],
         np.asarray(batch["relevant"])[row, :words] if "relevant" in batch else None,

@@ -19,7 +19,7 @@ class Trained(NamedTuple):
       task: the task it was trained on.
       model: the model.
       params: its best parameters.
-      siblings: parameters of all members of its population, with a leading axis.
+      population_params: parameters of all members of its population, with a leading axis.
       member: index of this model in the population.
       split: the split to analyse it on.
       examples: approximate number of examples of the split to use.
@@ -29,7 +29,7 @@ class Trained(NamedTuple):
     task: Task
     model: Model
     params: PyTree
-    siblings: PyTree
+    population_params: PyTree
     member: int
     split: str
     examples: int
@@ -93,4 +93,4 @@ def example_metric(
 
 def model_outputs(model: Model, params: PyTree, batch: Batch) -> Any:
     """Returns the outputs of a model on a batch, without dropout."""
-    return model.apply({"params": params}, batch, method="of_batch")
+    return model.apply({"params": params}, batch, method="forward")

@@ -67,7 +67,7 @@ class ClassifierConfig:
       body, pooling: names in `BODIES` and `POOLINGS`.
       width: N, width of the states, and of the embeddings unless the body is recurrent.
       layers: configuration of the transformer layers; None for other bodies.
-      looks_ahead: whether the transformer's mixer is non-causal and so needs a padding mask.
+      bidirectional: whether the transformer's mixer is non-causal and so needs a padding mask.
       sizes: sizes of a recurrent body; None for other bodies.
       dropout: rate; applied to embeddings, between layers, and to the pooled vector.
       init_stddev, embedding_stddev: initial standard deviation of matrices and of embeddings;
@@ -83,7 +83,7 @@ class ClassifierConfig:
     pooling: str
     width: int
     layers: TransformerConfig | None
-    looks_ahead: bool
+    bidirectional: bool
     sizes: Sizes | None
     dropout: float
     init_stddev: float
@@ -134,7 +134,7 @@ class Classifier(nn.Module):
         self.head = self.param("head", matrix_init(c.init_stddev), (c.width, c.classes))
         self.bias = self.param("head_bias", nn.initializers.zeros, (c.classes,))
 
-    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B C"]:
+    def forward(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B C"]:
         """Returns the float32 logits of a batch.
 
         Args:
@@ -184,14 +184,14 @@ class Classifier(nn.Module):
             table = sinusoids(c.layers.length, c.width, c.embedding_stddev)
             x = x + jnp.asarray(table[: x.shape[1]], x.dtype)
         # Padding is on the right, so a causal mixer never attends to it and needs no mask.
-        mask = padding(valid) if c.looks_ahead else None
+        mask = padding(valid) if c.bidirectional else None
         return self.stack(constrain(drop(x), *HIDDEN), mask, deterministic), valid
 
     def from_weights(
         self, weights: Float[Array, "B R"], states: Float[Array, "B R N"]
     ) -> Float[Array, "B C"]:
         """Returns the float32 logits of states pooled with the given weights."""
-        return self._decided(self.pool.read(weights, states))
+        return self._decided(self.pool.weighted_sum(weights, states))
 
     def weights(self, batch: Batch) -> Float[Array, "B H 1 T"]:
         """Returns the pooling weights of each sequence; H is 1 for attention and mean, else 0."""
@@ -298,7 +298,7 @@ class ClassifierOptions(TransformerOptions):
                 pooling=self.pooling,
                 width=self.width,
                 layers=layers,
-                looks_ahead=ahead,
+                bidirectional=ahead,
                 sizes=sizes,
                 dropout=self.dropout,
                 init_stddev=self.init_stddev,
@@ -333,7 +333,7 @@ def _layers(
     """Returns the config of the transformer layers and whether their mixer looks ahead."""
     room = length + (model.pooling == CLASS_TOKEN)
     spec: MixerSpec = part_spec(model, room, "encoder", {"mask": "full"}, "self")
-    if model.pooling == CLASS_TOKEN and not spec.looks_ahead:
+    if model.pooling == CLASS_TOKEN and not spec.bidirectional:
         raise UserError(
             f"model.pooling='class_token' with model.encoder={model.encoder!r}: the class token "
             "is the first of the sequence, so its layers must look ahead; set, for example, "
@@ -341,7 +341,7 @@ def _layers(
         )
     spec = with_substitute(spec, substitutes)
     layers = transformer_config(model, vocab_size, room, (spec,), position=spec.position)
-    return layers, spec.looks_ahead
+    return layers, spec.bidirectional
 
 
 def _sizes(model: ClassifierOptions) -> Sizes:
@@ -351,7 +351,7 @@ def _sizes(model: ClassifierOptions) -> Sizes:
         inputs=model.embedding_width or model.width,
         num_layers=model.num_layers,
         init_stddev=model.init_stddev,
-        reader=None,
+        decoder_attention=None,
         input_feeding=False,
         every_step=False,
         dtype=model.dtype,

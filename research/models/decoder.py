@@ -75,7 +75,7 @@ class Decoder(nn.Module):
             logits = linear(x, self.param("head", embedding_init, (c.width, c.vocab_size)))
         return constrain(logits.astype(jnp.float32), "batch", "length", "vocab"), state
 
-    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
+    def forward(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
         """Returns the float32 logits of "inputs" (B, T)."""
         return self(batch["inputs"], deterministic=deterministic)[0]
 

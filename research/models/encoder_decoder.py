@@ -64,14 +64,14 @@ class EncoderDecoderConfig:
       decoder: configuration of the decoder's layers, the target's positions, and everything that
         exists only once (vocabulary, embeddings, dropout).
       cross: cross-attention, the same in every decoder layer.
-      encoder_looks_ahead: whether the encoder is non-causal and so needs a padding mask.
+      encoder_bidirectional: whether the encoder is non-causal and so needs a padding mask.
       implementation: names of the implementations, encoder first.
     """
 
     encoder: TransformerConfig
     decoder: TransformerConfig
     cross: CrossAttention
-    encoder_looks_ahead: bool
+    encoder_bidirectional: bool
     implementation: str
 
     @property
@@ -107,7 +107,7 @@ class EncoderDecoder(nn.Module):
         if self.config.encoder.position == "learned":
             self.source_position = self.param("source_position", init, shape)
 
-    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
+    def forward(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
         """Returns the float32 logits of the next token after each position of "inputs" (B, T).
 
         Args:
@@ -115,18 +115,18 @@ class EncoderDecoder(nn.Module):
             all int32. S and T are at most `config.length`.
           deterministic: disables dropout.
         """
-        return self._of_batch(batch, deterministic, weights=False)[0]
+        return self._forward(batch, deterministic, weights=False)[0]
 
     def weights(self, batch: Batch) -> Float[Array, "B N T S"]:
         """Returns the float32 cross-attention weights; N is layers times heads, first layer first.
 
-        The argument is as in `of_batch`. Rows sum to one if the normalizer is a distribution; the
+        The argument is as in `forward`. Rows sum to one if the normalizer is a distribution; the
         weights of source padding are zero.
         """
-        return self._of_batch(batch, True, weights=True)[2]
+        return self._forward(batch, True, weights=True)[2]
 
     def encode(self, source: Int[Array, "B S"], source_length: Int[Array, " B"]) -> Memory:
-        """Returns the memory: "kept", each layer's keys and values (L, B, ...), and "valid"."""
+        """Returns the memory: "keys_values" of each layer (L, B, ...), and "valid"."""
         return self._encode(source, source_length, deterministic=True)
 
     def init_state(self, memory: Memory, length: int) -> dict:
@@ -176,7 +176,9 @@ class EncoderDecoder(nn.Module):
         def kept() -> Any:
             memory = jnp.zeros((1, length, c.width), c.dtype)
             cross = self._init_cross(jax.random.key(0))["layers"]
-            return transformer.init_state(c, 1, length)["layers"], self._remember(cross, memory)
+            return transformer.init_state(c, 1, length)["layers"], self._project_memory(
+                cross, memory
+            )
 
         shapes = jax.tree.leaves(jax.eval_shape(kept))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
@@ -192,10 +194,12 @@ class EncoderDecoder(nn.Module):
             }
         }
 
-    def _remember(self, cross: dict[str, Array], memory: Float[Array, "B S M"]) -> SourceKeysValues:
-        return jax.vmap(self.config.cross.remember, (0, None))(cross, memory)
+    def _project_memory(
+        self, cross: dict[str, Array], memory: Float[Array, "B S M"]
+    ) -> SourceKeysValues:
+        return jax.vmap(self.config.cross.project_memory, (0, None))(cross, memory)
 
-    def _of_batch(self, batch: Batch, deterministic: bool, weights: bool) -> tuple:
+    def _forward(self, batch: Batch, deterministic: bool, weights: bool) -> tuple:
         memory = self._encode(batch["source"], batch["source_length"], deterministic)
         return self._decode(memory, None, batch["inputs"], deterministic, weights)
 
@@ -206,9 +210,9 @@ class EncoderDecoder(nn.Module):
         learned = self.source_position if c.position == "learned" else None
         x = self._embed(c, table, learned, source, 0, deterministic)
         # Padding is on the right, so a causal encoder never attends to it and needs no mask.
-        mask = padding(valid) if self.config.encoder_looks_ahead else None
+        mask = padding(valid) if self.config.encoder_bidirectional else None
         x = self.encoder(x, mask, deterministic)
-        return {"kept": self._remember(dict(self.cross["layers"]), x), "valid": valid}
+        return {"keys_values": self._project_memory(dict(self.cross["layers"]), x), "valid": valid}
 
     def _decode(
         self, memory: Memory, state: Any, tokens: Array, deterministic: bool, weights: bool
@@ -218,7 +222,7 @@ class EncoderDecoder(nn.Module):
         learned = self.position if c.position == "learned" else None
         start = 0 if state is None else state["step"]
         x = self._embed(c, self.embedding, learned, tokens, start, deterministic)
-        source = dict(self.cross["layers"]), memory["kept"]
+        source = dict(self.cross["layers"]), memory["keys_values"]
         x, state, found = self.decoder(x, state, source, memory["valid"], deterministic, weights)
         logits = linear(x, self.embedding.T if c.tie_embeddings else self.head)
         logits = constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
@@ -246,7 +250,7 @@ class EncoderDecoder(nn.Module):
 def check_causal(specs: Sequence[MixerSpec], what: str = "a decoder") -> None:
     """Raises UserError for a non-causal mixer, which would see the tokens to predict."""
     for spec in specs:
-        if spec.looks_ahead:
+        if spec.bidirectional:
             mask = spec.values.get("mask", "full")
             raise UserError(
                 f"model.mask={mask!r} of mixer {spec.name!r} looks ahead, and {what} must not "
@@ -326,7 +330,7 @@ class EncoderDecoderOptions(DecoderOptions):
                 encoder=transformer_config(self, vocab_size, length, (encoder,), **changes),
                 decoder=transformer_config(self, vocab_size, length, layers, position=position),
                 cross=make_cross(cross, self.width),
-                encoder_looks_ahead=encoder.looks_ahead,
+                encoder_bidirectional=encoder.bidirectional,
                 implementation=implementation_names((encoder, *layers, cross)),
             )
         )

@@ -45,14 +45,14 @@ class Layer:
 
     Attributes:
       values: {key: value}, from `config.model` with the layer's overrides applied.
-      own: keys that the layer sets itself, independent of `config.model`.
-      strict: keys that the mixer must read; others may go unread.
+      own_keys: keys that the layer sets itself, independent of `config.model`.
+      required_keys: keys that the mixer must read; others may go unread.
       where: prefix of the key in error messages.
     """
 
     values: Mapping[str, Any]
-    own: frozenset[str]
-    strict: frozenset[str]
+    own_keys: frozenset[str]
+    required_keys: frozenset[str]
     where: str
 
     @property
@@ -69,21 +69,21 @@ class Layer:
     def spec(self, length: int) -> MixerSpec:
         """Returns the mixer for sequences of at most this length. Raises UserError."""
         try:
-            return read_spec({**self.values, "max_length": length}, self.strict)
+            return read_spec({**self.values, "max_length": length}, self.required_keys)
         except OptionError as error:
             raise UserError(f"{self.where}{error}") from None
 
     def shared(self) -> dict[str, Any]:
         """Returns {key: value} of the shared keys of `config.model` that the layer reads."""
         found = {MIXER: name_of(self.options, MIXERS)} | values_read(self.options)
-        return {key: value for key, value in found.items() if key not in self.own}
+        return {key: value for key, value in found.items() if key not in self.own_keys}
 
     def shared_defaults(self) -> dict[str, Any]:
         """Returns {key: default} of the keys that `shared` returns."""
         found = {MIXER: "softmax"} | defaults_read(self.options)
         if supports_rope(type(self.options)):
             found["position"] = "rope"
-        return {key: value for key, value in found.items() if key not in self.own}
+        return {key: value for key, value in found.items() if key not in self.own_keys}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +273,7 @@ def part_spec(model: Any, length: int, key: str, start: Mapping[str, Any], role:
     for name, where in spec.chosen():
         if role not in where:
             raise UserError(f"{one.where}{name} cannot be used in {role}-attention.")
-    padded = role == "cross" or spec.looks_ahead
+    padded = role == "cross" or spec.bidirectional
     return _implemented(spec, AUTO if own else inherited, padded, one.where)
 
 

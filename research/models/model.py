@@ -1,7 +1,7 @@
 """The model interface that training, decoding and planning depend on.
 
 A model is a Linen module: a frozen dataclass with a hashable `config` that owns parameters and no
-other variables. Call its methods as `model.apply({"params": params}, ..., method="of_batch")`.
+other variables. Call its methods as `model.apply({"params": params}, ..., method="forward")`.
 """
 
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ class Model(Protocol):
     @property
     def implementation(self) -> str: ...
 
-    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Any:
+    def forward(self, batch: Batch, *, deterministic: bool = True) -> Any:
         """Returns the outputs that the task's metrics take, usually logits (B, T, V)."""
         ...
 
@@ -43,7 +43,7 @@ class Model(Protocol):
 class SequenceToSequence(Model, Protocol):
     """Interface of models that predict a target sequence from a source sequence.
 
-    The logits of `of_batch` at position t equal the logits of `step` after the first t inputs.
+    The logits of `forward` at position t equal the logits of `step` after the first t inputs.
     Every leaf of a memory or state either has a batch axis or is shared by all rows.
     """
 
@@ -93,6 +93,6 @@ def parameter_shapes(model: Model, batch: PyTree) -> PyTree:
     """
 
     def init(key: jax.Array, batch: PyTree) -> PyTree:
-        return model.init(key, batch, method="of_batch")["params"]
+        return model.init(key, batch, method="forward")["params"]
 
     return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), batch)

@@ -48,7 +48,7 @@ class Pool(nn.Module):
             return states[:, 0]
         if self.kind == LAST:
             return self._ends(states, valid)
-        return self.read(self.weights(states, valid), states)
+        return self.weighted_sum(self.weights(states, valid), states)
 
     def weights(
         self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]
@@ -61,7 +61,7 @@ class Pool(nn.Module):
         scores = (jnp.tanh(hidden) * self.vector).sum(-1)
         return jax.nn.softmax(jnp.where(valid, scores, -jnp.inf), axis=-1)
 
-    def read(
+    def weighted_sum(
         self, weights: Float[Array, "B T"], states: Float[Array, "B T N"]
     ) -> Float[Array, "B N"]:
         """Returns the sum of the states weighted by `weights`, in the dtype of the states."""

@@ -144,11 +144,11 @@ class Cross(nn.Module):
         self,
         x: Float[Array, "B T M"],
         params: dict[str, Array],
-        kept: dict[str, Float[Array, "B S K D"]],
+        keys_values: dict[str, Float[Array, "B S K D"]],
         mask: Mask | None,
         q_index: Any,
     ) -> Float[Array, "B T M"]:
-        return self.cross.read(params, x, kept, mask=mask, q_index=q_index)
+        return self.cross.attend(params, x, keys_values, mask=mask, q_index=q_index)
 
 
 class Block(nn.Module):
@@ -194,13 +194,13 @@ class Block(nn.Module):
         x = constrain(x + drop(y), *HIDDEN)
         weights = None
         if self.cross is not None and source is not None:
-            params, kept = source
+            params, keys_values = source
             y = Norm(c.norm, c.use_bias, name="norm_cross")(x)
             if self.weights:
                 weights = self.cross.attention_trace(
-                    params, y, kept, mask=mask, q_index=q_index
+                    params, y, keys_values, mask=mask, q_index=q_index
                 ).weights
-            y = Cross(self.cross, name="cross")(y, params, kept, mask, q_index)
+            y = Cross(self.cross, name="cross")(y, params, keys_values, mask, q_index)
             x = constrain(x + drop(y), *HIDDEN)
         if c.feedforward:
             y = FeedForward(c, name="feedforward")(Norm(c.norm, c.use_bias, name="norm2")(x))

@@ -87,7 +87,7 @@ def training_flops(model: Model, batch: Any, params: Any = None) -> float:
     """
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        outputs = model.apply({"params": params}, batch, method="of_batch")
+        outputs = model.apply({"params": params}, batch, method="forward")
         return sum((a.sum() for a in jax.tree.leaves(outputs)), jnp.float32(0.0))
 
     params = params or parameter_shapes(model, batch)

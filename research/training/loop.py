@@ -332,7 +332,7 @@ def member_for_analysis(program: Program, config: ConfigDict, best: Any, member:
         task=program.task,
         model=program.model,
         params=jax.tree.map(lambda leaf: leaf[member], best),
-        siblings=best,
+        population_params=best,
         member=member,
         split=analysis_split(program.task),
         examples=config.interpret.examples,

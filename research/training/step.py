@@ -133,7 +133,7 @@ def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member]
 
     def init(member: Member) -> State:
         example = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        params = model.init(random_stream(member.seed, 0), example, method="of_batch")["params"]
+        params = model.init(random_stream(member.seed, 0), example, method="forward")["params"]
         which = matrices(model, params)
         params = jax.tree.map(lambda p, m: p * member.init_scale if m else p, params, which)
         optimizer = make_optimizer(described, config.train.steps, 0.0, 0.0, which)
@@ -161,7 +161,7 @@ def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
             batch,
             deterministic=False,
             rngs={"dropout": key},
-            method="of_batch",
+            method="forward",
         )
         sums = task.metrics(outputs, batch)
         return objective(sums).total, {name: s for name, s in sums.items() if s.total.ndim == 0}

@@ -96,7 +96,7 @@ def vectors(seed=1):
 
 def steps(alignment, params, q, k, mask=None):
     """The weights (T, B, H, S) of one query after the other."""
-    memory, index = alignment.remember(params, k), jnp.arange(k.shape[1])
+    memory, index = alignment.precompute_keys(params, k), jnp.arange(k.shape[1])
 
     def step(state, query):
         at, q = query
@@ -198,7 +198,7 @@ def test_keys_share_of_an_energy_is_remembered():
     _, k, _ = vectors()
     for name, heads in (("additive", K), ("concat", H)):
         params = drawn(CONTENTS[name].parameters())
-        memory = jax.eval_shape(CONTENTS[name].remember, params, k)
+        memory = jax.eval_shape(CONTENTS[name].precompute_keys, params, k)
         assert memory["hidden"].shape == (B, S, heads, A)
         assert memory.keys() == {"hidden"}
 

@@ -29,7 +29,11 @@ T, S, BLOCK = 13, 19, 8
 Q_INDEX = np.arange(S - T, S)
 # Those that run on this device; test_fused.py has the others.
 # On one device those for a split sequence are blockwise or dense.
-HERE = [n for n, found in IMPLEMENTATIONS.items() if "cpu" in found.platforms and not found.split]
+HERE = [
+    n
+    for n, found in IMPLEMENTATIONS.items()
+    if "cpu" in found.platforms and not found.shards_sequence
+]
 # Half the time to compile. What is compiled runs once, on little.
 QUICK = {"xla_backend_optimization_level": 0}
 

@@ -79,7 +79,7 @@ def test_cross_attention_is_rebuilt_too(extra):
 
     @jax.jit
     def run(params, x, memory):
-        kept = layer.remember(params, memory)
+        kept = layer.project_memory(params, memory)
         look = layer.attention_trace(params, x, kept)
         rebuilt = layer.merge(params, x, weighted_values(look.weights, look.values))
         return look.weights, rebuilt, layer(params, x, memory)

@@ -240,7 +240,7 @@ def test_a_score_that_reads_nothing_still_gives_blocks_their_keys():
 def test_empty_slots_are_no_block_that_is_wholly_allowed():
     """Positions of a cache that are known while tracing: the slots at the end are empty."""
     lo, hi = np.array([[0, -1, -1]]), np.array([[3, 2, -1]])
-    some, every = filled.blocks(np.zeros((1, 1), int), np.ones((1, 1), int), lo, hi)
+    some, every = filled.classify_blocks(np.zeros((1, 1), int), np.ones((1, 1), int), lo, hi)
     assert some.tolist() == [[True, True, False]] and every.tolist() == [[True, False, False]]
     options = {"width": M, "num_heads": H, "max_length": S, "implementation": "blockwise"}
     mixer, x = make_mixer(**options, block_size=4), np.float32(arrays()[3])

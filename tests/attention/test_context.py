@@ -70,6 +70,6 @@ def test_the_busiest_devices_have_the_least_to_do():
 
     causal = found(masks.causal())
     assert causal.queries.pieces == 2
-    assert (causal.loads == causal.loads[:, :1]).all()
+    assert (causal.blocks_per_round == causal.blocks_per_round[:, :1]).all()
     assert found(masks.full()).queries.pieces == 1
     assert found(masks.window(9)).queries.pieces == 1

@@ -105,7 +105,9 @@ def test_equals_torch(use_bias, padded):
     np.testing.assert_allclose(by_memory, theirs[1].grad, **tolerance)
     for name, grad in (("query", reference.q_proj_weight), ("key", reference.k_proj_weight)):
         np.testing.assert_allclose(by_params[name].reshape(-1, M), grad.grad.T, **tolerance)
-    weights = layer.attention_trace(params, x, layer.remember(params, memory), mask=mask).weights
+    weights = layer.attention_trace(
+        params, x, layer.project_memory(params, memory), mask=mask
+    ).weights
     np.testing.assert_allclose(weights, expected_weights.detach(), **tolerance)
 
 
@@ -138,11 +140,11 @@ def test_reading_token_by_token_equals_reading_at_once(layer):
 
     @jax.jit
     def run(params, x, memory):
-        kept = layer.remember(params, memory)
-        assert ("k" in kept) == ("key" in layer.mechanism.reads)
+        kept = layer.project_memory(params, memory)
+        assert ("k" in kept) == ("key" in layer.mechanism.required_projections)
 
         def read(at):
-            return layer.read(params, x[:, at], kept, mask=mask, q_index=at)
+            return layer.attend(params, x[:, at], kept, mask=mask, q_index=at)
 
         one_by_one = jax.lax.map(lambda t: read(t[None])[:, 0], jnp.arange(T))
         last_two = read(jnp.array([3, 4]))
@@ -196,8 +198,8 @@ def test_rotary_sees_distances_only():
 
     @jax.jit
     def run(params, x, memory):
-        kept = layer.remember(params, memory)
-        return layer.read(params, x, kept, mask=behind, q_index=np.arange(2, T + 2))
+        kept = layer.project_memory(params, memory)
+        return layer.attend(params, x, kept, mask=behind, q_index=np.arange(2, T + 2))
 
     found = run(params, x, moved)
     np.testing.assert_allclose(found, turned, atol=1e-5)

@@ -79,5 +79,5 @@ def test_taylor_features_multiply_to_the_polynomial():
     phi = features.Taylor()
     s = (np.float64(q) * np.float64(k)).sum(-1) / np.sqrt(6)
     queries, keys = jax.jit(lambda q, k: (phi.queries(q), phi.keys(k)))(q, k)
-    assert keys.shape == (50, phi.count(6)) == (50, 28)
+    assert keys.shape == (50, phi.num_features(6)) == (50, 28)
     close((np.asarray(queries) * np.asarray(keys)).sum(-1), 1 + s + s**2 / 2, 1e-6)

@@ -87,7 +87,7 @@ def pairs(mask):
     index = jnp.arange(-1, 40)
     bounds = np.arange(0, 40, 5)
     q_lo, kv_lo = bounds[:, None], bounds[None]
-    blocks = mask.blocks(q_lo, q_lo + 4, kv_lo, kv_lo + 4)
+    blocks = mask.classify_blocks(q_lo, q_lo + 4, kv_lo, kv_lo + 4)
     return [np.asarray(a) for a in (mask(index[1:, None], index[None]), *blocks)]
 
 

@@ -105,7 +105,8 @@ def grid(mask, table, q_block: int, kv_block: int):
     ends = (np.minimum(s + b, SIDE) - 1 for s, b in zip(starts, (q_block, kv_block), strict=True))
     (q_lo, kv_lo), (q_hi, kv_hi) = starts, ends
     some, every = (
-        np.broadcast_to(x, (len(q_lo), kv_lo.size)) for x in mask.blocks(q_lo, q_hi, kv_lo, kv_hi)
+        np.broadcast_to(x, (len(q_lo), kv_lo.size))
+        for x in mask.classify_blocks(q_lo, q_hi, kv_lo, kv_hi)
     )
     true_some, true_every = np.zeros(some.shape, bool), np.zeros(some.shape, bool)
     for i in range(some.shape[0]):
@@ -156,12 +157,12 @@ def test_blocks_of_registered_masks_on_every_grid(name):
 @given(composed)
 def test_reach_kept_and_together_bound_what_is_seen(case):
     mask, table = case
-    assert mask.kept >= 0
+    assert mask.num_sink_tokens >= 0
     if mask.reach is None:
-        assert mask.kept == 0
+        assert mask.num_sink_tokens == 0
     else:
         assert mask.reach >= 1
-        assert not (table & (K >= mask.kept) & (Q - K >= mask.reach)).any()
+        assert not (table & (K >= mask.num_sink_tokens) & (Q - K >= mask.reach)).any()
     if mask.prefix_length is not None:
         assert (K <= np.maximum(Q, mask.prefix_length - 1))[table].all()
 
@@ -183,7 +184,7 @@ def test_what_a_decoder_keeps_of_sparse_masks():
     """Not only sound but as small as the mask allows."""
 
     def slots(mask):
-        return mask.reach, mask.kept, mask.prefix_length
+        return mask.reach, mask.num_sink_tokens, mask.prefix_length
 
     first, causal = sparse_masks.global_tokens(2), masks.causal()
     assert slots(masks.window(4) | (causal & first)) == (4, 2, 0)
@@ -276,10 +277,10 @@ def test_random_links_that_are_too_many_to_count_are_unknown():
     mask = bigbird.RandomLinks(2, 0)
     starts = np.arange(0, 8192, 512)
     args = starts[:, None], starts[:, None] + 511, starts[None], starts[None] + 511
-    some, every = mask.blocks(*args)
+    some, every = mask.classify_blocks(*args)
     assert some.all() and not every.any()
     # The table of larger blocks is small enough.
-    some, every = bigbird.BlockMask(mask, 256).blocks(*args)
+    some, every = bigbird.BlockMask(mask, 256).classify_blocks(*args)
     assert 0.1 < some.mean() < 0.9
 
 
@@ -295,10 +296,10 @@ def test_masks_of_arrays():
     assert np.array_equal(padded(q, k)[:, 0], np.broadcast_to(kv_segments[:, None] > 0, (2, 3, 4)))
     # Their contents may be unknown while tracing, so blocks say nothing.
     for m in (mask, padded, ~mask):
-        assert m.blocks(q, q, k, k)[0].all()
-        assert not m.blocks(q, q, k, k)[1].any()
+        assert m.classify_blocks(q, q, k, k)[0].all()
+        assert not m.classify_blocks(q, q, k, k)[1].any()
     # With a mask that knows, what it knows still counts.
-    some, _ = (mask & masks.causal()).blocks(q, q, k, k)
+    some, _ = (mask & masks.causal()).classify_blocks(q, q, k, k)
     assert np.array_equal(some, k <= q)
 
 

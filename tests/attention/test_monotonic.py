@@ -202,7 +202,7 @@ def run(alignment, params, q, k, mask=None):
         weights, state = alignment.step(params, q, memory, at[None], index, mask, state)
         return state, (weights, state)
 
-    memory = alignment.remember(params, k)
+    memory = alignment.precompute_keys(params, k)
     first = alignment.init_state(k.shape[0], k.shape[1], k.dtype)
     return jax.lax.scan(step, first, (jnp.arange(len(q)), q))[1]
 
@@ -282,7 +282,7 @@ def test_a_reader_that_waits_does_not_go_back_to_what_a_query_sees():
 
     @jax.jit
     def step(params, q, k, state):
-        memory, index = alignment.remember(params, k), np.arange(S)
+        memory, index = alignment.precompute_keys(params, k), np.arange(S)
         first = padding(jnp.asarray(np.broadcast_to(np.arange(S) < 2, (B, S))))
         return alignment.step(params, q, memory, np.array([0]), index, first, state)
 

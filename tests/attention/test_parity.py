@@ -26,7 +26,11 @@ from tests.attention.cases import close, qkv, weighted
 T, S = 13, 19
 # Implementations that run where the tests do. Those for split sequences are blockwise here, which
 # test_mixers.py checks.
-HERE = [n for n, found in IMPLEMENTATIONS.items() if "cpu" in found.platforms and not found.split]
+HERE = [
+    n
+    for n, found in IMPLEMENTATIONS.items()
+    if "cpu" in found.platforms and not found.shards_sequence
+]
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])

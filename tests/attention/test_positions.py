@@ -138,7 +138,7 @@ def test_rotary_needs_an_even_number_of_channels():
     with pytest.raises(ValueError, match="head width = 10, of which 5 rotate"):
         Rotary(fraction=0.5)(vectors(10), np.arange(T))
     with pytest.raises(ValueError, match="head width = 4, of which 0 rotate"):
-        Rotary(fraction=0.1).turned(4)
+        Rotary(fraction=0.1).rotated_width(4)
 
 
 # The biases.

@@ -153,7 +153,7 @@ def test_a_future_implementation_that_lacks_the_mechanism_is_refused(monkeypatch
     plain = Implementation(
         IMPLEMENTATIONS["dense"].attend,
         lambda mechanism: "biases" if mechanism.biases else "",
-        blocked=False,
+        takes_block_size=False,
     )
     monkeypatch.setitem(IMPLEMENTATIONS, "plain", plain)
     names = (*MIXERS["softmax"].implementations, "plain")

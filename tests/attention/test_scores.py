@@ -166,7 +166,7 @@ def test_a_score_looks_at_what_it_says_it_reads(name):
             lambda params, q, k: bind(score, "score", params).as_dot(q, k), params, q, k
         )
     read = tuple(n for n, g in zip(("query", "key"), slopes, strict=True) if np.any(g))
-    assert read == score.reads
+    assert read == score.required_projections
     assert score.has_dot_form == (form is not None)
 
 
@@ -291,7 +291,7 @@ def test_predicted_window_is_that_of_luong():
         def both(params, q, plain):
             def weights(params):
                 bound = bind(window, "focus", params)
-                return bound.around(softmax, q, jnp.asarray(lengths)[None, :, None], kv)(plain)
+                return bound.restrict(softmax, q, jnp.asarray(lengths)[None, :, None], kv)(plain)
 
             slopes = jax.grad(lambda p: (weights(p) * jnp.cos(kv)).sum())
             return weights(params), slopes(params)

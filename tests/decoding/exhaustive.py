@@ -18,7 +18,7 @@ ROWS = 32
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(model, params, batch):
-    logits = model.apply({"params": params}, batch, method="of_batch")
+    logits = model.apply({"params": params}, batch, method="forward")
     weights = model.apply({"params": params}, batch, method="weights")
     return jax.nn.log_softmax(logits), weights
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research.decoding import decode as decoding
-from research.decoding.beam_search import SHARED, batch_axes, beam_search, read, take_rows
+from research.decoding.beam_search import SHARED, batch_axes, beam_search, encode_sources, take_rows
 from research.decoding.decode import decode_all, padded, static_lengths
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search
@@ -35,8 +35,8 @@ def decode(*args):
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def by_beam(model, params, source, lengths, search, limit):
     """Beam search, which `decode` does not do for a beam of one."""
-    reader = read(model, params, source, lengths, search.beam, limit, search.ctc_weight)
-    return beam_search(reader, search, limit)
+    decoder = encode_sources(model, params, source, lengths, search.beam, limit, search.ctc_weight)
+    return beam_search(decoder, search, limit)
 
 
 @functools.partial(jax.jit, static_argnums=0)

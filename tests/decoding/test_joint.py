@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.decoding.beam_search import read
+from research.decoding.beam_search import encode_sources
 from research.decoding.decode import decode_all
 from research.decoding.sampling import Sampling
 from research.decoding.search import Search
@@ -145,13 +145,13 @@ def test_joint_scores_only_fall():
 
     @jax.jit
     def scored(params):
-        reader = read(model, params, source, lengths, 1, 6, 0.7)
+        decoder = encode_sources(model, params, source, lengths, 1, 6, 0.7)
 
         def step(state, tokens):
-            log_probs, state, _ = reader.step(state, tokens)
+            log_probs, state, _ = decoder.step(state, tokens)
             return state, log_probs
 
-        return jax.lax.scan(step, reader.state, jnp.asarray(tokens))[1]
+        return jax.lax.scan(step, decoder.state, jnp.asarray(tokens))[1]
 
     log_probs = np.asarray(scored(params))
     assert log_probs.shape == (5, 16, 9) and (log_probs <= 1e-4).all()

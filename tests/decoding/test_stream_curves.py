@@ -10,12 +10,12 @@ from research.decoding.stream_curves import (
     Curve,
     bin_means,
     full_attention_losses,
-    pieces,
     position_bins,
     recomputed_window_losses,
     stream_models,
     streaming_losses,
     summaries,
+    text_pieces,
 )
 from research.decoding.streaming import streaming
 from research.errors import UserError
@@ -99,12 +99,12 @@ def test_each_number_of_sinks_is_a_model_and_a_state_of_fixed_size_is_one():
 def test_pieces_do_not_overlap_and_reach_the_end():
     text = np.arange(47)
     for most, number in ((1, 1), (3, 3), (9, 4)):
-        found = pieces(text, 10, most)
+        found = text_pieces(text, 10, most)
         assert found.shape == (number, 11) and (np.diff(found, axis=1) == 1).all()
         assert (np.diff(found[:, 0]) >= 11).all() and found[0, 0] == 0
         assert number == 1 or found[-1, -1] == 46
     with pytest.raises(UserError, match=r"--tokens=47: the text has 47 tokens; give at most 46"):
-        pieces(text, 47, 1)
+        text_pieces(text, 47, 1)
 
 
 @pytest.mark.parametrize("last", [1, 2, 7, 64, 1000, 4096])

@@ -81,7 +81,7 @@ class Toy(nn.Module):
         logits, weights = zip(*found, strict=True)
         return jnp.stack(logits, 1), jnp.stack(weights, 2)
 
-    def of_batch(self, batch, deterministic: bool = True):
+    def forward(self, batch, deterministic: bool = True):
         return self.run(batch)[0]
 
     def weights(self, batch):
@@ -130,7 +130,7 @@ def make_toy(seed: int, **config: Any) -> tuple[Toy, Any]:
 def _init(model: Toy, seed: int) -> Any:
     tokens = jnp.ones((1, 2), jnp.int32)
     batch = {"source": tokens, "source_length": jnp.array([2]), "inputs": tokens}
-    return model.init(jax.random.key(seed), batch, method="of_batch")["params"]
+    return model.init(jax.random.key(seed), batch, method="forward")["params"]
 
 
 def drawn(model: Any, scale: float) -> Any:

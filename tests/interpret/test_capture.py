@@ -73,8 +73,8 @@ NAMES = {
 @functools.cache
 def problem(name):
     """Model, parameters and batch of a case, all arrays NumPy's."""
-    make, changes = CASES[name]
-    config = make(**{f"model__{k}": v for k, v in changes.items()})
+    make, deltas = CASES[name]
+    config = make(**{f"model__{k}": v for k, v in deltas.items()})
     rng = np.random.default_rng(0)
     batch = {"inputs": rng.integers(3, V, (2, T)).astype(np.int32)}
     if make in (small.transduction, small.speech):
@@ -95,18 +95,18 @@ def problem(name):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def applied(model, params, batch, method="of_batch"):
+def applied(model, params, batch, method="forward"):
     return model.apply({"params": params}, batch, method=method)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def recorded(model, params, batch, sites, changes):
-    return record(model, params, batch, sites, changes)
+def recorded(model, params, batch, sites, interventions):
+    return record(model, params, batch, sites, interventions)
 
 
-def looked(model, params, batch, sites=SITES, changes=None):
+def looked(model, params, batch, sites=SITES, interventions=None):
     """What `record` returns, compiled, as arrays of NumPy."""
-    return jax.device_get(recorded(model, params, batch, sites, changes))
+    return jax.device_get(recorded(model, params, batch, sites, interventions))
 
 
 def layers(found, site, kind="self"):
@@ -288,7 +288,7 @@ def test_mistakes_are_named():
     change = Intervention(np.zeros(1), np.bool_(True))
     with pytest.raises(UserError, match="sites='weight'"):
         record(model, params, batch, ("weight",))
-    with pytest.raises(UserError, match="changes='scores'"):
+    with pytest.raises(UserError, match="interventions='scores'"):
         record(model, params, batch, (), {"scores": change})
     with pytest.raises(UserError, match="no such site"):
         record(model, params, batch, (), {"embeddings": change})

@@ -45,11 +45,11 @@ def asked(change=None, members=2, scale=1.0, **deltas):
     def draw(leaf):
         return (scale * rng.normal(size=(members, *leaf.shape))).astype(np.float32)
 
-    siblings = jax.tree.map(draw, shapes)
+    population_params = jax.tree.map(draw, shapes)
     if change is not None:
-        siblings = change(jax.tree.map(np.zeros_like, siblings))
-    params = jax.tree.map(lambda leaf: leaf[0], siblings)
-    return Trained(task, model, params, siblings, 0, "test", EXAMPLES, SEED)
+        population_params = change(jax.tree.map(np.zeros_like, population_params))
+    params = jax.tree.map(lambda leaf: leaf[0], population_params)
+    return Trained(task, model, params, population_params, 0, "test", EXAMPLES, SEED)
 
 
 def by_keyword(params):
@@ -82,7 +82,7 @@ def looked_at(model, params, tokens):
     """Probabilities (C,) and attention (n,) of one text without padding."""
     batch = {"inputs": tokens[None], "length": jnp.array([len(tokens)])}
     logits, weights = (
-        model.apply({"params": params}, batch, method=m) for m in ("of_batch", "weights")
+        model.apply({"params": params}, batch, method=m) for m in ("forward", "weights")
     )
     return jax.nn.softmax(logits[0]), weights[0].reshape(-1)
 
@@ -109,7 +109,7 @@ def probabilities(question, tokens):
 
 
 def attention(question, tokens, member=0):
-    params = jax.tree.map(lambda leaf: leaf[member], question.siblings)
+    params = jax.tree.map(lambda leaf: leaf[member], question.population_params)
     return np.asarray(looked_at(question.model, params, tokens)[1])
 
 
@@ -237,7 +237,9 @@ def test_a_seed_alone_has_no_divergence_from_others(monkeypatch):
     question = asked(by_keyword, model__body="none", task__min_length=3)
     known = explanations._explained(question)
     monkeypatch.setattr(explanations, "_explained", lambda _: known)
-    alone = question._replace(siblings=jax.tree.map(lambda leaf: leaf[:1], question.siblings))
+    alone = question._replace(
+        population_params=jax.tree.map(lambda leaf: leaf[:1], question.population_params)
+    )
     both, found = faithfulness(question).metrics, faithfulness(alone).metrics
     assert both.keys() - found.keys() == {"seed_divergence", "adversarial_beyond_seeds"}
     assert found.items() <= both.items()

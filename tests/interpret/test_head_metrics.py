@@ -44,7 +44,7 @@ def test_columns_are_the_measures_of_all_heads():
         ratios = np.concatenate([s.total / s.count for s in each])
         by_head = sums[f"{name}_by_head"]
         np.testing.assert_allclose(by_head.total / by_head.count, ratios, rtol=1e-5)
-        one = ratios.max() if MEASURES[name].strongest else ratios.mean()
+        one = ratios.max() if MEASURES[name].max_over_heads else ratios.mean()
         np.testing.assert_allclose(sums[name].total, one, rtol=1e-5)
         assert sums[name].count == 1
     expected = max(float((s.total / s.count).max()) for s in heads)

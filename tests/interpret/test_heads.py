@@ -10,7 +10,7 @@ import scipy.special
 from research.errors import UserError
 from research.interpret.analyses import run_analyses
 from research.interpret.capture import Intervention
-from research.interpret.head_metrics import part_shapes
+from research.interpret.head_metrics import record_shapes
 from research.interpret.heads.head_masking import attention_layers, common_num_heads, mask_heads
 from research.interpret.heads.importance import num_prunable
 from research.interpret.trained import batches
@@ -31,7 +31,7 @@ def test_attentions_with_heads_are_those_that_are_captured(name):
     model, params, batch = problem(name)
     captured = [
         (part.name, part.sites["weights"].shape[1])
-        for part in part_shapes(model, batch, ("weights",))
+        for part in record_shapes(model, batch, ("weights",))
         if part.kind != "pooling"
     ]
     found = [(a.name, a.heads) for a in attention_layers(model, params)]
@@ -52,7 +52,7 @@ def test_a_head_that_is_masked_is_a_head_that_reads_nothing(name):
         heads = attention_layers(model, params)[0].heads
     mask = np.ones((layers, heads), np.float32)
     mask[1, 0] = 0
-    part = part_shapes(model, batch, ("read",))[1]
+    part = record_shapes(model, batch, ("read",))[1]
     nothing = np.zeros((layers, *part.sites["read"].shape), np.float32)
     where = (mask == 0).reshape(layers, 1, 1, heads, 1)
     expected, _ = looked(model, params, batch, (), {"read": Intervention(nothing, where)})

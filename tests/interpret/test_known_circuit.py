@@ -11,7 +11,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tests.interpret.test_columns import columns_of
 
 from research.interpret.heads.head_masking import mask_heads
 from research.interpret.logit_lens import decoder_lens
@@ -26,6 +25,7 @@ from research.models.registry import make_model
 from tests import small
 from tests.compiled import compiled
 from tests.interpret.test_capture import applied, layers
+from tests.interpret.test_head_metrics import columns_of
 
 V, T = 12, 10
 WIDTH, D = 2 * V + T + V, 16

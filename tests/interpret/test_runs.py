@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from tests.interpret.test_columns import columns_of
 
 from research.interpret.analyses import run_analyses
-from research.interpret.explanations import METRICS, TRUTH
+from research.interpret.explanations import METRICS, RATIONALE_METRICS
 from research.training.loop import member_for_analysis, train_population
 from research.training.program import make_program
 from research.training.runs import load_run_config, open_run
 from tests import small
 from tests.interpret.test_capture import applied
+from tests.interpret.test_head_metrics import columns_of
 from tests.random_runs import random_params
 
 POOLING = ("entropy_of_pooling", "confidence_of_pooling")
@@ -111,7 +111,7 @@ def test_pooling_is_measured_and_examples_that_fill_a_batch_do_not_count(rule):
 def test_a_run_learns_the_keyword_and_explanations_find_it(rule):
     _, results = rule
     first, second = (result["best"]["test"] for result in results)
-    assert {*METRICS, *TRUTH} <= set(first)
+    assert {*METRICS, *RATIONALE_METRICS} <= set(first)
     assert "gradient_tau" not in results[0]["best"]["validation"]
     for found in (first, second):
         assert found["accuracy"] == 1

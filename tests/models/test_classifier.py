@@ -64,7 +64,7 @@ def parameters(model):
 @functools.partial(jax.jit, static_argnums=0)
 def called(model, params, batch):
     """Logits (B, C) and weights (B, H, 1, T)."""
-    return [model.apply({"params": params}, batch, method=m) for m in ("of_batch", "weights")]
+    return [model.apply({"params": params}, batch, method=m) for m in ("forward", "weights")]
 
 
 @functools.cache
@@ -209,7 +209,7 @@ def test_dropout_and_dtype():
     @jax.jit
     def dropped(seed):
         options = {"deterministic": False, "rngs": {"dropout": jax.random.key(seed)}}
-        return model.apply({"params": params}, batch, **options, method="of_batch")
+        return model.apply({"params": params}, batch, **options, method="forward")
 
     seen = [np.asarray(dropped(seed)) for seed in (0, 1)]
     assert (abs(seen[0] - seen[1]) > 0).all() and seen[0].dtype == jnp.float32

@@ -39,7 +39,7 @@ def some_batch(source=S, target=T):
 
 
 def shapes_of(model):
-    init = lambda k: model.init(k, some_batch(), method="of_batch")["params"]  # noqa: E731
+    init = lambda k: model.init(k, some_batch(), method="forward")["params"]  # noqa: E731
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -55,7 +55,7 @@ def parameters(model, scale=0.2):
     return jax.device_put(params)
 
 
-def apply(model, params, *args, method="of_batch", **options):
+def apply(model, params, *args, method="forward", **options):
     return model.apply({"params": params}, *args, method=method, **options)
 
 
@@ -189,12 +189,12 @@ def test_every_way_to_read_the_source_runs_and_steps(delta):
     @jax.jit
     def run(params, source, x):
         """All at once, and the last one alone: what is read, and with which weights."""
-        kept = cross.remember(params, source)
+        kept = cross.project_memory(params, source)
         mask = padding(jnp.arange(S) < jnp.asarray(LENGTHS)[:, None])
         last = {"mask": mask, "q_index": jnp.array([T - 1])}
         return [
             (
-                cross.read(params, x, kept, **at),
+                cross.attend(params, x, kept, **at),
                 cross.attention_trace(params, x, kept, **at).weights,
             )
             for x, at in ((x, {"mask": mask}), (x[:, -1:], last))
@@ -244,7 +244,7 @@ def test_state_size_is_that_of_the_state():
 
 def test_initial_values():
     model = model_of(width=64, num_layers=8, encoder_layers=2, feedforward=256, num_heads=4)
-    init = lambda k: model.init(k, some_batch(), method="of_batch")["params"]  # noqa: E731
+    init = lambda k: model.init(k, some_batch(), method="forward")["params"]  # noqa: E731
     params = jax.jit(init)(jax.random.key(0))
     found = {
         "encoder": params["encoder"]["layers"]["0"]["feedforward"]["out"],
@@ -300,7 +300,7 @@ def test_parts_take_of_the_config_what_they_read():
     assert (encoder.values["softcap"], encoder.values["normalizer"]) == (2.0, "sigmoid")
     assert encoder.implementation == "dense"
     model = model_of(mixer="gated_delta", position="none", short_convolution=4)
-    assert model.implementation == "chunkwise, dense" and not model.config.encoder_looks_ahead
+    assert model.implementation == "chunkwise, dense" and not model.config.encoder_bidirectional
     model = model_of(encoder="position=sinusoidal")
     assert model.config.encoder.position == "sinusoidal"
     assert model.config.decoder.mixers[0].rotary is not None

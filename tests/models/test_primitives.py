@@ -139,15 +139,15 @@ def test_order_is_read_off_sines_whatever_embeddings_start_from(build, stddev):
             model__embedding_stddev=stddev,
         )
         model = make_model(config.model, V, T, classes=2 * (build is classifier))
-        of_batch = jax.jit(lambda p, b, m=model: m.apply({"params": p}, b, method="of_batch"))
-        params = model.init(jax.random.key(0), batch(TOKENS), method="of_batch")["params"]
+        forward = jax.jit(lambda p, b, m=model: m.apply({"params": p}, b, method="forward"))
+        params = model.init(jax.random.key(0), batch(TOKENS), method="forward")["params"]
 
         def trained(path, leaf, stddev=stddev):
             table = "embedding" in path[-1].key
             return leaf / rms(leaf) * max(stddev, 32**-0.5) if table else leaf
 
         params = jax.tree_util.tree_map_with_path(trained, params)
-        found = [of_batch(params, batch(tokens)) for tokens in (TOKENS, SWAPPED)]
+        found = [forward(params, batch(tokens)) for tokens in (TOKENS, SWAPPED)]
         before, after = (logits if build is classifier else logits[:, -1] for logits in found)
         changes[position] = rms(after - before) / rms(before)
     assert changes["none"] < 1e-5

@@ -41,7 +41,7 @@ def some_batch(length=S):
 def parameters(model):
     """Parameters so large that every part of the model shows."""
     shapes = jax.eval_shape(
-        lambda b: model.init(jax.random.key(0), b, method="of_batch"), some_batch()
+        lambda b: model.init(jax.random.key(0), b, method="forward"), some_batch()
     )
     rng = np.random.default_rng(1)
     return jax.tree.map(
@@ -52,7 +52,7 @@ def parameters(model):
 @functools.partial(jax.jit, static_argnums=0)
 def called(model, params, batch):
     """Logits (B, T, V) and weights (B, H, T, S) of a whole batch."""
-    return [model.apply({"params": params}, batch, method=m) for m in ("of_batch", "weights")]
+    return [model.apply({"params": params}, batch, method=m) for m in ("forward", "weights")]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,7 +106,12 @@ variants = pytest.mark.parametrize(
 def test_one_step_after_the_other_equals_the_whole(model):
     params, batch = parameters(model), some_batch()
     logits, weights = called(model, params, batch)
-    assert weights.shape == (B, model.config.reader.num_heads if model.config.reader else 0, T, S)
+    assert weights.shape == (
+        B,
+        model.config.decoder_attention.num_heads if model.config.decoder_attention else 0,
+        T,
+        S,
+    )
     assert logits.dtype == weights.dtype == jnp.float32
     one_by_one = decoded(model, params, batch)
     np.testing.assert_allclose(one_by_one[0], logits, atol=3e-5)
@@ -151,7 +156,7 @@ def test_gradient_reaches_exactly_what_is_there(name):
     batch = some_batch() | {"source": jnp.asarray(source), "inputs": jnp.asarray(inputs)}
 
     def logits(params):
-        found = model.apply({"params": params}, batch, method="of_batch")
+        found = model.apply({"params": params}, batch, method="forward")
         return found[1, TARGETS[1] - 1].sum()
 
     gradient = jax.jit(jax.grad(logits))(parameters(model))["embedding"]
@@ -192,7 +197,9 @@ def test_a_fixed_vector_reads_nothing_but_last_states(name):
     def gradients(drawn):
         def read(drawn):
             last = ({"h": drawn["h"], "c": drawn["c"]},)
-            memory = networks.remember(sizes, params, drawn["states"], last, jnp.asarray(LENGTHS))
+            memory = networks.make_memory(
+                sizes, params, drawn["states"], last, jnp.asarray(LENGTHS)
+            )
             return networks.decode(sizes, params, memory, drawn["x"], lambda a: a)[0].sum()
 
         return jax.grad(read)(drawn)
@@ -203,11 +210,14 @@ def test_a_fixed_vector_reads_nothing_but_last_states(name):
 
 
 def test_only_several_heads_or_multi_head_have_projections():
-    names = {name: set(VARIANTS[name].config.reader.parameters()) for name in ("dot", "general")}
+    names = {
+        name: set(VARIANTS[name].config.decoder_attention.parameters())
+        for name in ("dot", "general")
+    }
     assert names == {"dot": set(), "general": {"alignment_score_weight"}}
     projected = {"query", "key", "value", "out"}
     for name in ("multi_head", "two heads of general"):
-        assert projected <= set(VARIANTS[name].config.reader.parameters())
+        assert projected <= set(VARIANTS[name].config.decoder_attention.parameters())
 
 
 def test_weights_that_remember_differ_from_those_that_do_not():
@@ -230,7 +240,7 @@ def test_dropout_is_on_only_in_training():
     @jax.jit
     def logits(key):
         return model.apply(
-            {"params": params}, batch, deterministic=False, rngs={"dropout": key}, method="of_batch"
+            {"params": params}, batch, deterministic=False, rngs={"dropout": key}, method="forward"
         )
 
     keys = jax.random.split(jax.random.key(0), 3)
@@ -261,7 +271,7 @@ def test_bfloat16_is_near_float32_and_keeps_wide_states(name):
 def test_parameters_are_described(name):
     model = VARIANTS[name]
     params = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), some_batch(), method="of_batch")["params"]
+        lambda: model.init(jax.random.key(0), some_batch(), method="forward")["params"]
     )
     axes = model.parameter_axes(params)
     described = jax.tree.map(lambda p, a: len(p.shape) == len(a.names), params, axes)
@@ -277,9 +287,7 @@ def test_members_are_independent():
     params = parameters(model)
     half = jax.tree.map(lambda p: 0.5 * np.asarray(p), params)
     stacked = jax.tree.map(lambda *p: np.stack(p), params, half)
-    both = jax.jit(jax.vmap(lambda p: model.apply({"params": p}, batch, method="of_batch")))(
-        stacked
-    )
+    both = jax.jit(jax.vmap(lambda p: model.apply({"params": p}, batch, method="forward")))(stacked)
     np.testing.assert_allclose(both[0], called(model, params, batch)[0], atol=2e-5)
     np.testing.assert_allclose(both[1], called(model, half, batch)[0], atol=2e-5)
 

@@ -59,7 +59,7 @@ def some_batch(length=S):
 def parameters(model, seed=1):
     """Parameters so large that every part of the model shows."""
     shapes = jax.eval_shape(
-        lambda b: model.init(jax.random.key(0), b, method="of_batch"), some_batch()
+        lambda b: model.init(jax.random.key(0), b, method="forward"), some_batch()
     )["params"]
     rng = np.random.default_rng(seed)
 
@@ -71,7 +71,7 @@ def parameters(model, seed=1):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def called(model, params, batch, method="of_batch"):
+def called(model, params, batch, method="forward"):
     return model.apply({"params": params}, batch, method=method)
 
 
@@ -151,7 +151,7 @@ def test_padding_has_no_gradient(model):
     @jax.jit
     def gradient(x):
         def objective(x):
-            found = model.apply({"params": params}, {**batch, "source": x}, method="of_batch")
+            found = model.apply({"params": params}, {**batch, "source": x}, method="forward")
             total = 0.0
             if found.logits is not None:
                 total += jnp.where(batch["targets"][..., None] >= 0, found.logits, 0).sum()
@@ -230,7 +230,7 @@ def test_labelling_is_found_only_without_dropout():
         params = parameters(model)
         shapes = jax.eval_shape(
             lambda b, m=model, p=params: m.apply(
-                {"params": p}, b, deterministic=False, method="of_batch"
+                {"params": p}, b, deterministic=False, method="forward"
             ),
             some_batch(),
         )
@@ -311,12 +311,12 @@ def test_members_are_independent(name):
     model, batch = MODELS[name], some_batch()
 
     def init(key):
-        return model.init(key, batch, method="of_batch")["params"]
+        return model.init(key, batch, method="forward")["params"]
 
     @jax.jit
     def run(keys):
         stacked = jax.vmap(init)(keys)
-        apply = lambda p: model.apply({"params": p}, batch, method="of_batch")  # noqa: E731
+        apply = lambda p: model.apply({"params": p}, batch, method="forward")  # noqa: E731
         return stacked, jax.vmap(apply)(stacked)
 
     stacked, both = jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(0))))

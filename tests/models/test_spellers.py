@@ -42,7 +42,7 @@ def inputs():
 
 def whole(speller, x, tokens):
     """Logits and weights of a whole batch."""
-    memory = speller.remember(x, jnp.asarray(LENGTHS))
+    memory = speller.make_memory(x, jnp.asarray(LENGTHS))
     return speller.decode(memory, tokens, True, with_weights=True)
 
 
@@ -75,7 +75,7 @@ def stepped(config, params, x, tokens):
     def apply(method, *args):
         return spellers.make(config).apply({"params": params}, *args, method=method)
 
-    memory = apply("remember", x, jnp.asarray(LENGTHS))
+    memory = apply("make_memory", x, jnp.asarray(LENGTHS))
 
     def step(state, token):
         logits, state, weights = apply("step", memory, state, token)
@@ -110,7 +110,7 @@ OF_OTHERS = {"dot", "window of heads", "sinusoidal"}
 def heads_of(config):
     if isinstance(config, spellers.TransformerSpellerConfig):
         return config.decoder.num_layers * config.cross.num_heads
-    return config.reader.num_heads if config.reader else 0
+    return config.decoder_attention.num_heads if config.decoder_attention else 0
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_dropout_is_on_only_in_training():
         @jax.jit
         def train(key, config=config, params=params):
             def run(speller):
-                memory = speller.remember(states(), jnp.asarray(LENGTHS))
+                memory = speller.make_memory(states(), jnp.asarray(LENGTHS))
                 return speller.decode(memory, inputs(), False)[0]
 
             speller = spellers.make(config)

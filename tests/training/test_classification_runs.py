@@ -78,7 +78,7 @@ def test_evaluation_in_buckets_is_that_of_one_text_after_the_other(
     stacked = jax.tree.map(lambda *a: np.stack(a), *params)
     found = program.evaluate[split](stacked, program.data).sums
     assert len(task.evaluation_batches(split, 1)) > 1
-    run = jax.jit(lambda p, b: program.model.apply({"params": p}, b, method="of_batch"))
+    run = jax.jit(lambda p, b: program.model.apply({"params": p}, b, method="forward"))
     right = losses = count = 0
     for bucket in task.data[split]:
         for tokens, length, label in zip(

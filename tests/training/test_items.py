@@ -102,7 +102,7 @@ def test_results_are_those_of_the_items_with_their_ids(labelled, runs):
     run = runs[4][1]
     items, params = read_arrays(run / ITEMS), load_best_params(run)[0]
     program = make_program(small.sentiment(labelled, model__body="none"))
-    apply = jax.jit(lambda p, b: program.model.apply({"params": p}, b, method="of_batch"))
+    apply = jax.jit(lambda p, b: program.model.apply({"params": p}, b, method="forward"))
     for index in range(5):
         batch = program.task.example("test", index, 1)
         row = np.zeros((1, program.task.length), np.int32)

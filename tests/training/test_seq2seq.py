@@ -87,7 +87,7 @@ def step_by_hand(model, rate):
     """Returns (params, batch) -> (params, sums): plain gradient descent on the mean objective."""
 
     def mean(params, batch):
-        logits = model.apply({"params": params}, batch, method="of_batch")
+        logits = model.apply({"params": params}, batch, method="forward")
         targets = batch["targets"]
         real = targets >= 0
         right = jnp.take_along_axis(
@@ -161,7 +161,7 @@ def test_evaluation_in_buckets_is_that_of_one_padded_batch(program, start, split
         "inputs": np.where(before == EOS, PAD, before),
     }
     found = program.evaluate[split](start, program.data).sums
-    run = jax.jit(lambda p: program.model.apply({"params": p}, batch, method="of_batch"))
+    run = jax.jit(lambda p: program.model.apply({"params": p}, batch, method="forward"))
     assert len(task.evaluation_batches(split, 1)) > 1
     for lane in range(len(SEEDS)):
         logits = np.asarray(run(jax.tree.map(lambda a, lane=lane: a[lane], start)), np.float64)
@@ -264,7 +264,7 @@ def test_a_batch_of_what_reads_nothing_has_no_alignment():
     @jax.jit
     def run(key):
         batch = task.evaluation(task.data, "validation", 0, 1)
-        params = program.model.init(key, batch, method="of_batch")["params"]
+        params = program.model.init(key, batch, method="forward")["params"]
         return jax.tree.map(lambda a: a[None], measure(params, batch)[1])
 
     found = mean_metrics(run(jax.random.key(0)), 0)

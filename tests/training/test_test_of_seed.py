@@ -69,7 +69,7 @@ def test_what_is_reported_is_of_the_seeds_own_test(runs):
     program = make_program(configs[0], 2)
     metrics = jax.jit(
         lambda params, batch: program.task.metrics(
-            program.model.apply({"params": params}, batch, method="of_batch"), batch
+            program.model.apply({"params": params}, batch, method="forward"), batch
         )
     )
     for config, folder in zip(configs, folders, strict=True):

@@ -33,21 +33,21 @@ class Implementation(NamedTuple):
       attend: `attend(q, k, v, mechanism)`.
       unsupported_part: `(mechanism) -> str` names the part of the mechanism that is not supported;
         empty if all are.
-      blocked: whether `attend` takes a `block_size`.
+      takes_block_size: whether `attend` takes a `block_size`.
       platforms: supported platforms; elsewhere it raises `Unsupported`, except splash, which is
         interpreted on CPUs for tests.
       dtypes: supported dtypes of the queries; empty means all.
       any_positions: whether positions may be traced, as in a decoder's chunk.
-      split: whether it is meant for sequences that are sharded over devices.
+      shards_sequence: whether it is meant for sequences that are sharded over devices.
     """
 
     attend: Callable[..., Any]
     unsupported_part: Callable[[Mechanism], str]
-    blocked: bool
+    takes_block_size: bool
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     dtypes: tuple[str, ...] = ()
     any_positions: bool = True
-    split: bool = False
+    shards_sequence: bool = False
 
 
 def _nothing(mechanism: Mechanism) -> str:
@@ -55,13 +55,15 @@ def _nothing(mechanism: Mechanism) -> str:
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "dense": Implementation(dense.attend, _nothing, blocked=False),
-    "blockwise": Implementation(blockwise.attend, blockwise.unsupported_part, blocked=True),
-    "jax_xla": Implementation(fused.attend_xla, fused.unsupported_by_xla, blocked=False),
+    "dense": Implementation(dense.attend, _nothing, takes_block_size=False),
+    "blockwise": Implementation(
+        blockwise.attend, blockwise.unsupported_part, takes_block_size=True
+    ),
+    "jax_xla": Implementation(fused.attend_xla, fused.unsupported_by_xla, takes_block_size=False),
     "jax_cudnn": Implementation(
         fused.attend_cudnn,
         fused.unsupported_by_cudnn,
-        blocked=False,
+        takes_block_size=False,
         platforms=("gpu",),
         dtypes=fused.CUDNN_DTYPES,
         any_positions=False,
@@ -69,13 +71,15 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "splash": Implementation(
         splash.attend,
         splash.unsupported_part,
-        blocked=False,
+        takes_block_size=False,
         platforms=("tpu",),
         dtypes=splash.DTYPES,
         any_positions=False,
     ),
-    "ring": Implementation(ring.attend, ring.unsupported_part, blocked=True, split=True),
-    "gather": Implementation(gather.attend, _nothing, blocked=True, split=True),
+    "ring": Implementation(
+        ring.attend, ring.unsupported_part, takes_block_size=True, shards_sequence=True
+    ),
+    "gather": Implementation(gather.attend, _nothing, takes_block_size=True, shards_sequence=True),
 }
 
 # Up to this length the scores of one head are small enough that blocks are pure overhead. Measured
@@ -137,7 +141,7 @@ def unsupported_reason(implementation: str, mechanism: Mechanism) -> str:
     able = [
         name
         for name, other in IMPLEMENTATIONS.items()
-        if other.split == split
+        if other.shards_sequence == split
         and platform() in other.platforms
         and not other.unsupported_part(mechanism)
     ]
@@ -185,5 +189,5 @@ def attend(
     if why := unsupported_reason(implementation, mechanism):
         raise Unsupported(why)
     chosen = IMPLEMENTATIONS[implementation]
-    options = {"block_size": block_size} if chosen.blocked else {}
+    options = {"block_size": block_size} if chosen.takes_block_size else {}
     return chosen.attend(q, k, v, mechanism, q_index=q_index, kv_index=kv_index, **options)

@@ -1,4 +1,4 @@
-"""Cuts arrays into blocks, and plans which to visit, using `Mask.blocks` while tracing."""
+"""Cuts arrays into blocks, and plans which to visit, using `Mask.classify_blocks` while tracing."""
 
 from typing import Any, NamedTuple
 
@@ -73,7 +73,9 @@ def plan(mask: Mask, rows: Any, columns: Any, real: np.ndarray) -> tuple[Visits,
     if isinstance(rows, np.ndarray) and isinstance(columns, np.ndarray):
         q_lo, q_hi = rows.min(1)[:, None], rows.max(1)[:, None]
         kv_lo, kv_hi = columns.min(1)[None, :], columns.max(1)[None, :]
-        some, every = (np.broadcast_to(x, grid) for x in mask.blocks(q_lo, q_hi, kv_lo, kv_hi))
+        some, every = (
+            np.broadcast_to(x, grid) for x in mask.classify_blocks(q_lo, q_hi, kv_lo, kv_hi)
+        )
     else:
         some, every = np.ones(grid, bool), np.zeros(grid, bool)
     every = every & some & real.all(1)

@@ -1,9 +1,9 @@
 """Exact attention in blocks, in plain JAX, with memory linear in length in both passes.
 
-Queries and keys are cut into blocks. `Mask.blocks` classifies the grid of block pairs while
-tracing: forbidden pairs are never visited, and pairs that are allowed entirely skip the mask. Only
-the output and each row's log of summed exponentials are saved for the backward pass. `flash` and
-`flash_backward` have the loops.
+Queries and keys are cut into blocks. `Mask.classify_blocks` classifies the grid of block pairs
+while tracing: forbidden pairs are never visited, and pairs that are allowed entirely skip the mask.
+Only the output and each row's log of summed exponentials are saved for the backward pass. `flash`
+and `flash_backward` have the loops.
 """
 
 import functools
@@ -92,15 +92,15 @@ def _core(shape, q, k, v, problem, extra, visits):
 
 
 def _forward(shape, q, k, v, problem, extra, visits):
-    seen = flash.initial_statistics(shape, q, v, extra)
-    seen = flash.forward(shape, q, k, v, problem, visits[0], seen)
-    out, log_sum = flash.normalized_output(seen, v.dtype)
-    return out, (q, k, v, problem, extra, visits, out, log_sum)
+    statistics = flash.initial_statistics(shape, q, v, extra)
+    statistics = flash.forward(shape, q, k, v, problem, visits[0], statistics)
+    out, log_sum_exp = flash.normalized_output(statistics, v.dtype)
+    return out, (q, k, v, problem, extra, visits, out, log_sum_exp)
 
 
 def _backward(shape, saved, grad):
-    q, k, v, problem, extra, visits, out, log_sum = saved
-    rows = flash_backward.Rows(grad, log_sum, jnp.sum(grad.astype(log_sum.dtype) * out, -1))
+    q, k, v, problem, extra, visits, out, log_sum_exp = saved
+    rows = flash_backward.Rows(grad, log_sum_exp, jnp.sum(grad.astype(log_sum_exp.dtype) * out, -1))
     leaves, rebuild = flash_backward.float_leaves(problem.parts)
     sums = flash_backward.zero_gradients(q, problem.parts)
     sums, dk, dv = flash_backward.backward(shape, q, k, v, problem, visits[1], rows, sums)

@@ -99,4 +99,4 @@ def _parts(scores, mechanism, at):
     mask = mechanism.mask
     # The base class allows every pair: None spares the normalizer a select over T*S numbers.
     allowed = None if type(mask) is Mask else mask(*at)
-    return mechanism.normalizer.parts(_biased(scores, mechanism, at), allowed)
+    return mechanism.normalizer.numerator_and_divisor(_biased(scores, mechanism, at), allowed)

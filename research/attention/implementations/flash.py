@@ -87,16 +87,17 @@ class Problem(NamedTuple):
 class Statistics(NamedTuple):
     """Running statistics of the online softmax over the keys visited so far.
 
-    `top` and `total` have no trailing axis of length 1, because a TPU would pad it to 128 lanes.
+    `row_max` and `row_sum` have no trailing axis of length 1, because a TPU would pad it to 128
+    lanes.
 
     Attributes:
-      top: running maximum of the scores, (rows, B*K, G*q_block).
-      total: sum of exp(score - top), of the same shape.
-      out: values summed with weights exp(score - top), (rows, B*K, G*q_block, Dv).
+      row_max: running maximum of the scores, (rows, B*K, G*q_block).
+      row_sum: sum of exp(score - row_max), of the same shape.
+      out: values summed with weights exp(score - row_max), (rows, B*K, G*q_block, Dv).
     """
 
-    top: Array
-    total: Array
+    row_max: Array
+    row_sum: Array
     out: Array
 
 
@@ -169,7 +170,7 @@ def finish_scores(shape, raw, problem, row, column, masked):
         scores = bias(scores, index.head, q_index, kv_index)
     allowed = mask(q_index, kv_index) & take(index.real, column) if masked else None
     if elementwise is not None:
-        scores, _ = elementwise.parts(scores, allowed)
+        scores, _ = elementwise.numerator_and_divisor(scores, allowed)
     elif allowed is not None:
         scores = jnp.where(allowed, scores, FORBIDDEN)
     return scores.reshape(raw.shape)
@@ -216,50 +217,56 @@ def initial_statistics(shape: Shape, q: Array, v: Array, extra: Array | None) ->
 
 
 def forward(
-    shape: Shape, q: Array, k: Array, v: Array, problem: Problem, visits: Visits, seen: Statistics
+    shape: Shape,
+    q: Array,
+    k: Array,
+    v: Array,
+    problem: Problem,
+    visits: Visits,
+    statistics: Statistics,
 ) -> Statistics:
     """Runs FlashAttention-2, algorithm 1, row by row of blocks, and returns the statistics.
 
-    `visits` lists the columns of each row; `seen` holds the statistics of keys visited before.
+    `visits` lists the columns of each row; `statistics` are those of the keys visited before.
     """
-    dtype = seen.out.dtype
+    dtype = statistics.out.dtype
 
     def one_row(_, xs):
         row, query, before = xs
 
         def step(column, carry, masked):
-            top, total, out = carry
+            row_max, row_sum, out = carry
             scores = dot("nqd,nkd->nqk", query, take(k, column), dtype)
             scores = finish_scores(shape, scores, problem, row, column, masked)
             value = take(v, column)
             if problem.parts.elementwise is not None:
                 out = out + dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
-                return Statistics(top, total, out)
+                return Statistics(row_max, row_sum, out)
             # Sums so far are relative to the old maximum; `shrink` rescales them to the new one, so
             # that no exponential overflows.
-            new_top = jnp.maximum(top, jnp.max(scores, -1))
-            weights = jnp.exp(scores - new_top[..., None])
-            shrink = jnp.exp(top - new_top)
-            total = total * shrink + jnp.sum(weights, -1)
+            new_max = jnp.maximum(row_max, jnp.max(scores, -1))
+            weights = jnp.exp(scores - new_max[..., None])
+            shrink = jnp.exp(row_max - new_max)
+            row_sum = row_sum * shrink + jnp.sum(weights, -1)
             out = out * shrink[..., None] + dot(
                 "nqk,nkd->nqd", weights.astype(v.dtype), value, dtype
             )
-            return Statistics(new_top, total, out)
+            return Statistics(new_max, row_sum, out)
 
         step = skip_empty(step, problem, lambda column: (row, column))
         return None, visit(visits, row, step, before)
 
-    return lax.scan(one_row, None, (jnp.arange(q.shape[0]), q, seen))[1]
+    return lax.scan(one_row, None, (jnp.arange(q.shape[0]), q, statistics))[1]
 
 
-def normalized_output(seen: Statistics, dtype: Any) -> tuple[Array, Array]:
+def normalized_output(statistics: Statistics, dtype: Any) -> tuple[Array, Array]:
     """Returns the normalized output in this dtype, and each row's log of summed exponentials.
 
     Rows without an allowed key get zeros. The log is 0 for element-wise normalizers.
     """
-    # Empty rows divide by 1, because 0 / 0 is NaN. Element-wise normalizers never add to `total`,
+    # Empty rows divide by 1, because 0 / 0 is NaN. Element-wise normalizers never add to `row_sum`,
     # so their output is left undivided by the same rule.
-    empty = seen.total == 0
-    total = jnp.where(empty, 1, seen.total)
-    out = (seen.out / total[..., None]).astype(dtype)
-    return out, jnp.where(empty, 0, seen.top + jnp.log(total))
+    empty = statistics.row_sum == 0
+    row_sum = jnp.where(empty, 1, statistics.row_sum)
+    out = (statistics.out / row_sum[..., None]).astype(dtype)
+    return out, jnp.where(empty, 0, statistics.row_max + jnp.log(row_sum))

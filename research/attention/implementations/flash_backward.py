@@ -51,12 +51,12 @@ class Rows(NamedTuple):
 
     Attributes:
       grad: gradient of the output, in blocks like q.
-      log_sum: log of summed exponentials from `conclude`, (rows, B*K, G*q_block).
+      log_sum_exp: log of summed exponentials from `conclude`, (rows, B*K, G*q_block).
       delta: dot products of grad and output, of the same shape.
     """
 
     grad: Array
-    log_sum: Array
+    log_sum_exp: Array
     delta: Array
 
 
@@ -69,7 +69,7 @@ def backward(
     `visits` lists the rows of each column. Returns `sums` plus the contribution of these keys, and
     the gradients of k and v, float32 or wider.
     """
-    dtype = rows.log_sum.dtype
+    dtype = rows.log_sum_exp.dtype
     leaves, rebuild = float_leaves(problem.parts)
 
     def one_column(sums, column):
@@ -113,7 +113,7 @@ def _through_scores(query, key, value, rows, finish, leaves, elementwise):
     its left operand, which XLA's CPU library computes at a third of its usual speed; the gradient
     of q is accumulated transposed for the same reason.
     """
-    dtype = rows.log_sum.dtype
+    dtype = rows.log_sum_exp.dtype
     raw = dot("nkd,nqd->nkq", key, query, dtype)
     scores, pull = jax.vjp(finish, raw, leaves)
     dweights = dot("nkd,nqd->nkq", value, rows.grad, dtype)
@@ -122,7 +122,7 @@ def _through_scores(query, key, value, rows, finish, leaves, elementwise):
     else:
         # Weights are recomputed from the saved log-sums instead of stored. The softmax's Jacobian
         # needs sum_k weights * dweights per row, which equals delta = grad . out.
-        weights = jnp.exp(scores - rows.log_sum[:, None])
+        weights = jnp.exp(scores - rows.log_sum_exp[:, None])
         dscores = weights * (dweights - rows.delta[:, None])
     draw, dleaves = pull(dscores)
     return weights, draw.astype(query.dtype), dleaves
@@ -134,7 +134,7 @@ def extra_gradient(shape: Shape, extra: Array, rows: Rows) -> Array:
     An extra logit acts like a key whose value is 0, so dweights = 0 and each row contributes
     -weight * delta. Padding rows contribute nothing because their delta is 0.
     """
-    weight = jnp.exp(extra_rows(shape, extra) - rows.log_sum)
+    weight = jnp.exp(extra_rows(shape, extra) - rows.log_sum_exp)
     group = shape.heads // shape.kv_heads
     by_row = (weight * rows.delta).reshape(-1, shape.batch, shape.kv_heads, group, shape.q_block)
     return -jnp.sum(by_row, (0, 1, 4)).reshape(extra.shape)

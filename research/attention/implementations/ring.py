@@ -178,25 +178,27 @@ def _forward(plan, q, k, v, parts, extra, mask, tables):
         q = _cut(plan.queries, q, kv_heads)
         k, v = (_cut(plan.keys, x, kv_heads) for x in (k, v))
 
-        def step(n, seen, keys):
+        def step(n, statistics, keys):
             visits = _visits(device, tables.by_row, n)
-            return flash.forward(device.shape, q, *keys, device.problem(n), visits, seen)
+            return flash.forward(device.shape, q, *keys, device.problem(n), visits, statistics)
 
-        seen = _around(plan, step, flash.initial_statistics(device.shape, q, v, extra), (k, v))
-        out, log_sum = flash.normalized_output(seen, v.dtype)
+        statistics = _around(
+            plan, step, flash.initial_statistics(device.shape, q, v, extra), (k, v)
+        )
+        out, log_sum_exp = flash.normalized_output(statistics, v.dtype)
         layout = plan.queries
         out = join_blocks(out, batch, heads, layout.block, length, layout.pieces)
-        return _natural(layout, out), (q, k, v, log_sum)
+        return _natural(layout, out), (q, k, v, log_sum_exp)
 
     specs = (tokens, tokens, tokens, parts_spec, extra_spec, mask_spec, none)
     run = sharding.shard_map_over_mesh(local, specs, (tokens, blocks))
-    out, (*arrays, log_sum) = run(q, k, v, parts, extra, mask, tables)
-    return out, (*arrays, parts, extra, mask, tables, out, log_sum)
+    out, (*arrays, log_sum_exp) = run(q, k, v, parts, extra, mask, tables)
+    return out, (*arrays, parts, extra, mask, tables, out, log_sum_exp)
 
 
 def _backward(plan, saved, grad):
-    q, k, v, parts, extra, mask, tables, out, log_sum = saved
-    delta = jnp.sum(grad.astype(log_sum.dtype) * out, -1, keepdims=True)
+    q, k, v, parts, extra, mask, tables, out, log_sum_exp = saved
+    delta = jnp.sum(grad.astype(log_sum_exp.dtype) * out, -1, keepdims=True)
     tokens, blocks, parts_spec, extra_spec, mask_spec = _specs(plan, parts, extra, mask, len(grad))
     leaves, rebuild = flash_backward.float_leaves(parts)
     leaf_specs = jax.tree.leaves(parts_spec, is_leaf=lambda x: isinstance(x, PartitionSpec))
@@ -204,12 +206,12 @@ def _backward(plan, saved, grad):
     leaf_specs = [spec for spec, yes in zip(leaf_specs, is_float, strict=True) if yes]
     none = PartitionSpec()
 
-    def local(q, k, v, grad, log_sum, delta, parts, extra, mask, tables):
+    def local(q, k, v, grad, log_sum_exp, delta, parts, extra, mask, tables):
         batch, length, heads, _ = grad.shape
         kv_heads = q.shape[1] // batch
         device = _device(plan, batch, (heads, kv_heads), parts, mask, tables)
         grad, delta = (_cut(plan.queries, x, kv_heads) for x in (grad, delta))
-        rows = flash_backward.Rows(grad, log_sum, delta[..., 0])
+        rows = flash_backward.Rows(grad, log_sum_exp, delta[..., 0])
 
         def step(n, sums, keys):
             visits = _visits(device, tables.by_column, n)
@@ -230,7 +232,7 @@ def _backward(plan, saved, grad):
 
     specs = (*[blocks] * 3, tokens, blocks, tokens, parts_spec, extra_spec, mask_spec, none)
     run = sharding.shard_map_over_mesh(local, specs, (*[tokens] * 3, leaf_specs, extra_spec))
-    dq, dk, dv, dleaves, dextra = run(q, k, v, grad, log_sum, delta, parts, extra, mask, tables)
+    dq, dk, dv, dleaves, dextra = run(q, k, v, grad, log_sum_exp, delta, parts, extra, mask, tables)
     dleaves = [g.astype(x.dtype) for g, x in zip(dleaves, leaves, strict=True)]
     dextra = None if extra is None else dextra.astype(extra.dtype)
     rest = jax.tree.map(flash_backward.zero_cotangent, (mask, tables))
@@ -325,7 +327,7 @@ def _trades(layout: Layout) -> list[list[tuple[int, int]]]:
     Device i holds halves 2 i and 2 i + 1 of the 2 n halves of a sequence, and needs halves i and
     2 n - 1 - i. One of these is even, hence a first half, and the other is odd.
     """
-    owner = {int(half): i for i, halves in enumerate(layout.owned) for half in halves}
+    owner = {int(half): i for i, halves in enumerate(layout.shard_pieces) for half in halves}
     return [[(i, owner[2 * i + odd]) for i in range(layout.shards)] for odd in (0, 1)]
 
 

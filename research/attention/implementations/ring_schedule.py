@@ -40,7 +40,7 @@ class Layout(NamedTuple):
         return self.shards * self.pieces * self.piece
 
     @property
-    def owned(self) -> np.ndarray:
+    def shard_pieces(self) -> np.ndarray:
         """The indices of the pieces that each device holds, (shards, pieces)."""
         first = np.arange(self.shards)
         if self.pieces == 1:
@@ -60,7 +60,7 @@ class Layout(NamedTuple):
             pieces = xp.pad(pieces, ((0, 0), width), mode="edge")
         else:
             pieces = xp.pad(pieces, ((0, 0), width), constant_values=pad)
-        return pieces[self.owned].reshape(self.shards, -1, self.block)
+        return pieces[self.shard_pieces].reshape(self.shards, -1, self.block)
 
 
 def make_layout(shards: int, pieces: int, length: int, block: int) -> Layout:
@@ -107,7 +107,7 @@ class Schedule(NamedTuple):
     by_column: Visits
 
     @property
-    def loads(self) -> np.ndarray:
+    def blocks_per_round(self) -> np.ndarray:
         """The number of block pairs that each device computes in each round, (rounds, shards)."""
         return np.asarray(self.by_row.stop - self.by_row.start).sum(-1)
 
@@ -136,7 +136,7 @@ def schedule(
 
 def _cost(found: Schedule) -> int:
     """Returns the number of scores on the critical path: the busiest device of each round."""
-    return int(found.loads.max(1).sum()) * found.queries.block * found.keys.block
+    return int(found.blocks_per_round.max(1).sum()) * found.queries.block * found.keys.block
 
 
 def _schedule(mask, q_index, kv_index, lengths, blocks, shards, pieces, gathered):
@@ -177,7 +177,7 @@ def _classify(mask, rows, columns, real):
     q_bounds = (x.reshape(-1, 1) for x in (rows.min(-1), rows.max(-1)))
     kv_bounds = (x.reshape(1, -1) for x in (columns.min(-1), columns.max(-1)))
     grid = (shape[0] * shape[1], shape[2] * shape[3])
-    some, every = (np.broadcast_to(x, grid) for x in mask.blocks(*q_bounds, *kv_bounds))
+    some, every = (np.broadcast_to(x, grid) for x in mask.classify_blocks(*q_bounds, *kv_bounds))
     some = some & real.any(-1).reshape(-1)
     every = every & some & real.all(-1).reshape(-1)
     return some.reshape(shape), every.reshape(shape)

@@ -76,7 +76,7 @@ class _Evaluated(kernels.Mask):
             bounds = (
                 x.reshape(1, 1) for x in (rows.min(), rows.max(), columns.min(), columns.max())
             )
-            some, every = part.blocks(*bounds)
+            some, every = part.classify_blocks(*bounds)
             if not some.all():
                 return np.zeros_like(found)
             if not every.all():

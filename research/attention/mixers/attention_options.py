@@ -82,24 +82,24 @@ class AttentionOptions(HeadOptions):
         turns = isinstance(self.position, tuple(ROTARY_POSITIONS.values()))
         return self.position.build(self.sizes(context)) if turns else None
 
-    def build_focus(self, context: Context) -> PredictedWindow | None:
+    def build_predicted_window(self, context: Context) -> PredictedWindow | None:
         """Returns the window whose center each query predicts, if there is one."""
         return None
 
     def mechanism(self, context: Context) -> Mechanism:
         """Returns the mechanism that these options describe."""
         score, normalizer = self.score_and_normalizer(context)
-        biases, focus = self.build_biases(context), self.build_focus(context)
+        biases, focus = self.build_biases(context), self.build_predicted_window(context)
         return Mechanism(score, self.build_mask(context), biases, normalizer, focus)
 
-    def auto(self, context: Context) -> str:
+    def default_implementation(self, context: Context) -> str:
         """Returns the best implementation for the length, the device and the dtype."""
         width, mechanism = self.sizes(context).head_width, self.mechanism(context)
         return choose_implementation(
             context.max_length, mechanism, head_width=width, dtype=context.dtype
         )
 
-    def resolved(self, context: Context) -> str:
+    def resolved_implementation(self, context: Context) -> str:
         """Returns the implementation that runs, with "auto" resolved.
 
         Raises:
@@ -109,7 +109,7 @@ class AttentionOptions(HeadOptions):
             why := unsupported_reason(self.implementation, self.mechanism(context))
         ):
             raise OptionError("implementation", self.implementation, why)
-        return super().resolved(context)
+        return super().resolved_implementation(context)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class ScoredOptions(AttentionOptions):
         width, heads = self.sizes(context).width, self.num_heads
         return *found, forget_gate(width, heads, context.init_stddev)
 
-    def build_focus(self, context: Context) -> PredictedWindow | None:
+    def build_predicted_window(self, context: Context) -> PredictedWindow | None:
         """Returns the window whose center each query predicts, if there is one."""
         width = self.sizes(context).head_width
         size = self.predicted_window

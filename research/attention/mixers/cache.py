@@ -1,7 +1,7 @@
 """The decoding state of attention: a ring buffer of the keys and values that queries still see.
 
 The mask determines which: all keys if `mask.reach` is None, otherwise the latest `reach` keys and
-the first `kept` keys (attention sinks, Xiao et al. 2023, section 3.2).
+the first `num_sink_tokens` keys (attention sinks, Xiao et al. 2023, section 3.2).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from research.attention.errors import Unsupported
 from research.attention.parts.masks import Blocks, Bounds, Index, Mask
 
 # Entries of the cache that are not arrays of tokens.
-OWN = ("positions", "step")
+NON_TOKEN_ENTRIES = ("positions", "step")
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +26,7 @@ class _Filled(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return jnp.asarray(kv_index >= 0)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         shape = np.broadcast_shapes(*(np.shape(b) for b in (q_lo, q_hi, kv_lo, kv_hi)))
         return np.broadcast_to(kv_hi >= 0, shape), np.broadcast_to(kv_lo >= 0, shape)
 
@@ -54,7 +54,7 @@ def empty(mask: Mask, length: int, token: dict[str, jax.ShapeDtypeStruct]) -> Py
             f"mask {mask} looks ahead, so it cannot be decoded token by token; "
             "causal, window and prefix masks can"
         )
-    slots = length if mask.reach is None else min(length, mask.kept + mask.reach)
+    slots = length if mask.reach is None else min(length, mask.num_sink_tokens + mask.reach)
     return {
         **{
             name: jnp.zeros((a.shape[0], slots, *a.shape[2:]), a.dtype) for name, a in token.items()
@@ -90,7 +90,7 @@ def extend(mask: Mask, state: PyTree, new: dict[str, Array]) -> tuple[PyTree, Py
     # reads the cache, because the key that it evicts is out of reach. With several tokens, later
     # ones would evict keys that earlier ones still see, so the queries get old and new keys
     # concatenated.
-    if length == 1 or mask.reach is None or slots < mask.kept + mask.reach:
+    if length == 1 or mask.reach is None or slots < mask.num_sink_tokens + mask.reach:
         return written, written
     seen = {name: jnp.concatenate([state[name], new[name]], axis=1) for name in new}
     return written, {**seen, "positions": jnp.concatenate([state["positions"], index])}
@@ -99,7 +99,7 @@ def extend(mask: Mask, state: PyTree, new: dict[str, Array]) -> tuple[PyTree, Py
 def _write(mask: Mask, state: PyTree, new: dict[str, Array], index: Array) -> PyTree:
     """Returns the cache with the new tokens written; if they exceed the slots, the last ones."""
     slots, length = state["positions"].shape[0], index.shape[0]
-    kept = min(mask.kept, slots)
+    kept = min(mask.num_sink_tokens, slots)
     ring = slots - kept
     at = jnp.where(index < kept, index, kept + (index - kept) % max(ring, 1))
     if length == 1:

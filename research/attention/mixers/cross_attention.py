@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Integer
 from research.attention.implementations.attend import attend
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.mixer import AttentionTrace
-from research.attention.mixers.mixer_options import Context, fill
+from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.projections import projections, split_heads
-from research.attention.mixers.self_attention import dense_trace, gate_and_merge, read_kept
+from research.attention.mixers.self_attention import dense_trace, gate_and_merge, project_and_attend
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
@@ -25,8 +25,8 @@ class CrossAttention:
     """Multi-head attention to a memory (Vaswani et al. 2017, section 3.2.3, encoder-decoder).
 
     Heads, parts and parameters are those of `SelfAttention`, but keys and values come from a
-    memory of width M'. Either call it on a whole sequence, or call `remember` once per memory and
-    then `read` for every chunk of queries.
+    memory of width M'. Either call it on a whole sequence, or call `project_memory` once per memory
+    and then `attend` for every chunk of queries.
 
     Attributes:
       width: M, of the queries' sequence.
@@ -65,11 +65,11 @@ class CrossAttention:
         biases "query_bias" ... if any, "gate" if there is an output gate, and those of the
         mechanism.
         """
-        found = projections(self, read=self.mechanism.reads)
-        remembered = projections(dataclasses.replace(self, width=self.memory_width))
-        found |= {name: remembered[name] for name in ("key", "value") if name in found}
+        found = projections(self, names=self.mechanism.required_projections)
+        of_memory = projections(dataclasses.replace(self, width=self.memory_width))
+        found |= {name: of_memory[name] for name in ("key", "value") if name in found}
         if self.output_gate:
-            found["gate"] = projections(self, read=("query",))["query"]
+            found["gate"] = projections(self, names=("query",))["query"]
         return found | self.mechanism.parameters()
 
     def __call__(
@@ -94,65 +94,72 @@ class CrossAttention:
         Raises:
           Unsupported: the implementation lacks a part of the mechanism.
         """
-        return self.read(params, x, self.remember(params, memory), mask=mask)
+        return self.attend(params, x, self.project_memory(params, memory), mask=mask)
 
-    def remember(
+    def project_memory(
         self, params: dict[str, Array], memory: Float[Array, "B S N"]
     ) -> dict[str, Float[Array, "B S K D"]]:
         """Returns the values "v" of the memory, and its keys "k" if the score needs keys."""
         kept = {"v": split_heads(params, "value", memory)}
-        if "key" in self.mechanism.reads:
+        if "key" in self.mechanism.required_projections:
             k = split_heads(params, "key", memory)
             kept["k"] = k if self.rotary is None else self.rotary(k, np.arange(k.shape[1]))
         return kept
 
-    def read(
+    def attend(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        remembered: dict[str, Float[Array, "B S K D"]],
+        keys_values: dict[str, Float[Array, "B S K D"]],
         *,
         mask: Mask | None = None,
         q_index: Positions | None = None,
     ) -> Float[Array, "B T M"]:
-        """Attends to the keys and values that `remember` returned; otherwise as `__call__`.
+        """Attends to the keys and values that `project_memory` returned; otherwise as `__call__`.
 
         Args:
           params: arrays of the shapes that `parameters` states.
           x: the next T tokens of the sequence that queries are computed from.
-          remembered: keys and values.
+          keys_values: keys and values.
           mask: restricts the layer's own mask further: padding of the memory.
           q_index: positions of the tokens; 0 .. T-1 if None.
         """
         # A single query gains nothing from blocks: its scores are linear in length anyway.
         implementation = "dense" if x.shape[1] == 1 else self.implementation
-        by = functools.partial(attend, implementation=implementation, block_size=self.block_size)
-        return self.merge(params, x, self._read(by, params, x, remembered, mask, q_index))
+        attend_fn = functools.partial(
+            attend, implementation=implementation, block_size=self.block_size
+        )
+        return self.merge(params, x, self._attend(attend_fn, params, x, keys_values, mask, q_index))
 
     def attention_trace(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        remembered: dict[str, Float[Array, "B S K D"]],
+        keys_values: dict[str, Float[Array, "B S K D"]],
         *,
         mask: Mask | None = None,
         q_index: Positions | None = None,
     ) -> AttentionTrace:
-        """Returns the weights and values of `read` for the same arguments; see `Mixer`."""
-        return self._read(dense_trace, params, x, remembered, mask, q_index)
+        """Returns the weights and values of `attend` for the same arguments; see `Mixer`."""
+        return self._attend(dense_trace, params, x, keys_values, mask, q_index)
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Gates and projects the heads' outputs; see `Mixer`."""
-        return gate_and_merge(params, x, read)
+        return gate_and_merge(params, x, head_outputs)
 
-    def _read(self, by, params, x, remembered, mask, q_index):
-        """Returns `by(q, k, v, mechanism)` for the queries of x and the remembered memory."""
+    def _attend(self, attend_fn, params, x, keys_values, mask, q_index):
+        """Returns `attend_fn(q, k, v, mechanism)` for the queries of x."""
         mechanism = self.mechanism.bind(params, mask)
         q_index = np.arange(x.shape[1]) if q_index is None else q_index
-        kv_index = np.arange(remembered["v"].shape[1])
-        return read_kept(self, by, params, x, remembered, mechanism, q_index, kv_index, within=mask)
+        kv_index = np.arange(keys_values["v"].shape[1])
+        return project_and_attend(
+            self, attend_fn, params, x, keys_values, mechanism, q_index, kv_index, length_mask=mask
+        )
 
 
 def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> CrossAttention:
@@ -160,7 +167,7 @@ def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> C
 
     The mask compares positions in the two sequences, so it is usually "full".
     """
-    return fill(
+    return build_from(
         CrossAttention,
         options.sizes(context),
         options,
@@ -168,5 +175,5 @@ def make_cross(options: ScoredOptions, context: Context, memory_width: int) -> C
         mechanism=options.mechanism(context),
         memory_width=memory_width,
         rotary=options.build_rotary(context),
-        implementation=options.resolved(context),
+        implementation=options.resolved_implementation(context),
     )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer
 from research.attention.implementations import dense
 from research.attention.mixers.attention_options import AttentionOptions, with_kv_heads
 from research.attention.mixers.mixer import AttentionTrace
-from research.attention.mixers.mixer_options import Context, fill
+from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Normal, Parameter, vector_axes
 from research.attention.parts.masks import Mask
@@ -49,28 +49,35 @@ class DifferentialAttention(SelfAttention):
     ) -> AttentionTrace:
         """Returns the differences of weights, which can be negative, and values; no scores."""
         index = np.arange(x.shape[1])
-        kept = self._placed(self.remember(params, x), index)
-        return AttentionTrace(self._read(_weights, params, x, kept, index, index, mask), kept["v"])
+        kept = self._placed(self.cache_entries(params, x), index)
+        return AttentionTrace(
+            self._attend(_weights, params, x, kept, index, index, mask), kept["v"]
+        )
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Applies RMS norm to each head's output, then merges as in `SelfAttention`."""
-        read = read * jax.lax.rsqrt(jnp.mean(jnp.square(read), -1, keepdims=True) + 1e-5)
-        return super().merge(params, x, read * ((1 - LAMBDA) * params["norm_scale"]))
+        head_outputs = head_outputs * jax.lax.rsqrt(
+            jnp.mean(jnp.square(head_outputs), -1, keepdims=True) + 1e-5
+        )
+        return super().merge(params, x, head_outputs * ((1 - LAMBDA) * params["norm_scale"]))
 
-    def _read(self, by, params, x, kept, q_index, kv_index, mask):
-        """Returns `by` of the first half of each head, minus lambda times `by` of the second."""
+    def _attend(self, attend_fn, params, x, cached, q_index, kv_index, mask):
+        """Returns `attend_fn` of each head's first half minus lambda times that of the second."""
 
         def difference(q, k, v, mechanism, **at):
             halves = zip(jnp.split(q, 2, -1), jnp.split(k, 2, -1), strict=True)
-            first, second = (by(*half, v, mechanism, **at) for half in halves)
+            first, second = (attend_fn(*half, v, mechanism, **at) for half in halves)
             dtype = jnp.promote_types(first.dtype, jnp.float32)
             l1, l2, l3, l4 = params["lambda"].astype(dtype)
             share = jnp.exp(l1 @ l2) - jnp.exp(l3 @ l4) + LAMBDA  # lambda
             return first.astype(dtype) - share * second.astype(dtype)
 
-        return super()._read(difference, params, x, kept, q_index, kv_index, mask)
+        return super()._attend(difference, params, x, cached, q_index, kv_index, mask)
 
 
 def _weights(q, k, v, mechanism, **at):
@@ -114,12 +121,12 @@ class DifferentialOptions(AttentionOptions):
     def make(self, context: Context) -> DifferentialAttention:
         """Returns differential attention."""
         rotary = self.build_rotary(context)
-        return fill(
+        return build_from(
             DifferentialAttention,
             self.sizes(context),
             self,
             context,
             mechanism=self.mechanism(context),
             rotary=rotary and HalvesRotary(**vars(rotary)),
-            implementation=self.resolved(context),
+            implementation=self.resolved_implementation(context),
         )

@@ -13,7 +13,7 @@ from research.attention.implementations.attend import attend, decoding_implement
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
-from research.attention.mixers.mixer_options import Context, fill
+from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.projections import merge_heads
 from research.attention.mixers.self_attention import dense_trace
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
@@ -127,24 +127,27 @@ class LatentAttention(Mixer):
         )
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Projects the heads' outputs; see `Mixer`."""
-        return merge_heads(params, read.astype(x.dtype))
+        return merge_heads(params, head_outputs.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns an empty cache: "latent" (batch, slots, C), "rotated" (batch, slots, 1, R)."""
-        remember = functools.partial(self._remembered, index=np.zeros(1, np.int32))
-        token = cached_shapes(self, remember, batch, dtype)
-        return cache.empty(self.mechanism.cached, length, token)
+        entries = functools.partial(self._cache_entries, index=np.zeros(1, np.int32))
+        token = cached_shapes(self, entries, batch, dtype)
+        return cache.empty(self.mechanism.cache_mask, length, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """Mixes the next T tokens; see `Mixer`. The latents act as one key head (section 2.1.2)."""
         index = cache.positions(state, x.shape[1])
-        q, new = self._query(params, x, index), self._remembered(params, x, index)
-        state, seen = cache.extend(self.mechanism.cached, state, new)
+        q, new = self._query(params, x, index), self._cache_entries(params, x, index)
+        state, seen = cache.extend(self.mechanism.cache_mask, state, new)
         by_content, by_place = jnp.split(q, [self.head_width], axis=-1)
         # q . (c U) = (q U^T) . c, so U is absorbed into the query and cached latents serve as keys.
         q = jnp.einsum("bthd,chd->bthc", by_content, _cast(params["key"], x))
@@ -162,7 +165,7 @@ class LatentAttention(Mixer):
 
     def _unfolded(self, params, x, index):
         """Returns queries, and the expanded keys and values of all heads."""
-        q, kept = self._query(params, x, index), self._remembered(params, x, index)
+        q, kept = self._query(params, x, index), self._cache_entries(params, x, index)
         k, v = (jnp.einsum("bsc,chd->bshd", kept["latent"], _cast(params[n], x)) for n in _UNFOLD)
         if self.rotary_width:
             shared = jnp.broadcast_to(kept["rotated"], (*k.shape[:3], self.rotary_width))
@@ -178,7 +181,7 @@ class LatentAttention(Mixer):
         by_content, by_place = jnp.split(q, [self.head_width], axis=-1)
         return jnp.concatenate([by_content, self.rotary(by_place, index)], axis=-1)
 
-    def _remembered(self, params, x, index):
+    def _cache_entries(self, params, x, index):
         latent = (x @ _cast(params["latent"], x)).astype(jnp.promote_types(x.dtype, jnp.float32))
         latent *= jax.lax.rsqrt(jnp.mean(jnp.square(latent), -1, keepdims=True) + 1e-6)
         kept = {"latent": (latent * params["latent_scale"]).astype(x.dtype)}
@@ -224,7 +227,7 @@ class LatentOptions(AttentionOptions):
         sizes, rotary = self.sizes(context), self.build_rotary(context)
         # As in the paper, the rotated part is half as wide as the other.
         rotary_width = self.rope_width or max(2, sizes.head_width // 4 * 2)
-        return fill(
+        return build_from(
             LatentAttention,
             sizes,
             self,
@@ -233,5 +236,5 @@ class LatentOptions(AttentionOptions):
             rotary_width=rotary_width if rotary else 0,
             mechanism=dataclasses.replace(self.mechanism(context), score=dot()),
             rotary=rotary,
-            implementation=self.resolved(context),
+            implementation=self.resolved_implementation(context),
         )

@@ -9,7 +9,12 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import AttentionTrace, Mixer
-from research.attention.mixers.mixer_options import Context, HeadOptions, InputPositionOptions, fill
+from research.attention.mixers.mixer_options import (
+    Context,
+    HeadOptions,
+    InputPositionOptions,
+    build_from,
+)
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Normal, Parameter, matrix_axes
 from research.attention.parts.masks import And, FullMask, Mask, Padding
@@ -21,8 +26,8 @@ def attend_projected(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H D"],
-    key_mixture: Float[Array, "R T"],
-    value_mixture: Float[Array, "R T"],
+    key_projection: Float[Array, "R T"],
+    value_projection: Float[Array, "R T"],
 ) -> Float[Array, "B T H D"]:
     """Returns softmax(Q (E K)^T / sqrt(D)) F V, with E and F shared by all heads.
 
@@ -32,23 +37,23 @@ def attend_projected(
       q: queries.
       k: keys, zero at padding.
       v: values, zero at padding.
-      key_mixture: E.
-      value_mixture: F.
+      key_projection: E.
+      value_projection: F.
 
     Returns:
       The outputs in the dtype of q; the softmax is float32 or wider.
     """
-    v = jnp.einsum("rs,bshd->brhd", value_mixture, v)
-    weights = mixture_weights(q, k, key_mixture).astype(q.dtype)
+    v = jnp.einsum("rs,bshd->brhd", value_projection, v)
+    weights = mixture_weights(q, k, key_projection).astype(q.dtype)
     return jnp.einsum("bhtr,brhd->bthd", weights, v)
 
 
 def mixture_weights(
-    q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], key_mixture: Float[Array, "R T"]
+    q: Float[Array, "B T H D"], k: Float[Array, "B T H D"], key_projection: Float[Array, "R T"]
 ) -> Float[Array, "B H T R"]:
     """Returns softmax(Q (E K)^T / sqrt(D)), float32 or wider; see `attend_projected`."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    k = jnp.einsum("rs,bshd->brhd", key_mixture, k)
+    k = jnp.einsum("rs,bshd->brhd", key_projection, k)
     scores = jnp.einsum("bthd,brhd->bhtr", q, k, preferred_element_type=wide)
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
@@ -120,17 +125,20 @@ class Linformer(Mixer):
 
         Weights on padding have no effect, because the values there are zero.
         """
-        q, k, v, key_mixture, value_mixture = self._prepared(params, x, mask)
-        weights = mixture_weights(q, k, key_mixture)
+        q, k, v, key_projection, value_projection = self._prepared(params, x, mask)
+        weights = mixture_weights(q, k, key_projection)
         return AttentionTrace(
-            jnp.einsum("bhtr,rs->bhts", weights, value_mixture.astype(weights.dtype)), v
+            jnp.einsum("bhtr,rs->bhts", weights, value_projection.astype(weights.dtype)), v
         )
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Projects the heads' outputs; see `Mixer`."""
-        return merge_heads(params, read.astype(x.dtype))
+        return merge_heads(params, head_outputs.astype(x.dtype))
 
     def _prepared(self, params, x, mask):
         """Returns the arguments of `attend_projected`."""
@@ -195,4 +203,4 @@ class LinformerOptions(HeadOptions, InputPositionOptions):
     def make(self, context: Context) -> Linformer:
         """Returns Linformer attention."""
         rank = self.rank or max(1, context.max_length // 4)
-        return fill(Linformer, self.sizes(context), context, rank=rank)
+        return build_from(Linformer, self.sizes(context), context, rank=rank)

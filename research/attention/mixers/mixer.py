@@ -112,14 +112,17 @@ class Mixer:
         raise Unsupported(f"{name} is no weighted sum of values, so it has no attention weights")
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Maps the heads' weighted sums of values to the output of the mixer; see `AttentionTrace`.
 
         Args:
           params: arrays of the shapes that `parameters` states.
           x: the input sequence, from which gates may be computed.
-          read: the weighted sums of values.
+          head_outputs: the weighted sums of values.
 
         Raises:
           Unsupported: as `attention_trace`.
@@ -135,14 +138,14 @@ def refuse_mask(name: str, mask: Mask | None) -> None:
 
 
 def cached_shapes(
-    mixer: Any, remember: Callable[..., dict[str, Array]], batch: int, dtype: Any
+    mixer: Any, cache_entries: Callable[..., dict[str, Array]], batch: int, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of `remember(params, x)` for one token x, (B, 1, M)."""
+    """Returns the shapes and dtypes of `cache_entries(params, x)` for one token x, (B, 1, M)."""
     params = {
         name: jax.ShapeDtypeStruct(p.shape, "float32") for name, p in mixer.parameters().items()
     }
     token = jax.ShapeDtypeStruct((batch, 1, mixer.width), dtype)
-    return dict(jax.eval_shape(remember, params, token))
+    return dict(jax.eval_shape(cache_entries, params, token))
 
 
 def init_params(mixer: Mixer, key: Array, dtype: Any = "float32") -> dict[str, Array]:

@@ -65,13 +65,17 @@ class MixerOptions(Part):
         AUTO, "how the mixer is computed, without effect on its function; auto: automatic"
     )
 
-    def auto(self, context: Context) -> str:
+    def default_implementation(self, context: Context) -> str:
         """Returns the best implementation for the length, the device and the dtype."""
         return self.implementations[0]
 
-    def resolved(self, context: Context) -> str:
+    def resolved_implementation(self, context: Context) -> str:
         """Returns the implementation that runs, with "auto" resolved."""
-        return self.auto(context) if self.implementation == AUTO else self.implementation
+        return (
+            self.default_implementation(context)
+            if self.implementation == AUTO
+            else self.implementation
+        )
 
     def make(self, context: Context) -> Mixer:
         """Builds the mixer.
@@ -118,7 +122,7 @@ class InputPositionOptions(MixerOptions):
 T = TypeVar("T")
 
 
-def fill(cls: type[T], *sources: Any, **values: Any) -> T:
+def build_from(cls: type[T], *sources: Any, **values: Any) -> T:
     """Builds a dataclass from given values and from attributes of the same name.
 
     Args:

@@ -31,13 +31,13 @@ class Projected(Protocol):
 
 
 def projections(
-    mixer: Projected, read: Collection[str] = ("query", "key", "value")
+    mixer: Projected, names: Collection[str] = ("query", "key", "value")
 ) -> dict[str, Parameter]:
     """Returns projections (M, H, D), "out" (H, D, M), and biases "query_bias" ... if any.
 
     Args:
       mixer: provides the sizes.
-      read: the projections to include, of "query", "key" and "value".
+      names: the projections to include, of "query", "key" and "value".
     """
     width, num_heads, head_width = mixer.width, mixer.num_heads, mixer.head_width
     heads, kv_heads = ("heads", "head_width"), ("kv_heads", "head_width")
@@ -45,7 +45,7 @@ def projections(
     inward = matrix_init(mixer.init_stddev, width)
     outward = matrix_init(mixer.init_stddev, num_heads * head_width, mixer.out_scale)
     shapes = {"query": (query, heads), "key": (key, kv_heads), "value": (key, kv_heads)}
-    shapes = {name: shapes[name] for name in shapes if name in read}
+    shapes = {name: shapes[name] for name in shapes if name in names}
     found = {
         n: Parameter((width, *s), inward, matrix_axes("width", *axes))
         for n, (s, axes) in shapes.items()

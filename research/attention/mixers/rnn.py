@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.mixers.mixer import Mixer, refuse_mask
-from research.attention.mixers.mixer_options import Context, InputPositionOptions, fill
+from research.attention.mixers.mixer_options import Context, InputPositionOptions, build_from
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
 
@@ -87,7 +87,7 @@ def project(params: dict[str, Array], x: Float[Array, "*b M"]) -> Float[Array, "
     return jnp.einsum("...m,mgn->...gn", x, kernel) + params["bias"].astype(x.dtype)
 
 
-def _recall(params, h, dtype):
+def _recurrent_gates(params, h, dtype):
     """Returns the contribution of the state to the gates, (B, gates, N).
 
     The operands are cast to `dtype`, and products are accumulated in the dtype of h.
@@ -106,7 +106,7 @@ def _gru_step(params, state, gates):
     the recurrent product, not before it.
     """
     h, dtype = state["h"], gates.dtype
-    recalled, gates = _recall(params, h, dtype), gates.astype(h.dtype)
+    recalled, gates = _recurrent_gates(params, h, dtype), gates.astype(h.dtype)
     reset, update = jnp.moveaxis(jax.nn.sigmoid(gates[:, :2] + recalled[:, :2]), 1, 0)
     inner = recalled[:, 2] + params["candidate_bias"].astype(h.dtype)
     candidate = jnp.tanh(gates[:, 2] + reset * inner)
@@ -121,7 +121,7 @@ def _lstm_step(params, state, gates):
     c' = f * c + i * g, h' = o * tanh(c').
     """
     c, dtype = state["c"], gates.dtype
-    gates = gates.astype(c.dtype) + _recall(params, state["h"], dtype)
+    gates = gates.astype(c.dtype) + _recurrent_gates(params, state["h"], dtype)
     written, kept, candidate, shown = jnp.moveaxis(gates, 1, 0)
     c = jax.nn.sigmoid(kept) * c + jax.nn.sigmoid(written) * jnp.tanh(candidate)
     h = jax.nn.sigmoid(shown) * jnp.tanh(c)
@@ -279,7 +279,7 @@ class GruOptions(RecurrentOptions):
 
     def make(self, context: Context) -> Recurrent:
         """Returns a GRU."""
-        return fill(Recurrent, context, cell="gru")
+        return build_from(Recurrent, context, cell="gru")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -291,4 +291,4 @@ class LstmOptions(RecurrentOptions):
 
     def make(self, context: Context) -> Recurrent:
         """Returns an LSTM."""
-        return fill(Recurrent, context, cell="lstm")
+        return build_from(Recurrent, context, cell="lstm")

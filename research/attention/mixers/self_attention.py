@@ -14,7 +14,7 @@ from research.attention.implementations.attend import attend, decoding_implement
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
-from research.attention.mixers.mixer_options import Context, fill
+from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask, causal
@@ -66,9 +66,9 @@ class SelfAttention(Mixer):
         Projections "query", "key", "value" and "out", their biases "query_bias" ... if any, "gate"
         if there is an output gate, and the parameters of the mechanism.
         """
-        found = projections(self, read=self.mechanism.reads)
+        found = projections(self, names=self.mechanism.required_projections)
         if self.output_gate:
-            found["gate"] = projections(self, read=("query",))["query"]
+            found["gate"] = projections(self, names=("query",))["query"]
         return found | self.mechanism.parameters()
 
     def __call__(
@@ -80,8 +80,10 @@ class SelfAttention(Mixer):
     ) -> Float[Array, "B T M"]:
         """Computes self-attention over a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
-        kept = self._placed(self.remember(params, x), index)
-        out = self._read(self._by(self.implementation), params, x, kept, index, index, mask)
+        kept = self._placed(self.cache_entries(params, x), index)
+        out = self._attend(
+            self._attend_fn(self.implementation), params, x, kept, index, index, mask
+        )
         return self.merge(params, x, out)
 
     def attention_trace(
@@ -93,32 +95,35 @@ class SelfAttention(Mixer):
     ) -> AttentionTrace:
         """Returns the weights and values of a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
-        kept = self._placed(self.remember(params, x), index)
-        return self._read(dense_trace, params, x, kept, index, index, mask)
+        kept = self._placed(self.cache_entries(params, x), index)
+        return self._attend(dense_trace, params, x, kept, index, index, mask)
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Gates and projects the heads' outputs; see `Mixer`."""
-        return gate_and_merge(params, x, read)
+        return gate_and_merge(params, x, head_outputs)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Returns an empty cache of the arrays from `remember`; see `cache.empty`."""
-        token = cached_shapes(self, self.remember, batch, dtype)
-        return cache.empty(self.mechanism.cached, length, token)
+        """Returns an empty cache of the arrays from `cache_entries`; see `cache.empty`."""
+        token = cached_shapes(self, self.cache_entries, batch, dtype)
+        return cache.empty(self.mechanism.cache_mask, length, token)
 
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """Mixes the next T tokens; see `Mixer`. The first chunk has to contain the whole prefix."""
         index = cache.positions(state, x.shape[1])
-        new = self._placed(self.remember(params, x), index)
-        state, seen = cache.extend(self.mechanism.cached, state, new)
-        by = self._by(decoding_implementation(self.implementation, x.shape[1]))
-        out = self._read(by, params, x, seen, index, seen["positions"], cache.filled)
+        new = self._placed(self.cache_entries(params, x), index)
+        state, seen = cache.extend(self.mechanism.cache_mask, state, new)
+        attend_fn = self._attend_fn(decoding_implementation(self.implementation, x.shape[1]))
+        out = self._attend(attend_fn, params, x, seen, index, seen["positions"], cache.filled)
         return state, self.merge(params, x, out)
 
-    def remember(
+    def cache_entries(
         self, params: dict[str, Array], x: Float[Array, "B T M"]
     ) -> dict[str, Float[Array, "B T ..."]]:
         """Returns the arrays to cache per token, before positions are applied.
@@ -126,15 +131,15 @@ class SelfAttention(Mixer):
         "v" (B, T, K, D), "k" if the score needs keys, and arrays of content-dependent parts.
         """
         kept = {"v": split_heads(params, "value", x)}
-        if "key" in self.mechanism.reads:
+        if "key" in self.mechanism.required_projections:
             kept["k"] = split_heads(params, "key", x)
         return kept | self.mechanism.bind(params).project_tokens(x)
 
-    def recall(
+    def attend_to_cached(
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        kept: dict[str, Float[Array, "B S ..."]],
+        cached: dict[str, Float[Array, "B S ..."]],
         q_index: Int[Array, " T"],
         kv_index: Int[Array, " S"],
         mask: Mask,
@@ -144,64 +149,72 @@ class SelfAttention(Mixer):
         Args:
           params: as in `__call__`.
           x: the tokens whose queries attend.
-          kept: arrays of the tokens attended to, as `remember` returns them.
+          cached: arrays of the tokens attended to, as `cache_entries` returns them.
           q_index: positions of the queries.
           kv_index: positions of the keys.
           mask: restricts the mixer's own mask further.
         """
-        by = self._by(decoding_implementation(self.implementation, x.shape[1]))
-        out = self._read(by, params, x, self._placed(kept, kv_index), q_index, kv_index, mask)
+        attend_fn = self._attend_fn(decoding_implementation(self.implementation, x.shape[1]))
+        out = self._attend(
+            attend_fn, params, x, self._placed(cached, kv_index), q_index, kv_index, mask
+        )
         return self.merge(params, x, out)
 
-    def _placed(self, kept, index):
+    def _placed(self, cached, index):
         """Returns the cached arrays with the keys rotated to their positions."""
-        if "k" not in kept or self.rotary is None:
-            return kept
-        return kept | {"k": self.rotary(kept["k"], index)}
+        if "k" not in cached or self.rotary is None:
+            return cached
+        return cached | {"k": self.rotary(cached["k"], index)}
 
-    def _by(self, implementation):
+    def _attend_fn(self, implementation):
         """Returns `attend` with this implementation."""
         return functools.partial(attend, implementation=implementation, block_size=self.block_size)
 
-    def _read(self, by, params, x, kept, q_index, kv_index, mask):
-        """Returns `by(q, k, v, mechanism)` for the queries of x and the cached keys and values."""
-        mechanism = self.mechanism.bind(params, mask).with_tokens(kept)
-        return read_kept(self, by, params, x, kept, mechanism, q_index, kv_index, mechanism.mask)
+    def _attend(self, attend_fn, params, x, cached, q_index, kv_index, mask):
+        """Returns `attend_fn(q, k, v, mechanism)` for the queries of x and the cache."""
+        mechanism = self.mechanism.bind(params, mask).with_tokens(cached)
+        return project_and_attend(
+            self, attend_fn, params, x, cached, mechanism, q_index, kv_index, mechanism.mask
+        )
 
 
-def read_kept(mixer, by, params, x, kept, mechanism, q_index, kv_index, within):
-    """Returns `by(q, k, v, mechanism)` for the queries of x and kept keys "k" and values "v".
+def project_and_attend(
+    mixer, attend_fn, params, x, keys_values, mechanism, q_index, kv_index, length_mask
+):
+    """Returns `attend_fn(q, k, v, mechanism)` for the queries of x and projected keys and values.
 
     Args:
       mixer: `SelfAttention` or `CrossAttention`.
-      by: computes attention, as `attend` does.
+      attend_fn: computes attention, as `attend` does.
       params: arrays of the shapes that `mixer.parameters` states.
       x: the tokens whose queries attend, (B, T, M).
-      kept: "v" (B, S, K, D), and "k" if the score needs keys.
+      keys_values: "v" (B, S, K, D), and "k" if the score needs keys.
       mechanism: the bound mechanism.
       q_index: positions of the queries, (T,).
       kv_index: positions of the keys, (S,).
-      within: the mask that a predicted window is placed in; see `Mechanism.with_predicted_window`.
+      length_mask: for a predicted window; see `Mechanism.with_predicted_window`.
     """
-    if "query" in mechanism.reads:
+    if "query" in mechanism.required_projections:
         q = split_heads(params, "query", x)
         q = q if mixer.rotary is None else mixer.rotary(q, q_index)
     else:
         q = jnp.zeros((*x.shape[:2], mixer.num_heads, mixer.head_width), x.dtype)
     if mechanism.focus is not None:
-        mechanism = mechanism.with_predicted_window(q, q_index, kv_index, within)
-    k, v = kept.get("k", kept["v"]), kept["v"]
-    return by(q, k, v, mechanism, q_index=q_index, kv_index=kv_index)
+        mechanism = mechanism.with_predicted_window(q, q_index, kv_index, length_mask)
+    k, v = keys_values.get("k", keys_values["v"]), keys_values["v"]
+    return attend_fn(q, k, v, mechanism, q_index=q_index, kv_index=kv_index)
 
 
 def gate_and_merge(
-    params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+    params: dict[str, Array], x: Float[Array, "B T M"], head_outputs: Float[Array, "B T H D"]
 ) -> Float[Array, "B T M"]:
     """Multiplies the heads' outputs by sigmoid(x W) if there is a "gate" W, and projects them."""
-    read = read.astype(x.dtype)
+    head_outputs = head_outputs.astype(x.dtype)
     if "gate" in params:
-        read = read * jax.nn.sigmoid(split_heads({"gate": params["gate"]}, "gate", x))
-    return merge_heads(params, read)
+        head_outputs = head_outputs * jax.nn.sigmoid(
+            split_heads({"gate": params["gate"]}, "gate", x)
+        )
+    return merge_heads(params, head_outputs)
 
 
 def dense_trace(
@@ -228,12 +241,12 @@ class SoftmaxOptions(ScoredOptions):
 
     def make(self, context: Context) -> SelfAttention:
         """Returns softmax attention, or whatever replaces its softmax."""
-        return fill(
+        return build_from(
             SelfAttention,
             self.sizes(context),
             self,
             context,
             mechanism=self.mechanism(context),
             rotary=self.build_rotary(context),
-            implementation=self.resolved(context),
+            implementation=self.resolved_implementation(context),
         )

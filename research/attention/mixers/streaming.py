@@ -55,7 +55,7 @@ class Streaming(Mixer):
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns an empty cache of `size` slots, for any length; see `cache.empty`."""
-        token = cached_shapes(self.inner, self.inner.remember, batch, dtype)
+        token = cached_shapes(self.inner, self.inner.cache_entries, batch, dtype)
         return cache.empty(self._rolls, self.size, token)
 
     def extend(
@@ -74,10 +74,12 @@ class Streaming(Mixer):
 
     def _step(self, params, state, x):
         index = cache.positions(state, 1)
-        state, seen = cache.extend(self._rolls, state, self.inner.remember(params, x))
-        kept = {name: a for name, a in seen.items() if name not in cache.OWN}
+        state, seen = cache.extend(self._rolls, state, self.inner.cache_entries(params, x))
+        kept = {name: a for name, a in seen.items() if name not in cache.NON_TOKEN_ENTRIES}
         places = self._places(seen["positions"], index)
-        y = self.inner.recall(params, x, kept, self._places(index, index), places, cache.filled)
+        y = self.inner.attend_to_cached(
+            params, x, kept, self._places(index, index), places, cache.filled
+        )
         return state, y
 
     def _places(self, positions: Int[Array, " S"], now: Int[Array, " 1"]) -> Int[Array, " S"]:

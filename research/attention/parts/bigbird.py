@@ -55,7 +55,7 @@ class RandomLinks(Mask):
         drawn = self.first + low + offset.astype(index.dtype)
         return drawn * (size > 0) - (size == 0)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         q_lo, q_hi, kv_lo, kv_hi = (np.asarray(x) for x in (q_lo, q_hi, kv_lo, kv_hi))
         q_start, kv_start = q_lo.min(), kv_lo.min()
         rows, columns = q_hi.max() - q_start + 1, kv_hi.max() - kv_start + 1
@@ -96,8 +96,10 @@ class BlockMask(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return self.inner(q_index // self.block, kv_index // self.block)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
-        return self.inner.blocks(*(bound // self.block for bound in (q_lo, q_hi, kv_lo, kv_hi)))
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        return self.inner.classify_blocks(
+            *(bound // self.block for bound in (q_lo, q_hi, kv_lo, kv_hi))
+        )
 
     @property
     def reach(self) -> int | None:
@@ -105,8 +107,8 @@ class BlockMask(Mask):
         return None if self.inner.reach is None else self.inner.reach * self.block
 
     @property
-    def kept(self) -> int:
-        return self.inner.kept * self.block
+    def num_sink_tokens(self) -> int:
+        return self.inner.num_sink_tokens * self.block
 
     # `prefix_length` stays None: even with a causal inner mask, a query sees the end of its block.
 

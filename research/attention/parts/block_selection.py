@@ -24,7 +24,7 @@ class BlockCausal(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return jnp.asarray(kv_index <= q_index)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         own = (q_lo // self.size == kv_hi // self.size) & (q_hi // self.size == kv_lo // self.size)
         return q_hi >= kv_lo, own & (q_lo >= kv_hi)
 
@@ -45,7 +45,7 @@ class MoBA(BlockCausal, ContentDependent):
     keys share the means. As in the paper, the selection has no gradient.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("query", "key")
+    required_projections: ClassVar[tuple[str, ...]] = ("query", "key")
     top: int = static()  # blocks that a query sees, its own included
 
     def evaluate(

@@ -38,16 +38,16 @@ class ContentDependent:
     """The additional interface of content-dependent masks and biases.
 
     Attributes:
-      reads: the projections it needs, of "query" and "key".
+      required_projections: the projections it needs, of "query" and "key".
     """
 
-    reads: ClassVar[tuple[str, ...]] = ()
+    required_projections: ClassVar[tuple[str, ...]] = ()
 
     def project_tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N ..."] | None:
         """Returns what to store per token for `evaluate`, float32 or wider; None for nothing."""
         return None
 
-    def with_tokens(self, kept: Float[Array, "B S ..."]) -> Any:
+    def with_tokens(self, projected: Float[Array, "B S ..."]) -> Any:
         """Returns this part holding the stored array of the keys' tokens."""
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class ContentDependent:
         """
         raise NotImplementedError
 
-    def needs_all(self, mask: Mask) -> bool:
+    def needs_all_keys(self, mask: Mask) -> bool:
         """Returns whether it needs all past keys, even keys that `mask` hides from all queries."""
         return True
 

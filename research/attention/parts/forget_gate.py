@@ -28,7 +28,7 @@ class ForgetGate(Bias, ContentDependent):
     additive: ClassVar[bool] = True
     weight: Any  # w, a Parameter or an array (M, H)
     bias: Any  # b (H,)
-    kept: Any = None  # log f of the keys' tokens, (B, S, H)
+    log_gates: Any = None  # log f of the keys' tokens, (B, S, H)
 
     def project_tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N H"]:
         """Returns log f of each token and head."""
@@ -37,8 +37,8 @@ class ForgetGate(Bias, ContentDependent):
         gate = jnp.einsum("bnm,mh->bnh", x, weight, preferred_element_type=dtype)
         return jax.nn.log_sigmoid(gate + self.bias.astype(dtype))
 
-    def with_tokens(self, kept: Float[Array, "B S H"]) -> "ForgetGate":
-        return dataclasses.replace(self, kept=kept)
+    def with_tokens(self, projected: Float[Array, "B S H"]) -> "ForgetGate":
+        return dataclasses.replace(self, log_gates=projected)
 
     def evaluate(
         self,
@@ -52,11 +52,11 @@ class ForgetGate(Bias, ContentDependent):
         Raises:
           ValueError: the log gates of the keys' tokens were not set by `with_tokens`.
         """
-        if self.kept is None:
+        if self.log_gates is None:
             raise ValueError("forget gate: it needs the keys' gates; see `Mechanism.with_tokens`")
         xp = np if isinstance(kv_index, np.ndarray) else jnp
         order = xp.argsort(kv_index)
-        sorted_index, gates = kv_index[order], self.kept
+        sorted_index, gates = kv_index[order], self.log_gates
         if xp is jnp or (order != np.arange(len(order))).any():
             gates = gates[:, order]
         # Empty slots of a cache have no gate.
@@ -70,12 +70,12 @@ class ForgetGate(Bias, ContentDependent):
 
         return ForgetBias(PerQuery(up_to(q_index)), PerKey(up_to(kv_index)))
 
-    def needs_all(self, mask: Mask) -> bool:
+    def needs_all_keys(self, mask: Mask) -> bool:
         """Returns whether gates of masked tokens lie between a query and a visible key.
 
         They do if the mask keeps the first keys beyond its reach.
         """
-        return mask.kept > 0
+        return mask.num_sink_tokens > 0
 
 
 @jax.tree_util.register_dataclass

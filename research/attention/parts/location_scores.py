@@ -18,7 +18,7 @@ from research.attention.parts.scores import NonDotScore, Score
 class Location(NonDotScore):
     """(q W)[position of the key]: scores depend on the query alone, not on the keys' content."""
 
-    reads: ClassVar[tuple[str, ...]] = ("query",)
+    required_projections: ClassVar[tuple[str, ...]] = ("query",)
     weight: Any  # (H, D, longest S)
 
     def __call__(
@@ -54,7 +54,7 @@ jax.tree_util.register_dataclass(SynthesizerDense, data_fields=["weight"], meta_
 class SynthesizerRandom(NonDotScore):
     """table[position of the query, position of the key], independent of content."""
 
-    reads: ClassVar[tuple[str, ...]] = ()
+    required_projections: ClassVar[tuple[str, ...]] = ()
     table: Any  # (H, longest T, longest S)
 
     def __call__(

@@ -6,11 +6,11 @@ so a mask can be passed through `jax.jit`. Every mask provides:
 
 `mask(q_index, kv_index)`
     the allowed pairs, evaluated on index arrays;
-`mask.blocks(...)`
+`mask.classify_blocks(...)`
     the blocks that are allowed or forbidden entirely, without evaluating their pairs;
 `mask.reach`
     how far back a query can see, which determines the size of a decoder's ring buffer;
-`mask.kept`
+`mask.num_sink_tokens`
     how many of the first keys stay visible beyond that reach, so that the decoder never evicts
     them;
 `mask.prefix_length`
@@ -60,7 +60,7 @@ class Mask:
         """
         return jnp.ones(np.broadcast_shapes(q_index.shape, kv_index.shape), bool)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         """Classifies blocks of pairs from their inclusive bounds, in three-valued logic.
 
         The bounds broadcast against each other, so one call on (rows, 1) and (1, columns) arrays
@@ -75,14 +75,14 @@ class Mask:
 
     @property
     def reach(self) -> int | None:
-        """An r >= 1 such that no query at t sees a key at k >= `kept` with t - k >= r.
+        """An r >= 1 such that no query at t sees a key at k >= `num_sink_tokens` with t - k >= r.
 
         None if there is no such bound.
         """
         return None
 
     @property
-    def kept(self) -> int:
+    def num_sink_tokens(self) -> int:
         """The number of leading positions that stay visible beyond `reach`; 0 if it is None."""
         return 0
 
@@ -124,7 +124,7 @@ class Window(Mask):
             allowed &= q_index - kv_index < self.size
         return allowed
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         # The distances q - k within a block are exactly the integers nearest .. farthest.
         nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
         some, every = farthest >= 0, nearest >= 0
@@ -151,7 +151,7 @@ class Prefix(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return jnp.asarray(kv_index <= jnp.maximum(q_index, self.length - 1))
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         last = self.length - 1
         return kv_lo <= np.maximum(q_hi, last), kv_hi <= np.maximum(q_lo, last)
 
@@ -173,7 +173,7 @@ class Segments(Mask):
         keys = jnp.take(self.kv_segments, kv_index, axis=1, mode="clip")
         return (queries == keys)[:, None]
 
-    blocks = staticmethod(_unknown)
+    classify_blocks = staticmethod(_unknown)
 
 
 @jax.tree_util.register_dataclass
@@ -189,7 +189,7 @@ class Padding(Mask):
             keys, keys.shape[:1] + np.broadcast_shapes(q_index.shape, kv_index.shape)
         )[:, None]
 
-    blocks = staticmethod(_unknown)
+    classify_blocks = staticmethod(_unknown)
 
 
 @jax.tree_util.register_dataclass
@@ -203,9 +203,9 @@ class And(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return self.left(q_index, kv_index) & self.right(q_index, kv_index)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
-        some, every = self.left.blocks(q_lo, q_hi, kv_lo, kv_hi)
-        some2, every2 = self.right.blocks(q_lo, q_hi, kv_lo, kv_hi)
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        some, every = self.left.classify_blocks(q_lo, q_hi, kv_lo, kv_hi)
+        some2, every2 = self.right.classify_blocks(q_lo, q_hi, kv_lo, kv_hi)
         return some & some2, every & every2
 
     @property
@@ -213,7 +213,7 @@ class And(Mask):
         return self._seen()[0]
 
     @property
-    def kept(self) -> int:
+    def num_sink_tokens(self) -> int:
         return self._seen()[1]
 
     def _seen(self) -> tuple[int | None, int]:
@@ -222,7 +222,9 @@ class And(Mask):
         Each operand's bound is valid for the conjunction, and so is their joint bound: beyond the
         longer reach a visible key has to be among the kept keys of both operands.
         """
-        known = [(m.reach, m.kept) for m in (self.left, self.right) if m.reach is not None]
+        known = [
+            (m.reach, m.num_sink_tokens) for m in (self.left, self.right) if m.reach is not None
+        ]
         if len(known) == 2:
             (reach, kept), (reach2, kept2) = known
             known.append((max(reach, reach2), min(kept, kept2)))
@@ -245,9 +247,9 @@ class Or(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return self.left(q_index, kv_index) | self.right(q_index, kv_index)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
-        some, every = self.left.blocks(q_lo, q_hi, kv_lo, kv_hi)
-        some2, every2 = self.right.blocks(q_lo, q_hi, kv_lo, kv_hi)
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        some, every = self.left.classify_blocks(q_lo, q_hi, kv_lo, kv_hi)
+        some2, every2 = self.right.classify_blocks(q_lo, q_hi, kv_lo, kv_hi)
         return some | some2, every | every2
 
     @property
@@ -256,8 +258,10 @@ class Or(Mask):
         return None if left is None or right is None else max(left, right)
 
     @property
-    def kept(self) -> int:
-        return 0 if self.reach is None else max(self.left.kept, self.right.kept)
+    def num_sink_tokens(self) -> int:
+        return (
+            0 if self.reach is None else max(self.left.num_sink_tokens, self.right.num_sink_tokens)
+        )
 
     @property
     def prefix_length(self) -> int | None:
@@ -275,8 +279,8 @@ class Not(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return ~self.inner(q_index, kv_index)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
-        some, every = self.inner.blocks(q_lo, q_hi, kv_lo, kv_hi)
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+        some, every = self.inner.classify_blocks(q_lo, q_hi, kv_lo, kv_hi)
         return ~every, ~some
 
     def __invert__(self) -> Mask:

@@ -42,10 +42,10 @@ class Mechanism:
     focus: PredictedWindow | None = None
 
     @property
-    def reads(self) -> set[str]:
+    def required_projections(self) -> set[str]:
         """The projections of the tokens that are needed: a subset of "query", "key", "value"."""
-        looked_at = [part.reads for _, part in self._content_parts()]
-        return set().union(self.score.reads, *looked_at, ("value",))
+        looked_at = [part.required_projections for _, part in self._content_parts()]
+        return set().union(self.score.required_projections, *looked_at, ("value",))
 
     @property
     def has_content(self) -> bool:
@@ -53,12 +53,12 @@ class Mechanism:
         return has_content(self)
 
     @property
-    def cached(self) -> Mask:
+    def cache_mask(self) -> Mask:
         """The mask that determines which keys a decoding cache keeps.
 
         It keeps every key if a content-dependent part needs keys that no query sees any more.
         """
-        needed = any(part.needs_all(self.mask) for _, part in self._content_parts())
+        needed = any(part.needs_all_keys(self.mask) for _, part in self._content_parts())
         return _All(self.mask) if needed else self.mask
 
     def parameters(self) -> dict[str, Parameter]:
@@ -85,9 +85,11 @@ class Mechanism:
         found = {name: part.project_tokens(x) for name, part in self._content_parts()}
         return {name: kept for name, kept in found.items() if kept is not None}
 
-    def with_tokens(self, kept: dict[str, Float[Array, "B S ..."]]) -> "Mechanism":
+    def with_tokens(self, projected: dict[str, Float[Array, "B S ..."]]) -> "Mechanism":
         """Returns this mechanism holding the `tokens` of the keys; other entries are ignored."""
-        return self._changed(lambda n, part: part.with_tokens(kept[n]) if n in kept else part)
+        return self._changed(
+            lambda n, part: part.with_tokens(projected[n]) if n in projected else part
+        )
 
     def evaluate(
         self,
@@ -122,7 +124,7 @@ class Mechanism:
         q: Float[Array, "B T H D"],
         q_index: Integer[Array | np.ndarray, " T"],
         kv_index: Integer[Array | np.ndarray, " S"],
-        within: Mask | None,
+        length_mask: Mask | None,
     ) -> "Mechanism":
         """Moves the window that each query predicts, if there is one, into the normalizer.
 
@@ -130,13 +132,13 @@ class Mechanism:
           q: queries.
           q_index: absolute positions of the queries.
           kv_index: absolute positions of the keys.
-          within: a query's window is placed within the keys up to the last one that this mask
+          length_mask: a query's window is placed within the keys up to the last one that this mask
             allows; None: within all keys.
         """
         if self.focus is None:
             return self
-        lengths = _lengths(within, q_index, kv_index)
-        normalizer = self.focus.around(self.normalizer, q, lengths, kv_index)
+        lengths = _lengths(length_mask, q_index, kv_index)
+        normalizer = self.focus.restrict(self.normalizer, q, lengths, kv_index)
         return dataclasses.replace(self, normalizer=normalizer, focus=None)
 
 

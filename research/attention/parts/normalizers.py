@@ -46,7 +46,7 @@ class Normalizer:
     def extra_logit(self) -> Any:
         return None
 
-    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+    def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         """Returns numerator and divisor of the weights; the divisor is never zero."""
         raise NotImplementedError
 
@@ -60,7 +60,7 @@ class Normalizer:
         Returns:
           Weights, exactly zero where forbidden. A row with no allowed key is zero throughout.
         """
-        numerator, divisor = self.parts(scores, mask)
+        numerator, divisor = self.numerator_and_divisor(scores, mask)
         return numerator / divisor
 
 
@@ -76,7 +76,7 @@ class Softmax(Normalizer):
 
     name: ClassVar[str] = "softmax"
 
-    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+    def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         scores = _wide(scores)
         if self.sharpening != 1.0:
             scores = scores * self.sharpening
@@ -125,7 +125,7 @@ class Smoothed(Normalizer):
 
     name: ClassVar[str] = "smoothed"
 
-    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+    def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         return _softmax(jax.nn.log_sigmoid(_wide(scores)), mask)
 
 
@@ -141,7 +141,7 @@ class Sigmoid(Normalizer):
 
     name: ClassVar[str] = "sigmoid"
 
-    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+    def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         scores = _forbid(_wide(scores), mask)
         bias = jnp.asarray(self.bias, scores.dtype)[:, None, None]
         return _undivided(jax.nn.sigmoid(scores + bias), mask)
@@ -160,7 +160,7 @@ class SquaredRelu(Normalizer):
 
     name: ClassVar[str] = "squared_relu"
 
-    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+    def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         return _undivided(jax.nn.relu(_forbid(_wide(scores), mask)) ** 2 / self.length, mask)
 
 
@@ -171,7 +171,7 @@ class Sparsemax(Normalizer):
 
     name: ClassVar[str] = "sparsemax"
 
-    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+    def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         return _undivided(sparsemax(_forbid(_wide(scores), mask)), mask)
 
 
@@ -182,7 +182,7 @@ class Entmax15(Normalizer):
 
     name: ClassVar[str] = "entmax15"
 
-    def parts(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+    def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         return _undivided(entmax15(_forbid(_wide(scores), mask)), mask)
 
 

@@ -77,7 +77,7 @@ class Rotary:
             message = "scaling 'yarn' needs the length before scaling, at least 1"
             raise ValueError(f"rotary: original_length = {self.original_length}; {message}")
 
-    def turned(self, width: int) -> int:
+    def rotated_width(self, width: int) -> int:
         """Returns R, the number of rotated channels of a head of `width` channels.
 
         Raises:
@@ -93,7 +93,7 @@ class Rotary:
 
     def frequencies(self, width: int) -> Float[np.ndarray, " pairs"]:
         """Returns the angle per position of each pair in a head of `width` channels, float64."""
-        turned = self.turned(width)
+        turned = self.rotated_width(width)
         pair = np.arange(turned // 2)
         base = self.base
         if self.scaling == "ntk":

@@ -24,7 +24,7 @@ class PredictedWindow:
     vector: Any  # v (H, D)
     size: int = static()
 
-    def around(
+    def restrict(
         self,
         normalizer: Normalizer,
         q: Float[Array, "B T H D"],
@@ -63,12 +63,14 @@ class WindowedNormalizer(Normalizer):
     kv_index: Any  # (S,)
     size: int = static()
 
-    def parts(
+    def numerator_and_divisor(
         self, scores: Float[Array, "B H T S"], mask: Bool[Array, "..."] | None = None
     ) -> Parts:
         distance = self.kv_index - self.center[..., None]
         near = jnp.abs(distance) <= self.size
-        numerator, divisor = self.inner.parts(scores, near if mask is None else mask & near)
+        numerator, divisor = self.inner.numerator_and_divisor(
+            scores, near if mask is None else mask & near
+        )
         return numerator * jnp.exp(-2 * jnp.square(distance / self.size)), divisor
 
 

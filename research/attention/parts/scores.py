@@ -44,11 +44,11 @@ class Score:
     """The base class of all scores: q . k. A score with a dot form only overrides `as_dot`.
 
     Attributes:
-      reads: the projections it needs, of "query" and "key".
+      required_projections: the projections it needs, of "query" and "key".
       has_dot_form: whether `as_dot` returns a dot form instead of None.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("query", "key")
+    required_projections: ClassVar[tuple[str, ...]] = ("query", "key")
     has_dot_form: ClassVar[bool] = True
 
     def __call__(

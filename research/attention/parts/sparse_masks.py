@@ -27,7 +27,7 @@ class Local(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return jnp.abs(q_index - kv_index) <= self.size
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
         some = (nearest <= self.size) & (farthest >= -self.size)
         return some, (nearest >= -self.size) & (farthest <= self.size)
@@ -50,7 +50,7 @@ class Dilated(Mask):
         allowed = (distance >= 0) & (distance <= self._farthest)
         return jnp.asarray(allowed & (distance % self.dilation == 0))
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
         some = _multiple(nearest, np.minimum(farthest, self._farthest), self.dilation)
         alone = _alone(nearest, farthest, self.dilation)
@@ -81,7 +81,7 @@ class Strided(Mask):
         allowed = (distance < self.stride) | (distance % self.stride == 0)
         return jnp.asarray((distance >= 0) & allowed)
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         nearest, farthest = q_lo - kv_hi, q_hi - kv_lo
         some = (farthest >= 0) & (nearest < self.stride)
         # `stride` itself is a multiple of `stride`, so the distances 0 .. stride have no gap.
@@ -113,7 +113,7 @@ class Global(Mask):
     def __call__(self, q_index: Index, kv_index: Index) -> Bool[Array, "..."]:
         return jnp.asarray((q_index < self.size) | (kv_index < self.size))
 
-    def blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
+    def classify_blocks(self, q_lo: Bounds, q_hi: Bounds, kv_lo: Bounds, kv_hi: Bounds) -> Blocks:
         return (q_lo < self.size) | (kv_lo < self.size), (q_hi < self.size) | (kv_hi < self.size)
 
     @property
@@ -122,7 +122,7 @@ class Global(Mask):
         return 1
 
     @property
-    def kept(self) -> int:
+    def num_sink_tokens(self) -> int:
         return self.size
 
 

@@ -45,7 +45,7 @@ class TalkingWeights(Normalizer):
     inner: Normalizer
     weight: Any  # (H, H)
 
-    def parts(
+    def numerator_and_divisor(
         self, scores: Float[Array, "B H T S"], mask: Bool[Array, "..."] | None = None
     ) -> Parts:
         weights = self.inner(scores, mask)

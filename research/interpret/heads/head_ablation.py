@@ -109,26 +109,26 @@ def prune_greedily(loss: Loss, layers: int, heads: int, number: int | None = Non
       number: number of heads to prune; None: all.
     """
 
-    def mean(gone: Sequence[Sequence[int]]) -> float:
-        return float(np.mean(np.asarray(loss(head_mask(gone, layers, heads)))))
+    def mean(pruned: Sequence[Sequence[int]]) -> float:
+        return float(np.mean(np.asarray(loss(head_mask(pruned, layers, heads)))))
 
     left: list[tuple[int, ...]] = list(np.ndindex(layers, heads))
-    gone: list[tuple[int, ...]] = []
-    curve = [mean(gone)]
+    pruned: list[tuple[int, ...]] = []
+    curve = [mean(pruned)]
     for _ in range(len(left) if number is None else number):
-        losses = [mean([*gone, head]) for head in left]
+        losses = [mean([*pruned, head]) for head in left]
         # A head whose removal makes the loss NaN is pruned last.
         best = int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
-        gone.append(left.pop(best))
+        pruned.append(left.pop(best))
         curve.append(losses[best])
-    return Pruning(np.array(gone, int).reshape(-1, 2), np.array(curve, np.float32))
+    return Pruning(np.array(pruned, int).reshape(-1, 2), np.array(curve, np.float32))
 
 
 def head_mask(
-    gone: Sequence[Sequence[int]] | Int[np.ndarray, "N 2"], layers: int, heads: int
+    pruned: Sequence[Sequence[int]] | Int[np.ndarray, "N 2"], layers: int, heads: int
 ) -> Float[Array, "L H"]:
     """Returns a mask (L, H) that is 0 at the given (layer, head) pairs and 1 elsewhere."""
     mask = np.ones((layers, heads), np.float32)
-    for layer, head in gone:
+    for layer, head in pruned:
         mask[layer, head] = 0
     return jnp.asarray(mask)

@@ -16,7 +16,7 @@ from research.interpret.capture import STACKS
 from research.models.model import Model
 
 
-class Attention(NamedTuple):
+class AttentionLayer(NamedTuple):
     """One attention, of one layer, whose heads can be masked.
 
     Attributes:
@@ -34,7 +34,7 @@ class Attention(NamedTuple):
     heads: int
 
 
-def attention_layers(model: Model, params: PyTree) -> list[Attention]:
+def attention_layers(model: Model, params: PyTree) -> list[AttentionLayer]:
     """Returns every attention that has heads, in the order of the model.
 
     Args:
@@ -61,7 +61,7 @@ def attention_layers(model: Model, params: PyTree) -> list[Attention]:
     return [attention for _, attention in sorted(found, key=lambda pair: pair[0])]
 
 
-def common_num_heads(found: list[Attention]) -> int:
+def common_num_heads(found: list[AttentionLayer]) -> int:
     """Returns H, the number of heads that all attentions have.
 
     Raises UserError if there is no attention, or if their numbers of heads differ.
@@ -106,9 +106,9 @@ def mask_heads(model: Model, params: PyTree, mask: Float[Array, "L H"]) -> PyTre
 
 def _attention(
     path: tuple[str, ...], stack: str, layer: int, kind: str, row: int | None, heads: int
-) -> Attention:
+) -> AttentionLayer:
     name = f"{stack or 'layer'} {layer}" + (" cross" if kind == "cross" else "")
-    return Attention(name, kind, path, row, heads)
+    return AttentionLayer(name, kind, path, row, heads)
 
 
 def _slot(path: tuple[str, ...]) -> tuple[str, int, str]:

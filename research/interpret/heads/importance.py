@@ -110,12 +110,12 @@ def _by_mask(trained: Trained) -> Callable[[Float[Array, "L H"]], Any]:
     examples = list(batches(task, trained.split, trained.examples))
 
     @jax.jit
-    def of_batch(params: PyTree, mask: Array, batch: Batch) -> Any:
+    def forward(params: PyTree, mask: Array, batch: Batch) -> Any:
         outputs = model_outputs(model, mask_heads(model, params, mask), batch)
         return [example_metric(task, outputs, batch, name) for name in ("loss", task.select)]
 
     def of_mask(mask: Float[Array, "L H"]) -> list[Float[np.ndarray, " N"]]:
-        found = [of_batch(trained.params, mask, batch) for batch in examples]
+        found = [forward(trained.params, mask, batch) for batch in examples]
         each = []
         for metric in zip(*found, strict=True):
             total, count = (np.concatenate([np.asarray(m[i]) for m in metric]) for i in (0, 1))

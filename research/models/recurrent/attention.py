@@ -1,4 +1,4 @@
-"""Attention of recurrent decoders: named mechanisms, and the `Reader` that computes one."""
+"""Attention of recurrent decoders: named mechanisms and `DecoderAttention`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ SET_BY_ATTENTION = ("mixer", "score", "mask", "position", "implementation")
 
 
 @dataclass(frozen=True)
-class Reader:
+class DecoderAttention:
     """Attends to encoder states with an alignment model.
 
     Attributes:
@@ -107,16 +107,21 @@ class Reader:
         found = {f"alignment_{name}": p for name, p in learned}
         return found | (projections(self) if self.projected else {})
 
-    def remember(self, params: dict[str, Array], states: Float[Array, "B S N"]) -> dict[str, Any]:
+    def project_memory(
+        self, params: dict[str, Array], states: Float[Array, "B S N"]
+    ) -> dict[str, Any]:
         """Returns the memory: "values" (B, S, K, D) and "keys", the alignment's precomputed terms.
 
         Without projections, keys equal values and are not stored twice.
         """
         if self.projected:
             k, values = (split_heads(params, name, states) for name in ("key", "value"))
-            return {"values": values, "keys": self.alignment.remember(self._learned(params), k)}
+            return {
+                "values": values,
+                "keys": self.alignment.precompute_keys(self._learned(params), k),
+            }
         values = states[:, :, None]
-        keys = self.alignment.remember(self._learned(params), values)
+        keys = self.alignment.precompute_keys(self._learned(params), values)
         return {"values": values, "keys": {n: a for n, a in keys.items() if n != "k"}}
 
     def init_state(self, values: Float[Array, "B S K D"]) -> PyTree:
@@ -141,7 +146,7 @@ class Reader:
         index = jnp.arange(valid.shape[1])
         return step(self._learned(params), q, keys, at[None], index, padding(valid), state)
 
-    def read(
+    def context_vector(
         self, params: dict[str, Array], weights: Float[Array, "B H S"], memory: dict[str, Any]
     ) -> Float[Array, "B N"]:
         """Returns the context vector of a query: the memory averaged with the given weights."""
@@ -159,7 +164,7 @@ class Reader:
 
         def one(state: PyTree, query: tuple) -> tuple[PyTree, tuple]:
             weights, state = self.align(params, query[1], memory, valid, query[0], state)
-            return state, (weights, self.read(params, weights, memory))
+            return state, (weights, self.context_vector(params, weights, memory))
 
         queries = jnp.arange(h.shape[1]), jnp.swapaxes(h, 0, 1)
         _, found = jax.lax.scan(one, self.init_state(memory["values"]), queries)
@@ -170,7 +175,7 @@ class Reader:
         return {name: params[f"alignment_{name}"] for name in self.alignment.parameters()}
 
 
-def reader_layer(model: ModelOptions, attention: str) -> Layer | None:
+def decoder_attention_layer(model: ModelOptions, attention: str) -> Layer | None:
     """Returns the `Layer` of a recurrent model's attention, or None for a fixed vector.
 
     The name determines mixer, score, mask and position; all other mechanism keys of `config.model`
@@ -189,8 +194,10 @@ def reader_layer(model: ModelOptions, attention: str) -> Layer | None:
     return Layer(values, own, frozenset(), f"model.attention={attention!r}: ")
 
 
-def make_reader(model: ModelOptions, attention: str, length: int) -> Reader | None:
-    """Returns the reader that `model.attention` names, or None for a fixed vector.
+def make_decoder_attention(
+    model: ModelOptions, attention: str, length: int
+) -> DecoderAttention | None:
+    """Returns the attention that `model.attention` names, or None for a fixed vector.
 
     multi_head has projections even with a single head; like all others it takes num_heads from the
     config. Raises UserError.
@@ -200,7 +207,7 @@ def make_reader(model: ModelOptions, attention: str, length: int) -> Reader | No
             f"model.implementation={model.mechanism['implementation']!r}: a recurrent model is "
             "computed one token after the other; leave it 'auto'."
         )
-    layer = reader_layer(model, attention)
+    layer = decoder_attention_layer(model, attention)
     if layer is None:
         return None
     spec = layer.spec(length)
@@ -209,7 +216,7 @@ def make_reader(model: ModelOptions, attention: str, length: int) -> Reader | No
     assert isinstance(options, HeadOptions)
     sizes, context = options.sizes(spec.context), spec.context
     one = sizes.num_heads == 1 and sizes.head_width == sizes.width
-    return Reader(
+    return DecoderAttention(
         width=sizes.width,
         num_heads=sizes.num_heads,
         num_kv_heads=sizes.num_kv_heads,

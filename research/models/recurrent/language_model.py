@@ -31,9 +31,9 @@ from research.models.recurrent import networks
 from research.models.recurrent.attention import (
     ATTENTIONS,
     FIXED_EVERY_STEP,
-    Reader,
-    make_reader,
-    reader_layer,
+    DecoderAttention,
+    decoder_attention_layer,
+    make_decoder_attention,
 )
 from research.options import option
 from research.parallel.rules import constrain
@@ -44,7 +44,7 @@ from research.tasks.task import Batch
 class RecurrentConfig:
     """Static description of a recurrent model, with the keys of `config.model`.
 
-    `reader` computes the mechanism that `attention` names; it is None for a fixed vector.
+    `decoder_attention` computes the mechanism that `attention` names; None for a fixed vector.
     """
 
     vocab_size: int
@@ -60,7 +60,7 @@ class RecurrentConfig:
     init_stddev: float
     embedding_stddev: float
     dtype: str
-    reader: Reader | None
+    decoder_attention: DecoderAttention | None
 
     @property
     def sizes(self) -> networks.Sizes:
@@ -71,8 +71,8 @@ class RecurrentConfig:
             inputs=self.embedding_width,
             num_layers=self.num_layers,
             init_stddev=self.init_stddev,
-            reader=self.reader,
-            input_feeding=self.input_feeding and self.reader is not None,
+            decoder_attention=self.decoder_attention,
+            input_feeding=self.input_feeding and self.decoder_attention is not None,
             every_step=self.attention == FIXED_EVERY_STEP,
             dtype=self.dtype,
         )
@@ -107,24 +107,24 @@ class RecurrentModel(nn.Module):
         }
         self.dropout = nn.Dropout(c.dropout)
 
-    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
+    def forward(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
         """Returns float32 logits of "inputs" (B, T), given "source" and "source_length".
 
         Dropout applies to embeddings, between layers, and to the input of the output matrix
         (Zaremba et al. 2014; Luong et al. 2015, section 4.1).
         """
         drop = self._drop(deterministic)
-        memory = self._remember(batch["source"], batch["source_length"], drop)
+        memory = self._make_memory(batch["source"], batch["source_length"], drop)
         h, _ = self._decode(memory, batch["inputs"], drop)
         return self._logits(drop(h))
 
     def encode(self, source: Int[Array, "B S"], source_length: Int[Array, " B"]) -> dict[str, Any]:
-        """Returns the memory of right-padded sources; see `networks.remember`."""
-        return self._remember(source, source_length, self._drop(True))
+        """Returns the memory of right-padded sources; see `networks.make_memory`."""
+        return self._make_memory(source, source_length, self._drop(True))
 
     def init_state(self, memory: dict[str, Any], length: int) -> dict[str, Any]:
         """Returns the decoding state before the first token, of a size independent of `length`."""
-        return networks.first_state(self.config.sizes, memory)
+        return networks.init_state(self.config.sizes, memory)
 
     def step(
         self, memory: dict[str, Any], state: dict[str, Any], token: Int[Array, " B"]
@@ -134,7 +134,7 @@ class RecurrentModel(nn.Module):
         H is 0 without attention.
         """
         sizes, params = self.config.sizes, self.params["decoder"]
-        gates = networks.gates_of(sizes, params, self._embed(token[:, None]), memory)[:, 0]
+        gates = networks.input_gates(sizes, params, self._embed(token[:, None]), memory)[:, 0]
         state, (h, weights) = networks.advance(sizes, params, memory, state, gates)
         if weights is None:
             weights = jnp.zeros((len(token), 0, memory["valid"].shape[1]))
@@ -143,7 +143,7 @@ class RecurrentModel(nn.Module):
     def weights(self, batch: Batch) -> Float[Array, "B H T S"]:
         """Returns the attention weights of each target position (teacher forcing) on the source."""
         drop = self._drop(True)
-        memory = self._remember(batch["source"], batch["source_length"], drop)
+        memory = self._make_memory(batch["source"], batch["source_length"], drop)
         _, weights = self._decode(memory, batch["inputs"], drop)
         if weights is None:
             (rows, targets), length = batch["inputs"].shape, batch["source"].shape[1]
@@ -176,7 +176,7 @@ class RecurrentModel(nn.Module):
         def kept(params: Any) -> Any:
             source = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
             memory: Any = self.apply({"params": params}, *source, method="encode")
-            state = networks.first_state(self.config.sizes, memory)
+            state = networks.init_state(self.config.sizes, memory)
             # "initial" is already counted in the state, and "valid" is determined by one number.
             return {k: a for k, a in memory.items() if k not in ("initial", "valid")}, state
 
@@ -195,11 +195,11 @@ class RecurrentModel(nn.Module):
         table = self.params["embedding"].astype(self.config.dtype)
         return constrain(lookup(table, tokens), "batch", "", "")
 
-    def _remember(self, source, lengths, drop):
+    def _make_memory(self, source, lengths, drop):
         sizes = self.config.sizes
         x = drop(self._embed(source))
         states, last = networks.encode(sizes, self.params["encoder"], x, lengths, drop)
-        return networks.remember(sizes, self.params["decoder"], states, last, lengths)
+        return networks.make_memory(sizes, self.params["decoder"], states, last, lengths)
 
     def _decode(self, memory, inputs, drop):
         sizes, params = self.config.sizes, self.params["decoder"]
@@ -232,7 +232,7 @@ class RecurrentOptions(ModelSize):
 
     def layers(self) -> tuple[Layer, ...]:
         """Returns the layer of the attention to the source, if any; see `ModelOptions`."""
-        found = reader_layer(self, self.attention)
+        found = decoder_attention_layer(self, self.attention)
         return () if found is None else (found,)
 
     def make(
@@ -276,5 +276,5 @@ def recurrent_config(model: Any, vocab_size: int, length: int) -> RecurrentConfi
         init_stddev=model.init_stddev,
         embedding_stddev=model.embedding_stddev,
         dtype=model.dtype,
-        reader=make_reader(model, model.attention, length),
+        decoder_attention=make_decoder_attention(model, model.attention, length),
     )

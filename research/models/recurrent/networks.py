@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from research.attention.mixers.rnn import CELLS, project, run, run_gates
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-from research.models.recurrent.attention import Reader
+from research.models.recurrent.attention import DecoderAttention
 
 Drop = Callable[[jax.Array], jax.Array]
 DIRECTIONS = ("forward", "backward")
@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
       inputs: E, width of the embeddings.
       num_layers: number of layers of the encoder, and of the decoder.
       init_stddev: initial standard deviation of non-recurrent matrices; 0: 1 / sqrt(fan in).
-      reader: attention to the encoder's states; None for no attention.
+      decoder_attention: attention to the encoder's states; None for no attention.
       input_feeding: whether the previous step's output h~ is an input of the step.
       every_step: whether the fixed vector is an input of every step and of the output.
       dtype: dtype of activations; states are float32.
@@ -40,14 +40,14 @@ class Sizes(NamedTuple):
     inputs: int
     num_layers: int
     init_stddev: float
-    reader: Reader | None
+    decoder_attention: DecoderAttention | None
     input_feeding: bool
     every_step: bool
     dtype: str
     directions: tuple[str, ...] = DIRECTIONS
 
     @property
-    def each(self) -> int:
+    def direction_width(self) -> int:
         """The width of the encoder's states in one direction."""
         return self.width // len(self.directions)
 
@@ -56,7 +56,10 @@ def encoder_parameters(s: Sizes) -> dict[str, Any]:
     """Declares the encoder's parameters: {"0": {"forward": a cell's, "backward": ...}, ...}."""
     make = CELLS[s.cell].parameters
     return {
-        str(i): {d: make(s.width if i else s.inputs, s.each, s.init_stddev) for d in s.directions}
+        str(i): {
+            d: make(s.width if i else s.inputs, s.direction_width, s.init_stddev)
+            for d in s.directions
+        }
         for i in range(s.num_layers)
     }
 
@@ -79,9 +82,9 @@ def decoder_parameters(s: Sizes) -> dict[str, Any]:
     bias = Parameter((s.num_layers, n), Constant(0.0), vector_axes("", "hidden"))
     parts = cell.init_state(1, 1, "float32")
     found["bridge"] = {p: matrix for p in parts} | {f"{p}_bias": bias for p in parts}
-    if s.reader is not None:
-        found["attention"] = s.reader.parameters()
-    if s.reader is not None or s.every_step:
+    if s.decoder_attention is not None:
+        found["attention"] = s.decoder_attention.parameters()
+    if s.decoder_attention is not None or s.every_step:
         init = matrix_init(s.init_stddev, 2 * n)
         found["combine"] = Parameter((2 * n, n), init, matrix_axes("", "width"))
     return found
@@ -104,7 +107,7 @@ def encode(
     cell, last = CELLS[s.cell], []
     for i in range(s.num_layers):
         x = drop(x) if i else x
-        zeros = cell.init_state(x.shape[0], s.each, x.dtype)
+        zeros = cell.init_state(x.shape[0], s.direction_width, x.dtype)
         found = [
             run(s.cell, params[str(i)][d], zeros, x, lengths=lengths, reverse=d == "backward")
             for d in s.directions
@@ -115,7 +118,7 @@ def encode(
     return x, tuple(last)
 
 
-def remember(
+def make_memory(
     s: Sizes,
     params: dict[str, Any],
     states: Float[Array, "B S N"],
@@ -143,26 +146,26 @@ def remember(
     memory: dict[str, Any] = {"initial": initial, "valid": valid}
     if s.every_step:
         memory["fixed"] = last[-1]["h"].astype(s.dtype)
-    if s.reader is not None:
-        memory["source"] = s.reader.remember(params["attention"], states)
+    if s.decoder_attention is not None:
+        memory["source"] = s.decoder_attention.project_memory(params["attention"], states)
     return memory
 
 
-def first_state(s: Sizes, memory: dict[str, Any]) -> dict[str, Any]:
+def init_state(s: Sizes, memory: dict[str, Any]) -> dict[str, Any]:
     """Returns the decoding state before the first token.
 
     "cells": states of each layer; "position": number of tokens so far; with attention "alignment";
     with input feeding "fed" (B, N), zeros at first as in Luong et al. 2015.
     """
     state: dict[str, Any] = {"cells": memory["initial"], "position": jnp.int32(0)}
-    if s.reader is not None:
-        state["alignment"] = s.reader.init_state(memory["source"]["values"])
+    if s.decoder_attention is not None:
+        state["alignment"] = s.decoder_attention.init_state(memory["source"]["values"])
     if s.input_feeding:
         state["fed"] = jnp.zeros_like(memory["initial"][0]["h"], s.dtype)
     return state
 
 
-def gates_of(
+def input_gates(
     s: Sizes, params: dict[str, Any], x: Float[Array, "B T E"], memory: dict[str, Any]
 ) -> Float[Array, "B T G N"]:
     """Returns the contribution of inputs and fixed vector to the bottom layer's gates.
@@ -182,17 +185,18 @@ def advance(
     memory: dict[str, Any],
     state: dict[str, Any],
     gates: Float[Array, "B G N"],
-    kept: tuple[Float[Array, "B N"], ...] = (),
+    dropout_masks: tuple[Float[Array, "B N"], ...] = (),
 ) -> tuple[dict[str, Any], tuple[Float[Array, "B N"], Float[Array, "B H S"] | None]]:
     """Runs the decoder for one token.
 
     Args:
       s: the sizes.
       params: the decoder's parameters.
-      memory: from `remember`.
-      state: the state before this token, initially from `first_state`.
-      gates: the token's gates, from `gates_of`.
-      kept: dropout factors between layers, one fewer than there are layers; () for no dropout.
+      memory: from `make_memory`.
+      state: the state before this token, initially from `init_state`.
+      gates: the token's gates, from `input_gates`.
+      dropout_masks: dropout factors between layers, one fewer than there are layers; () for no
+        dropout.
 
     Returns:
       The new state; h~ = tanh(W [c; h]) (Luong et al. 2015, equation 5), with context vector c and
@@ -205,17 +209,17 @@ def advance(
     h = jnp.zeros(())
     for i, old in enumerate(state["cells"]):
         if i:
-            gates = project(params[str(i)], h * kept[i - 1] if kept else h)
+            gates = project(params[str(i)], h * dropout_masks[i - 1] if dropout_masks else h)
         cell, h = CELLS[s.cell].step(params[str(i)], old, gates)
         cells.append(cell)
     new["cells"] = tuple(cells)
-    if s.reader is None:
+    if s.decoder_attention is None:
         return new, (_combine(s, params, memory, h, None), None)
     learned, source = params["attention"], memory["source"]
-    weights, new["alignment"] = s.reader.align(
+    weights, new["alignment"] = s.decoder_attention.align(
         learned, h, source, memory["valid"], state["position"], state["alignment"]
     )
-    h = _combine(s, params, memory, h, s.reader.read(learned, weights, source))
+    h = _combine(s, params, memory, h, s.decoder_attention.context_vector(learned, weights, source))
     if s.input_feeding:
         new["fed"] = h
     return new, (h, weights)
@@ -230,34 +234,34 @@ def decode(
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B T H S"] | None]:
     """Returns h~ and the weights of every token, equal to calling `advance` token by token."""
     matrices = _cast(s, params)
-    gates = gates_of(s, matrices, x, memory)
+    gates = input_gates(s, matrices, x, memory)
     # Draw all dropout factors before the scan, which then needs no random keys.
     ones = jnp.ones((*x.shape[:2], s.width), s.dtype)
-    kept = tuple(drop(ones) for _ in range(s.num_layers - 1))
+    dropout_masks = tuple(drop(ones) for _ in range(s.num_layers - 1))
     if not s.input_feeding:
-        return _decode_by_layer(s, matrices, memory, gates, kept)
+        return _decode_by_layer(s, matrices, memory, gates, dropout_masks)
 
     def one(state: dict[str, Any], now: tuple) -> tuple:
         return advance(s, matrices, memory, state, *now)
 
-    over_time = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (gates, kept))
-    _, found = jax.lax.scan(one, first_state(s, memory), over_time)
+    over_time = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (gates, dropout_masks))
+    _, found = jax.lax.scan(one, init_state(s, memory), over_time)
     h, weights = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), found)
     return h, weights
 
 
-def _decode_by_layer(s, params, memory, gates, kept):
+def _decode_by_layer(s, params, memory, gates, dropout_masks):
     """Runs each layer over all tokens before the next layer, as possible without input feeding.
 
     The products with input matrices then cover all tokens at once.
     """
     h = None
     for i, state in enumerate(memory["initial"]):
-        gates = project(params[str(i)], h * kept[i - 1]) if i else gates
+        gates = project(params[str(i)], h * dropout_masks[i - 1]) if i else gates
         _, h = run_gates(s.cell, params[str(i)], state, gates)
-    if s.reader is None:
+    if s.decoder_attention is None:
         return _combine(s, params, memory, h, None), None
-    weights, contexts = s.reader.align_all(
+    weights, contexts = s.decoder_attention.align_all(
         params["attention"], h, memory["source"], memory["valid"]
     )
     return _combine(s, params, memory, h, contexts), weights

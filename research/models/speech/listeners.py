@@ -62,7 +62,7 @@ class ListenerConfig:
       dtype: dtype of activations.
       filter_conv: taps of the Conformer's convolution over time.
       layers: config of transformer or Conformer layers; None for bilstm.
-      looks_ahead: whether their mixer is non-causal and so needs a padding mask.
+      bidirectional: whether their mixer is non-causal and so needs a padding mask.
     """
 
     kind: str
@@ -75,7 +75,7 @@ class ListenerConfig:
     dtype: str
     filter_conv: int
     layers: TransformerConfig | None
-    looks_ahead: bool
+    bidirectional: bool
 
 
 def subsampled(levels: int, length: Any) -> Any:
@@ -129,7 +129,7 @@ class Listener(nn.Module):
             x = x + jnp.asarray(sinusoidal(x.shape[1], c.width), x.dtype)
         x, valid = constrain(x, *HIDDEN), jnp.arange(x.shape[1]) < lengths[:, None]
         # Padding is on the right, so a causal mixer never attends to it and needs no mask.
-        mask = padding(valid) if c.looks_ahead else None
+        mask = padding(valid) if c.bidirectional else None
         if c.kind == "conformer":
             stack = ConformerStack(c.layers, c.filter_conv, name="stack")
             x = stack(x, valid, mask, deterministic)
@@ -247,7 +247,7 @@ def make_listener(
         spec = part_spec(model, FRAMES, "encoder", start, "self")
         check_any_length(spec, lambda s: s.make().parameters(), "encoder", model.encoder)
         spec = with_substitute(spec, substitutes)
-        ahead, name = spec.looks_ahead, implementation_names((spec,))
+        ahead, name = spec.bidirectional, implementation_names((spec,))
         changes = {"num_layers": depth, "position": spec.position}
         layers = transformer_config(model, vocab_size, FRAMES, (spec,), **changes)
     listener = ListenerConfig(
@@ -261,7 +261,7 @@ def make_listener(
         dtype=model.dtype,
         filter_conv=model.filter_conv,
         layers=layers,
-        looks_ahead=ahead,
+        bidirectional=ahead,
     )
     return listener, name
 

@@ -21,7 +21,7 @@ from research.losses import ctc as connectionist
 from research.models.encoder_decoder import CROSS
 from research.models.layers import Layer, Substitutes, part_layer, pattern_layers
 from research.models.primitives import linear, matrix_init
-from research.models.recurrent.attention import ATTENTIONS, reader_layer
+from research.models.recurrent.attention import ATTENTIONS, decoder_attention_layer
 from research.models.speech import listeners, spellers
 from research.models.speech.listeners import Listener, ListenerConfig, make_listener
 from research.models.speech.spellers import (
@@ -78,7 +78,7 @@ class SpeechModel(nn.Module):
             self.head = self.param("ctc", init, (c.listener.width, c.vocab_size))
             self.bias = self.param("ctc_bias", nn.initializers.zeros, (c.vocab_size,))
 
-    def of_batch(self, batch: Batch, *, deterministic: bool = True) -> SpeechOutputs:
+    def forward(self, batch: Batch, *, deterministic: bool = True) -> SpeechOutputs:
         """Returns the outputs from which the metrics of speech recognition are computed.
 
         Args:
@@ -94,7 +94,7 @@ class SpeechModel(nn.Module):
         looks = deterministic and not self.is_initializing()
         logits = labelling = None
         if c.speller is not None:
-            memory = self.speller.remember(states, lengths)
+            memory = self.speller.make_memory(states, lengths)
             logits, _ = self.speller.decode(memory, batch["inputs"], deterministic)
             room = min(2 * batch["inputs"].shape[1], c.length)
             labelling = self._spelled(memory, room) if looks else None
@@ -114,7 +114,7 @@ class SpeechModel(nn.Module):
         states, lengths = self._listen(source, source_length, deterministic=True)
         memory: Memory = {"valid": jnp.arange(states.shape[1]) < lengths[:, None]}
         if self.config.speller is not None:
-            memory |= self.speller.remember(states, lengths)
+            memory |= self.speller.make_memory(states, lengths)
         if self.config.ctc_weight:
             memory["ctc"] = jax.nn.log_softmax(self._ctc_logits(states))
         return memory
@@ -144,7 +144,7 @@ class SpeechModel(nn.Module):
         if self.config.speller is None:
             rows, targets = batch["inputs"].shape
             return jnp.zeros((rows, 0, targets, states.shape[1]))
-        memory = self.speller.remember(states, lengths)
+        memory = self.speller.make_memory(states, lengths)
         return self.speller.decode(memory, batch["inputs"], True, with_weights=True)[1]
 
     def ctc(self, memory: Memory) -> tuple[Float[Array, "B R V"], Int[Array, " B"]]:
@@ -339,8 +339,8 @@ class SpeechOptions(TransformerOptions):
             found = (part_layer(self, "encoder", {"mask": "full", "num_layers": depth}),)
         if self.speller == TRANSFORMER:
             return (*found, *pattern_layers(self), part_layer(self, "cross", CROSS))
-        reader = reader_layer(self, self.attention)
-        return found if reader is None else (*found, reader)
+        decoder_attention = decoder_attention_layer(self, self.attention)
+        return found if decoder_attention is None else (*found, decoder_attention)
 
     def make(
         self, vocab_size: int, length: int, substitutes: Substitutes | None = None, classes: int = 0

@@ -1,8 +1,8 @@
 """Spellers: decoders that predict tokens from a listener's states.
 
-Both kinds have the same methods. `remember` computes the memory from the states; `decode` processes
-all inputs of a batch at once; `init_state` and `step` process one token at a time, with the same
-logits.
+Both kinds have the same methods. `make_memory` computes the memory from the states; `decode`
+processes all inputs of a batch at once; `init_state` and `step` process one token at a time, with
+the same logits.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from research.models.layers import (
 )
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.recurrent import networks
-from research.models.recurrent.attention import Reader, make_reader
+from research.models.recurrent.attention import DecoderAttention, make_decoder_attention
 from research.models.recurrent.language_model import RecurrentConfig, recurrent_config
 from research.models.speech.listeners import FRAMES, check_any_length, shapes
 from research.models.transformer import (
@@ -95,14 +95,14 @@ class RecurrentSpeller(nn.Module):
         }
         self.dropout = nn.Dropout(self.config.dropout)
 
-    def remember(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
+    def make_memory(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
         """Returns the memory of states, which must be zero from `lengths` on."""
         sizes = self.config.sizes
         count = jnp.maximum(lengths, 1)[:, None]
         mean = states.astype(jnp.float32).sum(1) / count
         parts = CELLS[sizes.cell].init_state(1, 1, "float32")
         last = (dict.fromkeys(parts, mean),) * sizes.num_layers
-        return networks.remember(sizes, self._params["decoder"], states, last, lengths)
+        return networks.make_memory(sizes, self._params["decoder"], states, last, lengths)
 
     def decode(
         self,
@@ -126,14 +126,14 @@ class RecurrentSpeller(nn.Module):
 
     def init_state(self, memory: Memory, length: int) -> dict[str, Any]:
         """Returns the state before the first token, of a size independent of `length`."""
-        return networks.first_state(self.config.sizes, memory)
+        return networks.init_state(self.config.sizes, memory)
 
     def step(
         self, memory: Memory, state: dict[str, Any], token: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], dict[str, Any], Float[Array, "B H S"]]:
         """Returns float32 logits of the next token, the new state, and how the states were read."""
         sizes, params = self.config.sizes, self._params["decoder"]
-        gates = networks.gates_of(sizes, params, self._embed(token[:, None]), memory)[:, 0]
+        gates = networks.input_gates(sizes, params, self._embed(token[:, None]), memory)[:, 0]
         state, (h, weights) = networks.advance(sizes, params, memory, state, gates)
         if weights is None:
             weights = jnp.zeros((len(token), 0, memory["valid"].shape[1]))
@@ -171,11 +171,11 @@ class TransformerSpeller(nn.Module):
         if c.position == "learned":
             self.position = self.param("position", init, (c.length, c.width))
 
-    def remember(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
-        """Returns the memory: "kept", each layer's keys and values (L, B, ...), "valid" (B, S)."""
+    def make_memory(self, states: Float[Array, "B S N"], lengths: Int[Array, " B"]) -> Memory:
+        """Returns the memory: "keys_values" of each layer (L, B, ...), and "valid" (B, S)."""
         cross = dict(self.cross["layers"])
-        kept = jax.vmap(self.config.cross.remember, (0, None))(cross, states)
-        return {"kept": kept, "valid": jnp.arange(states.shape[1]) < lengths[:, None]}
+        keys_values = jax.vmap(self.config.cross.project_memory, (0, None))(cross, states)
+        return {"keys_values": keys_values, "valid": jnp.arange(states.shape[1]) < lengths[:, None]}
 
     def decode(
         self,
@@ -214,7 +214,7 @@ class TransformerSpeller(nn.Module):
             window = jax.lax.dynamic_slice_in_dim(jnp.asarray(rows), start, tokens.shape[1])
             x = x + window.astype(x.dtype)
         x = constrain(self.dropout(x, deterministic=deterministic), *HIDDEN)
-        source = dict(self.cross["layers"]), memory["kept"]
+        source = dict(self.cross["layers"]), memory["keys_values"]
         x, state, weights = self.decoder(
             x, state, source, memory["valid"], deterministic, with_weights
         )
@@ -256,14 +256,16 @@ def state_bytes(config: SpellerConfig, width: int, length: int) -> int:
     speller = make(config)
     dtype = config.dtype if isinstance(config, RecurrentConfig) else config.decoder.dtype
 
-    def kept(speller: Speller) -> Any:
+    def memory_and_state(speller: Speller) -> Any:
         states = jnp.zeros((1, length, width), dtype)
-        memory = speller.remember(states, jnp.full((1,), length))
+        memory = speller.make_memory(states, jnp.full((1,), length))
         state = speller.init_state(memory, length)
         # "initial" is already counted in the state, and "valid" is determined by one number.
         return {k: a for k, a in memory.items() if k not in ("initial", "valid")}, state
 
-    found = jax.eval_shape(lambda: speller.init_with_output(jax.random.key(0), method=kept)[0])
+    found = jax.eval_shape(
+        lambda: speller.init_with_output(jax.random.key(0), method=memory_and_state)[0]
+    )
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found) if leaf.ndim)
 
 
@@ -273,15 +275,15 @@ def make_recurrent_speller(
     """Returns the config of a recurrent speller and the name of its implementation."""
     config = recurrent_config(model, vocab_size, FRAMES)
     lengths = (FRAMES, 2 * FRAMES)
-    readers = filter(None, (make_reader(model, model.attention, n) for n in lengths))
-    if len({str(shapes(reader.parameters())) for reader in readers}) > 1:
+    readers = filter(None, (make_decoder_attention(model, model.attention, n) for n in lengths))
+    if len({str(shapes(decoder_attention.parameters())) for decoder_attention in readers}) > 1:
         raise UserError(
             f"model.attention={model.attention!r} has parameters for a fixed number of source "
             "positions, and a recording may have any number of frames; choose another attention, "
             "such as 'location_aware'."
         )
-    reader = windowed(config.reader, model)
-    return replace(config, length=length, reader=reader), "recurrent"
+    decoder_attention = windowed(config.decoder_attention, model)
+    return replace(config, length=length, decoder_attention=decoder_attention), "recurrent"
 
 
 def make_transformer_speller(
@@ -308,17 +310,17 @@ def make_transformer_speller(
     return config, implementation_names((*layers, cross))
 
 
-def windowed(reader: Reader | None, model: Any) -> Reader | None:
+def windowed(decoder_attention: DecoderAttention | None, model: Any) -> DecoderAttention | None:
     """Applies the window `model.median_window`, if set, to the reader. Raises UserError."""
     if model.median_window == 0:
-        return reader
+        return decoder_attention
     where = f"model.median_window={model.median_window}"
-    if reader is None:
+    if decoder_attention is None:
         raise UserError(
             f"{where}: model.attention={model.attention!r} does not attend to the frames; "
             "leave it 0."
         )
-    if isinstance(reader.alignment, Monotonic):
+    if isinstance(decoder_attention.alignment, Monotonic):
         raise UserError(
             f"{where}: model.attention={model.attention!r} only moves forward and takes no "
             "window; leave it 0, or choose another attention, such as 'location_aware'."
@@ -328,5 +330,5 @@ def windowed(reader: Reader | None, model: Any) -> Reader | None:
             f"{where}: model.attention={model.attention!r} predicts a window of its own; set only "
             "one of the two."
         )
-    inner = Windowed(reader.alignment, model.median_window, reader.num_heads)
-    return replace(reader, alignment=inner)
+    inner = Windowed(decoder_attention.alignment, model.median_window, decoder_attention.num_heads)
+    return replace(decoder_attention, alignment=inner)

@@ -57,8 +57,8 @@ def scan(
     step: Callable[..., Any],
     memory: Float[Array, "B H D Dv"],
     chunks: Any,
-    kept: Any,
-    apply: Callable[[Any, Array], Array],
+    decay: Any,
+    apply_decay: Callable[[Any, Array], Array],
 ) -> tuple[Float[Array, "B H D Dv"], Any]:
     """Computes `lax.scan(step, memory, chunks)` over the concatenated chunks of all devices.
 
@@ -66,19 +66,19 @@ def scan(
       step: affine in S.
       memory: S before the first chunk of the first device.
       chunks: the chunks of this device.
-      kept: A for all chunks of this device together.
-      apply: `apply(kept, memory)` returns A S.
+      decay: A for all chunks of this device together.
+      apply_decay: `apply(kept, memory)` returns A S.
 
     Returns:
       S after the last chunk of the last device, and the outputs of `step` for the chunks of this
       device.
     """
     added, _ = lax.scan(step, jnp.zeros_like(memory), chunks)
-    gathered = jax.tree.map(_gathered, (kept, added))
+    gathered = jax.tree.map(_gathered, (decay, added))
 
     def pass_on(memory, device):
-        kept, added = device
-        return apply(kept, memory) + added, memory
+        decay, added = device
+        return apply_decay(decay, memory) + added, memory
 
     last, before = lax.scan(pass_on, memory, gathered)
     mine = lax.dynamic_index_in_dim(before, lax.axis_index(CONTEXT), keepdims=False)

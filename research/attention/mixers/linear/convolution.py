@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.mixers.mixer import AttentionTrace, Mixer, refuse_mask
-from research.attention.mixers.mixer_options import Context, InputPositionOptions, fill
+from research.attention.mixers.mixer_options import Context, InputPositionOptions, build_from
 from research.attention.parameters import (
     Constant,
     Normal,
@@ -186,10 +186,13 @@ class GatedConvolution(Mixer):
         return AttentionTrace(jnp.broadcast_to(jnp.moveaxis(weights, -1, 0), shape), x[..., None])
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Gates the filtered channels; see `Mixer`."""
-        return self._gate(params, x, read[..., 0].astype(x.dtype))
+        return self._gate(params, x, head_outputs[..., 0].astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns zeros for the past inputs: (batch, min(filter_length, length) - 1, M)."""
@@ -231,14 +234,14 @@ class GatedConvolutionOptions(InputPositionOptions):
         0, "tokens per block or chunk, in implementations that have them; 0: automatic"
     )
 
-    def auto(self, context: Context) -> str:
+    def default_implementation(self, context: Context) -> str:
         """Returns the form for whole sequences."""
         return "parallel"
 
     def make(self, context: Context) -> GatedConvolution:
         """Returns a gated convolution."""
         length = self.filter_length or context.max_length
-        implementation = self.resolved(context)
-        return fill(
+        implementation = self.resolved_implementation(context)
+        return build_from(
             GatedConvolution, self, context, filter_length=length, implementation=implementation
         )

@@ -250,14 +250,14 @@ class DeltaNet(LinearTime):
         """Returns the projections of `SelfAttention`, taps, and "beta" (M, H)."""
         matrix = matrix_init(self.init_stddev, self.width)
         beta = Parameter((self.width, self.num_heads), matrix, matrix_axes("width", "heads"))
-        return {**self.inward(), "beta": beta}
+        return {**self.projection_parameters(), "beta": beta}
 
     def prepare(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (queries, keys, beta, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
-        heads, inputs = self.split(params, state["inputs"], x)
+        heads, inputs = self.project_qkv(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         if not self.short_convolution:  # it includes SiLU
             q, k, v = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
@@ -268,20 +268,25 @@ class DeltaNet(LinearTime):
     def recur(
         self,
         params: dict[str, Array],
-        read: Any,
+        queries_keys: Any,
         v: Float[Array, "B T H Dv"],
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
         """Runs the delta rule; see `LinearTime`."""
-        q, k, beta, log_decay = read
-        return FORMS[form](q, k, v, beta, log_decay, memory, **self.options_of(form))
+        q, k, beta, log_decay = queries_keys
+        return FORMS[form](q, k, v, beta, log_decay, memory, **self.form_options(form))
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Normalizes and gates the heads; see `Mixer`."""
-        y = read * lax.rsqrt(jnp.square(read).mean(-1, keepdims=True) + NORM_EPSILON)
+        y = head_outputs * lax.rsqrt(
+            jnp.square(head_outputs).mean(-1, keepdims=True) + NORM_EPSILON
+        )
         return merge_heads(params, self.gated_output(params, x, y.astype(x.dtype)))
 
     def log_decay(
@@ -341,7 +346,7 @@ class DeltaOptions(ConvolvedOptions):
 
     def make(self, context: Context) -> DeltaNet:
         """Returns the mixer."""
-        return self.fill(DeltaNet, context)
+        return self.build_from(DeltaNet, context)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,4 +357,4 @@ class GatedDeltaOptions(DeltaOptions):
 
     def make(self, context: Context) -> GatedDeltaNet:
         """Returns the mixer."""
-        return self.fill(GatedDeltaNet, context)
+        return self.build_from(GatedDeltaNet, context)

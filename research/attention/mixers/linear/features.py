@@ -29,7 +29,7 @@ class FeatureMap:
     name: ClassVar[str] = ""
     epsilon: ClassVar[float] = 1e-16
 
-    def count(self, width: int) -> int:
+    def num_features(self, width: int) -> int:
         """Returns the number of features F for vectors of this width."""
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ class Elu(FeatureMap):
     name: ClassVar[str] = "linear"
     epsilon: ClassVar[float] = 1e-6
 
-    def count(self, width: int) -> int:
+    def num_features(self, width: int) -> int:
         return width
 
     def queries(self, x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:
@@ -101,7 +101,7 @@ class RandomFeatures(FeatureMap):
     seed: int = 0
     features: int = 0
 
-    def count(self, width: int) -> int:
+    def num_features(self, width: int) -> int:
         return self.features or width
 
     def queries(self, x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:
@@ -117,7 +117,7 @@ class RandomFeatures(FeatureMap):
 
     def _products(self, x):
         width = x.shape[-1]
-        w = orthogonal_gaussians(self.seed, self.count(width), width) * width**-0.25
+        w = orthogonal_gaussians(self.seed, self.num_features(width), width) * width**-0.25
         x = _wide(x)
         return x @ jnp.asarray(w.T, x.dtype)
 
@@ -133,7 +133,7 @@ class Taylor(FeatureMap):
 
     name: ClassVar[str] = "based"
 
-    def count(self, width: int) -> int:
+    def num_features(self, width: int) -> int:
         return (width + 1) * (width + 2) // 2
 
     def queries(self, x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:

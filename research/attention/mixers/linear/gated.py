@@ -51,7 +51,7 @@ class Retention(LinearTime):
 
     def parameters(self) -> dict[str, Parameter]:
         """Returns the projections of `SelfAttention`, and "gate" (M, H, D)."""
-        return {**self.inward(), "gate": gate_parameter(self)}
+        return {**self.projection_parameters(), "gate": gate_parameter(self)}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns "memory" (batch, H, D, D), float32 or wider, and "step", the tokens so far."""
@@ -63,7 +63,7 @@ class Retention(LinearTime):
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (rotated queries and keys, decays), values and new state; see `LinearTime`."""
         length = x.shape[1]
-        heads, _ = self.split(params, {}, x)
+        heads, _ = self.project_qkv(params, {}, x)
         q, k, v = (
             heads[name].astype(at_least_float32(x.dtype)) for name in ("query", "key", "value")
         )
@@ -74,10 +74,15 @@ class Retention(LinearTime):
         return (q, k, decays), v, {"step": state["step"] + length}
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Normalizes and gates the heads; see `Mixer`."""
-        return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
+        return merge_heads(
+            params, standardize_heads(head_outputs).astype(x.dtype) * gate(params, x)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,7 @@ class GatedLinearAttention(LinearTime):
         down = matrix_init(self.init_stddev, self.width)
         up = matrix_init(self.init_stddev, self.RANK)
         return {
-            **self.inward(),
+            **self.projection_parameters(),
             "gate": gate_parameter(self),
             "decay_in": Parameter((self.width, self.RANK), down, matrix_axes("width", "")),
             "decay_out": Parameter((self.RANK, *shape), up, matrix_axes("", *axes)),
@@ -126,7 +131,7 @@ class GatedLinearAttention(LinearTime):
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (queries, keys, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
-        heads, inputs = self.split(params, state["inputs"], x)
+        heads, inputs = self.project_qkv(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         low = x @ params["decay_in"].astype(x.dtype)
         logits = jnp.einsum("btr,rhd->bthd", low, params["decay_out"].astype(x.dtype))
@@ -135,10 +140,15 @@ class GatedLinearAttention(LinearTime):
         return (q * self.head_width**-0.5, k, decays), v, {"inputs": inputs}
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Normalizes and gates the heads; see `Mixer`."""
-        return merge_heads(params, standardize_heads(read).astype(x.dtype) * gate(params, x))
+        return merge_heads(
+            params, standardize_heads(head_outputs).astype(x.dtype) * gate(params, x)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +171,7 @@ class RetentionOptions(LinearTimeOptions):
         if width % 2:
             message = "retention rotates channels in pairs; make it even"
             raise OptionError("head_width", width, message)
-        return self.fill(Retention, context)
+        return self.build_from(Retention, context)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,4 +194,4 @@ class GatedLinearOptions(ConvolvedOptions):
         if width < 2:
             message = "gated_linear normalizes each head; make it 2 or more"
             raise OptionError("head_width", width, message)
-        return self.fill(GatedLinearAttention, context)
+        return self.build_from(GatedLinearAttention, context)

@@ -78,11 +78,11 @@ class LinearAttention(LinearTime):
 
     def parameters(self) -> dict[str, Parameter]:
         """Returns the projections of `SelfAttention`, and taps if there are any."""
-        return self.inward()
+        return self.projection_parameters()
 
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
         """Returns zeros for the running sums of k v and of k; see `LinearTime`."""
-        keys = (batch, self.num_heads, self.features.count(self.head_shapes["key"][1]))
+        keys = (batch, self.num_heads, self.features.num_features(self.head_shapes["key"][1]))
         return tuple(
             jnp.zeros(shape, at_least_float32(dtype)) for shape in ((*keys, value_width), keys)
         )
@@ -91,21 +91,23 @@ class LinearAttention(LinearTime):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
         """Returns the features of queries and keys, values and new state; see `LinearTime`."""
-        heads, inputs = self.split(params, state["inputs"], x)
-        read = self.features.queries(heads["query"]), self.features.keys(heads["key"])
-        return read, heads["value"].astype(at_least_float32(x.dtype)), {"inputs": inputs}
+        heads, inputs = self.project_qkv(params, state["inputs"], x)
+        queries_keys = self.features.queries(heads["query"]), self.features.keys(heads["key"])
+        return queries_keys, heads["value"].astype(at_least_float32(x.dtype)), {"inputs": inputs}
 
     def recur(
         self,
         params: dict[str, Array],
-        read: Any,
+        queries_keys: Any,
         v: Float[Array, "B T H Dv"],
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
         """Computes `normalized` with the given form; see `LinearTime`."""
-        options = self.options_of(form)
-        return normalized(decay.FORMS[form], *read, v, memory, self.features.epsilon, **options)
+        options = self.form_options(form)
+        return normalized(
+            decay.FORMS[form], *queries_keys, v, memory, self.features.epsilon, **options
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class LinearOptions(ConvolvedOptions):
 
     def make(self, context: Context) -> LinearAttention:
         """Returns the mixer."""
-        return self.fill(LinearAttention, context, features=Elu(), key_width=0)
+        return self.build_from(LinearAttention, context, features=Elu(), key_width=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ class PerformerOptions(ConvolvedOptions):
     def make(self, context: Context) -> LinearAttention:
         """Returns the mixer."""
         features = RandomFeatures(self.mechanism_seed, self.feature_width)
-        return self.fill(LinearAttention, context, features=features, key_width=0)
+        return self.build_from(LinearAttention, context, features=features, key_width=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,4 +160,4 @@ class BasedOptions(ConvolvedOptions):
     def make(self, context: Context) -> LinearAttention:
         """Returns the mixer."""
         width = self.feature_width or min(16, self.sizes(context).head_width)
-        return self.fill(LinearAttention, context, features=Taylor(), key_width=width)
+        return self.build_from(LinearAttention, context, features=Taylor(), key_width=width)

@@ -10,7 +10,12 @@ from jaxtyping import Array, Float, PyTree
 from research.attention.implementations.sharding import context_size
 from research.attention.mixers.linear import decay, short_convolution
 from research.attention.mixers.mixer import AttentionTrace, Mixer, refuse_mask
-from research.attention.mixers.mixer_options import Context, HeadOptions, InputPositionOptions, fill
+from research.attention.mixers.mixer_options import (
+    Context,
+    HeadOptions,
+    InputPositionOptions,
+    build_from,
+)
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter, matrix_axes, vector_axes
 from research.attention.parts.masks import Mask
@@ -97,8 +102,8 @@ class LinearTime(Mixer):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """Mixes the next T tokens as `extend` does, with the named form of the recurrence."""
-        read, v, inputs = self.prepare(params, state, x)
-        memory, y = self.recur(params, read, v, state["memory"], form)
+        queries_keys, v, inputs = self.prepare(params, state, x)
+        memory, y = self.recur(params, queries_keys, v, state["memory"], form)
         return {"memory": memory, **inputs}, self.merge(params, x, y)
 
     def attention_trace(
@@ -115,12 +120,12 @@ class LinearTime(Mixer):
         """
         refuse_mask(self.name, mask)
         batch, length = x.shape[:2]
-        read, v, _ = self.prepare(params, self.init_state(batch, length, x.dtype), x)
+        queries_keys, v, _ = self.prepare(params, self.init_state(batch, length, x.dtype), x)
         marks = jnp.eye(length, dtype=at_least_float32(x.dtype))[None, :, None]
         marks = jnp.broadcast_to(marks, (batch, length, self.num_heads, length))
         memory = self.init_memory(batch, length, x.dtype)
         form = "chunkwise" if self.implementation == "ring" else self.implementation
-        weights = self.recur(params, read, marks, memory, form)[1]
+        weights = self.recur(params, queries_keys, marks, memory, form)[1]
         return AttentionTrace(jnp.swapaxes(weights, 1, 2), v)
 
     def prepare(
@@ -137,7 +142,7 @@ class LinearTime(Mixer):
     def recur(
         self,
         params: dict[str, Array],
-        read: Any,
+        queries_keys: Any,
         v: Float[Array, "B T H Dv"],
         memory: PyTree,
         form: str,
@@ -146,16 +151,19 @@ class LinearTime(Mixer):
 
         The default is the recurrence of `decay` on queries, keys and decays.
         """
-        q, k, decays = read
-        return decay.FORMS[form](q, k, v, decays, memory, **self.options_of(form))
+        q, k, decays = queries_keys
+        return decay.FORMS[form](q, k, v, decays, memory, **self.form_options(form))
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Projects the heads' outputs; see `Mixer`."""
-        return merge_heads(params, read.astype(x.dtype))
+        return merge_heads(params, head_outputs.astype(x.dtype))
 
-    def inward(self) -> dict[str, Parameter]:
+    def projection_parameters(self) -> dict[str, Parameter]:
         """Returns "query", "key", "value", "out"; their biases and "query_taps" ... if any."""
         found = projections(self)
         for name, shape in self.head_shapes.items():
@@ -174,14 +182,14 @@ class LinearTime(Mixer):
         length, dtype = self.short_convolution, at_least_float32(dtype)
         return short_convolution.init_past(length, self._channels(), batch, dtype)
 
-    def split(
+    def project_qkv(
         self, params: dict[str, Array], inputs: dict[str, Array], x: Float[Array, "B T M"]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Returns "query", "key" and "value" in the dtype of x, and the convolutions' new state."""
         heads = {name: split_heads(params, name, x) for name in self.head_shapes}
         return short_convolution.activate(params, inputs, heads)
 
-    def options_of(self, form: str) -> dict[str, int]:
+    def form_options(self, form: str) -> dict[str, int]:
         """Returns the keyword arguments of a form."""
         return {"chunk": self.chunk} if form in ("chunkwise", "ring") else {}
 
@@ -211,14 +219,14 @@ class LinearTimeOptions(HeadOptions, InputPositionOptions):
         0, "tokens per block or chunk, in implementations that have them; 0: automatic"
     )
 
-    def auto(self, context: Context) -> str:
+    def default_implementation(self, context: Context) -> str:
         """Returns "ring" if the active mesh splits sequences, else "chunkwise"."""
         return "ring" if context_size() > 1 else "chunkwise"
 
-    def fill(self, cls: type[M], context: Context, **values: Any) -> M:
+    def build_from(self, cls: type[M], context: Context, **values: Any) -> M:
         """Builds a mixer of this class with these options."""
-        implementation = self.resolved(context)
-        return fill(
+        implementation = self.resolved_implementation(context)
+        return build_from(
             cls, self.sizes(context), self, context, implementation=implementation, **values
         )
 

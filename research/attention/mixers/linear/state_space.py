@@ -96,7 +96,7 @@ class StateSpace(LinearTime):
         """
         skip = Parameter((self.num_heads,), Constant(1.0), vector_axes("heads"))
         return {
-            **self.inward(),
+            **self.projection_parameters(),
             "gate": gate_parameter(self),
             **step_parameters(self),
             "skip": skip,
@@ -107,29 +107,32 @@ class StateSpace(LinearTime):
     ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (C, B, steps, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
-        heads, inputs = self.split(params, state["inputs"], x)
+        heads, inputs = self.project_qkv(params, state["inputs"], x)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         return (q, k, *steps(params, x)), v, {"inputs": inputs}
 
     def recur(
         self,
         params: dict[str, Array],
-        read: Any,
+        queries_keys: Any,
         v: Float[Array, "B T H Dv"],
         memory: PyTree,
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
         """Runs the recurrence and adds the skip connection; see `LinearTime`."""
-        q, k, step, decays = read
+        q, k, step, decays = queries_keys
         stepped = v * step[..., None]
-        memory, y = decay.FORMS[form](q, k, stepped, decays, memory, **self.options_of(form))
+        memory, y = decay.FORMS[form](q, k, stepped, decays, memory, **self.form_options(form))
         return memory, y + params["skip"].astype(y.dtype)[:, None] * v
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Gates the heads, applies RMS norm over all of them, and projects; see `Mixer`."""
-        y = read * gate(params, x).astype(read.dtype)
+        y = head_outputs * gate(params, x).astype(head_outputs.dtype)
         y = y * jax.lax.rsqrt(jnp.square(y).mean((-2, -1), keepdims=True) + NORM_EPSILON)
         return merge_heads(params, y.astype(x.dtype))
 
@@ -148,4 +151,4 @@ class StateSpaceOptions(ConvolvedOptions):
     def make(self, context: Context) -> StateSpace:
         """Returns the mixer."""
         width = self.feature_width or self.sizes(context).head_width
-        return self.fill(StateSpace, context, state_width=width)
+        return self.build_from(StateSpace, context, state_width=width)

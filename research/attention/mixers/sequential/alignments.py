@@ -46,7 +46,7 @@ class Alignment:
         """Returns the parameters by name."""
         raise NotImplementedError
 
-    def remember(
+    def precompute_keys(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
         """Returns arrays computed from the keys once, by name, that every query uses."""
@@ -71,7 +71,7 @@ class Alignment:
         Args:
           params: arrays of the shapes that `parameters` states.
           q: the query.
-          memory: result of `remember` for S keys; H is a multiple of their K heads.
+          memory: result of `precompute_keys` for S keys; H is a multiple of their K heads.
           q_index: absolute position of the query, (1,).
           kv_index: absolute positions of the keys, (S,), in this order; -1 for empty slots, which
             the mask has to forbid.
@@ -108,7 +108,7 @@ class ContentAlignment(Alignment):
         """Returns the parameters of the mechanism."""
         return self.mechanism.parameters()
 
-    def remember(
+    def precompute_keys(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
         """Returns the keys "k", or for additive scores "hidden" (B, S, K or H, A), the keys' term.
@@ -140,7 +140,9 @@ class ContentAlignment(Alignment):
     ) -> tuple[Float[Array, "B H S"], PyTree]:
         """See `Alignment`."""
         at = {"q_index": q_index, "kv_index": kv_index}
-        mechanism = self.mechanism.bind(params, mask).with_predicted_window(q, **at, within=mask)
+        mechanism = self.mechanism.bind(params, mask).with_predicted_window(
+            q, **at, length_mask=mask
+        )
         if "hidden" not in memory:
             return dense.weights(q, memory["k"], mechanism, **at)[:, :, 0], state
         hidden = memory["hidden"]
@@ -182,7 +184,7 @@ class AdditiveAlignment(Alignment):
     head_width: int
     score_width: int
 
-    def remember(
+    def precompute_keys(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
         """Returns "hidden" (B, S, K, A), the keys' term of the energy."""

@@ -215,11 +215,11 @@ class MonotonicChunkwise(Monotonic):
         """
         return super().parameters() | self._energy("chunk_")
 
-    def remember(
+    def precompute_keys(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
         """Returns "hidden" and "chunk_hidden" (B, S, K, A), the keys' terms of the energies."""
-        found = super().remember(params, k)
+        found = super().precompute_keys(params, k)
         return {**found, "chunk_hidden": hidden_keys(params, "chunk_key", k)}
 
     def _weights(self, params, q, memory, alpha, allowed):

@@ -19,7 +19,7 @@ from research.attention.mixers.mixer_options import (
     HeadOptions,
     InputPositionOptions,
     MixerOptions,
-    fill,
+    build_from,
 )
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.mixers.sequential.alignments import (
@@ -82,7 +82,7 @@ class Stepwise(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Computes attention over a whole sequence; see `Mixer`."""
-        seen = self._remembered(params, x)
+        seen = self._cache_entries(params, x)
         out = self._whole(
             params, x, seen, mask, lambda weights: weighted_sum(weights, seen["v"])[:, 0]
         )
@@ -96,19 +96,22 @@ class Stepwise(Mixer):
         mask: Mask | None = None,
     ) -> AttentionTrace:
         """Returns the weights and values of a whole sequence; see `Mixer`. No scores."""
-        seen = self._remembered(params, x)
+        seen = self._cache_entries(params, x)
         weights = self._whole(params, x, seen, mask, lambda weights: weights)
         return AttentionTrace(jnp.swapaxes(weights, 1, 2), seen["v"])
 
     def merge(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], read: Float[Array, "B T H D"]
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
         """Projects the heads' outputs; see `Mixer`."""
-        return merge_heads(params, read.astype(x.dtype))
+        return merge_heads(params, head_outputs.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns an empty "cache" of all tokens, and the initial state of the "alignment"."""
-        token = cached_shapes(self, self._remembered, batch, dtype)
+        token = cached_shapes(self, self._cache_entries, batch, dtype)
         return {
             "cache": cache.empty(CAUSAL, length, token),
             "alignment": self.alignment.init_state(batch, length, dtype),
@@ -119,7 +122,7 @@ class Stepwise(Mixer):
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """Mixes the next T tokens; see `Mixer`."""
         index = cache.positions(state["cache"], x.shape[1])
-        kept, seen = cache.extend(CAUSAL, state["cache"], self._remembered(params, x))
+        kept, seen = cache.extend(CAUSAL, state["cache"], self._cache_entries(params, x))
         # A causal mask keeps every key, so slots are positions, and previous weights stay aligned.
         sight = (index, seen["positions"], CAUSAL & cache.filled)
         aligned, out = self._scan(
@@ -127,10 +130,10 @@ class Stepwise(Mixer):
         )
         return {"cache": kept, "alignment": aligned}, merge_heads(params, out.astype(x.dtype))
 
-    def _remembered(self, params, x):
+    def _cache_entries(self, params, x):
         """Returns the arrays to cache per token for later queries."""
         k = split_heads(params, "key", x)
-        own = self.alignment.remember(self._learned(params), k)
+        own = self.alignment.precompute_keys(self._learned(params), k)
         return {**own, "v": split_heads(params, "value", x)}
 
     def _learned(self, params):
@@ -188,7 +191,7 @@ class StepwiseOptions(HeadOptions, InputPositionOptions):
         if isinstance(alignment, Monotonic):
             # See `Monotonic.waits`.
             alignment = dataclasses.replace(alignment, waits=True)
-        return fill(Stepwise, self.sizes(context), context, alignment=alignment)
+        return build_from(Stepwise, self.sizes(context), context, alignment=alignment)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

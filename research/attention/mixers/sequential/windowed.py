@@ -33,7 +33,7 @@ class NearMask(Mask):
         return jnp.broadcast_to(keys, keys.shape[:2] + pairs)
 
     # The array is traced, so every block is unknown, as for padding.
-    blocks = staticmethod(Padding.blocks)
+    classify_blocks = staticmethod(Padding.classify_blocks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Windowed(Alignment):
         """Returns the parameters of `inner`."""
         return self.inner.parameters()
 
-    def remember(
+    def precompute_keys(
         self, params: dict[str, Array], k: Float[Array, "B S K D"]
     ) -> dict[str, Float[Array, "B S ..."]]:
-        """Returns `inner.remember(params, k)`."""
-        return self.inner.remember(params, k)
+        """Returns `inner.precompute_keys(params, k)`."""
+        return self.inner.precompute_keys(params, k)
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns the state of `inner`, and zeros (B, H, S), float32 or wider, as weights."""
