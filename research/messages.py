@@ -15,35 +15,50 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def progress_of(total: int, noun: str) -> Callable[[int], None]:
-    """Returns a function that reports progress on stderr when called with the number done.
+def progress_line() -> Callable[[Callable[[float], str], bool], None]:
+    """Returns a function that shows a line of progress on stderr.
 
-    On a terminal it updates one line in place, which stays at the end; otherwise it prints a line
-    every 15 seconds.
-
-    Args:
-      total: number of items in all.
-      noun: plural noun for the items, such as "lines".
+    Called with (text, ended): `text` makes the line from the seconds since the start. On a terminal
+    one line is updated in place, and stays at the end; otherwise a line is printed every 15 seconds
+    and none at the end.
     """
     began = said = time.perf_counter()
     live = sys.stderr.isatty()
     wait = LIVE_SECONDS if live else PLAIN_SECONDS
 
-    def report(done: int) -> None:
+    def report(text: Callable[[float], str], ended: bool) -> None:
         nonlocal said
         now = time.perf_counter()
-        ended = done >= total
         if not (live and ended) and (ended or now - said < wait):
             return
         said = now
-        rate = done / max(now - began, 1e-9)
-        text = f"{done:,}/{total:,} {noun}, {rate:,.1f} {noun}/s"
-        if not ended:
-            text += f", {(total - done) / max(rate, 1e-9):,.0f} s left"
         if live:
             # Overwrites the previous line; padding with spaces clears the rest of a longer one.
-            print(f"\r{text:<79}", end="\n" if ended else "", file=sys.stderr, flush=True)
+            end = "\n" if ended else ""
+            print(f"\r{text(now - began):<79}", end=end, file=sys.stderr, flush=True)
         else:
-            tell(text)
+            tell(text(now - began))
+
+    return report
+
+
+def progress_of(total: int, noun: str) -> Callable[[int], None]:
+    """Returns a function that reports progress on stderr when called with the number done.
+
+    See `progress_line` for when and how.
+
+    Args:
+      total: number of items in all.
+      noun: plural noun for the items, such as "lines".
+    """
+    line = progress_line()
+
+    def report(done: int) -> None:
+        def text(seconds: float) -> str:
+            rate = done / max(seconds, 1e-9)
+            left = f", {(total - done) / max(rate, 1e-9):,.0f} s left" if done < total else ""
+            return f"{done:,}/{total:,} {noun}, {rate:,.1f} {noun}/s{left}"
+
+        line(text, done >= total)
 
     return report

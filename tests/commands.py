@@ -37,6 +37,7 @@ IMPORTED = (
     "research.inspect.alignment_picture",
     "research.inspect.page",
     "research.inspect.inspecting",
+    "research.tasks.tokens.preparing",
     "research.training.records.events",
     "research.training.loop",
 )

@@ -1,0 +1,1 @@
+"""Language modelling on corpora of token shards, and the shards themselves."""
