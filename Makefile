@@ -68,7 +68,9 @@ lock:
 	for extra in dev gpu tpu; do \
 	  $(LOCK) --extra $$extra -c requirements.txt pyproject.toml -o requirements-$$extra.txt; \
 	done
-	$(LOCK) --extra docs -c requirements-dev.txt pyproject.toml -o requirements-docs.txt
+	for extra in docs data; do \
+	  $(LOCK) --extra $$extra -c requirements-dev.txt pyproject.toml -o requirements-$$extra.txt; \
+	done
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

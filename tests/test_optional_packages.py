@@ -10,7 +10,17 @@ import pytest
 
 from tests.commands import ROOT
 
-OPTIONAL = ("torch", "transformers", "entmax", "libtpu", "selenium", "datasets", "pyarrow", "wandb")
+OPTIONAL = (
+    "torch",
+    "transformers",
+    "entmax",
+    "libtpu",
+    "selenium",
+    "datasets",
+    "pyarrow",
+    "zstandard",
+    "wandb",
+)
 # Stands in for a machine without these packages: the import system finds none of them.
 WITHOUT = f"""
 import sys
