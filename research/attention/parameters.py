@@ -13,34 +13,63 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+STACK, IN, OUT = "s", "i", "o"
+"""Roles of a dimension: an array of its own at each index; input, or output, of a linear map."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The logical axes of a learned array, and whether it counts as a matrix.
+    """The logical axes of a learned array, and what an optimizer has to know of it.
 
     Attributes:
       names: one logical name per dimension, for sharding rules: "width" (the model's),
         "heads", "kv_heads", "head_width", "taps"... "" for a dimension that is never sharded.
       matrix: whether weight decay and the scale of the initial parameters apply. The number of
         dimensions cannot tell: per-head biases have two, and so do norm gains of stacked layers.
+      roles: one letter per dimension, `STACK`, `IN` or `OUT`. "ioo" is a projection of M to (H, D),
+        one matrix of M x HD; "sio" a matrix per head. Without "i" it is no matrix to factor.
+      hidden: whether it is a linear map between hidden vectors. Tables, filters and the layers that
+        read the input or write the output are not.
     """
 
     names: tuple[str, ...]
     matrix: bool
+    roles: str
+    hidden: bool = False
+
+    def __post_init__(self):
+        if len(self.roles) != len(self.names) or set(self.roles) - {STACK, IN, OUT}:
+            raise ValueError(f"roles {self.roles!r} do not fit the axes {self.names}")
 
     def stacked(self) -> "Axes":
         """Returns the axes of this array stacked over layers, the layer axis first."""
-        return Axes(("layers", *self.names), self.matrix)
+        return Axes(("layers", *self.names), self.matrix, STACK + self.roles, self.hidden)
+
+    def positions(self, *roles: str) -> tuple[int, ...]:
+        """Returns the dimensions with one of these roles, in their order."""
+        return tuple(i for i, role in enumerate(self.roles) if role in roles)
 
 
-def matrix_axes(*names: str) -> Axes:
-    """Returns the axes of a matrix: a projection, a filter, an embedding table, or one per head."""
-    return Axes(names, matrix=True)
+def matrix_axes(*names: str, roles: str = "") -> Axes:
+    """Returns the axes of a linear map between hidden vectors, or of one per head.
+
+    Its first dimension is the input and all others are the output, unless `roles` says otherwise.
+    """
+    return Axes(names, matrix=True, roles=roles or IN + OUT * (len(names) - 1), hidden=True)
+
+
+def table_axes(*names: str, roles: str = "") -> Axes:
+    """Returns the axes of a matrix that no hidden vector is both multiplied by and turned into.
+
+    These are tables of vectors, filters, vectors that a hidden vector is compared with, and the
+    layers of a model that read its input or write its output. `roles` are as in `matrix_axes`.
+    """
+    return dataclasses.replace(matrix_axes(*names, roles=roles), hidden=False)
 
 
 def vector_axes(*names: str) -> Axes:
     """Returns the axes of a non-matrix: a bias, the gain of a norm, a rate, one number per head."""
-    return Axes(names, matrix=False)
+    return Axes(names, matrix=False, roles=OUT * len(names))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from research.attention.parameters import (
     init_function,
     is_parameter,
     matrix_axes,
+    table_axes,
     vector_axes,
 )
 from research.attention.parts.masks import padding
@@ -51,7 +52,7 @@ AXES = transformer.AXES | {
     "matrix": matrix_axes("width", "hidden"),
     "matrix_bias": vector_axes("hidden"),
     "vector": vector_axes("hidden"),
-    "head": matrix_axes("width", ""),
+    "head": table_axes("width", ""),
     "head_bias": vector_axes(""),
 }
 

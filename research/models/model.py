@@ -74,16 +74,6 @@ class SequenceToSequence(Model, Protocol):
         ...
 
 
-def matrices(model: Model, params: PyTree) -> PyTree:
-    """Returns a tree of bools: whether each parameter is declared as a matrix.
-
-    Args:
-      model: the model.
-      params: its parameters or their shapes; extra leading axes (population) do not matter.
-    """
-    return jax.tree.map(lambda _, axes: axes.matrix, params, model.parameter_axes(params))
-
-
 def parameter_shapes(model: Model, batch: PyTree) -> PyTree:
     """Returns the shapes of a model's parameters without computing them.
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
-from research.attention.parameters import matrix_axes, vector_axes
+from research.attention.parameters import matrix_axes, table_axes, vector_axes
 from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
 from research.models.layers import (
@@ -39,9 +39,9 @@ from research.parallel.rules import constrain
 # position table are not sharded, because they are few.
 HIDDEN = ("batch", "length", "")
 AXES = {
-    "embedding": matrix_axes("vocab", "width"),
-    "head": matrix_axes("width", "vocab"),
-    "position": matrix_axes("", "width"),
+    "embedding": table_axes("vocab", "width"),
+    "head": table_axes("width", "vocab"),
+    "position": table_axes("", "width"),
     "in": matrix_axes("width", "feedforward"),
     "gate": matrix_axes("width", "feedforward"),
     "out": matrix_axes("feedforward", "width"),

@@ -1,4 +1,4 @@
-"""AdamW and plain gradient descent, with warm-up and decay of the learning rate.
+"""The optimizer of a run: clipping, update rule, weight decay, learning rate and its schedule.
 
 The members of a population differ in learning rate and weight decay, so these are arguments that
 may be traced, not constants.
@@ -6,6 +6,7 @@ may be traced, not constants.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,112 +15,12 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.errors import read_part
-from research.options import Part, choice, option
+from research.options import OptionError, Part, choice, option
+from research.training.schedules import SCHEDULES, Constant, Schedule
+from research.training.update_rules import OPTIMIZERS, ScheduleFree, UpdateRule
 
 Fraction = Callable[[jax.Array], jax.Array]
 """Maps a step, counted from 0, to a fraction of the peak learning rate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule(Part):
-    """The learning rate after the warm-up."""
-
-    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array | float:
-        """Returns the learning rate as a fraction of the peak.
-
-        Args:
-          done: number of steps including this one, at least `warmup`.
-          progress: fraction of the steps after the warm-up that are done, 0 to 1.
-          warmup: number of warm-up steps, at least 1.
-        """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constant(Schedule):
-    """It stays at the peak."""
-
-    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decaying(Schedule):
-    """It falls to a fraction of the peak at the last step."""
-
-    final_fraction: float = option(
-        0.1, "of the peak learning rate, reached at the last step", least=0, most=1
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cosine(Decaying):
-    """It falls along half a cosine."""
-
-    source = "Loshchilov and Hutter 2017, equation 5, without restarts"
-
-    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array:
-        final = self.final_fraction
-        return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear(Decaying):
-    """It falls along a line."""
-
-    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array:
-        return 1 - (1 - self.final_fraction) * progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReciprocalSquareRoot(Schedule):
-    """It falls as sqrt(warmup / step)."""
-
-    source = "Vaswani et al. 2017, equation 3, with the peak factored out"
-
-    def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array:
-        return jnp.sqrt(warmup / done)
-
-
-SCHEDULES: dict[str, type[Schedule]] = {
-    "constant": Constant,
-    "cosine": Cosine,
-    "linear": Linear,
-    "rsqrt": ReciprocalSquareRoot,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateRule(Part):
-    """Which way the parameters go, before weight decay and learning rate."""
-
-    def scaling(self) -> tuple[optax.GradientTransformation, ...]:
-        """Returns the transformations from a clipped gradient to an update direction."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW(UpdateRule):
-    """Adam, with weight decay beside it."""
-
-    source = "Loshchilov and Hutter 2019, algorithm 2"
-    beta1: float = option(0.9, "of the mean of gradients", least=0, below=1)
-    beta2: float = option(0.99, "of the mean of their squares", least=0, below=1)
-    epsilon: float = option(1e-8, "added to the root of that mean", above=0)
-
-    def scaling(self) -> tuple[optax.GradientTransformation, ...]:
-        return (optax.scale_by_adam(self.beta1, self.beta2, self.epsilon),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SGD(UpdateRule):
-    """The plain gradient, without momentum."""
-
-    def scaling(self) -> tuple[optax.GradientTransformation, ...]:
-        return ()
-
-
-OPTIMIZERS: dict[str, type[UpdateRule]] = {"adamw": AdamW, "sgd": SGD}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +34,13 @@ class Optimizer(Part):
     weight_decay: float = option(0.1, "on matrices only", least=0)
     clip_norm: float = option(1.0, "most norm of the whole gradient; 0: no clipping", least=0)
     accumulate: int = option(1, "splits each batch into as many parts, one after another", least=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.name, ScheduleFree) and not isinstance(self.schedule, Constant):
+            name = next(n for n, part in SCHEDULES.items() if part is type(self.schedule))
+            message = "must be 'constant' for optimizer.name='schedule_free', which has no schedule"
+            raise OptionError("schedule", name, message)
 
     def fraction(self, steps: int) -> Fraction:
         """Returns step -> fraction of the peak learning rate, in [0, 1].
@@ -160,7 +68,7 @@ def make_optimizer(
     steps: int,
     learning_rate: jax.Array | float,
     weight_decay: jax.Array | float,
-    matrices: PyTree,
+    axes: PyTree,
 ) -> optax.GradientTransformation:
     """Returns the optax optimizer: clipping, direction, decoupled weight decay, learning rate.
 
@@ -169,13 +77,17 @@ def make_optimizer(
       steps: length of the schedule.
       learning_rate: the peak; may be traced.
       weight_decay: coefficient; may be traced.
-      matrices: tree of bools like the parameters: whether to apply weight decay.
+      axes: tree like the parameters, with the `Axes` of each; weight decay applies to matrices.
     """
-    fraction = optimizer.fraction(steps)
+    fraction, rule = optimizer.fraction(steps), optimizer.name
+
+    def rate(step: Any) -> jax.Array:
+        return learning_rate * fraction(jnp.asarray(step))
+
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
-    return optax.chain(
-        *clip,
-        *optimizer.name.scaling(),
-        optax.add_decayed_weights(weight_decay, matrices),
-        optax.scale_by_learning_rate(lambda step: learning_rate * fraction(jnp.asarray(step))),
+    update = (
+        *rule.scaling(axes),
+        optax.add_decayed_weights(weight_decay, jax.tree.map(lambda a: a.matrix, axes)),
+        optax.scale_by_learning_rate(rate),
     )
+    return optax.chain(*clip, *rule.wrapped(update, rate))

@@ -16,7 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from research.interpret.head_metrics import with_head_measures
-from research.models.model import Model, matrices
+from research.models.model import Model
 from research.parallel.rules import constrain
 from research.tasks.items import fingerprints, sums_of_items
 from research.tasks.task import Batch, Sums, Task
@@ -46,7 +46,7 @@ class State(NamedTuple):
     """Training state; every leaf has a leading member axis P.
 
     Attributes:
-      params: current parameters.
+      params: current parameters, the ones to evaluate; see `UpdateRule.gradient_point`.
       optimizer: optax state.
       diverged_at: int32, step of the first non-finite loss or gradient; -1: none. From that step
         on the member is frozen at its last finite parameters.
@@ -134,9 +134,9 @@ def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member]
     def init(member: Member) -> State:
         example = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         params = model.init(random_stream(member.seed, 0), example, method="forward")["params"]
-        which = matrices(model, params)
-        params = jax.tree.map(lambda p, m: p * member.init_scale if m else p, params, which)
-        optimizer = make_optimizer(described, config.train.steps, 0.0, 0.0, which)
+        axes = model.parameter_axes(params)
+        params = jax.tree.map(lambda p, a: p * member.init_scale if a.matrix else p, params, axes)
+        optimizer = make_optimizer(described, config.train.steps, 0.0, 0.0, axes)
         best = Best(params, jnp.float32(worst), jnp.int32(0))
         return State(params, optimizer.init(params), jnp.int32(-1), best)
 
@@ -212,7 +212,8 @@ def make_step(
         if data_axis is not None:
             # Devices have different rows, so their dropout masks must differ too.
             key = jax.random.fold_in(key, jax.lax.axis_index(data_axis))
-        grads, sums = gradients(state.params, batch, key)
+        point = described.name.gradient_point(state.optimizer, state.params)
+        grads, sums = gradients(point, batch, key)
         if data_axis is not None:
             grads, sums = jax.lax.psum((grads, sums), data_axis)
         # Divide the total gradient by the total count: a mean of means would be wrong with masked
@@ -228,7 +229,7 @@ def make_step(
             config.train.steps,
             member.learning_rate,
             member.weight_decay,
-            matrices(model, state.params),
+            model.parameter_axes(state.params),
         )
         updates, new = optimizer.update(grads, state.optimizer, state.params)
         state = State(

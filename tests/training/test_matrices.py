@@ -12,7 +12,7 @@ from research.attention import registry
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.attention.parts.tables import TABLES
 from research.configuration import apply_deltas
-from research.models.model import matrices, parameter_shapes
+from research.models.model import parameter_shapes
 from research.models.recurrent.attention import ATTENTIONS
 from research.models.registry import MODELS, make_model
 from research.tasks.task import Sums
@@ -45,6 +45,32 @@ NO_MATRICES = (
     "normalizer_sink",
     "normalizer_bias",
 )
+
+# Matrices that are no linear map from hidden vectors to hidden vectors.
+NOT_HIDDEN = (
+    "embedding",
+    "head",
+    "ctc",
+    "listener/input",
+    "convolution_0",
+    "position",
+    "score_table",
+    "taps",
+    "filter",
+    "filters",
+    "depthwise",
+    "vector",  # of additive scores and predicted windows: a hidden vector is compared with it
+    "coverage",
+)
+# (end of the path, dimensions of a matrix, or of those that make one): its roles where the first
+# dimension is not the only input and all others are outputs.
+OTHER_ROLES = {
+    ("/out", 3): "iio",
+    ("/input", 3): "iso",
+    ("/recurrent", 3): "iso",
+    ("_mixture", 2): "oi",
+    ("convolution_1", 4): "iiio",
+}
 
 
 def is_matrix(where: str) -> bool:
@@ -166,7 +192,8 @@ def test_every_model_is_here():
 def test_initial_scale_and_decay_are_of_the_matrices(case):
     model, batch, shapes = built(case)
     expected = {name: is_matrix(name) for name in by_name(shapes)}
-    assert by_name(matrices(model, shapes)) == expected
+    axes = by_name(model.parameter_axes(shapes))
+    assert {name: one.matrix for name, one in axes.items()} == expected
     # The same parameters, all one at first, in a model that reads none: all gradients are zero.
     flat = types.SimpleNamespace(
         init=lambda *args, **kwargs: {"params": ones(shapes)},
@@ -190,3 +217,19 @@ def test_initial_scale_and_decay_are_of_the_matrices(case):
         scale, decayed = (0.5, 1 - 0.5 * 0.25) if expected[name] else (1.0, 1.0)
         np.testing.assert_array_equal(p, scale, err_msg=name)
         np.testing.assert_array_equal(after[name], scale * decayed, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_an_optimizer_is_told_of_matrices(case):
+    model, _, shapes = built(case)
+    ndim = {name: leaf.ndim for name, leaf in by_name(shapes).items()}
+    for name, axes in by_name(model.parameter_axes(shapes)).items():
+        assert len(axes.roles) == len(axes.names) == ndim[name], name
+        assert axes.hidden == (is_matrix(name) and not name.endswith(NOT_HIDDEN)), name
+        assert axes.roles.startswith("s") or "layers" not in name.split("/"), name
+        if axes.hidden:
+            roles = axes.roles.lstrip("s")
+            known = (
+                r for (end, n), r in OTHER_ROLES.items() if name.endswith(end) and n == len(roles)
+            )
+            assert roles == next(known, "i" + "o" * (len(roles) - 1)), name

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from research.attention.parameters import matrix_axes, table_axes, vector_axes
 from research.errors import UserError
 from research.training.optimizer import make_optimizer, read_optimizer
 from tests import small
@@ -23,6 +24,23 @@ SHAPES = {
         "norm1": {"scale": (2, 4)},
     },
     "norm": {"scale": (4,), "bias": (4,)},
+}
+AXES = {
+    "embedding": table_axes("vocab", "width"),
+    "head": table_axes("width", "vocab"),
+    "layers": {
+        "mixer": {
+            "query": matrix_axes("width", "heads", "head_width").stacked(),
+            "query_bias": vector_axes("heads", "head_width").stacked(),
+            "gate": matrix_axes("width", "width").stacked(),
+        },
+        "feedforward": {
+            "in": matrix_axes("width", "feedforward").stacked(),
+            "in_bias": vector_axes("feedforward").stacked(),
+        },
+        "norm1": {"scale": vector_axes("width").stacked()},
+    },
+    "norm": {"scale": vector_axes("width"), "bias": vector_axes("width")},
 }
 DECAYED = ["['embedding']", "['head']", "['query']", "['gate']", "['in']"]
 
@@ -42,11 +60,8 @@ def drawn(seed, scale=1.0):
 
 def trained(config, gradients, learning_rate, weight_decay):
     params = drawn(0)
-    decayed = jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path).endswith(tuple(DECAYED)), params
-    )
     transform = make_optimizer(
-        config, STEPS, jnp.float32(learning_rate), jnp.float32(weight_decay), decayed
+        config, STEPS, jnp.float32(learning_rate), jnp.float32(weight_decay), AXES
     )
     state = transform.init(params)
 
@@ -98,6 +113,29 @@ def test_schedule_by_hand(name):
     last = {"constant": 1.0, "cosine": 0.2, "linear": 0.2, "rsqrt": 0.5}
     assert found[-1] == pytest.approx(last[name], rel=1e-5)
     assert all(0 < value <= 1 for value in found)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "sqrt"])
+def test_wsd_by_hand(shape):
+    """The last quarter of the 16 steps after the warm-up, as 1 - sqrt(x) and others fall."""
+    config = options(
+        schedule="wsd", warmup_steps=4, decay_fraction=0.25, decay_shape=shape, final_fraction=0.1
+    )
+    found = [float(config.fraction(STEPS)(jnp.float32(i))) for i in range(STEPS)]
+    np.testing.assert_allclose(found[:4], [0.25, 0.5, 0.75, 1], rtol=1e-6)
+    np.testing.assert_allclose(found[4:16], 1, rtol=1e-6)
+    x = np.arange(1, 5) / 4
+    left = {"linear": 1 - x, "cosine": (1 + np.cos(np.pi * x)) / 2, "sqrt": 1 - np.sqrt(x)}[shape]
+    np.testing.assert_allclose(found[16:], 0.1 + 0.9 * left, rtol=1e-5, atol=1e-6)
+
+
+def test_wsd_that_always_falls_is_the_linear_schedule():
+    whole = {"warmup_steps": 5, "final_fraction": 0.2}
+    one = options(schedule="wsd", decay_fraction=1.0, decay_shape="linear", **whole)
+    two = options(schedule="linear", **whole)
+    for i in range(STEPS):
+        step = jnp.float32(i)
+        assert float(one.fraction(STEPS)(step)) == pytest.approx(float(two.fraction(STEPS)(step)))
 
 
 def test_no_warmup_starts_at_the_peak_and_one_step_is_enough():
@@ -186,10 +224,13 @@ def test_clipping_can_be_off():
         ("beta2", -0.1, "must be in [0, 1)"),
         ("final_fraction", 1.1, "must be from 0 to 1"),
         ("accumulate", 0, "must be at least 1"),
+        ("decay_fraction", 0.0, "must be positive"),
+        ("decay_shape", "square", "Allowed: cosine, linear, sqrt"),
     ],
 )
 def test_what_makes_no_sense_is_named(key, value, message):
+    own = {"schedule": "wsd"} if key.startswith("decay_") else {}
     with pytest.raises(UserError) as error:
-        options(**{key: value})
+        options(**own, **{key: value})
     assert f"optimizer.{key}={value!r}" in str(error.value)
     assert message in str(error.value)

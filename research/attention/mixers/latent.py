@@ -87,7 +87,9 @@ class LatentAttention(Mixer):
             "key": Parameter(unfolded, unfold, matrix_axes("", *heads)),
             "value": Parameter(unfolded, unfold, matrix_axes("", *heads)),
             "out": Parameter(
-                (self.num_heads, self.head_width, self.width), outward, matrix_axes(*heads, "width")
+                (self.num_heads, self.head_width, self.width),
+                outward,
+                matrix_axes(*heads, "width", roles="iio"),
             ),
         }
         if self.rotary_width:

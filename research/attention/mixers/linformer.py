@@ -96,7 +96,9 @@ class Linformer(Mixer):
         N is `max_length`.
         """
         mixture = Parameter(
-            (self.rank, self.max_length), Normal(self.max_length**-0.5), matrix_axes("", "")
+            (self.rank, self.max_length),
+            Normal(self.max_length**-0.5),
+            matrix_axes("", "", roles="oi"),
         )
         return projections(self) | {"key_mixture": mixture, "value_mixture": mixture}
 

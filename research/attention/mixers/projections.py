@@ -50,7 +50,7 @@ def projections(
         n: Parameter((width, *s), inward, matrix_axes("width", *axes))
         for n, (s, axes) in shapes.items()
     }
-    found["out"] = Parameter((*query, width), outward, matrix_axes(*heads, "width"))
+    found["out"] = Parameter((*query, width), outward, matrix_axes(*heads, "width", roles="iio"))
     if mixer.use_bias:
         zeros = jax.nn.initializers.zeros
         found |= {

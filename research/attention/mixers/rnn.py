@@ -59,12 +59,12 @@ def _gates(inputs, hidden, init_stddev, bias):
         "input": Parameter(
             (inputs, gates, hidden),
             matrix_init(init_stddev, inputs),
-            matrix_axes("width", "", "hidden"),
+            matrix_axes("width", "", "hidden", roles="iso"),
         ),
         "recurrent": Parameter(
             (hidden, gates, hidden),
             matrix_init(0.0, hidden),
-            matrix_axes("", "", "hidden"),
+            matrix_axes("", "", "hidden", roles="iso"),
         ),
         "bias": Parameter((gates, hidden), Constant(bias), vector_axes("", "hidden")),
     }

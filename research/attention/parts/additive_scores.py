@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from research.attention.parameters import Parameter, matrix_axes, matrix_init
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, table_axes
 from research.attention.parts.masks import Index
 from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 from research.attention.parts.scores import NonDotScore, Score
@@ -87,8 +87,10 @@ class AdditiveScore(MechanismPart):
         heads, kv_heads, width = sizes.num_heads, sizes.num_kv_heads, sizes.head_width
         hidden, init = self.score_width or width, matrix_init(0.0, width)
         return Additive(
-            Parameter((heads, width, hidden), init, matrix_axes("heads", "", "")),
-            Parameter((kv_heads, width, hidden), init, matrix_axes("kv_heads", "", "")),
+            Parameter((heads, width, hidden), init, matrix_axes("heads", "", "", roles="sio")),
+            Parameter(
+                (kv_heads, width, hidden), init, matrix_axes("kv_heads", "", "", roles="sio")
+            ),
             _vector(heads, hidden),
         )
 
@@ -105,12 +107,16 @@ class ConcatScore(MechanismPart):
         """Returns the score for heads of these sizes."""
         heads, width = sizes.num_heads, sizes.head_width
         hidden, init = self.score_width or width, matrix_init(0.0, width)
-        weight = Parameter((heads, 2 * width, hidden), init, matrix_axes("heads", "", ""))
+        weight = Parameter(
+            (heads, 2 * width, hidden), init, matrix_axes("heads", "", "", roles="sio")
+        )
         return Concat(weight, _vector(heads, hidden))
 
 
 def _vector(num_heads: int, hidden: int) -> Parameter:
-    return Parameter((num_heads, hidden), matrix_init(0.0, hidden), matrix_axes("heads", ""))
+    return Parameter(
+        (num_heads, hidden), matrix_init(0.0, hidden), table_axes("heads", "", roles="so")
+    )
 
 
 ADDITIVE_SCORES: dict[str, type[MechanismPart]] = {

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from research.attention.parameters import Parameter, matrix_axes, matrix_init
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, table_axes
 from research.attention.parts.masks import Index
 from research.attention.parts.part_options import MechanismPart, Sizes
 from research.attention.parts.scores import NonDotScore, Score
@@ -103,14 +103,14 @@ class SynthesizerRandomScore(MechanismPart):
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
         shape = (sizes.num_heads, sizes.max_length, sizes.max_length)
-        axes = matrix_axes("heads", "", "")
+        axes = table_axes("heads", "", "", roles="sio")
         return SynthesizerRandom(Parameter(shape, matrix_init(1.0, 1), axes))
 
 
 def _position_weights(sizes: Sizes) -> Parameter:
     shape = (sizes.num_heads, sizes.head_width, sizes.max_length)
     init = matrix_init(0.0, sizes.head_width)
-    return Parameter(shape, init, matrix_axes("heads", "head_width", ""))
+    return Parameter(shape, init, matrix_axes("heads", "head_width", "", roles="sio"))
 
 
 LOCATION_SCORES: dict[str, type[MechanismPart]] = {

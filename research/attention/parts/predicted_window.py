@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from research.attention.parameters import Parameter, matrix_axes, matrix_init
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, table_axes
 from research.attention.parts.masks import LONGEST, Index, static
 from research.attention.parts.normalizers import Normalizer, Parts
 
@@ -83,7 +83,11 @@ def predicted_window(num_heads: int, width: int, size: int) -> PredictedWindow:
     if size < 1:
         raise ValueError(f"predicted_window: size = {size}; it must be at least 1")
     size, axes = min(size, LONGEST), ("heads", "head_width")
-    weight = Parameter((num_heads, width, width), matrix_init(0.0, width), matrix_axes(*axes, ""))
+    weight = Parameter(
+        (num_heads, width, width), matrix_init(0.0, width), matrix_axes(*axes, "", roles="sio")
+    )
     return PredictedWindow(
-        weight, Parameter((num_heads, width), matrix_init(0.0, width), matrix_axes(*axes)), size
+        weight,
+        Parameter((num_heads, width), matrix_init(0.0, width), table_axes(*axes, roles="so")),
+        size,
     )

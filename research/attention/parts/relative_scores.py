@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
+from research.attention.parameters import (
+    Constant,
+    Parameter,
+    matrix_axes,
+    matrix_init,
+    table_axes,
+    vector_axes,
+)
 from research.attention.parts.masks import Index, static
 from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 from research.attention.parts.scores import NonDotScore, Score, grouped_dot
@@ -105,7 +112,7 @@ def shaw(max_distance: int, width: int) -> Wrapper:
     if max_distance < 1:
         raise ValueError(f"shaw: max_distance = {max_distance}; it must be at least 1")
     table = Parameter(
-        (2 * max_distance + 1, width), matrix_init(0.0, width), matrix_axes("", "head_width")
+        (2 * max_distance + 1, width), matrix_init(0.0, width), table_axes("", "head_width")
     )
     return lambda inner: Shaw(inner, table)
 

@@ -199,7 +199,7 @@ class GeneralScore(MechanismPart):
         """Returns the score for heads of these sizes."""
         shape = (sizes.num_heads, sizes.head_width, sizes.head_width)
         init = matrix_init(0.0, sizes.head_width)
-        return General(Parameter(shape, init, matrix_axes("heads", "head_width", "")))
+        return General(Parameter(shape, init, matrix_axes("heads", "head_width", "", roles="sio")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

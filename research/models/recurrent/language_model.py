@@ -21,8 +21,8 @@ from research.attention.parameters import (
     Parameter,
     init_function,
     is_parameter,
-    matrix_axes,
     matrix_init,
+    table_axes,
 )
 from research.errors import UserError
 from research.models.layers import Layer, ModelSize, Substitutes
@@ -91,7 +91,7 @@ class RecurrentConfig:
         return found
 
 
-EMBEDDING, HEAD = matrix_axes("vocab", "width"), matrix_axes("width", "vocab")
+EMBEDDING, HEAD = table_axes("vocab", "width"), table_axes("width", "vocab")
 
 
 class RecurrentModel(nn.Module):

@@ -77,7 +77,9 @@ def decoder_parameters(s: Sizes) -> dict[str, Any]:
         for i in range(s.num_layers)
     }
     matrix = Parameter(
-        (s.num_layers, n, n), matrix_init(s.init_stddev, n), matrix_axes("", "width", "hidden")
+        (s.num_layers, n, n),
+        matrix_init(s.init_stddev, n),
+        matrix_axes("", "width", "hidden", roles="sio"),
     )
     bias = Parameter((s.num_layers, n), Constant(0.0), vector_axes("", "hidden"))
     parts = cell.init_state(1, 1, "float32")

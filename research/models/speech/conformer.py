@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.attention.mixers.mixer import Mixer
-from research.attention.parameters import matrix_axes, vector_axes
+from research.attention.parameters import table_axes, vector_axes
 from research.attention.parts.masks import Mask
 from research.models.primitives import Norm, linear, matrix_init
 from research.models.transformer import HIDDEN, LAYERED, FeedForward, MixerLayer, TransformerConfig
 from research.parallel.rules import constrain
 
 AXES = {
-    "depthwise": matrix_axes("taps", "feedforward"),
+    "depthwise": table_axes("taps", "feedforward", roles="oo"),
     "depthwise_bias": vector_axes("feedforward"),
 }
 """Axes of the parameters that a transformer does not have; for others see `transformer.AXES`."""

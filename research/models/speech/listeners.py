@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from research.attention.mixers.rnn import CELLS, run
-from research.attention.parameters import Axes, Parameter, init_function, matrix_axes, vector_axes
+from research.attention.parameters import (
+    Axes,
+    Parameter,
+    init_function,
+    matrix_axes,
+    table_axes,
+    vector_axes,
+)
 from research.attention.parameters import matrix_init as stddev_init
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import sinusoidal
@@ -40,9 +47,13 @@ FRAMES = 512
 AXES = (
     transformer.AXES
     | conformer.AXES
-    | {f"convolution_{i}": matrix_axes("taps", "taps", "", "") for i in range(MOST_LEVELS)}
+    | {
+        # The first one reads the input.
+        f"convolution_{i}": (matrix_axes if i else table_axes)("taps", "taps", "", "", roles="iiio")
+        for i in range(MOST_LEVELS)
+    }
     | {f"convolution_{i}_bias": vector_axes("") for i in range(MOST_LEVELS)}
-    | {"input": matrix_axes("", "width"), "input_bias": vector_axes("width")}
+    | {"input": table_axes("", "width"), "input_bias": vector_axes("width")}
 )
 
 

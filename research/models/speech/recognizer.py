@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from research.attention.mixers.rnn import CELLS
-from research.attention.parameters import matrix_axes, vector_axes
+from research.attention.parameters import table_axes, vector_axes
 from research.errors import UserError
 from research.losses import ctc as connectionist
 from research.models.encoder_decoder import CROSS
@@ -180,7 +180,7 @@ class SpeechModel(nn.Module):
         if c.speller is not None:
             found["speller"] = spellers.parameter_axes(c.speller, params["speller"])
         if c.ctc_weight:
-            found |= {"ctc": matrix_axes("width", "vocab"), "ctc_bias": vector_axes("vocab")}
+            found |= {"ctc": table_axes("width", "vocab"), "ctc_bias": vector_axes("vocab")}
         return found
 
     @nn.nowrap

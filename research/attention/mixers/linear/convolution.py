@@ -17,6 +17,7 @@ from research.attention.parameters import (
     Parameter,
     matrix_axes,
     matrix_init,
+    table_axes,
     vector_axes,
 )
 from research.attention.parts.masks import Mask
@@ -147,7 +148,9 @@ class GatedConvolution(Mixer):
         return {
             "gate": Parameter((width, width), gate, matrix_axes("width", "width")),
             "gate_bias": Parameter((width,), zeros, vector_axes("width")),
-            "filter": Parameter((self.filter_length, width), taps, matrix_axes("taps", "width")),
+            "filter": Parameter(
+                (self.filter_length, width), taps, table_axes("taps", "width", roles="oo")
+            ),
             "filter_bias": Parameter((width,), zeros, vector_axes("width")),
         }
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from research.attention.implementations import sharding
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, context_size
-from research.attention.parameters import Normal, Parameter, matrix_axes
+from research.attention.parameters import Normal, Parameter, table_axes
 
 
 def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
@@ -27,7 +27,7 @@ def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
       channels: C; for projected heads H D, with the heads outermost.
       axis: the logical axis of the channels.
     """
-    return Parameter((length, channels), Normal(length**-0.5), matrix_axes("taps", axis))
+    return Parameter((length, channels), Normal(length**-0.5), table_axes("taps", axis, roles="oo"))
 
 
 def apply(

@@ -21,6 +21,7 @@ from research.attention.parameters import (
     collect_parameters,
     matrix_axes,
     matrix_init,
+    table_axes,
     vector_axes,
 )
 from research.attention.parts.additive_scores import Additive, Concat, additive_scores
@@ -201,16 +202,16 @@ class AdditiveAlignment(Alignment):
         vector = matrix_init(0.0, self.score_width)
         return {
             f"{prefix}query": Parameter(
-                heads + inner, init, matrix_axes("heads", "head_width", "")
+                heads + inner, init, matrix_axes("heads", "head_width", "", roles="sio")
             ),
             f"{prefix}key": Parameter(
-                kv_heads + inner, init, matrix_axes("kv_heads", "head_width", "")
+                kv_heads + inner, init, matrix_axes("kv_heads", "head_width", "", roles="sio")
             ),
             f"{prefix}bias": Parameter(
                 (*heads, self.score_width), Constant(0.0), vector_axes("heads", "")
             ),
             f"{prefix}vector": Parameter(
-                (*heads, self.score_width), vector, matrix_axes("heads", "")
+                (*heads, self.score_width), vector, table_axes("heads", "", roles="so")
             ),
         }
 
@@ -307,8 +308,8 @@ class LocationAware(AdditiveWithHistory):
         init, place_init = matrix_init(0.0, self.filter_length), matrix_init(0.0, self.num_filters)
         return {
             **self._energy(),
-            "filters": Parameter(filters, init, matrix_axes("heads", "taps", "")),
-            "location": Parameter(place, place_init, matrix_axes("heads", "", "")),
+            "filters": Parameter(filters, init, table_axes("heads", "taps", "", roles="soo")),
+            "location": Parameter(place, place_init, matrix_axes("heads", "", "", roles="sio")),
             **collect_parameters(self.normalizer, "normalizer"),
         }
 
@@ -348,7 +349,7 @@ class Coverage(AdditiveWithHistory):
         return {
             **self._energy(),
             "coverage": Parameter(
-                (self.num_heads, self.score_width), covered, matrix_axes("heads", "")
+                (self.num_heads, self.score_width), covered, table_axes("heads", "", roles="so")
             ),
             **collect_parameters(self.normalizer, "normalizer"),
         }
