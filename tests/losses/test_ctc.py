@@ -278,7 +278,7 @@ def test_joint_steps_add_up_to_the_mean_of_both_log_probabilities(weight):
     log_probs, lengths = without_specials(6, rows, number), np.full(rows, number)
     words = np.array([[*w, EOS] for w in ([3, 3, 3], [3, 3, 4], [3, 4, 4], [4, 3, 3])])
     words = np.concatenate([words, [[3, EOS, 0, 0], [4, EOS, 0, 0], [EOS, 0, 0, 0]]])
-    step = jax.jit(ctc_prefix.joint(attention, log_probs, lengths, weight))
+    step = jax.jit(ctc_prefix.joint_step(attention, log_probs, lengths, weight))
     state = (np.zeros(rows, np.int32), jax.jit(ctc_prefix.init)(log_probs, lengths))
     total, before = np.zeros(rows), np.full(rows, BOS)
     for token in words.T:
