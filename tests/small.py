@@ -132,6 +132,11 @@ def text(path: Path, **deltas: Any) -> ConfigDict:
     return apply_deltas(load_config(BASE), TEXT | {"task.path": str(path)} | changes)
 
 
+def tokens(path: Path, **deltas: Any) -> ConfigDict:
+    """Returns a tiny language modelling run on the token shards at `path`."""
+    return text(path, task__name="tokens", **deltas)
+
+
 def transduction(**deltas: Any) -> ConfigDict:
     """Returns a tiny run on reversed strings."""
     changes = {key.replace("__", "."): value for key, value in deltas.items()}

@@ -58,9 +58,10 @@ def _steps_of(config: Any) -> tuple[Callable[[int], float], int | None]:
     """Returns a function (number of steps) -> seconds per step, and the memory of a step."""
     program: Any = make_program(config)
     members = make_members([config])
-    state, data = program.init(members), program.data
+    state = program.init(members)
     # Where training begins with shorter sequences, the last steps are those of the full length.
     last = jnp.int32(config.train.steps)
+    data = program.training_data(members.seed, config.train.steps, config.train.steps + 1)
     memory, train = None, program.train
     if hasattr(train, "lower"):  # pmap has none
         train = train.lower(state, members, data, last, last + 1).compile()

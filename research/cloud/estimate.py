@@ -18,6 +18,7 @@ with one head of 768.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from research.models.layers import SLOW_TO_TRACE
 from research.models.model import Model
 from research.models.registry import make_model, read_model
 from research.parallel.layout import AXES, Layout
+from research.parallel.rules import partition_spec
 from research.parallel.topology import Target
 from research.tasks.task import Batch, Task
 from research.training.budget import COUNTED_AS, training_flops
@@ -147,8 +149,20 @@ def _kept(model: Model, state: State, task: Task, layout: Layout) -> dict[str, f
         "parameters": size(state.params, lies.params),
         "optimizer": size(state.optimizer, lies.optimizer),
         "best": size(state.best, lies.best),
-        "data": float(sum(map(_bytes, jax.tree.leaves(task.data)))),
+        "data": _data_bytes(task, sizes),
     }
+
+
+def _data_bytes(task: Task, sizes: dict[str, int]) -> float:
+    """Returns the bytes of the task's data on one device; a chunk that is streamed is small."""
+    if not task.data_axes:
+        return float(sum(map(_bytes, jax.tree.leaves(task.data))))
+
+    def parts(name: str, shape: Sequence[int]) -> int:
+        where = partition_spec(task.data_axes.get(name, ("",) * len(shape)), shape, sizes)
+        return math.prod(sizes[axis] for axis in where if axis)
+
+    return sum(_bytes(a) / parts(name, a.shape) for name, a in task.data.items())
 
 
 def _bytes(array: Any) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -19,8 +20,15 @@ from research.parallel.mesh import make_mesh
 from research.tasks.corpora import TEXTS, data_directory
 from research.tasks.task import Task
 from research.tasks.text.language_modeling import Text
-from research.training.program import abstract_state, build_program, cached_task, task_id
-from research.training.step import Member
+from research.training.program import (
+    Program,
+    abstract_state,
+    build_program,
+    cached_task,
+    data_shardings,
+    task_id,
+)
+from research.training.step import Member, data_key
 
 ASSUMED_TOKENS = 100_000_000
 """Assumed number of tokens of a corpus that is not on this machine."""
@@ -130,8 +138,22 @@ def _lower(config: ConfigDict, task: Task, layout: Layout, members: int, mesh: M
     return train.lower(
         abstract_state(program, members),
         put(member_shapes(members), program.members),
-        put(task.data, everywhere),
+        _data_shapes(program, task, members, mesh),
         *(put(jax.ShapeDtypeStruct((), jnp.int32), everywhere),) * 2,
+    )
+
+
+def _data_shapes(program: Program, task: Task, members: int, mesh: Mesh) -> Any:
+    """Returns the shapes of what the training program reads, as it lies on the devices."""
+    data = task.data
+    if task.streamed:
+        seeds = np.zeros(members, np.uint32)
+        data = {**data, **task.chunk(seeds, data_key, 0, 0, program.chunk_steps)}
+    lies = data_shardings(task, data, mesh)
+    if not task.data_axes:
+        lies = jax.tree.map(lambda _: lies, data)
+    return jax.tree.map(
+        lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), data, lies
     )
 
 

@@ -60,10 +60,10 @@ def batches(task: Task, split: str, examples: int) -> Iterator[Batch]:
     numbers = task.evaluation_batches(split, total)
     every = [(bucket, index) for bucket, number in enumerate(numbers) for index in range(number)]
     wanted = min(total, len(every))
-    make = jax.jit(task.evaluation, static_argnums=(1, 3, 4))
+    make, data = jax.jit(task.evaluation, static_argnums=(1, 3, 4)), task.evaluation_data
     for place in range(wanted):
         bucket, index = every[place * len(every) // wanted]
-        yield jax.device_get(make(task.data, split, np.int32(index), numbers[bucket], bucket))
+        yield jax.device_get(make(data, split, np.int32(index), numbers[bucket], bucket))
 
 
 def example_metric(

@@ -11,7 +11,7 @@ Step = Callable[..., tuple[Any, Any]]
 """(state, members, data, start, stop) -> (state, sums), as built by `make_train`."""
 
 
-def parallelize(step: Step, how: str, mesh: Mesh, shardings: tuple[Any, Any]) -> Step:
+def parallelize(step: Step, how: str, mesh: Mesh, shardings: tuple[Any, Any, Any]) -> Step:
     """Returns a compiled `step` for all devices of a mesh.
 
     Args:
@@ -21,18 +21,19 @@ def parallelize(step: Step, how: str, mesh: Mesh, shardings: tuple[Any, Any]) ->
         part of the batch, and sums reduce over the axis name "data") or over `member`. JAX has kept
         pmap in maintenance mode since 0.8; it supports no other axes and no sharded state.
       mesh: mesh with the axes `layout.AXES`.
-      shardings: shardings of state and members between steps, (tree, tree or one for all).
+      shardings: shardings of state and members between steps, and of the data: (tree, tree or one
+        for all, likewise). pmap replicates the data.
     """
-    return _jit(step, mesh, *shardings) if how == "jit" else _pmap(step, mesh, *shardings)
+    return _jit(step, mesh, *shardings) if how == "jit" else _pmap(step, mesh, *shardings[:2])
 
 
-def _jit(step: Step, mesh: Mesh, state: Any, members: Any) -> Step:
+def _jit(step: Step, mesh: Mesh, state: Any, members: Any, data: Any) -> Step:
     everywhere = NamedSharding(mesh, PartitionSpec())
     return bind_mesh(
         mesh,
         jax.jit(
             step,
-            in_shardings=(state, members, everywhere, everywhere, everywhere),
+            in_shardings=(state, members, data, everywhere, everywhere),
             out_shardings=(state, everywhere),
             donate_argnums=0,  # the new state reuses the memory of the old one
         ),
@@ -94,15 +95,16 @@ def to_global_arrays(tree: Any, shardings: Any) -> Any:
     """Returns the host arrays of `tree` as global arrays.
 
     Args:
-      tree: full arrays, identical on every process.
+      tree: full arrays, identical on every process. A leaf with shape, dtype and [slices] that is
+        no array is asked only for the parts that lie on devices of this process.
       shardings: a tree of shardings, or one for all arrays.
     """
 
-    if jax.process_count() == 1:
-        return jax.device_put(tree, shardings)  # copies only arrays that are not yet in place
-
     def put(value: Any, sharding: Any) -> jax.Array:
-        value = np.asarray(value)
+        if hasattr(value, "__array__") or not hasattr(value, "shape"):
+            if jax.process_count() == 1:
+                return jax.device_put(value, sharding)  # copies only what is not yet in place
+            value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     if isinstance(shardings, jax.sharding.Sharding):

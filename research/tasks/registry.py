@@ -16,6 +16,7 @@ from research.tasks.task import Task
 from research.tasks.text.language_modeling import TextOptions
 from research.tasks.text.sentiment import SentimentOptions
 from research.tasks.text.translation import TranslationOptions
+from research.tasks.tokens.windows import TokensOptions
 
 TASKS: dict[str, type[TaskOptions]] = {
     "induction": InductionOptions,
@@ -24,6 +25,7 @@ TASKS: dict[str, type[TaskOptions]] = {
     "sentiment": SentimentOptions,
     "speech": SpeechOptions,
     "text": TextOptions,
+    "tokens": TokensOptions,
     "transduction": TransductionOptions,
     "translation": TranslationOptions,
 }

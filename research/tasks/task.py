@@ -4,7 +4,7 @@ A batch depends only on (seed, step), never on earlier batches, so a resumed run
 without saving any state, and the data do not depend on the number of devices.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 Batch = Mapping[str, jax.Array]
 """Arrays with a leading batch axis, by name.
@@ -92,8 +92,12 @@ class Task:
       length: maximum number of tokens of a training sequence.
       batch_size: sequences per batch.
       classes: number of classes for sequence classification; 0: outputs are tokens.
-      data: pytree of device arrays that `batch` and `evaluation` read; passed to the compiled step
-        as an argument, because constants would be compiled into the program.
+      data: pytree of arrays that `batch` and `evaluation` read; passed to the compiled step as an
+        argument, because constants would be compiled into the program. A leaf may also be anything
+        with shape, dtype and [slices] that reads the part it is asked for.
+      data_axes: {name in `data` or `chunk`: logical name of each axis}, for arrays that are not
+        replicated on all devices; an axis "batch" is split like the rows of a batch.
+      streamed: whether training reads `chunk` besides `data`.
       splits: evaluation splits; "validation", and "test" if the task has one.
       select: metric that selects the best checkpoint on validation.
       next_token: whether targets are the inputs shifted by one, so that models must be causal.
@@ -120,6 +124,8 @@ class Task:
     batch_size: int
     classes: int = 0
     data: Any = ()
+    data_axes: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
+    streamed: bool = False
     splits: Sequence[str] = ("validation", "test")
     select: str = "accuracy"
     next_token: bool = False
@@ -175,6 +181,30 @@ class Task:
         """
         raise NotImplementedError
 
+    def chunk(
+        self, seeds: Shaped[np.ndarray, " P"], key: Callable, start: int, stop: int, steps: int
+    ) -> Mapping[str, Any]:
+        """Returns what the batches of some steps read, on the host, if `streamed`.
+
+        Its leaves with the axis "member" have one entry for each seed; `batch` gets its own.
+
+        Args:
+          seeds: the members' seeds.
+          key: function from a seed to the data key that `batch` gets.
+          start, stop: the steps are start .. stop - 1.
+          steps: number of steps that there is room for, so that shapes are always the same.
+        """
+        raise NotImplementedError
+
+    def data_shapes(self) -> Any:
+        """Returns what `batch` reads of one member: arrays, or shapes where they are read later."""
+        return self.data
+
+    @property
+    def evaluation_data(self) -> Any:
+        """What `evaluation` reads, as arrays that any function can take."""
+        return self.data
+
     def evaluation(
         self, data: Any, split: str, index: Int[Array, ""], total: int, bucket: int = 0
     ) -> Batch:
@@ -213,7 +243,8 @@ class Task:
     def example(self, split: str, index: int, total: int) -> Batch:
         """Returns sequence `index` of a split, in the split's order, as a batch of one."""
         make = jax.jit(self.evaluation, static_argnums=(1, 3))
-        batch = jax.device_get(make(self.data, split, np.int32(index // self.batch_size), total))
+        data = self.evaluation_data
+        batch = jax.device_get(make(data, split, np.int32(index // self.batch_size), total))
         row = index % self.batch_size
         return {name: array[row : row + 1] for name, array in batch.items()}
 

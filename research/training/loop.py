@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -33,6 +34,7 @@ from research.runs.store import (
 )
 from research.training import profiling
 from research.training.budget import measure_budget
+from research.training.feeding import feed_steps
 from research.training.optimizer import read_optimizer
 from research.training.preemption import Preempted, StopRequest
 from research.training.profiling import Trace
@@ -192,28 +194,33 @@ def _train(
     """Trains to the last step; returns the final state and timings {"train_seconds", ...}."""
     config, host = configs[0].train, make_members(configs)
     members = to_global_arrays(host, program.members)
-    data, metric = program.data, program.task.select
+    metric, seeds = program.task.select, np.asarray(host.seed)
     rate = read_optimizer(configs[0]).fraction(config.steps)
     utilization = _utilization(program, configs)
     first, state = _begin(program, configs, runs, saved)
     step = first
     began = time.perf_counter()
     # Run zero steps to compile, so that the rates below measure training only.
+    data = program.training_data(seeds, step, step)
     state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
     compiled = time.perf_counter()
 
     writer = MetricsWriter(runs if is_first() else (), step, utilization)
     shown = ("train/loss", f"validation/{metric}")
     line = ProgressLine(title, step, config.steps, shown, quiet=not is_first())
+    targets = list(_targets(step, config, trace.boundaries))
+    feed = feed_steps(program, seeds, itertools.pairwise([step, *targets]))
     try:
-        for target in _targets(step, config, trace.boundaries):
+        for target, data in zip(targets, feed, strict=True):
             trace.reached(step, state)
             state, sums = program.train(state, members, data, np.int32(step), np.int32(target))
             step = target
             rates = host.learning_rate * rate(jnp.float32(step - 1))
             columns: dict[str, Any] = {"train": sums, "learning_rate": rates}
             if step % config.eval_every == 0 or step == config.steps:
-                columns["validation"] = program.evaluate["validation"](state.params, data).sums
+                columns["validation"] = program.evaluate["validation"](
+                    state.params, program.data
+                ).sums
                 value = columns["validation"][metric]
                 state = program.keep_best(state, value.total / value.count, np.int32(step))
             writer.add(step, columns)
@@ -229,6 +236,7 @@ def _train(
         writer.flush()
         line.update(step, writer.latest)
     finally:
+        feed.close()
         trace.close()
         line.close()
         writer.close()

@@ -30,6 +30,7 @@ from research.training.step import (
     Member,
     State,
     batch_shapes,
+    data_key,
     make_evaluate,
     make_init,
     make_keep_best,
@@ -62,9 +63,10 @@ class Program:
         that this layout can shard.
       init: (members) -> state.
       train: (state, members, data, start, stop) -> (state, sums); runs steps start .. stop - 1 and
-        sums each member's metrics over these steps.
+        sums each member's metrics over these steps. Its data are `training_data`.
       evaluate: {split: (params, data, seeds) -> `Evaluated`} with params stacked over members.
       keep_best: (state, value, step) -> state, `value` (P,) the selection metric.
+      chunk_steps: steps between two stops at most, for tasks that are streamed.
     """
 
     task: Task
@@ -80,11 +82,26 @@ class Program:
     train: Callable
     evaluate: dict[str, Callable]
     keep_best: Callable
+    chunk_steps: int
 
     @functools.cached_property
     def data(self) -> Any:
-        """The task's data, replicated on all devices."""
-        return to_global_arrays(self.task.data, NamedSharding(self.mesh, PartitionSpec()))
+        """The task's data on the devices: replicated, or in parts as `Task.data_axes` says."""
+        return to_global_arrays(
+            self.task.data, data_shardings(self.task, self.task.data, self.mesh)
+        )
+
+    def training_data(self, seeds: np.ndarray, start: int, stop: int) -> Any:
+        """Returns what `train` reads in steps start .. stop - 1, at most `chunk_steps` if streamed.
+
+        Args:
+          seeds: (P,) uint32, the members' seeds.
+          start, stop: the steps.
+        """
+        if not self.task.streamed:
+            return self.data
+        chunk = self.task.chunk(seeds, data_key, start, stop, self.chunk_steps)
+        return self.data | to_global_arrays(chunk, data_shardings(self.task, chunk, self.mesh))
 
     @property
     def parameters(self) -> Any:
@@ -172,6 +189,12 @@ def build_program(
     members = NamedSharding(rest, partition_spec(("member",), (layout.member,), dict(rest.shape)))
     axis = "data" if layout.how == "pmap" and layout.member == 1 else None
     train = make_train(task, make_step(config, task, model, axis))
+    chunk_steps = steps_between_stops(config.train)
+    lies = everywhere
+    if task.data_axes:
+        seeds = np.zeros(layout.member, np.uint32)
+        chunk = task.chunk(seeds, data_key, 0, 0, chunk_steps) if task.streamed else {}
+        lies = data_shardings(task, {**task.data, **chunk}, rest)
     keep_best = make_keep_best(task.select_higher)
     total, measures = config.train.eval_batches, config.interpret.measures
     return Program(
@@ -185,7 +208,7 @@ def build_program(
         members=members,
         state=state,
         init=bind_mesh(rest, jax.jit(init, in_shardings=members, out_shardings=placed)),
-        train=parallelize(train, layout.how, mesh, (placed, members)),
+        train=parallelize(train, layout.how, mesh, (placed, members, lies)),
         evaluate={
             split: bind_mesh(
                 rest,
@@ -197,7 +220,26 @@ def build_program(
             for split in task.splits
         },
         keep_best=bind_mesh(rest, jax.jit(keep_best, out_shardings=placed, donate_argnums=0)),
+        chunk_steps=chunk_steps,
     )
+
+
+def steps_between_stops(config: ConfigDict) -> int:
+    """Returns the most steps of `config.train` after which something is logged, saved..."""
+    return min(config.log_every, config.eval_every, config.checkpoint_every, config.steps)
+
+
+def data_shardings(task: Task, data: Any, mesh: Mesh) -> Any:
+    """Returns the sharding of each array of a task's data; one for all if none is in parts."""
+    if not task.data_axes:
+        return NamedSharding(mesh, PartitionSpec())
+    sizes = dict(mesh.shape)
+
+    def place(name: str, leaf: Any) -> NamedSharding:
+        axes = task.data_axes.get(name, ("",) * len(leaf.shape))
+        return NamedSharding(mesh, partition_spec(axes, leaf.shape, sizes))
+
+    return {name: place(name, leaf) for name, leaf in data.items()}
 
 
 def model_of(

@@ -41,7 +41,7 @@ class LoadedRun(NamedTuple):
       model: the model.
       params: the parameters that were best on validation.
       best: {"value", "step"} of these parameters.
-      tokenizer: the run's `Tokenizer`; None if the task's tokens are not text.
+      tokenizer: the run's `Tokenizer`; None if the task's tokens are not text, or of a corpus.
       labels: class names of a classifier; () for other models.
       corpus: facts about the data, from corpus.json.
     """
@@ -112,7 +112,11 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
     enable_compilation_cache()
     tokenizer, labels, known = None, (), read_json(run / CORPUS) or {}
     size = config.task.get("vocab_size", 0)
-    if config.task.name not in GENERATED:
+    if config.task.name == "tokens":  # shards of other projects come without a tokenizer
+        size = known.get("vocab_size", 0)
+        if not size:
+            raise UserError(f"{run} has no {CORPUS} with the size of its vocabulary.")
+    elif config.task.name not in GENERATED:
         tokenizer = load_tokenizer(run)
         size = tokenizer.vocab_size
     if config.task.name == "rule":

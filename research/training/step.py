@@ -90,6 +90,11 @@ def random_stream(seed: jax.Array, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), number)
 
 
+def data_key(seed: jax.Array) -> jax.Array:
+    """Returns the key from which the batches of a seed are drawn."""
+    return random_stream(seed, 1)
+
+
 def shard_batch(batch: Batch, data_axis: str | None = None) -> Batch:
     """Shards a batch over devices.
 
@@ -119,7 +124,7 @@ def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
     known = vars(task).setdefault("_batch_shapes", {})
     if bucket not in known:
         key = jax.eval_shape(lambda: jax.random.key(0))
-        known[bucket] = jax.eval_shape(batch, task.data, key)
+        known[bucket] = jax.eval_shape(batch, task.data_shapes(), key)
     shapes = known[bucket]
     if rows is None:
         return shapes
@@ -205,9 +210,7 @@ def make_step(
     def step(
         state: State, member: Member, data: Any, index: jax.Array, bucket: int = 0
     ) -> tuple[State, Any]:
-        batch = shard_batch(
-            task.batch(data, random_stream(member.seed, 1), index, bucket), data_axis
-        )
+        batch = shard_batch(task.batch(data, data_key(member.seed), index, bucket), data_axis)
         key = jax.random.fold_in(random_stream(member.seed, 2), index)
         if data_axis is not None:
             # Devices have different rows, so their dropout masks must differ too.
@@ -251,6 +254,10 @@ def make_train(task: Task, step: Callable) -> Callable:
     """
 
     def train(state: State, members: Member, data: Any, start: jax.Array, stop: jax.Array):
+        of_members = None
+        if task.streamed:  # each member has its own part of a chunk
+            axes = task.data_axes
+            of_members = {name: 0 if "member" in axes.get(name, ()) else None for name in data}
         # One branch per batch shape (bucket). The bucket depends on the step alone, never on the
         # member: vmap of a switch over a mapped index would compute every branch. Each branch is
         # wrapped in jit so that `eval_shape` below and the loop share one trace of the first.
@@ -258,7 +265,7 @@ def make_train(task: Task, step: Callable) -> Callable:
             jax.jit(
                 jax.vmap(
                     functools.partial(step, bucket=bucket),
-                    in_axes=(0, 0, None, None),
+                    in_axes=(0, 0, of_members, None),
                     spmd_axis_name="member",
                 ),
                 inline=True,

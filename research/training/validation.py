@@ -46,6 +46,10 @@ def check_config(config: ConfigDict, members: int = 1) -> Program:
         decoder: Any = program.model
         for sinks in stream.sinks:
             streaming(decoder, stream.window, sinks)
+    if program.task.streamed and program.layout.how == "pmap":
+        raise UserError(
+            "parallel.how='pmap' copies all data to every device; task.data='streamed' needs 'jit'."
+        )
     _check_causal(config, program)
     return program
 

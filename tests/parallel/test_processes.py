@@ -14,7 +14,7 @@ import pytest
 
 from research.runs.store import read_json, read_metrics, read_result
 from research.training.runs import load_best_params
-from tests import small
+from tests import corpora, small
 from tests.ablation.test_sweep import write
 from tests.commands import ROOT, run_cases
 
@@ -145,7 +145,7 @@ def test_one_signal_stops_all_and_one_process_goes_on(whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["recall", "text"])
+@pytest.mark.parametrize("task", ["recall", "text", "tokens"])
 def test_any_number_goes_on(task, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 50)
@@ -153,6 +153,10 @@ def test_any_number_goes_on(task, tmp_path):
     if task == "text":
         deltas = {key: value for key, value in SHAPE.items() if key not in small.OF_RECALL}
         deltas |= {"task.name": "text", "task.path": str(text)}
+    if task == "tokens":
+        deltas = {key: value for key, value in SHAPE.items() if key not in small.OF_RECALL}
+        deltas |= {"task.name": "tokens", "task.path": str(corpora.corpus(tmp_path))}
+        deltas |= {"task.data": "streamed"}
     run_one(tmp_path / "whole", deltas=deltas)
     saved = stop_one(tmp_path / "run", 2, deltas)
     stop_one(tmp_path / "run", 4, deltas, after=saved)

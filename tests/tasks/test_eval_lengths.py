@@ -147,7 +147,7 @@ def test_lengths_that_do_not_fit_are_named(deltas, message):
 
 
 def test_what_cannot_be_longer_is_named(path):
-    with pytest.raises(UserError, match="'transduction' does not read it, recall, text do"):
+    with pytest.raises(UserError, match="'transduction' does not read it, recall, text, tokens do"):
         check_config(small.transduction(task__eval_lengths=(4,)))
     with pytest.raises(UserError, match="eval_lengths=200 is too long: the validation split"):
         make_task(small.text(path, task__eval_lengths=(200,)).task)

@@ -6,7 +6,7 @@ import pytest
 
 from research.options import declarations
 from research.tasks.registry import TASKS, TaskSection
-from tests import small
+from tests import corpora, small
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,7 @@ def configs(tmp_path_factory):
         "sentiment": small.sentiment(small.labelled(tmp_path)),
         "speech": small.speech(task__time_masks=1),
         "text": small.text(text, task__stream_sinks=(0,), task__stream_tokens=32),
+        "tokens": small.tokens(corpora.corpus(tmp_path)),
         "transduction": small.transduction(),
         "translation": small.translation(small.corpus(tmp_path)),
     }

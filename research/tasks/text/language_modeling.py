@@ -39,15 +39,10 @@ NO_STREAM: Mapping[str, Sequence[Any]] = {"stream_sinks": ((),)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(Task):
-    """The language modelling task; see `Task` for the attributes.
+class LanguageModeling(Task):
+    """What language modelling of any corpus has in common; see `Task` for the attributes."""
 
-    `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32, the
-    number of characters of each token}, and "test": (N'',) if there is one.
-    """
-
-    higher_is_better = {"loss": False, "loss_longest": False, "bits_per_character": False}
-    tokenizer: Tokenizer
+    higher_is_better = {"loss": False, "loss_longest": False}
     splits: Sequence[str] = ("validation",)
     select: str = "loss"
     next_token: bool = True
@@ -61,6 +56,52 @@ class Text(Task):
         labels = {"loss_by_position": [bin_label(*b) for b in self.position_bins]}
         if self.eval_lengths:
             labels["loss_by_length"] = [str(n) for n in self.eval_lengths]
+        return labels
+
+    def bits(self, total: jax.Array, weights: Float[Array, "B T"], batch: Batch) -> dict[str, Sums]:
+        """Returns the loss in bits per unit of text.
+
+        Args:
+          total: sum of the loss, in nats.
+          weights: weight of each target in it.
+          batch: the batch.
+        """
+        raise NotImplementedError
+
+    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+        """Returns loss (nats per token), bits per unit, and loss by position in the context.
+
+        Loss and bits are for the training length; the loss by position uses windows of all lengths.
+        """
+        loss = cross_entropy(outputs, batch["targets"])
+        ones = jnp.ones_like(loss)
+        positions = bin_index(1 + jnp.arange(loss.shape[1]), self.position_bins)
+        positions = jnp.broadcast_to(positions, loss.shape)
+        by_position = sliced(loss, ones, positions, len(self.position_bins))
+        weights, others = split_by_eval_length(self, "loss", loss, ones, batch)
+        total = (loss * weights).sum()
+        return {
+            "loss": Sums(total, weights.sum()),
+            **self.bits(total, weights, batch),
+            "loss_by_position": by_position,
+            **others,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(LanguageModeling):
+    """The language modelling task; see `Task` for the attributes.
+
+    `data` is {"train": (N,), "validation": (N',) int32 tokens, "characters": (V,) float32, the
+    number of characters of each token}, and "test": (N'',) if there is one.
+    """
+
+    higher_is_better = {**LanguageModeling.higher_is_better, "bits_per_character": False}
+    tokenizer: Tokenizer
+
+    @property
+    def slices(self) -> Mapping[str, Sequence[str]]:
+        labels = dict(super().slices)
         if self.stream:
             labels["stream_loss_by_sinks"] = [str(n) for n in self.stream.sinks]
         return labels
@@ -104,25 +145,9 @@ class Text(Task):
             "characters": data["characters"][targets],
         }
 
-    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
-        """Returns loss (nats per token), bits per character, and loss by position in the context.
-
-        Loss and bits are for the training length; the loss by position uses windows of all lengths.
-        """
-        loss = cross_entropy(outputs, batch["targets"])
-        ones = jnp.ones_like(loss)
-        positions = bin_index(1 + jnp.arange(loss.shape[1]), self.position_bins)
-        positions = jnp.broadcast_to(positions, loss.shape)
-        by_position = sliced(loss, ones, positions, len(self.position_bins))
-        weights, others = split_by_eval_length(self, "loss", loss, ones, batch)
-        total = (loss * weights).sum()
+    def bits(self, total: jax.Array, weights: Float[Array, "B T"], batch: Batch) -> dict[str, Sums]:
         characters = (batch["characters"] * weights).sum()
-        return {
-            "loss": Sums(total, weights.sum()),
-            "bits_per_character": Sums(total / jnp.log(2.0), characters),
-            "loss_by_position": by_position,
-            **others,
-        }
+        return {"bits_per_character": Sums(total / jnp.log(2.0), characters)}
 
     def streams(self, split: str) -> Int[Array, "B N"]:
         """Returns `batch_size` pieces of text to stream, spread evenly over a split."""

@@ -1,0 +1,331 @@
+"""Opens token shards: prepared ones with a manifest, and those of nanoGPT, llm.c and OLMo.
+
+Files are memory-mapped, so opening a corpus reads nothing but headers. Their digests are computed
+once and kept beside them.
+"""
+
+import contextlib
+import glob
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.errors import UserError
+from research.runs.store import read_json, write_json
+from research.tasks.digests import SHOWN, content_digest, without_common_folder
+from research.tasks.tokens.shards import MANIFEST, SPLITS
+
+VERIFIED = ".verified.json"
+"""File beside shards with the digest and the largest token of each, by size and time of change."""
+LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
+"""First number of a file of llm.c: its dtype (of GPT-2's and of Llama 3's tokens)."""
+HEADER = 256
+"""int32 numbers in the header of a file of llm.c; the third is the number of tokens."""
+ENDINGS = (".bin", ".npy")
+BLOCK = 2**22
+"""Bytes that are hashed at a time."""
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of tokens: `tokens` of them behind `offset` bytes."""
+
+    path: Path
+    dtype: np.dtype
+    offset: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """The tokens of one split, the shards one after the other.
+
+    Attributes:
+      name: name of the split.
+      shards: its files, of one dtype.
+      bytes: bytes of its documents in UTF-8; 0: unknown.
+    """
+
+    name: str
+    shards: Sequence[Shard]
+    bytes: int = 0
+    _maps: dict[int, np.ndarray] = field(default_factory=dict, hash=False, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the tokens."""
+        return self.shards[0].dtype
+
+    def read(self, start: int, number: int) -> np.ndarray:
+        """Returns `number` tokens from `start` on, fewer at the end; mostly a view of the file."""
+        ends = self.ends
+        first = int(np.searchsorted(ends, start, side="right"))
+        begin = start - (int(ends[first - 1]) if first else 0)
+        parts = [self._map(first)[begin : begin + number]]
+        missing = number - len(parts[0])
+        while missing > 0 and first + 1 < len(self.shards):
+            first += 1
+            parts.append(self._map(first)[:missing])
+            missing -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """(N,) int64, where each shard ends, exclusive."""
+        return np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
+
+    def _map(self, index: int) -> np.ndarray:
+        if index not in self._maps:
+            shard = self.shards[index]
+            self._maps[index] = np.memmap(
+                shard.path, shard.dtype, "r", shard.offset, (shard.tokens,)
+            )
+        return self._maps[index]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token shards by split.
+
+    Attributes:
+      vocab_size: number of tokens of the vocabulary.
+      splits: "train" and "validation".
+      files: {name: sha256} of every file that is read.
+      tokenizer: JSON of the tokenizer; "" if the corpus has none.
+    """
+
+    vocab_size: int
+    splits: Mapping[str, Split]
+    files: Mapping[str, str]
+    tokenizer: str = ""
+
+
+def open_corpus(
+    path: str, validation_path: str = "", dtype: str = "auto", vocab_size: int = 0
+) -> Corpus:
+    """Opens a prepared directory, or files of another project.
+
+    Args:
+      path: directory, or file or pattern of the training shards.
+      validation_path: files of the validation shards; "": those of the manifest, or those with
+        "val" in place of "train" in their names.
+      dtype: "uint16", "uint32", or "auto": that of manifest or header, otherwise uint16.
+      vocab_size: number of tokens of the vocabulary; 0: that of the manifest.
+
+    Raises UserError for what is missing, damaged or not as the manifest says, and for tokens that
+    are not in the vocabulary.
+    """
+    folder = Path(path).expanduser()
+    manifest = read_json(folder / MANIFEST) if folder.is_dir() else None
+    if manifest is not None:
+        _check_unset(path, validation_path, dtype, vocab_size)
+        return _prepared(folder, manifest)
+    found = _foreign(path, validation_path)
+    splits = {
+        name: Split(name, tuple(_shard(p, DTYPES.get(dtype)) for p in paths))
+        for name, paths in found.items()
+    }
+    for name, split in splits.items():
+        kinds = sorted({str(shard.dtype) for shard in split.shards})
+        if len(kinds) > 1:
+            raise UserError(f"task.path={path!r}: the {name} shards are of {' and '.join(kinds)}.")
+    if not vocab_size:
+        raise UserError(
+            f"task.corpus_vocab_size=0: nothing in {path} says how many tokens there are; give it, "
+            "for example 50257 for GPT-2."
+        )
+    return Corpus(vocab_size, splits, _verified(splits, vocab_size))
+
+
+def _check_unset(path: str, validation_path: str, dtype: str, vocab_size: int) -> None:
+    given = {"validation_path": validation_path, "corpus_vocab_size": vocab_size}
+    given["corpus_dtype"] = "" if dtype == "auto" else dtype
+    for key, value in given.items():
+        if value:
+            raise UserError(f"task.{key}={value!r}: the manifest of {path} says it; leave it out.")
+
+
+def _prepared(folder: Path, manifest: Mapping[str, Any]) -> Corpus:
+    try:
+        dtype, vocab_size = DTYPES[manifest["dtype"]], int(manifest["vocab_size"])
+        counts = {split: manifest["splits"][split] for split in SPLITS}
+        splits, expected = {}, {}
+        for split, one in counts.items():
+            shards = [
+                Shard(folder / Path(s["file"]).name, dtype, 0, int(s["tokens"]))
+                for s in one["shards"]
+            ]
+            splits[split] = Split(split, tuple(shards), int(one["bytes"]))
+            expected |= {folder / Path(s["file"]).name: str(s["sha256"]) for s in one["shards"]}
+        tokenizer = manifest["tokenizer"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / MANIFEST} is damaged: {error!r} is not as it should be."
+        ) from None
+    for path in expected:
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {folder / MANIFEST} lists it.")
+    for shard in (s for split in splits.values() for s in split.shards):
+        size = shard.path.stat().st_size
+        if size != shard.tokens * dtype.itemsize:
+            raise UserError(
+                f"{shard.path} has {size:,} bytes and should have {shard.tokens * dtype.itemsize:,}"
+                ": it was cut short or changed."
+            )
+    text = ""
+    if "file" in tokenizer:
+        file = folder / Path(tokenizer["file"]).name
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if content_digest(text.encode()) != tokenizer["sha256"]:
+            raise UserError(f"{file} is not the tokenizer that {folder / MANIFEST} lists.")
+    return Corpus(vocab_size, splits, _verified(splits, vocab_size, expected), text)
+
+
+def _foreign(path: str, validation_path: str) -> dict[str, list[Path]]:
+    """Returns the training and validation files that a directory, file or pattern stands for."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        files = [p for p in sorted(folder.iterdir()) if p.suffix in ENDINGS]
+        held_out = [p for p in files if "val" in p.name]
+        train = [p for p in files if p not in held_out]
+        if not train:
+            raise UserError(
+                f"task.path={path!r} has no token shards: no {MANIFEST} of research.prepare, and "
+                "no training file that ends in .bin or .npy."
+            )
+    else:
+        train, held_out = _files("task.path", path), []
+        other = path.replace("train", "val")
+        if not validation_path and other != path:
+            held_out = [Path(p) for p in sorted(glob.glob(os.path.expanduser(other)))]
+    if validation_path:
+        held_out = _files("task.validation_path", validation_path)
+    if not held_out:
+        raise UserError(
+            f"task.validation_path='': {path} has no validation shards (files with 'val' in "
+            "their names); name them."
+        )
+    if both := sorted(set(train) & set(held_out)):
+        raise UserError(f"task.validation_path: {both[0]} is a training shard too.")
+    return {"train": train, "validation": held_out}
+
+
+def _files(key: str, pattern: str) -> list[Path]:
+    plain = os.path.expanduser(pattern)
+    paths = [plain] if os.path.isfile(plain) else sorted(glob.glob(plain))
+    if not paths:
+        raise UserError(f"{key}={pattern!r}: there is no such file or directory.")
+    return [Path(path) for path in paths]
+
+
+def _shard(path: Path, dtype: np.dtype | None) -> Shard:
+    """Returns the shard of a file, by its first bytes; one without a header is of `dtype`."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(4 * HEADER)
+        if head.startswith(b"\x93NUMPY"):
+            return _numpy_shard(path, dtype)
+    numbers = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
+    if len(numbers) == HEADER and int(numbers[0]) in LLM_C:
+        kind, tokens = LLM_C[int(numbers[0])], int(numbers[2])
+        _check_dtype(path, dtype, kind)
+        if size != 4 * HEADER + tokens * kind.itemsize:
+            raise UserError(
+                f"{path} was cut short: its header says {tokens:,} tokens, and it has "
+                f"{(size - 4 * HEADER) // kind.itemsize:,}."
+            )
+        return Shard(path, kind, 4 * HEADER, tokens)
+    kind = dtype or DTYPES["uint16"]
+    if not size or size % kind.itemsize:
+        raise UserError(
+            f"{path} has {size:,} bytes, which is no number of {kind.name} tokens: it was cut "
+            "short, or task.corpus_dtype is another."
+        )
+    return Shard(path, kind, 0, size // kind.itemsize)
+
+
+def _numpy_shard(path: Path, dtype: np.dtype | None) -> Shard:
+    try:
+        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read: it was cut short or damaged ({error}).") from None
+    if array.ndim != 1 or array.dtype not in DTYPES.values():
+        raise UserError(
+            f"{path} has an array of {array.dtype} {array.shape}; one axis of uint16 or uint32 is "
+            "needed."
+        )
+    _check_dtype(path, dtype, array.dtype)
+    return Shard(path, array.dtype, array.offset, len(array))
+
+
+def _check_dtype(path: Path, asked: np.dtype | None, found: np.dtype) -> None:
+    if asked not in (None, found):
+        raise UserError(f"task.corpus_dtype={asked.name!r}: {path} says that it is {found.name}.")
+
+
+def _verified(
+    splits: Mapping[str, Split], vocab_size: int, expected: Mapping[Path, str] | None = None
+) -> dict[str, str]:
+    """Returns {name: sha256} of all shards.
+
+    Raises UserError for one that differs from `expected` or has tokens outside the vocabulary.
+    """
+    shards = [shard for split in splits.values() for shard in split.shards]
+    found: dict[Path, dict[str, Any]] = {}
+    for folder in sorted({shard.path.parent for shard in shards}):
+        known = _known(folder / VERIFIED)
+        before = dict(known)
+        for shard in (s for s in shards if s.path.parent == folder):
+            status = shard.path.stat()
+            version = [status.st_size, status.st_mtime_ns, shard.dtype.name, shard.offset]
+            kept = known.get(shard.path.name)
+            if not (isinstance(kept, dict) and kept.get("version") == version):
+                kept = {"version": version, **_digest(shard)}
+                known[shard.path.name] = kept
+            found[shard.path] = kept
+        if known != before:
+            with contextlib.suppress(OSError):  # the directory may be read-only
+                write_json(folder / VERIFIED, known)
+    for path, kept in found.items():
+        if expected and kept["sha256"] != expected[path]:
+            raise UserError(
+                f"{path} has sha256 {kept['sha256'][:SHOWN]}, not the {expected[path][:SHOWN]} of "
+                "its manifest: it was changed. Prepare the corpus again."
+            )
+        if kept["largest"] >= vocab_size:
+            raise UserError(
+                f"{path} has the token {kept['largest']:,}; the vocabulary has {vocab_size:,} "
+                "(task.corpus_vocab_size, or the manifest), or task.corpus_dtype is another."
+            )
+    names = without_common_folder([os.path.abspath(path) for path in found])
+    return {n: kept["sha256"] for n, kept in zip(names, found.values(), strict=True)}
+
+
+def _known(path: Path) -> dict[str, Any]:
+    try:
+        known = read_json(path)
+    except (UserError, OSError):  # it only saves time
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _digest(shard: Shard) -> dict[str, Any]:
+    """Returns sha256 and largest token of a shard, read once."""
+    digest, largest = hashlib.sha256(), 0
+    with open(shard.path, "rb") as file:
+        digest.update(file.read(shard.offset))
+        while block := file.read(BLOCK):
+            digest.update(block)
+            largest = max(largest, int(np.frombuffer(block, shard.dtype).max()))
+    return {"sha256": digest.hexdigest(), "largest": largest}

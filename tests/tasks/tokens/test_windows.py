@@ -1,0 +1,189 @@
+"""Windows are of the corpus, each row's from its piece, and the same wherever the corpus is."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from research.errors import UserError
+from research.parallel.parallelize import to_global_arrays
+from research.tasks.registry import make_task
+from research.tasks.tokens.corpus import Shard, Split
+from research.tasks.tokens.pieces import Chunk, Pieces, cut
+from research.training.step import data_key
+from tests import corpora, small
+from tests.compiled import compiled
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return corpora.corpus(tmp_path_factory.mktemp("corpus"), shard_tokens=777)
+
+
+def made(folder, **deltas):
+    return make_task(small.tokens(folder, **deltas).task)
+
+
+def on_device(task):
+    """Returns the task's data on the one device there is."""
+    return to_global_arrays(task.data, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
+def whole(task, split):
+    """Returns the tokens of a split."""
+    tokens = task.corpus.splits[split]
+    return tokens.read(0, tokens.tokens)
+
+
+def split_of(tokens):
+    """Returns a split of tokens in memory."""
+    split = Split("train", (Shard("none", np.dtype("<u2"), 0, len(tokens)),))
+    split._maps[0] = tokens
+    return split
+
+
+def test_pieces_hold_every_window_once():
+    """A window can start at every token but those that a split into equal pieces leaves over."""
+    tokens = np.arange(103, dtype="<u2")
+    pieces = cut(split_of(tokens), 8, 5)
+    assert pieces.number == 8
+    rows = pieces[slice(None), slice(None)]
+    assert rows.shape == pieces.shape
+    starts = [row[: pieces.stride].tolist() for row in rows]
+    assert sum(starts, []) == list(range(8 * pieces.stride)) and 103 - 5 - 8 < 8 * pieces.stride
+    for row in rows:
+        np.testing.assert_array_equal(np.diff(row.astype(int)), 1)
+    np.testing.assert_array_equal(pieces[slice(2, 4), slice(None)], rows[2:4])
+    # Fewer windows than rows: as many pieces as divide the batch.
+    assert [cut(split_of(tokens[:n]), 8, 5).number for n in (6, 7, 8, 9, 12, 13)] == [
+        1,
+        2,
+        2,
+        4,
+        4,
+        8,
+    ]
+    assert cut(split_of(tokens[:5]), 8, 5) is None
+
+
+def test_a_batch_has_a_window_of_every_piece(folder):
+    task = made(folder, task__batch_size=4)
+    data, tokens = on_device(task), whole(task, "train")
+    assert data["train"].dtype == np.uint16 and data["train"].shape[0] == 4
+    draw = compiled(task.batch)
+    stride = task.train.stride
+    seen = set()
+    for step in range(20):
+        batch = draw(data, jax.random.key(1), step)
+        assert batch["inputs"].dtype == batch["targets"].dtype == np.int32
+        np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
+        places = [
+            [
+                start
+                for start in range(row * stride, (row + 1) * stride)
+                if np.array_equal(tokens[start : start + 16], window)
+                and tokens[start + 16] == batch["targets"][row, -1]
+            ]
+            for row, window in enumerate(batch["inputs"])
+        ]
+        assert all(places), "each is in the piece of its row"
+        seen |= {tuple(place) for place in places}
+    assert len(seen) > 70, "they differ from step to step"
+
+
+def test_the_batches_of_a_chunk_are_those_of_the_device(folder):
+    """For two seeds, some steps, and any part of the rows and members that a device may have."""
+    device = made(folder, task__batch_size=4)
+    streamed = made(folder, task__batch_size=4, task__data="streamed")
+    assert set(streamed.data) == {"validation"}
+    seeds, data = np.array([3, 5], np.uint32), on_device(device)
+    chunk = streamed.chunk(seeds, data_key, 7, 10, 5)
+    windows = chunk["windows"]
+    assert windows.shape == (2, 5, 4, 17) and windows.dtype == np.uint16
+    every = slice(None)
+    found = windows[every, every, every, every]
+    assert found.shape == windows.shape and not found[:, 3:].any()
+    np.testing.assert_array_equal(windows[1:, every, 2:3, every], found[1:, :, 2:3])
+    draw, read = compiled(device.batch), compiled(streamed.batch)
+    for member, seed in enumerate(seeds):
+        for step in range(7, 10):
+            expected = draw(data, data_key(seed), step)
+            own = {"windows": found[member], "first": chunk["first"]}
+            batch = read(own, data_key(seed), step)
+            for name in ("inputs", "targets"):
+                np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_a_chunk_reads_beyond_two_to_the_31(tmp_path):
+    """Places within a piece fit into int32; only on the host, piece and place are added."""
+    path, tokens, stride = tmp_path / "train.bin", 4 * (2**30 + 10) + 1, 2**30 + 10
+    with open(path, "wb") as file:
+        file.truncate(2 * tokens)
+        for piece in range(4):
+            file.seek(2 * (piece * stride + stride - 1))
+            file.write(np.array([piece + 1], "<u2").tobytes())
+    pieces = cut(Split("train", (Shard(path, np.dtype("<u2"), 0, tokens),)), 4, 1)
+    assert (pieces.number, pieces.stride) == (4, stride)
+    chunk = Chunk(pieces, np.full((1, 1, 4), stride - 1, np.int32), 1)
+    found = chunk[(slice(None),) * 4]
+    assert found[0, 0, :, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_a_piece_longer_than_a_device_can_address_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("research.tasks.tokens.windows.LONGEST_PIECE", 100)
+    with pytest.raises(UserError, match="task.batch_size=4 cuts the corpus into pieces of"):
+        made(folder)
+    assert made(folder, task__data="streamed").streamed
+
+
+def test_evaluation_is_spread_over_the_held_out_tokens(folder):
+    task = made(folder, task__batch_size=4, task__eval_lengths=(24,))
+    data, tokens = on_device(task), whole(task, "validation")
+    pieces = task.data["validation"]
+    draw = compiled(task.evaluation, 1, 3, 4)
+    for bucket, length in ((0, 16), (1, 24)):
+        batches = [draw(data, "validation", i, 3, bucket) for i in range(3)]
+        for i, batch in enumerate(batches):
+            again = draw(data, "validation", i, 3, bucket)
+            np.testing.assert_array_equal(batch["inputs"], again["inputs"])
+            assert (batch["eval_length"] == bucket - 1).all()
+            for row, window in enumerate(batch["inputs"]):
+                start = row * pieces.stride + round(i * (pieces.stride - 1) / 2 - 1e-9)
+                np.testing.assert_array_equal(window, tokens[start : start + length])
+    # What `interpret` reads is the same.
+    example = task.example("validation", 5, 3)
+    np.testing.assert_array_equal(example["inputs"][0], draw(data, "validation", 1, 3)["inputs"][1])
+
+
+def test_bits_per_byte_counted_by_hand(folder):
+    """With uniform predictions, each token costs log2 V bits, for its bytes on average."""
+    task = made(folder)
+    batch = compiled(task.evaluation, 1, 3)(on_device(task), "validation", 0, 1)
+    sums = task.metrics(np.zeros((*batch["targets"].shape, 257), np.float32), batch)
+    split = task.corpus.splits["validation"]
+    bits = sums["bits_per_byte"].total / sums["bits_per_byte"].count
+    np.testing.assert_allclose(bits, np.log2(257) * split.tokens / split.bytes, rtol=1e-5)
+    assert split.tokens > split.bytes, "the end tokens"
+    unknown = dataclasses.replace(task, bytes_per_token=0.0)
+    assert "bits_per_byte" not in unknown.metrics(np.zeros((4, 16, 257), np.float32), batch)
+
+
+def test_windows_that_do_not_fit_are_refused(folder):
+    with pytest.raises(UserError, match=r"task.length=9000 is too long: the train split of .* has"):
+        made(folder, task__length=9000)
+    with pytest.raises(UserError, match="task.eval_lengths=2000 is too long: the validation split"):
+        made(folder, task__eval_lengths=(2000,))
+    number = len(whole(made(folder), "validation"))
+    assert made(folder, task__length=number - 1).data["validation"].number == 1
+    with pytest.raises(
+        UserError, match=f"has {number:,} tokens, and a window needs {number + 1:,}"
+    ):
+        made(folder, task__length=number)
+
+
+def test_pieces_of_a_view_are_whole_arrays():
+    assert Pieces(split_of(np.arange(9, dtype="<u2")), 1, 2)[slice(0, 1), slice(None)].shape == (
+        1,
+        9,
+    )

@@ -1,0 +1,70 @@
+"""Training on token shards: the same wherever they are, after stops, and when it is evaluated."""
+
+import pytest
+
+from research.errors import UserError
+from research.runs.store import read_json
+from research.tasks.registry import make_task
+from research.training.evaluating import evaluate, metric_changes
+from research.training.preemption import Preempted
+from research.training.records.data_record import check_same_data
+from research.training.runs import load_run_config, open_run
+from tests import corpora, small
+from tests.runs import signal_at, train, without_time
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return corpora.corpus(tmp_path_factory.mktemp("corpus"), shard_tokens=777, tokenizer="bpe:300")
+
+
+def config(folder, **deltas):
+    return small.tokens(folder, members=2, **deltas)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """Runs of two members, from the corpus on the device."""
+    return train(config(folder), tmp_path_factory.mktemp("whole"))
+
+
+def test_streamed_and_stopped_it_is_the_same(folder, whole, tmp_path, monkeypatch):
+    """Losses, results and all, to the bit; a stop is where no chunk would end otherwise."""
+    streamed = config(folder, task__data="streamed")
+    signal_at(monkeypatch, [8, 15])
+    for _ in range(2):
+        with pytest.raises(Preempted):
+            train(streamed, tmp_path)
+    runs = train(streamed, tmp_path)
+    for one, other in zip(whole, runs, strict=True):
+        assert without_time(one) == without_time(other)
+    assert without_time(runs[0]) != without_time(runs[1])
+
+
+def test_a_run_has_its_tokenizer_and_the_digests_of_its_shards(folder, whole):
+    manifest = read_json(folder / "manifest.json")
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    for run in whole:
+        files = read_json(run / "data.json")["files"]
+        assert files == {shard["file"]: shard["sha256"] for shard in shards} and len(files) > 2
+        assert (run / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
+        assert read_json(run / "corpus.json") == {"vocab_size": 300}
+
+
+def test_a_run_is_evaluated_again(whole):
+    opened = open_run(whole[1], load_run_config(whole[1]))
+    found = evaluate(opened)
+    assert {"loss", "bits_per_byte"} <= found.metrics["validation"].keys()
+    assert not metric_changes(found.metrics, read_json(whole[1] / "result.json"))
+
+
+def test_another_corpus_in_its_place_is_refused(folder, whole, tmp_path):
+    check_same_data(make_task(config(folder).task), whole[0])
+    other = corpora.corpus(tmp_path, 61, shard_tokens=777, tokenizer="bpe:300")
+    with pytest.raises(UserError, match="its data changed since it began: train-00000.bin had"):
+        check_same_data(make_task(config(other).task), whole[0])
+
+
+def test_a_seed_decides_the_windows(whole):
+    losses = [read_json(run / "result.json")["final"]["validation"]["loss"] for run in whole]
+    assert losses[0] != losses[1]
