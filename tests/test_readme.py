@@ -96,6 +96,11 @@ def write_data(folder: Path) -> None:
     for split in ("train", "dev", "test"):
         rows = (f"a {('fine', 'dull')[i % 2]} film\t{i % 2}\n" for i in range(6))
         (folder / f"{split}.tsv").write_text("".join(rows))
+    documents = (f'{{"text": "Document {i} is about a rose."}}\n' for i in range(200))
+    (folder / "documents.jsonl").write_text("".join(documents))
+    (folder / "openwebtext").mkdir()
+    for split in ("train", "val"):
+        (np.arange(5000, dtype="<u2") % 50257).tofile(folder / "openwebtext" / f"{split}.bin")
     (folder / "reviews.txt").write_text("a fine film\nso dull\n")
     lines = []
     for i in range(24):
@@ -117,6 +122,8 @@ def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
     config = next((a.removeprefix("--config=") for a in arguments if "--config=" in a), "")
     if module == "research.train":
         extra = OF_CONFIG.get(config, [])
+        if "--config.task.name=tokens" in arguments:
+            extra = TINY_TRANSFORMER
         if "translation" in config and not any("task.path" in a for a in arguments):
             extra = [*extra, SENTENCES]
         if "speech" in config and not any("task.path" in a for a in arguments):
