@@ -13,7 +13,7 @@ from research.training import scores
 def metric_directions(config: ConfigDict) -> Directions:
     """Returns {metric: whether higher is better} for all metrics of a run; None for neither.
 
-    Raises UserError for an unknown task or question.
+    Raises UserError for an unknown task or analysis.
     """
     check_name("task.name", config.task.name, TASKS)
     task = TASKS[config.task.name].task

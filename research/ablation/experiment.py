@@ -96,7 +96,7 @@ def experiment_from_json(value: Mapping) -> Experiment:
     known = {f.name: value[f.name] for f in fields(Experiment) if f.name in value}
     known["outcome"] = Outcome(**known["outcome"])
     if known["outcome"].higher_is_better is None:
-        raise UserError("outcome.higher_is_better is not there; say true or false.")
+        raise UserError("outcome.higher_is_better is missing; it must be true or false.")
     known["claims"] = [claim_from_json(claim) for claim in known.get("claims", ())]
     # Files from before this field existed come from sweeps that never extended a grid.
     known.setdefault("tune_extend", 0)

@@ -88,14 +88,14 @@ def check_parts(experiment: Experiment) -> None:
         raise UserError("arms is empty; an ablation compares at least one arm.")
     seeds = experiment.seeds
     if isinstance(seeds, int) and seeds < 1 or not seeds:
-        raise UserError(f"seeds={seeds!r}: give how many are to be reported, such as seeds=5.")
+        raise UserError(f"seeds={seeds!r}: must be the number of reported seeds, such as 5.")
     tuning = experiment.tune_seeds
     if experiment.tune and (isinstance(tuning, int) and tuning < 1 or not tuning):
-        raise UserError(f"tune_seeds={tuning!r}: give how many are to choose, such as 3.")
+        raise UserError(f"tune_seeds={tuning!r}: must be the number of tuning seeds, such as 3.")
     if experiment.tune_extend < 0:
         raise UserError(
-            f"tune_extend={experiment.tune_extend!r}: give how many values may be added to a side "
-            "of a grid, such as 3, or 0."
+            f"tune_extend={experiment.tune_extend!r}: must be the number of values that may be "
+            "added to a side of a grid, such as 3, or 0."
         )
     if experiment.against not in ("", *COSTS):
         hint = did_you_mean(experiment.against, COSTS)
@@ -141,8 +141,8 @@ def check_split(experiment: Experiment) -> None:
     if outcome.split == "validation" and chosen:
         rest = "" if experiment.tune else " or outcome.at='final'"
         raise UserError(
-            f"outcome.split='validation' chooses {' and '.join(chosen)}, so that it flatters them; "
-            f"take 'test' (of a text: with task.test_fraction=0.05){rest}."
+            f"outcome.split='validation' chooses {' and '.join(chosen)}, so its results are too "
+            f"good; use 'test' (for a text: with task.test_fraction=0.05){rest}."
         )
 
 
@@ -298,7 +298,7 @@ def _with_direction(outcome: Outcome, known: Directions) -> Outcome:
             hint = did_you_mean(outcome.metric, known)
             why = f"whether higher is better is unknown.{hint} If the name is right:"
         raise UserError(
-            f"outcome.metric={outcome.metric!r}: {why} Say higher_is_better=True or False."
+            f"outcome.metric={outcome.metric!r}: {why} Set higher_is_better=True or False."
         )
     if said is not None and higher is not None and said != higher:
         raise UserError(
@@ -317,13 +317,13 @@ def _check_direction(experiment: Experiment, claim: Claim, known: Directions) ->
     if told is None and not better:
         hint = "" if metric in known else did_you_mean(metric, known)
         raise UserError(
-            f"{where} compares the metric {metric!r}, of which nothing declares a direction.{hint} "
-            "Say better='higher' or better='lower'."
+            f"{where} compares the metric {metric!r}, whose direction is not declared.{hint} "
+            "Set better='higher' or better='lower'."
         )
     if better and told is not None and higher_is_better(metric, experiment.outcome, better) != told:
         raise UserError(
             f"{where}: better={better!r}, but of {metric or experiment.outcome.metric!r} "
-            f"{_word(told)} is better; leave it out, and turn a and b if that is meant."
+            f"{_word(told)} is better; leave it out, and swap a and b if that is meant."
         )
 
 

@@ -24,21 +24,21 @@ LEAST_SECONDS = 0.25
 
 
 def measure_costs(
-    experiment: Experiment, rounds: int, tell: Callable[[str], None] = print
+    experiment: Experiment, rounds: int, report_progress: Callable[[str], None] = print
 ) -> list[Cost]:
     """Compiles a training step of every arm at every point and times them in turn.
 
     Args:
       experiment: a checked experiment; tuned values are the first of their grid.
       rounds: number of turns that each gets.
-      tell: receives a line of text about the progress.
+      report_progress: receives a line of text about the progress.
 
     Raises UserError for an invalid config.
     """
     costs: list[Cost] = []
     turns: list[Callable[[], float]] = []
     for cell in representative_cells(experiment):
-        tell(f"compiling {cell.arm} {point_name(cell.point)}".rstrip())
+        report_progress(f"compiling {cell.arm} {point_name(cell.point)}".rstrip())
         steps, memory = _steps_of(cell.config)
         count = max(1, round(LEAST_SECONDS / steps(1)))
         turns.append(functools.partial(steps, count))
@@ -46,7 +46,7 @@ def measure_costs(
         costs.append(Cost(cell.arm, cell.point, tokens, memory, ()))
     seconds = []
     for index in range(rounds):
-        tell(f"round {index + 1} of {rounds}")
+        report_progress(f"round {index + 1} of {rounds}")
         seconds.append([turn() for turn in turns])
     return [
         replace(cost, seconds=own)

@@ -154,7 +154,7 @@ class Results:
             if found.key == (arm, wanted) and found.seed == seed:
                 return self.study.workdir / found.run
         seeds = sorted({r.seed for r in self.study.reported if r.key == (arm, wanted)})
-        raise UserError(f"seed={seed} of arm {arm!r} is not there at {point}; its seeds: {seeds}.")
+        raise UserError(f"arm {arm!r} has no seed={seed} at {point}; its seeds: {seeds}.")
 
     def _chart(self, name: str) -> Chart:
         return next(chart for chart in self.summary.charts if chart.name == name)

@@ -25,15 +25,19 @@ Fraction = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Part):
-    """How it is learned: `config.optimizer`."""
+    """The optimizer and the schedule of its learning rate: `config.optimizer`."""
 
-    name: UpdateRule = choice(OPTIMIZERS, "adamw", "what makes a step of a gradient")
-    learning_rate: float = option(1e-3, "the peak", above=0)
-    schedule: Schedule = choice(SCHEDULES, "cosine", "of the learning rate, after the warm-up")
+    name: UpdateRule = choice(OPTIMIZERS, "adamw", "update rule")
+    learning_rate: float = option(1e-3, "peak learning rate", above=0)
+    schedule: Schedule = choice(
+        SCHEDULES, "cosine", "schedule of the learning rate after the warm-up"
+    )
     warmup_steps: int = option(100, "steps in which the learning rate rises to the peak", least=0)
-    weight_decay: float = option(0.1, "on matrices only", least=0)
-    clip_norm: float = option(1.0, "most norm of the whole gradient; 0: no clipping", least=0)
-    accumulate: int = option(1, "splits each batch into as many parts, one after another", least=1)
+    weight_decay: float = option(0.1, "weight decay, of matrices only", least=0)
+    clip_norm: float = option(1.0, "maximum norm of the whole gradient; 0: no clipping", least=0)
+    accumulate: int = option(
+        1, "parts of a batch whose gradients are accumulated one after another", least=1
+    )
 
     def __post_init__(self):
         super().__post_init__()

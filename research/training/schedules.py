@@ -26,7 +26,7 @@ class Schedule(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """It stays at the peak."""
+    """Keeps the learning rate at its peak."""
 
     def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> float:
         return 1.0
@@ -34,7 +34,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Decaying(Schedule):
-    """It falls to a fraction of the peak at the last step."""
+    """Decays the learning rate to a fraction of the peak at the last step."""
 
     final_fraction: float = option(
         0.1, "of the peak learning rate, reached at the last step", least=0, most=1
@@ -43,7 +43,7 @@ class Decaying(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Decaying):
-    """It falls along half a cosine."""
+    """Decays the learning rate along half a cosine."""
 
     source = "Loshchilov and Hutter 2017, equation 5, without restarts"
 
@@ -54,7 +54,7 @@ class Cosine(Decaying):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Decaying):
-    """It falls along a line."""
+    """Decays the learning rate linearly."""
 
     def decay(self, done: jax.Array, progress: jax.Array, warmup: int) -> jax.Array:
         return 1 - (1 - self.final_fraction) * progress
@@ -62,7 +62,7 @@ class Linear(Decaying):
 
 @dataclass(frozen=True, kw_only=True)
 class ReciprocalSquareRoot(Schedule):
-    """It falls as sqrt(warmup / step)."""
+    """Decays the learning rate as sqrt(warmup / step)."""
 
     source = "Vaswani et al. 2017, equation 3, with the peak factored out"
 
@@ -80,7 +80,7 @@ DECAY_SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay(Decaying):
-    """It stays at the peak, and falls to a fraction of it in the last part of the training."""
+    """Keeps the learning rate at its peak, and decays it in the last part of training."""
 
     source = "Hu et al. 2024 (MiniCPM), section 4; Hägele et al. 2024, section 3"
     decay_fraction: float = option(

@@ -53,20 +53,22 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Part):
-    """Which seed is trained, and how many."""
+    """The seeds that are trained."""
 
     seed: int = option(
         0,
-        "initial parameters, order of the data and dropout follow from it",
+        "seed of the initial parameters, the order of the data and dropout",
         least=0,
         most=2**32 - 1,
     )
-    members: int = option(1, "trains this many seeds (seed, seed + 1, ...) as one program", least=1)
+    members: int = option(
+        1, "number of seeds (seed, seed + 1, ...) that are trained as one program", least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Part):
-    """How long it is trained, and how often it is looked at and saved: `config.train`."""
+    """Length of training, evaluations and checkpoints: `config.train`."""
 
     steps: int = option(1500, "steps of training", least=1)
     log_every: int = option(50, "steps between rows of training metrics", least=1)
@@ -75,7 +77,7 @@ class Train(Part):
     checkpoint_every: int = option(
         500, "steps between checkpoints; the last step always saves", least=1
     )
-    keep_checkpoints: int = option(2, "latest checkpoints that are kept", least=1)
+    keep_checkpoints: int = option(2, "number of latest checkpoints to keep", least=1)
 
 
 class Section(NamedTuple):

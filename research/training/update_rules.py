@@ -28,7 +28,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRule(Part):
-    """Which way the parameters go, before weight decay and learning rate."""
+    """The update direction, before weight decay and learning rate."""
 
     def scaling(self, axes: PyTree) -> Transformations:
         """Returns the transformations from a clipped gradient to an update direction.
@@ -59,12 +59,14 @@ class UpdateRule(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(UpdateRule):
-    """Adam, with weight decay beside it."""
+    """Adam with decoupled weight decay."""
 
     source = "Loshchilov and Hutter 2019, algorithm 2"
-    beta1: float = option(BETA1, "of the mean of gradients", least=0, below=1)
-    beta2: float = option(BETA2, "of the mean of their squares", least=0, below=1)
-    epsilon: float = option(EPSILON, "added to the root of that mean", above=0)
+    beta1: float = option(BETA1, "decay rate of the moving average of gradients", least=0, below=1)
+    beta2: float = option(
+        BETA2, "decay rate of the moving average of squared gradients", least=0, below=1
+    )
+    epsilon: float = option(EPSILON, "added to the square root of the second moment", above=0)
 
     def scaling(self, axes: PyTree) -> Transformations:
         return (optax.scale_by_adam(self.beta1, self.beta2, self.epsilon),)
@@ -75,8 +77,10 @@ class Lion(UpdateRule):
     """The sign of a mean of gradients; wants a third to a tenth of AdamW's learning rate."""
 
     source = "Chen et al. 2023 (Lion), algorithm 2"
-    beta1: float = option(BETA1, "of the mean whose sign is taken", least=0, below=1)
-    beta2: float = option(BETA2, "of the mean that is kept", least=0, below=1)
+    beta1: float = option(
+        BETA1, "decay rate of the moving average whose sign is taken", least=0, below=1
+    )
+    beta2: float = option(BETA2, "decay rate of the moving average that is kept", least=0, below=1)
 
     def scaling(self, axes: PyTree) -> Transformations:
         return (optax.scale_by_lion(self.beta1, self.beta2),)
@@ -106,7 +110,9 @@ class Muon(UpdateRule):
     """Orthogonalized momentum for matrices between hidden vectors, AdamW for everything else."""
 
     source = "Jordan et al. 2024 (Muon); Liu et al. 2025, equation 4"
-    momentum: float = option(0.95, "of the gradients that are orthogonalized", least=0, below=1)
+    momentum: float = option(
+        0.95, "decay rate of the moving average of gradients", least=0, below=1
+    )
     newton_schulz_steps: int = option(5, "iterations of the orthogonalization", least=1, most=20)
     match_rms: float = option(
         0.2,
@@ -150,8 +156,10 @@ class ScheduleFree(UpdateRule):
     beta1: float = option(
         BETA1, "share of the average in the point at which gradients are taken", above=0, below=1
     )
-    beta2: float = option(BETA2, "of the mean of squared gradients", least=0, below=1)
-    epsilon: float = option(EPSILON, "added to the root of that mean", above=0)
+    beta2: float = option(
+        BETA2, "decay rate of the moving average of squared gradients", least=0, below=1
+    )
+    epsilon: float = option(EPSILON, "added to the square root of the second moment", above=0)
 
     def scaling(self, axes: PyTree) -> Transformations:
         root = {"eps_in_sqrt": False, "bias_correction": True}

@@ -1,7 +1,7 @@
 """Checks whether the parts of a config go together, before anything is trained or written.
 
 Each part checks its own options when it is read. What depends on several parts is checked here: the
-model and the task, what is decoded, streamed or asked at the end, and the lengths of evaluation.
+model and the task, decoding, streaming and analyses at the end, and the lengths of evaluation.
 """
 
 from typing import Any

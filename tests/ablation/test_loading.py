@@ -113,11 +113,11 @@ def arms(deltas):
         ),
         (
             TUNED | {"outcome": "Outcome('accuracy', split='validation')"},
-            "chooses the checkpoint .* and the tuned values, so that it flatters them; take 'test'",
+            "chooses the checkpoint .* and the tuned values, so its results are too good; use",
         ),
         (
             TUNED | {"outcome": "Outcome('accuracy', split='validation', at='final')"},
-            "chooses the tuned values, so that it flatters them; take 'test'",
+            "chooses the tuned values, so its results are too good; use 'test'",
         ),
         ({"feedforward": "{'b': {'': 64}}"}, "feedforward is found by the sweep"),
         ({"seeds": "(0, 0)"}, "seeds has 0 twice"),
@@ -260,8 +260,8 @@ def test_a_direction_that_nobody_declares_must_be_said(tmp_path):
         ("Direction('a', 'b', better='lower')", "of 'accuracy' higher is better"),
         ("Direction('a', 'b', metric='loss_by_gap', better='higher')", "lower is better"),
         ("Direction('a', 'b', metric='timing/steps_per_second', better='lower')", "higher is bet"),
-        ("Direction('a', 'b', metric='timing/members')", "nothing declares a direction"),
-        ("Direction('a', 'b', metric='lost')", "nothing declares .* Did you mean 'loss'"),
+        ("Direction('a', 'b', metric='timing/members')", "direction is not declared"),
+        ("Direction('a', 'b', metric='lost')", "direction is not declared.* Did you mean 'loss'"),
         ("Threshold('a', 1.0, metric='timing/step_per_second')", "Did you mean 'timing/steps_per"),
     ],
 )
@@ -366,7 +366,7 @@ def test_reports_of_sweeps_that_said_their_direction_are_readable():
         del plain[new]
     assert experiment_from_json(plain).outcome.higher_is_better is True
     plain["outcome"]["higher_is_better"] = None
-    with pytest.raises(UserError, match="outcome.higher_is_better is not there"):
+    with pytest.raises(UserError, match="outcome.higher_is_better is missing"):
         experiment_from_json(plain)
 
 

@@ -125,7 +125,7 @@ def test_a_file_gives_some_seeds(tmp_path, seeds):
         "experiment = Experiment('?', 'configs/recall.py', {'a': {}}, Outcome('accuracy'), "
         f"seeds={seeds})\n"
     )
-    with pytest.raises(Exception, match="give how many are to be reported"):
+    with pytest.raises(Exception, match="must be the number of reported seeds"):
         load_experiment(path)
     path.write_text(path.read_text().replace(f"seeds={seeds}", "seeds=4"))
     assert len(load_experiment(path).seeds) == 4

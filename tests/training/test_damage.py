@@ -218,7 +218,7 @@ def test_a_tokenizer_that_is_cut_short_is_one_line(tmp_path, monkeypatch):
     kept = (run / "tokenizer.json").read_bytes()
     for how in (cut, empty):
         how(run / "tokenizer.json")
-        with pytest.raises(UserError, match="its data changed since it began"):
+        with pytest.raises(UserError, match="the data changed since the run began"):
             train(small.text(text), run)
         (run / "tokenizer.json").write_bytes(kept)
     # The text is the one that it was made from, so that it can be made again.

@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_no_other_bytes(made, finished):
         (run / RESULT).unlink()
     before = file_digest(file)
     now = spoil(file)
-    with pytest.raises(UserError, match=f"{run}: its data changed since it began: ") as error:
+    with pytest.raises(UserError, match=f"{run}: the data changed since the run began: ") as error:
         train_population([config], [run], run)
     message = str(error.value)
     assert "\n" not in message and "another --workdir" in message
@@ -116,7 +116,7 @@ def test_a_run_is_not_opened_with_other_data(made):
     opened = LoadedRun(run, config, None, None, {}, None, (), {})
     assert load_run_task(opened).files == task.files
     spoil(file)
-    with pytest.raises(UserError, match=r"its data changed since it began: (\S+) had sha256 "):
+    with pytest.raises(UserError, match=r"the data changed since the run began: (\S+) had sha256 "):
         load_run_task(opened)
 
 
@@ -233,7 +233,7 @@ def test_an_arm_does_not_begin_with_another_file_than_its_siblings(sweep):
     shutil.rmtree(folder / "sweep" / run_id(one))
     write_run(folder / "sweep" / run_id(config), config)
     spoil(file)
-    with pytest.raises(UserError, match=f"{run_id(config)}: its data changed since it began"):
+    with pytest.raises(UserError, match=f"{run_id(config)}: the data changed since the run began"):
         swept(folder)
 
 

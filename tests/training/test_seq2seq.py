@@ -192,7 +192,9 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(config, translated, tmp_p
     kept = next(tmp_path.rglob("corpus.json"))
     before = kept.read_text()
     kept.write_text(before.replace("validation", "other"))
-    with pytest.raises(UserError, match=r"its data changed since it began \(corpus.json differs"):
+    with pytest.raises(
+        UserError, match=r"the data changed since the run began \(corpus.json differs"
+    ):
         train(config, tmp_path)
     kept.write_text(before)
     for run, undisturbed in zip(train(config, tmp_path), translated, strict=True):

@@ -195,7 +195,7 @@ def bootstrap(study: Study) -> Bootstrap | None:
     for runs in groups.values():
         base = next((run for run in runs if run.arm == reference), None)
         arms = [run for run in runs if run.arm != reference]
-        of_base = written[base.run] if base else _Sentences(note="not there yet")
+        of_base = written[base.run] if base else _Sentences(note="not finished yet")
         notes = {run.run: _obstacle(reference, of_base, written[run.run]) for run in arms}
         systems = {r.run: written[r.run].hypotheses for r in arms if not notes[r.run]}
         found = {}
@@ -260,7 +260,8 @@ def bootstrap_columns(study: Study, measure: str) -> list[Column]:
             "p",
             lambda row: p_text(row.p),
             lambda row: row.p,
-            "Of no difference between the two runs; not corrected for the number of comparisons.",
+            "p-value of no difference between the two runs, not corrected for the number of "
+            "comparisons.",
             flagged=lambda row: row.p < 0.05,
         ),
         Column(

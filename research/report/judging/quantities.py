@@ -129,7 +129,7 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
             if all(map(math.isinf, (*one.values(), *other.values()))):
                 obstacle = "no seed of either ever got there"
             elif low > 0:
-                obstacle = "of steps only the order is tested, not by how many they differ"
+                obstacle = "for steps, only their order is tested, not the size of their difference"
         else:
             items = [] if paired else data.items.of_difference(*map(_place, sides))
             estimate = _means(one, other, paired, items)
@@ -263,7 +263,7 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
         low, high = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
         estimate = stats.Exact(stats.median(sample.values())) if sample else None
     elif data.kind == TIMES:
-        obstacle = obstacle or "of steps only the order of two arms is tested"
+        obstacle = obstacle or "for steps, only the order of two arms is tested"
     elif not obstacle:
         items = data.items.of_mean((test.arm, point_key(point)))
         estimate = stats.mean_of(sample.values(), caution=stats.CAUTION, items=items)

@@ -101,7 +101,7 @@ def _weigh(claim: Claim, measure: Callable[[str, str], Measure]) -> _Evidence:
 def _lacking(test: Test, data: Measure, places: Sequence[Mapping]) -> str:
     """Returns why the sweep cannot decide a claim at all; "" if it can."""
     if isinstance(test, Direction | Crossover) and data.higher_is_better is None:
-        return f"whether higher or lower {data.name} is better is not said, and the test needs it"
+        return f"the test needs to know whether higher or lower {data.name} is better"
     if not places:
         return f"the sweep has no point with {point_text(test.at)}"
     if not isinstance(test, Trend | Crossover):

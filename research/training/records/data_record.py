@@ -43,7 +43,7 @@ def check_same_files(task: Task, run: Path) -> None:
     """Raises UserError if the files that a run read differ from those that `task` read."""
     there = recorded_files(run)
     if there is not None and (changed := difference(there, task.files)):
-        raise UserError(f"{run}: its data changed since it began: {changed}. {HELP}")
+        raise UserError(f"{run}: the data changed since the run began: {changed}. {HELP}")
 
 
 def check_same_data(task: Task, run: Path) -> None:
@@ -59,7 +59,7 @@ def check_same_data(task: Task, run: Path) -> None:
         # "replace", because a truncated file may end within a character; it must count as changed,
         # not raise.
         if path.exists() and not _same(name, path.read_bytes().decode(errors="replace"), text):
-            raise UserError(f"{run}: its data changed since it began ({name} differs). {HELP}")
+            raise UserError(f"{run}: the data changed since the run began ({name} differs). {HELP}")
 
 
 def _same(name: str, there: str, here: str) -> bool:
