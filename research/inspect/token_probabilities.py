@@ -30,10 +30,12 @@ def open_streaming(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
     Raises UserError for a directory that holds no run of a text task, and for a model that cannot
     stream.
     """
-    config = load_run_config(workdir, ("text",))
+    config = load_run_config(workdir, ("text", "tokens"))
     if sinks and not window:
         raise UserError(f"--sinks={sinks} are of a rolling cache; give its size with --window.")
     run = open_run(workdir, config)
+    if run.tokenizer is None:
+        raise UserError(f"{workdir} has no tokenizer: its corpus came without one.")
     return run, streaming(run.model, window, sinks) if window else run.model
 
 

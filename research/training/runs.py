@@ -25,6 +25,7 @@ from research.training.schema import resolve_recorded
 
 COMMANDS = {
     "text": "research.generate",
+    "tokens": "research.generate",
     "translation": "research.translate",
     "speech": "research.transcribe",
     "sentiment": "research.classify",
@@ -116,6 +117,7 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
         size = known.get("vocab_size", 0)
         if not size:
             raise UserError(f"{run} has no {CORPUS} with the size of its vocabulary.")
+        tokenizer = load_tokenizer(run) if (run / FILE).is_file() else None
     elif config.task.name not in GENERATED:
         tokenizer = load_tokenizer(run)
         size = tokenizer.vocab_size

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,6 +139,20 @@ def test_sentences_round_trip_in_pieces_too(sentence_bpe, text):
     pieces = sentence_bpe.pieces([*tokens.tolist(), 2])
     assert "".join(pieces) == " " + text + "</s>" and len(pieces) == len(tokens) + 1
     assert sentence_bpe.characters[tokens].sum() == len(text) + 1
+
+
+def test_a_tokenizer_of_elsewhere_may_have_its_special_tokens_anywhere():
+    """As GPT-2's, whose only one is the last."""
+    vocabulary = {c: i for i, c in enumerate("ab")} | {"Ġ": 2}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    library.add_special_tokens(["<|end|>"])
+    made = tokenizer.Tokenizer(library)
+    assert (made.vocab_size, made.special) == (4, ("<|end|>",))
+    assert made.characters.tolist() == [1, 1, 1, 0]
+    assert made.encode("ab a").tolist() == [0, 1, 2, 0]
+    assert made.pieces([0, 3, 2, 1]) == ["a", "<|end|>", " ", "b"]
 
 
 @pytest.mark.parametrize("text", ["</s>", "a <pad> b<s>", " ", "", "  two  spaces "])

@@ -10,6 +10,7 @@ from research.training.preemption import Preempted
 from research.training.records.data_record import check_same_data
 from research.training.runs import load_run_config, open_run
 from tests import corpora, small
+from tests.commands import run_cases
 from tests.runs import signal_at, train, without_time
 
 
@@ -56,6 +57,13 @@ def test_a_run_is_evaluated_again(whole):
     found = evaluate(opened)
     assert {"loss", "bits_per_byte"} <= found.metrics["validation"].keys()
     assert not metric_changes(found.metrics, read_json(whole[1] / "result.json"))
+
+
+def test_a_run_writes_text(whole):
+    arguments = [f"--workdir={whole[0]}", "--prompt=Document 🙂", "--tokens=3"]
+    (outcome,) = run_cases("research.generate", [arguments])
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("Document 🙂")
 
 
 def test_another_corpus_in_its_place_is_refused(folder, whole, tmp_path):

@@ -33,7 +33,8 @@ OPEN = (" <pad>", " <unknown>")
 class Tokenizer:
     """Converts text to token ids and back.
 
-    Special tokens have the first ids. No text is encoded as one of them, not even "</s>".
+    Special tokens have the first ids in the presets. No text is encoded as one of them, not even
+    "</s>".
 
     With the special tokens `SENTENCE`, encoding adds a space before the first word, so that a word
     has the same tokens at every position, and decoding removes it: decode(encode(text)) equals the
@@ -54,17 +55,18 @@ class Tokenizer:
         is_bpe = isinstance(library.model, models.BPE)
         self.kind = "bpe" if is_bpe else "char" if by_character else "word"
         added = library.get_added_tokens_decoder()
-        self.special = tuple(added[t].content for t in sorted(added))
-        self.vocab_size = library.get_vocab_size()
+        self._named = {token: added[token].content for token in sorted(added)}
+        self.special = tuple(self._named.values())
+        self._ids = library.get_vocab()
+        self.vocab_size = max(self._ids.values(), default=-1) + 1
         # A token may contain only part of a character, so count the bytes that start one in UTF-8.
         self.characters = np.array(
             [
-                0 if t < len(self.special) else sum(b & 0xC0 != 0x80 for b in self._bytes(t))
+                0 if t in self._named else sum(b & 0xC0 != 0x80 for b in self._bytes(t))
                 for t in range(self.vocab_size)
             ],
             np.float32,
         )
-        self._ids = library.get_vocab()
         self._before = " " if self.special == SENTENCE else ""
 
     def encode(self, text: str) -> np.ndarray:
@@ -83,7 +85,10 @@ class Tokenizer:
                 return [
                     np.fromiter((self._ids[c] for c in text), np.int32, len(text)) for text in texts
                 ]
-            return [np.array(e.ids, np.int32) for e in self.library.encode_batch_fast(texts)]
+            return [
+                np.array(e.ids, np.int32)
+                for e in self.library.encode_batch_fast(texts, add_special_tokens=False)
+            ]
         except Exception:  # the library raises nothing more specific
             unknown = {part for text in texts for part in self.parts(text)} - self._ids.keys()
             if not unknown:
@@ -103,12 +108,11 @@ class Tokenizer:
 
         A character that is split over several tokens belongs to the last of them.
         """
-        first = len(self.special)
-        bytes_of = [self._bytes(t) for t in tokens if t >= first]
+        bytes_of = [self._bytes(t) for t in tokens if t not in self._named]
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         last = len(bytes_of) - 1
         texts = iter([decoder.decode(b, final=i == last) for i, b in enumerate(bytes_of)])
-        return [next(texts) if t >= first else self.special[t] for t in tokens]
+        return [self._named[t] if t in self._named else next(texts) for t in tokens]
 
     def split(self, text: str) -> list[str]:
         """Returns the piece of text behind each token of `encode`; words as they are written."""
@@ -127,7 +131,10 @@ class Tokenizer:
 
     def _bytes(self, token: int) -> bytes:
         text = self.library.id_to_token(token) or ""
-        return bytes(_BYTE_OF[c] for c in text) if self.kind == "bpe" else text.encode()
+        if self.kind == "bpe" and _BYTE_OF.keys() >= set(text):
+            return bytes(_BYTE_OF[c] for c in text)
+        # As SentencePiece writes a space, in tokenizers that are not of this project.
+        return text.replace("\u2581", " ").encode() if self.kind == "bpe" else text.encode()
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -168,7 +168,7 @@ def _prepared(folder: Path, manifest: Mapping[str, Any]) -> Corpus:
             ]
             splits[split] = Split(split, tuple(shards), int(one["bytes"]))
             expected |= {folder / Path(s["file"]).name: str(s["sha256"]) for s in one["shards"]}
-        tokenizer = manifest["tokenizer"]
+        tokenizer, digest = manifest["tokenizer"]["file"], manifest["tokenizer"]["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / MANIFEST} is damaged: {error!r} is not as it should be."
@@ -183,12 +183,10 @@ def _prepared(folder: Path, manifest: Mapping[str, Any]) -> Corpus:
                 f"{shard.path} has {size:,} bytes and should have {shard.tokens * dtype.itemsize:,}"
                 ": it was cut short or changed."
             )
-    text = ""
-    if "file" in tokenizer:
-        file = folder / Path(tokenizer["file"]).name
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        if content_digest(text.encode()) != tokenizer["sha256"]:
-            raise UserError(f"{file} is not the tokenizer that {folder / MANIFEST} lists.")
+    file = folder / Path(tokenizer).name
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if content_digest(text.encode()) != digest:
+        raise UserError(f"{file} is not the tokenizer that {folder / MANIFEST} lists.")
     return Corpus(vocab_size, splits, _verified(splits, vocab_size, expected), text)
 
 

@@ -39,17 +39,19 @@ whether anything follows it or not, unless there is more white space beside it."
 
 @dataclass(frozen=True)
 class Encoder:
-    """What encodes: a tokenizer of the `tokenizers` library, or the bytes of UTF-8.
+    """What encodes: a tokenizer of the `tokenizers` library.
 
     Attributes:
-      json: the tokenizer's JSON; "" for bytes.
+      json: the tokenizer's JSON.
       vocab_size: number of tokens, the largest id + 1.
       end: id of the end token.
+      is_bytes: whether tokens are the bytes of UTF-8, for which nothing need be asked.
     """
 
     json: str
     vocab_size: int
     end: int
+    is_bytes: bool = False
 
 
 class Batch(NamedTuple):
@@ -60,8 +62,20 @@ class Batch(NamedTuple):
 
 
 def bytes_encoder() -> Encoder:
-    """Returns the encoder whose tokens are the 256 bytes; the end token is 256."""
-    return Encoder("", 257, 256)
+    """Returns the encoder whose tokens are the 256 bytes; the end token is 256.
+
+    Its tokenizer is a BPE without merges, for those who read the shards.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # GPT-2 writes printable bytes as they are, and the others, in order, from U+0100 on.
+    plain = [ord(c) for c in alphabet if ord(c) < 256]
+    others = [b for b in range(256) if b not in set(plain)]
+    character = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
+    library = tokenizers.Tokenizer(models.BPE({character[b]: b for b in range(256)}, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens([END])
+    return Encoder(library.to_str(), 257, 256, is_bytes=True)
 
 
 def load_encoder(path: str, end_token: str = "") -> Encoder:
@@ -156,7 +170,7 @@ def encode(encoder: Encoder, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarr
 
 
 def _library(encoder: Encoder) -> tokenizers.Tokenizer | None:
-    if not encoder.json:
+    if encoder.is_bytes:
         return None
     library = tokenizers.Tokenizer.from_str(encoder.json)
     library.encode_special_tokens = True  # as ordinary text

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from research.tasks.digests import content_digest, file_digest
 from research.tasks.tokens.documents import records, total_size, well_formed
 from research.tasks.tokens.encoding import (
     BPE,
-    BYTES,
     Batch,
     Encoder,
     bpe_size,
@@ -160,8 +159,7 @@ def _kept(request: Request, encoder: Encoder | None, partial: Path) -> Encoder:
         if path.is_file():
             return make_encoder(path.read_text(encoding="utf-8"))
         encoder = train_bpe(bpe_size(request.tokenizer), _training_texts(request))
-    if encoder.json:
-        write_text(path, encoder.json)
+    write_text(path, encoder.json)
     return encoder
 
 
@@ -309,10 +307,7 @@ def _manifest(
             for key in ("tokens", "documents", "bytes")
         }
         splits[split] = {**totals, "shards": shards}
-    tokenizer: dict[str, Any] = {"kind": BYTES}
-    if encoder.json:
-        sha256 = content_digest(encoder.json.encode())
-        tokenizer = {"kind": "file", "file": TOKENIZER, "sha256": sha256}
+    tokenizer = {"file": TOKENIZER, "sha256": content_digest(encoder.json.encode())}
     return {
         "version": VERSION,
         "dtype": dtype_of(request, encoder).name,
@@ -329,9 +324,7 @@ def _manifest(
 def _publish(output: Path, manifest: dict) -> None:
     """Moves the finished files out of the partial folder, and writes the manifest last."""
     names = [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
-    if "file" in manifest["tokenizer"]:
-        names.append(TOKENIZER)
-    for name in names:
+    for name in (*names, TOKENIZER):
         if (output / PARTIAL / name).is_file():
             os.replace(output / PARTIAL / name, output / name)
     write_json(output / MANIFEST, manifest)

@@ -1,7 +1,7 @@
 """Token shards on disk: headerless little-endian uint16 or uint32 files, and their manifest.
 
 <output>/manifest.json        written last: the shards are complete when it exists
-         tokenizer.json       unless tokens are bytes
+         tokenizer.json       of the library `tokenizers`
          train-00000.bin      tokens of one document after another, each with the end token
          validation-00000.bin
          .partial/            what a command that was interrupted goes on from

@@ -183,6 +183,15 @@ def test_a_bpe_encodes_each_document_for_itself(lines, tmp_path):
         assert part.tolist() == [*library.encode(text).ids, end]
 
 
+def test_the_tokenizer_of_bytes_says_the_same(lines, tmp_path):
+    prepared(request([lines]), tmp_path / "out")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert library.token_to_id("<|endoftext|>") == 256 and library.get_vocab_size() == 257
+    for text in (*DOCUMENTS, "".join(map(chr, range(256)))):
+        assert library.encode(text).ids == list(text.encode())
+        assert library.decode(list(text.encode())) == text
+
+
 def test_text_is_never_an_end_token(tmp_path):
     """A document that spells it, or another special token, is encoded as it is written."""
     spelled = ["a <|endoftext|> b", "</s>", "c"]
