@@ -51,8 +51,8 @@ flags.DEFINE_enum("dtype", "auto", ["auto", "uint16", "uint32"], "Type of the to
 flags.DEFINE_integer("processes", 0, "Processes that encode; 0: one per core.", lower_bound=0)
 
 
-def main() -> None:
-    """Prepares the shards and says how many tokens they have."""
+def main() -> int:
+    """Prepares the shards and says how many tokens they have; returns 130 after Ctrl-C."""
     options = flags.FLAGS
     from research.tasks.tokens.documents import find_sources
     from research.tasks.tokens.preparing import Totals, prepare
@@ -81,13 +81,17 @@ def main() -> None:
             f"{done.documents:,} documents, {done.tokens:,} tokens"
         )
 
-    manifest, known = prepare(
-        request,
-        output,
-        options.processes or os.cpu_count() or 1,
-        ["python", "-m", "research.prepare", *sys.argv[1:]],
-        lambda done: line(lambda seconds: report(done, seconds), done.read == 1),
-    )
+    try:
+        manifest, known = prepare(
+            request,
+            output,
+            options.processes or os.cpu_count() or 1,
+            ["python", "-m", "research.prepare", *sys.argv[1:]],
+            lambda done: line(lambda seconds: report(done, seconds), done.read == 1),
+        )
+    except KeyboardInterrupt:
+        tell("stopped; the same command goes on")
+        return 130
     for split, counts in manifest["splits"].items():
         tell(
             f"{split}: {counts['tokens']:,} tokens of {counts['documents']:,} documents, "
@@ -96,6 +100,7 @@ def main() -> None:
     if empty := manifest["empty_documents"]:
         tell(f"{empty:,} documents without text were skipped")
     print(f"{output} was prepared before; nothing was done" if known else f"wrote {output}")
+    return 0
 
 
 if __name__ == "__main__":

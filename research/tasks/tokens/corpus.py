@@ -4,9 +4,12 @@ Files are memory-mapped, so opening a corpus reads nothing but headers. Their di
 once and kept beside them.
 """
 
+import bisect
 import contextlib
+import functools
 import glob
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +21,7 @@ import numpy as np
 from research.errors import UserError
 from research.runs.store import read_json, write_json
 from research.tasks.digests import SHOWN, content_digest, without_common_folder
-from research.tasks.tokens.shards import MANIFEST, SPLITS
+from research.tasks.tokens.shards import DTYPES, MANIFEST, SPLITS
 
 VERIFIED = ".verified.json"
 """File beside shards with the digest and the largest token of each, by size and time of change."""
@@ -29,7 +32,6 @@ HEADER = 256
 ENDINGS = (".bin", ".npy")
 BLOCK = 2**22
 """Bytes that are hashed at a time."""
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,8 @@ class Split:
 
     def read(self, start: int, number: int) -> np.ndarray:
         """Returns `number` tokens from `start` on, fewer at the end; mostly a view of the file."""
-        ends = self.ends
-        first = int(np.searchsorted(ends, start, side="right"))
-        begin = start - (int(ends[first - 1]) if first else 0)
+        first = bisect.bisect_right(self._ends, start)
+        begin = start - (self._ends[first - 1] if first else 0)
         parts = [self._map(first)[begin : begin + number]]
         missing = number - len(parts[0])
         while missing > 0 and first + 1 < len(self.shards):
@@ -80,10 +81,10 @@ class Split:
             missing -= len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    @property
-    def ends(self) -> np.ndarray:
-        """(N,) int64, where each shard ends, exclusive."""
-        return np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        """Where each shard ends, exclusive."""
+        return list(itertools.accumulate(shard.tokens for shard in self.shards))
 
     def _map(self, index: int) -> np.ndarray:
         if index not in self._maps:
@@ -223,7 +224,10 @@ def _files(key: str, pattern: str) -> list[Path]:
     plain = os.path.expanduser(pattern)
     paths = [plain] if os.path.isfile(plain) else sorted(glob.glob(plain))
     if not paths:
-        raise UserError(f"{key}={pattern!r}: there is no such file or directory.")
+        raise UserError(
+            f"{key}={pattern!r}: there is no such file or directory; `python -m research.prepare` "
+            "makes one."
+        )
     return [Path(path) for path in paths]
 
 

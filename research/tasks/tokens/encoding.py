@@ -9,10 +9,12 @@ import itertools
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -192,7 +194,10 @@ def _encode(
     else:
         flat = [part for several in parts for part in several]
         # No template of the tokenizer, such as a token at the beginning.
-        ids = library.encode_batch_fast(flat, add_special_tokens=False)
+        try:
+            ids = library.encode_batch_fast(flat, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing more specific
+            raise UserError(f"--tokenizer cannot encode a document: {error}.") from None
         encoded = iter(np.array(one.ids, kind) for one in ids)
     for several in parts:
         own = [next(encoded) for _ in several]
@@ -225,7 +230,13 @@ def encode_all(
             waiting.append((batch.label, pool.submit(_work, batch.texts)))
         while waiting:
             label, future = waiting.popleft()
-            yield label, *future.result()
+            try:
+                yield label, *future.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"--processes={processes}: one that encodes has ended, perhaps for want of "
+                    "memory. The same command goes on; give fewer."
+                ) from None
             for batch in itertools.islice(batches, 1):
                 waiting.append((batch.label, pool.submit(_work, batch.texts)))
 
@@ -247,6 +258,7 @@ _WORKER: list = []
 
 
 def _begin(encoder: Encoder) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends this one
     # Each process has one core; their number is the user's choice.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _WORKER[:] = [_library(encoder), encoder]

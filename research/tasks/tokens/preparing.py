@@ -35,7 +35,7 @@ from research.tasks.tokens.shards import (
     MANIFEST,
     SPLITS,
     TOKENIZER,
-    Shard,
+    Counts,
     Writer,
     shard_name,
 )
@@ -181,7 +181,7 @@ def _writers(
     dtype = dtype_of(request, encoder)
     writers = {}
     for split in SPLITS:
-        shards = [Shard(**counts) for counts in progress.shards.get(split, [])]
+        shards = [Counts(**counts) for counts in progress.shards.get(split, [])]
         writers[split] = Writer(partial, split, request.shard_tokens, dtype, shards)
         # A finished command may have moved shards already.
         if not progress.done:

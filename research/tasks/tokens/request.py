@@ -18,8 +18,7 @@ from research.tasks.tokens.encoding import (
     load_encoder,
     smallest_dtype,
 )
-
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+from research.tasks.tokens.shards import DTYPES
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from research.errors import UserError, naming
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "validation")
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+"""Types of the tokens on disk, by the name that the manifest has."""
 
 
 @dataclass
-class Shard:
+class Counts:
     """Counts of one shard; a document belongs to the shard with its end token.
 
     Attributes:
@@ -57,7 +59,7 @@ class Writer:
     split: str
     most: int
     dtype: np.dtype
-    shards: list[Shard] = field(default_factory=list)
+    shards: list[Counts] = field(default_factory=list)
     _file: Any = None
 
     def resume(self) -> None:
@@ -91,7 +93,7 @@ class Writer:
         while at < len(tokens):
             if not self.shards or self.shards[-1].tokens == self.most:
                 self.close()
-                self.shards.append(Shard())
+                self.shards.append(Counts())
             shard = self.shards[-1]
             part = tokens[at : at + self.most - shard.tokens]
             self._write(part)

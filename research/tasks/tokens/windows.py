@@ -103,7 +103,7 @@ class Tokens(LanguageModeling):
         return self.with_eval_length(_shifted(_windows(pieces, starts, length)), bucket)
 
     def bits(self, total: jax.Array, weights: Float[Array, "B T"], batch: Batch) -> dict[str, Sums]:
-        """Returns bits per byte: of the split as a whole, by its numbers of bytes and tokens.
+        """Returns bits per byte, by the numbers of bytes and tokens of the validation split.
 
         Gao et al. 2020 (The Pile), section 3.1: (tokens / bytes) * loss / ln 2.
         """
