@@ -77,7 +77,7 @@ def main() -> int:
     def report(done: Totals, seconds: float) -> str:
         rate = done.bytes / 1e6 / max(seconds, 1e-9)
         return (
-            f"{done.read:.0%} read, {done.bytes / 1e6:,.1f} MB, {rate:,.1f} MB/s, "
+            f"{done.read}/{done.sources} inputs, {done.bytes / 1e6:,.1f} MB, {rate:,.1f} MB/s, "
             f"{done.documents:,} documents, {done.tokens:,} tokens"
         )
 
@@ -87,7 +87,7 @@ def main() -> int:
             output,
             options.processes or os.cpu_count() or 1,
             ["python", "-m", "research.prepare", *sys.argv[1:]],
-            lambda done: line(lambda seconds: report(done, seconds), done.read == 1),
+            lambda done: line(lambda seconds: report(done, seconds), done.read == done.sources),
         )
     except KeyboardInterrupt:
         tell("stopped; the same command goes on")

@@ -240,13 +240,17 @@ def _train(
         trace.close()
         line.close()
         writer.close()
-    seconds = time.perf_counter() - compiled
-    timing = {"members": len(configs), "train_seconds": seconds}
-    timing["steps_per_second"] = (step - first) / seconds if step > first else 0.0
-    timing["compile_seconds"] = compiled - began
+    timing = {"members": len(configs), "compile_seconds": compiled - began}
+    return state, timing | _speed(step - first, time.perf_counter() - compiled, utilization)
+
+
+def _speed(steps: int, seconds: float, utilization: float | None) -> dict[str, float]:
+    """Returns timings of so many steps; `utilization` is at one step per second, if it is known."""
+    rate = steps / seconds if steps else 0.0
+    timing = {"train_seconds": seconds, "steps_per_second": rate}
     if utilization is not None:
-        timing["model_flops_utilization"] = utilization * timing["steps_per_second"]
-    return state, timing
+        timing["model_flops_utilization"] = utilization * rate
+    return timing
 
 
 def _targets(step: int, config: ConfigDict, others: Sequence[int]) -> Iterator[int]:

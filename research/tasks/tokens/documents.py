@@ -265,11 +265,6 @@ def well_formed(text: str) -> tuple[str, bytes]:
         return text, text.encode()
 
 
-def total_size(sources: Sequence[Source]) -> int:
-    """Returns the bytes of all files."""
-    return sum(source.size for source in sources)
-
-
 def described(sources: Sequence[Source]) -> list[list]:
     """Returns [absolute path or dataset, bytes] of each source, for the record of a command."""
     return [[s.name if s.kind == "hub" else str(Path(s.name).absolute()), s.size] for s in sources]

@@ -20,7 +20,7 @@ import numpy as np
 from research.errors import UserError
 from research.runs.store import read_json, write_json, write_text
 from research.tasks.digests import content_digest, file_digest
-from research.tasks.tokens.documents import records, total_size, well_formed
+from research.tasks.tokens.documents import records, well_formed
 from research.tasks.tokens.encoding import (
     BPE,
     Batch,
@@ -67,12 +67,13 @@ class Progress:
 
 
 class Totals(NamedTuple):
-    """What was written by this command, for a line of progress; `read` is a fraction."""
+    """What this command did, for a line of progress; `read` of `sources` were read whole."""
 
     bytes: int
     documents: int
     tokens: int
-    read: float
+    read: int
+    sources: int
 
 
 def prepare(
@@ -196,7 +197,6 @@ class Label(NamedTuple):
       held_out: for each document, whether it is for validation.
       sizes: bytes of each.
       source, record, empty: as in `Progress`, behind the batch.
-      read: fraction of the input up to the end of the batch, roughly.
     """
 
     held_out: list[bool]
@@ -204,16 +204,13 @@ class Label(NamedTuple):
     source: int
     record: int
     empty: int
-    read: float
 
 
 def _batches(request: Request, progress: Progress) -> Iterator[Batch]:
     sources = [*request.sources, *request.held_out]
     texts, held_out, sizes, waiting, empty = [], [], [], 0, progress.empty
-    whole = total_size(sources)
     for index in range(progress.source, len(sources)):
         start = progress.record if index == progress.source else 0
-        before = total_size(sources[:index]) / whole if whole else 0.0
         for number, text in records(sources[index], request.field, request.separator, start):
             text, content = well_formed(text)
             if not text.strip():
@@ -224,9 +221,9 @@ def _batches(request: Request, progress: Progress) -> Iterator[Batch]:
             held_out.append(index >= len(request.sources) or is_held_out(content, request))
             waiting += len(text)
             if waiting >= BATCH:
-                yield Batch(texts, Label(held_out, sizes, index, number, empty, before))
+                yield Batch(texts, Label(held_out, sizes, index, number, empty))
                 texts, held_out, sizes, waiting = [], [], [], 0
-    yield Batch(texts, Label(held_out, sizes, len(sources), 0, empty, 1.0))
+    yield Batch(texts, Label(held_out, sizes, len(sources), 0, empty))
 
 
 def _write(
@@ -247,6 +244,7 @@ def _write(
             progress.shards[split] = writer.record()
         write_json(partial / PROGRESS, {"request": record, "progress": asdict(progress)})
 
+    sources = len(request.sources) + len(request.held_out)
     saved, size, documents, written = time.monotonic(), 0, 0, 0
     save()
     for label, tokens, counts in encode_all(encoder, _batches(request, progress), processes):
@@ -258,7 +256,7 @@ def _write(
         progress.empty = label.empty
         size, documents = size + int(sizes.sum()), documents + len(counts)
         written += len(tokens)
-        report(Totals(size, documents, written, label.read))
+        report(Totals(size, documents, written, label.source, sources))
         if time.monotonic() - saved >= SAVE_SECONDS:
             save()
             saved = time.monotonic()
