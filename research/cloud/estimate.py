@@ -190,7 +190,9 @@ def _step(config: ConfigDict, local: Task, layout: Layout) -> tuple[str, float, 
         params = jax.eval_shape(make_init(changed, local, made), member_shapes()).params
         found[remat] = residuals(made, local, params, batch)
     working = WORKING * max(found[False] - found[True], 0.0) / model.num_layers
-    logits = batch["inputs"].size * local.vocab_size * jnp.dtype(model.dtype).itemsize
+    rows, length = batch["inputs"].shape
+    positions = min(model.get("loss_chunk") or length, length)
+    logits = rows * positions * local.vocab_size * jnp.dtype(model.dtype).itemsize
     weights = sum(map(_bytes, jax.tree.leaves(params["layers"]))) / model.num_layers
     return made.implementation, found[model.remat] + logits + working, weights
 

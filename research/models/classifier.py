@@ -33,6 +33,7 @@ from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
 from research.models.transformer import (
     HIDDEN,
+    OF_BLOCKS,
     EncoderStack,
     TransformerConfig,
     TransformerOptions,
@@ -272,7 +273,7 @@ class ClassifierOptions(TransformerOptions):
 
     def reads(self, declared: Declared) -> bool:
         """Returns whether an option is read; only a transformer reads options of its blocks."""
-        of_blocks = declared.name in ("feedforward", "activation", "norm", "remat", "use_bias")
+        of_blocks = declared.name in (*OF_BLOCKS, "use_bias")
         return super().reads(declared) and (not of_blocks or self.body == TRANSFORMER)
 
     def layers(self) -> tuple[Layer, ...]:

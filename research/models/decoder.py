@@ -1,5 +1,6 @@
 """Decoder-only transformer, a language model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from jaxtyping import Array, Float, Int
 from research.attention.errors import Unsupported
 from research.attention.parameters import Axes
 from research.attention.spec import MixerSpec
+from research.errors import UserError
+from research.losses.token_scores import token_scores
 from research.models.layers import (
     Layer,
     Substitutes,
@@ -25,13 +28,14 @@ from research.models.transformer import (
     HIDDEN,
     TransformerConfig,
     TransformerOptions,
+    finish_logits,
     init_state,
     layers,
     transformer_config,
 )
 from research.options import option
 from research.parallel.rules import constrain
-from research.tasks.task import Batch
+from research.tasks.task import Batch, TokenOutputs
 
 
 class Decoder(nn.Module):
@@ -45,9 +49,17 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B T"], state: Any = None, *, deterministic: bool = True
-    ) -> tuple[Float[Array, "B T V"], Any]:
-        """Returns float32 logits (B, T, V) and the new decoding state (None without one)."""
+        self,
+        tokens: Int[Array, "B T"],
+        state: Any = None,
+        *,
+        deterministic: bool = True,
+        targets: Int[Array, "B T"] | None = None,
+    ) -> tuple[TokenOutputs, Any]:
+        """Returns float32 logits (B, T, V) and the new decoding state (None without one).
+
+        Given targets, it returns their `TokenScores` in place of the logits.
+        """
         c = self.config
         dtype = jnp.dtype(c.dtype)
         embedding_init = matrix_init(c.embedding_stddev)
@@ -69,15 +81,25 @@ class Decoder(nn.Module):
             state = {"step": step + tokens.shape[1], "layers": layer_states}
 
         x = Norm(c.norm, c.use_bias, name="norm")(x)
-        if c.tie_embeddings:
-            logits = x @ constrain(table, "vocab", "").T
-        else:
-            logits = linear(x, self.param("head", embedding_init, (c.width, c.vocab_size)))
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab"), state
+        head = None
+        if not c.tie_embeddings:
+            head = self.param("head", embedding_init, (c.width, c.vocab_size))
 
-    def forward(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
-        """Returns the float32 logits of "inputs" (B, T)."""
-        return self(batch["inputs"], deterministic=deterministic)[0]
+        def logits_of(x: Float[Array, "B t M"]) -> Float[Array, "B t V"]:
+            tied = x @ constrain(table, "vocab", "").T if head is None else linear(x, head)
+            return finish_logits(c, tied)
+
+        if targets is not None:
+            return token_scores(logits_of, x, targets, c.loss_chunk), state
+        return logits_of(x), state
+
+    def forward(self, batch: Batch, *, deterministic: bool = True) -> TokenOutputs:
+        """Returns the float32 logits of "inputs" (B, T).
+
+        With `loss_chunk`, returns the `TokenScores` of "targets" (B, T) instead.
+        """
+        targets = batch.get("targets") if self.config.loss_chunk else None
+        return self(batch["inputs"], deterministic=deterministic, targets=targets)[0]
 
     @property
     def implementation(self) -> str:
@@ -120,6 +142,25 @@ class DecoderOptions(TransformerOptions):
     source = "Vaswani et al. 2017; Radford et al. 2019"
 
     tie_embeddings: bool = option(True, "use the embedding matrix as the output matrix, too")
+    base_width: int = option(
+        0,
+        "width at which learning rate and initial sizes were chosen: muP carries them over to "
+        "`width`; feedforward has to grow with it, and heads get wider unless head_width is set; "
+        "0: off",
+        least=0,
+        source="Yang et al. 2022, table 8",
+    )
+    output_cap: float = option(
+        0.0,
+        "bounds logits of tokens by cap * tanh(logit / cap); 0: off",
+        least=0,
+        source="Gemma Team 2024 (Gemma 2), section 2",
+    )
+    loss_chunk: int = option(
+        0,
+        "positions of a sequence whose logits exist at once in training and evaluation; 0: all",
+        least=0,
+    )
     pattern: tuple[str, ...] = option(
         (),
         'attention keys that differ in each layer, as "key=value, ...", repeated up to '
@@ -139,5 +180,22 @@ class DecoderOptions(TransformerOptions):
     ) -> Model:
         """Returns the decoder; see `ModelOptions`."""
         specs = tuple(with_substitute(one, substitutes or {}) for one in self.specs(length))
+        check_base_width(self, specs)
         position = added_position(self.layers())
         return Decoder(transformer_config(self, vocab_size, length, specs, position=position))
+
+
+SCALED_SCORES = ("scaled_dot", "cosine", "learned_cosine")
+"""Scores whose size muP keeps: q . k / D, and those that are bounded."""
+
+
+def check_base_width(model: Any, specs: Sequence[MixerSpec]) -> None:
+    """Raises UserError if muP has no rule for a mixer, or for the score of one."""
+    for spec in specs:
+        score = spec.values.get("score") or "scaled_dot"
+        if model.base_width and (spec.name != "softmax" or score not in SCALED_SCORES):
+            raise UserError(
+                f"model.base_width={model.base_width}: muP has no rule here for mixer "
+                f"{spec.name!r} with score {score!r}; it has for mixer 'softmax' with "
+                f"{', '.join(SCALED_SCORES)}. Use 0."
+            )

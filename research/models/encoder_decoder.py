@@ -23,8 +23,9 @@ from research.attention.parts.masks import padding
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.attention.spec import MixerSpec
 from research.errors import UserError
+from research.losses.token_scores import token_scores
 from research.models import transformer
-from research.models.decoder import DecoderOptions
+from research.models.decoder import DecoderOptions, check_base_width
 from research.models.layers import (
     Layer,
     Substitutes,
@@ -42,11 +43,12 @@ from research.models.transformer import (
     EncoderStack,
     SourceKeysValues,
     TransformerConfig,
+    finish_logits,
     transformer_config,
 )
 from research.options import option
 from research.parallel.rules import constrain
-from research.tasks.task import Batch
+from research.tasks.task import Batch, TokenOutputs
 
 AXES = transformer.AXES | {
     "source_embedding": transformer.AXES["embedding"],
@@ -107,8 +109,10 @@ class EncoderDecoder(nn.Module):
         if self.config.encoder.position == "learned":
             self.source_position = self.param("source_position", init, shape)
 
-    def forward(self, batch: Batch, *, deterministic: bool = True) -> Float[Array, "B T V"]:
+    def forward(self, batch: Batch, *, deterministic: bool = True) -> TokenOutputs:
         """Returns the float32 logits of the next token after each position of "inputs" (B, T).
+
+        With `loss_chunk`, returns the `TokenScores` of "targets" (B, T) instead.
 
         Args:
           batch: "source" (B, S) and "inputs" (B, T) tokens, right-padded, and "source_length" (B,),
@@ -201,7 +205,8 @@ class EncoderDecoder(nn.Module):
 
     def _forward(self, batch: Batch, deterministic: bool, weights: bool) -> tuple:
         memory = self._encode(batch["source"], batch["source_length"], deterministic)
-        return self._decode(memory, None, batch["inputs"], deterministic, weights)
+        targets = batch.get("targets") if self.config.decoder.loss_chunk else None
+        return self._decode(memory, None, batch["inputs"], deterministic, weights, targets)
 
     def _encode(self, source: Array, source_length: Array, deterministic: bool) -> Memory:
         c = self.config.encoder
@@ -215,18 +220,32 @@ class EncoderDecoder(nn.Module):
         return {"keys_values": self._project_memory(dict(self.cross["layers"]), x), "valid": valid}
 
     def _decode(
-        self, memory: Memory, state: Any, tokens: Array, deterministic: bool, weights: bool
+        self,
+        memory: Memory,
+        state: Any,
+        tokens: Array,
+        deterministic: bool,
+        weights: bool,
+        targets: Array | None = None,
     ) -> tuple:
-        """Returns the logits, the new state, and the weights (None unless requested)."""
+        """Returns the logits, the new state, and the weights (None unless requested).
+
+        Given targets, it returns their `TokenScores` in place of the logits.
+        """
         c = self.config.decoder
         learned = self.position if c.position == "learned" else None
         start = 0 if state is None else state["step"]
         x = self._embed(c, self.embedding, learned, tokens, start, deterministic)
         source = dict(self.cross["layers"]), memory["keys_values"]
         x, state, found = self.decoder(x, state, source, memory["valid"], deterministic, weights)
-        logits = linear(x, self.embedding.T if c.tie_embeddings else self.head)
-        logits = constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
-        return logits, state, found
+        if targets is not None:
+            return token_scores(self._logits, x, targets, c.loss_chunk), state, found
+        return self._logits(x), state, found
+
+    def _logits(self, x: Float[Array, "B T M"]) -> Float[Array, "B T V"]:
+        c = self.config.decoder
+        matrix = self.embedding.T if c.tie_embeddings else self.head
+        return finish_logits(c, linear(x, matrix))
 
     def _embed(
         self,
@@ -321,6 +340,7 @@ class EncoderDecoderOptions(DecoderOptions):
         encoder = part_spec(self, length, "encoder", self.encoder_start, "self")
         cross = part_spec(self, length, "cross", CROSS, "cross")
         check_cross(cross, self.cross)
+        check_base_width(self, (*layers, encoder, cross))
         layers = tuple(with_substitute(one, substitutes or {}) for one in layers)
         encoder, cross = (with_substitute(one, substitutes or {}) for one in (encoder, cross))
         changes = {"num_layers": self.depth, "position": encoder.position}

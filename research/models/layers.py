@@ -167,6 +167,7 @@ def layer(
     """
     delta, start = delta or {}, start or {}
     shared = {key: getattr(model, key) for key in declarations(Context) if hasattr(model, key)}
+    shared["init_stddev"] = hidden_stddev(model)
     base = {**shared, **model.mechanism, **start}
     values: dict[str, Any] = {**base, **delta}
     strict = {key for key, value in delta.items() if value != base.get(key)}
@@ -174,6 +175,15 @@ def layer(
     if values.get("position") is None and mixer is not None and supports_rope(mixer):
         values["position"] = "rope"
     return Layer(values, frozenset({*start, *delta}), frozenset(strict), where)
+
+
+def hidden_stddev(model: Any) -> float:
+    """Returns the initial standard deviation of matrices in the layers, scaled from the base width.
+
+    0 means 1 / sqrt(fan in), which needs no scaling. Source: Yang et al. 2022, table 8.
+    """
+    base = getattr(model, "base_width", 0)
+    return model.init_stddev * (base / model.width) ** 0.5 if base else model.init_stddev
 
 
 def supports_rope(mixer: type[MixerOptions]) -> bool:

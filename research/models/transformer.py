@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from research.attention.implementations.flash import ATTENTION_OUT
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import matrix_axes, table_axes, vector_axes
@@ -22,6 +23,7 @@ from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
 from research.models.layers import (
     ModelSize,
+    hidden_stddev,
     implementation_names,
     make_mixers,
 )
@@ -52,6 +54,17 @@ AXES = {
     "bias": vector_axes("width"),
 }
 
+KEPT: dict[str, Any] = {
+    "nothing": None,
+    # Products of activations with each other, such as scores, have batch dimensions.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention_out": jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT),
+}
+"""{name: policy of `jax.checkpoint`}."""
+
+OF_OUTPUT = ("tie_embeddings", "base_width", "output_cap", "loss_chunk")
+"""Options that only models with an output matrix of their own have."""
+
 LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0}
 """Flax collections that the scan over layers stacks: parameters, and the activations that
 `research.interpret.capture` records ("captured") and patches ("given")."""
@@ -76,11 +89,15 @@ class TransformerConfig:
     norm: str
     use_bias: bool
     tie_embeddings: bool
+    base_width: int
+    output_cap: float
+    loss_chunk: int
     dropout: float
     init_stddev: float
     embedding_stddev: float
     dtype: str
     remat: bool
+    remat_keeps: str
     position: str
     mixers: tuple[Mixer, ...]
     implementation: str
@@ -208,6 +225,15 @@ class Block(nn.Module):
         return x, (state, weights)
 
 
+def recomputed(c: TransformerConfig, block: Any) -> Any:
+    """Returns a class of layers, recomputed in the backward pass if the config says so."""
+    if not c.remat:
+        return block
+    # The loop of the scan already keeps XLA from merging the recomputation with the forward pass,
+    # so the barriers of prevent_cse would only cost time.
+    return nn.remat(block, prevent_cse=False, policy=KEPT[c.remat_keeps])
+
+
 class Pattern(nn.Module):
     """The blocks of one repeat of the pattern, named "0", "1", ..., each with its own mixer."""
 
@@ -227,9 +253,7 @@ class Pattern(nn.Module):
     ) -> tuple[Float[Array, "B T M"], tuple]:
         c = self.config
         found = []
-        # The loop of the scan already keeps XLA from merging the recomputation with the forward
-        # pass, so the barriers of prevent_cse would only cost time.
-        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+        block = recomputed(c, Block)
         for i, mixer in enumerate(c.mixers):
             layer = block(c, mixer, self.deterministic, self.cross, self.weights, name=str(i))
             old = None if states is None else states[i]
@@ -255,6 +279,19 @@ def layers(
         in_axes=(0, 0, nn.broadcast, nn.broadcast),
         length=c.num_layers // len(c.mixers),
     )(c, deterministic, cross, weights, name="layers")
+
+
+def finish_logits(c: TransformerConfig, logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
+    """Returns float32 logits, scaled from the base width and bounded by cap * tanh(x / cap).
+
+    Sources: Yang et al. 2022, table 8 (output multiplier); Gemma Team 2024 (Gemma 2), section 2.
+    """
+    logits = logits.astype(jnp.float32)
+    if c.base_width:
+        logits = logits * (c.base_width / c.width)
+    if c.output_cap:
+        logits = c.output_cap * jnp.tanh(logits / c.output_cap)
+    return constrain(logits, "batch", "length", "vocab")
 
 
 class EncoderStack(nn.Module):
@@ -324,6 +361,10 @@ def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
     return {"step": jnp.int32(0), "layers": stacked}
 
 
+OF_BLOCKS = ("feedforward", "activation", "norm", "remat", "remat_keeps")
+"""Options that models read only where they have transformer blocks."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformerOptions(ModelSize):
     """Options of models that consist of transformer blocks."""
@@ -336,6 +377,13 @@ class TransformerOptions(ModelSize):
     )
     norm: str = option("rmsnorm", "type of the norm before each sublayer", allowed=NORMS)
     remat: bool = option(False, "recompute each layer in the backward pass to save memory")
+    remat_keeps: str = option(
+        "nothing",
+        "what is kept of a layer, and not recomputed: dots: products with parameters; "
+        "attention_out: what softmax attention returns",
+        allowed=tuple(KEPT),
+        when={"remat": (True,)},
+    )
 
 
 def transformer_config(
@@ -344,6 +392,10 @@ def transformer_config(
     """Returns the config of transformer layers with the given mixers and a model's options."""
     values: dict[str, Any] = {
         "tie_embeddings": True,
+        "base_width": 0,
+        "output_cap": 0.0,
+        "loss_chunk": 0,
+        "init_stddev": hidden_stddev(model),
         "position": "none",
         "vocab_size": vocab_size,
         "length": length,
@@ -352,6 +404,6 @@ def transformer_config(
         "implementation": implementation_names(specs),
     }
     for one in fields(TransformerConfig):
-        if one.name not in values or one.name == "tie_embeddings":
+        if one.name not in values or one.name in OF_OUTPUT:
             values[one.name] = getattr(model, one.name, values.get(one.name))
     return TransformerConfig(**values | changes)

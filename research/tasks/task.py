@@ -295,9 +295,56 @@ def evaluation_key(number: int, split: str, data: Any) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, TEST_OF_SEED), data)
 
 
-def cross_entropy(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """Returns -log p(target) in nats, computed in float32."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+class TokenScores(NamedTuple):
+    """What metrics need of logits, from a model that does not keep them; all (B, T).
+
+    Attributes:
+      loss: -log p(target) in nats, float32, of the batch's targets; of no meaning where they are
+        negative.
+      predicted: the token with the largest logit, int32.
+      log_normalizer: log of the sum of exp(logit), float32.
+      mean: the mean of all logits, float32.
+    """
+
+    loss: jax.Array
+    predicted: jax.Array
+    log_normalizer: jax.Array
+    mean: jax.Array
+
+
+TokenOutputs = Float[Array, "B T V"] | TokenScores
+"""Outputs of models that predict tokens, taken by the functions below."""
+
+
+def cross_entropy(
+    outputs: Float[Array, "*b V"] | TokenScores, targets: Int[Array, "*b"]
+) -> Float[Array, "*b"]:
+    """Returns -log p(target) in nats, computed in float32.
+
+    Args:
+      outputs: logits, or the scores of these targets.
+      targets: where they are negative, the result has no meaning.
+    """
+    if isinstance(outputs, TokenScores):
+        return outputs.loss
+    return optax.softmax_cross_entropy_with_integer_labels(outputs.astype(jnp.float32), targets)
+
+
+def predicted_tokens(outputs: Float[Array, "*b V"] | TokenScores) -> Int[Array, "*b"]:
+    """Returns the tokens with the largest logits."""
+    return outputs.predicted if isinstance(outputs, TokenScores) else outputs.argmax(-1)
+
+
+def log_normalizer(outputs: Float[Array, "*b V"] | TokenScores) -> Float[Array, "*b"]:
+    """Returns log Z, the log of the sum of exp(logit), in float32."""
+    if isinstance(outputs, TokenScores):
+        return outputs.log_normalizer
+    return jax.nn.logsumexp(outputs.astype(jnp.float32), -1)
+
+
+def mean_logit(outputs: Float[Array, "*b V"] | TokenScores) -> Float[Array, "*b"]:
+    """Returns the mean of the logits over the vocabulary, in float32."""
+    return outputs.mean if isinstance(outputs, TokenScores) else outputs.mean(-1, jnp.float32)
 
 
 def sliced(

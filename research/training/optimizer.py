@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from research.errors import read_part
 from research.options import OptionError, Part, choice, option
 from research.training.schedules import SCHEDULES, Constant, Schedule
-from research.training.update_rules import OPTIMIZERS, ScheduleFree, UpdateRule
+from research.training.update_rules import OPTIMIZERS, ScheduleFree, UpdateRule, scale_by_width
 
 Fraction = Callable[[jax.Array], jax.Array]
 """Maps a step, counted from 0, to a fraction of the peak learning rate."""
@@ -35,6 +35,12 @@ class Optimizer(Part):
     warmup_steps: int = option(100, "steps in which the learning rate rises to the peak", least=0)
     weight_decay: float = option(0.1, "weight decay, of matrices only", least=0)
     clip_norm: float = option(1.0, "maximum norm of the whole gradient; 0: no clipping", least=0)
+    z_loss: float = option(
+        0.0,
+        "times log(Z)^2 of each target's distribution is added to the loss, so that Z stays near 1",
+        least=0,
+        source="Chowdhery et al. 2022 (PaLM), section 5",
+    )
     accumulate: int = option(
         1, "parts of a batch whose gradients are accumulated one after another", least=1
     )
@@ -73,6 +79,7 @@ def make_optimizer(
     learning_rate: jax.Array | float,
     weight_decay: jax.Array | float,
     axes: PyTree,
+    width_ratio: float = 1.0,
 ) -> optax.GradientTransformation:
     """Returns the optax optimizer: clipping, direction, decoupled weight decay, learning rate.
 
@@ -82,6 +89,7 @@ def make_optimizer(
       learning_rate: the peak; may be traced.
       weight_decay: coefficient; may be traced.
       axes: tree like the parameters, with the `Axes` of each; weight decay applies to matrices.
+      width_ratio: base width of muP over the model's width; 1 without muP.
     """
     fraction, rule = optimizer.fraction(steps), optimizer.name
 
@@ -91,6 +99,7 @@ def make_optimizer(
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
     update = (
         *rule.scaling(axes),
+        *([scale_by_width(width_ratio, axes)] if width_ratio != 1 else []),
         optax.add_decayed_weights(weight_decay, jax.tree.map(lambda a: a.matrix, axes)),
         optax.scale_by_learning_rate(rate),
     )

@@ -19,7 +19,7 @@ from research.interpret.head_metrics import with_head_measures
 from research.models.model import Model
 from research.parallel.rules import constrain
 from research.tasks.items import fingerprints, sums_of_items
-from research.tasks.task import Batch, Sums, Task
+from research.tasks.task import Batch, Sums, Task, log_normalizer
 from research.training.optimizer import make_optimizer, read_optimizer
 
 AXES_OF_BATCH = ("batch", "length", "", "")
@@ -131,6 +131,12 @@ def batch_shapes(task: Task, rows: int | None = None, bucket: int = 0) -> Batch:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), shapes)
 
 
+def width_ratio(config: ConfigDict) -> float:
+    """Returns the base width of muP over the model's width; 1 without muP."""
+    base = config.model.get("base_width") or config.model.width
+    return base / config.model.width
+
+
 def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member], State]:
     """Returns a function from a member to its initial state."""
     worst = -jnp.inf if task.select_higher else jnp.inf
@@ -141,7 +147,9 @@ def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member]
         params = model.init(random_stream(member.seed, 0), example, method="forward")["params"]
         axes = model.parameter_axes(params)
         params = jax.tree.map(lambda p, a: p * member.init_scale if a.matrix else p, params, axes)
-        optimizer = make_optimizer(described, config.train.steps, 0.0, 0.0, axes)
+        optimizer = make_optimizer(
+            described, config.train.steps, 0.0, 0.0, axes, width_ratio(config)
+        )
         best = Best(params, jnp.float32(worst), jnp.int32(0))
         return State(params, optimizer.init(params), jnp.int32(-1), best)
 
@@ -158,7 +166,7 @@ def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
 
     Splits the batch into `optimizer.accumulate` parts and processes them sequentially.
     """
-    parts = config.optimizer.accumulate
+    parts, z_loss = config.optimizer.accumulate, config.optimizer.z_loss
 
     def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Sums]]:
         outputs = model.apply(
@@ -169,7 +177,11 @@ def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
             method="forward",
         )
         sums = task.metrics(outputs, batch)
-        return objective(sums).total, {name: s for name, s in sums.items() if s.total.ndim == 0}
+        total = objective(sums).total
+        if z_loss:
+            squares = jnp.square(log_normalizer(outputs))
+            total = total + z_loss * jnp.where(batch["targets"] >= 0, squares, 0.0).sum()
+        return total, {name: s for name, s in sums.items() if s.total.ndim == 0}
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Sums]]:
         grad = jax.grad(loss, has_aux=True)
@@ -233,6 +245,7 @@ def make_step(
             member.learning_rate,
             member.weight_decay,
             model.parameter_axes(state.params),
+            width_ratio(config),
         )
         updates, new = optimizer.update(grads, state.optimizer, state.params)
         state = State(

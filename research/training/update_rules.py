@@ -8,7 +8,7 @@ never by their number or size.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,14 @@ BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRule(Part):
-    """The update direction, before weight decay and learning rate."""
+    """The update direction, before weight decay and learning rate.
+
+    Attributes:
+      carries_over: whether updates are of one size whatever that of the gradient, so that muP's
+        rule for Adam holds.
+    """
+
+    carries_over: ClassVar[bool] = False
 
     def scaling(self, axes: PyTree) -> Transformations:
         """Returns the transformations from a clipped gradient to an update direction.
@@ -62,6 +69,7 @@ class AdamW(UpdateRule):
     """Adam with decoupled weight decay."""
 
     source = "Loshchilov and Hutter 2019, algorithm 2"
+    carries_over = True
     beta1: float = option(BETA1, "decay rate of the moving average of gradients", least=0, below=1)
     beta2: float = option(
         BETA2, "decay rate of the moving average of squared gradients", least=0, below=1
@@ -77,6 +85,7 @@ class Lion(UpdateRule):
     """The sign of a mean of gradients; wants a third to a tenth of AdamW's learning rate."""
 
     source = "Chen et al. 2023 (Lion), algorithm 2"
+    carries_over = True
     beta1: float = option(
         BETA1, "decay rate of the moving average whose sign is taken", least=0, below=1
     )
@@ -153,6 +162,7 @@ class ScheduleFree(UpdateRule):
     """AdamW whose iterates are averaged instead of slowed down; the average is evaluated."""
 
     source = "Defazio et al. 2024 (Schedule-Free), algorithm 1"
+    carries_over = True
     beta1: float = option(
         BETA1, "share of the average in the point at which gradients are taken", above=0, below=1
     )
@@ -188,6 +198,29 @@ OPTIMIZERS: dict[str, type[UpdateRule]] = {
     "schedule_free": ScheduleFree,
     "sgd": SGD,
 }
+
+
+WIDE = ("width", "heads", "kv_heads", "head_width", "feedforward", "hidden")
+"""Logical axes that grow with the width of the model."""
+
+
+def scale_by_width(ratio: float, axes: PyTree) -> optax.GradientTransformation:
+    """Returns a transformation that multiplies updates of maps from wide vectors by `ratio`.
+
+    Weight decay comes after it: the product of rate and decay is the same at all widths.
+
+    Args:
+      ratio: base width over width.
+      axes: tree like the parameters, with the `Axes` of each.
+
+    Source: Yang et al. 2022, table 8, learning rates of Adam.
+    """
+
+    def scaled(u: jax.Array, a: Axes) -> jax.Array:
+        wide = a.hidden and any(a.names[i] in WIDE for i in a.positions(IN))
+        return u * ratio if wide else u
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scaled, updates, axes))
 
 
 class Averaged(NamedTuple):

@@ -20,6 +20,10 @@ from research.models.registry import read_model
 from research.training.program import Program, cached_task, make_program, model_of, task_id
 from research.training.schema import resolve
 from research.training.step import batch_shapes
+from research.training.update_rules import OPTIMIZERS
+
+WITHOUT_TOKENS = ("classifier", "speech")
+"""Models whose outputs are not, or not only, logits of the batch's targets."""
 
 
 def check_config(config: ConfigDict, members: int = 1) -> Program:
@@ -60,6 +64,18 @@ def _check_training(config: ConfigDict) -> None:
         raise UserError(
             f"optimizer.accumulate={config.optimizer.accumulate} must divide "
             f"task.batch_size={config.task.batch_size}."
+        )
+    base, rule = config.model.get("base_width", 0), OPTIMIZERS[config.optimizer.name]
+    if base and not rule.carries_over:
+        able = ", ".join(name for name, part in OPTIMIZERS.items() if part.carries_over)
+        raise UserError(
+            f"model.base_width={base}: muP has no rule here for optimizer.name="
+            f"{config.optimizer.name!r}; it has for {able}. Use 0."
+        )
+    if config.optimizer.z_loss and config.model.name in WITHOUT_TOKENS:
+        raise UserError(
+            f"optimizer.z_loss={config.optimizer.z_loss}: model.name={config.model.name!r} has "
+            "other outputs than logits of tokens; use 0."
         )
     able = cached_task(task_id(config)).models
     if config.model.name not in able:

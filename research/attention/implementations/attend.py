@@ -16,6 +16,7 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import (
     blockwise,
     dense,
+    flash,
     fused,
     gather,
     ring,
@@ -39,6 +40,7 @@ class Implementation(NamedTuple):
       dtypes: supported dtypes of the queries; empty means all.
       any_positions: whether positions may be traced, as in a decoder's chunk.
       shards_sequence: whether it is meant for sequences that are sharded over devices.
+      names_residuals: whether it names what its backward pass reads; see `flash.named`.
     """
 
     attend: Callable[..., Any]
@@ -48,6 +50,7 @@ class Implementation(NamedTuple):
     dtypes: tuple[str, ...] = ()
     any_positions: bool = True
     shards_sequence: bool = False
+    names_residuals: bool = False
 
 
 def _nothing(mechanism: Mechanism) -> str:
@@ -57,7 +60,7 @@ def _nothing(mechanism: Mechanism) -> str:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dense": Implementation(dense.attend, _nothing, takes_block_size=False),
     "blockwise": Implementation(
-        blockwise.attend, blockwise.unsupported_part, takes_block_size=True
+        blockwise.attend, blockwise.unsupported_part, takes_block_size=True, names_residuals=True
     ),
     "jax_xla": Implementation(fused.attend_xla, fused.unsupported_by_xla, takes_block_size=False),
     "jax_cudnn": Implementation(
@@ -75,9 +78,14 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         platforms=("tpu",),
         dtypes=splash.DTYPES,
         any_positions=False,
+        names_residuals=True,
     ),
     "ring": Implementation(
-        ring.attend, ring.unsupported_part, takes_block_size=True, shards_sequence=True
+        ring.attend,
+        ring.unsupported_part,
+        takes_block_size=True,
+        shards_sequence=True,
+        names_residuals=True,
     ),
     "gather": Implementation(gather.attend, _nothing, takes_block_size=True, shards_sequence=True),
 }
@@ -190,4 +198,5 @@ def attend(
         raise Unsupported(why)
     chosen = IMPLEMENTATIONS[implementation]
     options = {"block_size": block_size} if chosen.takes_block_size else {}
-    return chosen.attend(q, k, v, mechanism, q_index=q_index, kv_index=kv_index, **options)
+    out = chosen.attend(q, k, v, mechanism, q_index=q_index, kv_index=kv_index, **options)
+    return out if chosen.names_residuals else flash.named(out)

@@ -94,7 +94,7 @@ def _core(shape, q, k, v, problem, extra, visits):
 def _forward(shape, q, k, v, problem, extra, visits):
     statistics = flash.initial_statistics(shape, q, v, extra)
     statistics = flash.forward(shape, q, k, v, problem, visits[0], statistics)
-    out, log_sum_exp = flash.normalized_output(statistics, v.dtype)
+    out, log_sum_exp = flash.named(flash.normalized_output(statistics, v.dtype))
     return out, (q, k, v, problem, extra, visits, out, log_sum_exp)
 
 

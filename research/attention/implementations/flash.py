@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from research.attention.implementations.blocks import Visits, take, visit
@@ -41,6 +42,10 @@ ELEMENTWISE = (Sigmoid, SquaredRelu)
 
 # Measured on CPU: matrix products of this size run at full speed and their blocks fit the caches.
 Q_BLOCK, KV_BLOCK = 256, 512
+
+
+ATTENTION_OUT = "attention_out"
+"""The name under which `jax.checkpoint` may keep what attention returns."""
 
 
 class Shape(NamedTuple):
@@ -201,6 +206,15 @@ def extra_rows(shape: Shape, extra: Array) -> Array:
         extra.reshape(shape.kv_heads, group, 1), (shape.batch, shape.kv_heads, group, shape.q_block)
     )
     return rows.reshape(shape.batch * shape.kv_heads, group * shape.q_block)
+
+
+def named(out: Any) -> Any:
+    """Returns arrays, under the name `ATTENTION_OUT`.
+
+    A backward pass by hand reads the outputs and the logs of the softmax's sums, so keeping these
+    spares all of the forward pass. Dense attention's reads the weights, and computes them again.
+    """
+    return checkpoint_name(out, ATTENTION_OUT)
 
 
 def initial_statistics(shape: Shape, q: Array, v: Array, extra: Array | None) -> Statistics:

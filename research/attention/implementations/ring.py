@@ -193,6 +193,7 @@ def _forward(plan, q, k, v, parts, extra, mask, tables):
     specs = (tokens, tokens, tokens, parts_spec, extra_spec, mask_spec, none)
     run = sharding.shard_map_over_mesh(local, specs, (tokens, blocks))
     out, (*arrays, log_sum_exp) = run(q, k, v, parts, extra, mask, tables)
+    out, log_sum_exp = flash.named((out, log_sum_exp))
     return out, (*arrays, parts, extra, mask, tables, out, log_sum_exp)
 
 

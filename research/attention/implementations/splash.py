@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.errors import Unsupported
 from research.attention.implementations import sharding
+from research.attention.implementations.flash import ATTENTION_OUT
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, platform
 from research.attention.parts.biases import Softcap
 from research.attention.parts.masks import And, Mask, Padding, Segments
@@ -150,6 +151,7 @@ def _kernel(mask, heads, biases, normalizer):
         head_shards=1,
         q_seq_shards=shards,
         interpret=platform() == "cpu",
+        residual_checkpoint_name=ATTENTION_OUT,
     )
     extra = normalizer.extra_logit
     if extra is not None:

@@ -21,7 +21,7 @@ from research.attention.parts.positions import ROTARY_POSITIONS, Rotary
 from research.attention.parts.predicted_window import PredictedWindow, predicted_window
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.relative_scores import SCORE_POSITIONS
-from research.attention.parts.scores import ScaledDot, Score
+from research.attention.parts.scores import Score, scaled_dot
 from research.attention.parts.tables import MASKS, POSITIONS, SCORES
 from research.attention.parts.talking_heads import talking_heads
 from research.options import Joined, OptionError, choice, option
@@ -65,7 +65,8 @@ class AttentionOptions(HeadOptions):
 
     def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:
         """Returns the score and the normalizer."""
-        return ScaledDot(), self.normalizer.build(self.sizes(context))
+        sizes = self.sizes(context)
+        return scaled_dot(sizes.base_head_width), self.normalizer.build(sizes)
 
     def build_biases(self, context: Context) -> tuple[Bias, ...]:
         """Returns the enabled biases.

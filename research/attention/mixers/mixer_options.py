@@ -28,6 +28,9 @@ class Context(Part):
     init_stddev: float = option(
         0.02, "standard deviation of initial matrices; 0: 1 / sqrt(fan in)", least=0
     )
+    base_width: int = option(
+        0, "width from which options were carried over by muP; 0: scores are not scaled for it"
+    )
     dtype: str = option(
         "float32", "dtype of the sequence; not every implementation supports every dtype"
     )
@@ -104,7 +107,11 @@ class HeadOptions(MixerOptions):
             raise OptionError("num_heads", self.num_heads, message + "head_width")
         width = self.head_width or context.width // self.num_heads
         heads = self.num_heads
-        return Sizes(context.width, heads, heads, width, context.max_length)
+        base = 0.0
+        if context.base_width:
+            # Heads of a given width become more with the width of the model, others become wider.
+            base = width if self.head_width else width * context.base_width / context.width
+        return Sizes(context.width, heads, heads, width, context.max_length, base_head_width=base)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

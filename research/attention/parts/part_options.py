@@ -39,6 +39,7 @@ class Sizes:
       head_width: D.
       max_length: the longest sequence.
       bidirectional: whether a query sees keys at later positions.
+      base_head_width: width of a head at the base width of muP; 0: scores are not scaled for it.
     """
 
     width: int
@@ -47,6 +48,7 @@ class Sizes:
     head_width: int
     max_length: int
     bidirectional: bool = False
+    base_head_width: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

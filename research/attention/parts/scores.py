@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
-from research.attention.parts.masks import Index
+from research.attention.parts.masks import Index, static
 from research.attention.parts.part_options import MechanismPart, Sizes
 from research.options import option
 
@@ -90,12 +90,22 @@ class NonDotScore(Score):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScaledDot(Score):
-    """q . k / sqrt(D)."""
+    """q . k / sqrt(D), or sqrt(base) q . k / D, which is the same at D = base.
+
+    Queries and keys that are trained are correlated, so that q . k grows as D and not as sqrt(D)
+    (Yang et al. 2022, section 4 and definition 4.1).
+
+    Attributes:
+      base: width of a head at the base width of muP; 0 for q . k / sqrt(D).
+    """
+
+    base: float = static(default=0.0)
 
     def as_dot(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
     ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S K D"]]:
-        return q * q.shape[-1] ** -0.5, k
+        width = q.shape[-1]
+        return q * (self.base**0.5 / width if self.base else width**-0.5), k
 
 
 @jax.tree_util.register_dataclass
@@ -151,9 +161,9 @@ def dot() -> Score:
     return Score()
 
 
-def scaled_dot() -> Score:
-    """Returns the score q . k / sqrt(D) (Vaswani et al. 2017, equation 1)."""
-    return ScaledDot()
+def scaled_dot(base: float = 0.0) -> Score:
+    """Returns the score q . k / sqrt(D) (Vaswani et al. 2017, equation 1); see `ScaledDot`."""
+    return ScaledDot(base)
 
 
 def cosine(temperature: float = 0.1) -> Score:
@@ -186,7 +196,7 @@ class ScaledDotScore(MechanismPart):
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
-        return scaled_dot()
+        return scaled_dot(sizes.base_head_width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,14 @@ from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import table_axes, vector_axes
 from research.attention.parts.masks import Mask
 from research.models.primitives import Norm, linear, matrix_init
-from research.models.transformer import HIDDEN, LAYERED, FeedForward, MixerLayer, TransformerConfig
+from research.models.transformer import (
+    HIDDEN,
+    LAYERED,
+    FeedForward,
+    MixerLayer,
+    TransformerConfig,
+    recomputed,
+)
 from research.parallel.rules import constrain
 
 AXES = {
@@ -156,7 +163,7 @@ class ConformerStack(nn.Module):
         """
         c = self.config
         layers = nn.scan(
-            nn.remat(ConformerBlock, prevent_cse=False) if c.remat else ConformerBlock,
+            recomputed(c, ConformerBlock),
             variable_axes=LAYERED,
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast),

@@ -30,7 +30,7 @@ from research.models.speech.spellers import (
     make_recurrent_speller,
     make_transformer_speller,
 )
-from research.models.transformer import TransformerOptions
+from research.models.transformer import OF_BLOCKS, TransformerOptions
 from research.options import Declared, option
 from research.parallel.rules import constrain
 from research.tasks.speech.recognition_scores import SpeechOutputs
@@ -249,7 +249,6 @@ def greedy_tokens(
 
 
 RECURRENT, TRANSFORMER = "recurrent", "transformer"
-OF_BLOCKS = ("feedforward", "activation", "norm", "remat")
 OF_RECURRENT = ("cell", "attention", "input_feeding", "embedding_width", "median_window")
 
 

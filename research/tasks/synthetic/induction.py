@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from research.errors import UserError
 from research.options import option
@@ -31,11 +31,13 @@ from research.tasks.task import (
     Batch,
     Sums,
     Task,
+    TokenOutputs,
     bin_index,
     bin_label,
     cross_entropy,
     evaluation_key,
     power_of_two_bins,
+    predicted_tokens,
     sliced,
 )
 
@@ -122,12 +124,12 @@ class Induction(Task):
         """Returns batch `index` of the split's random stream."""
         return self.batch(data, evaluation_key(EVALUATION_SEED[split], split, data), index)
 
-    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+    def metrics(self, outputs: TokenOutputs, batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per target) and accuracy, also by distance and by place."""
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
         loss = cross_entropy(outputs, jnp.maximum(targets, 0)) * weights
-        right = (outputs.argmax(-1) == targets).astype(jnp.float32)
+        right = (predicted_tokens(outputs) == targets).astype(jnp.float32)
         distances = bin_index(batch["distances"], self.distance_bins)
         places = bin_index(batch["places"], self.place_bins)
         count = weights.sum()

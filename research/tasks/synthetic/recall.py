@@ -24,7 +24,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from research.errors import UserError
 from research.options import option
@@ -33,11 +33,13 @@ from research.tasks.task import (
     Batch,
     Sums,
     Task,
+    TokenOutputs,
     bin_index,
     bin_label,
     cross_entropy,
     evaluation_key,
     power_of_two_bins,
+    predicted_tokens,
     sliced,
     split_by_eval_length,
 )
@@ -178,7 +180,7 @@ class Recall(Task):
             lambda k: sequence(k, length, self.vocab_size, self.num_pairs, self.gap_power, queries)
         )(jax.random.split(key, rows))
 
-    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+    def metrics(self, outputs: TokenOutputs, batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per query) and accuracy, also by gap and by number of pairs.
 
         All are for the training length, except "accuracy_by_length" and "accuracy_longest".
@@ -186,7 +188,7 @@ class Recall(Task):
         """
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
-        right = (outputs.argmax(-1) == targets).astype(jnp.float32)
+        right = (predicted_tokens(outputs) == targets).astype(jnp.float32)
         weights, others = split_by_eval_length(self, "accuracy", right, weights, batch)
         loss = cross_entropy(outputs, jnp.maximum(targets, 0)) * weights
         pairs = jnp.broadcast_to(batch["pairs"][:, None], targets.shape)

@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from research.errors import UserError, check_name
 from research.options import option
@@ -46,8 +46,10 @@ from research.tasks.task import (
     Scored,
     Sums,
     Task,
+    TokenOutputs,
     cross_entropy,
     evaluation_key,
+    predicted_tokens,
     sliced,
 )
 
@@ -255,7 +257,7 @@ class Transduction(Task):
 
         return jax.vmap(one)(keys, lengths)
 
-    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+    def metrics(self, outputs: TokenOutputs, batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per target) and accuracy under teacher forcing, also by length.
 
         The end token counts as a target. "accuracy_training_lengths" is the accuracy on sequences
@@ -264,7 +266,7 @@ class Transduction(Task):
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
         loss = cross_entropy(outputs, jnp.maximum(targets, 0)) * weights
-        right = (outputs.argmax(-1) == targets).astype(jnp.float32)
+        right = (predicted_tokens(outputs) == targets).astype(jnp.float32)
         words = jnp.broadcast_to(batch["source_length"][:, None] - 1, targets.shape)
         known = weights * ((words >= self.min_length) & (words <= self.train_length))
         number = len(self.test_lengths)

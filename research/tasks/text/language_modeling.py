@@ -25,6 +25,7 @@ from research.tasks.task import (
     Stream,
     Sums,
     Task,
+    TokenOutputs,
     bin_index,
     bin_label,
     cross_entropy,
@@ -68,7 +69,7 @@ class LanguageModeling(Task):
         """
         raise NotImplementedError
 
-    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+    def metrics(self, outputs: TokenOutputs, batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per token), bits per unit, and loss by position in the context.
 
         Loss and bits are for the training length; the loss by position uses windows of all lengths.

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from research.attention.parts.masks import LONGEST
 from research.errors import UserError
@@ -30,9 +30,13 @@ from research.tasks.task import (
     Scored,
     Sums,
     Task,
+    TokenOutputs,
     bin_index,
     bin_label,
     cross_entropy,
+    log_normalizer,
+    mean_logit,
+    predicted_tokens,
     sliced,
     word_bins,
 )
@@ -157,7 +161,7 @@ class Translation(Task):
         """Returns pair `index` of a split, in the order of its files."""
         return _batch_of({n: a[index : index + 1] for n, a in self.encoded[split].items()})
 
-    def metrics(self, outputs: Float[Array, "B T V"], batch: Batch) -> dict[str, Sums]:
+    def metrics(self, outputs: TokenOutputs, batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per target token) and accuracy under teacher forcing.
 
         With label smoothing also "objective": with probability e the target is drawn uniformly from
@@ -166,9 +170,8 @@ class Translation(Task):
         """
         targets = batch["targets"]
         weights = (targets >= 0).astype(jnp.float32)
-        outputs = outputs.astype(jnp.float32)
         loss = cross_entropy(outputs, jnp.maximum(targets, 0))
-        right = (outputs.argmax(-1) == targets).astype(jnp.float32)
+        right = (predicted_tokens(outputs) == targets).astype(jnp.float32)
         words = jnp.broadcast_to(batch["source_words"][:, None], targets.shape)
         count = weights.sum()
         sums = {
@@ -180,7 +183,7 @@ class Translation(Task):
         }
         if self.label_smoothing:
             # Cross entropy with the uniform distribution: the mean of -log p over the vocabulary.
-            uniform = jax.nn.logsumexp(outputs, -1) - outputs.mean(-1)
+            uniform = log_normalizer(outputs) - mean_logit(outputs)
             smooth = loss + self.label_smoothing * (uniform - loss)
             sums["objective"] = Sums((smooth * weights).sum(), count)
         return sums
