@@ -36,6 +36,7 @@ NAMES = {
     "cell": "gru",
     "attention": "dot",
     "body": "none",
+    "remat_keeps": "dots",
     "pooling": "attention",
     "listener": "transformer",
     "subsampling": "pyramid",
