@@ -129,7 +129,7 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
             if all(map(math.isinf, (*one.values(), *other.values()))):
                 obstacle = "no seed of either ever got there"
             elif low > 0:
-                obstacle = "for steps, only their order is tested, not the size of their difference"
+                obstacle = "for steps, only the order is tested, not the size of the difference"
         else:
             items = [] if paired else data.items.of_difference(*map(_place, sides))
             estimate = _means(one, other, paired, items)
