@@ -199,9 +199,9 @@ def _train(
     utilization = _utilization(program, configs)
     first, state = _begin(program, configs, runs, saved)
     step = first
+    data = program.training_data(seeds, step, step)
     began = time.perf_counter()
     # Run zero steps to compile, so that the rates below measure training only.
-    data = program.training_data(seeds, step, step)
     state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
     compiled = time.perf_counter()
 
