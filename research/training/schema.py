@@ -335,6 +335,8 @@ def _who_would_read(section: str, key: str, parts: Mapping[str, Any]) -> tuple[s
         if declared is None:
             continue
         for other, wanted in declared.option.when.items():
+            if other not in values:  # what decides is not read itself, for a reason of its own
+                return _who_would_read(section, other, parts)
             return f"{section}.{other}={values[other]!r}", [str(one) for one in wanted]
         for other in declared.option.unless:
             return f"{section}.{other}={values[other]!r}", []

@@ -121,12 +121,13 @@ def test_every_key_of_a_classifier_changes_it_or_is_refused(case):
         ),
         (
             {"optimizer__name": "sgd", "optimizer__beta1": 0.5},
-            "optimizer.beta1=0.5: optimizer.name='sgd' does not read it, adamw does; leave it 0.9.",
+            "optimizer.beta1=0.5: optimizer.name='sgd' does not read it, adamw, lion, muon, "
+            "schedule_free do; leave it 0.9.",
         ),
         (
             {"optimizer__schedule": "constant", "optimizer__final_fraction": 0.5},
             "optimizer.final_fraction=0.5: optimizer.schedule='constant' does not read it, "
-            "cosine, linear do; leave it 0.1.",
+            "cosine, linear, wsd do; leave it 0.1.",
         ),
     ],
 )
