@@ -94,7 +94,9 @@ def test_keys_of_a_config_with_values_and_meanings(helped, name):
 def test_a_config_of_a_config_of_a_config(helped):
     code, text = helped["train", "--config configs/tpu/lm_1b3.py -h"]
     assert code == 0
-    assert "seed = 0 initial parameters, order of the data" in " ".join(text.split())
+    assert "seed = 0 seed of the initial parameters, the order of the data and dropout" in " ".join(
+        text.split()
+    )
 
 
 def test_a_mistake_in_the_config_is_one_line(helped):

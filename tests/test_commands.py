@@ -234,7 +234,7 @@ SWEEP = {
     "metric": ({"metric": "acuracy"}, ["outcome.metric='acuracy'", "'accuracy'"]),
     "split": ({"split": "tets"}, ["outcome.split='tets'", "'test'"]),
     "arms": ({"arms": {}}, ["arms is empty"]),
-    "seeds": ({"seeds": ()}, ["seeds=()", "seeds=5"]),
+    "seeds": ({"seeds": ()}, ["seeds=()", "such as 5"]),
     "tuning without seeds": ({"tune": {"seed": (1,)}}, ["tune_seeds"]),
     "seeds that tuning saw": (
         {"tune": {"optimizer.learning_rate": (1e-3,)}, "tune_seeds": (0, 1)},
@@ -286,5 +286,8 @@ def test_a_run_that_is_not_of_text_cannot_be_continued(tmp_path):
         write_json(tmp_path / name / "config.json", to_plain(config))
     cases = [[f"--workdir={tmp_path / name}"] for name in ("translation", "recall")]
     translation, recall = run_cases("research.generate", cases)
-    check(translation, ["task.name='translation'", "'text'; python -m research.translate takes it"])
-    check(recall, [f"{tmp_path}/recall is a run of task.name='recall'", "takes one of 'text'.\n"])
+    check(
+        translation,
+        ["task.name='translation'", "'text', 'tokens'; python -m research.translate takes it"],
+    )
+    check(recall, [f"{tmp_path}/recall is a run of task.name='recall'", "takes one of 'text', 'tokens'.\n"])

@@ -25,7 +25,7 @@ from research.training.program import make_program
 from research.training.schema import run_id
 from research.training.scores import score_names
 from research.training.step import batch_shapes
-from tests import small
+from tests import corpora, small
 from tests.report.synthetic_sweep import build, plausible
 
 FILE = """
@@ -324,6 +324,7 @@ def runs(tmp_path):
         "sentiment": small.sentiment(small.labelled(tmp_path)),
         "speech": small.speech(),
         "text": small.text(text, task__eval_lengths=(32,)),
+        "tokens": small.tokens(corpora.corpus(tmp_path)),
         "transduction": small.transduction(),
         "translation": small.translation(small.corpus(tmp_path), task__label_smoothing=0.1),
     }

@@ -203,7 +203,7 @@ def test_initial_scale_and_decay_are_of_the_matrices(case):
     task = types.SimpleNamespace(
         select="loss",
         select_higher=False,
-        data=None,
+        data_shapes=lambda: None,
         batch=lambda *args: batch,
         metrics=lambda outputs, _: {"loss": Sums(outputs, jnp.float32(1))},
     )

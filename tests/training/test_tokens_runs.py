@@ -69,7 +69,9 @@ def test_a_run_writes_text(whole):
 def test_another_corpus_in_its_place_is_refused(folder, whole, tmp_path):
     check_same_data(make_task(config(folder).task), whole[0])
     other = corpora.corpus(tmp_path, 61, shard_tokens=777, tokenizer="bpe:300")
-    with pytest.raises(UserError, match="the data changed since the run began: train-00000.bin had"):
+    with pytest.raises(
+        UserError, match="the data changed since the run began: train-00000.bin had"
+    ):
         check_same_data(make_task(config(other).task), whole[0])
 
 

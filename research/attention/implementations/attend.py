@@ -87,7 +87,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         shards_sequence=True,
         names_residuals=True,
     ),
-    "gather": Implementation(gather.attend, _nothing, takes_block_size=True, shards_sequence=True),
+    "gather": Implementation(
+        gather.attend,
+        _nothing,
+        takes_block_size=True,
+        shards_sequence=True,
+        names_residuals=True,
+    ),
 }
 
 # Up to this length the scores of one head are small enough that blocks are pure overhead. Measured

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
-from research.attention.implementations import dense, ring, sharding
+from research.attention.implementations import dense, flash, ring, sharding
 from research.attention.implementations.sharding import CONTEXT
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
@@ -38,11 +38,12 @@ def attend(
         return ring.attend(q, k, v, mechanism, **at, block_size=block_size, gathered=True)
     shards = sharding.context_size()
     if shards == 1 or q.shape[1] % shards or k.shape[1] % shards:
-        return dense.attend(q, k, v, mechanism, **at)
+        return flash.named(dense.attend(q, k, v, mechanism, **at))
     # A sharding constraint on the queries is enough: the compiler propagates it through any
     # mechanism, without specs for the mechanism's arrays.
     split = functools.partial(jax.lax.with_sharding_constraint, shardings=_along(CONTEXT))
-    return split(dense.attend(split(q), _gathered(k), _gathered(v), mechanism, **at))
+    out = dense.attend(split(q), _gathered(k), _gathered(v), mechanism, **at)
+    return flash.named(split(out))
 
 
 def _along(axis: str | None) -> PartitionSpec:
