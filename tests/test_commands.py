@@ -290,4 +290,7 @@ def test_a_run_that_is_not_of_text_cannot_be_continued(tmp_path):
         translation,
         ["task.name='translation'", "'text', 'tokens'; python -m research.translate takes it"],
     )
-    check(recall, [f"{tmp_path}/recall is a run of task.name='recall'", "takes one of 'text', 'tokens'.\n"])
+    check(
+        recall,
+        [f"{tmp_path}/recall is a run of task.name='recall'", "takes one of 'text', 'tokens'.\n"],
+    )
