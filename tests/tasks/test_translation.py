@@ -11,8 +11,9 @@ import pytest
 from research.configuration import apply_deltas
 from research.errors import UserError
 from research.tasks import corpora
+from research.tasks.bins import word_bins
 from research.tasks.registry import make_task
-from research.tasks.task import BOS, EOS, PAD, word_bins
+from research.tasks.task import BOS, EOS, PAD
 from research.tasks.text.tokenizer import load_tokenizer
 from tests import small
 from tests.compiled import compiled

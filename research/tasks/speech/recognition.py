@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from research.tasks.bins import bin_index, bin_label
 from research.tasks.buckets import ORDER_SEED, Bounds, Epochs
 from research.tasks.speech.joining import Plan, draw_plan, joined, masked
 from research.tasks.speech.recognition_scores import (
@@ -33,8 +34,6 @@ from research.tasks.task import (
     Scored,
     Sums,
     Task,
-    bin_index,
-    bin_label,
     cross_entropy,
     sliced,
 )

@@ -14,6 +14,7 @@ import numpy as np
 from research.errors import UserError, check_name
 from research.messages import tell
 from research.options import option
+from research.tasks.bins import word_bins
 from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds
 from research.tasks.corpora import cache_directory
 from research.tasks.options import TaskOptions, check_ascending
@@ -22,7 +23,6 @@ from research.tasks.speech.joining import draw_plan, segments, stored
 from research.tasks.speech.manifest import SPLITS, file_digests, read_recordings
 from research.tasks.speech.recognition import Speech, evaluation_plan
 from research.tasks.speech.tones import SPEAKERS, tones
-from research.tasks.task import word_bins
 from research.tasks.text.tokenizer import SENTENCE, make_tokenizer
 
 EVALUATION_BUCKETS = 2  # few, because each one is compiled for every split

@@ -28,17 +28,15 @@ from jaxtyping import Array, Int, Key
 
 from research.errors import UserError
 from research.options import option
+from research.tasks.bins import bin_index, bin_label, power_of_two_bins
 from research.tasks.options import Generated, WithEvalLengths, check_ascending
 from research.tasks.task import (
     Batch,
     Sums,
     Task,
     TokenOutputs,
-    bin_index,
-    bin_label,
     cross_entropy,
     evaluation_key,
-    power_of_two_bins,
     predicted_tokens,
     sliced,
     split_by_eval_length,

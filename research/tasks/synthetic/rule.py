@@ -23,6 +23,7 @@ from jaxtyping import Array, Int, Key
 
 from research.errors import UserError
 from research.options import option
+from research.tasks.bins import power_of_two_bins
 from research.tasks.options import Generated
 from research.tasks.task import (
     PAD,
@@ -30,7 +31,6 @@ from research.tasks.task import (
     Batch,
     Classification,
     evaluation_key,
-    power_of_two_bins,
 )
 
 KINDS = {"keyword": 1, "pair": 2}

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from research.errors import UserError
 from research.options import option
+from research.tasks.bins import bin_index, bin_label, power_of_two_bins
 from research.tasks.corpora import cache_directory, read_file, text_file
 from research.tasks.digests import digests
 from research.tasks.options import WithEvalLengths
@@ -26,10 +27,7 @@ from research.tasks.task import (
     Sums,
     Task,
     TokenOutputs,
-    bin_index,
-    bin_label,
     cross_entropy,
-    power_of_two_bins,
     sliced,
     split_by_eval_length,
 )

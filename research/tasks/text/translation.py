@@ -19,6 +19,7 @@ from research.attention.parts.masks import LONGEST
 from research.errors import UserError
 from research.messages import tell
 from research.options import option
+from research.tasks.bins import bin_index, bin_label, word_bins
 from research.tasks.buckets import Bounds, Epochs, assign, choose_bounds, padded_part
 from research.tasks.corpora import cache_directory
 from research.tasks.options import TaskOptions
@@ -31,14 +32,11 @@ from research.tasks.task import (
     Sums,
     Task,
     TokenOutputs,
-    bin_index,
-    bin_label,
     cross_entropy,
     log_normalizer,
     mean_logit,
     predicted_tokens,
     sliced,
-    word_bins,
 )
 from research.tasks.text.encoded_pairs import (
     Encoded,
