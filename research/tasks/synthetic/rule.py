@@ -24,12 +24,12 @@ from jaxtyping import Array, Int, Key
 from research.errors import UserError
 from research.options import option
 from research.tasks.bins import power_of_two_bins
+from research.tasks.classification import Classification
 from research.tasks.options import Generated
 from research.tasks.task import (
     PAD,
     UNKNOWN,
     Batch,
-    Classification,
     evaluation_key,
 )
 

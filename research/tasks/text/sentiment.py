@@ -20,13 +20,13 @@ from research.messages import tell
 from research.options import option
 from research.tasks.bins import word_bins
 from research.tasks.buckets import Epochs, assign, choose_bounds, padded_part
+from research.tasks.classification import Classification
 from research.tasks.corpora import cache_directory
 from research.tasks.options import TaskOptions
 from research.tasks.task import (
     PAD,
     UNKNOWN,
     Batch,
-    Classification,
 )
 from research.tasks.text.encoded_pairs import padded_rows
 from research.tasks.text.labelled_text import LabelledCorpus, LabelledTexts, read_labelled
