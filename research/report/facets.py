@@ -240,7 +240,10 @@ def axis_scale(axes: Axes, values: Sequence) -> None:
         axes.set_xscale("log")
     axes.minorticks_off()
     every = max(1, math.ceil(len(x) / 7))
-    axes.set_xticks(x[::every], [truncate(value_text(v), 10) for v in values[::every]])
+    shown = values[::every]
+    # Tuples often differ only at the end.
+    width = max(10, 48 // len(shown))
+    axes.set_xticks(x[::every], [elide_middle(value_text(v), width) for v in shown])
 
 
 def slug(text: str) -> str:
