@@ -29,7 +29,7 @@ experiment = Experiment(
         "one vector, initial state only": {"model.attention": "fixed_initial"},
         "attention": {"model.attention": "additive"},
     },
-    seeds=(0, 1, 2),
+    seeds=8,
     outcome=Outcome(metric="accuracy", split="test"),
     claims=(
         Claim(
