@@ -71,7 +71,7 @@ class Chart:
 
     Attributes:
       name: file stem, unique in the report.
-      section: "outcome", "frontier", "axes", "curves", "slices" or "steps".
+      section: "outcome", "frontier", "axes", "curves", "slices", "steps" or "rates".
       title: title for the heading and for screen readers.
       figure: the matplotlib figure.
     """

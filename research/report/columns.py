@@ -22,7 +22,8 @@ from research.report.formatting import (
 )
 from research.report.judging.items import intervals_over
 from research.report.judging.study import WAITING, Study
-from research.report.tables import BudgetRow, Row, TuningRow
+from research.report.tables import BudgetRow, Row
+from research.report.tuning import RATE, TuningRow
 from research.runs import store
 from research.runs.store import BUDGET
 from research.stats import ALPHA, Summary
@@ -286,7 +287,15 @@ def tuning_columns(study: Study) -> list[Column]:
         kind="text",
     )
     done = Column("runs", lambda row: f"{row.done} of {row.total}", lambda row: row.done)
-    return [*_place(study), *chosen, grid, done]
+    sensitivity = Column(
+        "rate sensitivity",
+        lambda row: NONE if row.sensitivity is None else number(row.sensitivity),
+        lambda row: row.sensitivity,
+        f"Mean over the learning rates of the shared grid of how much worse {outcome.metric} is "
+        "than at the best of them (Wortsman et al. 2023).",
+    )
+    several = len(study.experiment.tune.get(RATE, ())) > 1
+    return [*_place(study), *chosen, *([sensitivity] if several else []), grid, done]
 
 
 TUNING_LIMIT = (

@@ -22,6 +22,7 @@ from research.report.judging.quantities import along_axis, axis_positions
 from research.report.judging.study import Study, has_diverged
 from research.report.outcome_figures import outcome_chart, steps_chart
 from research.report.tables import Row
+from research.report.tuning import learning_rate_chart
 
 INSTEAD = ("error_rate", "accuracy", "loss")
 """Validation metrics whose curves replace that of an outcome without a curve, best first."""
@@ -38,6 +39,7 @@ def charts(study: Study, rows: Sequence[Row]) -> list[Chart]:
             *_curves(study),
             *_slices(study),
             *steps_chart(study),
+            *learning_rate_chart(study),
         ]
 
 

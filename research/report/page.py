@@ -49,6 +49,10 @@ NOTES = {
         "Each mark is a seed; the bar is the median, which counts the seeds that never get there "
         "as later than all others."
     ),
+    "rates": (
+        "Each mark is a tuning seed; the line joins the means, and the ring is the best rate. A "
+        "flat line is an arm that forgives its rate."
+    ),
 }
 """{section: caption of its figures}."""
 
@@ -113,6 +117,7 @@ def _sections(summary: Summary, out: Path, resampled: Bootstrap | None) -> list[
         _charts(summary, "steps", "Steps to solve"),
         _budget(summary),
         _bootstrap(summary, resampled),
+        _charts(summary, "rates", "Learning rates"),
         _tuning(summary),
         Section("arms", "What differs", "configs", panels.configs(summary), _base(study)),
         Section("runs", "Runs", "runs", panels.runs(summary, out)),

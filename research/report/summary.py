@@ -15,8 +15,9 @@ from research.report.judging.judgements import Judgement
 from research.report.judging.measuring import measure
 from research.report.judging.study import Run, Study, metric_value
 from research.report.judging.verdicts import judge_all
-from research.report.tables import BudgetRow, Row, TuningRow
+from research.report.tables import BudgetRow, Row
 from research.report.takeaway import takeaway
+from research.report.tuning import TuningRow, tuning_table
 from research.stats import ALPHA
 
 
@@ -68,7 +69,7 @@ def summarize(study: Study) -> Summary:
         judgements=judgements,
         rows=rows,
         budget=tables.budget_table(study),
-        tuning=tables.tuning_table(study),
+        tuning=tuning_table(study),
         configs=tables.config_table(study),
         outcomes=_outcomes(study),
         progress=tables.progress(study),

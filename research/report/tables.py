@@ -9,7 +9,6 @@ from research import stats
 from research.ablation.costs import Cost as StepCost
 from research.ablation.experiment import points, seed_list
 from research.ablation.measure import Measure, point_key
-from research.ablation.tuning import best, keys_at_edge, scalar_metric, tuning_scores
 from research.configuration import flatten
 from research.report.formatting import count
 from research.report.judging.measuring import measure, rise_time, steps_to_threshold
@@ -237,72 +236,6 @@ def _cost(study: Study, column: str, value: float | None, reference: float | Non
     ratio = value / reference if reference else (1.0 if value == 0 else math.inf)
     differs = abs(ratio - 1) > study.experiment.tolerance
     return Cost(value, ratio, differs and column not in study.experiment.ablated)
-
-
-@dataclass(frozen=True)
-class TuningRow:
-    """The tuned values of one arm at one point.
-
-    Attributes:
-      tuned: values that the reported runs use; before there are any, the choice of the tuning runs.
-      best: choice of the tuning runs; {} until they are finished.
-      scores: (combination, mean validation outcome or NaN, seeds without one) of the whole grid.
-      edges: tuned keys whose best value is the smallest or largest of the extended grid.
-      done, total: number of tuning cells with a result, and of all tuning cells.
-    """
-
-    arm: str
-    point: Mapping[str, Any]
-    tuned: Mapping[str, Any]
-    best: Mapping[str, Any]
-    scores: Sequence[tuple[Mapping[str, Any], float, int]]
-    edges: Sequence[str]
-    done: int
-    total: int
-
-
-def tuning_table(study: Study) -> list[TuningRow]:
-    """Returns one row per point and arm; [] if the experiment tunes nothing."""
-    outcome, rows = study.experiment.outcome, []
-    if not study.experiment.tune:
-        return []
-    results = {r.run: r.result for r in study.runs if r.result}
-    cells = [
-        {"arm": r.arm, "point": r.point, "stage": r.stage, "tuned": r.tuned, "run": r.run}
-        for r in study.runs
-    ]
-    finished = tuning_scores(outcome, cells, results)
-    for point in points(study.experiment):
-        for arm in study.experiment.arms:
-            key = (arm, point_key(point))
-            runs = [r for r in study.runs if r.stage == "tune" and r.key == key]
-            groups: dict[tuple, list[Run]] = {}
-            for run in runs:
-                groups.setdefault(point_key(run.tuned), []).append(run)
-            scores = [_tuning_score(outcome, group) for group in groups.values()]
-            # Show the values that the reported runs used; until they exist, the tuning choice.
-            used = [r.tuned for r in study.reported if r.key == key]
-            chosen = best(finished[key]) if key in finished else {}
-            tuned = used[0] if used else chosen
-            rows.append(
-                TuningRow(
-                    arm=arm,
-                    point=point,
-                    tuned=tuned,
-                    best=chosen,
-                    scores=scores,
-                    edges=keys_at_edge(finished[key]) if key in finished else [],
-                    done=sum(r.status != WAITING for r in runs),
-                    total=len(runs),
-                )
-            )
-    return rows
-
-
-def _tuning_score(outcome, runs: Sequence[Run]) -> tuple[Mapping[str, Any], float, int]:
-    values = [scalar_metric(r.result, outcome.at, "validation", outcome.metric) for r in runs]
-    known = [v for v in values if v is not None]
-    return runs[0].tuned, stats.mean(known), len(values) - len(known)
 
 
 def config_table(study: Study) -> dict[str, list[Any]]:

@@ -12,7 +12,8 @@ from research.ablation.experiment import Outcome
 from research.report.columns import text_rows, tuning_columns
 from research.report.judging.evidence import load_study
 from research.report.judging.measuring import measure
-from research.report.tables import provenance_warnings, tuning_table
+from research.report.tables import provenance_warnings
+from research.report.tuning import tuning_table
 from research.report.write import write_report
 from research.runs import store
 from tests.report.example import EXPERIMENT, simulate
@@ -181,3 +182,26 @@ def test_measured_costs_are_in_the_budget_and_in_a_figure(complete, report):
     summary, out, _ = report()
     assert "ms / step" not in (out / "report.md").read_text()
     assert "cost-by-task-length" not in {chart.name for chart in summary.charts}
+
+
+def test_learning_rate_sensitivity_by_hand(tmp_path):
+    """Rates of .9, .8 and .4 lose .0, .1 and .5; one that diverged counts as the worst value, 0."""
+    values = {1e-3: 0.9, 3e-3: 0.8, 6e-3: 0.4}
+    grid = replace(EXPERIMENT, tune={"optimizer.learning_rate": tuple(values)}, axes={})
+
+    def simulate(arm, point, tuned, seed, generator):
+        run = plausible(values[tuned["optimizer.learning_rate"]], generator)
+        if arm == "dot" and tuned["optimizer.learning_rate"] == 6e-3:
+            run["result"] |= {"status": "diverged", "best": {}, "final": {}}
+        return run
+
+    workdir = build(tmp_path, grid, simulate)
+    none, dot = tuning_table(load_study(workdir))
+    assert none.sensitivity == pytest.approx((0.0 + 0.1 + 0.5) / 3)
+    assert dot.sensitivity == pytest.approx((0.0 + 0.1 + 0.9) / 3)
+    write_report(workdir)
+    assert "| rate sensitivity |" in (workdir / "report.md").read_text()
+    assert (workdir / "learning-rates.png").exists()
+    # Without a worst value there is nothing to put in the place of a seed that diverged.
+    unknown = replace(load_study(workdir), experiment=replace(grid, worst={}))
+    assert [row.sensitivity is None for row in tuning_table(unknown)] == [False, True]
