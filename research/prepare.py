@@ -20,9 +20,9 @@ from research.messages import progress_line, tell
 flags.DEFINE_multi_string(
     "input",
     None,
-    "File or pattern, or hf:NAME[:CONFIG[:SPLIT]] for the Hugging Face Hub; may be repeated. "
-    ".jsonl, .ndjson and .json: JSON lines; .parquet; others: text. All but parquet may end in .gz "
-    "or .zst.",
+    "File or pattern, tinyshakespeare, or hf:NAME[:CONFIG[:SPLIT]] for the Hugging Face Hub; may "
+    "be repeated. .jsonl, .ndjson and .json: JSON lines; .parquet; others: text. All but parquet "
+    "may end in .gz or .zst.",
     required=True,
 )
 flags.DEFINE_string("output", None, "Directory of the shards.", required=True)

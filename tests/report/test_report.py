@@ -33,8 +33,8 @@ def test_complete(complete):
     assert headings and all(a["aria-sort"] == "none" for a in headings)
     sections = {a["id"] for tag, a in page.tags if tag == "section"}
     assert sections == {
-        "verdicts", "outcome", "results", "axes", "curves", "slices", "steps", "budget", "rates", "tuning",
-        "arms", "runs", "methods", "reproduce",
+        "verdicts", "outcome", "results", "axes", "curves", "slices", "steps", "budget", "rates",
+        "tuning", "arms", "runs", "methods", "reproduce",
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
+from research.tasks.corpora import TEXTS, fetch
 
 HUB = "hf:"
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -29,11 +30,12 @@ BUFFER = 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """A file of documents, or a dataset of the Hugging Face Hub.
+    """A file of documents, a known text corpus, or a dataset of the Hugging Face Hub.
 
     Attributes:
-      name: path of the file, or "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT".
-      kind: "text", "json", "parquet" or "hub".
+      name: path of the file, name of the corpus, or "hf:NAME", "hf:NAME:CONFIG" or
+        "hf:NAME:CONFIG:SPLIT".
+      kind: "text", "json", "parquet", "corpus" or "hub".
       size: bytes of the file; 0 for a dataset of the Hub.
     """
 
@@ -55,9 +57,10 @@ def optional(module: str, needed_for: str) -> Any:
 
 
 def find_sources(flag: str, patterns: Sequence[str]) -> list[Source]:
-    """Returns the sources that paths, patterns such as data/*.jsonl.gz, and hf:NAME stand for.
+    """Returns the sources that paths, patterns such as data/*.jsonl.gz, and names stand for.
 
-    They are in the order of the patterns, and in that of their names within each.
+    Names are those of known text corpora, which are downloaded if they are missing, and hf:NAME.
+    The sources are in the order of the patterns, and in that of their names within each.
 
     Raises UserError for a pattern without files, a folder, a file that is named twice, and for a
     kind of file whose library is not installed.
@@ -70,9 +73,13 @@ def find_sources(flag: str, patterns: Sequence[str]) -> list[Source]:
             continue
         # A file may have the characters of a pattern in its name.
         plain = os.path.expanduser(pattern)
+        if pattern in TEXTS and not os.path.exists(plain):
+            found.append(Source(pattern, "corpus", fetch(TEXTS[pattern]).stat().st_size))
+            continue
         paths = [plain] if os.path.exists(plain) else sorted(glob.glob(plain, recursive=True))
         if not paths:
-            raise UserError(f"--{flag}={pattern!r}: there is no such file.")
+            known = f"known corpora: {', '.join(TEXTS)}"
+            raise UserError(f"--{flag}={pattern!r}: there is no such file ({known}).")
         found += [_file(flag, path) for path in paths]
     names = [source.name for source in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -112,8 +119,9 @@ def records(
     field or whose field is no text.
     """
     readers = {"json": _json_lines, "parquet": _parquet, "hub": _hub}
-    if source.kind == "text":
-        yield from _texts(source.name, separator, start)
+    if source.kind in ("text", "corpus"):
+        path = str(fetch(TEXTS[source.name])) if source.kind == "corpus" else source.name
+        yield from _texts(path, separator, start)
     else:
         yield from readers[source.kind](source.name, field, start)
 
@@ -267,4 +275,7 @@ def well_formed(text: str) -> tuple[str, bytes]:
 
 def described(sources: Sequence[Source]) -> list[list]:
     """Returns [absolute path or dataset, bytes] of each source, for the record of a command."""
-    return [[s.name if s.kind == "hub" else str(Path(s.name).absolute()), s.size] for s in sources]
+    return [
+        [s.name if s.kind in ("hub", "corpus") else str(Path(s.name).absolute()), s.size]
+        for s in sources
+    ]

@@ -1,13 +1,15 @@
 """Documents are read from every kind of file, from any record on, and mistakes say where."""
 
 import gzip
+import hashlib
 import sys
 import types
 
 import pytest
 
 from research.errors import UserError
-from research.tasks.tokens.documents import find_sources, records, well_formed
+from research.tasks.corpora import TEXTS, RemoteFile
+from research.tasks.tokens.documents import described, find_sources, records, well_formed
 from tests.commands import run_cases
 from tests.corpora import json_lines, texts
 
@@ -49,6 +51,20 @@ def test_text_and_json_lines_packed_or_not(tmp_path, kind, ending):
     path = tmp_path / f"documents.{kind}{ending}"
     path.write_bytes(pack(content[kind]))
     check(path, separator="<|>" if kind == "txt" else "")
+
+
+def test_a_known_corpus_is_read_by_name(tmp_path, monkeypatch):
+    content = "<|>".join(DOCUMENTS).encode()
+    known = RemoteFile("known/input.txt", "https://no.network", hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(TEXTS, "known", known)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    (tmp_path / "known").mkdir()
+    (tmp_path / known.path).write_bytes(content)
+    assert described(find_sources("input", ["known"])) == [["known", len(content)]]
+    check("known", separator="<|>")
+    (tmp_path / known.path).write_bytes(content + b" ")
+    with pytest.raises(UserError, match="not the recorded"):
+        find_sources("input", ["known"])
 
 
 def test_a_separator_may_lie_across_what_is_read_at_once(tmp_path, monkeypatch):
