@@ -10,6 +10,9 @@ The compared statistic depends on the metric:
   "budget/NAME": the number itself, which is the same for all seeds;
   anything else, including the outcome given by its name: the mean over seeds. A single mean is
     tested very conservatively (`research.stats.CAUTION`), a difference of two by Welch's test.
+  "cost/seconds_per_step": the ratio of two arms' times minus one, round by round, as measured by
+    `research.costs` with the arms taking turns; a margin of 0.1 is 10 %;
+  "cost/memory_bytes": the number itself.
 "timing/NAME" is never compared, because one clock times all seeds of an arm at once.
 
 Common attributes of the tests:
@@ -17,10 +20,10 @@ Common attributes of the tests:
     leaves out; empty: at every point.
   metric: name of the tested metric; "" is the outcome of the experiment. A sliced metric (for
     example "accuracy_by_gap") adds the axis "slice", whose values are the slice labels.
-    "budget/NAME" is a budget column, "timing/NAME" a timing, "steps_to_threshold" the first
-    evaluated step at which the outcome reached `Outcome.solved`, "rise_time" the fraction of
-    training in which the outcome rose from 20 to 80 % of the way to the threshold (0.6: steady
-    progress, near 0: a jump).
+    "budget/NAME" is a budget column, "timing/NAME" a timing, "cost/NAME" a cost that
+    `research.costs` measured, "steps_to_threshold" the first evaluated step at which the outcome
+    reached `Outcome.solved`, "rise_time" the fraction of training in which the outcome rose from 20
+    to 80 % of the way to the threshold (0.6: steady progress, near 0: a jump).
   better: "higher" or "lower"; only needed for a metric whose direction is declared nowhere.
 """
 
@@ -29,6 +32,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from research.ablation.costs import MEASURED
 from research.errors import UserError, check_name
 from research.runs.store import BUDGET, TIMINGS
 
@@ -38,7 +42,11 @@ STEPS, RISE = "steps_to_threshold", "rise_time"
 """Metrics derived from the validation curve of the outcome: the first evaluated step at which it
 reached `Outcome.solved`, and the fraction of training in which most of its rise happened. Fewer
 steps are better; a more abrupt rise is neither better nor worse."""
-COLUMNS: Mapping[str, Mapping[str, bool | None]] = {"budget": BUDGET, "timing": TIMINGS}
+COLUMNS: Mapping[str, Mapping[str, bool | None]] = {
+    "budget": BUDGET,
+    "timing": TIMINGS,
+    "cost": MEASURED,
+}
 """{prefix before the slash of a metric: {name: whether higher is better}}."""
 
 

@@ -11,6 +11,9 @@ from typing import Any
 from research.runs.store import read_json, write_json
 
 FILE = "costs.json"
+SECONDS, MEMORY = "seconds_per_step", "memory_bytes"
+MEASURED: Mapping[str, bool | None] = {SECONDS: False, MEMORY: False}
+"""{measured cost: whether higher is better}."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ Point = tuple[tuple[str, Any], ...]
 """An axis point as a sorted tuple of (key, value), so that it can be a dictionary key."""
 
 VALUES, TIMES, COSTS, STOPWATCH = "values", "times", "costs", "stopwatch"
+TURNS = "turns"
 """Kinds of quantities: a number per seed; steps to an event, infinite if it never happened; a
-cost, which is the same for every seed; a time measured for all seeds trained in one program."""
+cost, which is the same for every seed; a time measured for all seeds trained in one program; times
+of a step in rounds in which all arms at all points took turns."""
 
 
 def point_key(point: Mapping[str, Any]) -> Point:
@@ -48,11 +50,12 @@ class Measure:
 
     Attributes:
       name: name of the quantity in the report.
-      values: {(arm, point): {seed: value}}. A diverged seed has the worst possible value, or an
-        infinity if the metric is unbounded; a seed without a result is absent.
+      values: {(arm, point): {seed: value}}, or {round: value} for TURNS. A diverged seed has the
+        worst possible value, or an infinity if the metric is unbounded; a seed without a result is
+        absent.
       points: the expected points, in the order of the axes.
       higher_is_better: direction, or None if neither direction is better.
-      kind: VALUES, TIMES, COSTS or STOPWATCH.
+      kind: VALUES, TIMES, COSTS, STOPWATCH or TURNS.
       solved: threshold at which a seed counts as having solved the task, or None. With a threshold,
         claims concern the probability of solving.
       chance: chance level, or None.

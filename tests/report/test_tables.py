@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from research import stats
+from research.ablation.claims import Claim, Equivalence, Threshold, Trend
 from research.ablation.experiment import Outcome
 from research.report.columns import text_rows, tuning_columns
 from research.report.judging.evidence import load_study
@@ -16,7 +17,7 @@ from research.report.tables import provenance_warnings
 from research.report.tuning import tuning_table
 from research.report.write import write_report
 from research.runs import store
-from tests.report.example import EXPERIMENT, simulate
+from tests.report.example import COSTS, EXPERIMENT, simulate
 from tests.report.synthetic_sweep import build, plausible
 
 
@@ -205,3 +206,25 @@ def test_learning_rate_sensitivity_by_hand(tmp_path):
     # Without a worst value there is nothing to put in the place of a seed that diverged.
     unknown = replace(load_study(workdir), experiment=replace(grid, worst={}))
     assert [row.sensitivity is None for row in tuning_table(unknown)] == [False, True]
+
+
+def test_claims_on_measured_costs_need_the_measurement(report):
+    claims = (
+        Claim("As fast", test=Equivalence("dot", "none", 0.1, metric="cost/seconds_per_step")),
+        Claim("Small", test=Threshold("dot", at_most=2**23, metric="cost/memory_bytes",
+                                      at={"task.length": 5})),
+        Claim("Grows", test=Trend("dot", "task.length", "increasing",
+                                  metric="cost/seconds_per_step")),
+    )  # fmt: skip
+    experiment = replace(EXPERIMENT, claims=claims)
+    slower = [replace(c, seconds=tuple(x * (1 + i / 20) for i, x in enumerate(c.seconds)))
+              if c.arm == "dot" else c for c in COSTS]  # fmt: skip
+    summary, _, _ = report(experiment, costs=slower)
+    first, second, third = summary.judgements
+    assert "Time of a step of dot over that of none, minus one" in first.effect
+    assert first.verdict == "open" and "The rounds do not decide it" in first.why
+    assert second.verdict == "supported" and third.verdict == "cannot tell"
+    assert "All rounds are equal" in third.why
+    summary, _, _ = report(experiment)
+    assert {j.verdict for j in summary.judgements} == {"cannot tell"}
+    assert "esearch.costs has not measured dot" in summary.judgements[0].why

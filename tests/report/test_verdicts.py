@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from benchmarks import verdicts
 from research.ablation.claims import (
@@ -13,7 +15,7 @@ from research.ablation.claims import (
     Threshold,
     Trend,
 )
-from research.ablation.measure import COSTS, STOPWATCH, TIMES, Measure, point_key
+from research.ablation.measure import COSTS, STOPWATCH, TIMES, TURNS, Measure, point_key
 from research.report.judging.quantities import axis_positions
 from research.report.judging.verdicts import judge, judge_all
 
@@ -165,6 +167,28 @@ def test_costs_are_the_same_for_every_seed():
     assert verdict(Direction("a", "b", 25), values, **how).verdict == "refuted"
     assert verdict(Threshold("a", at_most=10), values, **how).verdict == "supported"
     assert verdict(Threshold("a", at_most=9), values, **how).verdict == "refuted"
+
+
+def test_times_are_compared_in_rounds_in_which_arms_took_turns():
+    """A load that slows a round slows both arms, so that the ratio of a round does not see it."""
+    load = [1.0, 1.3, 2.0, 1.1, 1.6]
+    near = [x * (1 + n) for x, n in zip(load, NOISE, strict=True)]
+    values = one_place(a=near, b=[1.2 * x for x in load], c=[5.0], d=[])
+    how = {"higher": False, "kind": TURNS}
+    judgement = verdict(Direction("a", "b", 0.1), values, **how)
+    ratios = [1.2 / (1 + n) - 1 for n in NOISE]
+    interval = scipy.stats.t.interval(0.95, 4, np.mean(ratios), scipy.stats.sem(ratios))
+    assert judgement.verdict == "supported"
+    assert (judgement.checks[0].low, judgement.checks[0].high) == pytest.approx(interval)
+    assert judgement.effect.startswith("Time of a step of b over that of a, minus one: 0.200 [")
+    assert "over 5 rounds in which the arms took turns" in judgement.effect
+    assert judgement.tested.endswith("of a is lower than that of b by more than 10 %.")
+    assert verdict(Direction("a", "b", 0.3), values, **how).verdict == "refuted"
+    assert verdict(Direction("b", "a"), values, **how).verdict == "refuted"
+    assert verdict(Equivalence("a", "b", 0.25), values, **how).verdict == "supported"
+    judgement = verdict(Direction("a", "c"), values, **how)
+    assert judgement.verdict == "cannot tell" and "One round" in judgement.why
+    assert verdict(Direction("a", "d"), values, **how).verdict == "cannot tell"
 
 
 def test_one_clock_is_no_sample():

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.ablation.claims import RISE, SLICE, STEPS, higher_is_better
+from research.ablation.costs import MEMORY, SECONDS
 from research.ablation.experiment import Outcome, points, seed_list
 from research.ablation.measure import (
     COSTS,
     STOPWATCH,
     TIMES,
+    TURNS,
     VALUES,
     Measure,
     Point,
@@ -35,6 +37,8 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
     named = bool(metric)
     metric = metric or outcome.metric
     higher = higher_is_better(metric, outcome, better, study.experiment.directions)
+    if metric in (f"cost/{SECONDS}", f"cost/{MEMORY}"):
+        return _measured_cost(study, metric, higher)
     axis_points = points(study.experiment)
     labels = slice_labels(study, metric)
     worst = _worst(study, metric, higher)
@@ -81,6 +85,25 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
         choice=_choice(study, metric, named) if kind == VALUES and metric != RISE else {},
         progress=_progress(study, metric, higher) if kind == VALUES else {},
     )
+
+
+def _measured_cost(study: Study, metric: str, higher: bool | None) -> Measure:
+    """Measures what `research.costs` did: seconds per round, or the memory of a step."""
+    timed = metric == f"cost/{SECONDS}"
+    values: dict[tuple[str, Point], dict[int, float]] = {}
+    for row in study.costs.rows:
+        found = row.seconds if timed else () if row.memory_bytes is None else (row.memory_bytes,)
+        if found:
+            values[row.arm, point_key(row.point)] = dict(enumerate(map(float, found)))
+    axis_points = points(study.experiment)
+    absent = {
+        (arm, point_key(p)): f"research.costs has not measured {arm}"
+        for p in axis_points
+        for arm in study.experiment.arms
+        if (arm, point_key(p)) not in values
+    }
+    kind = TURNS if timed else COSTS
+    return Measure(metric, values, axis_points, higher, kind, missing=absent)
 
 
 def _progress(study: Study, metric: str, higher: bool | None) -> dict[tuple[str, Point], Progress]:

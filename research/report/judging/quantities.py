@@ -3,7 +3,8 @@
 The compared statistic depends on the measure. For an outcome with a `solved` threshold it is the
 probability that a seed solves the task, because each seed either solves it or does not and the mean
 of a few seeds says little. For steps to an event it is the order of the seeds, for costs the
-numbers themselves, and for anything else the mean over seeds. The error of a mean has the error of
+numbers themselves, for times of a step their ratio in rounds in which the arms took turns, and for
+anything else the mean over seeds. The error of a mean has the error of
 the test items in it, where the runs kept their results (`items`).
 """
 
@@ -25,7 +26,16 @@ from research.ablation.claims import (
     Threshold,
     Trend,
 )
-from research.ablation.measure import COSTS, STOPWATCH, TIMES, VALUES, Measure, Point, point_key
+from research.ablation.measure import (
+    COSTS,
+    STOPWATCH,
+    TIMES,
+    TURNS,
+    VALUES,
+    Measure,
+    Point,
+    point_key,
+)
 from research.report.formatting import count, number, point_text
 from research.report.judging.quantity import Quantity
 from research.stats import ALPHA, Proportion, ProportionDifference
@@ -72,9 +82,8 @@ def statistic_name(data: Measure) -> str:
     """Returns the name of the compared statistic, for example "mean accuracy"."""
     if data.solved is not None:
         return "probability to solve"
-    return {TIMES: data.name.replace("_", " "), COSTS: data.name}.get(
-        data.kind, f"mean {data.name}"
-    )
+    names = {TIMES: data.name.replace("_", " "), COSTS: data.name, TURNS: "time of a step"}
+    return names.get(data.kind, f"mean {data.name}")
 
 
 def advantage(data: Measure, a: str, b: str, point: Mapping, at: Mapping, region) -> Quantity:
@@ -84,6 +93,8 @@ def advantage(data: Measure, a: str, b: str, point: Mapping, at: Mapping, region
     what = f"{statistic_name(data)} of {first} minus that of {second}"
     if data.kind == TIMES:
         what = f"share of pairs of seeds in which {a} comes first, above one half"
+    elif data.kind == TURNS:
+        what = _ratio(data, first, second)
     low, high = region
     return _difference(data, first, second, point, _label(point, at), what, low, high)
 
@@ -94,8 +105,14 @@ def difference(data: Measure, a: str, b: str, point: Mapping[str, Any]) -> Quant
     return _difference(data, a, b, point, "", what, 0.0, math.inf)
 
 
+def _ratio(data: Measure, a: str, b: str) -> str:
+    return f"{statistic_name(data)} of {a} over that of {b}, minus one"
+
+
 def _equivalence(data, a, b, point, at, margin) -> Quantity:
     what = f"{statistic_name(data)} of {a} minus that of {b}"
+    if data.kind == TURNS:
+        what = _ratio(data, a, b)
     q = _difference(data, a, b, point, _label(point, at), what, -margin, margin)
     e = q.estimate
     if isinstance(e, ProportionDifference) and not q.obstacle:
@@ -130,6 +147,9 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
                 obstacle = "no seed of either ever got there"
             elif low > 0:
                 obstacle = "for steps, only the order is tested, not the size of the difference"
+        elif data.kind == TURNS:
+            estimate = stats.mean_of([one[r] / other[r] - 1 for r in sorted(set(one) & set(other))])
+            obstacle = _no_spread(data, sides, estimate)
         else:
             items = [] if paired else data.items.of_difference(*map(_place, sides))
             estimate = _means(one, other, paired, items)
@@ -190,6 +210,8 @@ def _absent(data: Measure, arm: str, point: Mapping, sample: stats.Sample) -> st
         return missing
     if not sample:
         return f"there are no finished runs of {arm}"
+    if len(sample) == 1 and data.kind == TURNS:
+        return "one round of measurements is not evidence"
     if len(sample) == 1 and data.kind != COSTS:
         return ONE_SEED
     return ""
@@ -202,7 +224,8 @@ def _no_spread(data: Measure, sides, estimate: stats.StudentT) -> str:
         if lost:
             return f"{count(lost, 'seed')} of {arm} diverged, and {data.name} has no worst value"
     if estimate.error == 0:
-        return "all seeds are equal, which says nothing of the spread of others"
+        values = "rounds" if data.kind == TURNS else "seeds"
+        return f"all {values} are equal, which says nothing of the spread of others"
     return ""
 
 
@@ -361,7 +384,8 @@ def _steps(data: Measure, test: Trend, group: Sequence[Mapping]) -> list[Quantit
             (test.arm, q, data.sample(test.arm, q)),
             (test.arm, p, data.sample(test.arm, p)),
         )
-        what = f"change of the {statistic_name(data)} of {test.arm}"
+        what = f"{'relative ' if data.kind == TURNS else ''}change of the {statistic_name(data)}"
+        what += f" of {test.arm}"
         return _between(data, sides, label, what, low, high, paired)
 
     if test.direction == "flat":

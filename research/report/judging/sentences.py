@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from research.ablation.claims import Crossover, Direction, Equivalence, Test, Threshold, Trend
-from research.ablation.measure import COSTS, TIMES, Measure
+from research.ablation.measure import COSTS, TIMES, TURNS, Measure
 from research.report.formatting import bracket, number, value_text
 from research.report.judging.judgements import CANNOT_TELL, OPEN, REFUTED, Check
 from research.report.judging.quantities import statistic_name
@@ -30,23 +30,24 @@ def tested_text(test: Test, data: Measure, everywhere: bool) -> str:
                 return f"Tested: seeds of {a} tend to get there before those of {b}{ending}."
             lower = data.higher_is_better is False and data.solved is None
             than = "lower" if lower else "higher"
-            by = f" by more than {margin:g}" if margin else ""
+            by = f" by more than {_margin(data, margin)}" if margin else ""
             return (
                 f"Tested: the {what} of {a} is {than} than that of {b}{by}{_solving(data)}{ending}."
             )
         case Equivalence(a, b, margin):
             return (
-                f"Tested: the {what} of {a} and that of {b} differ by less than {margin:g}"
-                f"{_solving(data)}{ending}."
+                f"Tested: the {what} of {a} and that of {b} differ by less than "
+                f"{_margin(data, margin)}{_solving(data)}{ending}."
             )
         case Trend(arm, _, "flat", margin):
             return (
-                f"Tested: the {what} of {arm} differs by less than {margin:g} between any two "
-                f"values of {name}{_solving(data)}."
+                f"Tested: the {what} of {arm} differs by less than {_margin(data, margin)} "
+                f"between any two values of {name}{_solving(data)}."
             )
         case Trend(arm, _, direction, margin):
             verb = "rises" if direction == "increasing" else "falls"
-            total = f", and by more than {margin:g} from first to last" if margin else ""
+            most = f"more than {_margin(data, margin)}"
+            total = f", and by {most} from first to last" if margin else ""
             return (
                 f"Tested: the {what} of {arm} {verb} from every value of {name} to the next{total}"
                 f"{_solving(data)}."
@@ -57,6 +58,10 @@ def tested_text(test: Test, data: Measure, everywhere: bool) -> str:
             else:
                 where = f"below {name} = {value_text(value)} and worse above"
             return f"Tested: {a} is better than {b} {where} ({what}{_solving(data)})."
+
+
+def _margin(data: Measure, margin: float) -> str:
+    return percent(margin) if data.kind == TURNS else f"{margin:g}"
 
 
 def _solving(data: Measure) -> str:
@@ -94,6 +99,9 @@ def _of(q: Quantity, data: Measure, level: float, seeds: str) -> str:
     over = f"{seeds} seed{'' if seeds == '1' else 's'}"
     if data.kind == COSTS:
         return "the same for every seed"
+    if data.kind == TURNS:
+        rounds = f"{seeds} round{'' if seeds == '1' else 's'}"
+        return f"{percent(1 - level)} interval, t, over {rounds} in which the arms took turns"
     if isinstance(q.estimate, RankDifference):
         return f"{over}, permutation test"
     if isinstance(q.estimate, Proportion):
@@ -124,7 +132,7 @@ def percent(share: float) -> str:
 
 
 def reason_text(
-    test: Test,
+    data: Measure,
     verdict: str,
     checks: Sequence[Check],
     obstacle: str,
@@ -139,7 +147,8 @@ def reason_text(
     elif verdict == OPEN:
         undecided = sum(c.verdict == verdict for c in checks)
         where = f" in {undecided} of {len(checks)} comparisons" if len(checks) > 1 else ""
-        parts.append(f"The seeds do not decide it{where}: {_border(checks, verdict)}.")
+        runs = "rounds" if data.kind == TURNS else "seeds"
+        parts.append(f"The {runs} do not decide it{where}: {_border(checks, verdict)}.")
     elif len(checks) > 1:
         alike = sum(c.verdict == verdict for c in checks)
         parts.append(f"So in {alike} of {len(checks)} comparisons.")

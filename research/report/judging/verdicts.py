@@ -141,7 +141,7 @@ def _decide(evidence: _Evidence, level: float, family: int) -> Judgement:
         verdict=verdict,
         effect=sentences.effect_text(checks, verdict, data, level),
         tested=sentences.tested_text(test, data, len(data.points) > 1 and not test.at),
-        why=sentences.reason_text(test, verdict, checks, obstacle, level, family, claim.primary),
+        why=sentences.reason_text(data, verdict, checks, obstacle, level, family, claim.primary),
         level=level,
         family=family,
         checks=checks,
