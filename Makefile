@@ -65,7 +65,7 @@ docs: .venv/docs.stamp
 # Recompiles the locks after a change of pyproject.toml; needs uv.
 lock:
 	$(LOCK) pyproject.toml -o requirements.txt
-	for extra in dev gpu tpu; do \
+	for extra in dev gpu gpu-cuda12 tpu; do \
 	  $(LOCK) --extra $$extra -c requirements.txt pyproject.toml -o requirements-$$extra.txt; \
 	done
 	for extra in docs data; do \
