@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from tests.commands import ROOT
+from tests.runs import rows_without_time
 
 
 def command(experiment: str, workdir: Path, *more: str) -> list[str]:
@@ -68,11 +69,7 @@ def figures(workdir: Path) -> dict[str, dict]:
 def rows(workdir: Path) -> dict[str, list[dict]]:
     """Returns {run: rows of metrics.jsonl without their clock}."""
     return {
-        path.parent.name: [
-            {k: v for k, v in json.loads(line).items() if k != "seconds"}
-            for line in path.read_text().splitlines()
-        ]
-        for path in workdir.glob("*/metrics.jsonl")
+        path.parent.name: rows_without_time(path.parent) for path in workdir.glob("*/metrics.jsonl")
     }
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from research.runs.store import read_json, read_metrics, read_result
+from research.runs.store import TIMINGS, read_json, read_metrics, read_result
 from research.train import members_of
 from research.training import loop
 from research.training.loop import train_population
@@ -22,8 +22,13 @@ def train(config, workdir):
 def without_time(run):
     """Returns result.json and metrics.jsonl without what a clock says."""
     result = {k: v for k, v in read_result(run).items() if k != "timing"}
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
-    return result, rows
+    return result, rows_without_time(run)
+
+
+def rows_without_time(run):
+    """Returns metrics.jsonl without what a clock says."""
+    timed = {"seconds", *TIMINGS}
+    return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(run)]
 
 
 def best_of(run):

@@ -38,6 +38,7 @@ TIMINGS: Mapping[str, bool | None] = {
     "train_seconds": False,
     "compile_seconds": False,
     "steps_per_second": True,
+    "tokens_per_second": True,
     "model_flops_utilization": True,
     "members": None,
 }

@@ -5,7 +5,7 @@ import fcntl
 import itertools
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def _train(
     members = to_global_arrays(host, program.members)
     metric, seeds = program.task.select, np.asarray(host.seed)
     rate = read_optimizer(configs[0]).fraction(config.steps)
-    utilization = _utilization(program, configs)
+    per_step = _per_step(program, configs)
     first, state = _begin(program, configs, runs, saved)
     step = first
     data = program.training_data(seeds, step, step)
@@ -205,7 +205,7 @@ def _train(
     state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
     compiled = time.perf_counter()
 
-    writer = MetricsWriter(runs if is_first() else (), step, utilization)
+    writer = MetricsWriter(runs if is_first() else (), step, per_step)
     shown = ("train/loss", f"validation/{metric}")
     line = ProgressLine(title, step, config.steps, shown, quiet=not is_first())
     targets = list(_targets(step, config, trace.boundaries))
@@ -241,16 +241,14 @@ def _train(
         line.close()
         writer.close()
     timing = {"members": len(configs), "compile_seconds": compiled - began}
-    return state, timing | _speed(step - first, time.perf_counter() - compiled, utilization)
+    return state, timing | _speed(step - first, time.perf_counter() - compiled, per_step)
 
 
-def _speed(steps: int, seconds: float, utilization: float | None) -> dict[str, float]:
-    """Returns timings of so many steps; `utilization` is at one step per second, if it is known."""
+def _speed(steps: int, seconds: float, per_step: Mapping[str, float]) -> dict[str, float]:
+    """Returns timings of so many steps, with the amounts of `_per_step` per second."""
     rate = steps / seconds if steps else 0.0
     timing = {"train_seconds": seconds, "steps_per_second": rate}
-    if utilization is not None:
-        timing["model_flops_utilization"] = utilization * rate
-    return timing
+    return timing | {name: amount * rate for name, amount in per_step.items()}
 
 
 def _targets(step: int, config: ConfigDict, others: Sequence[int]) -> Iterator[int]:
@@ -280,11 +278,16 @@ def _logged(step: int, config: ConfigDict) -> list[int]:
     return [target for target in _targets(0, config, ()) if target <= step]
 
 
-def _utilization(program: Program, configs: Sequence[ConfigDict]) -> float | None:
-    """Returns the model FLOPs utilization at one step per second; None if the peak is unknown."""
+def _per_step(program: Program, configs: Sequence[ConfigDict]) -> dict[str, float]:
+    """Returns what one step a second makes: tokens of all members, without padding, and MFU.
+
+    There is no MFU (`utilization`) for devices whose peak is not known.
+    """
     budget = measure_budget(configs[0])
-    flops = budget["flops_per_token"] * budget["tokens"] / budget["steps"] * len(configs)
-    return step_utilization(flops, program.layout.devices)
+    tokens = budget["tokens"] / budget["steps"] * len(configs)
+    rates = {"tokens_per_second": tokens}
+    used = step_utilization(budget["flops_per_token"] * tokens, program.layout.devices)
+    return rates if used is None else rates | {"model_flops_utilization": used}
 
 
 def _finish(

@@ -17,6 +17,7 @@ from research.training.runs import load_best_params
 from tests import corpora, small
 from tests.ablation.test_sweep import write
 from tests.commands import ROOT, run_cases
+from tests.runs import rows_without_time
 
 # Long enough to be stopped on the way. Tiny rates, or rounding would grow over so many steps.
 LONG = {"train.steps": 60, "train.log_every": 4, "train.eval_every": 20}
@@ -73,7 +74,7 @@ def finish(processes):
 
 def figures(run):
     """Everything that was measured, as flat numbers, without what a clock says."""
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
+    rows = rows_without_time(run)
     result = {k: v for k, v in read_result(run).items() if k not in ("timing", "layout")}
     return rows, result
 

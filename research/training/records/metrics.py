@@ -64,14 +64,15 @@ class MetricsWriter:
     Args:
       runs: run directories, in member order.
       step: step at which training starts or resumes.
-      utilization: model FLOPs utilization at one step per second; None if the peak is unknown.
+      per_step: {name: amount in one step of all members}; rows have NAME as the amount per second
+        since the row before.
 
     Every method raises OSError, with the file's name, if a write fails.
     """
 
-    def __init__(self, runs: Sequence[Path], step: int, utilization: float | None = None):
+    def __init__(self, runs: Sequence[Path], step: int, per_step: Mapping[str, float]):
         self._runs = runs
-        self._utilization = utilization
+        self._per_step = per_step
         self._last: tuple[int, float] | None = None
         self._pending: tuple[int, dict[str, Any], Future[float]] | None = None
         self._waiting = ThreadPoolExecutor(1)
@@ -97,7 +98,7 @@ class MetricsWriter:
         step, columns, computed = self._pending
         self._pending = None
         when = computed.result()
-        times = {"seconds": round(when - self._start, 3)} | self._utilized(step, when)
+        times = {"seconds": round(when - self._start, 3)} | self._rates(step, when)
         members = range(len(self._runs))
         self.latest = [self._row(step, columns, member) | times for member in members]
         self._last = (step, when)
@@ -129,13 +130,13 @@ class MetricsWriter:
                 row[name] = float(np.broadcast_to(np.asarray(value), len(self._runs))[member])
         return row
 
-    def _utilized(self, step: int, now: float) -> dict[str, float]:
-        """Returns the utilization since the last row; the time includes evaluation and saving."""
-        if self._utilization is None or self._last is None:
+    def _rates(self, step: int, now: float) -> dict[str, float]:
+        """Returns the rates since the last row; the time includes evaluation and saving."""
+        if self._last is None:
             return {}
         before, then = self._last
-        rate = (step - before) / max(now - then, 1e-9)
-        return {"model_flops_utilization": rate * self._utilization}
+        steps = (step - before) / max(now - then, 1e-9)
+        return {name: steps * amount for name, amount in self._per_step.items()}
 
     def close(self) -> None:
         """Writes the pending row and closes all files."""

@@ -11,7 +11,10 @@ PLAIN_SECONDS = 15.0
 
 
 class ProgressLine:
-    """Shows steps, steps/s, metrics and remaining time of one population.
+    """Shows steps, steps/s, tokens/s, MFU, metrics and remaining time of one population.
+
+    Steps/s are since the start; tokens/s and MFU are those of the latest metrics row, the latter
+    only on devices whose peak is known.
 
     Args:
       title: label of the line.
@@ -59,6 +62,11 @@ class ProgressLine:
 
     def _values(self, rows: Sequence[dict]) -> str:
         text = ""
+        latest = rows[0] if rows else {}  # these are of all members together
+        if "tokens_per_second" in latest:
+            text += f", {latest['tokens_per_second']:,.0f} tokens/s"
+        if "model_flops_utilization" in latest:
+            text += f", MFU {latest['model_flops_utilization']:.1%}"
         for name in self._shown:
             values = [row[name] for row in rows if name in row]
             if values:
