@@ -38,7 +38,7 @@ flags.DEFINE_string("out", "", "Directory of stream.json and stream.png. Default
 STREAM = ("window", "sinks", "tokens", "pieces", "input", "recompute", "out")
 """Flags for streaming."""
 SPLITS = ("train", "validation")
-"""Splits of a text data set."""
+"""Splits that can be streamed."""
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         check(options)
     from research.training.runs import load_run_config, open_run
 
-    config = load_run_config(workdir, ("text",) if streams else ())
+    config = load_run_config(workdir, ("text", "tokens") if streams else ())
     sizes = sizes_of(config, options) if streams else (0, 0)
     opened = open_run(workdir, config)
     tell(f"best step {opened.best['step']:,}")
@@ -146,15 +146,19 @@ def stream(opened: Any, options: flags.FlagValues, window: int, longest: int) ->
 
 def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
     """Returns the tokens of the text to stream, and a description of it. Raises UserError."""
-    import numpy as np
-
     from research.tasks.corpora import read_file
     from research.training.runs import load_run_task
 
     if options.input:
+        if opened.tokenizer is None:
+            raise UserError(
+                f"--input={options.input} needs a tokenizer, and the shards that {opened.path} was "
+                "trained on came without one; give --split."
+            )
         return opened.tokenizer.encode(read_file(Path(options.input))), options.input
     split = options.split or "validation"
-    return np.asarray(load_run_task(opened).data[split]), f"the {split} split"
+    task: Any = load_run_task(opened)
+    return task.text(split), f"the {split} split"
 
 
 def curves_of(
@@ -175,7 +179,7 @@ def curves_of(
         tell(f"{name}:")
         progress = progress_of(number, "tokens")
         curves.append(Curve(name, sinks, streaming_losses(model, params, tokens, progress)))
-    model: Any = make_model(config.model, opened.tokenizer.vocab_size, longest)
+    model: Any = make_model(config.model, opened.model.config.vocab_size, longest)
     if recompute:
         tell("recomputed:")
         progress = progress_of(number, "tokens")

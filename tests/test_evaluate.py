@@ -19,6 +19,10 @@ from tests.commands import run_cases
 from tests.random_runs import STEP, write_run
 
 TEXT = "A rose by any other name would smell as sweet.\n" * 60
+SHARDS = {
+    name: np.random.default_rng(number).integers(0, 50, number).astype("<u2")
+    for name, number in (("train", 200), ("val", 150))
+}
 STREAM = {"task__stream_sinks": (0, 2), "task__stream_window": 6, "task__stream_tokens": 60}
 TINY = {"model__num_layers": 1, "train__steps": 8, "train__checkpoint_every": 8}
 
@@ -33,6 +37,12 @@ def folder(tmp_path_factory):
     write_run(folder / "text", small.text(path, task__eval_lengths=(20,)))
     write_run(folder / "linear", small.text(path, model__mixer="linear", model__position="none"))
     write_run(folder / "learned", small.text(path, model__position="learned"))
+    # Shards of another project, without a tokenizer.
+    (folder / "shards").mkdir()
+    for name, tokens in SHARDS.items():
+        tokens.tofile(folder / "shards" / f"{name}.bin")
+    shards = {"task__corpus_vocab_size": 50, "task__eval_lengths": (20,)}
+    write_run(folder / "tokens", small.tokens(folder / "shards", **shards))
     write_run(folder / "latent", small.text(path, model__mixer="latent"))
     for name, config in (("recall", small.recall()), ("begun", small.text(path))):
         write_json(folder / name / CONFIG, to_plain(config))
@@ -57,7 +67,10 @@ def outcomes(folder, trained):
     streams = ["--window=6", "--sinks=2,0", "--tokens=40", "--pieces=3"]
     cases = {
         "again": [f"--workdir={trained['text'][0]}"],
-        "streamed": [f"--workdir={folder}/text", *streams, "--recompute", f"--out={folder}/out"],
+        **{
+            run: [f"--workdir={folder}/{run}", *streams, "--recompute", f"--out={folder}/{run}-out"]
+            for run in ("text", "tokens")
+        },
         "file": [
             f"--workdir={folder}/text",
             f"--input={folder}/long.txt",
@@ -96,6 +109,10 @@ WRONG = {
     ),
     "both": ([WORKDIR, "--split=train", "--input={}/long.txt"], "--input and --split are both"),
     "no file": ([WORKDIR, "--input={}/none.txt"], "none.txt: there is no such file"),
+    "no tokenizer": (
+        ["--workdir={}/tokens", "--input={}/long.txt", "--tokens=40"],
+        "long.txt needs a tokenizer, and the shards that",
+    ),
     "alphabet": ([WORKDIR, "--input={}/greek.txt", "--tokens=40"], "that the model never saw"),
     "out": ([WORKDIR, "--tokens=40", "--out={}/text.txt"], "text.txt is no directory"),
 }
@@ -166,19 +183,28 @@ def test_only_what_differs_is_told():
     ]
 
 
-def test_a_stream_is_that_of_the_model(outcomes, folder):
-    outcome = outcomes["streamed"]
+def held_out(run, opened):
+    """Returns the tokens of the validation split."""
+    if run == "text":
+        return opened.tokenizer.encode(TEXT[int(0.9 * len(TEXT)) :])
+    return SHARDS["val"].astype(np.int32)
+
+
+@pytest.mark.parametrize("run", ["text", "tokens"])
+def test_a_stream_is_that_of_the_model(outcomes, folder, run):
+    outcome = outcomes[run]
     assert outcome.code == 0, outcome.err
-    content = json.loads((folder / "out" / "stream.json").read_text())
-    assert (folder / "out" / "stream.png").read_bytes().startswith(b"\x89PNG")
+    out = folder / f"{run}-out"
+    content = json.loads((out / "stream.json").read_text())
+    assert (out / "stream.png").read_bytes().startswith(b"\x89PNG")
     assert content["config"]["task"]["eval_lengths"] == [20] and content["best_step"] == STEP
     assert content["environment"]["versions"].keys() >= {"jax", "python"}
     curves = {curve["name"]: curve for curve in content["curves"]}
     assert list(curves) == ["0 sinks", "2 sinks", "recomputed", "dense"]
 
-    opened = open_run(folder / "text", load_run_config(folder / "text"))
-    text = opened.tokenizer.encode(TEXT[int(0.9 * len(TEXT)) :])
-    starts = [round(s) for s in np.linspace(0, len(text) - 41, 3)]
+    opened = open_run(folder / run, load_run_config(folder / run))
+    text = held_out(run, opened)
+    starts = [int(s) for s in np.linspace(0, len(text) - 41, 3)]
     tokens = np.stack([text[s : s + 41] for s in starts])
     for name, sinks in (("0 sinks", 0), ("2 sinks", 2)):
         model = streaming(opened.model, 6, sinks)
@@ -198,12 +224,12 @@ def test_a_stream_is_that_of_the_model(outcomes, folder):
 
 
 def test_the_table_has_a_row_for_each_way(outcomes, folder):
-    header, *rows = outcomes["streamed"].out.splitlines()
+    header, *rows = outcomes["text"].out.splitlines()
     assert header.split() == ["positions", "loss", "perplexity", "ratio"]
     assert [row[:10].strip() for row in rows] == ["0 sinks", "2 sinks", "recomputed", "dense"]
     ratios = [float(row.split()[-1]) for row in rows[:3]]
     assert min(ratios) == 1.0 and max(ratios) > 1.0
-    content = json.loads((folder / "out" / "stream.json").read_text())
+    content = json.loads((folder / "text-out" / "stream.json").read_text())
     for row, curve in zip(rows, content["curves"], strict=True):
         assert f"{curve['first']}-{curve['last']}  " in row
         assert f"{curve['loss']:.4f}" in row and f"{curve['perplexity']:.3f}" in row

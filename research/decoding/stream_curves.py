@@ -21,6 +21,7 @@ from research.decoding.streaming import extend_scores, score_tokens, streaming
 from research.errors import UserError
 from research.models.decoder import Decoder
 from research.models.transformer import init_state
+from research.tasks.text.language_modeling import spread_pieces
 
 CHUNK = 512
 """Tokens of a stream per dispatch: few enough for progress to be reported often."""
@@ -65,13 +66,11 @@ class Summary(NamedTuple):
     ratio: float
 
 
-def text_pieces(
-    text: Int[np.ndarray, " M"], tokens: int, max_pieces: int
-) -> Int[np.ndarray, "B N+1"]:
+def text_pieces(text: Any, tokens: int, max_pieces: int) -> Int[np.ndarray, "B N+1"]:
     """Returns evenly spaced pieces of a text, each of one start token and N tokens to predict.
 
     Args:
-      text: M tokens.
+      text: M tokens, an array or anything with a length and slices.
       tokens: N.
       max_pieces: maximum number of pieces; a short text gives fewer, so that none overlap.
 
@@ -83,8 +82,7 @@ def text_pieces(
             f"--tokens={tokens:,}: the text has {len(text):,} tokens; give at most "
             f"{max(len(text) - 1, 0):,}, or a longer text."
         )
-    starts = np.linspace(0, len(text) - tokens - 1, number).astype(np.int64)
-    return text[starts[:, None] + np.arange(tokens + 1)]
+    return spread_pieces(text, tokens, number)
 
 
 def stream_models(

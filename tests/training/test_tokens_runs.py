@@ -1,7 +1,9 @@
 """Training on token shards: the same wherever they are, after stops, and when it is evaluated."""
 
+import numpy as np
 import pytest
 
+from research.decoding.streaming import stream_scores, streaming
 from research.errors import UserError
 from research.runs.store import read_json
 from research.tasks.registry import make_task
@@ -19,8 +21,11 @@ def folder(tmp_path_factory):
     return corpora.corpus(tmp_path_factory.mktemp("corpus"), shard_tokens=777, tokenizer="bpe:300")
 
 
+STREAM = {"task__stream_sinks": (0, 2), "task__stream_window": 6, "task__stream_tokens": 60}
+
+
 def config(folder, **deltas):
-    return small.tokens(folder, members=2, **deltas)
+    return small.tokens(folder, members=2, **STREAM, **deltas)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,7 @@ def test_a_run_has_its_tokenizer_and_the_digests_of_its_shards(folder, whole):
 def test_a_run_is_evaluated_again(whole):
     opened = open_run(whole[1], load_run_config(whole[1]))
     found = evaluate(opened)
-    assert {"loss", "bits_per_byte"} <= found.metrics["validation"].keys()
+    assert {"loss", "bits_per_byte", "stream_loss"} <= found.metrics["validation"].keys()
     assert not metric_changes(found.metrics, read_json(whole[1] / "result.json"))
 
 
@@ -64,6 +69,24 @@ def test_a_run_writes_text(whole):
     (outcome,) = run_cases("research.generate", [arguments])
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("Document 🙂")
+
+
+def test_a_run_streams_its_corpus_when_it_ends(folder, whole):
+    result, task = read_json(whole[1] / "result.json"), make_task(config(folder).task)
+    tokens = np.fromfile(folder / "validation-00000.bin", "<u2")
+    starts = np.linspace(0, len(tokens) - 61, 4).astype(int)
+    pieces = np.stack([tokens[start : start + 61] for start in starts])
+    np.testing.assert_array_equal(task.streams("validation"), pieces)
+    opened = open_run(whole[1], load_run_config(whole[1]))
+    losses = [
+        -stream_scores(streaming(opened.model, 6, sinks), opened.params, pieces.astype(np.int32))
+        .log_prob[:, 6:]
+        .mean()
+        for sinks in (0, 2)
+    ]
+    assert result["slices"]["stream_loss_by_sinks"] == ["0", "2"]
+    found = result["best"]["validation"]["stream_loss_by_sinks"]
+    assert found == pytest.approx([float(loss) for loss in losses], rel=1e-4)
 
 
 def test_another_corpus_in_its_place_is_refused(folder, whole, tmp_path):

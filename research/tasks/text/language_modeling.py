@@ -55,7 +55,19 @@ class LanguageModeling(Task):
         labels = {"loss_by_position": [bin_label(*b) for b in self.position_bins]}
         if self.eval_lengths:
             labels["loss_by_length"] = [str(n) for n in self.eval_lengths]
+        if self.stream:
+            labels["stream_loss_by_sinks"] = [str(n) for n in self.stream.sinks]
         return labels
+
+    def text(self, split: str) -> Any:
+        """Returns the tokens of a split, (N,); they are read where they are sliced."""
+        raise NotImplementedError
+
+    def streams(self, split: str) -> Int[Array, "B N"]:
+        """Returns `batch_size` pieces of text to stream, spread evenly over a split."""
+        if self.stream is None:
+            raise ValueError("nothing is streamed")
+        return jnp.asarray(spread_pieces(self.text(split), self.stream.tokens, self.batch_size))
 
     def bits(self, total: jax.Array, weights: Float[Array, "B T"], batch: Batch) -> dict[str, Sums]:
         """Returns the loss in bits per unit of text.
@@ -87,6 +99,65 @@ class LanguageModeling(Task):
         }
 
 
+def spread_pieces(text: Any, tokens: int, number: int) -> Int[np.ndarray, "B N+1"]:
+    """Returns pieces of a text, spread evenly, each of one start token and N tokens to predict.
+
+    Args:
+      text: the tokens, more than N; anything with a length and slices.
+      tokens: N.
+      number: B.
+    """
+    starts = np.linspace(0, len(text) - tokens - 1, number).astype(np.int64)
+    pieces = [text[start : start + tokens + 1] for start in starts.tolist()]
+    return np.stack(pieces).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelingOptions(WithEvalLengths):
+    """Options of language modelling of any corpus."""
+
+    stream_sinks: tuple[int, ...] = option(
+        (),
+        "numbers of sinks (first tokens that a rolling cache keeps); when training has "
+        "ended, the text is streamed through the cache once for each; (): no streaming",
+        least=0,
+    )
+    stream_window: int = option(
+        0,
+        "size of the rolling cache in tokens, including the sinks; 0: length",
+        unless=NO_STREAM,
+        least=0,
+    )
+    stream_tokens: int = option(
+        1024,
+        "number of tokens in each of the batch_size pieces that are streamed",
+        unless=NO_STREAM,
+        least=1,
+    )
+
+    def make_stream(self, tokens: Mapping[str, int]) -> Stream | None:
+        """Returns how the text is streamed, None if it is not. Raises UserError for invalid sizes.
+
+        Args:
+          tokens: number of tokens of each evaluation split.
+        """
+        sinks, window = self.stream_sinks, self.stream_window or self.length
+        if not sinks:
+            return None
+        if list(sinks) != sorted(set(sinks)) or sinks[0] < 0 or sinks[-1] >= window:
+            raise UserError(
+                f"task.stream_sinks={sinks}: give numbers from 0 to less than the window of "
+                f"{window} tokens, each larger than the one before."
+            )
+        for name, number in tokens.items():
+            if not window < self.stream_tokens < number:
+                raise UserError(
+                    f"task.stream_tokens={self.stream_tokens} must be more than the window of "
+                    f"{window} tokens and less than the {number} of the {name} text."
+                )
+        return Stream(window, sinks, self.stream_tokens)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Text(LanguageModeling):
     """The language modelling task; see `Task` for the attributes.
@@ -97,13 +168,6 @@ class Text(LanguageModeling):
 
     higher_is_better = {**LanguageModeling.higher_is_better, "bits_per_character": False}
     tokenizer: Tokenizer
-
-    @property
-    def slices(self) -> Mapping[str, Sequence[str]]:
-        labels = dict(super().slices)
-        if self.stream:
-            labels["stream_loss_by_sinks"] = [str(n) for n in self.stream.sinks]
-        return labels
 
     def batch(
         self,
@@ -148,13 +212,9 @@ class Text(LanguageModeling):
         characters = (batch["characters"] * weights).sum()
         return {"bits_per_character": Sums(total / jnp.log(2.0), characters)}
 
-    def streams(self, split: str) -> Int[Array, "B N"]:
-        """Returns `batch_size` pieces of text to stream, spread evenly over a split."""
-        if self.stream is None:
-            raise ValueError("nothing is streamed")
-        last = self.data[split].shape[0] - self.stream.tokens - 1
-        starts = np.linspace(0, last, self.batch_size).astype(np.int32)
-        return self.data[split][starts[:, None] + np.arange(self.stream.tokens + 1)]
+    def text(self, split: str) -> Int[np.ndarray, " N"]:
+        """Returns the tokens of a split."""
+        return np.asarray(self.data[split])
 
     def artifacts(self) -> Mapping[str, str]:
         """Returns the tokenizer."""
@@ -162,7 +222,7 @@ class Text(LanguageModeling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions(WithEvalLengths):
+class TextOptions(LanguageModelingOptions):
     """Language modelling: the next token of a text."""
 
     task = Text
@@ -181,24 +241,6 @@ class TextOptions(WithEvalLengths):
         "taken from the validation split",
         least=0,
         below=1 - TRAINING_FRACTION,
-    )
-    stream_sinks: tuple[int, ...] = option(
-        (),
-        "numbers of sinks (first tokens that a rolling cache keeps); when training has "
-        "ended, the text is streamed through the cache once for each; (): no streaming",
-        least=0,
-    )
-    stream_window: int = option(
-        0,
-        "size of the rolling cache in tokens, including the sinks; 0: length",
-        unless=NO_STREAM,
-        least=0,
-    )
-    stream_tokens: int = option(
-        1024,
-        "number of tokens in each of the batch_size pieces that are streamed",
-        unless=NO_STREAM,
-        least=1,
     )
 
     def make(self) -> Text:
@@ -231,7 +273,7 @@ class TextOptions(WithEvalLengths):
                         f"has {len(tokens)} tokens."
                     )
         evaluated = {name: tokens for name, tokens in splits.items() if name != "train"}
-        stream = make_stream(self, {name: len(tokens) for name, tokens in evaluated.items()})
+        stream = self.make_stream({name: len(tokens) for name, tokens in evaluated.items()})
         data = {name: jnp.asarray(tokens) for name, tokens in splits.items()}
         data["characters"] = jnp.asarray(tokenizer.characters)
         return Text(
@@ -245,27 +287,3 @@ class TextOptions(WithEvalLengths):
             data=data,
             files=digests([file]),
         )
-
-
-def make_stream(config: "TextOptions", tokens: Mapping[str, int]) -> Stream | None:
-    """Returns how the text is streamed, None if it is not. Raises UserError for invalid sizes.
-
-    Args:
-      config: options of the task.
-      tokens: number of tokens of each evaluation split.
-    """
-    sinks, window = config.stream_sinks, config.stream_window or config.length
-    if not sinks:
-        return None
-    if list(sinks) != sorted(set(sinks)) or sinks[0] < 0 or sinks[-1] >= window:
-        raise UserError(
-            f"task.stream_sinks={sinks}: give numbers from 0 to less than the window of {window} "
-            "tokens, each larger than the one before."
-        )
-    for name, number in tokens.items():
-        if not window < config.stream_tokens < number:
-            raise UserError(
-                f"task.stream_tokens={config.stream_tokens} must be more than the window of "
-                f"{window} tokens and less than the {number} of the {name} text."
-            )
-    return Stream(window, sinks, config.stream_tokens)

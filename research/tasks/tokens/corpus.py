@@ -81,6 +81,13 @@ class Split:
             missing -= len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def __len__(self) -> int:
+        return self.tokens
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """Returns the tokens of a slice with both ends."""
+        return self.read(part.start, part.stop - part.start)
+
     @functools.cached_property
     def _ends(self) -> list[int]:
         """Where each shard ends, exclusive."""

@@ -17,9 +17,8 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from research.errors import UserError
 from research.options import option
-from research.tasks.options import WithEvalLengths
 from research.tasks.task import Batch, Sums
-from research.tasks.text.language_modeling import LanguageModeling
+from research.tasks.text.language_modeling import LanguageModeling, LanguageModelingOptions
 from research.tasks.text.tokenizer import CORPUS, FILE
 from research.tasks.tokens.corpus import Corpus, Split, open_corpus
 from research.tasks.tokens.pieces import LONGEST_PIECE, Chunk, Pieces, cut
@@ -102,6 +101,10 @@ class Tokens(LanguageModeling):
         starts = jnp.tile(jnp.asarray(starts)[index], pieces.shape[0])
         return self.with_eval_length(_shifted(_windows(pieces, starts, length)), bucket)
 
+    def text(self, split: str) -> Split:
+        """Returns a split of the corpus."""
+        return self.corpus.splits[split]
+
     def bits(self, total: jax.Array, weights: Float[Array, "B T"], batch: Batch) -> dict[str, Sums]:
         """Returns bits per byte, by the numbers of bytes and tokens of the validation split.
 
@@ -155,7 +158,7 @@ def _draw(task: Tokens, key: Callable, seeds: np.ndarray, steps: np.ndarray) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensOptions(WithEvalLengths):
+class TokensOptions(LanguageModelingOptions):
     """Language modelling on token shards of a prepared corpus, or of nanoGPT, llm.c or OLMo."""
 
     task = Tokens
@@ -205,6 +208,7 @@ class TokensOptions(WithEvalLengths):
             length=self.length,
             batch_size=self.batch_size,
             eval_lengths=self.eval_lengths,
+            stream=self.make_stream({"validation": validation.tokens}),
             vocab_size=corpus.vocab_size,
             corpus=corpus,
             train=train,
