@@ -38,7 +38,7 @@ flags.DEFINE_string("out", "", "Directory of stream.json and stream.png. Default
 STREAM = ("window", "sinks", "tokens", "pieces", "input", "recompute", "out")
 """Flags for streaming."""
 SPLITS = ("train", "validation")
-"""Splits that can be streamed."""
+"""Splits that can be streamed, besides held-out sets."""
 
 
 def main() -> None:
@@ -51,6 +51,8 @@ def main() -> None:
     from research.training.runs import load_run_config, open_run
 
     config = load_run_config(workdir, ("text", "tokens") if streams else ())
+    if streams and not options.input:
+        check_name("--split", options.split or "validation", (*SPLITS, *held_out_of(config)))
     sizes = sizes_of(config, options) if streams else (0, 0)
     opened = open_run(workdir, config)
     tell(f"best step {opened.best['step']:,}")
@@ -93,8 +95,6 @@ def check(options: flags.FlagValues) -> None:
         raise UserError(f"--input={options.input}: there is no such file.")
     if options.input and options["split"].present:
         raise UserError("--input and --split are both given; give one of them.")
-    if not options.input:
-        check_name("--split", options.split or "validation", SPLITS)
     if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"--out={options.out} is no directory.")
 
@@ -105,6 +105,11 @@ def sinks_of(options: flags.FlagValues) -> list[int]:
     if not words or not all(word.strip().isdecimal() for word in words):
         raise UserError(f"--sinks={','.join(words)} must be numbers from 0, such as 0,4.")
     return sorted({int(word) for word in words})
+
+
+def held_out_of(config: ConfigDict) -> list[str]:
+    """Returns the names of the held-out sets of a run on token shards."""
+    return [one.partition("=")[0] for one in config.task.get("held_out", ())]
 
 
 def sizes_of(config: ConfigDict, options: flags.FlagValues) -> tuple[int, int]:
@@ -158,7 +163,8 @@ def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
         return opened.tokenizer.encode(read_file(Path(options.input))), options.input
     split = options.split or "validation"
     task: Any = load_run_task(opened)
-    return task.text(split), f"the {split} split"
+    named = f"the {split} split" if split in SPLITS else f"the held-out set {split}"
+    return task.text(split), named
 
 
 def curves_of(

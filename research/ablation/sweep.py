@@ -271,7 +271,8 @@ def _check_data(population: Population, cells: Iterable[Cell], workdir: Path) ->
 
 def _reads(config: ConfigDict) -> tuple:
     """Returns the config values that determine which files a task reads."""
-    keys = ("name", "path", "source_language", "target_language", "held_out_speaker")
+    languages = ("source_language", "target_language")
+    keys = ("name", "path", "validation_path", "held_out", *languages, "held_out_speaker")
     return tuple(config.task.get(key) for key in keys)
 
 

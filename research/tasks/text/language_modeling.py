@@ -79,23 +79,30 @@ class LanguageModeling(Task):
         """
         raise NotImplementedError
 
+    def split_by_set(
+        self, loss: Float[Array, "B T"], batch: Batch
+    ) -> tuple[Float[Array, "B T"], dict[str, Sums]]:
+        """Returns the weight of each target in the metrics of its split, and sums of other sets."""
+        return jnp.ones_like(loss), {}
+
     def metrics(self, outputs: TokenOutputs, batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per token), bits per unit, and loss by position in the context.
 
         Loss and bits are for the training length; the loss by position uses windows of all lengths.
         """
         loss = cross_entropy(outputs, batch["targets"])
-        ones = jnp.ones_like(loss)
+        weights, of_sets = self.split_by_set(loss, batch)
         positions = bin_index(1 + jnp.arange(loss.shape[1]), self.position_bins)
         positions = jnp.broadcast_to(positions, loss.shape)
-        by_position = sliced(loss, ones, positions, len(self.position_bins))
-        weights, others = split_by_eval_length(self, "loss", loss, ones, batch)
+        by_position = sliced(loss, weights, positions, len(self.position_bins))
+        weights, others = split_by_eval_length(self, "loss", loss, weights, batch)
         total = (loss * weights).sum()
         return {
             "loss": Sums(total, weights.sum()),
             **self.bits(total, weights, batch),
             "loss_by_position": by_position,
             **others,
+            **of_sets,
         }
 
 

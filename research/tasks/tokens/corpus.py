@@ -141,19 +141,35 @@ def open_corpus(
         return _prepared(folder, manifest)
     found = _foreign(path, validation_path)
     splits = {
-        name: Split(name, tuple(_shard(p, DTYPES.get(dtype)) for p in paths))
-        for name, paths in found.items()
+        name: _split(f"task.path={path!r}", name, paths, dtype) for name, paths in found.items()
     }
-    for name, split in splits.items():
-        kinds = sorted({str(shard.dtype) for shard in split.shards})
-        if len(kinds) > 1:
-            raise UserError(f"task.path={path!r}: the {name} shards are of {' and '.join(kinds)}.")
     if not vocab_size:
         raise UserError(
             f"task.corpus_vocab_size=0: nothing in {path} says how many tokens there are; give it, "
             "for example 50257 for GPT-2."
         )
     return Corpus(vocab_size, splits, _verified(splits, vocab_size))
+
+
+def open_validation(field: str, path: str, dtype: str, vocab_size: int) -> Corpus:
+    """Opens the validation shards of a prepared directory, or shards of another project.
+
+    Args:
+      field: what names them in the config, for messages.
+      path: directory, or file or pattern of shards.
+      dtype: as in `open_corpus`; for shards of another project.
+      vocab_size: number of tokens of the vocabulary, of shards of another project.
+
+    Raises UserError as `open_corpus` does.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        manifest = read_json(folder / MANIFEST)
+        if manifest is None:
+            raise UserError(f"{field}: {path} has no {MANIFEST}; name its shards: a file, pattern.")
+        return _prepared(folder, manifest, ("validation",))
+    split = _split(field, "validation", _files(field, path), dtype)
+    return Corpus(vocab_size, {"validation": split}, _verified({"validation": split}, vocab_size))
 
 
 def _check_unset(path: str, validation_path: str, dtype: str, vocab_size: int) -> None:
@@ -164,10 +180,20 @@ def _check_unset(path: str, validation_path: str, dtype: str, vocab_size: int) -
             raise UserError(f"task.{key}={value!r}: the manifest of {path} says it; leave it out.")
 
 
-def _prepared(folder: Path, manifest: Mapping[str, Any]) -> Corpus:
+def _split(field: str, name: str, paths: Sequence[Path], dtype: str) -> Split:
+    """Returns the split of shards of another project."""
+    split = Split(name, tuple(_shard(path, DTYPES.get(dtype)) for path in paths))
+    kinds = sorted({str(shard.dtype) for shard in split.shards})
+    if len(kinds) > 1:
+        raise UserError(f"{field}: the {name} shards are of {' and '.join(kinds)}.")
+    return split
+
+
+def _prepared(folder: Path, manifest: Mapping[str, Any], names: Sequence[str] = SPLITS) -> Corpus:
+    """Returns the named splits of a directory of research.prepare."""
     try:
         dtype, vocab_size = DTYPES[manifest["dtype"]], int(manifest["vocab_size"])
-        counts = {split: manifest["splits"][split] for split in SPLITS}
+        counts = {split: manifest["splits"][split] for split in names}
         splits, expected = {}, {}
         for split, one in counts.items():
             shards = [
@@ -211,12 +237,12 @@ def _foreign(path: str, validation_path: str) -> dict[str, list[Path]]:
                 "no training file that ends in .bin or .npy."
             )
     else:
-        train, held_out = _files("task.path", path), []
+        train, held_out = _files(f"task.path={path!r}", path), []
         other = path.replace("train", "val")
         if not validation_path and other != path:
             held_out = [Path(p) for p in sorted(glob.glob(os.path.expanduser(other)))]
     if validation_path:
-        held_out = _files("task.validation_path", validation_path)
+        held_out = _files(f"task.validation_path={validation_path!r}", validation_path)
     if not held_out:
         raise UserError(
             f"task.validation_path='': {path} has no validation shards (files with 'val' in "
@@ -227,13 +253,12 @@ def _foreign(path: str, validation_path: str) -> dict[str, list[Path]]:
     return {"train": train, "validation": held_out}
 
 
-def _files(key: str, pattern: str) -> list[Path]:
+def _files(field: str, pattern: str) -> list[Path]:
     plain = os.path.expanduser(pattern)
     paths = [plain] if os.path.isfile(plain) else sorted(glob.glob(plain))
     if not paths:
         raise UserError(
-            f"{key}={pattern!r}: there is no such file or directory; `python -m research.prepare` "
-            "makes one."
+            f"{field}: there is no such file or directory; `python -m research.prepare` makes one."
         )
     return [Path(path) for path in paths]
 

@@ -6,7 +6,7 @@ Either way the batch of a step is the same.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from research.errors import UserError
 from research.options import option
-from research.tasks.task import Batch, Sums
+from research.tasks.task import Batch, Sums, sliced
 from research.tasks.text.language_modeling import LanguageModeling, LanguageModelingOptions
 from research.tasks.text.tokenizer import CORPUS, FILE
 from research.tasks.tokens.corpus import Corpus, Split, open_corpus
+from research.tasks.tokens.held_out_sets import files_of, open_held_out
 from research.tasks.tokens.pieces import LONGEST_PIECE, Chunk, Pieces, cut
 
 
@@ -28,20 +29,38 @@ from research.tasks.tokens.pieces import LONGEST_PIECE, Chunk, Pieces, cut
 class Tokens(LanguageModeling):
     """Language modelling on token shards; see `Task` for the attributes.
 
-    `data` is {"train": (G, N), "validation": (G', N')} `Pieces` of uint16 or uint32 tokens;
-    without "train" if streamed. Then training also reads {"windows": (P, K, B, T + 1), "first": ()
-    int32}, the windows of K steps and the number of the first of them.
+    `data` is {"train": (G, N), "validation": (G', N')} `Pieces` of uint16 or uint32 tokens, and
+    "held_out_NAME" for every set of `held_out`; without "train" if streamed. Then training also
+    reads {"windows": (P, K, B, T + 1), "first": () int32}, the windows of K steps and the number of
+    the first of them.
 
     Attributes:
       corpus: the corpus.
       train: the training split in pieces.
       bytes_per_token: bytes of validation text for each of its tokens; 0: unknown.
+      held_out: named sets that are evaluated beside the validation split, each in a bucket of its
+        own behind those of `eval_lengths`.
     """
 
     higher_is_better = {**LanguageModeling.higher_is_better, "bits_per_byte": False}
     corpus: Corpus = field(hash=False)
     train: Pieces
     bytes_per_token: float = 0.0
+    held_out: Mapping[str, Corpus] = field(default_factory=dict, hash=False)
+
+    @property
+    def slices(self) -> Mapping[str, Sequence[str]]:
+        labels = dict(super().slices)
+        if self.held_out:
+            labels["loss_by_held_out"] = list(self.held_out)
+        if any(self._held_out_bytes):
+            labels["bits_per_byte_by_held_out"] = list(self.held_out)
+        return labels
+
+    @property
+    def _held_out_bytes(self) -> list[float]:
+        """Bytes for each token of every held-out set; 0: unknown."""
+        return [_bytes_per_token(one.splits["validation"]) for one in self.held_out.values()]
 
     def batch(
         self,
@@ -93,16 +112,49 @@ class Tokens(LanguageModeling):
         total: int,
         bucket: int = 0,
     ) -> Batch:
-        """Returns batch `index` of `total`, windows spread evenly over each piece of the split."""
+        """Returns batch `index` of `total`, windows spread evenly over each piece of the split.
+
+        Batches of buckets with held-out sets are of these. If there are any, every batch has
+        "held_out", (B,) int32, an index into `held_out`, or -1 for the split itself.
+        """
+        held_out, reach = bucket - 1 - len(self.eval_lengths), self.longest
+        if held_out >= 0:
+            split, reach, bucket = _data_name(list(self.held_out)[held_out]), self.length, 0
         pieces, length = data[split], self.length_of(bucket)
-        places = pieces.shape[1] - self.longest
         each = self.batch_size // pieces.shape[0]
-        starts = np.linspace(0, places - 1, total * each).astype(np.int32).reshape(total, each)
+        last = pieces.shape[1] - reach - 1
+        starts = np.linspace(0, last, total * each).astype(np.int32).reshape(total, each)
         starts = jnp.tile(jnp.asarray(starts)[index], pieces.shape[0])
-        return self.with_eval_length(_shifted(_windows(pieces, starts, length)), bucket)
+        batch = self.with_eval_length(_shifted(_windows(pieces, starts, length)), bucket)
+        if not self.held_out:
+            return batch
+        return {**batch, "held_out": jnp.full(self.batch_size, max(held_out, -1), jnp.int32)}
+
+    def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
+        return (*super().evaluation_batches(split, total), *(total for _ in self.held_out))
+
+    def split_by_set(
+        self, loss: Float[Array, "B T"], batch: Batch
+    ) -> tuple[Float[Array, "B T"], dict[str, Sums]]:
+        """Returns weights and sums as the base class does.
+
+        Targets of held-out sets have no weight in the metrics of the split; their own are
+        "loss_by_held_out" and, where bytes are known, "bits_per_byte_by_held_out".
+        """
+        if "held_out" not in batch:
+            return super().split_by_set(loss, batch)
+        ones, index = jnp.ones_like(loss), jnp.broadcast_to(batch["held_out"][:, None], loss.shape)
+        total, count = sliced(loss, ones, index, len(self.held_out))
+        found = {"loss_by_held_out": Sums(total, count)}
+        if any(self._held_out_bytes):
+            size = count * jnp.array(self._held_out_bytes)
+            found["bits_per_byte_by_held_out"] = Sums(total / jnp.log(2.0), size)
+        return ones * (index < 0), found
 
     def text(self, split: str) -> Split:
-        """Returns a split of the corpus."""
+        """Returns a split of the corpus, or a held-out set."""
+        if split in self.held_out:
+            return self.held_out[split].splits["validation"]
         return self.corpus.splits[split]
 
     def bits(self, total: jax.Array, weights: Float[Array, "B T"], batch: Batch) -> dict[str, Sums]:
@@ -130,6 +182,15 @@ def _windows(pieces: Int[Array, "G N"], starts: Int[Array, " B"], length: int) -
         return jax.vmap(lambda start: take(piece, start, length + 1))(starts)
 
     return jax.vmap(of_piece)(pieces, starts.reshape(number, -1)).reshape(-1, length + 1)
+
+
+def _data_name(held_out: str) -> str:
+    """Returns the name in `data` of a held-out set."""
+    return f"held_out_{held_out}"
+
+
+def _bytes_per_token(split: Split) -> float:
+    return split.bytes / split.tokens
 
 
 def _shifted(windows: Int[Array, "B T1"]) -> Batch:
@@ -182,28 +243,32 @@ class TokensOptions(LanguageModelingOptions):
         "batches are the same",
         allowed=("device", "streamed"),
     )
+    held_out: tuple[str, ...] = option(
+        (),
+        "other sets to evaluate, NAME=PATH each: a directory of research.prepare with the same "
+        "tokenizer, whose validation shards are read, or shards: a file or pattern",
+    )
 
     def make(self) -> Tokens:
         """Returns the task. Raises UserError if the shards are missing, damaged or too short."""
         corpus = open_corpus(
             self.path, self.validation_path, self.corpus_dtype, self.corpus_vocab_size
         )
+        held_out = open_held_out(self.held_out, corpus, self.path, self.corpus_dtype)
         longest = max((self.length, *self.eval_lengths))
         train = _cut(self, corpus.splits["train"], self.length)
         validation = corpus.splits["validation"]
         data = {"validation": _cut(self, validation, longest)}
-        axes: dict[str, tuple[str, ...]] = {"validation": ("batch", "")}
+        for name, one in held_out.items():
+            data[_data_name(name)] = _cut(self, one.splits["validation"], self.length, name)
         streamed = self.data == "streamed"
+        if not streamed:
+            data["train"] = train
+        for pieces in data.values():
+            _check_addressable(self, pieces)
+        axes: dict[str, tuple[str, ...]] = {name: ("batch", "") for name in data}
         if streamed:
             axes["windows"] = ("member", "", "batch", "")
-        else:
-            data["train"], axes["train"] = train, ("batch", "")
-            if train.shape[1] > LONGEST_PIECE:
-                raise UserError(
-                    f"task.batch_size={self.batch_size} cuts the corpus into pieces of "
-                    f"{train.shape[1]:,} tokens, more than a device can address; give "
-                    "task.data='streamed', or larger batches."
-                )
         return Tokens(
             length=self.length,
             batch_size=self.batch_size,
@@ -212,21 +277,36 @@ class TokensOptions(LanguageModelingOptions):
             vocab_size=corpus.vocab_size,
             corpus=corpus,
             train=train,
-            bytes_per_token=validation.bytes / validation.tokens,
+            bytes_per_token=_bytes_per_token(validation),
+            held_out=held_out,
             data=data,
             data_axes=axes,
             streamed=streamed,
-            files=corpus.files,
+            files={**corpus.files, **files_of(held_out)},
         )
 
 
-def _cut(options: TokensOptions, split: Split, longest: int) -> Pieces:
+def _cut(options: TokensOptions, split: Split, longest: int, held_out: str = "") -> Pieces:
+    """Returns a split in pieces. Raises UserError if it is shorter than a window."""
     if (pieces := cut(split, options.batch_size, longest)) is None:
         key, value = "length", options.length
         if longest != options.length:
             key, value = "eval_lengths", longest
+        what = f"the held-out set {held_out!r}"
+        if not held_out:
+            what = f"the {split.name} split of {options.path}"
         raise UserError(
-            f"task.{key}={value} is too long: the {split.name} split of {options.path} has "
-            f"{split.tokens:,} tokens, and a window needs {longest + 1:,}."
+            f"task.{key}={value} is too long: {what} has {split.tokens:,} tokens, and a window "
+            f"needs {longest + 1:,}."
         )
     return pieces
+
+
+def _check_addressable(options: TokensOptions, pieces: Pieces) -> None:
+    if pieces.shape[1] > LONGEST_PIECE:
+        streamed = "task.data='streamed', or " if pieces.split.name == "train" else ""
+        raise UserError(
+            f"task.batch_size={options.batch_size} cuts the corpus into pieces of "
+            f"{pieces.shape[1]:,} tokens, more than a device can address; give {streamed}larger "
+            "batches."
+        )

@@ -131,10 +131,14 @@ def test_a_chunk_reads_beyond_two_to_the_31(tmp_path):
 
 
 def test_a_piece_longer_than_a_device_can_address_is_refused(folder, monkeypatch):
-    monkeypatch.setattr("research.tasks.tokens.windows.LONGEST_PIECE", 100)
-    with pytest.raises(UserError, match="task.batch_size=4 cuts the corpus into pieces of"):
+    longest = made(folder).data["validation"].shape[1]
+    monkeypatch.setattr("research.tasks.tokens.windows.LONGEST_PIECE", longest)
+    with pytest.raises(UserError, match="task.batch_size=4 cuts the corpus .*; give task.data='st"):
         made(folder)
     assert made(folder, task__data="streamed").streamed
+    monkeypatch.setattr("research.tasks.tokens.windows.LONGEST_PIECE", longest - 1)
+    with pytest.raises(UserError, match="task.batch_size=4 cuts the corpus .*; give larger batch"):
+        made(folder, task__data="streamed")
 
 
 def test_evaluation_is_spread_over_the_held_out_tokens(folder):
