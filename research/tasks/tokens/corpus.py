@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,28 @@ class Split:
             parts.append(self._map(first)[:missing])
             missing -= len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def divided(self, name: str, last: int) -> tuple["Split", "Split"]:
+        """Returns the split without its last tokens, and these as a split of another name."""
+        shards: tuple[list[Shard], list[Shard]] = ([], [])
+        left = self.tokens - last
+        for shard in self.shards:
+            first = min(left, shard.tokens)
+            left -= first
+            offset = shard.offset + first * shard.dtype.itemsize
+            parts = (
+                replace(shard, tokens=first),
+                replace(shard, offset=offset, tokens=shard.tokens - first),
+            )
+            for kept, part in zip(shards, parts, strict=True):
+                if part.tokens:
+                    kept.append(part)
+        # How many bytes are in which part is not known.
+        behind = round(self.bytes * last / self.tokens)
+        return (
+            Split(self.name, tuple(shards[0]), self.bytes - behind),
+            Split(name, tuple(shards[1]), behind),
+        )
 
     def __len__(self) -> int:
         return self.tokens

@@ -7,7 +7,7 @@ Either way the batch of a step is the same.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -29,10 +29,10 @@ from research.tasks.tokens.pieces import LONGEST_PIECE, Chunk, Pieces, cut
 class Tokens(LanguageModeling):
     """Language modelling on token shards; see `Task` for the attributes.
 
-    `data` is {"train": (G, N), "validation": (G', N')} `Pieces` of uint16 or uint32 tokens, and
-    "held_out_NAME" for every set of `held_out`; without "train" if streamed. Then training also
-    reads {"windows": (P, K, B, T + 1), "first": () int32}, the windows of K steps and the number of
-    the first of them.
+    `data` is {"train": (G, N), "validation": (G', N')} `Pieces` of uint16 or uint32 tokens, "test"
+    if there is one, and "held_out_NAME" for every set of `held_out`; without "train" if streamed.
+    Then training also reads {"windows": (P, K, B, T + 1), "first": () int32}, the windows of K
+    steps and the number of the first of them.
 
     Attributes:
       corpus: the corpus.
@@ -100,9 +100,8 @@ class Tokens(LanguageModeling):
 
     @property
     def evaluation_data(self) -> Any:
-        """The validation split, read now."""
-        pieces = self.data["validation"]
-        return {"validation": pieces[slice(None), slice(None)]}
+        """The evaluation splits, read now."""
+        return {name: self.data[name][slice(None), slice(None)] for name in self.splits}
 
     def evaluation(
         self,
@@ -243,6 +242,12 @@ class TokensOptions(LanguageModelingOptions):
         "batches are the same",
         allowed=("device", "streamed"),
     )
+    test_fraction: float = option(
+        0.0,
+        "fraction of the validation shards, at their end, that is held out as a test split",
+        least=0,
+        below=1,
+    )
     held_out: tuple[str, ...] = option(
         (),
         "other sets to evaluate, NAME=PATH each: a directory of research.prepare with the same "
@@ -257,8 +262,11 @@ class TokensOptions(LanguageModelingOptions):
         held_out = open_held_out(self.held_out, corpus, self.path, self.corpus_dtype)
         longest = max((self.length, *self.eval_lengths))
         train = _cut(self, corpus.splits["train"], self.length)
-        validation = corpus.splits["validation"]
-        data = {"validation": _cut(self, validation, longest)}
+        evaluated = {"validation": corpus.splits["validation"]}
+        if last := round(self.test_fraction * len(evaluated["validation"])):
+            evaluated = {s.name: s for s in evaluated["validation"].divided("test", last)}
+        corpus = replace(corpus, splits={"train": corpus.splits["train"], **evaluated})
+        data = {name: _cut(self, split, longest) for name, split in evaluated.items()}
         for name, one in held_out.items():
             data[_data_name(name)] = _cut(self, one.splits["validation"], self.length, name)
         streamed = self.data == "streamed"
@@ -273,11 +281,12 @@ class TokensOptions(LanguageModelingOptions):
             length=self.length,
             batch_size=self.batch_size,
             eval_lengths=self.eval_lengths,
-            stream=self.make_stream({"validation": validation.tokens}),
+            splits=tuple(evaluated),
+            stream=self.make_stream({name: len(split) for name, split in evaluated.items()}),
             vocab_size=corpus.vocab_size,
             corpus=corpus,
             train=train,
-            bytes_per_token=_bytes_per_token(validation),
+            bytes_per_token=_bytes_per_token(evaluated["validation"]),
             held_out=held_out,
             data=data,
             data_axes=axes,

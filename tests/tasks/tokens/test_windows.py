@@ -92,6 +92,24 @@ def test_a_batch_has_a_window_of_every_piece(folder):
     assert len(seen) > 70, "they differ from step to step"
 
 
+@pytest.mark.parametrize("shard_tokens", [10**6, 50])
+def test_the_end_of_the_validation_shards_may_be_a_test(tmp_path, shard_tokens):
+    folder = corpora.corpus(tmp_path, shard_tokens=shard_tokens)
+    before, task = made(folder), made(folder, task__test_fraction=0.4, task__stream_sinks=(0,),
+                                      task__stream_tokens=20)  # fmt: skip
+    assert (before.splits, task.splits) == (("validation",), ("validation", "test"))
+    every = before.text("validation")
+    parts = [task.text(split) for split in task.splits]
+    assert len(parts[1]) == round(0.4 * len(every)) and sum(p.bytes for p in parts) == every.bytes
+    found = np.concatenate([part[0 : len(part)] for part in parts])
+    np.testing.assert_array_equal(found, every[0 : len(every)])
+    test = task.evaluation(on_device(task), "test", np.int32(0), 2)
+    np.testing.assert_array_equal(test["inputs"][0], parts[1][0:16])
+    assert task.streams("test").shape == (4, 21) and set(task.evaluation_data) == set(task.splits)
+    with pytest.raises(UserError, match="the test split of .* has 1 tokens, and a window needs"):
+        made(folder, task__test_fraction=1 / len(every))
+
+
 def test_the_batches_of_a_chunk_are_those_of_the_device(folder):
     """For two seeds, some steps, and any part of the rows and members that a device may have."""
     device = made(folder, task__batch_size=4)
