@@ -24,10 +24,12 @@ from research.errors import UserError
 from research.tasks.speech.recordings import SpeechOptions, read_all
 from research.tasks.text.labelled_text import read_labelled
 from research.tasks.text.parallel_text import read_corpus
+from research.tasks.tokens.corpus import open_corpus
 from research.train import members_of
 from research.training.program import MEMBER_KEYS, static_id
 from research.training.schema import resolve, run_id
 from research.training.validation import check_config
+from tests import corpora as prepared
 from tests import small
 from tests.conftest import ROOT
 
@@ -35,13 +37,20 @@ CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "__init
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A prepared corpus, in place of larger ones."""
+    return open_corpus(str(prepared.corpus(tmp_path_factory.mktemp("shards"), 400)))
+
+
 @pytest.fixture
-def corpora(tmp_path, monkeypatch):
+def corpora(tmp_path, monkeypatch, shards):
     """Stand in for the data sets, which may not be on this machine."""
     path = tmp_path / "corpus.txt"
     path.write_text("To be, or not to be, that is the question.\n" * 900)
     monkeypatch.setattr("research.tasks.text.language_modeling.text_file", lambda name: path)
     pairs = read_corpus(small.corpus(tmp_path), "de", "en")
+    monkeypatch.setattr("research.tasks.tokens.windows.open_corpus", lambda *_: shards)
     monkeypatch.setattr("research.tasks.text.translation.read_corpus", lambda *_: pairs)
     texts = read_labelled(small.labelled(tmp_path))
     monkeypatch.setattr("research.tasks.text.sentiment.read_labelled", lambda _: texts)
