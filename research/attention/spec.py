@@ -4,10 +4,14 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import jax
+
+from research.attention.errors import Unsupported
 from research.attention.mixers.attention_options import AttentionOptions
-from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer import Mixer, init_params
 from research.attention.mixers.mixer_options import AUTO, Context, MixerOptions
-from research.attention.parts.masks import Mask
+from research.attention.parts.masks import Mask, segments
+from research.attention.parts.part_options import MechanismPart
 from research.attention.parts.tables import TABLES
 from research.attention.registry import MIXERS
 from research.options import (
@@ -92,10 +96,30 @@ class MixerSpec:
         """
         return self.options.make(self.context)
 
+    def refusal_of_segments(self) -> str:
+        """Returns one line on why the mixer cannot keep segments apart; empty if it can."""
+        mixer, token = self.make(), (1, 1, self.context.width)
+
+        def mix(key: Any, x: Any, ids: Any) -> Any:
+            return mixer(init_params(mixer, key), x, mask=segments(ids, ids))
+
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        shapes = (token, self.context.dtype), (token[:2], "int32")
+        try:
+            jax.eval_shape(mix, key, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+        except Unsupported as error:
+            return str(error)
+        return ""
+
     def computed_by(self, implementation: str) -> "MixerSpec":
         """Returns the same mixer computed by this implementation."""
         options = dataclasses.replace(self.options, implementation=implementation)
         return dataclasses.replace(self, options=options)
+
+    def parts(self) -> dict[str, MechanismPart]:
+        """Returns the chosen parts by description, such as "mask 'window'"."""
+        found = chosen(self.options).items()
+        return {name: part for name, part in found if isinstance(part, MechanismPart)}
 
     def chosen(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yields (description, where it can be used) for all chosen parts and enabled options."""

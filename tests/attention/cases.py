@@ -91,6 +91,9 @@ PADDABLE = (
     "linformer",
 )
 
+# Parts and mixers that cannot keep segments apart.
+MIXING = ("linformer", "moba")
+
 # What gives visible keys a weight of exactly zero; which ones depends on the numbers.
 SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu"), "mask": ("moba",)}
 
@@ -190,6 +193,16 @@ def visible(spec: MixerSpec) -> np.ndarray:
         # The output at a position always depends on the input there, which is its query.
         return np.asarray(spec.mask(q, k)) | (q == k)
     return (k <= q) | (not spec.options.causal)
+
+
+def mixes_segments(spec: MixerSpec) -> bool:
+    """Whether the mixer refuses segments."""
+    return spec.name in MIXING or spec.values.get("mask") in MIXING
+
+
+def absolute(spec: MixerSpec) -> bool:
+    """Whether what the mixer computes depends on where a sequence starts."""
+    return any(part.absolute for part in spec.parts().values())
 
 
 @functools.cache

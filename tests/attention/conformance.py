@@ -8,14 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.attention.mixers.mixer import Mixer, weighted_values
-from research.attention.parts.masks import padding
+from research.attention.parts.masks import padding, segments
 from research.attention.spec import MixerSpec
-from tests.attention.cases import BATCH, BUILDS, CASES, PADDABLE, decodable, numbers, weighted
+from tests.attention.cases import (
+    BATCH,
+    BUILDS,
+    CASES,
+    PADDABLE,
+    decodable,
+    mixes_segments,
+    numbers,
+    weighted,
+)
 
 STEP = 1e-6
 """How far finite differences go, in float64."""
 VALID = 8
 """Tokens of row 1 where it is padded."""
+STARTS = ((5,), (5, 9))
+"""Where each row's segments start, beside 0."""
 CHUNKS = (5, 1)
 """How a sequence is fed, again and again; 5 exceeds the windows of the cases."""
 TOKENS = (1,)
@@ -29,22 +40,30 @@ class Run(NamedTuple):
         step: how far from the point the input and all parameters are, in one direction.
         noise: what stands in the padding.
         valid: tokens of row 1 that are none; None for all.
+        parted: whether the rows have segments.
+        moved: where what stands before the second segment stands after it.
     """
 
     step: float = 0.0
     noise: float = 0.0
     valid: int | None = None
+    parted: bool = False
+    moved: bool = False
 
 
 RUNS = {
     "whole": Run(),
     "ahead": Run(step=STEP),
     "behind": Run(step=-STEP),
+    "parted": Run(parted=True),
+    "moved": Run(parted=True, moved=True),
     "padded": Run(valid=VALID),
     "otherwise": Run(valid=VALID, noise=5.0),
     "nothing": Run(valid=0),
 }
-UNPADDED = ("whole", "ahead", "behind")
+WHOLE_RUNS = ("whole", "ahead", "behind")
+UNPADDED = (*WHOLE_RUNS, "parted", "moved")
+LOOKED_AT = ("whole", "parted", "padded")
 
 
 class Found(NamedTuple):
@@ -56,7 +75,7 @@ class Found(NamedTuple):
         slope: the derivative of the loss along the direction.
         influence: the largest gradient of a row's output at t by its input at s, (N, T, B, S).
         chunks: the output of the first run in chunks; None where there is no decoding.
-        weights: to look at in the runs "whole" and "padded"; None where there are none.
+        weights: to look at in the runs of ``LOOKED_AT``; None where there are none.
         rebuilt: the output that they make with their values.
     """
 
@@ -87,19 +106,26 @@ def found(spec: MixerSpec, whole: bool = False) -> Found:
 
     Args:
         spec: of the case.
-        whole: leaves out what padding and looking show.
+        whole: leaves out what padding and looking show, and segments where masks show them.
     """
     padded = spec.name in PADDABLE and not whole
+    parted = not mixes_segments(spec) and (padded or spec.name not in PADDABLE)
     runs = [run for name, run in RUNS.items() if padded or name in UNPADDED]
     kept = [spec.context.max_length if r.valid is None else r.valid for r in runs]
     valid = np.ones((len(runs), BATCH, spec.context.max_length), bool)
     valid[:, 1] = np.arange(spec.context.max_length) < np.asarray(kept)[:, None]
     steps, noise = np.asarray([r.step for r in runs]), np.asarray([r.noise for r in runs])
+    index = np.arange(spec.context.max_length)
+    ids = np.stack([np.searchsorted(starts, index, side="right") for starts in STARTS])
+    ids, moved = np.stack([ids * r.parted for r in runs]), np.asarray([r.moved for r in runs])
+    looks = [n for n, name in enumerate(RUNS) if name in LOOKED_AT and n < len(runs)]
     with jax.enable_x64(True):
         point, direction = given(spec), given(spec, seed=5)
         mixer = spec.make()
-        asked = mixer, padded, sizes(spec), not (whole or opaque(mixer))
-        return jax.device_get(_program(*asked, point, direction, steps, noise, valid))
+        looks = () if whole or opaque(mixer) else tuple(looks)
+        asked = mixer, (padded, parted), sizes(spec), looks
+        arguments = point, direction, steps, noise, valid, ids, moved
+        return jax.device_get(_program(*asked, *arguments))
 
 
 def sizes(spec: MixerSpec) -> tuple[int, ...]:
@@ -111,16 +137,26 @@ def sizes(spec: MixerSpec) -> tuple[int, ...]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _program(mixer, padded, fed, shows, point, direction, steps, noise, valid):
+def _program(mixer, masks, fed, looks, point, direction, steps, noise, valid, ids, moved):
     params, x = point
 
-    def masked(valid):
-        return {"mask": padding(valid)} if padded else {}
+    def masked(valid, ids):
+        padded, parted = masks
+        mask = segments(ids, ids) if parted else None
+        if padded:
+            mask = padding(valid) & mask if parted else padding(valid)
+        return {"mask": mask}
 
-    def run(step, noise, valid):
-        here = params, jnp.where(valid[..., None], x, noise)
-        here = jax.tree.map(lambda p, d: p + step * d, here, direction)
-        out, pull = jax.vjp(lambda params, x: mixer(params, x, **masked(valid)), *here)
+    def run(step, noise, valid, ids, moved):
+        def at(a):
+            return jnp.where(moved, jnp.roll(a, -STARTS[0][0], 1), a)
+
+        here = params, jnp.where(valid[..., None], at(x), noise)
+        here, mask = (
+            jax.tree.map(lambda p, d: p + step * d, here, direction),
+            masked(valid, at(ids)),
+        )
+        out, pull = jax.vjp(lambda params, x: mixer(params, x, **mask), *here)
         weights = jax.grad(weighted)(out)
 
         def output(t):
@@ -131,15 +167,15 @@ def _program(mixer, padded, fed, shows, point, direction, steps, noise, valid):
         slopes, influence = jax.lax.map(output, jnp.arange(out.shape[1]))
         return out, weighted(out), slopes.sum(), influence
 
-    def look(valid):
-        shown = mixer.attention_trace(params, x, **masked(valid))
+    def look(valid, ids):
+        shown = mixer.attention_trace(params, x, **masked(valid, ids))
         return shown.weights, mixer.merge(params, x, weighted_values(shown.weights, shown.values))
 
-    ran = jax.lax.map(lambda of: run(*of), (steps, noise, valid))
+    ran = jax.lax.map(lambda of: run(*of), (steps, noise, valid, ids, moved))
     chunks = in_chunks(mixer, fed, params, x) if fed else None
-    # The first run, and the first that is padded.
-    firsts = valid[: 2 * len(UNPADDED) : len(UNPADDED)]
-    shown = jax.lax.map(look, firsts) if shows else (None, None)
+    shown = (None, None)
+    if looks:
+        shown = jax.lax.map(lambda of: look(*of), (valid[looks, :], ids[looks, :]))
     return Found(*ran, chunks, *shown)
 
 

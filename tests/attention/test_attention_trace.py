@@ -55,7 +55,7 @@ def test_implied_weights_are_derivatives_by_the_values(mixer_name):
     @jax.jit
     def run(params, x):
         state = mixer.init_state(len(x), x.shape[1], x.dtype)
-        read, v, _ = mixer.prepare(params, state, x)
+        read, v, _ = mixer.prepare(params, state, x, None)
 
         def first_channel(v):
             return mixer.recur(params, read, v, state["memory"], "recurrent")[1][0, :, 1, 0]

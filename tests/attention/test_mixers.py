@@ -12,7 +12,7 @@ import pytest
 from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import init_params, state_bytes
-from research.attention.parts.masks import padding
+from research.attention.parts.masks import padding, segments
 from research.attention.spec import MixerSpec, make_mixer, mixer_spec
 from tests.attention.cases import (
     BUILDS,
@@ -23,9 +23,11 @@ from tests.attention.cases import (
     PADDABLE,
     REPEATED,
     SPARSE,
+    absolute,
     close,
     decodable,
     drawn,
+    mixes_segments,
     problem,
     visible,
     weighted,
@@ -33,9 +35,11 @@ from tests.attention.cases import (
 from tests.attention.conformance import (
     CHUNKS,
     RUNS,
+    STARTS,
     STEP,
     UNPADDED,
     VALID,
+    WHOLE_RUNS,
     found,
     given,
     in_chunks,
@@ -47,7 +51,7 @@ from tests.attention.conformance import (
 OPAQUE = ("gru", "lstm")
 # One of each way to go over a sequence.
 EAGER = ("softmax", "linear", "gated_convolution", "gru")
-WHOLE, AHEAD, BEHIND, PADDED, OTHERWISE, NOTHING = range(len(RUNS))
+WHOLE, AHEAD, BEHIND, PARTED, MOVED, PADDED, OTHERWISE, NOTHING = range(len(RUNS))
 
 
 def fast(names):
@@ -148,6 +152,32 @@ def test_padding_is_taken_or_refused(options):
     close(one.out[NOTHING, 0], one.out[WHOLE, 0], 1e-11)
 
 
+@cases
+def test_segments_are_kept_apart_or_refused(options):
+    """No output depends on another segment, and a segment's are those of the segment alone."""
+    one, (params, x) = found(options), given(options)
+    index = np.arange(x.shape[1])
+    if mixes_segments(options):
+        mask = segments(*[jnp.zeros(x.shape[:2], int)] * 2)
+        with pytest.raises(Unsupported, match=r"'softmax' can|positions only can"):
+            jax.eval_shape(lambda p, x: options.make()(p, x, mask=mask), params, x)
+        return
+    for row, starts in enumerate(STARTS):
+        ids = np.searchsorted(starts, index, side="right")
+        others = one.influence[PARTED, :, row][ids[:, None] != ids]
+        # Sums of decays to both ends of a segment differ by rounding.
+        assert others.max() <= 1e-14 * one.influence[PARTED].max()
+        same = one.influence[PARTED, :, row][ids[:, None] == ids]
+        assert (same > 0).sum() > len(index), "not only of the token itself"
+        first, stop = starts[0], (*starts[1:], len(index))[0]
+        if not absolute(options):
+            close(one.out[MOVED, row, : stop - first], one.out[PARTED, row, first:stop], 1e-11)
+    # The first segment is what it is without others.
+    if decodable(options):
+        close(one.out[PARTED, :, : STARTS[0][0]], one.out[WHOLE, :, : STARTS[0][0]], 1e-11)
+    assert np.abs(one.out[PARTED] - one.out[WHOLE]).max() > 1e-3
+
+
 def test_only_gated_networks_have_nothing_to_look_at():
     without = {o.name for o in CASES.values() if opaque(o.make())}
     assert without == set(OPAQUE), (
@@ -169,11 +199,11 @@ def test_what_is_looked_at_makes_the_output(options):
     assert one.weights.shape[1::2] == (len(x), options.context.max_length)
     # A weight where nothing can be seen would be a leak or a picture of one.
     assert not one.weights[..., ~visible(options)].any()
-    close(one.rebuilt[0], one.out[WHOLE], 1e-11)
+    close(one.rebuilt[:2], one.out[[WHOLE, PARTED]], 1e-11)
     if options.name in PADDABLE:
-        close(one.rebuilt[1, 1, :VALID], one.out[PADDED, 1, :VALID], 1e-11)
+        close(one.rebuilt[2, 1, :VALID], one.out[PADDED, 1, :VALID], 1e-11)
         if options.name != "linformer":
-            assert not one.weights[1, 1, :, :VALID, VALID:].any()
+            assert not one.weights[2, 1, :, :VALID, VALID:].any()
 
 
 @builds
@@ -262,7 +292,8 @@ def test_every_implementation_gives_the_same_values_gradients_and_states(name, f
     else:
         one, all_of_it = found(other, whole=True), found(options)
         close(one.chunks, all_of_it.chunks, 1e-9)
-        close(one[:4], [x[: len(UNPADDED)] for x in all_of_it[:4]], 1e-9)
+        same = len(WHOLE_RUNS if name in PADDABLE else UNPADDED)
+        close([x[:same] for x in one[:4]], [x[:same] for x in all_of_it[:4]], 1e-9)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from research.attention.implementations import sharding
 from research.attention.implementations.flash import ATTENTION_OUT
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, platform
 from research.attention.parts.biases import Softcap
-from research.attention.parts.masks import And, Mask, Padding, Segments
+from research.attention.parts.masks import Padding, Segments, conjuncts
 from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.normalizers import Softmax
 
@@ -52,7 +52,7 @@ def unsupported_part(mechanism: Mechanism) -> str:
             return f"bias {type(bias).__name__} (it has one cap, and no other bias)"
         if not isinstance(bias.cap, int | float):
             return "a cap that is an array"
-    arrays = [type(part) for part in _conjuncts(mechanism.mask) if jax.tree.leaves(part)]
+    arrays = [type(part) for part in conjuncts(mechanism.mask) if jax.tree.leaves(part)]
     if len(arrays) > 1 or any(kind not in (Segments, Padding) for kind in arrays):
         names = " & ".join(kind.__name__ for kind in arrays)
         return f"mask {names} (it has one of segments and padding, and masks without arrays)"
@@ -83,8 +83,8 @@ def attend(
     _check(q, mechanism, q_index, kv_index)
     (t, h), s = q.shape[1:3], k.shape[1]
     rows, columns = _positions(q_index, t), _positions(kv_index, s)
-    fixed = [part for part in _conjuncts(mechanism.mask) if not jax.tree.leaves(part)]
-    given = [part for part in _conjuncts(mechanism.mask) if jax.tree.leaves(part)]
+    fixed = [part for part in conjuncts(mechanism.mask) if not jax.tree.leaves(part)]
+    given = [part for part in conjuncts(mechanism.mask) if jax.tree.leaves(part)]
     static, filled = kernel_mask(fixed, rows, columns, sharding.context_size())
     lengths = static.shape
     q_, k_ = mechanism.score.as_dot(q, k)  # ty: ignore[not-iterable]  # checked by unsupported_part()
@@ -170,13 +170,6 @@ def _check(q, mechanism, q_index, kv_index):
         raise Unsupported(f"splash attention lacks {q.dtype}; {instead}")
     if platform() not in ("tpu", "cpu"):
         raise Unsupported(f"splash attention needs a TPU, not a {platform()}; {instead}")
-
-
-def _conjuncts(mask: Mask) -> list[Mask]:
-    """Returns the operands of nested `&`; a pair is allowed if all of them allow it."""
-    if isinstance(mask, And):
-        return _conjuncts(mask.left) + _conjuncts(mask.right)
-    return [mask]
 
 
 def _positions(index: Any, length: int) -> np.ndarray:

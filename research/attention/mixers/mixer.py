@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.parameters import Parameter
-from research.attention.parts.masks import Mask
+from research.attention.parts.masks import Mask, Segments, places_in_segments
 
 
 class AttentionTrace(NamedTuple):
@@ -69,10 +69,11 @@ class Mixer:
         Args:
           params: arrays of the shapes that `parameters` states.
           x: the sequence.
-          mask: restricts the mixer's own mask further (padding, segments).
+          mask: restricts the mixer's own mask further. Mixers with a state take segments only:
+            they start every segment from their initial state.
 
         Raises:
-          Unsupported: a mask was given and this mixer cannot take one.
+          Unsupported: this mixer cannot take this mask.
         """
         raise NotImplementedError
 
@@ -131,10 +132,15 @@ class Mixer:
         raise Unsupported(f"{name} is no weighted sum of values, so there is nothing to merge")
 
 
-def refuse_mask(name: str, mask: Mask | None) -> None:
-    """Raises Unsupported if a mask was given to a mixer that cannot take one."""
-    if mask is not None:
-        raise Unsupported(f"mixer {name!r} cannot take a mask beyond its own; 'softmax' can")
+def places_of(name: str, mask: Mask | None) -> Int[Array, "B T"] | None:
+    """Returns `places_in_segments` for a mixer with a state, which starts anew at place 0.
+
+    Raises:
+      Unsupported: the mask is not `Segments`, the only one that such a mixer can take.
+    """
+    if not isinstance(mask, Segments | None):
+        raise Unsupported(f"mixer {name!r} cannot take a mask other than segments; 'softmax' can")
+    return places_in_segments(mask)
 
 
 def cached_shapes(

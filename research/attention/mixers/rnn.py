@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.mixers.mixer import Mixer, refuse_mask
+from research.attention.mixers.mixer import Mixer, places_of
 from research.attention.mixers.mixer_options import Context, InputPositionOptions, build_from
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
@@ -156,6 +156,7 @@ def run(
     x: Float[Array, "B T M"],
     *,
     lengths: Int[Array, " B"] | None = None,
+    places: Int[Array, "B T"] | None = None,
     reverse: bool = False,
 ) -> tuple[State, Float[Array, "B T N"]]:
     """Runs a recurrent network over a sequence.
@@ -167,13 +168,16 @@ def run(
       x: the tokens.
       lengths: number of tokens per row; padding after them does not change the state. None means
         no padding.
+      places: places of the tokens in their segments; before one at place 0, the state becomes
+        zeros, from which every network starts. None means a single segment. Not with `reverse`.
       reverse: processes each row from its last token to its first.
 
     Returns:
       The state after the last token processed, and h after every token, at the token's position,
       in the dtype of x; zeros at padding.
     """
-    return run_gates(cell, params, state, project(params, x), lengths=lengths, reverse=reverse)
+    options = {"lengths": lengths, "places": places, "reverse": reverse}
+    return run_gates(cell, params, state, project(params, x), **options)
 
 
 def run_gates(
@@ -183,25 +187,30 @@ def run_gates(
     gates: Float[Array, "B T G N"],
     *,
     lengths: Int[Array, " B"] | None = None,
+    places: Int[Array, "B T"] | None = None,
     reverse: bool = False,
 ) -> tuple[State, Float[Array, "B T N"]]:
     """Runs a network as `run` does, given `project(params, x)`; returns the dtype of the gates."""
     # Cast once here instead of in every step.
     params = params | {"recurrent": params["recurrent"].astype(gates.dtype)}
     step = CELLS[cell].step
-    gates = jnp.moveaxis(gates, 1, 0)
-    if lengths is None:
-        state, out = lax.scan(lambda s, g: step(params, s, g), state, gates, reverse=reverse)
-        return state, jnp.moveaxis(out, 0, 1)
+    gates, starts, there = jnp.moveaxis(gates, 1, 0), None, None
+    if places is not None:
+        starts = (places.T == 0)[..., None]
+    if lengths is not None:
+        there = (jnp.arange(len(gates))[:, None] < lengths)[..., None]
 
-    def padded(state, now):
-        gates, there = now
+    def one(state, now):
+        gates, starts, there = now
+        if starts is not None:
+            state = jax.tree.map(lambda s: jnp.where(starts, 0, s), state)
         new, out = step(params, state, gates)
+        if there is None:
+            return new, out
         new = jax.tree.map(lambda n, s: jnp.where(there, n, s), new, state)
         return new, jnp.where(there, out, 0)
 
-    there = (jnp.arange(len(gates))[:, None] < lengths)[..., None]
-    state, out = lax.scan(padded, state, (gates, there), reverse=reverse)
+    state, out = lax.scan(one, state, (gates, starts, there), reverse=reverse)
     return state, jnp.moveaxis(out, 0, 1)
 
 
@@ -246,8 +255,8 @@ class Recurrent(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Runs the network over a whole sequence; see `Mixer`."""
-        refuse_mask(self.cell, mask)
-        return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
+        places = places_of(self.cell, mask)
+        return self._run(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x, places)[1]
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns "h", and "c" for an LSTM: (batch, M), float32 or wider, for any length."""
@@ -257,7 +266,10 @@ class Recurrent(Mixer):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """Mixes the next T tokens; see `Mixer`."""
-        state, y = run(self.cell, params, state, x)
+        return self._run(params, state, x, None)
+
+    def _run(self, params, state, x, places):
+        state, y = run(self.cell, params, state, x, places=places)
         y = y @ params["out"].astype(x.dtype)
         return state, y + params["out_bias"].astype(x.dtype) if self.use_bias else y
 

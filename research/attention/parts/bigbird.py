@@ -154,6 +154,7 @@ class BigbirdMask(MechanismPart):
     """the query's block and its neighbours, random_blocks random blocks, global tokens"""
 
     source = "Zaheer et al. 2020, section 2 (random blocks drawn from those before)"
+    absolute = True
 
     block_length: int = length_option(0, "tokens per block", least=1)
     global_tokens: int = length_option(

@@ -46,6 +46,8 @@ class MoBA(BlockCausal, ContentDependent):
     """
 
     required_projections: ClassVar[tuple[str, ...]] = ("query", "key")
+    # A block's mean key is that of all its tokens.
+    mixes_segments: ClassVar[bool] = True
     top: int = static()  # blocks that a query sees, its own included
 
     def evaluate(
@@ -109,6 +111,7 @@ class MobaMask(MechanismPart):
 
     source = "Lu et al. 2025 (MoBA), section 2.2"
     where = ("self",)
+    absolute = True
 
     block_length: int = length_option(0, "tokens per block", least=1)
     top_blocks: int = size_option(0, "blocks that a query sees, its own included", least=1)

@@ -75,6 +75,7 @@ class LocationScore(MechanismPart):
     """(W q)[position of the key]"""
 
     source = "Luong et al. 2015, equation 8"
+    absolute = True
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
@@ -87,6 +88,7 @@ class SynthesizerDenseScore(MechanismPart):
 
     source = "Tay et al. 2021 (Synthesizer), equations 1-2"
     where = ("self",)
+    absolute = True
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""
@@ -99,6 +101,7 @@ class SynthesizerRandomScore(MechanismPart):
 
     source = "Tay et al. 2021 (Synthesizer), equation 3"
     where = ("self",)
+    absolute = True
 
     def build(self, sizes: Sizes) -> Score:
         """Returns the score for heads of these sizes."""

@@ -163,7 +163,10 @@ class Prefix(Mask):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Segments(Mask):
-    """A query sees the keys that carry its own segment id."""
+    """A query sees the keys that carry its own segment id.
+
+    A segment is contiguous: a mixer with a state starts it anew wherever the id changes.
+    """
 
     q_segments: Any  # integers (B, T)
     kv_segments: Any  # integers (B, S)
@@ -331,6 +334,26 @@ def segments(q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"]) -> M
     return Segments(q_segments, kv_segments)
 
 
+def conjuncts(mask: Mask) -> list[Mask]:
+    """Returns the operands of nested `&`; a pair is allowed if all of them allow it."""
+    if isinstance(mask, And):
+        return conjuncts(mask.left) + conjuncts(mask.right)
+    return [mask]
+
+
+def places_of_ids(ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Returns how many tokens of its contiguous segment are before each token, from their ids."""
+    index = jnp.arange(ids.shape[1], dtype=jnp.int32)
+    starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def places_in_segments(mask: Mask | None) -> Int[Array, "B T"] | None:
+    """Returns `places_of_ids` for the segments of a mask; None if it has none."""
+    found = [] if mask is None else [m for m in conjuncts(mask) if isinstance(m, Segments)]
+    return places_of_ids(found[0].q_segments) if found else None
+
+
 def padding(valid: Bool[Array, "B S"]) -> Mask:
     """Returns the mask of keys for which `valid`, indexed by absolute position, is True."""
     return Padding(valid)
@@ -376,6 +399,7 @@ class PrefixMask(MechanismPart):
     """keys k <= q, and all of the first prefix_length among themselves"""
 
     source = "Raffel et al. 2020, section 3.2.1, figure 4 (right)"
+    absolute = True
 
     prefix_length: int = length_option(0, "leading tokens that see each other", least=1)
 

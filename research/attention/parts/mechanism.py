@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from research.attention.errors import Unsupported
 from research.attention.parameters import Parameter, bind, collect_parameters, path_name
 from research.attention.parts.biases import Bias
 from research.attention.parts.content_dependent import ContentDependent, has_content, is_unevaluated
-from research.attention.parts.masks import Mask
+from research.attention.parts.masks import Mask, Segments, conjuncts, places_in_segments
 from research.attention.parts.normalizers import Normalizer, softmax
 from research.attention.parts.predicted_window import PredictedWindow
 from research.attention.parts.scores import ScaledDot, Score
@@ -70,9 +71,19 @@ class Mechanism:
         return bind(self, "", params).restricted_to(mask)
 
     def restricted_to(self, mask: Mask | None) -> "Mechanism":
-        """Returns this mechanism restricted to pairs that `mask` allows too; None allows all."""
+        """Returns this mechanism restricted to pairs that `mask` allows too; None allows all.
+
+        Raises:
+          Unsupported: the mask has segments, and a part mixes their contents.
+        """
         if mask is None:
             return self
+        mixing = [type(part).__name__ for _, part in self._content_parts() if part.mixes_segments]
+        if mixing and any(isinstance(one, Segments) for one in conjuncts(mask)):
+            raise Unsupported(
+                f"{mixing[0]} looks at tokens of all segments, so it cannot keep them apart; masks "
+                "that look at positions only can"
+            )
         # Implementations recognize masks by type, so a single mask is not wrapped in And.
         allowed = mask if type(self.mask) is Mask else self.mask & mask
         return dataclasses.replace(self, mask=allowed)
@@ -133,12 +144,14 @@ class Mechanism:
           q_index: absolute positions of the queries.
           kv_index: absolute positions of the keys.
           length_mask: a query's window is placed within the keys up to the last one that this mask
-            allows; None: within all keys.
+            allows, from the first one of the query's segment on; None: within all keys.
         """
         if self.focus is None:
             return self
-        lengths = _lengths(length_mask, q_index, kv_index)
-        normalizer = self.focus.restrict(self.normalizer, q, lengths, kv_index)
+        lengths, first = _lengths(length_mask, q_index, kv_index), 0
+        if (places := places_in_segments(length_mask)) is not None:
+            first = (q_index - jnp.take(places, q_index, axis=1))[..., None]
+        normalizer = self.focus.restrict(self.normalizer, q, lengths, kv_index, first)
         return dataclasses.replace(self, normalizer=normalizer, focus=None)
 
 

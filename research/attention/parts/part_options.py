@@ -57,9 +57,11 @@ class MechanismPart(Part):
 
     Attributes:
       where: the attentions it can be used in: "self", "cross", "decoder" (a recurrent decoder's).
+      absolute: whether moving a sequence to later positions changes what a mixer computes with it.
     """
 
     where: ClassVar[tuple[str, ...]] = ("self", "cross", "decoder")
+    absolute: ClassVar[bool] = False
 
     def build(self, sizes: Sizes) -> Any:
         """Builds the part of a mechanism that these options describe.

@@ -30,6 +30,7 @@ class PredictedWindow:
         q: Float[Array, "B T H D"],
         lengths: Array | int,
         kv_index: Index,
+        first: Any = 0,
     ) -> "WindowedNormalizer":
         """Returns the normalizer restricted to the window that each query predicts.
 
@@ -38,11 +39,12 @@ class PredictedWindow:
           q: queries.
           lengths: L of each query, broadcastable to (B, T, H).
           kv_index: absolute key positions, (S,).
+          first: position of the first of the L keys, broadcastable to (B, T, H).
         """
         dtype = jnp.promote_types(q.dtype, jnp.float32)
         hidden = jnp.tanh(jnp.einsum("bthd,hde->bthe", q, self.weight.astype(q.dtype)))
         at = jnp.einsum("bthe,he->bth", hidden.astype(dtype), self.vector.astype(dtype))
-        center = jax.nn.sigmoid(at) * jnp.asarray(lengths, dtype)
+        center = first + jax.nn.sigmoid(at) * jnp.asarray(lengths - first, dtype)
         return WindowedNormalizer(
             normalizer, jnp.swapaxes(center, 1, 2), jnp.asarray(kv_index), self.size
         )

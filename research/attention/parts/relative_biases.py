@@ -247,6 +247,7 @@ class FirePosition(MechanismPart):
 
     source = "Li et al. 2024, equation 5"
     where = ("self",)
+    absolute = True
 
     def build(self, sizes: Sizes) -> Bias:
         """Returns the bias."""

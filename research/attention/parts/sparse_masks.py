@@ -241,6 +241,7 @@ class GlobalMask(MechanismPart):
     """pairs with k < global_tokens or q < global_tokens"""
 
     source = "Beltagy et al. 2020, section 3.1 (global attention)"
+    absolute = True
 
     global_tokens: int = length_option(
         0, "leading tokens that see all keys and that all queries see", least=1
@@ -256,6 +257,7 @@ class LongformerMask(MechanismPart):
     """keys |q - k| <= window, and k < global_tokens or q < global_tokens"""
 
     source = "Beltagy et al. 2020, section 3.1 (window of 2 * window, with global tokens)"
+    absolute = True
 
     window: int = length_option(0, "keys that a query sees on either side", least=1)
     global_tokens: int = length_option(

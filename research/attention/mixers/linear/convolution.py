@@ -4,12 +4,13 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.mixers.mixer import AttentionTrace, Mixer, refuse_mask
+from research.attention.mixers.mixer import AttentionTrace, Mixer, places_of
 from research.attention.mixers.mixer_options import Context, InputPositionOptions, build_from
 from research.attention.parameters import (
     Constant,
@@ -26,16 +27,29 @@ from research.attention.parts.part_options import length_option, size_option
 # Up to this many taps, adding shifted copies is faster than the FFT.
 SHORT = 16
 
+# Place of the inputs before a sequence: they are in the segment that it begins in.
+FAR = 2**30
+
 Run = tuple[Float[Array, "B P M"], Float[Array, "B T M"]]
+Places = Int[Array, "B T"] | None
+"""Places of the tokens in their segments; None for a single segment."""
 
 
-def convolve_shifted(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
-    """Computes the causal depthwise convolution y[t] = sum_n taps[n] x[t - n] by shifted copies."""
-    length = x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (taps.shape[0] - 1, 0), (0, 0)))
-    start = taps.shape[0] - 1
-    shifted = (taps[n] * padded[:, start - n : start - n + length] for n in range(taps.shape[0]))
-    return functools.reduce(jnp.add, shifted)
+def convolve_shifted(
+    x: Float[Array, "B T M"], taps: Float[Array, "N M"], places: Places = None
+) -> Float[Array, "B T M"]:
+    """Computes the causal depthwise convolution y[t] = sum_n taps[n] x[t - n] by shifted copies.
+
+    The sum is over n <= places[t] if there are places.
+    """
+    length, start = x.shape[1], taps.shape[0] - 1
+    padded = jnp.pad(x, ((0, 0), (start, 0), (0, 0)))
+
+    def tap(n):
+        y = taps[n] * padded[:, start - n : start - n + length]
+        return y if places is None else jnp.where((places >= n)[..., None], y, 0)
+
+    return functools.reduce(jnp.add, map(tap, range(taps.shape[0])))
 
 
 def convolve_fft(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
@@ -54,14 +68,54 @@ def _fast_size(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def convolve(x: Float[Array, "B T M"], taps: Float[Array, "N M"]) -> Float[Array, "B T M"]:
+def convolve_segments(
+    x: Float[Array, "B T M"], taps: Float[Array, "N M"], places: Int[Array, "B T"]
+) -> Float[Array, "B T M"]:
+    """Computes the convolution of `convolve_shifted` within segments by FFT, in T log^2 T.
+
+    Segments make it no convolution, but pairs of tokens on both sides of a boundary between blocks
+    are in one segment if both are in the one that reaches over the boundary. So each level of a
+    halving of the sequence is a convolution of the left halves, masked, into the right halves.
+    """
+    (batch, length, width), dtype = x.shape, jnp.promote_types(x.dtype, jnp.float32)
+    half = min(SHORT, _fast_size(length))
+    whole = max(half, _fast_size(length))
+    wide = jnp.pad(x.astype(dtype), ((0, 0), (0, whole - length), (0, 0)))
+    places = jnp.pad(places, ((0, 0), (0, whole - length)))
+    taps = jnp.pad(taps[:whole].astype(dtype), ((0, max(0, whole - taps.shape[0])), (0, 0)))
+    in_block = jnp.minimum(places, np.arange(whole) % half)
+    y = convolve_shifted(wide, taps[:half], in_block)
+    while half < whole:
+        shape = batch, -1, 2, half
+        (left, _), (ends, at) = (
+            jnp.moveaxis(a.reshape(*shape, *a.shape[2:]), 2, 0) for a in (wide, places)
+        )
+        back = np.arange(half)
+        left = jnp.where((back[::-1] <= ends[..., -1:])[..., None], left, 0)
+        spectrum = jnp.fft.rfft(left, 2 * half, axis=2)
+        spectrum *= jnp.fft.rfft(taps[: 2 * half], 2 * half, axis=0)
+        across = jnp.fft.irfft(spectrum, 2 * half, axis=2)[:, :, half:]
+        across = jnp.where((back < at)[..., None], across, 0)
+        across = jnp.stack([jnp.zeros_like(across), across], 2)
+        y, half = y + across.reshape(batch, whole, width), 2 * half
+    return y[:, :length].astype(x.dtype)
+
+
+def convolve(
+    x: Float[Array, "B T M"], taps: Float[Array, "N M"], places: Places = None
+) -> Float[Array, "B T M"]:
     """Computes the causal depthwise convolution with the faster method for the number of taps."""
     taps = taps[: x.shape[1]]
-    return (convolve_shifted if taps.shape[0] <= SHORT else convolve_fft)(x, taps)
+    if taps.shape[0] <= SHORT:
+        return convolve_shifted(x, taps, places)
+    return convolve_fft(x, taps) if places is None else convolve_segments(x, taps, places)
 
 
 def parallel(
-    x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
+    x: Float[Array, "B T M"],
+    taps: Float[Array, "N M"],
+    past: Float[Array, "B P M"],
+    places: Places = None,
 ) -> Run:
     """Computes the causal depthwise convolution of a sequence after P previous inputs.
 
@@ -69,19 +123,25 @@ def parallel(
       x: the inputs.
       taps: the filters, newest input first; taps beyond P inputs back are not used.
       past: the P <= N - 1 inputs before x, oldest first; zeros before the first token.
+      places: places of x in their segments, in which inputs of other segments count as zeros.
 
     Returns:
       The last P inputs and the outputs, in the dtype of x.
     """
     length, reach = x.shape[1], past.shape[1]
+    if places is not None:
+        own = np.arange(reach, 0, -1) <= places[:, :1]
+        past = jnp.where(own[..., None], past, 0)
+        places = jnp.pad(places, ((0, 0), (reach, 0)), constant_values=FAR)
     seen = jnp.concatenate([past.astype(x.dtype), x], axis=1)
-    return seen[:, length:], convolve(seen, taps[: reach + 1])[:, reach:]
+    return seen[:, length:], convolve(seen, taps[: reach + 1], places)[:, reach:]
 
 
 def chunkwise(
     x: Float[Array, "B T M"],
     taps: Float[Array, "N M"],
     past: Float[Array, "B P M"],
+    places: Places = None,
     chunk: int = 0,
 ) -> Run:
     """Computes `parallel` block by block, in time linear in T for a given N.
@@ -92,31 +152,43 @@ def chunkwise(
     chunk = chunk or max(64, past.shape[1])
     count = x.shape[1] // chunk
     if not count:
-        return parallel(x, taps, past)
-    blocks = x[:, : count * chunk].reshape(x.shape[0], count, chunk, x.shape[2])
+        return parallel(x, taps, past, places)
+
+    def blocks(a):
+        a = a[:, : count * chunk].reshape(len(a), count, chunk, *a.shape[2:])
+        return jnp.moveaxis(a, 1, 0)
+
     past, out = lax.scan(
-        lambda past, block: parallel(block, taps, past),
+        lambda past, block: parallel(block[0], taps, past, block[1]),
         past.astype(x.dtype),
-        jnp.moveaxis(blocks, 1, 0),
+        jax.tree.map(blocks, (x, places)),
     )
     out = jnp.moveaxis(out, 0, 1).reshape(x.shape[0], count * chunk, x.shape[2])
     if count * chunk == x.shape[1]:
         return past, out
-    past, rest = parallel(x[:, count * chunk :], taps, past)
+    rest = jax.tree.map(lambda a: a[:, count * chunk :], (x, places))
+    past, rest = parallel(rest[0], taps, past, rest[1])
     return past, jnp.concatenate([out, rest], axis=1)
 
 
 def recurrent(
-    x: Float[Array, "B T M"], taps: Float[Array, "N M"], past: Float[Array, "B P M"]
+    x: Float[Array, "B T M"],
+    taps: Float[Array, "N M"],
+    past: Float[Array, "B P M"],
+    places: Places = None,
 ) -> Run:
     """Computes `parallel` token by token."""
     taps = taps[: past.shape[1] + 1][::-1]
 
-    def step(past, token):
+    def step(past, now):
+        token, place = now
+        if place is not None:
+            past = jnp.where((place == 0)[:, None, None], 0, past)
         seen = jnp.concatenate([past, token[:, None]], axis=1)
         return seen[:, 1:], jnp.einsum("btm,tm->bm", seen, taps)
 
-    past, out = lax.scan(step, past.astype(x.dtype), jnp.moveaxis(x, 1, 0))
+    tokens = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, places))
+    past, out = lax.scan(step, past.astype(x.dtype), tokens)
     return past, jnp.moveaxis(out, 0, 1)
 
 
@@ -162,11 +234,12 @@ class GatedConvolution(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Computes the gated convolution of a whole sequence; see `Mixer`."""
-        refuse_mask("gated_convolution", mask)
+        places = places_of("gated_convolution", mask)
         if self.implementation == "parallel":
             # Skips the zeros before the first token, which would lengthen the FFT.
-            return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype)))
-        return self.extend(params, self.init_state(x.shape[0], x.shape[1], x.dtype), x)[1]
+            return self._gate(params, x, convolve(x, params["filter"].astype(x.dtype), places))
+        state = self.init_state(x.shape[0], x.shape[1], x.dtype)
+        return self._extend(params, state, x, places)[1]
 
     def attention_trace(
         self,
@@ -179,14 +252,16 @@ class GatedConvolution(Mixer):
 
         The weights do not depend on the input; only the gate does.
         """
-        refuse_mask("gated_convolution", mask)
-        length = x.shape[1]
+        places, length = places_of("gated_convolution", mask), x.shape[1]
         taps = params["filter"][:length]
         back = np.subtract.outer(np.arange(length), np.arange(length))
         reached = (back >= 0) & (back < len(taps))
         weights = jnp.where(reached[..., None], taps[np.where(reached, back, 0)], 0)
         shape = (x.shape[0], self.width, length, length)
-        return AttentionTrace(jnp.broadcast_to(jnp.moveaxis(weights, -1, 0), shape), x[..., None])
+        weights = jnp.broadcast_to(jnp.moveaxis(weights, -1, 0), shape)
+        if places is not None:
+            weights = jnp.where((back <= places[..., None])[:, None], weights, 0)
+        return AttentionTrace(weights, x[..., None])
 
     def merge(
         self,
@@ -207,10 +282,13 @@ class GatedConvolution(Mixer):
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
         """Mixes the next T tokens; see `Mixer`."""
+        return self._extend(params, state, x, None)
+
+    def _extend(self, params, state, x, places):
         form = "recurrent" if x.shape[1] == 1 else self.implementation
         options = {"chunk": self.block_size} if form == "chunkwise" else {}
         past = state["inputs"]
-        inputs, mixed = FORMS[form](x, params["filter"].astype(x.dtype), past, **options)
+        inputs, mixed = FORMS[form](x, params["filter"].astype(x.dtype), past, places, **options)
         return {"inputs": inputs.astype(past.dtype)}, self._gate(params, x, mixed)
 
     def _gate(self, params, x, mixed):

@@ -1,8 +1,9 @@
 """A linear recurrence with decays, in several forms that compute the same function.
 
 S_t = diag(a_t) S_{t-1} + k_t v_t^T and y_t = S_t^T q_t, where a_t is 1, one number per head, or one
-per channel of the keys. Decays are given as logarithms, which are at most 0. No form ever takes the
-exponential of a positive number or divides by a product of decays, so any decay is safe.
+per channel of the keys. Decays are given as logarithms, which are at most 0; minus infinity starts
+anew. No form ever takes the exponential of a positive number or divides by a product of decays, so
+any decay is safe.
 """
 
 from collections.abc import Callable
@@ -12,20 +13,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from research.attention.implementations.sharding import context_size
 from research.attention.mixers.linear import context_parallel
 
 CHUNK = 64
-# exp(FLOOR) is at the underflow limit of float32. Log decays are clipped here, because below it
-# nothing remains and no gradient flows.
-FLOOR = -104.0
+# The exponentials of these are 0. Log decays are clipped here, because below it nothing remains and
+# no gradient flows.
+FLOORS = {"float32": -104.0, "float64": -746.0}
 # Log decays are split into a multiple of 1 / GRID, whose sums are exact, and a small remainder.
 GRID = 16.0
 
 Decay: TypeAlias = Float[Array, "#B T #H"] | Float[Array, "#B T #H D"] | None
 Memory: TypeAlias = Float[Array, "B H D Dv"]
+
+
+def restarted(decay: Decay, places: Int[Array, "B T"] | None, dtype: Any) -> Decay:
+    """Returns the log decays with minus infinity at place 0, where S starts anew from zero.
+
+    Args:
+      decay: log a_t.
+      places: places of the tokens in their segments; None: nothing starts anew.
+      dtype: of the result if `decay` is None.
+    """
+    if places is None:
+        return decay
+    decay = jnp.zeros((1, 1, 1), dtype) if decay is None else decay
+    starts = (places == 0).reshape(*places.shape, *(1,) * (decay.ndim - 2))
+    return jnp.where(starts, -jnp.inf, decay)
 
 
 def parallel(
@@ -184,7 +200,7 @@ def products(decay: Float[Array, "*N C"]) -> tuple[Array, Array, Array]:
       The products from the chunk's start through i, (..., C); after j through i, (..., C, C), zero
       for j > i; and after j through the chunk's end, (..., C).
     """
-    decay = jnp.maximum(decay, FLOOR)
+    decay = jnp.maximum(decay, FLOORS[decay.dtype.name])
     # decay = coarse + (decay - coarse): with `coarse` constant, the remainder carries the gradient.
     coarse = lax.stop_gradient(jnp.round(decay * GRID) / GRID)
     coarse, rest = jnp.cumsum(coarse, -1), jnp.cumsum(decay - coarse, -1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.implementations.sharding import context_size
 from research.attention.mixers.linear import context_parallel, decay
@@ -38,7 +38,7 @@ def recurrent(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T H"] | None,
+    log_decay: Float[Array, "B T #H"] | None,
     memory: Float[Array, "B H D Dv"],
 ) -> Run:
     """Runs the gated delta rule token by token (Yang, Kautz, Hatamizadeh 2024, section 3.1).
@@ -93,7 +93,7 @@ def chunkwise(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T H"] | None,
+    log_decay: Float[Array, "B T #H"] | None,
     memory: Float[Array, "B H D Dv"],
     chunk: int = decay.CHUNK,
     scan: Callable[..., Any] = lax.scan,
@@ -141,7 +141,7 @@ def ring(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T H"] | None,
+    log_decay: Float[Array, "B T #H"] | None,
     memory: Float[Array, "B H D Dv"],
     chunk: int = decay.CHUNK,
 ) -> Run:
@@ -172,7 +172,7 @@ def parallel(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T H"] | None,
+    log_decay: Float[Array, "B T #H"] | None,
     memory: Float[Array, "B H D Dv"],
 ) -> Run:
     """Runs `chunkwise` with a single chunk; its triangular system makes it cubic in T."""
@@ -253,11 +253,15 @@ class DeltaNet(LinearTime):
         return {**self.projection_parameters(), "beta": beta}
 
     def prepare(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
-    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        self,
+        params: dict[str, Array],
+        state: PyTree,
+        x: Float[Array, "B T M"],
+        places: Int[Array, "B T"] | None,
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (queries, keys, beta, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
-        heads, inputs = self.project_qkv(params, state["inputs"], x)
+        heads, inputs = self.project_qkv(params, state["inputs"], x, places)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         if not self.short_convolution:  # it includes SiLU
             q, k, v = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)

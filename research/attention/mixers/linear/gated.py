@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.linear_time import (
@@ -59,11 +59,15 @@ class Retention(LinearTime):
         return {"memory": memory, "step": jnp.zeros((), jnp.int32)}
 
     def prepare(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
-    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        self,
+        params: dict[str, Array],
+        state: PyTree,
+        x: Float[Array, "B T M"],
+        places: Int[Array, "B T"] | None,
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (rotated queries and keys, decays), values and new state; see `LinearTime`."""
         length = x.shape[1]
-        heads, _ = self.project_qkv(params, {}, x)
+        heads, _ = self.project_qkv(params, {}, x, places)
         q, k, v = (
             heads[name].astype(at_least_float32(x.dtype)) for name in ("query", "key", "value")
         )
@@ -127,11 +131,15 @@ class GatedLinearAttention(LinearTime):
         }
 
     def prepare(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
-    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        self,
+        params: dict[str, Array],
+        state: PyTree,
+        x: Float[Array, "B T M"],
+        places: Int[Array, "B T"] | None,
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (queries, keys, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
-        heads, inputs = self.project_qkv(params, state["inputs"], x)
+        heads, inputs = self.project_qkv(params, state["inputs"], x, places)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         low = x @ params["decay_in"].astype(x.dtype)
         logits = jnp.einsum("btr,rhd->bthd", low, params["decay_out"].astype(x.dtype))

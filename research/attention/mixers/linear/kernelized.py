@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.features import Elu, FeatureMap, RandomFeatures, Taylor
@@ -28,6 +28,7 @@ def normalized(
     v: Float[Array, "B T H Dv"],
     state: State,
     epsilon: float,
+    decays: decay.Decay = None,
     **options: Any,
 ) -> tuple[State, Float[Array, "B T H Dv"]]:
     """Returns sum_s (q_t . k_s) v_s / (epsilon + sum_s q_t . k_s) over s <= t.
@@ -41,6 +42,7 @@ def normalized(
       v: values.
       state: sums of k v and of k over the keys before these.
       epsilon: added to the divisor.
+      decays: logarithms of decays of the state: minus infinity where a segment starts.
       **options: keyword arguments of the form.
 
     Returns:
@@ -49,7 +51,7 @@ def normalized(
     # An extra value channel that is always 1 accumulates the sum of the weights.
     v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
     memory = jnp.concatenate([state[0], state[1][..., None]], -1)
-    memory, y = form(q, k, v, None, memory, **options)
+    memory, y = form(q, k, v, decays, memory, **options)
     return (memory[..., :-1], memory[..., -1]), y[..., :-1] / (y[..., -1:] + epsilon)
 
 
@@ -88,12 +90,16 @@ class LinearAttention(LinearTime):
         )
 
     def prepare(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
-    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
-        """Returns the features of queries and keys, values and new state; see `LinearTime`."""
-        heads, inputs = self.project_qkv(params, state["inputs"], x)
-        queries_keys = self.features.queries(heads["query"]), self.features.keys(heads["key"])
-        return queries_keys, heads["value"].astype(at_least_float32(x.dtype)), {"inputs": inputs}
+        self,
+        params: dict[str, Array],
+        state: PyTree,
+        x: Float[Array, "B T M"],
+        places: Int[Array, "B T"] | None,
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
+        """Returns (features of queries and keys, None), values and state; see `LinearTime`."""
+        heads, inputs = self.project_qkv(params, state["inputs"], x, places)
+        q, k = self.features.queries(heads["query"]), self.features.keys(heads["key"])
+        return (q, k, None), heads["value"].astype(at_least_float32(x.dtype)), {"inputs": inputs}
 
     def recur(
         self,
@@ -104,9 +110,9 @@ class LinearAttention(LinearTime):
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
         """Computes `normalized` with the given form; see `LinearTime`."""
-        options = self.form_options(form)
+        (q, k, decays), options = queries_keys, self.form_options(form)
         return normalized(
-            decay.FORMS[form], *queries_keys, v, memory, self.features.epsilon, **options
+            decay.FORMS[form], q, k, v, memory, self.features.epsilon, decays, **options
         )
 
 

@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.implementations.sharding import context_size
 from research.attention.mixers.linear import decay, short_convolution
-from research.attention.mixers.mixer import AttentionTrace, Mixer, refuse_mask
+from research.attention.mixers.mixer import AttentionTrace, Mixer, places_of
 from research.attention.mixers.mixer_options import (
     Context,
     HeadOptions,
@@ -80,9 +80,9 @@ class LinearTime(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Mixes a whole sequence; see `Mixer`."""
-        refuse_mask(self.name, mask)
+        places = places_of(self.name, mask)
         state = self.init_state(x.shape[0], x.shape[1], x.dtype)
-        return self.mix(params, state, x, self.implementation)[1]
+        return self.mix(params, state, x, self.implementation, places)[1]
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
         """Returns the "memory" of the recurrence and the "inputs" of the convolutions.
@@ -99,10 +99,18 @@ class LinearTime(Mixer):
         return self.mix(params, state, x, "recurrent" if x.shape[1] == 1 else self.implementation)
 
     def mix(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"], form: str
+        self,
+        params: dict[str, Array],
+        state: PyTree,
+        x: Float[Array, "B T M"],
+        form: str,
+        places: Int[Array, "B T"] | None = None,
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """Mixes the next T tokens as `extend` does, with the named form of the recurrence."""
-        queries_keys, v, inputs = self.prepare(params, state, x)
+        """Mixes the next T tokens as `extend` does, with the named form of the recurrence.
+
+        Given places of the tokens in their segments, the state starts anew at place 0.
+        """
+        queries_keys, v, inputs = self._prepared(params, state, x, places)
         memory, y = self.recur(params, queries_keys, v, state["memory"], form)
         return {"memory": memory, **inputs}, self.merge(params, x, y)
 
@@ -118,9 +126,9 @@ class LinearTime(Mixer):
         The outputs are linear in the values. So the recurrence runs on one-hot values that mark
         their positions, and the output at t in channel s is the weight of position s.
         """
-        refuse_mask(self.name, mask)
-        batch, length = x.shape[:2]
-        queries_keys, v, _ = self.prepare(params, self.init_state(batch, length, x.dtype), x)
+        (batch, length), places = x.shape[:2], places_of(self.name, mask)
+        state = self.init_state(batch, length, x.dtype)
+        queries_keys, v, _ = self._prepared(params, state, x, places)
         marks = jnp.eye(length, dtype=at_least_float32(x.dtype))[None, :, None]
         marks = jnp.broadcast_to(marks, (batch, length, self.num_heads, length))
         memory = self.init_memory(batch, length, x.dtype)
@@ -129,10 +137,24 @@ class LinearTime(Mixer):
         return AttentionTrace(jnp.swapaxes(weights, 1, 2), v)
 
     def prepare(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
-    ) -> tuple[Any, Float[Array, "B T H Dv"], dict[str, Any]]:
-        """Returns the inputs of the recurrence except values, the values, and other new state."""
+        self,
+        params: dict[str, Array],
+        state: PyTree,
+        x: Float[Array, "B T M"],
+        places: Int[Array, "B T"] | None,
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H Dv"], dict[str, Any]]:
+        """Returns the inputs of the recurrence except values, the values, and other new state.
+
+        The last of the inputs is the log decays, or None for no decay. `places` are for
+        `project_qkv`; `mix` lets the recurrence start anew.
+        """
         raise NotImplementedError
+
+    def _prepared(self, params, state, x, places):
+        """Returns the results of `prepare`, with decays that start anew at place 0."""
+        (*queries_keys, decays), v, inputs = self.prepare(params, state, x, places)
+        decays = decay.restarted(decays, places, v.dtype)
+        return (*queries_keys, decays), v, inputs
 
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
         """Returns the initial state of the recurrence, for values of this width."""
@@ -183,11 +205,15 @@ class LinearTime(Mixer):
         return short_convolution.init_past(length, self._channels(), batch, dtype)
 
     def project_qkv(
-        self, params: dict[str, Array], inputs: dict[str, Array], x: Float[Array, "B T M"]
+        self,
+        params: dict[str, Array],
+        inputs: dict[str, Array],
+        x: Float[Array, "B T M"],
+        places: Int[Array, "B T"] | None,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Returns "query", "key" and "value" in the dtype of x, and the convolutions' new state."""
         heads = {name: split_heads(params, name, x) for name in self.head_shapes}
-        return short_convolution.activate(params, inputs, heads)
+        return short_convolution.activate(params, inputs, heads, places)
 
     def form_options(self, form: str) -> dict[str, int]:
         """Returns the keyword arguments of a form."""

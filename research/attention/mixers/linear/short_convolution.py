@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from research.attention.implementations import sharding
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, context_size
@@ -31,7 +31,10 @@ def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
 
 
 def apply(
-    x: Float[Array, "B T C"], taps: Float[Array, "N C"], past: Float[Array, "B P C"]
+    x: Float[Array, "B T C"],
+    taps: Float[Array, "N C"],
+    past: Float[Array, "B P C"],
+    places: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
     """Computes y[t] = sum_n taps[n] x[t - n] per channel, after P = N - 1 previous inputs.
 
@@ -39,6 +42,8 @@ def apply(
       x: the inputs.
       taps: the filters, newest input first; cast to the dtype of x.
       past: the inputs before x, oldest first; zeros before the first token.
+      places: places of x in their segments, in which inputs of other segments count as zeros; None:
+        all are one segment.
 
     Returns:
       y in the dtype of x, and the last P inputs in the dtype of `past`.
@@ -53,21 +58,22 @@ def apply(
     new = jnp.concatenate([before, x], axis=1)[:, length:].astype(past.dtype)
     devices = context_size()
     if devices > 1 and length % devices == 0 and count <= length // devices:
-        return _over_context(x, filters, before), new
-    return _filtered(x, filters, before), new
+        return _over_context(x, filters, before, places), new
+    return _filtered(x, filters, before, places), new
 
 
-def _filtered(x, filters, before):
+def _filtered(x, filters, before, places):
     count, length = filters.shape[0], x.shape[1]
     seen = jnp.concatenate([before, x], axis=1)
-    shifted = (
-        filters[n] * lax.slice_in_dim(seen, count - 1 - n, count - 1 - n + length, axis=1)
-        for n in range(count)
-    )
-    return functools.reduce(jnp.add, shifted)
+
+    def tap(n):
+        y = filters[n] * lax.slice_in_dim(seen, count - 1 - n, count - 1 - n + length, axis=1)
+        return y if places is None else jnp.where((places >= n)[..., None], y, 0)
+
+    return functools.reduce(jnp.add, map(tap, range(count)))
 
 
-def _over_context(x, filters, before):
+def _over_context(x, filters, before, places):
     """Computes `_filtered` with each device receiving its previous inputs from its neighbour.
 
     Without `shard_map` the compiler moves whole sequences between devices for the gradient.
@@ -76,15 +82,16 @@ def _over_context(x, filters, before):
     batch_axis = sharding.usable_axis(DATA, x.shape[0])
     channel_axis = sharding.usable_axis(MODEL, x.shape[2])
 
-    def local(x, filters, before):
+    def local(x, filters, before, places):
         last = lax.slice_in_dim(x, x.shape[1] - kept, x.shape[1], axis=1)
         last = lax.ppermute(last, CONTEXT, [(i, i + 1) for i in range(devices - 1)])
         before = jnp.where(lax.axis_index(CONTEXT) == 0, before, last)
-        return _filtered(x, filters, before)
+        return _filtered(x, filters, before, places)
 
     tokens = P(batch_axis, CONTEXT, channel_axis)
-    specs = (tokens, P(None, channel_axis), P(batch_axis, None, channel_axis))
-    return sharding.shard_map_over_mesh(local, specs, tokens)(x, filters, before)
+    at = None if places is None else P(batch_axis, CONTEXT)
+    specs = (tokens, P(None, channel_axis), P(batch_axis, None, channel_axis), at)
+    return sharding.shard_map_over_mesh(local, specs, tokens)(x, filters, before, places)
 
 
 def parameters(length: int, channels: dict[str, int]) -> dict[str, Parameter]:
@@ -103,7 +110,10 @@ def init_past(length: int, channels: dict[str, int], batch: int, dtype: Any) -> 
 
 
 def activate(
-    params: dict[str, Array], past: dict[str, Array], heads: dict[str, Array]
+    params: dict[str, Array],
+    past: dict[str, Array],
+    heads: dict[str, Array],
+    places: Int[Array, "B T"] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Applies convolution and SiLU to the named projections (Yang et al. 2024, DeltaNet, sec. 3.3).
 
@@ -111,6 +121,7 @@ def activate(
       params: contains `{name}_taps`, (N, H D).
       past: previous inputs by name, as from `init_past`. Heads not named in it pass unchanged.
       heads: projections by name, (B, T, H, D).
+      places: places of the tokens in their segments; None: all are one segment.
 
     Returns:
       The heads and the new past.
@@ -118,6 +129,7 @@ def activate(
     new = {}
     for name, before in past.items():
         x = heads[name]
-        y, new[name] = apply(x.reshape(*x.shape[:2], -1), params[f"{name}_taps"], before)
+        flat, filters = x.reshape(*x.shape[:2], -1), params[f"{name}_taps"]
+        y, new[name] = apply(flat, filters, before, places)
         heads = {**heads, name: jax.nn.silu(y).reshape(x.shape)}
     return heads, new

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.gated import gate, gate_parameter
@@ -103,11 +103,15 @@ class StateSpace(LinearTime):
         }
 
     def prepare(
-        self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
-    ) -> tuple[Any, Float[Array, "B T H D"], dict[str, Any]]:
+        self,
+        params: dict[str, Array],
+        state: PyTree,
+        x: Float[Array, "B T M"],
+        places: Int[Array, "B T"] | None,
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
         """Returns (C, B, steps, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
-        heads, inputs = self.project_qkv(params, state["inputs"], x)
+        heads, inputs = self.project_qkv(params, state["inputs"], x, places)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         return (q, k, *steps(params, x)), v, {"inputs": inputs}
 

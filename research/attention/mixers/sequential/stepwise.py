@@ -32,7 +32,7 @@ from research.attention.mixers.sequential.alignments import (
 )
 from research.attention.mixers.sequential.monotonic import CHUNK, Monotonic, MonotonicChunkwise
 from research.attention.parameters import Parameter
-from research.attention.parts.masks import Mask, causal
+from research.attention.parts.masks import Mask, causal, places_in_segments
 from research.attention.parts.normalizers import NORMALIZERS
 from research.attention.parts.part_options import MechanismPart, length_option, size_option
 from research.options import OptionError, choice
@@ -144,10 +144,13 @@ class Stepwise(Mixer):
         index = np.arange(x.shape[1])
         sight = (index, index, CAUSAL if mask is None else CAUSAL & mask)
         state = self.alignment.init_state(x.shape[0], x.shape[1], x.dtype)
-        return self._scan(params, x, seen, sight, state, take)[1]
+        return self._scan(params, x, seen, sight, state, take, places_in_segments(mask))[1]
 
-    def _scan(self, params, x, seen, sight, state, take):
-        """Returns the last state, and `take(weights)` (B, ...) of all queries as (B, T, ...)."""
+    def _scan(self, params, x, seen, sight, state, take, places=None):
+        """Returns the last state, and `take(weights)` (B, ...) of all queries as (B, T, ...).
+
+        At place 0 of a segment the state starts anew, as if there were no earlier keys.
+        """
         q_index, kv_index, mask = sight
         learned, kv_index = self._learned(params), jnp.asarray(kv_index)
 
@@ -155,14 +158,21 @@ class Stepwise(Mixer):
         # gradient instead of stored.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def step(state, query):
-            q, at = query
+            q, at, place = query
+            if place is not None:
+                state = jax.tree.map(functools.partial(anew, place, at), state, first)
             weights, state = self.alignment.step(
                 learned, q[:, None], seen, at[None], kv_index, mask, state
             )
             return state, take(weights)
 
+        def anew(place, at, state, first):
+            return jnp.where((place == 0)[:, None, None], jnp.roll(first, at, -1), state)
+
+        first = state
         q = jnp.moveaxis(split_heads(params, "query", x), 1, 0)
-        state, out = lax.scan(step, state, (q, jnp.asarray(q_index)))
+        places = None if places is None else places.T
+        state, out = lax.scan(step, state, (q, jnp.asarray(q_index), places))
         return state, jnp.moveaxis(out, 0, 1)
 
 
