@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -151,16 +151,43 @@ def open_corpus(
       validation_path: files of the validation shards; "": those of the manifest, or those with
         "val" in place of "train" in their names.
       dtype: "uint16", "uint32", or "auto": that of manifest or header, otherwise uint16.
-      vocab_size: number of tokens of the vocabulary; 0: that of the manifest.
+      vocab_size: number of tokens of the vocabulary; 0: that of the manifest. One larger than the
+        manifest's pads the vocabulary with tokens that never occur.
 
     Raises UserError for what is missing, damaged or not as the manifest says, and for tokens that
     are not in the vocabulary.
     """
-    folder = Path(path).expanduser()
-    manifest = read_json(folder / MANIFEST) if folder.is_dir() else None
-    if manifest is not None:
-        _check_unset(path, validation_path, dtype, vocab_size)
-        return _prepared(folder, manifest)
+    listed = _listed(path)
+    if listed is None:
+        found = describe_corpus(path, validation_path, dtype, vocab_size)
+        return replace(found, files=_verified(found.splits, found.vocab_size))
+    _check_against_manifest(path, listed, validation_path, dtype, vocab_size)
+    return replace(_opened(listed), vocab_size=vocab_size or listed.vocab_size)
+
+
+def _opened(listed: "_Listed") -> Corpus:
+    """Returns a prepared corpus. Raises UserError if it is not as its manifest says."""
+    _check_shards(listed)
+    file = listed.tokenizer
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if content_digest(text.encode()) != listed.tokenizer_sha256:
+        raise UserError(f"{file} is not the tokenizer that {file.parent / MANIFEST} lists.")
+    files = _verified(listed.splits, listed.vocab_size, listed.sha256)
+    return Corpus(listed.vocab_size, listed.splits, files, text)
+
+
+def describe_corpus(
+    path: str, validation_path: str = "", dtype: str = "auto", vocab_size: int = 0
+) -> Corpus:
+    """Returns a corpus as its manifest, or the headers of its shards, describe it.
+
+    Neither tokens nor tokenizer are read, and where there is a manifest, the shards need not be on
+    this machine. Arguments as in `open_corpus`. Raises UserError for a missing or damaged
+    description.
+    """
+    if listed := _listed(path):
+        _check_against_manifest(path, listed, validation_path, dtype, vocab_size)
+        return Corpus(vocab_size or listed.vocab_size, listed.splits, {})
     found = _foreign(path, validation_path)
     splits = {
         name: _split(f"task.path={path!r}", name, paths, dtype) for name, paths in found.items()
@@ -170,7 +197,7 @@ def open_corpus(
             f"task.corpus_vocab_size=0: nothing in {path} says how many tokens there are; give it, "
             "for example 50257 for GPT-2."
         )
-    return Corpus(vocab_size, splits, _verified(splits, vocab_size))
+    return Corpus(vocab_size, splits, {})
 
 
 def open_validation(field: str, path: str, dtype: str, vocab_size: int) -> Corpus:
@@ -184,22 +211,13 @@ def open_validation(field: str, path: str, dtype: str, vocab_size: int) -> Corpu
 
     Raises UserError as `open_corpus` does.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        manifest = read_json(folder / MANIFEST)
-        if manifest is None:
+    if Path(path).expanduser().is_dir():
+        listed = _listed(path, ("validation",))
+        if listed is None:
             raise UserError(f"{field}: {path} has no {MANIFEST}; name its shards: a file, pattern.")
-        return _prepared(folder, manifest, ("validation",))
+        return _opened(listed)
     split = _split(field, "validation", _files(field, path), dtype)
     return Corpus(vocab_size, {"validation": split}, _verified({"validation": split}, vocab_size))
-
-
-def _check_unset(path: str, validation_path: str, dtype: str, vocab_size: int) -> None:
-    given = {"validation_path": validation_path, "corpus_vocab_size": vocab_size}
-    given["corpus_dtype"] = "" if dtype == "auto" else dtype
-    for key, value in given.items():
-        if value:
-            raise UserError(f"task.{key}={value!r}: the manifest of {path} says it; leave it out.")
 
 
 def _split(field: str, name: str, paths: Sequence[Path], dtype: str) -> Split:
@@ -211,13 +229,28 @@ def _split(field: str, name: str, paths: Sequence[Path], dtype: str) -> Split:
     return split
 
 
-def _prepared(folder: Path, manifest: Mapping[str, Any], names: Sequence[str] = SPLITS) -> Corpus:
-    """Returns the named splits of a directory of research.prepare."""
+class _Listed(NamedTuple):
+    """What a manifest says: the vocabulary, the splits, and {shard: sha256}; the tokenizer."""
+
+    vocab_size: int
+    splits: dict[str, Split]
+    sha256: dict[Path, str]
+    tokenizer: Path
+    tokenizer_sha256: str
+
+
+def _listed(path: str, names: Sequence[str] = SPLITS) -> _Listed | None:
+    """Returns what the manifest of a prepared directory says of these splits; None without one."""
+    folder = Path(path).expanduser()
+    manifest = read_json(folder / MANIFEST) if folder.is_dir() else None
+    if manifest is None:
+        return None
     try:
         dtype, vocab_size = DTYPES[manifest["dtype"]], int(manifest["vocab_size"])
-        counts = {split: manifest["splits"][split] for split in names}
-        splits, expected = {}, {}
-        for split, one in counts.items():
+        splits: dict[str, Split] = {}
+        expected: dict[Path, str] = {}
+        for split in names:
+            one = manifest["splits"][split]
             shards = [
                 Shard(folder / Path(s["file"]).name, dtype, 0, int(s["tokens"]))
                 for s in one["shards"]
@@ -229,21 +262,35 @@ def _prepared(folder: Path, manifest: Mapping[str, Any], names: Sequence[str] = 
         raise UserError(
             f"{folder / MANIFEST} is damaged: {error!r} is not as it should be."
         ) from None
-    for path in expected:
+    return _Listed(vocab_size, splits, expected, folder / Path(tokenizer).name, digest)
+
+
+def _check_against_manifest(
+    path: str, listed: _Listed, validation_path: str, dtype: str, vocab_size: int
+) -> None:
+    given = {"validation_path": validation_path, "corpus_dtype": "" if dtype == "auto" else dtype}
+    for key, value in given.items():
+        if value:
+            raise UserError(f"task.{key}={value!r}: the manifest of {path} says it; leave it out.")
+    if 0 < vocab_size < listed.vocab_size:
+        raise UserError(
+            f"task.corpus_vocab_size={vocab_size}: the manifest of {path} says "
+            f"{listed.vocab_size:,}; leave it out, or give a larger one to pad the vocabulary."
+        )
+
+
+def _check_shards(listed: _Listed) -> None:
+    """Raises UserError for a shard that is missing or has another size than the manifest says."""
+    for path in listed.sha256:
         if not path.is_file():
-            raise UserError(f"{path} is missing; {folder / MANIFEST} lists it.")
-    for shard in (s for split in splits.values() for s in split.shards):
-        size = shard.path.stat().st_size
-        if size != shard.tokens * dtype.itemsize:
+            raise UserError(f"{path} is missing; {path.parent / MANIFEST} lists it.")
+    for shard in (s for split in listed.splits.values() for s in split.shards):
+        size, wanted = shard.path.stat().st_size, shard.tokens * shard.dtype.itemsize
+        if size != wanted:
             raise UserError(
-                f"{shard.path} has {size:,} bytes and should have {shard.tokens * dtype.itemsize:,}"
-                ": it was cut short or changed."
+                f"{shard.path} has {size:,} bytes and should have {wanted:,}: it was cut short or "
+                "changed."
             )
-    file = folder / Path(tokenizer).name
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    if content_digest(text.encode()) != digest:
-        raise UserError(f"{file} is not the tokenizer that {folder / MANIFEST} lists.")
-    return Corpus(vocab_size, splits, _verified(splits, vocab_size, expected), text)
 
 
 def _foreign(path: str, validation_path: str) -> dict[str, list[Path]]:

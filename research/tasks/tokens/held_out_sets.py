@@ -48,7 +48,8 @@ def open_held_out(given: Sequence[str], corpus: Corpus, path: str, dtype: str) -
 
 
 def _check_same_vocabulary(one: str, held_out: Corpus, corpus: Corpus, path: str) -> None:
-    if held_out.vocab_size != corpus.vocab_size:
+    # The training corpus may have a padded vocabulary.
+    if held_out.vocab_size > corpus.vocab_size:
         raise UserError(
             f"task.held_out={one!r} has a vocabulary of {held_out.vocab_size:,} tokens, and "
             f"{path} of {corpus.vocab_size:,}; prepare it with the same tokenizer."

@@ -234,7 +234,10 @@ class TokensOptions(LanguageModelingOptions):
         allowed=("auto", "uint16", "uint32"),
     )
     corpus_vocab_size: int = option(
-        0, "size of the vocabulary where there is no manifest, such as 50257", least=0
+        0,
+        "size of the vocabulary, such as 50257; 0: as the manifest says, which a larger one pads "
+        "with tokens that never occur (50304 splits over devices, 50257 does not)",
+        least=0,
     )
     data: str = option(
         "device",
@@ -260,6 +263,10 @@ class TokensOptions(LanguageModelingOptions):
             self.path, self.validation_path, self.corpus_dtype, self.corpus_vocab_size
         )
         held_out = open_held_out(self.held_out, corpus, self.path, self.corpus_dtype)
+        return self.make_of(corpus, held_out)
+
+    def make_of(self, corpus: Corpus, held_out: Mapping[str, Corpus]) -> Tokens:
+        """Returns the task of corpora, of which nothing is read yet. Raises UserError."""
         longest = max((self.length, *self.eval_lengths))
         train = _cut(self, corpus.splits["train"], self.length)
         evaluated = {"validation": corpus.splits["validation"]}
@@ -272,7 +279,7 @@ class TokensOptions(LanguageModelingOptions):
         streamed = self.data == "streamed"
         if not streamed:
             data["train"] = train
-        for pieces in data.values():
+        for pieces in (train, *data.values()):
             _check_addressable(self, pieces)
         axes: dict[str, tuple[str, ...]] = {name: ("batch", "") for name in data}
         if streamed:
@@ -312,10 +319,10 @@ def _cut(options: TokensOptions, split: Split, longest: int, held_out: str = "")
 
 
 def _check_addressable(options: TokensOptions, pieces: Pieces) -> None:
+    # Places in a piece are drawn, and addressed, as int32.
     if pieces.shape[1] > LONGEST_PIECE:
-        streamed = "task.data='streamed', or " if pieces.split.name == "train" else ""
         raise UserError(
             f"task.batch_size={options.batch_size} cuts the corpus into pieces of "
-            f"{pieces.shape[1]:,} tokens, more than a device can address; give {streamed}larger "
-            "batches."
+            f"{pieces.shape[1]:,} tokens, and the longest that can be drawn from is of "
+            f"{LONGEST_PIECE:,}; give larger batches."
         )

@@ -8,7 +8,7 @@ import pytest
 
 from research.errors import UserError
 from research.tasks.tokens import corpus as corpora_of
-from research.tasks.tokens.corpus import Shard, Split, open_corpus
+from research.tasks.tokens.corpus import Shard, Split, describe_corpus, open_corpus
 from tests import corpora
 
 TRAIN = np.arange(1000, dtype=np.uint16) % 300
@@ -95,6 +95,16 @@ def test_a_prepared_corpus(tmp_path):
             assert found.files[shard["file"]] == shard["sha256"]
 
 
+def test_a_vocabulary_is_padded_and_a_description_reads_no_shard(tmp_path):
+    folder = corpora.corpus(tmp_path, tokenizer="bpe:300")
+    whole = open_corpus(str(folder), vocab_size=384)
+    assert whole.vocab_size == 384
+    for shard in folder.glob("*.bin"):
+        shard.unlink()
+    found = describe_corpus(str(folder), vocab_size=384)
+    assert (found.vocab_size, found.splits) == (384, whole.splits)
+
+
 def test_shards_are_hashed_once(tmp_path, monkeypatch):
     folder = corpora.corpus(tmp_path)
     hashed = []
@@ -127,7 +137,7 @@ def test_what_is_wrong_with_a_prepared_corpus(tmp_path):
             open_corpus(str(folder), **options)
         assert "\n" not in str(error.value)
 
-    refused("task.corpus_vocab_size=5: the manifest of .* says it", vocab_size=5)
+    refused("task.corpus_vocab_size=5: the manifest of .* says 300; leave it out", vocab_size=5)
     refused("task.corpus_dtype='uint16': the manifest", dtype="uint16")
     shard.write_bytes(content[:-2])
     refused(rf"validation-00000.bin has {len(content) - 2:,} bytes and should have")
