@@ -21,6 +21,7 @@ flags.DEFINE_string("profile", "", "start:stop traces these steps into WORKDIR/p
 def main() -> None:
     """Trains all members of the config's population and prints their results."""
     from research.parallel.processes import exit_with_peers, is_first, start
+    from research.parallel.xla_flags import say_if_useless, use_profile
     from research.training.loop import train_population
     from research.training.preemption import Preempted
     from research.training.profiling import parse_steps
@@ -28,9 +29,11 @@ def main() -> None:
     from research.training.schema import run_id
     from research.training.validation import check_config
 
-    start()
-    enable_compilation_cache()
     config: ConfigDict = flags.FLAGS.config
+    use_profile(config.parallel.xla_flags)
+    start()
+    say_if_useless(config.parallel.xla_flags)
+    enable_compilation_cache()
     workdir = Path(flags.FLAGS.workdir)
     configs = members_of(config)
     profile = parse_steps(flags.FLAGS.profile, config.train.steps)

@@ -24,8 +24,9 @@ from research.ablation.experiment import (
     tuning_grid,
 )
 from research.ablation.registration import seed_basis, with_seeds
-from research.configuration import load_config, load_module
+from research.configuration import flatten, load_config, load_module
 from research.errors import UserError, check_name, did_you_mean
+from research.parallel.layout import parse_layout
 
 SWEPT = {
     "seed": "give seeds=5, and tune_seeds=3 where something is tuned",
@@ -80,6 +81,19 @@ def load_experiment(source: Source, basis: str = "") -> Experiment:
         return with_directions(experiment, cells)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def shared_value(experiment: Experiment, key: str, layout: str = "") -> Any:
+    """Returns the value of a config key in all runs, before what arms and axes set.
+
+    Args:
+      experiment: the experiment.
+      key: the dotted key.
+      layout: replaces keys of `config.parallel`, see `parse_layout`.
+    """
+    config = load_config(experiment.base)
+    deltas = {**experiment.common, **parse_layout(layout, config.parallel)}
+    return deltas.get(key, flatten(config)[key])
 
 
 def check_parts(experiment: Experiment) -> None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from research.errors import UserError, check_name, read_part
 from research.options import Part, option
+from research.parallel.xla_flags import PROFILES
 
 AXES = ("member", "data", "context", "model")
 """Axes of a mesh, outermost first: devices adjacent on the last axis communicate most.
@@ -43,6 +44,11 @@ class Parallel(Part):
     )
     fsdp: bool = option(False, "whether parameters and optimizer state are split over data too")
     slice: str = option("", "suggested TPU slice, such as v5e:4x4, or 2*v5e:16x16 for two")
+    xla_flags: str = option(
+        "",
+        "profile of compiler flags, in effect from the start of a command; empty: the defaults",
+        allowed=("", *PROFILES),
+    )
 
 
 @dataclass(frozen=True)

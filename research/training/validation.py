@@ -17,6 +17,7 @@ from research.models.decoder import DecoderOptions
 from research.models.layers import SLOW_TO_TRACE
 from research.models.model import parameter_shapes
 from research.models.registry import read_model
+from research.parallel.xla_flags import check_profile_in_use
 from research.training.program import Program, cached_task, make_program, model_of, task_id
 from research.training.schema import resolve
 from research.training.step import batch_shapes
@@ -36,6 +37,7 @@ def check_config(config: ConfigDict, members: int = 1) -> Program:
     Raises UserError for the first mistake, in one line that names the key and what would be right.
     """
     config = resolve(config)
+    check_profile_in_use(config.parallel.xla_flags)
     if "decoding" in config:
         read_search(config)  # before the data are read, which may take long
     _check_training(config)

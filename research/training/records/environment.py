@@ -10,11 +10,13 @@ from pathlib import Path
 
 import jax
 
+from research.parallel.xla_flags import flags_in_use
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "numpy")
 
 
 def describe_environment() -> dict:
-    """Returns the content of environment.json."""
+    """Returns the content of environment.json; "flags" are the compiler's, if any are set."""
     devices = jax.devices()
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
@@ -26,6 +28,7 @@ def describe_environment() -> dict:
             "processes": jax.process_count(),
             "cpu_cores": os.cpu_count(),
         },
+        **({"flags": flags} if (flags := flags_in_use()) else {}),
         "git": git_state(Path(__file__).parent),
         "command": command_line(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
