@@ -341,7 +341,7 @@ def conjuncts(mask: Mask) -> list[Mask]:
     return [mask]
 
 
-def places_of_ids(ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+def places_of_ids(ids: Int[Array | np.ndarray, "B T"]) -> Int[Array, "B T"]:
     """Returns how many tokens of its contiguous segment are before each token, from their ids."""
     index = jnp.arange(ids.shape[1], dtype=jnp.int32)
     starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
