@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from research.attention.errors import Unsupported
 from research.attention.parameters import Axes
+from research.attention.parts import masks
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
@@ -55,11 +56,23 @@ class Decoder(nn.Module):
         *,
         deterministic: bool = True,
         targets: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
     ) -> tuple[TokenOutputs, Any]:
         """Returns float32 logits (B, T, V) and the new decoding state (None without one).
 
-        Given targets, it returns their `TokenScores` in place of the logits.
+        Args:
+          tokens: the next T tokens.
+          state: decoding state before them; None for a whole sequence.
+          deterministic: disables dropout.
+          targets: if given, their `TokenScores` are returned in place of the logits.
+          segments: ids of contiguous segments, none of which depends on another; None for one
+            segment. Not with a state.
+          positions: positions of the tokens for the encoding that is added to them; None: their
+            places in the sequence.
         """
+        if state is not None and segments is not None:
+            raise ValueError("segments are for whole sequences, not for decoding")
         c = self.config
         dtype = jnp.dtype(c.dtype)
         embedding_init = matrix_init(c.embedding_stddev)
@@ -68,15 +81,19 @@ class Decoder(nn.Module):
         x = lookup(table, tokens)
         if c.position in ("sinusoidal", "learned"):
             if c.position == "learned":
-                positions = self.param("position", embedding_init, (c.length, c.width))
+                encoding = self.param("position", embedding_init, (c.length, c.width))
             else:
-                positions = sinusoids(c.length, c.width, c.embedding_stddev)
-            window = jax.lax.dynamic_slice_in_dim(positions, step, tokens.shape[1])
-            x = x + window.astype(dtype)
+                encoding = sinusoids(c.length, c.width, c.embedding_stddev)
+            if positions is None:
+                added = jax.lax.dynamic_slice_in_dim(encoding, step, tokens.shape[1])
+            else:
+                added = jnp.asarray(encoding)[positions]
+            x = x + added.astype(dtype)
         x = constrain(nn.Dropout(c.dropout, deterministic=deterministic)(x), *HIDDEN)
 
         old = None if state is None else state["layers"]
-        x, (layer_states, _) = layers(c, deterministic)(x, old, None, None, None)
+        mask = None if segments is None else masks.segments(segments, segments)
+        x, (layer_states, _) = layers(c, deterministic)(x, old, None, mask, None)
         if state is not None:
             state = {"step": step + tokens.shape[1], "layers": layer_states}
 
@@ -96,10 +113,12 @@ class Decoder(nn.Module):
     def forward(self, batch: Batch, *, deterministic: bool = True) -> TokenOutputs:
         """Returns the float32 logits of "inputs" (B, T).
 
-        With `loss_chunk`, returns the `TokenScores` of "targets" (B, T) instead.
+        With `loss_chunk`, returns the `TokenScores` of "targets" (B, T) instead. "segments" and
+        "positions" (B, T), if any, are those of `__call__`.
         """
-        targets = batch.get("targets") if self.config.loss_chunk else None
-        return self(batch["inputs"], deterministic=deterministic, targets=targets)[0]
+        options = {name: batch.get(name) for name in ("segments", "positions")}
+        options["targets"] = batch.get("targets") if self.config.loss_chunk else None
+        return self(batch["inputs"], deterministic=deterministic, **options)[0]
 
     @property
     def implementation(self) -> str:

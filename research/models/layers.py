@@ -36,6 +36,9 @@ Substitutes = Mapping[str, str]
 """{implementation: substitute}, applied to mixers that have the substitute."""
 SLOW_TO_TRACE = {"splash": "blockwise", "jax_cudnn": "blockwise"}
 """Substitutes for tracing: implementations that build large mask tables -> one that does not."""
+LACK_SEGMENTS = {"jax_cudnn": "blockwise"}
+"""Substitutes for packed documents: implementations that "auto" may choose and that cannot keep
+segments apart -> one that can."""
 DTYPES = ("float32", "bfloat16")
 
 

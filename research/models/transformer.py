@@ -198,8 +198,8 @@ class Block(nn.Module):
           x: the next T positions.
           state: decoding state of the mixer; None for a whole sequence.
           source: parameters of the cross-attention, and its projected keys and values.
-          mask: padding of the source with cross-attention; otherwise padding of x, for a mixer that
-            looks ahead.
+          mask: padding of the source with cross-attention; otherwise segments of x, or its padding
+            for a mixer that looks ahead.
           q_index: positions of x, for cross-attention; None: 0 .. T-1.
         """
         c = self.config

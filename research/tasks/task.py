@@ -19,8 +19,10 @@ Batch = Mapping[str, jax.Array]
 
 Every task has "inputs" (B, T) int32, the input tokens of the model; "targets" (B, T) are -1 at
 positions without a target. Sequence-to-sequence tasks also have "source" (B, S), right-padded, and
-"source_length" (B,) int32. Classification tasks have right-padded "inputs", their "length" (B,)
-int32, at least 1, and "label" (B,) int32, -1 in filler rows, which metrics ignore.
+"source_length" (B,) int32. Packed tasks have "segments" (B, T) int32, the ids of documents, and may
+have "positions" (B, T) int32, which begin anew in each of them. Classification tasks have
+right-padded "inputs", their "length" (B,) int32, at least 1, and "label" (B,) int32, -1 in filler
+rows, which metrics ignore.
 """
 
 PAD, BOS, EOS = 0, 1, 2
@@ -94,6 +96,7 @@ class Task:
         with shape, dtype and [slices] that reads the part it is asked for.
       data_axes: {name in `data` or `chunk`: logical name of each axis}, for arrays that are not
         replicated on all devices; an axis "batch" is split like the rows of a batch.
+      packed: whether batches have "segments", which models must keep apart.
       streamed: whether training reads `chunk` besides `data`.
       splits: evaluation splits; "validation", and "test" if the task has one.
       select: metric that selects the best checkpoint on validation.
@@ -122,6 +125,7 @@ class Task:
     classes: int = 0
     data: Any = ()
     data_axes: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
+    packed: bool = False
     streamed: bool = False
     splits: Sequence[str] = ("validation", "test")
     select: str = "accuracy"

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from research.configuration import flatten, from_plain, to_plain
 from research.interpret.head_metrics import measure_labels
-from research.models.layers import SLOW_TO_TRACE
+from research.models.layers import LACK_SEGMENTS, SLOW_TO_TRACE
 from research.models.model import Model
 from research.models.registry import make_model
 from research.parallel.layout import ONE_DEVICE, Layout, resolve_layout
@@ -257,6 +257,8 @@ def model_of(
       length: maximum sequence length; 0: the task's.
     """
     length = length or task.length
+    if task.packed:
+        substitutes = LACK_SEGMENTS | dict(substitutes or {})
     return make_model(config.model, task.vocab_size, length, substitutes, task.classes)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from research.attention.mixers.mixer_options import AUTO
 from research.decoding.search import check_model, read_search
 from research.decoding.streaming import streaming
 from research.errors import UserError
 from research.interpret import analyses
 from research.models.decoder import DecoderOptions
-from research.models.layers import SLOW_TO_TRACE
+from research.models.layers import LACK_SEGMENTS, SLOW_TO_TRACE, with_substitute
 from research.models.model import parameter_shapes
 from research.models.registry import read_model
 from research.parallel.xla_flags import check_profile_in_use
@@ -85,6 +86,29 @@ def _check_training(config: ConfigDict) -> None:
             f"model.name={config.model.name!r} cannot learn the task {config.task.name!r}; "
             f"{', '.join(able)} can."
         )
+    _check_packed(config)
+
+
+def _check_packed(config: ConfigDict) -> None:
+    """Raises UserError if documents are packed and a layer cannot keep them apart.
+
+    Or if positions restart with each document, but not those that a layer counts itself.
+    """
+    task, model = cached_task(task_id(config)), read_model(config.model)
+    if not task.packed or not isinstance(model, DecoderOptions):
+        return
+    for spec in model.specs(task.length):
+        if spec.options.implementation == AUTO:
+            spec = with_substitute(spec, LACK_SEGMENTS)
+        if why := spec.refusal_of_segments():
+            raise UserError(f"task.documents='packed': {why}.")
+        absolute = [name for name, part in spec.parts().items() if part.absolute]
+        if absolute and config.task.restart_positions:
+            raise UserError(
+                f"task.restart_positions=True: {absolute[0]} counts positions from the start of "
+                "the window; only those restart that the model adds to its input, and relative "
+                "ones need not."
+            )
 
 
 def _check_causal(config: ConfigDict, program: Program) -> None:

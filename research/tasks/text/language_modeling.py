@@ -79,11 +79,25 @@ class LanguageModeling(Task):
         """
         raise NotImplementedError
 
+    def weights(self, batch: Batch) -> Float[Array, "B T"]:
+        """Returns the weight of each target in the loss."""
+        return jnp.ones(batch["targets"].shape)
+
+    def context_lengths(self, batch: Batch) -> Int[Array, "..."]:
+        """Returns how many tokens of context each target has, broadcastable to (B, T)."""
+        return 1 + jnp.arange(batch["targets"].shape[1])
+
     def split_by_set(
-        self, loss: Float[Array, "B T"], batch: Batch
+        self, loss: Float[Array, "B T"], weights: Float[Array, "B T"], batch: Batch
     ) -> tuple[Float[Array, "B T"], dict[str, Sums]]:
-        """Returns the weight of each target in the metrics of its split, and sums of other sets."""
-        return jnp.ones_like(loss), {}
+        """Returns the weights of targets in the metrics of their split, and sums of other sets.
+
+        Args:
+          loss: losses of all targets.
+          weights: weight of each target.
+          batch: their batch.
+        """
+        return weights, {}
 
     def metrics(self, outputs: TokenOutputs, batch: Batch) -> dict[str, Sums]:
         """Returns loss (nats per token), bits per unit, and loss by position in the context.
@@ -91,8 +105,8 @@ class LanguageModeling(Task):
         Loss and bits are for the training length; the loss by position uses windows of all lengths.
         """
         loss = cross_entropy(outputs, batch["targets"])
-        weights, of_sets = self.split_by_set(loss, batch)
-        positions = bin_index(1 + jnp.arange(loss.shape[1]), self.position_bins)
+        weights, of_sets = self.split_by_set(loss, self.weights(batch), batch)
+        positions = bin_index(self.context_lengths(batch), self.position_bins)
         positions = jnp.broadcast_to(positions, loss.shape)
         by_position = sliced(loss, weights, positions, len(self.position_bins))
         weights, others = split_by_eval_length(self, "loss", loss, weights, batch)

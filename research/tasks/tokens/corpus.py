@@ -133,16 +133,22 @@ class Corpus:
       splits: "train" and "validation".
       files: {name: sha256} of every file that is read.
       tokenizer: JSON of the tokenizer; "" if the corpus has none.
+      end_token: the token that ends every document; -1: unknown.
     """
 
     vocab_size: int
     splits: Mapping[str, Split]
     files: Mapping[str, str]
     tokenizer: str = ""
+    end_token: int = -1
 
 
 def open_corpus(
-    path: str, validation_path: str = "", dtype: str = "auto", vocab_size: int = 0
+    path: str,
+    validation_path: str = "",
+    dtype: str = "auto",
+    vocab_size: int = 0,
+    end_token: int = -1,
 ) -> Corpus:
     """Opens a prepared directory, or files of another project.
 
@@ -153,15 +159,16 @@ def open_corpus(
       dtype: "uint16", "uint32", or "auto": that of manifest or header, otherwise uint16.
       vocab_size: number of tokens of the vocabulary; 0: that of the manifest. One larger than the
         manifest's pads the vocabulary with tokens that never occur.
+      end_token: the token that ends every document; -1: that of the manifest, if there is one.
 
     Raises UserError for what is missing, damaged or not as the manifest says, and for tokens that
     are not in the vocabulary.
     """
     listed = _listed(path)
     if listed is None:
-        found = describe_corpus(path, validation_path, dtype, vocab_size)
+        found = describe_corpus(path, validation_path, dtype, vocab_size, end_token)
         return replace(found, files=_verified(found.splits, found.vocab_size))
-    _check_against_manifest(path, listed, validation_path, dtype, vocab_size)
+    _check_against_manifest(path, listed, validation_path, dtype, vocab_size, end_token)
     return replace(_opened(listed), vocab_size=vocab_size or listed.vocab_size)
 
 
@@ -173,11 +180,15 @@ def _opened(listed: "_Listed") -> Corpus:
     if content_digest(text.encode()) != listed.tokenizer_sha256:
         raise UserError(f"{file} is not the tokenizer that {file.parent / MANIFEST} lists.")
     files = _verified(listed.splits, listed.vocab_size, listed.sha256)
-    return Corpus(listed.vocab_size, listed.splits, files, text)
+    return Corpus(listed.vocab_size, listed.splits, files, text, listed.end_token)
 
 
 def describe_corpus(
-    path: str, validation_path: str = "", dtype: str = "auto", vocab_size: int = 0
+    path: str,
+    validation_path: str = "",
+    dtype: str = "auto",
+    vocab_size: int = 0,
+    end_token: int = -1,
 ) -> Corpus:
     """Returns a corpus as its manifest, or the headers of its shards, describe it.
 
@@ -186,8 +197,9 @@ def describe_corpus(
     description.
     """
     if listed := _listed(path):
-        _check_against_manifest(path, listed, validation_path, dtype, vocab_size)
-        return Corpus(vocab_size or listed.vocab_size, listed.splits, {})
+        _check_against_manifest(path, listed, validation_path, dtype, vocab_size, end_token)
+        size = vocab_size or listed.vocab_size
+        return Corpus(size, listed.splits, {}, end_token=listed.end_token)
     found = _foreign(path, validation_path)
     splits = {
         name: _split(f"task.path={path!r}", name, paths, dtype) for name, paths in found.items()
@@ -197,7 +209,12 @@ def describe_corpus(
             f"task.corpus_vocab_size=0: nothing in {path} says how many tokens there are; give it, "
             "for example 50257 for GPT-2."
         )
-    return Corpus(vocab_size, splits, {})
+    if end_token >= vocab_size:
+        raise UserError(
+            f"task.end_token={end_token}: the vocabulary has {vocab_size:,} tokens, the first of "
+            "which is 0."
+        )
+    return Corpus(vocab_size, splits, {}, end_token=end_token)
 
 
 def open_validation(field: str, path: str, dtype: str, vocab_size: int) -> Corpus:
@@ -230,9 +247,10 @@ def _split(field: str, name: str, paths: Sequence[Path], dtype: str) -> Split:
 
 
 class _Listed(NamedTuple):
-    """What a manifest says: the vocabulary, the splits, and {shard: sha256}; the tokenizer."""
+    """What a manifest says: vocabulary, end token, splits, {shard: sha256}, and the tokenizer."""
 
     vocab_size: int
+    end_token: int
     splits: dict[str, Split]
     sha256: dict[Path, str]
     tokenizer: Path
@@ -258,19 +276,24 @@ def _listed(path: str, names: Sequence[str] = SPLITS) -> _Listed | None:
             splits[split] = Split(split, tuple(shards), int(one["bytes"]))
             expected |= {folder / Path(s["file"]).name: str(s["sha256"]) for s in one["shards"]}
         tokenizer, digest = manifest["tokenizer"]["file"], manifest["tokenizer"]["sha256"]
+        end = int(manifest["end_token"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / MANIFEST} is damaged: {error!r} is not as it should be."
         ) from None
-    return _Listed(vocab_size, splits, expected, folder / Path(tokenizer).name, digest)
+    return _Listed(vocab_size, end, splits, expected, folder / Path(tokenizer).name, digest)
 
 
 def _check_against_manifest(
-    path: str, listed: _Listed, validation_path: str, dtype: str, vocab_size: int
+    path: str, listed: _Listed, validation_path: str, dtype: str, vocab_size: int, end_token: int
 ) -> None:
-    given = {"validation_path": validation_path, "corpus_dtype": "" if dtype == "auto" else dtype}
-    for key, value in given.items():
-        if value:
+    given = {
+        "validation_path": (validation_path, ""),
+        "corpus_dtype": (dtype, "auto"),
+        "end_token": (end_token, -1),
+    }
+    for key, (value, default) in given.items():
+        if value != default:
             raise UserError(f"task.{key}={value!r}: the manifest of {path} says it; leave it out.")
     if 0 < vocab_size < listed.vocab_size:
         raise UserError(

@@ -1,8 +1,9 @@
 """Language modelling on token shards: predicts the next token in random windows of a corpus.
 
-Windows start anywhere and may reach over the ends of documents, as in nanoGPT. The corpus lies on
-the devices, in pieces that are split over them (`pieces`), or is read from disk ahead of need.
-Either way the batch of a step is the same.
+Windows start anywhere and may reach over the ends of documents, as in nanoGPT; packed documents are
+kept apart within their window (Krell et al. 2021, section 3.2). The corpus lies on the devices, in
+pieces that are split over them (`pieces`), or is read from disk ahead of need. Either way the batch
+of a step is the same.
 """
 
 import json
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from research.attention.parts.masks import places_of_ids
 from research.errors import UserError
 from research.options import option
 from research.tasks.task import Batch, Sums, sliced
@@ -23,6 +25,8 @@ from research.tasks.text.tokenizer import CORPUS, FILE
 from research.tasks.tokens.corpus import Corpus, Split, open_corpus
 from research.tasks.tokens.held_out_sets import files_of, open_held_out
 from research.tasks.tokens.pieces import LONGEST_PIECE, Chunk, Pieces, cut
+
+PACKED = "packed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +44,14 @@ class Tokens(LanguageModeling):
       bytes_per_token: bytes of validation text for each of its tokens; 0: unknown.
       held_out: named sets that are evaluated beside the validation split, each in a bucket of its
         own behind those of `eval_lengths`.
+      restart_positions: whether batches have "positions"; only where documents are packed.
     """
 
     higher_is_better = {**LanguageModeling.higher_is_better, "bits_per_byte": False}
     corpus: Corpus = field(hash=False)
     train: Pieces
     bytes_per_token: float = 0.0
+    restart_positions: bool = False
     held_out: Mapping[str, Corpus] = field(default_factory=dict, hash=False)
 
     @property
@@ -72,8 +78,9 @@ class Tokens(LanguageModeling):
         """Returns windows at random positions of the training split, one row from each piece."""
         if self.streamed:
             place = jnp.asarray(step, jnp.int32) - data["first"]
-            return _shifted(jax.lax.dynamic_index_in_dim(data["windows"], place, keepdims=False))
-        return _shifted(_windows(data["train"], self.starts(key, step), self.length))
+            windows = jax.lax.dynamic_index_in_dim(data["windows"], place, keepdims=False)
+            return self._of_windows(windows)
+        return self._of_windows(_windows(data["train"], self.starts(key, step), self.length))
 
     def starts(self, key: Key[Array, ""], step: int | Int[Array, ""]) -> Int[Array, " B"]:
         """Returns where in its piece the window of each row starts."""
@@ -124,7 +131,8 @@ class Tokens(LanguageModeling):
         last = pieces.shape[1] - reach - 1
         starts = np.linspace(0, last, total * each).astype(np.int32).reshape(total, each)
         starts = jnp.tile(jnp.asarray(starts)[index], pieces.shape[0])
-        batch = self.with_eval_length(_shifted(_windows(pieces, starts, length)), bucket)
+        windows = _windows(pieces, starts, length)
+        batch = self.with_eval_length(self._of_windows(windows), bucket)
         if not self.held_out:
             return batch
         return {**batch, "held_out": jnp.full(self.batch_size, max(held_out, -1), jnp.int32)}
@@ -132,8 +140,37 @@ class Tokens(LanguageModeling):
     def evaluation_batches(self, split: str, total: int) -> Sequence[int]:
         return (*super().evaluation_batches(split, total), *(total for _ in self.held_out))
 
+    def _of_windows(self, windows: Int[Array, "B T1"]) -> Batch:
+        """Returns the batch of some windows, with their documents as segments if packed.
+
+        An end token is the last of its document. It predicts nothing: what follows it begins
+        another document, of which it knows nothing.
+        """
+        tokens = windows.astype(jnp.int32)
+        batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+        if not self.packed:
+            return batch
+        ends = batch["inputs"] == self.corpus.end_token
+        batch["targets"] = jnp.where(ends, -1, batch["targets"])
+        batch["segments"] = jnp.cumsum(ends, axis=1, dtype=jnp.int32) - ends
+        if self.restart_positions:
+            batch["positions"] = places_of_ids(batch["segments"])
+        return batch
+
+    def weights(self, batch: Batch) -> Float[Array, "B T"]:
+        """Returns 0 for the targets that packed end tokens do not have, else 1."""
+        if not self.packed:
+            return super().weights(batch)
+        return (batch["targets"] >= 0).astype(jnp.float32)
+
+    def context_lengths(self, batch: Batch) -> Int[Array, "..."]:
+        """Returns how many tokens of context each target has, of its own document if packed."""
+        if not self.packed:
+            return super().context_lengths(batch)
+        return 1 + places_of_ids(batch["segments"])
+
     def split_by_set(
-        self, loss: Float[Array, "B T"], batch: Batch
+        self, loss: Float[Array, "B T"], weights: Float[Array, "B T"], batch: Batch
     ) -> tuple[Float[Array, "B T"], dict[str, Sums]]:
         """Returns weights and sums as the base class does.
 
@@ -141,14 +178,14 @@ class Tokens(LanguageModeling):
         "loss_by_held_out" and, where bytes are known, "bits_per_byte_by_held_out".
         """
         if "held_out" not in batch:
-            return super().split_by_set(loss, batch)
-        ones, index = jnp.ones_like(loss), jnp.broadcast_to(batch["held_out"][:, None], loss.shape)
-        total, count = sliced(loss, ones, index, len(self.held_out))
+            return super().split_by_set(loss, weights, batch)
+        index = jnp.broadcast_to(batch["held_out"][:, None], loss.shape)
+        total, count = sliced(loss, weights, index, len(self.held_out))
         found = {"loss_by_held_out": Sums(total, count)}
         if any(self._held_out_bytes):
             size = count * jnp.array(self._held_out_bytes)
             found["bits_per_byte_by_held_out"] = Sums(total / jnp.log(2.0), size)
-        return ones * (index < 0), found
+        return weights * (index < 0), found
 
     def text(self, split: str) -> Split:
         """Returns a split of the corpus, or a held-out set."""
@@ -190,11 +227,6 @@ def _data_name(held_out: str) -> str:
 
 def _bytes_per_token(split: Split) -> float:
     return split.bytes / split.tokens
-
-
-def _shifted(windows: Int[Array, "B T1"]) -> Batch:
-    tokens = windows.astype(jnp.int32)
-    return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
 def _cpu() -> jax.Device:
@@ -256,17 +288,44 @@ class TokensOptions(LanguageModelingOptions):
         "other sets to evaluate, NAME=PATH each: a directory of research.prepare with the same "
         "tokenizer, whose validation shards are read, or shards: a file or pattern",
     )
+    documents: str = option(
+        "across",
+        "across: windows reach from one document into the next; packed: nothing of a document "
+        "depends on another, and the first token of a document is not predicted",
+        allowed=("across", PACKED),
+    )
+    end_token: int = option(
+        -1,
+        "token that ends every document where there is no manifest, such as 50256",
+        least=-1,
+        when={"documents": (PACKED,)},
+    )
+    restart_positions: bool = option(
+        False,
+        "whether the positions that a model adds to its input begin anew in each document",
+        when={"documents": (PACKED,)},
+    )
 
     def make(self) -> Tokens:
         """Returns the task. Raises UserError if the shards are missing, damaged or too short."""
         corpus = open_corpus(
-            self.path, self.validation_path, self.corpus_dtype, self.corpus_vocab_size
+            self.path,
+            self.validation_path,
+            self.corpus_dtype,
+            self.corpus_vocab_size,
+            self.end_token,
         )
         held_out = open_held_out(self.held_out, corpus, self.path, self.corpus_dtype)
         return self.make_of(corpus, held_out)
 
     def make_of(self, corpus: Corpus, held_out: Mapping[str, Corpus]) -> Tokens:
         """Returns the task of corpora, of which nothing is read yet. Raises UserError."""
+        packed = self.documents == PACKED
+        if packed and corpus.end_token < 0:
+            raise UserError(
+                f"task.end_token=-1: nothing in {self.path} says which token ends a document, and "
+                "task.documents='packed' needs it; give it, for example 50256 for GPT-2."
+            )
         longest = max((self.length, *self.eval_lengths))
         train = _cut(self, corpus.splits["train"], self.length)
         evaluated = {"validation": corpus.splits["validation"]}
@@ -297,6 +356,8 @@ class TokensOptions(LanguageModelingOptions):
             held_out=held_out,
             data=data,
             data_axes=axes,
+            packed=packed,
+            restart_positions=self.restart_positions,
             streamed=streamed,
             files={**corpus.files, **files_of(held_out)},
         )

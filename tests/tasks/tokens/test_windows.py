@@ -12,6 +12,7 @@ from research.tasks.registry import make_task
 from research.tasks.tokens.corpus import Shard, Split
 from research.tasks.tokens.pieces import Chunk, Pieces, cut
 from research.training.step import data_key
+from research.training.validation import check_config
 from tests import corpora, small
 from tests.compiled import compiled
 
@@ -175,6 +176,79 @@ def test_evaluation_is_spread_over_the_held_out_tokens(folder):
     # What `interpret` reads is the same.
     example = task.example("validation", 5, 3)
     np.testing.assert_array_equal(example["inputs"][0], draw(data, "validation", 1, 3)["inputs"][1])
+
+
+def test_packed_documents_are_told_apart_by_their_end_tokens(folder):
+    """On the device, read from disk and in evaluation, against a loop over the tokens."""
+    deltas = {"task__batch_size": 4, "task__length": 64, "task__documents": "packed"}
+    task = made(folder, **deltas, task__restart_positions=True)
+    streamed = made(folder, **deltas, task__data="streamed")
+    data, key, parts = on_device(task), jax.random.key(1), set()
+    chunk = streamed.chunk(np.array([1], np.uint32), lambda _: key, 0, 4, 4)
+    own = {"windows": chunk["windows"][(slice(None),) * 4][0], "first": chunk["first"]}
+    draw, read = compiled(task.batch), compiled(streamed.batch)
+    look = compiled(task.evaluation, 1, 3)
+    batches = [draw(data, key, step) for step in range(4)]
+    for step, batch in enumerate(batches):
+        found = read(own, key, step)
+        assert batch.keys() - found.keys() == {"positions"}
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, batch[name])
+    for batch in (*batches, look(data, "validation", 1, 3)):
+        for row, tokens in enumerate(batch["inputs"]):
+            number, place, following = 0, 0, [*tokens[1:], batch["targets"][row, -1]]
+            for at, token in enumerate(tokens):
+                assert batch["segments"][row, at] == number
+                assert batch["positions"][row, at] == place
+                ends = token == 256
+                assert batch["targets"][row, at] == (-1 if ends else following[at])
+                number, place = (number + 1, 0) if ends else (number, place + 1)
+            parts.add(number)
+        assert batch["segments"].dtype == batch["targets"].dtype == np.int32
+    assert max(parts) >= 2, "there are windows of three documents"
+
+
+def test_packed_documents_have_losses_of_their_own(folder):
+    """The first token of a document counts for nothing; its second has one token of context."""
+    task = made(folder, task__documents="packed", task__length=64)
+    batch = compiled(task.evaluation, 1, 3)(on_device(task), "validation", 0, 2)
+    ends = batch["inputs"] == 256
+    assert ends.any()
+    outputs = np.where(ends[..., None], 1e4, 0) * np.eye(257)[0]
+    sums = task.metrics(outputs.astype(np.float32), batch)
+    assert sums["loss"].count == (~ends).sum()
+    np.testing.assert_allclose(sums["loss"].total / sums["loss"].count, np.log(257), rtol=1e-6)
+    label = task.slices["loss_by_position"].index("1")
+    starts = np.roll(ends, 1, 1) | (np.arange(64) == 0)
+    assert sums["loss_by_position"].count[label] == (starts & ~ends).sum()
+
+
+def test_packed_documents_need_an_end_token(folder, tmp_path):
+    np.full(500, 7, "<u2").tofile(tmp_path / "train.bin")
+    np.full(500, 7, "<u2").tofile(tmp_path / "val.bin")
+    deltas = {"task__corpus_vocab_size": 9, "task__documents": "packed"}
+    with pytest.raises(UserError, match="task.end_token=-1: nothing in .* says which token ends"):
+        made(tmp_path, **deltas)
+    with pytest.raises(UserError, match="task.end_token=9: the vocabulary has 9 tokens"):
+        made(tmp_path, **deltas, task__end_token=9)
+    assert made(tmp_path, **deltas, task__end_token=8).packed
+    with pytest.raises(UserError, match="task.end_token=8: the manifest of .* says it"):
+        made(folder, task__documents="packed", task__end_token=8)
+
+
+def test_what_cannot_keep_packed_documents_apart_is_refused(folder):
+    def refused(match, **deltas):
+        with pytest.raises(UserError, match=match):
+            check_config(small.tokens(folder, task__documents="packed", **deltas))
+
+    moba = {"model__mask": "moba", "model__block_length": 4, "model__top_blocks": 2}
+    refused("task.documents='packed': MoBA looks at tokens of all segments", **moba)
+    refused("'packed': implementation 'jax_cudnn' lacks", model__implementation="jax_cudnn")
+    refused(
+        "task.restart_positions=True: position 'fire' counts positions from the start",
+        model__position="fire",
+        task__restart_positions=True,
+    )
 
 
 def test_bits_per_byte_counted_by_hand(folder):
