@@ -69,6 +69,7 @@ CASES = {
 }
 # Three kinds of decay and a matrix; the others are special cases of them.
 MIXERS = ("gated_linear", "gated_delta", "state_space", "retention", "delta", "linear")
+PARTED = ("gated_linear", "gated_delta", "linear")
 
 
 @contextlib.contextmanager
@@ -133,7 +134,13 @@ def mixer_run(name: str, implementation: str):
     if name != "retention":
         options["short_convolution"] = 3
     mixer = make_mixer(**options, implementation=implementation)
-    return with_gradients(mixer, *members((numbers(mixer), sequence(29))))
+
+    def run(params, x):
+        # Segments start within the parts of devices and between them.
+        mask = masks.segments(SEGMENTS[:, :29], SEGMENTS[:, :29]) if name in PARTED else None
+        return mixer(params, x, mask=mask)
+
+    return with_gradients(run, *members((numbers(mixer), sequence(29))))
 
 
 def numbers(mixer):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.linear.convolution import FORMS, SHORT, GatedConvolution
+from research.attention.mixers.linear.convolution import FORMS, SHORT, GatedConvolution, convolve
 from research.attention.parts.masks import causal
 
 B, T, M = 2, 23, 3
@@ -28,6 +28,33 @@ def direct(x, taps, past):
         whole = np.convolve(seen[b, :, m], taps[: past.shape[1] + 1, m])
         out[b, :, m] = whole[past.shape[1] :][: x.shape[1]]
     return seen[:, x.shape[1] :], out
+
+
+@pytest.mark.parametrize("count", [3, 90])
+def test_segments_are_convolved_apart(count):
+    """In every form, as numpy's convolution of each segment alone; several levels of blocks."""
+    length, starts = 75, ((0, 1, 20, 47), (0, 16, 17, 64))
+    rng, index = np.random.default_rng(0), np.arange(75)
+    x, taps = rng.normal(size=(B, length, M)), rng.normal(size=(count, M))
+    past, expected = np.zeros((B, count - 1, M)), np.zeros_like(x)
+    latest = [np.asarray(s)[np.searchsorted(s, index, side="right") - 1] for s in starts]
+    for row, first in enumerate(starts):
+        for one in map(slice, first, (*first[1:], length)):
+            expected[row, one] = direct(x[row : row + 1, one], taps, past[:1])[1][0]
+
+    @jax.jit
+    def run(x, taps, past, places):
+        options = {"chunkwise": {"chunk": 9}}
+        return {
+            n: form(x, taps, past, places, **options.get(n, {}))[1] for n, form in FORMS.items()
+        }
+
+    with jax.enable_x64(True):
+        places = jnp.asarray(index - np.stack(latest), jnp.int32)
+        found = jax.device_get(run(x, taps, past, places))
+        found["whole"] = jax.device_get(jax.jit(convolve)(x, taps, places))
+    for each in found.values():
+        close(each, expected, 1e-12)
 
 
 @pytest.mark.parametrize("count", TAPS)

@@ -35,6 +35,7 @@ def corpus() -> Path:
 def program_of(layout: str, data: str = "device"):
     deltas = {f"parallel.{key}": value for key, value in LAYOUTS[layout].items()}
     deltas |= {"task.batch_size": 8, "model.num_layers": 1, "model.position": "none"}
+    deltas |= {"task.documents": "packed", "task.restart_positions": True}
     deltas |= {"train.log_every": 4, "train.eval_every": 3, "task.data": data}
     config = apply_deltas(small.tokens(corpus()), deltas)
     return config, make_program(config, MEMBERS)
@@ -61,13 +62,15 @@ def batches(layout: str) -> tuple[dict, str]:
 
 
 def draws_the_same(layout: str) -> None:
-    """The batches are those of one device to the bit, and no device sends tokens to another."""
+    """Batches of packed documents are those of one device to the bit, and no tokens are sent."""
     (expected, _), (found, text) = batches("one device"), batches(layout)
     for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
         np.testing.assert_array_equal(a, b)
-    # Where positions are split, the last target of a part is the first token of the next.
+    # Where positions are split, the last target of a part is the first token of the next, and the
+    # end tokens of all parts before are counted.
     split = LAYOUTS[layout].get("context", 1) > 1
-    assert set(COLLECTIVE.findall(text)) <= ({"collective-permute"} if split else set())
+    needed = {"collective-permute", "all-gather"} if split else set()
+    assert set(COLLECTIVE.findall(text)) <= needed
 
 
 def lies_in_parts() -> None:
