@@ -16,16 +16,22 @@ flags.DEFINE_boolean("dry_run", False, "Shows what would be trained, and trains 
 flags.DEFINE_string("shard", "1/1", "Part i/n: trains every n-th arm at a point, for n machines.")
 flags.DEFINE_boolean("retry_failed", False, "Trains failed runs again.")
 flags.DEFINE_string("parallel", "", "Devices of every run, such as data=4,model=2,fsdp=true.")
-flags.DEFINE_integer("max_members", 8, "Most runs that are trained as one program.", lower_bound=1)
+flags.DEFINE_string(
+    "max_members", "8", "Most runs that are trained as one program; auto: as many as memory holds."
+)
 
 
 def main() -> int:
     """Trains the unfinished runs of an experiment; returns 1 if a run failed."""
     from research.ablation.forecast import forecast
+    from research.ablation.loading import load_experiment, shared_value
     from research.ablation.populations import parse_shard
     from research.ablation.sweep import EXPERIMENT, prepare, run_sweep
     from research.ablation.tuning import extension_text
+    from research.cloud.members import parse_most
     from research.parallel.processes import exit_with_peers, is_first, start
+    from research.parallel.topology import LOCAL, parse_target
+    from research.parallel.xla_flags import say_if_useless, use_profile
     from research.report.judging.evidence import load_study
     from research.report.judging.power import power_lines
     from research.training.preemption import Preempted
@@ -33,11 +39,16 @@ def main() -> int:
 
     options = flags.FLAGS
     workdir, shard = Path(options.workdir), parse_shard(options.shard)
+    planned = load_experiment(options.experiment)
+    profile = shared_value(planned, "parallel.xla_flags", options.parallel)
+    use_profile(profile)
     start()
+    say_if_useless(profile)
     enable_compilation_cache()
+    most = parse_most(options.max_members, parse_target(LOCAL))
     if options.dry_run:
-        experiment = prepare(options.experiment, workdir, options.max_members, options.parallel)
-        rows = forecast(experiment, workdir, shard, options.max_members)
+        experiment = prepare(options.experiment, workdir, most, options.parallel)
+        rows = forecast(experiment, workdir, shard, most)
         if is_first():
             show_forecast(rows)
             if text := extension_text(experiment):
@@ -52,7 +63,7 @@ def main() -> int:
                 workdir,
                 shard,
                 options.retry_failed,
-                options.max_members,
+                most,
                 options.parallel,
             )
     except Preempted as stopped:

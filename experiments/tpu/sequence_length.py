@@ -1,6 +1,7 @@
 """What does a window lose, and what does it save, from 8,192 to 131,072 tokens?
 
-    python -m research.plan --experiment=experiments/tpu/sequence_length.py --budget=150
+    python -m research.plan --experiment=experiments/tpu/sequence_length.py --tokens=10B \
+        --budget=150
     python -m research.sweep --experiment=experiments/tpu/sequence_length.py \
         --distributed --workdir=runs/tpu_sequence_length
 
@@ -21,7 +22,6 @@ experiment = Experiment(
     question="What does a window lose, and what does it save, from 8k to 128k tokens?",
     base="configs/tpu/lm_125m.py",
     common={
-        "task.test_fraction": 0.05,
         "task.batch_size": 8,  # one for each group of chips that splits a sequence
         "train.steps": 2000,
         "train.eval_every": 500,

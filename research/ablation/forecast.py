@@ -7,13 +7,19 @@ from ml_collections import ConfigDict
 
 from research.ablation.expansion import Cell, report_cells, tuning_cells
 from research.ablation.experiment import Experiment
-from research.ablation.populations import Shard, cells_of_shard, known_cells, populations
+from research.ablation.populations import (
+    MostMembers,
+    Shard,
+    cells_of_shard,
+    known_cells,
+    populations,
+)
 from research.runs.store import FAILED, read_result
 from research.training.budget import measure_budget
 from research.training.program import static_id
 
 
-def forecast(experiment: Experiment, workdir: Path, shard: Shard, most: int) -> list[dict]:
+def forecast(experiment: Experiment, workdir: Path, shard: Shard, most: MostMembers) -> list[dict]:
     """Returns one row for each run of a sweep.
 
     Keys of a row: run ("after tuning" if the tuned values are not known yet), stage, arm, deltas,

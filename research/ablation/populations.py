@@ -6,7 +6,7 @@ resumes from its own checkpoint.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from research.errors import UserError
 from research.parallel.processes import on_first
 from research.runs.store import read_result
 from research.training.program import static_id
+
+MostMembers = int | Callable[[ConfigDict, int], int]
+"""Most runs of a population: a number, or a function of the config of a group and its size."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def known_cells(experiment: Experiment, workdir: Path) -> tuple[list[Cell], list
     return tuning + reported, waiting
 
 
-def populations(cells: Iterable[Cell], most: int) -> list[Population]:
+def populations(cells: Iterable[Cell], most: MostMembers) -> list[Population]:
     """Groups cells into populations of at most `most` members; each run is in exactly one.
 
     Seeds added later and values added by tuning form populations of their own, so that existing
@@ -112,11 +115,11 @@ def populations(cells: Iterable[Cell], most: int) -> list[Population]:
             seen.add(cell.run)
             key = (cell.stage, cell.look, cell.arm, point_key(cell.point), static_id(cell.config))
             groups.setdefault(key, []).append(cell)
-    return [
-        Population(tuple(group[i : i + most]))
-        for group in groups.values()
-        for i in range(0, len(group), most)
-    ]
+    found = []
+    for group in groups.values():
+        size = most if isinstance(most, int) else most(group[0].config, len(group))
+        found += [Population(tuple(group[i : i + size])) for i in range(0, len(group), size)]
+    return found
 
 
 def cells_of_shard(cells: Iterable[Cell], experiment: Experiment, shard: Shard) -> list[Cell]:

@@ -36,6 +36,7 @@ from research.ablation.loading import (
 from research.ablation.match import with_matched_widths
 from research.ablation.measured_metrics import check_metrics
 from research.ablation.populations import (
+    MostMembers,
     Population,
     Shard,
     cells_of_shard,
@@ -77,13 +78,13 @@ MAX_PROGRAMS = 8
 EXPERIMENT, POPULATIONS = "experiment.json", "populations"
 
 
-def prepare(source: Source, workdir: Path, most: int = 8, layout: str = "") -> Experiment:
+def prepare(source: Source, workdir: Path, most: MostMembers = 8, layout: str = "") -> Experiment:
     """Returns the experiment after checking every arm, and that no other one uses `workdir`.
 
     Args:
       source: the experiment file, or an experiment built in Python.
       workdir: directory of the runs.
-      most: maximum population size.
+      most: maximum population size, or a function that returns it.
       layout: replaces keys of `config.parallel` in all runs, see `parse_layout`.
 
     Raises UserError, before anything is trained or written.
@@ -160,7 +161,12 @@ def _any_cells(experiment: Experiment) -> Iterator[Cell]:
 
 
 def run_sweep(
-    source: Source, workdir: Path, shard: Shard, retry_failed: bool, most: int, layout: str = ""
+    source: Source,
+    workdir: Path,
+    shard: Shard,
+    retry_failed: bool,
+    most: MostMembers,
+    layout: str = "",
 ) -> dict[str, int]:
     """Trains the unfinished runs of an experiment.
 
@@ -169,7 +175,7 @@ def run_sweep(
       workdir: directory of the runs.
       shard: the part of the sweep to train here.
       retry_failed: whether to train failed runs again.
-      most: maximum population size.
+      most: maximum population size, or a function that returns it.
       layout: as in `prepare`.
 
     Returns:
@@ -191,7 +197,7 @@ def _run(
     workdir: Path,
     shard: Shard,
     retry_failed: bool,
-    most: int,
+    most: MostMembers,
     stop: StopRequest,
 ) -> dict[str, int]:
     """Trains the unfinished runs of a validated experiment; see `run_sweep`."""

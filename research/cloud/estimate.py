@@ -5,20 +5,24 @@ on one device is exact: array sizes divided by the mesh axes that shard them. A 
 
     activations   residuals of the forward pass, as `jax.vjp` saves them for one device's part of
                   the batch, positions, heads and vocabulary; the gradient of the logits; and
-                  `WORKING` times the residuals of one layer without remat, for the current layer
+                  `WORKING` times the residuals of one layer without remat, for the current layer.
+                  Or, if that is more, half of the latter, half of what belongs to the logits, and
+                  `PADDING` times what a TPU's rows of 128 add to what the kernel of attention reads
+                  and writes, see `kernels`
     gradients     `COPIES` times one layer's float32 parameters, which are gathered, cast and
                   differentiated while the layer runs; the gradient sums of an accumulated batch
 
-The two factors are fitted to programs that libtpu 0.0.42.1 compiled for v5e. The ratio of the
-estimate to their temporaries (`memory_analysis().temp_size_in_bytes`) is 0.96 to 1.07 for 125M and
-1.3B parameters with remat, splash or blockwise, 2 to 32 sequences on a device; 0.84 and 1.04 for
-8,192 and 131,072 tokens over 8 devices; 0.83 without remat; 1.16 dense, on v6e. The estimate does
-not model the padding of rows to 128 elements on a TPU: the ratio is 0.64 with heads of 16 and 1.16
-with one head of 768.
+The three factors are fitted to programs that libtpu 0.0.42.1 compiled for v5e. The ratio of the
+estimate to their temporaries (`memory_analysis().temp_size_in_bytes`) is 0.88 to 1.06 for 125M and
+1.3B parameters with remat, splash or blockwise, heads of 16 to 128, 2,048 to 50,304 tokens in the
+vocabulary, 2 to 32 sequences on a device; 0.84 and 1.04 for 8,192 and 131,072 tokens over 8
+devices; 0.88 without remat; 1.16 with one head of 768; 1.16 dense, on v6e.
+
+The device's FLOPs count padded heads for these kernels only. What the compiler does with narrow
+heads in other implementations is not known.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,20 +33,21 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from research.attention.spec import MixerSpec
-from research.cloud.step import local_task, member_shapes
+from research.cloud.data import bytes_of, data_bytes, local_task
+from research.cloud.kernels import Kernel, padded_kernel
+from research.cloud.step import member_shapes
 from research.configuration import apply_deltas
 from research.models.layers import SLOW_TO_TRACE
 from research.models.model import Model
 from research.models.registry import make_model, read_model
 from research.parallel.layout import AXES, Layout
-from research.parallel.rules import partition_spec
 from research.parallel.topology import Target
 from research.tasks.task import Batch, Task
 from research.training.budget import COUNTED_AS, training_flops
 from research.training.program import state_specs
 from research.training.step import State, batch_shapes, make_init, objective
 
-WORKING, COPIES = 0.38, 4.0
+WORKING, PADDING, COPIES = 0.38, 5.7, 4.0
 
 UTILIZATION = 0.55
 """Fraction of peak FLOP/s at which matrix products run, counting those that remat recomputes.
@@ -51,6 +56,8 @@ Published model FLOPs utilizations of tuned programs: 46 % (PaLM on v4, Chowdher
 to 67 % on v5e and 64 to 71 % on v5p for 16B parameters and more, 45 % on v6e for 8B (MaxText).
 """
 
+KERNELS = ("splash",)
+"""Implementations that are a Pallas kernel."""
 SKIPPING, BLOCK = ("splash", "blockwise", "ring"), 512
 """Implementations that skip fully masked blocks, and the block size assumed for them, in tokens."""
 
@@ -120,27 +127,32 @@ def estimate(
     state = jax.eval_shape(jax.vmap(make_init(config, task, model)), member_shapes(members))
     # Tracing for a platform needs none of its devices.
     with jax.default_device(platform):
-        implementation, activations, layer = _step(config, local_task(task, layout), layout)
+        step = _step(config, local_task(task, layout), layout)
         model_flops, _ = _flops(apply_deltas(config, {"model.remat": False}), task)
-        _, flops = _flops(config, task)
-    kept = _kept(model, state, task, layout)
+        _, flops = _flops(config, task, step.padding)
+    sizes = dict(zip(AXES, layout.shape, strict=True))
+    kept = _kept(model, state, layout) | {"data": data_bytes(config, task, members, sizes)}
     sums = kept["parameters"] if config.optimizer.accumulate > 1 else 0.0
     here = members // layout.member
     return Estimate(
-        implementation,
-        Memory(**kept, gradients=here * COPIES * layer + sums, activations=here * activations),
+        step.implementation,
+        Memory(
+            **kept,
+            gradients=here * COPIES * step.layer + sums,
+            activations=here * step.activations,
+        ),
         *(members * config.task.batch_size * f for f in (model_flops, flops)),
         parameters=sum(math.prod(a.shape[1:]) for a in jax.tree.leaves(state.params)),
     )
 
 
-def _kept(model: Model, state: State, task: Task, layout: Layout) -> dict[str, float]:
-    """Returns the bytes that one device keeps between steps: parameters, optimizer, best, data."""
+def _kept(model: Model, state: State, layout: Layout) -> dict[str, float]:
+    """Returns the bytes that one device keeps between steps, without the data."""
     sizes = dict(zip(AXES, layout.shape, strict=True))
     lies = state_specs(model, state, sizes, layout.fsdp)
 
     def part(leaf: Any, where: PartitionSpec) -> float:
-        return _bytes(leaf) / math.prod(sizes[axis] for axis in where if axis)
+        return bytes_of(leaf) / math.prod(sizes[axis] for axis in where if axis)
 
     def size(tree: Any, specs: Any) -> float:
         return sum(map(part, jax.tree.leaves(tree), jax.tree.leaves(specs)))
@@ -149,31 +161,26 @@ def _kept(model: Model, state: State, task: Task, layout: Layout) -> dict[str, f
         "parameters": size(state.params, lies.params),
         "optimizer": size(state.optimizer, lies.optimizer),
         "best": size(state.best, lies.best),
-        "data": _data_bytes(task, sizes),
     }
 
 
-def _data_bytes(task: Task, sizes: dict[str, int]) -> float:
-    """Returns the bytes of the task's data on one device; a chunk that is streamed is small."""
-    if not task.data_axes:
-        return float(sum(map(_bytes, jax.tree.leaves(task.data))))
+class _Step(NamedTuple):
+    """A step of one member on one device, of one micro-batch if gradients are accumulated.
 
-    def parts(name: str, shape: Sequence[int]) -> int:
-        where = partition_spec(task.data_axes.get(name, ("",) * len(shape)), shape, sizes)
-        return math.prod(sizes[axis] for axis in where if axis)
-
-    return sum(_bytes(a) / parts(name, a.shape) for name, a in task.data.items())
-
-
-def _bytes(array: Any) -> float:
-    return math.prod(array.shape) * getattr(array.dtype, "itemsize", 4)
-
-
-def _step(config: ConfigDict, local: Task, layout: Layout) -> tuple[str, float, float]:
-    """Returns the implementation, the bytes of activations, and the bytes of a layer's parameters.
-
-    All are for one member on one device, and for one micro-batch if gradients are accumulated.
+    Attributes:
+      implementation: implementation of the mixers.
+      activations: bytes.
+      layer: bytes of a layer's parameters.
+      padding: factor by which the kernel of attention pads heads, see `Kernel`.
     """
+
+    implementation: str
+    activations: float
+    layer: float
+    padding: float
+
+
+def _step(config: ConfigDict, local: Task, layout: Layout) -> _Step:
     model = config.model
     width = model.head_width or model.width // max(model.num_heads, 1)
     shapes = {
@@ -183,22 +190,28 @@ def _step(config: ConfigDict, local: Task, layout: Layout) -> tuple[str, float, 
         "model.feedforward": model.feedforward // layout.model,
     }
     batch = batch_shapes(local, local.batch_size // config.optimizer.accumulate)
-    found = {}
+    found, kernel = {}, Kernel()
     for remat in (False, True):
         changed = apply_deltas(config, shapes | {"model.remat": remat})
         made = make_model(changed.model, local.vocab_size, local.length)
         params = jax.eval_shape(make_init(changed, local, made), member_shapes()).params
-        found[remat] = residuals(made, local, params, batch)
+        traced = trace_backward(made, local, params, batch)
+        found[remat], kernel = residuals(traced), padded_kernel(traced)
     working = WORKING * max(found[False] - found[True], 0.0) / model.num_layers
     rows, length = batch["inputs"].shape
     positions = min(model.get("loss_chunk") or length, length)
-    logits = rows * positions * local.vocab_size * jnp.dtype(model.dtype).itemsize
-    weights = sum(map(_bytes, jax.tree.leaves(params["layers"]))) / model.num_layers
-    return made.implementation, found[model.remat] + logits + working, weights
+    logits = rows * positions * local.vocab_size
+    gradient = logits * jnp.dtype(model.dtype).itemsize
+    # With much padding, the peak is not at the logits but in a layer, when half of them are gone.
+    in_layer = working / 2 + PADDING * kernel.extra - (4 * logits + gradient) / 2
+    padded = 0.0 if model.remat else model.num_layers * kernel.extra
+    weights = sum(map(bytes_of, jax.tree.leaves(params["layers"]))) / model.num_layers
+    activations = found[model.remat] + padded + gradient + max(working, in_layer)
+    return _Step(made.implementation, activations, weights, kernel.padding)
 
 
-def residuals(model: Model, task: Task, params: Any, batch: Batch) -> float:
-    """Returns the bytes of the residuals that the backward pass of a batch needs.
+def trace_backward(model: Model, task: Task, params: Any, batch: Batch) -> Any:
+    """Returns a jaxpr whose outputs are the residuals that the backward pass of a batch needs.
 
     Args:
       model, task: the model and its task.
@@ -216,17 +229,23 @@ def residuals(model: Model, task: Task, params: Any, batch: Batch) -> float:
         # The vjp function is a pytree: its leaves, the outputs of the jaxpr, are the residuals.
         return jax.vjp(lambda params: loss(params, batch), params)[1]
 
-    jaxpr = jax.make_jaxpr(backward)(params, batch).jaxpr
+    return jax.make_jaxpr(backward)(params, batch).jaxpr
+
+
+def residuals(jaxpr: Any) -> float:
+    """Returns the bytes of the outputs of `trace_backward`, without parameters and inputs."""
     kept = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
-    return sum(_bytes(v.aval) for v in kept.difference(jaxpr.invars))
+    return sum(bytes_of(v.aval) for v in kept.difference(jaxpr.invars))
 
 
 SHORT = 2048
 """Maximum length at which FLOPs are counted: the mask of a longer one would fill the memory."""
 
 
-def _flops(config: ConfigDict, task: Task) -> tuple[float, float]:
-    """Returns the FLOPs of one training step on one sequence: all, and without skipped blocks.
+def _flops(config: ConfigDict, task: Task, padding: float = 1.0) -> tuple[float, float]:
+    """Returns the FLOPs of one training step on one sequence: model's, and the device's.
+
+    The device skips blocks that are masked, and multiplies padded heads (`padding` times as wide).
 
     They are counted as in the budget, at two short lengths, and extrapolated as a T + b T^2, where
     the quadratic term is attention.
@@ -237,8 +256,8 @@ def _flops(config: ConfigDict, task: Task) -> tuple[float, float]:
     square = (two - 2 * one) / (2 * short**2)
     whole = (one / short - square * short) * length + square * length**2
     layers = read_model(config.model).layers()
-    seen = [_visited(layer.spec(length), length) for layer in layers]
-    return whole, whole - (1 - sum(seen) / len(seen)) * square * length**2
+    done = [_multiplied(layer.spec(length), length, padding) for layer in layers]
+    return whole, whole - (1 - sum(done) / len(done)) * square * length**2
 
 
 def _counted(config: ConfigDict, task: Task, length: int) -> float:
@@ -246,14 +265,15 @@ def _counted(config: ConfigDict, task: Task, length: int) -> float:
     return training_flops(model, {"inputs": jax.ShapeDtypeStruct((1, length), jnp.int32)})
 
 
-def _visited(spec: MixerSpec, length: int) -> float:
-    """Returns the fraction of (query, key) blocks that attention computes."""
+def _multiplied(spec: MixerSpec, length: int, padding: float) -> float:
+    """Returns the FLOPs that attention computes per FLOP of all (query, key) pairs."""
+    wider = padding if spec.implementation in KERNELS else 1.0
     if spec.implementation not in SKIPPING or spec.mask is None:
-        return 1.0
+        return wider
     first = np.arange(0, length, BLOCK)
     last = np.minimum(first + BLOCK, length) - 1
     some, _ = spec.mask.classify_blocks(first[:, None], last[:, None], first[None], last[None])
-    return float(np.mean(some))
+    return wider * float(np.mean(some))
 
 
 def step_seconds(target: Target, devices: int, flops: float) -> float | None:

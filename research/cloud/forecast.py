@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from research.ablation.expansion import Cell, report_cells, tuning_cells
 from research.ablation.experiment import Experiment, points, tuning_grid
-from research.ablation.populations import populations
+from research.ablation.populations import MostMembers, populations
 from research.cloud.collectives import Collective, parse_collectives
+from research.cloud.data import describe_data, planned_data
 from research.cloud.estimate import Estimate, estimate, step_seconds
 from research.cloud.prices import Price
-from research.cloud.step import OutOfMemory, abstract_task, compile_step
+from research.cloud.step import OutOfMemory, compile_step
 from research.configuration import apply_deltas
 from research.errors import UserError
 from research.parallel.layout import Layout, resolve_layout
@@ -47,6 +48,7 @@ class Forecast(NamedTuple):
       seconds: seconds per step; None for devices with unknown peak performance.
       steps, tokens: training steps, and tokens per step over all members.
       price: price of the chips; None if unknown.
+      corpus: one line on the size of the corpus and what a device holds of it; "" without one.
     """
 
     target: Target
@@ -58,6 +60,7 @@ class Forecast(NamedTuple):
     steps: int
     tokens: int
     price: Price | None
+    corpus: str = ""
 
     @property
     def needed(self) -> float:
@@ -98,6 +101,7 @@ def forecast(
     prices: Mapping[str, Price],
     compiling: bool,
     members: int = 1,
+    tokens: int = 0,
 ) -> Forecast:
     """Returns the forecast for training a population of `members` runs of a config on a target.
 
@@ -108,16 +112,17 @@ def forecast(
       compiling: whether to compile the training program for the target, which takes a minute or two
         and needs libtpu for a TPU slice; otherwise memory is estimated from shapes.
       members: population size P.
+      tokens: stated size of the corpus; 0: read from its files.
 
     Raises UserError for a config or layout that is invalid on the target.
     """
     config = apply_deltas(config, {"parallel.how": "jit"})
-    task = abstract_task(config)
+    data = planned_data(config, tokens)
+    task = data.task
     layout = resolve_layout(config, members, target.devices)
     # Looked up before anything is traced, because this fails early without libtpu.
     devices = target_devices(target) if compiling or target.slice is None else ()
-    platform = "tpu" if target.slice else devices[0].platform
-    found = estimate(config, task, layout, members, platform)
+    found = estimate(config, task, layout, members, target.platform)
     compiled = None
     if compiling:
         compiled = _compile(config, task, layout, members, devices, found)
@@ -131,6 +136,7 @@ def forecast(
         steps=config.train.steps,
         tokens=members * config.task.batch_size * config.task.length,
         price=prices.get(target.slice.generation) if target.slice else None,
+        corpus=describe_data(config, data, layout),
     )
 
 
@@ -197,7 +203,8 @@ def forecast_experiment(
     target: Target,
     prices: Mapping[str, Price],
     compiling: bool,
-    most: int,
+    most: MostMembers,
+    tokens: int = 0,
 ) -> list[Row]:
     """Returns one row per arm and point, with forecasts for all runs that a sweep would train.
 
@@ -208,7 +215,8 @@ def forecast_experiment(
       target: the devices to train on, one population after the other.
       prices: {generation: price}.
       compiling: see `forecast`.
-      most: maximum population size.
+      most: maximum population size, or a function that returns it.
+      tokens: see `forecast`.
 
     Raises UserError that names the invalid arm.
     """
@@ -226,17 +234,17 @@ def forecast_experiment(
                 config, members = population.configs[0], len(population.cells)
                 key = (static_id(config), members)
                 if key not in known:
-                    known[key] = _of_cell(population.cells[0], target, prices, compiling, members)
+                    known[key] = _of_cell(
+                        population.cells[0], target, prices, compiling, members, tokens
+                    )
                 found.append(known[key])
             rows.append(Row(arm, point, len(cells), found))
     return rows
 
 
-def _of_cell(
-    cell: Cell, target: Target, prices: Mapping[str, Price], compiling: bool, members: int
-) -> Forecast:
+def _of_cell(cell: Cell, *arguments: Any) -> Forecast:
     try:
-        return forecast(cell.config, target, prices, compiling, members)
+        return forecast(cell.config, *arguments)
     except UserError as error:
         raise UserError(f"arm {cell.arm!r}: {error}") from None
 

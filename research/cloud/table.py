@@ -9,7 +9,7 @@ from research.cloud.forecast import Forecast, Row
 GB = 1e9
 RANGE = (
     "Not compiled: a formula, which gave 0.84 to 1.07 of the temporaries that were compiled with "
-    "remat, fused attention and heads of 64 to 128, and 0.6 to 1.2 of others."
+    "remat and fused attention, and 0.8 to 1.2 of others."
 )
 
 
@@ -50,6 +50,7 @@ def rows_table(title: str, rows: Sequence[Row]) -> str:
         "arm",
         "point",
         "runs",
+        "implementation",
         "memory of a device",
         "s per step",
         "hours",
@@ -62,14 +63,40 @@ def rows_table(title: str, rows: Sequence[Row]) -> str:
         point = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in row.point.items())
         times = (_number(worst.seconds, ".3g"), _number(row.hours, ".2f"))
         costs = (dollars(row.cost()), dollars(row.cost(True)))
-        body.append((row.arm, point, str(row.runs), verdict(worst), *times, *costs))
+        body.append((row.arm, point, str(row.runs), _kinds(row), verdict(worst), *times, *costs))
     known = [row for row in rows if row.hours is not None]
     hours = sum(row.hours or 0.0 for row in known) if len(known) == len(rows) else None
     totals = [_total([row.cost(spot) for row in rows]) for spot in (False, True)]
     runs = str(sum(row.runs for row in rows))
-    body.append(("total", "", runs, "", "", _number(hours, ".2f"), *map(dollars, totals)))
+    body.append(("total", "", runs, "", "", "", _number(hours, ".2f"), *map(dollars, totals)))
     forecasts = [f for row in rows for f in row.forecasts]
-    return "\n".join([title, *_aligned([head, *body]), *_notes(forecasts[:1])])
+    return "\n".join([title, *_aligned([head, *body]), *_differing(rows), *_notes(forecasts)])
+
+
+def _kinds(row: Row) -> str:
+    """Returns the implementations of an arm's mixers, without repetition."""
+    return " + ".join(dict.fromkeys(f.estimate.implementation for f in row.forecasts))
+
+
+def _differing(rows: Sequence[Row]) -> list[str]:
+    """Returns a line that says which arms run other programs than the others; [] if none does.
+
+    Times of such arms differ for two reasons: what is computed, and how.
+    """
+    points: dict[str, dict[str, str]] = {}
+    for row in rows:
+        points.setdefault(repr(row.point), {})[row.arm] = _kinds(row)
+    arms: dict[str, list[str]] = {}
+    for kinds in points.values():
+        for arm, kind in kinds.items() if len(set(kinds.values())) > 1 else ():
+            arms.setdefault(kind, []).append(arm)
+    if not arms:
+        return []
+    parts = "; ".join(f"{kind}: {', '.join(dict.fromkeys(names))}" for kind, names in arms.items())
+    return [
+        f"Arms differ in implementation ({parts}): their times compare programs, not mechanisms "
+        "alone. model.implementation, in common, sets one for all."
+    ]
 
 
 def verdict(forecast: Forecast) -> str:
@@ -131,7 +158,7 @@ def _number(value: float | None, style: str) -> str:
 def _notes(forecasts: Iterable[Forecast]) -> list[str]:
     """Returns notes on the reliability of the figures."""
     forecasts = list(forecasts)
-    notes = []
+    notes = list(dict.fromkeys(f.corpus for f in forecasts if f.corpus))
     if any(f.seconds for f in forecasts):
         notes.append(
             f"Times: products at {UTILIZATION:.0%} of peak; waiting for memory and links, "

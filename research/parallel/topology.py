@@ -77,8 +77,16 @@ class Target:
 
     @property
     def memory(self) -> float:
-        """Bytes available to a program on one device; infinite if unknown."""
-        return self.chip.memory if self.chip else math.inf
+        """Bytes available to a program on one device; infinite if unknown, as on CPUs."""
+        if self.chip:
+            return self.chip.memory
+        known = jax.local_devices()[0].memory_stats() or {}
+        return known.get("bytes_limit", math.inf)
+
+    @property
+    def platform(self) -> str:
+        """The platform of its devices: "tpu", "gpu" or "cpu"."""
+        return "tpu" if self.slice else jax.local_devices()[0].platform
 
 
 def parse_target(text: str) -> Target:

@@ -9,17 +9,20 @@ from tests.commands import run_cases
 
 LOCAL = [f"--config={small.BASE}", *small.as_flags(small.RECALL), "--topology=local"]
 LARGE = "--config=configs/tpu/lm_125m.py"
-SLICES = [LARGE, "--topology=v5e:4x4,v5p:2x2x1", "--estimate"]
+TOKENS = "--tokens=10B"
+SLICES = [LARGE, "--topology=v5e:4x4,v5p:2x2x1", "--estimate", TOKENS]
 MISTAKES = {
+    "task.path='data/fineweb-edu': there is no such file or directory": [LARGE, "--estimate"],
+    "--tokens='lots' must be a number of tokens": [LARGE, "--estimate", "--tokens=lots"],
     "v5e has no topology '3x3'": [LARGE, "--estimate", "--topology=v5e:3x3"],
     "the generation 'v9' is unknown. Known: v4, v5e": [LARGE, "--estimate", "--topology=v9:2x2"],
-    "does not fit:": [LARGE, "--estimate", "--topology=v5e:4x4", "--config.task.batch_size=4096"],
-    "parallel.model=5": [LARGE, "--estimate", "--topology=v5e:4x4", "--config.parallel.model=5"],
-    "nowhere.json": [LARGE, "--estimate", "--topology=v5e:4x4", "--prices=nowhere.json"],
+    "does not fit:": [LARGE, "--estimate", TOKENS, "--config.task.batch_size=4096"],
+    "parallel.model=5": [LARGE, "--estimate", TOKENS, "--config.parallel.model=5"],
+    "nowhere.json": [LARGE, "--estimate", TOKENS, "--prices=nowhere.json"],
     "--budget=0.01: v5e:4x4 costs about $": [
         LARGE,
         "--estimate",
-        "--topology=v5e:4x4",
+        TOKENS,
         "--budget=0.01",
     ],
     "give either --config=configs/NAME.py or --experiment": [],
@@ -44,6 +47,7 @@ def test_estimates_need_no_libtpu(outcomes):
     assert run.code == 0, run.err
     assert "v5e:4x4" in run.out and "v5p:2x2x1" in run.out
     assert "Price of v5p" in run.out
+    assert run.out.count("Corpus: 10,000,000,000 tokens (as --tokens says), uint16") == 2
 
 
 @pytest.mark.parametrize("message", MISTAKES)
@@ -58,14 +62,14 @@ def test_what_cannot_be_is_one_line(outcomes, message):
     importlib.util.find_spec("libtpu") is not None, reason="libtpu is here, nothing is missing"
 )
 def test_without_libtpu_it_says_how_to_get_it():
-    (run,) = run_cases("research.plan", [[LARGE]], JAX_PLATFORMS="cpu")
+    (run,) = run_cases("research.plan", [[LARGE, TOKENS]], JAX_PLATFORMS="cpu")
     assert run.code == 2
     assert 'pip install "jax[tpu]==' in run.err.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_every_cell_of_an_experiment_has_a_row():
-    case = ["--experiment=experiments/tpu/sequence_length.py", "--estimate"]
+    case = ["--experiment=experiments/tpu/sequence_length.py", "--estimate", TOKENS]
     (run,) = run_cases("research.plan", [case])
     assert run.code == 0, run.err
     assert run.out.count("fits (") == 6
@@ -92,7 +96,7 @@ def test_configs_for_slices_compile_with_kernels_and_as_predicted(config, deltas
     from research.parallel.topology import parse_target
 
     config = apply_deltas(load_config(f"configs/tpu/{config}.py"), deltas)
-    found = forecast(config, parse_target(config.parallel.slice), {}, compiling=True)
+    found = forecast(config, parse_target(config.parallel.slice), {}, compiling=True, tokens=10**10)
     # Splash attention: forwards, forwards again under remat, and two kernels for the gradients.
     assert found.compiled.kernels == 4
     assert found.fits

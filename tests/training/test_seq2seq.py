@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 
 from research.ablation.sweep import prepare
-from research.cloud.step import abstract_task
+from research.cloud.data import planned_data
 from research.configuration import apply_deltas
 from research.decoding.decode import decode_all
 from research.decoding.search import Search
@@ -334,7 +334,7 @@ def test_positions_of_pairs_are_not_split(model):
 
 def test_a_plan_of_pairs_is_refused(config):
     with pytest.raises(UserError, match="model.name='encoder_decoder' cannot be planned for"):
-        abstract_task(config)
+        planned_data(config)
 
 
 EXPERIMENT = """
