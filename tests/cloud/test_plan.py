@@ -68,11 +68,13 @@ def test_without_libtpu_it_says_how_to_get_it():
 
 
 @pytest.mark.slow
-def test_every_cell_of_an_experiment_has_a_row():
-    case = ["--experiment=experiments/tpu/sequence_length.py", "--estimate", TOKENS]
+@pytest.mark.parametrize(("name", "rows"), [("sequence_length", 6), ("head_count_125m", 7)])
+def test_every_cell_of_an_experiment_has_a_row(name, rows):
+    case = [f"--experiment=experiments/tpu/{name}.py", "--estimate", TOKENS, "--max_members=auto"]
     (run,) = run_cases("research.plan", [case])
     assert run.code == 0, run.err
-    assert run.out.count("fits (") == 6
+    assert run.out.count("fits (") == rows
+    assert "differ in implementation" not in run.out
 
 
 @pytest.mark.slow
@@ -85,10 +87,11 @@ def test_every_cell_of_an_experiment_has_a_row():
     [
         ("lm_125m", {}),
         ("lm_1b3", {}),
+        ("lm_125m", {"model.num_heads": 48, "model.implementation": "splash"}),
         ("lm_125m", {"task.length": 32768, "task.batch_size": 8, "parallel.context": 8,
                      "model.implementation": "splash", "parallel.slice": "v5e:8x8"}),
     ],
-    ids=["lm_125m", "lm_1b3", "sequence_length"],
+    ids=["lm_125m", "lm_1b3", "head_count_125m", "sequence_length"],
 )  # fmt: skip
 def test_configs_for_slices_compile_with_kernels_and_as_predicted(config, deltas):
     from research.cloud.forecast import forecast

@@ -318,8 +318,9 @@ class TokensOptions(LanguageModelingOptions):
         held_out = open_held_out(self.held_out, corpus, self.path, self.corpus_dtype)
         return self.make_of(corpus, held_out)
 
-    def make_of(self, corpus: Corpus, held_out: Mapping[str, Corpus]) -> Tokens:
+    def make_of(self, corpus: Corpus, held_out: Mapping[str, Corpus] | None = None) -> Tokens:
         """Returns the task of corpora, of which nothing is read yet. Raises UserError."""
+        held_out = held_out or {}
         packed = self.documents == PACKED
         if packed and corpus.end_token < 0:
             raise UserError(
