@@ -22,14 +22,17 @@ def main() -> None:
 
     from research.ablation.costs import FILE, Costs, write_costs
     from research.ablation.experiment import point_name
+    from research.ablation.loading import use_profile_of
     from research.ablation.sweep import prepare
     from research.ablation.timing import measure_costs
+    from research.parallel.xla_flags import say_if_useless
     from research.training.records.environment import (
         describe_environment,
         enable_compilation_cache,
     )
 
     options = flags.FLAGS
+    say_if_useless(use_profile_of(options.experiment))
     enable_compilation_cache()
     workdir = Path(options.workdir)
     experiment = prepare(options.experiment, workdir, 1)

@@ -24,14 +24,14 @@ flags.DEFINE_string(
 def main() -> int:
     """Trains the unfinished runs of an experiment; returns 1 if a run failed."""
     from research.ablation.forecast import forecast
-    from research.ablation.loading import load_experiment, shared_value
+    from research.ablation.loading import use_profile_of
     from research.ablation.populations import parse_shard
     from research.ablation.sweep import EXPERIMENT, prepare, run_sweep
     from research.ablation.tuning import extension_text
     from research.cloud.members import parse_most
     from research.parallel.processes import exit_with_peers, is_first, start
     from research.parallel.topology import LOCAL, parse_target
-    from research.parallel.xla_flags import say_if_useless, use_profile
+    from research.parallel.xla_flags import say_if_useless
     from research.report.judging.evidence import load_study
     from research.report.judging.power import power_lines
     from research.training.preemption import Preempted
@@ -39,9 +39,7 @@ def main() -> int:
 
     options = flags.FLAGS
     workdir, shard = Path(options.workdir), parse_shard(options.shard)
-    planned = load_experiment(options.experiment)
-    profile = shared_value(planned, "parallel.xla_flags", options.parallel)
-    use_profile(profile)
+    profile = use_profile_of(options.experiment, options.parallel)
     start()
     say_if_useless(profile)
     enable_compilation_cache()

@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from research.command_line import define_config_flag
+from research.parallel.xla_flags import use_profile
 from research.training.validation import check_config
 from tests.random_runs import write_run
 
@@ -19,6 +20,7 @@ flags.DEFINE_bool("write", False, "Writes the run.")
 
 def main() -> None:
     """Builds the program of the config and, if that is asked for, writes a run."""
+    use_profile(flags.FLAGS.config.parallel.xla_flags)
     check_config(flags.FLAGS.config)
     if flags.FLAGS.write:
         write_run(Path(flags.FLAGS.workdir), flags.FLAGS.config)

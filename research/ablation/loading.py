@@ -27,6 +27,7 @@ from research.ablation.registration import seed_basis, with_seeds
 from research.configuration import flatten, load_config, load_module
 from research.errors import UserError, check_name, did_you_mean
 from research.parallel.layout import parse_layout
+from research.parallel.xla_flags import use_profile
 
 SWEPT = {
     "seed": "give seeds=5, and tune_seeds=3 where something is tuned",
@@ -94,6 +95,16 @@ def shared_value(experiment: Experiment, key: str, layout: str = "") -> Any:
     config = load_config(experiment.base)
     deltas = {**experiment.common, **parse_layout(layout, config.parallel)}
     return deltas.get(key, flatten(config)[key])
+
+
+def use_profile_of(source: Source, layout: str = "") -> str:
+    """Applies the `parallel.xla_flags` of an experiment to this process, and returns it.
+
+    Must be called before JAX uses a device. Raises UserError as `load_experiment` does.
+    """
+    profile = shared_value(load_experiment(source), "parallel.xla_flags", layout)
+    use_profile(profile)
+    return profile
 
 
 def check_parts(experiment: Experiment) -> None:

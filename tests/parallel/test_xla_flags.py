@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from research.ablation.loading import use_profile_of
+from research.ablation.sweep import prepare
 from research.errors import UserError
 from research.parallel import xla_flags
 from research.parallel.xla_flags import (
@@ -62,6 +64,34 @@ def test_a_profile_is_of_the_whole_process(environment):
 def test_an_unknown_profile_is_one_line(environment):
     with pytest.raises(UserError, match="parallel.xla_flags='fast' must be one of '', collective"):
         use_profile("fast")
+
+
+EXPERIMENT = """
+from research.ablation.experiment import Experiment, Outcome
+from tests import small
+experiment = Experiment(
+    question="?",
+    base=small.BASE,
+    common=small.RECALL | {common!r},
+    arms={{"a": {{"model.num_layers": 1}}, "b": {arm!r}}},
+    seeds=(0,),
+    outcome=Outcome("accuracy"),
+)
+"""
+
+
+def test_an_experiment_has_one_profile(environment, tmp_path):
+    path, key = tmp_path / "flags.py", "parallel.xla_flags"
+    path.write_text(EXPERIMENT.format(common={key: "large_vmem"}, arm={}))
+    with pytest.raises(UserError, match="is for a whole process"):
+        prepare(str(path), tmp_path / "runs")
+    assert use_profile_of(str(path)) == "large_vmem"
+    prepare(str(path), tmp_path / "runs")
+    assert use_profile_of(str(path), f"{key.split('.')[1]}=async_collectives") != "large_vmem"
+    path.write_text(EXPERIMENT.format(common={}, arm={key: "no_collective_matmul"}))
+    assert use_profile_of(str(path)) == ""
+    with pytest.raises(UserError, match="arm 'b': parallel.xla_flags='no_.* not in an arm"):
+        prepare(str(path), tmp_path / "runs")
 
 
 def test_what_is_for_another_platform_says_so(environment, capsys):

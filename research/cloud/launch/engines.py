@@ -244,8 +244,10 @@ def write(launch: Launch) -> None:
 def check_arms(job: Job) -> None:
     """Raises UserError for a sweep with an invalid arm, before any machine is paid for."""
     if job.module == "research.sweep":
+        from research.ablation.loading import use_profile_of
         from research.ablation.sweep import prepare
 
+        use_profile_of(str(job.source))
         prepare(str(job.source), Path(job.workdir))
 
 
