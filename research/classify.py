@@ -24,6 +24,7 @@ from absl import flags
 from research.command_line import run
 from research.errors import UserError
 from research.messages import progress_of, tell
+from research.runs.bucket import open_workdir
 
 flags.DEFINE_string("workdir", None, "Directory of a run of the sentiment task.", required=True)
 flags.DEFINE_string("input", "", "File of one text per line; neither this nor texts: stdin.")
@@ -42,7 +43,7 @@ def main(*texts: str) -> None:
     """Classifies the texts and prints the results."""
     options = flags.FLAGS
     lines = texts_of(texts, options.input)
-    classifier = open_classifier(Path(options.workdir), options.by)
+    classifier = open_classifier(open_workdir(options.workdir), options.by)
     from research.inspect.classified_lines import show, tab_separated
     from research.interpret.classification import classify
 

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from research.configuration import checked, flatten, kinds_of, load_config, nearest
 from research.errors import PATHS, UserError, told
+from research.runs.bucket import copy_all, named
 
 ASKING = ("help", "h", "?", "helpshort", "helpfull")
 
@@ -185,7 +186,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _stop(message: str, code: int = 2) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {named(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -220,7 +221,9 @@ def run(main: Callable[..., int | None]) -> None:
         # Libraries log a lot at INFO level, which would bury the command's own output.
         logging.set_verbosity(logging.WARNING)
         try:
-            sys.exit(main(*argv[1:]) or 0)
+            code = main(*argv[1:]) or 0
+            copy_all()
+            sys.exit(code)
         except UserError as error:
             _stop(_one_line(error))
         except BrokenPipeError:

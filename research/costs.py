@@ -5,11 +5,10 @@ python -m research.costs --experiment=experiments/sequence_length.py --workdir=r
 Nothing is trained. The report of the same directory shows the figures, also beside its outcome.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from research.command_line import run
+from research.runs.bucket import local_workdir
 
 flags.DEFINE_string("experiment", None, "Experiment file: experiments/NAME.py", required=True)
 flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
@@ -34,7 +33,7 @@ def main() -> None:
     options = flags.FLAGS
     say_if_useless(use_profile_of(options.experiment))
     enable_compilation_cache()
-    workdir = Path(options.workdir)
+    workdir = local_workdir(options.workdir, "research.costs")
     experiment = prepare(options.experiment, workdir, 1)
     costs = Costs(describe_environment(), measure_costs(experiment, options.rounds))
     workdir.mkdir(parents=True, exist_ok=True)

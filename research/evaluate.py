@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from research.command_line import run
 from research.errors import UserError, check_name
 from research.messages import progress_of, tell
+from research.runs.bucket import named, open_workdir
 
 flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
 flags.DEFINE_string("split", "", "Of the run's data. Default: all; of a stream: validation.")
@@ -44,7 +45,7 @@ SPLITS = ("train", "validation")
 def main() -> None:
     """Evaluates the best checkpoint, or streams a long text, and prints the results."""
     options = flags.FLAGS
-    workdir = Path(options.workdir)
+    workdir = open_workdir(options.workdir)
     streams = any(options[name].present for name in STREAM)
     if streams:
         check(options)
@@ -244,7 +245,7 @@ def write(
     write_json(folder / "stream.json", content)
     title = f"{opened.path.name}: {len(tokens)} x {tokens.shape[1] - 1:,} tokens of {source}"
     write_stream_picture(curves, window, title, folder / "stream.png")
-    tell(f"{folder / 'stream.json'}, {folder / 'stream.png'}")
+    tell(named(f"{folder / 'stream.json'}, {folder / 'stream.png'}"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from absl import flags
 from research.command_line import run
 from research.errors import UserError, check_output
 from research.messages import tell
+from research.runs.bucket import open_workdir
 
 flags.DEFINE_string("workdir", None, "Directory of a run of a text task.", required=True)
 flags.DEFINE_string("prompt", "\n", "Text to continue.")
@@ -46,7 +47,7 @@ def main() -> None:
 
     options = flags.FLAGS
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    workdir = Path(options.workdir)
+    workdir = open_workdir(options.workdir)
     check(options)
     run, model = open_streaming(workdir, options.window, options.sinks)
     if options.score:

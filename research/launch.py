@@ -5,12 +5,12 @@ python -m research.launch --engine=local --experiment=experiments/attention_type
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from research.cloud.launch.request import define_options, parse_job, parse_options
 from research.command_line import define_config_flag, run
+from research.runs.bucket import local_workdir
 
 define_config_flag()
 flags.DEFINE_enum(
@@ -36,7 +36,7 @@ def main() -> int:
     given = flags.FLAGS
     options = parse_options(given, engines.options_taken(given.engine))
     engines.check_options(given.engine, options)
-    folder = Path(given.workdir) / "launch" / given.engine
+    folder = local_workdir(given.workdir, "research.launch") / "launch" / given.engine
     if given.engine == engines.LOCAL:
         devices = local_devices()
         job = parse_job(given, sys.argv, default_shards=max(1, len(devices.ids)))

@@ -3,11 +3,10 @@
 python -m research.sweep --experiment=experiments/attention_type.py --workdir=runs/attention_type
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from research.command_line import define_process_flags, run
+from research.runs.bucket import local_workdir
 
 define_process_flags()
 flags.DEFINE_string("experiment", None, "Experiment file: experiments/NAME.py", required=True)
@@ -38,7 +37,7 @@ def main() -> int:
     from research.training.records.environment import enable_compilation_cache
 
     options = flags.FLAGS
-    workdir, shard = Path(options.workdir), parse_shard(options.shard)
+    workdir, shard = local_workdir(options.workdir, "research.sweep"), parse_shard(options.shard)
     profile = use_profile_of(options.experiment, options.parallel)
     start()
     say_if_useless(profile)

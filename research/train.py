@@ -3,14 +3,13 @@
 python -m research.train --config=configs/recall.py --workdir=runs/recall
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import ConfigDict
 
 from research.command_line import define_config_flag, define_process_flags, run
 from research.configuration import apply_deltas
 from research.errors import UserError
+from research.runs.bucket import named, open_workdir
 
 define_config_flag()
 define_process_flags()
@@ -34,7 +33,7 @@ def main() -> None:
     start()
     say_if_useless(config.parallel.xla_flags)
     enable_compilation_cache()
-    workdir = Path(flags.FLAGS.workdir)
+    workdir = open_workdir(flags.FLAGS.workdir)
     configs = members_of(config)
     profile = parse_steps(flags.FLAGS.profile, config.train.steps)
     runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
@@ -44,12 +43,12 @@ def main() -> None:
             results = train_population(configs, runs, workdir, workdir.name, profile)
     except Preempted as stopped:
         if is_first():
-            print(f"{workdir}: {stopped}")
+            print(f"{named(workdir)}: {stopped}")
         return
     if not is_first():
         return
     for path, result in zip(runs, results, strict=True):
-        print(f"{path}: {summary(result)}")
+        print(f"{named(path)}: {summary(result)}")
 
 
 def members_of(config: ConfigDict) -> list[ConfigDict]:

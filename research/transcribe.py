@@ -22,6 +22,7 @@ from absl import flags
 from research.command_line import run
 from research.errors import UserError, check_output
 from research.messages import tell
+from research.runs.bucket import open_workdir
 
 flags.DEFINE_string("workdir", None, "Directory of a run of the speech task.", required=True)
 flags.DEFINE_integer("beam", None, "Hypotheses followed; 1: greedy. Default: that of the run.")
@@ -42,7 +43,7 @@ def main(*files: str) -> int:
     check(options, files)
     from research.tasks.speech.features import SHIFT_SECONDS
 
-    transcriber, config, longest = open_transcriber(Path(options.workdir), options)
+    transcriber, config, longest = open_transcriber(open_workdir(options.workdir), options)
     began, seconds, failed = time.perf_counter(), 0.0, 0
     for start in range(0, len(files), TOGETHER):
         features = read(files[start : start + TOGETHER], config.task, longest)

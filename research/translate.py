@@ -18,6 +18,7 @@ from absl import flags
 from research.command_line import run
 from research.errors import UserError, check_output
 from research.messages import progress_of, tell
+from research.runs.bucket import open_workdir
 
 flags.DEFINE_string("workdir", None, "Directory of a run of a translation task.", required=True)
 flags.DEFINE_string("text", "", "One sentence to translate.")
@@ -43,7 +44,7 @@ def main() -> None:
     lines = lines_of(options)
     references = file_lines("reference", options.reference) if options.reference else None
     check(options, lines, references)
-    translator, config = open_translator(Path(options.workdir), options)
+    translator, config = open_translator(open_workdir(options.workdir), options)
     if lines is None:
         return converse(translator, options.nbest)
     from research.decoding.translation import as_lines, translate

@@ -18,6 +18,7 @@ from absl import flags
 from research.command_line import run
 from research.errors import UserError, check_output
 from research.messages import tell
+from research.runs.bucket import named, open_workdir
 
 flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
 flags.DEFINE_string("text", "", "Text for the model to read.")
@@ -38,7 +39,7 @@ flags.DEFINE_string("base", "configs/base.py", "Config that the run's config is 
 def main() -> None:
     """Inspects the model on one sequence and writes the page or picture."""
     options = flags.FLAGS
-    workdir = Path(options.workdir)
+    workdir = open_workdir(options.workdir)
     check(options)
     from research.inspect.inspecting import Selection, inspect
     from research.training.runs import load_run_config, open_run
@@ -114,7 +115,7 @@ def write(inspection, workdir: Path, options: flags.FlagValues) -> None:
 
         path = Path(options.out) if options.out else workdir / "inspect.html"
         write_page(inspection, path, options.budget << 20)
-        print(path, flush=True)
+        print(named(path), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from research.report.judging.judgements import OPEN, REFUTED, SUPPORTED
 from research.report.summary import Summary
 from research.report.tables import EQUAL
 from research.report.write import rewrite_report, write_report
+from research.runs.bucket import named, open_workdir
 
 COLORS = {SUPPORTED: "green", REFUTED: "red", OPEN: "yellow"}
 
@@ -34,6 +35,7 @@ def main() -> None:
             if not workdir
             else "--workdir and --results are two sources of one report; give one of them."
         )
+    workdir = workdir and open_workdir(workdir)
     out = Path(flags.FLAGS.out or workdir or results)
     kinds = _kinds(flags.FLAGS.formats or ("png,pdf" if flags.FLAGS.latex else "png"))
     write = write_report if workdir else rewrite_report
@@ -45,7 +47,7 @@ def main() -> None:
     # One path per line, never wrapped, so that paths can be clicked and copied.
     console.print(f"{progress_text(summary.progress)}; {len(summary.charts)} figures", markup=False)
     for name in names:
-        console.print(str(out / name), markup=False, soft_wrap=True, highlight=False)
+        console.print(named(out / name), markup=False, soft_wrap=True, highlight=False)
 
 
 def _kinds(text: str) -> list[str]:

@@ -30,6 +30,7 @@ from research.report.judging.study import Study
 from research.report.results import RESULTS, read_results
 from research.report.run_rows import run_rows
 from research.report.summary import Summary, summarize
+from research.runs.bucket import local_workdir, open_workdir
 
 TEMPLATE = Path(__file__).parent / "notebook.html"
 
@@ -60,7 +61,7 @@ def run(
     from research.ablation.sweep import run_sweep
     from research.training.records.environment import enable_compilation_cache
 
-    workdir = Path(workdir)
+    workdir = local_workdir(str(workdir), "run")
     enable_compilation_cache()
     written = isinstance(experiment, Experiment)
     source = InMemoryExperiment(experiment, workdir.resolve().name) if written else str(experiment)
@@ -73,7 +74,7 @@ def load(folder: str | Path) -> "Results":
 
     Raises UserError if the folder is neither.
     """
-    folder = Path(folder)
+    folder = open_workdir(str(folder))
     if (folder / "experiment.json").exists():
         return Results(load_study(folder))
     if (folder / RESULTS).exists():

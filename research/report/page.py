@@ -27,6 +27,7 @@ from research.report.judging.study import Study
 from research.report.methods import methods
 from research.report.summary import Summary
 from research.report.tables import score_signatures
+from research.runs.bucket import named
 
 HERE = Path(__file__).parent
 
@@ -206,7 +207,10 @@ def commands(study: Study) -> list[str]:
     # Without a file, the experiment was built in Python and the command is some other program.
     if study.file and isinstance(command, list) and command:
         lines.append(shlex.join(map(str, command)))
-    return [*lines, shlex.join(["python", "-m", "research.report", f"--workdir={study.workdir}"])]
+    return [
+        *lines,
+        shlex.join(["python", "-m", "research.report", f"--workdir={named(study.workdir)}"]),
+    ]
 
 
 def _reproduce(study: Study) -> dict[str, Any]:

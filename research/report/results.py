@@ -30,6 +30,7 @@ from research.report.judging.evidence import make_study
 from research.report.judging.items import items_from_json, items_to_json
 from research.report.judging.study import WAITING, Study
 from research.runs import store
+from research.runs.bucket import named
 
 RESULTS = "results.json"
 
@@ -64,7 +65,7 @@ def write_results(study: Study, resampled: Bootstrap | None, path: Path) -> None
         )
     content = {
         "experiment": study.plain,
-        "workdir": str(study.workdir),
+        "workdir": named(study.workdir),
         "environment": study.environment,
         "config": common,
         "environments": environments,

@@ -20,6 +20,7 @@ from research.interpret.analyses import analysis_split, run_analyses
 from research.interpret.trained import Findings, Trained
 from research.parallel.parallelize import to_global_arrays
 from research.parallel.processes import fetch, is_first, on_first
+from research.runs.bucket import copy_to_bucket, whereabouts
 from research.runs.store import (
     COMPLETED,
     CONFIG,
@@ -109,6 +110,8 @@ def train_population(
             trace = Trace(profile, home / profiling.DIRECTORY)
             state, timing = _train(program, configs, runs, saved, stop, title, trace)
         results = _finish(program, configs, runs, state, timing)
+        if is_first():
+            copy_to_bucket(home)
     return results
 
 
@@ -134,6 +137,8 @@ def _alone_in(home: Path) -> Generator[None]:
             with while_starting(home):
                 home.mkdir(parents=True, exist_ok=True)
                 file = held.enter_context(open(home / ".lock", "w"))
+            if whereabouts(home) != home:
+                print(f"{whereabouts(home)} cannot be locked: start nothing else there.")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -180,6 +185,7 @@ def _describe(
         write_json(run / POPULATION, {"checkpoints": checkpoints, "member": index})
         write_json(run / ENVIRONMENT, environment)
         write_json(run / CONFIG, run_record(config))
+    copy_to_bucket(home)
 
 
 def _train(
@@ -229,6 +235,8 @@ def _train(
             saved.check()
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 writer.sync()
+                if is_first():
+                    copy_to_bucket(runs[0])
                 saved.save(step, state)
             if stopping and step < config.steps:
                 raise Preempted(f"saved at step {step:,}")

@@ -24,11 +24,15 @@ from etils import epath
 
 from research.errors import UserError
 from research.parallel.processes import any_process, on_first
+from research.runs.bucket import whereabouts
 from research.training.step import Best, State
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"
 """Suffix of a checkpoint that was set aside; Orbax ignores directories not named by a number."""
+
+COMMIT = "commit_success.txt"
+"""File of a checkpoint that Orbax writes last."""
 
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Error numbers that mean missing checkpoint files; any others mean that the disk failed."""
@@ -51,7 +55,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int):
-        self._directory = directory.absolute()
+        self._directory = whereabouts(directory.absolute())
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -199,14 +203,28 @@ def _differences(manager: ocp.CheckpointManager, step: int, training: Any, best:
     return ""
 
 
-def _set_aside(path: Path, why: str) -> None:
-    """Renames a damaged checkpoint so that it no longer counts as a step, and prints a message."""
+def _set_aside(path: Any, why: str) -> None:
+    """Renames a damaged checkpoint so that it no longer counts as a step, and prints a message.
+
+    Where directories cannot be renamed, as in buckets, a file has the name that it would have got,
+    and the checkpoint loses its commit file.
+    """
     number, aside = 0, path.with_name(f"{path.name}.{DAMAGED}")
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.{DAMAGED}.{number}")
-    path.rename(aside)
-    print(f"{path} is damaged ({why}): set aside as {aside.name}.", file=sys.stderr)
+    try:
+        if not isinstance(path, Path):
+            raise OSError(errno.ENOTSUP, "a bucket would copy every file")
+        path.rename(aside)
+    except OSError as error:
+        if error.errno in MISSING:
+            raise
+        aside.write_text(f"{why}\n")
+        (path / COMMIT).unlink(missing_ok=True)
+        print(f"{path} is damaged ({why}): it no longer counts.", file=sys.stderr)
+    else:
+        print(f"{path} is damaged ({why}): set aside as {aside.name}.", file=sys.stderr)
 
 
 def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
@@ -220,12 +238,14 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
 
     Raises UserError if there is no checkpoint, or none can be read.
     """
+    # Paths in a bucket are taken as they are, ".." included.
+    directory = whereabouts(Path(os.path.normpath(directory.absolute())))
     if not directory.is_dir():
         raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
     with (
         _told_once(),
         ocp.CheckpointManager(
-            directory.absolute(),
+            directory,
             item_handlers=_handlers(),
             options=ocp.CheckpointManagerOptions(atomicity_options=COMMITTED),
         ) as manager,
@@ -233,7 +253,7 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
         steps = sorted(manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                best = _best_at(directory.absolute() / str(step) / "best")
+                best = _best_at(directory / str(step) / "best")
             except DamagedError as error:
                 print(f"{directory / str(step)} is damaged ({error}).", file=sys.stderr)
                 continue
@@ -245,7 +265,7 @@ def load_best(directory: Path, member: int) -> tuple[Any, dict[str, float]]:
     raise UserError(f"there are no checkpoints in {directory}; the run has not saved yet.")
 
 
-def _best_at(path: Path) -> Any:
+def _best_at(path: Any) -> Any:
     """Returns the item "best" of a checkpoint, even if another item is damaged."""
     # Restore onto one device, whatever the sharding was when it was saved.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
