@@ -336,11 +336,11 @@ class TokensOptions(LanguageModelingOptions):
         data = {name: _cut(self, split, longest) for name, split in evaluated.items()}
         for name, one in held_out.items():
             data[_data_name(name)] = _cut(self, one.splits["validation"], self.length, name)
+        for pieces in (train, *data.values()):
+            _check_addressable(self, pieces)
         streamed = self.data == "streamed"
         if not streamed:
             data["train"] = train
-        for pieces in (train, *data.values()):
-            _check_addressable(self, pieces)
         axes: dict[str, tuple[str, ...]] = {name: ("batch", "") for name in data}
         if streamed:
             axes["windows"] = ("member", "", "batch", "")
@@ -384,7 +384,7 @@ def _check_addressable(options: TokensOptions, pieces: Pieces) -> None:
     # Places in a piece are drawn, and addressed, as int32.
     if pieces.shape[1] > LONGEST_PIECE:
         raise UserError(
-            f"task.batch_size={options.batch_size} cuts the corpus into pieces of "
-            f"{pieces.shape[1]:,} tokens, and the longest that can be drawn from is of "
-            f"{LONGEST_PIECE:,}; give larger batches."
+            f"task.batch_size={options.batch_size} cuts the {pieces.split.name} split into pieces "
+            f"of {pieces.shape[1]:,} tokens; int32 numbers places up to {LONGEST_PIECE:,}. Give "
+            "larger batches."
         )

@@ -1,6 +1,7 @@
 """Windows are of the corpus, each row's from its piece, and the same wherever the corpus is."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from research.errors import UserError
 from research.parallel.parallelize import to_global_arrays
 from research.tasks.registry import make_task
-from research.tasks.tokens.corpus import Shard, Split
-from research.tasks.tokens.pieces import Chunk, Pieces, cut
+from research.tasks.tokens.corpus import VERIFIED, Shard, Split
+from research.tasks.tokens.pieces import LONGEST_PIECE, Chunk, Pieces, cut
 from research.training.step import data_key
 from research.training.validation import check_config
 from tests import corpora, small
@@ -149,14 +150,58 @@ def test_a_chunk_reads_beyond_two_to_the_31(tmp_path):
     assert found[0, 0, :, 0].tolist() == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("where", ["device", "streamed"])
-def test_a_piece_longer_than_can_be_drawn_from_is_refused(folder, monkeypatch, where):
-    longest = made(folder).train.shape[1]
-    monkeypatch.setattr("research.tasks.tokens.windows.LONGEST_PIECE", longest)
-    made(folder, task__data=where)
-    monkeypatch.setattr("research.tasks.tokens.windows.LONGEST_PIECE", longest - 1)
-    with pytest.raises(UserError, match="task.batch_size=4 cuts the corpus into pieces of"):
-        made(folder, task__data=where)
+def test_windows_are_drawn_and_read_beyond_two_to_the_31(tmp_path):
+    """Of a corpus of 2^32 tokens nearly, in the two longest pieces that there can be.
+
+    The file is sparse. Windows are written where a seed draws them, and have to be found there.
+    """
+    path, length = tmp_path / "train.bin", 16
+    tokens = 2 * (LONGEST_PIECE - length) + length
+    with open(path, "wb") as file:
+        file.truncate(2 * tokens)
+    np.arange(100, dtype="<u2").tofile(tmp_path / "val.bin")
+    # So that the file, which is all holes, is not read for its digest.
+    versions = {p.name: [p.stat().st_size, p.stat().st_mtime_ns, "uint16", 0] for p in
+                (path, tmp_path / "val.bin")}  # fmt: skip
+    known = {n: {"version": v, "sha256": "0", "largest": 99} for n, v in versions.items()}
+    (tmp_path / VERIFIED).write_text(json.dumps(known))
+    shards = {"task__corpus_vocab_size": 60_000, "task__data": "streamed"}
+    with pytest.raises(UserError, match="task.batch_size=1 cuts the train split into pieces of 4,"):
+        made(tmp_path, task__batch_size=1, **shards)
+    task = made(tmp_path, task__batch_size=2, **shards)
+    assert task.train.shape == (2, LONGEST_PIECE)
+    seeds, steps = np.array([3, 5], np.uint32), range(7, 57)
+    starts = compiled(
+        lambda seed: jax.vmap(lambda step: task.starts(data_key(seed), step))(np.arange(7, 57))
+    )
+    places = np.stack([np.asarray(starts(seed)) for seed in seeds]).astype(np.int64)
+    # Uniform over the piece: a sum or product that overflows would leave a half or a sign.
+    assert places.min() >= 0 and places.max() < task.train.stride
+    assert abs((places >= task.train.stride / 2).mean() - 0.5) < 0.2
+    places[..., 1] += task.train.stride
+    assert (places[..., 1] >= 2**31).mean() > 0.9
+    written = np.random.default_rng(0).integers(1, 60_000, (*places.shape, length + 1), np.uint16)
+    with open(path, "r+b") as file:
+        for place in np.ndindex(places.shape):
+            file.seek(2 * int(places[place]))
+            file.write(written[place].astype("<u2").tobytes())
+    chunk = task.chunk(seeds, data_key, steps.start, steps.stop, len(steps))
+    np.testing.assert_array_equal(chunk["windows"][(slice(None),) * 4], written)
+    # What a device would hold as a piece is the same tokens.
+    row = task.train.split.read(task.train.stride, task.train.shape[1])
+    assert len(row) == task.train.shape[1]
+    for member, step in np.ndindex(places.shape[:2]):
+        start = int(places[member, step, 1]) - task.train.stride
+        np.testing.assert_array_equal(row[start : start + length + 1], written[member, step, 1])
+
+
+def test_a_piece_longer_than_a_device_can_address_is_refused(folder, monkeypatch):
+    longest = made(folder).data["validation"].shape[1]
+    for limit, split in ((longest, "train"), (longest - 1, "(train|validation)")):
+        monkeypatch.setattr("research.tasks.tokens.windows.LONGEST_PIECE", limit)
+        for data in ("device", "streamed"):
+            with pytest.raises(UserError, match=f"task.batch_size=4 cuts the {split} split into"):
+                made(folder, task__data=data)
 
 
 def test_evaluation_is_spread_over_the_held_out_tokens(folder):
