@@ -303,3 +303,83 @@ def test_a_killed_command_goes_on(tmp_path):
     assert not [
         line for line in left.splitlines() if line.split()[0] == "1" and "spawn_main" in line
     ]
+
+
+def tree_memory(process):
+    """Returns the memory of a process and all that it started; shared pages count for each."""
+    rows = subprocess.run(["ps", "-eo", "pid,ppid,rss"], capture_output=True, text=True).stdout
+    found = [tuple(map(int, row.split())) for row in rows.splitlines()[1:]]
+    own = {process}
+    for _ in range(4):
+        own |= {pid for pid, parent, _ in found if parent in own}
+    return 1024 * sum(size for pid, _, size in found if pid in own)
+
+
+def write_parquet(path, megabytes):
+    """Writes documents of words as frequent as those of a language; returns a BPE of them."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    random = np.random.default_rng(0)
+    letters = np.frombuffer(b"etaoinshrdlucmfwypvbgkjqxz", np.uint8)
+    frequent = np.exp(-np.arange(26) / 6)
+    words = np.array(
+        [
+            random.choice(letters, size, p=frequent / frequent.sum()).tobytes().decode()
+            for size in random.integers(2, 11, 50_000)
+        ]
+    )
+    likely = 1 / np.arange(10, 50_010)
+    schema = arrow.schema([("text", arrow.string())])
+    sample: list[str] = []
+    with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as file:
+        written = 0
+        while written < megabytes * 10**6:
+            drawn = random.choice(words, 400_000, p=likely / likely.sum())
+            texts = [" ".join(part) for part in np.array_split(drawn, 1000)]
+            file.write_table(arrow.table({"text": texts}, schema))
+            written += sum(map(len, texts))
+            sample = sample or texts
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=16_384,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(sample, trainer)
+    return library
+
+
+@pytest.mark.slow
+def test_a_parquet_of_200_megabytes_is_prepared_in_a_gigabyte(tmp_path):
+    """By a BPE as GPT-2's; a command that was killed on the way ends with the same bytes."""
+    path = tmp_path / "documents.parquet"
+    write_parquet(path, 200).save(str(tmp_path / "bpe.json"))
+    assert path.stat().st_size > 200e6
+    arguments = [f"--input={path}", f"--tokenizer={tmp_path}/bpe.json", "--shard_tokens=20000000"]
+    command = [sys.executable, "-m", "research.prepare", *arguments]
+
+    def started(output):
+        told = open(tmp_path / f"{output}.txt", "w")
+        more = [f"--output={tmp_path / output}", "--processes=2"]
+        return subprocess.Popen([*command, *more], cwd=ROOT, stderr=told)
+
+    began, peak, running = time.perf_counter(), 0, started("whole")
+    while running.poll() is None:
+        peak = max(peak, tree_memory(running.pid))
+        time.sleep(0.3)
+    seconds = time.perf_counter() - began
+    said = (tmp_path / "whole.txt").read_text()
+    assert running.returncode == 0, said
+    print(f"200 MB in {seconds:.0f} s, {peak / 1e6:,.0f} MB of memory at most\n{said}")
+    assert peak < 10**9
+    if seconds > 40:
+        assert re.search(r"[\d.]+ MB, [\d.]+ MB/s, ", said)
+    running = started("parts")
+    time.sleep(0.6 * seconds)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL, "it was killed before it was done"
+    assert (tmp_path / "parts" / ".partial").exists()
+    running = started("parts")
+    assert running.wait() == 0, (tmp_path / "parts.txt").read_text()
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
