@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from research.ablation.sweep import _reads
+from research.configuration import apply_deltas
 from research.errors import UserError
 from research.parallel.parallelize import to_global_arrays
 from research.tasks.registry import make_task
@@ -145,3 +147,10 @@ def test_a_damaged_set_is_named(folder, tmp_path):
     (tmp_path / "tokens" / "train-00000.bin").unlink()
     shutil.copy(folder / "wiki" / "tokens" / "validation-00000.bin", tmp_path / "tokens")
     assert made(folder, f"wiki={tmp_path}/tokens").slices["loss_by_held_out"] == ["wiki"]
+
+
+def test_a_sweep_compares_the_files_of_runs_with_the_same_sets_only(folder):
+    """An arm with a set reads more files than one without; that is no change of the data."""
+    plain = small.tokens(folder / "train" / "tokens")
+    with_set = small.tokens(folder / "train" / "tokens", task__held_out=(f"a={folder}/code.bin",))
+    assert _reads(plain) == _reads(apply_deltas(plain, {"seed": 3})) != _reads(with_set)
