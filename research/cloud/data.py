@@ -18,8 +18,9 @@ from research.tasks.corpora import TEXTS, data_directory
 from research.tasks.registry import TaskSection
 from research.tasks.task import Task
 from research.tasks.text.language_modeling import Text, TextOptions
-from research.tasks.tokens.corpus import Corpus, Shard, Split, describe_corpus
+from research.tasks.tokens.corpus import Corpus, describe_corpus
 from research.tasks.tokens.shards import DTYPES
+from research.tasks.tokens.splits import Shard, Split
 from research.tasks.tokens.windows import Tokens, TokensOptions
 from research.training.program import cached_task, steps_between_stops, task_id
 from research.training.step import data_key

@@ -1,18 +1,14 @@
-"""Opens token shards: prepared ones with a manifest, and those of nanoGPT, llm.c and OLMo.
+"""Opens a corpus: token shards with a manifest of `research.prepare`, or those of other projects.
 
 Files are memory-mapped, so opening a corpus reads nothing but headers. Their digests are computed
 once and kept beside them.
 """
 
-import bisect
 import contextlib
-import functools
-import glob
 import hashlib
-import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,107 +17,14 @@ import numpy as np
 from research.errors import UserError
 from research.runs.store import read_json, write_json
 from research.tasks.digests import SHOWN, content_digest, without_common_folder
+from research.tasks.tokens.foreign import find_shards, open_split, shard_files
 from research.tasks.tokens.shards import DTYPES, MANIFEST, SPLITS
+from research.tasks.tokens.splits import Shard, Split
 
 VERIFIED = ".verified.json"
 """File beside shards with the digest and the largest token of each, by size and time of change."""
-LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
-"""First number of a file of llm.c: its dtype (of GPT-2's and of Llama 3's tokens)."""
-HEADER = 256
-"""int32 numbers in the header of a file of llm.c; the third is the number of tokens."""
-ENDINGS = (".bin", ".npy")
 BLOCK = 2**22
 """Bytes that are hashed at a time."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file of tokens: `tokens` of them behind `offset` bytes."""
-
-    path: Path
-    dtype: np.dtype
-    offset: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Split:
-    """The tokens of one split, the shards one after the other.
-
-    Attributes:
-      name: name of the split.
-      shards: its files, of one dtype.
-      bytes: bytes of its documents in UTF-8; 0: unknown.
-    """
-
-    name: str
-    shards: Sequence[Shard]
-    bytes: int = 0
-    _maps: dict[int, np.ndarray] = field(default_factory=dict, hash=False, compare=False)
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens."""
-        return sum(shard.tokens for shard in self.shards)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Dtype of the tokens."""
-        return self.shards[0].dtype
-
-    def read(self, start: int, number: int) -> np.ndarray:
-        """Returns `number` tokens from `start` on, fewer at the end; mostly a view of the file."""
-        first = bisect.bisect_right(self._ends, start)
-        begin = start - (self._ends[first - 1] if first else 0)
-        parts = [self._map(first)[begin : begin + number]]
-        missing = number - len(parts[0])
-        while missing > 0 and first + 1 < len(self.shards):
-            first += 1
-            parts.append(self._map(first)[:missing])
-            missing -= len(parts[-1])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def divided(self, name: str, last: int) -> tuple["Split", "Split"]:
-        """Returns the split without its last tokens, and these as a split of another name."""
-        shards: tuple[list[Shard], list[Shard]] = ([], [])
-        left = self.tokens - last
-        for shard in self.shards:
-            first = min(left, shard.tokens)
-            left -= first
-            offset = shard.offset + first * shard.dtype.itemsize
-            parts = (
-                replace(shard, tokens=first),
-                replace(shard, offset=offset, tokens=shard.tokens - first),
-            )
-            for kept, part in zip(shards, parts, strict=True):
-                if part.tokens:
-                    kept.append(part)
-        # How many bytes are in which part is not known.
-        behind = round(self.bytes * last / self.tokens)
-        return (
-            Split(self.name, tuple(shards[0]), self.bytes - behind),
-            Split(name, tuple(shards[1]), behind),
-        )
-
-    def __len__(self) -> int:
-        return self.tokens
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        """Returns the tokens of a slice with both ends."""
-        return self.read(part.start, part.stop - part.start)
-
-    @functools.cached_property
-    def _ends(self) -> list[int]:
-        """Where each shard ends, exclusive."""
-        return list(itertools.accumulate(shard.tokens for shard in self.shards))
-
-    def _map(self, index: int) -> np.ndarray:
-        if index not in self._maps:
-            shard = self.shards[index]
-            self._maps[index] = np.memmap(
-                shard.path, shard.dtype, "r", shard.offset, (shard.tokens,)
-            )
-        return self._maps[index]
 
 
 @dataclass(frozen=True)
@@ -200,9 +103,9 @@ def describe_corpus(
         _check_against_manifest(path, listed, validation_path, dtype, vocab_size, end_token)
         size = vocab_size or listed.vocab_size
         return Corpus(size, listed.splits, {}, end_token=listed.end_token)
-    found = _foreign(path, validation_path)
+    found = find_shards(path, validation_path)
     splits = {
-        name: _split(f"task.path={path!r}", name, paths, dtype) for name, paths in found.items()
+        name: open_split(f"task.path={path!r}", name, paths, dtype) for name, paths in found.items()
     }
     if not vocab_size:
         raise UserError(
@@ -233,17 +136,8 @@ def open_validation(field: str, path: str, dtype: str, vocab_size: int) -> Corpu
         if listed is None:
             raise UserError(f"{field}: {path} has no {MANIFEST}; name its shards: a file, pattern.")
         return _opened(listed)
-    split = _split(field, "validation", _files(field, path), dtype)
+    split = open_split(field, "validation", shard_files(field, path), dtype)
     return Corpus(vocab_size, {"validation": split}, _verified({"validation": split}, vocab_size))
-
-
-def _split(field: str, name: str, paths: Sequence[Path], dtype: str) -> Split:
-    """Returns the split of shards of another project."""
-    split = Split(name, tuple(_shard(path, DTYPES.get(dtype)) for path in paths))
-    kinds = sorted({str(shard.dtype) for shard in split.shards})
-    if len(kinds) > 1:
-        raise UserError(f"{field}: the {name} shards are of {' and '.join(kinds)}.")
-    return split
 
 
 class _Listed(NamedTuple):
@@ -314,90 +208,6 @@ def _check_shards(listed: _Listed) -> None:
                 f"{shard.path} has {size:,} bytes and should have {wanted:,}: it was cut short or "
                 "changed."
             )
-
-
-def _foreign(path: str, validation_path: str) -> dict[str, list[Path]]:
-    """Returns the training and validation files that a directory, file or pattern stands for."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        files = [p for p in sorted(folder.iterdir()) if p.suffix in ENDINGS]
-        held_out = [p for p in files if "val" in p.name]
-        train = [p for p in files if p not in held_out]
-        if not train:
-            raise UserError(
-                f"task.path={path!r} has no token shards: no {MANIFEST} of research.prepare, and "
-                "no training file that ends in .bin or .npy."
-            )
-    else:
-        train, held_out = _files(f"task.path={path!r}", path), []
-        other = path.replace("train", "val")
-        if not validation_path and other != path:
-            held_out = [Path(p) for p in sorted(glob.glob(os.path.expanduser(other)))]
-    if validation_path:
-        held_out = _files(f"task.validation_path={validation_path!r}", validation_path)
-    if not held_out:
-        raise UserError(
-            f"task.validation_path='': {path} has no validation shards (files with 'val' in "
-            "their names); name them."
-        )
-    if both := sorted(set(train) & set(held_out)):
-        raise UserError(f"task.validation_path: {both[0]} is a training shard too.")
-    return {"train": train, "validation": held_out}
-
-
-def _files(field: str, pattern: str) -> list[Path]:
-    plain = os.path.expanduser(pattern)
-    paths = [plain] if os.path.isfile(plain) else sorted(glob.glob(plain))
-    if not paths:
-        raise UserError(
-            f"{field}: there is no such file or directory; `python -m research.prepare` makes one."
-        )
-    return [Path(path) for path in paths]
-
-
-def _shard(path: Path, dtype: np.dtype | None) -> Shard:
-    """Returns the shard of a file, by its first bytes; one without a header is of `dtype`."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(4 * HEADER)
-        if head.startswith(b"\x93NUMPY"):
-            return _numpy_shard(path, dtype)
-    numbers = np.frombuffer(head[: len(head) // 4 * 4], "<i4")
-    if len(numbers) == HEADER and int(numbers[0]) in LLM_C:
-        kind, tokens = LLM_C[int(numbers[0])], int(numbers[2])
-        _check_dtype(path, dtype, kind)
-        if size != 4 * HEADER + tokens * kind.itemsize:
-            raise UserError(
-                f"{path} was cut short: its header says {tokens:,} tokens, and it has "
-                f"{(size - 4 * HEADER) // kind.itemsize:,}."
-            )
-        return Shard(path, kind, 4 * HEADER, tokens)
-    kind = dtype or DTYPES["uint16"]
-    if not size or size % kind.itemsize:
-        raise UserError(
-            f"{path} has {size:,} bytes, which is no number of {kind.name} tokens: it was cut "
-            "short, or task.corpus_dtype is another."
-        )
-    return Shard(path, kind, 0, size // kind.itemsize)
-
-
-def _numpy_shard(path: Path, dtype: np.dtype | None) -> Shard:
-    try:
-        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read: it was cut short or damaged ({error}).") from None
-    if array.ndim != 1 or array.dtype not in DTYPES.values():
-        raise UserError(
-            f"{path} has an array of {array.dtype} {array.shape}; one axis of uint16 or uint32 is "
-            "needed."
-        )
-    _check_dtype(path, dtype, array.dtype)
-    return Shard(path, array.dtype, array.offset, len(array))
-
-
-def _check_dtype(path: Path, asked: np.dtype | None, found: np.dtype) -> None:
-    if asked not in (None, found):
-        raise UserError(f"task.corpus_dtype={asked.name!r}: {path} says that it is {found.name}.")
 
 
 def _verified(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.tasks.tokens.corpus import Split
+from research.tasks.tokens.splits import Split
 
 LONGEST_PIECE = 2**31 - 1
 

@@ -22,9 +22,10 @@ from research.options import option
 from research.tasks.task import Batch, Sums, sliced
 from research.tasks.text.language_modeling import LanguageModeling, LanguageModelingOptions
 from research.tasks.text.tokenizer import CORPUS, FILE
-from research.tasks.tokens.corpus import Corpus, Split, open_corpus
+from research.tasks.tokens.corpus import Corpus, open_corpus
 from research.tasks.tokens.held_out_sets import files_of, open_held_out
 from research.tasks.tokens.pieces import LONGEST_PIECE, Chunk, Pieces, cut
+from research.tasks.tokens.splits import Split
 
 PACKED = "packed"
 

@@ -8,7 +8,8 @@ import pytest
 
 from research.errors import UserError
 from research.tasks.tokens import corpus as corpora_of
-from research.tasks.tokens.corpus import Shard, Split, describe_corpus, open_corpus
+from research.tasks.tokens.corpus import describe_corpus, open_corpus
+from research.tasks.tokens.splits import Shard, Split
 from tests import corpora
 
 TRAIN = np.arange(1000, dtype=np.uint16) % 300

@@ -10,8 +10,9 @@ import pytest
 from research.errors import UserError
 from research.parallel.parallelize import to_global_arrays
 from research.tasks.registry import make_task
-from research.tasks.tokens.corpus import VERIFIED, Shard, Split
+from research.tasks.tokens.corpus import VERIFIED
 from research.tasks.tokens.pieces import LONGEST_PIECE, Chunk, Pieces, cut
+from research.tasks.tokens.splits import Shard, Split
 from research.training.step import data_key
 from research.training.validation import check_config
 from tests import corpora, small
