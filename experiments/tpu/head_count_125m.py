@@ -12,9 +12,9 @@ parameters, which the report shows beside the loss.
 
 21 runs on v5e:4x4, one after the other: two do not fit at once, with logits of 50,304 tokens. The
 plan says 12.7 hours, $244 on demand, $50 spot; 0.29 s a step with heads of 128, 0.33 with 12 of 64
-and 0.53 with 48 of 16, which a TPU pads to 128. The narrowest arm takes 15.9 of 16.9 GB. It has
-not been run. One head of 768 is left out: splash attention of that width does not compile for a
-v5e within the training step (its kernel exceeds the fast memory).
+and 0.53 with 48 of 16, which a TPU pads to 128. The narrowest arm takes 15.9 GB of 16.9, and 14.9
+when it is compiled. It has not been run. One head of 768 is left out: splash attention of that
+width does not compile for a v5e within the training step (its kernel exceeds the fast memory).
 """
 
 from research.ablation.claims import Claim, Direction

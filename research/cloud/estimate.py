@@ -13,7 +13,7 @@ on one device is exact: array sizes divided by the mesh axes that shard them. A 
                   differentiated while the layer runs; the gradient sums of an accumulated batch
 
 The three factors are fitted to programs that libtpu 0.0.42.1 compiled for v5e. The ratio of the
-estimate to their temporaries (`memory_analysis().temp_size_in_bytes`) is 0.88 to 1.06 for 125M and
+estimate to their temporaries (`memory_analysis().temp_size_in_bytes`) is 0.88 to 1.08 for 125M and
 1.3B parameters with remat, splash or blockwise, heads of 16 to 128, 2,048 to 50,304 tokens in the
 vocabulary, 2 to 32 sequences on a device; 0.84 and 1.04 for 8,192 and 131,072 tokens over 8
 devices; 0.88 without remat; 1.16 with one head of 768; 1.16 dense, on v6e.

@@ -8,7 +8,7 @@ from research.cloud.forecast import Forecast, Row
 
 GB = 1e9
 RANGE = (
-    "Not compiled: a formula, which gave 0.84 to 1.07 of the temporaries that were compiled with "
+    "Not compiled: a formula, which gave 0.84 to 1.08 of the temporaries that were compiled with "
     "remat and fused attention, and 0.8 to 1.2 of others."
 )
 

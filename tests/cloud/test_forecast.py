@@ -151,6 +151,7 @@ MEASURED = [
     (SMALL_LM, "v5e:4x4", TWO_LAYERS | {"model__num_heads": 48}, 9.18),
     (SMALL_LM, "v5e:4x4", TWO_LAYERS, 2.32),
     (SMALL_LM, "v5e:4x4", {"model__num_layers": 2, "model__num_heads": 48}, 13.31),
+    (SMALL_LM, "v5e:4x4", {"model__num_heads": 48}, 13.45),
     (LM, "v5e:8x8", WHOLE, 5.76),
     (LM, "v5e:8x8", WHOLE | OLD, 4.12),
     (LM, "v5e:4x4", WHOLE | OLD | {"optimizer__accumulate": 8}, 2.97),
