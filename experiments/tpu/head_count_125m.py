@@ -49,7 +49,7 @@ experiment = Experiment(
         "48 of 64": heads(48, 64),
     },
     seeds=3,
-    # Prepared corpora have no test split: nothing is tuned, and the last step is reported.
+    # Validation chooses nothing: no arm is tuned, and the last step is reported.
     outcome=Outcome(metric="loss", split="validation", at="final"),
     ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=(

@@ -37,7 +37,7 @@ experiment = Experiment(
     },
     axes={"task.length": (8192, 32768, 131072)},
     seeds=(0,),
-    # Prepared corpora have no test split; the last step is reported, so that none is chosen on it.
+    # Validation chooses nothing: no arm is tuned, and the last step is reported.
     outcome=Outcome(metric="loss", split="validation", at="final"),
     ablated=("flops_per_token", "state_bytes"),
     claims=(
