@@ -10,8 +10,9 @@ from research.attention.errors import Unsupported
 from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.mixer import Mixer, init_params
 from research.attention.mixers.mixer_options import AUTO, Context, MixerOptions
-from research.attention.parts.masks import Mask, segments
+from research.attention.parts.masks import Mask
 from research.attention.parts.part_options import MechanismPart
+from research.attention.parts.segments import segments
 from research.attention.parts.tables import TABLES
 from research.attention.registry import MIXERS
 from research.options import (

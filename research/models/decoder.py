@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from research.attention.errors import Unsupported
 from research.attention.parameters import Axes
-from research.attention.parts import masks
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
@@ -92,7 +91,7 @@ class Decoder(nn.Module):
         x = constrain(nn.Dropout(c.dropout, deterministic=deterministic)(x), *HIDDEN)
 
         old = None if state is None else state["layers"]
-        mask = None if segments is None else masks.segments(segments, segments)
+        mask = None if segments is None else segments_mask(segments, segments)
         x, (layer_states, _) = layers(c, deterministic)(x, old, None, mask, None)
         if state is not None:
             state = {"step": step + tokens.shape[1], "layers": layer_states}

@@ -13,6 +13,7 @@ from research.report.formatting import (
     typographic,
     value_text,
 )
+from research.report.judging.axis_points import matches
 from research.report.judging.judgements import (
     CANNOT_TELL,
     OPEN,
@@ -23,7 +24,6 @@ from research.report.judging.judgements import (
     Judgement,
 )
 from research.report.judging.measuring import measure
-from research.report.judging.quantities import matches
 from research.report.summary import Summary
 
 SIGNS = {SUPPORTED: "✓", REFUTED: "✕", OPEN: "?", CANNOT_TELL: "∅", UNTESTED: "i"}

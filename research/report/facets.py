@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from research.drawing.chart import INK, Chart, arm_style, tag_artists
 from research.report.arms import arm_indices, families
 from research.report.formatting import value_text
-from research.report.judging.quantities import axis_positions
+from research.report.judging.axis_points import axis_positions
 from research.report.judging.study import Study
 
 SINGLE, WIDE = 4.3, 8.8

@@ -17,8 +17,8 @@ from research.report.arms import arm_indices, families
 from research.report.facets import Place, arm_panels, axis_scale, panel_chart, slug, truncate
 from research.report.formatting import point_text, short_keys
 from research.report.frontier import cost_charts, frontier_chart
+from research.report.judging.axis_points import along_axis, axis_positions
 from research.report.judging.measuring import measure, sliced_metrics
-from research.report.judging.quantities import along_axis, axis_positions
 from research.report.judging.study import Study, has_diverged
 from research.report.outcome_figures import outcome_chart, steps_chart
 from research.report.tables import Row

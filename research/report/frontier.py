@@ -18,8 +18,8 @@ from research.drawing.chart import INK, MUTED, Chart, arm_style, tag_artists
 from research.report.arms import arm_indices, row_colors
 from research.report.facets import WIDE, arm_panels, axis_scale, elide_middle, panel_chart, slug
 from research.report.formatting import point_text, short_keys
+from research.report.judging.axis_points import along_axis, axis_positions
 from research.report.judging.measuring import measure
-from research.report.judging.quantities import along_axis, axis_positions
 from research.report.judging.study import Study
 from research.report.tables import budget_table
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.attention.mixers.mixer import Mixer, weighted_values
-from research.attention.parts.masks import padding, segments
+from research.attention.parts.masks import padding
+from research.attention.parts.segments import segments
 from research.attention.spec import MixerSpec
 from tests.attention.cases import (
     BATCH,

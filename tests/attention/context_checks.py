@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from research.attention.implementations.attend import attend, choose_implementation
 from research.attention.parts import biases, masks, normalizers, relative_biases, scores
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.segments import segments
 from research.attention.parts.sparse_masks import Global, Local
 from research.attention.spec import make_mixer, mixer_spec
 from tests.attention import cases
@@ -47,7 +48,7 @@ CASES = {
     "segments, alibi": (
         LENGTH,
         4,
-        {"mask": masks.causal() & masks.segments(SEGMENTS, SEGMENTS)},
+        {"mask": masks.causal() & segments(SEGMENTS, SEGMENTS)},
         {"biases": (biases.alibi(HEADS),)},
     ),
     "prefix, one key head, cosine": (
@@ -137,7 +138,7 @@ def mixer_run(name: str, implementation: str):
 
     def run(params, x):
         # Segments start within the parts of devices and between them.
-        mask = masks.segments(SEGMENTS[:, :29], SEGMENTS[:, :29]) if name in PARTED else None
+        mask = segments(SEGMENTS[:, :29], SEGMENTS[:, :29]) if name in PARTED else None
         return mixer(params, x, mask=mask)
 
     return with_gradients(run, *members((numbers(mixer), sequence(29))))

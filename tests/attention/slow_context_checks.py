@@ -12,6 +12,7 @@ from research.attention.implementations import fused, splash
 from research.attention.implementations.attend import attend
 from research.attention.parts import masks, normalizers
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.segments import segments
 from research.attention.spec import make_mixer
 from tests.attention.cases import close, qkv
 from tests.attention.context_checks import (
@@ -31,7 +32,7 @@ DATA2_MODEL2 = (1, 2, 1, 2)
 def splash_is_split_over_every_axis() -> None:
     """Interpreted: heads, rows of the batch and queries on devices of their own."""
     arrays = qkv(130, 140, HEADS, 2)
-    mask = masks.window(40) & masks.segments(*ids(130, 140))
+    mask = masks.window(40) & segments(*ids(130, 140))
     normalizer = normalizers.SinkSoftmax(sharpening=2.0, sink=SINK)
 
     def run(q, k, v, normalizer, implementation):

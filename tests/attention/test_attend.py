@@ -17,6 +17,7 @@ from research.attention.parts import biases, masks, normalizers, scores
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import softmax
 from research.attention.parts.relative_biases import BIAS_POSITIONS
+from research.attention.parts.segments import segments
 from research.attention.parts.tables import MASKS as NAMED_MASKS
 from research.attention.parts.tables import SCORES
 from research.attention.spec import mixer_spec
@@ -78,7 +79,7 @@ SEGMENTS = jnp.asarray([[0] * 7 + [1] * 6 + [2] * 6, [5] * 10 + [0] * 9])
 VALID = jnp.asarray([[True] * 11 + [False] * 8, [False] * S])
 MASKS = {
     **{name: built(part, mask=name) for name, part in NAMED_MASKS.items()},
-    "segments": masks.causal() & masks.segments(SEGMENTS, SEGMENTS),
+    "segments": masks.causal() & segments(SEGMENTS, SEGMENTS),
     "padding": masks.padding(VALID),
     "band or prefix": masks.window(3) | (masks.prefix(5) & ~masks.window(1)),
     "future": ~masks.causal(),

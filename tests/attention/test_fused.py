@@ -17,6 +17,7 @@ from research.attention.parts import biases, masks, normalizers
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import NORMALIZERS
 from research.attention.parts.part_options import Sizes
+from research.attention.parts.segments import segments
 from tests.attention.cases import close, qkv, weighted
 from tests.attention.test_attend import BIASES, HEADS
 
@@ -168,7 +169,7 @@ SPLASH = {
         130,
         140,
         {
-            "mask": masks.window(40) & ~masks.window(3) & masks.segments(SEGMENTS, SEGMENTS),
+            "mask": masks.window(40) & ~masks.window(3) & segments(SEGMENTS, SEGMENTS),
             "biases": (biases.softcap(2.0),),
             "q_index": np.arange(130),
         },
@@ -239,7 +240,7 @@ def test_splash_refuses_what_it_lacks(monkeypatch):
     refused("lacks mask Not", mask=~masks.padding(VALID))
     refused(
         "lacks mask Segments & Padding",
-        mask=masks.segments(SEGMENTS, SEGMENTS) & masks.padding(VALID),
+        mask=segments(SEGMENTS, SEGMENTS) & masks.padding(VALID),
     )
     refused("lacks normalizer 'sparsemax'", normalizer=normalizers.Sparsemax())
     with pytest.raises(Unsupported, match="known while tracing"):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from research.attention.parts import bigbird, masks, sparse_masks
 from research.attention.parts.part_options import Sizes
+from research.attention.parts.segments import segments
 from research.options import declarations, read
 
 SIDE = 14
@@ -289,7 +290,7 @@ def test_masks_of_arrays():
     kv_segments = np.array([[1, 2, 2, 1], [3, 0, 3, 0]])
     expected = q_segments[:, :, None] == kv_segments[:, None, :]
     q, k = np.arange(3)[:, None], np.arange(4)[None, :]
-    mask = masks.segments(jnp.asarray(q_segments), jnp.asarray(kv_segments))
+    mask = segments(jnp.asarray(q_segments), jnp.asarray(kv_segments))
     assert np.array_equal(mask(q, k)[:, 0], expected)
     assert np.array_equal(mask(q.T, k.T)[:, 0], expected.swapaxes(1, 2))
     padded = masks.padding(jnp.asarray(kv_segments > 0))

@@ -12,7 +12,8 @@ import pytest
 from research.attention import registry
 from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import init_params, state_bytes
-from research.attention.parts.masks import padding, segments
+from research.attention.parts.masks import padding
+from research.attention.parts.segments import segments
 from research.attention.spec import MixerSpec, make_mixer, mixer_spec
 from tests.attention.cases import (
     BUILDS,

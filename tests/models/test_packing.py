@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.parts.masks import places_of_ids
+from research.attention.parts.segments import places_of_ids
 from research.tasks.task import cross_entropy
 from tests.models.test_decoder import decoder, parameters
 

@@ -16,7 +16,7 @@ from research.ablation.claims import (
     Trend,
 )
 from research.ablation.measure import COSTS, STOPWATCH, TIMES, TURNS, Measure, point_key
-from research.report.judging.quantities import axis_positions
+from research.report.judging.axis_points import axis_positions
 from research.report.judging.verdicts import judge, judge_all
 
 UNDECLARED = ("undeclared 0.9", "equivalence")

@@ -21,9 +21,10 @@ from research.attention.implementations import sharding
 from research.attention.implementations.flash import ATTENTION_OUT
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, platform
 from research.attention.parts.biases import Softcap
-from research.attention.parts.masks import Padding, Segments, conjuncts
+from research.attention.parts.masks import Padding, conjuncts
 from research.attention.parts.mechanism import PLAIN, Mechanism
 from research.attention.parts.normalizers import Softmax
+from research.attention.parts.segments import Segments
 
 # Lengths are padded to a multiple of the smallest. Larger blocks reuse loaded data more often.
 BLOCKS = (512, 256, 128)

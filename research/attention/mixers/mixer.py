@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.parameters import Parameter
-from research.attention.parts.masks import Mask, Segments, places_in_segments
+from research.attention.parts.masks import Mask
+from research.attention.parts.segments import Segments, places_in_segments
 
 
 class AttentionTrace(NamedTuple):

@@ -13,10 +13,11 @@ from research.attention.errors import Unsupported
 from research.attention.parameters import Parameter, bind, collect_parameters, path_name
 from research.attention.parts.biases import Bias
 from research.attention.parts.content_dependent import ContentDependent, has_content, is_unevaluated
-from research.attention.parts.masks import Mask, Segments, conjuncts, places_in_segments
+from research.attention.parts.masks import Mask, conjuncts
 from research.attention.parts.normalizers import Normalizer, softmax
 from research.attention.parts.predicted_window import PredictedWindow
 from research.attention.parts.scores import ScaledDot, Score
+from research.attention.parts.segments import Segments, places_in_segments
 
 
 @jax.tree_util.register_dataclass

@@ -20,6 +20,7 @@ from research.ablation.claims import Claim, Crossover, Direction, Test, Trend
 from research.ablation.measure import Measure
 from research.report.formatting import point_text, value_text
 from research.report.judging import sentences
+from research.report.judging.axis_points import along_axis, axis_positions, matches
 from research.report.judging.convergence import convergence_caveat
 from research.report.judging.judgements import (
     CANNOT_TELL,
@@ -30,12 +31,7 @@ from research.report.judging.judgements import (
     Check,
     Judgement,
 )
-from research.report.judging.quantities import (
-    along_axis,
-    axis_positions,
-    matches,
-    quantities,
-)
+from research.report.judging.quantities import quantities
 from research.report.judging.quantity import Quantity
 from research.stats import ALPHA
 

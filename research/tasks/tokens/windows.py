@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from research.attention.parts.masks import places_of_ids
+from research.attention.parts.segments import places_of_ids
 from research.errors import UserError
 from research.options import option
 from research.tasks.task import Batch, Sums, sliced

@@ -32,9 +32,10 @@ from research.attention.mixers.sequential.alignments import (
 )
 from research.attention.mixers.sequential.monotonic import CHUNK, Monotonic, MonotonicChunkwise
 from research.attention.parameters import Parameter
-from research.attention.parts.masks import Mask, causal, places_in_segments
+from research.attention.parts.masks import Mask, causal
 from research.attention.parts.normalizers import NORMALIZERS
 from research.attention.parts.part_options import MechanismPart, length_option, size_option
+from research.attention.parts.segments import places_in_segments
 from research.options import OptionError, choice
 
 CAUSAL = causal()
