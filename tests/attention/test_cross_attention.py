@@ -31,6 +31,7 @@ SINK = SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads")))
 LAYERS = {
     "plain": PLAIN,
     "grouped, biased, gated": dataclasses.replace(GROUPED, use_bias=True, output_gate=True),
+    "normalized and rotary": dataclasses.replace(GROUPED, qk_norm="rms", rotary=Rotary(100.0)),
     "rotary and local-m": dataclasses.replace(
         PLAIN, rotary=Rotary(100.0), mechanism=Mechanism(mask=local(2))
     ),

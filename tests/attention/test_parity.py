@@ -18,10 +18,11 @@ from research.attention.mixers.linear.convolution import (
     convolve_fft,
     convolve_shifted,
 )
+from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parts import biases, masks, scores
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import rope, sinusoidal
-from tests.attention.cases import close, qkv, weighted
+from tests.attention.cases import close, drawn, numbers, qkv, weighted
 
 T, S = 13, 19
 # Implementations that run where the tests do. Those for split sequences are blockwise here, which
@@ -110,6 +111,23 @@ def test_weights_and_scores_by_loops():
         scores.cosine(0.0)
     with pytest.raises(ValueError, match="cap = -1.0"):
         biases.softcap(-1.0)
+
+
+def test_attention_of_normalized_queries_and_keys_by_loops():
+    """RMSNorm of each head's query and key, with gains, then attention, in float64."""
+    layer = SelfAttention(6, 4, 2, 3, qk_norm="rms", norm_epsilon=1e-2)
+    params, x = numbers(layer), np.random.default_rng(3).normal(size=(2, T, 6))
+    q, k, v = (np.einsum("btm,mhd->bthd", x, params[n]) for n in ("query", "key", "value"))
+    for name, vectors in (("query", q), ("key", k)):
+        for at in np.ndindex(vectors.shape[:3]):
+            size = math.sqrt(sum(vectors[at] ** 2) / 3 + 1e-2)
+            vectors[at] = vectors[at] / size * params[f"{name}_scale"]
+    out = np.zeros(q.shape)
+    for b, t, h in np.ndindex(out.shape[:3]):
+        seen = slice(t + 1)
+        out[b, t, h] = softmax(k[b, seen, h // 2] @ q[b, t, h] / math.sqrt(3)) @ v[b, seen, h // 2]
+    expected = np.einsum("bthd,hdm->btm", out, params["out"])
+    close(jax.jit(layer.__call__)(drawn(layer), jnp.asarray(x, jnp.float32)), expected, 1e-5)
 
 
 def test_alibi_slopes_are_those_published():

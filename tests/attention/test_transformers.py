@@ -1,5 +1,6 @@
 """Parity with the transformers library: its modules with random weights, nothing downloaded."""
 
+import importlib
 from types import SimpleNamespace
 
 import jax
@@ -62,6 +63,15 @@ def weights(module, name, heads):
     return array(linear.weight.T).reshape(M, heads, D), array(linear.bias).reshape(heads, D)
 
 
+def one_by_one(mixer, params, x):
+    """The outputs of a mixer that is fed token by token."""
+    state, pieces, step = mixer.init_state(B, T, "float32"), [], jax.jit(mixer.extend)
+    for t in range(T):
+        state, y = step(params, state, x[:, t : t + 1])
+        pieces.append(y)
+    return jnp.concatenate(pieces, 1)
+
+
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 def test_llama_attention(rope, implementation):
@@ -85,13 +95,77 @@ def test_llama_attention(rope, implementation):
         k: p.shape for k, p in ours.parameters().items()
     }
     np.testing.assert_allclose(ours(params, array(x)), expected, atol=2e-6)
-    # Token by token as well.
-    state, pieces = ours.init_state(B, T, "float32"), []
-    step = jax.jit(ours.extend)
-    for t in range(T):
-        state, y = step(params, state, array(x)[:, t : t + 1])
-        pieces.append(y)
-    np.testing.assert_allclose(jnp.concatenate(pieces, 1), expected, atol=2e-6)
+    np.testing.assert_allclose(one_by_one(ours, params, array(x)), expected, atol=2e-6)
+
+
+NORMALIZED = {
+    "qwen3": ("Qwen3Config", "Qwen3Attention", "Qwen3RotaryEmbedding", {"rms_norm_eps": 1e-6}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        "Gemma3Attention",
+        "Gemma3RotaryEmbedding",
+        {"rms_norm_eps": 1e-6, "query_pre_attn_scalar": D, "layer_types": ["full_attention"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("model", NORMALIZED)
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_normalized_queries_and_keys(model, implementation):
+    """Outputs, gradients and decoding of attention with RMSNorm of queries and keys."""
+    config_name, attention, embedding, options = NORMALIZED[model]
+    made = getattr(transformers, config_name)(
+        hidden_size=M,
+        num_hidden_layers=1,
+        num_attention_heads=H,
+        num_key_value_heads=K,
+        head_dim=D,
+        attn_implementation="eager",
+        **options,
+    )
+    code = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+    torch.manual_seed(0)
+    theirs = getattr(code, attention)(made, 0)
+    gains = {"query": theirs.q_norm.weight, "key": theirs.k_norm.weight}
+    for gain in gains.values():
+        torch.nn.init.normal_(gain)
+    x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
+    layer_type = ("full_attention",) if model == "gemma3" else ()
+    angles = getattr(code, embedding)(made)(x, torch.arange(T)[None], *layer_type)
+    forbidden = torch.full((T, T), float("-inf")).triu(1)[None, None]
+    theirs_out = theirs(x, position_embeddings=angles, attention_mask=forbidden)[0]
+    theirs_out.backward(out_gradient)
+
+    def as_ours(value):
+        """What `value` makes of a parameter of theirs, by our names and in our layout."""
+        found = {"out": array(value(theirs.o_proj.weight)).T.reshape(H, D, M)}
+        for name, heads in (("query", H), ("key", K), ("value", K)):
+            weight = getattr(theirs, f"{name[0]}_proj").weight
+            found[name] = array(value(weight)).T.reshape(M, heads, D)
+        return found | {f"{name}_scale": array(value(gain)) for name, gain in gains.items()}
+
+    params = as_ours(lambda p: p)
+    if model == "gemma3":  # its gain is 1 + the weight
+        params |= {f"{name}_scale": params[f"{name}_scale"] + 1 for name in gains}
+    ours = SelfAttention(
+        *(M, H, K, D),
+        rotary=Rotary(1e6 if model == "gemma3" else 1e4),
+        implementation=implementation,
+        qk_norm="rms",
+        norm_epsilon=1e-6,
+    )
+    assert {k: a.shape for k, a in params.items()} == {
+        k: p.shape for k, p in ours.parameters().items()
+    }
+    found, pull = jax.vjp(ours, params, array(x))
+    np.testing.assert_allclose(found, theirs_out.detach(), atol=5e-6)
+    of_params, of_inputs = pull(array(out_gradient))
+    for name, expected in {"x": array(x.grad), **as_ours(lambda p: p.grad)}.items():
+        found = of_inputs if name == "x" else of_params[name]
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0, err_msg=name)
+    decoded = one_by_one(ours, params, array(x))
+    np.testing.assert_allclose(decoded, theirs_out.detach(), atol=5e-6)
 
 
 def their_frequencies(kind, made, length=None):

@@ -24,10 +24,11 @@ from research.attention.parts.relative_scores import SCORE_POSITIONS
 from research.attention.parts.scores import Score, scaled_dot
 from research.attention.parts.tables import MASKS, POSITIONS, SCORES
 from research.attention.parts.talking_heads import talking_heads
-from research.options import Joined, OptionError, choice, option
+from research.options import Joined, OptionError, choice, name_of, option
 
 MASK: Any = {"help": "which keys a query sees", "joined": True}
 SELF_AND_CROSS = ("self", "cross")
+QK_NORMS = ("none", "rms")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,14 @@ class ScoredOptions(AttentionOptions):
         source="Shazeer 2019, section 3; Ainslie et al. 2023, section 2.2",
     )
     score: MechanismPart = choice(SCORES, "scaled_dot", "how well a query and a key match")
+    qk_norm: str = option(
+        "none",
+        "normalizes queries and keys over the head width, with learned gains, before RoPE",
+        allowed=QK_NORMS,
+        source="Henry et al. 2020; Dehghani et al. 2023 (ViT-22B), section 2; "
+        "Qwen Team 2025 (Qwen3), section 2",
+        where=SELF_AND_CROSS,
+    )
     predicted_window: int = length_option(
         0,
         "half-width of a Gaussian window around a position that the query predicts; 0: off",
@@ -152,13 +161,21 @@ class ScoredOptions(AttentionOptions):
         return with_kv_heads(super().sizes(context), self.num_kv_heads)
 
     def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:
-        """Returns the chosen pair, wrapped by relative scores and talking heads if enabled."""
+        """Returns the chosen pair, wrapped by relative scores and talking heads if enabled.
+
+        Raises:
+          OptionError: the score does not fit the position encoding or the norm of queries and keys.
+        """
         sizes = self.sizes(context)
         score, normalizer = self.score.build(sizes), self.normalizer.build(sizes)
+        if self.qk_norm != "none" and not {"query", "key"} <= set(score.required_projections):
+            which = name_of(self.score, SCORES)
+            message = f"it normalizes queries and keys, and score {which!r} does not read both"
+            raise OptionError("qk_norm", self.qk_norm, message)
         if isinstance(self.position, tuple(SCORE_POSITIONS.values())):
-            name = next(n for n, part in POSITIONS.items() if part is type(self.position))
+            name = name_of(self.position, POSITIONS)
             if not score.has_dot_form:
-                which = next(n for n, part in SCORES.items() if part is type(self.score))
+                which = name_of(self.score, SCORES)
                 message = f"it needs a score with a dot product, which {which!r} is not"
                 raise OptionError("position", name, message)
             score = self.position.build(sizes)(score)

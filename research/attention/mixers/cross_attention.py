@@ -10,7 +10,12 @@ from research.attention.implementations.attend import attend
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.mixer import AttentionTrace
 from research.attention.mixers.mixer_options import Context, build_from
-from research.attention.mixers.projections import projections, split_heads
+from research.attention.mixers.projections import (
+    norm_scales,
+    normalize_heads,
+    projections,
+    split_heads,
+)
 from research.attention.mixers.self_attention import dense_trace, gate_and_merge, project_and_attend
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask
@@ -36,6 +41,8 @@ class CrossAttention:
       head_width: D.
       mechanism: the attention mechanism, with positions in the two sequences; without arrays.
       rotary: rotates queries and keys by their positions; None for no rotation.
+      qk_norm: "rms" normalizes queries and keys, as in `SelfAttention`; "none" does not.
+      norm_epsilon: added to the mean square in that norm.
       output_gate: multiplies the heads' outputs by sigmoid(x W) (Qiu et al. 2025, section 2.2).
       implementation: a name in `IMPLEMENTATIONS`.
       block_size: for implementations that have blocks; 0 chooses.
@@ -51,6 +58,8 @@ class CrossAttention:
     head_width: int
     mechanism: Mechanism = PLAIN
     rotary: Rotary | None = None
+    qk_norm: str = "none"
+    norm_epsilon: float = 1e-5
     output_gate: bool = False
     implementation: str = "dense"
     block_size: int = 0
@@ -62,12 +71,14 @@ class CrossAttention:
         """Returns the parameters by name.
 
         Projections "query" (M, H, D), "key" and "value" (M', K, D) and "out" (H, D, M), their
-        biases "query_bias" ... if any, "gate" if there is an output gate, and those of the
-        mechanism.
+        biases "query_bias" ... if any, gains "query_scale" and "key_scale" (D,) if these are
+        normalized, "gate" if there is an output gate, and those of the mechanism.
         """
         found = projections(self, names=self.mechanism.required_projections)
         of_memory = projections(dataclasses.replace(self, width=self.memory_width))
         found |= {name: of_memory[name] for name in ("key", "value") if name in found}
+        if self.qk_norm != "none":
+            found |= norm_scales(self.head_width)
         if self.output_gate:
             found["gate"] = projections(self, names=("query",))["query"]
         return found | self.mechanism.parameters()
@@ -103,6 +114,7 @@ class CrossAttention:
         kept = {"v": split_heads(params, "value", memory)}
         if "key" in self.mechanism.required_projections:
             k = split_heads(params, "key", memory)
+            k = normalize_heads(params, "key", k, self.norm_epsilon)
             kept["k"] = k if self.rotary is None else self.rotary(k, np.arange(k.shape[1]))
         return kept
 

@@ -70,6 +70,29 @@ def split_heads(
     return y if bias is None else y + bias.astype(x.dtype)
 
 
+def norm_scales(head_width: int) -> dict[str, Parameter]:
+    """Returns "query_scale" and "key_scale" (D,), the gains by which `normalize_heads` acts."""
+    ones = jax.nn.initializers.ones
+    names = ("query_scale", "key_scale")
+    return {name: Parameter((head_width,), ones, vector_axes("")) for name in names}
+
+
+def normalize_heads(
+    params: dict[str, Array], name: str, y: Float[Array, "B T H D"], epsilon: float
+) -> Float[Array, "B T H D"]:
+    """Returns RMSNorm of y over the channels of each head, or y if it has no gain in `params`.
+
+    The gain is `params[name + "_scale"]` (D,), shared by the heads. Statistics are float32 or
+    wider; the result has the dtype of y. Source: Zhang and Sennrich 2019, equation 4.
+    """
+    scale = params.get(f"{name}_scale")
+    if scale is None:
+        return y
+    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)
+    return (wide * scale).astype(y.dtype)
+
+
 def merge_heads(params: dict[str, Array], y: Float[Array, "B T H D"]) -> Float[Array, "B T M"]:
     """Projects the heads' outputs by `params["out"]` (H, D, M), plus `"out_bias"` if any."""
     x = jnp.einsum("bthd,hdm->btm", y, params["out"].astype(y.dtype))

@@ -15,7 +15,13 @@ from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
 from research.attention.mixers.mixer_options import Context, build_from
-from research.attention.mixers.projections import merge_heads, projections, split_heads
+from research.attention.mixers.projections import (
+    merge_heads,
+    norm_scales,
+    normalize_heads,
+    projections,
+    split_heads,
+)
 from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.mechanism import Mechanism
@@ -39,6 +45,9 @@ class SelfAttention(Mixer):
       head_width: D.
       mechanism: the attention mechanism; hashable, so without arrays.
       rotary: rotates queries and keys by their positions; None for no rotation.
+      qk_norm: "rms" normalizes queries and keys by RMSNorm over D, with learned gains, before they
+        are rotated (Qwen Team 2025 (Qwen3), section 2); "none" does not.
+      norm_epsilon: added to the mean square in that norm.
       output_gate: multiplies the heads' outputs by sigmoid(x W) (Qiu et al. 2025, section 2.2).
       implementation: a name in `IMPLEMENTATIONS`.
       block_size: for implementations that have blocks; 0 chooses.
@@ -53,6 +62,8 @@ class SelfAttention(Mixer):
     head_width: int
     mechanism: Mechanism = CAUSAL
     rotary: Rotary | None = None
+    qk_norm: str = "none"
+    norm_epsilon: float = 1e-5
     output_gate: bool = False
     implementation: str = "dense"
     block_size: int = 0
@@ -63,10 +74,13 @@ class SelfAttention(Mixer):
     def parameters(self) -> dict[str, Parameter]:
         """Returns the parameters by name.
 
-        Projections "query", "key", "value" and "out", their biases "query_bias" ... if any, "gate"
-        if there is an output gate, and the parameters of the mechanism.
+        Projections "query", "key", "value" and "out", their biases "query_bias" ... if any, gains
+        "query_scale" and "key_scale" if these are normalized, "gate" if there is an output gate,
+        and the parameters of the mechanism.
         """
         found = projections(self, names=self.mechanism.required_projections)
+        if self.qk_norm != "none":
+            found |= norm_scales(self.head_width)
         if self.output_gate:
             found["gate"] = projections(self, names=("query",))["query"]
         return found | self.mechanism.parameters()
@@ -128,11 +142,13 @@ class SelfAttention(Mixer):
     ) -> dict[str, Float[Array, "B T ..."]]:
         """Returns the arrays to cache per token, before positions are applied.
 
-        "v" (B, T, K, D), "k" if the score needs keys, and arrays of content-dependent parts.
+        "v" (B, T, K, D), "k" if the score needs keys, normalized if they are to be, and arrays of
+        content-dependent parts.
         """
         kept = {"v": split_heads(params, "value", x)}
         if "key" in self.mechanism.required_projections:
-            kept["k"] = split_heads(params, "key", x)
+            k = split_heads(params, "key", x)
+            kept["k"] = normalize_heads(params, "key", k, self.norm_epsilon)
         return kept | self.mechanism.bind(params).project_tokens(x)
 
     def attend_to_cached(
@@ -196,6 +212,7 @@ def project_and_attend(
     """
     if "query" in mechanism.required_projections:
         q = split_heads(params, "query", x)
+        q = normalize_heads(params, "query", q, mixer.norm_epsilon)
         q = q if mixer.rotary is None else mixer.rotary(q, q_index)
     else:
         q = jnp.zeros((*x.shape[:2], mixer.num_heads, mixer.head_width), x.dtype)
