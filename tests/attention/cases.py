@@ -96,7 +96,7 @@ PADDABLE = (
 MIXING = ("linformer", "moba")
 
 # What gives visible keys a weight of exactly zero; which ones depends on the numbers.
-SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu"), "mask": ("moba",)}
+SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu", "softpick"), "mask": ("moba",)}
 
 # Implementations that need a device or a length that these tests do not have.
 ELSEWHERE = ("jax_cudnn", "splash")

@@ -45,11 +45,11 @@ CASES = {
         {"mask": masks.window(5)},
         {"normalizer": normalizers.SinkSoftmax(sharpening=2.0, sink=SINK)},
     ),
-    "segments, alibi": (
+    "segments, alibi, softpick": (
         LENGTH,
         4,
         {"mask": masks.causal() & segments(SEGMENTS, SEGMENTS)},
-        {"biases": (biases.alibi(HEADS),)},
+        {"biases": (biases.alibi(HEADS),), "normalizer": normalizers.Softpick()},
     ),
     "prefix, one key head, cosine": (
         LENGTH,

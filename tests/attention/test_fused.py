@@ -278,8 +278,8 @@ def test_normalizers_that_each_implementation_takes():
     family = {"softmax", "softmax_plus_one", "softmax_sink"}
     expected = {
         "dense": set(NORMALIZERS),
-        "blockwise": {*family, "smoothed", "sigmoid", "squared_relu"},
-        "ring": {*family, "smoothed", "sigmoid", "squared_relu"},
+        "blockwise": {*family, "smoothed", "sigmoid", "squared_relu", "softpick"},
+        "ring": {*family, "smoothed", "sigmoid", "squared_relu", "softpick"},
         "gather": set(NORMALIZERS),
         "jax_xla": {"softmax"},
         "jax_cudnn": {"softmax"},

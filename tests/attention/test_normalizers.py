@@ -53,6 +53,10 @@ EQUATIONS = {
     "smoothed": lambda s, m: share(sigma(s), m),
     "sigmoid": lambda s, m: np.where(m, sigma(s + SINK), 0),
     "squared_relu": lambda s, m: np.where(m, np.maximum(s, 0) ** 2 / 9, 0),
+    "softpick": lambda s, m: (
+        np.where(m, np.maximum(np.exp(s) - 1, 0), 0)
+        / (np.where(m, np.abs(np.exp(s) - 1), 0).sum(-1, keepdims=True) + 1e-6)
+    ),
     "sparsemax": lambda s, m: on_simplex(s, m, 1),
     "entmax15": lambda s, m: on_simplex(s / 2, m, 2),
 }
@@ -180,7 +184,8 @@ def test_what_a_normalizer_says_of_itself(name):
         assert bind(part, "normalizer", initial).extra_logit.shape == (H,)
     else:
         assert not initial
-        assert part.extra_logit == (0.0 if name == "softmax_plus_one" else None)
+        extra = {"softmax_plus_one": 0.0, "softpick": np.log(1e-6)}
+        assert part.extra_logit == extra.get(name)
 
 
 def test_softmax_is_the_default():
@@ -189,3 +194,23 @@ def test_softmax_is_the_default():
     torch = pytest.importorskip("torch")
     expected = torch.softmax(torch.tensor(SCORES), -1).numpy()
     np.testing.assert_allclose(softmax(jnp.asarray(SCORES, jnp.float32)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 60.0])
+def test_softpick_is_its_shifted_equation_with_gradients(size):
+    """Zuhri et al. 2025 shift scores by their maximum, which PyTorch differentiates."""
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(size * SCORES, dtype=torch.float32, requires_grad=True)
+    top = x.max(-1, keepdim=True).values
+    shifted = torch.exp(x - top) - torch.exp(-top)
+    expected = torch.relu(shifted) / (shifted.abs().sum(-1, keepdim=True) + 1e-6)
+    expected.square().sum().backward()
+
+    def squares(scores):
+        weights = built("softpick")(scores)
+        return jnp.sum(weights**2), weights
+
+    grad, weights = jax.jit(jax.grad(squares, has_aux=True))(jnp.asarray(x.detach().numpy()))
+    np.testing.assert_allclose(weights, expected.detach(), atol=1e-5)
+    scale = float(x.grad.abs().max())
+    np.testing.assert_allclose(grad, x.grad, atol=1e-5 * max(scale, 1.0))

@@ -3,7 +3,7 @@
 `blockwise` runs it once; `ring` runs it once per round, for the keys of each device. The online
 softmax follows Milakov & Gimelshein 2018, algorithm 3; the loop follows Dao 2023
 (FlashAttention-2), algorithm 1, and `flash_backward` has algorithm 2. Element-wise normalizers run
-in the same loops without the running maximum and sum.
+in the same loops without the running maximum and sum, and softpick with them.
 
 Arrays in blocks: queries (rows, B*K, G*q_block, D) and keys (columns, B*K, kv_block, D), where the
 G = H/K query heads of a group are rows of one matrix, so that their keys are not repeated.
@@ -29,6 +29,7 @@ from research.attention.parts.normalizers import (
     Sigmoid,
     Smoothed,
     Softmax,
+    Softpick,
     SquaredRelu,
 )
 
@@ -75,10 +76,13 @@ class Index(NamedTuple):
 
 
 class BlockFunctions(NamedTuple):
-    """Functions applied to a block of raw scores: biases, then any element-wise normalizer."""
+    """Functions applied to a block of raw scores: biases, then the normalizer.
+
+    The normalizer is None for a softmax, otherwise `Softpick` or one of `ELEMENTWISE`.
+    """
 
     biases: tuple[Bias, ...]
-    elementwise: Normalizer | None
+    normalizer: Normalizer | None
 
 
 class Problem(NamedTuple):
@@ -90,15 +94,15 @@ class Problem(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Running statistics of the online softmax over the keys visited so far.
+    """Running statistics of the online softmax, or softpick, over the keys visited so far.
 
     `row_max` and `row_sum` have no trailing axis of length 1, because a TPU would pad it to 128
     lanes.
 
     Attributes:
       row_max: running maximum of the scores, (rows, B*K, G*q_block).
-      row_sum: sum of exp(score - row_max), of the same shape.
-      out: values summed with weights exp(score - row_max), (rows, B*K, G*q_block, Dv).
+      row_sum: sum of the divisor's summands over exp(row_max), of the same shape.
+      out: values summed with their numerators over exp(row_max), (rows, B*K, G*q_block, Dv).
     """
 
     row_max: Array
@@ -110,7 +114,7 @@ def unsupported_part(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that these loops cannot compute; empty if none."""
     if mechanism.focus is not None:
         return "a predicted window"
-    if not isinstance(mechanism.normalizer, (Softmax, Smoothed, *ELEMENTWISE)):
+    if not isinstance(mechanism.normalizer, (Softmax, Smoothed, Softpick, *ELEMENTWISE)):
         return f"normalizer {mechanism.normalizer.name!r}"
     if not mechanism.score.has_dot_form:
         return f"score {type(mechanism.score).__name__} (it has no dot-product form)"
@@ -138,21 +142,30 @@ class _LogSigmoid(Bias):
 
 
 def split_mechanism(mechanism: Mechanism, heads: int) -> tuple[BlockFunctions, Array | None]:
-    """Returns the `BlockFunctions` of a mechanism, and the softmax's extra logit per head, (H,).
+    """Returns the `BlockFunctions` of a mechanism, and the normalizer's extra logit per head, (H,).
 
     The extra logit is None for a normalizer without one.
     """
     biases, normalizer = mechanism.biases, mechanism.normalizer
-    if isinstance(normalizer, ELEMENTWISE):
-        return BlockFunctions(biases, normalizer), None
+    extra = normalizer.extra_logit
+    extra = None if extra is None else jnp.broadcast_to(extra, (heads,))
+    if isinstance(normalizer, (Softpick, *ELEMENTWISE)):
+        return BlockFunctions(biases, normalizer), extra
     if isinstance(normalizer, Smoothed):
-        return BlockFunctions((*biases, _LogSigmoid()), None), None
+        return BlockFunctions((*biases, _LogSigmoid()), None), extra
     if normalizer.sharpening != 1.0:  # ty: ignore[missing-attribute]  # it is a Softmax
         biases = (*biases, _Sharpen(normalizer.sharpening))  # ty: ignore[missing-attribute]
-    extra = normalizer.extra_logit
-    return BlockFunctions(biases, None), None if extra is None else jnp.broadcast_to(
-        extra, (heads,)
-    )
+    return BlockFunctions(biases, None), extra
+
+
+def numerator_and_summands(
+    normalizer: Normalizer | None, scores: Array, shift: Array
+) -> tuple[Array, Array]:
+    """Returns the numerators of the weights and the divisor's summands, both over exp(shift)."""
+    if isinstance(normalizer, Softpick):
+        return normalizer.numerator_and_summands(scores, shift)
+    weights = jnp.exp(scores - shift)
+    return weights, weights
 
 
 def dot(equation: str, x: Array, y: Array, dtype: Any) -> Array:
@@ -165,19 +178,21 @@ def finish_scores(shape, raw, problem, row, column, masked):
 
     Returns the final scores, or the weights if the normalizer is element-wise.
     """
-    (biases, elementwise), mask = take_block(problem[:2], row, column)
+    (biases, normalizer), mask = take_block(problem[:2], row, column)
     index = problem.index
-    if not biases and not masked and elementwise is None:
+    elementwise = isinstance(normalizer, ELEMENTWISE)
+    if not biases and not masked and not elementwise:
         return raw
     scores = raw.reshape(shape.batch, shape.heads, shape.q_block, shape.kv_block)
     q_index, kv_index = take(index.q, row)[:, None], take(index.kv, column)[None, :]
     for bias in biases:
         scores = bias(scores, index.head, q_index, kv_index)
     allowed = mask(q_index, kv_index) & take(index.real, column) if masked else None
-    if elementwise is not None:
-        scores, _ = elementwise.numerator_and_divisor(scores, allowed)
+    if elementwise:
+        scores, _ = normalizer.numerator_and_divisor(scores, allowed)
     elif allowed is not None:
-        scores = jnp.where(allowed, scores, FORBIDDEN)
+        # Softpick gives a score of 0 neither weight nor a share of the divisor.
+        scores = jnp.where(allowed, scores, 0 if isinstance(normalizer, Softpick) else FORBIDDEN)
     return scores.reshape(raw.shape)
 
 
@@ -253,15 +268,17 @@ def forward(
             scores = dot("nqd,nkd->nqk", query, take(k, column), dtype)
             scores = finish_scores(shape, scores, problem, row, column, masked)
             value = take(v, column)
-            if problem.parts.elementwise is not None:
+            if isinstance(problem.parts.normalizer, ELEMENTWISE):
                 out = out + dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
                 return Statistics(row_max, row_sum, out)
             # Sums so far are relative to the old maximum; `shrink` rescales them to the new one, so
             # that no exponential overflows.
             new_max = jnp.maximum(row_max, jnp.max(scores, -1))
-            weights = jnp.exp(scores - new_max[..., None])
+            weights, summands = numerator_and_summands(
+                problem.parts.normalizer, scores, new_max[..., None]
+            )
             shrink = jnp.exp(row_max - new_max)
-            row_sum = row_sum * shrink + jnp.sum(weights, -1)
+            row_sum = row_sum * shrink + jnp.sum(summands, -1)
             out = out * shrink[..., None] + dot(
                 "nqk,nkd->nqd", weights.astype(v.dtype), value, dtype
             )
@@ -274,7 +291,7 @@ def forward(
 
 
 def normalized_output(statistics: Statistics, dtype: Any) -> tuple[Array, Array]:
-    """Returns the normalized output in this dtype, and each row's log of summed exponentials.
+    """Returns the normalized output in this dtype, and the log of each row's divisor.
 
     Rows without an allowed key get zeros. The log is 0 for element-wise normalizers.
     """

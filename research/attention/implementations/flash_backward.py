@@ -15,14 +15,17 @@ from jaxtyping import Array
 
 from research.attention.implementations.blocks import Visits, take, visit
 from research.attention.implementations.flash import (
+    ELEMENTWISE,
     BlockFunctions,
     Problem,
     Shape,
     dot,
     extra_rows,
     finish_scores,
+    numerator_and_summands,
     skip_empty,
 )
+from research.attention.parts.normalizers import Normalizer, Softpick
 
 
 class Gradients(NamedTuple):
@@ -51,7 +54,7 @@ class Rows(NamedTuple):
 
     Attributes:
       grad: gradient of the output, in blocks like q.
-      log_sum_exp: log of summed exponentials from `conclude`, (rows, B*K, G*q_block).
+      log_sum_exp: log of the divisor from `normalized_output`, (rows, B*K, G*q_block).
       delta: dot products of grad and output, of the same shape.
     """
 
@@ -86,9 +89,8 @@ def backward(
                 return jnp.swapaxes(scores, 1, 2)
 
             query, given = take(q, row), Rows(*(take(x, row) for x in rows))
-            elementwise = problem.parts.elementwise is not None
             weights, draw, dleaf = _through_scores(
-                query, key, value, given, finish, leaves, elementwise
+                query, key, value, given, finish, leaves, problem.parts.normalizer
             )
             dv = dv + dot("nkq,nqd->nkd", weights.astype(v.dtype), given.grad, dtype)
             dk = dk + dot("nkq,nqd->nkd", draw, query, dtype)
@@ -106,7 +108,7 @@ def backward(
     return sums, dk, dv
 
 
-def _through_scores(query, key, value, rows, finish, leaves, elementwise):
+def _through_scores(query, key, value, rows, finish, leaves, normalizer):
     """Returns the weights of a block and the gradients of its raw scores and of the leaves.
 
     Blocks of scores are transposed to (keys, queries). That way no product contracts the rows of
@@ -117,15 +119,29 @@ def _through_scores(query, key, value, rows, finish, leaves, elementwise):
     raw = dot("nkd,nqd->nkq", key, query, dtype)
     scores, pull = jax.vjp(finish, raw, leaves)
     dweights = dot("nkd,nqd->nkq", value, rows.grad, dtype)
-    if elementwise:
+    if isinstance(normalizer, ELEMENTWISE):
         weights, dscores = scores, dweights
     else:
-        # Weights are recomputed from the saved log-sums instead of stored. The softmax's Jacobian
-        # needs sum_k weights * dweights per row, which equals delta = grad . out.
-        weights = jnp.exp(scores - rows.log_sum_exp[:, None])
-        dscores = weights * (dweights - rows.delta[:, None])
+        weights, dscores = _through_divisor(normalizer, scores, dweights, rows)
     draw, dleaves = pull(dscores)
     return weights, draw.astype(query.dtype), dleaves
+
+
+def _through_divisor(
+    normalizer: Normalizer | None, scores: Array, dweights: Array, rows: Rows
+) -> tuple[Array, Array]:
+    """Returns the weights of a block and the gradients of its scores, for what divides by a sum.
+
+    Weights are recomputed from the saved logs of the divisors instead of stored. The Jacobian needs
+    sum_k weights * dweights per row, which equals delta = grad . out.
+    """
+    log_sum, delta = rows.log_sum_exp[:, None], rows.delta[:, None]
+    weights, _ = numerator_and_summands(normalizer, scores, log_sum)
+    if not isinstance(normalizer, Softpick):
+        return weights, weights * (dweights - delta)
+    # Both max(exp(s) - 1, 0) and |exp(s) - 1| have slope exp(s) at s > 0; at s < 0, 0 and -exp(s).
+    to_both = jnp.where(scores > 0, dweights, 0) - jnp.sign(scores) * delta
+    return weights, jnp.exp(scores - log_sum) * to_both
 
 
 def extra_gradient(shape: Shape, extra: Array, rows: Rows) -> Array:

@@ -124,7 +124,7 @@ def _specs(plan: _Plan, parts: flash.BlockFunctions, extra: Any, mask: Mask, bat
     batch_axis, heads_axis = plan.axes
     by_head = jax.tree.map(
         lambda x: PartitionSpec(heads_axis) if x.shape[:1] == (plan.heads,) else PartitionSpec(),
-        (parts.elementwise, extra),
+        (parts.normalizer, extra),
     )
     everywhere = jax.tree.map(lambda x: PartitionSpec(), parts.biases)
     split = tuple(axis for axis in plan.axes if axis)

@@ -36,8 +36,8 @@ class Normalizer:
 
     Attributes:
       name: its name in configs and messages.
-      extra_logit: for softmax variants, a logit whose exponential is added to the divisor: a number
-        or one per head, (H,); None for no such logit.
+      extra_logit: for normalizers that divide by a sum of exponentials, a logit whose exponential
+        is added to it: a number or one per head, (H,); None for no such logit.
     """
 
     name: ClassVar[str] = ""
@@ -162,6 +162,39 @@ class SquaredRelu(Normalizer):
 
     def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         return _undivided(jax.nn.relu(_forbid(_wide(scores), mask)) ** 2 / self.length, mask)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Softpick(Normalizer):
+    """max(exp(s) - 1, 0) / (sum |exp(s) - 1| + epsilon) over the allowed keys.
+
+    Negative scores get no weight and still enter the divisor, so a head can attend to nothing.
+    Source: Zuhri et al. 2025, section 3, with their epsilon of 1e-6.
+    """
+
+    name: ClassVar[str] = "softpick"
+    epsilon: ClassVar[float] = 1e-6
+
+    @property
+    def extra_logit(self) -> float:
+        return math.log(self.epsilon)
+
+    def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
+        scores = _wide(scores)
+        # A score of 0 adds to neither numerator nor divisor, and gets no gradient.
+        scores = scores if mask is None else jnp.where(mask, scores, 0.0)
+        # Without a positive score all weights are 0, and exp(-top) could overflow.
+        top = jax.lax.stop_gradient(jax.nn.relu(jnp.max(scores, axis=-1, keepdims=True)))
+        numerator, summands = self.numerator_and_summands(scores, top)
+        total = jnp.sum(summands, axis=-1, keepdims=True)
+        return numerator, total + jnp.exp(self.extra_logit - top)
+
+    def numerator_and_summands(self, scores: Array, shift: Array) -> tuple[Array, Array]:
+        """Returns max(exp(s) - 1, 0) and |exp(s) - 1|, both divided by exp(shift)."""
+        # |exp(s) - 1| = (1 - exp(-|s|)) exp(max(s, 0)), which neither overflows nor cancels.
+        summands = -jnp.expm1(-jnp.abs(scores)) * jnp.exp(jax.nn.relu(scores) - shift)
+        return jnp.where(scores > 0, summands, 0.0), summands
 
 
 @jax.tree_util.register_dataclass
@@ -296,6 +329,17 @@ class SquaredReluChoice(MechanismPart):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftpickChoice(MechanismPart):
+    """max(exp(s) - 1, 0) / (sum |exp(s) - 1| + 1e-6)"""
+
+    source = "Zuhri et al. 2025 (Softpick), section 3"
+
+    def build(self, sizes: Sizes) -> Normalizer:
+        """Returns the normalizer for heads of these sizes."""
+        return Softpick()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SparsemaxChoice(MechanismPart):
     """the Euclidean projection of s onto the simplex"""
 
@@ -324,6 +368,7 @@ NORMALIZERS: dict[str, type[MechanismPart]] = {
     "smoothed": SmoothedChoice,
     "sigmoid": SigmoidChoice,
     "squared_relu": SquaredReluChoice,
+    "softpick": SoftpickChoice,
     "sparsemax": SparsemaxChoice,
     "entmax15": Entmax15Choice,
 }
