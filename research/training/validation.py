@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from research.attention.mixers.mixer_options import AUTO
+from research.attention.parts.positions import SCALINGS_OF_LENGTH
 from research.decoding.search import check_model, read_search
 from research.decoding.streaming import streaming
 from research.errors import UserError
@@ -148,9 +149,10 @@ def _check_eval_lengths(config: ConfigDict, program: Program) -> None:
     asked = f"task.eval_lengths={tuple(task.eval_lengths)}"
     for layer in read_model(config.model).layers():
         values = layer.spec(task.longest).values
-        if values.get("rope_scaling") == "yarn" and not values["rope_original_length"]:
+        scaling = values.get("rope_scaling")
+        if scaling in SCALINGS_OF_LENGTH and not values["rope_original_length"]:
             raise UserError(
-                f"{asked} with model.rope_scaling='yarn' needs model.rope_original_length."
+                f"{asked} with model.rope_scaling={scaling!r} needs model.rope_original_length."
             )
     batch = batch_shapes(task, 1)
     longer = model_of(config, task, SLOW_TO_TRACE, task.longest)

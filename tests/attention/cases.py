@@ -38,6 +38,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"position": "rope", "rope_fraction": 0.5, "rope_scaling": "yarn", "rope_factor": 2.0},
         {"position": "rope", "rope_scaling": "ntk", "rope_factor": 2.0},
         {"position": "rope", "rope_scaling": "linear", "rope_factor": 2.0},
+        {"position": "rope", "rope_scaling": "llama3", "rope_factor": 2.0},
         # Everything at once, on the ring buffer and in blocks.
         {"mask": "window", "window": 4, "position": "rope", "num_kv_heads": 2, "softcap": 2.0},
         {
@@ -170,6 +171,7 @@ REPEATED = {
     "mixer=softmax,block_size=5,num_kv_heads=2",
     "mixer=softmax,block_size=5,position=rope,rope_scaling=ntk,rope_factor=2.0",
     "mixer=softmax,block_size=5,position=rope,rope_scaling=linear,rope_factor=2.0",
+    "mixer=softmax,block_size=5,position=rope,rope_scaling=llama3,rope_factor=2.0",
     "mixer=differential,block_size=5,position=rope,num_kv_heads=2",
     "mixer=linear,block_size=5,short_convolution=3",
     "mixer=gated_linear,block_size=5,short_convolution=3",

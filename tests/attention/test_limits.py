@@ -40,7 +40,7 @@ def readers():
         for name, part in table.items():
             found += [(option, {field: name, **needed(part)}) for option in integers(part)]
     scaled = {"position": "rope", "rope_factor": 2.0}
-    for scaling in ("linear", "ntk", "yarn"):
+    for scaling in ("linear", "ntk", "yarn", "llama3"):
         found.append(("rope_original_length", scaled | {"rope_scaling": scaling}))
     return found
 

@@ -81,6 +81,28 @@ def test_yarn_keeps_fast_pairs_and_interpolates_slow_ones():
     np.testing.assert_allclose(np.diff(kept, 2), 0, atol=1e-12)
 
 
+def test_llama3_by_its_published_rule():
+    """By wavelengths, pair by pair, with the numbers of Llama 3.1."""
+    rotary = Rotary(5e5, scaling="llama3", factor=8.0, original_length=8192)
+    expected, cases = [], set()
+    for pair in range(64):
+        frequency = 5e5 ** (-2 * pair / 128)
+        length = 2 * math.pi / frequency
+        if length < 8192 / 4:
+            cases.add("kept")
+        elif length > 8192 / 1:
+            cases.add("divided")
+            frequency /= 8
+        else:
+            cases.add("between")
+            smooth = (8192 / length - 1) / (4 - 1)
+            frequency = (1 - smooth) * frequency / 8 + smooth * frequency
+        expected.append(frequency)
+    assert len(cases) == 3
+    np.testing.assert_allclose(rotary.frequencies(128), expected, rtol=1e-12)
+    assert rotary.scale == 1.0
+
+
 def test_yarn_scales_the_scores_by_its_temperature():
     rotary = Rotary(scaling="yarn", factor=16.0, original_length=64, fraction=0.5)
     q, k = vectors(16), vectors(16)[:, ::-1]
@@ -93,7 +115,7 @@ def test_yarn_scales_the_scores_by_its_temperature():
     np.testing.assert_allclose(rotary(x, positions), expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("scaling", ["none", "linear", "ntk", "yarn"])
+@pytest.mark.parametrize("scaling", ["none", "linear", "ntk", "yarn", "llama3"])
 def test_rotary_scores_depend_on_distance_only(scaling):
     rotary = Rotary(1000.0, 0.5, scaling, 1.0 if scaling == "none" else 4.0, 32)
     q, k = vectors(16), vectors(16)[:, ::-1]
@@ -124,9 +146,11 @@ def test_rotary_in_other_dtypes_and_compiled():
         ({"base": 1.0}, "base = 1.0"),
         ({"fraction": 0.0}, "fraction = 0.0"),
         ({"fraction": 1.5}, "fraction = 1.5"),
-        ({"scaling": "more"}, "scaling = 'more'; it is one of none, linear, ntk, yarn"),
+        ({"scaling": "more"}, "scaling = 'more'; it is one of none, linear, ntk, yarn, llama3"),
         ({"scaling": "linear", "factor": 0.5}, "factor = 0.5"),
         ({"scaling": "yarn", "factor": 2.0}, "original_length = 0"),
+        ({"scaling": "llama3", "factor": 2.0}, "'llama3' needs the length before scaling"),
+        ({"low_freq_factor": 4.0}, "low_freq_factor = 4.0; it must be less than"),
     ],
 )
 def test_bad_rotary_options_are_refused(options, message):

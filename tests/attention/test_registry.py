@@ -87,6 +87,11 @@ REFUSED = [
     ({"sharpening": 2.0, "normalizer": "sigmoid"}, "sharpening", "(normalizer softmax would)"),
     ({"num_buckets": 16}, "num_buckets", "(position t5 would)"),
     ({"rope_factor": 2.0}, "rope_factor", "(position rope would)"),
+    (
+        {"position": "rope", "rope_scaling": "llama3", "rope_low_freq_factor": 5.0},
+        "rope_low_freq_factor",
+        "must be less than rope_high_freq_factor = 4",
+    ),
     ({"position": "rope", "head_width": 3}, "position", "rotates channels in pairs"),
     ({"position": "shaw", "score": "additive"}, "position", "needs a score with a dot product"),
     ({"qk_norm": "layer"}, "qk_norm", "none, rms"),

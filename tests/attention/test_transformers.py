@@ -50,6 +50,17 @@ ROPES = {
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
         Rotary(scaling="yarn", factor=4.0, original_length=64),
     ),
+    # With these numbers pairs of all three kinds are among the eight.
+    "llama3": (
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        Rotary(scaling="llama3", factor=8.0, original_length=64),
+    ),
 }
 
 
@@ -191,6 +202,32 @@ def test_yarn_frequencies(original, factor, width, base):
     ours = Rotary(base, scaling="yarn", factor=factor, original_length=original)
     np.testing.assert_allclose(ours.frequencies(width), frequencies, rtol=2e-6)
     assert ours.scale == pytest.approx(scale)
+
+
+@pytest.mark.parametrize(("original", "low", "high"), [(8192, 1.0, 4.0), (64, 0.5, 2.0)])
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+@pytest.mark.parametrize("width", [16, 64, 128])
+def test_llama3_frequencies(original, low, high, factor, width):
+    """Those of Llama 3.1 and 3.2, and others; and queries that are rotated by them."""
+    from transformers.models.llama import modeling_llama as llama
+
+    made = config(
+        rope_type="llama3",
+        factor=factor,
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position_embeddings=original,
+        rope_theta=500000.0,
+    )
+    made.head_dim = width
+    frequencies, scale = their_frequencies("llama3", made)
+    ours = Rotary(500000.0, 1.0, "llama3", factor, original, low, high)
+    np.testing.assert_allclose(ours.frequencies(width), frequencies, rtol=2e-6)
+    assert ours.scale == scale == 1.0
+    q = torch.randn(B, H, T, width)
+    cos, sin = llama.LlamaRotaryEmbedding(made)(q, torch.arange(T)[None])
+    expected = llama.apply_rotary_pos_emb(q, q, cos, sin)[0].transpose(1, 2)
+    np.testing.assert_allclose(ours(array(q.transpose(1, 2)), np.arange(T)), expected, atol=1e-5)
 
 
 def test_ntk_frequencies_are_the_dynamic_ones_of_a_length():

@@ -157,4 +157,7 @@ def test_what_cannot_be_longer_is_named(path):
     yarn = {"model__position": "rope", "model__rope_scaling": "yarn", "model__rope_factor": 2.0}
     with pytest.raises(UserError, match="needs model.rope_original_length"):
         check_config(small.text(path, **yarn, **longer))
+    llama3 = yarn | {"model__rope_scaling": "llama3"}
+    with pytest.raises(UserError, match="'llama3' needs model.rope_original_length"):
+        check_config(small.text(path, **llama3, **longer))
     check_config(small.text(path, model__position="learned", task__eval_lengths=(8,)))

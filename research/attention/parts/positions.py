@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Integer
 from research.attention.parts.part_options import MechanismPart, Sizes, length_option
 from research.options import OptionError, option
 
-SCALINGS = ("none", "linear", "ntk", "yarn")
+SCALINGS = ("none", "linear", "ntk", "yarn", "llama3")
+SCALINGS_OF_LENGTH = ("yarn", "llama3")
+"""Scalings that depend on the original length."""
 # Peng et al. 2023, section 3.2: YaRN keeps the frequencies of pairs with more than YARN_FAST
 # rotations within the original length, and interpolates those with fewer than YARN_SLOW.
 YARN_FAST, YARN_SLOW = 32.0, 1.0
@@ -50,8 +52,14 @@ class Rotary:
         ones, and multiplies the vectors by 0.1 ln(factor) + 1 (Peng et al. 2023, section 3.2
         and equation 22). Its ramp between the two is linear in the channel, from whole
         channels, as in the authors' code; the paper's equation 18 is linear in the rotations.
+        "llama3" keeps the frequencies of pairs with more than `high_freq_factor` rotations within
+        the original length, divides those of pairs with fewer than `low_freq_factor`, and is linear
+        in the rotations between (Llama Team 2024, "The Llama 3 Herd of Models": `apply_scaling` in
+        the code of Llama 3.1).
       factor: ratio of the extended to the original length.
-      original_length: the original length in tokens; used by "yarn" only.
+      original_length: the original length in tokens; used by "yarn" and "llama3" only.
+      low_freq_factor: rotations below which "llama3" divides a frequency.
+      high_freq_factor: rotations above which "llama3" keeps a frequency.
 
     Raises:
       ValueError: at construction, an option is out of its range.
@@ -62,6 +70,8 @@ class Rotary:
     scaling: str = "none"
     factor: float = 1.0
     original_length: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
 
     def __post_init__(self):
         if self.base <= 1:
@@ -73,9 +83,12 @@ class Rotary:
             raise ValueError(f"rotary: scaling = {self.scaling!r}; it is one of {known}")
         if self.factor < 1:
             raise ValueError(f"rotary: factor = {self.factor}; it must be at least 1")
-        if self.scaling == "yarn" and self.original_length < 1:
-            message = "scaling 'yarn' needs the length before scaling, at least 1"
+        if self.scaling in SCALINGS_OF_LENGTH and self.original_length < 1:
+            message = f"scaling {self.scaling!r} needs the length before scaling, at least 1"
             raise ValueError(f"rotary: original_length = {self.original_length}; {message}")
+        if not self.low_freq_factor < self.high_freq_factor:
+            message = f"it must be less than high_freq_factor = {self.high_freq_factor}"
+            raise ValueError(f"rotary: low_freq_factor = {self.low_freq_factor}; {message}")
 
     def rotated_width(self, width: int) -> int:
         """Returns R, the number of rotated channels of a head of `width` channels.
@@ -108,6 +121,11 @@ class Rotary:
             # Where low = high the ramp becomes a step.
             slow = np.clip((pair - low) / max(high - low, 1e-3), 0, 1)
             return frequency * (1 - slow) + frequency / self.factor * slow
+        if self.scaling == "llama3":
+            rotations = self.original_length * frequency / (2 * math.pi)
+            span = self.high_freq_factor - self.low_freq_factor
+            kept = np.clip((rotations - self.low_freq_factor) / span, 0, 1)
+            return frequency * kept + frequency / self.factor * (1 - kept)
         return frequency
 
     def _pair_turning(self, rotations: float, turned: int) -> float:
@@ -185,7 +203,8 @@ class RopePosition(MechanismPart):
     """rotates pairs of channels of q and k by angles proportional to their position"""
 
     source = (
-        "Su et al. 2021, equations 15 and 34; scaling: Chen et al. 2023, Peng et al. 2023 (YaRN)"
+        "Su et al. 2021, equations 15 and 34; scaling: Chen et al. 2023, Peng et al. 2023 (YaRN), "
+        "Llama Team 2024 (Llama 3.1)"
     )
 
     rope_base: float = option(10000.0, "the base of RoPE's frequencies", above=0)
@@ -197,6 +216,18 @@ class RopePosition(MechanismPart):
     rope_original_length: int = length_option(
         0, "length that RoPE is scaled from; 0: the longest sequence / rope_factor"
     )
+    rope_low_freq_factor: float = option(
+        1.0,
+        "pairs with fewer rotations within the original length are interpolated",
+        above=0,
+        when={"rope_scaling": ("llama3",)},
+    )
+    rope_high_freq_factor: float = option(
+        4.0,
+        "pairs with more rotations within the original length stay as they are",
+        above=0,
+        when={"rope_scaling": ("llama3",)},
+    )
 
     def build(self, sizes: Sizes) -> Rotary:
         """Returns the rotation of queries and keys."""
@@ -204,6 +235,10 @@ class RopePosition(MechanismPart):
         if turned % 2 or turned < 2:
             message = f"it rotates channels in pairs, and {turned:g} of head width "
             raise OptionError("position", "rope", f"{message}{sizes.head_width} is not even")
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        if not low < high:
+            message = f"it must be less than rope_high_freq_factor = {high:g}"
+            raise OptionError("rope_low_freq_factor", low, message)
         shorter = max(1, int(sizes.max_length / self.rope_factor))
         return Rotary(
             base=self.rope_base,
@@ -211,6 +246,8 @@ class RopePosition(MechanismPart):
             scaling=self.rope_scaling,
             factor=self.rope_factor,
             original_length=self.rope_original_length or shorter,
+            low_freq_factor=low,
+            high_freq_factor=high,
         )
 
 
