@@ -44,7 +44,7 @@ def decoder_lens(model: Decoder, params: PyTree, batch: Batch) -> Float[Array, "
     head = params["embedding"].T if c.tie_embeddings else params["head"]
 
     def norm(x: Float[Array, "*b M"]) -> Float[Array, "*b M"]:
-        return Norm(c.norm, c.use_bias).apply({"params": params["norm"]}, x)  # ty: ignore
+        return Norm(c.norm, c.use_bias, c.norm_epsilon).apply({"params": params["norm"]}, x)  # ty: ignore
 
     return logit_lens(
         jnp.concatenate([entries[:1], exits]), norm, lambda x: linear(x, head.astype(x.dtype))

@@ -96,7 +96,7 @@ class Decoder(nn.Module):
         if state is not None:
             state = {"step": step + tokens.shape[1], "layers": layer_states}
 
-        x = Norm(c.norm, c.use_bias, name="norm")(x)
+        x = Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm")(x)
         head = None
         if not c.tie_embeddings:
             head = self.param("head", embedding_init, (c.width, c.vocab_size))

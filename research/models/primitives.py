@@ -93,10 +93,17 @@ def sinusoids(length: int, width: int, embedding_stddev: float) -> Float[np.ndar
 
 
 class Norm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), computed in float32."""
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), computed in float32.
+
+    Attributes:
+      kind: a name in `NORMS`.
+      use_bias: adds a bias.
+      epsilon: added to the mean square.
+    """
 
     kind: str
     use_bias: bool
+    epsilon: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... M"]:
@@ -105,7 +112,7 @@ class Norm(nn.Module):
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5) * scale
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * scale
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return y.astype(x.dtype)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from research.attention.implementations.flash import ATTENTION_OUT
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.projections import NORM_EPSILON
 from research.attention.parameters import matrix_axes, table_axes, vector_axes
 from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
@@ -87,6 +88,7 @@ class TransformerConfig:
     feedforward: int
     activation: str
     norm: str
+    norm_epsilon: float
     use_bias: bool
     tie_embeddings: bool
     base_width: int
@@ -204,7 +206,7 @@ class Block(nn.Module):
         """
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        y = Norm(c.norm, c.use_bias, name="norm1")(x)
+        y = Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm1")(x)
         y, state = MixerLayer(self.mixer, name="mixer")(
             y, state, mask if self.cross is None else None
         )
@@ -212,7 +214,7 @@ class Block(nn.Module):
         weights = None
         if self.cross is not None and source is not None:
             params, keys_values = source
-            y = Norm(c.norm, c.use_bias, name="norm_cross")(x)
+            y = Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm_cross")(x)
             if self.weights:
                 weights = self.cross.attention_trace(
                     params, y, keys_values, mask=mask, q_index=q_index
@@ -220,7 +222,9 @@ class Block(nn.Module):
             y = Cross(self.cross, name="cross")(y, params, keys_values, mask, q_index)
             x = constrain(x + drop(y), *HIDDEN)
         if c.feedforward:
-            y = FeedForward(c, name="feedforward")(Norm(c.norm, c.use_bias, name="norm2")(x))
+            y = FeedForward(c, name="feedforward")(
+                Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm2")(x)
+            )
             x = constrain(x + drop(y), *HIDDEN)
         return x, (state, weights)
 
@@ -305,7 +309,7 @@ class EncoderStack(nn.Module):
     ) -> Float[Array, "B S M"]:
         c = self.config
         x = layers(c, deterministic)(x, None, None, mask, None)[0]
-        return Norm(c.norm, c.use_bias, name="norm")(x)
+        return Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm")(x)
 
 
 class DecoderStack(nn.Module):
@@ -349,7 +353,7 @@ class DecoderStack(nn.Module):
             # layers, then put layers next to heads to merge those.
             found = jnp.moveaxis(found.reshape(-1, *found.shape[2:]), 1, 0)
             found = found.reshape(found.shape[0], -1, *found.shape[3:]).astype(jnp.float32)
-        return Norm(c.norm, c.use_bias, name="norm")(x), state, found
+        return Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm")(x), state, found
 
 
 def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
@@ -361,7 +365,7 @@ def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
     return {"step": jnp.int32(0), "layers": stacked}
 
 
-OF_BLOCKS = ("feedforward", "activation", "norm", "remat", "remat_keeps")
+OF_BLOCKS = ("feedforward", "activation", "norm", "norm_epsilon", "remat", "remat_keeps")
 """Options that models read only where they have transformer blocks."""
 
 
@@ -376,6 +380,9 @@ class TransformerOptions(ModelSize):
         "gelu", "activation function of the feed-forward layers", allowed=tuple(ACTIVATIONS)
     )
     norm: str = option("rmsnorm", "type of the norm before each sublayer", allowed=NORMS)
+    norm_epsilon: float = option(
+        NORM_EPSILON, "added to the mean square in these norms, and in model.qk_norm", above=0
+    )
     remat: bool = option(False, "recompute each layer in the backward pass to save memory")
     remat_keeps: str = option(
         "nothing",

@@ -133,11 +133,16 @@ def test_scanned_layers_equal_layers_one_by_one():
         for i in range(3):
             layer = jax.tree.map(lambda a, i=i: a[i], params["layers"]["0"])
             x, _ = block.apply({"params": layer}, x, None)
-        x = Norm("rmsnorm", False).apply({"params": params["norm"]}, x)
+        x = Norm("rmsnorm", False, 1e-5).apply({"params": params["norm"]}, x)
         return x @ params["embedding"].T
 
     found = logits_of(model, params, tokens)
     np.testing.assert_allclose(found, one_by_one(params), rtol=1e-5, atol=1e-5)
+
+
+def test_norms_of_queries_and_keys_have_the_models_epsilon():
+    (mixer,) = decoder(qk_norm="rms", norm_epsilon=1e-3).config.mixers
+    assert (mixer.qk_norm, mixer.norm_epsilon) == ("rms", 1e-3)
 
 
 def test_recomputing_layers_changes_no_gradient():

@@ -13,13 +13,13 @@ def torch_logits(torch, p, tokens, model):
     """A decoder in PyTorch, written from the papers: nanoGPT's, or the one of LLaMA."""
     functional = torch.nn.functional
     heads, kv_heads = model["num_heads"], model["num_kv_heads"] or model["num_heads"]
-    size = model["width"] // heads
+    size, epsilon = model["width"] // heads, model["norm_epsilon"]
 
     def norm(x, weights):
         if model["norm"] == "layernorm":
             shape = (x.shape[-1],)
-            return functional.layer_norm(x, shape, weights["scale"], weights.get("bias"), 1e-5)
-        return functional.rms_norm(x, (x.shape[-1],), weights["scale"], 1e-5)
+            return functional.layer_norm(x, shape, weights["scale"], weights.get("bias"), epsilon)
+        return functional.rms_norm(x, (x.shape[-1],), weights["scale"], epsilon)
 
     def rotated(x):
         """Complex numbers instead of sines and cosines; x is (B, T, H, D)."""
@@ -71,7 +71,8 @@ PEERS = {
     "nanogpt": NANOGPT,
     "nanogpt with biases": NANOGPT | {"use_bias": True},
     "llama": LLAMA,
-    "llama with grouped heads": LLAMA | {"num_heads": 4, "num_kv_heads": 2},
+    # So large that it shows.
+    "llama with grouped heads": LLAMA | {"num_heads": 4, "num_kv_heads": 2, "norm_epsilon": 0.1},
 }
 
 

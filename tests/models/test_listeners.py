@@ -252,7 +252,7 @@ def test_conformer_convolution_equals_numpy():
 def test_a_conformer_block_is_what_its_parts_add():
     """With all but one sublayer silent: x plus half of each feed-forward, plus the others."""
     layers, params, x, valid, call = conformer_parts()
-    norm = Norm(layers.norm, layers.use_bias)
+    norm = Norm(layers.norm, layers.use_bias, layers.norm_epsilon)
     silent = jax.tree_util.tree_map_with_path(
         lambda path, p: p * (path[-1].key not in ("out", "out_bias")), params
     )

@@ -56,13 +56,14 @@ def test_a_product_is_taken_where_it_is_cheaper(monkeypatch, platform, rows, tok
     assert text.count("dot_general") == products and text.count("gather[") == 1 - products
 
 
-@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
-def test_norm_by_hand(kind):
+@pytest.mark.parametrize(("kind", "epsilon"), [("layernorm", 1e-5), ("rmsnorm", 0.5)])
+def test_norm_by_hand(kind, epsilon):
     x = np.random.default_rng(0).normal(2.0, 3.0, (3, 8))
     params = {"scale": np.arange(1.0, 9.0), "bias": np.arange(8.0)}
-    found = Norm(kind, use_bias=True).apply({"params": params}, jnp.asarray(x, jnp.float32))
+    norm = Norm(kind, use_bias=True, epsilon=epsilon)
+    found = norm.apply({"params": params}, jnp.asarray(x, jnp.float32))
     centred = x - x.mean(-1, keepdims=True) if kind == "layernorm" else x
-    wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
     np.testing.assert_allclose(found, wanted * params["scale"] + params["bias"], rtol=1e-5)
 
 

@@ -11,6 +11,7 @@ from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.mixer import AttentionTrace
 from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.projections import (
+    NORM_EPSILON,
     norm_scales,
     normalize_heads,
     projections,
@@ -59,7 +60,7 @@ class CrossAttention:
     mechanism: Mechanism = PLAIN
     rotary: Rotary | None = None
     qk_norm: str = "none"
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = NORM_EPSILON
     output_gate: bool = False
     implementation: str = "dense"
     block_size: int = 0

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, ClassVar, TypeVar
 
 from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.projections import NORM_EPSILON
 from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.options import OptionError, Part, choice, option
@@ -25,6 +26,9 @@ class Context(Part):
     max_length: int = size_option(0, "the longest sequence", least=1, most=2**30)
     num_layers: int = size_option(1, "L, number of layers of the model", least=1)
     use_bias: bool = option(False, "adds biases to projections")
+    norm_epsilon: float = option(
+        NORM_EPSILON, "added to the mean square in norms of queries and keys", above=0
+    )
     init_stddev: float = option(
         0.02, "standard deviation of initial matrices; 0: 1 / sqrt(fan in)", least=0
     )

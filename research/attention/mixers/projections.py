@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 
+NORM_EPSILON = 1e-5
+"""What is added to the mean square in the norms of models, by default."""
+
 
 @runtime_checkable
 class Projected(Protocol):

@@ -16,6 +16,7 @@ from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
 from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.projections import (
+    NORM_EPSILON,
     merge_heads,
     norm_scales,
     normalize_heads,
@@ -63,7 +64,7 @@ class SelfAttention(Mixer):
     mechanism: Mechanism = CAUSAL
     rotary: Rotary | None = None
     qk_norm: str = "none"
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = NORM_EPSILON
     output_gate: bool = False
     implementation: str = "dense"
     block_size: int = 0

@@ -52,7 +52,7 @@ class Convolution(nn.Module):
         if c.use_bias:
             bias = self.param("depthwise_bias", nn.initializers.zeros, (c.width,))
             y = y + bias.astype(y.dtype)
-        y = jax.nn.silu(Norm("layernorm", c.use_bias, name="norm")(y))
+        y = jax.nn.silu(Norm("layernorm", c.use_bias, c.norm_epsilon, name="norm")(y))
         return self.project("out", y, (2 * c.num_layers) ** -0.5)
 
     def project(
@@ -118,7 +118,7 @@ class ConformerBlock(nn.Module):
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
 
         def norm(number: int) -> Norm:
-            return Norm(c.norm, c.use_bias, name=f"norm{number}")
+            return Norm(c.norm, c.use_bias, c.norm_epsilon, name=f"norm{number}")
 
         def half(number: int, x: Array) -> Array:
             if not c.feedforward:
