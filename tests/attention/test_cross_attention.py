@@ -31,7 +31,9 @@ SINK = SinkSoftmax(sink=Parameter((H,), Constant(0.0), vector_axes("heads")))
 LAYERS = {
     "plain": PLAIN,
     "grouped, biased, gated": dataclasses.replace(GROUPED, use_bias=True, output_gate=True),
-    "normalized and rotary": dataclasses.replace(GROUPED, qk_norm="rms", rotary=Rotary(100.0)),
+    "normalized and rotary": dataclasses.replace(
+        GROUPED, qk_norm="rms", rotary=Rotary(100.0), qkv_bias=True
+    ),
     "rotary and local-m": dataclasses.replace(
         PLAIN, rotary=Rotary(100.0), mechanism=Mechanism(mask=local(2))
     ),

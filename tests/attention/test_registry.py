@@ -94,6 +94,8 @@ REFUSED = [
     ),
     ({"position": "rope", "head_width": 3}, "position", "rotates channels in pairs"),
     ({"position": "shaw", "score": "additive"}, "position", "needs a score with a dot product"),
+    ({"qkv_bias": True, "use_bias": True}, "qkv_bias", "use_bias=True adds these"),
+    ({"qkv_bias": True, "mixer": "linear"}, "qkv_bias", "(mixer softmax would)"),
     ({"qk_norm": "layer"}, "qk_norm", "none, rms"),
     ({"qk_norm": "rms", "score": "location"}, "qk_norm", "'location' does not read both"),
     ({"qk_norm": "rms", "mixer": "latent"}, "qk_norm", "(mixer softmax would)"),

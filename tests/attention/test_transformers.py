@@ -109,7 +109,8 @@ def test_llama_attention(rope, implementation):
     np.testing.assert_allclose(one_by_one(ours, params, array(x)), expected, atol=2e-6)
 
 
-NORMALIZED = {
+PUBLISHED = {
+    "qwen2": ("Qwen2Config", "Qwen2Attention", "Qwen2RotaryEmbedding", {}),
     "qwen3": ("Qwen3Config", "Qwen3Attention", "Qwen3RotaryEmbedding", {"rms_norm_eps": 1e-6}),
     "gemma3": (
         "Gemma3TextConfig",
@@ -120,11 +121,11 @@ NORMALIZED = {
 }
 
 
-@pytest.mark.parametrize("model", NORMALIZED)
+@pytest.mark.parametrize("model", PUBLISHED)
 @pytest.mark.parametrize("implementation", ["dense", "blockwise"])
-def test_normalized_queries_and_keys(model, implementation):
-    """Outputs, gradients and decoding of attention with RMSNorm of queries and keys."""
-    config_name, attention, embedding, options = NORMALIZED[model]
+def test_biased_or_normalized_queries_and_keys(model, implementation):
+    """Outputs, gradients and decoding: biases of Qwen2, RMSNorm of Qwen3 and Gemma 3."""
+    config_name, attention, embedding, options = PUBLISHED[model]
     made = getattr(transformers, config_name)(
         hidden_size=M,
         num_hidden_layers=1,
@@ -137,9 +138,16 @@ def test_normalized_queries_and_keys(model, implementation):
     code = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
     torch.manual_seed(0)
     theirs = getattr(code, attention)(made, 0)
-    gains = {"query": theirs.q_norm.weight, "key": theirs.k_norm.weight}
-    for gain in gains.values():
-        torch.nn.init.normal_(gain)
+    vectors = {}
+    if model == "qwen2":
+        for name, heads in (("query", H), ("key", K), ("value", K)):
+            bias = getattr(theirs, f"{name[0]}_proj").bias
+            vectors[f"{name}_bias"] = bias, (heads, D)
+    else:
+        gains = ("query", theirs.q_norm), ("key", theirs.k_norm)
+        vectors = {f"{name}_scale": (norm.weight, (D,)) for name, norm in gains}
+    for vector, _ in vectors.values():
+        torch.nn.init.normal_(vector)
     x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
     layer_type = ("full_attention",) if model == "gemma3" else ()
     angles = getattr(code, embedding)(made)(x, torch.arange(T)[None], *layer_type)
@@ -153,16 +161,17 @@ def test_normalized_queries_and_keys(model, implementation):
         for name, heads in (("query", H), ("key", K), ("value", K)):
             weight = getattr(theirs, f"{name[0]}_proj").weight
             found[name] = array(value(weight)).T.reshape(M, heads, D)
-        return found | {f"{name}_scale": array(value(gain)) for name, gain in gains.items()}
+        return found | {name: array(value(x)).reshape(s) for name, (x, s) in vectors.items()}
 
     params = as_ours(lambda p: p)
     if model == "gemma3":  # its gain is 1 + the weight
-        params |= {f"{name}_scale": params[f"{name}_scale"] + 1 for name in gains}
+        params |= {name: params[name] + 1 for name in vectors}
     ours = SelfAttention(
         *(M, H, K, D),
         rotary=Rotary(1e6 if model == "gemma3" else 1e4),
         implementation=implementation,
-        qk_norm="rms",
+        qkv_bias=model == "qwen2",
+        qk_norm="none" if model == "qwen2" else "rms",
         norm_epsilon=1e-6,
     )
     assert {k: a.shape for k, a in params.items()} == {

@@ -132,6 +132,12 @@ class ScoredOptions(AttentionOptions):
         "Qwen Team 2025 (Qwen3), section 2",
         where=SELF_AND_CROSS,
     )
+    qkv_bias: bool = option(
+        False,
+        "adds biases to the projections of queries, keys and values, and to nothing else",
+        source="Bai et al. 2023 (Qwen), section 2.3; Yang et al. 2024 (Qwen2), section 2.2",
+        where=SELF_AND_CROSS,
+    )
     predicted_window: int = length_option(
         0,
         "half-width of a Gaussian window around a position that the query predicts; 0: off",
@@ -157,7 +163,14 @@ class ScoredOptions(AttentionOptions):
     )
 
     def sizes(self, context: Context) -> Sizes:
-        """Returns the sizes of the heads; see `HeadOptions`."""
+        """Returns the sizes of the heads; see `HeadOptions`.
+
+        Raises:
+          OptionError: key heads do not divide the query heads, or biases are asked for twice.
+        """
+        if self.qkv_bias and context.use_bias:
+            message = "use_bias=True adds these biases already; leave it False"
+            raise OptionError("qkv_bias", True, message)
         return with_kv_heads(super().sizes(context), self.num_kv_heads)
 
     def score_and_normalizer(self, context: Context) -> tuple[Score, Normalizer]:

@@ -48,6 +48,7 @@ class CrossAttention:
       implementation: a name in `IMPLEMENTATIONS`.
       block_size: for implementations that have blocks; 0 chooses.
       use_bias: adds a bias to each of the four projections.
+      qkv_bias: adds a bias to those of queries, keys and values (Bai et al. 2023, section 2.3).
       init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
       out_scale: multiplies the initial output projection.
     """
@@ -65,6 +66,7 @@ class CrossAttention:
     implementation: str = "dense"
     block_size: int = 0
     use_bias: bool = False
+    qkv_bias: bool = False
     init_stddev: float = 0.02
     out_scale: float = 1.0
 
@@ -75,7 +77,7 @@ class CrossAttention:
         biases "query_bias" ... if any, gains "query_scale" and "key_scale" (D,) if these are
         normalized, "gate" if there is an output gate, and those of the mechanism.
         """
-        found = projections(self, names=self.mechanism.required_projections)
+        found = projections(self, self.mechanism.required_projections, self.qkv_bias)
         of_memory = projections(dataclasses.replace(self, width=self.memory_width))
         found |= {name: of_memory[name] for name in ("key", "value") if name in found}
         if self.qk_norm != "none":

@@ -34,13 +34,14 @@ class Projected(Protocol):
 
 
 def projections(
-    mixer: Projected, names: Collection[str] = ("query", "key", "value")
+    mixer: Projected, names: Collection[str] = ("query", "key", "value"), qkv_bias: bool = False
 ) -> dict[str, Parameter]:
     """Returns projections (M, H, D), "out" (H, D, M), and biases "query_bias" ... if any.
 
     Args:
       mixer: provides the sizes.
       names: the projections to include, of "query", "key" and "value".
+      qkv_bias: whether these have biases even if "out" has none.
     """
     width, num_heads, head_width = mixer.width, mixer.num_heads, mixer.head_width
     heads, kv_heads = ("heads", "head_width"), ("kv_heads", "head_width")
@@ -54,12 +55,13 @@ def projections(
         for n, (s, axes) in shapes.items()
     }
     found["out"] = Parameter((*query, width), outward, matrix_axes(*heads, "width", roles="iio"))
-    if mixer.use_bias:
-        zeros = jax.nn.initializers.zeros
+    zeros = jax.nn.initializers.zeros
+    if mixer.use_bias or qkv_bias:
         found |= {
             f"{name}_bias": Parameter(s, zeros, vector_axes(*axes))
             for name, (s, axes) in shapes.items()
         }
+    if mixer.use_bias:
         found["out_bias"] = Parameter((width,), zeros, vector_axes("width"))
     return found
 

@@ -53,6 +53,7 @@ class SelfAttention(Mixer):
       implementation: a name in `IMPLEMENTATIONS`.
       block_size: for implementations that have blocks; 0 chooses.
       use_bias: adds a bias to each of the four projections.
+      qkv_bias: adds a bias to those of queries, keys and values (Bai et al. 2023, section 2.3).
       init_stddev: initial standard deviation of the projections; 0 is 1 / sqrt(fan in).
       out_scale: multiplies the initial output projection.
     """
@@ -69,6 +70,7 @@ class SelfAttention(Mixer):
     implementation: str = "dense"
     block_size: int = 0
     use_bias: bool = False
+    qkv_bias: bool = False
     init_stddev: float = 0.02
     out_scale: float = 1.0
 
@@ -79,7 +81,7 @@ class SelfAttention(Mixer):
         "query_scale" and "key_scale" if these are normalized, "gate" if there is an output gate,
         and the parameters of the mechanism.
         """
-        found = projections(self, names=self.mechanism.required_projections)
+        found = projections(self, self.mechanism.required_projections, self.qkv_bias)
         if self.qk_norm != "none":
             found |= norm_scales(self.head_width)
         if self.output_gate:
