@@ -330,8 +330,13 @@ def _who_would_read(section: str, key: str, parts: Mapping[str, Any]) -> tuple[s
     if section not in parts:
         return f"task.name={values_read(parts['task'])['name']!r}", list(DECODING)
     values = SECTIONS[section].values(parts[section])
-    for part in (parts[section], *chosen(parts[section]).values()):
-        declared = declarations(type(part)).get(key)
+    named = dict(named_parts())
+    # The parts of attention are no parts of the model's options; values name them.
+    labels = (f"{section}.{chooser} {one}" for chooser, one in values.items())
+    attention = [named[label] for label in labels if label in named]
+    of_options = (parts[section], *chosen(parts[section]).values())
+    for part in (*map(type, of_options), *attention):
+        declared = declarations(part).get(key)
         if declared is None:
             continue
         for other, wanted in declared.option.when.items():
@@ -341,7 +346,7 @@ def _who_would_read(section: str, key: str, parts: Mapping[str, Any]) -> tuple[s
         for other in declared.option.unless:
             return f"{section}.{other}={values[other]!r}", []
     able: dict[str, list[str]] = {}
-    for label, part in named_parts():
+    for label, part in named.items():
         where, _, one = label.partition(" ")
         if where.startswith(f"{section}.") and key in declarations(part):
             able.setdefault(where, []).append(one)

@@ -135,6 +135,11 @@ def test_values_at_their_default_are_no_part_of_the_identity():
             {"task.name": "sentiment", "task.tokenizer": "bpe", "task.min_count": 2},
             "task.min_count=2: task.tokenizer='bpe' does not read it, word does; leave it 1.",
         ),
+        (
+            {"model.rope_low_freq_factor": 2.0},
+            "model.rope_low_freq_factor=2.0: model.rope_scaling='none' does not read it, llama3 "
+            "does; leave it 1.0.",
+        ),
         ({"task.length": 0}, "task.length=0 must be at least 1."),
         (
             {"task.name": "rule", "task.kind": "keywrd"},
