@@ -29,7 +29,7 @@ def test_every_config_key_is_on_its_page_with_what_reads_it():
         assert f"| `{key}` |" in page
     rows = [line for line in page.splitlines() if line.startswith("| `task.kind`")]
     assert len(rows) == 2 and "| name: rule |" in rows[0] and "| name: transduction |" in rows[1]
-    assert "| name: text, unless stream_sinks=() |" in page
+    assert "| name: text, tokens, unless stream_sinks=() |" in page
 
 
 def test_every_name_is_on_the_page():
