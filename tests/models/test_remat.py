@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.cloud.estimate import residuals
+from research.cloud.estimate import residuals, trace_backward
 from research.configuration import apply_deltas
 from research.errors import UserError
 from research.models.transformer import KEPT
@@ -75,7 +75,7 @@ def test_bytes_that_are_kept_by_hand():
     def bytes_of(**deltas):
         model, task = made(**deltas)
         params = jax.eval_shape(lambda: gradients("")[0])
-        return residuals(model, task, params, batch_shapes(task))
+        return residuals(trace_backward(model, task, params, batch_shapes(task)))
 
     found = {k: bytes_of(model__remat=True, model__remat_keeps=k) for k in KEPT}
     rows = LAYERS * BATCH * LENGTH * jnp.dtype("float32").itemsize

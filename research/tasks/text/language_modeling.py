@@ -162,9 +162,10 @@ class LanguageModelingOptions(WithEvalLengths):
         Args:
           tokens: number of tokens of each evaluation split.
         """
-        sinks, window = self.stream_sinks, self.stream_window or self.length
+        sinks = self.stream_sinks
         if not sinks:
             return None
+        window = self.stream_window or self.length
         if list(sinks) != sorted(set(sinks)) or sinks[0] < 0 or sinks[-1] >= window:
             raise UserError(
                 f"task.stream_sinks={sinks}: give numbers from 0 to less than the window of "

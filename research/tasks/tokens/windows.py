@@ -314,7 +314,7 @@ class TokensOptions(LanguageModelingOptions):
             self.validation_path,
             self.corpus_dtype,
             self.corpus_vocab_size,
-            self.end_token,
+            self.end_token if self.documents == PACKED else -1,
         )
         held_out = open_held_out(self.held_out, corpus, self.path, self.corpus_dtype)
         return self.make_of(corpus, held_out)
@@ -359,7 +359,7 @@ class TokensOptions(LanguageModelingOptions):
             data=data,
             data_axes=axes,
             packed=packed,
-            restart_positions=self.restart_positions,
+            restart_positions=packed and self.restart_positions,
             streamed=streamed,
             files={**corpus.files, **files_of(held_out)},
         )
