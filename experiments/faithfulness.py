@@ -106,7 +106,7 @@ experiment = Experiment(
             "optimizer.learning_rate": 3e-3,
         },
     },
-    seeds=8,
+    seeds=(0, 1, 2, 3, 4),
     outcome=Outcome(metric="gradient_tau"),
     ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=claims(),

@@ -9,6 +9,8 @@
 The small twin of experiments/tpu/head_count_125m.py: a width of 64 is cut into 1, 4 or 16 heads, as
 in row (A) of Table 3 of Vaswani et al. 2017, or each of 16 heads has 64 channels, as Bhojanapalli
 et al. 2020 propose against the low-rank bottleneck. Two layers, 128 tokens of a BPE of 1,024.
+
+68 runs or more, about half an hour on 2 cores. It has not been run to the end yet.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence

@@ -48,7 +48,7 @@ experiment = Experiment(
         "8 heads": {"model.num_heads": 8},
         "2 heads": {"model.num_heads": 2},
     },
-    seeds=5,
+    seeds=(0, 1, 2, 3, 4),
     outcome=Outcome(metric="removable_heads", split="test", higher_is_better=True),
     claims=(
         Claim(

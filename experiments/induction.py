@@ -27,8 +27,10 @@ experiment = Experiment(
         "1 wide layer": {"model.num_layers": 1, "model.width": 128, "model.num_heads": 8},
         "2 layers": {},
     },
-    tune={"optimizer.learning_rate": (3e-3, 6e-3, 1.2e-2)},
-    seeds=10,
+    tune={"optimizer.learning_rate": (3e-3, 1e-2)},
+    tune_seeds=(100,),
+    tune_extend=0,  # as its results were made
+    seeds=(0, 1, 2, 3, 4, 5),
     outcome=Outcome(metric="accuracy", solved=0.9),
     ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=(

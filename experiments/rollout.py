@@ -39,14 +39,14 @@ experiment = Experiment(
         "model.embedding_stddev": 0.1,
         "optimizer.learning_rate": 3e-3,
         "train.steps": 1000,
-        "train.eval_every": 50,
+        "train.eval_every": 100,
         "train.eval_batches": 8,
         "train.checkpoint_every": 1000,
         "interpret.final": ("rollout",),
         "interpret.examples": 256,
     },
     arms={CLASS_TOKEN: {}, MEAN: {"model.pooling": "mean"}},
-    seeds=5,
+    seeds=(0, 1, 2),
     outcome=Outcome(metric="rollout_correlation"),
     claims=(
         Claim(

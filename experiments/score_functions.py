@@ -98,7 +98,7 @@ experiment = Experiment(
         "coverage": {"model.attention": "coverage"},
         "monotonic": {"model.attention": "monotonic"},
     },
-    seeds=5,
+    seeds=(0, 1, 2),
     outcome=Outcome(metric="accuracy", split="test"),
     claims=claims(),
 )

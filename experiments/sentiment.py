@@ -34,8 +34,10 @@ experiment = Experiment(
         "transformer, mean": TRANSFORMER | {"model.pooling": "mean"},
         "mean of embeddings": EMBEDDINGS,
     },
-    tune={"optimizer.learning_rate": (3e-3, 6e-3, 1.2e-2)},
-    seeds=8,
+    tune={"optimizer.learning_rate": (3e-3, 1e-2)},
+    tune_seeds=(100, 101, 102),
+    tune_extend=0,  # as its results were made
+    seeds=(0, 1, 2, 3, 4),
     outcome=Outcome(metric="accuracy"),
     ablated=("parameters", "flops_per_token"),
     claims=(
