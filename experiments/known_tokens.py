@@ -61,7 +61,7 @@ experiment = Experiment(
         "optimizer.learning_rate": 1e-2,
         "optimizer.weight_decay": 0.01,
         "train.steps": 600,
-        "train.eval_every": 50,
+        "train.eval_every": 100,
         "train.eval_batches": 8,
         "train.checkpoint_every": 600,
         "interpret.final": ("faithfulness",),
@@ -77,7 +77,7 @@ experiment = Experiment(
         },
     },
     axes={"task.kind": ("keyword", "pair")},
-    seeds=8,
+    seeds=(0, 1, 2, 3, 4),
     outcome=Outcome(metric="truth_leave_one_out"),
     ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=(
