@@ -176,7 +176,7 @@ def learning_rate_chart(study: Study) -> Iterator[Chart]:
         return any(math.isfinite(v) for v in outcome_by_rate(study, runs).values())
 
     places: list[Place] = [(point_text(point), point) for point in points(study.experiment)]
-    title = f"validation {outcome.metric} of tuning runs by learning rate"
+    title = f"validation {outcome.metric} by learning rate"
     made = arm_panels(study, places, draw, has)
     yield from panel_chart(study, "learning-rates", "rates", title, made)
 
