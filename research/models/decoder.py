@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from research.attention.errors import Unsupported
 from research.attention.parameters import Axes
+from research.attention.parts.segments import segments as segments_mask
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
