@@ -44,6 +44,7 @@ NAMES = {
     "activation": "relu",
     "norm": "layernorm",
     "mixer": "linear",
+    "qk_norm": "rms",
     "score": "dot",
     "mask": "window",
     "normalizer": "sigmoid",
