@@ -21,7 +21,7 @@ claims are supported, within 1,500 steps. That eight heads of 32 solve it in mos
 they did in all, but at 0.0005 and 0.002 not all tuning seeds do, which the verdict leaves room for.
 
 161 runs: 81 to tune (rates of 0.001, 0.002 and 0.004, continued where the best was at the edge;
-three seeds each), 80 reported. About 110 minutes of one core, half of them for eight heads of 32.
+three seeds each), 80 reported. About two hours of one core, half of them for eight heads of 32.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold, Trend
