@@ -10,7 +10,7 @@ The small twin of experiments/tpu/head_count_125m.py: a width of 64 is cut into 
 in row (A) of Table 3 of Vaswani et al. 2017, or each of 4 heads has 64 channels, as Bhojanapalli
 et al. 2020 propose against the low-rank bottleneck. Two layers, 128 tokens of a BPE of 1,024.
 
-68 runs or more, about half an hour on 2 cores. It has not been run to the end yet.
+68 runs or more. It has not been run to the end, so there are no figures to expect yet.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence

@@ -63,14 +63,8 @@ def load_experiment(source: Source, basis: str = "") -> Experiment:
 
     Raises UserError that says what is wrong.
     """
-    if isinstance(source, InMemoryExperiment):
-        experiment, path = source.experiment, source.name
-    else:
-        experiment, path = getattr(load_module(source), "experiment", None), source
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{path} defines no `experiment = Experiment(...)`.")
+    experiment, path = _read(source)
     try:
-        check_parts(experiment)
         experiment = with_seeds(
             experiment, basis or seed_basis(experiment, experiment_name(source))
         )
@@ -82,6 +76,21 @@ def load_experiment(source: Source, basis: str = "") -> Experiment:
         return with_directions(experiment, cells)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _read(source: Source) -> tuple[Experiment, str]:
+    """Returns an experiment as it is written, and its path or name. Raises UserError."""
+    if isinstance(source, InMemoryExperiment):
+        experiment, path = source.experiment, source.name
+    else:
+        experiment, path = getattr(load_module(source), "experiment", None), str(source)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path} defines no `experiment = Experiment(...)`.")
+    try:
+        check_parts(experiment)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return experiment, path
 
 
 def shared_value(experiment: Experiment, key: str, layout: str = "") -> Any:
@@ -100,9 +109,10 @@ def shared_value(experiment: Experiment, key: str, layout: str = "") -> Any:
 def use_profile_of(source: Source, layout: str = "") -> str:
     """Applies the `parallel.xla_flags` of an experiment to this process, and returns it.
 
-    Must be called before JAX uses a device. Raises UserError as `load_experiment` does.
+    Must be called before JAX uses a device. Raises UserError for an experiment that cannot be read;
+    its arms are not checked, which takes seconds where there are many.
     """
-    profile = shared_value(load_experiment(source), "parallel.xla_flags", layout)
+    profile = shared_value(_read(source)[0], "parallel.xla_flags", layout)
     use_profile(profile)
     return profile
 

@@ -235,8 +235,6 @@ def _train(
             saved.check()
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 writer.sync()
-                if is_first():
-                    copy_to_bucket(runs[0])
                 saved.save(step, state)
             if stopping and step < config.steps:
                 raise Preempted(f"saved at step {step:,}")

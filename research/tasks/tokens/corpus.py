@@ -33,7 +33,7 @@ class Corpus:
 
     Attributes:
       vocab_size: number of tokens of the vocabulary.
-      splits: "train" and "validation".
+      splits: "train" and "validation", and "test" where a task holds one out.
       files: {name: sha256} of every file that is read.
       tokenizer: JSON of the tokenizer; "" if the corpus has none.
       end_token: the token that ends every document; -1: unknown.

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from research.errors import UserError, naming
+from research.runs.bucket import copy_to_bucket
 from research.runs.store import METRICS, json_safe, read_metrics, write_text
 from research.tasks.task import Sums
 from research.training.records import weights_and_biases
@@ -114,12 +115,16 @@ class MetricsWriter:
     def sync(self) -> None:
         """Flushes and fsyncs the rows, so that they survive a power failure.
 
+        The files of a run in a bucket are copied there too.
+
         Called before a checkpoint: a checkpoint at a step requires the rows up to that step.
         """
         self.flush()
         for path in (run / METRICS for run in self._runs):
             with naming(path), open(path, "rb") as file:
                 os.fsync(file.fileno())
+        for run in self._runs[:1]:  # all members have one mirror
+            copy_to_bucket(run)
 
     def _row(self, step: int, columns: dict[str, Any], member: int) -> dict:
         row: dict[str, Any] = {"step": step}
