@@ -161,7 +161,7 @@ def mean_of(
     error = deviation(values, scale) / math.sqrt(n) if n else math.nan
     if not error > 0:
         return StudentT(mean(values), error, n - 1.0, caution)
-    return StudentT(mean(values), *_added([Component(error**2, n - 1.0), *items]), caution)
+    return StudentT(mean(values), *added_error([Component(error**2, n - 1.0), *items]), caution)
 
 
 def welch(a: Iterable[float], b: Iterable[float], items: Sequence[Component] = ()) -> StudentT:
@@ -185,11 +185,14 @@ def welch(a: Iterable[float], b: Iterable[float], items: Sequence[Component] = (
     if va + vb == 0:
         return StudentT(apart, 0.0, len(a) + len(b) - 2.0)
     seeds = [Component(va, len(a) - 1.0), Component(vb, len(b) - 1.0)]
-    return StudentT(apart, *_added([*seeds, *items]))
+    return StudentT(apart, *added_error([*seeds, *items]))
 
 
-def _added(components: Sequence[Component]) -> tuple[float, float]:
-    """Returns the standard error and its degrees of freedom (Satterthwaite 1946, Biometrics 2)."""
+def added_error(components: Sequence[Component]) -> tuple[float, float]:
+    """Returns the standard error of a sum of independent errors, and its degrees of freedom.
+
+    Source: Satterthwaite 1946, Biometrics Bulletin 2(6), 110-114.
+    """
     total = math.fsum(c.variance for c in components)
     df = total**2 / math.fsum(c.variance**2 / c.df for c in components)
     return math.sqrt(total), df

@@ -10,8 +10,8 @@ from research.ablation.claims import Claim, Direction, Threshold
 from research.ablation.experiment import Experiment, Outcome
 from research.report.judging.evidence import load_study
 from research.report.judging.power import power_lines
-from research.stats import ProportionDifference
-from tests.report.synthetic_sweep import build, plausible
+from research.stats import Component, ProportionDifference, welch
+from tests.report.synthetic_sweep import build, on_items, plausible
 
 EXPERIMENT = Experiment(
     question="Which?",
@@ -51,6 +51,41 @@ def test_a_pilot_gives_units(tmp_path):
     _, line = power_lines(study.experiment, study)
     # Losses of 1.77 and 1.70 in turn: sd .07 / 2 * sqrt(8 / 7), pooled over two arms.
     assert "loss: " in line and "sd of 0.037" in line and "14 degrees of freedom" in line
+
+
+def test_shared_test_items_add_their_error(tmp_path):
+    items, n, draws = 200, 8, 1500
+
+    def simulate(arm, point, tuned, seed, generator):
+        run = on_items(
+            plausible(0.5, generator),
+            generator.random(items) < 0.8,
+            np.arange(items, dtype="int64"),
+        )
+        run["result"]["best"]["validation"] = {"accuracy": 0.8 + 0.01 * (seed % 2)}
+        return run
+
+    claim = Claim("c", test=Direction("a", "b", metric="accuracy"))
+    outcome = Outcome("accuracy", split="test", higher_is_better=True)
+    workdir = build(tmp_path, replace(EXPERIMENT, claims=(claim,), outcome=outcome), simulate)
+    study = load_study(workdir)
+    _, line = power_lines(study.experiment, study)
+    assert "and the error of 200 test items" in line
+    smallest = float(line.split("(accuracy: ")[1].split(",")[0])
+    least = float(line.split("items; ")[1].split()[0])
+    # A true difference of that size is found in four of five draws of seeds and items.
+    (item,) = study.items["accuracy"].differences.values()
+    sd = 0.005 * (8 / 7) ** 0.5
+    assert least == pytest.approx(2.8 * item.variance**0.5, rel=0.03)
+    generator = np.random.default_rng(0)
+    found = 0
+    for _ in range(draws):
+        shift = smallest + generator.normal(0, item.variance**0.5)
+        a, b = generator.normal(0, sd, (2, n))
+        estimated = item.variance * generator.chisquare(item.df) / item.df
+        t = welch(a + shift, b, [Component(estimated, item.df)])
+        found += 2 * t.p_above(0) <= 0.05
+    assert found / draws == pytest.approx(0.8, abs=0.035)
 
 
 def test_one_seed_and_no_claims():

@@ -3,7 +3,8 @@
 For an outcome with a `solved` threshold, power is known without a pilot, because each seed either
 solves the task or does not. For a mean it depends on the spread over seeds: the minimum detectable
 difference is given in standard deviations, and also in units of the metric if finished runs (a
-pilot, tuning runs) show the spread.
+pilot, tuning runs) show the spread. Where all seeds share the items of one test set, its error is
+part of the difference, and stays however many seeds there are.
 """
 
 import math
@@ -95,12 +96,35 @@ def _difference(
     text = f"a difference of means is found with 80 % power from {smallest:.1f} sd of seeds on"
     metric = getattr(claim.test, "metric", "") or experiment.outcome.metric
     sd, df = _spread(metric, pilot)
-    if df:
-        text += (
-            f" ({metric}: {number(smallest * sd)}, by the sd of {number(sd)} over finished seeds, "
-            f"{df} degrees of freedom)"
-        )
-    return text
+    if not df:
+        return text
+    found = f"by the sd of {number(sd)} over finished seeds, {df} degrees of freedom"
+    items = _item_error(claim, metric, pilot)
+    if items is None:
+        return f"{text} ({metric}: {number(smallest * sd)}, {found})"
+    # As the interval of a difference is made: the squared errors of seeds and of items add up.
+    both = stats.added_error([stats.Component(2 * sd**2 / n, 2 * n - 2), items])
+    smallest, least = (
+        stats.minimum_detectable_effect(*error, level)
+        for error in (both, stats.added_error([items]))
+    )
+    return (
+        f"{text} ({metric}: {number(smallest)}, {found}, and the error of {items.df + 1:,.0f} test "
+        f"items; {number(least)} with any number of seeds)"
+    )
+
+
+def _item_error(claim: Claim, metric: str, pilot: Study | None) -> stats.Component | None:
+    """Returns the largest error that shared test items add to the difference of the claim's arms.
+
+    None if the pilot has not kept it.
+    """
+    if pilot is None or not isinstance(claim.test, Direction | Equivalence):
+        return None
+    arms = {claim.test.a, claim.test.b}
+    errors = pilot.items.get(metric, stats.ItemErrors()).differences
+    own = [error for pair, error in errors.items() if {arm for arm, _ in pair} == arms]
+    return max(own, default=None)
 
 
 def _spread(metric: str, pilot: Study | None) -> tuple[float, int]:
