@@ -69,7 +69,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "latent": [
         {"position": "rope"},
-        {"latent_width": 3, "mask": "window", "window": 4},
+        {"latent_width": 3, "mask": "window", "window": 4, "query_latent_width": 5},
         {"mask": "moba", "block_length": 4, "top_blocks": 2},
     ],
     "differential": [{"position": "rope", "num_kv_heads": 2}],

@@ -43,6 +43,7 @@ class LatentAttention(Mixer):
       num_heads: H.
       head_width: D, of values and of the part of keys that is not rotated.
       latent_width: C.
+      query_latent_width: C', width of the latent of the queries; 0: they have none.
       rotary_width: R; 0 without rotary positions.
       mechanism: the attention mechanism, for queries that are already scaled.
       rotary: rotates the shared key and the matching part of queries; None for no rotation.
@@ -56,6 +57,7 @@ class LatentAttention(Mixer):
     num_heads: int
     head_width: int
     latent_width: int
+    query_latent_width: int = 0
     rotary_width: int = 0
     mechanism: Mechanism = CAUSAL
     rotary: Rotary | None = None
@@ -68,7 +70,9 @@ class LatentAttention(Mixer):
         """Returns the parameters by name.
 
         "query" (M, H, D + R), "latent" (M, C), "latent_scale" (C,), "key" and "value" (C, H, D),
-        "out" (H, D, M), "rotated_key" (M, R) if R > 0, and the parameters of the mechanism.
+        "out" (H, D, M), "rotated_key" (M, R) if R > 0, and the parameters of the mechanism. If the
+        queries have a latent: "query_latent" (M, C'), "query_latent_scale" (C',), and "query" is
+        (C', H, D + R).
         """
         inward = matrix_init(self.init_stddev, self.width)
         unfold = matrix_init(self.init_stddev, self.latent_width)
@@ -76,10 +80,9 @@ class LatentAttention(Mixer):
         heads = ("heads", "head_width")
         unfolded = (self.latent_width, self.num_heads, self.head_width)
         total = self.head_width + self.rotary_width
+        of_query = self._query_projections((self.num_heads, total), inward)
         found = {
-            "query": Parameter(
-                (self.width, self.num_heads, total), inward, matrix_axes("width", *heads)
-            ),
+            **of_query,
             "latent": Parameter((self.width, self.latent_width), inward, matrix_axes("width", "")),
             "latent_scale": Parameter(
                 (self.latent_width,), jax.nn.initializers.ones, vector_axes("")
@@ -98,6 +101,21 @@ class LatentAttention(Mixer):
         # Parameters are drawn in this order, so changing it would change results of a seed.
         learned = self.mechanism.parameters().items()
         return found | dict(sorted(learned, key=lambda item: item[0].startswith("biases")))
+
+    def _query_projections(self, heads, inward):
+        """Returns the parameters that make queries of these (heads, width)."""
+        names = ("heads", "head_width")
+        if not self.query_latent_width:
+            whole = Parameter((self.width, *heads), inward, matrix_axes("width", *names))
+            return {"query": whole}
+        latent = self.query_latent_width
+        unfold = matrix_init(self.init_stddev, latent)
+        ones = jax.nn.initializers.ones
+        return {
+            "query_latent": Parameter((self.width, latent), inward, matrix_axes("width", "")),
+            "query_latent_scale": Parameter((latent,), ones, vector_axes("")),
+            "query": Parameter((latent, *heads), unfold, matrix_axes("", *names)),
+        }
 
     def __call__(
         self,
@@ -176,6 +194,8 @@ class LatentAttention(Mixer):
 
     def _query(self, params, x, index):
         """Returns scaled queries, their last R channels rotated."""
+        if self.query_latent_width:
+            x = _latent(params, "query_latent", x)
         q = jnp.einsum("btm,mhd->bthd", x, _cast(params["query"], x))
         q = q * (self.head_width + self.rotary_width) ** -0.5
         if self.rotary is None:
@@ -184,9 +204,7 @@ class LatentAttention(Mixer):
         return jnp.concatenate([by_content, self.rotary(by_place, index)], axis=-1)
 
     def _cache_entries(self, params, x, index):
-        latent = (x @ _cast(params["latent"], x)).astype(jnp.promote_types(x.dtype, jnp.float32))
-        latent *= jax.lax.rsqrt(jnp.mean(jnp.square(latent), -1, keepdims=True) + 1e-6)
-        kept = {"latent": (latent * params["latent_scale"]).astype(x.dtype)}
+        kept = {"latent": _latent(params, "latent", x)}
         if self.rotary is not None:
             rotated = (x @ _cast(params["rotated_key"], x))[:, :, None]
             kept["rotated"] = self.rotary(rotated, index)
@@ -194,6 +212,15 @@ class LatentAttention(Mixer):
 
 
 _UNFOLD = ("key", "value")
+EPSILON = 1e-6
+"""Added to the mean square of a latent, as in the published models."""
+
+
+def _latent(params, name, x):
+    """Returns the projection of x by `params[name]`, normalized by RMSNorm with a gain."""
+    latent = (x @ _cast(params[name], x)).astype(jnp.promote_types(x.dtype, jnp.float32))
+    latent *= jax.lax.rsqrt(jnp.mean(jnp.square(latent), -1, keepdims=True) + EPSILON)
+    return (latent * params[f"{name}_scale"]).astype(x.dtype)
 
 
 def _cast(weight: Array, x: Array) -> Array:
@@ -219,6 +246,9 @@ class LatentOptions(AttentionOptions):
     )
     latent_width: int = size_option(
         0, "C, width of the latent vector cached per token; 0: width / 2"
+    )
+    query_latent_width: int = size_option(
+        0, "width of a latent vector from which queries are projected; 0: from the token itself"
     )
     rope_width: int = size_option(
         0, "R, rotated channels of a head with RoPE; 0: half of head_width"

@@ -1,0 +1,123 @@
+"""Parity of latent attention with the transformers library's DeepSeek-V3, of random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.mixers import latent
+from research.attention.mixers.latent import LatentAttention
+from research.attention.parts.positions import Rotary
+
+pytestmark = pytest.mark.slow
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+B, T, M, H, D, R, LATENT, OF_QUERY = 2, 21, 48, 4, 16, 8, 20, 12
+EXTENDED = {
+    "rope_theta": 10000.0,
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def array(tensor):
+    return jnp.asarray(tensor.detach().numpy())
+
+
+def theirs_of(query_rank, interleaved, rope):
+    from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
+
+    torch.manual_seed(0)
+    config = transformers.DeepseekV3Config(
+        hidden_size=M,
+        num_attention_heads=H,
+        num_key_value_heads=H,
+        q_lora_rank=query_rank,
+        kv_lora_rank=LATENT,
+        qk_nope_head_dim=D,
+        qk_rope_head_dim=R,
+        v_head_dim=D,
+        rope_interleave=interleaved,
+        rope_parameters=rope,
+        max_position_embeddings=64,
+        attn_implementation="eager",
+    )
+    attention = deepseek.DeepseekV3Attention(config, 0)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.2)
+    return attention, deepseek.DeepseekV3RotaryEmbedding(config)
+
+
+def halves(a):
+    """The last axis, whose neighbours rotate together, in our order: two halves that do."""
+    return jnp.concatenate([a[..., ::2], a[..., 1::2]], axis=-1)
+
+
+def as_ours(attention, interleaved, value):
+    """What `value` makes of a parameter of theirs, by our names and in our layout."""
+    place = halves if interleaved else (lambda a: a)
+
+    def turned(a):
+        return jnp.concatenate([a[..., :-R], place(a[..., -R:])], axis=-1)
+
+    keys_values = array(value(attention.kv_b_proj.weight)).reshape(H, 2, D, LATENT)
+    down = array(value(attention.kv_a_proj_with_mqa.weight)).T
+    found = {
+        "latent": down[:, :LATENT],
+        "rotated_key": place(down[:, LATENT:]),
+        "latent_scale": array(value(attention.kv_a_layernorm.weight)),
+        "key": keys_values[:, 0].transpose(2, 0, 1),
+        "value": keys_values[:, 1].transpose(2, 0, 1),
+        "out": array(value(attention.o_proj.weight)).T.reshape(H, D, M),
+    }
+    if attention.q_proj is not None:
+        query = attention.q_proj
+    else:
+        query = attention.q_b_proj
+        found["query_latent"] = array(value(attention.q_a_proj.weight)).T
+        found["query_latent_scale"] = array(value(attention.q_a_layernorm.weight))
+    return found | {"query": turned(array(value(query.weight)).T.reshape(-1, H, D + R))}
+
+
+@pytest.mark.parametrize(
+    ("query_rank", "interleaved", "rope", "rotary"),
+    [
+        (None, True, {"rope_theta": 10000.0, "rope_type": "default"}, Rotary()),
+        (OF_QUERY, True, {"rope_theta": 10000.0, "rope_type": "default"}, Rotary()),
+        (OF_QUERY, False, EXTENDED, Rotary(scaling="yarn", factor=4.0, original_length=64)),
+    ],
+    ids=["whole queries", "latent queries", "YaRN"],
+)
+def test_latent_attention_of_deepseek_v3(query_rank, interleaved, rope, rotary):
+    """Outputs and gradients of a whole sequence, and outputs token by token."""
+    theirs, embedding = theirs_of(query_rank, interleaved, rope)
+    x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
+    forbidden = torch.full((T, T), float("-inf")).triu(1)[None, None]
+    expected = theirs(x, embedding(x, torch.arange(T)[None]), forbidden)[0]
+    expected.backward(out_gradient)
+
+    ours = LatentAttention(M, H, D, LATENT, query_rank or 0, R, rotary=rotary)
+    params, inputs = as_ours(theirs, interleaved, lambda p: p), array(x)
+    assert {k: a.shape for k, a in params.items()} == {
+        k: p.shape for k, p in ours.parameters().items()
+    }
+    found, pull = jax.vjp(ours, params, inputs)
+    scale = float(jnp.abs(found).max())
+    np.testing.assert_allclose(found, array(expected), atol=1e-5 * scale)
+    of_params, of_inputs = pull(array(out_gradient))
+    for name, one in {"x": array(x.grad), **as_ours(theirs, interleaved, lambda p: p.grad)}.items():
+        gradient = of_inputs if name == "x" else of_params[name]
+        scale = float(jnp.abs(one).max())
+        np.testing.assert_allclose(gradient, one, atol=1e-5 * scale, rtol=0, err_msg=name)
+
+    state = ours.init_state(B, T, "float32")
+    for start, stop in ((0, 1), (1, 2), (2, 9), (9, T)):
+        state, y = jax.jit(ours.extend)(params, state, inputs[:, start:stop])
+        np.testing.assert_allclose(y, array(expected)[:, start:stop], atol=1e-5 * 5)
+
+
+def test_epsilon_is_theirs():
+    assert theirs_of(OF_QUERY, True, None)[0].q_a_layernorm.variance_epsilon == latent.EPSILON
