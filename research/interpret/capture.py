@@ -25,11 +25,11 @@ from research.attention.errors import Unsupported
 from research.attention.mixers.mixer import AttentionTrace, weighted_values
 from research.attention.parts.masks import Mask
 from research.errors import UserError, check_name
+from research.models.block import Block, Cross, MixerLayer
 from research.models.classifier import Embed
 from research.models.model import Model
 from research.models.pooling import Pool
 from research.models.speech.conformer import ConformerBlock
-from research.models.transformer import Block, Cross, MixerLayer
 from research.tasks.task import Batch
 
 RECORDED, GIVEN = "captured", "given"

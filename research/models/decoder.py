@@ -15,6 +15,7 @@ from research.attention.parts.segments import segments as segments_mask
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
+from research.models.block import HIDDEN, TransformerConfig, layers
 from research.models.layers import (
     Layer,
     Substitutes,
@@ -26,12 +27,9 @@ from research.models.model import Model
 from research.models.primitives import Norm, linear, lookup, matrix_init, sinusoids
 from research.models.transformer import (
     AXES,
-    HIDDEN,
-    TransformerConfig,
     TransformerOptions,
     finish_logits,
     init_state,
-    layers,
     transformer_config,
 )
 from research.options import option

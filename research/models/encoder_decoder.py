@@ -25,6 +25,7 @@ from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
 from research.models import transformer
+from research.models.block import HIDDEN, TransformerConfig
 from research.models.decoder import DecoderOptions, check_base_width
 from research.models.layers import (
     Layer,
@@ -38,11 +39,9 @@ from research.models.layers import (
 )
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.transformer import (
-    HIDDEN,
     DecoderStack,
     EncoderStack,
     SourceKeysValues,
-    TransformerConfig,
     finish_logits,
     transformer_config,
 )

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.models.block import Block
 from research.models.primitives import Norm
 from research.models.registry import make_model
-from research.models.transformer import Block, init_state
+from research.models.transformer import init_state
 from tests import small
 
 VOCAB, LENGTH = 16, 12

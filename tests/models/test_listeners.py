@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from research.errors import UserError
+from research.models.block import FeedForward
 from research.models.primitives import Norm
 from research.models.registry import read_model
 from research.models.speech.conformer import ConformerBlock, Convolution, depthwise
@@ -20,7 +21,6 @@ from research.models.speech.listeners import (
     parameter_axes,
     subsampled,
 )
-from research.models.transformer import FeedForward
 from tests import small
 
 B, S, F, N = 3, 13, 6, 8

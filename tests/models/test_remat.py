@@ -10,7 +10,7 @@ import pytest
 from research.cloud.estimate import residuals, trace_backward
 from research.configuration import apply_deltas
 from research.errors import UserError
-from research.models.transformer import KEPT
+from research.models.block import KEPT
 from research.training.program import cached_task, model_of, task_id
 from research.training.schema import resolve, run_id
 from research.training.step import batch_shapes

@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float
 from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import table_axes, vector_axes
 from research.attention.parts.masks import Mask
-from research.models.primitives import Norm, linear, matrix_init
-from research.models.transformer import (
+from research.models.block import (
     HIDDEN,
     LAYERED,
     FeedForward,
@@ -24,6 +23,7 @@ from research.models.transformer import (
     TransformerConfig,
     recomputed,
 )
+from research.models.primitives import Norm, linear, matrix_init
 from research.parallel.rules import constrain
 
 AXES = {

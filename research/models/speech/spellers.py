@@ -23,6 +23,7 @@ from research.attention.parameters import Axes, Parameter, init_function, is_par
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
+from research.models.block import HIDDEN, TransformerConfig
 from research.models.encoder_decoder import CROSS, check_causal, check_cross, make_cross
 from research.models.layers import (
     Substitutes,
@@ -37,13 +38,7 @@ from research.models.recurrent import networks
 from research.models.recurrent.attention import DecoderAttention, make_decoder_attention
 from research.models.recurrent.language_model import RecurrentConfig, recurrent_config
 from research.models.speech.listeners import FRAMES, check_any_length, shapes
-from research.models.transformer import (
-    AXES,
-    HIDDEN,
-    DecoderStack,
-    TransformerConfig,
-    transformer_config,
-)
+from research.models.transformer import AXES, DecoderStack, transformer_config
 from research.parallel.rules import constrain
 
 Memory = dict[str, Any]
