@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from research.interpret.capture import record, stacked
 from research.models.decoder import Decoder
 from research.models.primitives import Norm, linear
+from research.models.transformer import finish_logits
 from research.tasks.task import Batch
 
 Normalize = Callable[[Float[Array, "*b M"]], Float[Array, "*b M"]]
@@ -44,8 +46,11 @@ def decoder_lens(model: Decoder, params: PyTree, batch: Batch) -> Float[Array, "
     head = params["embedding"].T if c.tie_embeddings else params["head"]
 
     def norm(x: Float[Array, "*b M"]) -> Float[Array, "*b M"]:
+        if "norm" not in params:  # "post" layers end in a norm of their own
+            return x
         return Norm(c.norm, c.use_bias, c.norm_epsilon).apply({"params": params["norm"]}, x)  # ty: ignore
 
-    return logit_lens(
-        jnp.concatenate([entries[:1], exits]), norm, lambda x: linear(x, head.astype(x.dtype))
-    )
+    def unembed(x: Float[Array, "layers B T M"]) -> Float[Array, "layers B T V"]:
+        return jax.vmap(lambda y: finish_logits(c, linear(y, head.astype(y.dtype))))(x)
+
+    return logit_lens(jnp.concatenate([entries[:1], exits]), norm, unembed)

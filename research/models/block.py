@@ -1,11 +1,12 @@
 """Transformer layers: thin Flax shells around the mixers of `research.attention`.
 
-Pre-norm blocks (Xiong 2020): x + mixer(norm(x)), then x + feedforward(norm(x)). The layers are a
+A block adds a mixer and then a feed-forward layer to its input, with norms where `norm_placement`
+says (see `residual`; by default before each, x + mixer(norm(x)), Xiong 2020). The layers are a
 scan over repeats of a pattern of blocks (usually one) with stacked parameters, so compile time does
 not grow with depth. Parameters are float32; activations have `dtype`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from research.attention.implementations.flash import ATTENTION_OUT
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
 from research.attention.parts.masks import Mask
-from research.models.primitives import ACTIVATIONS, Norm, linear, matrix_init
+from research.models.primitives import ACTIVATIONS, GATED, Norm, linear, matrix_init
 from research.parallel.rules import constrain
 
 HIDDEN = ("batch", "length", "")
@@ -52,6 +53,7 @@ class TransformerConfig:
     activation: str
     norm: str
     norm_epsilon: float
+    norm_placement: str
     use_bias: bool
     tie_embeddings: bool
     base_width: int
@@ -87,7 +89,7 @@ class MixerLayer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two matrices and an activation (Vaswani 2017, eq. 2); SwiGLU has a gate (Shazeer 2020)."""
+    """Two matrices and an activation (Vaswani 2017, eq. 2); GLUs have a gate (Shazeer 2020)."""
 
     config: TransformerConfig
 
@@ -95,7 +97,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
         c = self.config
         y = ACTIVATIONS[c.activation](self.project("in", x, c.feedforward))
-        if c.activation == "swiglu":
+        if c.activation in GATED:
             y = y * self.project("gate", x, c.feedforward)
         # GPT-2 initialization: scale by 1 / sqrt(2 L), since 2 L sublayers add to the residual
         # stream (Radford et al. 2019, section 2.3), so its variance does not grow with depth.
@@ -131,6 +133,47 @@ class Cross(nn.Module):
         q_index: Any,
     ) -> Float[Array, "B T M"]:
         return self.cross.attend(params, x, keys_values, mask=mask, q_index=q_index)
+
+
+NORM_PLACEMENTS = ("pre", "post", "sandwich", "output")
+"""Where norms are, relative to a sublayer; see `residual`."""
+
+
+def residual(
+    c: TransformerConfig,
+    name: str,
+    x: Float[Array, "B T M"],
+    sublayer: Callable[[Array], Array],
+) -> Float[Array, "B T M"]:
+    """Returns the residual stream after a sublayer f, with norms by `norm_placement`.
+
+    "pre": x + f(norm(x)) (Xiong et al. 2020). "post": norm(x + f(x)) (Vaswani et al. 2017, section
+    3.1). "sandwich": x + norm(f(norm(x))) (Ding et al. 2021 (CogView), section 2.4; Gemma 2 and 3).
+    "output": x + norm(f(x)) (Liu et al. 2022 (Swin V2), section 3.2; OLMo 2).
+
+    Args:
+      c: config of the layers.
+      name: of the norm in the parameters; the second one of a sandwich is `name` + "_out".
+      x: the residual stream.
+      sublayer: f, called once, within the module that owns the norms.
+    """
+
+    def norm(name: str, y: Array) -> Array:
+        return Norm(c.norm, c.use_bias, c.norm_epsilon, name=name)(y)
+
+    place = c.norm_placement
+    y = sublayer(norm(name, x) if place in ("pre", "sandwich") else x)
+    if place in ("sandwich", "output"):
+        y = norm(f"{name}_out" if place == "sandwich" else name, y)
+    x = constrain(x + y, *HIDDEN)
+    return constrain(norm(name, x), *HIDDEN) if place == "post" else x
+
+
+def final_norm(c: TransformerConfig, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+    """Returns the norm "norm" of the last layer's output, which "post" layers have normalized."""
+    if c.norm_placement == "post":
+        return x
+    return Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm")(x)
 
 
 class Block(nn.Module):
@@ -169,26 +212,28 @@ class Block(nn.Module):
         """
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        y = Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm1")(x)
-        y, state = MixerLayer(self.mixer, name="mixer")(
-            y, state, mask if self.cross is None else None
-        )
-        x = constrain(x + drop(y), *HIDDEN)
-        weights = None
-        if self.cross is not None and source is not None:
+        weights, own_mask = None, mask if self.cross is None else None
+
+        def mix(y: Array) -> Array:
+            nonlocal state
+            y, state = MixerLayer(self.mixer, name="mixer")(y, state, own_mask)
+            return drop(y)
+
+        def attend_to_source(y: Array) -> Array:
+            nonlocal weights
+            assert self.cross is not None and source is not None
             params, keys_values = source
-            y = Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm_cross")(x)
             if self.weights:
                 weights = self.cross.attention_trace(
                     params, y, keys_values, mask=mask, q_index=q_index
                 ).weights
-            y = Cross(self.cross, name="cross")(y, params, keys_values, mask, q_index)
-            x = constrain(x + drop(y), *HIDDEN)
+            return drop(Cross(self.cross, name="cross")(y, params, keys_values, mask, q_index))
+
+        x = residual(c, "norm1", x, mix)
+        if self.cross is not None and source is not None:
+            x = residual(c, "norm_cross", x, attend_to_source)
         if c.feedforward:
-            y = FeedForward(c, name="feedforward")(
-                Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm2")(x)
-            )
-            x = constrain(x + drop(y), *HIDDEN)
+            x = residual(c, "norm2", x, lambda y: drop(FeedForward(c, name="feedforward")(y)))
         return x, (state, weights)
 
 

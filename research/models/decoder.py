@@ -15,7 +15,7 @@ from research.attention.parts.segments import segments as segments_mask
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
-from research.models.block import HIDDEN, TransformerConfig, layers
+from research.models.block import HIDDEN, TransformerConfig, final_norm, layers
 from research.models.layers import (
     Layer,
     Substitutes,
@@ -24,7 +24,7 @@ from research.models.layers import (
     with_substitute,
 )
 from research.models.model import Model
-from research.models.primitives import Norm, linear, lookup, matrix_init, sinusoids
+from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.transformer import (
     AXES,
     TransformerOptions,
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         if state is not None:
             state = {"step": step + tokens.shape[1], "layers": layer_states}
 
-        x = Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm")(x)
+        x = final_norm(c, x)
         head = None
         if not c.tie_embeddings:
             head = self.param("head", embedding_init, (c.width, c.vocab_size))

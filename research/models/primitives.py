@@ -139,4 +139,8 @@ ACTIVATIONS = {
     "gelu_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
     "swiglu": jax.nn.silu,
+    "geglu": jax.nn.gelu,
 }
+GATED = ("swiglu", "geglu")
+"""Activations that are multiplied by a second product, as GLUs are (Shazeer 2020). That of "geglu"
+is GELU's tanh form, as in T5 1.1 and Gemma."""

@@ -13,7 +13,7 @@ from research.attention.mixers.projections import NORM_EPSILON
 from research.attention.parameters import matrix_axes, table_axes, vector_axes
 from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
-from research.models.block import KEPT, TransformerConfig, layers
+from research.models.block import KEPT, NORM_PLACEMENTS, TransformerConfig, final_norm, layers
 from research.models.layers import (
     ModelSize,
     hidden_stddev,
@@ -23,7 +23,6 @@ from research.models.layers import (
 from research.models.primitives import (
     ACTIVATIONS,
     NORMS,
-    Norm,
 )
 from research.options import option
 from research.parallel.rules import constrain
@@ -75,7 +74,7 @@ class EncoderStack(nn.Module):
     ) -> Float[Array, "B S M"]:
         c = self.config
         x = layers(c, deterministic)(x, None, None, mask, None)[0]
-        return Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm")(x)
+        return final_norm(c, x)
 
 
 class DecoderStack(nn.Module):
@@ -119,7 +118,7 @@ class DecoderStack(nn.Module):
             # layers, then put layers next to heads to merge those.
             found = jnp.moveaxis(found.reshape(-1, *found.shape[2:]), 1, 0)
             found = found.reshape(found.shape[0], -1, *found.shape[3:]).astype(jnp.float32)
-        return Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm")(x), state, found
+        return final_norm(c, x), state, found
 
 
 def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
@@ -131,7 +130,15 @@ def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
     return {"step": jnp.int32(0), "layers": stacked}
 
 
-OF_BLOCKS = ("feedforward", "activation", "norm", "norm_epsilon", "remat", "remat_keeps")
+OF_BLOCKS = (
+    "feedforward",
+    "activation",
+    "norm",
+    "norm_epsilon",
+    "norm_placement",
+    "remat",
+    "remat_keeps",
+)
 """Options that models read only where they have transformer blocks."""
 
 
@@ -145,9 +152,17 @@ class TransformerOptions(ModelSize):
     activation: str = option(
         "gelu", "activation function of the feed-forward layers", allowed=tuple(ACTIVATIONS)
     )
-    norm: str = option("rmsnorm", "type of the norm before each sublayer", allowed=NORMS)
+    norm: str = option("rmsnorm", "type of the norms of the sublayers", allowed=NORMS)
     norm_epsilon: float = option(
         NORM_EPSILON, "added to the mean square in these norms, and in model.qk_norm", above=0
+    )
+    norm_placement: str = option(
+        "pre",
+        "where the norms are: pre: before each sublayer; post: after its sum with the residual "
+        "stream; sandwich: before it and after it; output: after it",
+        allowed=NORM_PLACEMENTS,
+        source="Xiong et al. 2020; Vaswani et al. 2017, section 3.1; Gemma Team 2024 (Gemma 2); "
+        "OLMo Team 2024 (OLMo 2)",
     )
     remat: bool = option(False, "recompute each layer in the backward pass to save memory")
     remat_keeps: str = option(

@@ -1,9 +1,12 @@
 """The logit lens of a small residual network, computed a second way."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from research.interpret.logit_lens import logit_lens
+from research.interpret.logit_lens import decoder_lens, logit_lens
+from tests.models.test_decoder import decoder, parameters, some_tokens
 
 L, B, T, M, V = 3, 2, 4, 5, 7
 
@@ -34,3 +37,15 @@ def test_logits_are_float32():
     residuals = jax.numpy.ones((2, 3, M), jax.numpy.bfloat16)
     found = logit_lens(residuals, lambda x: x, lambda x: x)
     assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "options", [{"output_cap": 2.0}, {"norm_placement": "post", "tie_embeddings": False}]
+)
+def test_the_last_entry_is_the_model_itself(options):
+    model = decoder(embedding_stddev=1.0, **options)
+    params, tokens = parameters(model), some_tokens()
+    found = decoder_lens(model, params, {"inputs": tokens})
+    wanted = model.apply({"params": params}, tokens)[0]
+    assert jnp.abs(wanted).max() > 1
+    np.testing.assert_allclose(found[-1], wanted, atol=1e-4)

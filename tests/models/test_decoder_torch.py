@@ -38,9 +38,21 @@ def torch_logits(torch, p, tokens, model):
     x = p["embedding"][tokens]
     if model["position"] == "learned":
         x = x + p["position"][: tokens.shape[1]]
+    place = model["norm_placement"]
+
+    def before(x, name):
+        return norm(x, layer[name]) if place in ("pre", "sandwich") else x
+
+    def added(x, y, name):
+        if place == "post":
+            return norm(x + y, layer[name])
+        if place == "pre":
+            return x + y
+        return x + norm(y, layer[name if place == "output" else f"{name}_out"])
+
     for i in range(model["num_layers"]):
         layer = select(torch, p["layers"]["0"], i)
-        y = norm(x, layer["norm1"])
+        y = before(x, "norm1")
         q, k, v = (linear(y, layer["mixer"], name) for name in ("query", "key", "value"))
         if model["position"] == "rope":
             q, k = rotated(q), rotated(k)
@@ -49,15 +61,18 @@ def torch_logits(torch, p, tokens, model):
             *(a.transpose(1, 2) for a in (q, k, v)), is_causal=True
         ).transpose(1, 2)
         y = torch.tensordot(y, layer["mixer"]["out"], dims=2)
-        x = x + y + layer["mixer"].get("out_bias", 0.0)
-        y = norm(x, layer["norm2"])
+        x = added(x, y + layer["mixer"].get("out_bias", 0.0), "norm1")
+        y = before(x, "norm2")
         feed = layer["feedforward"]
         if model["activation"] == "swiglu":
             y = functional.silu(linear(y, feed, "in")) * linear(y, feed, "gate")
+        elif model["activation"] == "geglu":
+            opened = functional.gelu(linear(y, feed, "in"), approximate="tanh")
+            y = opened * linear(y, feed, "gate")
         else:
             y = functional.gelu(linear(y, feed, "in"))
-        x = x + linear(y, feed, "out")
-    x = norm(x, p["norm"])
+        x = added(x, linear(y, feed, "out"), "norm2")
+    x = x if place == "post" else norm(x, p["norm"])
     return x @ p["embedding"].T if model["tie_embeddings"] else linear(x, p, "head")
 
 
@@ -72,12 +87,15 @@ PEERS = {
     "nanogpt with biases": NANOGPT | {"use_bias": True},
     "llama": LLAMA,
     # So large that it shows.
+    "norms after the sum": NANOGPT | {"norm_placement": "post"},
+    "norms around, gated": LLAMA | {"norm_placement": "sandwich", "activation": "geglu"},
+    "norms of outputs": LLAMA | {"norm_placement": "output"},
     "llama with grouped heads": LLAMA | {"num_heads": 4, "num_kv_heads": 2, "norm_epsilon": 0.1},
 }
 
 
 # Each is one of the others without something.
-LESS = {"nanogpt", "llama"}
+LESS = {"nanogpt", "llama", "norms of outputs"}
 
 
 @pytest.mark.parametrize(

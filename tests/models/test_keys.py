@@ -43,6 +43,7 @@ NAMES = {
     "speller": "transformer",
     "activation": "relu",
     "norm": "layernorm",
+    "norm_placement": "post",
     "mixer": "linear",
     "qk_norm": "rms",
     "score": "dot",

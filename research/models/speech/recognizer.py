@@ -324,6 +324,8 @@ class SpeechOptions(TransformerOptions):
         """Returns whether an option is read, given the listener and the speller."""
         if not super().reads(declared):
             return False
+        if declared.name == "norm_placement" and self.listener == "conformer":
+            return self.speller == TRANSFORMER  # a Conformer block has norms of its own
         if declared.name in OF_BLOCKS:
             return self.listener != "bilstm" or self.speller == TRANSFORMER
         if declared.name in OF_RECURRENT:
