@@ -17,6 +17,7 @@ from research.options import declarations, has_to_be_set
 NEEDS = {"window": 8, "prefix_length": 8, "dilation": 2, "stride": 8, "global_tokens": 2}
 NEEDS |= {"top_blocks": 2}
 ON = {"num_kv_heads": 1, "softcap": 5.0, "qk_norm": "rms", "predicted_window": 8}
+ON |= {"value_residual": "learned"}
 FREE = {"model.position": "none"}
 # What the arm "mixer softmax" is made of; these have no arm of their own.
 BASE = ("softmax", "scaled_dot", "causal", "rope")
@@ -38,6 +39,7 @@ def arms() -> dict[str, dict]:
             found[f"{field} {name}"] = {f"model.{field}": name, **needs}
     for name in MECHANISM_OPTIONS:
         found[name] = {f"model.{name}": ON.get(name, True)}
+    found["share_kv"] = {"model.pattern": ("mask=causal", "share_kv=true")}
     found["pattern"] = {"model.pattern": ("mixer=gated_delta, position=none", "position=alibi")}
     return found
 

@@ -5,6 +5,7 @@ its own module. The conformance suite and docs/mechanism-list.md iterate over th
 registering a mechanism is enough to have it tested and documented.
 """
 
+from research.attention.mixers.across_layers import SoftmaxOptions
 from research.attention.mixers.differential import DifferentialOptions
 from research.attention.mixers.latent import LatentOptions
 from research.attention.mixers.linear.convolution import GatedConvolutionOptions
@@ -19,7 +20,6 @@ from research.attention.mixers.linear.state_space import StateSpaceOptions
 from research.attention.mixers.linformer import LinformerOptions
 from research.attention.mixers.mixer_options import MixerOptions
 from research.attention.mixers.rnn import GruOptions, LstmOptions
-from research.attention.mixers.self_attention import SoftmaxOptions
 from research.attention.mixers.sequential.stepwise import (
     CoverageOptions,
     LocationAwareOptions,

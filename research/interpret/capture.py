@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from research.attention.errors import Unsupported
+from research.attention.mixers.across_layers import AcrossLayers
 from research.attention.mixers.mixer import AttentionTrace, weighted_values
 from research.attention.parts.masks import Mask
 from research.errors import UserError, check_name
@@ -313,23 +314,26 @@ def _needs_trace(module: nn.Module, sites: tuple[str, ...]) -> bool:
 def _of_mix(
     module: MixerLayer, following: Callable, args: tuple, kwargs: dict, sites: tuple
 ) -> Any:
-    y, state = following(*args, **kwargs)
+    y, *others = following(*args, **kwargs)
     x, old, *rest = args
-    mask = rest[0] if rest else None
+    mask, earlier = (*rest, None, None)[:2]
     if old is not None or not _needs_trace(module, sites):
-        return y, state
+        return y, *others
+    at: dict[str, Any] = {"mask": mask}
+    if isinstance(module.mixer, AcrossLayers):
+        at["earlier"] = earlier
     params = {name: module.get_variable("params", name) for name in module.mixer.parameters()}
     try:
-        trace = module.mixer.attention_trace(params, x, mask=mask)
+        trace = module.mixer.attention_trace(params, x, **at)
     except Unsupported:
-        return y, state
+        return y, *others
     mechanism = getattr(module.mixer, "mechanism", None)
     visible = _visible(mechanism and mechanism.mask, mask, x.shape[1], x.shape[1])
     return (
         _attention(
             module, sites, y, trace, lambda read: module.mixer.merge(params, x, read), visible
         ),
-        state,
+        *others,
     )
 
 

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.attention.implementations.flash import ATTENTION_OUT
+from research.attention.mixers.across_layers import AcrossLayers
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.self_attention import Earlier, Handed, SelfAttention
 from research.attention.parts.masks import Mask
 from research.models.primitives import ACTIVATIONS, GATED, Norm, linear, matrix_init
 from research.parallel.rules import constrain
@@ -77,15 +79,30 @@ class MixerLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T M"], state: Any, mask: Mask | None = None
-    ) -> tuple[Float[Array, "B T M"], Any]:
+        self,
+        x: Float[Array, "B T M"],
+        state: Any,
+        mask: Mask | None = None,
+        earlier: Earlier | None = None,
+    ) -> tuple[Float[Array, "B T M"], Any, Handed | None]:
+        """Returns the output, the new state, and what later layers may use, if `earlier` is given.
+
+        Args:
+          x: a whole sequence or, with a state, its next tokens.
+          state: decoding state; None for a whole sequence.
+          mask: as mixers take it.
+          earlier: what earlier layers handed over; None: no layer of the model uses another's.
+        """
         params = {
             name: self.param(name, p.init, p.shape) for name, p in self.mixer.parameters().items()
         }
+        if earlier is not None and isinstance(self.mixer, SelfAttention):
+            state, y, handed = self.mixer.mix(params, x, state, mask=mask, earlier=earlier)
+            return y, state, handed
         if state is None:
-            return self.mixer(params, x, mask=mask), None
+            return self.mixer(params, x, mask=mask), None, None
         state, y = self.mixer.extend(params, state, x)
-        return y, state
+        return y, state, None
 
 
 class FeedForward(nn.Module):
@@ -196,11 +213,12 @@ class Block(nn.Module):
         source: tuple | None = None,
         mask: Mask | None = None,
         q_index: Any = None,
+        earlier: Earlier | None = None,
     ) -> tuple[Float[Array, "B T M"], tuple]:
-        """Returns the layer's output, and a pair of the mixer's new state and the weights.
+        """Returns the layer's output, and the mixer's new state, the weights and what it hands on.
 
-        The state is None without a decoding state, and the cross-attention weights are None unless
-        requested.
+        The state is None without a decoding state, the cross-attention weights are None unless
+        requested, and what is handed on is None without `earlier`.
 
         Args:
           x: the next T positions.
@@ -209,14 +227,16 @@ class Block(nn.Module):
           mask: padding of the source with cross-attention; otherwise segments of x, or its padding
             for a mixer that looks ahead.
           q_index: positions of x, for cross-attention; None: 0 .. T-1.
+          earlier: what earlier layers handed over; None: no layer of the model uses another's.
         """
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        weights, own_mask = None, mask if self.cross is None else None
+        weights, handed, own_mask = None, None, mask if self.cross is None else None
 
         def mix(y: Array) -> Array:
-            nonlocal state
-            y, state = MixerLayer(self.mixer, name="mixer")(y, state, own_mask)
+            nonlocal state, handed
+            layer = MixerLayer(self.mixer, name="mixer")
+            y, state, handed = layer(y, state, own_mask, earlier)
             return drop(y)
 
         def attend_to_source(y: Array) -> Array:
@@ -234,7 +254,7 @@ class Block(nn.Module):
             x = residual(c, "norm_cross", x, attend_to_source)
         if c.feedforward:
             x = residual(c, "norm2", x, lambda y: drop(FeedForward(c, name="feedforward")(y)))
-        return x, (state, weights)
+        return x, (state, weights, handed)
 
 
 def recomputed(c: TransformerConfig, block: Any) -> Any:
@@ -257,37 +277,83 @@ class Pattern(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T M"],
+        carry: tuple[Float[Array, "B T M"], Earlier | None],
         states: tuple | None,
         sources: tuple | None,
         mask: Mask | None,
         q_index: Any,
-    ) -> tuple[Float[Array, "B T M"], tuple]:
-        c = self.config
+    ) -> tuple[tuple[Float[Array, "B T M"], Earlier | None], tuple]:
+        c, (x, earlier) = self.config, carry
         found = []
         block = recomputed(c, Block)
         for i, mixer in enumerate(c.mixers):
             layer = block(c, mixer, self.deterministic, self.cross, self.weights, name=str(i))
             old = None if states is None else states[i]
             source = jax.tree.map(lambda a, i=i: a[i], sources)
-            x, new = layer(x, old, source, mask, q_index)
-            found.append(new)
+            x, (state, weights, handed) = layer(x, old, source, mask, q_index, earlier)
+            earlier = _handed_on(earlier, handed)
+            found.append((state, weights))
         new_states, weights = zip(*found, strict=True)
         new_states = None if states is None else new_states
-        return x, (new_states, jnp.stack(weights) if self.weights else None)
+        # Keys are shared within a repeat; only the first layer's values are for all of them.
+        earlier = None if earlier is None else earlier._replace(tokens=None)
+        return (x, earlier), (new_states, jnp.stack(weights) if self.weights else None)
 
 
-def layers(
+def _handed_on(earlier: Earlier | None, handed: Handed | None) -> Earlier | None:
+    """Returns what the layer after the one that handed this over gets."""
+    if earlier is None or handed is None:
+        return earlier
+    if earlier.values is None or earlier.has_values is None or handed.values is None:
+        return earlier._replace(tokens=handed.tokens)
+    values = jnp.where(earlier.has_values, earlier.values, handed.values)
+    return Earlier(values, jnp.ones((), bool), handed.tokens)
+
+
+def _nothing_earlier(c: TransformerConfig, x: Float[Array, "B T M"]) -> Earlier | None:
+    """Returns what the first layer gets; None if no layer uses another's values or keys."""
+    users = [mixer for mixer in c.mixers if isinstance(mixer, AcrossLayers)]
+    if not users:
+        return None
+    if all(mixer.value_residual == "none" for mixer in users):
+        return Earlier()
+    heads = (users[0].num_kv_heads, users[0].head_width)
+    return Earlier(jnp.zeros((*x.shape[:2], *heads), x.dtype), jnp.zeros((), bool))
+
+
+def run_layers(
     c: TransformerConfig,
+    x: Float[Array, "B T M"],
+    states: Any = None,
+    sources: Any = None,
+    mask: Mask | None = None,
+    q_index: Any = None,
+    *,
     deterministic: bool,
     cross: CrossAttention | None = None,
     weights: bool = False,
-) -> nn.Module:
-    """Returns all layers as a scan named "layers" over `Pattern`, which it is called like."""
-    return nn.scan(
+) -> tuple[Float[Array, "B T M"], tuple]:
+    """Returns the output of all layers, their new states and their cross-attention weights.
+
+    To be called within the module that owns the layers, a scan named "layers" over `Pattern`.
+
+    Args:
+      c: config of the layers.
+      x: the next T positions.
+      states: decoding states of the layers, stacked; None for a whole sequence.
+      sources: see `Block`, stacked.
+      mask: see `Block`.
+      q_index: see `Block`.
+      deterministic: disables dropout.
+      cross: the cross-attention of the layers.
+      weights: whether to return the weights of the cross-attention; None otherwise.
+    """
+    scan = nn.scan(
         Pattern,
         variable_axes=LAYERED,
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, 0, nn.broadcast, nn.broadcast),
         length=c.num_layers // len(c.mixers),
     )(c, deterministic, cross, weights, name="layers")
+    (x, _), found = scan((x, _nothing_earlier(c, x)), states, sources, mask, q_index)
+    return x, found

@@ -15,7 +15,7 @@ from research.attention.parts.segments import segments as segments_mask
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
-from research.models.block import HIDDEN, TransformerConfig, final_norm, layers
+from research.models.block import HIDDEN, TransformerConfig, final_norm, run_layers
 from research.models.layers import (
     Layer,
     Substitutes,
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
 
         old = None if state is None else state["layers"]
         mask = None if segments is None else segments_mask(segments, segments)
-        x, (layer_states, _) = layers(c, deterministic)(x, old, None, mask, None)
+        x, (layer_states, _) = run_layers(c, x, old, mask=mask, deterministic=deterministic)
         if state is not None:
             state = {"step": step + tokens.shape[1], "layers": layer_states}
 

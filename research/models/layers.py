@@ -11,9 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from research.attention.implementations.attend import choose_implementation, unsupported_reason
+from research.attention.mixers.across_layers import AcrossLayers
 from research.attention.mixers.attention_options import AttentionOptions
 from research.attention.mixers.mixer import Mixer
 from research.attention.mixers.mixer_options import AUTO, Context, MixerOptions
+from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parts.masks import padding
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.attention.registry import MIXERS
@@ -327,8 +329,52 @@ def with_substitute(spec: MixerSpec, substitutes: Substitutes) -> MixerSpec:
 
 
 def make_mixers(specs: Sequence[MixerSpec]) -> tuple[Mixer, ...]:
-    """Makes the mixers of a pattern from their specs."""
-    return tuple(spec.make() for spec in specs)
+    """Makes the mixers of a pattern from their specs.
+
+    Raises UserError for one that uses values or keys of an earlier layer which do not fit it.
+    """
+    mixers = tuple(spec.make() for spec in specs)
+    for i, mixer in enumerate(mixers):
+        if isinstance(mixer, AcrossLayers):
+            _check_across_layers(mixer, mixers[:i] if mixer.share_kv else mixers)
+    return mixers
+
+
+def _check_across_layers(mixer: AcrossLayers, others: Sequence[Mixer]) -> None:
+    """Raises UserError if the mixer's heads do not fit those whose values it uses.
+
+    Args:
+      mixer: the mixer.
+      others: the mixers before it in the pattern, whose keys it may share; or all, the first of
+        which has the values that it adds.
+    """
+    sizes = (mixer.num_kv_heads, mixer.head_width)
+    if not mixer.share_kv:
+        first = others[0]
+        if not isinstance(first, SelfAttention) or (first.num_kv_heads, first.head_width) != sizes:
+            raise UserError(
+                f"model.value_residual={mixer.value_residual!r} adds the values of the first "
+                "layer, which must have mixer='softmax' with as many key heads of the same width."
+            )
+        return
+    owners = [m for m in others if isinstance(m, SelfAttention) and not getattr(m, "share_kv", 0)]
+    if not owners:
+        raise UserError(
+            "model.share_kv=True needs an earlier layer of the pattern with keys and values of its "
+            "own, as in model.pattern=('mask=causal', 'share_kv=true')."
+        )
+    owner = owners[-1]
+    if (owner.num_kv_heads, owner.head_width, owner.rotary) != (*sizes, mixer.rotary):
+        raise UserError(
+            "model.share_kv=True: the earlier layer's keys differ in their number of heads, width "
+            "or rotation; set num_kv_heads, head_width and position alike."
+        )
+    kept = owner.mechanism.cache_mask
+    if kept.reach is not None and kept != mixer.mechanism.cache_mask:
+        raise UserError(
+            "model.share_kv=True: the earlier layer keeps the keys that its own mask sees, and no "
+            f"others ({owner.mechanism.mask}); set the same mask, or mask=causal there."
+        )
 
 
 def implementation_names(specs: Sequence[MixerSpec]) -> str:

@@ -13,7 +13,7 @@ from research.attention.mixers.projections import NORM_EPSILON
 from research.attention.parameters import matrix_axes, table_axes, vector_axes
 from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
-from research.models.block import KEPT, NORM_PLACEMENTS, TransformerConfig, final_norm, layers
+from research.models.block import KEPT, NORM_PLACEMENTS, TransformerConfig, final_norm, run_layers
 from research.models.layers import (
     ModelSize,
     hidden_stddev,
@@ -73,7 +73,7 @@ class EncoderStack(nn.Module):
         self, x: Float[Array, "B S M"], mask: Mask | None, deterministic: bool
     ) -> Float[Array, "B S M"]:
         c = self.config
-        x = layers(c, deterministic)(x, None, None, mask, None)[0]
+        x, _ = run_layers(c, x, mask=mask, deterministic=deterministic)
         return final_norm(c, x)
 
 
@@ -109,8 +109,17 @@ class DecoderStack(nn.Module):
         if state is not None:
             q_index = state["step"] + jnp.arange(x.shape[1], dtype=jnp.int32)
             old = state["layers"]
-        blocks = layers(c, deterministic, self.cross, weights)
-        x, (new, found) = blocks(x, old, sources, padding(valid), q_index)
+        x, (new, found) = run_layers(
+            c,
+            x,
+            old,
+            sources,
+            padding(valid),
+            q_index,
+            deterministic=deterministic,
+            cross=self.cross,
+            weights=weights,
+        )
         if state is not None:
             state = {"step": state["step"] + x.shape[1], "layers": new}
         if weights:

@@ -35,6 +35,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"output_gate": True, "use_bias": True},
         {"qk_norm": "rms", "position": "rope", "num_kv_heads": 2, "qkv_bias": True},
         {"sharpening": 2.0},
+        {"value_residual": "learned", "position": "rope"},
         {"position": "rope", "rope_fraction": 0.5, "rope_scaling": "yarn", "rope_factor": 2.0},
         {"position": "rope", "rope_scaling": "ntk", "rope_factor": 2.0},
         {"position": "rope", "rope_scaling": "linear", "rope_factor": 2.0},

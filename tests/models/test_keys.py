@@ -46,6 +46,7 @@ NAMES = {
     "norm_placement": "post",
     "mixer": "linear",
     "qk_norm": "rms",
+    "value_residual": "half",
     "score": "dot",
     "mask": "window",
     "normalizer": "sigmoid",

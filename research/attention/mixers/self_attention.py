@@ -2,19 +2,17 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from research.attention.implementations import dense
 from research.attention.implementations.attend import attend, decoding_implementation
 from research.attention.mixers import cache
-from research.attention.mixers.attention_options import ScoredOptions
 from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
-from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.projections import (
     NORM_EPSILON,
     merge_heads,
@@ -29,6 +27,33 @@ from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import Rotary
 
 CAUSAL = Mechanism(mask=causal())
+
+
+class Handed(NamedTuple):
+    """What a layer of self-attention hands to later layers.
+
+    Attributes:
+      values: its own values of the tokens that it mixed; None if it has none.
+      tokens: the arrays that its queries attended to, by name, keys rotated; while decoding those
+        of the cache, with their "positions".
+    """
+
+    values: Float[Array, "B T K D"] | None
+    tokens: dict[str, Array]
+
+
+class Earlier(NamedTuple):
+    """What a layer gets from earlier ones.
+
+    Attributes:
+      values: `Handed.values` of the model's first layer; None if no layer needs them.
+      has_values: scalar bool, False in the first layer itself, whose `values` are arbitrary.
+      tokens: `Handed.tokens` of the nearest earlier layer with keys of its own; None without one.
+    """
+
+    values: Float[Array, "B T K D"] | None = None
+    has_values: Bool[Array, ""] | None = None
+    tokens: dict[str, Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +121,39 @@ class SelfAttention(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Computes self-attention over a whole sequence; see `Mixer`."""
-        index = np.arange(x.shape[1])
-        kept = self._placed(self.cache_entries(params, x), index)
-        out = self._attend(
-            self._attend_fn(self.implementation), params, x, kept, index, index, mask
-        )
-        return self.merge(params, x, out)
+        return self.mix(params, x, mask=mask)[1]
+
+    def mix(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        state: PyTree = None,
+        *,
+        mask: Mask | None = None,
+        earlier: "Earlier | None" = None,
+    ) -> tuple[PyTree, Float[Array, "B T M"], "Handed"]:
+        """Returns the new state, the output, and what later layers may use of this one.
+
+        Args:
+          params: as in `__call__`.
+          x: a whole sequence or, with a state, the next T tokens. The first chunk has to contain
+            the whole prefix of a mask that has one.
+          state: the decoding state; None for a whole sequence.
+          mask: as in `__call__`; not with a state.
+          earlier: what earlier layers handed over, for `AcrossLayers`; ignored here.
+        """
+        if state is None:
+            index = at = np.arange(x.shape[1])
+            seen, values = self._entries(params, x, index, earlier)
+            implementation = self.implementation
+        else:
+            index = cache.positions(state, x.shape[1])
+            new, values = self._entries(params, x, index, earlier)
+            state, seen = cache.extend(self.mechanism.cache_mask, state, new)
+            at, mask = seen["positions"], cache.filled
+            implementation = decoding_implementation(self.implementation, x.shape[1])
+        out = self._attend(self._attend_fn(implementation), params, x, seen, index, at, mask)
+        return state, self.merge(params, x, out), Handed(values, seen)
 
     def attention_trace(
         self,
@@ -112,7 +164,7 @@ class SelfAttention(Mixer):
     ) -> AttentionTrace:
         """Returns the weights and values of a whole sequence; see `Mixer`."""
         index = np.arange(x.shape[1])
-        kept = self._placed(self.cache_entries(params, x), index)
+        kept, _ = self._entries(params, x, index)
         return self._attend(dense_trace, params, x, kept, index, index, mask)
 
     def merge(
@@ -132,13 +184,8 @@ class SelfAttention(Mixer):
     def extend(
         self, params: dict[str, Array], state: PyTree, x: Float[Array, "B T M"]
     ) -> tuple[PyTree, Float[Array, "B T M"]]:
-        """Mixes the next T tokens; see `Mixer`. The first chunk has to contain the whole prefix."""
-        index = cache.positions(state, x.shape[1])
-        new = self._placed(self.cache_entries(params, x), index)
-        state, seen = cache.extend(self.mechanism.cache_mask, state, new)
-        attend_fn = self._attend_fn(decoding_implementation(self.implementation, x.shape[1]))
-        out = self._attend(attend_fn, params, x, seen, index, seen["positions"], cache.filled)
-        return state, self.merge(params, x, out)
+        """Mixes the next T tokens; see `Mixer` and `mix`."""
+        return self.mix(params, x, state)[:2]
 
     def cache_entries(
         self, params: dict[str, Array], x: Float[Array, "B T M"]
@@ -178,6 +225,11 @@ class SelfAttention(Mixer):
             attend_fn, params, x, self._placed(cached, kv_index), q_index, kv_index, mask
         )
         return self.merge(params, x, out)
+
+    def _entries(self, params, x, index, earlier=None):
+        """Returns `cache_entries` of tokens at these positions, keys rotated, and their values."""
+        found = self._placed(self.cache_entries(params, x), index)
+        return found, found["v"]
 
     def _placed(self, cached, index):
         """Returns the cached arrays with the keys rotated to their positions."""
@@ -248,25 +300,3 @@ def dense_trace(
     return AttentionTrace(
         dense.weights(q, k, mechanism, **at), v, dense.scores(q, k, mechanism, **at)
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SoftmaxOptions(ScoredOptions):
-    """normalizer(score(q, k) + bias, mask) v, per head"""
-
-    source = "Vaswani et al. 2017, equation 1 and section 3.2.2"
-    time = "T S H D"
-    state = "2 S K D; a window of w keys: 2 w K D"
-    where = ("self", "cross", "decoder")
-
-    def make(self, context: Context) -> SelfAttention:
-        """Returns softmax attention, or whatever replaces its softmax."""
-        return build_from(
-            SelfAttention,
-            self.sizes(context),
-            self,
-            context,
-            mechanism=self.mechanism(context),
-            rotary=self.build_rotary(context),
-            implementation=self.resolved_implementation(context),
-        )

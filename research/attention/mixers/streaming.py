@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.mixers import cache
+from research.attention.mixers.across_layers import AcrossLayers
 from research.attention.mixers.mixer import Mixer, cached_shapes, state_bytes
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Parameter
@@ -105,6 +106,8 @@ def make_streaming(mixer: Mixer, size: int, sinks: int) -> Mixer:
     Raises:
       Unsupported: the state grows with the text and is not the cache of causal self-attention.
     """
+    if isinstance(mixer, AcrossLayers):
+        raise Unsupported("a rolling cache has no place for values or keys of another layer")
     if isinstance(mixer, SelfAttention):
         if mixer.mechanism.mask.prefix_length != 0:
             raise Unsupported(

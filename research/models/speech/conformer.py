@@ -127,7 +127,7 @@ class ConformerBlock(nn.Module):
             return constrain(x + 0.5 * drop(y), *HIDDEN)
 
         x = half(1, x)
-        y, _ = MixerLayer(self.mixer, name="mixer")(norm(2)(x), None, mask)
+        y, _, _ = MixerLayer(self.mixer, name="mixer")(norm(2)(x), None, mask)
         x = constrain(x + drop(y), *HIDDEN)
         y = Convolution(c, self.taps, name="convolution")(norm(3)(x), valid)
         x = constrain(x + drop(y), *HIDDEN)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from research.attention.mixers.across_layers import AcrossLayers
 from research.attention.mixers.rnn import CELLS, run
 from research.attention.parameters import (
     Axes,
@@ -259,6 +260,8 @@ def make_listener(
         spec = part_spec(model, FRAMES, "encoder", start, "self")
         check_any_length(spec, lambda s: s.make().parameters(), "encoder", model.encoder)
         spec = with_substitute(spec, substitutes)
+        if model.listener == "conformer" and isinstance(spec.make(), AcrossLayers):
+            raise UserError("model.listener='conformer' has no layers that use those before them.")
         ahead, name = spec.bidirectional, implementation_names((spec,))
         changes = {"num_layers": depth, "position": spec.position}
         layers = transformer_config(model, vocab_size, FRAMES, (spec,), **changes)
