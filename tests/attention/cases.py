@@ -67,6 +67,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "num_kv_heads": 2,
             "implementation": "blockwise",
         },
+        {"mask": "window", "window": 4, "position": "cope", "max_contextual_position": 2},
     ],
     "latent": [
         {"position": "rope"},

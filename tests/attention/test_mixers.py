@@ -325,7 +325,7 @@ def test_permuting_the_input_permutes_the_output(name):
     close(forward(params, x[:, order]), forward(params, x)[:, order])
 
 
-RELATIVE = ("none", "rope", "alibi", "t5", "kerple", "shaw", "transformer_xl")
+RELATIVE = ("none", "rope", "alibi", "t5", "kerple", "shaw", "transformer_xl", "cope")
 
 
 @pytest.mark.parametrize("position", RELATIVE)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from research.attention.parts.biases import RowBias
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
@@ -77,7 +78,9 @@ def scores(
     if mechanism.has_content:
         mechanism = mechanism.evaluate(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
-    return _biased(mechanism.score(q, k, *at), mechanism, at)
+    whole = any(isinstance(bias, RowBias) for bias in mechanism.biases)
+    allowed = _allowed(mechanism, at) if whole else None
+    return _biased(mechanism.score(q, k, *at), mechanism, at, allowed)
 
 
 def _columns(t, s, q_index, kv_index):
@@ -87,16 +90,25 @@ def _columns(t, s, q_index, kv_index):
     return q_index, kv_index
 
 
-def _biased(scores, mechanism, at):
+def _biased(scores, mechanism, at, allowed):
     head = jnp.arange(scores.shape[1])[:, None, None]
     for bias in mechanism.biases:
-        scores = bias(scores, head, *at)
+        if isinstance(bias, RowBias):
+            scores = bias.of_rows(scores, *at, allowed)
+        else:
+            scores = bias(scores, head, *at)
     return scores
 
 
 def _parts(scores, mechanism, at):
     """Returns numerator and divisor of the weights."""
+    allowed = _allowed(mechanism, at)
+    scores = _biased(scores, mechanism, at, allowed)
+    return mechanism.normalizer.numerator_and_divisor(scores, allowed)
+
+
+def _allowed(mechanism, at):
+    """Returns the pairs that the mask allows; None for all."""
     mask = mechanism.mask
     # The base class allows every pair: None spares the normalizer a select over T*S numbers.
-    allowed = None if type(mask) is Mask else mask(*at)
-    return mechanism.normalizer.numerator_and_divisor(_biased(scores, mechanism, at), allowed)
+    return None if type(mask) is Mask else mask(*at)

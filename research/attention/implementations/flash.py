@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from research.attention.implementations.blocks import Visits, take, visit
-from research.attention.parts.biases import Bias
+from research.attention.parts.biases import Bias, RowBias
 from research.attention.parts.content_dependent import has_content, take_block
 from research.attention.parts.masks import Mask, static
 from research.attention.parts.mechanism import Mechanism
@@ -118,6 +118,8 @@ def unsupported_part(mechanism: Mechanism) -> str:
         return f"normalizer {mechanism.normalizer.name!r}"
     if not mechanism.score.has_dot_form:
         return f"score {type(mechanism.score).__name__} (it has no dot-product form)"
+    if whole := [bias for bias in mechanism.biases if isinstance(bias, RowBias)]:
+        return f"bias {type(whole[0]).__name__} (it needs whole rows of scores)"
     return ""
 
 

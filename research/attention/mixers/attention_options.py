@@ -12,6 +12,7 @@ from research.attention.implementations.attend import (
 from research.attention.mixers.mixer_options import AUTO, Context, HeadOptions
 from research.attention.parts import biases
 from research.attention.parts.biases import Bias
+from research.attention.parts.contextual_positions import CONTEXTUAL_POSITIONS
 from research.attention.parts.forget_gate import forget_gate
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import Mechanism
@@ -200,9 +201,11 @@ class ScoredOptions(AttentionOptions):
         """Returns the enabled biases, the forget gate last.
 
         Raises:
-          OptionError: there is a forget gate and the mask is not causal.
+          OptionError: a forget gate or the position needs a causal mask, which this is not.
         """
         found = super().build_biases(context)
+        if isinstance(self.position, tuple(CONTEXTUAL_POSITIONS.values())):
+            found = (*found, self.position.build(self.sizes(context)))
         if not self.forget_gate:
             return found
         if self.build_mask(context).prefix_length != 0:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 Index = Integer[Array | np.ndarray, "..."]
 
@@ -47,6 +47,32 @@ class Bias:
           kv_index: absolute key positions, (1, S).
         """
         return score
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowBias(Bias):
+    """The base class of biases of whole rows: every score depends on the others that are allowed.
+
+    They have no form in blocks, so only the dense implementation supports them.
+    """
+
+    def of_rows(
+        self,
+        score: Float[Array, "B H T S"],
+        q_index: Index,
+        kv_index: Index,
+        allowed: Bool[Array, "..."] | None,
+    ) -> Float[Array, "B H T S"]:
+        """Returns the new scores of whole rows; those that are not allowed mean nothing.
+
+        Args:
+          score: the scores of the queries on all keys, float32 or wider.
+          q_index: absolute query positions, (T, 1).
+          kv_index: absolute key positions, (1, S).
+          allowed: the pairs that the mask allows, broadcastable to the scores; None: all.
+        """
+        raise NotImplementedError
 
 
 @jax.tree_util.register_dataclass

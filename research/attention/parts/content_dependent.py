@@ -34,6 +34,28 @@ class PerKey:
     values: Any
 
 
+def key_order(kv_index: Integer[Array | np.ndarray, " S"]) -> Integer[Array, " S"] | None:
+    """Returns the order that sorts keys by position; None if they are known to be sorted."""
+    if isinstance(kv_index, np.ndarray) and (np.diff(kv_index) >= 0).all():
+        return None
+    return jnp.argsort(kv_index)
+
+
+def sums_from_the_last(
+    x: Float[Array, "*rows S"], order: Integer[Array, " S"] | None
+) -> Float[Array, "*rows S"]:
+    """Returns for each key the sum over the keys at its own and at later positions.
+
+    Args:
+      x: one number per key, along the last axis.
+      order: of the keys; see `key_order`.
+    """
+    if order is None:
+        return jax.lax.cumsum(x, axis=x.ndim - 1, reverse=True)
+    sums = jax.lax.cumsum(jnp.take(x, order, axis=-1), axis=x.ndim - 1, reverse=True)
+    return jnp.take(sums, jnp.argsort(order), axis=-1)
+
+
 class ContentDependent:
     """The additional interface of content-dependent masks and biases.
 

@@ -3,6 +3,7 @@
 from research.attention.parts.additive_scores import ADDITIVE_SCORES
 from research.attention.parts.bigbird import BigbirdMask
 from research.attention.parts.block_selection import SELECTIONS
+from research.attention.parts.contextual_positions import CONTEXTUAL_POSITIONS
 from research.attention.parts.location_scores import LOCATION_SCORES
 from research.attention.parts.masks import MASKS as CONTIGUOUS_MASKS
 from research.attention.parts.normalizers import NORMALIZERS
@@ -27,6 +28,7 @@ POSITIONS: dict[str, type[MechanismPart]] = {
     **ROTARY_POSITIONS,
     **BIAS_POSITIONS,
     **SCORE_POSITIONS,
+    **CONTEXTUAL_POSITIONS,
 }
 
 TABLES: dict[str, dict[str, type[MechanismPart]]] = {

@@ -1,0 +1,156 @@
+"""Biases of whole rows of scores, against loops over the equations of their papers in PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.errors import Unsupported
+from research.attention.implementations import dense
+from research.attention.implementations.attend import attend
+from research.attention.mixers.cache import filled
+from research.attention.parts import masks
+from research.attention.parts.biases import softcap
+from research.attention.parts.contextual_positions import contextual_position
+from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.scores import scaled_dot
+from research.attention.parts.segments import segments
+from research.attention.spec import mixer_spec
+from research.options import OptionError
+from tests.attention.cases import weighted
+
+B, T, S, H, K, D = 2, 7, 11, 4, 2, 6
+FARTHEST = 3
+# The queries are the last of a sequence that began before.
+KV_INDEX = np.arange(5, 5 + S)
+Q_INDEX = KV_INDEX[-T:]
+IDS = np.stack([np.arange(5 + S) // 9, np.zeros(5 + S, int)])
+MASKS = ("causal", "window", "segments")
+COUNTING = Mechanism(scaled_dot(), biases=(contextual_position(D, FARTHEST),))
+
+
+def arrays(seed=0):
+    """Queries, keys, values and a table of positions."""
+    rng = np.random.default_rng(seed)
+    shapes = (B, T, H, D), (B, S, K, D), (B, S, K, D), (FARTHEST + 1, D)
+    return tuple(rng.normal(size=shape) for shape in shapes)
+
+
+def mask(name):
+    """The mask of this name, of slots that are filled."""
+    ids = jnp.asarray(IDS)
+    parts = {"window": masks.window(6), "segments": masks.causal() & segments(ids, ids)}
+    return parts.get(name, masks.causal()) & filled
+
+
+def sees(name):
+    """Which keys a query sees, (B, T, S)."""
+    i, j = Q_INDEX[:, None], KV_INDEX[None, :]
+    seen = np.broadcast_to((j <= i) & ((name != "window") | (i - j < 6)), (B, T, S))
+    return seen & (IDS[:, i] == IDS[:, j]) if name == "segments" else seen
+
+
+def interpolated(torch, table, p):
+    """e[p], between the rows around p (Golovneva et al. 2024, equation 5)."""
+    low, high = int(torch.floor(p)), int(torch.ceil(p))
+    return (p - low) * table[high] + (1 - (p - low)) * table[low]
+
+
+def counted(torch, q, k, v, table, seen):
+    """CoPE by its equations, one pair at a time."""
+    out = []
+    for b, t, h in np.ndindex(B, T, H):
+        near = [j for j in range(S) if seen[b, t, j]]
+        keys = k[b, :, h // (H // K)]
+        logits = {j: q[b, t, h] @ keys[j] / D**0.5 for j in near}
+        final = []
+        for j in near:
+            gates = [torch.sigmoid(logits[m]) for m in near if m >= j]
+            p = torch.clamp(torch.stack(gates).sum(), max=FARTHEST)
+            final.append(logits[j] + q[b, t, h] @ interpolated(torch, table, p))
+        weights = torch.softmax(torch.stack(final), 0)
+        out.append(weights @ v[b, near, h // (H // K)])
+    return torch.stack(out).reshape(B, T, H, D)
+
+
+def with_gradients(torch, function, given):
+    """The output of PyTorch, and the gradients of `weighted` of it."""
+    given = [torch.tensor(a, requires_grad=True) for a in given]
+    out = function(*given)
+    grad = torch.cos(torch.arange(out.numel(), dtype=out.dtype)).reshape(out.shape)
+    out.backward(grad)
+    return out.detach().numpy(), [a.grad.numpy() for a in given]
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_contextual_positions_by_loops(name):
+    """Values and gradients, also of keys in any order, one of which is none."""
+    torch = pytest.importorskip("torch")
+    order = np.random.default_rng(1).permutation(S)
+
+    def run(q, k, v, table, shuffled=None):
+        mechanism = COUNTING.bind({"biases_0_table": table}, mask(name))
+        at = {"q_index": Q_INDEX, "kv_index": KV_INDEX}
+        if shuffled is not None:
+            k, v = (jnp.pad(a[:, order], [(0, 0), (1, 0), (0, 0), (0, 0)]) for a in (k, v))
+            at["kv_index"] = shuffled
+        out = dense.attend(q, k, v, mechanism, **at)
+        return weighted(out), out
+
+    grad = jax.jit(jax.grad(run, (0, 1, 2, 3), has_aux=True))
+    seen = sees(name)
+    value, gradients = with_gradients(torch, lambda *a: counted(torch, *a, seen), arrays())
+    # Positions are clipped for some pairs and lie between rows for others.
+    assert np.abs(gradients[3]).min(axis=-1).max() > 1e-3
+    with jax.enable_x64(True):
+        placed = np.concatenate([[-1], KV_INDEX[order]])
+        for found, out in (grad(*arrays()), grad(*arrays(), placed)):
+            np.testing.assert_allclose(out, value, rtol=1e-9, atol=1e-12)
+            for a, e in zip(found, gradients, strict=True):
+                np.testing.assert_allclose(a, e, rtol=1e-8, atol=1e-11)
+
+
+def test_contextual_positions_count_bounded_scores():
+    """A soft-cap bounds what is counted, and not the position's own term."""
+    options = {"width": 8, "num_heads": 2, "max_length": 5, "position": "cope", "softcap": 1.0}
+    mechanism = mixer_spec(**options, forget_gate=True).make().mechanism
+    names = [type(bias).__name__ for bias in mechanism.biases]
+    assert names == ["Softcap", "ContextualPosition", "ForgetGate"]
+    # Never more rows than a position can reach.
+    assert mechanism.parameters()["biases_1_table"].shape == (6, 4)
+
+
+def test_keys_of_score_zero_are_half_a_position_apart():
+    """Their gates are 0.5, and the last key is at its own gate."""
+    table = jnp.asarray([[0.0], [1.0], [10.0]])
+    mechanism = Mechanism(mask=masks.causal(), biases=(contextual_position(1, 2),))
+    q, k = jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 6, 1, 1))
+    at = {"q_index": np.asarray([5]), "kv_index": np.arange(6)}
+    found = dense.scores(q, k, mechanism.bind({"biases_0_table": table}), **at)
+    # From the last: 0.5, 1, 1.5, 2 and 2 from there on.
+    np.testing.assert_allclose(found[0, 0, 0], [10, 10, 10, 5.5, 1, 0.5], rtol=1e-6)
+
+
+def test_blocks_do_not_have_whole_rows():
+    q, k, v, table = jax.tree.map(jnp.float32, arrays())
+    counting = COUNTING.bind({"biases_0_table": table}, masks.causal())
+    for name in ("blockwise", "jax_xla", "jax_cudnn"):
+        with pytest.raises(Unsupported, match="lacks bias ContextualPosition"):
+            attend(q, k, v, counting, implementation=name)
+    for name in ("ring", "splash"):
+        with pytest.raises(Unsupported, match="lacks content-dependent parts; dense has it"):
+            attend(q, k, v, counting, implementation=name)
+    bounded = Mechanism(biases=(softcap(2.0), *counting.biases))
+    with pytest.raises(Unsupported, match="ContextualPosition .it needs whole rows of scores"):
+        attend(q, k, v, bounded, implementation="blockwise")
+
+
+def test_positions_need_a_causal_mask():
+    base = {"width": 8, "num_heads": 2, "max_length": 5, "position": "cope"}
+    for other in ({"mask": "full"}, {"mask": "prefix", "prefix_length": 2}):
+        with pytest.raises(OptionError, match="position = 'cope': .* the mask is not causal"):
+            mixer_spec(**base, **other)
+    with pytest.raises(OptionError, match="max_contextual_position = 0: must be at least 1"):
+        mixer_spec(**base, max_contextual_position=0)
+    with pytest.raises(ValueError, match="contextual_position: farthest = 0"):
+        contextual_position(4, 0)
