@@ -12,10 +12,11 @@ from research.attention.parameters import Parameter
 from research.attention.parts.biases import Bias, alibi, softcap
 from research.attention.parts.masks import Mask, causal, full, padding, prefix, window
 from research.attention.parts.mechanism import Mechanism
-from research.attention.parts.normalizers import NORMALIZERS, Normalizer, softmax
+from research.attention.parts.normalizers import Normalizer, softmax
 from research.attention.parts.positions import rope, sinusoidal
 from research.attention.parts.scores import Score, cosine, dot, scaled_dot
 from research.attention.parts.segments import segments
+from research.attention.parts.tables import NORMALIZERS
 from research.attention.registry import MIXERS
 from research.attention.spec import MixerSpec, make_mixer, mixer_spec
 from research.options import OptionError

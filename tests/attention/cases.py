@@ -67,7 +67,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "num_kv_heads": 2,
             "implementation": "blockwise",
         },
-        {"mask": "window", "window": 4, "position": "cope", "max_contextual_position": 2},
+        {
+            "mask": "window",
+            "window": 4,
+            "position": "cope",
+            "max_contextual_position": 2,
+            "normalizer": "stick_breaking",
+            "num_kv_heads": 2,
+        },
     ],
     "latent": [
         {"position": "rope"},

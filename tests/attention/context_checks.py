@@ -14,9 +14,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from research.attention.implementations.attend import attend, choose_implementation
 from research.attention.parts import biases, masks, normalizers, relative_biases, scores
+from research.attention.parts.contextual_positions import ContextualPosition
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.segments import segments
 from research.attention.parts.sparse_masks import Global, Local
+from research.attention.parts.stick_breaking import StickBreaking
 from research.attention.spec import make_mixer, mixer_spec
 from tests.attention import cases
 from tests.attention.cases import close, qkv, weighted
@@ -163,14 +165,18 @@ def mixer_equals_one_device(name: str, mesh: str) -> None:
 
 
 def gather_computes_what_ring_lacks() -> None:
-    """A normalizer over whole rows, and one score to each pair of heads and vectors."""
-    mechanism = Mechanism(scores.Score(), masks.causal(), (), normalizers.Sparsemax())
+    """Normalizers over whole rows, and over keys in their order; positions that count keys."""
     arrays = members(qkv(LENGTH, LENGTH, HEADS, 2))
-    run = functools.partial(attend, mechanism=mechanism)
-    with on(MESHES["data2-context4"]):
-        assert choose_implementation(4096, mechanism) == "gather"
-        found = with_gradients(functools.partial(run, implementation="gather"), *arrays)
-    close(found, with_gradients(run, *arrays), 1e-4)
+    counting = ContextualPosition(jnp.sin(jnp.arange(40.0)).reshape(5, 8))
+    for mechanism in (
+        Mechanism(scores.Score(), masks.causal(), (), normalizers.Sparsemax()),
+        Mechanism(scores.ScaledDot(), masks.causal(), (counting,), StickBreaking()),
+    ):
+        run = functools.partial(attend, mechanism=mechanism)
+        with on(MESHES["data2-context4"]):
+            assert choose_implementation(4096, mechanism) == "gather"
+            found = with_gradients(functools.partial(run, implementation="gather"), *arrays)
+        close(found, with_gradients(run, *arrays), 1e-4)
 
 
 @jax.tree_util.register_dataclass

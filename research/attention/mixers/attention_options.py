@@ -16,14 +16,14 @@ from research.attention.parts.contextual_positions import CONTEXTUAL_POSITIONS
 from research.attention.parts.forget_gate import forget_gate
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import Mechanism
-from research.attention.parts.normalizers import NORMALIZERS, Normalizer
+from research.attention.parts.normalizers import Normalizer
 from research.attention.parts.part_options import MechanismPart, Sizes, length_option, size_option
 from research.attention.parts.positions import ROTARY_POSITIONS, Rotary
 from research.attention.parts.predicted_window import PredictedWindow, predicted_window
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.relative_scores import SCORE_POSITIONS
 from research.attention.parts.scores import Score, scaled_dot
-from research.attention.parts.tables import MASKS, POSITIONS, SCORES
+from research.attention.parts.tables import MASKS, NORMALIZERS, POSITIONS, SCORES
 from research.attention.parts.talking_heads import talking_heads
 from research.options import Joined, OptionError, choice, name_of, option
 

@@ -1,10 +1,11 @@
 """Content-dependent masks and biases: functions of the tokens, not only of their positions.
 
 Most parts are functions of positions. A content-dependent part inherits from `ContentDependent` as
-well as from `Mask` or `Bias`. It can learn projections of the tokens, whose results are stored per
-key: for a whole sequence, or in the cache while decoding. Once queries and keys are known,
-`evaluate` turns it into an ordinary part whose arrays have one entry per query (`PerQuery`) or per
-key (`PerKey`); a blockwise implementation passes it the entries of one block.
+well as from `Mask` or `Bias`; a `Normalizer` does if it needs the order of the keys. It can learn
+projections of the tokens, whose results are stored per key: for a whole sequence, or in the cache
+while decoding. Once queries and keys are known, `evaluate` turns it into an ordinary part whose
+arrays have one entry per query (`PerQuery`) or per key (`PerKey`); a blockwise implementation
+passes it the entries of one block.
 """
 
 import dataclasses
@@ -41,19 +42,19 @@ def key_order(kv_index: Integer[Array | np.ndarray, " S"]) -> Integer[Array, " S
     return jnp.argsort(kv_index)
 
 
-def sums_from_the_last(
+def sums_of_later(
     x: Float[Array, "*rows S"], order: Integer[Array, " S"] | None
 ) -> Float[Array, "*rows S"]:
-    """Returns for each key the sum over the keys at its own and at later positions.
+    """Returns for each key the sum over the keys at later positions.
 
     Args:
       x: one number per key, along the last axis.
       order: of the keys; see `key_order`.
     """
-    if order is None:
-        return jax.lax.cumsum(x, axis=x.ndim - 1, reverse=True)
-    sums = jax.lax.cumsum(jnp.take(x, order, axis=-1), axis=x.ndim - 1, reverse=True)
-    return jnp.take(sums, jnp.argsort(order), axis=-1)
+    x = x if order is None else jnp.take(x, order, axis=-1)
+    sums = jax.lax.cumsum(x, axis=x.ndim - 1, reverse=True)
+    later = jnp.pad(sums[..., 1:], [(0, 0)] * (x.ndim - 1) + [(0, 1)])
+    return later if order is None else jnp.take(later, jnp.argsort(order), axis=-1)
 
 
 class ContentDependent:

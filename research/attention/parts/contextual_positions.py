@@ -14,7 +14,7 @@ from research.attention.parts.content_dependent import (
     ContentDependent,
     PerQuery,
     key_order,
-    sums_from_the_last,
+    sums_of_later,
 )
 from research.attention.parts.masks import Mask
 from research.attention.parts.part_options import MechanismPart, Sizes, size_option
@@ -75,7 +75,7 @@ class ContextualBias(RowBias):
         gates = jax.nn.sigmoid(score)
         gates = gates if allowed is None else jnp.where(allowed, gates, 0)
         products = jnp.swapaxes(self.products.values, 1, 2).astype(score.dtype)
-        position = jnp.minimum(sums_from_the_last(gates, self.order), products.shape[-1] - 1)
+        position = jnp.minimum(gates + sums_of_later(gates, self.order), products.shape[-1] - 1)
         below = jax.lax.stop_gradient(jnp.floor(position))
         share = position - below
         low, high = (

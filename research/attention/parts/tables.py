@@ -6,13 +6,14 @@ from research.attention.parts.block_selection import SELECTIONS
 from research.attention.parts.contextual_positions import CONTEXTUAL_POSITIONS
 from research.attention.parts.location_scores import LOCATION_SCORES
 from research.attention.parts.masks import MASKS as CONTIGUOUS_MASKS
-from research.attention.parts.normalizers import NORMALIZERS
+from research.attention.parts.normalizers import NORMALIZERS as UNORDERED_NORMALIZERS
 from research.attention.parts.part_options import MechanismPart
 from research.attention.parts.positions import MODEL_POSITIONS, ROTARY_POSITIONS
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.relative_scores import SCORE_POSITIONS
 from research.attention.parts.scores import DOT_SCORES
 from research.attention.parts.sparse_masks import SPARSE_MASKS
+from research.attention.parts.stick_breaking import ORDERED_NORMALIZERS
 
 SCORES: dict[str, type[MechanismPart]] = {**DOT_SCORES, **ADDITIVE_SCORES, **LOCATION_SCORES}
 
@@ -22,6 +23,8 @@ MASKS: dict[str, type[MechanismPart]] = {
     "bigbird": BigbirdMask,
     **SELECTIONS,
 }
+
+NORMALIZERS: dict[str, type[MechanismPart]] = {**UNORDERED_NORMALIZERS, **ORDERED_NORMALIZERS}
 
 POSITIONS: dict[str, type[MechanismPart]] = {
     **MODEL_POSITIONS,

@@ -1,4 +1,4 @@
-"""Biases of whole rows of scores, against loops over the equations of their papers in PyTorch."""
+"""Parts that need whole rows of scores, against loops over their papers' equations in PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from research.attention.parts.contextual_positions import contextual_position
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.scores import scaled_dot
 from research.attention.parts.segments import segments
+from research.attention.parts.stick_breaking import StickBreaking
 from research.attention.spec import mixer_spec
 from research.options import OptionError
 from tests.attention.cases import weighted
@@ -27,6 +28,7 @@ Q_INDEX = KV_INDEX[-T:]
 IDS = np.stack([np.arange(5 + S) // 9, np.zeros(5 + S, int)])
 MASKS = ("causal", "window", "segments")
 COUNTING = Mechanism(scaled_dot(), biases=(contextual_position(D, FARTHEST),))
+BREAKING = Mechanism(scaled_dot(), normalizer=StickBreaking())
 
 
 def arrays(seed=0):
@@ -82,32 +84,65 @@ def with_gradients(torch, function, given):
     return out.detach().numpy(), [a.grad.numpy() for a in given]
 
 
-@pytest.mark.parametrize("name", MASKS)
-def test_contextual_positions_by_loops(name):
+def broken(torch, q, k, v, seen):
+    """Stick-breaking attention by its equations, one pair at a time."""
+    out = []
+    for b, t, h in np.ndindex(B, T, H):
+        keys, values = k[b, :, h // (H // K)], v[b, :, h // (H // K)]
+        left, total = 1.0, torch.zeros(D, dtype=q.dtype)
+        for j in reversed(range(S)):
+            if seen[b, t, j]:
+                share = torch.sigmoid(q[b, t, h] @ keys[j] / D**0.5)
+                total = total + share * left * values[j]
+                left = left * (1 - share)
+        out.append(total)
+    return torch.stack(out).reshape(B, T, H, D)
+
+
+def check(name, by_loops, given, bound):
     """Values and gradients, also of keys in any order, one of which is none."""
     torch = pytest.importorskip("torch")
     order = np.random.default_rng(1).permutation(S)
 
-    def run(q, k, v, table, shuffled=None):
-        mechanism = COUNTING.bind({"biases_0_table": table}, mask(name))
-        at = {"q_index": Q_INDEX, "kv_index": KV_INDEX}
-        if shuffled is not None:
+    def run(q, k, v, *learned, kv_index=KV_INDEX):
+        if kv_index is not KV_INDEX:
             k, v = (jnp.pad(a[:, order], [(0, 0), (1, 0), (0, 0), (0, 0)]) for a in (k, v))
-            at["kv_index"] = shuffled
-        out = dense.attend(q, k, v, mechanism, **at)
+        mechanism = bound(*learned).restricted_to(mask(name))
+        out = dense.attend(q, k, v, mechanism, q_index=Q_INDEX, kv_index=kv_index)
         return weighted(out), out
 
-    grad = jax.jit(jax.grad(run, (0, 1, 2, 3), has_aux=True))
-    seen = sees(name)
-    value, gradients = with_gradients(torch, lambda *a: counted(torch, *a, seen), arrays())
-    # Positions are clipped for some pairs and lie between rows for others.
-    assert np.abs(gradients[3]).min(axis=-1).max() > 1e-3
+    grad = jax.jit(jax.grad(run, tuple(range(len(given))), has_aux=True))
+    value, gradients = with_gradients(torch, lambda *a: by_loops(torch, *a, sees(name)), given)
+    assert all(np.abs(g).max() > 1e-2 for g in gradients)
     with jax.enable_x64(True):
         placed = np.concatenate([[-1], KV_INDEX[order]])
-        for found, out in (grad(*arrays()), grad(*arrays(), placed)):
+        for found, out in (grad(*given), grad(*given, kv_index=placed)):
             np.testing.assert_allclose(out, value, rtol=1e-9, atol=1e-12)
             for a, e in zip(found, gradients, strict=True):
                 np.testing.assert_allclose(a, e, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_contextual_positions_by_loops(name):
+    check(name, counted, arrays(), lambda table: COUNTING.bind({"biases_0_table": table}))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_stick_breaking_by_loops(name):
+    check(name, broken, arrays()[:3], lambda: BREAKING)
+
+
+def test_weights_and_what_is_left_of_the_stick_make_one():
+    """However many factors underflow."""
+    scores = 40 * np.random.default_rng(3).normal(size=(1, 1, 5, 50))
+    scores[..., 0, :], scores[..., 1, :] = 100, -100
+    ordered = BREAKING.evaluate(*(jnp.zeros((1, 50, 1, 1)),) * 2, None, None).normalizer
+    weights = np.asarray(ordered(jnp.asarray(scores, jnp.float32)))[0, 0]
+    left = np.prod(1 / (1 + np.exp(scores[0, 0])), -1)
+    np.testing.assert_allclose(weights.sum(-1) + left, 1, atol=1e-6)
+    # All of it goes to the last key, or none of it to any.
+    np.testing.assert_allclose(weights[0], np.arange(50) == 49, atol=1e-30)
+    assert weights[1].sum() < 1e-30
 
 
 def test_contextual_positions_count_bounded_scores():
@@ -140,17 +175,22 @@ def test_blocks_do_not_have_whole_rows():
     for name in ("ring", "splash"):
         with pytest.raises(Unsupported, match="lacks content-dependent parts; dense has it"):
             attend(q, k, v, counting, implementation=name)
+    for name in ("blockwise", "jax_xla", "jax_cudnn"):
+        with pytest.raises(Unsupported, match="lacks normalizer 'stick_breaking'; dense has it"):
+            attend(q, k, v, BREAKING, implementation=name)
     bounded = Mechanism(biases=(softcap(2.0), *counting.biases))
     with pytest.raises(Unsupported, match="ContextualPosition .it needs whole rows of scores"):
         attend(q, k, v, bounded, implementation="blockwise")
 
 
-def test_positions_need_a_causal_mask():
-    base = {"width": 8, "num_heads": 2, "max_length": 5, "position": "cope"}
+def test_what_goes_back_from_the_query_needs_a_causal_mask():
+    base = {"width": 8, "num_heads": 2, "max_length": 5}
     for other in ({"mask": "full"}, {"mask": "prefix", "prefix_length": 2}):
         with pytest.raises(OptionError, match="position = 'cope': .* the mask is not causal"):
-            mixer_spec(**base, **other)
+            mixer_spec(**base, **other, position="cope")
+        with pytest.raises(OptionError, match="normalizer = 'stick_breaking': .* is not causal"):
+            mixer_spec(**base, **other, normalizer="stick_breaking")
     with pytest.raises(OptionError, match="max_contextual_position = 0: must be at least 1"):
-        mixer_spec(**base, max_contextual_position=0)
+        mixer_spec(**base, position="cope", max_contextual_position=0)
     with pytest.raises(ValueError, match="contextual_position: farthest = 0"):
         contextual_position(4, 0)
