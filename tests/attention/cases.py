@@ -75,6 +75,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "normalizer": "stick_breaking",
             "num_kv_heads": 2,
         },
+        {"selective": True},
+        {
+            "mask": "window",
+            "window": 4,
+            "position": "rope",
+            "num_kv_heads": 2,
+            "forget_gate": True,
+            "selective": True,
+        },
     ],
     "latent": [
         {"position": "rope"},

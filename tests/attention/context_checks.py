@@ -17,6 +17,7 @@ from research.attention.parts import biases, masks, normalizers, relative_biases
 from research.attention.parts.contextual_positions import ContextualPosition
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.segments import segments
+from research.attention.parts.selective import Selection
 from research.attention.parts.sparse_masks import Global, Local
 from research.attention.parts.stick_breaking import StickBreaking
 from research.attention.spec import make_mixer, mixer_spec
@@ -165,12 +166,12 @@ def mixer_equals_one_device(name: str, mesh: str) -> None:
 
 
 def gather_computes_what_ring_lacks() -> None:
-    """Normalizers over whole rows, and over keys in their order; positions that count keys."""
+    """What needs whole rows of scores, keys in their order, or sums over earlier queries."""
     arrays = members(qkv(LENGTH, LENGTH, HEADS, 2))
     counting = ContextualPosition(jnp.sin(jnp.arange(40.0)).reshape(5, 8))
     for mechanism in (
         Mechanism(scores.Score(), masks.causal(), (), normalizers.Sparsemax()),
-        Mechanism(scores.ScaledDot(), masks.causal(), (counting,), StickBreaking()),
+        Mechanism(scores.ScaledDot(), masks.causal(), (counting, Selection()), StickBreaking()),
     ):
         run = functools.partial(attend, mechanism=mechanism)
         with on(MESHES["data2-context4"]):

@@ -9,26 +9,29 @@ from research.attention.errors import Unsupported
 from research.attention.implementations import dense
 from research.attention.implementations.attend import attend
 from research.attention.mixers.cache import filled
+from research.attention.mixers.streaming import make_streaming
 from research.attention.parts import masks
 from research.attention.parts.biases import softcap
 from research.attention.parts.contextual_positions import contextual_position
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.scores import scaled_dot
 from research.attention.parts.segments import segments
+from research.attention.parts.selective import Selection
 from research.attention.parts.stick_breaking import StickBreaking
-from research.attention.spec import mixer_spec
+from research.attention.spec import make_mixer, mixer_spec
 from research.options import OptionError
-from tests.attention.cases import weighted
+from tests.attention.cases import numbers, weighted
 
 B, T, S, H, K, D = 2, 7, 11, 4, 2, 6
 FARTHEST = 3
 # The queries are the last of a sequence that began before.
-KV_INDEX = np.arange(5, 5 + S)
+KV_INDEX = np.arange(S)
 Q_INDEX = KV_INDEX[-T:]
-IDS = np.stack([np.arange(5 + S) // 9, np.zeros(5 + S, int)])
+IDS = np.stack([KV_INDEX // 6, np.zeros(S, int)])
 MASKS = ("causal", "window", "segments")
 COUNTING = Mechanism(scaled_dot(), biases=(contextual_position(D, FARTHEST),))
 BREAKING = Mechanism(scaled_dot(), normalizer=StickBreaking())
+SELECTING = Mechanism(scaled_dot(), biases=(Selection(),))
 
 
 def arrays(seed=0):
@@ -99,24 +102,50 @@ def broken(torch, q, k, v, seen):
     return torch.stack(out).reshape(B, T, H, D)
 
 
+def selected(torch, q, k, v, before, seen, ids):
+    """Selective attention, query after query; `before` is what earlier ones took from each key."""
+    out = []
+    for b in range(B):
+        taken = list(before[b])
+        for t in range(T):
+            near = [j for j in range(S) if seen[b, t, j]]
+            heads = [(q[b, t, h], k[b, near, h // (H // K)]) for h in range(H)]
+            logits = torch.stack([keys @ query for query, keys in heads]) / D**0.5
+            weights = torch.softmax(logits - torch.stack([taken[j] for j in near]), -1)
+            out += [weights[h] @ v[b, near, h // (H // K)] for h in range(H)]
+            for logit, j in zip(logits[0], near, strict=True):
+                first = j == 0 or ids[b, j] != ids[b, j - 1]
+                if not first and j != S - T + t:
+                    taken[j] = taken[j] + torch.relu(logit)
+    return torch.stack(out).reshape(B, T, H, D)
+
+
 def check(name, by_loops, given, bound):
-    """Values and gradients, also of keys in any order, one of which is none."""
+    """Values and gradients, also of keys in any order, one of which is none.
+
+    `bound` makes the mechanism of what is given beside queries, keys and values; and of a function
+    that puts what there is of each key in order.
+    """
     torch = pytest.importorskip("torch")
     order = np.random.default_rng(1).permutation(S)
 
-    def run(q, k, v, *learned, kv_index=KV_INDEX):
-        if kv_index is not KV_INDEX:
-            k, v = (jnp.pad(a[:, order], [(0, 0), (1, 0), (0, 0), (0, 0)]) for a in (k, v))
-        mechanism = bound(*learned).restricted_to(mask(name))
-        out = dense.attend(q, k, v, mechanism, q_index=Q_INDEX, kv_index=kv_index)
+    def run(q, k, v, *others, kv_index=KV_INDEX):
+        def placed(a):
+            if kv_index is KV_INDEX:
+                return a
+            return jnp.pad(a[:, order], [(0, 0), (1, 0), *[(0, 0)] * (a.ndim - 2)])
+
+        mechanism = bound(placed, *others).restricted_to(mask(name))
+        at = {"q_index": Q_INDEX, "kv_index": kv_index}
+        out = dense.attend(q, placed(k), placed(v), mechanism, **at)
         return weighted(out), out
 
     grad = jax.jit(jax.grad(run, tuple(range(len(given))), has_aux=True))
     value, gradients = with_gradients(torch, lambda *a: by_loops(torch, *a, sees(name)), given)
     assert all(np.abs(g).max() > 1e-2 for g in gradients)
     with jax.enable_x64(True):
-        placed = np.concatenate([[-1], KV_INDEX[order]])
-        for found, out in (grad(*given), grad(*given, kv_index=placed)):
+        shuffled = np.concatenate([[-1], KV_INDEX[order]])
+        for found, out in (grad(*given), grad(*given, kv_index=shuffled)):
             np.testing.assert_allclose(out, value, rtol=1e-9, atol=1e-12)
             for a, e in zip(found, gradients, strict=True):
                 np.testing.assert_allclose(a, e, rtol=1e-8, atol=1e-11)
@@ -124,12 +153,58 @@ def check(name, by_loops, given, bound):
 
 @pytest.mark.parametrize("name", MASKS)
 def test_contextual_positions_by_loops(name):
-    check(name, counted, arrays(), lambda table: COUNTING.bind({"biases_0_table": table}))
+    check(name, counted, arrays(), lambda _, table: COUNTING.bind({"biases_0_table": table}))
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_stick_breaking_by_loops(name):
-    check(name, broken, arrays()[:3], lambda: BREAKING)
+    check(name, broken, arrays()[:3], lambda _: BREAKING)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_selection_by_loops(name):
+    ids = IDS if name == "segments" else np.zeros_like(IDS)
+    given = *arrays()[:3], np.abs(np.random.default_rng(2).normal(size=(B, S)))
+    check(
+        name,
+        lambda *a: selected(*a, ids),
+        given,
+        lambda placed, before: SELECTING.with_tokens({"biases_0": placed(before)}),
+    )
+
+
+CHUNKS = {
+    "causal": {"mask": "causal", "position": "rope"},
+    "sinks": {"mask": "window | causal & global", "window": 3, "global_tokens": 2},
+    "blocks": {"mask": "moba & window", "window": 6, "block_length": 4, "top_blocks": 2},
+}
+
+
+@pytest.mark.parametrize("name", CHUNKS)
+def test_a_cache_keeps_what_was_selected(name):
+    """In chunks that are written to it before and after they are read, beside a rolling cache."""
+    mixer = make_mixer(width=8, num_heads=H, max_length=S, selective=True, **CHUNKS[name])
+    rolling = make_streaming(mixer, S, 0)
+
+    @jax.jit
+    def run(params, x):
+        state, found = mixer.init_state(B, S, x.dtype), []
+        for start, stop in ((0, 4), (4, 5), (5, 6), (6, S)):
+            state, y = mixer.extend(params, state, x[:, start:stop])
+            found.append(y)
+        return jnp.concatenate(found, 1), rolling(params, x), mixer(params, x)
+
+    x = np.random.default_rng(3).normal(size=(B, S, 8))
+    with jax.enable_x64(True):
+        found, rolled, expected = run(numbers(mixer), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(rolled, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_was_selected_is_wide_and_one_number_a_key():
+    mixer = make_mixer(width=8, num_heads=H, max_length=S, selective=True)
+    state = jax.eval_shape(lambda: mixer.init_state(B, S, jnp.bfloat16))
+    assert state["biases_0"].dtype == jnp.float32 and state["biases_0"].shape == (B, S)
 
 
 def test_weights_and_what_is_left_of_the_stick_make_one():
@@ -172,6 +247,8 @@ def test_blocks_do_not_have_whole_rows():
     for name in ("blockwise", "jax_xla", "jax_cudnn"):
         with pytest.raises(Unsupported, match="lacks bias ContextualPosition"):
             attend(q, k, v, counting, implementation=name)
+        with pytest.raises(Unsupported, match="lacks bias Selection"):
+            attend(q, k, v, SELECTING, implementation=name)
     for name in ("ring", "splash"):
         with pytest.raises(Unsupported, match="lacks content-dependent parts; dense has it"):
             attend(q, k, v, counting, implementation=name)
@@ -190,6 +267,8 @@ def test_what_goes_back_from_the_query_needs_a_causal_mask():
             mixer_spec(**base, **other, position="cope")
         with pytest.raises(OptionError, match="normalizer = 'stick_breaking': .* is not causal"):
             mixer_spec(**base, **other, normalizer="stick_breaking")
+        with pytest.raises(OptionError, match="selective = True: .* mask '.*' is not causal"):
+            mixer_spec(**base, **other, selective=True)
     with pytest.raises(OptionError, match="max_contextual_position = 0: must be at least 1"):
         mixer_spec(**base, position="cope", max_contextual_position=0)
     with pytest.raises(ValueError, match="contextual_position: farthest = 0"):

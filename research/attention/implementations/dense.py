@@ -78,9 +78,31 @@ def scores(
     if mechanism.has_content:
         mechanism = mechanism.evaluate(q, k, q_index, kv_index)
     at = _columns(q.shape[1], k.shape[1], q_index, kv_index)
-    whole = any(isinstance(bias, RowBias) for bias in mechanism.biases)
-    allowed = _allowed(mechanism, at) if whole else None
-    return _biased(mechanism.score(q, k, *at), mechanism, at, allowed)
+    return _biased(mechanism.score(q, k, *at), mechanism, at)
+
+
+def stored_after(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism,
+    *,
+    q_index: Integer[Array | np.ndarray, " T"],
+    kv_index: Integer[Array | np.ndarray, " S"],
+) -> dict[str, Float[Array, "B S ..."]]:
+    """Returns what to store per key once the queries of `attend` have read the keys.
+
+    Of biases that change it, by their names as in `Mechanism.project_tokens`.
+    """
+    mechanism = mechanism.evaluate(q, k, q_index, kv_index)
+    at, found = _columns(q.shape[1], k.shape[1], q_index, kv_index), {}
+    scores, head = mechanism.score(q, k, *at), jnp.arange(q.shape[2])[:, None, None]
+    for n, bias in enumerate(mechanism.biases):
+        if isinstance(bias, RowBias):
+            stored = bias.stored_after(scores, *at, mechanism.mask)
+            found |= {} if stored is None else {f"biases_{n}": stored}
+        scores = _with_bias(bias, scores, mechanism.mask, head, at)
+    return found
 
 
 def _columns(t, s, q_index, kv_index):
@@ -90,25 +112,22 @@ def _columns(t, s, q_index, kv_index):
     return q_index, kv_index
 
 
-def _biased(scores, mechanism, at, allowed):
+def _biased(scores, mechanism, at):
     head = jnp.arange(scores.shape[1])[:, None, None]
     for bias in mechanism.biases:
-        if isinstance(bias, RowBias):
-            scores = bias.of_rows(scores, *at, allowed)
-        else:
-            scores = bias(scores, head, *at)
+        scores = _with_bias(bias, scores, mechanism.mask, head, at)
     return scores
+
+
+def _with_bias(bias, scores, mask, head, at):
+    if isinstance(bias, RowBias):
+        return bias.of_rows(scores, *at, mask)
+    return bias(scores, head, *at)
 
 
 def _parts(scores, mechanism, at):
     """Returns numerator and divisor of the weights."""
-    allowed = _allowed(mechanism, at)
-    scores = _biased(scores, mechanism, at, allowed)
-    return mechanism.normalizer.numerator_and_divisor(scores, allowed)
-
-
-def _allowed(mechanism, at):
-    """Returns the pairs that the mask allows; None for all."""
     mask = mechanism.mask
     # The base class allows every pair: None spares the normalizer a select over T*S numbers.
-    return None if type(mask) is Mask else mask(*at)
+    allowed = None if type(mask) is Mask else mask(*at)
+    return mechanism.normalizer.numerator_and_divisor(_biased(scores, mechanism, at), allowed)

@@ -23,6 +23,7 @@ from research.attention.parts.predicted_window import PredictedWindow, predicted
 from research.attention.parts.relative_biases import BIAS_POSITIONS
 from research.attention.parts.relative_scores import SCORE_POSITIONS
 from research.attention.parts.scores import Score, scaled_dot
+from research.attention.parts.selective import Selection
 from research.attention.parts.tables import MASKS, NORMALIZERS, POSITIONS, SCORES
 from research.attention.parts.talking_heads import talking_heads
 from research.options import Joined, OptionError, choice, name_of, option
@@ -150,6 +151,12 @@ class ScoredOptions(AttentionOptions):
         source="Lin et al. 2025 (Forgetting Transformer), section 3",
         where=("self",),
     )
+    selective: bool = option(
+        False,
+        "subtracts from scores what the first head of earlier queries gave the same key",
+        source="Leviathan et al. 2024 (Selective Attention), section 3",
+        where=("self",),
+    )
     talking_heads: bool = option(
         False,
         "mixes the scores, and then the weights, across heads",
@@ -198,21 +205,27 @@ class ScoredOptions(AttentionOptions):
         return score, normalizer
 
     def build_biases(self, context: Context) -> tuple[Bias, ...]:
-        """Returns the enabled biases, the forget gate last.
+        """Returns the enabled biases, the forget gate and selection last.
 
         Raises:
-          OptionError: a forget gate or the position needs a causal mask, which this is not.
+          OptionError: a part needs a causal mask, and this is not.
         """
         found = super().build_biases(context)
         if isinstance(self.position, tuple(CONTEXTUAL_POSITIONS.values())):
             found = (*found, self.position.build(self.sizes(context)))
-        if not self.forget_gate:
-            return found
-        if self.build_mask(context).prefix_length != 0:
-            message = f"it decays towards the past, and mask {self.mask.text!r} is not causal"
-            raise OptionError("forget_gate", True, message)
-        width, heads = self.sizes(context).width, self.num_heads
-        return *found, forget_gate(width, heads, context.init_stddev)
+        causal = self.build_mask(context).prefix_length == 0
+        if self.forget_gate:
+            if not causal:
+                message = f"it decays towards the past, and mask {self.mask.text!r} is not causal"
+                raise OptionError("forget_gate", True, message)
+            width, heads = self.sizes(context).width, self.num_heads
+            found = (*found, forget_gate(width, heads, context.init_stddev))
+        if self.selective:
+            if not causal:
+                message = f"it selects for later queries, and mask {self.mask.text!r} is not causal"
+                raise OptionError("selective", True, message)
+            found = (*found, Selection())
+        return found
 
     def build_predicted_window(self, context: Context) -> PredictedWindow | None:
         """Returns the window whose center each query predicts, if there is one."""

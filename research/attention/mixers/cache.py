@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from research.attention.errors import Unsupported
 from research.attention.parts.masks import Blocks, Bounds, Index, Mask
@@ -94,6 +94,28 @@ def extend(mask: Mask, state: PyTree, new: dict[str, Array]) -> tuple[PyTree, Py
         return written, written
     seen = {name: jnp.concatenate([state[name], new[name]], axis=1) for name in new}
     return written, {**seen, "positions": jnp.concatenate([state["positions"], index])}
+
+
+def replace(
+    mask: Mask, before: PyTree, after: PyTree, changed: dict[str, Float[Array, "B S ..."]]
+) -> PyTree:
+    """Returns a cache that stores something else of the tokens that were attended to.
+
+    Args:
+      mask: the mask that the cache was made for.
+      before: the cache that was given to `extend`.
+      after: the cache that it returned.
+      changed: by name, what replaces arrays that it returned to be attended to.
+    """
+    slots = before["positions"].shape[0]
+    for name, a in changed.items():
+        if a.shape[1] > slots:
+            # What was attended to is the old slots and the new tokens.
+            state = {**before, name: a[:, :slots]}
+            new = {name: a[:, slots:]}
+            a = _write(mask, state, new, positions(before, a.shape[1] - slots))[name]
+        after = {**after, name: a}
+    return after
 
 
 def _write(mask: Mask, state: PyTree, new: dict[str, Array], index: Array) -> PyTree:

@@ -143,17 +143,16 @@ class SelfAttention(Mixer):
           earlier: what earlier layers handed over, for `AcrossLayers`; ignored here.
         """
         if state is None:
-            index = at = np.arange(x.shape[1])
+            index = np.arange(x.shape[1])
             seen, values = self._entries(params, x, index, earlier)
-            implementation = self.implementation
-        else:
-            index = cache.positions(state, x.shape[1])
-            new, values = self._entries(params, x, index, earlier)
-            state, seen = cache.extend(self.mechanism.cache_mask, state, new)
-            at, mask = seen["positions"], cache.filled
-            implementation = decoding_implementation(self.implementation, x.shape[1])
-        out = self._attend(self._attend_fn(implementation), params, x, seen, index, at, mask)
-        return state, self.merge(params, x, out), Handed(values, seen)
+            attend_fn = self._attend_fn(self.implementation)
+            out = self._attend(attend_fn, params, x, seen, index, index, mask)
+            return None, self.merge(params, x, out), Handed(values, seen)
+        index, kept = cache.positions(state, x.shape[1]), self.mechanism.cache_mask
+        new, values = self._entries(params, x, index, earlier)
+        after, seen = cache.extend(kept, state, new)
+        changed, y = self._decode(params, x, seen, index, seen["positions"], cache.filled)
+        return cache.replace(kept, state, after, changed), y, Handed(values, seen)
 
     def attention_trace(
         self,
@@ -209,8 +208,10 @@ class SelfAttention(Mixer):
         q_index: Int[Array, " T"],
         kv_index: Int[Array, " S"],
         mask: Mask,
-    ) -> Float[Array, "B T M"]:
+    ) -> tuple[dict[str, Float[Array, "B S ..."]], Float[Array, "B T M"]]:
         """Computes attention of some tokens to cached ones, at given positions of both.
+
+        Returns the cached arrays that change by it, and the output.
 
         Args:
           params: as in `__call__`.
@@ -220,11 +221,16 @@ class SelfAttention(Mixer):
           kv_index: positions of the keys.
           mask: restricts the mixer's own mask further.
         """
+        return self._decode(params, x, self._placed(cached, kv_index), q_index, kv_index, mask)
+
+    def _decode(self, params, x, cached, q_index, kv_index, mask):
+        """Does the same as `attend_to_cached`, with keys that are at their positions."""
         attend_fn = self._attend_fn(decoding_implementation(self.implementation, x.shape[1]))
-        out = self._attend(
-            attend_fn, params, x, self._placed(cached, kv_index), q_index, kv_index, mask
-        )
-        return self.merge(params, x, out)
+        at, changed = (q_index, kv_index, mask), {}
+        out = self._attend(attend_fn, params, x, cached, *at)
+        if self.mechanism.changes_tokens:
+            changed = self._attend(dense.stored_after, params, x, cached, *at)
+        return changed, self.merge(params, x, out)
 
     def _entries(self, params, x, index, earlier=None):
         """Returns `cache_entries` of tokens at these positions, keys rotated, and their values."""

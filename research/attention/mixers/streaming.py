@@ -78,10 +78,9 @@ class Streaming(Mixer):
         state, seen = cache.extend(self._rolls, state, self.inner.cache_entries(params, x))
         kept = {name: a for name, a in seen.items() if name not in cache.NON_TOKEN_ENTRIES}
         places = self._places(seen["positions"], index)
-        y = self.inner.attend_to_cached(
-            params, x, kept, self._places(index, index), places, cache.filled
-        )
-        return state, y
+        at = self._places(index, index), places, cache.filled
+        changed, y = self.inner.attend_to_cached(params, x, kept, *at)
+        return {**state, **changed}, y
 
     def _places(self, positions: Int[Array, " S"], now: Int[Array, " 1"]) -> Int[Array, " S"]:
         """Returns places in the cache for positions in the text, when `now` is the latest one.

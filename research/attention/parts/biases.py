@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
+
+from research.attention.parts.masks import Mask
 
 Index = Integer[Array | np.ndarray, "..."]
 
@@ -62,17 +64,26 @@ class RowBias(Bias):
         score: Float[Array, "B H T S"],
         q_index: Index,
         kv_index: Index,
-        allowed: Bool[Array, "..."] | None,
+        mask: Mask,
     ) -> Float[Array, "B H T S"]:
-        """Returns the new scores of whole rows; those that are not allowed mean nothing.
+        """Returns the new scores of whole rows; those that the mask forbids mean nothing.
 
         Args:
           score: the scores of the queries on all keys, float32 or wider.
           q_index: absolute query positions, (T, 1).
           kv_index: absolute key positions, (1, S).
-          allowed: the pairs that the mask allows, broadcastable to the scores; None: all.
+          mask: the pairs that are allowed.
         """
         raise NotImplementedError
+
+    def stored_after(
+        self, score: Float[Array, "B H T S"], q_index: Index, kv_index: Index, mask: Mask
+    ) -> Float[Array, "B S ..."] | None:
+        """Returns what to store per key once these queries have read the keys.
+
+        None if what is stored does not change. Arguments are those of `of_rows`.
+        """
+        return None
 
 
 @jax.tree_util.register_dataclass

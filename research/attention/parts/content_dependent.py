@@ -63,10 +63,13 @@ class ContentDependent:
     Attributes:
       required_projections: the projections it needs, of "query" and "key".
       mixes_segments: whether what a query sees of its own segment depends on other segments.
+      changes_tokens: whether queries change what is stored of the keys; see
+        `RowBias.stored_after`.
     """
 
     required_projections: ClassVar[tuple[str, ...]] = ()
     mixes_segments: ClassVar[bool] = False
+    changes_tokens: ClassVar[bool] = False
 
     def project_tokens(self, x: Float[Array, "B N M"]) -> Float[Array, "B N ..."] | None:
         """Returns what to store per token for `evaluate`, float32 or wider; None for nothing."""

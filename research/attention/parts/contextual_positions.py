@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from research.attention.parameters import Constant, Parameter, table_axes
 from research.attention.parts.biases import Index, RowBias
@@ -70,10 +70,9 @@ class ContextualBias(RowBias):
         score: Float[Array, "B H T S"],
         q_index: Index,
         kv_index: Index,
-        allowed: Bool[Array, "..."] | None,
+        mask: Mask,
     ) -> Float[Array, "B H T S"]:
-        gates = jax.nn.sigmoid(score)
-        gates = gates if allowed is None else jnp.where(allowed, gates, 0)
+        gates = jnp.where(mask(q_index, kv_index), jax.nn.sigmoid(score), 0)
         products = jnp.swapaxes(self.products.values, 1, 2).astype(score.dtype)
         position = jnp.minimum(gates + sums_of_later(gates, self.order), products.shape[-1] - 1)
         below = jax.lax.stop_gradient(jnp.floor(position))

@@ -55,6 +55,11 @@ class Mechanism:
         return has_content(self)
 
     @property
+    def changes_tokens(self) -> bool:
+        """Whether queries change what is stored of the keys beside keys and values."""
+        return any(part.changes_tokens for _, part in self._content_parts())
+
+    @property
     def cache_mask(self) -> Mask:
         """The mask that determines which keys a decoding cache keeps.
 
