@@ -3,8 +3,8 @@
     python -m research.sweep --experiment=experiments/sinks.py --workdir=runs/sinks
     python -m research.report --workdir=runs/sinks
 
-9 runs, about 3 minutes on one core. Needs tiny Shakespeare. Expect no difference at all:
-perplexities with 0 and 4 first tokens are equal to 0.1 %, in models of nanoGPT's size too
+24 runs, 9 minutes on one core. Needs tiny Shakespeare. Expect no difference at all: over 8 seeds,
+perplexities with 0 and 4 first tokens are equal to 0.2 %, in models of nanoGPT's size too
 (experiments/sinks_nanogpt.py).
 
 Xiao et al. 2023 find that large models put much of their attention on the first tokens, whatever
@@ -13,8 +13,6 @@ ruins the perplexity, and one that keeps four of them does not. A softmax that m
 nowhere should need none. Here a character model is trained at 64 characters and streamed through a
 cache of 64, with 0, 1, 2 and 4 first tokens kept; the outcome is the perplexity with none over that
 with four. Windows of training begin anywhere in the text, as theirs do.
-
-The figures are of validation, which also chose the checkpoints; the outcome is of a test by now.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
@@ -33,7 +31,7 @@ experiment = Experiment(
         "model.num_layers": 2,
         "model.feedforward": 256,
         "train.steps": 600,
-        "train.eval_every": 300,
+        "train.eval_every": 50,
         "train.eval_batches": 12,
         "train.checkpoint_every": 600,
         "optimizer.learning_rate": 3e-3,
@@ -43,7 +41,7 @@ experiment = Experiment(
         "softmax with a learned sink": {"model.normalizer": "softmax_sink"},
         "softmax off by one": {"model.normalizer": "softmax_plus_one"},
     },
-    seeds=(0, 1, 2),
+    seeds=8,
     outcome=Outcome(metric="stream_perplexity_ratio"),
     claims=(
         Claim(
