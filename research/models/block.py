@@ -6,6 +6,7 @@ scan over repeats of a pattern of blocks (usually one) with stacked parameters, 
 not grow with depth. Parameters are float32; activations have `dtype`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,10 @@ from jaxtyping import Array, Float
 from research.attention.implementations.flash import ATTENTION_OUT
 from research.attention.mixers.across_layers import AcrossLayers
 from research.attention.mixers.cross_attention import CrossAttention
-from research.attention.mixers.mixer import Mixer
+from research.attention.mixers.mixer import Mixer, places_of
 from research.attention.mixers.self_attention import Earlier, Handed, SelfAttention
 from research.attention.parts.masks import Mask
+from research.models.canon import Canon, empty_pasts
 from research.models.primitives import ACTIVATIONS, GATED, Norm, linear, matrix_init
 from research.parallel.rules import constrain
 
@@ -56,6 +58,7 @@ class TransformerConfig:
     norm: str
     norm_epsilon: float
     norm_placement: str
+    canon: str
     use_bias: bool
     tie_embeddings: bool
     base_width: int
@@ -111,11 +114,24 @@ class FeedForward(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+    def __call__(
+        self, x: Float[Array, "B T M"], filtered: Callable[[Array], Array] | None = None
+    ) -> Float[Array, "B T M"]:
+        """Returns the output.
+
+        Args:
+          x: the input.
+          filtered: applied to what the activation gets, beside the gate if there is one. Its
+            parameters are among those of this layer.
+        """
         c = self.config
-        y = ACTIVATIONS[c.activation](self.project("in", x, c.feedforward))
-        if c.activation in GATED:
-            y = y * self.project("gate", x, c.feedforward)
+        names = ("in", "gate") if c.activation in GATED else ("in",)
+        y, *gate = (self.project(name, x, c.feedforward) for name in names)
+        if filtered is not None:
+            y, *gate = jnp.split(filtered(jnp.concatenate([y, *gate], -1)), len(names), -1)
+        y = ACTIVATIONS[c.activation](y)
+        if gate:
+            y = y * gate[0]
         # GPT-2 initialization: scale by 1 / sqrt(2 L), since 2 L sublayers add to the residual
         # stream (Radford et al. 2019, section 2.3), so its variance does not grow with depth.
         return self.project("out", y, c.width, (2 * c.num_layers) ** -0.5)
@@ -232,12 +248,26 @@ class Block(nn.Module):
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
         weights, handed, own_mask = None, None, mask if self.cross is None else None
+        pasts = empty_pasts(c, len(x), x.dtype)
+        places = places_of("canon", own_mask) if pasts else None
+        if pasts and state is not None:
+            state, pasts = state["mixer"], dict(state["canon"])
+
+        def canon(point: str, y: Array) -> Array:
+            if point in pasts:
+                layer = Canon("hidden_taps" if point == "d" else "taps", name=f"canon_{point}")
+                y, pasts[point] = layer(y, pasts[point], places)
+            return y
 
         def mix(y: Array) -> Array:
             nonlocal state, handed
             layer = MixerLayer(self.mixer, name="mixer")
-            y, state, handed = layer(y, state, own_mask, earlier)
+            y, state, handed = layer(canon("a", y), state, own_mask, earlier)
             return drop(y)
+
+        def feed_forward(y: Array) -> Array:
+            filtered = functools.partial(canon, "d") if "d" in pasts else None
+            return drop(FeedForward(c, name="feedforward")(canon("c", y), filtered))
 
         def attend_to_source(y: Array) -> Array:
             nonlocal weights
@@ -253,7 +283,9 @@ class Block(nn.Module):
         if self.cross is not None and source is not None:
             x = residual(c, "norm_cross", x, attend_to_source)
         if c.feedforward:
-            x = residual(c, "norm2", x, lambda y: drop(FeedForward(c, name="feedforward")(y)))
+            x = residual(c, "norm2", x, feed_forward)
+        if pasts and state is not None:
+            state = {"mixer": state, "canon": pasts}
         return x, (state, weights, handed)
 
 

@@ -16,6 +16,7 @@ from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
 from research.models.block import HIDDEN, TransformerConfig, final_norm, run_layers
+from research.models.canon import POINTS
 from research.models.layers import (
     Layer,
     Substitutes,
@@ -177,6 +178,13 @@ class DecoderOptions(TransformerOptions):
         0,
         "positions of a sequence whose logits exist at once in training and evaluation; 0: all",
         least=0,
+    )
+    canon: str = option(
+        "none",
+        "Canon layers, x plus a causal convolution of four taps: a: before the mixer; c: before "
+        "the feed-forward layer; d: before its activation",
+        allowed=POINTS,
+        source="Allen-Zhu 2025 (Physics of Language Models 4.1), section 4",
     )
     pattern: tuple[str, ...] = option(
         (),

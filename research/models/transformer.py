@@ -13,7 +13,14 @@ from research.attention.mixers.projections import NORM_EPSILON
 from research.attention.parameters import matrix_axes, table_axes, vector_axes
 from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
-from research.models.block import KEPT, NORM_PLACEMENTS, TransformerConfig, final_norm, run_layers
+from research.models.block import (
+    KEPT,
+    NORM_PLACEMENTS,
+    TransformerConfig,
+    final_norm,
+    run_layers,
+)
+from research.models.canon import empty_pasts
 from research.models.layers import (
     ModelSize,
     hidden_stddev,
@@ -36,6 +43,8 @@ AXES = {
     "in": matrix_axes("width", "feedforward"),
     "gate": matrix_axes("width", "feedforward"),
     "out": matrix_axes("feedforward", "width"),
+    "taps": table_axes("taps", "width", roles="oo"),
+    "hidden_taps": table_axes("taps", "feedforward", roles="oo"),
     "in_bias": vector_axes("feedforward"),
     "gate_bias": vector_axes("feedforward"),
     "out_bias": vector_axes("width"),
@@ -43,8 +52,8 @@ AXES = {
     "bias": vector_axes("width"),
 }
 
-OF_OUTPUT = ("tie_embeddings", "base_width", "output_cap", "loss_chunk")
-"""Options that only models with an output matrix of their own have."""
+OF_DECODER = ("tie_embeddings", "base_width", "output_cap", "loss_chunk", "canon")
+"""Options that only some models of transformer layers have."""
 
 SourceKeysValues = dict[str, Float[Array, "L B S K D"]]
 """Projected keys and values of a source, for the cross-attention of every layer."""
@@ -135,6 +144,8 @@ def init_state(config: TransformerConfig, batch: int, length: int) -> dict:
     repeats = config.num_layers // len(config.mixers)
     dtype = jnp.dtype(config.dtype)
     layers = tuple(mixer.init_state(batch, length, dtype) for mixer in config.mixers)
+    if pasts := empty_pasts(config, batch, dtype):
+        layers = tuple({"mixer": state, "canon": pasts} for state in layers)
     stacked = jax.tree.map(lambda a: jnp.stack([a] * repeats), layers)
     return {"step": jnp.int32(0), "layers": stacked}
 
@@ -192,6 +203,7 @@ def transformer_config(
         "base_width": 0,
         "output_cap": 0.0,
         "loss_chunk": 0,
+        "canon": "none",
         "init_stddev": hidden_stddev(model),
         "position": "none",
         "vocab_size": vocab_size,
@@ -201,6 +213,6 @@ def transformer_config(
         "implementation": implementation_names(specs),
     }
     for one in fields(TransformerConfig):
-        if one.name not in values or one.name in OF_OUTPUT:
+        if one.name not in values or one.name in OF_DECODER:
             values[one.name] = getattr(model, one.name, values.get(one.name))
     return TransformerConfig(**values | changes)

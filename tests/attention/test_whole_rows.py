@@ -153,7 +153,7 @@ def check(name, by_loops, given, bound):
 
 @pytest.mark.parametrize("name", MASKS)
 def test_contextual_positions_by_loops(name):
-    check(name, counted, arrays(), lambda _, table: COUNTING.bind({"biases_0_table": table}))
+    check(name, counted, arrays(), lambda _, table: COUNTING.bind({"biases_0_embedding": table}))
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -236,14 +236,14 @@ def test_keys_of_score_zero_are_half_a_position_apart():
     mechanism = Mechanism(mask=masks.causal(), biases=(contextual_position(1, 2),))
     q, k = jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 6, 1, 1))
     at = {"q_index": np.asarray([5]), "kv_index": np.arange(6)}
-    found = dense.scores(q, k, mechanism.bind({"biases_0_table": table}), **at)
+    found = dense.scores(q, k, mechanism.bind({"biases_0_embedding": table}), **at)
     # From the last: 0.5, 1, 1.5, 2 and 2 from there on.
     np.testing.assert_allclose(found[0, 0, 0], [10, 10, 10, 5.5, 1, 0.5], rtol=1e-6)
 
 
 def test_blocks_do_not_have_whole_rows():
     q, k, v, table = jax.tree.map(jnp.float32, arrays())
-    counting = COUNTING.bind({"biases_0_table": table}, masks.causal())
+    counting = COUNTING.bind({"biases_0_embedding": table}, masks.causal())
     for name in ("blockwise", "jax_xla", "jax_cudnn"):
         with pytest.raises(Unsupported, match="lacks bias ContextualPosition"):
             attend(q, k, v, counting, implementation=name)

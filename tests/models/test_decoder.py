@@ -50,6 +50,7 @@ VARIANTS = {
     "window": {"mask": "window", "window": 3},
     "learned": {"position": "learned"},
     "sinusoidal": {"position": "sinusoidal"},
+    "canon": {"canon": "acd", "activation": "swiglu"},
     "grouped": {"num_heads": 4, "num_kv_heads": 1},
     "capped": {"softcap": 5.0, "score": "cosine", "use_bias": True},
     "linear": {"mixer": "linear", "position": "none"},

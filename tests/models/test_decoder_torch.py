@@ -1,5 +1,7 @@
 """The decoder and its gradients against PyTorch's, written from the papers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,19 @@ def torch_logits(torch, p, tokens, model):
     x = p["embedding"][tokens]
     if model["position"] == "learned":
         x = x + p["position"][: tokens.shape[1]]
-    place = model["norm_placement"]
+    place, canon = model["norm_placement"], model["canon"]
+
+    def filtered(x, layer, point):
+        """x plus the convolution with four taps, newest input first, by torch.conv1d."""
+        if point not in canon.replace("none", ""):
+            return x
+        if point == "d":
+            taps = layer["feedforward"]["canon_d"]["hidden_taps"]
+        else:
+            taps = layer[f"canon_{point}"]["taps"]
+        past = functional.pad(x.transpose(1, 2), (len(taps) - 1, 0))
+        y = functional.conv1d(past, taps.flip(0).T[:, None], groups=taps.shape[1])
+        return x + y.transpose(1, 2)
 
     def before(x, name):
         return norm(x, layer[name]) if place in ("pre", "sandwich") else x
@@ -52,7 +66,7 @@ def torch_logits(torch, p, tokens, model):
 
     for i in range(model["num_layers"]):
         layer = select(torch, p["layers"]["0"], i)
-        y = before(x, "norm1")
+        y = filtered(before(x, "norm1"), layer, "a")
         q, k, v = (linear(y, layer["mixer"], name) for name in ("query", "key", "value"))
         if model["position"] == "rope":
             q, k = rotated(q), rotated(k)
@@ -62,15 +76,17 @@ def torch_logits(torch, p, tokens, model):
         ).transpose(1, 2)
         y = torch.tensordot(y, layer["mixer"]["out"], dims=2)
         x = added(x, y + layer["mixer"].get("out_bias", 0.0), "norm1")
-        y = before(x, "norm2")
+        y = filtered(before(x, "norm2"), layer, "c")
         feed = layer["feedforward"]
-        if model["activation"] == "swiglu":
-            y = functional.silu(linear(y, feed, "in")) * linear(y, feed, "gate")
-        elif model["activation"] == "geglu":
-            opened = functional.gelu(linear(y, feed, "in"), approximate="tanh")
-            y = opened * linear(y, feed, "gate")
-        else:
-            y = functional.gelu(linear(y, feed, "in"))
+        names = ["in", "gate"] if model["activation"] in ("swiglu", "geglu") else ["in"]
+        opened = torch.cat([linear(y, feed, name) for name in names], -1)
+        y, *gate = filtered(opened, layer, "d").chunk(len(names), -1)
+        y = {
+            "swiglu": functional.silu,
+            "geglu": functools.partial(functional.gelu, approximate="tanh"),
+            "gelu": functional.gelu,
+        }[model["activation"]](y)
+        y = y * gate[0] if gate else y
         x = added(x, linear(y, feed, "out"), "norm2")
     x = x if place == "post" else norm(x, p["norm"])
     return x @ p["embedding"].T if model["tie_embeddings"] else linear(x, p, "head")
@@ -90,12 +106,14 @@ PEERS = {
     "norms after the sum": NANOGPT | {"norm_placement": "post"},
     "norms around, gated": LLAMA | {"norm_placement": "sandwich", "activation": "geglu"},
     "norms of outputs": LLAMA | {"norm_placement": "output"},
+    "canon layers": LLAMA | {"canon": "acd"},
+    "a canon layer": NANOGPT | {"canon": "d"},
     "llama with grouped heads": LLAMA | {"num_heads": 4, "num_kv_heads": 2, "norm_epsilon": 0.1},
 }
 
 
 # Each is one of the others without something.
-LESS = {"nanogpt", "llama", "norms of outputs"}
+LESS = {"nanogpt", "llama", "norms of outputs", "a canon layer"}
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ NAMES = {
     "activation": "relu",
     "norm": "layernorm",
     "norm_placement": "post",
+    "canon": "acd",
     "mixer": "linear",
     "qk_norm": "rms",
     "value_residual": "half",

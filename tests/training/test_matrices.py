@@ -31,6 +31,7 @@ NO_MATRICES = (
     "skip",
     "offset",
     "lambda",
+    "value_mix",
     "class_token",
     "pool/vector",
     "biases_0_table",  # of t5: a number per bucket and head

@@ -37,7 +37,7 @@ class ContextualPosition(RowBias, ContentDependent):
     """
 
     required_projections: ClassVar[tuple[str, ...]] = ("query",)
-    table: Any  # e, a Parameter or an array (P, D); row p is position p
+    embedding: Any  # e, a Parameter or an array (P, D); row p is position p
 
     def evaluate(
         self,
@@ -48,7 +48,7 @@ class ContextualPosition(RowBias, ContentDependent):
     ) -> "ContextualBias":
         """Returns the bias with the products of the queries and all rows of the table."""
         dtype = jnp.promote_types(q.dtype, jnp.float32)
-        table = self.table.astype(q.dtype)
+        table = self.embedding.astype(q.dtype)
         products = jnp.einsum("bthd,pd->bthp", q, table, preferred_element_type=dtype)
         return ContextualBias(PerQuery(products), key_order(kv_index))
 
