@@ -227,7 +227,7 @@ def test_contextual_positions_count_bounded_scores():
     names = [type(bias).__name__ for bias in mechanism.biases]
     assert names == ["Softcap", "ContextualPosition", "ForgetGate"]
     # Never more rows than a position can reach.
-    assert mechanism.parameters()["biases_1_table"].shape == (6, 4)
+    assert mechanism.parameters()["biases_1_embedding"].shape == (6, 4)
 
 
 def test_keys_of_score_zero_are_half_a_position_apart():
