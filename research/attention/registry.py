@@ -16,6 +16,7 @@ from research.attention.mixers.linear.kernelized import (
     LinearOptions,
     PerformerOptions,
 )
+from research.attention.mixers.linear.kimi_delta import KimiDeltaOptions
 from research.attention.mixers.linear.state_space import StateSpaceOptions
 from research.attention.mixers.linformer import LinformerOptions
 from research.attention.mixers.mixer_options import MixerOptions
@@ -44,6 +45,7 @@ MIXERS: dict[str, type[MixerOptions]] = {
     "state_space": StateSpaceOptions,
     "delta": DeltaOptions,
     "gated_delta": GatedDeltaOptions,
+    "kimi_delta": KimiDeltaOptions,
     "gated_convolution": GatedConvolutionOptions,
     "gru": GruOptions,
     "lstm": LstmOptions,

@@ -96,6 +96,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "state_space": [{"short_convolution": 3}],
     "delta": [{"short_convolution": 3}],
     "gated_delta": [{"short_convolution": 3}],
+    "kimi_delta": [{"short_convolution": 3}],
     "gated_convolution": [{"filter_length": 3}, {"filter_length": 20, "max_length": 24}],
 }
 
@@ -195,6 +196,7 @@ REPEATED = {
     "mixer=gated_linear,block_size=5,short_convolution=3",
     "mixer=state_space,block_size=5,short_convolution=3",
     "mixer=delta,block_size=5,short_convolution=3",
+    "mixer=kimi_delta,block_size=5,short_convolution=3",
 }
 REPEATED |= {_name(part) for pair in mixed() for part in pair if all(pair)}
 

@@ -72,8 +72,16 @@ CASES = {
     ),
 }
 # Three kinds of decay and a matrix; the others are special cases of them.
-MIXERS = ("gated_linear", "gated_delta", "state_space", "retention", "delta", "linear")
-PARTED = ("gated_linear", "gated_delta", "linear")
+MIXERS = (
+    "gated_linear",
+    "gated_delta",
+    "state_space",
+    "retention",
+    "delta",
+    "linear",
+    "kimi_delta",
+)
+PARTED = ("gated_linear", "gated_delta", "linear", "kimi_delta")
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ LINEAR_TIME = (
     "state_space",
     "delta",
     "gated_delta",
+    "kimi_delta",
 )
 
 

@@ -15,29 +15,35 @@ B, T, H, D, E = 2, 13, 3, 5, 4
 # Every form, the chunkwise one with chunks that divide 13 and that do not.
 RUNS = [("parallel",), ("recurrent",), *(("chunkwise", chunk) for chunk in (1, 5, 13, 64))]
 runs = pytest.mark.parametrize("run", RUNS, ids=str)
-gated = pytest.mark.parametrize("gated", [False, True], ids=["delta", "gated"])
+# The shape of the decays of a token.
+KINDS = {"delta": None, "gated": (H,), "by channel": (H, D)}
+kinds = pytest.mark.parametrize("kind", KINDS)
 mixers = pytest.mark.parametrize("cls", [DeltaNet, GatedDeltaNet])
 
 
-def problem(gated: bool, length: int = T):
+def problem(kind: str, length: int = T):
     """q, k, v, beta, log decay and an initial memory, in float64."""
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, B, length, H, D))
     k /= np.linalg.norm(k, axis=-1, keepdims=True)
     v, memory = rng.normal(size=(B, length, H, E)), rng.normal(size=(B, H, D, E))
     beta = rng.uniform(size=(B, length, H))
-    return q, k, v, beta, -rng.exponential(size=(B, length, H)) if gated else None, memory
+    shape = KINDS[kind]
+    return q, k, v, beta, shape and -rng.exponential(size=(B, length, *shape)), memory
 
 
 def equation(q, k, v, beta, log_decay, memory):
-    """S_t = S_{t-1} (a_t (I - b_t k_t k_t^T)) + b_t v_t k_t^T and y_t = S_t q_t, as published."""
+    """S_t = S_{t-1} diag(a_t) (I - b_t k_t k_t^T) + b_t v_t k_t^T and y_t = S_t q_t.
+
+    As published, with one a_t for a head or one for each channel of its keys.
+    """
     out, final = np.zeros(v.shape), np.zeros(memory.shape)
     for b, h in np.ndindex(*memory.shape[:2]):
         s = memory[b, h].T.astype(np.float64)
         for t in range(q.shape[1]):
             key, rate = k[b, t, h].astype(np.float64), float(beta[b, t, h])
-            a = 1.0 if log_decay is None else np.exp(float(log_decay[b, t, h]))
-            s = s @ (a * (np.eye(len(key)) - rate * np.outer(key, key)))
+            a = 1.0 if log_decay is None else np.exp(log_decay[b, t, h].astype(np.float64))
+            s = (s * a) @ (np.eye(len(key)) - rate * np.outer(key, key))
             s = s + rate * np.outer(v[b, t, h], key)
             out[b, t, h] = s @ q[b, t, h]
         final[b, h] = s.T
@@ -71,10 +77,10 @@ def close(actual, expected, tolerance):
         np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max(initial=0.1))
 
 
-@gated
-def test_forms_are_the_equation(gated):
+@kinds
+def test_forms_are_the_equation(kind):
     """In values, and in gradients against central differences of the loops."""
-    arrays = problem(gated)
+    arrays = problem(kind)
     with jax.enable_x64(True):
         found = {run: jax.tree.map(np.asarray, compiled(*run)(arrays)) for run in RUNS}
     expected, (_, reference) = equation(*arrays), found[("recurrent",)]
@@ -94,7 +100,8 @@ def test_forms_are_the_equation(gated):
         assert np.sum(reference[i] * step) == pytest.approx((ahead - behind) / 2, rel=1e-6)
 
 
-def extreme(name: str, length: int):
+def extreme(name: str, shape: tuple[int, ...]):
+    length = shape[1]
     log = {
         "none": np.zeros(length),
         "gentle": np.full(length, -1e-8),
@@ -102,16 +109,19 @@ def extreme(name: str, length: int):
         "sudden": np.where(np.arange(length) == 3, -1e4, -1e-3 * np.arange(length)),
         "strong then gentle": np.where(np.arange(length) < length // 2, -16.0, -1e-3),
     }[name]
-    return np.broadcast_to(log[None, :, None], (B, length, H)).copy()
+    log = np.broadcast_to(log.reshape(-1, *[1] * (len(shape) - 2)), shape).copy()
+    if len(shape) == 4:  # every other channel keeps everything
+        log[..., 1::2] = 0
+    return log
 
 
+@pytest.mark.parametrize("kind", ["gated", "by channel"])
 @pytest.mark.parametrize("name", ["none", "gentle", "total", "sudden", "strong then gentle"])
 @pytest.mark.parametrize("run", [("parallel",), ("recurrent",), ("chunkwise", 32)], ids=str)
-def test_extreme_decays(run, name):
+def test_extreme_decays(run, name, kind):
     """In float32: right, not only finite. Sums of logs lose what is small after a large one."""
-    length = 70
-    arrays = list(problem(True, length))
-    arrays[4] = extreme(name, length)
+    arrays = list(problem(kind, 70))
+    arrays[4] = extreme(name, arrays[4].shape)
     arrays = tuple(np.asarray(a, np.float32) for a in arrays)
     found, grads = compiled(*run)(arrays)
     close(found, equation(*arrays), 3e-6)
@@ -120,7 +130,7 @@ def test_extreme_decays(run, name):
 
 def test_nearly_equal_keys():
     """In float32: powers of a chunk's system grow as binomials do; the result is not to show it."""
-    arrays = list(problem(False, 70))
+    arrays = list(problem("delta", 70))
     rng = np.random.default_rng(2)
     arrays[1] = arrays[1][:, :1] + 0.02 * rng.normal(size=arrays[1].shape)
     arrays[1] /= np.linalg.norm(arrays[1], axis=-1, keepdims=True)
@@ -133,7 +143,7 @@ def test_nearly_equal_keys():
 @runs
 def test_a_key_is_overwritten(run):
     """With beta 1 the memory holds for a key what it was last written, whatever was before."""
-    q, k, v, beta, _, memory = problem(False)
+    q, k, v, beta, _, memory = problem("delta")
     k = np.broadcast_to(k[:, :1], k.shape)
     with jax.enable_x64(True):
         (_, out), _ = compiled(*run)((k, k, v, np.ones_like(beta), None, memory))

@@ -10,6 +10,7 @@ import pytest
 
 from research.attention.implementations import dense
 from research.attention.mixers.linear.delta import GatedDeltaNet
+from research.attention.mixers.linear.kimi_delta import KimiDelta
 from research.attention.mixers.linear.linear_time import NORM_EPSILON
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import bind, collect_parameters
@@ -391,3 +392,58 @@ def test_gated_delta_of_qwen3_next(size):
         found = of_inputs if name == "x" else of_params[name]
         scale = float(jnp.abs(expected).max())
         np.testing.assert_allclose(found, expected, atol=1e-3 * scale, rtol=0, err_msg=name)
+
+
+def test_kimi_delta_of_kimi_linear():
+    """Outputs, gradients and decoding, with decays from almost none to all within a token."""
+    from transformers.models.kimi_linear import modeling_kimi_linear as kimi
+
+    torch.manual_seed(0)
+    made = transformers.KimiLinearConfig(
+        hidden_size=M,
+        num_hidden_layers=1,
+        layer_types=["linear_attention"],
+        linear_num_heads=H,
+        linear_head_dim=D,
+        linear_conv_kernel_dim=4,
+        rms_norm_eps=NORM_EPSILON,
+    )
+    theirs = kimi.KimiLinearDeltaAttention(made, 0)
+    torch.nn.init.normal_(theirs.forget_gate.dt_bias, std=2.0)
+    torch.nn.init.normal_(theirs.forget_gate.A_log)
+    x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
+    theirs_out = theirs(x)
+    theirs_out.backward(out_gradient)
+
+    ours = KimiDelta(width=M, num_heads=H, head_width=D, short_convolution=4, block_size=8)
+
+    def as_ours(value):
+        """What `value` makes of a parameter of theirs, by our names and in our layout."""
+        heads = {"query": theirs.q_proj, "key": theirs.k_proj, "value": theirs.v_proj}
+        heads |= {"step_out": theirs.forget_gate.f_b_proj, "gate_out": theirs.g_b_proj}
+        found = {k: array(value(p.weight)).T.reshape(-1, H, D) for k, p in heads.items()}
+        flat = {"step_in": theirs.forget_gate.f_a_proj, "gate_in": theirs.g_a_proj}
+        flat |= {"beta": theirs.b_proj}
+        found |= {k: array(value(p.weight)).T for k, p in flat.items()}
+        # Theirs has the oldest input first.
+        taps = array(value(theirs.conv1d.weight))[:, 0, ::-1].reshape(3, H * D, 4)
+        found |= {f"{name}_taps": taps[i].T for i, name in enumerate(("query", "key", "value"))}
+        return found | {
+            "step_bias": array(value(theirs.forget_gate.dt_bias)).reshape(H, D),
+            "log_rate": array(value(theirs.forget_gate.A_log)).reshape(H),
+            "out": array(value(theirs.o_proj.weight)).T.reshape(H, D, M),
+        }
+
+    params, inputs = as_ours(lambda p: p), array(x)
+    assert {k: a.shape for k, a in params.items()} == {
+        k: p.shape for k, p in ours.parameters().items()
+    }
+    found, pull = jax.vjp(ours, params, inputs)
+    np.testing.assert_allclose(found, theirs_out.detach(), atol=1e-5)
+    of_params, of_inputs = pull(array(out_gradient))
+    for name, expected in {"x": array(x.grad), **as_ours(lambda p: p.grad)}.items():
+        found = of_inputs if name == "x" else of_params[name]
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(found, expected, atol=2e-5 * scale, rtol=0, err_msg=name)
+    decoded = one_by_one(ours, params, inputs)
+    np.testing.assert_allclose(decoded, theirs_out.detach(), atol=1e-5)

@@ -214,14 +214,29 @@ def products(decay: Float[Array, "*N C"]) -> tuple[Array, Array, Array]:
 
 
 def _decayed_by_channel(q, k, v, decay):
-    # Recomputed in the backward pass, so that the log C rounds of merging are not stored.
-    scores, since, until = jax.checkpoint(_channel_scores)(q, k, decay)
+    scores, since, until = channel_scores(q, k, decay)
     kept = jnp.exp(since[..., -1, :, None])
     return scores @ v, kept, (k * jnp.exp(until)).mT @ v, q * jnp.exp(since)
 
 
+def channel_scores(
+    q: Float[Array, "*N C D"], k: Float[Array, "*N C D"], decay: Float[Array, "*N C D"]
+) -> tuple[Array, Array, Array]:
+    """Returns scores of the pairs within a chunk, with one decay per channel.
+
+    The score of query i and key j <= i is sum_d q_id k_jd a_d, where a_d is the product of the
+    decays after j through i; it is zero for j > i.
+
+    Returns:
+      The scores (..., C, C), and sums of log decays from the chunk's start through i and after i
+      through the chunk's end, (..., C, D) as `decay`.
+    """
+    # Recomputed in the backward pass, so that the log C rounds of merging are not stored.
+    return jax.checkpoint(_channel_scores)(q, k, decay)
+
+
 def _channel_scores(q, k, decay):
-    """Returns scores (..., C, C), and sums of log decays through t and after t within the chunk.
+    """Computes `channel_scores`.
 
     The score of a pair is sum_d q_d k_d exp(sum of log decays between them). It is a matrix product
     of queries and keys only if both are decayed to a common point. For queries in one block and

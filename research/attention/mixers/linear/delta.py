@@ -38,13 +38,14 @@ def recurrent(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T #H"] | None,
+    log_decay: decay.Decay,
     memory: Float[Array, "B H D Dv"],
 ) -> Run:
     """Runs the gated delta rule token by token (Yang, Kautz, Hatamizadeh 2024, section 3.1).
 
-    S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T and y_t = S_t^T q_t, where S is the
-    transpose of the paper's. Without decays it is the delta rule (Schlag et al. 2021, section 4.2;
+    S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T and y_t = S_t^T q_t, where S is the
+    transpose of the paper's and a_t is one number per head, or one per channel of the keys (Kimi
+    Team 2025, section 3). Without decays it is the delta rule (Schlag et al. 2021, section 4.2;
     Yang et al. 2024, "Parallelizing linear transformers with the delta rule", section 2.2).
 
     Args:
@@ -52,7 +53,7 @@ def recurrent(
       k: keys, of norm 1 or less.
       v: values.
       beta: fraction of the value stored for a key that is replaced, in (0, 1).
-      log_decay: log a_t <= 0; None is a_t = 1.
+      log_decay: log a_t <= 0, (B, T, H) or (B, T, H, D); None is a_t = 1.
       memory: S before the first of these tokens.
 
     Returns:
@@ -62,7 +63,8 @@ def recurrent(
     def step(memory, token):
         query, key, value, rate, log = token
         if log is not None:
-            memory = memory * jnp.exp(log)[..., None, None]
+            factor = jnp.exp(log)
+            memory = memory * jnp.expand_dims(factor, tuple(range(factor.ndim, memory.ndim)))
         new = rate[..., None] * (value - jnp.einsum("bhd,bhde->bhe", key, memory))
         memory = memory + key[..., :, None] * new[..., None, :]
         return memory, jnp.einsum("bhd,bhde->bhe", query, memory)
@@ -79,7 +81,7 @@ class _Chunks(NamedTuple):
       written: values that the tokens write if S is zero before the chunk, (C, Dv).
       forgotten: (C, D); written values are reduced by `forgotten @ S`.
       kept: the keys, (C, D), decayed to the end of the chunk.
-      whole: the product of the chunk's decays, (1, 1).
+      whole: the product of the chunk's decays, (1, 1) or (D, 1).
     """
 
     written: Array
@@ -93,7 +95,7 @@ def chunkwise(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T #H"] | None,
+    log_decay: decay.Decay,
     memory: Float[Array, "B H D Dv"],
     chunk: int = decay.CHUNK,
     scan: Callable[..., Any] = lax.scan,
@@ -119,8 +121,8 @@ def chunkwise(
 
     tokens = jax.tree.map(split, (q, k, v, beta, log_decay))
     q, k, v, beta, log_decay = tokens  # each (chunks, B, H, chunk, ...)
-    since, between, until = _products(log_decay, beta.shape[-1], beta.dtype)
-    system = beta[..., None] * jnp.tril(k @ k.mT * between, -1)
+    since, until, scores = _decayed(k, log_decay)
+    system = beta[..., None] * jnp.tril(scores(k), -1)
     targets = jnp.concatenate([v, k * since], axis=-1) * beta[..., None]
     solved = _unit_lower_inverse(system) @ targets
     written, forgotten = jnp.split(solved, [v.shape[-1]], axis=-1)
@@ -129,9 +131,10 @@ def chunkwise(
         new = chunk.written - chunk.forgotten @ memory
         return chunk.whole * memory + chunk.kept.mT @ new, (memory, new)
 
-    whole = jnp.broadcast_to(since[..., -1:, :], (count, *memory.shape[:2], 1, 1))
+    whole = since[..., -1:, :].reshape(*since.shape[:-2], -1, 1)
+    whole = jnp.broadcast_to(whole, (count, *memory.shape[:2], *whole.shape[-2:]))
     memory, (before, new) = scan(step, memory, _Chunks(written, forgotten, k * until, whole))
-    out = (q * since) @ before + (q @ k.mT * between) @ new
+    out = (q * since) @ before + scores(q) @ new
     out = jnp.moveaxis(out, (0, 2), (1, 3))
     return memory, out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
 
@@ -141,7 +144,7 @@ def ring(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T #H"] | None,
+    log_decay: decay.Decay,
     memory: Float[Array, "B H D Dv"],
     chunk: int = decay.CHUNK,
 ) -> Run:
@@ -172,7 +175,7 @@ def parallel(
     k: Float[Array, "B T H D"],
     v: Float[Array, "B T H Dv"],
     beta: Float[Array, "B T H"],
-    log_decay: Float[Array, "B T #H"] | None,
+    log_decay: decay.Decay,
     memory: Float[Array, "B H D Dv"],
 ) -> Run:
     """Runs `chunkwise` with a single chunk; its triangular system makes it cubic in T."""
@@ -182,13 +185,27 @@ def parallel(
 FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "ring": ring}
 
 
-def _products(log_decay, chunk, dtype):
-    """Returns `decay.products` as columns, all ones if there are no decays."""
+def _decayed(k, log_decay):
+    """Returns products of decays from a chunk's start and to its end, and scores with the keys.
+
+    The products are columns, (..., C, 1) or (..., C, D); all ones if there are no decays. The third
+    result maps x (..., C, D) to x_i . k_j, decayed after j through i, (..., C, C).
+    """
+    if log_decay is not None and log_decay.ndim == k.ndim:
+        # Sums over numbers of one sign, without differences: nothing cancels, and minus infinity,
+        # where S starts anew, stays what it is.
+        after = jnp.concatenate([log_decay[..., 1:, :], jnp.zeros_like(k[..., :1, :])], axis=-2)
+        until = jnp.exp(lax.cumsum(after, axis=k.ndim - 2, reverse=True))
+        since = jnp.exp(jnp.cumsum(log_decay, axis=-2))
+        return since, until, lambda x: decay.channel_scores(x, k, log_decay)[0]
     if log_decay is None:
-        ones = jnp.ones((chunk, 1), dtype)
-        return ones, jnp.tril(jnp.ones((chunk, chunk), dtype)), ones
-    since, between, until = decay.products(log_decay)
-    return since[..., None], between, until[..., None]
+        chunk = k.shape[-2]
+        ones = jnp.ones((chunk, 1), k.dtype)
+        since, between, until = ones, jnp.tril(jnp.ones((chunk, chunk), k.dtype)), ones
+    else:
+        since, between, until = decay.products(log_decay)
+        since, until = since[..., None], until[..., None]
+    return since, until, lambda x: x @ k.mT * between
 
 
 @jax.custom_jvp
@@ -293,10 +310,8 @@ class DeltaNet(LinearTime):
         )
         return merge_heads(params, self.gated_output(params, x, y.astype(x.dtype)))
 
-    def log_decay(
-        self, params: dict[str, Array], x: Float[Array, "B T M"]
-    ) -> Float[Array, "B T H"] | None:
-        """Returns the logarithms of the decays; None for no decay."""
+    def log_decay(self, params: dict[str, Array], x: Float[Array, "B T M"]) -> decay.Decay:
+        """Returns the logarithms of the decays, (B, T, H) or (B, T, H, D); None for no decay."""
         return None
 
     def gated_output(
@@ -326,9 +341,7 @@ class GatedDeltaNet(DeltaNet):
         """
         return super().parameters() | {"gate": gate_parameter(self), **step_parameters(self)}
 
-    def log_decay(
-        self, params: dict[str, Array], x: Float[Array, "B T M"]
-    ) -> Float[Array, "B T H"] | None:
+    def log_decay(self, params: dict[str, Array], x: Float[Array, "B T M"]) -> decay.Decay:
         """Returns -A softplus(x W + b)."""
         return steps(params, x)[1]
 
