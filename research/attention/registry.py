@@ -10,6 +10,7 @@ from research.attention.mixers.differential import DifferentialOptions
 from research.attention.mixers.latent import LatentOptions
 from research.attention.mixers.linear.convolution import GatedConvolutionOptions
 from research.attention.mixers.linear.delta import DeltaOptions, GatedDeltaOptions
+from research.attention.mixers.linear.delta_product import DeltaProductOptions
 from research.attention.mixers.linear.gated import GatedLinearOptions, RetentionOptions
 from research.attention.mixers.linear.kernelized import (
     BasedOptions,
@@ -46,6 +47,7 @@ MIXERS: dict[str, type[MixerOptions]] = {
     "delta": DeltaOptions,
     "gated_delta": GatedDeltaOptions,
     "kimi_delta": KimiDeltaOptions,
+    "delta_product": DeltaProductOptions,
     "gated_convolution": GatedConvolutionOptions,
     "gru": GruOptions,
     "lstm": LstmOptions,

@@ -97,6 +97,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "delta": [{"short_convolution": 3}],
     "gated_delta": [{"short_convolution": 3}],
     "kimi_delta": [{"short_convolution": 3}],
+    "delta_product": [{"short_convolution": 3, "householder_steps": 3, "gated": True}],
     "gated_convolution": [{"filter_length": 3}, {"filter_length": 20, "max_length": 24}],
 }
 

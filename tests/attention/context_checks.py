@@ -80,8 +80,9 @@ MIXERS = (
     "delta",
     "linear",
     "kimi_delta",
+    "delta_product",
 )
-PARTED = ("gated_linear", "gated_delta", "linear", "kimi_delta")
+PARTED = ("gated_linear", "gated_delta", "linear", "kimi_delta", "delta_product")
 
 
 @contextlib.contextmanager

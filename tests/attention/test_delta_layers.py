@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from research.attention.mixers.linear.delta import DeltaNet, GatedDeltaNet
+from research.attention.mixers.linear.delta_product import DeltaProduct
 from research.attention.mixers.linear.kimi_delta import KimiDelta
 
 torch = pytest.importorskip("torch")
@@ -53,9 +55,47 @@ def kimi_delta(p, x):
     return torch.einsum("bthd,hdm->btm", normalized(y) * gate, p["out"])
 
 
-LAYERS = {"kimi_delta": (KimiDelta, {}, kimi_delta)}
+def delta_product(p, x, n, gated, most):
+    """DeltaProduct, section 3: S_t is S_{t-1} after n delta steps, decayed before the first.
+
+    `most` is the upper bound of beta.
+    """
+    q = convolved(p, "query", x).reshape(B, T, H, D)
+    k, v = (convolved(p, name, x).reshape(B, T, H, n, D) for name in ("key", "value"))
+    q, k = unit(q) / D**0.5, unit(k)
+    beta = most * torch.sigmoid(x @ p["beta"]).reshape(B, T, H, n)
+    decay = torch.ones(B, T, H, dtype=torch.float64)
+    if gated:
+        step = torch.nn.functional.softplus(x @ p["step"] + p["step_bias"])
+        decay = torch.exp(-torch.exp(p["log_rate"]) * step)
+    state, out = torch.zeros(B, H, D, D, dtype=torch.float64), []
+    for t in range(T):
+        state = decay[:, t, :, None, None] * state
+        for j in range(n):
+            key, rate = k[:, t, :, j, :, None], beta[:, t, :, j, None, None]
+            erase = torch.eye(D, dtype=torch.float64) - rate * key @ key.mT
+            state = erase @ state + rate * key @ v[:, t, :, j, None, :]
+        out.append((q[:, t, :, None, :] @ state)[:, :, 0])
+    y = normalized(torch.stack(out, 1))
+    if gated:
+        y = y * torch.nn.functional.silu(torch.einsum("btm,mhd->bthd", x, p["gate"]))
+    return torch.einsum("bthd,hdm->btm", y, p["out"])
+
+
+def product(n, gated, negative):
+    """A case of DeltaProduct: the class, its options and the same in torch."""
+    options = {"householder_steps": n, "gated": gated, "negative_eigenvalues": negative}
+    most = 2 if negative else 1
+    return DeltaProduct, options, lambda p, x: delta_product(p, x, n, gated, most)
+
+
+LAYERS = {
+    "kimi_delta": (KimiDelta, {}, kimi_delta),
+    "delta_product": product(2, False, True),
+    "gated delta_product": product(3, True, False),
+}
 FORMS = [{"implementation": form} for form in ("parallel", "recurrent")]
-FORMS += [{"implementation": "chunkwise", "block_size": size} for size in (4, 0)]
+FORMS += [{"implementation": "chunkwise", "block_size": 4}]
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -91,3 +131,39 @@ def test_every_form_is_the_paper_in_torch(name):
             np.testing.assert_allclose(
                 actual, exact.numpy(), rtol=0, atol=1e-5 * scale, err_msg=f"{form}: {which}"
             )
+
+
+@pytest.mark.parametrize(("cls", "gated"), [(DeltaNet, False), (GatedDeltaNet, True)])
+def test_a_product_of_one_step_is_the_delta_rule(cls, gated):
+    sizes = {"width": M, "num_heads": H, "head_width": D, "short_convolution": 3}
+    alone = cls(**sizes)
+    options = {"householder_steps": 1, "negative_eigenvalues": False, "gated": gated}
+    product = DeltaProduct(**sizes, **options)
+    assert product.parameters() == alone.parameters()
+    rng = np.random.default_rng(0)
+    params = {n: np.float32(rng.normal(size=p.shape)) for n, p in alone.parameters().items()}
+    x = np.float32(rng.normal(size=(B, T, M)))
+    found, expected = jax.jit(lambda p, x: (product(p, x), alone(p, x)))(params, x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_implied_weights_of_a_step_are_derivatives_by_its_values():
+    mixer = DeltaProduct(width=M, num_heads=H, head_width=D, householder_steps=3, gated=True)
+    rng = np.random.default_rng(0)
+    params = {n: np.float32(rng.normal(size=p.shape)) for n, p in mixer.parameters().items()}
+    x = np.float32(rng.normal(size=(B, T, M)))
+
+    @jax.jit
+    def run(params, x):
+        state = mixer.init_state(B, T, x.dtype)
+        read, v, _ = mixer.prepare(params, state, x, None)
+
+        def of_head(v):
+            return mixer.recur(params, read, v, state["memory"], "recurrent")[1][0, :, 1, 0]
+
+        # Head 1 and its steps are 3 to 5.
+        slopes = jax.jacobian(of_head)(v)[:, 0, :, 3:6, 0]
+        return mixer.attention_trace(params, x).weights[0, 3:6], slopes.transpose(2, 0, 1)
+
+    weights, slopes = run(params, x)
+    np.testing.assert_allclose(weights, slopes, rtol=0, atol=1e-5)

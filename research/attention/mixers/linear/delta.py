@@ -52,7 +52,8 @@ def recurrent(
       q: queries, float32 or wider.
       k: keys, of norm 1 or less.
       v: values.
-      beta: fraction of the value stored for a key that is replaced, in (0, 1).
+      beta: fraction of the value stored for a key that is replaced, in (0, 1); up to 2 (Grazzi et
+        al. 2024), of which more than 1 turns its sign.
       log_decay: log a_t <= 0, (B, T, H) or (B, T, H, D); None is a_t = 1.
       memory: S before the first of these tokens.
 

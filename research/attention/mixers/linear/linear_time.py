@@ -190,7 +190,7 @@ class LinearTime(Mixer):
         found = projections(self)
         for name, shape in self.head_shapes.items():
             # A single head shared by all heads is not sharded.
-            axes = ("heads" if shape[0] == self.num_heads else "", "head_width")
+            axes = ("" if shape[0] % self.num_heads else "heads", "head_width")
             for whole, before, own in (
                 (name, (self.width,), matrix_axes("width", *axes)),
                 (f"{name}_bias", (), vector_axes(*axes)),
