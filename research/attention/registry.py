@@ -18,6 +18,7 @@ from research.attention.mixers.linear.kernelized import (
     PerformerOptions,
 )
 from research.attention.mixers.linear.kimi_delta import KimiDeltaOptions
+from research.attention.mixers.linear.rwkv7 import Rwkv7Options
 from research.attention.mixers.linear.state_space import StateSpaceOptions
 from research.attention.mixers.linformer import LinformerOptions
 from research.attention.mixers.mixer_options import MixerOptions
@@ -48,6 +49,7 @@ MIXERS: dict[str, type[MixerOptions]] = {
     "gated_delta": GatedDeltaOptions,
     "kimi_delta": KimiDeltaOptions,
     "delta_product": DeltaProductOptions,
+    "rwkv7": Rwkv7Options,
     "gated_convolution": GatedConvolutionOptions,
     "gru": GruOptions,
     "lstm": LstmOptions,

@@ -81,8 +81,9 @@ MIXERS = (
     "linear",
     "kimi_delta",
     "delta_product",
+    "rwkv7",
 )
-PARTED = ("gated_linear", "gated_delta", "linear", "kimi_delta", "delta_product")
+PARTED = ("gated_linear", "gated_delta", "linear", "kimi_delta", "delta_product", "rwkv7")
 
 
 @contextlib.contextmanager
@@ -144,7 +145,7 @@ def equals_dense(implementation: str, case: str, mesh: str) -> None:
 
 def mixer_run(name: str, implementation: str):
     options = {"width": 16, "num_heads": 4, "max_length": 29, "mixer": name, "block_size": 3}
-    if name != "retention":
+    if name not in ("retention", "rwkv7"):
         options["short_convolution"] = 3
     mixer = make_mixer(**options, implementation=implementation)
 

@@ -7,6 +7,7 @@ import pytest
 from research.attention.mixers.linear.delta import DeltaNet, GatedDeltaNet
 from research.attention.mixers.linear.delta_product import DeltaProduct
 from research.attention.mixers.linear.kimi_delta import KimiDelta
+from research.attention.mixers.linear.rwkv7 import Rwkv7
 
 torch = pytest.importorskip("torch")
 
@@ -89,10 +90,39 @@ def product(n, gated, negative):
     return DeltaProduct, options, lambda p, x: delta_product(p, x, n, gated, most)
 
 
+def rwkv7(p, x):
+    """RWKV-7, section 4.1, in the first layer, with the paper's S, (values, keys)."""
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+    names = ("query", "key", "value", "decay", "rate", "gate")
+    seen = {n: x + (before - x) * p[f"shift_{n}"] for n in names}
+
+    def heads(name, x):
+        return torch.einsum("btm,mhd->bthd", x, p[name])
+
+    r, k, v = (heads(n, seen[n]) for n in ("query", "key", "value"))
+    d = heads("decay_out", torch.tanh(seen["decay"] @ p["decay_in"])) + p["decay_bias"]
+    w = torch.exp(-np.exp(-0.5) * torch.sigmoid(d))
+    a = torch.sigmoid(heads("rate_out", seen["rate"] @ p["rate_in"]) + p["rate_bias"])
+    g = heads("gate_out", torch.sigmoid(seen["gate"] @ p["gate_in"]))
+    removal = unit(k * p["removal"])
+    k = k * torch.lerp(torch.ones_like(a), a, p["key_rate"])
+    state, out = torch.zeros(B, H, D, D, dtype=torch.float64), []
+    for t in range(T):
+        row = removal[:, t, :, None, :]
+        change = torch.diag_embed(w[:, t]) - row.mT @ (a[:, t, :, None, :] * row)
+        state = state @ change + v[:, t, :, :, None] @ k[:, t, :, None, :]
+        out.append((state @ r[:, t, :, :, None])[..., 0])
+    y = torch.stack(out, 1)
+    y = torch.nn.functional.layer_norm(y, (D,), eps=1e-5 * D) * p["norm_scale"] + p["norm_shift"]
+    y = y + (r * p["bonus"] * k).sum(-1, keepdim=True) * v
+    return torch.einsum("bthd,hdm->btm", y * g, p["out"])
+
+
 LAYERS = {
     "kimi_delta": (KimiDelta, {}, kimi_delta),
     "delta_product": product(2, False, True),
     "gated delta_product": product(3, True, False),
+    "rwkv7": (Rwkv7, {"short_convolution": 0}, rwkv7),
 }
 FORMS = [{"implementation": form} for form in ("parallel", "recurrent")]
 FORMS += [{"implementation": "chunkwise", "block_size": 4}]

@@ -235,6 +235,19 @@ def channel_scores(
     return jax.checkpoint(_channel_scores)(q, k, decay)
 
 
+def channel_sums(
+    decay: Float[Array, "*N C D"],
+) -> tuple[Float[Array, "*N C D"], Float[Array, "*N C D"]]:
+    """Returns sums of log decays from a chunk's start through i, and after i through its end.
+
+    They add up numbers of one sign, without differences: nothing cancels, and minus infinity, where
+    S starts anew, stays what it is.
+    """
+    after = jnp.concatenate([decay[..., 1:, :], jnp.zeros_like(decay[..., :1, :])], axis=-2)
+    until = lax.cumsum(after, axis=decay.ndim - 2, reverse=True)
+    return jnp.cumsum(decay, axis=-2), until
+
+
 def _channel_scores(q, k, decay):
     """Computes `channel_scores`.
 

@@ -193,11 +193,7 @@ def _decayed(k, log_decay):
     result maps x (..., C, D) to x_i . k_j, decayed after j through i, (..., C, C).
     """
     if log_decay is not None and log_decay.ndim == k.ndim:
-        # Sums over numbers of one sign, without differences: nothing cancels, and minus infinity,
-        # where S starts anew, stays what it is.
-        after = jnp.concatenate([log_decay[..., 1:, :], jnp.zeros_like(k[..., :1, :])], axis=-2)
-        until = jnp.exp(lax.cumsum(after, axis=k.ndim - 2, reverse=True))
-        since = jnp.exp(jnp.cumsum(log_decay, axis=-2))
+        since, until = map(jnp.exp, decay.channel_sums(log_decay))
         return since, until, lambda x: decay.channel_scores(x, k, log_decay)[0]
     if log_decay is None:
         chunk = k.shape[-2]
@@ -207,6 +203,11 @@ def _decayed(k, log_decay):
         since, between, until = decay.products(log_decay)
         since, until = since[..., None], until[..., None]
     return since, until, lambda x: x @ k.mT * between
+
+
+def unit_lower_inverse(strict: Float[Array, "*N C C"]) -> Float[Array, "*N C C"]:
+    """Returns (I + L)^-1 for strictly lower triangular L."""
+    return _unit_lower_inverse(strict)
 
 
 @jax.custom_jvp
@@ -244,7 +245,8 @@ def _unit_lower_inverse_jvp(primals, tangents):
     return inverse, -inverse @ jnp.tril(tangents[0], -1) @ inverse
 
 
-def _unit(x):
+def unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+    """Returns vectors divided by their length, with `EPSILON` under its root."""
     return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + EPSILON)
 
 
@@ -284,8 +286,8 @@ class DeltaNet(LinearTime):
         if not self.short_convolution:  # it includes SiLU
             q, k, v = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
         beta = jax.nn.sigmoid((x @ params["beta"].astype(x.dtype)).astype(dtype))
-        q = _unit(q) * self.head_width**-0.5
-        return (q, _unit(k), beta, self.log_decay(params, x)), v, {"inputs": inputs}
+        q = unit(q) * self.head_width**-0.5
+        return (q, unit(k), beta, self.log_decay(params, x)), v, {"inputs": inputs}
 
     def recur(
         self,
