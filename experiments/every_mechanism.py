@@ -6,7 +6,7 @@
 One arm for every mixer, score, mask, normalizer, position encoding and switch, 30 steps on one
 seed: a check that each is reachable from a config by its name, compiles and learns, and a quick
 look at what each costs. It is no ablation: nothing is tuned, and one seed is no evidence.
-Its 67 arms take 5 minutes on 2 cores as two shards (--shard=1/2 and 2/2), most of it compilation.
+Its 68 arms take 5 minutes on 2 cores as two shards (--shard=1/2 and 2/2), most of it compilation.
 """
 
 from research.ablation.experiment import Experiment, Outcome
@@ -17,7 +17,7 @@ from research.options import declarations, has_to_be_set
 NEEDS = {"window": 8, "prefix_length": 8, "dilation": 2, "stride": 8, "global_tokens": 2}
 NEEDS |= {"top_blocks": 2}
 ON = {"num_kv_heads": 1, "softcap": 5.0, "qk_norm": "rms", "predicted_window": 8}
-ON |= {"value_residual": "learned"}
+ON |= {"value_residual": "learned", "score_conv_queries": 3}
 FREE = {"model.position": "none"}
 # What the arm "mixer softmax" is made of; these have no arm of their own.
 BASE = ("softmax", "scaled_dot", "causal", "rope")

@@ -76,6 +76,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "num_kv_heads": 2,
         },
         {"selective": True},
+        {"score_conv_queries": 3, "score_conv_keys": 4},
+        # Without selection: that of convolved scores depends on keys that no later query sees.
+        {
+            "mask": "window",
+            "window": 4,
+            "position": "rope",
+            "num_kv_heads": 2,
+            "score_conv_queries": 2,
+            "score_conv_keys": 3,
+        },
         {
             "mask": "window",
             "window": 4,

@@ -16,6 +16,7 @@ from research.attention.implementations.attend import attend, choose_implementat
 from research.attention.parts import biases, masks, normalizers, relative_biases, scores
 from research.attention.parts.contextual_positions import ContextualPosition
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.multi_token import KeyQueryConvolution
 from research.attention.parts.segments import segments
 from research.attention.parts.selective import Selection
 from research.attention.parts.sparse_masks import Global, Local
@@ -178,10 +179,12 @@ def mixer_equals_one_device(name: str, mesh: str) -> None:
 def gather_computes_what_ring_lacks() -> None:
     """What needs whole rows of scores, keys in their order, or sums over earlier queries."""
     arrays = members(qkv(LENGTH, LENGTH, HEADS, 2))
+    kernel = jnp.cos(jnp.arange(6.0 * HEADS)).reshape(HEADS, 2, 3)
     counting = ContextualPosition(jnp.sin(jnp.arange(40.0)).reshape(5, 8))
+    looking_back = counting, KeyQueryConvolution(kernel), Selection()
     for mechanism in (
         Mechanism(scores.Score(), masks.causal(), (), normalizers.Sparsemax()),
-        Mechanism(scores.ScaledDot(), masks.causal(), (counting, Selection()), StickBreaking()),
+        Mechanism(scores.ScaledDot(), masks.causal(), looking_back, StickBreaking()),
     ):
         run = functools.partial(attend, mechanism=mechanism)
         with on(MESHES["data2-context4"]):

@@ -14,6 +14,7 @@ from research.attention.parts import masks
 from research.attention.parts.biases import softcap
 from research.attention.parts.contextual_positions import contextual_position
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.multi_token import key_query_convolution
 from research.attention.parts.scores import scaled_dot
 from research.attention.parts.segments import segments
 from research.attention.parts.selective import Selection
@@ -31,6 +32,8 @@ IDS = np.stack([KV_INDEX // 6, np.zeros(S, int)])
 MASKS = ("causal", "window", "segments")
 COUNTING = Mechanism(scaled_dot(), biases=(contextual_position(D, FARTHEST),))
 BREAKING = Mechanism(scaled_dot(), normalizer=StickBreaking())
+QUERIES, KEYS = 3, 4
+CONVOLVING = Mechanism(scaled_dot(), biases=(key_query_convolution(H, QUERIES, KEYS),))
 SELECTING = Mechanism(scaled_dot(), biases=(Selection(),))
 
 
@@ -120,6 +123,27 @@ def selected(torch, q, k, v, before, seen, ids):
     return torch.stack(out).reshape(B, T, H, D)
 
 
+def convolved(torch, q, k, v, kernel, before, seen):
+    """Multi-token attention, one pair at a time; `before` is the scores of earlier queries."""
+    out = []
+    for b, t, h in np.ndindex(B, T, H):
+        keys, near = k[b, :, h // (H // K)], [j for j in range(S) if seen[b, t, j]]
+
+        def score(t, j, b=b, h=h, keys=keys):
+            if t < 0:
+                return before[b, j, h, QUERIES - 1 + t]
+            return q[b, t, h] @ keys[j] / D**0.5 if seen[b, t, j] else 0.0
+
+        final = []
+        for j in near:
+            # The paper's j' goes from -(KEYS // 2) to the other side.
+            shifts = range(-(KEYS // 2), KEYS - KEYS // 2)
+            pairs = [(m, s) for m in range(QUERIES) for s in shifts if j - s in near]
+            final.append(sum(kernel[h, m, s + KEYS // 2] * score(t - m, j - s) for m, s in pairs))
+        out.append(torch.softmax(torch.stack(final), 0) @ v[b, near, h // (H // K)])
+    return torch.stack(out).reshape(B, T, H, D)
+
+
 def check(name, by_loops, given, bound):
     """Values and gradients, also of keys in any order, one of which is none.
 
@@ -173,6 +197,28 @@ def test_selection_by_loops(name):
     )
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_convolutions_of_keys_and_queries_by_loops(name):
+    rng = np.random.default_rng(2)
+    kernel, before = rng.normal(size=(H, QUERIES, KEYS)), rng.normal(size=(B, S, H, QUERIES - 1))
+
+    def bound(placed, kernel, before):
+        mechanism = CONVOLVING.bind({"biases_0_kernel": kernel})
+        return mechanism.with_tokens({"biases_0": placed(before)})
+
+    check(name, convolved, (*arrays()[:3], kernel, before), bound)
+
+
+def test_a_convolution_starts_as_the_identity():
+    q, k, v, _ = jax.tree.map(jnp.float32, arrays())
+    kernel = CONVOLVING.parameters()["biases_0_kernel"]
+    drawn = kernel.init(jax.random.key(0), kernel.shape)
+    mechanism = CONVOLVING.bind({"biases_0_kernel": drawn}, masks.causal())
+    at = {"q_index": Q_INDEX, "kv_index": KV_INDEX}
+    expected = dense.attend(q, k, v, Mechanism(mask=masks.causal()), **at)
+    np.testing.assert_allclose(dense.attend(q, k, v, mechanism, **at), expected, rtol=1e-6)
+
+
 CHUNKS = {
     "causal": {"mask": "causal", "position": "rope"},
     "sinks": {"mask": "window | causal & global", "window": 3, "global_tokens": 2},
@@ -181,9 +227,10 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("name", CHUNKS)
-def test_a_cache_keeps_what_was_selected(name):
+def test_a_cache_keeps_what_queries_leave_to_later_ones(name):
     """In chunks that are written to it before and after they are read, beside a rolling cache."""
-    mixer = make_mixer(width=8, num_heads=H, max_length=S, selective=True, **CHUNKS[name])
+    options = {"selective": True, "score_conv_queries": 3, "score_conv_keys": 2, **CHUNKS[name]}
+    mixer = make_mixer(width=8, num_heads=H, max_length=S, **options)
     rolling = make_streaming(mixer, S, 0)
 
     @jax.jit
@@ -201,10 +248,12 @@ def test_a_cache_keeps_what_was_selected(name):
     np.testing.assert_allclose(rolled, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_what_was_selected_is_wide_and_one_number_a_key():
-    mixer = make_mixer(width=8, num_heads=H, max_length=S, selective=True)
+def test_what_queries_leave_is_wide_and_of_each_key():
+    options = {"selective": True, "score_conv_queries": 3}
+    mixer = make_mixer(width=8, num_heads=H, max_length=S, **options)
     state = jax.eval_shape(lambda: mixer.init_state(B, S, jnp.bfloat16))
-    assert state["biases_0"].dtype == jnp.float32 and state["biases_0"].shape == (B, S)
+    assert state["biases_0"].dtype == state["biases_1"].dtype == jnp.float32
+    assert state["biases_0"].shape == (B, S, H, 2) and state["biases_1"].shape == (B, S)
 
 
 def test_weights_and_what_is_left_of_the_stick_make_one():
@@ -267,8 +316,13 @@ def test_what_goes_back_from_the_query_needs_a_causal_mask():
             mixer_spec(**base, **other, position="cope")
         with pytest.raises(OptionError, match="normalizer = 'stick_breaking': .* is not causal"):
             mixer_spec(**base, **other, normalizer="stick_breaking")
-        with pytest.raises(OptionError, match="selective = True: .* mask '.*' is not causal"):
-            mixer_spec(**base, **other, selective=True)
+        for name, value in (("selective", True), ("score_conv_queries", 2)):
+            with pytest.raises(OptionError, match=f"{name} = {value}: .* mask '.*' is not causal"):
+                mixer_spec(**base, **other, **{name: value})
+    with pytest.raises(OptionError, match="score_conv_keys = 3: nothing here reads it"):
+        mixer_spec(**base, score_conv_keys=3)
+    with pytest.raises(ValueError, match="key_query_convolution: keys = 0"):
+        key_query_convolution(2, 1, 0)
     with pytest.raises(OptionError, match="max_contextual_position = 0: must be at least 1"):
         mixer_spec(**base, position="cope", max_contextual_position=0)
     with pytest.raises(ValueError, match="contextual_position: farthest = 0"):

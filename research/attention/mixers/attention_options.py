@@ -16,6 +16,7 @@ from research.attention.parts.contextual_positions import CONTEXTUAL_POSITIONS
 from research.attention.parts.forget_gate import forget_gate
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.multi_token import key_query_convolution
 from research.attention.parts.normalizers import Normalizer
 from research.attention.parts.part_options import MechanismPart, Sizes, length_option, size_option
 from research.attention.parts.positions import ROTARY_POSITIONS, Rotary
@@ -31,6 +32,12 @@ from research.options import Joined, OptionError, choice, name_of, option
 MASK: Any = {"help": "which keys a query sees", "joined": True}
 SELF_AND_CROSS = ("self", "cross")
 QK_NORMS = ("none", "rms")
+LOOKING_BACK = {
+    "forget_gate": "decays towards the past",
+    "score_conv_queries": "looks back at queries",
+    "selective": "selects for later queries",
+}
+"""Options that need a causal mask, and why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +158,18 @@ class ScoredOptions(AttentionOptions):
         source="Lin et al. 2025 (Forgetting Transformer), section 3",
         where=("self",),
     )
+    score_conv_queries: int = size_option(
+        0,
+        "latest queries over which scores are convolved before the softmax; 0: off",
+        source="Golovneva et al. 2025 (Multi-Token Attention), equation 5",
+        where=("self",),
+    )
+    score_conv_keys: int = size_option(
+        11,
+        "neighbouring keys over which scores are convolved",
+        least=1,
+        unless={"score_conv_queries": (0,)},
+    )
     selective: bool = option(
         False,
         "subtracts from scores what the first head of earlier queries gave the same key",
@@ -205,7 +224,7 @@ class ScoredOptions(AttentionOptions):
         return score, normalizer
 
     def build_biases(self, context: Context) -> tuple[Bias, ...]:
-        """Returns the enabled biases, the forget gate and selection last.
+        """Returns the enabled biases, in the order that they apply in.
 
         Raises:
           OptionError: a part needs a causal mask, and this is not.
@@ -214,18 +233,17 @@ class ScoredOptions(AttentionOptions):
         if isinstance(self.position, tuple(CONTEXTUAL_POSITIONS.values())):
             found = (*found, self.position.build(self.sizes(context)))
         causal = self.build_mask(context).prefix_length == 0
+        for name, what in LOOKING_BACK.items():
+            if (value := getattr(self, name)) and not causal:
+                message = f"it {what}, and mask {self.mask.text!r} is not causal"
+                raise OptionError(name, value, message)
         if self.forget_gate:
-            if not causal:
-                message = f"it decays towards the past, and mask {self.mask.text!r} is not causal"
-                raise OptionError("forget_gate", True, message)
             width, heads = self.sizes(context).width, self.num_heads
             found = (*found, forget_gate(width, heads, context.init_stddev))
-        if self.selective:
-            if not causal:
-                message = f"it selects for later queries, and mask {self.mask.text!r} is not causal"
-                raise OptionError("selective", True, message)
-            found = (*found, Selection())
-        return found
+        if self.score_conv_queries:
+            kernel = self.num_heads, self.score_conv_queries, self.score_conv_keys
+            found = (*found, key_query_convolution(*kernel))
+        return (*found, Selection()) if self.selective else found
 
     def build_predicted_window(self, context: Context) -> PredictedWindow | None:
         """Returns the window whose center each query predicts, if there is one."""
