@@ -32,6 +32,11 @@ NO_MATRICES = (
     "offset",
     "lambda",
     "value_mix",
+    *(f"shift_{name}" for name in ("query", "key", "value", "decay", "rate", "gate")),  # of RWKV-7
+    "norm_shift",
+    "removal",
+    "key_rate",
+    "bonus",
     "class_token",
     "pool/vector",
     "biases_0_table",  # of t5: a number per bucket and head
@@ -62,6 +67,8 @@ NOT_HIDDEN = (
     "depthwise",
     "vector",  # of additive scores and predicted windows: a hidden vector is compared with it
     "coverage",
+    "biases_0_kernel",  # of scores
+    "hidden_taps",
 )
 # (end of the path, dimensions of a matrix, or of those that make one): its roles where the first
 # dimension is not the only input and all others are outputs.
