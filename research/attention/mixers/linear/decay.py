@@ -220,7 +220,7 @@ def _decayed_by_channel(q, k, v, decay):
 
 
 def channel_scores(
-    q: Float[Array, "*N C D"], k: Float[Array, "*N C D"], decay: Float[Array, "*N C D"]
+    q: Float[Array, "*#N C D"], k: Float[Array, "*#N C D"], decay: Float[Array, "*#N C D"]
 ) -> tuple[Array, Array, Array]:
     """Returns scores of the pairs within a chunk, with one decay per channel.
 
