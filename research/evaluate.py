@@ -38,8 +38,8 @@ flags.DEFINE_string("out", "", "Directory of stream.json and stream.png. Default
 
 STREAM = ("window", "sinks", "tokens", "pieces", "input", "recompute", "out")
 """Flags for streaming."""
-SPLITS = ("train", "validation")
-"""Splits that can be streamed, besides held-out sets."""
+SPLITS = ("train", "validation", "test")
+"""Splits that can be streamed, besides held-out sets; the last one if the run has it."""
 
 
 def main() -> None:
@@ -53,7 +53,8 @@ def main() -> None:
 
     config = load_run_config(workdir, ("text", "tokens") if streams else ())
     if streams and not options.input:
-        check_name("--split", options.split or "validation", (*SPLITS, *held_out_of(config)))
+        splits = SPLITS if config.task.get("test_fraction") else SPLITS[:-1]
+        check_name("--split", options.split or "validation", (*splits, *held_out_of(config)))
     sizes = sizes_of(config, options) if streams else (0, 0)
     opened = open_run(workdir, config)
     tell(f"best step {opened.best['step']:,}")
