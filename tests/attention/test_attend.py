@@ -243,6 +243,37 @@ def test_forbidden_blocks_are_never_computed():
     assert np.isfinite(window[:, 12:]).all()
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Power(normalizers.Normalizer):
+    """max(s, 0) ** p of each key, p learned: element-wise, and known to this test alone."""
+
+    power: Any
+    elementwise: ClassVar[bool] = True
+
+    def numerator_and_divisor(self, scores, mask=None):
+        weights = jnp.maximum(scores, 0.1) ** self.power
+        weights = weights if mask is None else jnp.where(mask, weights, 0)
+        return weights, jnp.ones((*weights.shape[:-1], 1), weights.dtype)
+
+
+def test_a_normalizer_is_computed_in_blocks_for_saying_that_it_is_elementwise():
+    q, k, v = qkv(T, S, HEADS, 2)
+
+    def run(implementation):
+        def loss(power, q, k, v):
+            mechanism = Mechanism(mask=masks.causal(), normalizer=Power(power))
+            out = attend(
+                q, k, v, mechanism, q_index=Q_INDEX, implementation=implementation, block_size=4
+            )
+            return (out**2).sum(), out
+
+        gradient = jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
+        return jax.jit(gradient)(jnp.float32(1.5), q, k, v)
+
+    close(run("blockwise"), run("dense"), 1e-5)
+
+
 def test_blockwise_memory_is_linear_in_length():
     def temporary(length, implementation):
         x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)

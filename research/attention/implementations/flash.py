@@ -26,20 +26,15 @@ from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.normalizers import (
     FORBIDDEN,
     Normalizer,
-    Sigmoid,
     Smoothed,
     Softmax,
     Softpick,
-    SquaredRelu,
 )
 
 # The initial row maximum, above FORBIDDEN and below any real score. Forbidden keys then get weight
 # exp(FORBIDDEN - LOWEST) = 0 even in rows without an allowed key, where FORBIDDEN as the maximum
 # would give exp(0) = 1.
 LOWEST = 0.1 * FORBIDDEN
-
-# Normalizers that map each score to its weight independently, without a divisor.
-ELEMENTWISE = (Sigmoid, SquaredRelu)
 
 # Measured on CPU: matrix products of this size run at full speed and their blocks fit the caches.
 Q_BLOCK, KV_BLOCK = 256, 512
@@ -78,7 +73,7 @@ class Index(NamedTuple):
 class BlockFunctions(NamedTuple):
     """Functions applied to a block of raw scores: biases, then the normalizer.
 
-    The normalizer is None for a softmax, otherwise `Softpick` or one of `ELEMENTWISE`.
+    The normalizer is None for a softmax, otherwise `Softpick` or element-wise.
     """
 
     biases: tuple[Bias, ...]
@@ -114,7 +109,8 @@ def unsupported_part(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that these loops cannot compute; empty if none."""
     if mechanism.focus is not None:
         return "a predicted window"
-    if not isinstance(mechanism.normalizer, (Softmax, Smoothed, Softpick, *ELEMENTWISE)):
+    summed = isinstance(mechanism.normalizer, (Softmax, Smoothed, Softpick))
+    if not (summed or mechanism.normalizer.elementwise):
         return f"normalizer {mechanism.normalizer.name!r}"
     if not mechanism.score.has_dot_form:
         return f"score {type(mechanism.score).__name__} (it has no dot-product form)"
@@ -151,7 +147,7 @@ def split_mechanism(mechanism: Mechanism, heads: int) -> tuple[BlockFunctions, A
     biases, normalizer = mechanism.biases, mechanism.normalizer
     extra = normalizer.extra_logit
     extra = None if extra is None else jnp.broadcast_to(extra, (heads,))
-    if isinstance(normalizer, (Softpick, *ELEMENTWISE)):
+    if isinstance(normalizer, Softpick) or normalizer.elementwise:
         return BlockFunctions(biases, normalizer), extra
     if isinstance(normalizer, Smoothed):
         return BlockFunctions((*biases, _LogSigmoid()), None), extra
@@ -182,7 +178,7 @@ def finish_scores(shape, raw, problem, row, column, masked):
     """
     (biases, normalizer), mask = take_block(problem[:2], row, column)
     index = problem.index
-    elementwise = isinstance(normalizer, ELEMENTWISE)
+    elementwise = normalizer is not None and normalizer.elementwise
     if not biases and not masked and not elementwise:
         return raw
     scores = raw.reshape(shape.batch, shape.heads, shape.q_block, shape.kv_block)
@@ -270,7 +266,7 @@ def forward(
             scores = dot("nqd,nkd->nqk", query, take(k, column), dtype)
             scores = finish_scores(shape, scores, problem, row, column, masked)
             value = take(v, column)
-            if isinstance(problem.parts.normalizer, ELEMENTWISE):
+            if problem.parts.normalizer is not None and problem.parts.normalizer.elementwise:
                 out = out + dot("nqk,nkd->nqd", scores.astype(v.dtype), value, dtype)
                 return Statistics(row_max, row_sum, out)
             # Sums so far are relative to the old maximum; `shrink` rescales them to the new one, so

@@ -15,7 +15,6 @@ from jaxtyping import Array
 
 from research.attention.implementations.blocks import Visits, take, visit
 from research.attention.implementations.flash import (
-    ELEMENTWISE,
     BlockFunctions,
     Problem,
     Shape,
@@ -119,7 +118,7 @@ def _through_scores(query, key, value, rows, finish, leaves, normalizer):
     raw = dot("nkd,nqd->nkq", key, query, dtype)
     scores, pull = jax.vjp(finish, raw, leaves)
     dweights = dot("nkd,nqd->nkq", value, rows.grad, dtype)
-    if isinstance(normalizer, ELEMENTWISE):
+    if normalizer is not None and normalizer.elementwise:
         weights, dscores = scores, dweights
     else:
         weights, dscores = _through_divisor(normalizer, scores, dweights, rows)

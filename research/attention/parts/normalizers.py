@@ -38,9 +38,12 @@ class Normalizer:
       name: its name in configs and messages.
       extra_logit: for normalizers that divide by a sum of exponentials, a logit whose exponential
         is added to it: a number or one per head, (H,); None for no such logit.
+      elementwise: whether each weight is a function of its own score alone, with a divisor of 1;
+        then every implementation that goes through blocks of keys computes it.
     """
 
     name: ClassVar[str] = ""
+    elementwise: ClassVar[bool] = False
 
     @property
     def extra_logit(self) -> Any:
@@ -140,6 +143,7 @@ class Sigmoid(Normalizer):
     bias: Any  # one per head: a Parameter or an array (H,)
 
     name: ClassVar[str] = "sigmoid"
+    elementwise: ClassVar[bool] = True
 
     def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         scores = _forbid(_wide(scores), mask)
@@ -159,6 +163,7 @@ class SquaredRelu(Normalizer):
     length: int = static()
 
     name: ClassVar[str] = "squared_relu"
+    elementwise: ClassVar[bool] = True
 
     def numerator_and_divisor(self, scores: Scores, mask: Allowed | None = None) -> Parts:
         return _undivided(jax.nn.relu(_forbid(_wide(scores), mask)) ** 2 / self.length, mask)
