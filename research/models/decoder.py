@@ -206,6 +206,11 @@ class DecoderOptions(TransformerOptions):
         """Returns the decoder; see `ModelOptions`."""
         specs = tuple(with_substitute(one, substitutes or {}) for one in self.specs(length))
         check_base_width(self, specs)
+        if not self.feedforward and {"c", "d"} & set(self.canon):
+            raise UserError(
+                f"model.canon={self.canon!r} has a layer at the feed-forward layer, and "
+                "model.feedforward=0 leaves that out; use 'a' or 'none'."
+            )
         position = added_position(self.layers())
         return Decoder(transformer_config(self, vocab_size, length, specs, position=position))
 

@@ -256,6 +256,7 @@ def test_initial_values_by_fan_in():
         ({"dtype": "float16"}, "Allowed: bfloat16, float32"),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
         ({"feedforward": -1}, "model.feedforward=-1 must be at least 0"),
+        ({"feedforward": 0, "canon": "ad"}, "model.canon='ad' has a layer at the feed-forward"),
         ({"dropout": 1.0}, "model.dropout=1.0 must be in [0, 1)"),
         ({"num_heads": 3}, "model.num_heads = 3"),
         ({"num_heads": 4, "num_kv_heads": 3}, "model.num_kv_heads = 3"),
