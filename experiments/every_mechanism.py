@@ -16,6 +16,9 @@ from research.options import declarations, has_to_be_set
 
 NEEDS = {"window": 8, "prefix_length": 8, "dilation": 2, "stride": 8, "global_tokens": 2}
 NEEDS |= {"top_blocks": 2}
+# Blocks and a window that 32 tokens have several of.
+SHORT = {"compress_length": 4, "compress_stride": 2, "block_length": 4, "top_blocks": 4}
+SIZES = {"native_sparse": SHORT | {"window": 8}}
 ON = {"num_kv_heads": 1, "softcap": 5.0, "qk_norm": "rms", "predicted_window": 8}
 ON |= {"value_residual": "learned", "score_conv_queries": 3}
 FREE = {"model.position": "none"}
@@ -28,7 +31,9 @@ def arms() -> dict[str, dict]:
     found = {}
     for name, entry in MIXERS.items():
         mask = {} if entry.causal else {"model.mask": "full"}
-        found[f"mixer {name}"] = {"model.mixer": name, **FREE, **mask} if name != "softmax" else {}
+        sizes = {f"model.{key}": value for key, value in SIZES.get(name, {}).items()}
+        own = {"model.mixer": name, **FREE, **mask, **sizes}
+        found[f"mixer {name}"] = own if name != "softmax" else {}
     for field, table in TABLES.items():
         for name, part in table.items():
             if name in BASE:

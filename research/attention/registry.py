@@ -22,6 +22,7 @@ from research.attention.mixers.linear.rwkv7 import Rwkv7Options
 from research.attention.mixers.linear.state_space import StateSpaceOptions
 from research.attention.mixers.linformer import LinformerOptions
 from research.attention.mixers.mixer_options import MixerOptions
+from research.attention.mixers.native_sparse import NativeSparseOptions
 from research.attention.mixers.rnn import GruOptions, LstmOptions
 from research.attention.mixers.sequential.stepwise import (
     CoverageOptions,
@@ -35,6 +36,7 @@ MIXERS: dict[str, type[MixerOptions]] = {
     "softmax": SoftmaxOptions,
     "latent": LatentOptions,
     "differential": DifferentialOptions,
+    "native_sparse": NativeSparseOptions,
     "location_aware": LocationAwareOptions,
     "coverage": CoverageOptions,
     "monotonic": MonotonicOptions,

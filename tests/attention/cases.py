@@ -22,6 +22,17 @@ BATCH, LENGTH, WIDTH, HEADS = 2, 12, 16, 4
 # Values for options that an entry needs; 2 for those that are not listed.
 NEEDS = {"window": 4, "prefix_length": 5, "stride": 3, "block_length": 3}
 
+# Sizes at which a mixer whose parts are as long as the sequence would have but one of each.
+SHORT = {
+    "native_sparse": {
+        "compress_length": 2,
+        "compress_stride": 1,
+        "block_length": 2,
+        "top_blocks": 4,
+        "window": 2,
+    }
+}
+
 # Variants worth a case beside each entry at its defaults. The Fourier transform takes filters above
 # convolution.SHORT, hence the long one.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -101,6 +112,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"mask": "moba", "block_length": 4, "top_blocks": 2},
     ],
     "differential": [{"position": "rope", "num_kv_heads": 2}],
+    "native_sparse": [
+        {"position": "rope", "num_kv_heads": 2, "compress_length": 4, "compress_stride": 2}
+    ],
     "linear": [{"short_convolution": 3}],
     "gated_linear": [{"short_convolution": 3}],
     "state_space": [{"short_convolution": 3}],
@@ -124,7 +138,7 @@ PADDABLE = (
 )
 
 # Parts and mixers that cannot keep segments apart.
-MIXING = ("linformer", "moba")
+MIXING = ("linformer", "moba", "native_sparse")
 
 # What gives visible keys a weight of exactly zero; which ones depends on the numbers.
 SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu", "softpick"), "mask": ("moba",)}
@@ -144,6 +158,7 @@ def conformance_cases() -> dict[str, MixerSpec]:
         first = {"mixer": name} if entry.causal else {"mixer": name, "mask": "full"}
         # Chunks that do not divide the length.
         first |= {"block_size": 5} if "block_size" in declarations(entry) else {}
+        first |= SHORT.get(name, {})
         chosen.append(first)
         chosen += [{**first, **extra} for extra in VARIANTS.get(name, [])]
     for field, table in TABLES.items():

@@ -49,7 +49,7 @@ from tests.attention.conformance import (
 )
 
 # What is left to say that there is nothing to look at.
-OPAQUE = ("rwkv7", "gru", "lstm")
+OPAQUE = ("native_sparse", "rwkv7", "gru", "lstm")
 # One of each way to go over a sequence.
 EAGER = ("softmax", "linear", "gated_convolution", "gru")
 WHOLE, AHEAD, BEHIND, PARTED, MOVED, PADDED, OTHERWISE, NOTHING = range(len(RUNS))

@@ -33,6 +33,27 @@ class BlockCausal(Mask):
         return 0
 
 
+def best_blocks(
+    importance: Float[Array, "... T N"],
+    ahead: Integer[Array | np.ndarray, "T N"],
+    always: Bool[Array | np.ndarray, "T N"],
+    top: int,
+) -> Bool[Array, "... T N"]:
+    """Returns whether each of N blocks is among the `top` ones of each query.
+
+    Args:
+      importance: of the blocks to the queries; of equal ones the earlier block goes first.
+      ahead: number of the block minus that of the query's own; blocks with more than 0 are never
+        chosen.
+      always: the blocks that go before all others.
+      top: how many blocks are chosen.
+    """
+    count = importance.shape[-1]
+    importance = jnp.where(always, jnp.inf, jnp.where(ahead > 0, -jnp.inf, importance))
+    best = jax.lax.top_k(importance, min(top, count))[1]
+    return jax.nn.one_hot(best, count, dtype=bool).any(-2) & (ahead <= 0)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MoBA(BlockCausal, ContentDependent):
@@ -72,9 +93,7 @@ class MoBA(BlockCausal, ContentDependent):
         mean = total / jnp.maximum(length, 1)[:, None, None, None]
         affinity = grouped_dot(q, jnp.moveaxis(mean, 0, 1))
         ahead = jnp.arange(count) - (q_index // self.size - first)[:, None]
-        affinity = jnp.where(ahead == 0, jnp.inf, jnp.where(ahead > 0, -jnp.inf, affinity))
-        best = jax.lax.top_k(affinity, min(self.top, count))[1]
-        chosen = jax.nn.one_hot(best, count, dtype=bool).any(-2) & (ahead <= 0)
+        chosen = best_blocks(affinity, ahead, ahead == 0, self.top)
         return SelectedBlocks(self.size, PerQuery(jnp.swapaxes(chosen, 1, 2)), jnp.asarray(first))
 
 
