@@ -78,6 +78,7 @@ OTHER_ROLES = {
     ("/recurrent", 3): "iso",
     ("_mixture", 2): "oi",
     ("convolution_1", 4): "iiio",
+    ("compress_in", 3): "iio",
 }
 
 
