@@ -44,6 +44,7 @@ def arms() -> dict[str, dict]:
             found[f"{field} {name}"] = {f"model.{field}": name, **needs}
     for name in MECHANISM_OPTIONS:
         found[name] = {f"model.{name}": ON.get(name, True)}
+    found["value_width"] = {"model.mixer": "gated_delta", "model.value_width": 32, **FREE}
     found["share_kv"] = {"model.pattern": ("mask=causal", "share_kv=true")}
     found["pattern"] = {"model.pattern": ("mixer=gated_delta, position=none", "position=alibi")}
     return found

@@ -34,11 +34,11 @@ HEAD = """# List of mechanisms
 Everything that can be chosen from a config, by the key and the name that choose it. This page is
 written by `python -m research.mechanisms` from the registry; a test keeps it true.
 
-T queries, S keys, H heads, K key heads, D channels of a head, M width of the model, w window, C
-latent, R rotated channels. A config key is set as `--config.model.KEY=NAME`, in a config file, or
-per layer in `model.pattern`. Parameters and bytes of decoding state are of one layer at a width of
-256 with 4 heads of 64 and 1,024 tokens, float32. *Used in*: self-attention, cross-attention, the
-decoder of a recurrent network.
+T queries, S keys, H heads, K key heads, D channels of a head, Dv those of its values where they can
+differ (D by default), M width of the model, w window, C latent, R rotated channels. A config key is
+set as `--config.model.KEY=NAME`, in a config file, or per layer in `model.pattern`. Parameters and
+bytes of decoding state are of one layer at a width of 256 with 4 heads of 64 and 1,024 tokens,
+float32. *Used in*: self-attention, cross-attention, the decoder of a recurrent network.
 """
 
 

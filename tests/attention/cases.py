@@ -116,12 +116,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"position": "rope", "num_kv_heads": 2, "compress_length": 4, "compress_stride": 2}
     ],
     "linear": [{"short_convolution": 3}],
-    "gated_linear": [{"short_convolution": 3}],
+    "retention": [{"value_width": 6}],
+    "gated_linear": [{"short_convolution": 3}, {"value_width": 3, "head_width": 6}],
     "state_space": [{"short_convolution": 3}],
-    "delta": [{"short_convolution": 3}],
-    "gated_delta": [{"short_convolution": 3}],
-    "kimi_delta": [{"short_convolution": 3}],
-    "delta_product": [{"short_convolution": 3, "householder_steps": 3, "gated": True}],
+    "delta": [{"short_convolution": 3}, {"value_width": 3}],
+    "gated_delta": [{"short_convolution": 3}, {"short_convolution": 3, "value_width": 6}],
+    "kimi_delta": [{"short_convolution": 3}, {"short_convolution": 3, "value_width": 6}],
+    "delta_product": [
+        {"short_convolution": 3, "householder_steps": 3, "gated": True},
+        {"value_width": 6, "gated": True},
+    ],
     "gated_convolution": [{"filter_length": 3}, {"filter_length": 20, "max_length": 24}],
 }
 
@@ -223,6 +227,9 @@ REPEATED = {
     "mixer=state_space,block_size=5,short_convolution=3",
     "mixer=delta,block_size=5,short_convolution=3",
     "mixer=kimi_delta,block_size=5,short_convolution=3",
+    "mixer=delta,block_size=5,value_width=3",
+    "mixer=kimi_delta,block_size=5,short_convolution=3,value_width=6",
+    "mixer=delta_product,block_size=5,value_width=6,gated=True",
 }
 REPEATED |= {_name(part) for pair in mixed() for part in pair if all(pair)}
 

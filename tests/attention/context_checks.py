@@ -148,6 +148,8 @@ def mixer_run(name: str, implementation: str):
     options = {"width": 16, "num_heads": 4, "max_length": 29, "mixer": name, "block_size": 3}
     if name not in ("retention", "rwkv7"):
         options["short_convolution"] = 3
+    if name in ("gated_linear", "gated_delta"):
+        options["value_width"] = 6
     mixer = make_mixer(**options, implementation=implementation)
 
     def run(params, x):

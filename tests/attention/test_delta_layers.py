@@ -19,7 +19,7 @@ def recurrence(q, k, v, beta, decay):
 
     Every argument is (B, T, H, ...); `decay` is a_t, (B, T, H, D).
     """
-    state, out = torch.zeros(B, H, D, D, dtype=torch.float64), []
+    state, out = torch.zeros(B, H, D, v.shape[-1], dtype=torch.float64), []
     for t in range(q.shape[1]):
         key, rate = k[:, t, :, :, None], beta[:, t, :, None, None]
         erase = torch.eye(D, dtype=torch.float64) - rate * key @ key.mT
@@ -30,7 +30,7 @@ def recurrence(q, k, v, beta, decay):
 
 def convolved(p, name, x):
     """A projection with its causal convolution and SiLU; (B, T, channels)."""
-    y = torch.einsum("btm,mc->btc", x, p[name].reshape(M, -1))
+    y = torch.einsum("btm,mc->btc", x, p[name].reshape(x.shape[-1], -1))
     taps = p[f"{name}_taps"]
     past = torch.cat([torch.zeros_like(y[:, : len(taps) - 1]), y], 1)
     terms = [tap * past[:, len(taps) - 1 - n :][:, :T] for n, tap in enumerate(taps)]
@@ -47,7 +47,7 @@ def normalized(y):
 
 def kimi_delta(p, x):
     """Kimi Linear, section 3: per-channel decays and a gate, each by a pair of low-rank maps."""
-    q, k, v = (convolved(p, name, x).reshape(B, T, H, D) for name in ("query", "key", "value"))
+    q, k, v = (convolved(p, name, x).reshape(B, T, H, -1) for name in ("query", "key", "value"))
     step = torch.einsum("btr,rhd->bthd", x @ p["step_in"], p["step_out"]) + p["step_bias"]
     decay = torch.exp(-torch.exp(p["log_rate"])[:, None] * torch.nn.functional.softplus(step))
     beta = torch.sigmoid(x @ p["beta"])
@@ -62,14 +62,14 @@ def delta_product(p, x, n, gated, most):
     `most` is the upper bound of beta.
     """
     q = convolved(p, "query", x).reshape(B, T, H, D)
-    k, v = (convolved(p, name, x).reshape(B, T, H, n, D) for name in ("key", "value"))
+    k, v = (convolved(p, name, x).reshape(B, T, H, n, -1) for name in ("key", "value"))
     q, k = unit(q) / D**0.5, unit(k)
     beta = most * torch.sigmoid(x @ p["beta"]).reshape(B, T, H, n)
     decay = torch.ones(B, T, H, dtype=torch.float64)
     if gated:
         step = torch.nn.functional.softplus(x @ p["step"] + p["step_bias"])
         decay = torch.exp(-torch.exp(p["log_rate"]) * step)
-    state, out = torch.zeros(B, H, D, D, dtype=torch.float64), []
+    state, out = torch.zeros(B, H, D, v.shape[-1], dtype=torch.float64), []
     for t in range(T):
         state = decay[:, t, :, None, None] * state
         for j in range(n):
@@ -83,9 +83,9 @@ def delta_product(p, x, n, gated, most):
     return torch.einsum("bthd,hdm->btm", y, p["out"])
 
 
-def product(n, gated, negative):
+def product(n, gated, negative, **others):
     """A case of DeltaProduct: the class, its options and the same in torch."""
-    options = {"householder_steps": n, "gated": gated, "negative_eigenvalues": negative}
+    options = {"householder_steps": n, "gated": gated, "negative_eigenvalues": negative, **others}
     most = 2 if negative else 1
     return DeltaProduct, options, lambda p, x: delta_product(p, x, n, gated, most)
 
@@ -120,8 +120,9 @@ def rwkv7(p, x):
 
 LAYERS = {
     "kimi_delta": (KimiDelta, {}, kimi_delta),
+    "wide kimi_delta": (KimiDelta, {"value_width": 6}, kimi_delta),
     "delta_product": product(2, False, True),
-    "gated delta_product": product(3, True, False),
+    "gated delta_product": product(3, True, False, value_width=5),
     "rwkv7": (Rwkv7, {"short_convolution": 0}, rwkv7),
 }
 FORMS = [{"implementation": form} for form in ("parallel", "recurrent")]
@@ -130,14 +131,19 @@ FORMS += [{"implementation": "chunkwise", "block_size": 4}]
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_form_is_the_paper_in_torch(name):
-    """In float32 against float64, outputs and gradients of every parameter and of the input."""
     cls, options, published = LAYERS[name]
     sizes = {"width": M, "num_heads": H, "head_width": D, "short_convolution": 3} | options
+    equals_torch(cls, sizes, published)
+
+
+def equals_torch(cls, sizes, published):
+    """In float32 against float64, outputs and gradients of every parameter and of the input."""
+    shape = B, T, sizes["width"]
     rng = np.random.default_rng(0)
     described = sorted(cls(**sizes).parameters().items())
     arrays = {n: np.float32(0.7 * rng.normal(size=p.shape)) for n, p in described}
-    arrays["x"] = np.float32(rng.normal(size=(B, T, M)))
-    weights = np.float32(rng.normal(size=(B, T, M)))
+    arrays["x"] = np.float32(rng.normal(size=shape))
+    weights = np.float32(rng.normal(size=shape))
 
     wide = {n: torch.tensor(np.float64(a), requires_grad=True) for n, a in arrays.items()}
     expected = published(wide, wide["x"])

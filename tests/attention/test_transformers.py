@@ -338,8 +338,10 @@ def test_sinks_of_gpt_oss():
     np.testing.assert_allclose(ours, array(expected), atol=2e-6)
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-3], ids=["ordinary", "small"])
-def test_gated_delta_of_qwen3_next(size):
+@pytest.mark.parametrize(
+    ("size", "values"), [(1.0, D), (1e-3, D), (1.0, 2 * D)], ids=["ordinary", "small", "wide"]
+)
+def test_gated_delta_of_qwen3_next(size, values):
     """Outputs and gradients, also where values are so small that the norm's epsilon shows."""
     from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
@@ -351,34 +353,39 @@ def test_gated_delta_of_qwen3_next(size):
         linear_num_value_heads=H,
         linear_num_key_heads=H,
         linear_key_head_dim=D,
-        linear_value_head_dim=D,
+        linear_value_head_dim=values,
         linear_conv_kernel_dim=4,
         rms_norm_eps=NORM_EPSILON,
     )
     theirs = qwen.Qwen3NextGatedDeltaNet(made, 0)
+    ends = np.cumsum([D, D, values])
     x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
     with torch.no_grad():
         # Queries, keys, values and gates lie one after the other within each head.
-        theirs.in_proj_qkvz.weight.reshape(H, 4, D, M)[:, 2].mul_(size)
+        theirs.in_proj_qkvz.weight.reshape(H, -1, M)[:, ends[1] : ends[2]].mul_(size)
     theirs_out = theirs(x)
     theirs_out.backward(out_gradient)
 
-    ours = GatedDeltaNet(width=M, num_heads=H, head_width=D, short_convolution=4)
+    # As wide as keys, also if nothing is said of it.
+    value_width = values if values != D else 0
+    ours = GatedDeltaNet(
+        width=M, num_heads=H, head_width=D, value_width=value_width, short_convolution=4
+    )
 
     def as_ours(value):
         """What `value` makes of a parameter of theirs, by our names and in our layout."""
-        inward = array(value(theirs.in_proj_qkvz.weight)).reshape(H, 4, D, M)
-        inward = inward.transpose(1, 3, 0, 2)
+        inward = array(value(theirs.in_proj_qkvz.weight)).reshape(H, -1, M).transpose(2, 0, 1)
+        inward = jnp.split(inward, ends, axis=2)
         rates = array(value(theirs.in_proj_ba.weight)).reshape(H, 2, M).transpose(1, 2, 0)
         # Theirs has the oldest input first.
-        taps = array(value(theirs.conv1d.weight))[:, 0, ::-1].reshape(3, H * D, 4)
+        taps = jnp.split(array(value(theirs.conv1d.weight))[:, 0, ::-1].T, H * ends[:2], axis=1)
         found = dict(zip(("query", "key", "value", "gate"), inward, strict=True))
         found |= dict(zip(("beta", "step"), rates, strict=True))
-        found |= {f"{name}_taps": taps[i].T for i, name in enumerate(("query", "key", "value"))}
+        found |= dict(zip(("query_taps", "key_taps", "value_taps"), taps, strict=True))
         return found | {
             "step_bias": array(value(theirs.dt_bias)),
             "log_rate": array(value(theirs.A_log)),
-            "out": array(value(theirs.out_proj.weight)).T.reshape(H, D, M),
+            "out": array(value(theirs.out_proj.weight)).T.reshape(H, values, M),
         }
 
     params, inputs = as_ours(lambda p: p), array(x)
@@ -391,7 +398,8 @@ def test_gated_delta_of_qwen3_next(size):
     for name, expected in {"x": array(x.grad), **as_ours(lambda p: p.grad)}.items():
         found = of_inputs if name == "x" else of_params[name]
         scale = float(jnp.abs(expected).max())
-        np.testing.assert_allclose(found, expected, atol=1e-3 * scale, rtol=0, err_msg=name)
+        atol = (1e-3 if size < 1 else 1e-5) * scale
+        np.testing.assert_allclose(found, expected, atol=atol, rtol=0, err_msg=name)
 
 
 def test_kimi_delta_of_kimi_linear():

@@ -18,7 +18,8 @@ from research.attention.mixers.linear.gated import gate, gate_parameter
 from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
     ConvolvedOptions,
-    LinearTime,
+    WideValues,
+    WideValuesOptions,
     at_least_float32,
 )
 from research.attention.mixers.linear.state_space import step_parameters, steps
@@ -251,7 +252,7 @@ def unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeltaNet(LinearTime):
+class DeltaNet(WideValues):
     """The delta rule (Schlag et al. 2021, section 4.2) as in Yang et al. 2024, section 3.3.
 
     q, k and v go through SiLU, after a short convolution if there is one; q and k are normalized to
@@ -278,7 +279,7 @@ class DeltaNet(LinearTime):
         state: PyTree,
         x: Float[Array, "B T M"],
         places: Int[Array, "B T"] | None,
-    ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H Dv"], dict[str, Any]]:
         """Returns (queries, keys, beta, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
         heads, inputs = self.project_qkv(params, state["inputs"], x, places)
@@ -305,7 +306,7 @@ class DeltaNet(LinearTime):
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        head_outputs: Float[Array, "B T H D"],
+        head_outputs: Float[Array, "B T H Dv"],
     ) -> Float[Array, "B T M"]:
         """Normalizes and gates the heads; see `Mixer`."""
         y = head_outputs * lax.rsqrt(
@@ -318,18 +319,19 @@ class DeltaNet(LinearTime):
         return None
 
     def gated_output(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]
-    ) -> Float[Array, "B T H D"]:
+        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H Dv"]
+    ) -> Float[Array, "B T H Dv"]:
         """Applies the output gate to the normalized heads; here there is none."""
         return y
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedDeltaNet(DeltaNet):
-    """The gated delta rule (Yang, Kautz, Hatamizadeh 2024, section 3), values as wide as keys.
+    """The gated delta rule (Yang, Kautz, Hatamizadeh 2024, section 3).
 
     Like `DeltaNet`, but the memory first decays by exp(-A softplus(x W + b)), as in Mamba-2, and
-    the outputs are multiplied by swish(x W').
+    the outputs are multiplied by swish(x W'). In the authors' code values are twice as wide as
+    keys.
     """
 
     @property
@@ -338,7 +340,7 @@ class GatedDeltaNet(DeltaNet):
         return "gated_delta"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Returns the parameters of `DeltaNet`, "gate" (M, H, D), and those of the decay.
+        """Returns the parameters of `DeltaNet`, "gate" (M, H, Dv), and those of the decay.
 
         The decay has "step" (M, H) and "step_bias" (H,), and "log_rate" (H,), which is log A.
         """
@@ -349,20 +351,20 @@ class GatedDeltaNet(DeltaNet):
         return steps(params, x)[1]
 
     def gated_output(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]
-    ) -> Float[Array, "B T H D"]:
+        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H Dv"]
+    ) -> Float[Array, "B T H Dv"]:
         """Returns y swish(x W')."""
         return y * gate(params, x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeltaOptions(ConvolvedOptions):
+class DeltaOptions(WideValuesOptions, ConvolvedOptions):
     """S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)"""
 
     source = 'Schlag et al. 2021, section 4.2; Yang et al. 2024, "Parallelizing...", section 3'
     implementations = tuple(FORMS)
-    time = "chunkwise T (D^2 + C D + C^2), chunk C; recurrent T D^2; parallel T^3"
-    state = "H D^2"
+    time = "chunkwise T (D Dv + C (D + Dv) + C^2), chunk C; recurrent T D Dv; parallel T^3"
+    state = "H D Dv"
 
     def make(self, context: Context) -> DeltaNet:
         """Returns the mixer."""

@@ -21,7 +21,7 @@ from research.options import option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeltaProduct(DeltaNet):
-    """DeltaProduct (Siems et al. 2025, section 3), values as wide as keys.
+    """DeltaProduct (Siems et al. 2025, section 3).
 
     Like `DeltaNet`, but every token has n keys, values and betas, each with a projection of its
     own, and takes n steps of the delta rule with them before its query reads the state. So the
@@ -53,13 +53,13 @@ class DeltaProduct(DeltaNet):
     @property
     def head_shapes(self) -> dict[str, tuple[int, int]]:
         """{name: (heads, width)}; the n keys and values of a head are next to each other."""
-        each = (self.num_heads * self.householder_steps, self.head_width)
-        return {"query": (self.num_heads, self.head_width), "key": each, "value": each}
+        found, count = super().head_shapes, self.num_heads * self.householder_steps
+        return found | {name: (count, found[name][1]) for name in ("key", "value")}
 
     def parameters(self) -> dict[str, Parameter]:
         """Returns the parameters of `DeltaNet`, H n heads of "key", "value" and "beta" (M, H n).
 
-        If gated, also "gate" (M, H, D), "step" (M, H), "step_bias" (H,) and "log_rate" (H,), as
+        If gated, also "gate" (M, H, Dv), "step" (M, H), "step_bias" (H,) and "log_rate" (H,), as
         `GatedDeltaNet`.
         """
         matrix = matrix_init(self.init_stddev, self.width)
@@ -76,7 +76,7 @@ class DeltaProduct(DeltaNet):
         state: PyTree,
         x: Float[Array, "B T M"],
         places: Int[Array, "B T"] | None,
-    ) -> tuple[tuple[Any, ...], Float[Array, "B T Hn D"], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T Hn Dv"], dict[str, Any]]:
         """Returns (queries, keys, beta, decays), values and new state; see `LinearTime`."""
         (q, k, beta, log_decay), v, inputs = super().prepare(params, state, x, places)
         return (q, k, 2 * beta if self.negative_eigenvalues else beta, log_decay), v, inputs
@@ -117,8 +117,8 @@ class DeltaProduct(DeltaNet):
         return steps(params, x)[1] if self.gated else None
 
     def gated_output(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]
-    ) -> Float[Array, "B T H D"]:
+        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H Dv"]
+    ) -> Float[Array, "B T H Dv"]:
         """Returns y swish(x W') if gated, else y."""
         return y * gate(params, x) if self.gated else y
 
@@ -151,7 +151,7 @@ class DeltaProduct(DeltaNet):
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        head_outputs: Float[Array, "B T Hn D"],
+        head_outputs: Float[Array, "B T Hn Dv"],
     ) -> Float[Array, "B T M"]:
         """Adds up the steps of each head if they are apart, and goes on as `DeltaNet`."""
         batch, length, count, width = head_outputs.shape
@@ -173,7 +173,10 @@ class DeltaProductOptions(DeltaOptions):
     b_{t,j} v_{t,j} k_{t,j}^T, y_t = S_{t,n} q_t / sqrt(D)"""
 
     source = "Siems et al. 2025 (DeltaProduct), section 3"
-    time = "chunkwise n T (D^2 + C D + C^2), chunk C of steps; recurrent n T D^2; parallel (n T)^3"
+    time = (
+        "chunkwise n T (D Dv + C (D + Dv) + C^2), chunk C of steps; recurrent n T D Dv; "
+        "parallel (n T)^3"
+    )
 
     householder_steps: int = size_option(2, "n, delta steps for every token", least=1, most=64)
     negative_eigenvalues: bool = option(

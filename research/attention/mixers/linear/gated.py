@@ -12,7 +12,8 @@ from research.attention.mixers.linear import decay
 from research.attention.mixers.linear.linear_time import (
     ConvolvedOptions,
     LinearTime,
-    LinearTimeOptions,
+    WideValues,
+    WideValuesOptions,
     at_least_float32,
     standardize_heads,
 )
@@ -23,24 +24,24 @@ from research.attention.parts.positions import rope
 from research.options import OptionError
 
 
-def gate(params: dict[str, Array], x: Float[Array, "B T M"]) -> Float[Array, "B T H D"]:
-    """Returns swish(x W) with W = `params["gate"]` (M, H, D), in the dtype of x."""
+def gate(params: dict[str, Array], x: Float[Array, "B T M"]) -> Float[Array, "B T H Dv"]:
+    """Returns swish(x W) with W = `params["gate"]` (M, H, Dv), in the dtype of x."""
     return jax.nn.silu(jnp.einsum("btm,mhd->bthd", x, params["gate"].astype(x.dtype)))
 
 
 def gate_parameter(mixer: LinearTime) -> Parameter:
     """Returns the description of the matrix W of `gate`."""
-    shape = (mixer.width, mixer.num_heads, mixer.head_width)
+    shape = (mixer.width, mixer.num_heads, mixer.head_shapes["value"][1])
     init = matrix_init(mixer.init_stddev, mixer.width)
     return Parameter(shape, init, matrix_axes("width", "heads", "head_width"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Retention(LinearTime):
+class Retention(WideValues):
     """Multi-scale retention (Sun et al. 2023, RetNet, equations 5-8).
 
     Head h decays by 1 - 2^(-5-h) per token; queries and keys are rotated by their positions, base
-    10000, and keys are divided by sqrt(D). Values are as wide as keys (in the paper twice as wide).
+    10000, and keys are divided by sqrt(D). In the paper values are twice as wide as keys.
     The group norm has no scale or shift: the output projection can absorb the scale.
     """
 
@@ -50,12 +51,12 @@ class Retention(LinearTime):
         return "retention"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Returns the projections of `SelfAttention`, and "gate" (M, H, D)."""
+        """Returns the projections of `SelfAttention`, and "gate" (M, H, Dv)."""
         return {**self.projection_parameters(), "gate": gate_parameter(self)}
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Returns "memory" (batch, H, D, D), float32 or wider, and "step", the tokens so far."""
-        memory = self.init_memory(batch, self.head_width, dtype)
+        """Returns "memory" (batch, H, D, Dv), float32 or wider, and "step", the tokens so far."""
+        memory = self.init_memory(batch, self.head_shapes["value"][1], dtype)
         return {"memory": memory, "step": jnp.zeros((), jnp.int32)}
 
     def prepare(
@@ -64,7 +65,7 @@ class Retention(LinearTime):
         state: PyTree,
         x: Float[Array, "B T M"],
         places: Int[Array, "B T"] | None,
-    ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H Dv"], dict[str, Any]]:
         """Returns (rotated queries and keys, decays), values and new state; see `LinearTime`."""
         length = x.shape[1]
         heads, _ = self.project_qkv(params, {}, x, places)
@@ -81,7 +82,7 @@ class Retention(LinearTime):
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        head_outputs: Float[Array, "B T H D"],
+        head_outputs: Float[Array, "B T H Dv"],
     ) -> Float[Array, "B T M"]:
         """Normalizes and gates the heads; see `Mixer`."""
         return merge_heads(
@@ -90,12 +91,12 @@ class Retention(LinearTime):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedLinearAttention(LinearTime):
+class GatedLinearAttention(WideValues):
     """Gated linear attention (Yang et al. 2024, GLA, equation 3 and section 4.4).
 
     Each channel of the keys decays by sigmoid(x W W' + b)^(1/16), with W W' of rank 16. Queries are
-    divided by sqrt(D); keys are as wide as values (in the paper half as wide). The norm over a head
-    has no learned scale or shift: the output projection can absorb the scale.
+    divided by sqrt(D). In the paper values are twice as wide as keys. The norm over a head has no
+    learned scale or shift: the output projection can absorb the scale.
     """
 
     RANK = 16
@@ -116,8 +117,8 @@ class GatedLinearAttention(LinearTime):
     def parameters(self) -> dict[str, Parameter]:
         """Returns the projections of `SelfAttention`, taps, and the parameters of the gates.
 
-        The gates have "gate" (M, H, D), "decay_in" (M, 16), "decay_out" (16, H, D) and "decay_bias"
-        (H, D).
+        The gates have "gate" (M, H, Dv), "decay_in" (M, 16), "decay_out" (16, H, D) and
+        "decay_bias" (H, D).
         """
         shape, axes = (self.num_heads, self.head_width), ("heads", "head_width")
         down = matrix_init(self.init_stddev, self.width)
@@ -136,7 +137,7 @@ class GatedLinearAttention(LinearTime):
         state: PyTree,
         x: Float[Array, "B T M"],
         places: Int[Array, "B T"] | None,
-    ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H Dv"], dict[str, Any]]:
         """Returns (queries, keys, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
         heads, inputs = self.project_qkv(params, state["inputs"], x, places)
@@ -151,7 +152,7 @@ class GatedLinearAttention(LinearTime):
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        head_outputs: Float[Array, "B T H D"],
+        head_outputs: Float[Array, "B T H Dv"],
     ) -> Float[Array, "B T M"]:
         """Normalizes and gates the heads; see `Mixer`."""
         return merge_heads(
@@ -159,47 +160,52 @@ class GatedLinearAttention(LinearTime):
         )
 
 
+def _check_norm(name, head_width, value_width):
+    """Refuses values of width 1, which a norm over the head would make constant."""
+    field, width = ("value_width", value_width) if value_width else ("head_width", head_width)
+    if width < 2:
+        raise OptionError(field, width, f"{name} normalizes each head; make it 2 or more")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RetentionOptions(LinearTimeOptions):
+class RetentionOptions(WideValuesOptions):
     """S_t = (1 - 2^(-5-h)) S_(t-1) + k_t v_t^T, y = norm(S^T q / sqrt(D)) swish(x W),
     q, k rotated"""
 
     source = "Sun et al. 2023 (RetNet), equations 5-8"
     implementations = tuple(decay.FORMS)
-    time = "T C D + T D^2 in chunks of C"
-    state = "H D^2"
+    time = "T C (D + Dv) + T D Dv in chunks of C"
+    state = "H D Dv"
 
     def make(self, context: Context) -> Retention:
         """Returns the mixer.
 
         Raises:
-          OptionError: the head width is odd.
+          OptionError: the head width is odd, or a head has values of width 1.
         """
         width = self.sizes(context).head_width
         if width % 2:
             message = "retention rotates channels in pairs; make it even"
             raise OptionError("head_width", width, message)
+        _check_norm("retention", width, self.value_width)
         return self.build_from(Retention, context)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedLinearOptions(ConvolvedOptions):
+class GatedLinearOptions(WideValuesOptions, ConvolvedOptions):
     """S_t = diag(a_t) S_(t-1) + k_t v_t^T, a_t = sigmoid(x W W')^(1/16),
     y = norm(S^T q / sqrt(D)) swish(x W'')"""
 
     source = "Yang et al. 2024 (GLA), equation 3, sections 4.3 and 4.4"
     implementations = tuple(decay.FORMS)
-    time = "T C D + T D^2 in chunks of C"
-    state = "H D^2"
+    time = "T C (D + Dv) + T D Dv in chunks of C"
+    state = "H D Dv"
 
     def make(self, context: Context) -> GatedLinearAttention:
         """Returns the mixer.
 
         Raises:
-          OptionError: the head width is 1, which a norm over the head would make constant.
+          OptionError: a head has values of width 1.
         """
-        width = self.sizes(context).head_width
-        if width < 2:
-            message = "gated_linear normalizes each head; make it 2 or more"
-            raise OptionError("head_width", width, message)
+        _check_norm("gated_linear", self.sizes(context).head_width, self.value_width)
         return self.build_from(GatedLinearAttention, context)

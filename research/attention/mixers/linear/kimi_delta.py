@@ -16,11 +16,11 @@ from research.attention.parameters import Parameter, matrix_axes, matrix_init, v
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KimiDelta(DeltaNet):
-    """Kimi Delta Attention (Kimi Team 2025, Kimi Linear, section 3), values as wide as keys.
+    """Kimi Delta Attention (Kimi Team 2025, Kimi Linear, section 3).
 
     Like `DeltaNet`, but every channel of the keys first decays by exp(-A softplus(x W W' + b)) with
     one A per head, and the normalized outputs are multiplied by sigmoid(x V V'). W W' and V V' have
-    the rank of a head's width. The correction of the delta rule reads the decayed state.
+    the rank Dv, as in the authors' code. The correction of the delta rule reads the decayed state.
     """
 
     # Scores with per-channel decays take log C rounds, so shorter chunks are faster here.
@@ -39,22 +39,21 @@ class KimiDelta(DeltaNet):
     def parameters(self) -> dict[str, Parameter]:
         """Returns the parameters of `DeltaNet`, and those of the decay and of the output gate.
 
-        The decay has "step_in" (M, D), "step_out" (D, H, D), "step_bias" (H, D), and "log_rate"
-        (H,), which is log A. The gate has "gate_in" (M, D) and "gate_out" (D, H, D).
+        The decay has "step_in" (M, Dv), "step_out" (Dv, H, D), "step_bias" (H, D), and "log_rate"
+        (H,), which is log A. The gate has "gate_in" (M, Dv) and "gate_out" (Dv, H, Dv).
         """
-        heads, rank = self.num_heads, self.head_width
+        heads, rank = self.head_shapes["value"]
+        keys, axes = (heads, self.head_width), ("heads", "head_width")
         down = matrix_init(self.init_stddev, self.width)
         up = matrix_init(self.init_stddev, rank)
         inward = Parameter((self.width, rank), down, matrix_axes("width", ""))
-        outward = Parameter((rank, heads, rank), up, matrix_axes("", "heads", "head_width"))
-        bias = Parameter((heads, rank), step_bias_init, vector_axes("heads", "head_width"))
         return super().parameters() | {
             "step_in": inward,
-            "step_out": outward,
-            "step_bias": bias,
+            "step_out": Parameter((rank, *keys), up, matrix_axes("", *axes)),
+            "step_bias": Parameter(keys, step_bias_init, vector_axes(*axes)),
             "log_rate": Parameter((heads,), log_rate_init, vector_axes("heads")),
             "gate_in": inward,
-            "gate_out": outward,
+            "gate_out": Parameter((rank, heads, rank), up, matrix_axes("", *axes)),
         }
 
     def log_decay(self, params: dict[str, Array], x: Float[Array, "B T M"]) -> decay.Decay:
@@ -65,8 +64,8 @@ class KimiDelta(DeltaNet):
         return -rates[:, None] * jax.nn.softplus(logits)
 
     def gated_output(
-        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H D"]
-    ) -> Float[Array, "B T H D"]:
+        self, params: dict[str, Array], x: Float[Array, "B T M"], y: Float[Array, "B T H Dv"]
+    ) -> Float[Array, "B T H Dv"]:
         """Returns y sigmoid(x V V')."""
         return y * jax.nn.sigmoid(_low_rank(params, "gate", x))
 

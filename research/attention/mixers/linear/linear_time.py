@@ -1,6 +1,7 @@
 """The base class of mixers built on a linear recurrence, and their common options."""
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 import jax
@@ -17,7 +18,7 @@ from research.attention.mixers.mixer_options import (
     build_from,
 )
 from research.attention.mixers.projections import merge_heads, projections, split_heads
-from research.attention.parameters import Parameter, matrix_axes, vector_axes
+from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
 from research.attention.parts.part_options import length_option, size_option
 
@@ -32,7 +33,7 @@ class LinearTime(Mixer):
     Attributes:
       width: M.
       num_heads: H.
-      head_width: D, of values, and of queries and keys unless a subclass overrides it.
+      head_width: D, of queries, keys and values unless a subclass overrides it.
       implementation: a name in `decay.FORMS`; all forms compute the same function.
       block_size: chunk length of the chunkwise and ring forms; 0 chooses.
       short_convolution: taps of a causal convolution, followed by SiLU, on projected queries,
@@ -89,7 +90,7 @@ class LinearTime(Mixer):
 
         All are float32 or wider, and their sizes do not depend on the length.
         """
-        memory = self.init_memory(batch, self.head_width, dtype)
+        memory = self.init_memory(batch, self.head_shapes["value"][1], dtype)
         return {"memory": memory, "inputs": self.init_inputs(batch, dtype)}
 
     def extend(
@@ -180,7 +181,7 @@ class LinearTime(Mixer):
         self,
         params: dict[str, Array],
         x: Float[Array, "B T M"],
-        head_outputs: Float[Array, "B T H D"],
+        head_outputs: Float[Array, "B T H Dv"],
     ) -> Float[Array, "B T M"]:
         """Projects the heads' outputs; see `Mixer`."""
         return merge_heads(params, head_outputs.astype(x.dtype))
@@ -197,6 +198,9 @@ class LinearTime(Mixer):
             ):
                 if whole in found:
                     found[whole] = Parameter((*before, *shape), found[whole].init, own)
+        read = (self.num_heads, self.head_shapes["value"][1])
+        out = matrix_init(self.init_stddev, math.prod(read), self.out_scale)
+        found["out"] = Parameter((*read, self.width), out, found["out"].axes)
         return found | short_convolution.parameters(self.short_convolution, self._channels())
 
     def init_inputs(self, batch: int, dtype: Any) -> dict[str, Array]:
@@ -221,6 +225,23 @@ class LinearTime(Mixer):
 
     def _channels(self):
         return {name: heads * width for name, (heads, width) in self.head_shapes.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WideValues(LinearTime):
+    """A mixer whose values can be wider or narrower than its queries and keys.
+
+    Attributes:
+      value_width: Dv, of the values, outputs and gate of a head; 0 is D.
+    """
+
+    value_width: int = 0
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, int]]:
+        """{name: (heads, width)} of "query", "key" and "value"."""
+        values = (self.num_heads, self.value_width or self.head_width)
+        return super().head_shapes | {"value": values}
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -264,3 +285,10 @@ class ConvolvedOptions(LinearTimeOptions):
     short_convolution: int = size_option(
         0, "taps of a short convolution on queries, keys and values; 0: none"
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WideValuesOptions(LinearTimeOptions):
+    """The same with values that need not be as wide as queries and keys."""
+
+    value_width: int = size_option(0, "Dv, width of the values of a head; 0: head_width")
