@@ -32,6 +32,7 @@ from research.attention.parts.scores import GeneralScore, dot, scaled_dot
 from research.attention.parts.sparse_masks import local
 from research.attention.spec import make_mixer, mixer_spec
 from research.options import OptionError
+from tests.parity import compare, paper
 
 B, T, S, H, K, D, A, M = 2, 5, 7, 4, 2, 6, 3, 8
 SIZES = (H, K, D, A)
@@ -158,6 +159,7 @@ def test_location_aware_equals_the_papers_equations(name):
     found = np.asarray(compiled(alignment, params, q, k, padding(jnp.asarray(valid))))
     q, k, taps = np.float64(q), np.float64(k), alignment.filter_length
     squash = (lambda e: 1 / (1 + np.exp(-e))) if name == "smoothed" else np.exp
+    expected = np.zeros(found.shape)
     for b, h in itertools.product(range(B), range(H)):
         previous = np.zeros(S)
         for i in range(T):
@@ -173,6 +175,9 @@ def test_location_aware_equals_the_papers_equations(name):
             a = squash(2.0 * e if name == "sharpened" else e) * valid[b]
             previous = a / a.sum()
             np.testing.assert_allclose(found[i, b, h], previous, rtol=2e-5, atol=1e-7)
+            expected[i, b, h] = previous
+    row = "mixer=location_aware", paper("mixer=location_aware", "loops in NumPy float64")
+    compare(*row, outputs=(found, expected))
 
 
 def test_coverage_equals_the_papers_equations():
@@ -182,7 +187,7 @@ def test_coverage_equals_the_papers_equations():
     w = {key: np.float64(p) for key, p in params.items()}
     valid = np.arange(S) < np.array([[S], [5]])
     found = np.asarray(compiled(alignment, params, q, k, padding(jnp.asarray(valid))))
-    q, k = np.float64(q), np.float64(k)
+    q, k, expected = np.float64(q), np.float64(k), np.zeros(found.shape)
     for b, h in itertools.product(range(B), range(H)):
         covered = np.zeros(S)
         for i in range(T):
@@ -191,6 +196,9 @@ def test_coverage_equals_the_papers_equations():
             a = np.exp(2.0 * np.tanh(hidden) @ w["vector"][h]) * valid[b]
             covered += a / a.sum()
             np.testing.assert_allclose(found[i, b, h], a / a.sum(), rtol=2e-5, atol=1e-7)
+            expected[i, b, h] = a / a.sum()
+    row = "mixer=coverage", paper("mixer=coverage", "loops in NumPy float64")
+    compare(*row, outputs=(found, expected))
 
 
 def test_keys_share_of_an_energy_is_remembered():

@@ -16,6 +16,7 @@ from research.attention.parts.mechanism import Mechanism
 from research.attention.spec import make_mixer, mixer_spec
 from research.options import OptionError
 from tests.attention.cases import close, numbers, weighted
+from tests.parity import compare, paper
 
 B, T, S, H, K, D, M = 2, 9, 13, 4, 2, 6, 8
 BLOCK = 4
@@ -70,8 +71,9 @@ def test_forget_gates_by_loops():
 
     with jax.enable_x64(True):
         found, shuffled = run(params, q, k, x, np.concatenate([[-1], KV_INDEX[order]]))
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    np.testing.assert_allclose(shuffled[..., 1:], expected[..., order], rtol=1e-9)
+    row = "forget_gate=true", paper("forget_gate=true", "loops in NumPy float64")
+    compare(*row, outputs=(found, expected), tolerance=1e-14)
+    compare(*row, outputs=(shuffled[..., 1:], expected[..., order]), tolerance=1e-14)
     assert not np.asarray(shuffled)[..., 0].any()
 
 
@@ -110,7 +112,8 @@ def test_chosen_blocks_by_loops():
         np.testing.assert_array_equal(weights > 0, allowed)
         for b, h, t in np.ndindex(B, H, T):
             expected = softmax(raw(q, k, b, h, t), allowed[b, h, t])
-            np.testing.assert_allclose(weights[b, h, t], expected, rtol=1e-9)
+            row = "mask=moba", paper("mask=moba", "loops in NumPy float64")
+            compare(*row, outputs=(weights[b, h, t], expected), tolerance=1e-14)
     np.testing.assert_allclose(shuffled, found[1][..., order], rtol=1e-9)
     # With as many blocks as there are it is causal attention.
     np.testing.assert_allclose(every, all_keys, rtol=1e-12)

@@ -8,6 +8,7 @@ import pytest
 from research.attention.errors import Unsupported
 from research.attention.mixers.linear.convolution import FORMS, SHORT, GatedConvolution, convolve
 from research.attention.parts.masks import causal
+from tests.parity import compare, paper
 
 B, T, M = 2, 23, 3
 # Taps that are few, that are many enough for the Fourier transform, and more than there are tokens.
@@ -112,7 +113,8 @@ def test_layer_and_its_decoding(options):
     p = {name: np.asarray(a, np.float64) for name, a in params.items()}
     _, mixed = direct(np.float64(x), p["filter"], np.zeros((B, options["filter_length"] - 1, M)))
     expected = (np.float64(x) @ p["gate"] + p["gate_bias"]) * (mixed + p["filter_bias"])
-    close(jax.jit(mixer)(params, x), expected, 1e-5)
+    row = "mixer=gated_convolution", paper("mixer=gated_convolution", "in NumPy float64")
+    compare(*row, outputs=(jax.jit(mixer)(params, x), expected))
     state, done, extend = mixer.init_state(B, T, x.dtype), 0, jax.jit(mixer.extend)
     structure = jax.eval_shape(lambda: state)
     for size in (11, 1, 11):

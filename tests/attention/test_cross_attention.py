@@ -20,6 +20,7 @@ from research.attention.parts.part_options import Sizes
 from research.attention.parts.positions import Rotary
 from research.attention.parts.predicted_window import predicted_window
 from research.attention.parts.sparse_masks import local
+from tests.parity import compare, of
 
 B, T, S, M, N, H, D = 2, 5, 7, 8, 6, 4, 2
 PLAIN = CrossAttention(M, N, H, H, D)
@@ -102,16 +103,16 @@ def test_equals_torch(use_bias, padded):
 
     run = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
     (by_params, by_x, by_memory), found = run(params, x, memory)
-    tolerance = {"rtol": 1e-4, "atol": 1e-5}
-    np.testing.assert_allclose(found, expected.detach(), **tolerance)
-    np.testing.assert_allclose(by_x, theirs[0].grad, **tolerance)
-    np.testing.assert_allclose(by_memory, theirs[1].grad, **tolerance)
+    gradients = {"x": (by_x, theirs[0].grad), "memory": (by_memory, theirs[1].grad)}
     for name, grad in (("query", reference.q_proj_weight), ("key", reference.k_proj_weight)):
-        np.testing.assert_allclose(by_params[name].reshape(-1, M), grad.grad.T, **tolerance)
+        gradients[name] = by_params[name].reshape(-1, M), grad.grad.T
+    row = "mixer=softmax, in cross-attention", of(torch, "MultiheadAttention in float64")
+    compare(*row, outputs=(found, expected), tolerance=5e-7)
+    compare(*row, gradients=gradients, tolerance=2e-6)
     weights = layer.attention_trace(
         params, x, layer.project_memory(params, memory), mask=mask
     ).weights
-    np.testing.assert_allclose(weights, expected_weights.detach(), **tolerance)
+    np.testing.assert_allclose(weights, expected_weights.detach(), rtol=1e-4, atol=1e-5)
 
 
 @layers

@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from research.attention.mixers import latent
 from research.attention.mixers.latent import LatentAttention
 from research.attention.parts.positions import Rotary
+from tests.parity import compare, of
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
@@ -105,18 +105,23 @@ def test_latent_attention_of_deepseek_v3(query_rank, interleaved, rope, rotary):
         k: p.shape for k, p in ours.parameters().items()
     }
     found, pull = jax.vjp(ours, params, inputs)
-    scale = float(jnp.abs(found).max())
-    np.testing.assert_allclose(found, array(expected), atol=1e-5 * scale)
     of_params, of_inputs = pull(array(out_gradient))
-    for name, one in {"x": array(x.grad), **as_ours(theirs, interleaved, lambda p: p.grad)}.items():
-        gradient = of_inputs if name == "x" else of_params[name]
-        scale = float(jnp.abs(one).max())
-        np.testing.assert_allclose(gradient, one, atol=1e-5 * scale, rtol=0, err_msg=name)
+    of_theirs = as_ours(theirs, interleaved, lambda p: p.grad)
+    gradients = {name: (of_params[name], one) for name, one in of_theirs.items()}
+    gradients["x"] = of_inputs, x.grad
 
-    state = ours.init_state(B, T, "float32")
+    state, pieces = ours.init_state(B, T, "float32"), []
     for start, stop in ((0, 1), (1, 2), (2, 9), (9, T)):
         state, y = jax.jit(ours.extend)(params, state, inputs[:, start:stop])
-        np.testing.assert_allclose(y, array(expected)[:, start:stop], atol=1e-5 * 5)
+        pieces.append(y)
+    compare(
+        "mixer=latent, position=rope"
+        + (f", query_latent_width={query_rank}" if query_rank else ""),
+        of(transformers, "DeepseekV3Attention"),
+        outputs=(found, expected),
+        gradients=gradients,
+        decoded=(jnp.concatenate(pieces, 1), expected),
+    )
 
 
 def test_epsilon_is_theirs():

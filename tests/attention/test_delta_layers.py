@@ -8,6 +8,7 @@ from research.attention.mixers.linear.delta import DeltaNet, GatedDeltaNet
 from research.attention.mixers.linear.delta_product import DeltaProduct
 from research.attention.mixers.linear.kimi_delta import KimiDelta
 from research.attention.mixers.linear.rwkv7 import Rwkv7
+from tests.parity import compare, paper
 
 torch = pytest.importorskip("torch")
 
@@ -119,10 +120,11 @@ def rwkv7(p, x):
 
 
 LAYERS = {
+    "delta": (DeltaNet, {}, lambda p, x: delta_product(p, x, 1, False, 1)),
     "kimi_delta": (KimiDelta, {}, kimi_delta),
-    "wide kimi_delta": (KimiDelta, {"value_width": 6}, kimi_delta),
+    "kimi_delta, value_width=6": (KimiDelta, {"value_width": 6}, kimi_delta),
     "delta_product": product(2, False, True),
-    "gated delta_product": product(3, True, False, value_width=5),
+    "delta_product, gated=true": product(3, True, False, value_width=5),
     "rwkv7": (Rwkv7, {"short_convolution": 0}, rwkv7),
 }
 FORMS = [{"implementation": form} for form in ("parallel", "recurrent")]
@@ -159,14 +161,13 @@ def equals_torch(cls, sizes, published):
             return out, pull(weights)[0]
 
         out, grads = run(arrays)
-        found = {"out of the layer": (out, expected.detach())}
-        found |= {n: (g, wide[n].grad) for n, g in grads.items()}
-        for which, (actual, exact) in found.items():
-            assert actual.dtype == np.float32
-            scale = float(exact.abs().max())
-            np.testing.assert_allclose(
-                actual, exact.numpy(), rtol=0, atol=1e-5 * scale, err_msg=f"{form}: {which}"
-            )
+        assert out.dtype == np.float32
+        compare(
+            f"mixer={name}",
+            paper(f"mixer={name}", "in PyTorch float64"),
+            outputs=(out, expected),
+            gradients={f"{n} {form}": (g, wide[n].grad) for n, g in grads.items()},
+        )
 
 
 @pytest.mark.parametrize(("cls", "gated"), [(DeltaNet, False), (GatedDeltaNet, True)])

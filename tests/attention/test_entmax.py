@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from research.attention.parts.sparsemax import entmax15, sparsemax
+from tests.parity import compare, of
 
 BOTH = {"sparsemax": sparsemax, "entmax15": entmax15}
 COMPILED = {name: jax.jit(f) for name, f in BOTH.items()}
@@ -115,5 +116,6 @@ def test_entmax_package(name, size):
     with jax.enable_x64(True):
         ours, pull = jax.vjp(COMPILED[name], jnp.asarray(z))
         (grad,) = pull(jnp.asarray(turn))
-    np.testing.assert_allclose(ours, p.detach().numpy(), atol=1e-10)
-    np.testing.assert_allclose(grad, theirs.grad.numpy(), atol=1e-8)
+    row = f"normalizer={name}", of(entmax, name)
+    compare(*row, outputs=(ours, p), tolerance=1e-10)
+    compare(*row, gradients={"scores": (grad, theirs.grad)}, tolerance=1e-9)

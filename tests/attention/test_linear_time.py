@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from research.attention.spec import make_mixer
 from research.options import OptionError, declarations
 from tests.attention.cases import close
 from tests.attention.test_decay import weighted
+from tests.parity import compare, of, paper
 
 B, T, H, D, M = 2, 13, 3, 4, 12
 
@@ -46,21 +48,27 @@ def mixer_problem(name, **extra):
     return mixer, params, np.float32(draw.standard_normal((B, T, M)))
 
 
+def library(x):
+    """NumPy or PyTorch: the equations are written once, and PyTorch differentiates them."""
+    return np if isinstance(x, np.ndarray) else sys.modules["torch"]
+
+
 def silu(x):
-    return x / (1 + np.exp(-x))
+    return x / (1 + library(x).exp(-x))
 
 
 def softplus(x):
-    return np.log1p(np.exp(x))
+    return library(x).log1p(library(x).exp(x))
 
 
 def projected(p, name, x):
     """Heads (B, T, H, D), through the convolution by its definition if there are taps."""
-    y = np.einsum("btm,mhd->bthd", x, p[name]) + p.get(f"{name}_bias", 0.0)
+    xp = library(x)
+    y = xp.einsum("btm,mhd->bthd", x, p[name]) + p.get(f"{name}_bias", 0.0)
     if f"{name}_taps" not in p:
         return y
     taps = p[f"{name}_taps"].reshape(-1, *y.shape[2:])
-    out = np.zeros(y.shape)
+    out = xp.zeros_like(y)
     for t in range(y.shape[1]):
         for n in range(min(len(taps), t + 1)):
             out[:, t] += taps[n] * y[:, t - n]
@@ -69,81 +77,96 @@ def projected(p, name, x):
 
 def normalized_sums(q, k, v):
     """sum_s w(q_t, k_s) v_s / sum_s w(q_t, k_s) over s <= t, w(q, k) = q . k."""
-    y = np.zeros(v.shape)
+    xp = library(v)
+    y = xp.zeros_like(v)
     for t in range(v.shape[1]):
-        weights = np.einsum("bhf,bshf->bsh", q[:, t], k[:, : t + 1])
-        y[:, t] = np.einsum("bsh,bshd->bhd", weights, v[:, : t + 1]) / weights.sum(1)[..., None]
+        weights = xp.einsum("bhf,bshf->bsh", q[:, t], k[:, : t + 1])
+        y[:, t] = xp.einsum("bsh,bshd->bhd", weights, v[:, : t + 1]) / weights.sum(1)[..., None]
     return y
 
 
 def standardized(y):
     y = y - y.mean(-1, keepdims=True)
-    return y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
+    return y / library(y).sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
 
 
 def turned(x, t):
     """Channels i and i + D/2 as a complex number, times exp(i t base^(-2 i / D))."""
-    half = x.shape[-1] // 2
-    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * t * 10000.0 ** (-np.arange(half) / half))
-    return np.concatenate([z.real, z.imag], -1)
+    xp, half = library(x), x.shape[-1] // 2
+    z = x[..., :half] + 1j * x[..., half:]
+    z = z * xp.asarray(np.exp(1j * t * 10000.0 ** (-np.arange(half) / half)))
+    return xp.concatenate([z.real, z.imag], -1)
 
 
 def linear_reference(p, x, q, k, v):
-    return normalized_sums(*(np.where(z > 0, z + 1, np.exp(z)) for z in (q, k)), v)
+    xp = library(x)
+    return normalized_sums(*(xp.where(z > 0, z + 1, xp.exp(z)) for z in (q, k)), v)
 
 
 def based_reference(p, x, q, k, v):
-    y, width = np.zeros(v.shape), q.shape[-1]
+    xp, width = library(x), q.shape[-1]
+    y = xp.zeros_like(v)
     for t in range(T):
-        s = np.einsum("bhd,bshd->bsh", q[:, t], k[:, : t + 1]) / np.sqrt(width)
+        s = xp.einsum("bhd,bshd->bsh", q[:, t], k[:, : t + 1]) / width**0.5
         w = 1 + s + s**2 / 2
-        y[:, t] = np.einsum("bsh,bshd->bhd", w, v[:, : t + 1]) / w.sum(1)[..., None]
+        y[:, t] = xp.einsum("bsh,bshd->bhd", w, v[:, : t + 1]) / w.sum(1)[..., None]
     return y
 
 
 def performer_reference(p, x, q, k, v):
-    width = q.shape[-1]
-    w = features.orthogonal_gaussians(0, width, width)
+    xp, width = library(x), q.shape[-1]
+    w = xp.asarray(np.float64(features.orthogonal_gaussians(0, width, width)))
 
     def phi(z):
         z = z / width**0.25
-        return np.exp(np.einsum("bthd,fd->bthf", z, w) - (z**2).sum(-1, keepdims=True) / 2)
+        return xp.exp(xp.einsum("bthd,fd->bthf", z, w) - (z**2).sum(-1, keepdims=True) / 2)
 
     return normalized_sums(phi(q), phi(k), v)
 
 
 def retention_reference(p, x, q, k, v):
-    memory, y = np.zeros((B, H, D, D)), np.zeros(v.shape)
-    gamma = 1 - 2.0 ** (-5 - np.arange(H))
+    xp = library(x)
+    memory, y = xp.asarray(np.zeros((B, H, D, D))), xp.zeros_like(v)
+    gamma = xp.asarray(1 - 2.0 ** (-5 - np.arange(H)))
     for t in range(T):
-        query, key = turned(q[:, t], t), turned(k[:, t], t) / np.sqrt(D)
+        query, key = turned(q[:, t], t), turned(k[:, t], t) / D**0.5
         memory = gamma[:, None, None] * memory + key[..., :, None] * v[:, t][..., None, :]
-        y[:, t] = np.einsum("bhd,bhde->bhe", query, memory)
-    return standardized(y) * silu(np.einsum("btm,mhd->bthd", x, p["gate"]))
+        y[:, t] = xp.einsum("bhd,bhde->bhe", query, memory)
+    return standardized(y) * silu(xp.einsum("btm,mhd->bthd", x, p["gate"]))
 
 
 def gated_linear_reference(p, x, q, k, v):
-    memory, y = np.zeros((B, H, D, D)), np.zeros(v.shape)
-    low = np.einsum("btr,rhd->bthd", x @ p["decay_in"], p["decay_out"]) + p["decay_bias"]
-    alpha = (1 / (1 + np.exp(-low))) ** (1 / 16)
+    xp = library(x)
+    memory, y = xp.asarray(np.zeros((B, H, D, D))), xp.zeros_like(v)
+    low = xp.einsum("btr,rhd->bthd", x @ p["decay_in"], p["decay_out"]) + p["decay_bias"]
+    alpha = (1 / (1 + xp.exp(-low))) ** (1 / 16)
     for t in range(T):
         memory = alpha[:, t][..., None] * memory + k[:, t][..., None] * v[:, t][..., None, :]
-        y[:, t] = np.einsum("bhd,bhde->bhe", q[:, t] / np.sqrt(D), memory)
-    return standardized(y) * silu(np.einsum("btm,mhd->bthd", x, p["gate"]))
+        y[:, t] = xp.einsum("bhd,bhde->bhe", q[:, t] / D**0.5, memory)
+    return standardized(y) * silu(xp.einsum("btm,mhd->bthd", x, p["gate"]))
 
 
 def state_space_reference(p, x, c, b, v):
+    xp = library(x)
     dt = softplus(x @ p["step"] + p["step_bias"])
-    a = np.exp(-dt * np.exp(p["log_rate"]))
-    memory, y = np.zeros((B, H, b.shape[-1], D)), np.zeros(v.shape)
+    a = xp.exp(-dt * xp.exp(p["log_rate"]))
+    memory, y = xp.asarray(np.zeros((B, H, b.shape[-1], D))), xp.zeros_like(v)
     for t in range(T):
         added = dt[:, t, :, None, None] * b[:, t, :, :, None] * v[:, t][..., None, :]
         memory = a[:, t, :, None, None] * memory + added
-        y[:, t] = np.einsum("bn,bhnd->bhd", c[:, t, 0], memory) + p["skip"][:, None] * v[:, t]
-    y = y * silu(np.einsum("btm,mhd->bthd", x, p["gate"]))
-    return y / np.sqrt((y**2).mean((-2, -1), keepdims=True) + 1e-6)
+        y[:, t] = xp.einsum("bn,bhnd->bhd", c[:, t, 0], memory) + p["skip"][:, None] * v[:, t]
+    y = y * silu(xp.einsum("btm,mhd->bthd", x, p["gate"]))
+    return y / xp.sqrt((y**2).mean((-2, -1), keepdims=True) + 1e-6)
 
 
+def published(name, p, x):
+    """The layer by its paper's equations, in float64."""
+    heads = (projected(p, key, x) for key in ("query", "key", "value"))
+    y = library(x).einsum("bthd,hdm->btm", REFERENCES[name](p, x, *heads), p["out"])
+    return y + p.get("out_bias", 0.0)
+
+
+HOW = "in NumPy float64, gradients by PyTorch"
 REFERENCES = {
     "linear": linear_reference,
     "performer": performer_reference,
@@ -198,15 +221,33 @@ def test_mixers_are_their_papers_equations(name, extra):
     # Retention has none, whatever the options say.
     assert any("taps" in key for key in params) == (bool(extra) and CONVOLVED[name])
     p = {key: np.float64(a) for key, a in params.items()}
-    heads = (projected(p, key, np.float64(x)) for key in ("query", "key", "value"))
-    expected = np.einsum("bthd,hdm->btm", REFERENCES[name](p, np.float64(x), *heads), p["out"])
-    expected += p.get("out_bias", 0.0)
+    expected = published(name, p, np.float64(x))
     forms, fed = forms_and_chunks(mixer, params, x)
-    for found in (*forms.values(), fed):
-        close(found, expected)
+    row = f"mixer={name}", paper(f"mixer={name}", HOW)
+    for found in forms.values():
+        compare(*row, outputs=(found, expected))
+    compare(*row, decoded=(fed, expected))
     for low in (jnp.bfloat16, jnp.float32):
         state = jax.eval_shape(lambda d=low: mixer.init_state(B, T, d))
         assert {a.dtype for a in jax.tree.leaves(state) if a.ndim} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_gradients_are_those_of_the_equations(name):
+    torch = pytest.importorskip("torch")
+    mixer, params, x = mixer_problem(name, **RICH | {"feature_width": 0})
+    weight = np.cos(np.arange(x.size)).reshape(x.shape)
+    wide = {
+        n: torch.tensor(np.float64(a), requires_grad=True) for n, a in {**params, "x": x}.items()
+    }
+    published(name, wide, wide["x"]).backward(torch.tensor(weight))
+
+    def loss(arrays):
+        return (mixer(arrays, arrays["x"]) * np.float32(weight)).sum()
+
+    found = jax.jit(jax.grad(loss))({**params, "x": x})
+    gradients = {n: (found[n], one.grad) for n, one in wide.items()}
+    compare(f"mixer={name}", paper(f"mixer={name}", HOW), gradients=gradients)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -321,7 +362,8 @@ def test_short_convolution_is_that_of_torch():
     expected = torch.nn.functional.conv1d(seen, weights, groups=M).transpose(1, 2).numpy()
     apply = jax.jit(short_convolution.apply)
     y, new = apply(x, taps, past)
-    close(y, expected, 1e-6)
+    row = "short_convolution=4", of(torch, "conv1d")
+    compare(*row, outputs=(y, expected), tolerance=1e-6)
     np.testing.assert_array_equal(new, x[:, -3:])
     done, before = 0, past
     for size in (1, 2, 6, 4):

@@ -8,6 +8,7 @@ import pytest
 from research.attention.errors import Unsupported
 from research.attention.mixers.linformer import Linformer, attend_projected
 from research.attention.parts.masks import causal, full, padding
+from tests.parity import compare, paper
 
 B, T, M, H, D, R = 2, 9, 6, 3, 4, 5
 
@@ -52,7 +53,9 @@ def published(params, x, valid=None):
 @pytest.mark.parametrize("length", [T, 6])
 def test_layer_is_the_equation(use_bias, length):
     mixer, params, x = layer(use_bias=use_bias)
-    close(jax.jit(mixer)(params, x[:, :length]), published(params, x[:, :length]), 1e-5)
+    row = "mixer=linformer", paper("mixer=linformer", "in NumPy float64")
+    outputs = jax.jit(mixer)(params, x[:, :length]), published(params, x[:, :length])
+    compare(*row, outputs=outputs)
     with jax.enable_x64(True):
         wide = {name: np.float64(p) for name, p in params.items()}
         y = jax.jit(mixer)(wide, np.float64(x[:, :length]))

@@ -15,6 +15,7 @@ from research.attention.mixers.sequential.monotonic import (
     pass_probability,
 )
 from research.attention.parts.masks import causal, padding
+from tests.parity import compare, paper
 
 B, H, S, D, A = 2, 4, 7, 3, 5
 
@@ -228,6 +229,7 @@ def test_steps_equal_the_papers_equations(chunk):
     alignment, params, q, k = problem(kind, **options)
     valid = np.arange(S) < np.array([[S], [5]])
     found, _ = run_compiled(alignment, params, q, k, padding(jnp.asarray(valid)))
+    expected = np.zeros(found.shape)
     for b, h in itertools.product(range(B), range(H)):
         alpha = np.eye(S)[0]
         for i in range(len(q)):
@@ -240,8 +242,11 @@ def test_steps_equal_the_papers_equations(chunk):
                 if chunk:
                     u[s] = np.dot(*energy(params, "chunk_", *pair, h))
             alpha = equation_9(p, alpha)
-            expected = chunk_equation(alpha, u, chunk, valid[b]) if chunk else alpha
-            np.testing.assert_allclose(found[i, b, h], expected, rtol=1e-4, atol=1e-12)
+            row = chunk_equation(alpha, u, chunk, valid[b]) if chunk else alpha
+            np.testing.assert_allclose(found[i, b, h], row, rtol=1e-4, atol=1e-12)
+            expected[i, b, h] = row
+    key = "mixer=monotonic_chunkwise" if chunk else "mixer=monotonic"
+    compare(key, paper(key, "loops in NumPy float64"), outputs=(found, expected))
 
 
 def test_first_probabilities_are_those_of_the_offset():

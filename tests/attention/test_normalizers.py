@@ -11,6 +11,7 @@ from research.attention.parameters import bind, collect_parameters
 from research.attention.parts.normalizers import NORMALIZERS, Softmax, softmax
 from research.attention.parts.part_options import Sizes
 from research.options import read
+from tests.parity import compare, of, paper
 
 SHAPE = B, H, T, S = 2, 3, 4, 7
 SIZES = Sizes(8 * H, H, H, 8, max_length=9)
@@ -79,7 +80,9 @@ def test_normalizers_are_their_equations(name, masked):
     run = jax.jit(lambda s: built(name)(s, jnp.asarray(mask) if masked else None))
     weights = run(jnp.asarray(SCORES, jnp.float32))
     assert weights.dtype == jnp.float32
-    np.testing.assert_allclose(weights, expected, atol=2e-6)
+    mechanism = f"normalizer={name}"
+    outputs = weights, expected
+    compare(mechanism, paper(mechanism, "in NumPy float64"), outputs=outputs, tolerance=1e-6)
     if name in SUM_TO_ONE:
         np.testing.assert_allclose(np.sum(weights, -1), 1, atol=1e-5)
     if name in ("sparsemax", "entmax15"):
@@ -192,8 +195,9 @@ def test_softmax_is_the_default():
     assert softmax.name == "softmax"
     assert softmax == Softmax(1.0) != Softmax(2.0)
     torch = pytest.importorskip("torch")
-    expected = torch.softmax(torch.tensor(SCORES), -1).numpy()
-    np.testing.assert_allclose(softmax(jnp.asarray(SCORES, jnp.float32)), expected, atol=1e-6)
+    expected = torch.softmax(torch.tensor(SCORES), -1)
+    outputs = softmax(jnp.asarray(SCORES, jnp.float32)), expected
+    compare("normalizer=softmax", of(torch, "softmax"), outputs=outputs, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 60.0])
@@ -211,6 +215,9 @@ def test_softpick_is_its_shifted_equation_with_gradients(size):
         return jnp.sum(weights**2), weights
 
     grad, weights = jax.jit(jax.grad(squares, has_aux=True))(jnp.asarray(x.detach().numpy()))
-    np.testing.assert_allclose(weights, expected.detach(), atol=1e-5)
-    scale = float(x.grad.abs().max())
-    np.testing.assert_allclose(grad, x.grad, atol=1e-5 * max(scale, 1.0))
+    compare(
+        "normalizer=softpick",
+        paper("normalizer=softpick", "in PyTorch"),
+        outputs=(weights, expected),
+        gradients={"scores": (grad, x.grad)},
+    )

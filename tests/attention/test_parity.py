@@ -23,6 +23,7 @@ from research.attention.parts import biases, masks, scores
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import rope, sinusoidal
 from tests.attention.cases import close, drawn, numbers, qkv, weighted
+from tests.parity import compare, of, paper
 
 T, S = 13, 19
 # Implementations that run where the tests do. Those for split sequences are blockwise here, which
@@ -50,11 +51,18 @@ def test_jax_nn(implementation, causal, kv_heads):
     @jax.jit
     def both(*arrays):
         return [
-            jax.value_and_grad(lambda *a, f=f: weighted(f(*a)), (0, 1, 2))(*arrays)
+            jax.grad(lambda *a, f=f: (weighted(f(*a)), f(*a)), (0, 1, 2), has_aux=True)(*arrays)
             for f in (ours, theirs)
         ]
 
-    close(*both(q, k, v))
+    (gradients, out), (expected, wanted) = both(q, k, v)
+    name = "causal" if causal else "full"
+    compare(
+        f"mixer=softmax, mask={name}, implementation={implementation}",
+        of(jax, "jax.nn.dot_product_attention"),
+        outputs=(out, wanted),
+        gradients=dict(zip("qkv", zip(gradients, expected, strict=True), strict=True)),
+    )
 
 
 @pytest.mark.parametrize("implementation", HERE)
@@ -78,7 +86,12 @@ def test_torch(implementation):
         return jnp.sum(y * y), y
 
     grads, y = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
-    close((y, grads), (out.detach().numpy(), tuple(x.grad.numpy() for x in tensors)))
+    compare(
+        "mask=window, num_kv_heads=2",
+        of(torch, "scaled_dot_product_attention"),
+        outputs=(y, out),
+        gradients={n: (g, x.grad) for n, g, x in zip("qkv", grads, tensors, strict=True)},
+    )
 
 
 def softmax(x):
@@ -185,12 +198,13 @@ def test_rope_scores_depend_on_distance_only():
 
 
 def test_sinusoidal_table():
-    table = sinusoidal(5, 6)
+    expected = np.zeros((5, 6))
     for t in range(5):
         for i in range(3):
             angle = t / 10000 ** (2 * i / 6)
-            assert table[t, 2 * i] == pytest.approx(math.sin(angle), abs=1e-6)
-            assert table[t, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-6)
+            expected[t, 2 * i : 2 * i + 2] = math.sin(angle), math.cos(angle)
+    row = "position=sinusoidal", paper("position=sinusoidal", "loops in float64")
+    compare(*row, outputs=(sinusoidal(5, 6), expected), tolerance=1e-6)
 
 
 @pytest.mark.parametrize(("length", "taps"), [(9, 1), (9, 4), (9, 9), (9, 14), (40, 33)])

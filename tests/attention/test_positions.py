@@ -15,6 +15,7 @@ from research.attention.parts.part_options import Sizes
 from research.attention.parts.positions import Rotary, rope
 from research.attention.parts.relative_biases import BIAS_POSITIONS, bucket_edges, t5
 from research.options import read
+from tests.parity import compare, paper
 
 HEADS, T, S = 4, 11, 17
 Q_INDEX = np.arange(S - T, S)
@@ -247,7 +248,12 @@ def test_biases_are_their_equations(name, bidirectional):
     # Positions known while tracing, and then not.
     run = jax.jit(lambda s: bias(s, HEAD, Q_INDEX[:, None], np.arange(S)[None]))
     found = np.asarray(run(raw))
-    np.testing.assert_allclose(found - raw, np.broadcast_to(expected, raw.shape), atol=2e-5)
+    compare(
+        f"position={name}",
+        paper(f"position={name}", "loops in NumPy float64"),
+        outputs=(found - raw, np.broadcast_to(expected, raw.shape)),
+        tolerance=2e-6,
+    )
     # Any block of heads, queries and keys.
     block = raw[:, 1:3, 2:7, 3:12], HEAD[1:3], Q_INDEX[2:7, None], np.arange(3, 12)[None]
     part_of = jax.jit(bias.__call__)(*block)

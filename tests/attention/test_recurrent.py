@@ -14,6 +14,7 @@ from research.attention.mixers.rnn import (
     run,
 )
 from research.attention.parts.masks import causal
+from tests.parity import compare, of
 
 B, T, M, N = 3, 9, 5, 7
 cells = pytest.mark.parametrize("cell", CELLS)
@@ -77,16 +78,20 @@ def test_torch(cell):
 
     with jax.enable_x64(True):
         (dparams, dstate, dx), (new, y) = jax.tree.map(np.asarray, ours(params, state, x))
-    close(y, ty.detach(), 1e-12)
     close([new[name] for name in state], [s[0].detach() for s in after], 1e-12)
-    close(dx, tx.grad, 1e-11)
-    close([dstate[name] for name in state], [s.grad[0] for s in before], 1e-11)
-    theirs = {name: p.grad.numpy() for name, p in network.named_parameters()}
-    close(dparams["input"].reshape(M, -1), theirs["weight_ih_l0"].T, 1e-11)
-    close(dparams["recurrent"].reshape(N, -1), theirs["weight_hh_l0"].T, 1e-11)
-    close(dparams["bias"].ravel(), theirs["bias_ih_l0"], 1e-11)
+    theirs = {name: p.grad for name, p in network.named_parameters()}
+    gradients = {
+        "x": (dx, tx.grad),
+        "input": (dparams["input"].reshape(M, -1), theirs["weight_ih_l0"].T),
+        "recurrent": (dparams["recurrent"].reshape(N, -1), theirs["weight_hh_l0"].T),
+        "bias": (dparams["bias"].ravel(), theirs["bias_ih_l0"]),
+    }
+    for name, s in zip(state, before, strict=True):
+        gradients[f"state {name}"] = dstate[name], s.grad[0]
     if cell == "gru":
-        close(dparams["candidate_bias"], theirs["bias_hh_l0"][2 * N :], 1e-11)
+        gradients["candidate"] = dparams["candidate_bias"], theirs["bias_hh_l0"][2 * N :]
+    row = f"mixer={cell}", of(torch, f"{type(network).__name__}")
+    compare(*row, outputs=(y, ty), gradients=gradients, tolerance=1e-12)
 
 
 def packed(torch, network, tx, before, lengths):

@@ -19,6 +19,7 @@ from research.attention.parts.scores import cosine, dot, scaled_dot
 from research.attention.parts.tables import SCORES
 from research.attention.parts.talking_heads import talking_heads
 from research.options import read
+from tests.parity import compare, paper
 
 B, T, S, H, K, D, A, LENGTH, FAR = 2, 3, 5, 4, 2, 6, 5, 12, 2
 # The queries are not the first positions, the keys not in order: a score goes by position.
@@ -104,6 +105,13 @@ def computed(score, params, q, k):
     return bind(score, "score", params)(q, k, Q_INDEX, KV_INDEX)
 
 
+def key_of(name):
+    return f"{'score' if name in SCORES else 'position'}={name}"
+
+
+HOW = "loops in NumPy float64, gradients by finite differences"
+
+
 def test_every_score_has_an_equation():
     assert set(PAIRS) == set(SCORES) | set(SCORE_POSITIONS)
 
@@ -124,7 +132,8 @@ def test_values_equal_the_equation(name, kv_heads):
 
     with jax.enable_x64(True):
         exact, single, half = run(params, q, k)
-        np.testing.assert_allclose(exact, expected, rtol=1e-9, atol=1e-10)
+        outputs = exact, expected
+        compare(key_of(name), paper(key_of(name), HOW), outputs=outputs, tolerance=4e-12)
     assert single.dtype == half.dtype == jnp.float32
     np.testing.assert_allclose(single, expected, atol=2e-5 * np.abs(expected).max())
     np.testing.assert_allclose(half, expected, atol=0.05 * np.abs(expected).max())
@@ -141,7 +150,7 @@ def test_gradients_are_the_slopes_of_the_equation(name):
     weight = weight.reshape(B, H, T, S)
     with jax.enable_x64(True):
         grads = jax.jit(jax.grad(lambda a: (computed(score, *a) * weight).sum()))(given)
-    step = 1e-5
+    step, gradients = 1e-5, {}
     # Along a random direction in each argument by itself.
     for leaf in range(len(jax.tree.leaves(given))):
         leaves, structure = jax.tree.flatten(given)
@@ -152,7 +161,8 @@ def test_gradients_are_the_slopes_of_the_equation(name):
             moved[leaf] = leaves[leaf] + sign * step * towards
             slope += sign * (looped(name, *structure.unflatten(moved)) * weight).sum() / (2 * step)
         found = (np.asarray(jax.tree.leaves(grads)[leaf]) * towards).sum()
-        np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-7)
+        gradients[leaf] = found, slope
+    compare(key_of(name), paper(key_of(name), HOW), gradients=gradients, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -255,7 +265,8 @@ def test_talking_heads_mix_before_and_after_the_softmax():
                 kv_index=KV_INDEX[0],
             )
         )(params, q, k)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    row = "talking_heads=true", paper("talking_heads=true", "loops in NumPy float64")
+    compare(*row, outputs=(found, expected), tolerance=4e-13)
     # Each head starts close to itself.
     for p in (
         *collect_parameters(score, "x").values(),
@@ -297,6 +308,7 @@ def test_predicted_window_is_that_of_luong():
             return weights(params), slopes(params)
 
         found, grads = both(params, q, plain)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    row = f"predicted_window={size}", paper(f"predicted_window={size}", "loops in NumPy float64")
+    compare(*row, outputs=(found, expected), tolerance=1e-12)
     # The place is learned through the Gaussian.
     assert all(np.abs(g).max() > 1e-3 for g in grads.values())

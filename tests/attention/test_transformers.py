@@ -1,7 +1,6 @@
 """Parity with the transformers library: its modules with random weights, nothing downloaded."""
 
 import importlib
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +8,15 @@ import numpy as np
 import pytest
 
 from research.attention.implementations import dense
-from research.attention.mixers.linear.delta import GatedDeltaNet
-from research.attention.mixers.linear.kimi_delta import KimiDelta
-from research.attention.mixers.linear.linear_time import NORM_EPSILON
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import bind, collect_parameters
 from research.attention.parts import biases, masks, normalizers, scores
 from research.attention.parts.mechanism import Mechanism
+from research.attention.parts.part_options import Sizes
 from research.attention.parts.positions import Rotary
 from research.attention.parts.relative_biases import t5
+from research.options import read
+from tests.parity import compare, of
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
@@ -92,10 +91,11 @@ def test_llama_attention(rope, implementation):
     torch.manual_seed(0)
     made = config(**ROPES[rope][0])
     theirs, rotary = llama.LlamaAttention(made, 0), llama.LlamaRotaryEmbedding(made)
-    x = torch.randn(B, T, M)
+    x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
     angles = rotary(x, torch.arange(T)[None])
     forbidden = torch.full((T, T), float("-inf")).triu(1)[None, None]
-    expected = theirs(x, angles, forbidden)[0].detach().numpy()
+    expected = theirs(x, angles, forbidden)[0]
+    expected.backward(out_gradient)
     ours = SelfAttention(
         M, H, K, D, rotary=ROPES[rope][1], implementation=implementation, use_bias=True
     )
@@ -106,12 +106,32 @@ def test_llama_attention(rope, implementation):
     assert {k: a.shape for k, a in params.items()} == {
         k: p.shape for k, p in ours.parameters().items()
     }
-    np.testing.assert_allclose(ours(params, array(x)), expected, atol=2e-6)
-    np.testing.assert_allclose(one_by_one(ours, params, array(x)), expected, atol=2e-6)
+    found, pull = jax.vjp(ours, params, array(x))
+    of_params, of_inputs = pull(array(out_gradient))
+    gradients = {"x": (of_inputs, x.grad)}
+    for name, heads in (("query", H), ("key", K), ("value", K)):
+        of_theirs = array(getattr(theirs, f"{name[0]}_proj").weight.grad.T)
+        gradients[name] = of_params[name], of_theirs.reshape(M, heads, D)
+    scaling = ROPES[rope][1].scaling
+    compare(
+        "position=rope, num_kv_heads=2"
+        + (f", rope_scaling={scaling}" if scaling != "none" else ""),
+        of(transformers, "LlamaAttention"),
+        outputs=(found, expected),
+        gradients=gradients,
+        decoded=(one_by_one(ours, params, array(x)), expected),
+        tolerance=2e-6,
+    )
 
 
 PUBLISHED = {
     "qwen2": ("Qwen2Config", "Qwen2Attention", "Qwen2RotaryEmbedding", {}),
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2Attention",
+        "Gemma2RotaryEmbedding",
+        {"attn_logit_softcapping": 0.5, "query_pre_attn_scalar": D},
+    ),
     "qwen3": ("Qwen3Config", "Qwen3Attention", "Qwen3RotaryEmbedding", {"rms_norm_eps": 1e-6}),
     "gemma3": (
         "Gemma3TextConfig",
@@ -120,12 +140,14 @@ PUBLISHED = {
         {"rms_norm_eps": 1e-6, "query_pre_attn_scalar": D, "layer_types": ["full_attention"]},
     ),
 }
+MECHANISMS = {"qwen2": "qkv_bias=true", "gemma2": "softcap=0.5"}
+MECHANISMS |= dict.fromkeys(("qwen3", "gemma3"), "qk_norm=rms")
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
 @pytest.mark.parametrize("implementation", ["dense", "blockwise"])
-def test_biased_or_normalized_queries_and_keys(model, implementation):
-    """Outputs, gradients and decoding: biases of Qwen2, RMSNorm of Qwen3 and Gemma 3."""
+def test_published_attention(model, implementation):
+    """Outputs, gradients and decoding: Qwen2's biases, Gemma 2's soft-cap, Qwen3's RMSNorm."""
     config_name, attention, embedding, options = PUBLISHED[model]
     made = getattr(transformers, config_name)(
         hidden_size=M,
@@ -144,7 +166,7 @@ def test_biased_or_normalized_queries_and_keys(model, implementation):
         for name, heads in (("query", H), ("key", K), ("value", K)):
             bias = getattr(theirs, f"{name[0]}_proj").bias
             vectors[f"{name}_bias"] = bias, (heads, D)
-    else:
+    elif model != "gemma2":
         gains = ("query", theirs.q_norm), ("key", theirs.k_norm)
         vectors = {f"{name}_scale": (norm.weight, (D,)) for name, norm in gains}
     for vector, _ in vectors.values():
@@ -169,24 +191,25 @@ def test_biased_or_normalized_queries_and_keys(model, implementation):
         params |= {name: params[name] + 1 for name in vectors}
     ours = SelfAttention(
         *(M, H, K, D),
+        Mechanism(mask=masks.causal(), biases=(biases.softcap(0.5),) if model == "gemma2" else ()),
         rotary=Rotary(1e6 if model == "gemma3" else 1e4),
         implementation=implementation,
         qkv_bias=model == "qwen2",
-        qk_norm="none" if model == "qwen2" else "rms",
+        qk_norm="rms" if model in ("qwen3", "gemma3") else "none",
         norm_epsilon=1e-6,
     )
     assert {k: a.shape for k, a in params.items()} == {
         k: p.shape for k, p in ours.parameters().items()
     }
     found, pull = jax.vjp(ours, params, array(x))
-    np.testing.assert_allclose(found, theirs_out.detach(), atol=5e-6)
     of_params, of_inputs = pull(array(out_gradient))
-    for name, expected in {"x": array(x.grad), **as_ours(lambda p: p.grad)}.items():
-        found = of_inputs if name == "x" else of_params[name]
-        scale = float(jnp.abs(expected).max())
-        np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0, err_msg=name)
-    decoded = one_by_one(ours, params, array(x))
-    np.testing.assert_allclose(decoded, theirs_out.detach(), atol=5e-6)
+    of_theirs = as_ours(lambda p: p.grad)
+    gradients = {name: (of_params[name], one) for name, one in of_theirs.items()}
+    gradients["x"] = of_inputs, x.grad
+    row = MECHANISMS[model], of(transformers, attention)
+    compare(*row, gradients=gradients)
+    decoded = one_by_one(ours, params, array(x)), theirs_out
+    compare(*row, outputs=(found, theirs_out), decoded=decoded, tolerance=3e-6)
 
 
 def their_frequencies(kind, made, length=None):
@@ -237,7 +260,8 @@ def test_llama3_frequencies(original, low, high, factor, width):
     q = torch.randn(B, H, T, width)
     cos, sin = llama.LlamaRotaryEmbedding(made)(q, torch.arange(T)[None])
     expected = llama.apply_rotary_pos_emb(q, q, cos, sin)[0].transpose(1, 2)
-    np.testing.assert_allclose(ours(array(q.transpose(1, 2)), np.arange(T)), expected, atol=1e-5)
+    found = ours(array(q.transpose(1, 2)), np.arange(T))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_ntk_frequencies_are_the_dynamic_ones_of_a_length():
@@ -261,7 +285,12 @@ def test_partial_rotation_is_that_of_gpt_neox():
     cos, sin = neox.GPTNeoXRotaryEmbedding(made)(x, torch.arange(T)[None])
     expected, _ = neox.apply_rotary_pos_emb(x, x, cos, sin)
     ours = Rotary(fraction=0.25)(array(x.transpose(1, 2)), np.arange(T))
-    np.testing.assert_allclose(ours, array(expected.transpose(1, 2)), atol=2e-6)
+    compare(
+        "position=rope, rope_fraction=0.25",
+        of(transformers, "GPTNeoXRotaryEmbedding"),
+        outputs=(ours, expected.transpose(1, 2)),
+        tolerance=5e-7,
+    )
 
 
 @pytest.mark.parametrize("heads", [8, 12])
@@ -275,7 +304,8 @@ def test_alibi_of_bloom(heads):
     expected = torch.softmax(raw + torch.full((T, T), float("-inf")).triu(1), -1)
     mechanism = Mechanism(mask=masks.causal(), biases=(biases.alibi(heads),))
     ours = dense.weights(array(q), array(k), mechanism)
-    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-6)
+    reference = of(transformers, "build_alibi_tensor of Bloom")
+    compare("position=alibi", reference, outputs=(ours, expected), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -301,7 +331,8 @@ def test_t5_attention(bidirectional):
         params[name] = array(getattr(theirs, name[0]).weight.T).reshape(M, H, D)
     (name,) = set(ours.parameters()) - set(params)
     params[name] = table
-    np.testing.assert_allclose(ours(params, array(x)), expected, atol=2e-5)
+    outputs = ours(params, array(x)), expected
+    compare("position=t5, score=dot", of(transformers, "T5Attention"), outputs=outputs)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -320,138 +351,30 @@ def test_t5_buckets(bidirectional, buckets, farthest):
 def test_sinks_of_gpt_oss():
     from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-    q, k, v = torch.randn(B, H, T, D), torch.randn(B, K, T, D), torch.randn(B, K, T, D)
+    shapes = (B, H, T, D), (B, K, T, D), (B, K, T, D)
+    q, k, v = (torch.randn(*shape, requires_grad=True) for shape in shapes)
     module = torch.nn.Module()
     module.sinks, module.num_key_value_groups = torch.nn.Parameter(torch.randn(H)), H // K
     forbidden = torch.full((T, T), float("-inf")).triu(1)[None, None]
     module.eval()
     expected = eager_attention_forward(module, q, k, v, forbidden, scaling=D**-0.5)[0]
-    part = normalizers.NORMALIZERS["softmax_sink"].build(SimpleNamespace(num_heads=H))
+    out_gradient = torch.randn(*expected.shape)
+    expected.backward(out_gradient)
+    part = read(normalizers.NORMALIZERS["softmax_sink"], {}).build(Sizes(M, H, K, D, T))
     (name,) = collect_parameters(part, "normalizer")
-    ours = dense.attend(
-        *(array(x.transpose(1, 2)) for x in (q, k, v)),
-        Mechanism(
-            mask=masks.causal(),
-            normalizer=bind(part, "normalizer", {name: array(module.sinks)}),
+
+    def ours(q, k, v, sinks):
+        sink = bind(part, "normalizer", {name: sinks})
+        return dense.attend(q, k, v, Mechanism(mask=masks.causal(), normalizer=sink))
+
+    found, pull = jax.vjp(ours, *(array(x.transpose(1, 2)) for x in (q, k, v)), array(module.sinks))
+    wanted = *(x.grad.transpose(1, 2) for x in (q, k, v)), module.sinks.grad
+    compare(
+        "normalizer=softmax_sink",
+        of(transformers, "eager_attention_forward of gpt-oss"),
+        outputs=(found, expected),
+        gradients=dict(
+            zip("qkvs", zip(pull(array(out_gradient)), wanted, strict=True), strict=True)
         ),
+        tolerance=1e-6,
     )
-    np.testing.assert_allclose(ours, array(expected), atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    ("size", "values"), [(1.0, D), (1e-3, D), (1.0, 2 * D)], ids=["ordinary", "small", "wide"]
-)
-def test_gated_delta_of_qwen3_next(size, values):
-    """Outputs and gradients, also where values are so small that the norm's epsilon shows."""
-    from transformers.models.qwen3_next import modeling_qwen3_next as qwen
-
-    torch.manual_seed(0)
-    made = transformers.Qwen3NextConfig(
-        hidden_size=M,
-        num_hidden_layers=1,
-        layer_types=["linear_attention"],
-        linear_num_value_heads=H,
-        linear_num_key_heads=H,
-        linear_key_head_dim=D,
-        linear_value_head_dim=values,
-        linear_conv_kernel_dim=4,
-        rms_norm_eps=NORM_EPSILON,
-    )
-    theirs = qwen.Qwen3NextGatedDeltaNet(made, 0)
-    ends = np.cumsum([D, D, values])
-    x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
-    with torch.no_grad():
-        # Queries, keys, values and gates lie one after the other within each head.
-        theirs.in_proj_qkvz.weight.reshape(H, -1, M)[:, ends[1] : ends[2]].mul_(size)
-    theirs_out = theirs(x)
-    theirs_out.backward(out_gradient)
-
-    # As wide as keys, also if nothing is said of it.
-    value_width = values if values != D else 0
-    ours = GatedDeltaNet(
-        width=M, num_heads=H, head_width=D, value_width=value_width, short_convolution=4
-    )
-
-    def as_ours(value):
-        """What `value` makes of a parameter of theirs, by our names and in our layout."""
-        inward = array(value(theirs.in_proj_qkvz.weight)).reshape(H, -1, M).transpose(2, 0, 1)
-        inward = jnp.split(inward, ends, axis=2)
-        rates = array(value(theirs.in_proj_ba.weight)).reshape(H, 2, M).transpose(1, 2, 0)
-        # Theirs has the oldest input first.
-        taps = jnp.split(array(value(theirs.conv1d.weight))[:, 0, ::-1].T, H * ends[:2], axis=1)
-        found = dict(zip(("query", "key", "value", "gate"), inward, strict=True))
-        found |= dict(zip(("beta", "step"), rates, strict=True))
-        found |= dict(zip(("query_taps", "key_taps", "value_taps"), taps, strict=True))
-        return found | {
-            "step_bias": array(value(theirs.dt_bias)),
-            "log_rate": array(value(theirs.A_log)),
-            "out": array(value(theirs.out_proj.weight)).T.reshape(H, values, M),
-        }
-
-    params, inputs = as_ours(lambda p: p), array(x)
-    assert {k: a.shape for k, a in params.items()} == {
-        k: p.shape for k, p in ours.parameters().items()
-    }
-    found, pull = jax.vjp(ours, params, inputs)
-    np.testing.assert_allclose(found, theirs_out.detach(), atol=2e-5)
-    of_params, of_inputs = pull(array(out_gradient))
-    for name, expected in {"x": array(x.grad), **as_ours(lambda p: p.grad)}.items():
-        found = of_inputs if name == "x" else of_params[name]
-        scale = float(jnp.abs(expected).max())
-        atol = (1e-3 if size < 1 else 1e-5) * scale
-        np.testing.assert_allclose(found, expected, atol=atol, rtol=0, err_msg=name)
-
-
-def test_kimi_delta_of_kimi_linear():
-    """Outputs, gradients and decoding, with decays from almost none to all within a token."""
-    from transformers.models.kimi_linear import modeling_kimi_linear as kimi
-
-    torch.manual_seed(0)
-    made = transformers.KimiLinearConfig(
-        hidden_size=M,
-        num_hidden_layers=1,
-        layer_types=["linear_attention"],
-        linear_num_heads=H,
-        linear_head_dim=D,
-        linear_conv_kernel_dim=4,
-        rms_norm_eps=NORM_EPSILON,
-    )
-    theirs = kimi.KimiLinearDeltaAttention(made, 0)
-    torch.nn.init.normal_(theirs.forget_gate.dt_bias, std=2.0)
-    torch.nn.init.normal_(theirs.forget_gate.A_log)
-    x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
-    theirs_out = theirs(x)
-    theirs_out.backward(out_gradient)
-
-    ours = KimiDelta(width=M, num_heads=H, head_width=D, short_convolution=4, block_size=8)
-
-    def as_ours(value):
-        """What `value` makes of a parameter of theirs, by our names and in our layout."""
-        heads = {"query": theirs.q_proj, "key": theirs.k_proj, "value": theirs.v_proj}
-        heads |= {"step_out": theirs.forget_gate.f_b_proj, "gate_out": theirs.g_b_proj}
-        found = {k: array(value(p.weight)).T.reshape(-1, H, D) for k, p in heads.items()}
-        flat = {"step_in": theirs.forget_gate.f_a_proj, "gate_in": theirs.g_a_proj}
-        flat |= {"beta": theirs.b_proj}
-        found |= {k: array(value(p.weight)).T for k, p in flat.items()}
-        # Theirs has the oldest input first.
-        taps = array(value(theirs.conv1d.weight))[:, 0, ::-1].reshape(3, H * D, 4)
-        found |= {f"{name}_taps": taps[i].T for i, name in enumerate(("query", "key", "value"))}
-        return found | {
-            "step_bias": array(value(theirs.forget_gate.dt_bias)).reshape(H, D),
-            "log_rate": array(value(theirs.forget_gate.A_log)).reshape(H),
-            "out": array(value(theirs.o_proj.weight)).T.reshape(H, D, M),
-        }
-
-    params, inputs = as_ours(lambda p: p), array(x)
-    assert {k: a.shape for k, a in params.items()} == {
-        k: p.shape for k, p in ours.parameters().items()
-    }
-    found, pull = jax.vjp(ours, params, inputs)
-    np.testing.assert_allclose(found, theirs_out.detach(), atol=1e-5)
-    of_params, of_inputs = pull(array(out_gradient))
-    for name, expected in {"x": array(x.grad), **as_ours(lambda p: p.grad)}.items():
-        found = of_inputs if name == "x" else of_params[name]
-        scale = float(jnp.abs(expected).max())
-        np.testing.assert_allclose(found, expected, atol=2e-5 * scale, rtol=0, err_msg=name)
-    decoded = one_by_one(ours, params, inputs)
-    np.testing.assert_allclose(decoded, theirs_out.detach(), atol=1e-5)

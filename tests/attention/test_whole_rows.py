@@ -22,6 +22,7 @@ from research.attention.parts.stick_breaking import StickBreaking
 from research.attention.spec import make_mixer, mixer_spec
 from research.options import OptionError
 from tests.attention.cases import numbers, weighted
+from tests.parity import compare, paper
 
 B, T, S, H, K, D = 2, 7, 11, 4, 2, 6
 FARTHEST = 3
@@ -144,7 +145,7 @@ def convolved(torch, q, k, v, kernel, before, seen):
     return torch.stack(out).reshape(B, T, H, D)
 
 
-def check(name, by_loops, given, bound):
+def check(row, name, by_loops, given, bound):
     """Values and gradients, also of keys in any order, one of which is none.
 
     `bound` makes the mechanism of what is given beside queries, keys and values; and of a function
@@ -170,19 +171,30 @@ def check(name, by_loops, given, bound):
     with jax.enable_x64(True):
         shuffled = np.concatenate([[-1], KV_INDEX[order]])
         for found, out in (grad(*given), grad(*given, kv_index=shuffled)):
-            np.testing.assert_allclose(out, value, rtol=1e-9, atol=1e-12)
-            for a, e in zip(found, gradients, strict=True):
-                np.testing.assert_allclose(a, e, rtol=1e-8, atol=1e-11)
+            pairs = dict(enumerate(zip(found, gradients, strict=True)))
+            compare(
+                row,
+                paper(row, "loops in PyTorch float64"),
+                outputs=(out, value),
+                gradients=pairs,
+                tolerance=3e-13,
+            )
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_contextual_positions_by_loops(name):
-    check(name, counted, arrays(), lambda _, table: COUNTING.bind({"biases_0_embedding": table}))
+    check(
+        "position=cope",
+        name,
+        counted,
+        arrays(),
+        lambda _, table: COUNTING.bind({"biases_0_embedding": table}),
+    )
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_stick_breaking_by_loops(name):
-    check(name, broken, arrays()[:3], lambda _: BREAKING)
+    check("normalizer=stick_breaking", name, broken, arrays()[:3], lambda _: BREAKING)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -190,6 +202,7 @@ def test_selection_by_loops(name):
     ids = IDS if name == "segments" else np.zeros_like(IDS)
     given = *arrays()[:3], np.abs(np.random.default_rng(2).normal(size=(B, S)))
     check(
+        "selective=true",
         name,
         lambda *a: selected(*a, ids),
         given,
@@ -206,7 +219,13 @@ def test_convolutions_of_keys_and_queries_by_loops(name):
         mechanism = CONVOLVING.bind({"biases_0_kernel": kernel})
         return mechanism.with_tokens({"biases_0": placed(before)})
 
-    check(name, convolved, (*arrays()[:3], kernel, before), bound)
+    check(
+        "score_conv_queries=3, score_conv_keys=4",
+        name,
+        convolved,
+        (*arrays()[:3], kernel, before),
+        bound,
+    )
 
 
 def test_a_convolution_starts_as_the_identity():

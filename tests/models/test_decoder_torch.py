@@ -9,6 +9,7 @@ import pytest
 
 from tests import small
 from tests.models.test_decoder import VOCAB, decoder, parameters, some_tokens
+from tests.parity import compare, of
 
 
 def torch_logits(torch, p, tokens, model):
@@ -112,6 +113,13 @@ PEERS = {
 }
 
 
+def described(name):
+    """nanoGPT or Llama, and what is changed of it."""
+    title, base = ("nanoGPT", NANOGPT) if "learned" in PEERS[name].values() else ("Llama", LLAMA)
+    changed = [f"{k}={v}".lower() for k, v in PEERS[name].items() if base.get(k) != v]
+    return f"{title}: {', '.join(changed)}" if changed else title
+
+
 # Each is one of the others without something.
 LESS = {"nanogpt", "llama", "norms of outputs", "a canon layer"}
 
@@ -139,8 +147,8 @@ def test_logits_and_gradients_equal_pytorch(name):
         theirs.flatten(0, 1), torch.tensor(targets).flatten()
     )
     cross_entropy.backward()
-    np.testing.assert_allclose(logits, theirs.detach(), rtol=1e-4, atol=2e-5)
     np.testing.assert_allclose(ours, cross_entropy.item(), rtol=1e-5)
+    gradients = {}
     for (path, mine), (_, leaf) in zip(
         jax.tree_util.tree_leaves_with_path(gradient),
         jax.tree_util.tree_leaves_with_path(copied),
@@ -152,4 +160,7 @@ def test_logits_and_gradients_equal_pytorch(name):
             assert scale < 1e-6  # softmax does not see a shift of all keys
             continue
         assert scale > 1e-5, f"{where} does not take part"
-        np.testing.assert_allclose(mine, leaf.grad, atol=2e-5 * max(scale, 1), err_msg=where)
+        gradients[where] = mine, leaf.grad
+    row = described(name), of(torch, "the papers' equations")
+    compare(*row, outputs=(logits, theirs))
+    compare(*row, gradients=gradients, tolerance=2e-5)

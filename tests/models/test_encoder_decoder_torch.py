@@ -14,6 +14,7 @@ from tests.models.test_encoder_decoder import (
     parameters,
     some_batch,
 )
+from tests.parity import compare, of
 
 TORCH = {
     "norm": "layernorm",
@@ -104,22 +105,22 @@ def test_equals_torch():
         return (logits * ramp).sum(), logits
 
     found, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
-    np.testing.assert_allclose(logits, expected.detach(), rtol=1e-3, atol=1e-4)
-
-    def close(ours, theirs):
-        scale = theirs.abs().max().item()
-        assert scale > 1e-3
-        np.testing.assert_allclose(ours, theirs, atol=2e-4 * max(scale, 1.0))
+    gradients = {}
 
     for name in tables:
-        close(found[name], leaves[name].grad)
+        gradients[name] = found[name], leaves[name].grad
     width, decoder = c.width, reference.decoder.layers
     for i, layer in enumerate(decoder):
         inner = layer.multihead_attn.in_proj_weight.grad.chunk(3)
         for name, grad in zip(("query", "key", "value"), inner, strict=True):
-            close(found["cross"]["layers"][name][i].reshape(width, -1), grad.T)
+            ours = found["cross"]["layers"][name][i].reshape(width, -1)
+            gradients[f"cross {name} {i}"] = ours, grad.T
         ours = found["decoder"]["layers"]["0"]["feedforward"]["in"]
-        close(ours[i], layer.linear1.weight.grad.T)
+        gradients[f"decoder {i}"] = ours[i], layer.linear1.weight.grad.T
     for i, layer in enumerate(reference.encoder.layers):
         ours = found["encoder"]["layers"]["0"]["mixer"]["out"]
-        close(ours[i].reshape(-1, width), layer.self_attn.out_proj.weight.grad.T)
+        grad = layer.self_attn.out_proj.weight.grad.T
+        gradients[f"encoder {i}"] = ours[i].reshape(-1, width), grad
+    assert all(grad.abs().max() > 1e-3 for _, grad in gradients.values())
+    row = "Transformer, encoder and decoder", of(torch, "Transformer")
+    compare(*row, outputs=(logits, expected), gradients=gradients, tolerance=2e-5)

@@ -8,6 +8,7 @@ import pytest
 from research.models.registry import make_model
 from research.models.transformer import init_state
 from tests import small
+from tests.parity import compare, of
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
@@ -68,6 +69,15 @@ FAMILIES = {
         },
     ),
 }  # fmt: skip
+
+NAMES = {
+    "gpt2": "GPT-2: position=learned, use_bias=true",
+    "llama": "Llama: position=rope, num_kv_heads=2",
+    "mistral": f"Mistral: mask=window, window={WINDOW}",
+    "qwen2": "Qwen2: qkv_bias=true",
+    "qwen3": "Qwen3: qk_norm=rms",
+    "gemma2": "Gemma 2: norm_placement=sandwich, activation=geglu, softcap=2.0, output_cap=3.0",
+}
 
 
 def array(tensor):
@@ -178,20 +188,20 @@ def test_logits_gradients_and_decoding(family):
         return model.apply({"params": params}, tokens, state)
 
     found, pull = jax.vjp(lambda p: jax.jit(logits)(p, tokens)[0], params)
-    top = float(jnp.abs(found).max())
-    assert top > 1
-    np.testing.assert_allclose(found, array(expected), atol=1e-5 * top)
+    assert jnp.abs(found).max() > 1
+    row = NAMES[family], of(transformers, type(theirs).__name__)
+    compare(*row, outputs=(found, expected))
 
     # Of a table, the gradient is the sum over where each token stands; a tied one is the head too.
     (gradient,) = pull(array(out_gradient))
     if family != "gpt2":
         scattered = np.zeros((V, M), np.float32)
         np.add.at(scattered, tokens, embedded.grad.numpy())
-        np.testing.assert_allclose(
-            gradient["embedding"], scattered, atol=2e-5 * np.abs(scattered).max()
-        )
+        gradients = {"embedding": (gradient["embedding"], scattered)}
+        compare(*row, gradients=gradients, tolerance=2e-5)
 
-    state = init_state(model.config, B, T)
+    state, decoded = init_state(model.config, B, T), []
     for start, stop in ((0, 1), (1, 2), (2, 9), (9, T)):
         y, state = jax.jit(logits)(params, tokens[:, start:stop], state)
-        np.testing.assert_allclose(y, array(expected)[:, start:stop], atol=1e-5 * top)
+        decoded.append(y)
+    compare(*row, decoded=(jnp.concatenate(decoded, 1), expected))

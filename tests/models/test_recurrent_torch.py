@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.models.test_recurrent import LENGTHS, VARIANTS, B, built, called, parameters, some_batch
+from tests.parity import compare, of
 
 
 def torch_cell(torch, cell, params, inputs, hidden):
@@ -84,6 +85,7 @@ PEERS = {
     "luong": VARIANTS["two layers"],
     "luong without input feeding": built("general", cell="gru", input_feeding=False),
 }
+NAMES = {name: f"Recurrent encoder and decoder: {name}" for name in PEERS}
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -95,4 +97,5 @@ def test_logits_equal_pytorch(name):
     with torch.no_grad():
         for row in range(B):
             theirs = torch_logits(torch, model, params, batch, row).numpy()
-            np.testing.assert_allclose(logits[row], theirs, atol=2e-5)
+            outputs = logits[row], theirs
+            compare(NAMES[name], of(torch, "GRUCell and LSTMCell"), outputs=outputs)
