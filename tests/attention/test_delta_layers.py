@@ -135,10 +135,10 @@ FORMS += [{"implementation": "chunkwise", "block_size": 4}]
 def test_every_form_is_the_paper_in_torch(name):
     cls, options, published = LAYERS[name]
     sizes = {"width": M, "num_heads": H, "head_width": D, "short_convolution": 3} | options
-    equals_torch(cls, sizes, published)
+    equals_torch(name, cls, sizes, published)
 
 
-def equals_torch(cls, sizes, published):
+def equals_torch(name, cls, sizes, published):
     """In float32 against float64, outputs and gradients of every parameter and of the input."""
     shape = B, T, sizes["width"]
     rng = np.random.default_rng(0)

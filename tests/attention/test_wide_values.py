@@ -68,7 +68,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_form_is_the_paper_in_torch_at_its_widths(name):
     cls, widths, published = LAYERS[name]
-    equals_torch(cls, {"width": M, "num_heads": H, **widths}, published)
+    equals_torch(name, cls, {"width": M, "num_heads": H, **widths}, published)
 
 
 WIDE = [name for name, entry in MIXERS.items() if "value_width" in declarations(entry)]
