@@ -30,6 +30,7 @@ from research.attention.mixers.sequential.stepwise import (
     MonotonicChunkwiseOptions,
     MonotonicOptions,
 )
+from research.attention.mixers.tensor_product import TensorProductOptions
 from research.options import Declared, declarations
 
 MIXERS: dict[str, type[MixerOptions]] = {
@@ -37,6 +38,7 @@ MIXERS: dict[str, type[MixerOptions]] = {
     "latent": LatentOptions,
     "differential": DifferentialOptions,
     "native_sparse": NativeSparseOptions,
+    "tensor_product": TensorProductOptions,
     "location_aware": LocationAwareOptions,
     "coverage": CoverageOptions,
     "monotonic": MonotonicOptions,

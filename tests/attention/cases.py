@@ -115,6 +115,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "native_sparse": [
         {"position": "rope", "num_kv_heads": 2, "compress_length": 4, "compress_stride": 2}
     ],
+    "tensor_product": [
+        {"position": "rope", "mask": "window", "window": 4, "query_rank": 3, "value_rank": 1}
+    ],
     "linear": [{"short_convolution": 3}],
     "retention": [{"value_width": 6}],
     "gated_linear": [{"short_convolution": 3}, {"value_width": 3, "head_width": 6}],
@@ -134,6 +137,7 @@ PADDABLE = (
     "softmax",
     "latent",
     "differential",
+    "tensor_product",
     "location_aware",
     "coverage",
     "monotonic",
