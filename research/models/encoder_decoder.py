@@ -45,7 +45,7 @@ from research.models.transformer import (
     finish_logits,
     transformer_config,
 )
-from research.options import option
+from research.options import Declared, option
 from research.parallel.rules import constrain
 from research.tasks.task import Batch, TokenOutputs
 
@@ -310,6 +310,10 @@ class EncoderDecoderOptions(DecoderOptions):
         "mask=full, position=none",
         "attention keys that differ in the cross-attention, as key=value, ...",
     )
+
+    def reads(self, declared: Declared) -> bool:
+        """Returns whether an option is read; Canon layers are a decoder's alone."""
+        return declared.name != "canon" and super().reads(declared)
 
     @property
     def depth(self) -> int:
