@@ -6,7 +6,7 @@
 One arm for every mixer, score, mask, normalizer, position encoding and switch, 30 steps on one
 seed: a check that each is reachable from a config by its name, compiles and learns, and a quick
 look at what each costs. It is no ablation: nothing is tuned, and one seed is no evidence.
-Its 76 arms take 5 minutes on 2 cores as two shards (--shard=1/2 and 2/2), most of it compilation.
+Its 77 arms take 5 minutes on 2 cores as two shards (--shard=1/2 and 2/2), most of it compilation.
 """
 
 from research.ablation.experiment import Experiment, Outcome
@@ -45,6 +45,8 @@ def arms() -> dict[str, dict]:
     for name in MECHANISM_OPTIONS:
         found[name] = {f"model.{name}": ON.get(name, True)}
     found["value_width"] = {"model.mixer": "gated_delta", "model.value_width": 32, **FREE}
+    biased = {"model.short_convolution": 4, "model.convolution_bias": True}
+    found["convolution_bias"] = {"model.mixer": "state_space", **biased, **FREE}
     found["share_kv"] = {"model.pattern": ("mask=causal", "share_kv=true")}
     found["pattern"] = {"model.pattern": ("mixer=gated_delta, position=none", "position=alibi")}
     return found

@@ -72,7 +72,8 @@ def projected(p, name, x):
     for t in range(y.shape[1]):
         for n in range(min(len(taps), t + 1)):
             out[:, t] += taps[n] * y[:, t - n]
-    return silu(out)
+    bias = p.get(f"{name}_taps_bias", np.zeros(taps[0].size))
+    return silu(out + bias.reshape(y.shape[2:]))
 
 
 def normalized_sums(q, k, v):
@@ -176,6 +177,7 @@ REFERENCES = {
     "state_space": state_space_reference,
 }
 PLAIN, RICH = {}, {"use_bias": True, "short_convolution": 3, "feature_width": 2}
+RICH |= {"convolution_bias": True}
 # Rich is all that plain is, and more. Retention has no convolutions, whatever the options say.
 FAST = [("linear", PLAIN), ("retention", PLAIN)] + [(name, RICH) for name in ENTRIES]
 CASES = [
@@ -349,6 +351,11 @@ def test_head_widths_that_cannot_be_are_refused():
         made("retention", head_width=5)
     with pytest.raises(OptionError, match="head_width = 1: .*2 or more"):
         made("gated_linear", head_width=1)
+
+
+def test_a_bias_without_a_convolution_is_refused():
+    with pytest.raises(OptionError, match="convolution_bias = True: .*set short_convolution"):
+        made("state_space", convolution_bias=True)
 
 
 def test_short_convolution_is_that_of_torch():

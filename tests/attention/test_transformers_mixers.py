@@ -97,7 +97,8 @@ def test_differential_attention_of_diffllama():
     check("mixer=differential, position=rope", ours, theirs, as_ours, angles, forbidden)
 
 
-def test_state_space_of_mamba2():
+@pytest.mark.parametrize("biased", [False, True], ids=["", "as published"])
+def test_state_space_of_mamba2(biased):
     from transformers.models.mamba2 import modeling_mamba2 as mamba2
 
     torch.manual_seed(0)
@@ -109,13 +110,14 @@ def test_state_space_of_mamba2():
         expand=H * D // M,
         state_size=N,
         n_groups=1,
-        use_conv_bias=False,
+        use_conv_bias=biased,
         layer_norm_epsilon=NORM_EPSILON,
         chunk_size=8,
     )
     theirs = mamba2.Mamba2Mixer(made, 0)
-    for one in (theirs.dt_bias, theirs.A_log, theirs.D):
-        torch.nn.init.normal_(one)
+    for one in (theirs.dt_bias, theirs.A_log, theirs.D, theirs.conv1d.bias):
+        if one is not None:
+            torch.nn.init.normal_(one)
     ends = np.cumsum([H * D, H * D, N, N])
 
     def as_ours(value):
@@ -123,6 +125,11 @@ def test_state_space_of_mamba2():
         # Theirs has the oldest input first.
         taps = jnp.split(array(value(theirs.conv1d.weight))[:, 0, ::-1].T, ends[1:3] - H * D, 1)
         found = {f"{name}_taps": a for name, a in zip(("value", "key", "query"), taps, strict=True)}
+        if biased:
+            biases = jnp.split(array(value(theirs.conv1d.bias)), ends[1:3] - H * D)
+            found |= {
+                f"{n}_taps_bias": a for n, a in zip(("value", "key", "query"), biases, strict=True)
+            }
         for name, a in zip(("gate", "value", "key", "query"), inward, strict=False):
             found[name] = a.reshape(M, -1, D if name in ("gate", "value") else N)
         return found | {
@@ -134,8 +141,9 @@ def test_state_space_of_mamba2():
         }
 
     options = {"width": M, "num_heads": H, "head_width": D, "feature_width": N, "max_length": T}
-    ours = make_mixer(mixer="state_space", **options, short_convolution=4, block_size=8)
-    check("mixer=state_space", ours, theirs, as_ours)
+    options |= {"short_convolution": 4, "convolution_bias": biased, "block_size": 8}
+    ours = make_mixer(mixer="state_space", **options)
+    check(f"mixer=state_space{', convolution_bias=true' * biased}", ours, theirs, as_ours)
 
 
 @pytest.mark.parametrize(

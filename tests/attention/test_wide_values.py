@@ -12,7 +12,7 @@ from tests.attention.test_delta_layers import equals_torch
 
 torch = pytest.importorskip("torch")
 
-M, H = 8, 2
+M, H = 12, 2
 
 
 def heads(p, name, x):
@@ -78,17 +78,17 @@ WIDE = [name for name, entry in MIXERS.items() if "value_width" in declarations(
 def test_a_width_that_is_that_of_keys_changes_nothing(name):
     made = {
         width: make_mixer(mixer=name, width=M, num_heads=H, max_length=8, value_width=width)
-        for width in (0, M // H, 6)
+        for width in (0, M // H, 10)
     }
-    assert made[0].parameters() == made[M // H].parameters() != made[6].parameters()
+    assert made[0].parameters() == made[M // H].parameters() != made[10].parameters()
     # Heads, keys, values.
-    assert made[6].init_state(1, 8, "float32")["memory"].shape == (1, H, M // H, 6)
-    out = made[6].parameters()["out"]
-    assert out.shape == (H, 6, M)
+    assert made[10].init_state(1, 8, "float32")["memory"].shape == (1, H, M // H, 10)
+    out = made[10].parameters()["out"]
+    assert out.shape == (H, 10, M)
     wider = make_mixer(
-        mixer=name, width=M, num_heads=H, max_length=8, value_width=6, init_stddev=0.0
+        mixer=name, width=M, num_heads=H, max_length=8, value_width=10, init_stddev=0.0
     )
-    assert wider.parameters()["out"].init.stddev == pytest.approx((H * 6) ** -0.5 / 2**0.5)
+    assert wider.parameters()["out"].init.stddev == pytest.approx((H * 10) ** -0.5 / 2**0.5)
 
 
 @pytest.mark.parametrize("name", ["retention", "gated_linear"])

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from research.attention.implementations import sharding
 from research.attention.implementations.sharding import CONTEXT, DATA, MODEL, context_size
-from research.attention.parameters import Normal, Parameter, table_axes
+from research.attention.parameters import Constant, Normal, Parameter, table_axes, vector_axes
 
 
 def taps(length: int, channels: int, axis: str = "heads") -> Parameter:
@@ -99,6 +99,14 @@ def parameters(length: int, channels: dict[str, int]) -> dict[str, Parameter]:
     return {f"{name}_taps": taps(length, c) for name, c in channels.items() if length}
 
 
+def biases(channels: dict[str, int]) -> dict[str, Parameter]:
+    """Returns zeros `{name}_taps_bias` (C,), which `activate` adds to what the filters give."""
+    return {
+        f"{name}_taps_bias": Parameter((c,), Constant(0.0), vector_axes("heads"))
+        for name, c in channels.items()
+    }
+
+
 def init_past(length: int, channels: dict[str, int], batch: int, dtype: Any) -> dict[str, Array]:
     """Returns zero inputs before the first token, (batch, length - 1, C) by name.
 
@@ -118,7 +126,7 @@ def activate(
     """Applies convolution and SiLU to the named projections (Yang et al. 2024, DeltaNet, sec. 3.3).
 
     Args:
-      params: contains `{name}_taps`, (N, H D).
+      params: contains `{name}_taps`, (N, H D), and `{name}_taps_bias`, (H D,), if there are biases.
       past: previous inputs by name, as from `init_past`. Heads not named in it pass unchanged.
       heads: projections by name, (B, T, H, D).
       places: places of the tokens in their segments; None: all are one segment.
@@ -131,5 +139,7 @@ def activate(
         x = heads[name]
         flat, filters = x.reshape(*x.shape[:2], -1), params[f"{name}_taps"]
         y, new[name] = apply(flat, filters, before, places)
+        bias = params.get(f"{name}_taps_bias")
+        y = y if bias is None else y + bias.astype(y.dtype)
         heads = {**heads, name: jax.nn.silu(y).reshape(x.shape)}
     return heads, new

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.mixers.linear import decay
+from research.attention.mixers.linear import decay, short_convolution
 from research.attention.mixers.linear.gated import gate, gate_parameter
 from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
@@ -20,6 +20,7 @@ from research.attention.mixers.mixer_options import Context
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.part_options import size_option
+from research.options import OptionError, option
 
 # Range of initial step sizes, log-uniform (Gu and Dao 2023, Mamba, section 3.6).
 SHORTEST, LONGEST = 1e-3, 0.1
@@ -72,9 +73,11 @@ class StateSpace(LinearTime):
 
     Attributes:
       state_width: N, the width of B and C.
+      convolution_bias: adds a bias to the short convolution, before SiLU, as in the authors' code.
     """
 
     state_width: int
+    convolution_bias: bool = False
 
     @property
     def name(self) -> str:
@@ -90,13 +93,15 @@ class StateSpace(LinearTime):
     def parameters(self) -> dict[str, Parameter]:
         """Returns the parameters by name.
 
-        Projections "query" and "key" (M, 1, N), "value" (M, H, D), "out" (H, D, M), and taps;
-        "gate" (M, H, D); "step" (M, H) and "step_bias" (H,) for dt; "log_rate" (H,), which is
-        log A; "skip" (H,).
+        Projections "query" and "key" (M, 1, N), "value" (M, H, D), "out" (H, D, M), and taps with
+        their biases if any; "gate" (M, H, D); "step" (M, H) and "step_bias" (H,) for dt;
+        "log_rate" (H,), which is log A; "skip" (H,).
         """
         skip = Parameter((self.num_heads,), Constant(1.0), vector_axes("heads"))
+        channels = self._channels() if self.convolution_bias else {}
         return {
             **self.projection_parameters(),
+            **short_convolution.biases(channels),
             "gate": gate_parameter(self),
             **step_parameters(self),
             "skip": skip,
@@ -151,8 +156,16 @@ class StateSpaceOptions(ConvolvedOptions):
     state = "H N D"
 
     feature_width: int = size_option(0, "N, width of the state; 0: head_width")
+    convolution_bias: bool = option(False, "adds a bias to the short convolution")
 
     def make(self, context: Context) -> StateSpace:
-        """Returns the mixer."""
+        """Returns the mixer.
+
+        Raises:
+          OptionError: there is no short convolution to add a bias to.
+        """
+        if self.convolution_bias and not self.short_convolution:
+            message = "there is no short convolution to add it to; set short_convolution"
+            raise OptionError("convolution_bias", True, message)
         width = self.feature_width or self.sizes(context).head_width
         return self.build_from(StateSpace, context, state_width=width)
