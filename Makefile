@@ -1,6 +1,7 @@
 # make ablation   the main job: trains experiments/attention_type.py and writes its report
 # make test       the tests
 # make check      format, lint, types, tests
+# make parity     docs/parity.md, how far every mechanism is from its reference
 # make docs       the documentation, as build/docs/index.html
 # Each sets up .venv from the hashed requirements first; a bare Python 3.11 with pip is enough.
 
@@ -13,7 +14,7 @@ WORKDIR ?= runs/attention_type
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile \
   --no-loadscope-reorder
 
-.PHONY: ablation test test-slow check format docs lock clean
+.PHONY: ablation test test-slow parity check format docs lock clean
 
 ablation: .venv/run.stamp
 	$(BIN)/python -m research.sweep --experiment=experiments/attention_type.py --workdir=$(WORKDIR)
@@ -24,6 +25,9 @@ test: .venv/dev.stamp
 
 test-slow: .venv/parity.stamp
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow -n 2
+
+parity: .venv/parity.stamp
+	$(BIN)/python -m tests.parity
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -116,7 +116,7 @@ def based_reference(p, x, q, k, v):
 
 def performer_reference(p, x, q, k, v):
     xp, width = library(x), q.shape[-1]
-    w = xp.asarray(np.float64(features.orthogonal_gaussians(0, width, width)))
+    w = xp.asarray(np.array(features.orthogonal_gaussians(0, width, width), np.float64))
 
     def phi(z):
         z = z / width**0.25
