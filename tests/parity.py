@@ -53,8 +53,8 @@ single precision rounds at 6e-08, double at 1e-16. A dash: not compared with thi
 mechanism against itself.
 
 `make parity` runs these comparisons, which are tests that fail above a bound, and writes this page;
-[tests/parity.py](../tests/parity.py) says how. It was written on a CPU; other machines round
-differently.
+[tests/parity.py](../tests/parity.py) says how. It was written on a CPU, by programs that XLA did
+not optimize, as the tests have them; others round differently.
 """
 
 

@@ -94,7 +94,9 @@ def test_differential_attention_of_diffllama():
     ours = Gained(M, H, K, D, rotary=HalvesRotary())
     angles = diffllama.DiffLlamaRotaryEmbedding(made)(torch.zeros(B, T, M), torch.arange(T)[None])
     forbidden = torch.full((T, T), float("-inf")).triu(1)[None, None]
-    check("mixer=differential, position=rope", ours, theirs, as_ours, angles, forbidden)
+    # That of lambda is what is left of larger terms of both signs.
+    row, bound = "mixer=differential, position=rope", 3e-5
+    check(row, ours, theirs, as_ours, angles, forbidden, tolerance=bound)
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["", "as published"])
