@@ -15,6 +15,7 @@ from research.attention.parts.positions import Rotary
 from research.attention.spec import mixer_spec
 from research.options import OptionError
 from tests.attention.cases import close
+from tests.parity import compare, paper
 
 B, T, M, H, K, D = 1, 17, 6, 4, 2, 4
 # Half the time to compile.
@@ -128,12 +129,13 @@ def test_it_is_the_paper_in_torch(case):
         return out, pull(weights)[0]
 
     out, grads = run(arrays)
-    found = {"out of the layer": (out, expected.detach())}
-    found |= {n: (g, wide[n].grad) for n, g in grads.items()}
-    for which, (actual, exact) in found.items():
-        assert actual.dtype == np.float32
-        scale = float(exact.abs().max())
-        np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-5 * scale, err_msg=which)
+    assert out.dtype == np.float32
+    compare(
+        "mixer=native_sparse",
+        paper("mixer=native_sparse", "in PyTorch float64"),
+        outputs=(out, expected),
+        gradients={n: (g, wide[n].grad) for n, g in grads.items()},
+    )
 
 
 @pytest.mark.parametrize("sizes", [(1, 7, 2, 4), (3, 2)])

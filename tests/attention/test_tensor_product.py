@@ -11,6 +11,7 @@ from research.attention.mixers.mixer import state_bytes
 from research.attention.mixers.tensor_product import TensorProduct
 from research.attention.parts.positions import Rotary
 from research.attention.spec import mixer_spec
+from tests.parity import compare, paper
 
 B, T, M, H, D = 2, 7, 6, 4, 6
 RANKS = {"query": 5, "key": 3, "value": 2}
@@ -71,12 +72,13 @@ def test_it_is_the_paper_in_torch(rotary):
         return out, pull(weights)[0]
 
     out, grads = run(arrays)
-    found = {"out of the layer": (out, expected.detach())}
-    found |= {n: (g, wide[n].grad) for n, g in grads.items()}
-    for which, (actual, exact) in found.items():
-        assert actual.dtype == np.float32
-        scale = float(exact.abs().max())
-        np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-5 * scale, err_msg=which)
+    assert out.dtype == np.float32
+    compare(
+        "mixer=tensor_product",
+        paper("mixer=tensor_product", "in PyTorch float64"),
+        outputs=(out, expected),
+        gradients={n: (g, wide[n].grad) for n, g in grads.items()},
+    )
 
 
 def test_state_is_the_factors():
