@@ -72,8 +72,9 @@ def projected(p, name, x):
     for t in range(y.shape[1]):
         for n in range(min(len(taps), t + 1)):
             out[:, t] += taps[n] * y[:, t - n]
-    bias = p.get(f"{name}_taps_bias", np.zeros(taps[0].size))
-    return silu(out + bias.reshape(y.shape[2:]))
+    if f"{name}_taps_bias" in p:
+        out = out + p[f"{name}_taps_bias"].reshape(y.shape[2:])
+    return silu(out)
 
 
 def normalized_sums(q, k, v):
