@@ -19,10 +19,11 @@ stable property of the task, and the adversary is off the ways that training tak
 can be faithful without agreeing with another one: DeYoung et al. 2020 ask whether the words that it
 names are those that the output needs.
 
-20 runs, about 3 minutes on 2 cores. Expect tau to be .26 with gradients and .31 with leaving words
-out; .09 under strong decay, at the same accuracy and the same spread of the weights; .66 where
-words are not mixed; .11 in a transformer. All claims hold, those of either side: there are
-adversaries of all models, and no seed is anywhere near them.
+32 runs, 6 minutes on one core. Expect, over 8 seeds, tau to be .32 with gradients and .34 with
+leaving words out; .16 under strong decay, at the same accuracy; .66 where words are not mixed; .12
+in a transformer. Eight of nine claims are supported, those of either side: there are adversaries of
+all models, and no seed is anywhere near them. The ninth, on decay, cannot be told, because that arm
+is not shown to have converged.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold
@@ -106,7 +107,7 @@ experiment = Experiment(
             "optimizer.learning_rate": 3e-3,
         },
     },
-    seeds=(0, 1, 2, 3, 4),
+    seeds=8,
     outcome=Outcome(metric="gradient_tau"),
     ablated=("parameters", "flops_per_token", "state_bytes"),
     claims=claims(),
