@@ -8,11 +8,11 @@ from research.attention.mixers.linear.delta import DeltaNet, GatedDeltaNet
 from research.attention.mixers.linear.delta_product import DeltaProduct
 from research.attention.mixers.linear.kimi_delta import KimiDelta
 from research.attention.mixers.linear.rwkv7 import Rwkv7
-from tests.parity import compare, paper
+from tests.attention.in_torch import B, T, equals_torch
 
 torch = pytest.importorskip("torch")
 
-B, T, M, H, D = 2, 11, 6, 2, 4
+M, H, D = 6, 2, 4
 
 
 def recurrence(q, k, v, beta, decay):
@@ -127,8 +127,6 @@ LAYERS = {
     "delta_product, gated=true": product(3, True, False, value_width=5),
     "rwkv7": (Rwkv7, {"short_convolution": 0}, rwkv7),
 }
-FORMS = [{"implementation": form} for form in ("parallel", "recurrent")]
-FORMS += [{"implementation": "chunkwise", "block_size": 4}]
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -136,38 +134,6 @@ def test_every_form_is_the_paper_in_torch(name):
     cls, options, published = LAYERS[name]
     sizes = {"width": M, "num_heads": H, "head_width": D, "short_convolution": 3} | options
     equals_torch(name, cls, sizes, published)
-
-
-def equals_torch(name, cls, sizes, published):
-    """In float32 against float64, outputs and gradients of every parameter and of the input."""
-    shape = B, T, sizes["width"]
-    rng = np.random.default_rng(0)
-    described = sorted(cls(**sizes).parameters().items())
-    arrays = {n: np.float32(0.7 * rng.normal(size=p.shape)) for n, p in described}
-    arrays["x"] = np.float32(rng.normal(size=shape))
-    weights = np.float32(rng.normal(size=shape))
-
-    wide = {n: torch.tensor(np.float64(a), requires_grad=True) for n, a in arrays.items()}
-    expected = published(wide, wide["x"])
-    expected.backward(torch.tensor(np.float64(weights)))
-    assert expected.detach().abs().max() > 0.1
-
-    for form in FORMS:
-        mixer = cls(**sizes, **form)
-
-        @jax.jit
-        def run(arrays, mixer=mixer):
-            out, pull = jax.vjp(lambda a: mixer(a, a["x"]), arrays)
-            return out, pull(weights)[0]
-
-        out, grads = run(arrays)
-        assert out.dtype == np.float32
-        compare(
-            f"mixer={name}",
-            paper(f"mixer={name}", "in PyTorch float64"),
-            outputs=(out, expected),
-            gradients={f"{n} {form}": (g, wide[n].grad) for n, g in grads.items()},
-        )
 
 
 @pytest.mark.parametrize(("cls", "gated"), [(DeltaNet, False), (GatedDeltaNet, True)])

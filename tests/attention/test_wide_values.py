@@ -8,7 +8,7 @@ from research.attention.mixers.linear.gated import GatedLinearAttention, Retenti
 from research.attention.registry import MIXERS
 from research.attention.spec import make_mixer
 from research.options import OptionError, declarations
-from tests.attention.test_delta_layers import equals_torch
+from tests.attention.in_torch import equals_torch
 
 torch = pytest.importorskip("torch")
 
