@@ -6,7 +6,8 @@
 One arm for every mixer, score, mask, normalizer, position encoding and switch, 30 steps on one
 seed: a check that each is reachable from a config by its name, compiles and learns, and a quick
 look at what each costs. It is no ablation: nothing is tuned, and one seed is no evidence.
-Its 77 arms take 5 minutes on 2 cores as two shards (--shard=1/2 and 2/2), most of it compilation.
+When it had 64 arms they took 5 minutes on 2 cores as two shards (--shard=1/2 and 2/2), most of it
+compilation; it has more now.
 """
 
 from research.ablation.experiment import Experiment, Outcome

@@ -271,13 +271,8 @@ class Block(nn.Module):
 
         def attend_to_source(y: Array) -> Array:
             nonlocal weights
-            assert self.cross is not None and source is not None
-            params, keys_values = source
-            if self.weights:
-                weights = self.cross.attention_trace(
-                    params, y, keys_values, mask=mask, q_index=q_index
-                ).weights
-            return drop(Cross(self.cross, name="cross")(y, params, keys_values, mask, q_index))
+            y, weights = self.attend_to_source(y, source, mask, q_index)
+            return drop(y)
 
         x = residual(c, "norm1", x, mix)
         if self.cross is not None and source is not None:
@@ -287,6 +282,18 @@ class Block(nn.Module):
         if pasts and state is not None:
             state = {"mixer": state, "canon": pasts}
         return x, (state, weights, handed)
+
+    def attend_to_source(
+        self, y: Float[Array, "B T M"], source: Any, mask: Mask | None, q_index: Any
+    ) -> tuple[Float[Array, "B T M"], Float[Array, "B H T S"] | None]:
+        """Returns cross-attention of y to the source, and its weights if they are requested."""
+        assert self.cross is not None
+        weights, (params, keys_values) = None, source
+        if self.weights:
+            weights = self.cross.attention_trace(
+                params, y, keys_values, mask=mask, q_index=q_index
+            ).weights
+        return Cross(self.cross, name="cross")(y, params, keys_values, mask, q_index), weights
 
 
 def recomputed(c: TransformerConfig, block: Any) -> Any:
