@@ -25,6 +25,8 @@ TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "parity.md"
 ROWS = "PARITY_ROWS"
 """The environment variable that names the file to which every comparison adds a line of JSON."""
+COMPARING = ("tests.parity import compare", "tests.attention.in_torch import")
+"""What a test file imports that compares: `compare`, or a helper that calls it."""
 KINDS = ("outputs", "gradients", "decoded")
 KNOWN = {"mixer": MIXERS, **TABLES}
 OTHER, WHOLE = "Other options of softmax attention", "Whole models and other layers"
@@ -165,7 +167,7 @@ class Comparing:
 
 
 def compares(function) -> bool:
-    """Returns whether a test calls `compare`, by itself or by a helper in its file."""
+    """Returns whether a test calls `compare`, by itself or by a helper that its file names."""
     helpers = (function.__globals__.get(name) for name in function.__code__.co_names)
     codes = [function.__code__, *(h.__code__ for h in helpers if hasattr(h, "__code__"))]
     return any("compare" in code.co_names for code in codes)
@@ -177,7 +179,7 @@ def main() -> None:
     if missing:
         sys.exit(f"not installed: {', '.join(missing)}; make parity installs what the tests need")
     found = TESTS.rglob("test_*.py")
-    files = sorted(str(p) for p in found if "from tests.parity import compare" in p.read_text())
+    files = sorted(str(p) for p in found if any(name in p.read_text() for name in COMPARING))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         os.environ[ROWS] = str(path)

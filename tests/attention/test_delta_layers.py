@@ -8,7 +8,7 @@ from research.attention.mixers.linear.delta import DeltaNet, GatedDeltaNet
 from research.attention.mixers.linear.delta_product import DeltaProduct
 from research.attention.mixers.linear.kimi_delta import KimiDelta
 from research.attention.mixers.linear.rwkv7 import Rwkv7
-from tests.attention.in_torch import B, T, equals_torch
+from tests.attention.in_torch import B, T, equals_torch, in_every_form
 
 torch = pytest.importorskip("torch")
 
@@ -133,7 +133,7 @@ LAYERS = {
 def test_every_form_is_the_paper_in_torch(name):
     cls, options, published = LAYERS[name]
     sizes = {"width": M, "num_heads": H, "head_width": D, "short_convolution": 3} | options
-    equals_torch(name, cls, sizes, published)
+    equals_torch(name, in_every_form(cls, sizes), published, (B, T, M))
 
 
 @pytest.mark.parametrize(("cls", "gated"), [(DeltaNet, False), (GatedDeltaNet, True)])

@@ -15,7 +15,7 @@ from research.attention.parts.positions import Rotary
 from research.attention.spec import mixer_spec
 from research.options import OptionError
 from tests.attention.cases import close
-from tests.parity import compare, paper
+from tests.attention.in_torch import equals_torch
 
 B, T, M, H, K, D = 1, 17, 6, 4, 2, 4
 # Half the time to compile.
@@ -114,27 +114,13 @@ def published(torch, p, x, lengths, turns):
 def test_it_is_the_paper_in_torch(case):
     """In float32 against float64, outputs and gradients of every parameter and of the input."""
     torch = pytest.importorskip("torch")
-    arrays = arrays_of(make(case))
-    weights = np.float32(np.random.default_rng(2).normal(size=(B, T, M)))
-    wide = {n: torch.tensor(np.float64(a), requires_grad=True) for n, a in arrays.items()}
     lengths, rotary = CASES[case]
-    expected = published(torch, wide, wide["x"], lengths, rotary is not None)
-    expected.backward(torch.tensor(np.float64(weights)))
-    assert expected.detach().abs().max() > 0.1
-    mixer = make(case)
-
-    @functools.partial(jax.jit, compiler_options=QUICK)
-    def run(arrays):
-        out, pull = jax.vjp(lambda a: mixer(a, a["x"]), arrays)
-        return out, pull(weights)[0]
-
-    out, grads = run(arrays)
-    assert out.dtype == np.float32
-    compare(
-        "mixer=native_sparse",
-        paper("mixer=native_sparse", "in PyTorch float64"),
-        outputs=(out, expected),
-        gradients={n: (g, wide[n].grad) for n, g in grads.items()},
+    equals_torch(
+        "native_sparse",
+        {"": make(case)},
+        lambda p, x: published(torch, p, x, lengths, rotary is not None),
+        (B, T, M),
+        QUICK,
     )
 
 

@@ -1,17 +1,14 @@
 """Tensor product attention, from the paper's equations in PyTorch float64."""
 
-import functools
 import math
 
-import jax
-import numpy as np
 import pytest
 
 from research.attention.mixers.mixer import state_bytes
 from research.attention.mixers.tensor_product import TensorProduct
 from research.attention.parts.positions import Rotary
 from research.attention.spec import mixer_spec
-from tests.parity import compare, paper
+from tests.attention.in_torch import equals_torch
 
 B, T, M, H, D = 2, 7, 6, 4, 6
 RANKS = {"query": 5, "key": 3, "value": 2}
@@ -56,28 +53,12 @@ def test_it_is_the_paper_in_torch(rotary):
     torch = pytest.importorskip("torch")
     ranks = {f"{name}_rank": rank for name, rank in RANKS.items()}
     mixer = TensorProduct(M, H, D, **ranks, rotary=rotary)
-    rng = np.random.default_rng(0)
-    described = sorted(mixer.parameters().items())
-    arrays = {n: np.float32(0.7 * rng.normal(size=p.shape)) for n, p in described}
-    arrays["x"] = np.float32(rng.normal(size=(B, T, M)))
-    weights = np.float32(rng.normal(size=(B, T, M)))
-    wide = {n: torch.tensor(np.float64(a), requires_grad=True) for n, a in arrays.items()}
-    expected = published(torch, wide, wide["x"], rotary is not None)
-    expected.backward(torch.tensor(np.float64(weights)))
-    assert expected.detach().abs().max() > 0.1
-
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def run(arrays):
-        out, pull = jax.vjp(lambda a: mixer(a, a["x"]), arrays)
-        return out, pull(weights)[0]
-
-    out, grads = run(arrays)
-    assert out.dtype == np.float32
-    compare(
-        "mixer=tensor_product",
-        paper("mixer=tensor_product", "in PyTorch float64"),
-        outputs=(out, expected),
-        gradients={n: (g, wide[n].grad) for n, g in grads.items()},
+    equals_torch(
+        "tensor_product",
+        {"": mixer},
+        lambda p, x: published(torch, p, x, rotary is not None),
+        (B, T, M),
+        {"xla_backend_optimization_level": 0},
     )
 
 

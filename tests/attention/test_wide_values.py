@@ -8,7 +8,7 @@ from research.attention.mixers.linear.gated import GatedLinearAttention, Retenti
 from research.attention.registry import MIXERS
 from research.attention.spec import make_mixer
 from research.options import OptionError, declarations
-from tests.attention.in_torch import equals_torch
+from tests.attention.in_torch import B, T, equals_torch, in_every_form
 
 torch = pytest.importorskip("torch")
 
@@ -68,7 +68,8 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_form_is_the_paper_in_torch_at_its_widths(name):
     cls, widths, published = LAYERS[name]
-    equals_torch(name, cls, {"width": M, "num_heads": H, **widths}, published)
+    forms = in_every_form(cls, {"width": M, "num_heads": H, **widths})
+    equals_torch(name, forms, published, (B, T, M))
 
 
 WIDE = [name for name, entry in MIXERS.items() if "value_width" in declarations(entry)]
