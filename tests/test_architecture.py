@@ -93,6 +93,7 @@ FLOORS = {
     "research.training": 6,
     "research.ablation": 7,
     "research.inspect": 7,
+    "research.pretrained": 7,
     "research.cloud": 8,
     "research.command_line": 8,
     "research.report": 8,

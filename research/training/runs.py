@@ -1,17 +1,20 @@
 """Loads the model, data and config of a finished or running training run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
+from research.runs.parameters import PARAMETERS, read_parameters
 from research.runs.store import CONFIG, RESULT, read_json, read_result
 from research.tasks.registry import GENERATED, make_task
 from research.tasks.synthetic.rule import LABELS
@@ -88,9 +91,13 @@ def load_run_config(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
 def load_best_params(run: Path) -> tuple[Any, dict[str, float]]:
     """Returns the parameters that were best on validation, and their {"value", "step"}.
 
+    Those of an imported run are of step 0, and have no value.
+
     Raises UserError if there are none, or if they are not the ones that result.json reports, as
     when the last checkpoint is damaged.
     """
+    if (run / PARAMETERS).is_file():
+        return read_tree(run / PARAMETERS), {"value": math.nan, "step": 0}
     population = read_json(run / POPULATION)
     if population is None:
         raise UserError(f"{run} has no {POPULATION}, so its checkpoints cannot be found.")
@@ -103,6 +110,21 @@ def load_best_params(run: Path) -> tuple[Any, dict[str, float]]:
             "command that trained it again: it goes on from there."
         )
     return params, best
+
+
+def read_tree(path: Path) -> Any:
+    """Returns the parameters of a file as a tree of float32 arrays, read one by one.
+
+    Raises UserError if the file is damaged.
+    """
+    tree: dict[str, Any] = {}
+    for name, array in read_parameters(path):
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jnp.asarray(array.astype(np.float32, copy=False))
+    return tree
 
 
 def open_run(run: Path, config: ConfigDict) -> LoadedRun:

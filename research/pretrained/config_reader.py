@@ -1,0 +1,86 @@
+"""Reads config.json of a Hugging Face model, and refuses by name what nothing here reads."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from research.errors import UserError
+
+NEUTRAL = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout
+    attention_probs_dropout_prob attn_pdrop auto_map bos_token_id cache_implementation
+    chunk_size_feed_forward classifier_dropout decoder_start_token_id dropout dtype embd_pdrop
+    embedding_dropout eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
+    hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range
+    is_encoder_decoder label2id max_length model_type n_ctx num_labels
+    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop
+    return_dict return_dict_in_generate sep_token_id slow_but_exact task_specific_params
+    tokenizer_class torch_dtype torchscript transformers_version use_cache use_return_dict
+    vocab_size
+    """.split()
+)
+"""Keys that say nothing about what the model computes: its training, its tokens, its loading."""
+
+
+class ConfigReader:
+    """Reads the keys of a config.json, and knows which of them nobody read.
+
+    Args:
+      config: the parsed config.json.
+      ignored: further keys to ignore, because the user says so.
+    """
+
+    def __init__(self, config: Mapping[str, Any], ignored: Collection[str] = ()):
+        self._config = config
+        self._read: set[str] = set(ignored)
+
+    def __call__(self, key: str, default: Any = None) -> Any:
+        """Returns the value of a key; where it is absent or null, the default.
+
+        Raises UserError if there is neither.
+        """
+        self._read.add(key)
+        value = self._config.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise UserError(f"config.json has no {key!r}, which a {self.family} model needs.")
+        return value
+
+    def has(self, key: str) -> bool:
+        """Returns whether a key is there and not null; that counts as read."""
+        self._read.add(key)
+        return self._config.get(key) is not None
+
+    def choice(self, key: str, table: Mapping[Any, Any], default: Any = None) -> Any:
+        """Returns what a table has for the value of a key. Raises UserError if it has nothing."""
+        value = self(key, default)
+        if value not in table:
+            known = ", ".join(repr(name) for name in table)
+            raise UserError(
+                f"config.json has {key}={value!r}; of a {self.family} model, {known} can be read."
+            )
+        return table[value]
+
+    def only(self, key: str, value: Any) -> None:
+        """Raises UserError if a key has another value than the one that can be read."""
+        self.choice(key, {value: value}, value)
+
+    def skip(self, *keys: str) -> None:
+        """Counts keys as read that do not matter to this model."""
+        self._read.update(keys)
+
+    @property
+    def family(self) -> str:
+        """The name of the family, "model_type"."""
+        return str(self._config.get("model_type"))
+
+    def check_all_read(self) -> None:
+        """Raises UserError for the first key that is set, and that nobody read."""
+        for key, value in self._config.items():
+            if key in self._read or key in NEUTRAL or value in (None, False, 0, [], {}):
+                continue
+            raise UserError(
+                f"config.json has {key}={value!r}, which nothing here reads of a {self.family} "
+                f"model. If it does not change what the model computes: --ignore={key}."
+            )

@@ -1,0 +1,154 @@
+"""Writes the model of a run as a Hugging Face directory, which transformers loads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.errors import UserError, check_name
+from research.pretrained.config_reader import ConfigReader
+from research.pretrained.family import Family
+from research.pretrained.files import CONFIG_FILE, write_model
+from research.pretrained.importing import imported_from
+from research.pretrained.matching import LAYERS, layer_paths, leaves
+from research.pretrained.registry import FAMILIES
+from research.pretrained.tensors import Tensor
+from research.runs.parameters import PARAMETERS, read_parameters
+from research.tasks.text.tokenizer import FILE
+from research.training.runs import LoadedRun
+from research.training.schema import resolve
+
+WITHOUT_EFFECT = frozenset(
+    """
+    base_width block_size dropout dtype embedding_stddev implementation init_scale init_stddev
+    loss_chunk remat remat_keeps name
+    """.split()
+)
+"""Keys of a model that its function of parameters and tokens does not depend on."""
+
+
+def export_model(run: LoadedRun, directory: Path, family: str = "") -> str:
+    """Writes the model of a run, and returns the name of the family it was written as.
+
+    Args:
+      run: the run; one that was imported is written as it was, bit by bit.
+      directory: where to write config.json, model.safetensors and tokenizer.json.
+      family: name of the family; "": the one that the run was imported from, or the first that has
+        all that the model is made of.
+
+    Raises UserError if no family has it, or the directory holds another model.
+    """
+    if (directory / CONFIG_FILE).exists():
+        raise UserError(f"--output={directory} holds a model already; choose another directory.")
+    record = imported_from(run.path)
+    if family:
+        check_name("--family", family, FAMILIES)
+    if record and family in ("", record["family"]):
+        chosen, config = FAMILIES[record["family"]], dict(record["config"])
+    else:
+        chosen, config = _fitting(run, family)
+    values = _values(run)
+    tensors = {
+        one.theirs: one.layout.to_theirs([values[path] for path in one.ours])
+        for one in chosen.tensors(_options(run))
+        if not one.repeats and _checked_copies(one, values)
+    }
+    tokenizer = run.path / FILE
+    text = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else ""
+    write_model(directory, config, tensors, text)
+    return chosen.name
+
+
+def _options(run: LoadedRun) -> dict[str, Any]:
+    return run.config.model.to_dict()
+
+
+def _values(run: LoadedRun) -> dict[str, np.ndarray]:
+    """Returns {path with the number of the layer: values} of all parameters.
+
+    They have the dtypes of the checkpoint that a run was imported from.
+    """
+    if (run.path / PARAMETERS).is_file():
+        flat = dict(read_parameters(run.path / PARAMETERS))
+    else:
+        found = jax.tree_util.tree_leaves_with_path(run.params)
+        flat = {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in found}
+    shapes, values = {path: array.shape for path, array in flat.items()}, {}
+    for path, array in flat.items():
+        if LAYERS not in path.split("/"):
+            values[path] = array
+            continue
+        for number, one in enumerate(layer_paths(path, array.shape, shapes)):
+            values[one] = array[number]
+    return values
+
+
+def _checked_copies(one: Tensor, values: Mapping[str, np.ndarray]) -> bool:
+    """Returns True. Raises UserError if layers that share a tensor there differ here."""
+    for path in one.copies:
+        if not np.array_equal(values[path], values[one.ours[0]]):
+            raise UserError(
+                f"{path} and {one.ours[0]} differ, and {one.theirs} is both: training has made "
+                "them different. No such model can be written."
+            )
+    return True
+
+
+def _fitting(run: LoadedRun, name: str) -> tuple[Family, dict[str, Any]]:
+    """Returns a family that has all that a model is made of, and the model's config.json."""
+    size, length = _vocab_size(run), run.config.task.length
+    refused = {}
+    for family in [FAMILIES[name]] if name else FAMILIES.values():
+        try:
+            config = family.config(_options(run), length)
+        except KeyError as error:  # the model has no such option at all
+            refused[family.name] = f"model.{error.args[0]}"
+            continue
+        except UserError as error:
+            refused[family.name] = str(error)
+            continue
+        architecture = {"architectures": [family.architecture]}
+        config |= {"model_type": family.name, "vocab_size": size} | architecture
+        if not (different := _differences(family, run, config)):
+            return family, config
+        refused[family.name] = different
+    if name:
+        raise UserError(f"--family={name}: {refused[name]}.")
+    reasons = "; ".join(f"{family}: {why}" for family, why in refused.items())
+    raise UserError(f"no family has all that {run.path} is made of. {reasons}.")
+
+
+def _differences(family: Family, run: LoadedRun, config: Mapping[str, Any]) -> str:
+    """Returns how a model that is read from a config.json differs from that of a run; "" if not."""
+    read = ConfigReader(config)
+    try:
+        options = family.options(read)
+        back = resolve(
+            {"task": {"name": "tokens", "length": family.length(read)}, "model": options}
+        )
+    except UserError as error:
+        return str(error)
+    ours, theirs = _options(run), back.model.to_dict()
+    found = [
+        f"model.{key}={ours.get(key)!r}, which is {theirs.get(key)!r} there"
+        for key in sorted(ours.keys() | theirs.keys())
+        if key not in WITHOUT_EFFECT and _meant(ours, key) != _meant(theirs, key)
+    ]
+    return ", ".join(found[:3])
+
+
+def _meant(model: Mapping[str, Any], key: str) -> Any:
+    """Returns the value of a key, with those filled in that 0 stands for."""
+    value = model.get(key)
+    if key == "num_kv_heads":
+        return value or model.get("num_heads")
+    if key == "head_width":
+        return value or model["width"] // model["num_heads"]
+    return value
+
+
+def _vocab_size(run: LoadedRun) -> int:
+    """Returns the number of rows of the table of embeddings."""
+    return leaves(run.params)["embedding"][0]

@@ -1,0 +1,33 @@
+"""What a family of pretrained models has to say about itself."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from research.pretrained.config_reader import ConfigReader
+from research.pretrained.tensors import Tensor
+
+
+class Family(NamedTuple):
+    """A family of pretrained models.
+
+    Attributes:
+      name: "model_type" in config.json.
+      architecture: the class in transformers that can be read, of "architectures".
+      options: returns our options of the model (`config.model`), from config.json. Raises UserError
+        for what we lack.
+      length: returns the number of positions that the model was made for.
+      tensors: yields every tensor of a checkpoint, given our options.
+      config: returns config.json, given our options and the longest sequence; `options` reads it
+        back, and a model that comes back otherwise is not of this family.
+      prefix: what names of tensors begin with, and some checkpoints leave out.
+      superfluous: patterns (`fnmatch`) of tensors that need not be read: buffers and copies.
+    """
+
+    name: str
+    architecture: str
+    options: Callable[[ConfigReader], dict[str, Any]]
+    length: Callable[[ConfigReader], int]
+    tensors: Callable[[Mapping[str, Any]], Iterator[Tensor]]
+    config: Callable[[Mapping[str, Any], int], dict[str, Any]]
+    prefix: str = ""
+    superfluous: tuple[str, ...] = ()

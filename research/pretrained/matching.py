@@ -1,0 +1,189 @@
+"""Matches the tensors of a checkpoint with the parameters of a model, before any is read."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.errors import UserError
+from research.pretrained.family import Family
+from research.pretrained.tensors import Tensor
+from research.runs.parameters import NAMES, Described
+
+LAYERS = "layers"
+SHOWN = 3
+"""How many names a message lists."""
+
+
+class Source(NamedTuple):
+    """Where the values of a parameter of one layer are: a tensor, and which of its parts."""
+
+    tensor: Tensor
+    part: int
+
+
+class Parameter(NamedTuple):
+    """A parameter of ours, and where its values come from.
+
+    Attributes:
+      described: its shape and dtype.
+      sources: one for each layer that it stacks, in their order; one for others.
+      stacked: whether it stacks layers along its first axis.
+    """
+
+    described: Described
+    sources: tuple[Source, ...]
+    stacked: bool
+
+
+def leaves(shapes: Any) -> dict[str, tuple[int, ...]]:
+    """Returns {path: shape} of a tree of parameters; a path is "layers/0/mixer/query"."""
+    found = jax.tree_util.tree_leaves_with_path(shapes)
+    return {"/".join(key.key for key in path): tuple(leaf.shape) for path, leaf in found}
+
+
+def layer_paths(path: str, shape: Sequence[int], every: Iterable[str]) -> list[str]:
+    """Returns the path of a parameter in each layer that it stacks; [path] if it stacks none.
+
+    Layer i is in slot i % n of the n of its stack: "layers/1/..." of 2 slots are layers 1, 3, ...
+
+    Args:
+      path: path of a leaf, with its slot.
+      shape: its shape.
+      every: paths of all leaves.
+    """
+    parts = path.split("/")
+    if LAYERS not in parts:
+        return [path]
+    place = parts.index(LAYERS) + 1
+    stack = parts[:place]
+    slots = {p[place] for p in (one.split("/") for one in every) if p[:place] == stack}
+    numbers = (int(parts[place]) + len(slots) * repeat for repeat in range(shape[0]))
+    return ["/".join([*stack, str(number), *parts[place + 1 :]]) for number in numbers]
+
+
+def match(
+    family: Family,
+    model: Mapping[str, Any],
+    shapes: Any,
+    there: Mapping[str, Described],
+) -> dict[str, Parameter]:
+    """Returns {path: parameter} for all parameters of a model.
+
+    Args:
+      family: the family of the checkpoint.
+      model: our options of the model.
+      shapes: tree of the shapes of its parameters.
+      there: shape and dtype of every tensor of the checkpoint.
+
+    Raises UserError for a tensor that is missing, superfluous or of another shape.
+    """
+    tensors = [_named(one, family, there) for one in family.tensors(model)]
+    _check_names(family, tensors, there)
+    sources: dict[str, Source] = {}
+    for one in tensors:
+        if not one.repeats:
+            of_parts = {path: Source(one, part) for part, path in enumerate(one.ours)}
+            sources |= of_parts | dict.fromkeys(one.copies, Source(one, 0))
+    every = leaves(shapes)
+    found = {}
+    for path, shape in every.items():
+        stacked = LAYERS in path.split("/")
+        paths = layer_paths(path, shape, every)
+        if missing := [p for p in paths if p not in sources]:
+            raise UserError(
+                f"nothing of a {family.name} model is our parameter {missing[0]}: the options of "
+                "the model do not fit the family."
+            )
+        of_layers = tuple(sources.pop(p) for p in paths)
+        dtypes = {_described(s, shape[1:] if stacked else shape, there) for s in of_layers}
+        dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+        found[path] = Parameter(Described(shape, dtype), of_layers, stacked)
+    if sources:
+        path, source = next(iter(sources.items()))
+        raise UserError(f"{source.tensor.theirs} is {path}, which our model does not have.")
+    return found
+
+
+def _named(one: Tensor, family: Family, there: Mapping[str, Any]) -> Tensor:
+    """Returns a tensor by its name in the checkpoint: with the family's prefix, or without."""
+    short = one.theirs.removeprefix(family.prefix)
+    return replace(one, theirs=short) if one.theirs not in there and short in there else one
+
+
+def _check_names(family: Family, tensors: Sequence[Tensor], there: Mapping[str, Described]) -> None:
+    known = {one.theirs for one in tensors}
+    if missing := [one.theirs for one in tensors if not one.repeats and one.theirs not in there]:
+        raise UserError(f"the checkpoint has no tensor {_listed(missing)}, as config.json wants.")
+    more = [
+        name
+        for name in there
+        if name not in known
+        and not any(fnmatch.fnmatch(name, pattern) for pattern in family.superfluous)
+    ]
+    if more:
+        raise UserError(
+            f"the checkpoint has a tensor {_listed(more)}, which a {family.name} model with this "
+            "config.json does not have."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    text = ", ".join(repr(name) for name in names[:SHOWN])
+    return text + (f" and {len(names) - SHOWN} others" if len(names) > SHOWN else "")
+
+
+def _described(source: Source, shape: tuple[int, ...], there: Mapping[str, Described]) -> str:
+    """Returns the dtype of a tensor. Raises UserError if it does not hold a parameter so shaped."""
+    one = source.tensor
+    described = there[one.theirs]
+    if described.dtype not in NAMES:
+        raise UserError(
+            f"{one.theirs} is of {described.dtype}; float32, float16 and bfloat16 can be read. "
+            "Quantized checkpoints have to be dequantized first."
+        )
+    try:
+        parts = jax.eval_shape(
+            one.layout.to_ours, jax.ShapeDtypeStruct(described.shape, jnp.float32)
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{one.theirs} {error}.") from None
+    if tuple(parts[source.part].shape) != shape:
+        raise UserError(
+            f"{one.theirs} has shape {described.shape}, with which {one.ours[source.part]} has "
+            f"{tuple(parts[source.part].shape)}; by config.json it has {shape}."
+        )
+    return described.dtype
+
+
+def repeats(
+    family: Family, model: Mapping[str, Any], there: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Returns (name, name of the tensor that it repeats) of the tensors that only repeat."""
+    tensors = [_named(one, family, there) for one in family.tensors(model)]
+    first = {one.ours[0]: one.theirs for one in tensors if not one.repeats}
+    return [
+        (one.theirs, first[one.ours[0]]) for one in tensors if one.repeats and one.theirs in there
+    ]
+
+
+def assembled(parameter: Parameter, read: Any) -> np.ndarray:
+    """Returns the values of a parameter, stacked over layers.
+
+    Args:
+      parameter: the parameter.
+      read: function from the name of a tensor of the checkpoint to its array.
+    """
+    described = parameter.described
+    found = np.empty(described.shape, jnp.dtype(described.dtype))
+    for index, (one, part) in enumerate(parameter.sources):
+        values = one.layout.to_ours(read(one.theirs))[part]
+        if parameter.stacked:
+            found[index] = values
+        else:
+            found[...] = values
+    return found

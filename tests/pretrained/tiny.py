@@ -1,0 +1,63 @@
+"""Small configurations of every family, of transformers."""
+
+VOCABULARY, LENGTH = 61, 48
+SPREAD = 0.1
+"""Standard deviation of what is added to initial parameters, so that none is 0 or 1."""
+WIDTH, HEADS, GROUPS, HEAD, HIDDEN, WINDOW = 48, 4, 2, 12, 80, 5
+
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 4,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": GROUPS,
+    "head_dim": HEAD,
+    "intermediate_size": HIDDEN,
+    "max_position_embeddings": LENGTH,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 12,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 12,
+}
+CONFIGS: dict[str, tuple[str, dict]] = {
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": VOCABULARY,
+            "n_positions": LENGTH,
+            "n_embd": WIDTH,
+            "n_layer": 3,
+            "n_head": HEADS,
+        },
+    ),
+    "llama": ("LlamaConfig", LLAMA),
+    "llama3": ("LlamaConfig", LLAMA | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", LLAMA | {"sliding_window": WINDOW}),
+    "qwen2": (
+        "Qwen2Config",
+        LLAMA | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    ),
+    "qwen3": ("Qwen3Config", LLAMA | {"rope_parameters": YARN}),
+}
+"""{name: (class, values)}; a family may be there more than once."""
+
+
+def config(transformers, name):
+    """Returns the config of a name, an object of the transformers library."""
+    kind, values = CONFIGS[name]
+    return getattr(transformers, kind)(**values, attn_implementation="eager")
+
+
+def counts_by_itself(model):
+    """Returns whether a model takes no position_ids: it counts positions from the mask, or none."""
+    return model.config.model_type in ("bloom", "mpt", "mamba2")
