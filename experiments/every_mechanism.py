@@ -22,6 +22,8 @@ SHORT = {"compress_length": 4, "compress_stride": 2, "block_length": 4, "top_blo
 SIZES = {"native_sparse": SHORT | {"window": 8}}
 ON = {"num_kv_heads": 1, "softcap": 5.0, "qk_norm": "rms", "predicted_window": 8}
 ON |= {"value_residual": "learned", "score_conv_queries": 3}
+# Of models around their mixers.
+AROUND = {"norm": "zero_centered_rmsnorm", "embedding_scale": 8.0, "parallel_residual": True}
 FREE = {"model.position": "none"}
 # What the arm "mixer softmax" is made of; these have no arm of their own.
 BASE = ("softmax", "scaled_dot", "causal", "rope")
@@ -45,6 +47,9 @@ def arms() -> dict[str, dict]:
             found[f"{field} {name}"] = {f"model.{field}": name, **needs}
     for name in MECHANISM_OPTIONS:
         found[name] = {f"model.{name}": ON.get(name, True)}
+    for name, value in AROUND.items():
+        found[name] = {f"model.{name}": value}
+    found["score_scale"] = {"model.score_scale": 0.2}
     found["value_width"] = {"model.mixer": "gated_delta", "model.value_width": 32, **FREE}
     biased = {"model.short_convolution": 4, "model.convolution_bias": True}
     found["convolution_bias"] = {"model.mixer": "state_space", **biased, **FREE}

@@ -23,11 +23,8 @@ from research.attention.mixers.mixer import Mixer, places_of
 from research.attention.mixers.self_attention import Earlier, Handed, SelfAttention
 from research.attention.parts.masks import Mask
 from research.models.canon import Canon, empty_pasts
-from research.models.primitives import ACTIVATIONS, GATED, Norm, linear, matrix_init
-from research.parallel.rules import constrain
-
-HIDDEN = ("batch", "length", "")
-"""Logical axes of the residual stream."""
+from research.models.primitives import ACTIVATIONS, GATED, linear, matrix_init
+from research.models.residual import parallel_residual, residual
 
 KEPT: dict[str, Any] = {
     "nothing": None,
@@ -58,11 +55,13 @@ class TransformerConfig:
     norm: str
     norm_epsilon: float
     norm_placement: str
+    parallel_residual: bool
     canon: str
     use_bias: bool
     tie_embeddings: bool
     base_width: int
     output_cap: float
+    embedding_scale: float
     loss_chunk: int
     dropout: float
     init_stddev: float
@@ -168,47 +167,6 @@ class Cross(nn.Module):
         return self.cross.attend(params, x, keys_values, mask=mask, q_index=q_index)
 
 
-NORM_PLACEMENTS = ("pre", "post", "sandwich", "output")
-"""Where norms are, relative to a sublayer; see `residual`."""
-
-
-def residual(
-    c: TransformerConfig,
-    name: str,
-    x: Float[Array, "B T M"],
-    sublayer: Callable[[Array], Array],
-) -> Float[Array, "B T M"]:
-    """Returns the residual stream after a sublayer f, with norms by `norm_placement`.
-
-    "pre": x + f(norm(x)) (Xiong et al. 2020). "post": norm(x + f(x)) (Vaswani et al. 2017, section
-    3.1). "sandwich": x + norm(f(norm(x))) (Ding et al. 2021 (CogView), section 2.4; Gemma 2 and 3).
-    "output": x + norm(f(x)) (Liu et al. 2022 (Swin V2), section 3.2; OLMo 2).
-
-    Args:
-      c: config of the layers.
-      name: of the norm in the parameters; the second one of a sandwich is `name` + "_out".
-      x: the residual stream.
-      sublayer: f, called once, within the module that owns the norms.
-    """
-
-    def norm(name: str, y: Array) -> Array:
-        return Norm(c.norm, c.use_bias, c.norm_epsilon, name=name)(y)
-
-    place = c.norm_placement
-    y = sublayer(norm(name, x) if place in ("pre", "sandwich") else x)
-    if place in ("sandwich", "output"):
-        y = norm(f"{name}_out" if place == "sandwich" else name, y)
-    x = constrain(x + y, *HIDDEN)
-    return constrain(norm(name, x), *HIDDEN) if place == "post" else x
-
-
-def final_norm(c: TransformerConfig, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
-    """Returns the norm "norm" of the last layer's output, which "post" layers have normalized."""
-    if c.norm_placement == "post":
-        return x
-    return Norm(c.norm, c.use_bias, c.norm_epsilon, name="norm")(x)
-
-
 class Block(nn.Module):
     """One transformer layer, on a whole sequence or, given a decoding state, on its continuation.
 
@@ -274,11 +232,14 @@ class Block(nn.Module):
             y, weights = self.attend_to_source(y, source, mask, q_index)
             return drop(y)
 
-        x = residual(c, "norm1", x, mix)
-        if self.cross is not None and source is not None:
-            x = residual(c, "norm_cross", x, attend_to_source)
-        if c.feedforward:
-            x = residual(c, "norm2", x, feed_forward)
+        if c.parallel_residual:
+            x = parallel_residual(c, x, {"norm1": mix, "norm2": feed_forward})
+        else:
+            x = residual(c, "norm1", x, mix)
+            if self.cross is not None and source is not None:
+                x = residual(c, "norm_cross", x, attend_to_source)
+            if c.feedforward:
+                x = residual(c, "norm2", x, feed_forward)
         if pasts and state is not None:
             state = {"mixer": state, "canon": pasts}
         return x, (state, weights, handed)

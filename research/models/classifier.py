@@ -27,11 +27,12 @@ from research.attention.parts.masks import padding
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
-from research.models.block import HIDDEN, TransformerConfig
+from research.models.block import TransformerConfig
 from research.models.layers import Layer, Substitutes, part_layer, part_spec, with_substitute
 from research.models.pooling import ATTENTION, CLASS_TOKEN, LAST, MEAN, POOLINGS, Pool
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
+from research.models.residual import HIDDEN
 from research.models.transformer import (
     OF_BLOCKS,
     EncoderStack,

@@ -15,7 +15,7 @@ from research.attention.parts.segments import segments as segments_mask
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
-from research.models.block import HIDDEN, TransformerConfig, final_norm, run_layers
+from research.models.block import TransformerConfig, run_layers
 from research.models.canon import POINTS
 from research.models.layers import (
     Layer,
@@ -26,6 +26,7 @@ from research.models.layers import (
 )
 from research.models.model import Model
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
+from research.models.residual import HIDDEN, final_norm
 from research.models.transformer import (
     AXES,
     TransformerOptions,
@@ -77,12 +78,13 @@ class Decoder(nn.Module):
         embedding_init = matrix_init(c.embedding_stddev)
         table = self.param("embedding", embedding_init, (c.vocab_size, c.width)).astype(dtype)
         step = jnp.int32(0) if state is None else state["step"]
-        x = lookup(table, tokens)
+        x = lookup(table, tokens) * c.embedding_scale
         if c.position in ("sinusoidal", "learned"):
             if c.position == "learned":
                 encoding = self.param("position", embedding_init, (c.length, c.width))
             else:
-                encoding = sinusoids(c.length, c.width, c.embedding_stddev)
+                sizes = c.embedding_stddev, c.embedding_scale
+                encoding = sinusoids(c.length, c.width, *sizes)
             if positions is None:
                 added = jax.lax.dynamic_slice_in_dim(encoding, step, tokens.shape[1])
             else:
@@ -174,10 +176,22 @@ class DecoderOptions(TransformerOptions):
         least=0,
         source="Gemma Team 2024 (Gemma 2), section 2",
     )
+    embedding_scale: float = option(
+        1.0,
+        "factor on embeddings where they are looked up, not where they are the output matrix; the "
+        "first transformer's and Gemma's is sqrt(width)",
+        above=0,
+        source="Vaswani et al. 2017, section 3.4",
+    )
     loss_chunk: int = option(
         0,
         "positions of a sequence whose logits exist at once in training and evaluation; 0: all",
         least=0,
+    )
+    parallel_residual: bool = option(
+        False,
+        "adds mixer and feed-forward layer of the same input, x + f(norm1(x)) + g(norm2(x))",
+        source="Wang and Komatsuzaki 2021 (GPT-J); Black et al. 2022 (GPT-NeoX), section 2.1",
     )
     canon: str = option(
         "none",
@@ -211,8 +225,25 @@ class DecoderOptions(TransformerOptions):
                 f"model.canon={self.canon!r} has a layer at the feed-forward layer, and "
                 "model.feedforward=0 leaves that out; use 'a' or 'none'."
             )
+        check_parallel_residual(self)
         position = added_position(self.layers())
         return Decoder(transformer_config(self, vocab_size, length, specs, position=position))
+
+
+def check_parallel_residual(model: DecoderOptions) -> None:
+    """Raises UserError for parallel sublayers of blocks that cannot have them."""
+    start = "model.parallel_residual=True: "
+    if not model.parallel_residual:
+        return
+    if not model.feedforward:
+        raise UserError(
+            f"{start}model.feedforward=0 leaves nothing beside the mixer; use False there."
+        )
+    if model.norm_placement == "post":
+        raise UserError(
+            f"{start}model.norm_placement='post' normalizes the sum of x and one sublayer, and "
+            "here both are in one sum; use 'pre', 'sandwich' or 'output'."
+        )
 
 
 SCALED_SCORES = ("scaled_dot", "cosine", "learned_cosine")

@@ -25,7 +25,7 @@ from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.losses.token_scores import token_scores
 from research.models import transformer
-from research.models.block import HIDDEN, TransformerConfig
+from research.models.block import TransformerConfig
 from research.models.decoder import DecoderOptions, check_base_width
 from research.models.layers import (
     Layer,
@@ -38,6 +38,7 @@ from research.models.layers import (
     with_substitute,
 )
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
+from research.models.residual import HIDDEN
 from research.models.transformer import (
     DecoderStack,
     EncoderStack,
@@ -256,9 +257,10 @@ class EncoderDecoder(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "B N M"]:
         """Returns token embeddings plus the encodings of positions `start`, `start` + 1, ..."""
-        x = lookup(table.astype(c.dtype), tokens)
+        x = lookup(table.astype(c.dtype), tokens) * c.embedding_scale
         if c.position == "sinusoidal":
-            learned = jnp.asarray(sinusoids(c.length, c.width, c.embedding_stddev))
+            sizes = c.embedding_stddev, c.embedding_scale
+            learned = jnp.asarray(sinusoids(c.length, c.width, *sizes))
         if learned is not None:
             window = jax.lax.dynamic_slice_in_dim(learned, start, tokens.shape[1])
             x = x + window.astype(x.dtype)
@@ -287,6 +289,8 @@ def check_cross(cross: MixerSpec, delta: str) -> None:
         )
 
 
+OF_DECODER_ALONE = ("canon", "parallel_residual")
+"""Options of `DecoderOptions` that an encoder-decoder does not have."""
 CROSS = {"mixer": "softmax", "mask": "full", "position": "none"}
 """Defaults of cross-attention, whatever the mechanism of the layers."""
 
@@ -312,8 +316,8 @@ class EncoderDecoderOptions(DecoderOptions):
     )
 
     def reads(self, declared: Declared) -> bool:
-        """Returns whether an option is read; Canon layers are a decoder's alone."""
-        return declared.name != "canon" and super().reads(declared)
+        """Returns whether an option is read; some are of a decoder without a source alone."""
+        return declared.name not in OF_DECODER_ALONE and super().reads(declared)
 
     @property
     def depth(self) -> int:

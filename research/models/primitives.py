@@ -12,7 +12,8 @@ from research.parallel.rules import constrain
 
 MAX_PRODUCT_ROWS = 1024
 """Largest table, in rows, looked up by a product, whose cost is proportional to the rows."""
-NORMS = ("rmsnorm", "layernorm")
+ZERO_CENTERED = "zero_centered_rmsnorm"
+NORMS = ("rmsnorm", "layernorm", ZERO_CENTERED)
 
 
 def matrix_init(stddev: float) -> nn.initializers.Initializer:
@@ -74,29 +75,35 @@ def one_hot_lookup(table: Float[Array, "V M"], tokens: Int[Array, "*b"]) -> Floa
     return jnp.matmul(chosen, table, precision=jax.lax.Precision.HIGHEST)
 
 
-def sinusoids(length: int, width: int, embedding_stddev: float) -> Float[np.ndarray, "T M"]:
+def sinusoids(
+    length: int, width: int, embedding_stddev: float, embedding_scale: float = 1.0
+) -> Float[np.ndarray, "T M"]:
     """Returns the float32 sines and cosines to add to embeddings; row t is position t.
 
     Vaswani et al. 2017 multiply embeddings by sqrt(width) and add sines of amplitude 1 (sections
-    3.4 and 3.5). Here embeddings are not scaled, so the sines are divided by sqrt(width) instead,
-    or multiplied by the initial standard deviation of the embeddings if that is larger. A smaller
-    initial standard deviation does not shrink the sines, because embeddings grow in training and
-    sines do not. (A character model of width 64 takes its table from 0.02 to 0.09 within 600 steps,
-    and with sines of 0.02 it does no better than without positions.)
+    3.4 and 3.5). Here the factor is `embedding_scale`, usually 1, and the sines are that divided by
+    sqrt(width), which is 1 with the paper's factor; or that multiplied by the initial standard
+    deviation of the embeddings if it is larger. A smaller initial standard deviation does not
+    shrink the sines, because embeddings grow in training and sines do not. (A character model of
+    width 64 takes its table from 0.02 to 0.09 within 600 steps, and with sines of 0.02 it does no
+    better than without positions.)
 
     Args:
       length: T.
       width: M.
       embedding_stddev: initial standard deviation of the embeddings.
+      embedding_scale: the factor on embeddings.
     """
-    return sinusoidal(length, width) * np.float32(max(embedding_stddev, width**-0.5))
+    size = max(embedding_stddev, width**-0.5) * embedding_scale
+    return sinusoidal(length, width) * np.float32(size)
 
 
 class Norm(nn.Module):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba 2016), computed in float32.
 
     Attributes:
-      kind: a name in `NORMS`.
+      kind: a name in `NORMS`. The gain of a zero-centered RMSNorm is 1 + "scale", whose initial
+        values are zeros (Gemma Team 2024, in their code).
       use_bias: adds a bias.
       epsilon: added to the mean square.
     """
@@ -107,12 +114,15 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... M"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        centered = self.kind == ZERO_CENTERED
+        init = nn.initializers.zeros if centered else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],))
+        gain = 1 + scale if centered else scale
         # Sums of squares of bfloat16 activations lose too many digits, so normalize in float32.
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * scale
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * gain
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return y.astype(x.dtype)

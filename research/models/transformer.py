@@ -15,9 +15,7 @@ from research.attention.parts.masks import Mask, padding
 from research.attention.spec import MixerSpec
 from research.models.block import (
     KEPT,
-    NORM_PLACEMENTS,
     TransformerConfig,
-    final_norm,
     run_layers,
 )
 from research.models.canon import empty_pasts
@@ -31,6 +29,7 @@ from research.models.primitives import (
     ACTIVATIONS,
     NORMS,
 )
+from research.models.residual import NORM_PLACEMENTS, final_norm
 from research.options import option
 from research.parallel.rules import constrain
 
@@ -52,8 +51,16 @@ AXES = {
     "bias": vector_axes("width"),
 }
 
-OF_DECODER = ("tie_embeddings", "base_width", "output_cap", "loss_chunk", "canon")
-"""Options that only some models of transformer layers have."""
+OF_DECODER: dict[str, Any] = {
+    "tie_embeddings": True,
+    "base_width": 0,
+    "output_cap": 0.0,
+    "embedding_scale": 1.0,
+    "parallel_residual": False,
+    "loss_chunk": 0,
+    "canon": "none",
+}
+"""{option that only some models of transformer layers have: its value in the others}."""
 
 SourceKeysValues = dict[str, Float[Array, "L B S K D"]]
 """Projected keys and values of a source, for the cross-attention of every layer."""
@@ -172,7 +179,12 @@ class TransformerOptions(ModelSize):
     activation: str = option(
         "gelu", "activation function of the feed-forward layers", allowed=tuple(ACTIVATIONS)
     )
-    norm: str = option("rmsnorm", "type of the norms of the sublayers", allowed=NORMS)
+    norm: str = option(
+        "rmsnorm",
+        "type of the norms of the sublayers; zero_centered: the gain is 1 + a parameter",
+        allowed=NORMS,
+        source="Zhang and Sennrich 2019; Ba et al. 2016; Gemma Team 2024 (Gemma)",
+    )
     norm_epsilon: float = option(
         NORM_EPSILON, "added to the mean square in these norms, and in model.qk_norm", above=0
     )
@@ -199,11 +211,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Returns the config of transformer layers with the given mixers and a model's options."""
     values: dict[str, Any] = {
-        "tie_embeddings": True,
-        "base_width": 0,
-        "output_cap": 0.0,
-        "loss_chunk": 0,
-        "canon": "none",
+        **OF_DECODER,
         "init_stddev": hidden_stddev(model),
         "position": "none",
         "vocab_size": vocab_size,

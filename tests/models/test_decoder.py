@@ -51,6 +51,7 @@ VARIANTS = {
     "learned": {"position": "learned"},
     "sinusoidal": {"position": "sinusoidal"},
     "canon": {"canon": "acd", "activation": "swiglu"},
+    "parallel": {"parallel_residual": True, "norm_placement": "sandwich", "use_bias": True},
     "grouped": {"num_heads": 4, "num_kv_heads": 1},
     "capped": {"softcap": 5.0, "score": "cosine", "use_bias": True},
     "linear": {"mixer": "linear", "position": "none"},

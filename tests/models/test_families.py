@@ -8,6 +8,7 @@ import pytest
 from research.models.registry import make_model
 from research.models.transformer import init_state
 from tests import small
+from tests.models import families
 from tests.parity import compare, of
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,34 @@ OURS = {
     "activation": "swiglu",
     "tie_embeddings": False,
 }
-ALTERNATING = (f"mask=window, window={WINDOW}", "mask=causal")
+GEMMA = {
+    "norm": "zero_centered_rmsnorm",
+    "activation": "geglu",
+    "embedding_scale": M**0.5,
+    "tie_embeddings": True,
+}
+WITH_BIASES = {
+    "num_kv_heads": 0,
+    "head_width": 0,
+    "norm_epsilon": 1e-5,
+    "norm": "layernorm",
+    "use_bias": True,
+    "activation": "gelu",
+}
+SCALAR = 31
+
+
+def neox(fraction, **changes):
+    return transformers.GPTNeoXConfig(
+        vocab_size=V, hidden_size=M, num_hidden_layers=L, num_attention_heads=H,
+        intermediate_size=F, attn_implementation="eager", **changes,
+        rope_parameters={
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": fraction,
+        },
+    )  # fmt: skip
+
+
+"""What Gemma's scores are divided by the root of."""
 FAMILIES = {
     "gpt2": (
         lambda: transformers.GPT2Config(
@@ -49,138 +77,110 @@ FAMILIES = {
             "num_kv_heads": 0, "head_width": 0, "norm_epsilon": 1e-5, "activation": "gelu_tanh",
             "norm": "layernorm", "use_bias": True, "position": "learned", "tie_embeddings": True,
         },
+        families.of_gpt2,
+        "GPT-2: position=learned, use_bias=true",
     ),
-    "llama": (lambda: transformers.LlamaConfig(**SIZES, rms_norm_eps=1e-6), {}),
+    "llama": (
+        lambda: transformers.LlamaConfig(**SIZES, rms_norm_eps=1e-6),
+        {},
+        families.of_llama,
+        "Llama: position=rope, num_kv_heads=2",
+    ),
     "mistral": (
         lambda: transformers.MistralConfig(**SIZES, rms_norm_eps=1e-6, sliding_window=WINDOW),
         {"mask": "window", "window": WINDOW, "rope_base": 10000.0},
+        families.of_llama,
+        f"Mistral: mask=window, window={WINDOW}",
     ),
-    "qwen2": (lambda: transformers.Qwen2Config(**SIZES), {"qkv_bias": True}),
-    "qwen3": (lambda: transformers.Qwen3Config(**SIZES), {"qk_norm": "rms"}),
+    "qwen2": (
+        lambda: transformers.Qwen2Config(**SIZES),
+        {"qkv_bias": True},
+        families.of_llama,
+        "Qwen2: qkv_bias=true",
+    ),
+    "qwen3": (
+        lambda: transformers.Qwen3Config(**SIZES),
+        {"qk_norm": "rms"},
+        families.of_llama,
+        "Qwen3: qk_norm=rms",
+    ),
+    "gemma": (
+        lambda: transformers.GemmaConfig(**SIZES, hidden_activation="gelu_pytorch_tanh"),
+        GEMMA,
+        families.of_llama,
+        "Gemma: norm=zero_centered_rmsnorm, activation=geglu, embedding_scale=6.9",
+    ),
     "gemma2": (
         lambda: transformers.Gemma2Config(
-            **SIZES, sliding_window=WINDOW, query_pre_attn_scalar=D,
+            **SIZES, sliding_window=WINDOW, query_pre_attn_scalar=SCALAR,
             attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
             hidden_activation="gelu_pytorch_tanh",
         ),
-        {
-            "norm_placement": "sandwich", "activation": "geglu", "softcap": 2.0,
-            "output_cap": 3.0, "pattern": ALTERNATING,
+        GEMMA | {
+            "norm_placement": "sandwich", "softcap": 2.0, "output_cap": 3.0,
+            "score_scale": SCALAR**-0.5,
+            "pattern": (f"mask=window, window={WINDOW}", "mask=causal"),
         },
+        families.of_llama,
+        "Gemma 2: norm_placement=sandwich, activation=geglu, softcap=2.0, output_cap=3.0",
+    ),
+    "gemma3": (
+        lambda: transformers.Gemma3TextConfig(
+            **SIZES, sliding_window=WINDOW, query_pre_attn_scalar=SCALAR,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            },
+        ),
+        GEMMA | {
+            "norm_placement": "sandwich", "qk_norm": "zero_centered_rms",
+            "score_scale": SCALAR**-0.5,
+            "pattern": (
+                f"mask=window, window={WINDOW}, rope_base=10000",
+                "mask=causal, rope_base=1000000, rope_scaling=linear, rope_factor=8",
+            ),
+        },
+        families.of_llama,
+        "Gemma 3: qk_norm=zero_centered_rms, pattern of rope_base=10000 and rope_base=1000000",
+    ),
+    "gpt_neox": (
+        lambda: neox(0.5),
+        WITH_BIASES | {"parallel_residual": True, "rope_fraction": 0.5},
+        families.of_neox,
+        "GPT-NeoX: parallel_residual=true, rope_fraction=0.5, use_bias=true",
+    ),
+    "gpt_neox, one by one": (
+        lambda: neox(1.0, use_parallel_residual=False),
+        WITH_BIASES,
+        families.of_neox,
+        "GPT-NeoX: parallel_residual=false, rope_fraction=1.0, use_bias=true",
     ),
 }  # fmt: skip
-
-NAMES = {
-    "gpt2": "GPT-2: position=learned, use_bias=true",
-    "llama": "Llama: position=rope, num_kv_heads=2",
-    "mistral": f"Mistral: mask=window, window={WINDOW}",
-    "qwen2": "Qwen2: qkv_bias=true",
-    "qwen3": "Qwen3: qk_norm=rms",
-    "gemma2": "Gemma 2: norm_placement=sandwich, activation=geglu, softcap=2.0, output_cap=3.0",
-}
-
-
-def array(tensor):
-    return jnp.asarray(tensor.detach().numpy())
-
-
-def of_gpt2(model):
-    """A GPT-2's parameters by our names, without the leading axis of the layers' scan."""
-    body, layers = model.transformer, []
-    for block in body.h:
-        split = array(block.attn.c_attn.weight).reshape(M, 3, H, D)
-        biases = array(block.attn.c_attn.bias).reshape(3, H, D)
-        mixer = {n: split[:, i] for i, n in enumerate(("query", "key", "value"))}
-        mixer |= {f"{n}_bias": biases[i] for i, n in enumerate(("query", "key", "value"))}
-        mixer["out"] = array(block.attn.c_proj.weight).reshape(H, D, M)
-        mixer["out_bias"] = array(block.attn.c_proj.bias)
-        feed = {
-            "in": array(block.mlp.c_fc.weight),
-            "in_bias": array(block.mlp.c_fc.bias),
-            "out": array(block.mlp.c_proj.weight),
-            "out_bias": array(block.mlp.c_proj.bias),
-        }
-        norms = {"norm1": block.ln_1, "norm2": block.ln_2}
-        layers.append({"mixer": mixer, "feedforward": feed} | {
-            n: {"scale": array(one.weight), "bias": array(one.bias)} for n, one in norms.items()
-        })  # fmt: skip
-    return layers, {
-        "embedding": array(body.wte.weight),
-        "position": array(body.wpe.weight),
-        "norm": {"scale": array(body.ln_f.weight), "bias": array(body.ln_f.bias)},
-    }
-
-
-def of_llama(model, family):
-    """The parameters of a Llama or of one of its kin by our names."""
-    # Gemma's norms multiply by one more than their parameter, its embeddings by sqrt(M).
-    more = 1.0 if family == "gemma2" else 0.0
-    norms = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
-    if family == "gemma2":
-        norms |= {
-            "norm1_out": "post_attention_layernorm",
-            "norm2": "pre_feedforward_layernorm",
-            "norm2_out": "post_feedforward_layernorm",
-        }
-
-    def scale(norm):
-        return {"scale": array(norm.weight) + more}
-
-    layers = []
-    for block in model.model.layers:
-        attention, mlp = block.self_attn, block.mlp
-        mixer = {"out": array(attention.o_proj.weight).T.reshape(H, D, M)}
-        for name in ("query", "key", "value"):
-            one = getattr(attention, f"{name[0]}_proj")
-            mixer[name] = array(one.weight).T.reshape(M, -1, D)
-            if one.bias is not None:
-                mixer[f"{name}_bias"] = array(one.bias).reshape(-1, D)
-        if family == "qwen3":
-            mixer["query_scale"] = array(attention.q_norm.weight)
-            mixer["key_scale"] = array(attention.k_norm.weight)
-        feed = {"in": mlp.gate_proj, "gate": mlp.up_proj, "out": mlp.down_proj}
-        layers.append(
-            {
-                "mixer": mixer,
-                "feedforward": {n: array(one.weight).T for n, one in feed.items()},
-                **{n: scale(getattr(block, theirs)) for n, theirs in norms.items()},
-            }
-        )
-    factor = M**0.5 if family == "gemma2" else 1.0
-    return layers, {
-        "embedding": array(model.model.embed_tokens.weight) * factor,
-        "head": array(model.lm_head.weight).T,
-        "norm": scale(model.model.norm),
-    }
-
-
-def as_ours(model, family, slots):
-    layers, rest = of_gpt2(model) if family == "gpt2" else of_llama(model, family)
-    stacks = {
-        str(slot): jax.tree.map(lambda *a: jnp.stack(a), *layers[slot::slots])
-        for slot in range(slots)
-    }
-    return rest | {"layers": stacks}
+"""{family: (a function that returns its config, our options, our names, the name of its row)}."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_gradients_and_decoding(family):
-    """Logits, the gradient of the input embeddings, and logits decoded in chunks."""
-    config, own = FAMILIES[family]
+    """Logits, the gradients of all parameters, and logits decoded in chunks."""
+    config, own, by_our_names, row = FAMILIES[family]
     torch.manual_seed(0)
     theirs = transformers.AutoModelForCausalLM.from_config(config()).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
-    tokens = np.random.default_rng(0).integers(0, V, (B, T))
-    embedded = theirs.get_input_embeddings()(torch.tensor(tokens)).detach().requires_grad_()
-    expected = theirs(inputs_embeds=embedded).logits
-    out_gradient = torch.randn(B, T, V)
-    expected.backward(out_gradient)
+    # The first few may be those that pad, whose embeddings have no gradient there.
+    tokens = np.random.default_rng(0).integers(4, V, (B, T))
+    expected = theirs(torch.tensor(tokens)).logits
 
-    options = {f"model__{k}": v for k, v in (OURS | own).items()}
-    model = make_model(small.recall(**options).model, V, 32)
-    params = as_ours(theirs, family, len(own.get("pattern", (1,))))
+    options = OURS | own
+    model = make_model(small.recall(**{f"model__{k}": v for k, v in options.items()}).model, V, 32)
+
+    def as_ours():
+        layers, rest = by_our_names(theirs, D)
+        return rest | {"layers": families.stacked(layers, len(own.get("pattern", (1,))))}
+
+    params = as_ours()
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     assert jax.tree.map(lambda a: a.shape, params) == jax.tree.map(lambda a: a.shape, shapes)
 
@@ -189,16 +189,25 @@ def test_logits_gradients_and_decoding(family):
 
     found, pull = jax.vjp(lambda p: jax.jit(logits)(p, tokens)[0], params)
     assert jnp.abs(found).max() > 1
-    row = NAMES[family], of(transformers, type(theirs).__name__)
+    row = row, of(transformers, type(theirs).__name__)
     compare(*row, outputs=(found, expected))
 
-    # Of a table, the gradient is the sum over where each token stands; a tied one is the head too.
-    (gradient,) = pull(array(out_gradient))
-    if family != "gpt2":
-        scattered = np.zeros((V, M), np.float32)
-        np.add.at(scattered, tokens, embedded.grad.numpy())
-        gradients = {"embedding": (gradient["embedding"], scattered)}
-        compare(*row, gradients=gradients, tolerance=2e-5)
+    out_gradient = torch.randn(B, T, V)
+    expected.backward(out_gradient)
+    (gradient,) = pull(families.array(out_gradient))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(parameter.grad)
+    pairs = jax.tree.map(lambda *both: both, gradient, as_ours())
+    gradients = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): pair
+        for path, pair in jax.tree_util.tree_leaves_with_path(
+            pairs, is_leaf=lambda x: isinstance(x, tuple)
+        )
+        # A softmax ignores what a bias of the keys adds to all scores, unless they are rotated.
+        if getattr(path[-1], "key", "") != "key_bias"
+    }
+    compare(*row, gradients=gradients, tolerance=3e-5)
 
     state, decoded = init_state(model.config, B, T), []
     for start, stop in ((0, 1), (1, 2), (2, 9), (9, T)):

@@ -10,6 +10,7 @@ from research.attention.implementations.attend import (
     unsupported_reason,
 )
 from research.attention.mixers.mixer_options import AUTO, Context, HeadOptions
+from research.attention.mixers.projections import ZERO_CENTERED
 from research.attention.parts import biases
 from research.attention.parts.biases import Bias
 from research.attention.parts.contextual_positions import CONTEXTUAL_POSITIONS
@@ -31,7 +32,7 @@ from research.options import Joined, OptionError, choice, name_of, option
 
 MASK: Any = {"help": "which keys a query sees", "joined": True}
 SELF_AND_CROSS = ("self", "cross")
-QK_NORMS = ("none", "rms")
+QK_NORMS = ("none", "rms", ZERO_CENTERED)
 LOOKING_BACK = {
     "forget_gate": "decays towards the past",
     "score_conv_queries": "looks back at queries",
@@ -135,7 +136,8 @@ class ScoredOptions(AttentionOptions):
     score: MechanismPart = choice(SCORES, "scaled_dot", "how well a query and a key match")
     qk_norm: str = option(
         "none",
-        "normalizes queries and keys over the head width, with learned gains, before RoPE",
+        "normalizes queries and keys over the head width, with learned gains, before RoPE; "
+        "zero_centered: gains are 1 + a parameter",
         allowed=QK_NORMS,
         source="Henry et al. 2020; Dehghani et al. 2023 (ViT-22B), section 2; "
         "Qwen Team 2025 (Qwen3), section 2",

@@ -81,7 +81,7 @@ class CrossAttention:
         of_memory = projections(dataclasses.replace(self, width=self.memory_width))
         found |= {name: of_memory[name] for name in ("key", "value") if name in found}
         if self.qk_norm != "none":
-            found |= norm_scales(self.head_width)
+            found |= norm_scales(self.head_width, self.qk_norm)
         if self.output_gate:
             found["gate"] = projections(self, names=("query",))["query"]
         return found | self.mechanism.parameters()
@@ -117,7 +117,7 @@ class CrossAttention:
         kept = {"v": split_heads(params, "value", memory)}
         if "key" in self.mechanism.required_projections:
             k = split_heads(params, "key", memory)
-            k = normalize_heads(params, "key", k, self.norm_epsilon)
+            k = normalize_heads(self, params, "key", k)
             kept["k"] = k if self.rotary is None else self.rotary(k, np.arange(k.shape[1]))
         return kept
 

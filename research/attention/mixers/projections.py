@@ -12,6 +12,19 @@ from research.attention.parameters import Parameter, matrix_axes, matrix_init, v
 NORM_EPSILON = 1e-5
 """What is added to the mean square in the norms of models, by default."""
 
+ZERO_CENTERED = "zero_centered_rms"
+"""The norm of queries and keys whose gain is 1 + its parameter."""
+
+
+@runtime_checkable
+class Normalized(Protocol):
+    """The attributes of a mixer that `normalize_heads` needs; see `SelfAttention`."""
+
+    @property
+    def qk_norm(self) -> str: ...
+    @property
+    def norm_epsilon(self) -> float: ...
+
 
 @runtime_checkable
 class Projected(Protocol):
@@ -75,26 +88,29 @@ def split_heads(
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def norm_scales(head_width: int) -> dict[str, Parameter]:
+def norm_scales(head_width: int, qk_norm: str) -> dict[str, Parameter]:
     """Returns "query_scale" and "key_scale" (D,), the gains by which `normalize_heads` acts."""
-    ones = jax.nn.initializers.ones
+    of_gain = jax.nn.initializers
+    init = of_gain.zeros if qk_norm == ZERO_CENTERED else of_gain.ones
     names = ("query_scale", "key_scale")
-    return {name: Parameter((head_width,), ones, vector_axes("")) for name in names}
+    return {name: Parameter((head_width,), init, vector_axes("")) for name in names}
 
 
 def normalize_heads(
-    params: dict[str, Array], name: str, y: Float[Array, "B T H D"], epsilon: float
+    mixer: Normalized, params: dict[str, Array], name: str, y: Float[Array, "B T H D"]
 ) -> Float[Array, "B T H D"]:
     """Returns RMSNorm of y over the channels of each head, or y if it has no gain in `params`.
 
-    The gain is `params[name + "_scale"]` (D,), shared by the heads. Statistics are float32 or
-    wider; the result has the dtype of y. Source: Zhang and Sennrich 2019, equation 4.
+    The gain is `params[name + "_scale"]` (D,), shared by the heads, plus 1 if it is zero-centered.
+    Statistics are float32 or wider; the result has the dtype of y. Source: Zhang and Sennrich 2019,
+    equation 4.
     """
     scale = params.get(f"{name}_scale")
     if scale is None:
         return y
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)
+    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + mixer.norm_epsilon)
+    scale = 1 + scale if mixer.qk_norm == ZERO_CENTERED else scale
     return (wide * scale).astype(y.dtype)
 
 

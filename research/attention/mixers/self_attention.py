@@ -72,7 +72,8 @@ class SelfAttention(Mixer):
       mechanism: the attention mechanism; hashable, so without arrays.
       rotary: rotates queries and keys by their positions; None for no rotation.
       qk_norm: "rms" normalizes queries and keys by RMSNorm over D, with learned gains, before they
-        are rotated (Qwen Team 2025 (Qwen3), section 2); "none" does not.
+        are rotated (Qwen Team 2025 (Qwen3), section 2); "zero_centered_rms" does with gains of 1 +
+        a parameter (Gemma Team 2025 (Gemma 3)); "none" does not.
       norm_epsilon: added to the mean square in that norm.
       output_gate: multiplies the heads' outputs by sigmoid(x W) (Qiu et al. 2025, section 2.2).
       implementation: a name in `IMPLEMENTATIONS`.
@@ -108,7 +109,7 @@ class SelfAttention(Mixer):
         """
         found = projections(self, self.mechanism.required_projections, self.qkv_bias)
         if self.qk_norm != "none":
-            found |= norm_scales(self.head_width)
+            found |= norm_scales(self.head_width, self.qk_norm)
         if self.output_gate:
             found["gate"] = projections(self, names=("query",))["query"]
         return found | self.mechanism.parameters()
@@ -197,7 +198,7 @@ class SelfAttention(Mixer):
         kept = {"v": split_heads(params, "value", x)}
         if "key" in self.mechanism.required_projections:
             k = split_heads(params, "key", x)
-            kept["k"] = normalize_heads(params, "key", k, self.norm_epsilon)
+            kept["k"] = normalize_heads(self, params, "key", k)
         return kept | self.mechanism.bind(params).project_tokens(x)
 
     def attend_to_cached(
@@ -273,7 +274,7 @@ def project_and_attend(
     """
     if "query" in mechanism.required_projections:
         q = split_heads(params, "query", x)
-        q = normalize_heads(params, "query", q, mixer.norm_epsilon)
+        q = normalize_heads(mixer, params, "query", q)
         q = q if mixer.rotary is None else mixer.rotary(q, q_index)
     else:
         q = jnp.zeros((*x.shape[:2], mixer.num_heads, mixer.head_width), x.dtype)

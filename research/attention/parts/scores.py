@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Index, static
 from research.attention.parts.part_options import MechanismPart, Sizes
-from research.options import option
+from research.options import OptionError, option
 
 
 def grouped_dot(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> Float[Array, "B H T S"]:
@@ -90,22 +90,25 @@ class NonDotScore(Score):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScaledDot(Score):
-    """q . k / sqrt(D), or sqrt(base) q . k / D, which is the same at D = base.
+    """q . k / sqrt(D); or sqrt(base) q . k / D, which is the same at D = base; or factor q . k.
 
     Queries and keys that are trained are correlated, so that q . k grows as D and not as sqrt(D)
     (Yang et al. 2022, section 4 and definition 4.1).
 
     Attributes:
       base: width of a head at the base width of muP; 0 for q . k / sqrt(D).
+      factor: in place of both, if it is not 0.
     """
 
     base: float = static(default=0.0)
+    factor: float = static(default=0.0)
 
     def as_dot(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
     ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S K D"]]:
         width = q.shape[-1]
-        return q * (self.base**0.5 / width if self.base else width**-0.5), k
+        factor = self.factor or (self.base**0.5 / width if self.base else width**-0.5)
+        return q * factor, k
 
 
 @jax.tree_util.register_dataclass
@@ -161,9 +164,9 @@ def dot() -> Score:
     return Score()
 
 
-def scaled_dot(base: float = 0.0) -> Score:
+def scaled_dot(base: float = 0.0, factor: float = 0.0) -> Score:
     """Returns the score q . k / sqrt(D) (Vaswani et al. 2017, equation 1); see `ScaledDot`."""
-    return ScaledDot(base)
+    return ScaledDot(base, factor)
 
 
 def cosine(temperature: float = 0.1) -> Score:
@@ -194,9 +197,23 @@ class ScaledDotScore(MechanismPart):
 
     source = "Vaswani et al. 2017, equation 1"
 
+    score_scale: float = option(
+        0.0,
+        "factor on q . k in place of 1 / sqrt(D), such as (width / num_heads)**-0.5; "
+        "0: 1 / sqrt(D)",
+        least=0,
+    )
+
     def build(self, sizes: Sizes) -> Score:
-        """Returns the score for heads of these sizes."""
-        return scaled_dot(sizes.base_head_width)
+        """Returns the score for heads of these sizes.
+
+        Raises:
+          OptionError: a factor is set, and muP sets one too.
+        """
+        if self.score_scale and sizes.base_head_width:
+            message = "muP (base_width) scales the scores; leave it 0"
+            raise OptionError("score_scale", self.score_scale, message)
+        return scaled_dot(sizes.base_head_width, self.score_scale)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

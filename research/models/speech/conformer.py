@@ -16,7 +16,6 @@ from research.attention.mixers.mixer import Mixer
 from research.attention.parameters import table_axes, vector_axes
 from research.attention.parts.masks import Mask
 from research.models.block import (
-    HIDDEN,
     LAYERED,
     FeedForward,
     MixerLayer,
@@ -24,6 +23,7 @@ from research.models.block import (
     recomputed,
 )
 from research.models.primitives import Norm, linear, matrix_init
+from research.models.residual import HIDDEN
 from research.parallel.rules import constrain
 
 AXES = {

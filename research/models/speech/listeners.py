@@ -30,10 +30,11 @@ from research.attention.parts.positions import sinusoidal
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
-from research.models.block import HIDDEN, TransformerConfig
+from research.models.block import TransformerConfig
 from research.models.layers import Substitutes, implementation_names, part_spec, with_substitute
 from research.models.primitives import linear, matrix_init
 from research.models.recurrent.networks import DIRECTIONS, Drop
+from research.models.residual import HIDDEN
 from research.models.speech import conformer
 from research.models.speech.conformer import ConformerStack
 from research.models.transformer import EncoderStack, transformer_config

@@ -23,7 +23,7 @@ from research.attention.parameters import Axes, Parameter, init_function, is_par
 from research.attention.spec import MixerSpec
 from research.errors import UserError
 from research.models import transformer
-from research.models.block import HIDDEN, TransformerConfig
+from research.models.block import TransformerConfig
 from research.models.encoder_decoder import CROSS, check_causal, check_cross, make_cross
 from research.models.layers import (
     Substitutes,
@@ -37,6 +37,7 @@ from research.models.primitives import linear, lookup, matrix_init, sinusoids
 from research.models.recurrent import networks
 from research.models.recurrent.attention import DecoderAttention, make_decoder_attention
 from research.models.recurrent.language_model import RecurrentConfig, recurrent_config
+from research.models.residual import HIDDEN
 from research.models.speech.listeners import FRAMES, check_any_length, shapes
 from research.models.transformer import AXES, DecoderStack, transformer_config
 from research.parallel.rules import constrain

@@ -1,0 +1,175 @@
+"""The weights of models of the transformers library by our names."""
+
+import jax
+import jax.numpy as jnp
+
+
+def array(tensor):
+    return jnp.asarray(tensor.detach().numpy())
+
+
+def norm_of(module):
+    """A norm's gain, and its bias if it has one."""
+    found = {"scale": array(module.weight)}
+    bias = getattr(module, "bias", None)
+    return found if bias is None else found | {"bias": array(bias)}
+
+
+def linear_of(name, module):
+    """{name: matrix (in, out)}, and the bias if there is one."""
+    found = {name: array(module.weight).T}
+    return found if module.bias is None else found | {f"{name}_bias": array(module.bias)}
+
+
+def heads_of(name, module, head_width):
+    """{name: projection (M, H, D)}, and the bias (H, D) if there is one."""
+    weight = array(module.weight)
+    found = {name: weight.T.reshape(weight.shape[1], -1, head_width)}
+    bias = module.bias
+    return found if bias is None else found | {f"{name}_bias": array(bias).reshape(-1, head_width)}
+
+
+def merged_of(module, head_width):
+    """The output projection (H, D, M), and its bias if there is one."""
+    found = linear_of("out", module)
+    return found | {"out": found["out"].reshape(-1, head_width, found["out"].shape[1])}
+
+
+def stacked(layers, slots=1):
+    """Layers in a list as the scan over repeats of a pattern of `slots` layers stacks them."""
+    return {
+        str(slot): jax.tree.map(lambda *a: jnp.stack(a), *layers[slot::slots])
+        for slot in range(slots)
+    }
+
+
+def of_gpt2(model, head_width):
+    """A GPT-2's layers, and its other parameters."""
+    body, layers = model.transformer, []
+    for block in body.h:
+        # Conv1D has its matrix as (in, out).
+        split = array(block.attn.c_attn.weight)
+        split = split.reshape(len(split), 3, -1, head_width)
+        biases = array(block.attn.c_attn.bias).reshape(3, -1, head_width)
+        mixer = {n: split[:, i] for i, n in enumerate(("query", "key", "value"))}
+        mixer |= {f"{n}_bias": biases[i] for i, n in enumerate(("query", "key", "value"))}
+        out = array(block.attn.c_proj.weight)
+        mixer["out"] = out.reshape(-1, head_width, out.shape[1])
+        mixer["out_bias"] = array(block.attn.c_proj.bias)
+        feed = {
+            "in": array(block.mlp.c_fc.weight),
+            "in_bias": array(block.mlp.c_fc.bias),
+            "out": array(block.mlp.c_proj.weight),
+            "out_bias": array(block.mlp.c_proj.bias),
+        }
+        norms = {"norm1": norm_of(block.ln_1), "norm2": norm_of(block.ln_2)}
+        layers.append({"mixer": mixer, "feedforward": feed, **norms})
+    return layers, {
+        "embedding": array(body.wte.weight),
+        "position": array(body.wpe.weight),
+        "norm": norm_of(body.ln_f),
+    }
+
+
+def of_llama(model, head_width):
+    """The layers of a Llama or of one of its kin, and its other parameters."""
+    layers = []
+    for block in model.model.layers:
+        attention, mlp = block.self_attn, block.mlp
+        mixer = merged_of(attention.o_proj, head_width)
+        for name in ("query", "key", "value"):
+            mixer |= heads_of(name, getattr(attention, f"{name[0]}_proj"), head_width)
+        if hasattr(attention, "q_norm"):
+            mixer["query_scale"] = array(attention.q_norm.weight)
+            mixer["key_scale"] = array(attention.k_norm.weight)
+        feed = {"in": mlp.gate_proj, "gate": mlp.up_proj, "out": mlp.down_proj}
+        norms = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+        if hasattr(block, "pre_feedforward_layernorm"):
+            norms |= {
+                "norm1_out": "post_attention_layernorm",
+                "norm2": "pre_feedforward_layernorm",
+                "norm2_out": "post_feedforward_layernorm",
+            }
+        layers.append(
+            {
+                "mixer": mixer,
+                "feedforward": {n: array(one.weight).T for n, one in feed.items()},
+                **{n: norm_of(getattr(block, theirs)) for n, theirs in norms.items()},
+            }
+        )
+    rest = {"embedding": array(model.model.embed_tokens.weight), "norm": norm_of(model.model.norm)}
+    if not model.config.tie_word_embeddings:
+        rest["head"] = array(model.lm_head.weight).T
+    return layers, rest
+
+
+def of_neox(model, head_width):
+    """The layers of a GPT-NeoX, and its other parameters."""
+    body, layers = model.gpt_neox, []
+    for block in body.layers:
+        mixer = of_fused(block.attention.query_key_value, head_width)
+        layers.append(
+            {
+                "mixer": mixer | merged_of(block.attention.dense, head_width),
+                "feedforward": linear_of("in", block.mlp.dense_h_to_4h)
+                | linear_of("out", block.mlp.dense_4h_to_h),
+                "norm1": norm_of(block.input_layernorm),
+                "norm2": norm_of(block.post_attention_layernorm),
+            }
+        )
+    return layers, {
+        "embedding": array(body.embed_in.weight),
+        "head": array(model.lm_head.weight).T,
+        "norm": norm_of(body.final_layer_norm),
+    }
+
+
+def of_bloom(model, head_width):
+    """The layers of a BLOOM, and its other parameters."""
+    body, layers = model.transformer, []
+    for block in body.h:
+        mixer = of_fused(block.self_attention.query_key_value, head_width)
+        layers.append(
+            {
+                "mixer": mixer | merged_of(block.self_attention.dense, head_width),
+                "feedforward": linear_of("in", block.mlp.dense_h_to_4h)
+                | linear_of("out", block.mlp.dense_4h_to_h),
+                "norm1": norm_of(block.input_layernorm),
+                "norm2": norm_of(block.post_attention_layernorm),
+            }
+        )
+    return layers, {
+        "embedding": array(body.word_embeddings.weight),
+        "embedding_norm": norm_of(body.word_embeddings_layernorm),
+        "norm": norm_of(body.ln_f),
+    }
+
+
+def of_mpt(model, head_width):
+    """The layers of an MPT, and its other parameters."""
+    body, layers = model.transformer, []
+    for block in body.blocks:
+        fused = array(block.attn.Wqkv.weight).T
+        fused = fused.reshape(len(fused), 3, -1, head_width)
+        mixer = {n: fused[:, i] for i, n in enumerate(("query", "key", "value"))}
+        layers.append(
+            {
+                "mixer": mixer | merged_of(block.attn.out_proj, head_width),
+                "feedforward": linear_of("in", block.ffn.up_proj)
+                | linear_of("out", block.ffn.down_proj),
+                "norm1": norm_of(block.norm_1),
+                "norm2": norm_of(block.norm_2),
+            }
+        )
+    return layers, {"embedding": array(body.wte.weight), "norm": norm_of(body.norm_f)}
+
+
+def of_fused(module, head_width):
+    """Query, key and value of a projection to heads that have these three side by side."""
+    weight = array(module.weight).T
+    split = weight.reshape(len(weight), -1, 3, head_width)
+    bias = array(module.bias).reshape(-1, 3, head_width)
+    names = ("query", "key", "value")
+    return {n: split[:, :, i] for i, n in enumerate(names)} | {
+        f"{n}_bias": bias[:, i] for i, n in enumerate(names)
+    }
