@@ -24,6 +24,7 @@ ON = {"num_kv_heads": 1, "softcap": 5.0, "qk_norm": "rms", "predicted_window": 8
 ON |= {"value_residual": "learned", "score_conv_queries": 3}
 # Of models around their mixers.
 AROUND = {"norm": "zero_centered_rmsnorm", "embedding_scale": 8.0, "parallel_residual": True}
+AROUND |= {"embedding_norm": True, "output_scale": 0.5, "output_bias": True}
 FREE = {"model.position": "none"}
 # What the arm "mixer softmax" is made of; these have no arm of their own.
 BASE = ("softmax", "scaled_dot", "causal", "rope")

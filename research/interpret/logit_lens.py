@@ -51,6 +51,7 @@ def decoder_lens(model: Decoder, params: PyTree, batch: Batch) -> Float[Array, "
         return Norm(c.norm, c.use_bias, c.norm_epsilon).apply({"params": params["norm"]}, x)  # ty: ignore
 
     def unembed(x: Float[Array, "layers B T M"]) -> Float[Array, "layers B T V"]:
-        return jax.vmap(lambda y: finish_logits(c, linear(y, head.astype(y.dtype))))(x)
+        bias = params.get("head_bias")
+        return jax.vmap(lambda y: finish_logits(c, linear(y, head.astype(y.dtype)), bias))(x)
 
     return logit_lens(jnp.concatenate([entries[:1], exits]), norm, unembed)

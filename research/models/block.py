@@ -55,12 +55,15 @@ class TransformerConfig:
     norm: str
     norm_epsilon: float
     norm_placement: str
+    embedding_norm: bool
     parallel_residual: bool
     canon: str
     use_bias: bool
     tie_embeddings: bool
     base_width: int
     output_cap: float
+    output_scale: float
+    output_bias: bool
     embedding_scale: float
     loss_chunk: int
     dropout: float

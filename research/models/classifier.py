@@ -30,7 +30,7 @@ from research.models import transformer
 from research.models.block import TransformerConfig
 from research.models.layers import Layer, Substitutes, part_layer, part_spec, with_substitute
 from research.models.pooling import ATTENTION, CLASS_TOKEN, LAST, MEAN, POOLINGS, Pool
-from research.models.primitives import linear, lookup, matrix_init, sinusoids
+from research.models.primitives import Norm, linear, lookup, matrix_init, sinusoids
 from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
 from research.models.residual import HIDDEN
 from research.models.transformer import (
@@ -125,6 +125,8 @@ class Classifier(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         if c.layers is not None:
             self.stack = EncoderStack(c.layers)
+            if c.layers.embedding_norm:
+                self.embedding_norm = Norm(c.layers.norm, c.layers.use_bias, c.layers.norm_epsilon)
             if c.layers.position == "learned":
                 init = matrix_init(c.embedding_stddev)
                 self.position = self.param("position", init, (c.layers.length, c.width))
@@ -185,6 +187,8 @@ class Classifier(nn.Module):
         if c.layers.position == "sinusoidal":
             table = sinusoids(c.layers.length, c.width, c.embedding_stddev)
             x = x + jnp.asarray(table[: x.shape[1]], x.dtype)
+        if c.layers.embedding_norm:
+            x = self.embedding_norm(x)
         # Padding is on the right, so a causal mixer never attends to it and needs no mask.
         mask = padding(valid) if c.bidirectional else None
         return self.stack(constrain(drop(x), *HIDDEN), mask, deterministic), valid
@@ -273,7 +277,7 @@ class ClassifierOptions(TransformerOptions):
 
     def reads(self, declared: Declared) -> bool:
         """Returns whether an option is read; only a transformer reads options of its blocks."""
-        of_blocks = declared.name in (*OF_BLOCKS, "use_bias")
+        of_blocks = declared.name in (*OF_BLOCKS, "use_bias", "embedding_norm")
         return super().reads(declared) and (not of_blocks or self.body == TRANSFORMER)
 
     def layers(self) -> tuple[Layer, ...]:

@@ -26,7 +26,7 @@ from research.models.layers import (
 )
 from research.models.model import Model
 from research.models.primitives import linear, lookup, matrix_init, sinusoids
-from research.models.residual import HIDDEN, final_norm
+from research.models.residual import HIDDEN, final_norm, norm
 from research.models.transformer import (
     AXES,
     TransformerOptions,
@@ -90,6 +90,8 @@ class Decoder(nn.Module):
             else:
                 added = jnp.asarray(encoding)[positions]
             x = x + added.astype(dtype)
+        if c.embedding_norm:
+            x = norm(c, "embedding_norm", x)
         x = constrain(nn.Dropout(c.dropout, deterministic=deterministic)(x), *HIDDEN)
 
         old = None if state is None else state["layers"]
@@ -99,13 +101,15 @@ class Decoder(nn.Module):
             state = {"step": step + tokens.shape[1], "layers": layer_states}
 
         x = final_norm(c, x)
-        head = None
+        head = bias = None
         if not c.tie_embeddings:
             head = self.param("head", embedding_init, (c.width, c.vocab_size))
+        if c.output_bias:
+            bias = self.param("head_bias", nn.initializers.zeros, (c.vocab_size,))
 
         def logits_of(x: Float[Array, "B t M"]) -> Float[Array, "B t V"]:
             tied = x @ constrain(table, "vocab", "").T if head is None else linear(x, head)
-            return finish_logits(c, tied)
+            return finish_logits(c, tied, bias)
 
         if targets is not None:
             return token_scores(logits_of, x, targets, c.loss_chunk), state
@@ -176,6 +180,13 @@ class DecoderOptions(TransformerOptions):
         least=0,
         source="Gemma Team 2024 (Gemma 2), section 2",
     )
+    output_scale: float = option(
+        1.0,
+        "factor on logits of tokens, such as T5's width**-0.5 where embeddings are tied",
+        above=0,
+        source="Raffel et al. 2020 (T5), in their code",
+    )
+    output_bias: bool = option(False, "adds a bias to the logits of tokens")
     embedding_scale: float = option(
         1.0,
         "factor on embeddings where they are looked up, not where they are the output matrix; the "

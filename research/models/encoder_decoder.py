@@ -37,7 +37,7 @@ from research.models.layers import (
     pattern_layers,
     with_substitute,
 )
-from research.models.primitives import linear, lookup, matrix_init, sinusoids
+from research.models.primitives import Norm, linear, lookup, matrix_init, sinusoids
 from research.models.residual import HIDDEN
 from research.models.transformer import (
     DecoderStack,
@@ -103,6 +103,11 @@ class EncoderDecoder(nn.Module):
         if not c.tie_embeddings:
             self.source_embedding = self.param("source_embedding", init, shape)
             self.head = self.param("head", init, shape[::-1])
+        if c.output_bias:
+            self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab_size,))
+        if c.embedding_norm:
+            self.embedding_norm = Norm(c.norm, c.use_bias, c.norm_epsilon)
+            self.source_embedding_norm = Norm(c.norm, c.use_bias, c.norm_epsilon)
         shape = (c.length, c.width)
         if c.position == "learned":
             self.position = self.param("position", init, shape)
@@ -213,7 +218,8 @@ class EncoderDecoder(nn.Module):
         valid = jnp.arange(source.shape[1]) < source_length[:, None]
         table = self.embedding if c.tie_embeddings else self.source_embedding
         learned = self.source_position if c.position == "learned" else None
-        x = self._embed(c, table, learned, source, 0, deterministic)
+        norm = self.source_embedding_norm if c.embedding_norm else None
+        x = self._embed(c, table, learned, norm, source, 0, deterministic)
         # Padding is on the right, so a causal encoder never attends to it and needs no mask.
         mask = padding(valid) if self.config.encoder_bidirectional else None
         x = self.encoder(x, mask, deterministic)
@@ -235,7 +241,8 @@ class EncoderDecoder(nn.Module):
         c = self.config.decoder
         learned = self.position if c.position == "learned" else None
         start = 0 if state is None else state["step"]
-        x = self._embed(c, self.embedding, learned, tokens, start, deterministic)
+        norm = self.embedding_norm if c.embedding_norm else None
+        x = self._embed(c, self.embedding, learned, norm, tokens, start, deterministic)
         source = dict(self.cross["layers"]), memory["keys_values"]
         x, state, found = self.decoder(x, state, source, memory["valid"], deterministic, weights)
         if targets is not None:
@@ -245,13 +252,14 @@ class EncoderDecoder(nn.Module):
     def _logits(self, x: Float[Array, "B T M"]) -> Float[Array, "B T V"]:
         c = self.config.decoder
         matrix = self.embedding.T if c.tie_embeddings else self.head
-        return finish_logits(c, linear(x, matrix))
+        return finish_logits(c, linear(x, matrix), self.head_bias if c.output_bias else None)
 
     def _embed(
         self,
         c: TransformerConfig,
         table: Array,
         learned: Array | None,
+        norm: Norm | None,
         tokens: Array,
         start: Any,
         deterministic: bool,
@@ -264,6 +272,8 @@ class EncoderDecoder(nn.Module):
         if learned is not None:
             window = jax.lax.dynamic_slice_in_dim(learned, start, tokens.shape[1])
             x = x + window.astype(x.dtype)
+        if norm is not None:
+            x = norm(x)
         return constrain(self.dropout(x, deterministic=deterministic), *HIDDEN)
 
 

@@ -148,6 +148,7 @@ ACTIVATIONS = {
     "gelu": gelu,
     "gelu_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
     "swiglu": jax.nn.silu,
     "geglu": jax.nn.gelu,
 }

@@ -35,7 +35,7 @@ def residual(
     """
 
     x = constrain(x + branch(c, name, x, sublayer), *HIDDEN)
-    return constrain(_norm(c, name, x), *HIDDEN) if c.norm_placement == "post" else x
+    return constrain(norm(c, name, x), *HIDDEN) if c.norm_placement == "post" else x
 
 
 def branch(
@@ -49,9 +49,9 @@ def branch(
     Arguments are those of `residual`.
     """
     place = c.norm_placement
-    y = sublayer(_norm(c, name, x) if place in ("pre", "sandwich") else x)
+    y = sublayer(norm(c, name, x) if place in ("pre", "sandwich") else x)
     if place in ("sandwich", "output"):
-        y = _norm(c, f"{name}_out" if place == "sandwich" else name, y)
+        y = norm(c, f"{name}_out" if place == "sandwich" else name, y)
     return y
 
 
@@ -74,7 +74,8 @@ def parallel_residual(
     return constrain(sum(branches, x), *HIDDEN)
 
 
-def _norm(c: Any, name: str, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+def norm(c: Any, name: str, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+    """Returns the norm of x of the config's type; `name` is that of its parameters."""
     return Norm(c.norm, c.use_bias, c.norm_epsilon, name=name)(x)
 
 
@@ -82,4 +83,4 @@ def final_norm(c: Any, x: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
     """Returns the norm "norm" of the last layer's output, which "post" layers have normalized."""
     if c.norm_placement == "post":
         return x
-    return _norm(c, "norm", x)
+    return norm(c, "norm", x)

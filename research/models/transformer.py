@@ -38,6 +38,7 @@ from research.parallel.rules import constrain
 AXES = {
     "embedding": table_axes("vocab", "width"),
     "head": table_axes("width", "vocab"),
+    "head_bias": vector_axes("vocab"),
     "position": table_axes("", "width"),
     "in": matrix_axes("width", "feedforward"),
     "gate": matrix_axes("width", "feedforward"),
@@ -55,6 +56,8 @@ OF_DECODER: dict[str, Any] = {
     "tie_embeddings": True,
     "base_width": 0,
     "output_cap": 0.0,
+    "output_scale": 1.0,
+    "output_bias": False,
     "embedding_scale": 1.0,
     "parallel_residual": False,
     "loss_chunk": 0,
@@ -66,14 +69,22 @@ SourceKeysValues = dict[str, Float[Array, "L B S K D"]]
 """Projected keys and values of a source, for the cross-attention of every layer."""
 
 
-def finish_logits(c: TransformerConfig, logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
-    """Returns float32 logits, scaled from the base width and bounded by cap * tanh(x / cap).
+def finish_logits(
+    c: TransformerConfig, logits: Float[Array, "B T V"], bias: Float[Array, " V"] | None = None
+) -> Float[Array, "B T V"]:
+    """Returns float32 logits: scaled, plus a bias, then bounded by cap * tanh(x / cap).
+
+    They are multiplied by `output_scale`, and from the base width.
 
     Sources: Yang et al. 2022, table 8 (output multiplier); Gemma Team 2024 (Gemma 2), section 2.
     """
     logits = logits.astype(jnp.float32)
     if c.base_width:
         logits = logits * (c.base_width / c.width)
+    if c.output_scale != 1:
+        logits = logits * c.output_scale
+    if bias is not None:
+        logits = logits + bias
     if c.output_cap:
         logits = c.output_cap * jnp.tanh(logits / c.output_cap)
     return constrain(logits, "batch", "length", "vocab")
@@ -195,6 +206,11 @@ class TransformerOptions(ModelSize):
         allowed=NORM_PLACEMENTS,
         source="Xiong et al. 2020; Vaswani et al. 2017, section 3.1; Gemma Team 2024 (Gemma 2); "
         "OLMo Team 2024 (OLMo 2)",
+    )
+    embedding_norm: bool = option(
+        False,
+        "normalizes embeddings, with the positions that are added to them, before the first layer",
+        source="Devlin et al. 2019 (BERT), in their code; Le Scao et al. 2022 (BLOOM), section 3.2",
     )
     remat: bool = option(False, "recompute each layer in the backward pass to save memory")
     remat_keeps: str = option(

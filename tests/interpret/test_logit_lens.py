@@ -40,7 +40,11 @@ def test_logits_are_float32():
 
 
 @pytest.mark.parametrize(
-    "options", [{"output_cap": 2.0}, {"norm_placement": "post", "tie_embeddings": False}]
+    "options",
+    [
+        {"output_cap": 2.0, "output_bias": True, "embedding_norm": True},
+        {"norm_placement": "post", "tie_embeddings": False},
+    ],
 )
 def test_the_last_entry_is_the_model_itself(options):
     model = decoder(embedding_stddev=1.0, **options)

@@ -10,7 +10,7 @@ import pytest
 from research.errors import UserError
 from research.models.block import Block
 from research.models.primitives import sinusoids
-from tests.models.test_decoder import decoder, logits_of, parameters, some_tokens
+from tests.models.test_decoder import VOCAB, decoder, logits_of, parameters, some_tokens
 
 
 def equal(found, expected):
@@ -118,3 +118,29 @@ def test_what_parallel_sublayers_are_refused_with():
         decoder(parallel_residual=True, feedforward=0)
     with pytest.raises(UserError, match="norm_placement='post' normalizes .* both are in one sum"):
         decoder(parallel_residual=True, norm_placement="post")
+
+
+def test_normalized_embeddings_have_no_size():
+    """With positions in them: a layer norm ignores size and mean of what it gets."""
+    options = {"norm": "layernorm", "use_bias": True, "position": "learned"}
+    options |= {"tie_embeddings": False}
+    model = decoder(embedding_norm=True, **options)
+    params, tokens = parameters(model), some_tokens()
+    moved = params | {n: 30 * params[n] + 7 for n in ("embedding", "position")}
+    found = logits_of(model, params, tokens)
+    np.testing.assert_allclose(logits_of(model, moved, tokens), found, rtol=1e-3, atol=1e-3)
+    twice = {n: 2 * a for n, a in params["embedding_norm"].items()}
+    differ(logits_of(model, params | {"embedding_norm": twice}, tokens), found)
+    plain = {n: a for n, a in params.items() if n != "embedding_norm"}
+    differ(logits_of(decoder(**options), plain, tokens), found)
+
+
+def test_logits_are_scaled_then_get_a_bias_and_are_then_bounded():
+    options = {"output_scale": 0.3, "output_bias": True, "output_cap": 2.0}
+    model = decoder(**options)
+    params, tokens = parameters(model), some_tokens()
+    plain = {n: a for n, a in params.items() if n != "head_bias"}
+    raw = 0.3 * logits_of(decoder(), plain, tokens) + params["head_bias"]
+    equal(logits_of(model, params, tokens), 2 * jnp.tanh(raw / 2))
+    start = model.init(jax.random.key(0), tokens)["params"]["head_bias"]
+    assert start.shape == (VOCAB,) and not start.any()

@@ -53,7 +53,22 @@ WITH_BIASES = {
     "use_bias": True,
     "activation": "gelu",
 }
+BLOOM = WITH_BIASES | {
+    "feedforward": 4 * M,
+    "activation": "gelu_tanh",
+    "position": "alibi",
+    "embedding_norm": True,
+    "tie_embeddings": True,
+}
+MPT = BLOOM | {"use_bias": False, "embedding_norm": False, "activation": "gelu"}
 SCALAR = 31
+
+
+def mpt(heads, **attention):
+    return transformers.MptConfig(
+        vocab_size=V, d_model=M, n_layers=L, n_heads=heads, max_seq_len=32,
+        attn_config=attention, attn_implementation="eager",
+    )  # fmt: skip
 
 
 def neox(fraction, **changes):
@@ -156,6 +171,34 @@ FAMILIES = {
         families.of_neox,
         "GPT-NeoX: parallel_residual=false, rope_fraction=1.0, use_bias=true",
     ),
+    "bloom": (
+        lambda: transformers.BloomConfig(
+            vocab_size=V, hidden_size=M, n_layer=L, n_head=H, attn_implementation="eager"
+        ),
+        BLOOM,
+        families.of_bloom,
+        "BLOOM: embedding_norm=true, position=alibi, use_bias=true",
+    ),
+    "bloom, 6 heads": (
+        lambda: transformers.BloomConfig(
+            vocab_size=V, hidden_size=M, n_layer=L, n_head=6, attn_implementation="eager"
+        ),
+        BLOOM | {"num_heads": 6},
+        families.of_bloom,
+        "BLOOM: embedding_norm=true, position=alibi, use_bias=true",
+    ),
+    "mpt": (
+        lambda: mpt(H),
+        MPT,
+        families.of_mpt,
+        "MPT: position=alibi, norm=layernorm, use_bias=false",
+    ),
+    "mpt, 12 heads": (
+        lambda: mpt(12, softmax_scale=0.3),
+        MPT | {"num_heads": 12, "score_scale": 0.3},
+        families.of_mpt,
+        "MPT: position=alibi, norm=layernorm, use_bias=false",
+    ),
 }  # fmt: skip
 """{family: (a function that returns its config, our options, our names, the name of its row)}."""
 
@@ -177,7 +220,7 @@ def test_logits_gradients_and_decoding(family):
     model = make_model(small.recall(**{f"model__{k}": v for k, v in options.items()}).model, V, 32)
 
     def as_ours():
-        layers, rest = by_our_names(theirs, D)
+        layers, rest = by_our_names(theirs, options["head_width"] or M // options["num_heads"])
         return rest | {"layers": families.stacked(layers, len(own.get("pattern", (1,))))}
 
     params = as_ours()

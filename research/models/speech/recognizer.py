@@ -322,7 +322,7 @@ class SpeechOptions(TransformerOptions):
 
     def reads(self, declared: Declared) -> bool:
         """Returns whether an option is read, given the listener and the speller."""
-        if not super().reads(declared):
+        if not super().reads(declared) or declared.name == "embedding_norm":
             return False
         if declared.name == "norm_placement" and self.listener == "conformer":
             return self.speller == TRANSFORMER  # a Conformer block has norms of its own
