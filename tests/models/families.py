@@ -173,3 +173,90 @@ def of_fused(module, head_width):
     return {n: split[:, :, i] for i, n in enumerate(names)} | {
         f"{n}_bias": bias[:, i] for i, n in enumerate(names)
     }
+
+
+def of_t5(model, head_width):
+    """A T5. The table of the first layer's relative biases is that of every layer."""
+
+    def of_attention(module):
+        mixer = {}
+        for name in ("query", "key", "value"):
+            mixer |= heads_of(name, getattr(module, name[0]), head_width)
+        return mixer | merged_of(module.o, head_width)
+
+    def of_stack(stack):
+        layers, crosses = [], []
+        table = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        for block in stack.block:
+            attention, *cross, feed = block.layer
+            dense = feed.DenseReluDense
+            gated = {"in": "wi_0", "gate": "wi_1"} if hasattr(dense, "wi_0") else {"in": "wi"}
+            feeding = {n: array(getattr(dense, it).weight).T for n, it in gated.items()}
+            layers.append(
+                {
+                    "mixer": of_attention(attention.SelfAttention)
+                    | {"biases_0_table": array(table)},
+                    "norm1": norm_of(attention.layer_norm),
+                    "feedforward": feeding | {"out": array(dense.wo.weight).T},
+                    "norm2": norm_of(feed.layer_norm),
+                }
+            )
+            if cross:
+                layers[-1]["norm_cross"] = norm_of(cross[0].layer_norm)
+                crosses.append(of_attention(cross[0].EncDecAttention))
+        return {"layers": stacked(layers), "norm": norm_of(stack.final_layer_norm)}, crosses
+
+    encoder, _ = of_stack(model.encoder)
+    decoder, crosses = of_stack(model.decoder)
+    found = {"encoder": encoder, "decoder": decoder, "cross": {"layers": stacked(crosses)["0"]}}
+    found["embedding"] = array(model.shared.weight)
+    if model.lm_head.weight is not model.shared.weight:
+        found |= {"source_embedding": found["embedding"], "head": array(model.lm_head.weight).T}
+    return found
+
+
+def of_bart(model, head_width):
+    """A BART, or a Marian, whose sines are a table of positions here."""
+
+    def of_attention(module):
+        mixer = {}
+        for name in ("query", "key", "value"):
+            mixer |= heads_of(name, getattr(module, f"{name[0]}_proj"), head_width)
+        return mixer | merged_of(module.out_proj, head_width)
+
+    def of_stack(stack):
+        layers, crosses = [], []
+        for block in stack.layers:
+            layers.append(
+                {
+                    "mixer": of_attention(block.self_attn),
+                    "norm1": norm_of(block.self_attn_layer_norm),
+                    "feedforward": linear_of("in", block.fc1) | linear_of("out", block.fc2),
+                    "norm2": norm_of(block.final_layer_norm),
+                }
+            )
+            if hasattr(block, "encoder_attn"):
+                layers[-1]["norm_cross"] = norm_of(block.encoder_attn_layer_norm)
+                crosses.append(of_attention(block.encoder_attn))
+        return {"layers": stacked(layers)}, crosses
+
+    def of_positions(stack):
+        table = stack.embed_positions
+        return array(table.weight)[getattr(table, "offset", 0) :]
+
+    body = model.model
+    encoder, _ = of_stack(body.encoder)
+    decoder, crosses = of_stack(body.decoder)
+    found = {
+        "encoder": encoder,
+        "decoder": decoder,
+        "cross": {"layers": stacked(crosses)["0"]},
+        "embedding": array(body.decoder.embed_tokens.weight),
+        "head_bias": array(model.final_logits_bias)[0],
+        "position": of_positions(body.decoder),
+        "source_position": of_positions(body.encoder),
+    }
+    if hasattr(body.decoder, "layernorm_embedding"):
+        found["embedding_norm"] = norm_of(body.decoder.layernorm_embedding)
+        found["source_embedding_norm"] = norm_of(body.encoder.layernorm_embedding)
+    return found
