@@ -54,6 +54,10 @@ def arms() -> dict[str, dict]:
     found["value_width"] = {"model.mixer": "gated_delta", "model.value_width": 32, **FREE}
     biased = {"model.short_convolution": 4, "model.convolution_bias": True}
     found["convolution_bias"] = {"model.mixer": "state_space", **biased, **FREE}
+    delta = {"model.mixer": "gated_delta", **FREE}
+    found["num_key_heads"] = {"model.num_key_heads": 1, **delta}
+    found["output_norm_gain"] = {"model.output_norm_gain": True, **delta}
+    found["state_groups"] = {"model.mixer": "state_space", "model.state_groups": 2, **FREE}
     found["share_kv"] = {"model.pattern": ("mask=causal", "share_kv=true")}
     found["pattern"] = {"model.pattern": ("mixer=gated_delta, position=none", "position=alibi")}
     return found

@@ -121,9 +121,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "linear": [{"short_convolution": 3}],
     "retention": [{"value_width": 6}],
     "gated_linear": [{"short_convolution": 3}, {"value_width": 3, "head_width": 6}],
-    "state_space": [{"short_convolution": 3, "convolution_bias": True}],
+    "state_space": [
+        {"short_convolution": 3, "convolution_bias": True},
+        {"state_groups": 2, "output_norm_gain": True, "output_norm_epsilon": 0.1},
+    ],
     "delta": [{"short_convolution": 3}, {"value_width": 3}],
-    "gated_delta": [{"short_convolution": 3}, {"short_convolution": 3, "value_width": 6}],
+    "gated_delta": [
+        {"short_convolution": 3},
+        {"short_convolution": 3, "value_width": 6},
+        {"num_key_heads": 2, "output_norm_gain": True, "output_norm_epsilon": 0.1},
+    ],
     "kimi_delta": [{"short_convolution": 3}, {"short_convolution": 3, "value_width": 6}],
     "delta_product": [
         {"short_convolution": 3, "householder_steps": 3, "gated": True},

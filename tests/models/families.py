@@ -260,3 +260,130 @@ def of_bart(model, head_width):
         found["embedding_norm"] = norm_of(body.decoder.layernorm_embedding)
         found["source_embedding_norm"] = norm_of(body.encoder.layernorm_embedding)
     return found
+
+
+def of_qwen3_next(model, head_width):
+    """The layers of a Qwen3-Next without experts, and its other parameters."""
+    layers = []
+    for block in model.model.layers:
+        if hasattr(block, "linear_attn"):
+            mixer = of_gated_delta(block.linear_attn)
+        else:
+            attention = block.self_attn
+            mixer = merged_of(attention.o_proj, head_width)
+            for name in ("key", "value"):
+                mixer |= heads_of(name, getattr(attention, f"{name[0]}_proj"), head_width)
+            # Each head's query, and then its gate.
+            both = heads_of("both", attention.q_proj, 2 * head_width)["both"]
+            mixer["query"], mixer["gate"] = jnp.split(both, 2, axis=-1)
+            mixer["query_scale"] = array(attention.q_norm.weight)
+            mixer["key_scale"] = array(attention.k_norm.weight)
+        feed = {"in": "gate_proj", "gate": "up_proj", "out": "down_proj"}
+        layers.append(
+            {
+                "mixer": mixer,
+                "feedforward": {n: array(getattr(block.mlp, t).weight).T for n, t in feed.items()},
+                "norm1": norm_of(block.input_layernorm),
+                "norm2": norm_of(block.post_attention_layernorm),
+            }
+        )
+    return layers, {
+        "embedding": array(model.model.embed_tokens.weight),
+        "head": array(model.lm_head.weight).T,
+        "norm": norm_of(model.model.norm),
+    }
+
+
+def of_gated_delta(module):
+    """The mixer of a linear layer of Qwen3-Next, whose parts lie side by side in each key head."""
+    keys, heads = module.num_k_heads, module.num_v_heads
+    width, values = module.head_k_dim, module.head_v_dim
+    each = heads // keys
+    fused = array(module.in_proj_qkvz.weight).T
+    fused = fused.reshape(len(fused), keys, -1)
+    ends = [width, 2 * width, 2 * width + each * values]
+    query, key, value, gate = jnp.split(fused, ends, axis=2)
+    rates = array(module.in_proj_ba.weight).T.reshape(len(fused), keys, 2, each)
+    # Theirs has the oldest input first.
+    taps = array(module.conv1d.weight)[:, 0, ::-1].T
+    taps = jnp.split(taps, [module.key_dim, 2 * module.key_dim], axis=1)
+    return {
+        "query": query,
+        "key": key,
+        "value": value.reshape(len(fused), heads, values),
+        "gate": gate.reshape(len(fused), heads, values),
+        **dict(zip(("query_taps", "key_taps", "value_taps"), taps, strict=True)),
+        "beta": rates[:, :, 0].reshape(len(fused), heads),
+        "step": rates[:, :, 1].reshape(len(fused), heads),
+        "step_bias": array(module.dt_bias),
+        "log_rate": array(module.A_log),
+        "norm_scale": array(module.norm.weight),
+        **merged_of(module.out_proj, values),
+    }
+
+
+def of_mamba2(model, head_width):
+    """The layers of a Mamba-2, and its other parameters."""
+    layers = []
+    for block in model.backbone.layers:
+        one = block.mixer
+        inner, groups, width = one.intermediate_size, one.n_groups, one.ssm_state_size
+        ends = [inner, 2 * inner, 2 * inner + groups * width, 2 * inner + 2 * groups * width]
+        fused = array(one.in_proj.weight).T
+        gate, value, key, query, step = jnp.split(fused, ends, axis=1)
+        heads = (len(fused), -1, head_width)
+        shared = (len(fused), groups, width)
+        ends = [inner, inner + groups * width]
+        # Theirs has the oldest input first.
+        taps = jnp.split(array(one.conv1d.weight)[:, 0, ::-1].T, ends, axis=1)
+        biases = jnp.split(array(one.conv1d.bias), ends)
+        names = ("value", "key", "query")
+        mixer = {
+            "gate": gate.reshape(heads),
+            "value": value.reshape(heads),
+            "key": key.reshape(shared),
+            "query": query.reshape(shared),
+            "step": step,
+            **{f"{n}_taps": a for n, a in zip(names, taps, strict=True)},
+            **{f"{n}_taps_bias": a for n, a in zip(names, biases, strict=True)},
+            "step_bias": array(one.dt_bias),
+            "log_rate": array(one.A_log),
+            "skip": array(one.D),
+            "norm_scale": array(one.norm.weight).reshape(-1, head_width),
+            **merged_of(one.out_proj, head_width),
+        }
+        layers.append({"mixer": mixer, "norm1": norm_of(block.norm)})
+    rest = {
+        "embedding": array(model.backbone.embeddings.weight),
+        "norm": norm_of(model.backbone.norm_f),
+    }
+    return layers, rest | {"head": array(model.lm_head.weight).T}
+
+
+def of_bert(model, head_width):
+    """A BERT with a classifier of its pooled first state."""
+    body, layers = model.bert, []
+    for block in body.encoder.layer:
+        attention = block.attention
+        mixer = merged_of(attention.output.dense, head_width)
+        for name in ("query", "key", "value"):
+            mixer |= heads_of(name, getattr(attention.self, name), head_width)
+        layers.append(
+            {
+                "mixer": mixer,
+                "norm1": norm_of(attention.output.LayerNorm),
+                "feedforward": linear_of("in", block.intermediate.dense)
+                | linear_of("out", block.output.dense),
+                "norm2": norm_of(block.output.LayerNorm),
+            }
+        )
+    embeddings = body.embeddings
+    return {
+        "embed": {"embedding": array(embeddings.word_embeddings.weight)},
+        "position": array(embeddings.position_embeddings.weight),
+        "token_type": array(embeddings.token_type_embeddings.weight),
+        "embedding_norm": norm_of(embeddings.LayerNorm),
+        "stack": {"layers": stacked(layers)},
+        "pool": linear_of("pooler", body.pooler.dense),
+        **linear_of("head", model.classifier),
+    }

@@ -61,6 +61,20 @@ BLOOM = WITH_BIASES | {
     "tie_embeddings": True,
 }
 MPT = BLOOM | {"use_bias": False, "embedding_norm": False, "activation": "gelu"}
+MAMBA2 = {
+    "mixer": "state_space",
+    "position": "none",
+    "feedforward": 0,
+    "num_heads": 8,
+    "num_kv_heads": 0,
+    "feature_width": 7,
+    "norm_epsilon": 1e-5,
+    "activation": "gelu",
+    "short_convolution": 4,
+    "convolution_bias": True,
+    "output_norm_gain": True,
+    "output_norm_epsilon": 1e-5,
+}
 SCALAR = 31
 
 
@@ -68,6 +82,13 @@ def mpt(heads, **attention):
     return transformers.MptConfig(
         vocab_size=V, d_model=M, n_layers=L, n_heads=heads, max_seq_len=32,
         attn_config=attention, attn_implementation="eager",
+    )  # fmt: skip
+
+
+def mamba2(groups):
+    return transformers.Mamba2Config(
+        vocab_size=V, hidden_size=M, num_hidden_layers=L, num_heads=8, head_dim=D, state_size=7,
+        n_groups=groups, chunk_size=8,
     )  # fmt: skip
 
 
@@ -198,6 +219,35 @@ FAMILIES = {
         MPT | {"num_heads": 12, "score_scale": 0.3},
         families.of_mpt,
         "MPT: position=alibi, norm=layernorm, use_bias=false",
+    ),
+    "qwen3_next": (
+        lambda: transformers.Qwen3NextConfig(
+            **SIZES, mlp_only_layers=list(range(L)),
+            layer_types=["linear_attention"] * 3 + ["full_attention"],
+            linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6,
+            linear_value_head_dim=10, linear_conv_kernel_dim=4,
+            rope_parameters={
+                "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+            },
+        ),
+        {
+            "norm": "zero_centered_rmsnorm", "qk_norm": "zero_centered_rms", "output_gate": True,
+            "rope_fraction": 0.5,
+            "pattern": (
+                "mixer=gated_delta, position=none, num_heads=4, num_key_heads=2, head_width=6, "
+                "value_width=10, short_convolution=4, output_norm_gain=true",
+            ) * 3 + ("mixer=softmax",),
+        },
+        families.of_qwen3_next,
+        "Qwen3-Next: output_gate=true, output_norm_gain=true, pattern of mixer=gated_delta and "
+        "mixer=softmax",
+    ),
+    "mamba2": (lambda: mamba2(1), MAMBA2, families.of_mamba2, "Mamba-2: mixer=state_space"),
+    "mamba2, grouped": (
+        lambda: mamba2(2),
+        MAMBA2 | {"state_groups": 2},
+        families.of_mamba2,
+        "Mamba-2: mixer=state_space, state_groups=2",
     ),
 }  # fmt: skip
 """{family: (a function that returns its config, our options, our names, the name of its row)}."""

@@ -18,14 +18,17 @@ from research.attention.mixers.linear.gated import gate, gate_parameter
 from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
     ConvolvedOptions,
+    NormedOutputOptions,
     WideValues,
     WideValuesOptions,
     at_least_float32,
+    check_groups,
 )
 from research.attention.mixers.linear.state_space import step_parameters, steps
 from research.attention.mixers.mixer_options import Context
 from research.attention.mixers.projections import merge_heads
-from research.attention.parameters import Parameter, matrix_axes, matrix_init
+from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
+from research.attention.parts.part_options import size_option
 
 # Added under the square root when queries and keys are normalized: vectors of zeros stay zero and
 # have a finite gradient.
@@ -258,9 +261,16 @@ class DeltaNet(WideValues):
     q, k and v go through SiLU, after a short convolution if there is one; q and k are normalized to
     length 1, and q is divided by sqrt(D) too, as in the authors' code; beta is a sigmoid of x W.
     Each head's output goes through RMS norm, which would cancel the sqrt(D) were it not for the
-    epsilon of that norm. The learned scale of the norm is left out, because the output projection
-    can absorb it.
+    epsilon of that norm.
+
+    Attributes:
+      output_norm_gain: whether that norm has a learned gain per channel, shared by the heads. The
+        output projection can absorb it.
+      output_norm_epsilon: added to the mean square in that norm.
     """
+
+    output_norm_gain: bool = False
+    output_norm_epsilon: float = NORM_EPSILON
 
     @property
     def name(self) -> str:
@@ -268,10 +278,17 @@ class DeltaNet(WideValues):
         return "delta"
 
     def parameters(self) -> dict[str, Parameter]:
-        """Returns the projections of `SelfAttention`, taps, and "beta" (M, H)."""
+        """Returns the projections of `SelfAttention`, taps, and "beta" (M, H).
+
+        With a gain there is also "norm_scale" (Dv,).
+        """
         matrix = matrix_init(self.init_stddev, self.width)
         beta = Parameter((self.width, self.num_heads), matrix, matrix_axes("width", "heads"))
-        return {**self.projection_parameters(), "beta": beta}
+        found = {**self.projection_parameters(), "beta": beta}
+        if self.output_norm_gain:
+            shape = self.head_shapes["value"][1:]
+            found["norm_scale"] = Parameter(shape, Constant(1.0), vector_axes(""))
+        return found
 
     def prepare(
         self,
@@ -310,8 +327,10 @@ class DeltaNet(WideValues):
     ) -> Float[Array, "B T M"]:
         """Normalizes and gates the heads; see `Mixer`."""
         y = head_outputs * lax.rsqrt(
-            jnp.square(head_outputs).mean(-1, keepdims=True) + NORM_EPSILON
+            jnp.square(head_outputs).mean(-1, keepdims=True) + self.output_norm_epsilon
         )
+        if self.output_norm_gain:
+            y = y * params["norm_scale"].astype(y.dtype)
         return merge_heads(params, self.gated_output(params, x, y.astype(x.dtype)))
 
     def log_decay(self, params: dict[str, Array], x: Float[Array, "B T M"]) -> decay.Decay:
@@ -332,12 +351,38 @@ class GatedDeltaNet(DeltaNet):
     Like `DeltaNet`, but the memory first decays by exp(-A softplus(x W + b)), as in Mamba-2, and
     the outputs are multiplied by swish(x W'). In the authors' code values are twice as wide as
     keys.
+
+    Attributes:
+      num_key_heads: K, heads of queries and keys; 0 is H. Value heads g H/K .. (g+1) H/K - 1 share
+        the g-th (Qwen3-Next).
     """
+
+    num_key_heads: int = 0
 
     @property
     def name(self) -> str:
         """The mixer's name in the registry."""
         return "gated_delta"
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, int]]:
+        """{name: (heads, width)} of "query", "key" and "value"."""
+        keys = (self.num_key_heads or self.num_heads, self.head_width)
+        return super().head_shapes | {"query": keys, "key": keys}
+
+    def prepare(
+        self,
+        params: dict[str, Array],
+        state: PyTree,
+        x: Float[Array, "B T M"],
+        places: Int[Array, "B T"] | None,
+    ) -> tuple[tuple[Any, ...], Float[Array, "B T H Dv"], dict[str, Any]]:
+        """Returns (queries, keys, beta, decays), values and new state; see `LinearTime`."""
+        (q, k, *rates), v, inputs = super().prepare(params, state, x, places)
+        each = self.num_heads // q.shape[2]
+        if each > 1:
+            q, k = jnp.repeat(q, each, axis=2), jnp.repeat(k, each, axis=2)
+        return (q, k, *rates), v, inputs
 
     def parameters(self) -> dict[str, Parameter]:
         """Returns the parameters of `DeltaNet`, "gate" (M, H, Dv), and those of the decay.
@@ -358,7 +403,7 @@ class GatedDeltaNet(DeltaNet):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeltaOptions(WideValuesOptions, ConvolvedOptions):
+class DeltaOptions(WideValuesOptions, ConvolvedOptions, NormedOutputOptions):
     """S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)"""
 
     source = 'Schlag et al. 2021, section 4.2; Yang et al. 2024, "Parallelizing...", section 3'
@@ -377,6 +422,15 @@ class GatedDeltaOptions(DeltaOptions):
 
     source = "Yang, Kautz, Hatamizadeh 2024, section 3.1"
 
+    num_key_heads: int = size_option(
+        0, "K, heads of queries and keys, each shared by a group of value heads; 0: num_heads"
+    )
+
     def make(self, context: Context) -> GatedDeltaNet:
-        """Returns the mixer."""
+        """Returns the mixer.
+
+        Raises:
+          OptionError: the heads of keys do not divide the heads.
+        """
+        check_groups("num_key_heads", self.num_key_heads, self.sizes(context))
         return self.build_from(GatedDeltaNet, context)

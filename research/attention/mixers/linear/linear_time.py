@@ -20,7 +20,8 @@ from research.attention.mixers.mixer_options import (
 from research.attention.mixers.projections import merge_heads, projections, split_heads
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask
-from research.attention.parts.part_options import length_option, size_option
+from research.attention.parts.part_options import Sizes, length_option, size_option
+from research.options import OptionError, option
 
 # Added under the square root of a norm; small, because outputs at initialization are small.
 NORM_EPSILON = 1e-6
@@ -255,6 +256,12 @@ def standardize_heads(y: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
     return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + NORM_EPSILON)
 
 
+def check_groups(name: str, groups: int, sizes: Sizes) -> None:
+    """Raises OptionError unless the groups divide the heads; 0 means one group per head."""
+    if groups and sizes.num_heads % groups:
+        raise OptionError(name, groups, f"must divide num_heads = {sizes.num_heads}")
+
+
 M = TypeVar("M", bound=Mixer)
 
 
@@ -284,6 +291,20 @@ class ConvolvedOptions(LinearTimeOptions):
 
     short_convolution: int = size_option(
         0, "taps of a short convolution on queries, keys and values; 0: none"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormedOutputOptions(LinearTimeOptions):
+    """The same with an RMS norm of the heads' outputs."""
+
+    output_norm_gain: bool = option(
+        False,
+        "learned gains in the norm of the heads' outputs, as in the authors' code; without "
+        "them the output projection takes their place",
+    )
+    output_norm_epsilon: float = option(
+        NORM_EPSILON, "added to the mean square in the norm of the heads' outputs", above=0
     )
 
 

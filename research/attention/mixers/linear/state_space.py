@@ -14,7 +14,9 @@ from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
     ConvolvedOptions,
     LinearTime,
+    NormedOutputOptions,
     at_least_float32,
+    check_groups,
 )
 from research.attention.mixers.mixer_options import Context
 from research.attention.mixers.projections import merge_heads
@@ -69,15 +71,20 @@ class StateSpace(LinearTime):
     + skip x_t, then RMS norm over all heads of y swish(z). B and C ("key", "query") are shared by
     the heads, as in the paper (multi-value attention, section 7.2); A, dt and skip are each head's
     own. H D, the paper's inner width, is the model's width by default (in the paper twice that).
-    The norm has no learned scale: the output projection can absorb it.
 
     Attributes:
       state_width: N, the width of B and C.
       convolution_bias: adds a bias to the short convolution, before SiLU, as in the authors' code.
+      state_groups: G, groups of heads; each has B and C and a norm of its own (section 8.2).
+      output_norm_gain: whether the norm has learned gains. The output projection can absorb them.
+      output_norm_epsilon: added to the mean square in the norm.
     """
 
     state_width: int
     convolution_bias: bool = False
+    state_groups: int = 1
+    output_norm_gain: bool = False
+    output_norm_epsilon: float = NORM_EPSILON
 
     @property
     def name(self) -> str:
@@ -86,22 +93,25 @@ class StateSpace(LinearTime):
 
     @property
     def head_shapes(self) -> dict[str, tuple[int, int]]:
-        """{name: (heads, width)}; C ("query") and B ("key") are single heads of width N."""
-        shared = (1, self.state_width)
+        """{name: (heads, width)}; C ("query") and B ("key") are G heads of width N."""
+        shared = (self.state_groups, self.state_width)
         return {"query": shared, "key": shared, "value": (self.num_heads, self.head_width)}
 
     def parameters(self) -> dict[str, Parameter]:
         """Returns the parameters by name.
 
-        Projections "query" and "key" (M, 1, N), "value" (M, H, D), "out" (H, D, M), and taps with
+        Projections "query" and "key" (M, G, N), "value" (M, H, D), "out" (H, D, M), and taps with
         their biases if any; "gate" (M, H, D); "step" (M, H) and "step_bias" (H,) for dt;
-        "log_rate" (H,), which is log A; "skip" (H,).
+        "log_rate" (H,), which is log A; "skip" (H,); and "norm_scale" (H, D) with a gain.
         """
         skip = Parameter((self.num_heads,), Constant(1.0), vector_axes("heads"))
         channels = self._channels() if self.convolution_bias else {}
+        shape, axes = (self.num_heads, self.head_width), vector_axes("heads", "head_width")
+        gain = {"norm_scale": Parameter(shape, Constant(1.0), axes)}
         return {
             **self.projection_parameters(),
             **short_convolution.biases(channels),
+            **(gain if self.output_norm_gain else {}),
             "gate": gate_parameter(self),
             **step_parameters(self),
             "skip": skip,
@@ -118,6 +128,9 @@ class StateSpace(LinearTime):
         dtype = at_least_float32(x.dtype)
         heads, inputs = self.project_qkv(params, state["inputs"], x, places)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
+        if self.state_groups > 1:
+            each = self.num_heads // self.state_groups
+            q, k = jnp.repeat(q, each, axis=2), jnp.repeat(k, each, axis=2)
         return (q, k, *steps(params, x)), v, {"inputs": inputs}
 
     def recur(
@@ -140,14 +153,18 @@ class StateSpace(LinearTime):
         x: Float[Array, "B T M"],
         head_outputs: Float[Array, "B T H D"],
     ) -> Float[Array, "B T M"]:
-        """Gates the heads, applies RMS norm over all of them, and projects; see `Mixer`."""
+        """Gates the heads, applies RMS norm over those of each group, and projects; see `Mixer`."""
         y = head_outputs * gate(params, x).astype(head_outputs.dtype)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean((-2, -1), keepdims=True) + NORM_EPSILON)
+        grouped = y.reshape(*y.shape[:2], self.state_groups, -1, y.shape[-1])
+        squares = jnp.square(grouped).mean((-2, -1), keepdims=True)
+        y = (grouped * jax.lax.rsqrt(squares + self.output_norm_epsilon)).reshape(y.shape)
+        if self.output_norm_gain:
+            y = y * params["norm_scale"].astype(y.dtype)
         return merge_heads(params, y.astype(x.dtype))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StateSpaceOptions(ConvolvedOptions):
+class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions):
     """S_t = exp(-dt A) S_(t-1) + dt B_t x_t^T, y = norm((S^T C + skip x) swish(z)) W"""
 
     source = "Dao and Gu 2024 (Mamba-2), sections 6 and 7"
@@ -157,13 +174,18 @@ class StateSpaceOptions(ConvolvedOptions):
 
     feature_width: int = size_option(0, "N, width of the state; 0: head_width")
     convolution_bias: bool = option(False, "adds a bias to the short convolution")
+    state_groups: int = size_option(
+        1, "G, groups of heads that share B and C and are normalized together", least=1
+    )
 
     def make(self, context: Context) -> StateSpace:
         """Returns the mixer.
 
         Raises:
-          OptionError: there is no short convolution to add a bias to.
+          OptionError: there is no short convolution to add a bias to, or groups do not divide the
+            heads.
         """
+        check_groups("state_groups", self.state_groups, self.sizes(context))
         if self.convolution_bias and not self.short_convolution:
             message = "there is no short convolution to add it to; set short_convolution"
             raise OptionError("convolution_bias", True, message)
