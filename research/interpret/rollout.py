@@ -24,7 +24,7 @@ from research.interpret.trained import Findings, Trained, batches
 from research.messages import progress_of
 from research.models.classifier import TRANSFORMER, Classifier
 from research.models.model import Model, parameter_shapes
-from research.models.pooling import CLASS_TOKEN, LAST
+from research.models.pooling import LAST, OF_FIRST_STATE
 from research.tasks.task import Batch
 
 METHODS = ("raw", "rollout", "flow")
@@ -231,7 +231,7 @@ def record_examples(model: Any, params: PyTree, batch: Batch) -> dict[str, Array
 def _reader(model: Any, params: PyTree, batch: Batch, positions: int) -> Float[Array, "B R"]:
     """Returns the share of each row of the last layer in the vector that is classified."""
     pooling, length = model.config.pooling, batch["length"]
-    if pooling == CLASS_TOKEN:
+    if pooling in OF_FIRST_STATE:
         return jnp.broadcast_to(jax.nn.one_hot(0, positions), (len(length), positions))
     if pooling == LAST:
         return jax.nn.one_hot(length - 1, positions)

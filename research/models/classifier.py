@@ -29,7 +29,15 @@ from research.errors import UserError
 from research.models import transformer
 from research.models.block import TransformerConfig
 from research.models.layers import Layer, Substitutes, part_layer, part_spec, with_substitute
-from research.models.pooling import ATTENTION, CLASS_TOKEN, LAST, MEAN, POOLINGS, Pool
+from research.models.pooling import (
+    ATTENTION,
+    CLASS_TOKEN,
+    LAST,
+    MEAN,
+    OF_FIRST_STATE,
+    POOLINGS,
+    Pool,
+)
 from research.models.primitives import Norm, linear, lookup, matrix_init, sinusoids
 from research.models.recurrent.networks import DIRECTIONS, Sizes, encode, encoder_parameters
 from research.models.residual import HIDDEN
@@ -50,6 +58,9 @@ RECURRENT = ("bilstm", "lstm")
 
 AXES = transformer.AXES | {
     "class_token": vector_axes("width"),
+    "token_type": table_axes("", "width"),
+    "pooler": matrix_axes("width", "hidden"),
+    "pooler_bias": vector_axes("hidden"),
     "matrix": matrix_axes("width", "hidden"),
     "matrix_bias": vector_axes("hidden"),
     "vector": vector_axes("hidden"),
@@ -67,6 +78,8 @@ class ClassifierConfig:
       length: maximum number of tokens in a sequence.
       classes: C.
       body, pooling: names in `BODIES` and `POOLINGS`.
+      pooler: whether the pooled vector goes through a layer with tanh.
+      token_types: number of kinds of tokens with an embedding of their own; 0: none have one.
       width: N, width of the states, and of the embeddings unless the body is recurrent.
       layers: configuration of the transformer layers; None for other bodies.
       bidirectional: whether the transformer's mixer is non-causal and so needs a padding mask.
@@ -83,6 +96,8 @@ class ClassifierConfig:
     classes: int
     body: str
     pooling: str
+    pooler: bool
+    token_types: int
     width: int
     layers: TransformerConfig | None
     bidirectional: bool
@@ -121,7 +136,8 @@ class Classifier(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.embed = Embed(c)
-        self.pool = Pool(c.pooling, c.width, c.init_stddev, len(BODIES[c.body]) == 2)
+        both = len(BODIES[c.body]) == 2
+        self.pool = Pool(c.pooling, c.width, c.init_stddev, both, c.pooler)
         self.dropout = nn.Dropout(c.dropout)
         if c.layers is not None:
             self.stack = EncoderStack(c.layers)
@@ -130,6 +146,9 @@ class Classifier(nn.Module):
             if c.layers.position == "learned":
                 init = matrix_init(c.embedding_stddev)
                 self.position = self.param("position", init, (c.layers.length, c.width))
+        if c.token_types:
+            shape = (c.token_types, c.width)
+            self.token_type = self.param("token_type", matrix_init(c.embedding_stddev), shape)
         if c.pooling == CLASS_TOKEN:
             init = nn.initializers.normal(c.embedding_stddev or c.width**-0.5)
             self.class_token = self.param("class_token", init, (c.width,))
@@ -143,26 +162,32 @@ class Classifier(nn.Module):
 
         Args:
           batch: "inputs" (B, T), right-padded, and "length" (B,), both int32. T is at most
-            `config.length` and every length is at least 1.
+            `config.length` and every length is at least 1. Optionally "token_types" (B, T), such as
+            which of two sentences each token is of; without them all are 0.
           deterministic: disables dropout.
         """
-        embeddings = self.embed(batch["inputs"])
-        return self.from_embeddings(embeddings, batch["length"], deterministic=deterministic)
+        embeddings, types = self.embed(batch["inputs"]), batch.get("token_types")
+        return self.from_embeddings(embeddings, batch["length"], types, deterministic=deterministic)
 
     def from_embeddings(
         self,
         embeddings: Float[Array, "B T M"],
         length: Int[Array, " B"],
+        token_types: Int[Array, "B T"] | None = None,
         *,
         deterministic: bool = True,
     ) -> Float[Array, "B C"]:
         """Returns the float32 logits of sequences given as embeddings instead of tokens."""
-        states, valid = self.states(embeddings, length, deterministic)
-        pooled = self.dropout(self.pool(states, valid), deterministic=deterministic)
-        return self._decided(pooled)
+        states, valid = self.states(embeddings, length, deterministic, token_types)
+        pooled = self.pool(states, valid)
+        return self._decided(self.dropout(pooled, deterministic=deterministic))
 
     def states(
-        self, x: Float[Array, "B T M"], length: Int[Array, " B"], deterministic: bool = True
+        self,
+        x: Float[Array, "B T M"],
+        length: Int[Array, " B"],
+        deterministic: bool = True,
+        token_types: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B R N"], Bool[Array, "B R"]]:
         """Returns the body's states and a mask that is False at padding.
 
@@ -173,6 +198,9 @@ class Classifier(nn.Module):
         def drop(y: jax.Array) -> jax.Array:
             return self.dropout(y, deterministic=deterministic)
 
+        if c.token_types:
+            types = jnp.zeros(x.shape[:2], jnp.int32) if token_types is None else token_types
+            x = x + lookup(self.token_type.astype(x.dtype), types)
         if c.pooling == CLASS_TOKEN:
             token = jnp.broadcast_to(self.class_token.astype(x.dtype), (x.shape[0], 1, c.width))
             x, length = jnp.concatenate([token, x], axis=1), length + 1
@@ -197,14 +225,15 @@ class Classifier(nn.Module):
         self, weights: Float[Array, "B R"], states: Float[Array, "B R N"]
     ) -> Float[Array, "B C"]:
         """Returns the float32 logits of states pooled with the given weights."""
-        return self._decided(self.pool.weighted_sum(weights, states))
+        return self._decided(self.pool.transformed(self.pool.weighted_sum(weights, states)))
 
     def weights(self, batch: Batch) -> Float[Array, "B H 1 T"]:
         """Returns the pooling weights of each sequence; H is 1 for attention and mean, else 0."""
         rows, tokens = batch["inputs"].shape
         if self.config.pooling not in (ATTENTION, MEAN):
             return jnp.zeros((rows, 0, 1, tokens))
-        states, valid = self.states(self.embed(batch["inputs"]), batch["length"])
+        embeddings, types = self.embed(batch["inputs"]), batch.get("token_types")
+        states, valid = self.states(embeddings, batch["length"], token_types=types)
         return self.pool.weights(states, valid)[:, None, None]
 
     @property
@@ -263,6 +292,14 @@ class ClassifierOptions(TransformerOptions):
     pooling: str = option(
         MEAN, "how the encoder's states are reduced to one vector", allowed=POOLINGS
     )
+    pooler: bool = option(False, "passes the pooled vector through a layer with tanh, as in BERT")
+    token_types: int = option(
+        0,
+        "kinds of tokens, such as those of two sentences, whose embeddings are added; 0: none",
+        least=0,
+        when={"body": (TRANSFORMER,)},
+        source="Devlin et al. 2019 (BERT), section 3",
+    )
     encoder: str = option(
         "mask=full",
         "attention keys that differ in the body, as key=value, ...",
@@ -302,6 +339,8 @@ class ClassifierOptions(TransformerOptions):
                 classes=classes,
                 body=self.body,
                 pooling=self.pooling,
+                pooler=self.pooler,
+                token_types=self.token_types if self.body == TRANSFORMER else 0,
                 width=self.width,
                 layers=layers,
                 bidirectional=ahead,
@@ -316,9 +355,9 @@ class ClassifierOptions(TransformerOptions):
 
 
 def _check(model: ClassifierOptions) -> None:
-    if model.pooling == CLASS_TOKEN and model.body != TRANSFORMER:
+    if model.pooling in OF_FIRST_STATE and model.body != TRANSFORMER:
         raise UserError(
-            f"model.pooling='class_token' needs model.body='transformer', not {model.body!r}: "
+            f"model.pooling={model.pooling!r} needs model.body='transformer', not {model.body!r}: "
             "other bodies do not carry information to the token at the start of the sequence."
         )
     if model.pooling == LAST and model.body == NONE:
@@ -339,11 +378,11 @@ def _layers(
     """Returns the config of the transformer layers and whether their mixer looks ahead."""
     room = length + (model.pooling == CLASS_TOKEN)
     spec: MixerSpec = part_spec(model, room, "encoder", {"mask": "full"}, "self")
-    if model.pooling == CLASS_TOKEN and not spec.bidirectional:
+    if model.pooling in OF_FIRST_STATE and not spec.bidirectional:
         raise UserError(
-            f"model.pooling='class_token' with model.encoder={model.encoder!r}: the class token "
-            "is the first of the sequence, so its layers must look ahead; set, for example, "
-            "mask=full."
+            f"model.pooling={model.pooling!r} with model.encoder={model.encoder!r}: the token that "
+            "is read is the first of the sequence, so its layers must look ahead; set, for "
+            "example, mask=full."
         )
     spec = with_substitute(spec, substitutes)
     layers = transformer_config(model, vocab_size, room, (spec,), position=spec.position)

@@ -8,7 +8,10 @@ from jaxtyping import Array, Bool, Float
 from research.models.primitives import linear, matrix_init
 
 CLASS_TOKEN, ATTENTION, MEAN, LAST = "class_token", "attention", "mean", "last"
-POOLINGS = (CLASS_TOKEN, ATTENTION, MEAN, LAST)
+FIRST = "first"
+POOLINGS = (CLASS_TOKEN, ATTENTION, MEAN, LAST, FIRST)
+OF_FIRST_STATE = (CLASS_TOKEN, FIRST)
+"""Poolings that take the first state, which has to see the others."""
 
 
 class Pool(nn.Module):
@@ -20,18 +23,21 @@ class Pool(nn.Module):
     last: the last state; for a bidirectional body, the forward half of the last state and the
       backward half of the first.
     class_token: the state of the learned token prepended to the sequence.
+    first: the state of the sequence's own first token, such as BERT's [CLS].
 
     Attributes:
       kind: one of `POOLINGS`.
       width: N, width of the states.
       init_stddev: initial standard deviation of the matrix; 0: 1 / sqrt(N).
       bidirectional: whether the states are those of a bidirectional network.
+      pooler: whether the vector then goes through tanh(W h + b), as in BERT's code.
     """
 
     kind: str
     width: int
     init_stddev: float
     bidirectional: bool
+    pooler: bool = False
 
     def setup(self) -> None:
         if self.kind == ATTENTION:
@@ -39,16 +45,26 @@ class Pool(nn.Module):
             self.matrix = self.param("matrix", init, (n, n))
             self.bias = self.param("matrix_bias", nn.initializers.zeros, (n,))
             self.vector = self.param("vector", nn.initializers.normal(n**-0.5), (n,))
+        if self.pooler:
+            n, init = self.width, matrix_init(self.init_stddev)
+            self.layer = self.param("pooler", init, (n, n))
+            self.layer_bias = self.param("pooler_bias", nn.initializers.zeros, (n,))
 
     def __call__(
         self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]
     ) -> Float[Array, "B N"]:
         """Returns one vector per sequence; `valid` is False at padding."""
-        if self.kind == CLASS_TOKEN:
-            return states[:, 0]
+        if self.kind in OF_FIRST_STATE:
+            return self.transformed(states[:, 0])
         if self.kind == LAST:
-            return self._ends(states, valid)
-        return self.weighted_sum(self.weights(states, valid), states)
+            return self.transformed(self._ends(states, valid))
+        return self.transformed(self.weighted_sum(self.weights(states, valid), states))
+
+    def transformed(self, pooled: Float[Array, "B N"]) -> Float[Array, "B N"]:
+        """Returns what is classified of a pooled vector: the vector itself without a pooler."""
+        if not self.pooler:
+            return pooled
+        return jnp.tanh(linear(pooled, self.layer) + self.layer_bias.astype(pooled.dtype))
 
     def weights(
         self, states: Float[Array, "B T N"], valid: Bool[Array, "B T"]

@@ -32,6 +32,8 @@ CASES = {
     "none attention": {"body": "none"},
     "class token": TRANSFORMER | {"pooling": "class_token"},
     "class token, learned": TRANSFORMER | {"pooling": "class_token", "position": "learned"},
+    "first": TRANSFORMER
+    | {"pooling": "first", "pooler": True, "embedding_norm": True, "token_types": 2},
     "transformer mean": TRANSFORMER | {"pooling": "mean", "position": "sinusoidal"},
     "transformer attention": TRANSFORMER | {"encoder": "mask=local, window=2"},
     "transformer last": TRANSFORMER | {"pooling": "last", "encoder": "mask=causal"},
@@ -223,6 +225,13 @@ def test_dropout_and_dtype():
         ({"body": "cnn"}, ["model.body='cnn'", "bilstm"]),
         ({"pooling": "max"}, ["model.pooling='max'", "attention"]),
         ({"pooling": "class_token"}, ["model.pooling='class_token'", "'bilstm'"]),
+        ({"pooling": "first"}, ["model.pooling='first'", "'bilstm'"]),
+        ({"token_types": 2}, ["model.token_types=2", "does not read it"]),
+        ({"embedding_norm": True}, ["model.embedding_norm=True", "does not read it"]),
+        (
+            TRANSFORMER | {"pooling": "first", "encoder": "mask=causal"},
+            ["model.encoder='mask=causal'", "must look ahead"],
+        ),
         ({"body": "none", "pooling": "last"}, ["model.pooling='last'", "'none'"]),
         (
             TRANSFORMER | {"pooling": "class_token", "encoder": "mask=causal"},
@@ -253,3 +262,42 @@ def test_what_does_not_fit_is_refused(model, parts):
 def test_other_models_do_not_read_its_keys(name):
     with pytest.raises(UserError, match="model.pooling='attention': .* does not read it"):
         small.model(name=name, pooling="attention")
+
+
+def test_the_pooler_and_the_first_state_by_hand():
+    """tanh(W h + b) of the first token's state, then the output layer."""
+    options = TRANSFORMER | {"pooling": "first"}
+    model, params, batch = built(pooler=True, **options), None, some_batch()
+    params = parameters(model)
+    rest = dict(params)
+    pool = rest.pop("pool")
+    states = built(**options).apply(
+        {"params": rest}, model_embeddings(rest, batch), batch["length"], method="states"
+    )[0]
+    pooled = np.tanh(states[:, 0] @ pool["pooler"] + pool["pooler_bias"])
+    expected = pooled @ params["head"] + params["head_bias"]
+    np.testing.assert_allclose(called(model, params, batch)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kind_of_token_is_added_to_its_embedding():
+    options = TRANSFORMER | {"pooling": "mean"}
+    model, batch = built(token_types=3, **options), some_batch()
+    params = parameters(model)
+    kinds = jnp.asarray(np.arange(batch["inputs"].size).reshape(batch["inputs"].shape) % 3)
+    rest = {n: a for n, a in params.items() if n != "token_type"}
+    x = model_embeddings(params, batch)
+
+    def expected(kinds):
+        moved = x + params["token_type"][kinds]
+        return built(**options).apply(
+            {"params": rest}, moved, batch["length"], method="from_embeddings"
+        )
+
+    found = called(model, params, batch | {"token_types": kinds})[0]
+    np.testing.assert_allclose(found, expected(kinds), rtol=1e-4, atol=1e-4)
+    found = called(model, params, batch)[0]
+    np.testing.assert_allclose(found, expected(0 * kinds), rtol=1e-4, atol=1e-4)
+
+
+def model_embeddings(params, batch):
+    return params["embed"]["embedding"][batch["inputs"]]

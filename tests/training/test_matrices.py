@@ -69,6 +69,7 @@ NOT_HIDDEN = (
     "coverage",
     "biases_0_kernel",  # of scores
     "hidden_taps",
+    "token_type",
 )
 # (end of the path, dimensions of a matrix, or of those that make one): its roles where the first
 # dimension is not the only input and all others are outputs.
@@ -116,6 +117,7 @@ def pattern(causal):
 def cases():
     """Every registered model, and every option that gives it parameters of another name."""
     learned = {"position": "learned", "tie_embeddings": False, "use_bias": True}
+    learned |= {"embedding_norm": True, "output_bias": True}
     found = {
         "decoder of everything causal": {"name": "decoder", **pattern(True)},
         "decoder of everything else": {"name": "decoder", "mask": "full", **pattern(False)},
@@ -142,6 +144,7 @@ def cases():
             "body": body,
             "pooling": pooling,
         }
+    found["classifier transformer class_token"] |= {"token_types": 2, "pooler": True}
     for listener, speller in (
         ("bilstm", "recurrent"),
         ("transformer", "recurrent"),
