@@ -37,7 +37,7 @@ def main() -> None:
     if options.data and not Path(options.data).is_dir():
         raise UserError(f"--data={options.data} is no directory; research.prepare writes one.")
     found = import_model(
-        Path(options["from"].value),
+        Path(str(options["from"].value)),
         workdir,
         options.length,
         options.dtype,
