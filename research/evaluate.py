@@ -4,6 +4,7 @@ python -m research.evaluate --workdir=runs/text
 python -m research.evaluate --workdir=runs/translation --split=test
 python -m research.evaluate --workdir=runs/text --window=64 --sinks=0,1,2,4 --tokens=4096
 python -m research.evaluate --workdir=runs/text --input=novel.txt --tokens=20000 --recompute
+python -m research.evaluate --workdir=runs/gpt2 --input=novel.txt --stride=512
 
 Without streaming flags it prints the metrics of the best checkpoint, computed with the current code
 and data, and says whether they agree with result.json.
@@ -13,6 +14,10 @@ number of first tokens ("sinks") that are kept in the cache (Xiao et al. 2023). 
 at positions where tokens have left the cache, next to the loss with all tokens in the cache, up to
 the model's maximum length ("dense"), and, with --recompute, the loss if the latest tokens are
 re-encoded for every new token. The loss by position is in WORKDIR/stream.json and stream.png.
+
+With --stride the whole text is read in windows of the model's longest sequence (or --window), each
+so many tokens after the one before and predicting what that did not reach, and its perplexity is
+printed.
 """
 
 from pathlib import Path
@@ -33,11 +38,14 @@ flags.DEFINE_list("sinks", ["0", "1", "2", "4"], "How many of them are the first
 flags.DEFINE_integer("tokens", 4096, "Tokens of each piece of the text.")
 flags.DEFINE_integer("pieces", 8, "Pieces of the text, side by side.", lower_bound=1)
 flags.DEFINE_string("input", "", "UTF-8 text file to stream in place of the run's data.")
+flags.DEFINE_integer("stride", 0, "Reads the text in windows so far apart; for its perplexity.")
 flags.DEFINE_boolean("recompute", False, "Also reads the window anew for each token: slow.")
 flags.DEFINE_string("out", "", "Directory of stream.json and stream.png. Default: WORKDIR.")
 
 STREAM = ("window", "sinks", "tokens", "pieces", "input", "recompute", "out")
 """Flags for streaming."""
+STRIDED = ("window", "input", "split")
+"""Flags that go with --stride."""
 SPLITS = ("train", "validation", "test")
 """Splits that can be streamed, besides held-out sets; the last one if the run has it."""
 
@@ -46,7 +54,8 @@ def main() -> None:
     """Evaluates the best checkpoint, or streams a long text, and prints the results."""
     options = flags.FLAGS
     workdir = open_workdir(options.workdir)
-    streams = any(options[name].present for name in STREAM)
+    strided = options["stride"].present
+    streams = strided or any(options[name].present for name in STREAM)
     if streams:
         check(options)
     from research.training.runs import load_run_config, open_run
@@ -55,10 +64,12 @@ def main() -> None:
     if streams and not options.input:
         splits = SPLITS if config.task.get("test_fraction") else SPLITS[:-1]
         check_name("--split", options.split or "validation", (*splits, *held_out_of(config)))
-    sizes = sizes_of(config, options) if streams else (0, 0)
+    sizes = sizes_of(config, options) if streams and not strided else (0, 0)
     opened = open_run(workdir, config)
     tell(f"best step {opened.best['step']:,}")
-    if streams:
+    if strided:
+        whole(opened, options)
+    elif streams:
         stream(opened, options, *sizes)
     else:
         again(opened, options.split)
@@ -88,9 +99,34 @@ def again(opened: Any, split: str) -> None:
         tell("the same as in result.json")
 
 
+def whole(opened: Any, options: flags.FlagValues) -> None:
+    """Prints the perplexity of a text that is read in windows. Raises UserError."""
+    import numpy as np
+
+    from research.decoding.perplexity import text_loss
+
+    text, source = text_of(opened, options)
+    length = options.window or opened.model.config.length
+    tokens = np.asarray(text[: len(text)], np.int32)
+    tell(f"{len(tokens):,} tokens of {source}, windows of {length:,} every {options.stride:,}")
+    progress = progress_of(len(tokens), "tokens")
+    found = text_loss(opened.model, opened.params, tokens, length, options.stride, progress)
+    print(f"tokens\t{found.tokens}\nloss\t{found.nats:.6f}\nperplexity\t{found.perplexity:.4f}")
+    if options.input:
+        size = Path(options.input).stat().st_size
+        print(f"bits_per_byte\t{found.nats * found.tokens / size / np.log(2):.6f}")
+
+
 def check(options: flags.FlagValues) -> None:
     """Raises UserError for invalid streaming flags, before anything is opened."""
     sinks_of(options)
+    if options["stride"].present:
+        if other := [f"--{n}" for n in STREAM if n not in STRIDED and options[n].present]:
+            raise UserError(
+                f"--stride reads a whole text, and {other[0]} is of a stream; leave it."
+            )
+        if options.stride < 1:
+            raise UserError(f"--stride={options.stride} must be at least 1.")
     if options["window"].present and options.window < 1:
         raise UserError(f"--window={options.window} must be at least 1.")
     if options["input"].present and not Path(options.input).is_file():
