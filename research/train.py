@@ -3,6 +3,9 @@
 python -m research.train --config=configs/recall.py --workdir=runs/recall
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -25,7 +28,6 @@ def main() -> None:
     from research.training.preemption import Preempted
     from research.training.profiling import parse_steps
     from research.training.records.environment import enable_compilation_cache
-    from research.training.schema import run_id
     from research.training.validation import check_config
 
     config: ConfigDict = flags.FLAGS.config
@@ -36,7 +38,7 @@ def main() -> None:
     workdir = open_workdir(flags.FLAGS.workdir)
     configs = members_of(config)
     profile = parse_steps(flags.FLAGS.profile, config.train.steps)
-    runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
+    runs = directories(workdir, configs)
     try:
         with exit_with_peers():
             check_config(configs[0], len(configs))
@@ -62,6 +64,21 @@ def members_of(config: ConfigDict) -> list[ConfigDict]:
     return [
         apply_deltas(config, {"seed": config.seed + i, "members": 1}) for i in range(config.members)
     ]
+
+
+def directories(workdir: Path, configs: Sequence[ConfigDict]) -> list[Path]:
+    """Returns the directories of the members of a population: workdir itself if there is one.
+
+    Those of several are workdir/seed-N; earlier versions named them by their run ids.
+    """
+    from research.training.schema import run_id
+
+    if len(configs) == 1:
+        return [workdir]
+    before = [workdir / run_id(config) for config in configs]
+    if all(path.is_dir() for path in before):
+        return before
+    return [workdir / f"seed-{config.seed}" for config in configs]
 
 
 def summary(result: dict) -> str:

@@ -4,17 +4,16 @@ import os
 import signal
 
 from research.runs.store import TIMINGS, read_json, read_metrics, read_result
-from research.train import members_of
+from research.train import directories, members_of
 from research.training import loop
 from research.training.loop import train_population
 from research.training.records.checkpoints import load_best
-from research.training.schema import run_id
 
 
 def train(config, workdir):
     """Trains as research.train does; returns the runs' directories."""
     configs = members_of(config)
-    runs = [workdir] if len(configs) == 1 else [workdir / run_id(c) for c in configs]
+    runs = directories(workdir, configs)
     train_population(configs, runs, workdir)
     return runs
 

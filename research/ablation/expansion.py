@@ -24,6 +24,9 @@ from research.configuration import Deltas, apply_deltas, load_config
 from research.errors import UserError
 from research.training import schema
 
+REPLICATE = "{replicate}"
+"""Text in a delta that stands for the place of a run's seed, from 0, among those of its stage."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -67,10 +70,12 @@ def resolve(
     experiment: Experiment, arm: str, point: Deltas, tuned: Deltas, seed: int, stage: str
 ) -> Cell:
     """Returns a cell, applying deltas in this order: base, common, axis point, arm, matched
-    feed-forward width, tuned values."""
+    feed-forward width, tuned values. `REPLICATE` in texts is the place of the seed."""
     base = load_config(experiment.base)
     of_point = point_deltas(experiment, point)
     deltas = {**experiment.common, **of_point, **experiment.arms[arm], **tuned, "seed": seed}
+    seeds = seed_list(experiment) if stage == "report" else tune_seed_list(experiment)
+    deltas = {key: of_replicate(value, list(seeds).index(seed)) for key, value in deltas.items()}
     if arm in experiment.feedforward:
         deltas[WIDTH] = experiment.feedforward[arm][point_name(point)]
     try:
@@ -78,6 +83,15 @@ def resolve(
     except UserError as error:
         raise UserError(f"arm {arm!r}: {error}") from None
     return Cell(arm, point, stage, tuned, seed, config)
+
+
+def of_replicate(value: Any, number: int) -> Any:
+    """Returns a value of a delta in which `REPLICATE` is a number, in texts and tuples of them."""
+    if isinstance(value, str):
+        return value.replace(REPLICATE, str(number))
+    if isinstance(value, tuple | list):
+        return tuple(of_replicate(one, number) for one in value)
+    return value
 
 
 def tuning_cells(experiment: Experiment) -> list[Cell]:

@@ -54,17 +54,21 @@ from research.runs.store import (
     ENVIRONMENT,
     FAILED,
     METRICS,
+    POPULATION,
     RESULT,
     read_json,
     read_result,
     write_json,
 )
 from research.tasks.registry import GENERATED
-from research.training.loop import POPULATION, train_population
+from research.training.initial import INITIAL, check_initial
+from research.training.loop import train_population
 from research.training.preemption import Preempted, StopRequest
 from research.training.program import (
+    HOST_KEYS,
     cached_task,
     clear_programs,
+    make_program,
     static_id,
     task_id,
 )
@@ -113,6 +117,7 @@ def prepare(source: Source, workdir: Path, most: MostMembers = 8, layout: str = 
             check_metrics(experiment, population.cells[0].arm, program, config)
         except UserError as error:
             raise UserError(f"{name}: arm {population.cells[0].arm!r}: {error}") from None
+    _check_sources(found, workdir, name)
     check_extension(experiment, name)
     if there is not None and there["name"] != name:
         raise UserError(
@@ -120,6 +125,22 @@ def prepare(source: Source, workdir: Path, most: MostMembers = 8, layout: str = 
             f"{name!r}. Choose another --workdir."
         )
     return experiment
+
+
+def _check_sources(populations: Iterable[Population], workdir: Path, name: str) -> None:
+    """Raises UserError if a run that has not begun cannot start from what `train.init_from` names.
+
+    Those that have begun may need it no more.
+    """
+    asked: dict[tuple, tuple] = {}
+    for population in populations:
+        for cell in population.cells:
+            started = (static_id(cell.config), *(cell.config.train.get(key) for key in HOST_KEYS))
+            begun = on_first(lambda run=cell.run: (workdir / run / INITIAL).exists())
+            if cell.config.train.init_from and started not in asked and not begun:
+                program = make_program(cell.config, len(population.cells))
+                asked[started] = f"{name}: arm {cell.arm!r}: ", program, cell.config
+    check_initial(list(asked.values()))
 
 
 def check_extension(experiment: Experiment, path: str) -> None:

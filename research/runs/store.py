@@ -31,6 +31,9 @@ CONFIG, ENVIRONMENT, DATA, METRICS, ITEMS, RESULT = (
     "result.json",
 )
 
+POPULATION = "population.json"
+"""File in a run directory with the path of the population's checkpoints and the member's index."""
+
 COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
 """Values of result["status"]: trained to the end; the loss became NaN; an exception was raised."""
 

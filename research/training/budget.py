@@ -67,7 +67,7 @@ def _measure_model(static: str) -> dict[str, Any]:
     params = parameter_shapes(counted, batch_shapes(task, 1))
     flops = sum(
         part * training_flops(counted, batch_shapes(task, bucket=bucket), params)
-        for bucket, part in enumerate(task.frequencies_in(config.train.steps))
+        for bucket, part in enumerate(task.frequencies_in(config.train.steps or 1))
     )
     model = model_of(config, task)
     return {

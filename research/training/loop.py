@@ -27,6 +27,7 @@ from research.runs.store import (
     DATA,
     DIVERGED,
     ENVIRONMENT,
+    POPULATION,
     RESULT,
     json_safe,
     read_json,
@@ -36,6 +37,7 @@ from research.runs.store import (
 from research.training import profiling
 from research.training.budget import measure_budget
 from research.training.feeding import feed_steps
+from research.training.initial import Initial, start_from, write_initial
 from research.training.optimizer import read_optimizer
 from research.training.preemption import Preempted, StopRequest
 from research.training.profiling import Trace
@@ -48,7 +50,7 @@ from research.training.program import (
     static_id,
     task_id,
 )
-from research.training.records.checkpoints import DIRECTORY, Checkpoints
+from research.training.records.checkpoints import DIRECTORY, Checkpoints, has_saved
 from research.training.records.data_record import check_same_data, write_data
 from research.training.records.environment import describe_environment
 from research.training.records.items import write_items
@@ -58,9 +60,6 @@ from research.training.schema import record_of_existing, run_record
 from research.training.scores import score_decoded
 from research.training.step import State
 from research.training.utilization import step_utilization
-
-POPULATION = "population.json"
-"""File in a run directory with the path of the population's checkpoints and the member's index."""
 
 
 def train_population(
@@ -87,7 +86,7 @@ def train_population(
 
     Raises:
       UserError: a run directory is not writable or holds a run of another config or other data, or
-        none of its checkpoints can be read.
+        none of its checkpoints can be read; or what `train.init_from` names does not fit.
       OSError: a disk failed during training; the latest checkpoint is intact.
       Preempted: SIGTERM or SIGINT arrived before the end; the state is saved.
     """
@@ -103,12 +102,14 @@ def train_population(
         # Check again: another process may have finished the runs before this one got the lock.
         if finished := on_first(lambda: _finished(runs)):
             return finished
+        resumes = on_first(lambda: has_saved(home / DIRECTORY))
+        initial = start_from(program, configs, runs, resumes)
         with while_starting(home):
-            on_first(lambda: _describe(program, configs, runs, home))
+            on_first(lambda: _describe(program, configs, runs, home, initial))
             checkpoints = Checkpoints(home / DIRECTORY, configs[0].train.keep_checkpoints)
         with checkpoints as saved:
             trace = Trace(profile, home / profiling.DIRECTORY)
-            state, timing = _train(program, configs, runs, saved, stop, title, trace)
+            state, timing = _train(program, configs, runs, saved, stop, title, trace, initial)
         results = _finish(program, configs, runs, state, timing)
         if is_first():
             copy_to_bucket(home)
@@ -168,7 +169,11 @@ def check_same_config(config: ConfigDict, run: Path) -> None:
 
 
 def _describe(
-    program: Program, configs: Sequence[ConfigDict], runs: Sequence[Path], home: Path
+    program: Program,
+    configs: Sequence[ConfigDict],
+    runs: Sequence[Path],
+    home: Path,
+    initial: Initial | None,
 ) -> None:
     """Writes the files that describe runs before training starts.
 
@@ -178,6 +183,8 @@ def _describe(
     for run in runs:
         check_same_data(program.task, run)
     environment = describe_environment()
+    if initial is not None:
+        write_initial(initial, runs)
     for index, (config, run) in enumerate(zip(configs, runs, strict=True)):
         run.mkdir(parents=True, exist_ok=True)
         write_data(program.task, run)
@@ -196,6 +203,7 @@ def _train(
     stop: StopRequest,
     title: str,
     trace: Trace,
+    initial: Initial | None = None,
 ) -> tuple[State, dict[str, float]]:
     """Trains to the last step; returns the final state and timings {"train_seconds", ...}."""
     config, host = configs[0].train, make_members(configs)
@@ -203,12 +211,13 @@ def _train(
     metric, seeds = program.task.select, np.asarray(host.seed)
     rate = read_optimizer(configs[0]).fraction(config.steps)
     per_step = _per_step(program, configs)
-    first, state = _begin(program, configs, runs, saved)
+    first, state = _begin(program, configs, runs, saved, initial)
     step = first
-    data = program.training_data(seeds, step, step)
     began = time.perf_counter()
-    # Run zero steps to compile, so that the rates below measure training only.
-    state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
+    if step < config.steps:
+        # Run zero steps to compile, so that the rates below measure training only.
+        data = program.training_data(seeds, step, step)
+        state, _ = program.train(state, members, data, np.int32(step), np.int32(step))
     compiled = time.perf_counter()
 
     writer = MetricsWriter(runs if is_first() else (), step, per_step)
@@ -217,6 +226,12 @@ def _train(
     targets = list(_targets(step, config, trace.boundaries))
     feed = feed_steps(program, seeds, itertools.pairwise([step, *targets]))
     try:
+        if initial is not None:  # it may be the best, and is where learning curves begin
+            columns, state = _validate(program, state, step)
+            writer.add(step, columns)
+            if not config.steps:
+                writer.sync()
+                saved.save(step, state)
         for target, data in zip(targets, feed, strict=True):
             trace.reached(step, state)
             state, sums = program.train(state, members, data, np.int32(step), np.int32(target))
@@ -224,11 +239,8 @@ def _train(
             rates = host.learning_rate * rate(jnp.float32(step - 1))
             columns: dict[str, Any] = {"train": sums, "learning_rate": rates}
             if step % config.eval_every == 0 or step == config.steps:
-                columns["validation"] = program.evaluate["validation"](
-                    state.params, program.data
-                ).sums
-                value = columns["validation"][metric]
-                state = program.keep_best(state, value.total / value.count, np.int32(step))
+                found, state = _validate(program, state, step)
+                columns |= found
             writer.add(step, columns)
             line.update(step, writer.latest)
             stopping = stop.agreed()
@@ -250,6 +262,14 @@ def _train(
     return state, timing | _speed(step - first, time.perf_counter() - compiled, per_step)
 
 
+def _validate(program: Program, state: State, step: int) -> tuple[dict[str, Any], State]:
+    """Returns the columns of a row of metrics, and the state with the best parameters so far."""
+    sums = program.evaluate["validation"](state.params, program.data).sums
+    value = sums[program.task.select]
+    state = program.keep_best(state, value.total / value.count, np.int32(step))
+    return {"validation": sums}, state
+
+
 def _speed(steps: int, seconds: float, per_step: Mapping[str, float]) -> dict[str, float]:
     """Returns timings of so many steps, with the amounts of `_per_step` per second."""
     rate = steps / seconds if steps else 0.0
@@ -267,21 +287,29 @@ def _targets(step: int, config: ConfigDict, others: Sequence[int]) -> Iterator[i
 
 
 def _begin(
-    program: Program, configs: Sequence[ConfigDict], runs: Sequence[Path], saved: Checkpoints
+    program: Program,
+    configs: Sequence[ConfigDict],
+    runs: Sequence[Path],
+    saved: Checkpoints,
+    initial: Initial | None,
 ) -> tuple[int, State]:
     """Returns the initial or restored step and state, and drops metrics rows after that step."""
     restored = saved.restore(abstract_state(program, len(configs)))
-    step, state = restored or (
-        0,
-        program.init(to_global_arrays(make_members(configs), program.members)),
-    )
-    on_first(lambda: resume_metrics(runs, step, _logged(step, configs[0].train)))
-    return step, state
+    if restored is not None:
+        step, state = restored
+        on_first(lambda: resume_metrics(runs, step, _logged(step, configs[0].train)))
+        return step, state
+    on_first(lambda: resume_metrics(runs, -1, []))
+    if initial is None:
+        return 0, program.init(to_global_arrays(make_members(configs), program.members))
+    lies = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
+    return 0, program.begin(to_global_arrays(initial.params, lies))
 
 
 def _logged(step: int, config: ConfigDict) -> list[int]:
     """Returns the steps up to `step` for which every run has a row, wherever it was interrupted."""
-    return [target for target in _targets(0, config, ()) if target <= step]
+    start = [0] if config.init_from else []
+    return start + [target for target in _targets(0, config, ()) if target <= step]
 
 
 def _per_step(program: Program, configs: Sequence[ConfigDict]) -> dict[str, float]:
@@ -290,7 +318,7 @@ def _per_step(program: Program, configs: Sequence[ConfigDict]) -> dict[str, floa
     There is no MFU (`utilization`) for devices whose peak is not known.
     """
     budget = measure_budget(configs[0])
-    tokens = budget["tokens"] / budget["steps"] * len(configs)
+    tokens = program.task.tokens * len(configs)
     rates = {"tokens_per_second": tokens}
     used = step_utilization(budget["flops_per_token"] * tokens, program.layout.devices)
     return rates if used is None else rates | {"model_flops_utilization": used}

@@ -31,6 +31,7 @@ from research.training.step import (
     State,
     batch_shapes,
     data_key,
+    make_begin,
     make_evaluate,
     make_init,
     make_keep_best,
@@ -45,6 +46,9 @@ MEMBER_KEYS = (
     "model.init_scale",
 )
 """Config keys that may differ between the members of one population."""
+
+HOST_KEYS = ("init_from", "init_heads", "init_without_heads")
+"""Keys of `config.train` that only the host reads; they may differ between members, too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Program:
       members: sharding of the members' values.
       state: shapes and shardings of the state of `layout.member` members, the smallest population
         that this layout can shard.
-      init: (members) -> state.
+      init: (members) -> state, with random parameters.
+      begin: (params) -> state, with these parameters.
       train: (state, members, data, start, stop) -> (state, sums); runs steps start .. stop - 1 and
         sums each member's metrics over these steps. Its data are `training_data`.
       evaluate: {split: (params, data, seeds) -> `Evaluated`} with params stacked over members.
@@ -79,6 +84,7 @@ class Program:
     members: NamedSharding
     state: State
     init: Callable
+    begin: Callable
     train: Callable
     evaluate: dict[str, Callable]
     keep_best: Callable
@@ -112,7 +118,9 @@ class Program:
 
 
 def static_config(config: ConfigDict) -> dict:
-    """Returns the keys a run reads except `MEMBER_KEYS` and the layout, as nested JSON values.
+    """Returns the keys a run reads that its program depends on, as nested JSON values.
+
+    These are all but `MEMBER_KEYS`, `HOST_KEYS` and the layout.
 
     A program is determined by this and by its layout.
     """
@@ -124,6 +132,9 @@ def static_config(config: ConfigDict) -> dict:
         for parent in parents:
             node = node[parent]
         del node[leaf]
+    given = {key: plain["train"].pop(key, "") for key in HOST_KEYS}
+    if given["init_from"]:  # no steps are allowed then
+        plain["train"]["init_from"] = "a run"
     return plain
 
 
@@ -184,6 +195,7 @@ def build_program(
     rest = mesh if layout.how == "jit" else make_mesh(ONE_DEVICE, list(mesh.devices.flat)[:1])
     everywhere = NamedSharding(rest, PartitionSpec())
     init = jax.vmap(make_init(config, task, quick), spmd_axis_name="member")
+    begin = jax.vmap(make_begin(config, task, quick), spmd_axis_name="member")
     state = state_structure(model, init, rest, layout)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     members = NamedSharding(rest, partition_spec(("member",), (layout.member,), dict(rest.shape)))
@@ -208,6 +220,10 @@ def build_program(
         members=members,
         state=state,
         init=bind_mesh(rest, jax.jit(init, in_shardings=members, out_shardings=placed)),
+        begin=bind_mesh(
+            rest,
+            jax.jit(begin, in_shardings=(placed.params,), out_shardings=placed),
+        ),
         train=parallelize(train, layout.how, mesh, (placed, members, lies)),
         evaluate={
             split: bind_mesh(
@@ -226,7 +242,8 @@ def build_program(
 
 def steps_between_stops(config: ConfigDict) -> int:
     """Returns the most steps of `config.train` after which something is logged, saved..."""
-    return min(config.log_every, config.eval_every, config.checkpoint_every, config.steps)
+    least = min(config.log_every, config.eval_every, config.checkpoint_every, config.steps)
+    return max(least, 1)  # arrays of no steps have shapes that nothing takes
 
 
 def data_shardings(task: Task, data: Any, mesh: Mesh) -> Any:

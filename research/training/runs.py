@@ -15,12 +15,11 @@ from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
 from research.runs.parameters import PARAMETERS, read_parameters
-from research.runs.store import CONFIG, RESULT, read_json, read_result
+from research.runs.store import CONFIG, POPULATION, RESULT, read_json, read_result
 from research.tasks.registry import GENERATED, make_task
 from research.tasks.synthetic.rule import LABELS
 from research.tasks.task import Task
 from research.tasks.text.tokenizer import CORPUS, FILE, load_tokenizer
-from research.training.loop import POPULATION
 from research.training.records.checkpoints import load_best
 from research.training.records.data_record import check_same_data
 from research.training.records.environment import enable_compilation_cache

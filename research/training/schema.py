@@ -9,7 +9,7 @@ new task, mechanism or option changes no existing id. A run's `config.json` hold
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_origin
 
@@ -21,6 +21,7 @@ from research.configuration import flatten, from_plain, nearest, nested, to_plai
 from research.decoding.search import Decoding
 from research.errors import UserError, read_part
 from research.interpret.analyses import Interpretation
+from research.models.conversion import WAYS, parse_head
 from research.models.registry import (
     MODELS,
     TOLERATED,
@@ -32,6 +33,7 @@ from research.models.registry import (
 )
 from research.options import (
     Declared,
+    OptionError,
     Part,
     chosen,
     common_default,
@@ -66,11 +68,17 @@ class Run(Part):
     )
 
 
+RANDOM: Mapping[str, Sequence[Any]] = {"init_from": ("",)}
+"""What decides that training starts from random parameters."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Train(Part):
     """Length of training, evaluations and checkpoints: `config.train`."""
 
-    steps: int = option(1500, "steps of training", least=1)
+    steps: int = option(
+        1500, "steps of training; 0, with init_from: evaluate what is there", least=0
+    )
     log_every: int = option(50, "steps between rows of training metrics", least=1)
     eval_every: int = option(250, "steps between evaluations", least=1)
     eval_batches: int = option(16, "batches of an evaluation", least=1)
@@ -78,6 +86,32 @@ class Train(Part):
         500, "steps between checkpoints; the last step always saves", least=1
     )
     keep_checkpoints: int = option(2, "number of latest checkpoints to keep", least=1)
+    init_from: str = option("", "run whose best parameters training starts from; '': random ones")
+    init_heads: str = option(
+        "mean",
+        "how several key and value heads of that run become one: their mean, the first of them, or "
+        "a new one at random initial values",
+        allowed=WAYS,
+        unless=RANDOM,
+        source="Ainslie et al. 2023, section 2.1",
+    )
+    init_without_heads: tuple[str, ...] = option(
+        (),
+        "heads that start without a contribution, as 'layer.head' counted from 0: their rows of "
+        "the output projection are zero",
+        unless=RANDOM,
+        source="Michel et al. 2019, section 2.3",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.steps and not self.init_from:
+            message = "must be at least 1, or train.init_from must name a run to evaluate"
+            raise OptionError("steps", 0, message)
+        for text in self.init_without_heads:
+            if parse_head(text) is None:
+                message = "must be heads as 'layer.head', counted from 0, such as '0.3'"
+                raise OptionError("init_without_heads", self.init_without_heads, message)
 
 
 class Section(NamedTuple):

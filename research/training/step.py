@@ -139,21 +139,33 @@ def width_ratio(config: ConfigDict) -> float:
 
 def make_init(config: ConfigDict, task: Task, model: Model) -> Callable[[Member], State]:
     """Returns a function from a member to its initial state."""
-    worst = -jnp.inf if task.select_higher else jnp.inf
-    shapes, described = batch_shapes(task, 1), read_optimizer(config)
+    shapes, begin = batch_shapes(task, 1), make_begin(config, task, model)
 
     def init(member: Member) -> State:
         example = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         params = model.init(random_stream(member.seed, 0), example, method="forward")["params"]
         axes = model.parameter_axes(params)
-        params = jax.tree.map(lambda p, a: p * member.init_scale if a.matrix else p, params, axes)
+        return begin(
+            jax.tree.map(lambda p, a: p * member.init_scale if a.matrix else p, params, axes)
+        )
+
+    return init
+
+
+def make_begin(config: ConfigDict, task: Task, model: Model) -> Callable[[Any], State]:
+    """Returns a function from a member's first parameters to its state before the first step."""
+    worst = -jnp.inf if task.select_higher else jnp.inf
+    described = read_optimizer(config)
+
+    def begin(params: Any) -> State:
+        axes = model.parameter_axes(params)
         optimizer = make_optimizer(
             described, config.train.steps, 0.0, 0.0, axes, width_ratio(config)
         )
         best = Best(params, jnp.float32(worst), jnp.int32(0))
         return State(params, optimizer.init(params), jnp.int32(-1), best)
 
-    return init
+    return begin
 
 
 def objective(sums: dict[str, Sums]) -> Sums:

@@ -147,7 +147,7 @@ def test_values_at_their_default_are_no_part_of_the_identity():
         ),
         ({"task.num_pairs": (4, 0)}, "task.num_pairs=(4, 0) must be at least 1."),
         ({"seed": -1}, "seed=-1 must be at least 0."),
-        ({"train.steps": 0}, "train.steps=0 must be at least 1."),
+        ({"train.steps": 0}, "train.steps=0 must be at least 1, or train.init_from must name a"),
         ({"parallel.how": "pmpa"}, "parallel.how='pmpa' is unknown. Did you mean 'pmap'?"),
         (
             {"interpret.measures": ("entropie",)},

@@ -175,6 +175,12 @@ class Checkpoints:
         return State(**restored["training"], best=Best(**restored["best"]))
 
 
+def has_saved(directory: Path) -> bool:
+    """Returns whether there is a whole checkpoint in a directory, damaged or not."""
+    where = whereabouts(directory.absolute())
+    return where.is_dir() and any((one / COMMIT).exists() for one in where.iterdir())
+
+
 def _training(state: State) -> dict[str, Any]:
     return {k: v for k, v in state._asdict().items() if k != "best"}
 

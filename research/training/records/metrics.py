@@ -42,7 +42,7 @@ def resume_metrics(runs: Sequence[Path], step: int, logged: Iterable[int]) -> No
 
     Args:
       runs: run directories.
-      step: step of the checkpoint; 0: start of training.
+      step: step of the checkpoint; -1: training starts anew.
       logged: the steps up to `step` that must have a row.
 
     Raises UserError if rows up to the checkpoint are missing.
