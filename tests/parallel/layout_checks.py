@@ -171,6 +171,32 @@ def items_agree() -> None:
             np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
 
 
+def begins() -> None:
+    """Given parameters lie on devices as random ones do, and so does all that starts at them."""
+    config = apply_deltas(small.recall(), BASE | UPDATE_RULES["schedule_free"])
+    found = []
+    for layout in ({"member": 1, "data": 1}, {"member": 2, "data": 2, "model": 2, "fsdp": True}):
+        deltas = {f"parallel.{key}": value for key, value in layout.items()}
+        program = make_program(apply_deltas(config, deltas), 2)
+        random = np.random.default_rng(0)
+        given = jax.tree.map(
+            lambda s, random=random: random.normal(size=(2, *s.shape)).astype(s.dtype),
+            program.parameters,
+        )
+        lies = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
+        state = program.begin(to_global_arrays(given, lies))
+        for leaf, wanted in zip(*map(jax.tree.leaves, (state, program.state)), strict=True):
+            assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+        members = to_global_arrays(
+            make_members([apply_deltas(config, {"seed": seed}) for seed in range(2)]),
+            program.members,
+        )
+        state, _ = program.train(state, members, program.data, np.int32(0), np.int32(0))
+        found.append(jax.device_get(state))
+        jax.tree.map(np.testing.assert_array_equal, found[-1].params, given)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 EVERY = {
     f"{name} {layout}": functools.partial(agrees, name, layout)
     for name in (*MECHANISMS, *PAIRS)
@@ -198,3 +224,4 @@ SLOW = {name: check for name, check in EVERY.items() if name not in FAST} | {
     for layout in ("data=8, fsdp", "member=2 x data=2 x model=2, fsdp")
 }
 CHECKS = {name: EVERY[name] for name in FAST} | {"parts": lies_in_parts, "items": items_agree}
+CHECKS |= {"begins": begins}
