@@ -72,8 +72,8 @@ experiment = Experiment(
         ),
         *(
             Claim(
-                text=f"After uptraining for 5 % of the steps, multi-query attention that began with "
-                f"{better} is better than with {worse}.",
+                text=f"After uptraining for 5 % of the steps, {better} is still the better start "
+                f"for multi-query attention than {worse}.",
                 source=f"{AINSLIE}, Figure 4",
                 published="T5 Large, multi-query, 5 % of the steps: mean over first over random",
                 test=Direction(a=f"multi-query, {better}", b=f"multi-query, {worse}", at=AFTER),

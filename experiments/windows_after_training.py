@@ -53,7 +53,7 @@ def lower(a: str, b: str, at: dict, margin: float = 0.0) -> Direction:
 
 
 experiment = Experiment(
-    question="What becomes of a trained model with a window, sinks, or RoPE scaled to longer texts?",
+    question="What becomes of a trained model with a window, sinks, or RoPE at another scale?",
     base="configs/text.py",
     common={
         "task.test_fraction": 0.05,
@@ -111,7 +111,7 @@ experiment = Experiment(
         ),
         *(
             Claim(
-                text=f"At {factor} times the length, RoPE scaled as {way} does is better than none.",
+                text=f"At {factor} times the length, RoPE is better {way} than not scaled.",
                 source=source,
                 test=lower(f"{way} {factor}x", "full", at),
             )
