@@ -15,12 +15,15 @@ from ml_collections import ConfigDict
 
 from configs import base
 from research.configuration import apply_deltas, flatten
+from research.errors import UserError
 from research.runs.bucket import open_workdir
 from research.training.runs import load_run_config
 
 
-def get_config(run: str) -> ConfigDict:
+def get_config(run: str = "") -> ConfigDict:
     """Returns the config that continues the run in this directory."""
+    if not run:
+        raise UserError("which run goes on? Name it: --config=configs/continued.py:runs/text.")
     before = flatten(load_run_config(open_workdir(run)))
     # An imported run may have no steps of its own.
     steps = max(round(0.05 * before["train.steps"]), 1)

@@ -218,7 +218,9 @@ def write_initial(initial: Initial, runs: Sequence[Path]) -> None:
     """Writes `INITIAL` of each run, and prints what did not come from its source, or was left."""
     for record, run in zip(initial.records, runs, strict=True):
         write_json(run / INITIAL, record)
-    told = {(*record["fresh"], "", *record["unused"]): record for record in initial.records}
+    told: dict[tuple, dict] = {}  # members of one model mostly have the same to tell
+    for record in initial.records:
+        told.setdefault((*record["fresh"], "", *record["unused"]), record)
     for record in told.values():
         if record["fresh"]:
             print(f"at initial values, not from {record['source']}: {', '.join(record['fresh'])}")

@@ -12,6 +12,7 @@ from research.ablation.experiment import Experiment, Outcome
 from research.ablation.loading import InMemoryExperiment
 from research.ablation.populations import Shard, populations
 from research.ablation.sweep import prepare, run_sweep
+from research.configuration import flatten, load_config
 from research.errors import UserError
 from research.parallel.parallelize import to_global_arrays
 from research.runs.store import read_json, read_metrics, read_result, write_json
@@ -20,7 +21,9 @@ from research.training.loop import train_population
 from research.training.preemption import Preempted
 from research.training.program import make_members, make_program, static_id
 from research.training.runs import load_run_config, open_run
+from research.training.schema import resolve
 from tests import small
+from tests.conftest import ROOT
 from tests.runs import best_of, signal_at, train, without_time
 
 recall = functools.partial(small.recall, model__num_layers=1, train__steps=16)
@@ -60,6 +63,20 @@ def test_zero_steps_evaluate_what_each_member_starts_from(sources, tmp_path):
     assert len(digests) == 2
     opened = open_run(runs[0], load_run_config(runs[0]))
     jax.tree.map(np.testing.assert_array_equal, opened.params, best_of(sources[0])[0])
+
+
+def test_the_config_that_continues_a_run_is_the_run_s_own(sources):
+    path = ROOT / "configs" / "continued.py"
+    config, before = (flatten(resolve(c)) for c in (load_config(f"{path}:{sources[1]}"), recall()))
+    changed = {key for key in before if config[key] != before[key]}
+    assert {"seed", "train.init_from", "train.steps", "optimizer.learning_rate"} <= changed
+    assert all(key.split(".")[0] in ("seed", "train", "optimizer") for key in changed)
+    assert config["train.init_from"] == str(sources[1]) and config["train.steps"] == 1
+    assert config["optimizer.learning_rate"] == pytest.approx(1e-3)
+    with pytest.raises(
+        UserError, match=r"which run goes on\? Name it: --config=configs/continued.py:"
+    ):
+        load_config(str(path))
 
 
 @pytest.mark.parametrize("rule", ["adamw", "schedule_free"])
