@@ -77,6 +77,12 @@ def _model(study: Study) -> Iterator[str]:
 
 def _training(study: Study) -> Iterator[str]:
     config = common_config(study)
+    source = study.experiment.common.get("train.init_from")
+    if source:
+        yield f"Every run starts from the parameters of {source}."
+    if config.get("train.steps") == 0:
+        yield "No run is trained."
+        return
     if "train.steps" in config and "task.batch_size" in config:
         yield (
             f"Training takes {config['train.steps']:,} steps of {config['task.batch_size']:,} "

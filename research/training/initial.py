@@ -1,7 +1,8 @@
 """Starts a population from the parameters of other runs, and records which these were.
 
 <run>/initial.json has, for each member, the path of the run that it started from, the digest of the
-parameters there, and which parameters were not taken from it or by it. A run that goes on from a
+parameters there, which keys of the model differ from it, and which parameters were not taken from
+it or by it. A run that goes on from a
 checkpoint of its own needs the other run no more.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from research.configuration import differences
 from research.errors import UserError
 from research.models.conversion import as_arrays, convert, without_heads
 from research.parallel.parallelize import to_global_arrays
@@ -29,6 +31,12 @@ from research.training.program import Program, make_members
 from research.training.runs import LoadedRun, load_best_params, load_run_config, open_run
 
 INITIAL = "initial.json"
+TOLD = {
+    "changed": "not as in {}",
+    "fresh": "at initial values, not from {}",
+    "unused": "of {}, not used",
+}
+"""{list in `INITIAL`: what is printed before its items}."""
 
 
 class Initial(NamedTuple):
@@ -142,6 +150,9 @@ def _converted(
 def _convert(
     source: LoadedRun, program: Program, config: ConfigDict, initial: Callable[[], PyTree]
 ) -> tuple[PyTree, dict[str, Any]]:
+    name, other = config.model.name, source.config.model.name
+    if name != other:
+        raise UserError(f"its model is a {other!r}, and model.name={name!r}")
     _check_vocabulary(source, program)
     params = jax.tree.map(np.asarray, source.params)
     shapes = program.parameters
@@ -151,8 +162,13 @@ def _convert(
         kept = without_heads(found.params, program.model, taken)
     except UserError as error:
         raise UserError(f"train.init_without_heads={tuple(taken)!r}: {error}") from None
-    record = {"digest": digest(params), "step": source.best["step"]}
-    return kept, record | {"fresh": list(found.fresh), "unused": list(found.unused)}
+    return kept, {
+        "digest": digest(params),
+        "step": source.best["step"],
+        "changed": differences(*({"model": c.model} for c in (source.config, config))),
+        "fresh": list(found.fresh),
+        "unused": list(found.unused),
+    }
 
 
 def _initial_params(program: Program, config: ConfigDict) -> Callable[[], PyTree]:
@@ -197,7 +213,7 @@ def digest(params: PyTree) -> str:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ):
         found.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-        found.update(np.ascontiguousarray(leaf).data)
+        found.update(leaf.tobytes())
     return found.hexdigest()
 
 
@@ -215,14 +231,16 @@ def check_same_source(records: Sequence[dict[str, Any]], runs: Sequence[Path]) -
 
 
 def write_initial(initial: Initial, runs: Sequence[Path]) -> None:
-    """Writes `INITIAL` of each run, and prints what did not come from its source, or was left."""
+    """Writes `INITIAL` of each run, and prints how it differs from its source, on a line each.
+
+    A key that differs by mistake, such as the base of RoPE, would not show in the parameters.
+    """
     for record, run in zip(initial.records, runs, strict=True):
         write_json(run / INITIAL, record)
     told: dict[tuple, dict] = {}  # members of one model mostly have the same to tell
     for record in initial.records:
-        told.setdefault((*record["fresh"], "", *record["unused"]), record)
+        told.setdefault(tuple(str(record[what]) for what in TOLD), record)
     for record in told.values():
-        if record["fresh"]:
-            print(f"at initial values, not from {record['source']}: {', '.join(record['fresh'])}")
-        if record["unused"]:
-            print(f"of {record['source']}, not used: {', '.join(record['unused'])}")
+        for what, text in TOLD.items():
+            if record[what]:
+                print(f"{text.format(record['source'])}: {', '.join(record[what])}")

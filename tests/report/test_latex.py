@@ -124,6 +124,12 @@ def test_methods_are_those_of_the_experiment(summary):
     assert "Holm-corrected" not in text and "optimizer" not in text
 
 
+def test_methods_say_from_what_the_runs_start(tmp_path):
+    common = {"train.init_from": "runs/pretrained/seed-{replicate}"}
+    study = summary_of(tmp_path, replace(EXPERIMENT, common=common)).study
+    assert "Every run starts from the parameters of runs/pretrained/seed-" in methods(study)
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 def test_it_compiles(text, tmp_path):
     (tmp_path / "report.tex").write_text(text)
