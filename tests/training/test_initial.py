@@ -16,7 +16,7 @@ from research.configuration import flatten, load_config
 from research.errors import UserError
 from research.parallel.parallelize import to_global_arrays
 from research.runs.store import read_json, read_metrics, read_result, write_json
-from research.training.initial import INITIAL, digest
+from research.training.initial import INITIAL, digest, load_initial
 from research.training.loop import train_population
 from research.training.preemption import Preempted
 from research.training.program import make_members, make_program, static_id
@@ -24,6 +24,7 @@ from research.training.runs import load_run_config, open_run
 from research.training.schema import resolve
 from tests import small
 from tests.conftest import ROOT
+from tests.random_runs import write_run
 from tests.runs import best_of, signal_at, train, without_time
 
 recall = functools.partial(small.recall, model__num_layers=1, train__steps=16)
@@ -164,6 +165,16 @@ def test_another_tokenizer_is_refused(tmp_path):
     config = small.text(tmp_path / "b.txt", **short, train__init_from=str(run))
     with pytest.raises(UserError, match=r"its tokenizer \(sha256 \w{12}\) is not that of the task"):
         train(config, tmp_path / "other")
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    write_run(tmp_path / "run", small.transduction())
+    transformer = {key.replace(".", "__"): value for key, value in small.TRANSFORMER.items()}
+    config = small.transduction(
+        model__name="encoder_decoder", train__init_from=str(tmp_path / "run"), **transformer
+    )
+    with pytest.raises(UserError, match=r"is a 'recurrent', and model.name='encoder_decoder'\."):
+        load_initial(make_program(config), [config])
 
 
 def test_what_a_new_mechanism_has_of_its_own_is_told(sources, tmp_path, capsys):
