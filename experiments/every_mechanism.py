@@ -21,7 +21,7 @@ NEEDS |= {"top_blocks": 2}
 SHORT = {"compress_length": 4, "compress_stride": 2, "block_length": 4, "top_blocks": 4}
 SIZES = {"native_sparse": SHORT | {"window": 8}}
 ON = {"num_kv_heads": 1, "softcap": 5.0, "qk_norm": "rms", "predicted_window": 8}
-ON |= {"value_residual": "learned", "score_conv_queries": 3}
+ON |= {"value_residual": "learned", "score_conv_queries": 3, "index_top": 8}
 # Of models around their mixers.
 AROUND = {"norm": "zero_centered_rmsnorm", "embedding_scale": 8.0, "parallel_residual": True}
 AROUND |= {"embedding_norm": True, "output_scale": 0.5, "output_bias": True}

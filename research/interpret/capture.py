@@ -26,8 +26,9 @@ from research.attention.mixers.across_layers import AcrossLayers
 from research.attention.mixers.mixer import AttentionTrace, weighted_values
 from research.attention.parts.masks import Mask
 from research.errors import UserError, check_name
-from research.models.block import Block, Cross, MixerLayer
+from research.models.block import Block, Cross
 from research.models.classifier import Embed
+from research.models.mixer_layer import MixerLayer
 from research.models.model import Model
 from research.models.pooling import Pool
 from research.models.speech.conformer import ConformerBlock

@@ -20,9 +20,10 @@ from research.attention.implementations.flash import ATTENTION_OUT
 from research.attention.mixers.across_layers import AcrossLayers
 from research.attention.mixers.cross_attention import CrossAttention
 from research.attention.mixers.mixer import Mixer, places_of
-from research.attention.mixers.self_attention import Earlier, Handed, SelfAttention
+from research.attention.mixers.self_attention import Earlier, Handed
 from research.attention.parts.masks import Mask
 from research.models.canon import Canon, empty_pasts
+from research.models.mixer_layer import LOSSES, MixerLayer
 from research.models.primitives import ACTIVATIONS, GATED, linear, matrix_init
 from research.models.residual import parallel_residual, residual
 
@@ -34,9 +35,9 @@ KEPT: dict[str, Any] = {
 }
 """{name: policy of `jax.checkpoint`}."""
 
-LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0}
-"""Flax collections that the scan over layers stacks: parameters, and the activations that
-`research.interpret.capture` records ("captured") and patches ("given")."""
+LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0, LOSSES: 0}
+"""Flax collections that the scan over layers stacks: parameters, the activations that
+`research.interpret.capture` records ("captured") and patches ("given"), and what mixers report."""
 
 
 @dataclass(frozen=True)
@@ -75,39 +76,6 @@ class TransformerConfig:
     position: str
     mixers: tuple[Mixer, ...]
     implementation: str
-
-
-class MixerLayer(nn.Module):
-    """Owns the parameters that a mixer declares."""
-
-    mixer: Mixer
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T M"],
-        state: Any,
-        mask: Mask | None = None,
-        earlier: Earlier | None = None,
-    ) -> tuple[Float[Array, "B T M"], Any, Handed | None]:
-        """Returns the output, the new state, and what later layers may use, if `earlier` is given.
-
-        Args:
-          x: a whole sequence or, with a state, its next tokens.
-          state: decoding state; None for a whole sequence.
-          mask: as mixers take it.
-          earlier: what earlier layers handed over; None: no layer of the model uses another's.
-        """
-        params = {
-            name: self.param(name, p.init, p.shape) for name, p in self.mixer.parameters().items()
-        }
-        if earlier is not None and isinstance(self.mixer, SelfAttention):
-            state, y, handed = self.mixer.mix(params, x, state, mask=mask, earlier=earlier)
-            return y, state, handed
-        if state is None:
-            return self.mixer(params, x, mask=mask), None, None
-        state, y = self.mixer.extend(params, state, x)
-        return y, state, None
 
 
 class FeedForward(nn.Module):

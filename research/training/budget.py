@@ -12,6 +12,7 @@ from jax.extend import core
 from ml_collections import ConfigDict
 
 from research.configuration import from_plain
+from research.models.mixer_layer import LOSSES
 from research.models.model import Model, parameter_shapes
 from research.training.program import cached_task, model_of, static_id, task_id
 from research.training.step import batch_shapes
@@ -87,7 +88,7 @@ def training_flops(model: Model, batch: Any, params: Any = None) -> float:
     """
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        outputs = model.apply({"params": params}, batch, method="forward")
+        outputs = model.apply({"params": params}, batch, method="forward", mutable=[LOSSES])
         return sum((a.sum() for a in jax.tree.leaves(outputs)), jnp.float32(0.0))
 
     params = params or parameter_shapes(model, batch)

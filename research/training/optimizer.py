@@ -41,6 +41,11 @@ class Optimizer(Part):
         least=0,
         source="Chowdhery et al. 2022 (PaLM), section 5",
     )
+    auxiliary_loss: float = option(
+        1.0,
+        "times the losses of the model's own parts, such as an indexer's, is added to the loss",
+        least=0,
+    )
     accumulate: int = option(
         1, "parts of a batch whose gradients are accumulated one after another", least=1
     )

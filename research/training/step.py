@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from research.interpret.head_metrics import with_head_measures
+from research.models.mixer_layer import LOSSES, losses_of_layers
 from research.models.model import Model
 from research.parallel.rules import constrain
 from research.tasks.items import fingerprints, sums_of_items
@@ -176,20 +177,25 @@ def objective(sums: dict[str, Sums]) -> Sums:
 def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
     """Returns (params, batch, key) -> (gradients, sums), both summed over targets, not averaged.
 
-    Splits the batch into `optimizer.accumulate` parts and processes them sequentially.
+    Splits the batch into `optimizer.accumulate` parts and processes them sequentially. Losses of
+    mixers are means over queries: each counts as if every target had it, and layers add up.
     """
     parts, z_loss = config.optimizer.accumulate, config.optimizer.z_loss
 
     def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Sums]]:
-        outputs = model.apply(
+        outputs, found = model.apply(
             {"params": params},
             batch,
             deterministic=False,
             rngs={"dropout": key},
             method="forward",
+            mutable=[LOSSES],
         )
         sums = task.metrics(outputs, batch)
-        total = objective(sums).total
+        total, count = objective(sums)
+        for name, layers in losses_of_layers(found).items():
+            total = total + config.optimizer.auxiliary_loss * layers.sum() * count
+            sums[name] = Sums(layers.mean() * count, count)
         if z_loss:
             squares = jnp.square(log_normalizer(outputs))
             total = total + z_loss * jnp.where(batch["targets"] >= 0, squares, 0.0).sum()

@@ -17,9 +17,12 @@ from research.errors import UserError
 from research.interpret import analyses
 from research.models.decoder import DecoderOptions
 from research.models.layers import LACK_SEGMENTS, SLOW_TO_TRACE, with_substitute
+from research.models.mixer_layer import LOSSES
 from research.models.model import parameter_shapes
 from research.models.registry import read_model
+from research.options import declarations
 from research.parallel.xla_flags import check_profile_in_use
+from research.training.optimizer import Optimizer
 from research.training.program import Program, cached_task, make_program, model_of, task_id
 from research.training.schema import resolve
 from research.training.step import batch_shapes
@@ -59,6 +62,7 @@ def check_config(config: ConfigDict, members: int = 1) -> Program:
             "parallel.how='pmap' copies all data to every device; task.data='streamed' needs 'jit'."
         )
     _check_causal(config, program)
+    _check_reports(config, program)
     return program
 
 
@@ -125,6 +129,29 @@ def _check_causal(config: ConfigDict, program: Program) -> None:
                 f"model.mask={mixer.values['mask']!r} shows the task {config.task.name!r} the "
                 "tokens that it has to predict; use 'causal' or 'window'."
             )
+
+
+def _check_reports(config: ConfigDict, program: Program) -> None:
+    """Raises UserError if an option is about what layers report, and none does."""
+    weight = config.optimizer.auxiliary_loss
+    if weight != declarations(Optimizer)["auxiliary_loss"].default and not _reports(
+        program, LOSSES
+    ):
+        raise UserError(
+            f"optimizer.auxiliary_loss={weight}: no part of this model has a loss of its own; "
+            "model.index_top has. Leave it 1.0."
+        )
+
+
+def _reports(program: Program, collection: str) -> bool:
+    """Returns whether any layer of the model fills a collection."""
+
+    def run(params: Any, batch: Any) -> Any:
+        apply = program.model.apply
+        return apply({"params": params}, batch, method="forward", mutable=[collection])[1]
+
+    found = jax.eval_shape(run, program.parameters, batch_shapes(program.task, 1))
+    return bool(jax.tree.leaves(found))
 
 
 def _check_search(config: ConfigDict, program: Program) -> None:

@@ -33,6 +33,9 @@ SHORT = {
     }
 }
 
+# Selects most keys, so that a query's gradient reaches most.
+INDEXED = {"index_top": 5, "index_heads": 3, "index_width": 6}
+
 # Variants worth a case beside each entry at its defaults. The Fourier transform takes filters above
 # convolution.SHORT, hence the long one.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -86,6 +89,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "normalizer": "stick_breaking",
             "num_kv_heads": 2,
         },
+        {"position": "rope", "num_kv_heads": 2, **INDEXED},
+        {
+            "mask": "window | causal & global",
+            "window": 5,
+            "global_tokens": 2,
+            "index_top": 3,
+            "implementation": "blockwise",
+        },
         {"selective": True},
         {"score_conv_queries": 3, "score_conv_keys": 4},
         # Without selection: that of convolved scores depends on keys that no later query sees.
@@ -108,6 +119,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "latent": [
         {"position": "rope"},
+        {"position": "rope", "rope_width": 2, "query_latent_width": 5, **INDEXED},
         {"latent_width": 3, "mask": "window", "window": 4, "query_latent_width": 5},
         {"mask": "moba", "block_length": 4, "top_blocks": 2},
     ],
@@ -157,6 +169,7 @@ MIXING = ("linformer", "moba", "native_sparse")
 
 # What gives visible keys a weight of exactly zero; which ones depends on the numbers.
 SPARSE = {"normalizer": ("sparsemax", "entmax15", "squared_relu", "softpick"), "mask": ("moba",)}
+SELECTING = ("predicted_window", "index_top")  # options
 
 # Implementations that need a device or a length that these tests do not have.
 ELSEWHERE = ("jax_cudnn", "splash")

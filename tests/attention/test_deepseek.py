@@ -1,4 +1,6 @@
-"""Parity of latent attention with the transformers library's DeepSeek-V3, of random weights."""
+"""Parity of latent attention with the transformers library's DeepSeek models, of random weights."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import pytest
 
 from research.attention.mixers import latent
 from research.attention.mixers.latent import LatentAttention
+from research.attention.parts.indexer import indexer
 from research.attention.parts.positions import Rotary
 from tests.parity import compare, of
 
@@ -14,6 +17,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 B, T, M, H, D, R, LATENT, OF_QUERY = 2, 21, 48, 4, 16, 8, 20, 12
+TOP, INDEX_HEADS = 6, 5
 EXTENDED = {
     "rope_theta": 10000.0,
     "rope_type": "yarn",
@@ -73,7 +77,7 @@ def as_ours(attention, interleaved, value):
         "value": keys_values[:, 1].transpose(2, 0, 1),
         "out": array(value(attention.o_proj.weight)).T.reshape(H, D, M),
     }
-    if attention.q_proj is not None:
+    if getattr(attention, "q_proj", None) is not None:
         query = attention.q_proj
     else:
         query = attention.q_b_proj
@@ -118,6 +122,78 @@ def test_latent_attention_of_deepseek_v3(query_rank, interleaved, rope, rotary):
         "mixer=latent, position=rope"
         + (f", query_latent_width={query_rank}" if query_rank else ""),
         of(transformers, "DeepseekV3Attention"),
+        outputs=(found, expected),
+        gradients=gradients,
+        decoded=(jnp.concatenate(pieces, 1), expected),
+    )
+
+
+def sparse_theirs():
+    """DeepSeek-V3.2's attention, of which each query reads `TOP` keys."""
+    from transformers.models.deepseek_v32 import modeling_deepseek_v32 as deepseek
+
+    torch.manual_seed(0)
+    config = transformers.DeepseekV32Config(
+        hidden_size=M,
+        num_attention_heads=H,
+        num_key_value_heads=H,
+        q_lora_rank=OF_QUERY,
+        kv_lora_rank=LATENT,
+        qk_nope_head_dim=D,
+        qk_rope_head_dim=R,
+        v_head_dim=D,
+        index_topk=TOP,
+        index_n_heads=INDEX_HEADS,
+        index_head_dim=2 * R,
+        rope_parameters={"rope_theta": 10000.0, "rope_type": "default"},
+        max_position_embeddings=64,
+        attn_implementation="eager",
+    )
+    attention = deepseek.DeepseekV32Attention(config, 0)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.2)
+    return attention, deepseek.DeepseekV32RotaryEmbedding(config)
+
+
+def test_sparse_attention_of_deepseek_v32():
+    """Which keys the indexer selects, outputs and gradients, and outputs token by token."""
+    theirs, embedding = sparse_theirs()
+    x, out_gradient = torch.randn(B, T, M, requires_grad=True), torch.randn(B, T, M)
+    forbidden = torch.full((T, T), float("-inf")).triu(1)[None, None].repeat(B, 1, 1, 1)
+    expected, weights = theirs(x, embedding(x, torch.arange(T)[None]), forbidden)
+    expected.backward(out_gradient)
+
+    rotary, inward = Rotary(), (M, OF_QUERY, INDEX_HEADS, 2 * R, TOP)
+    mechanism = dataclasses.replace(latent.CAUSAL, selection=indexer(*inward, rotary))
+    ours = LatentAttention(M, H, D, LATENT, OF_QUERY, R, mechanism, rotary)
+    own, inputs = theirs.indexer, array(x)
+    params = as_ours(theirs, True, lambda p: p) | {
+        "selection_query": array(own.wq_b.weight).T.reshape(OF_QUERY, INDEX_HEADS, 2 * R),
+        "selection_key": array(own.wk.weight).T,
+        "selection_key_scale": array(own.k_norm.weight),
+        "selection_key_bias": array(own.k_norm.bias),
+        "selection_weight": array(own.weights_proj.weight).T,
+    }
+    assert {k: a.shape for k, a in params.items()} == {
+        k: p.shape for k, p in ours.parameters().items()
+    }
+    selected = ours.attention_trace(params, inputs).weights > 0
+    assert (selected == array(weights > 0)).all()
+    assert (selected.sum(-1).max(), selected.sum(-1).min()) == (TOP, 1)
+    found, pull = jax.vjp(ours, params, inputs)
+    of_params, of_inputs = pull(array(out_gradient))
+    of_theirs = as_ours(theirs, True, lambda p: p.grad)
+    gradients = {name: (of_params[name], one) for name, one in of_theirs.items()}
+    gradients["x"] = of_inputs, x.grad
+
+    state, pieces = ours.init_state(B, T, "float32"), []
+    for start, stop in ((0, 1), (1, 2), (2, 9), (9, T)):
+        state, y = jax.jit(ours.extend)(params, state, inputs[:, start:stop])
+        pieces.append(y)
+    compare(
+        f"mixer=latent, position=rope, query_latent_width={OF_QUERY}, index_top={TOP}",
+        of(transformers, "DeepseekV32Attention"),
         outputs=(found, expected),
         gradients=gradients,
         decoded=(jnp.concatenate(pieces, 1), expected),

@@ -23,6 +23,7 @@ from tests.attention.cases import (
     NAMED,
     PADDABLE,
     REPEATED,
+    SELECTING,
     SPARSE,
     absolute,
     close,
@@ -94,7 +95,7 @@ def test_gradient_reaches_exactly_what_is_visible(options):
     rounds = options.name == "gated_convolution" or getattr(options.options, "forget_gate", False)
     rounding = 1e-14 * reached.max() if rounds else 0
     assert reached[~expected].max(initial=0) <= rounding
-    if options.values.get("predicted_window") or any(
+    if any(map(options.values.get, SELECTING)) or any(
         options.values.get(f) in v for f, v in SPARSE.items()
     ):
         assert (reached[expected] > 0).mean() > 0.5

@@ -209,7 +209,7 @@ def test_initial_scale_and_decay_are_of_the_matrices(case):
     # The same parameters, all one at first, in a model that reads none: all gradients are zero.
     flat = types.SimpleNamespace(
         init=lambda *args, **kwargs: {"params": ones(shapes)},
-        apply=lambda *args, **kwargs: jnp.float32(1),
+        apply=lambda *args, **kwargs: (jnp.float32(1), {}),
         parameter_axes=model.parameter_axes,
     )
     task = types.SimpleNamespace(

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from research.attention.parts.biases import RowBias
+from research.attention.parts.indexer import Indexer, allowed_pairs
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import PLAIN, Mechanism
 
@@ -103,6 +104,26 @@ def stored_after(
             found |= {} if stored is None else {f"biases_{n}": stored}
         scores = _with_bias(bias, scores, mechanism.mask, head, at)
     return found
+
+
+def selection_loss(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism,
+    *,
+    q_index: Integer[Array | np.ndarray, " T"],
+    kv_index: Integer[Array | np.ndarray, " S"],
+) -> Float[Array, ""]:
+    """Returns the loss that trains the selection of a mechanism, from all weights of `attend`.
+
+    See `KeyScores.divergence`; it has gradients by the selection's parameters and nothing else.
+    """
+    at, chooses = (q_index, kv_index), mechanism.selection
+    assert isinstance(chooses, Indexer)
+    evaluated = mechanism.evaluate(q, k, *at)
+    seen = weights(q, k, evaluated, q_index=q_index, kv_index=kv_index)
+    return chooses.evaluate(q, k, *at).divergence(seen, allowed_pairs(evaluated.mask, *at))
 
 
 def _columns(t, s, q_index, kv_index):

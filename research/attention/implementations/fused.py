@@ -43,6 +43,8 @@ def unsupported_by_cudnn(mechanism: Mechanism) -> str:
     """Returns the part of the mechanism that `attend_cudnn` cannot compute; empty if none."""
     if mechanism.biases:
         return f"bias {type(mechanism.biases[0]).__name__}"
+    if mechanism.selection is not None:
+        return "a selection of keys"
     if type(mechanism.mask) not in (Mask, Window):
         return f"mask {type(mechanism.mask).__name__} (it has full, causal and window)"
     return unsupported_by_xla(mechanism)

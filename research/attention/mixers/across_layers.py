@@ -131,7 +131,7 @@ class SoftmaxOptions(ScoredOptions):
 
     source = "Vaswani et al. 2017, equation 1 and section 3.2.2"
     time = "T S H D"
-    state = "2 S K D; a window of w keys: 2 w K D"
+    state = "2 S K D; a window of w keys: 2 w K D; with an indexer S E more"
     where = ("self", "cross", "decoder")
 
     value_residual: str = option(

@@ -15,6 +15,7 @@ from research.attention.parts import biases
 from research.attention.parts.biases import Bias
 from research.attention.parts.contextual_positions import CONTEXTUAL_POSITIONS
 from research.attention.parts.forget_gate import forget_gate
+from research.attention.parts.indexer import indexer
 from research.attention.parts.masks import Mask
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.multi_token import key_query_convolution
@@ -125,7 +126,40 @@ class AttentionOptions(HeadOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoredOptions(AttentionOptions):
+class SelectingOptions(AttentionOptions):
+    """Options of softmax attention that can select keys by a lightning indexer."""
+
+    index_top: int = length_option(
+        0,
+        "keys that a lightning indexer selects for each query; as many as a sequence has: all, as "
+        "in the paper's dense warm-up; 0: no indexer",
+        source="DeepSeek-AI 2025 (DeepSeek-V3.2-Exp), section 2.1, equations 1-4",
+        where=("self",),
+    )
+    index_heads: int = size_option(
+        4, "query heads of the indexer", least=1, unless={"index_top": (0,)}
+    )
+    index_width: int = size_option(
+        0, "width of a head of the indexer; 0: head_width", unless={"index_top": (0,)}
+    )
+
+    def query_width(self, context: Context) -> int:
+        """Returns the width of what queries are projected from."""
+        return context.width
+
+    def mechanism(self, context: Context) -> Mechanism:
+        """Returns the mechanism that these options describe."""
+        made = super().mechanism(context)
+        if not self.index_top:
+            return made
+        width = self.index_width or self.sizes(context).head_width
+        sizes = context.width, self.query_width(context), self.index_heads, width, self.index_top
+        chosen = indexer(*sizes, self.build_rotary(context), context.init_stddev)
+        return dataclasses.replace(made, selection=chosen)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredOptions(SelectingOptions):
     """Options of softmax attention, whatever replaces its softmax."""
 
     num_kv_heads: int = size_option(

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from research.attention.implementations import dense
 from research.attention.implementations.attend import attend, decoding_implementation
 from research.attention.mixers import cache
-from research.attention.mixers.attention_options import AttentionOptions
+from research.attention.mixers.attention_options import SelectingOptions
 from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
 from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.projections import merge_heads
@@ -125,12 +126,20 @@ class LatentAttention(Mixer):
         mask: Mask | None = None,
     ) -> Float[Array, "B T M"]:
         """Computes latent attention over a whole sequence; see `Mixer`."""
-        index = np.arange(x.shape[1])
-        at = {"q_index": index, "kv_index": index, "block_size": self.block_size}
-        mechanism = self.mechanism.bind(params, mask)
-        q, k, v = self._unfolded(params, x, index)
-        out = attend(q, k, v, mechanism, **at, implementation=self.implementation)
-        return merge_heads(params, out)
+        by = {"block_size": self.block_size, "implementation": self.implementation}
+        return merge_heads(params, self._whole(functools.partial(attend, **by), params, x, mask))
+
+    def losses(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> dict[str, Float[Array, ""]]:
+        """Returns the "indexer_loss" of a selection, if there is one; see `Mixer`."""
+        if self.mechanism.selection is None:
+            return {}
+        return {"indexer_loss": self._whole(dense.selection_loss, params, x, mask)}
 
     def attention_trace(
         self,
@@ -140,11 +149,7 @@ class LatentAttention(Mixer):
         mask: Mask | None = None,
     ) -> AttentionTrace:
         """Returns the weights and expanded values of a whole sequence; see `Mixer`."""
-        index = np.arange(x.shape[1])
-        mechanism = self.mechanism.bind(params, mask)
-        return dense_trace(
-            *self._unfolded(params, x, index), mechanism, q_index=index, kv_index=index
-        )
+        return self._whole(dense_trace, params, x, mask)
 
     def merge(
         self,
@@ -156,7 +161,10 @@ class LatentAttention(Mixer):
         return merge_heads(params, head_outputs.astype(x.dtype))
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Returns an empty cache: "latent" (batch, slots, C), "rotated" (batch, slots, 1, R)."""
+        """Returns an empty cache: "latent" (batch, slots, C), "rotated" (batch, slots, 1, R).
+
+        And what content-dependent parts keep of tokens.
+        """
         entries = functools.partial(self._cache_entries, index=np.zeros(1, np.int32))
         token = cached_shapes(self, entries, batch, dtype)
         return cache.empty(self.mechanism.cache_mask, length, token)
@@ -177,20 +185,35 @@ class LatentAttention(Mixer):
             q = jnp.concatenate([q, by_place], axis=-1)
             k = jnp.concatenate([latent, seen["rotated"].astype(x.dtype)], axis=-1)
         at = {"q_index": index, "kv_index": seen["positions"], "block_size": self.block_size}
-        mechanism = self.mechanism.bind(params, cache.filled)
+        mechanism = self._mechanism(params, x, seen, cache.filled)
         implementation = decoding_implementation(self.implementation, x.shape[1])
         out = attend(q, k, latent, mechanism, **at, implementation=implementation)
         out = jnp.einsum("bthc,chd->bthd", out.astype(x.dtype), _cast(params["value"], x))
         return state, merge_heads(params, out)
 
-    def _unfolded(self, params, x, index):
-        """Returns queries, and the expanded keys and values of all heads."""
-        q, kept = self._query(params, x, index), self._cache_entries(params, x, index)
+    def _whole(self, attend_fn, params, x, mask):
+        """Returns `attend_fn(q, k, v, mechanism)` of a whole sequence."""
+        index = np.arange(x.shape[1])
+        kept = self._cache_entries(params, x, index)
+        mechanism = self._mechanism(params, x, kept, mask)
+        q, k, v = self._query(params, x, index), *self._unfolded(params, x, kept)
+        return attend_fn(q, k, v, mechanism, q_index=index, kv_index=index)
+
+    def _mechanism(self, params, x, kept, mask):
+        """Returns the bound mechanism, with what it needs of the tokens of queries and keys."""
+        mechanism = self.mechanism.bind(params, mask)
+        if not mechanism.has_content:
+            return mechanism
+        inputs = _latent(params, "query_latent", x) if self.query_latent_width else x
+        return mechanism.with_tokens(kept).with_queries(x, inputs)
+
+    def _unfolded(self, params, x, kept):
+        """Returns the expanded keys and values of all heads."""
         k, v = (jnp.einsum("bsc,chd->bshd", kept["latent"], _cast(params[n], x)) for n in _UNFOLD)
         if self.rotary_width:
             shared = jnp.broadcast_to(kept["rotated"], (*k.shape[:3], self.rotary_width))
             k = jnp.concatenate([k, shared], axis=-1)
-        return q, k, v
+        return k, v
 
     def _query(self, params, x, index):
         """Returns scaled queries, their last R channels rotated."""
@@ -208,7 +231,7 @@ class LatentAttention(Mixer):
         if self.rotary is not None:
             rotated = (x @ _cast(params["rotated_key"], x))[:, :, None]
             kept["rotated"] = self.rotary(rotated, index)
-        return kept
+        return kept | self.mechanism.bind(params).project_tokens(x)
 
 
 _UNFOLD = ("key", "value")
@@ -231,12 +254,12 @@ POSITIONS = {**MODEL_POSITIONS, **ROTARY_POSITIONS, **BIAS_POSITIONS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentOptions(AttentionOptions):
+class LatentOptions(SelectingOptions):
     """softmax attention whose keys and values are projected from a latent vector per token"""
 
     source = "DeepSeek-AI 2024 (DeepSeek-V2), section 2.1"
     time = "T S H D"
-    state = "S (C + R)"
+    state = "S (C + R); with an indexer S E more"
 
     position: MechanismPart = choice(
         POSITIONS,
@@ -253,6 +276,10 @@ class LatentOptions(AttentionOptions):
     rope_width: int = size_option(
         0, "R, rotated channels of a head with RoPE; 0: half of head_width"
     )
+
+    def query_width(self, context: Context) -> int:
+        """Returns the width of what queries are projected from."""
+        return self.query_latent_width or context.width
 
     def make(self, context: Context) -> LatentAttention:
         """Returns latent attention."""

@@ -96,6 +96,19 @@ class Mixer:
         """
         raise NotImplementedError
 
+    def losses(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> dict[str, Float[Array, ""]]:
+        """Returns what its parts minimise beside the task's loss, on a whole sequence, by name.
+
+        Each is a mean over queries. Arguments are those of `__call__`; most mixers have none.
+        """
+        return {}
+
     def attention_trace(
         self,
         params: dict[str, Array],

@@ -155,6 +155,21 @@ class SelfAttention(Mixer):
         changed, y = self._decode(params, x, seen, index, seen["positions"], cache.filled)
         return cache.replace(kept, state, after, changed), y, Handed(values, seen)
 
+    def losses(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> dict[str, Float[Array, ""]]:
+        """Returns the "indexer_loss" of a selection, if there is one; see `Mixer`."""
+        if self.mechanism.selection is None:
+            return {}
+        index = np.arange(x.shape[1])
+        kept, _ = self._entries(params, x, index)
+        at = index, index, mask
+        return {"indexer_loss": self._attend(dense.selection_loss, params, x, kept, *at)}
+
     def attention_trace(
         self,
         params: dict[str, Array],
@@ -250,7 +265,7 @@ class SelfAttention(Mixer):
 
     def _attend(self, attend_fn, params, x, cached, q_index, kv_index, mask):
         """Returns `attend_fn(q, k, v, mechanism)` for the queries of x and the cache."""
-        mechanism = self.mechanism.bind(params, mask).with_tokens(cached)
+        mechanism = self.mechanism.bind(params, mask).with_tokens(cached).with_queries(x)
         return project_and_attend(
             self, attend_fn, params, x, cached, mechanism, q_index, kv_index, mechanism.mask
         )

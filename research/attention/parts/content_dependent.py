@@ -79,6 +79,15 @@ class ContentDependent:
         """Returns this part holding the stored array of the keys' tokens."""
         raise NotImplementedError
 
+    def with_queries(self, x: Float[Array, "B T M"], inputs: Float[Array, "B T C"]) -> Any:
+        """Returns this part holding what it needs of the queries' tokens.
+
+        Args:
+          x: the tokens.
+          inputs: what their queries are projected from: x, or latent vectors of C channels.
+        """
+        return self
+
     def evaluate(
         self,
         q: Float[Array, "B T H D"],

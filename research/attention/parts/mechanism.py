@@ -1,4 +1,4 @@
-"""`Mechanism`: score, mask, biases, normalizer and focus of an attention mechanism as one value."""
+"""`Mechanism`: score, mask, selection, biases, normalizer, focus: how queries read keys."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from research.attention.errors import Unsupported
 from research.attention.parameters import Parameter, bind, collect_parameters, path_name
 from research.attention.parts.biases import Bias
 from research.attention.parts.content_dependent import ContentDependent, has_content, is_unevaluated
+from research.attention.parts.indexer import Indexer, KeyScores
 from research.attention.parts.masks import Mask, conjuncts
 from research.attention.parts.normalizers import Normalizer, softmax
 from research.attention.parts.predicted_window import PredictedWindow
@@ -35,6 +36,7 @@ class Mechanism:
       biases: applied to the scores in order.
       normalizer: maps scores to weights.
       focus: a window whose center each query predicts; None for no such window.
+      selection: selects the keys of each query among those that the mask allows; None for all.
     """
 
     score: Score = ScaledDot()
@@ -42,6 +44,7 @@ class Mechanism:
     biases: tuple[Bias, ...] = ()
     normalizer: Normalizer = softmax
     focus: PredictedWindow | None = None
+    selection: Indexer | KeyScores | None = None
 
     @property
     def required_projections(self) -> set[str]:
@@ -108,6 +111,18 @@ class Mechanism:
             lambda n, part: part.with_tokens(projected[n]) if n in projected else part
         )
 
+    def with_queries(
+        self, x: Float[Array, "B T M"], inputs: Float[Array, "B T C"] | None = None
+    ) -> "Mechanism":
+        """Returns this mechanism holding what its parts need of the queries' tokens.
+
+        Args:
+          x: the tokens.
+          inputs: what their queries are projected from; None: x.
+        """
+        inputs = x if inputs is None else inputs
+        return self._changed(lambda _, part: part.with_queries(x, inputs))
+
     def evaluate(
         self,
         q: Float[Array, "B T H D"],
@@ -117,11 +132,16 @@ class Mechanism:
     ) -> "Mechanism":
         """Evaluates the content-dependent parts on queries, keys and the tokens from `with_tokens`.
 
-        Positions count from 0 if None. Parts that were evaluated before stay as they are.
+        Positions count from 0 if None. Parts that were evaluated before stay as they are. A
+        selection becomes a part of the mask.
         """
         q_index = np.arange(q.shape[1]) if q_index is None else q_index
         kv_index = np.arange(k.shape[1]) if kv_index is None else kv_index
-        return self._changed(lambda _, part: part.evaluate(q, k, q_index, kv_index))
+        found = self._changed(lambda _, part: part.evaluate(q, k, q_index, kv_index))
+        if not isinstance(found.selection, KeyScores):
+            return found
+        chosen = found.selection.select(found.mask, q_index, kv_index)
+        return dataclasses.replace(found, selection=None).restricted_to(chosen)
 
     def _content_parts(self) -> list[tuple[str, ContentDependent]]:
         """Returns the content-dependent parts that are not evaluated yet, with their names."""

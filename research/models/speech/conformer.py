@@ -18,10 +18,10 @@ from research.attention.parts.masks import Mask
 from research.models.block import (
     LAYERED,
     FeedForward,
-    MixerLayer,
     TransformerConfig,
     recomputed,
 )
+from research.models.mixer_layer import MixerLayer
 from research.models.primitives import Norm, linear, matrix_init
 from research.models.residual import HIDDEN
 from research.parallel.rules import constrain
