@@ -7,9 +7,9 @@
 Vaswani et al. 2017, Table 3, row (A), cuts a width of 512 into 1 to 32 heads and gives perplexity
 per token beside BLEU: 5.29, 5.00, 4.92, 4.91 and 5.01 (and 24.9, 25.5, 25.8, 25.8 and 25.4 BLEU) at
 1, 4, 8, 16 and 32 heads. One head costs 0.07 nats per token, four heads 0.02. Here a width of 64 on
-Multi30k, German to English, is cut into 1, 4 and 8, or each of 8 heads has 64 channels, in 600 steps of
-64 sentences: far from the end of training, at a learning rate that is the same for all arms and was
-not tuned.
+Multi30k, German to English, is cut into 1, 4 and 8, or each of 8 heads has 64 channels, in 600
+steps of 64 sentences: far from the end of training, at a learning rate that is the same for all
+arms and was not tuned.
 
 20 runs, 37 minutes on one core with the decoding. Expect, in nats of test over 5 seeds: 3.183 with
 8 heads of 8, 3.155 with 4 of 16, 3.113 with one of 64, and 2.853 with 8 heads of 64. So the

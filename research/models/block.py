@@ -23,7 +23,7 @@ from research.attention.mixers.mixer import Mixer, places_of
 from research.attention.mixers.self_attention import Earlier, Handed
 from research.attention.parts.masks import Mask
 from research.models.canon import Canon, empty_pasts
-from research.models.mixer_layer import LOSSES, MixerLayer
+from research.models.mixer_layer import LOSSES, SCORES, MixerLayer
 from research.models.primitives import ACTIVATIONS, GATED, linear, matrix_init
 from research.models.residual import parallel_residual, residual
 
@@ -35,7 +35,7 @@ KEPT: dict[str, Any] = {
 }
 """{name: policy of `jax.checkpoint`}."""
 
-LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0, LOSSES: 0}
+LAYERED: Mapping[Any, int] = {"params": 0, "captured": 0, "given": 0, LOSSES: 0, SCORES: 0}
 """Flax collections that the scan over layers stacks: parameters, the activations that
 `research.interpret.capture` records ("captured") and patches ("given"), and what mixers report."""
 

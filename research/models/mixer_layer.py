@@ -19,6 +19,8 @@ from research.attention.parts.masks import Mask
 
 LOSSES = "losses"
 """The collection of `Mixer.losses`."""
+SCORES = "largest_scores"
+"""The collection of `Mixer.largest_scores`."""
 
 
 class MixerLayer(nn.Module):
@@ -61,6 +63,9 @@ class MixerLayer(nn.Module):
         if self.is_mutable_collection(LOSSES):
             for name, value in self.mixer.losses(params, x, mask=mask).items():
                 self.put_variable(LOSSES, name, value)
+        if self.is_mutable_collection(SCORES):
+            for name, found in self.mixer.largest_scores(params, x, mask=mask).items():
+                self.put_variable(SCORES, name, found)
 
 
 def losses_of_layers(found: Mapping[str, Any]) -> dict[str, Float[Array, " L"]]:

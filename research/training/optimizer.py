@@ -46,6 +46,13 @@ class Optimizer(Part):
         "times the losses of the model's own parts, such as an indexer's, is added to the loss",
         least=0,
     )
+    qk_clip: float = option(
+        0.0,
+        "largest attention score of a head: where a batch exceeds it, the weights of queries and "
+        "keys are scaled down after the step; 0: off",
+        least=0,
+        source="Kimi Team 2025 (Kimi K2), section 2.1, algorithm 1",
+    )
     accumulate: int = option(
         1, "parts of a batch whose gradients are accumulated one after another", least=1
     )
@@ -56,6 +63,9 @@ class Optimizer(Part):
             name = next(n for n, part in SCHEDULES.items() if part is type(self.schedule))
             message = "must be 'constant' for optimizer.name='schedule_free', which has no schedule"
             raise OptionError("schedule", name, message)
+        if isinstance(self.name, ScheduleFree) and self.qk_clip:
+            message = "optimizer.name='schedule_free' keeps other weights beside those it would "
+            raise OptionError("qk_clip", self.qk_clip, message + "scale; use 0")
 
     def fraction(self, steps: int) -> Fraction:
         """Returns step -> fraction of the peak learning rate, in [0, 1].

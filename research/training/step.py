@@ -16,12 +16,13 @@ import optax
 from ml_collections import ConfigDict
 
 from research.interpret.head_metrics import with_head_measures
-from research.models.mixer_layer import LOSSES, losses_of_layers
+from research.models.mixer_layer import LOSSES, SCORES, losses_of_layers
 from research.models.model import Model
 from research.parallel.rules import constrain
 from research.tasks.items import fingerprints, sums_of_items
 from research.tasks.task import Batch, Sums, Task, log_normalizer
 from research.training.optimizer import make_optimizer, read_optimizer
+from research.training.qk_clip import clip_heads, largest_of_all
 
 AXES_OF_BATCH = ("batch", "length", "", "")
 
@@ -175,21 +176,24 @@ def objective(sums: dict[str, Sums]) -> Sums:
 
 
 def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
-    """Returns (params, batch, key) -> (gradients, sums), both summed over targets, not averaged.
+    """Returns (params, batch, key) -> (gradients, sums, scores); sums over targets, not means.
+
+    Scores are the collection `SCORES`, {} without `optimizer.qk_clip`.
 
     Splits the batch into `optimizer.accumulate` parts and processes them sequentially. Losses of
     mixers are means over queries: each counts as if every target had it, and layers add up.
     """
     parts, z_loss = config.optimizer.accumulate, config.optimizer.z_loss
+    reported = [LOSSES, SCORES] if config.optimizer.qk_clip else [LOSSES]
 
-    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Sums]]:
+    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
         outputs, found = model.apply(
             {"params": params},
             batch,
             deterministic=False,
             rngs={"dropout": key},
             method="forward",
-            mutable=[LOSSES],
+            mutable=reported,
         )
         sums = task.metrics(outputs, batch)
         total, count = objective(sums)
@@ -199,23 +203,27 @@ def make_gradients(config: ConfigDict, task: Task, model: Model) -> Callable:
         if z_loss:
             squares = jnp.square(log_normalizer(outputs))
             total = total + z_loss * jnp.where(batch["targets"] >= 0, squares, 0.0).sum()
-        return total, {name: s for name, s in sums.items() if s.total.ndim == 0}
+        scalars = {name: s for name, s in sums.items() if s.total.ndim == 0}
+        return total, (scalars, found.get(SCORES, {}))
 
-    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Sums]]:
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Sums], Any]:
         grad = jax.grad(loss, has_aux=True)
         if parts == 1:
-            return grad(params, batch, key)
+            grads, (sums, scores) = grad(params, batch, key)
+            return grads, sums, scores
         # Part i takes sequences i, i + parts, ...: devices hold contiguous ranges of the batch, so
         # strided parts need no communication.
         split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
 
-        def add(total: Any, part: tuple) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, grad(params, *part)), None
+        def add(total: Any, part: tuple) -> tuple[Any, Any]:
+            grads, (sums, scores) = grad(params, *part)
+            return jax.tree.map(jnp.add, total, (grads, sums)), scores
 
         first = jax.tree.map(lambda a: a[0], split)
-        shapes = jax.eval_shape(grad, params, first, key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zeros, (split, jax.random.split(key, parts)))[0]
+        grads, (sums, _) = jax.eval_shape(grad, params, first, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, sums))
+        total, scores = jax.lax.scan(add, zeros, (split, jax.random.split(key, parts)))
+        return *total, jax.tree.map(lambda a: a.max(0), scores)
 
     return gradients
 
@@ -246,9 +254,10 @@ def make_step(
             # Devices have different rows, so their dropout masks must differ too.
             key = jax.random.fold_in(key, jax.lax.axis_index(data_axis))
         point = described.name.gradient_point(state.optimizer, state.params)
-        grads, sums = gradients(point, batch, key)
+        grads, sums, scores = gradients(point, batch, key)
         if data_axis is not None:
             grads, sums = jax.lax.psum((grads, sums), data_axis)
+            scores = jax.lax.pmax(scores, data_axis)
         # Divide the total gradient by the total count: a mean of means would be wrong with masked
         # targets and parts or devices of unequal counts.
         total, count = objective(sums)
@@ -266,8 +275,12 @@ def make_step(
             width_ratio(config),
         )
         updates, new = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if described.qk_clip:
+            params = clip_heads(params, scores, described.qk_clip)
+            sums["largest_score"] = Sums(largest_of_all(scores), jnp.float32(1.0))
         state = State(
-            params=select(alive, optax.apply_updates(state.params, updates), state.params),
+            params=select(alive, params, state.params),
             optimizer=select(alive, new, state.optimizer),
             diverged_at=jnp.where((state.diverged_at < 0) & ~finite, index, state.diverged_at),
             best=state.best,

@@ -17,7 +17,7 @@ from research.errors import UserError
 from research.interpret import analyses
 from research.models.decoder import DecoderOptions
 from research.models.layers import LACK_SEGMENTS, SLOW_TO_TRACE, with_substitute
-from research.models.mixer_layer import LOSSES
+from research.models.mixer_layer import LOSSES, SCORES
 from research.models.model import parameter_shapes
 from research.models.registry import read_model
 from research.options import declarations
@@ -140,6 +140,12 @@ def _check_reports(config: ConfigDict, program: Program) -> None:
         raise UserError(
             f"optimizer.auxiliary_loss={weight}: no part of this model has a loss of its own; "
             "model.index_top has. Leave it 1.0."
+        )
+    if config.optimizer.qk_clip and not _reports(program, SCORES):
+        raise UserError(
+            f"optimizer.qk_clip={config.optimizer.qk_clip}: no layer of this model has scores that "
+            "it can bound; mixers softmax and latent have, with score dot or scaled_dot and "
+            "without qk_norm. Use 0."
         )
 
 

@@ -106,6 +106,21 @@ def stored_after(
     return found
 
 
+def largest_scores(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K Dv"],
+    mechanism: Mechanism,
+    *,
+    q_index: Integer[Array | np.ndarray, " T"],
+    kv_index: Integer[Array | np.ndarray, " S"],
+) -> Float[Array, " H"]:
+    """Returns the largest score of each head over visible pairs, before biases; -inf for none."""
+    mechanism = mechanism.evaluate(q, k, q_index, kv_index)
+    at = q_index[:, None], kv_index[None, :]
+    return jnp.where(mechanism.mask(*at), mechanism.score(q, k, *at), -jnp.inf).max((0, 2, 3))
+
+
 def selection_loss(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],

@@ -12,7 +12,7 @@ from research.attention.errors import Unsupported
 from research.attention.implementations.attend import decoding_implementation
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import ScoredOptions
-from research.attention.mixers.mixer import AttentionTrace
+from research.attention.mixers.mixer import AttentionTrace, HeadScores
 from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.self_attention import (
     Earlier,
@@ -106,6 +106,16 @@ class AcrossLayers(SelfAttention):
         index = np.arange(x.shape[1])
         tokens = _shared(earlier) if self.share_kv else self._entries(params, x, index, earlier)[0]
         return self._attend(dense_trace, params, x, tokens, index, index, mask)
+
+    def largest_scores(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> dict[str, HeadScores]:
+        """Returns those of `SelfAttention`; {} for a layer that shares another's keys."""
+        return {} if self.share_kv else super().largest_scores(params, x, mask=mask)
 
     def _entries(self, params, x, index, earlier=None):
         found, own = super()._entries(params, x, index)

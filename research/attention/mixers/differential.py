@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Integer
 
 from research.attention.implementations import dense
 from research.attention.mixers.attention_options import AttentionOptions, with_kv_heads
-from research.attention.mixers.mixer import AttentionTrace
+from research.attention.mixers.mixer import AttentionTrace, HeadScores
 from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.self_attention import SelfAttention
 from research.attention.parameters import Normal, Parameter, vector_axes
@@ -53,6 +53,16 @@ class DifferentialAttention(SelfAttention):
         return AttentionTrace(
             self._attend(_weights, params, x, kept, index, index, mask), kept["v"]
         )
+
+    def largest_scores(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> dict[str, HeadScores]:
+        """Returns {}: a head has two scores, and one pair of matrices."""
+        return {}
 
     def merge(
         self,

@@ -13,10 +13,10 @@ from research.attention.implementations import dense
 from research.attention.implementations.attend import attend, decoding_implementation
 from research.attention.mixers import cache
 from research.attention.mixers.attention_options import SelectingOptions
-from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
+from research.attention.mixers.mixer import AttentionTrace, HeadScores, Mixer, cached_shapes
 from research.attention.mixers.mixer_options import Context, build_from
 from research.attention.mixers.projections import merge_heads
-from research.attention.mixers.self_attention import dense_trace
+from research.attention.mixers.self_attention import dense_trace, of_heads
 from research.attention.parameters import Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.mechanism import Mechanism
@@ -140,6 +140,24 @@ class LatentAttention(Mixer):
         if self.mechanism.selection is None:
             return {}
         return {"indexer_loss": self._whole(dense.selection_loss, params, x, mask)}
+
+    def largest_scores(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> dict[str, HeadScores]:
+        """Returns the largest score of each head for "query" and "key"; see `Mixer`.
+
+        Of a factor the channels that are not rotated take the square root, in queries and keys, and
+        the rotated ones of queries all of it: heads share the rotated key (Kimi Team 2025 (Kimi
+        K2), algorithm 1).
+        """
+        largest = self._whole(dense.largest_scores, params, x, mask)
+        power = np.repeat([0.5, 1.0], [self.head_width, self.rotary_width])
+        key = of_heads(largest, params["key"].ndim, 0.5)
+        return {"query": of_heads(largest, params["query"].ndim, power), "key": key}
 
     def attention_trace(
         self,

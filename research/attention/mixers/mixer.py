@@ -34,6 +34,20 @@ class AttentionTrace(NamedTuple):
     scores: Float[Array, "B H T S"] | None = None
 
 
+class HeadScores(NamedTuple):
+    """The largest scores of heads, and how a parameter takes part in them.
+
+    Both broadcast to the parameter.
+
+    Attributes:
+      largest: the largest score of the head that each entry belongs to, float32 or wider.
+      power: by which power of a factor an entry is multiplied when scores are, by that factor.
+    """
+
+    largest: Array
+    power: Array
+
+
 def weighted_values(
     weights: Float[Array, "B H T S"], values: Float[Array, "B S K D"]
 ) -> Float[Array, "B T H D"]:
@@ -106,6 +120,20 @@ class Mixer:
         """Returns what its parts minimise beside the task's loss, on a whole sequence, by name.
 
         Each is a mean over queries. Arguments are those of `__call__`; most mixers have none.
+        """
+        return {}
+
+    def largest_scores(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> dict[str, HeadScores]:
+        """Returns the largest score of each head in a batch, for each parameter to scale it by.
+
+        Scores are those of visible pairs, before biases and caps. Arguments are those of
+        `__call__`; {} for a mixer whose scores are no products of queries and keys.
         """
         return {}
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from research.attention.implementations import dense
 from research.attention.implementations.attend import attend, decoding_implementation
 from research.attention.mixers import cache
-from research.attention.mixers.mixer import AttentionTrace, Mixer, cached_shapes
+from research.attention.mixers.mixer import AttentionTrace, HeadScores, Mixer, cached_shapes
 from research.attention.mixers.projections import (
     NORM_EPSILON,
     merge_heads,
@@ -25,6 +25,7 @@ from research.attention.parameters import Parameter
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.mechanism import Mechanism
 from research.attention.parts.positions import Rotary
+from research.attention.parts.scores import ScaledDot, Score
 
 CAUSAL = Mechanism(mask=causal())
 
@@ -170,6 +171,32 @@ class SelfAttention(Mixer):
         at = index, index, mask
         return {"indexer_loss": self._attend(dense.selection_loss, params, x, kept, *at)}
 
+    def largest_scores(
+        self,
+        params: dict[str, Array],
+        x: Float[Array, "B T M"],
+        *,
+        mask: Mask | None = None,
+    ) -> dict[str, HeadScores]:
+        """Returns the largest score of each head for "query" and "key", biases too; see `Mixer`.
+
+        Each takes the square root of a factor. A key head that queries share keeps its size, and
+        the queries take the factor whole: no head's scores change because of another's.
+        """
+        plain = type(self.mechanism.score) in (Score, ScaledDot) and self.qk_norm == "none"
+        if not plain:
+            return {}
+        index = np.arange(x.shape[1])
+        kept, _ = self._entries(params, x, index)
+        largest = self._attend(dense.largest_scores, params, x, kept, index, index, mask)
+        own = self.num_kv_heads == self.num_heads
+        names = [f"{name}{kind}" for name in ("query", "key") for kind in ("", "_bias")]
+        return {
+            name: of_heads(largest, params[name].ndim, 0.5 if own else 1.0)
+            for name in names
+            if name in params and (own or name.startswith("query"))
+        }
+
     def attention_trace(
         self,
         params: dict[str, Array],
@@ -269,6 +296,20 @@ class SelfAttention(Mixer):
         return project_and_attend(
             self, attend_fn, params, x, cached, mechanism, q_index, kv_index, mechanism.mask
         )
+
+
+def of_heads(largest: Float[Array, " H"], ndim: int, power: Any) -> HeadScores:
+    """Returns the `HeadScores` of a parameter (..., H, D) with so many dimensions.
+
+    Args:
+      largest: the largest score of each head.
+      ndim: number of dimensions.
+      power: a number, or one per channel, (D,).
+    """
+    power = jnp.asarray(power, largest.dtype)
+    return HeadScores(
+        largest.reshape((1,) * (ndim - 2) + (-1, 1)), power.reshape((1,) * (ndim - 1) + (-1,))
+    )
 
 
 def project_and_attend(
