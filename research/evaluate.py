@@ -198,7 +198,7 @@ def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
                 f"--input={options.input} needs a tokenizer, and the shards that {opened.path} was "
                 "trained on came without one; give --split."
             )
-        return opened.tokenizer.encode(read_file(Path(options.input))), options.input
+        return opened.tokenizer.encode_start(read_file(Path(options.input))), options.input
     split = options.split or "validation"
     task: Any = load_run_task(opened)
     named = f"the {split} split" if split in SPLITS else f"the held-out set {split}"

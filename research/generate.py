@@ -53,7 +53,7 @@ def main() -> None:
     if options.score:
         show_scores(run.tokenizer, model, run.params, options)
         return
-    prompt = np.tile(run.tokenizer.encode(options.prompt), (options.samples, 1))
+    prompt = np.tile(run.tokenizer.encode_start(options.prompt), (options.samples, 1))
     seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
     tell(f"best step {run.best['step']:,}, seed {seed}")
     key, streams = jax.random.key(seed), bool(options.window)

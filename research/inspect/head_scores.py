@@ -135,7 +135,7 @@ def figure(scores: HeadScores) -> Figure:
     panel = (max(1.6, 0.2 * most + 0.9), max(1.2, 0.2 * len(names) + 0.7))
     drawn = Figure(figsize=(panel[0] * across, panel[1] * down), layout="constrained")
     FigureCanvasAgg(drawn)
-    axes = drawn.subplots(down, across, squeeze=False).flat
+    axes = list(drawn.subplots(down, across, squeeze=False).flat)
     for axis, column in zip(axes, columns, strict=False):
         grid = np.full((len(names), most), np.nan)
         for value, name, head in zip(column.values, layers, scores.heads, strict=True):
@@ -147,8 +147,9 @@ def figure(scores: HeadScores) -> Figure:
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.set_xticks(range(0, most, max(1, most // 8)))
         axis.tick_params(labelsize=6, length=0)
+        axis.grid(False)
         drawn.colorbar(shown, ax=axis, shrink=0.8).ax.tick_params(labelsize=6)
-    for axis in list(axes)[len(columns) :]:
+    for axis in axes[len(columns) :]:
         axis.set_visible(False)
     return drawn
 

@@ -41,7 +41,7 @@ def open_streaming(workdir: Path, window: int, sinks: int) -> tuple[Any, Any]:
 
 def show_scores(tokenizer: Any, model: Any, params: Any, options: Any) -> None:
     """Prints one line per token of --score except the first, and the mean in nats to stderr."""
-    tokens = tokenizer.encode(options.score)
+    tokens = tokenizer.encode_start(options.score)
     if len(tokens) < 2:
         raise UserError("--score takes at least two tokens: the first one is only read.")
     if len(tokens) - 1 > model.config.length and not options.window:

@@ -7,7 +7,7 @@ it. Nothing is unpickled.
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,11 @@ class Checkpoint:
                     found[name] = Described(tuple(one.get_shape()), dtype)
         return found
 
-    @contextlib.contextmanager
-    def reading(self) -> Generator[Callable[[str], np.ndarray]]:
-        """Yields a function that reads the tensor of a name."""
-        with contextlib.ExitStack() as files:
-            opened = {
-                file: files.enter_context(safe_open(file, "numpy"))
-                for file in sorted(set(self.files.values()))
-            }
-            yield lambda name: opened[self.files[name]].get_tensor(name)
+    def read(self, name: str) -> np.ndarray:
+        """Returns the tensor of a name."""
+        # Opened anew, because the pages of a mapped file stay in memory until it is closed.
+        with safe_open(self.files[name], "numpy") as opened:
+            return opened.get_tensor(name)
 
     def digests(self) -> dict[str, str]:
         """Returns {file name: sha256} of the files."""

@@ -89,17 +89,16 @@ def import_model(
         "config": theirs,
     }
     _check_run(run, record)
-    with checkpoint.reading() as tensor:
-        for name, other in repeats(family, model, there):
-            if not np.array_equal(tensor(name), tensor(other)):
-                raise UserError(
-                    f"{name} differs from {other}, which by config.json (tie_word_embeddings) it "
-                    "repeats."
-                )
-        described = {path: one.described for path, one in parameters.items()}
-        write_parameters(
-            run / PARAMETERS, described, lambda path: assembled(parameters[path], tensor)
-        )
+    for name, other in repeats(family, model, there):
+        if not np.array_equal(checkpoint.read(name), checkpoint.read(other)):
+            raise UserError(
+                f"{name} differs from {other}, which by config.json (tie_word_embeddings) it "
+                "repeats."
+            )
+    described = {path: one.described for path, one in parameters.items()}
+    write_parameters(
+        run / PARAMETERS, described, lambda path: assembled(parameters[path], checkpoint.read)
+    )
     known: dict[str, Any] = {"vocab_size": vocab_size}
     if tokenizer:
         write_text(run / FILE, tokenizer)

@@ -80,7 +80,11 @@ def read_parameters(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """
     try:
         with safe_open(path, "numpy") as file:
-            for name in file.keys():
-                yield name, file.get_tensor(name)
+            names = list(file.keys())
+        for name in names:
+            # Opened anew, because the pages of a mapped file stay in memory until it is closed.
+            with safe_open(path, "numpy") as file:
+                array = file.get_tensor(name)
+            yield name, array
     except SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}.") from None

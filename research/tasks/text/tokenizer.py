@@ -76,6 +76,15 @@ class Tokenizer:
         """
         return self.encode_all([text])[0]
 
+    def encode_start(self, text: str) -> np.ndarray:
+        """Returns int32 tokens of a text that nothing comes before.
+
+        Tokenizers of other libraries may put special tokens around it, such as Llama's first token.
+        """
+        if self.library.post_processor is None:
+            return self.encode(text)
+        return np.array(self.library.encode(text, add_special_tokens=True).ids, np.int32)
+
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes each text; much faster than calling `encode` on each."""
         texts = [self._before + text for text in texts]
