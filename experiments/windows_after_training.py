@@ -81,39 +81,46 @@ experiment = Experiment(
     seeds=5,
     outcome=Outcome(metric="loss_longest"),
     ablated=("flops_per_token", "state_bytes"),
+    # Within the steps of the first training: no arm is trained that could converge.
     claims=(
         Claim(
             text="A cache without the first characters streams much worse than one with four.",
             source=f"{XIAO}, Table 1",
             published="Llama-2-13B, 0+1024 against 4+1020 tokens: 5158.07 against 5.40",
             test=Threshold("full", at_least=1.1, metric="stream_perplexity_ratio"),
+            within_steps=True,
         ),
         Claim(
             text="At eight times the length, a window with four sinks is better than one without.",
             source=f"{XIAO}, Table 2",
             published={"window": "Llama-2-7B: perplexity 3359.95", "window, 4 sinks": "9.59"},
             test=lower("window, 4 sinks", "window", LONGEST, 0.05),
+            within_steps=True,
         ),
         Claim(
             text="One sink is better than none.",
             source=f"{XIAO}, Table 2",
             published={"window": "Llama-2-7B: perplexity 3359.95", "window, 1 sink": "11.88"},
             test=lower("window, 1 sink", "window", LONGEST, 0.05),
+            within_steps=True,
         ),
         Claim(
-            text="With a window of the trained length the loss does not rise beyond it.",
-            test=Trend("window", "slice", "flat", margin=0.1, metric=BY_LENGTH),
+            text="With a window of the trained length the loss changes little beyond it.",
+            test=Trend("window", "slice", "flat", margin=0.2, metric=BY_LENGTH),
+            within_steps=True,
         ),
         Claim(
             text="With all keys the loss rises beyond the trained length.",
             source=f"{CHEN}, Table 1",
             test=Trend("full", "slice", "increasing", margin=0.3, metric=BY_LENGTH),
+            within_steps=True,
         ),
         *(
             Claim(
                 text=f"At {factor} times the length, RoPE is better {way} than not scaled.",
                 source=source,
                 test=lower(f"{way} {factor}x", "full", at),
+                within_steps=True,
             )
             for way, source in (
                 ("interpolated", f"{CHEN}: after training on; as it is, worse than that"),
@@ -127,12 +134,14 @@ experiment = Experiment(
                 text=f"At {factor} times the length, YaRN is better than position interpolation.",
                 source=f"{PENG}, section 3.4",
                 test=lower(f"YaRN {factor}x", f"interpolated {factor}x", at),
+                within_steps=True,
             )
             for factor, at in ((2, TWICE), (4, FOUR_TIMES))
         ),
         Claim(
             text="At twice the length, YaRN keeps the loss of a window of the trained length.",
             test=Equivalence("YaRN 2x", "window", 0.05, at=TWICE, metric=BY_LENGTH),
+            within_steps=True,
         ),
     ),
 )
