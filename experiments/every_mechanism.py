@@ -50,6 +50,7 @@ def arms() -> dict[str, dict]:
         found[name] = {f"model.{name}": ON.get(name, True)}
     for name, value in AROUND.items():
         found[name] = {f"model.{name}": value}
+    found["parallel_residual"] |= {"model.feedforward": 64}
     found["score_scale"] = {"model.score_scale": 0.2}
     found["value_width"] = {"model.mixer": "gated_delta", "model.value_width": 32, **FREE}
     biased = {"model.short_convolution": 4, "model.convolution_bias": True}
