@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.configuration import apply_deltas, load_config
 from research.errors import UserError
+from research.interpret.capture import record, stacked
 from research.training.program import make_members, make_program
 from research.training.step import make_gradients
 from research.training.validation import check_config
 from tests import small
 from tests.attention.cases import close
+from tests.conftest import ROOT
 
 INDEXED = {
     "model__index_top": 3,
@@ -108,3 +111,41 @@ def test_a_coefficient_of_nothing_is_refused():
     with pytest.raises(UserError, match=r"optimizer.auxiliary_loss=0.5: no part .* Leave it 1.0"):
         check_config(small.recall(optimizer__auxiliary_loss=0.5))
     check_config(config(optimizer__auxiliary_loss=0.5))
+
+
+@pytest.mark.slow
+def test_training_on_recall_selects_the_keys_that_hold_the_answer():
+    """Six keys of up to 32 are selected; the one with the value that was asked for comes to be."""
+    changes = {
+        "task.length": 32,
+        "task.num_pairs": (1, 2, 4),
+        "model.num_heads": 4,
+        "model.head_width": 32,
+        "model.position": "rope",
+        "model.rope_fraction": 0.5,
+        "model.index_top": 6,
+        "model.index_heads": 8,
+        "model.index_width": 16,
+        "optimizer.learning_rate": 2e-3,
+    }
+    of = apply_deltas(load_config(str(ROOT / "configs" / "recall.py")), changes)
+    program, members = make_program(of), make_members([of])
+    batch = program.task.evaluation((), "validation", 0, 4)
+    inputs, targets = (np.asarray(batch[name]) for name in ("inputs", "targets"))
+    run = jax.jit(lambda params: record(program.model, params, batch, ("weights",))[1])
+
+    def found(params):
+        """How often the last layer selects the place of the value, of places not too early."""
+        seen = stacked(run(jax.tree.map(lambda a: a[0], params)), "weights")[-1, :, 0] > 0
+        asked = [(b, t) for b, t in np.argwhere(targets >= 0) if t >= 8]
+        held = [(b, t, np.flatnonzero(inputs[b, :t] == targets[b, t])) for b, t in asked]
+        return np.mean([seen[b, t, places[0]] for b, t, places in held if len(places)])
+
+    state = program.init(members)
+    before = found(state.params)
+    state, _ = program.train(state, members, program.data, np.int32(0), np.int32(300))
+    state, sums = program.train(state, members, program.data, np.int32(300), np.int32(400))
+    total, count = sums["accuracy"]
+    assert total[0] / count[0] > 0.9
+    assert before < 0.7
+    assert found(state.params) > 0.9

@@ -132,8 +132,9 @@ class Mixer:
     ) -> dict[str, HeadScores]:
         """Returns the largest score of each head in a batch, for each parameter to scale it by.
 
-        Scores are those of visible pairs, before biases and caps. Arguments are those of
-        `__call__`; {} for a mixer whose scores are no products of queries and keys.
+        Scores are those of visible pairs, before biases and caps; all of them are in memory at
+        once. Arguments are those of `__call__`; {} for a mixer whose scores are no products of
+        queries and keys.
         """
         return {}
 

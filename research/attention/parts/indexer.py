@@ -34,7 +34,8 @@ class Indexer(ContentDependent):
     that model are left out: the one changes no product, the other is for speed.
 
     Its inputs are cut from the graph of gradients, and a selection has no gradient: what trains it
-    is `KeyScores.divergence` alone, which trains nothing else.
+    is `KeyScores.divergence` alone, which trains nothing else. For every implementation the J T S
+    products of a layer, and the weights of all heads for the loss, are in memory at once.
     """
 
     query: Any  # a Parameter or an array (C, J, E), C the width of what queries are projected from
