@@ -77,6 +77,7 @@ def main() -> None:
 
 def again(opened: Any, split: str) -> None:
     """Evaluates a run again and prints lines of split, metric and value, separated by tabs."""
+    from research.runs.parameters import PARAMETERS
     from research.runs.store import read_result
     from research.training.evaluating import evaluate, metric_changes
 
@@ -92,7 +93,9 @@ def again(opened: Any, split: str) -> None:
                 print(f"{name}\t{text}\t{number:.6g}")
     result = read_result(opened.path)
     if result is None:
-        tell("training has not finished: there is no result.json to compare with")
+        trains = not (opened.path / PARAMETERS).is_file()
+        why = "training has not finished" if trains else "the run was imported"
+        tell(f"{why}: there is no result.json to compare with")
     elif found := metric_changes(metrics, result):
         tell(f"{len(found)} differ from result.json: {'; '.join(found[:5])}")
     else:

@@ -164,8 +164,15 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
 def load_run_task(run: LoadedRun) -> Task:
     """Returns the task of a run, with its data.
 
-    Raises UserError if the data differ from those that the run was trained on.
+    Raises UserError if the data differ from those that the run was trained on, or an imported run
+    was given none.
     """
+    path = run.config.task.get("path", "")
+    if (run.path / PARAMETERS).is_file() and not Path(path).expanduser().exists():
+        raise UserError(
+            f"{run.path} was imported without data: give --input, or import it again with --data, a "
+            "corpus that research.prepare made with its tokenizer."
+        )
     task = make_task(run.config.task)
     check_same_data(task, run.path)
     return task
