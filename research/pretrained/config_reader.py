@@ -32,7 +32,7 @@ class ConfigReader:
 
     def __init__(self, config: Mapping[str, Any], ignored: Collection[str] = ()):
         self._config = config
-        self._read: set[str] = set(ignored)
+        self._ignored, self._read = frozenset(ignored), set(ignored)
 
     def __call__(self, key: str, default: Any = None) -> Any:
         """Returns the value of a key; where it is absent or null, the default.
@@ -51,6 +51,17 @@ class ConfigReader:
         """Returns whether a key is there and not null; that counts as read."""
         self._read.add(key)
         return self._config.get(key) is not None
+
+    def unless_off(self, key: str, default: Any, off: Any = 0) -> Any:
+        """Returns the value of a key; the default where it is absent, and `off` where it is null.
+
+        For keys that null turns off, while models without them have a default.
+        """
+        return off if key in self._config and not self.has(key) else self(key, default)
+
+    def within(self, key: str) -> "ConfigReader":
+        """Returns a reader of the keys of a key, for which the caller has to `check_all_read`."""
+        return ConfigReader({**self(key, {}), "model_type": self.family}, self._ignored)
 
     def choice(self, key: str, table: Mapping[Any, Any], default: Any = None) -> Any:
         """Returns what a table has for the value of a key. Raises UserError if it has nothing."""

@@ -13,8 +13,9 @@ from research.pretrained.family import Family
 from research.pretrained.files import CONFIG_FILE, write_model
 from research.pretrained.importing import imported_from
 from research.pretrained.matching import LAYERS, layer_paths, leaves
+from research.pretrained.patterns import layers_of
 from research.pretrained.registry import FAMILIES
-from research.pretrained.tensors import Tensor
+from research.pretrained.tensors import Tensor, head_width
 from research.runs.parameters import PARAMETERS, read_parameters
 from research.tasks.text.tokenizer import FILE
 from research.training.runs import LoadedRun
@@ -48,7 +49,7 @@ def export_model(run: LoadedRun, directory: Path, family: str = "") -> str:
     if record and family in ("", record["family"]):
         chosen, config = FAMILIES[record["family"]], dict(record["config"])
     else:
-        chosen, config = _fitting(run, family)
+        chosen, config = fitting(run, family)
     values = _values(run)
     tensors = {
         one.theirs: one.layout.to_theirs([values[path] for path in one.ours])
@@ -96,7 +97,7 @@ def _checked_copies(one: Tensor, values: Mapping[str, np.ndarray]) -> bool:
     return True
 
 
-def _fitting(run: LoadedRun, name: str) -> tuple[Family, dict[str, Any]]:
+def fitting(run: LoadedRun, name: str) -> tuple[Family, dict[str, Any]]:
     """Returns a family that has all that a model is made of, and the model's config.json."""
     size, length = _vocab_size(run), run.config.task.length
     refused = {}
@@ -130,22 +131,23 @@ def _differences(family: Family, run: LoadedRun, config: Mapping[str, Any]) -> s
         )
     except UserError as error:
         return str(error)
-    ours, theirs = _options(run), back.model.to_dict()
-    found = [
-        f"model.{key}={ours.get(key)!r}, which is {theirs.get(key)!r} there"
-        for key in sorted(ours.keys() | theirs.keys())
-        if key not in WITHOUT_EFFECT and _meant(ours, key) != _meant(theirs, key)
-    ]
-    return ", ".join(found[:3])
+    found: dict[str, str] = {}
+    every = zip(layers_of(_options(run)), layers_of(back.model.to_dict()), strict=False)
+    for ours, theirs in every:
+        for key in sorted((ours.keys() | theirs.keys()) - WITHOUT_EFFECT):
+            if _meant(ours, key) != _meant(theirs, key):
+                text = f"model.{key}={ours.get(key)!r}, which is {theirs.get(key)!r} there"
+                found.setdefault(key, text)
+    return ", ".join(list(found.values())[:3])
 
 
-def _meant(model: Mapping[str, Any], key: str) -> Any:
-    """Returns the value of a key, with those filled in that 0 stands for."""
-    value = model.get(key)
+def _meant(layer: Mapping[str, Any], key: str) -> Any:
+    """Returns the value of a key of a layer, with those filled in that 0 stands for."""
+    value = layer.get(key)
     if key == "num_kv_heads":
-        return value or model.get("num_heads")
+        return value or layer.get("num_heads")
     if key == "head_width":
-        return value or model["width"] // model["num_heads"]
+        return head_width(layer)
     return value
 
 

@@ -79,8 +79,8 @@ def import_model(
     config = _config(model, length, data)
     checkpoint = Checkpoint(directory)
     shapes = _shapes(config, vocab_size)
-    there = checkpoint.described()
-    parameters = match(family, config.model.to_dict() | model, shapes, there)
+    there, model = checkpoint.described(), config.model.to_dict() | model
+    parameters = match(family, model, shapes, there)
     tokenizer = _tokenizer(directory, vocab_size)
     record = {
         "family": family.name,
@@ -117,7 +117,8 @@ def family_of(config: dict[str, Any]) -> Family:
     check_name("config.json has model_type", name, FAMILIES)
     family = FAMILIES[name]
     named = config.get("architectures") or [family.architecture]
-    if family.architecture not in named:
+    # MosaicML's own class is MPTForCausalLM.
+    if family.architecture.lower() not in (one.lower() for one in named):
         raise UserError(
             f"config.json has architectures={named}; of model_type={name!r}, "
             f"{family.architecture} can be read."

@@ -1,5 +1,7 @@
 """Small configurations of every family, of transformers."""
 
+from research.pretrained.registry import FAMILIES
+
 VOCABULARY, LENGTH = 61, 48
 SPREAD = 0.1
 """Standard deviation of what is added to initial parameters, so that none is 0 or 1."""
@@ -61,3 +63,14 @@ def config(transformers, name):
 def counts_by_itself(model):
     """Returns whether a model takes no position_ids: it counts positions from the mask, or none."""
     return model.config.model_type in ("bloom", "mpt", "mamba2")
+
+
+def family(name):
+    """Returns the family of a name."""
+    kind = CONFIGS[name][0].removesuffix("Config").lower()
+    return next(one for one in FAMILIES.values() if one.name.replace("_", "") == kind)
+
+
+def config_json(name, **more):
+    """Returns config.json of a name, as far as a family reads it."""
+    return {"model_type": family(name).name, "vocab_size": VOCABULARY} | CONFIGS[name][1] | more

@@ -8,7 +8,14 @@ from typing import Any
 
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
-from research.pretrained.tensors import Layout, Tensor, head_tensor, tensor
+from research.pretrained.tensors import (
+    Layout,
+    Tensor,
+    head_tensor,
+    head_width,
+    norm_tensors,
+    tensor,
+)
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"} | {
     "relu": "relu"
@@ -52,19 +59,18 @@ def length(read: ConfigReader) -> int:
 def tensors(model: Mapping[str, Any]) -> Iterator[Tensor]:
     """Yields every tensor, given our options of the model."""
     width, heads = model["width"], model["num_heads"]
-    head = model.get("head_width") or width // heads
+    head = head_width(model)
     yield tensor("transformer.wte.weight", "embedding")
     yield tensor("transformer.wpe.weight", "position")
-    for kind, ours in (("weight", "scale"), ("bias", "bias")):
-        yield tensor(f"transformer.ln_f.{kind}", f"norm/{ours}")
+    yield from norm_tensors("transformer.ln_f", "norm")
     yield head_tensor(model)
     for i in range(model["num_layers"]):
         there, here = f"transformer.h.{i}", f"layers/{i}"
         mixer, feed = f"{here}/mixer", f"{here}/feedforward"
-        qkv = Layout((width, (3, heads, head)), (1, 0, 2, 3), (1, 1, 1))
+        qkv = Layout((width, (3, heads, head)), (1, 0, 2, 3), sizes=(1, 1, 1))
         names = ("query", "key", "value")
         yield Tensor(f"{there}.attn.c_attn.weight", tuple(f"{mixer}/{n}" for n in names), qkv)
-        biases = Layout(((3, heads, head),), (), (1, 1, 1))
+        biases = Layout(((3, heads, head),), sizes=(1, 1, 1))
         yield Tensor(f"{there}.attn.c_attn.bias", tuple(f"{mixer}/{n}_bias" for n in names), biases)
         yield tensor(f"{there}.attn.c_proj.weight", f"{mixer}/out", Layout(((heads, head), width)))
         yield tensor(f"{there}.attn.c_proj.bias", f"{mixer}/out_bias")
@@ -72,8 +78,7 @@ def tensors(model: Mapping[str, Any]) -> Iterator[Tensor]:
             yield tensor(f"{there}.mlp.{theirs}.weight", f"{feed}/{ours}")
             yield tensor(f"{there}.mlp.{theirs}.bias", f"{feed}/{ours}_bias")
         for number in (1, 2):
-            for kind, ours in (("weight", "scale"), ("bias", "bias")):
-                yield tensor(f"{there}.ln_{number}.{kind}", f"{here}/norm{number}/{ours}")
+            yield from norm_tensors(f"{there}.ln_{number}", f"{here}/norm{number}")
 
 
 def config(model: Mapping[str, Any], length: int) -> dict[str, Any]:

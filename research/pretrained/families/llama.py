@@ -3,7 +3,6 @@
 They differ in biases (Qwen2), in norms of queries and keys (Qwen3) and in windows (Mistral).
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,18 +10,18 @@ from research.errors import UserError
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.families.rope import rope_options, write_rope
 from research.pretrained.family import Family
+from research.pretrained.patterns import delta, kinds_of, repeating
 from research.pretrained.tensors import (
     TRANSPOSED,
     Tensor,
     head_tensor,
+    head_width,
     heads_bias,
     heads_in,
     heads_out,
     tensor,
 )
 
-WINDOW = re.compile(r"mask=window, window=(\d+)")
-"""Delta of a layer with a window."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 WINDOWED = ("mistral", "qwen2", "qwen3")
 NORMED, BIASED = ("qwen3",), ("qwen2",)
@@ -75,15 +74,8 @@ def windows(read: ConfigReader) -> dict[str, Any]:
     # A window counts the token itself, there and here.
     if set(kinds) == {SLIDING}:
         return {"mask": "window", "window": window}
-    return {"pattern": pattern(kinds, {SLIDING: f"mask=window, window={window}", FULL: ""})}
-
-
-def pattern(kinds: list[str], deltas: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the shortest pattern of layers that gives these kinds when it is repeated."""
-    for period in range(1, len(kinds) + 1):
-        if len(kinds) % period == 0 and kinds == kinds[:period] * (len(kinds) // period):
-            return tuple(deltas[kind] for kind in kinds[:period])
-    raise AssertionError("a list repeats itself once")
+    deltas = {SLIDING: delta({"mask": "window", "window": window}), FULL: ""}
+    return {"pattern": repeating([deltas[kind] for kind in kinds])}
 
 
 def length(read: ConfigReader) -> int:
@@ -99,8 +91,8 @@ def attention_tensors(model: Mapping[str, Any], there: str, here: str) -> Iterat
       there: name of the layer there.
       here: path of the layer here.
     """
-    width, heads, head = model["width"], model["num_heads"], model["head_width"]
-    groups = model["num_kv_heads"] or heads
+    width, heads, head = model["width"], model["num_heads"], head_width(model)
+    groups = model.get("num_kv_heads") or heads
     for name, number in (("query", heads), ("key", groups), ("value", groups)):
         one = f"{there}.self_attn.{name[0]}_proj"
         yield tensor(f"{one}.weight", f"{here}/mixer/{name}", heads_in(number, head, width))
@@ -149,13 +141,13 @@ def writer(family: str) -> Callable[[Mapping[str, Any], int], dict[str, Any]]:
             "num_hidden_layers": model["num_layers"],
             "num_attention_heads": model["num_heads"],
             "num_key_value_heads": model["num_kv_heads"] or model["num_heads"],
-            "head_dim": model["head_width"] or model["width"] // model["num_heads"],
+            "head_dim": head_width(model),
             "intermediate_size": model["feedforward"],
             "hidden_act": "silu",
             "rms_norm_eps": model["norm_epsilon"],
             "tie_word_embeddings": model["tie_embeddings"],
             "max_position_embeddings": length,
-            "rope_parameters": write_rope(dict(model)),
+            "rope_parameters": write_rope(model),
         }
         if family in WINDOWED:
             found |= _written_windows(family, model)
@@ -180,16 +172,15 @@ def _written_windows(family: str, model: Mapping[str, Any]) -> dict[str, Any]:
 def layer_kinds(model: Mapping[str, Any]) -> tuple[list[str], int]:
     """Returns the type of each layer, full or sliding, and the window in tokens; 0: none slides.
 
-    Raises UserError for a pattern of anything else than windows.
+    Raises UserError if layers have several windows.
     """
-    if model.get("mask") == "window":
-        return [SLIDING] * model["num_layers"], model["window"]
-    deltas = model.get("pattern") or ("",)
-    windows = {int(found[1]) for delta in deltas if (found := WINDOW.fullmatch(delta))}
-    if len(windows) > 1 or not all(WINDOW.fullmatch(delta) or not delta for delta in deltas):
-        raise UserError(f"model.pattern={deltas}: layers differ in more than one window.")
-    kinds = [SLIDING if delta else FULL for delta in deltas]
-    return kinds * (model["num_layers"] // len(deltas)), max(windows, default=0)
+    kinds, layers = kinds_of(model, window_kind)
+    return kinds, layers[SLIDING]["window"] if SLIDING in layers else 0
+
+
+def window_kind(layer: Mapping[str, Any]) -> str:
+    """Returns the type of a layer of attention: full or sliding."""
+    return SLIDING if layer.get("mask") == "window" else FULL
 
 
 def family(name: str, architecture: str) -> Family:

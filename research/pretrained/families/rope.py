@@ -1,5 +1,6 @@
 """Reads rotary position encodings from config.json, as transformers 4 and 5 write them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from research.errors import UserError
@@ -8,26 +9,32 @@ from research.pretrained.config_reader import ConfigReader
 BASE = 10000.0
 
 
-def rope_options(read: ConfigReader, layers: str = "", fraction: float = 1.0) -> dict[str, Any]:
+def rope_options(
+    read: ConfigReader, layers: str = "", fraction: float = 1.0, base: float = BASE
+) -> dict[str, Any]:
     """Returns our options of RoPE.
 
     Args:
       read: reads config.json.
       layers: type of layers, where "rope_parameters" has several, such as "full_attention".
       fraction: share of the channels that turns, unless "rope_parameters" says it.
+      base: base of the frequencies, unless config.json says it.
 
     Raises UserError for a scaling that we do not have.
     """
     said = dict(read("rope_parameters", {}))
-    said = dict(said.get(layers, said)) if layers else said
-    if not said:  # as transformers 4 wrote it
-        said = dict(read("rope_scaling", {})) | {"rope_theta": read("rope_theta", BASE)}
+    if said and layers:
+        if not isinstance(said.get(layers), Mapping):
+            raise UserError(f"config.json has rope_parameters={said}, which lacks {layers!r}.")
+        said = dict(said[layers])
+    elif not said:  # as transformers 4 wrote it
+        said = dict(read("rope_scaling", {})) | {"rope_theta": read("rope_theta", base)}
     read.skip("rope_scaling", "rope_theta")
     kind = said.pop("rope_type", None) or said.pop("type", None) or "default"
     said.pop("type", None)
     found: dict[str, Any] = {
         "position": "rope",
-        "rope_base": float(said.pop("rope_theta", BASE)),
+        "rope_base": float(said.pop("rope_theta", base)),
         "rope_fraction": float(said.pop("partial_rotary_factor", fraction)),
     }
     found |= _scaling(read, kind, said)
@@ -66,7 +73,7 @@ def _scaling(read: ConfigReader, kind: str, said: dict[str, Any]) -> dict[str, A
     return found
 
 
-def write_rope(options: dict[str, Any]) -> dict[str, Any]:
+def write_rope(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns "rope_parameters" for options of ours: the inverse of `rope_options`.
 
     Raises UserError for a scaling that transformers does not have.
