@@ -31,6 +31,15 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 12,
 }
+NEOX = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": HEADS,
+    "intermediate_size": HIDDEN,
+    "max_position_embeddings": LENGTH,
+}
+NEOX_ROPE = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
 CONFIGS: dict[str, tuple[str, dict]] = {
     "gpt2": (
         "GPT2Config",
@@ -50,6 +59,15 @@ CONFIGS: dict[str, tuple[str, dict]] = {
         LLAMA | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
     ),
     "qwen3": ("Qwen3Config", LLAMA | {"rope_parameters": YARN}),
+    "gpt_neox": ("GPTNeoXConfig", NEOX | {"rope_parameters": NEOX_ROPE}),
+    "gpt_neox, one by one": (
+        "GPTNeoXConfig",
+        NEOX
+        | {
+            "rope_parameters": NEOX_ROPE | {"partial_rotary_factor": 1.0},
+            "use_parallel_residual": False,
+        },
+    ),
 }
 """{name: (class, values)}; a family may be there more than once."""
 
