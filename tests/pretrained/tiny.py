@@ -40,6 +40,7 @@ NEOX = {
     "max_position_embeddings": LENGTH,
 }
 NEOX_ROPE = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+BLOOM = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": 3, "n_head": HEADS}
 CONFIGS: dict[str, tuple[str, dict]] = {
     "gpt2": (
         "GPT2Config",
@@ -68,6 +69,8 @@ CONFIGS: dict[str, tuple[str, dict]] = {
             "use_parallel_residual": False,
         },
     ),
+    "bloom": ("BloomConfig", BLOOM),
+    "bloom, 6 heads": ("BloomConfig", BLOOM | {"n_head": 6}),
 }
 """{name: (class, values)}; a family may be there more than once."""
 
