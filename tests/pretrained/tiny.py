@@ -41,6 +41,13 @@ NEOX = {
 }
 NEOX_ROPE = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
 BLOOM = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": 3, "n_head": HEADS}
+MPT = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "n_layers": 3,
+    "n_heads": HEADS,
+    "max_seq_len": LENGTH,
+}
 CONFIGS: dict[str, tuple[str, dict]] = {
     "gpt2": (
         "GPT2Config",
@@ -71,6 +78,8 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     ),
     "bloom": ("BloomConfig", BLOOM),
     "bloom, 6 heads": ("BloomConfig", BLOOM | {"n_head": 6}),
+    "mpt": ("MptConfig", MPT),
+    "mpt, 12 heads": ("MptConfig", MPT | {"n_heads": 12, "attn_config": {"softmax_scale": 0.3}}),
 }
 """{name: (class, values)}; a family may be there more than once."""
 
