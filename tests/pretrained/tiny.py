@@ -41,6 +41,11 @@ NEOX = {
 }
 NEOX_ROPE = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
 BLOOM = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": 3, "n_head": HEADS}
+GEMMA = LLAMA | {"sliding_window": WINDOW, "query_pre_attn_scalar": 31}
+GEMMA3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+}
 MPT = {
     "vocab_size": VOCABULARY,
     "d_model": WIDTH,
@@ -78,6 +83,22 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     ),
     "bloom": ("BloomConfig", BLOOM),
     "bloom, 6 heads": ("BloomConfig", BLOOM | {"n_head": 6}),
+    "gemma2": (
+        "Gemma2Config",
+        GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma2, no caps": (
+        "Gemma2Config",
+        GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3_text": (
+        "Gemma3TextConfig",
+        GEMMA
+        | {
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": GEMMA3_ROPE,
+        },
+    ),
     "mpt": ("MptConfig", MPT),
     "mpt, 12 heads": ("MptConfig", MPT | {"n_heads": 12, "attn_config": {"softmax_scale": 0.3}}),
 }
