@@ -46,6 +46,16 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
 }
+MAMBA2 = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 3,
+    "num_heads": 8,
+    "head_dim": HEAD,
+    "state_size": 7,
+    "n_groups": 1,
+    "chunk_size": 8,
+}
 MPT = {
     "vocab_size": VOCABULARY,
     "d_model": WIDTH,
@@ -99,6 +109,8 @@ CONFIGS: dict[str, tuple[str, dict]] = {
             "rope_parameters": GEMMA3_ROPE,
         },
     ),
+    "mamba2": ("Mamba2Config", MAMBA2),
+    "mamba2, grouped": ("Mamba2Config", MAMBA2 | {"n_groups": 2, "use_conv_bias": False}),
     "mpt": ("MptConfig", MPT),
     "mpt, 12 heads": ("MptConfig", MPT | {"n_heads": 12, "attn_config": {"softmax_scale": 0.3}}),
 }
