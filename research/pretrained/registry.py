@@ -7,8 +7,10 @@ from research.pretrained.families.gpt_neox import GPT_NEOX
 from research.pretrained.families.llama import LLAMA_SHAPED
 from research.pretrained.families.mamba2 import MAMBA2
 from research.pretrained.families.mpt import MPT
+from research.pretrained.families.qwen3_next import QWEN3_NEXT
 from research.pretrained.family import Family
 
 FAMILIES: dict[str, Family] = {
-    one.name: one for one in (GPT2, *LLAMA_SHAPED, *GEMMAS, GPT_NEOX, BLOOM, MPT, MAMBA2)
+    one.name: one
+    for one in (GPT2, *LLAMA_SHAPED, *GEMMAS, GPT_NEOX, BLOOM, MPT, MAMBA2, QWEN3_NEXT)
 }

@@ -56,6 +56,15 @@ MAMBA2 = {
     "n_groups": 1,
     "chunk_size": 8,
 }
+QWEN3_NEXT = LLAMA | {
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "mlp_only_layers": [0, 1, 2, 3],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+    "rope_parameters": NEOX_ROPE,
+}
 MPT = {
     "vocab_size": VOCABULARY,
     "d_model": WIDTH,
@@ -111,6 +120,7 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     ),
     "mamba2": ("Mamba2Config", MAMBA2),
     "mamba2, grouped": ("Mamba2Config", MAMBA2 | {"n_groups": 2, "use_conv_bias": False}),
+    "qwen3_next": ("Qwen3NextConfig", QWEN3_NEXT),
     "mpt": ("MptConfig", MPT),
     "mpt, 12 heads": ("MptConfig", MPT | {"n_heads": 12, "attn_config": {"softmax_scale": 0.3}}),
 }
