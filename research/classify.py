@@ -102,11 +102,13 @@ def open_classifier(workdir: Path, method: str):
     from research.training.runs import load_run_config, open_run
 
     run = open_run(workdir, load_run_config(workdir, ("sentiment",)))
-    if run.tokenizer.special != OPEN:
+    if run.tokenizer is None:
+        raise UserError(f"{workdir} has no {FILE}: the model was imported without one.")
+    if run.tokenizer.special != OPEN and "special" not in run.corpus:
         raise UserError(f"{workdir}/{FILE} is not the tokenizer of a sentiment task.")
     check_method(method, run.model)
     tell(f"best step {run.best['step']:,}")
-    return TextClassifier(run.model, run.params, run.tokenizer, run.labels, method)
+    return TextClassifier(run.model, run.params, run.tokenizer, run.labels, method, run.special)
 
 
 if __name__ == "__main__":

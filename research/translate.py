@@ -7,6 +7,7 @@ python -m research.translate --workdir=runs/translation --input=test.de --refere
 The translations go to stdout, everything else to stderr. On a terminal it answers line by line.
 """
 
+import dataclasses
 import os
 import secrets
 import sys
@@ -114,10 +115,13 @@ def open_translator(workdir: Path, options: flags.FlagValues):
     search = search_of(options, config.decoding.to_dict())
     search.limit(config.task.length)
     run = open_run(workdir, config)
+    if run.tokenizer is None:
+        raise UserError(f"{workdir} has no tokenizer.json: the model was imported without one.")
     # In a recurrent decoder, only the top layer attends to the source.
     layers = config.model.num_layers if config.model.name == "encoder_decoder" else 1
     seed = options.seed if options.seed >= 0 else secrets.randbelow(2**31)
     tell(f"best step {run.best['step']:,}" + (f", seed {seed}" if search.sampling else ""))
+    search = dataclasses.replace(search, special=run.special)
     translator = Translator(
         run.model, run.params, run.tokenizer, search, layers, options.batch_size, seed
     )

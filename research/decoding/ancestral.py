@@ -15,7 +15,6 @@ from research.decoding.search import (
     hypothesis_scores,
     next_log_probs,
 )
-from research.tasks.task import BOS, EOS, PAD
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -46,7 +45,7 @@ def ancestral(
     """
     size, length = decoder.valid.shape
     rows = size * search.nbest
-    sampling = search.sampling or GREEDY
+    sampling, special = search.sampling or GREEDY, search.special
     if keys is not None:
         of_row = jax.vmap(lambda key: jax.random.split(key, search.nbest))(keys).reshape(-1)
 
@@ -58,12 +57,12 @@ def ancestral(
         return jax.vmap(lambda key, row: draw(key, row[None], sampling)[0])(now, logits)
 
     def step(old: Rows) -> Rows:
-        last = jnp.where(old.num_tokens == 0, BOS, old.tokens[:, old.num_tokens - 1])
+        last = jnp.where(old.num_tokens == 0, special.start, old.tokens[:, old.num_tokens - 1])
         log_probs, state, weights = decoder.step(old.state, last)
-        log_probs = next_log_probs(log_probs, old.num_tokens == limit - 1)
+        log_probs = next_log_probs(log_probs, old.num_tokens, limit, special)
         chosen = choose(log_probs, old.num_tokens)
         gain = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
-        token = jnp.where(old.ended, PAD, chosen).astype(jnp.int32)
+        token = jnp.where(old.ended, special.pad, chosen).astype(jnp.int32)
         seen = jnp.where(old.ended[:, None], 0.0, attention_received(weights, search))
         return Rows(
             num_tokens=old.num_tokens + 1,
@@ -71,19 +70,19 @@ def ancestral(
             log_probs=old.log_probs + jnp.where(old.ended, 0.0, gain),
             coverage=old.coverage + seen,
             state=state,
-            ended=old.ended | (token == EOS),
+            ended=old.ended | (token == special.end),
         )
 
     first = Rows(
         num_tokens=jnp.int32(0),
-        tokens=jnp.full((rows, limit), PAD, jnp.int32),
+        tokens=jnp.full((rows, limit), special.pad, jnp.int32),
         log_probs=jnp.zeros(rows),
         coverage=jnp.zeros((rows, length if search.coverage_penalty else 0)),
         state=decoder.state,
         ended=jnp.zeros(rows, bool),
     )
     last = jax.lax.while_loop(lambda r: (r.num_tokens < limit) & ~r.ended.all(), step, first)
-    lengths = (last.tokens != PAD).sum(-1)
+    lengths = (last.tokens != special.pad).sum(-1)
     valid = jnp.repeat(decoder.valid, search.nbest, axis=0)
     scores = hypothesis_scores(last.log_probs, lengths, last.coverage, valid, search)
     found = (last.tokens, lengths, scores, last.log_probs)

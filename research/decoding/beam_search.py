@@ -23,7 +23,6 @@ from research.decoding.search import (
     length_divisor,
     next_log_probs,
 )
-from research.tasks.task import BOS, EOS, PAD
 
 SHARED = -1
 """Marks a leaf without a batch axis, shared by all rows."""
@@ -170,14 +169,16 @@ def beam_search(decoder: StepDecoder, search: Search, limit: int) -> Hypotheses:
       search: beam width, penalties and number of hypotheses to return.
       limit: maximum number of tokens of a hypothesis, EOS included.
     """
-    width = search.beam
+    width, special = search.beam, search.special
 
     def step(beam: Beam) -> Beam:
         size = beam.tokens.shape[0]
-        last = jnp.where(beam.num_tokens == 0, BOS, beam.tokens[:, :, beam.num_tokens - 1])
+        last = jnp.where(
+            beam.num_tokens == 0, special.start, beam.tokens[:, :, beam.num_tokens - 1]
+        )
         log_probs, state, weights = decoder.step(beam.state, last.reshape(-1))
         coverage = beam.coverage + attention_received(weights, search).reshape(size, width, -1)
-        log_probs = next_log_probs(log_probs, beam.num_tokens == limit - 1)
+        log_probs = next_log_probs(log_probs, beam.num_tokens, limit, special)
         total = beam.log_probs[:, :, None] + log_probs.reshape(size, width, -1)
         # At most K candidates end in EOS (one per parent), so the 2 K best include K others.
         values, parent, token = _best(total, 2 * width)
@@ -186,9 +187,9 @@ def beam_search(decoder: StepDecoder, search: Search, limit: int) -> Hypotheses:
             tokens=tokens, log_probs=values, coverage=_rows(coverage, parent)
         )
         best_k = jnp.arange(2 * width) < width
-        ends = (token == EOS) & best_k & jnp.isfinite(values) & ~beam.done[:, None]
+        ends = (token == special.end) & best_k & jnp.isfinite(values) & ~beam.done[:, None]
         finished = _merge(candidates, ends, decoder, search)
-        values, kept = jax.lax.top_k(jnp.where(token == EOS, -jnp.inf, values), width)
+        values, kept = jax.lax.top_k(jnp.where(token == special.end, -jnp.inf, values), width)
         count = beam.count + ends.sum(-1)
         # Ties count as hopeless, also -inf against -inf when no live hypothesis is left.
         reachable = values[:, 0] / length_divisor(limit, search)
@@ -217,7 +218,7 @@ def _first(decoder: StepDecoder, search: Search, limit: int) -> Beam:
     width, number = search.beam, search.nbest
     none = jnp.full((size, number), -jnp.inf)
     finished = Hypotheses(
-        tokens=jnp.full((size, number, limit), PAD, jnp.int32),
+        tokens=jnp.full((size, number, limit), search.special.pad, jnp.int32),
         lengths=jnp.zeros((size, number), jnp.int32),
         scores=none,
         log_probs=none,
@@ -225,7 +226,7 @@ def _first(decoder: StepDecoder, search: Search, limit: int) -> Beam:
     )
     return Beam(
         num_tokens=jnp.int32(0),
-        tokens=jnp.full((size, width, limit), PAD, jnp.int32),
+        tokens=jnp.full((size, width, limit), search.special.pad, jnp.int32),
         # Equal copies of the empty hypothesis would fill the beam with duplicates.
         log_probs=jnp.where(jnp.arange(width) == 0, jnp.zeros((size, width)), -jnp.inf),
         coverage=jnp.zeros((size, width, length if search.coverage_penalty else 0)),
@@ -264,7 +265,7 @@ def _merge(candidates: Beam, ends: jax.Array, decoder: StepDecoder, search: Sear
     # Places without a finished hypothesis hold unfinished candidates with score -inf: clear them.
     there = jnp.isfinite(scores)
     return merged._replace(
-        tokens=jnp.where(there[..., None], merged.tokens, PAD),
+        tokens=jnp.where(there[..., None], merged.tokens, search.special.pad),
         lengths=jnp.where(there, merged.lengths, 0),
         scores=scores,
         log_probs=jnp.where(there, merged.log_probs, -jnp.inf),

@@ -17,7 +17,7 @@ from research.decoding.ancestral import ancestral
 from research.decoding.beam_search import beam_search, encode_sources
 from research.decoding.search import Hypotheses, Search, check_model, ctc_share
 from research.losses.ctc import Labellings, greedy, prefix_beam
-from research.tasks.task import BOS, EOS, PAD
+from research.tasks.task import BOS, EOS, PAD, SpecialTokens
 from research.tasks.text.encoded_pairs import padded_rows
 
 SHORTEST = 8
@@ -65,7 +65,9 @@ def decode(
         decoder = encode_sources(model, params, source, source_length, search.beam, limit, weight)
         found = beam_search(decoder, search, limit)
     if with_weights:
-        found = found._replace(weights=_weights(model, params, source, source_length, found))
+        found = found._replace(
+            weights=_weights(model, params, source, source_length, found, search.special)
+        )
     return found
 
 
@@ -117,7 +119,12 @@ def _ended(labellings: Labellings, limit: int) -> tuple[Int[Array, "B N T"], Int
 
 
 def _weights(
-    model: Any, params: Any, source: jax.Array, source_length: jax.Array, found: Hypotheses
+    model: Any,
+    params: Any,
+    source: jax.Array,
+    source_length: jax.Array,
+    found: Hypotheses,
+    special: SpecialTokens,
 ) -> Float[Array, "B N H T S"]:
     """Returns the attention of each token over the source, from one teacher-forced pass.
 
@@ -126,11 +133,11 @@ def _weights(
     size, number, length = found.tokens.shape
     tokens = found.tokens.reshape(size * number, length)
     real = jnp.arange(length) < found.lengths.reshape(-1, 1)
-    follows = jnp.concatenate([jnp.full_like(tokens[:, :1], BOS), tokens[:, :-1]], axis=1)
+    follows = jnp.concatenate([jnp.full_like(tokens[:, :1], special.start), tokens[:, :-1]], axis=1)
     batch = {
         "source": jnp.repeat(source, number, axis=0),
         "source_length": jnp.repeat(source_length, number, axis=0),
-        "inputs": jnp.where(real, follows, PAD),
+        "inputs": jnp.where(real, follows, special.pad),
         "targets": jnp.where(real, tokens, -1),
     }
     weights = model.apply({"params": params}, batch, method="weights")

@@ -1,9 +1,9 @@
 """Search settings and scores of hypotheses: beam width, penalties and length limit.
 
 Sequence-to-sequence models (research/models/model.py) give log p(token | source, tokens so far).
-Tokens are PAD = 0, BOS = 1, EOS = 2, words from 3 on. PAD and BOS are never produced. A hypothesis
-ends with EOS, which is forced at the length limit; its log probability there is the model's, as for
-every other token.
+Tokens are PAD = 0, BOS = 1, EOS = 2, words from 3 on, or as `Search.special` says. PAD and BOS are
+never produced. A hypothesis ends with EOS, which is forced at the length limit; its log probability
+there is the model's, as for every other token.
 """
 
 from dataclasses import InitVar, dataclass
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from research.decoding.sampling import Sampling
 from research.errors import UserError, read_part
 from research.options import OptionError, Part, option, values_read
-from research.tasks.task import BOS, EOS, PAD
+from research.tasks.task import SpecialTokens
 
 LEAST_COVERAGE = 1e-6
 """Lower bound of a source position's attention in the coverage penalty, which takes its log."""
@@ -58,6 +58,7 @@ class Search(Decoding):
     Attributes:
       nbest: number of hypotheses to return, at most `beam`; any number with `sampling`.
       sampling: draws the `nbest` hypotheses at random instead of searching; `beam` must be 1.
+      special: ids of PAD, BOS and EOS.
       where: prefix of option names in error messages; not stored.
 
     Raises UserError for values out of range.
@@ -65,6 +66,7 @@ class Search(Decoding):
 
     nbest: int = 1
     sampling: Sampling | None = None
+    special: SpecialTokens = SpecialTokens()
     where: InitVar[str] = "--"
 
     def __post_init__(self, where: str) -> None:
@@ -155,15 +157,23 @@ class Hypotheses(NamedTuple):
     weights: Float[Array, "B N H T S"] | None = None
 
 
-def next_log_probs(log_probs: Float[Array, "R V"], last: Bool[Array, ""]) -> Float[Array, "R V"]:
+def next_log_probs(
+    log_probs: Float[Array, "R V"], at: Int[Array, ""], limit: int, special: SpecialTokens
+) -> Float[Array, "R V"]:
     """Returns log p of each next token, with -inf for tokens that are not allowed.
 
     Args:
       log_probs: log p of all tokens.
-      last: whether this is the last token before the length limit, which must be EOS.
+      at: number of tokens before it.
+      limit: maximum number of tokens; the last of them must be EOS.
+      special: ids of PAD, BOS and EOS.
     """
     number = jnp.arange(log_probs.shape[-1])
-    allowed = jnp.where(last, number == EOS, (number != PAD) & (number != BOS))
+    ends = number == special.end
+    allowed = (number != special.pad) & ((number != special.start) | ends)
+    if special.first >= 0:
+        allowed = jnp.where(at == 0, number == special.first, allowed)
+    allowed = jnp.where(at == limit - 1, ends, allowed)
     return jnp.where(allowed, log_probs, -jnp.inf)
 
 

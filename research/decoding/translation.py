@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from research.decoding.decode import Hypothesis, decode_all, padded
 from research.decoding.search import Search
 from research.errors import UserError
-from research.tasks.task import EOS
 from research.tasks.text.tokenizer import Tokenizer
 
 
@@ -91,10 +90,10 @@ def translate(
       one_shape: pads all sources to one length: slower, but the next line needs no compilation.
       progress: called with the number of lines translated so far.
     """
-    room = int(translator.model.config.length) - 1
+    special, longest = translator.search.special, int(translator.model.config.length)
     encoded = {i: translator.tokenizer.encode(s).tolist() for i, s in enumerate(lines) if s.strip()}
-    cut = [i for i, tokens in encoded.items() if len(tokens) > room]
-    sources = {i: [*tokens[:room], EOS] for i, tokens in encoded.items()}
+    cut = [i for i, tokens in encoded.items() if len(tokens) > special.room(longest)]
+    sources = {i: special.around(tokens, longest) for i, tokens in encoded.items()}
     found = decode_all(
         translator.model,
         translator.params,
@@ -103,19 +102,20 @@ def translate(
         translator.batch_size,
         seed=translator.seed,
         with_weights=with_weights,
-        lengths=(room + 1,) if one_shape else (),
+        lengths=(longest,) if one_shape else (),
         progress=progress,
     )
     results = [[Translation("", 0.0, [], [], None)] for _ in lines]
     for (i, source), hypotheses in zip(sources.items(), found, strict=True):
-        results[i] = [_translation(translator.tokenizer, source, h) for h in hypotheses]
+        results[i] = [_translation(translator, source, h) for h in hypotheses]
     return results, cut
 
 
-def _translation(tokenizer: Tokenizer, source: list[int], hypothesis: Hypothesis) -> Translation:
+def _translation(translator: Translator, source: list[int], hypothesis: Hypothesis) -> Translation:
+    tokenizer, special = translator.tokenizer, translator.search.special
     # A byte-level vocabulary can produce line breaks, which would break the one-line-each format.
-    text = " ".join(tokenizer.decode(hypothesis.tokens).splitlines())
-    target = tokenizer.pieces([*hypothesis.tokens, EOS])
+    text = " ".join(tokenizer.decode(hypothesis.tokens, text_only=True).splitlines())
+    target = tokenizer.pieces([*hypothesis.tokens, special.end])
     pieces = tokenizer.pieces(source)
     return Translation(text, hypothesis.score, pieces, target, hypothesis.weights)
 

@@ -1,6 +1,7 @@
 """Builds the sequence to inspect a model on: from text, from a recording or from the run's data."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from research.decoding.search import check_model, ctc_share, read_search
 from research.decoding.transcription import frame_lengths, read_features
 from research.errors import UserError, check_name
 from research.tasks.speech.features import SHIFT_SECONDS
-from research.tasks.task import BOS, EOS, Batch
+from research.tasks.task import EOS, Batch
 from research.tasks.text.tokenizer import OPEN, SENTENCE
 from research.training.runs import LoadedRun, load_run_task
 
@@ -65,12 +66,12 @@ def text_subject(run: LoadedRun, text: str, target: str = "") -> Subject:
     tokens = run.tokenizer.encode(text)
     if not len(tokens):
         raise UserError("--text has no token; give at least one word.")
+    room = run.special.room(run.config.task.length)
+    cut, lines = _cut(run, tokens, room, "text")
+    tokens = np.array(run.special.around(cut, run.config.task.length), np.int32)
     if _writes(run):
-        tokens, lines = _cut(run, tokens, run.config.task.length - 1, "text")
-        source = np.append(tokens, EOS).astype(np.int32)
-        return _with_output(run, title, source, _target_of(run, target), lines)
+        return _with_output(run, title, tokens, _target_of(run, target), lines)
     _check_writes(run, target)
-    tokens, lines = _cut(run, tokens, run.config.task.length, "text")
     if run.tokenizer.special == OPEN:
         pieces = run.tokenizer.split(text)[: len(tokens)]
     else:
@@ -220,7 +221,7 @@ def _target_of(run: LoadedRun, target: str) -> list[int]:
             f"--target has {len(tokens):,} tokens; the model is made for {room:,} "
             f"(task.length={run.config.task.length})."
         )
-    return [*tokens, EOS]
+    return [*tokens, run.special.end]
 
 
 def _with_output(
@@ -236,7 +237,7 @@ def _with_output(
     batch: dict[str, Any] = {
         "source": source[None],
         "source_length": np.array([len(source)], np.int32),
-        "inputs": np.array([[BOS, *target[:-1]]], np.int32),
+        "inputs": np.array([[run.special.start, *target[:-1]]], np.int32),
         "targets": np.array([target], np.int32),
     }
     read = () if sound else token_texts(run, source)
@@ -245,21 +246,21 @@ def _with_output(
 
 def _written(run: LoadedRun, source: np.ndarray) -> list[int]:
     """Returns the best hypothesis under the run's own search settings, with EOS."""
-    search = read_search(run.config)
+    search = replace(read_search(run.config), special=run.special)
     check_model(search, run.model.config, "decoding.")
     length = np.array([len(source)], np.int32)
     room = frame_lengths if source.ndim == 2 else static_lengths
     found = decode_all(
         run.model, run.params, source[None], length, search, lengths=room(len(source))
     )
-    return [*found[0][0].tokens, EOS]
+    return [*found[0][0].tokens, run.special.end]
 
 
 def _text_of(run: LoadedRun, tokens: Sequence[int]) -> str:
-    words = [t for t in tokens if t != EOS]
+    words = [t for t in tokens if t != run.special.end]
     if run.tokenizer is None:
         return " ".join(map(str, words))
-    return " ".join(run.tokenizer.decode(words).split())
+    return " ".join(run.tokenizer.decode(words, text_only=True).split())
 
 
 def _brief(text: str) -> str:

@@ -247,7 +247,9 @@ def _classified(run: LoadedRun, subject: Subject, logits: Any) -> Outcome:
     batch, model = subject.batch, run.model
     numbers: dict[str, np.ndarray] = {}
     for by in ATTRIBUTIONS:
-        found = explain(model, by, run.params, batch["inputs"][0], batch["length"][0])[1]
+        found = explain(
+            model, by, run.params, batch["inputs"][0], batch["length"][0], run.special.unknown
+        )[1]
         numbers[by.replace("_", " ")] = np.asarray(found, np.float32)
     texts = list(subject.input)
     if model.config.pooling == CLASS_TOKEN:

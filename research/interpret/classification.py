@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from research.errors import UserError, check_name
 from research.interpret import attribution
 from research.models.pooling import ATTENTION
-from research.tasks.task import PAD, UNKNOWN
+from research.tasks.task import UNKNOWN, SpecialTokens
 from research.tasks.text.tokenizer import Tokenizer
 
 LEAVE_ONE_OUT = "leave_one_out"
@@ -28,6 +28,7 @@ class TextClassifier(NamedTuple):
       tokenizer: tokenizer of the run.
       labels: names of the C classes.
       method: attribution method, a name in `METHODS`.
+      special: ids of padding, of the unknown word, and of what a text has around it.
     """
 
     model: Any
@@ -35,6 +36,7 @@ class TextClassifier(NamedTuple):
     tokenizer: Tokenizer
     labels: Sequence[str]
     method: str = LEAVE_ONE_OUT
+    special: SpecialTokens = SpecialTokens()
 
 
 class Classified(NamedTuple):
@@ -68,23 +70,29 @@ def check_method(method: str, model: Any) -> None:
 
 def classify(classifier: TextClassifier, text: str) -> Classified:
     """Returns the prediction for a text. Raises UserError for a text without words."""
-    longest = classifier.model.config.length
+    longest, special = classifier.model.config.length, classifier.special
     tokens, pieces = classifier.tokenizer.encode(text), classifier.tokenizer.split(text)
     if not len(tokens):
         raise UserError("the text is empty; give at least one word.")
-    kept = tokens[:longest]
-    padded = np.full(min(_room(len(kept)), longest), PAD, np.int32)
+    kept = special.around(tokens, longest)
+    padded = np.full(min(_room(len(kept)), longest), special.pad, np.int32)
     padded[: len(kept)] = kept
     log_p, found = explain(
-        classifier.model, classifier.method, classifier.params, padded, np.int32(len(kept))
+        classifier.model,
+        classifier.method,
+        classifier.params,
+        padded,
+        np.int32(len(kept)),
+        np.int32(special.unknown),
     )
+    before, after = (classifier.tokenizer.pieces(ids) for ids in (special.before, special.after))
     label = int(log_p.argmax())
     return Classified(
         label=classifier.labels[label],
         probability=float(np.exp(log_p[label])),
-        pieces=pieces[: len(kept)],
+        pieces=[*before, *pieces[: special.room(longest)], *after],
         attributions=[float(a) for a in found[: len(kept)]],
-        num_truncated=len(tokens) - len(kept),
+        num_truncated=max(0, len(tokens) - special.room(longest)),
     )
 
 
@@ -102,7 +110,12 @@ def log_odds(logits: Float[Array, " C"], label: Int[Array, ""]) -> Float[Array, 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def explain(
-    model: Any, method: str, params: Any, tokens: Int[Array, " T"], length: Int[Array, ""]
+    model: Any,
+    method: str,
+    params: Any,
+    tokens: Int[Array, " T"],
+    length: Int[Array, ""],
+    unknown_token: int | Int[Array, ""] = UNKNOWN,
 ) -> tuple[Float[Array, " C"], Float[Array, " T"]]:
     """Returns log p of every class, and the attributions of the most probable class.
 
@@ -112,6 +125,7 @@ def explain(
       params: parameters of the classifier.
       tokens: right-padded tokens.
       length: number of tokens without padding.
+      unknown_token: id of the unknown word.
     """
     variables, lengths = {"params": params}, jnp.asarray(length)[None]
 
@@ -132,10 +146,10 @@ def explain(
         return model.apply(variables, tokens[None], method=lambda m, t: m.embed(t))[0]
 
     def unknown() -> Array:
-        return embed(jnp.full_like(tokens, UNKNOWN))
+        return embed(jnp.full_like(tokens, unknown_token))
 
     ways: dict[str, Callable[[], Array]] = {
-        LEAVE_ONE_OUT: lambda: attribution.leave_one_out(of_tokens, tokens, UNKNOWN),
+        LEAVE_ONE_OUT: lambda: attribution.leave_one_out(of_tokens, tokens, unknown_token),
         "integrated_gradients": lambda: attribution.integrated_gradients(
             of_embeddings, embed(tokens), unknown()
         ),

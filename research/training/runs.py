@@ -18,7 +18,7 @@ from research.runs.parameters import PARAMETERS, read_parameters
 from research.runs.store import CONFIG, POPULATION, RESULT, read_json, read_result
 from research.tasks.registry import GENERATED, make_task
 from research.tasks.synthetic.rule import LABELS
-from research.tasks.task import Task
+from research.tasks.task import EOS, SpecialTokens, Task
 from research.tasks.text.tokenizer import CORPUS, FILE, load_tokenizer
 from research.training.records.checkpoints import load_best
 from research.training.records.data_record import check_same_data
@@ -47,6 +47,7 @@ class LoadedRun(NamedTuple):
       tokenizer: the run's `Tokenizer`; None if the task's tokens are not text, or of a corpus.
       labels: class names of a classifier; () for other models.
       corpus: facts about the data, from corpus.json.
+      special: ids of the tokens that are no text.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class LoadedRun(NamedTuple):
     tokenizer: Any
     labels: tuple[str, ...]
     corpus: Mapping[str, Any]
+    special: SpecialTokens = SpecialTokens()
 
 
 def load_run_config(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
@@ -139,6 +141,9 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
         if not size:
             raise UserError(f"{run} has no {CORPUS} with the size of its vocabulary.")
         tokenizer = load_tokenizer(run) if (run / FILE).is_file() else None
+    elif "vocab_size" in known:  # of a pretrained model, which may have more rows than tokens
+        size = known["vocab_size"]
+        tokenizer = load_tokenizer(run) if (run / FILE).is_file() else None
     elif config.task.name not in GENERATED:
         tokenizer = load_tokenizer(run)
         size = tokenizer.vocab_size
@@ -150,7 +155,7 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
             raise UserError(f"{run} has no {CORPUS} with the names of its labels.")
     model = make_model(config.model, size, config.task.length, classes=len(labels))
     params, best = load_best_params(run)
-    shapes = parameter_shapes(model, _shapes_of_a_batch(config))
+    shapes = parameter_shapes(model, shapes_of_a_batch(config))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         kept = f"{FILE} has {size:,} tokens" if tokenizer else CONFIG
         named = f" and {CORPUS} {len(labels)} labels" if known.get("labels") else ""
@@ -158,7 +163,19 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
             f"{run}: {kept}{named}, with which the model does not have the shapes of its "
             "parameters: they are those of another run."
         )
-    return LoadedRun(run, config, model, params, best, tokenizer, labels, known)
+    special = _special_tokens(config, known)
+    return LoadedRun(run, config, model, params, best, tokenizer, labels, known, special)
+
+
+def _special_tokens(config: ConfigDict, known: Mapping[str, Any]) -> SpecialTokens:
+    """Returns the ids that corpus.json has of a pretrained model, else those of our tasks."""
+    recorded = known.get("special")
+    if recorded:
+        return SpecialTokens(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
+        )
+    reads_text = config.model.name in ("decoder", "classifier", "speech")
+    return SpecialTokens() if reads_text else SpecialTokens(after=(EOS,))
 
 
 def load_run_task(run: LoadedRun) -> Task:
@@ -178,7 +195,7 @@ def load_run_task(run: LoadedRun) -> Task:
     return task
 
 
-def _shapes_of_a_batch(config: ConfigDict) -> PyTree:
+def shapes_of_a_batch(config: ConfigDict) -> PyTree:
     """Returns the shapes of a small batch with the arrays that the model takes."""
     tokens: Any = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     length: Any = jax.ShapeDtypeStruct((1,), jnp.int32)

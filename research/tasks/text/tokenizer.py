@@ -50,9 +50,12 @@ class Tokenizer:
 
     def __init__(self, library: tokenizers.Tokenizer):
         library.encode_special_tokens = True  # as ordinary text
+        library.no_truncation()  # models cut texts themselves, and say so
+        library.no_padding()
         self.library = library
         by_character = isinstance(library.pre_tokenizer, pre_tokenizers.FixedLength)
-        is_bpe = isinstance(library.model, models.BPE)
+        # A Unigram of another project has pieces of words like a BPE.
+        is_bpe = isinstance(library.model, (models.BPE, models.Unigram))
         self.kind = "bpe" if is_bpe else "char" if by_character else "word"
         added = library.get_added_tokens_decoder()
         self._named = {token: added[token].content for token in sorted(added)}
@@ -108,9 +111,10 @@ class Tokenizer:
                 f"{sorted(part.strip() or part for part in unknown)[:10]}."
             ) from None
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Returns the text of tokens; special ones are left out if `SENTENCE`, else named."""
-        return self.library.decode(list(tokens), skip_special_tokens=self.special == SENTENCE)
+    def decode(self, tokens: Sequence[int], text_only: bool = False) -> str:
+        """Returns the text of tokens; special ones are named unless `SENTENCE` or `text_only`."""
+        left_out = text_only or self.special == SENTENCE
+        return self.library.decode(list(tokens), skip_special_tokens=left_out)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Returns the text of each token, with the space before a word; names of special ones.
@@ -127,7 +131,8 @@ class Tokenizer:
         """Returns the piece of text behind each token of `encode`; words as they are written."""
         if self.kind != "word":
             return self.pieces(self.encode(text).tolist())
-        return [text[start:end] for start, end in self.library.encode(text).offsets]
+        found = self.library.encode(text, add_special_tokens=False)
+        return [text[start:end] for start, end in found.offsets]
 
     def parts(self, text: str) -> list[str]:
         """Returns the words (with a space before each) or characters of a text, normalized."""
