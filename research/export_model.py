@@ -4,7 +4,8 @@ python -m research.export_model --workdir=runs/text --output=exported
 
 A run that was imported comes back bit by bit. A model that was trained here can be written if a
 family has all that it is made of: GPT-2 has learned positions, LayerNorm, biases and GELU's tanh
-form; Llama and its kin RoPE, RMSNorm and SwiGLU. The message says what does not fit.
+form; Llama and its kin RoPE, RMSNorm and SwiGLU. T5, BART, Marian and BERT are families too. The
+message says what does not fit.
 """
 
 from pathlib import Path
@@ -27,7 +28,9 @@ def main() -> None:
 
     options = flags.FLAGS
     workdir = open_workdir(options.workdir)
-    opened = open_run(workdir, load_run_config(workdir, ("text", "tokens")))
+    opened = open_run(
+        workdir, load_run_config(workdir, ("text", "tokens", "translation", "sentiment"))
+    )
     family = export_model(opened, Path(options.output), options.family)
     tell(f"{options.output}: {family}")
 

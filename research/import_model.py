@@ -4,6 +4,9 @@ python -m research.import_model --from=gpt2 --workdir=runs/gpt2
 python -m research.generate --workdir=runs/gpt2 --prompt="Attention is"
 python -m research.evaluate --workdir=runs/gpt2 --input=novel.txt --tokens=2048 --window=256
 
+An encoder-decoder becomes a run that research.translate takes, and a BERT with a head for classes
+one that research.classify takes.
+
 The directory has config.json, model.safetensors (or several files with an index) and, for text,
 tokenizer.json; `hf download openai-community/gpt2 --local-dir gpt2` makes one. What the model needs
 and is not here is refused by name, as is a tensor that is missing, superfluous or of another shape.

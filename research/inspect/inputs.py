@@ -68,7 +68,7 @@ def text_subject(run: LoadedRun, text: str, target: str = "") -> Subject:
         raise UserError("--text has no token; give at least one word.")
     room = run.special.room(run.config.task.length)
     cut, lines = _cut(run, tokens, room, "text")
-    tokens = np.array(run.special.around(cut, run.config.task.length), np.int32)
+    tokens = np.array(run.special.around(cut.tolist(), run.config.task.length), np.int32)
     if _writes(run):
         return _with_output(run, title, tokens, _target_of(run, target), lines)
     _check_writes(run, target)

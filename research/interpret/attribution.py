@@ -82,7 +82,10 @@ def completeness_gap(
 
 
 def leave_one_out(
-    f: ScalarOfTokens, tokens: Int[Array, " S"], replacement: int, batch_size: int = 32
+    f: ScalarOfTokens,
+    tokens: Int[Array, " S"],
+    replacement: int | Int[Array, ""],
+    batch_size: int = 32,
 ) -> Float[Array, " S"]:
     """Returns how much f falls when one token is replaced, for each token.
 

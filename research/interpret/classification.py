@@ -74,7 +74,7 @@ def classify(classifier: TextClassifier, text: str) -> Classified:
     tokens, pieces = classifier.tokenizer.encode(text), classifier.tokenizer.split(text)
     if not len(tokens):
         raise UserError("the text is empty; give at least one word.")
-    kept = special.around(tokens, longest)
+    kept = special.around(tokens.tolist(), longest)
     padded = np.full(min(_room(len(kept)), longest), special.pad, np.int32)
     padded[: len(kept)] = kept
     log_p, found = explain(

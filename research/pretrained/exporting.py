@@ -11,16 +11,19 @@ from research.errors import UserError, check_name
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
 from research.pretrained.files import CONFIG_FILE, write_model
-from research.pretrained.importing import imported_from
+from research.pretrained.importing import UNREAD_FILE, imported_from
 from research.pretrained.matching import LAYERS, layer_paths, leaves
 from research.pretrained.patterns import layers_of
 from research.pretrained.registry import FAMILIES
-from research.pretrained.tensors import Tensor, head_width
+from research.pretrained.special_tokens import IDS
+from research.pretrained.tensors import UNREAD, Tensor, head_width
 from research.runs.parameters import PARAMETERS, read_parameters
 from research.tasks.text.tokenizer import FILE
 from research.training.runs import LoadedRun
 from research.training.schema import resolve
 
+MODELS = {"tokens": "decoder", "translation": "encoder_decoder", "sentiment": "classifier"}
+"""{`task.name` of the runs of a family: `model.name` of its models}."""
 WITHOUT_EFFECT = frozenset(
     """
     base_width block_size dropout dtype embedding_stddev implementation init_scale init_stddev
@@ -51,11 +54,17 @@ def export_model(run: LoadedRun, directory: Path, family: str = "") -> str:
     else:
         chosen, config = fitting(run, family)
     values = _values(run)
+    options = _options(run) | {"length": run.config.task.length}
+    every = [one for one in chosen.tensors(options) if not one.repeats]
     tensors = {
-        one.theirs: one.layout.to_theirs([values[path] for path in one.ours])
-        for one in chosen.tensors(_options(run))
-        if not one.repeats and _checked_copies(one, values)
+        one.theirs: one.layout.to_theirs(_parts(one, values))
+        for one in every
+        if _checked_copies(one, values)
     }
+    for one in every:
+        other = tensors.get(one.otherwise) if isinstance(one.otherwise, str) else one.otherwise
+        if other is not None and np.array_equal(other, tensors[one.theirs]):
+            del tensors[one.theirs]
     tokenizer = run.path / FILE
     text = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else ""
     write_model(directory, config, tensors, text)
@@ -71,6 +80,8 @@ def _values(run: LoadedRun) -> dict[str, np.ndarray]:
 
     They have the dtypes of the checkpoint that a run was imported from.
     """
+    kept = run.path / UNREAD_FILE
+    unread = dict(read_parameters(kept)) if kept.is_file() else {}
     if (run.path / PARAMETERS).is_file():
         flat = dict(read_parameters(run.path / PARAMETERS))
     else:
@@ -83,7 +94,18 @@ def _values(run: LoadedRun) -> dict[str, np.ndarray]:
             continue
         for number, one in enumerate(layer_paths(path, array.shape, shapes)):
             values[one] = array[number]
-    return values
+    return values | unread
+
+
+def _parts(one: Tensor, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Returns the parts of a tensor; rows that no model reads are 0 if the run has none."""
+    known = next(values[path] for path in one.ours if path in values)
+    return [
+        np.zeros((one.layout.sizes[part], *known.shape[1:]), known.dtype)
+        if path.startswith(UNREAD) and path not in values
+        else values[path]
+        for part, path in enumerate(one.ours)
+    ]
 
 
 def _checked_copies(one: Tensor, values: Mapping[str, np.ndarray]) -> bool:
@@ -102,6 +124,9 @@ def fitting(run: LoadedRun, name: str) -> tuple[Family, dict[str, Any]]:
     size, length = _vocab_size(run), run.config.task.length
     refused = {}
     for family in [FAMILIES[name]] if name else FAMILIES.values():
+        if run.config.model.name != MODELS[family.task]:
+            refused[family.name] = f"model.name={run.config.model.name!r}"
+            continue
         try:
             config = family.config(_options(run), length)
         except KeyError as error:  # the model has no such option at all
@@ -111,7 +136,7 @@ def fitting(run: LoadedRun, name: str) -> tuple[Family, dict[str, Any]]:
             refused[family.name] = str(error)
             continue
         architecture = {"architectures": [family.architecture]}
-        config |= {"model_type": family.name, "vocab_size": size} | architecture
+        config |= {"model_type": family.name, "vocab_size": size} | architecture | _tokens(run)
         if not (different := _differences(family, run, config)):
             return family, config
         refused[family.name] = different
@@ -127,7 +152,7 @@ def _differences(family: Family, run: LoadedRun, config: Mapping[str, Any]) -> s
     try:
         options = family.options(read)
         back = resolve(
-            {"task": {"name": "tokens", "length": family.length(read)}, "model": options}
+            {"task": {"name": family.task, "length": family.length(read)}, "model": options}
         )
     except UserError as error:
         return str(error)
@@ -153,4 +178,15 @@ def _meant(layer: Mapping[str, Any], key: str) -> Any:
 
 def _vocab_size(run: LoadedRun) -> int:
     """Returns the number of rows of the table of embeddings."""
-    return leaves(run.params)["embedding"][0]
+    shapes = leaves(run.params)
+    return shapes.get("embedding", shapes.get("embed/embedding", (0,)))[0]
+
+
+def _tokens(run: LoadedRun) -> dict[str, Any]:
+    """Returns what config.json has of the tokens of an encoder-decoder, and of classes."""
+    if run.labels:
+        named = {str(i): label for i, label in enumerate(run.labels)}
+        return {"id2label": named, "label2id": {label: int(i) for i, label in named.items()}}
+    if run.config.model.name != MODELS["translation"]:
+        return {}
+    return {key: getattr(run.special, name) for key, name in IDS.items() if name != "first"}

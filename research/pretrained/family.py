@@ -16,11 +16,16 @@ class Family(NamedTuple):
       options: returns our options of the model (`config.model`), from config.json. Raises UserError
         for what we lack.
       length: returns the number of positions that the model was made for.
-      tensors: yields every tensor of a checkpoint, given our options.
+      tensors: yields every tensor of a checkpoint, given our options and "length", the number of
+        positions.
       config: returns config.json, given our options and the longest sequence; `options` reads it
         back, and a model that comes back otherwise is not of this family.
       prefix: what names of tensors begin with, and some checkpoints leave out.
       superfluous: patterns (`fnmatch`) of tensors that need not be read: buffers and copies.
+      task: `task.name` of its runs: "tokens" of decoders, "translation" of encoder-decoders,
+        "sentiment" of classifiers.
+      special: returns ids by the names of `SpecialTokens`, from config.json with what
+        generation_config.json has in its place.
     """
 
     name: str
@@ -31,3 +36,5 @@ class Family(NamedTuple):
     config: Callable[[Mapping[str, Any], int], dict[str, Any]]
     prefix: str = ""
     superfluous: tuple[str, ...] = ()
+    task: str = "tokens"
+    special: Callable[[ConfigReader], dict[str, int]] = lambda read: {}

@@ -1,11 +1,9 @@
 """Makes a run of a Hugging Face model, which every command takes that takes a trained run."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -15,16 +13,21 @@ from research.models.registry import make_model
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
 from research.pretrained.files import TOKENIZER_FILE, Checkpoint, read_config
-from research.pretrained.matching import assembled, match, repeats
+from research.pretrained.matching import Parameter, assembled, lacking, match, repeats
 from research.pretrained.registry import FAMILIES
-from research.runs.parameters import PARAMETERS, write_parameters
+from research.pretrained.special_tokens import special_tokens
+from research.pretrained.tensors import UNREAD
+from research.runs.parameters import PARAMETERS, Described, write_parameters
 from research.runs.store import CONFIG, ENVIRONMENT, read_json, write_json, write_text
 from research.tasks.text.tokenizer import CORPUS, FILE, digest_of, from_json
 from research.training.records.environment import describe_environment
+from research.training.runs import shapes_of_a_batch
 from research.training.schema import resolve, run_record
 
 IMPORTED = "imported.json"
 """File of a run with where it comes from, the files' digests and their config.json."""
+UNREAD_FILE = f"{UNREAD}.safetensors"
+"""File of an imported run with what its checkpoint has and no model reads."""
 LONGEST = 4096
 """Positions of an imported model, if it has more and nobody asks for them: caches are as long."""
 
@@ -76,12 +79,22 @@ def import_model(
     read.check_all_read()
     length = _length(model, length, trained)
     vocab_size = int(read("vocab_size"))
-    config = _config(model, length, data)
+    config, labels = _config(family, model, length, data), _labels(family, theirs)
     checkpoint = Checkpoint(directory)
-    shapes = _shapes(config, vocab_size)
-    there, model = checkpoint.described(), config.model.to_dict() | model
+    shapes = _shapes(config, vocab_size, len(labels))
+    there = checkpoint.described()
+    model = config.model.to_dict() | model | {"length": length}
+    absent = lacking(family, model, there)
+    there |= {
+        name: there[one] if isinstance(one, str) else Described(one.shape, one.dtype.name)
+        for name, one in absent.items()
+    }
     parameters = match(family, model, shapes, there)
     tokenizer = _tokenizer(directory, vocab_size)
+    known: dict[str, Any] = {"vocab_size": vocab_size}
+    if family.task != "tokens":
+        special = special_tokens(family, directory, theirs, vocab_size, tokenizer)
+        known |= {"special": special} | ({"labels": labels} if labels else {})
     record = {
         "family": family.name,
         "from": str(directory),
@@ -89,17 +102,20 @@ def import_model(
         "config": theirs,
     }
     _check_run(run, record)
+
+    def tensor(name: str) -> np.ndarray:
+        one = absent.get(name, name)
+        return checkpoint.read(one) if isinstance(one, str) else one
+
     for name, other in repeats(family, model, there):
-        if not np.array_equal(checkpoint.read(name), checkpoint.read(other)):
+        if not np.array_equal(tensor(name), tensor(other)):
             raise UserError(
                 f"{name} differs from {other}, which by config.json (tie_word_embeddings) it "
                 "repeats."
             )
-    described = {path: one.described for path, one in parameters.items()}
-    write_parameters(
-        run / PARAMETERS, described, lambda path: assembled(parameters[path], checkpoint.read)
-    )
-    known: dict[str, Any] = {"vocab_size": vocab_size}
+    for file, some in _files_of(parameters).items():
+        described = {path: one.described for path, one in some.items()}
+        write_parameters(run / file, described, lambda path: assembled(parameters[path], tensor))
     if tokenizer:
         write_text(run / FILE, tokenizer)
         known["tokenizer"] = digest_of(tokenizer)
@@ -107,8 +123,16 @@ def import_model(
     write_json(run / IMPORTED, record)
     write_json(run / ENVIRONMENT, describe_environment())
     write_json(run / CONFIG, run_record(config))
-    number = sum(int(np.prod(one.described.shape)) for one in parameters.values())
+    of_model = _files_of(parameters)[PARAMETERS].values()
+    number = sum(int(np.prod(one.described.shape)) for one in of_model)
     return Imported(family.name, number, length, trained, bool(tokenizer))
+
+
+def _files_of(parameters: Mapping[str, Parameter]) -> dict[str, dict[str, Parameter]]:
+    """Returns {file of the run: what is in it}, the parameters of the model first."""
+    unread = {path: one for path, one in parameters.items() if path.startswith(UNREAD)}
+    rest = {path: one for path, one in parameters.items() if path not in unread}
+    return {PARAMETERS: rest} | ({UNREAD_FILE: unread} if unread else {})
 
 
 def family_of(config: dict[str, Any]) -> Family:
@@ -138,18 +162,40 @@ def _length(model: dict[str, Any], asked: int, trained: int) -> int:
     return asked or min(trained, LONGEST)
 
 
-def _config(model: dict[str, Any], length: int, data: str) -> ConfigDict:
+def _config(family: Family, model: dict[str, Any], length: int, data: str) -> ConfigDict:
     """Returns the resolved config of the run."""
-    task: dict[str, Any] = {"name": "tokens", "length": length}
+    task: dict[str, Any] = {"name": family.task, "length": length}
+    if data and family.task != "tokens":
+        raise UserError(
+            f"--data={data}: a {family.name} model does not read a corpus of tokens; leave it out."
+        )
     if data:
         task["path"] = data
     return resolve({"task": task, "model": model})
 
 
-def _shapes(config: ConfigDict, vocab_size: int) -> Any:
-    model = make_model(config.model, vocab_size, config.task.length)
-    tokens: Any = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return parameter_shapes(model, {"inputs": tokens})
+def _shapes(config: ConfigDict, vocab_size: int, classes: int) -> Any:
+    model = make_model(config.model, vocab_size, config.task.length, classes=classes)
+    return parameter_shapes(model, shapes_of_a_batch(config))
+
+
+def _labels(family: Family, config: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the classes, [] if it has none. Raises UserError for a damaged list."""
+    if family.task != "sentiment":
+        return []
+    # config.json leaves the names out where it has two classes without names.
+    named = config.get("id2label") or {
+        i: f"LABEL_{i}" for i in range(config.get("num_labels") or 2)
+    }
+    try:
+        numbers = {int(key): str(name) for key, name in named.items()}
+    except (AttributeError, ValueError):
+        numbers = {}
+    if sorted(numbers) != list(range(len(numbers))) or len(numbers) < 2:
+        raise UserError(
+            f"config.json has id2label={named!r}; it must name 2 or more classes, from 0 on."
+        )
+    return [numbers[i] for i in range(len(numbers))]
 
 
 def _tokenizer(directory: Path, vocab_size: int) -> str:

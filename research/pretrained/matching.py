@@ -11,7 +11,7 @@ import numpy as np
 
 from research.errors import UserError
 from research.pretrained.family import Family
-from research.pretrained.tensors import Tensor
+from research.pretrained.tensors import UNREAD, Tensor
 from research.runs.parameters import NAMES, Described
 
 LAYERS = "layers"
@@ -50,6 +50,7 @@ def layer_paths(path: str, shape: Sequence[int], every: Iterable[str]) -> list[s
     """Returns the path of a parameter in each layer that it stacks; [path] if it stacks none.
 
     Layer i is in slot i % n of the n of its stack: "layers/1/..." of 2 slots are layers 1, 3, ...
+    A stack of one kind of layers has no slots: "cross/layers/query".
 
     Args:
       path: path of a leaf, with its slot.
@@ -61,6 +62,8 @@ def layer_paths(path: str, shape: Sequence[int], every: Iterable[str]) -> list[s
         return [path]
     place = parts.index(LAYERS) + 1
     stack = parts[:place]
+    if not parts[place].isdigit():
+        return ["/".join([*stack, str(i), *parts[place:]]) for i in range(shape[0])]
     slots = {p[place] for p in (one.split("/") for one in every) if p[:place] == stack}
     numbers = (int(parts[place]) + len(slots) * repeat for repeat in range(shape[0]))
     return ["/".join([*stack, str(number), *parts[place + 1 :]]) for number in numbers]
@@ -80,7 +83,8 @@ def match(
       shapes: tree of the shapes of its parameters.
       there: shape and dtype of every tensor of the checkpoint.
 
-    Raises UserError for a tensor that is missing, superfluous or of another shape.
+    Rows that no model reads are there too, by paths that begin with `UNREAD`. Raises UserError for
+    a tensor that is missing, superfluous or of another shape.
     """
     tensors = [_named(one, family, there) for one in family.tensors(model)]
     _check_names(family, tensors, there)
@@ -103,6 +107,12 @@ def match(
         dtypes = {_described(s, shape[1:] if stacked else shape, there) for s in of_layers}
         dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
         found[path] = Parameter(Described(shape, dtype), of_layers, stacked)
+    for path in [p for p in sources if p.startswith(UNREAD)]:
+        source = sources.pop(path)
+        shape = _part(source, there)
+        found[path] = Parameter(
+            Described(shape, _described(source, shape, there)), (source,), False
+        )
     if sources:
         path, source = next(iter(sources.items()))
         raise UserError(f"{source.tensor.theirs} is {path}, which our model does not have.")
@@ -146,18 +156,41 @@ def _described(source: Source, shape: tuple[int, ...], there: Mapping[str, Descr
             f"{one.theirs} is of {described.dtype}; float32, float16 and bfloat16 can be read. "
             "Quantized checkpoints have to be dequantized first."
         )
-    try:
-        parts = jax.eval_shape(
-            one.layout.to_ours, jax.ShapeDtypeStruct(described.shape, jnp.float32)
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{one.theirs} {error}.") from None
-    if tuple(parts[source.part].shape) != shape:
+    found = _part(source, there)
+    if found != shape:
         raise UserError(
             f"{one.theirs} has shape {described.shape}, with which {one.ours[source.part]} has "
-            f"{tuple(parts[source.part].shape)}; by config.json it has {shape}."
+            f"{found}; by config.json it has {shape}."
         )
     return described.dtype
+
+
+def _part(source: Source, there: Mapping[str, Described]) -> tuple[int, ...]:
+    """Returns the shape of a part of a tensor. Raises UserError if the tensor has another shape."""
+    one = source.tensor
+    shape = jax.ShapeDtypeStruct(there[one.theirs].shape, jnp.float32)
+    try:
+        return tuple(jax.eval_shape(one.layout.to_ours, shape)[source.part].shape)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{one.theirs} {error}.") from None
+
+
+def lacking(
+    family: Family, model: Mapping[str, Any], there: Mapping[str, Any]
+) -> dict[str, str | np.ndarray]:
+    """Returns {name: what it is otherwise} of the tensors that a checkpoint lacks and may lack.
+
+    Raises UserError if it lacks the other tensor too.
+    """
+    tensors = (_named(one, family, there) for one in family.tensors(model))
+    found = {
+        one.theirs: one.otherwise
+        for one in tensors
+        if one.otherwise is not None and one.theirs not in there
+    }
+    if missing := [n for n in found.values() if isinstance(n, str) and n not in there]:
+        raise UserError(f"the checkpoint has no tensor {_listed(missing)}, as config.json wants.")
+    return found
 
 
 def repeats(

@@ -7,7 +7,7 @@ read and written back is equal bit by bit.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,8 @@ class Tensor:
         there and own here.
       repeats: whether it repeats a parameter that another tensor holds, so that checkpoints may
         lack it, and none is written.
+      otherwise: what it is where a checkpoint lacks it: the name of another tensor, or an array.
+        It is not written where it is the same.
     """
 
     theirs: str
@@ -112,6 +114,7 @@ class Tensor:
     layout: Layout = Layout()
     copies: tuple[str, ...] = ()
     repeats: bool = False
+    otherwise: str | np.ndarray | None = field(default=None, compare=False)
 
 
 def tensor(theirs: str, ours: str, layout: Layout = Layout()) -> Tensor:
@@ -119,6 +122,9 @@ def tensor(theirs: str, ours: str, layout: Layout = Layout()) -> Tensor:
     return Tensor(theirs, (ours,), layout)
 
 
+UNREAD = "unread"
+"""First part of paths of rows that no model reads, such as those before BART's first position. They
+are kept so that what is written back is equal bit by bit."""
 TRANSPOSED = Layout(axes=(1, 0))
 """Of a matrix (out, in), as in torch.nn.Linear; ours are (in, out)."""
 

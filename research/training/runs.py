@@ -169,11 +169,11 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
 
 def _special_tokens(config: ConfigDict, known: Mapping[str, Any]) -> SpecialTokens:
     """Returns the ids that corpus.json has of a pretrained model, else those of our tasks."""
-    recorded = known.get("special")
+    recorded: dict[str, Any] = known.get("special") or {}
     if recorded:
-        return SpecialTokens(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
-        )
+        lists = {name: tuple(recorded.get(name, ())) for name in ("before", "after")}
+        recorded = recorded | lists
+        return SpecialTokens(**recorded)
     reads_text = config.model.name in ("decoder", "classifier", "speech")
     return SpecialTokens() if reads_text else SpecialTokens(after=(EOS,))
 
@@ -187,8 +187,8 @@ def load_run_task(run: LoadedRun) -> Task:
     path = run.config.task.get("path", "")
     if (run.path / PARAMETERS).is_file() and not Path(path).expanduser().exists():
         raise UserError(
-            f"{run.path} was imported without data: give --input, or import it again with --data, a "
-            "corpus that research.prepare made with its tokenizer."
+            f"{run.path} was imported without data: give --input, or import it again with "
+            "--data, a corpus that research.prepare made with its tokenizer."
         )
     task = make_task(run.config.task)
     check_same_data(task, run.path)

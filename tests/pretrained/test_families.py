@@ -46,7 +46,7 @@ def imported(request, tmp_path_factory):
 
 def test_every_family_is_tested():
     names = {tiny.config(transformers, name).model_type for name in tiny.CONFIGS}
-    assert names == set(FAMILIES)
+    assert names == {name for name, family in FAMILIES.items() if family.task == "tokens"}
 
 
 def ours(run, tokens, **more):

@@ -1,0 +1,89 @@
+"""Finds which tokens of a pretrained model are no text: in its config.json and tokenizer.json."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from research.errors import UserError
+from research.pretrained.config_reader import ConfigReader
+from research.pretrained.family import Family
+from research.runs.store import read_json
+
+GENERATION_FILE = "generation_config.json"
+IDS = {
+    "pad_token_id": "pad",
+    "decoder_start_token_id": "start",
+    "eos_token_id": "end",
+    "forced_bos_token_id": "first",
+}
+"""{key of config.json: field of `SpecialTokens`}."""
+TRANSLATION = "translation"
+
+
+def sequence_tokens(pad: int, start: int, end: int) -> Callable[[ConfigReader], dict[str, int]]:
+    """Returns `Family.special` of an encoder-decoder, from ids for what config.json lacks."""
+    defaults = {"pad": pad, "start": start, "end": end}
+
+    def special(read: ConfigReader) -> dict[str, int]:
+        found = {}
+        for key, name in IDS.items():
+            if not read.has(key) and name not in defaults:
+                continue
+            value = read(key, defaults.get(name))
+            if not isinstance(value, int):
+                raise UserError(f"config.json has {key}={value!r}; it must be the id of one token.")
+            found[name] = value
+        return found
+
+    return special
+
+
+def special_tokens(
+    family: Family, directory: Path, config: Mapping[str, Any], vocab_size: int, tokenizer: str
+) -> dict[str, Any]:
+    """Returns what corpus.json has of the special tokens of a model: fields of `SpecialTokens`.
+
+    Args:
+      family: its family.
+      directory: of the model; its generation_config.json says more than config.json.
+      config: config.json.
+      vocab_size: number of tokens of the model.
+      tokenizer: tokenizer.json; "": there is none.
+
+    Raises UserError for an id that the model does not have.
+    """
+    said = read_json(directory / GENERATION_FILE) or {}
+    said = {key: said[key] for key in IDS if said.get(key) is not None}
+    found: dict[str, Any] = family.special(ConfigReader({**config, **said}))
+    for key, name in IDS.items():
+        if not found.get(name, 0) < vocab_size:
+            raise UserError(
+                f"config.json has {key}={found[name]}; the model has {vocab_size:,} tokens."
+            )
+    # Sources of every family end so; tokenizer.json says it too if it adds tokens at all.
+    found["after"] = [found["end"]] if family.task == TRANSLATION else []
+    if not tokenizer:
+        return found
+    library = tokenizers.Tokenizer.from_str(tokenizer)
+    unknown = library.token_to_id(getattr(library.model, "unk_token", None) or "")
+    if unknown is not None:
+        found["unknown"] = unknown
+    if library.post_processor is None:
+        return found
+    before, after = _around(library)
+    return found | {"before": before, "after": after}
+
+
+def _around(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """Returns the ids that a tokenizer puts before and after a text."""
+    library.no_truncation()
+    library.no_padding()
+    added = library.get_added_tokens_decoder()
+    words = (word for word, i in sorted(library.get_vocab().items()) if i not in added)
+    found = library.encode([next(words, "")], is_pretokenized=True)
+    special, ids = found.special_tokens_mask, found.ids
+    first = next((i for i, one in enumerate(special) if not one), 0)
+    last = len(ids) - next((i for i, one in enumerate(reversed(special)) if not one), len(ids))
+    return ids[:first], ids[last:]
