@@ -12,12 +12,14 @@ import pytest
 import soundfile
 
 from research.ablation.loading import load_experiment
+from research.tasks.text.tokenizer import make_tokenizer
+from tests.checkpoints import CONFIG, write_gpt2
 from tests.commands import ROOT, run_commands
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 # What the tests cannot run here: they install software, or they run these tests.
-ELSEWHERE = ("make ", "cp ", ".venv/bin/pip ", ".venv/bin/python -m benchmarks.")
+ELSEWHERE = ("make ", "cp ", "hf ", ".venv/bin/pip ", ".venv/bin/python -m benchmarks.")
 # Enough to see that a command works; the numbers on the pages would take minutes.
 SHORT = {
     "research.train": [
@@ -33,7 +35,16 @@ SHORT = {
 # Commands that read runs.
 READERS = tuple(
     f"research.{name}"
-    for name in ("classify", "evaluate", "generate", "inspect", "transcribe", "translate")
+    for name in (
+        "classify",
+        "evaluate",
+        "export_model",
+        "generate",
+        "heads",
+        "inspect",
+        "transcribe",
+        "translate",
+    )
 )
 TINY_RECURRENT = ["--config.model.width=8", "--config.model.embedding_width=8"]
 TINY_TRANSFORMER = [
@@ -101,6 +112,10 @@ def write_data(folder: Path) -> None:
     (folder / "openwebtext").mkdir()
     for split in ("train", "val"):
         (np.arange(5000, dtype="<u2") % 50257).tofile(folder / "openwebtext" / f"{split}.bin")
+    tokenizer = make_tokenizer("bpe", ["a rose"], vocab_size=256)
+    tokenizer.library.add_special_tokens(["<|endoftext|>"])
+    size = tokenizer.library.get_vocab_size()
+    write_gpt2(folder.parent / "gpt2", CONFIG | {"vocab_size": size}, tokenizer=tokenizer)
     (folder / "reviews.txt").write_text("a fine film\nso dull\n")
     lines = []
     for i in range(24):
@@ -114,10 +129,12 @@ def write_data(folder: Path) -> None:
 def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
     """Returns the module and arguments of a command, made short, with files below tmp_path."""
     _, _, module, *arguments = shlex.split(command.split(" > ")[0])
-    arguments = [re.sub(r"^(--\S+=)?(runs|data)/", rf"\1{tmp_path}/\2/", a) for a in arguments]
+    arguments = [re.sub(r"^(--\S+[=:])?(runs|data|gpt2)\b", rf"\1{tmp_path}/\2", a) for a in arguments]
     arguments = [f"{tmp_path}/data/0.wav" if a == "recording.wav" else a for a in arguments]
+    arguments = [a.replace("=novel.txt", f"={tmp_path}/data/text.txt") for a in arguments]
     if module == "research.evaluate":
         arguments = [re.sub(r"^--tokens=\d+$", "--tokens=100", a) for a in arguments]
+        arguments = [re.sub(r"^--stride=\d+$", "--stride=20", a) for a in arguments]
     arguments += SHORT.get(module, [])
     config = next((a.removeprefix("--config=") for a in arguments if "--config=" in a), "")
     if module == "research.train":

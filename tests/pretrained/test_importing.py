@@ -15,20 +15,9 @@ from research.models.registry import make_model
 from research.pretrained.exporting import export_model
 from research.pretrained.importing import IMPORTED, import_model
 from research.runs.parameters import PARAMETERS
-from research.tasks.text.tokenizer import characters
 from research.training.runs import load_run_config, open_run
+from tests.checkpoints import ALPHABET, CONFIG, write_gpt2
 
-ALPHABET = "abcdefghijklm \n"
-CONFIG = {
-    "model_type": "gpt2",
-    "architectures": ["GPT2LMHeadModel"],
-    "vocab_size": len(ALPHABET),
-    "n_positions": 24,
-    "n_embd": 16,
-    "n_layer": 3,
-    "n_head": 2,
-    "resid_pdrop": 0.1,
-}
 MODEL = {
     "name": "decoder",
     "width": 16,
@@ -43,34 +32,11 @@ MODEL = {
 }
 
 
-def write(directory, config=CONFIG, change=lambda tensors: None, tokenizer=True):
-    """Writes a GPT-2 of random numbers, by the names and shapes of its documentation."""
-    rng, m = np.random.default_rng(0), 16
-    tensors = {"wte.weight": (len(ALPHABET), m), "wpe.weight": (24, m)}
-    tensors |= {"ln_f.weight": (m,), "ln_f.bias": (m,)}
-    for i in range(3):
-        for name, shape in {"attn.c_attn": (m, 3 * m), "attn.c_proj": (m, m)}.items() | {
-            "mlp.c_fc": (m, 4 * m), "mlp.c_proj": (4 * m, m), "ln_1": (m,), "ln_2": (m,),
-        }.items():  # fmt: skip
-            tensors |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[-1:]}
-    arrays = {
-        f"transformer.{name}": rng.normal(0, 0.3, shape).astype(np.float32)
-        for name, shape in tensors.items()
-    }
-    change(arrays)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(config))
-    if tokenizer:
-        (directory / "tokenizer.json").write_text(characters(ALPHABET).to_json())
-    return arrays
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Returns a directory with a model "there" and the run "run" that it became."""
     home = tmp_path_factory.mktemp("imported")
-    write(home / "there")
+    write_gpt2(home / "there")
     import_model(home / "there", home / "run")
     return home
 
@@ -190,7 +156,7 @@ MISTAKES = {
 def test_mistakes_are_one_line_and_nothing_is_written(name, tmp_path):
     changes, change, says = MISTAKES[name]
     config = {key: value for key, value in (CONFIG | changes).items() if value is not None}
-    write(tmp_path / "there", config, change or (lambda tensors: None))
+    write_gpt2(tmp_path / "there", config, change or (lambda tensors: None))
     with pytest.raises(UserError, match=says) as raised:
         import_model(tmp_path / "there", tmp_path / "run")
     assert "\n" not in str(raised.value)
@@ -200,7 +166,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(name, tmp_path):
 def test_directories_that_are_no_models(tmp_path):
     with pytest.raises(UserError, match="is no directory"):
         import_model(tmp_path / "nowhere", tmp_path / "run")
-    write(tmp_path / "there")
+    write_gpt2(tmp_path / "there")
     weights = tmp_path / "there" / "model.safetensors"
     weights.rename(tmp_path / "there" / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickles are not read"):
@@ -238,7 +204,7 @@ def test_shards_of_an_index(home, tmp_path):
 def test_a_run_is_not_overwritten_by_another_model(home, tmp_path):
     shutil.copytree(home / "run", tmp_path / "run")
     import_model(home / "there", tmp_path / "run")  # the same again
-    write(tmp_path / "there", change=lambda tensors: tensors[EMBEDDING].fill(0))
+    write_gpt2(tmp_path / "there", change=lambda tensors: tensors[EMBEDDING].fill(0))
     with pytest.raises(UserError, match="holds another run"):
         import_model(tmp_path / "there", tmp_path / "run")
     record = json.loads((tmp_path / "run" / IMPORTED).read_text())
