@@ -66,7 +66,7 @@ def windows(read: ConfigReader) -> dict[str, Any]:
     if read.family not in WINDOWED or not read("use_sliding_window", read.family == "mistral"):
         read.skip("sliding_window", "max_window_layers", "layer_types")
         return {}
-    window, number = read("sliding_window", 0), read("num_hidden_layers")
+    window, number = read.unless_off("sliding_window", 4096), read("num_hidden_layers")
     first = read("max_window_layers", 0 if read.family == "mistral" else number)
     kinds = read("layer_types", [FULL] * first + [SLIDING] * (number - first))
     if not window or SLIDING not in kinds:
