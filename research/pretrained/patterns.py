@@ -19,7 +19,11 @@ def repeating(layers: list[Any]) -> tuple[Any, ...]:
 
 def delta(options: Mapping[str, Any]) -> str:
     """Returns the text of options of a layer, "mask=window, window=8"."""
-    return ", ".join(f"{key}={str(value)}" for key, value in options.items())
+    text = {True: "true", False: "false"}
+    return ", ".join(
+        f"{key}={text[value] if isinstance(value, bool) else value}"
+        for key, value in options.items()
+    )
 
 
 def layers_of(model: Mapping[str, Any]) -> list[Options]:

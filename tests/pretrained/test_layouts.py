@@ -11,6 +11,7 @@ from research.models.registry import make_model
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.exporting import fitting
 from research.pretrained.families.rope import rope_options, write_rope
+from research.pretrained.importing import family_of
 from research.pretrained.patterns import kinds_of
 from research.pretrained.tensors import Layout
 from research.training.runs import LoadedRun
@@ -168,6 +169,19 @@ def test_older_forms_of_config_json(name):
     gone, more = OLD[name]
     config = tiny.config_json(name)
     assert options(without(config, *gone) | more, name) == options(config, name)
+
+
+def test_the_class_in_config_json():
+    """MosaicML's own is MPTForCausalLM, which has the same tensors."""
+    assert family_of({"model_type": "mpt", "architectures": ["MPTForCausalLM"]}).name == "mpt"
+    with pytest.raises(UserError, match="architectures=.*MptForQuestionAnswering.*MptForCausalLM"):
+        family_of({"model_type": "mpt", "architectures": ["MptForQuestionAnswering"]})
+
+
+def test_null_turns_windows_off_that_are_there_by_default():
+    config = without(tiny.config_json("mistral"), "sliding_window")
+    assert options(config, "mistral")["window"] == 4096
+    assert "mask" not in options(config | {"sliding_window": None}, "mistral")
 
 
 def test_null_turns_caps_off_that_are_there_by_default():

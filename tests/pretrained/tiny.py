@@ -118,6 +118,11 @@ CONFIGS: dict[str, tuple[str, dict]] = {
             "rope_parameters": GEMMA3_ROPE,
         },
     ),
+    # 5 layers of which every third is full: no pattern repeats itself.
+    "gemma3_text, 5 layers": (
+        "Gemma3TextConfig",
+        GEMMA | {"num_hidden_layers": 5, "sliding_window_pattern": 3},
+    ),
     "mamba2": ("Mamba2Config", MAMBA2),
     "mamba2, grouped": ("Mamba2Config", MAMBA2 | {"n_groups": 2, "use_conv_bias": False}),
     "qwen3_next": ("Qwen3NextConfig", QWEN3_NEXT),

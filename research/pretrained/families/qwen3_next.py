@@ -91,8 +91,8 @@ def check_dense(read: ConfigReader, number: int) -> None:
     sparse = [i for i in range(number) if i not in dense and experts and (i + 1) % every == 0]
     if sparse:
         raise UserError(
-            f"config.json has num_experts={experts}, in layer {sparse[0]} and {len(sparse) - 1} "
-            "others: mixtures of experts, which no model here has."
+            f"config.json has num_experts={experts} in {len(sparse)} of {number} layers: mixtures "
+            "of experts, which no model here has."
         )
     read.skip(*OF_EXPERTS)
 
