@@ -9,7 +9,7 @@
         --workdir=runs/convert_to_grouped
     python -m research.report --workdir=runs/convert_to_grouped
 
-105 runs. Needs tiny Shakespeare.
+105 runs, 5 minutes on one core after as many for the five models. Needs tiny Shakespeare.
 
 Ainslie et al. 2023 convert the key and value heads of trained T5 models into fewer, and then train
 for a twentieth of the original steps ("uptraining"). They find that the mean of the heads of a
@@ -19,6 +19,15 @@ models of 8 heads are trained, and each replicate converts one of them: to 2 key
 to 1, evaluated as they are (0 steps), after 1 % and after 5 % of the 2,000 steps. The multi-head
 model goes on for as many steps. The learning rate is a third of the first training's peak, since
 the optimizer starts anew.
+
+Expect, in nats of test over 5 models (multi-head 1.87, guessing single characters about 3.3): as
+converted 3.02 with 2 heads that are means, 3.11 with the first heads, 3.16 with new ones; after 5 %
+of the steps 2.19, 2.18 and 2.37. With one head 3.09, 3.27, 3.13, then 2.28, 2.28, 2.39. So
+uptraining helps at every point (two claims supported), heads of the model are a better start for it
+than new ones (supported for one head), and between the mean and the first the models do not decide.
+That 5 % of the steps close the gap is refuted for both: 0.32 and 0.41 nats are left. These models
+have 8 heads of 8 channels and were trained for 2,000 steps, those of the paper had up to 64 of 64
+and a million.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Trend

@@ -4,11 +4,13 @@
     python -m research.report --workdir=runs/sentiment
 
 Everything is trained from scratch on the 6,920 sentences of SST-2, at a width of 64. The learning
-rate of each arm is the better of two on validation, over three seeds of their own.
+rate of each arm is the best of three on validation, over three seeds of their own.
 
-66 runs, about 8 minutes on one core. Expect 82 to 82.5 % on the test split for recurrent networks,
-however their states are pooled, 80.5 % for the means of a transformer and of embeddings, 78.6 % for
-a class token; intervals of about a point.
+123 runs, 18 minutes on one core. Expect, in % of the test split over 8 seeds: 81.5 for a BiLSTM with
+attention, 80.5 with equal weights, 81.2 for the last state of an LSTM, 80.5 and 80.9 for the means of
+a transformer and of embeddings, 78.0 for a class token. With the error of the 1,821 sentences,
+intervals of differences are 2 points wide to either side: four claims stay open. The class token is
+the one arm that is worse, but had not converged.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
@@ -34,10 +36,8 @@ experiment = Experiment(
         "transformer, mean": TRANSFORMER | {"model.pooling": "mean"},
         "mean of embeddings": EMBEDDINGS,
     },
-    tune={"optimizer.learning_rate": (3e-3, 1e-2)},
-    tune_seeds=(100, 101, 102),
-    tune_extend=0,  # as its results were made
-    seeds=(0, 1, 2, 3, 4),
+    tune={"optimizer.learning_rate": (3e-3, 6e-3, 1.2e-2)},
+    seeds=8,
     outcome=Outcome(metric="accuracy"),
     ablated=("parameters", "flops_per_token"),
     claims=(

@@ -129,7 +129,8 @@ def write_data(folder: Path) -> None:
 def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
     """Returns the module and arguments of a command, made short, with files below tmp_path."""
     _, _, module, *arguments = shlex.split(command.split(" > ")[0])
-    arguments = [re.sub(r"^(--\S+[=:])?(runs|data|gpt2)\b", rf"\1{tmp_path}/\2", a) for a in arguments]
+    places = r"^(--\S+[=:])?(runs|data|gpt2)\b"
+    arguments = [re.sub(places, rf"\1{tmp_path}/\2", a) for a in arguments]
     arguments = [f"{tmp_path}/data/0.wav" if a == "recording.wav" else a for a in arguments]
     arguments = [a.replace("=novel.txt", f"={tmp_path}/data/text.txt") for a in arguments]
     if module == "research.evaluate":
