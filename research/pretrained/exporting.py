@@ -51,7 +51,9 @@ def export_model(run: LoadedRun, directory: Path, family: str = "") -> str:
         check_name("--family", family, FAMILIES)
     if record and family in ("", record["family"]):
         chosen, config = FAMILIES[record["family"]], dict(record["config"])
+        generation = record.get("generation", {})
     else:
+        generation = {}
         chosen, config = fitting(run, family)
     values = _values(run)
     options = _options(run) | {"length": run.config.task.length}
@@ -67,7 +69,7 @@ def export_model(run: LoadedRun, directory: Path, family: str = "") -> str:
             del tensors[one.theirs]
     tokenizer = run.path / FILE
     text = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else ""
-    write_model(directory, config, tensors, text)
+    write_model(directory, config, tensors, text, generation)
     return chosen.name
 
 
@@ -171,6 +173,8 @@ def _meant(layer: Mapping[str, Any], key: str) -> Any:
     value = layer.get(key)
     if key == "num_kv_heads":
         return value or layer.get("num_heads")
+    if key == "encoder_layers":
+        return value or layer.get("num_layers")
     if key == "head_width":
         return head_width(layer)
     return value

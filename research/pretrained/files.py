@@ -22,6 +22,8 @@ from research.runs.store import read_json
 CONFIG_FILE = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.json"
+GENERATION_FILE = "generation_config.json"
+"""How to decode, in newer directories; it may have ids of tokens that config.json lacks."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 DTYPES = {there: here for here, there in NAMES.items()}
 """{name of a dtype in the format: "float32"...}."""
@@ -121,9 +123,13 @@ def _reading(file: Path) -> Generator[None]:
 
 
 def write_model(
-    directory: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], tokenizer: str
+    directory: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    tokenizer: str,
+    generation: Mapping[str, Any],
 ) -> None:
-    """Writes config.json, model.safetensors and, unless it is empty, tokenizer.json.
+    """Writes config.json, model.safetensors and, unless they are empty, the other two files.
 
     config.json comes last: a directory that has it is whole.
     """
@@ -134,5 +140,8 @@ def write_model(
     unfinished.replace(directory / SINGLE)
     if tokenizer:
         (directory / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+    if generation:
+        text = json.dumps(dict(generation), indent=2, sort_keys=True) + "\n"
+        (directory / GENERATION_FILE).write_text(text, encoding="utf-8")
     text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
     (directory / CONFIG_FILE).write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from research.models.model import parameter_shapes
 from research.models.registry import make_model
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
-from research.pretrained.files import TOKENIZER_FILE, Checkpoint, read_config
+from research.pretrained.files import GENERATION_FILE, TOKENIZER_FILE, Checkpoint, read_config
 from research.pretrained.matching import Parameter, assembled, lacking, match, repeats
 from research.pretrained.registry import FAMILIES
 from research.pretrained.special_tokens import special_tokens
@@ -25,7 +25,8 @@ from research.training.runs import shapes_of_a_batch
 from research.training.schema import resolve, run_record
 
 IMPORTED = "imported.json"
-"""File of a run with where it comes from, the files' digests and their config.json."""
+"""File of a run with where it comes from, the files' digests and their config.json and
+generation_config.json."""
 UNREAD_FILE = f"{UNREAD}.safetensors"
 """File of an imported run with what its checkpoint has and no model reads."""
 LONGEST = 4096
@@ -91,15 +92,17 @@ def import_model(
     }
     parameters = match(family, model, shapes, there)
     tokenizer = _tokenizer(directory, vocab_size)
+    generation = read_json(directory / GENERATION_FILE) or {}
     known: dict[str, Any] = {"vocab_size": vocab_size}
     if family.task != "tokens":
-        special = special_tokens(family, directory, theirs, vocab_size, tokenizer)
+        special = special_tokens(family, theirs, generation, vocab_size, tokenizer)
         known |= {"special": special} | ({"labels": labels} if labels else {})
     record = {
         "family": family.name,
         "from": str(directory),
         "files": checkpoint.digests(),
         "config": theirs,
+        "generation": generation,
     }
     _check_run(run, record)
 

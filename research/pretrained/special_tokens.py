@@ -1,7 +1,6 @@
 """Finds which tokens of a pretrained model are no text: in its config.json and tokenizer.json."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -9,9 +8,7 @@ import tokenizers
 from research.errors import UserError
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
-from research.runs.store import read_json
 
-GENERATION_FILE = "generation_config.json"
 IDS = {
     "pad_token_id": "pad",
     "decoder_start_token_id": "start",
@@ -41,21 +38,24 @@ def sequence_tokens(pad: int, start: int, end: int) -> Callable[[ConfigReader], 
 
 
 def special_tokens(
-    family: Family, directory: Path, config: Mapping[str, Any], vocab_size: int, tokenizer: str
+    family: Family,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    vocab_size: int,
+    tokenizer: str,
 ) -> dict[str, Any]:
     """Returns what corpus.json has of the special tokens of a model: fields of `SpecialTokens`.
 
     Args:
       family: its family.
-      directory: of the model; its generation_config.json says more than config.json.
       config: config.json.
+      generation: generation_config.json, whose ids are those that count; {}: there is none.
       vocab_size: number of tokens of the model.
       tokenizer: tokenizer.json; "": there is none.
 
     Raises UserError for an id that the model does not have.
     """
-    said = read_json(directory / GENERATION_FILE) or {}
-    said = {key: said[key] for key in IDS if said.get(key) is not None}
+    said = {key: generation[key] for key in IDS if generation.get(key) is not None}
     found: dict[str, Any] = family.special(ConfigReader({**config, **said}))
     for key, name in IDS.items():
         if not found.get(name, 0) < vocab_size:

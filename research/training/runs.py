@@ -169,11 +169,11 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
 
 def _special_tokens(config: ConfigDict, known: Mapping[str, Any]) -> SpecialTokens:
     """Returns the ids that corpus.json has of a pretrained model, else those of our tasks."""
-    recorded: dict[str, Any] = known.get("special") or {}
-    if recorded:
-        lists = {name: tuple(recorded.get(name, ())) for name in ("before", "after")}
-        recorded = recorded | lists
-        return SpecialTokens(**recorded)
+    if "special" in known:
+        found: Any = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in known["special"].items()
+        }
+        return SpecialTokens(**found)
     reads_text = config.model.name in ("decoder", "classifier", "speech")
     return SpecialTokens() if reads_text else SpecialTokens(after=(EOS,))
 

@@ -1,10 +1,15 @@
 """Decoding with the models of the library: their states are reordered as their search needs."""
 
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from research.decoding.decode import decode, decode_all
-from research.decoding.search import Search
+from research.decoding.search import Search, next_log_probs
 from research.models.registry import make_model
+from research.tasks.task import SpecialTokens
 from tests import small
 from tests.decoding.exhaustive import LENGTH, VOCAB, assert_best, enumerated, recomputed
 from tests.decoding.toy import drawn, sources
@@ -61,3 +66,35 @@ def test_greedy_equals_recomputing_every_token(case):
     assert len({tuple(row) for row in wanted}) > 1, "equal sentences would prove little"
     for row, tokens in zip(found, wanted, strict=True):
         assert row[0].tokens == [t for t in tokens.tolist() if t > 2]
+
+
+@pytest.mark.parametrize("beam", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_ids_of_special_tokens_are_those_of_the_search(beam):
+    """A model whose tokens are numbered otherwise finds the same hypotheses by the new numbers."""
+    model, params = made("softmax", 12, 9)
+    source, lengths = sources(2, 8, 7, 12)
+    new = np.random.default_rng(0).permutation(12)
+    moved = params | {"embedding": params["embedding"][np.argsort(new)]}
+    special = SpecialTokens(*new[:3].tolist(), after=(int(new[2]),))
+    search = Search(beam=beam, nbest=beam)
+    found = decode_all(model, params, source, lengths, search)
+    search = replace(search, special=special)
+    again = decode_all(model, moved, new[source], lengths, search)
+    assert len({tuple(row[0].tokens) for row in found}) > 1
+    for row, other in zip(found, again, strict=True):
+        assert [new[one.tokens].tolist() for one in row] == [one.tokens for one in other]
+        np.testing.assert_allclose([h.score for h in row], [h.score for h in other], rtol=1e-4)
+
+
+def test_a_start_that_is_padding_or_the_end_and_a_first_token():
+    log_probs = jnp.log(jnp.arange(1.0, 7.0) / 21)[None]
+
+    def allowed(at, special):
+        found = next_log_probs(log_probs, jnp.int32(at), 4, special)
+        return np.flatnonzero(np.isfinite(found[0])).tolist()
+
+    assert allowed(0, SpecialTokens()) == [2, 3, 4, 5]
+    assert allowed(3, SpecialTokens()) == [2]
+    assert allowed(1, SpecialTokens(pad=0, start=0, end=1)) == [1, 2, 3, 4, 5]  # T5
+    bart = SpecialTokens(pad=1, start=2, end=2, first=0)
+    assert [allowed(at, bart) for at in (0, 1, 3)] == [[0], [0, 2, 3, 4, 5], [2]]

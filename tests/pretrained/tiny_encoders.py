@@ -37,7 +37,7 @@ CONFIGS: dict[str, tuple[str, dict]] = {
         "T5Config",
         T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     ),
-    "bart": ("BartConfig", BART | {"forced_bos_token_id": 0}),
+    "bart": ("BartConfig", BART),
     "marian": (
         "MarianConfig",
         BART
