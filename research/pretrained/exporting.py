@@ -1,5 +1,6 @@
 """Writes the model of a run as a Hugging Face directory, which transformers loads."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ WITHOUT_EFFECT = frozenset(
     """.split()
 )
 """Keys of a model that its function of parameters and tokens does not depend on."""
+SHOWN = 3
+"""How many differences a message lists."""
 
 
 def export_model(run: LoadedRun, directory: Path, family: str = "") -> str:
@@ -122,42 +125,59 @@ def _checked_copies(one: Tensor, values: Mapping[str, np.ndarray]) -> bool:
 
 
 def fitting(run: LoadedRun, name: str) -> tuple[Family, dict[str, Any]]:
-    """Returns a family that has all that a model is made of, and the model's config.json."""
-    size, length = _vocab_size(run), run.config.task.length
-    refused = {}
+    """Returns a family that has all that a model is made of, and the model's config.json.
+
+    Args:
+      run: the run.
+      name: name of the family; "": the first that has it all.
+
+    Raises UserError if none has, which says what the nearest lacks.
+    """
+    lacking: dict[str, tuple[float, str]] = {}  # how much each lacks, and what
     for family in [FAMILIES[name]] if name else FAMILIES.values():
         if run.config.model.name != MODELS[family.task]:
-            refused[family.name] = f"model.name={run.config.model.name!r}"
+            lacking[family.name] = math.inf, f"model.name={run.config.model.name!r}"
             continue
         try:
-            config = family.config(_options(run), length)
-        except KeyError as error:  # the model has no such option at all
-            refused[family.name] = f"model.{error.args[0]}"
-            continue
+            config = _config(family, run)
+            different = _differences(family, run, config)
         except UserError as error:
-            refused[family.name] = str(error)
+            lacking[family.name] = math.inf, str(error).rstrip(".")
             continue
-        architecture = {"architectures": [family.architecture]}
-        config |= {"model_type": family.name, "vocab_size": size} | architecture | _tokens(run)
-        if not (different := _differences(family, run, config)):
+        if not different:
             return family, config
-        refused[family.name] = different
+        lacking[family.name] = len(different), ", ".join(different[:SHOWN])
+    nearest = min(lacking, key=lambda family: lacking[family][0])
+    reasons = lacking[nearest][1]
     if name:
-        raise UserError(f"--family={name}: {refused[name]}.")
-    reasons = "; ".join(f"{family}: {why}" for family, why in refused.items())
-    raise UserError(f"no family has all that {run.path} is made of. {reasons}.")
+        raise UserError(f"--family={name}: {reasons}.")
+    raise UserError(
+        f"no family has all that {run.path} is made of; the nearest is {nearest}: {reasons}. "
+        "--family=NAME says what another lacks."
+    )
 
 
-def _differences(family: Family, run: LoadedRun, config: Mapping[str, Any]) -> str:
-    """Returns how a model that is read from a config.json differs from that of a run; "" if not."""
-    read = ConfigReader(config)
+def _config(family: Family, run: LoadedRun) -> dict[str, Any]:
+    """Returns config.json of a model as one of a family. Raises UserError if it cannot be."""
     try:
-        options = family.options(read)
-        back = resolve(
-            {"task": {"name": family.task, "length": family.length(read)}, "model": options}
-        )
-    except UserError as error:
-        return str(error)
+        config = family.config(_options(run), run.config.task.length)
+    except KeyError as error:
+        raise UserError(
+            f"the model has no model.{error.args[0]}, which that of a {family.name} has"
+        ) from None
+    named = {"model_type": family.name, "architectures": [family.architecture]}
+    return config | named | {"vocab_size": _vocab_size(run)} | _tokens(run)
+
+
+def _differences(family: Family, run: LoadedRun, config: Mapping[str, Any]) -> list[str]:
+    """Returns how a model that is read from a config.json differs from that of a run.
+
+    Raises UserError if it cannot be read.
+    """
+    read = ConfigReader(config)
+    options = family.options(read)
+    task = {"name": family.task, "length": family.length(read)}
+    back = resolve({"task": task, "model": options})
     found: dict[str, str] = {}
     every = zip(layers_of(_options(run)), layers_of(back.model.to_dict()), strict=False)
     for ours, theirs in every:
@@ -165,18 +185,20 @@ def _differences(family: Family, run: LoadedRun, config: Mapping[str, Any]) -> s
             if _meant(ours, key) != _meant(theirs, key):
                 text = f"model.{key}={ours.get(key)!r}, which is {theirs.get(key)!r} there"
                 found.setdefault(key, text)
-    return ", ".join(list(found.values())[:3])
+    return list(found.values())
 
 
 def _meant(layer: Mapping[str, Any], key: str) -> Any:
     """Returns the value of a key of a layer, with those filled in that 0 stands for."""
     value = layer.get(key)
-    if key == "num_kv_heads":
+    if key in ("num_kv_heads", "num_key_heads"):
         return value or layer.get("num_heads")
     if key == "encoder_layers":
         return value or layer.get("num_layers")
-    if key == "head_width":
-        return head_width(layer)
+    if key in ("head_width", "feature_width", "value_width"):
+        return value or head_width(layer)
+    if key == "score_scale":
+        return value or head_width(layer) ** -0.5
     return value
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from research.errors import UserError
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.tensors import Tensor
 
@@ -38,3 +39,20 @@ class Family(NamedTuple):
     superfluous: tuple[str, ...] = ()
     task: str = "tokens"
     special: Callable[[ConfigReader], dict[str, int]] = lambda read: {}
+
+
+def written(model: Mapping[str, Any], key: str, table: Mapping[str, str]) -> str:
+    """Returns their value of an option of ours; of several with the same meaning, the first.
+
+    Args:
+      model: our options.
+      key: the option.
+      table: {their value: ours}, by which it is read.
+
+    Raises UserError if they have no such value.
+    """
+    for theirs, ours in table.items():
+        if ours == model[key]:
+            return theirs
+    known = ", ".join(repr(one) for one in dict.fromkeys(table.values()))
+    raise UserError(f"model.{key}={model[key]!r}; {known} can be written.")

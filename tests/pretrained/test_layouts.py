@@ -212,6 +212,34 @@ def test_patterns_are_compared_by_what_they_mean():
     assert written["layer_types"] == ["full_attention"] * 2 + ["sliding_attention"] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", {"num_kv_heads": 0, "head_width": 0}),
+        ("gemma2", {"score_scale": tiny.HEAD**-0.5}),
+        ("mamba2", {"feature_width": 0}),
+    ],
+)
+def test_zeros_that_stand_for_other_options_are_filled_in(name, changes):
+    model = options(tiny.config_json(name), name) | changes
+    again = options(fitting(run_of(model), name)[1], name)
+    assert options(fitting(run_of(again), name)[1], name) == again
+
+
+def test_the_nearest_family_is_named():
+    own = {"name": "decoder", "width": 48, "activation": "swiglu", "tie_embeddings": False}
+    model = own | {"talking_heads": True}
+    with pytest.raises(UserError) as error:
+        fitting(run_of(model), "")
+    message = "the nearest is llama: model.talking_heads=True, which is False there. --family=NAME"
+    assert message in str(error.value)
+    with pytest.raises(UserError, match="--family=gpt2: model.activation='swiglu'; 'gelu_tanh'"):
+        fitting(run_of(model), "gpt2")
+    linear = {"name": "decoder", "width": 48, "mixer": "linear", "position": "none"}
+    with pytest.raises(UserError, match="--family=llama: the model has no model.num_kv_heads, "):
+        fitting(run_of(linear), "llama")
+
+
 def test_layers_of_one_type_that_differ_are_refused():
     model = {"num_layers": 2, "pattern": ("mask=window, window=2", "mask=window, window=3")}
     with pytest.raises(UserError, match="layers that are all window differ in window"):

@@ -8,7 +8,6 @@ have a RoPE of their own.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from research.errors import UserError
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.families.llama import (
     FULL,
@@ -20,7 +19,7 @@ from research.pretrained.families.llama import (
     window_kind,
 )
 from research.pretrained.families.rope import BASE, rope_options, write_rope
-from research.pretrained.family import Family
+from research.pretrained.family import Family, written
 from research.pretrained.patterns import delta, kinds_of, repeating
 from research.pretrained.tensors import Tensor, head_width, norm_tensors
 
@@ -128,9 +127,6 @@ def tensors(model: Mapping[str, Any]) -> Iterator[Tensor]:
 
 def shared_config(model: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Returns the keys of config.json that both have. Raises UserError for several windows."""
-    back = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    if model["activation"] not in back:
-        raise UserError(f"model.activation={model['activation']!r}; that of Gemma is 'geglu'.")
     kinds, window = layer_kinds(model)
     scale = model["score_scale"]
     return {
@@ -142,7 +138,7 @@ def shared_config(model: Mapping[str, Any], length: int) -> dict[str, Any]:
         # Theirs is a whole number.
         "query_pre_attn_scalar": round(scale**-2) if scale else head_width(model),
         "intermediate_size": model["feedforward"],
-        "hidden_activation": back[model["activation"]],
+        "hidden_activation": written(model, "activation", ACTIVATIONS),
         "rms_norm_eps": model["norm_epsilon"],
         "tie_word_embeddings": model["tie_embeddings"],
         "final_logit_softcapping": model["output_cap"] or None,

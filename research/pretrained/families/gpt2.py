@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from research.pretrained.config_reader import ConfigReader
-from research.pretrained.family import Family
+from research.pretrained.family import Family, written
 from research.pretrained.tensors import (
     Layout,
     Tensor,
@@ -83,14 +83,13 @@ def tensors(model: Mapping[str, Any]) -> Iterator[Tensor]:
 
 def config(model: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Returns config.json of a model of ours; `options` reads it back."""
-    back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "n_embd": model["width"],
         "n_layer": model["num_layers"],
         "n_head": model["num_heads"],
         "n_inner": model["feedforward"],
         "n_positions": length,
-        "activation_function": back[model["activation"]],
+        "activation_function": written(model, "activation", ACTIVATIONS),
         "layer_norm_epsilon": model["norm_epsilon"],
         "tie_word_embeddings": model["tie_embeddings"],
     }

@@ -9,7 +9,7 @@ from typing import Any
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.families.gpt2 import ACTIVATIONS
 from research.pretrained.families.rope import BASE, rope_options, write_rope
-from research.pretrained.family import Family
+from research.pretrained.family import Family, written
 from research.pretrained.tensors import (
     Tensor,
     biases_side_by_side,
@@ -85,13 +85,12 @@ def fused_layer_tensors(
 
 def config(model: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Returns config.json of a model of ours; `options` reads it back."""
-    back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "hidden_size": model["width"],
         "num_hidden_layers": model["num_layers"],
         "num_attention_heads": model["num_heads"],
         "intermediate_size": model["feedforward"],
-        "hidden_act": back[model["activation"]],
+        "hidden_act": written(model, "activation", ACTIVATIONS),
         "layer_norm_eps": model["norm_epsilon"],
         "use_parallel_residual": model["parallel_residual"],
         "tie_word_embeddings": model["tie_embeddings"],

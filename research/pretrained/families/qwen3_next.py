@@ -177,7 +177,10 @@ def config(model: Mapping[str, Any], length: int) -> dict[str, Any]:
     """
     kinds, layers = kinds_of(model, kind_of)
     if set(layers) != {LINEAR, FULL}:
-        raise UserError("model.pattern: Qwen3-Next has layers of gated_delta and of softmax.")
+        raise UserError(
+            f"model.pattern={model.get('pattern', ())}: Qwen3-Next has layers of gated_delta and "
+            "of softmax."
+        )
     linear, full = layers[LINEAR], layers[FULL]
     return {
         "hidden_size": model["width"],
