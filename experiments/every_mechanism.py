@@ -32,7 +32,7 @@ BASE = ("softmax", "scaled_dot", "causal", "rope")
 
 def arms() -> dict[str, dict]:
     """Returns {"key name": deltas} for everything that is registered."""
-    found = {}
+    found: dict[str, dict] = {}
     for name, entry in MIXERS.items():
         mask = {} if entry.causal else {"model.mask": "full"}
         sizes = {f"model.{key}": value for key, value in SIZES.get(name, {}).items()}

@@ -6,11 +6,11 @@
 Everything is trained from scratch on the 6,920 sentences of SST-2, at a width of 64. The learning
 rate of each arm is the best of three on validation, over three seeds of their own.
 
-123 runs, 18 minutes on one core. Expect, in % of the test split over 8 seeds: 81.5 for a BiLSTM with
-attention, 80.5 with equal weights, 81.2 for the last state of an LSTM, 80.5 and 80.9 for the means
-of a transformer and of embeddings, 78.0 for a class token. With the error of the 1,821 sentences,
-intervals of differences are 2 points wide to either side: four claims stay open. The class token is
-the one arm that is worse, but had not converged.
+123 runs, 18 minutes on one core. Expect, in % of the test split over 8 seeds: 81.5 for a BiLSTM
+with attention, 80.5 with equal weights, 81.2 for the last state of an LSTM, 80.5 and 80.9 for the
+means of a transformer and of embeddings, 78.0 for a class token. With the error of the 1,821
+sentences, intervals of differences are 2 points wide to either side: four claims stay open. The
+class token is the one arm that is worse, but had not converged.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence, Threshold
