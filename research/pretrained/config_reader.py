@@ -7,8 +7,8 @@ from research.errors import UserError
 
 NEUTRAL = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout
-    attention_probs_dropout_prob attn_pdrop auto_map bad_words_ids bos_token_id
+    _attn_implementation _attn_implementation_autoset _name_or_path _num_labels
+    architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map bad_words_ids bos_token_id
     cache_implementation chunk_size_feed_forward classif_dropout classifier_dropout
     decoder_start_token_id dropout dropout_rate dtype early_stopping embd_pdrop
     embedding_dropout eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id

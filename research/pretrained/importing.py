@@ -1,6 +1,6 @@
 """Makes a run of a Hugging Face model, which every command takes that takes a trained run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,20 +105,7 @@ def import_model(
         "generation": generation,
     }
     _check_run(run, record)
-
-    def tensor(name: str) -> np.ndarray:
-        one = absent.get(name, name)
-        return checkpoint.read(one) if isinstance(one, str) else one
-
-    for name, other in repeats(family, model, there):
-        if not np.array_equal(tensor(name), tensor(other)):
-            raise UserError(
-                f"{name} differs from {other}, which by config.json (tie_word_embeddings) it "
-                "repeats."
-            )
-    for file, some in _files_of(parameters).items():
-        described = {path: one.described for path, one in some.items()}
-        write_parameters(run / file, described, lambda path: assembled(parameters[path], tensor))
+    _write_parameters(run, checkpoint, parameters, absent, repeats(family, model, there))
     if tokenizer:
         write_text(run / FILE, tokenizer)
         known["tokenizer"] = digest_of(tokenizer)
@@ -129,6 +116,40 @@ def import_model(
     of_model = _files_of(parameters)[PARAMETERS].values()
     number = sum(int(np.prod(one.described.shape)) for one in of_model)
     return Imported(family.name, number, length, trained, bool(tokenizer))
+
+
+def _write_parameters(
+    run: Path,
+    checkpoint: Checkpoint,
+    parameters: Mapping[str, Parameter],
+    absent: Mapping[str, str | np.ndarray],
+    repeated: Sequence[tuple[str, str]],
+) -> None:
+    """Writes the parameters of a run, one by one.
+
+    Args:
+      run: its directory.
+      checkpoint: the tensors.
+      parameters: which of them each parameter is.
+      absent: {name of a tensor that the checkpoint lacks: what it is otherwise}.
+      repeated: pairs of tensors that must be equal.
+
+    Raises UserError if they are not.
+    """
+
+    def tensor(name: str) -> np.ndarray:
+        one = absent.get(name, name)
+        return checkpoint.read(one) if isinstance(one, str) else one
+
+    for name, other in repeated:
+        if not np.array_equal(tensor(name), tensor(other)):
+            raise UserError(
+                f"{name} differs from {other}, which by config.json (tie_word_embeddings) it "
+                "repeats."
+            )
+    for file, some in _files_of(parameters).items():
+        described = {path: one.described for path, one in some.items()}
+        write_parameters(run / file, described, lambda path: assembled(parameters[path], tensor))
 
 
 def _files_of(parameters: Mapping[str, Parameter]) -> dict[str, dict[str, Parameter]]:

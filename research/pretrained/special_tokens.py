@@ -16,6 +16,8 @@ IDS = {
     "forced_bos_token_id": "first",
 }
 """{key of config.json: field of `SpecialTokens`}."""
+FORCED = "force_bos_token_to_be_generated"
+"""What older files of BART have in place of "forced_bos_token_id"."""
 TRANSLATION = "translation"
 
 
@@ -32,6 +34,8 @@ def sequence_tokens(pad: int, start: int, end: int) -> Callable[[ConfigReader], 
             if not isinstance(value, int):
                 raise UserError(f"config.json has {key}={value!r}; it must be the id of one token.")
             found[name] = value
+        if read(FORCED, False) and "first" not in found:
+            found["first"] = read("bos_token_id")
         return found
 
     return special

@@ -8,7 +8,9 @@ from safetensors.numpy import save_file
 
 from research.errors import UserError
 from research.inspect.inputs import text_subject
+from research.pretrained.config_reader import ConfigReader
 from research.pretrained.importing import import_model
+from research.pretrained.registry import FAMILIES
 from research.training.runs import load_run_config, open_run
 from tests.commands import run_commands
 from tests.pretrained import tiny_encoders
@@ -154,6 +156,59 @@ def test_texts_have_around_them_what_the_tokenizer_says(runs):
     assert subject.batch["source"][0, -1] == 1 and subject.batch["targets"][0, -1] == 1
     assert subject.batch["inputs"][0, 0] == 0  # T5 starts with padding
     assert subject.input == [" a", " d", "o", "g", "</s>"]
+
+
+OLDER = {
+    "activation_dropout": 0.0, "add_bias_logits": False, "add_final_layer_norm": False,
+    "attention_dropout": 0.0, "classif_dropout": 0.0, "init_std": 0.02, "max_length": 512,
+    "normalize_before": False, "num_beams": 6, "num_hidden_layers": 6, "_num_labels": 3,
+    "gradient_checkpointing": False, "output_past": True, "is_encoder_decoder": True,
+}  # fmt: skip
+"""Keys of published files of an older form, all of which say what a family does anyway."""
+
+
+@pytest.mark.parametrize(
+    ("config", "special"),
+    [
+        (
+            T5 | {"output_past": True, "initializer_factor": 1.0, "task_specific_params": {"a": 1}},
+            {"pad": 0, "start": 0, "end": 1},
+        ),
+        (
+            BART | OLDER | {
+                "normalize_embedding": True, "extra_pos_embeddings": 2, "bos_token_id": 0,
+                "force_bos_token_to_be_generated": True, "length_penalty": 2.0, "min_length": 56,
+                "no_repeat_ngram_size": 3, "early_stopping": True, "prefix": " ",
+            },
+            {"pad": 1, "start": 2, "end": 2, "first": 0},
+        ),
+        (
+            BART | OLDER | {
+                "model_type": "marian", "vocab_size": 90, "decoder_vocab_size": 90,
+                "static_position_embeddings": True, "normalize_embedding": False,
+                "extra_pos_embeddings": 90, "bad_words_ids": [[89]], "scale_embedding": True,
+                "pad_token_id": 89, "decoder_start_token_id": 89, "eos_token_id": 0,
+            },
+            {"pad": 89, "start": 89, "end": 0},
+        ),
+        (
+            BERT | {
+                "directionality": "bidi", "pooler_fc_size": 768, "pooler_type": "first_token",
+                "output_past": True, "_num_labels": 5, "position_embedding_type": "absolute",
+                "finetuning_task": "sst-2",
+            },
+            {"pad": 0},
+        ),
+    ],
+    ids=["t5", "bart", "marian", "bert"],
+)  # fmt: skip
+def test_published_configs_are_read(config, special):
+    family = FAMILIES[config["model_type"]]
+    read = ConfigReader(config)
+    family.options(read)
+    family.length(read)
+    read.check_all_read()
+    assert family.special(ConfigReader(config)) == special
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from research.errors import UserError
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.families.gpt2 import ACTIVATIONS
 from research.pretrained.family import Family
-from research.pretrained.special_tokens import TRANSLATION, sequence_tokens
+from research.pretrained.special_tokens import FORCED, TRANSLATION, sequence_tokens
 from research.pretrained.tensors import (
     TRANSPOSED,
     UNREAD,
@@ -45,7 +45,7 @@ def shared_options(read: ConfigReader) -> dict[str, Any]:
     read.only("tie_word_embeddings", True)
     read.only("normalize_before", False)
     read.only("add_final_layer_norm", False)
-    read.skip("num_hidden_layers", "output_past", "prefix", "add_bias_logits")
+    read.skip("num_hidden_layers", "output_past", "prefix", "add_bias_logits", FORCED)
     return {
         "name": "encoder_decoder",
         "width": width,
@@ -70,7 +70,6 @@ def options(read: ConfigReader) -> dict[str, Any]:
     read.only("normalize_embedding", True)
     read.only("static_position_embeddings", False)
     read.only("extra_pos_embeddings", OFFSET)
-    read.skip("force_bos_token_to_be_generated")
     return shared_options(read) | {"embedding_norm": True}
 
 

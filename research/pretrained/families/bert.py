@@ -24,7 +24,7 @@ def options(read: ConfigReader) -> dict[str, Any]:
     read.only("problem_type", "single_label_classification")
     read.only("is_decoder", False)
     read.only("add_cross_attention", False)
-    read.skip("tie_word_embeddings", "directionality")
+    read.skip("tie_word_embeddings", "directionality", "output_past")
     read.skip(*POOLER)
     return {
         "name": "classifier",

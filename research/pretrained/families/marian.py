@@ -24,6 +24,7 @@ def options(read: ConfigReader) -> dict[str, Any]:
     read.only("static_position_embeddings", True)
     read.only("share_encoder_decoder_embeddings", True)
     read.only("decoder_vocab_size", read("vocab_size"))
+    read.skip("extra_pos_embeddings")  # sines need no table, and so no rows before the first
     return bart.shared_options(read) | {"embedding_norm": False}
 
 
