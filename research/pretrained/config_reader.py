@@ -8,18 +8,17 @@ from research.errors import UserError
 NEUTRAL = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _name_or_path _num_labels
-    architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map bad_words_ids bos_token_id
-    cache_implementation chunk_size_feed_forward classif_dropout classifier_dropout
-    decoder_start_token_id dropout dropout_rate dtype early_stopping embd_pdrop
-    embedding_dropout eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
-    hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range
-    init_std is_encoder_decoder label2id length_penalty max_length min_length model_type n_ctx
-    no_repeat_ngram_size num_beams num_labels
-    activation_dropout decoder_layerdrop encoder_layerdrop gradient_checkpointing
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop
-    return_dict return_dict_in_generate sep_token_id slow_but_exact task_specific_params
-    tokenizer_class torch_dtype torchscript transformers_version use_cache use_return_dict
-    vocab_size
+    activation_dropout architectures attention_dropout attention_probs_dropout_prob attn_pdrop
+    auto_map bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward
+    classif_dropout classifier_dropout decoder_layerdrop decoder_start_token_id dropout
+    dropout_rate dtype early_stopping embd_pdrop embedding_dropout encoder_layerdrop eos_token_id
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
+    hidden_dropout_prob id2label init_std initializer_factor initializer_range is_encoder_decoder
+    label2id length_penalty max_length min_length model_type n_ctx no_repeat_ngram_size num_beams
+    num_labels output_attentions output_hidden_states pad_token_id pretraining_tp problem_type
+    resid_pdrop return_dict return_dict_in_generate sep_token_id slow_but_exact
+    task_specific_params tokenizer_class torch_dtype torchscript transformers_version use_cache
+    use_return_dict vocab_size
     """.split()
 )
 """Keys that do not change what the model computes: of training, tokens, search and loading."""

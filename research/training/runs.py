@@ -182,8 +182,13 @@ def load_run_task(run: LoadedRun) -> Task:
     """Returns the task of a run, with its data.
 
     Raises UserError if the data differ from those that the run was trained on, or an imported run
-    was given none.
+    was given none, or none in its tokens.
     """
+    if "special" in run.corpus:
+        raise UserError(
+            f"{run.path} was imported, and the data of task.name={run.config.task.name!r} are not "
+            f"in its tokens; python -m {COMMANDS[run.config.task.name]} takes texts."
+        )
     path = run.config.task.get("path", "")
     if (run.path / PARAMETERS).is_file() and not Path(path).expanduser().exists():
         raise UserError(

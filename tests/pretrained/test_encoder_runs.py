@@ -11,7 +11,7 @@ from research.inspect.inputs import text_subject
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.importing import import_model
 from research.pretrained.registry import FAMILIES
-from research.training.runs import load_run_config, open_run
+from research.training.runs import load_run_config, load_run_task, open_run
 from tests.commands import run_commands
 from tests.pretrained import tiny_encoders
 
@@ -156,6 +156,8 @@ def test_texts_have_around_them_what_the_tokenizer_says(runs):
     assert subject.batch["source"][0, -1] == 1 and subject.batch["targets"][0, -1] == 1
     assert subject.batch["inputs"][0, 0] == 0  # T5 starts with padding
     assert subject.input == [" a", " d", "o", "g", "</s>"]
+    with pytest.raises(UserError, match="python -m research.translate takes texts"):
+        load_run_task(run)
 
 
 OLDER = {
