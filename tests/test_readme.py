@@ -42,6 +42,7 @@ READERS = tuple(
         "generate",
         "heads",
         "inspect",
+        "needle",
         "transcribe",
         "translate",
     )
