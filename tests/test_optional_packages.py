@@ -20,6 +20,7 @@ OPTIONAL = (
     "pyarrow",
     "zstandard",
     "wandb",
+    "lm_eval",
 )
 # Stands in for a machine without these packages: the import system finds none of them.
 WITHOUT = f"""

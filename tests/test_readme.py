@@ -18,8 +18,15 @@ from tests.commands import ROOT, run_commands
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-# What the tests cannot run here: they install software, or they run these tests.
-ELSEWHERE = ("make ", "cp ", "hf ", ".venv/bin/pip ", ".venv/bin/python -m benchmarks.")
+# What the tests cannot run here: they install software or need some, or they run these tests.
+ELSEWHERE = (
+    "make ",
+    "cp ",
+    "hf ",
+    ".venv/bin/pip ",
+    ".venv/bin/python -m benchmarks.",
+    ".venv/bin/python -m research.lm_evaluation ",
+)
 # Enough to see that a command works; the numbers on the pages would take minutes.
 SHORT = {
     "research.train": [
