@@ -10,6 +10,8 @@ from research.decoding.needle import Cell
 from research.drawing.chart import Chart, styled, write_chart
 
 PANELS = (("found", "answers that are found"), ("gain", "nats that the fact adds"))
+LEAST_SCALE = 0.1
+"""Nats at the ends of the colours, at least."""
 
 
 def needle_figure(cells: Sequence[Cell], title: str) -> Figure:
@@ -28,8 +30,8 @@ def needle_figure(cells: Sequence[Cell], title: str) -> Figure:
         for cell in cells:
             place = depths.index(cell.depth), lengths.index(cell.length)
             grid[place] = getattr(cell, name).mean()
-        # What is found has a scale of its own; a fact may also make its answer less probable.
-        most = max(1e-3, float(np.abs(grid).max()))
+        # A fact may also make its answer less probable. Differences that are none stay pale.
+        most = max(LEAST_SCALE, float(np.abs(grid).max()))
         scale = ("magma_r", 0, 1) if name == "found" else ("RdBu", -most, most)
         shown = axes.imshow(grid, cmap=scale[0], vmin=scale[1], vmax=scale[2], aspect="auto")
         axes.set_title(label, fontsize=8)
