@@ -22,6 +22,15 @@ from jaxtyping import Float, PyTree
 
 from research.errors import UserError
 from research.models.model import Model
+from research.models.stacks import (
+    STACK,
+    Parameters,
+    Path,
+    by_layer,
+    leaves_by_path,
+    own_paths,
+    stacked,
+)
 
 WAYS = ("mean", "first", "random")
 """How the key and value heads of a group become one: see `group_heads`."""
@@ -31,10 +40,6 @@ OF_EVERY_MIXER = frozenset(
     f"{name}{what}" for name in PROJECTIONS for what in ("", "_bias", "_scale")
 )
 """Parameters that mean the same in all mixers that have them."""
-
-Path = tuple[str, ...]
-Parameters = dict[Path, np.ndarray]
-"""The parameters of a model by path, each layer on its own: ("layers", "3", "mixer", "key")."""
 
 
 class Converted(NamedTuple):
@@ -94,7 +99,7 @@ def convert(
     if fresh:
         ordinary = by_layer(initial())
         found |= {path: ordinary[path] for path in fresh}
-    return Converted(_stacked(found, wanted_tree), _names(fresh, here), _names(unused, there))
+    return Converted(stacked(found, wanted_tree), _names(fresh, here), _names(unused, there))
 
 
 def _has_this(path: Path, there: Mapping[Path, Any], source_model: Model, model: Model) -> bool:
@@ -119,6 +124,11 @@ def _of_mechanism(path: Path) -> bool:
     return "mixer" in path or path[-1] == "position"
 
 
+def _attends(path: Path) -> bool:
+    """Returns whether a parameter is that of a mixer or of attention to a source."""
+    return "mixer" in path or "cross" in path
+
+
 def _fitted(
     path: Path, value: np.ndarray, wanted: np.ndarray, axes: Sequence[str], heads: str
 ) -> np.ndarray | None:
@@ -132,7 +142,7 @@ def _fitted(
                 f"{wanted.shape[0]} needs more; use at most {value.shape[0]}"
             )
         return value[: wanted.shape[0]]
-    if path[-1].removesuffix("_bias") in ("key", "value") and "mixer" in path:
+    if path[-1].removesuffix("_bias") in ("key", "value") and _attends(path):
         axis = next((i for i, name in enumerate(axes) if name in KV_HEADS), None)
         if axis is not None and value.ndim == wanted.ndim:
             many, few = value.shape[axis], wanted.shape[axis]
@@ -143,9 +153,6 @@ def _fitted(
                 return np.repeat(value, few // many, axis)
     raise _misfit(path, value, wanted)
 
-
-STACK = "layers"
-"""Name of a stack of layers in a path."""
 
 KV_HEADS = ("kv_heads", "heads")
 """Names of the axis of key and value heads, in mixers that can share them and in others."""
@@ -207,7 +214,7 @@ def without_heads(params: PyTree, model: Model, taken: Sequence[str]) -> PyTree:
             raise UserError(f"{text!r}: layer {layer} has {len(flat[path])} heads, counted from 0")
         flat[path] = np.array(flat[path])
         flat[path][head] = 0
-    return _stacked(flat, params)
+    return stacked(flat, params)
 
 
 def as_arrays(shapes: PyTree) -> PyTree:
@@ -215,52 +222,13 @@ def as_arrays(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
 
 
-def by_layer(params: PyTree) -> Parameters:
-    """Returns the parameters of a model by path, with the layers of its stacks taken apart."""
-    return {
-        own: leaf[repeat] if STACK in path else leaf
-        for path, leaf in _leaves(params)
-        for repeat, own in enumerate(_own_paths(path, leaf, params))
-    }
-
-
-def _leaves(tree: PyTree) -> list[tuple[Path, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(tuple(str(key.key) for key in path), leaf) for path, leaf in leaves]
-
-
-def _own_paths(path: Path, leaf: np.ndarray, params: PyTree) -> list[Path]:
-    """Returns the paths of the parameters that are stacked in a leaf, one for each layer.
-
-    Layers are a stack of repeats of a pattern, so the path of a leaf has a place in the pattern,
-    and that of a parameter the number of its layer.
-    """
-    if STACK not in path:
-        return [path]
-    at = path.index(STACK) + 1
-    stack: Any = params
-    for name in path[:at]:
-        stack = stack[name]
-    numbers = (repeat * len(stack) + int(path[at]) for repeat in range(len(leaf)))
-    return [(*path[:at], str(number), *path[at + 1 :]) for number in numbers]
-
-
-def _stacked(found: Parameters, like: PyTree) -> PyTree:
-    """Inverse of `by_layer`, for a tree of arrays of the same shapes."""
-    stacked = []
-    for path, leaf in _leaves(like):
-        own = _own_paths(path, leaf, like)
-        stacked.append(np.stack([found[one] for one in own]) if STACK in path else found[path])
-    return jax.tree.unflatten(jax.tree.structure(like), stacked)
-
-
 def _axes_by_layer(model: Model, params: PyTree) -> dict[Path, tuple[str, ...]]:
     """Returns the names of the axes of each parameter by path."""
-    described = dict(_leaves(model.parameter_axes(params)))
-    found = {}
-    for path, leaf in _leaves(params):
+    described = dict(leaves_by_path(model.parameter_axes(params)))
+    flat, found = dict(leaves_by_path(params)), {}
+    for path, leaf in flat.items():
         names = described[path].names
-        own = _own_paths(path, leaf, params)
+        own = own_paths(path, leaf.shape, flat)
         found |= dict.fromkeys(own, names[1:] if STACK in path else names)
     return found
 

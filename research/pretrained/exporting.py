@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from research.errors import UserError, check_name
+from research.models.stacks import STACK, leaves_by_path
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
 from research.pretrained.files import CONFIG_FILE, write_model
 from research.pretrained.importing import UNREAD_FILE, imported_from
-from research.pretrained.matching import LAYERS, layer_paths, leaves
+from research.pretrained.matching import layer_paths, leaves
 from research.pretrained.patterns import layers_of
 from research.pretrained.registry import FAMILIES
 from research.pretrained.special_tokens import IDS
@@ -90,11 +90,11 @@ def _values(run: LoadedRun) -> dict[str, np.ndarray]:
     if (run.path / PARAMETERS).is_file():
         flat = dict(read_parameters(run.path / PARAMETERS))
     else:
-        found = jax.tree_util.tree_leaves_with_path(run.params)
-        flat = {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in found}
+        found = leaves_by_path(run.params)
+        flat = {"/".join(path): np.asarray(leaf) for path, leaf in found}
     shapes, values = {path: array.shape for path, array in flat.items()}, {}
     for path, array in flat.items():
-        if LAYERS not in path.split("/"):
+        if STACK not in path.split("/"):
             values[path] = array
             continue
         for number, one in enumerate(layer_paths(path, array.shape, shapes)):

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.errors import UserError
+from research.models.stacks import STACK, leaves_by_path, own_paths
 from research.pretrained.family import Family
 from research.pretrained.tensors import UNREAD, Tensor
 from research.runs.parameters import NAMES, Described
 
-LAYERS = "layers"
 SHOWN = 3
 """How many names a message lists."""
 
@@ -42,31 +42,13 @@ class Parameter(NamedTuple):
 
 def leaves(shapes: Any) -> dict[str, tuple[int, ...]]:
     """Returns {path: shape} of a tree of parameters; a path is "layers/0/mixer/query"."""
-    found = jax.tree_util.tree_leaves_with_path(shapes)
-    return {"/".join(key.key for key in path): tuple(leaf.shape) for path, leaf in found}
+    return {"/".join(path): tuple(leaf.shape) for path, leaf in leaves_by_path(shapes)}
 
 
 def layer_paths(path: str, shape: Sequence[int], every: Iterable[str]) -> list[str]:
-    """Returns the path of a parameter in each layer that it stacks; [path] if it stacks none.
-
-    Layer i is in slot i % n of the n of its stack: "layers/1/..." of 2 slots are layers 1, 3, ...
-    A stack of one kind of layers has no slots: "cross/layers/query".
-
-    Args:
-      path: path of a leaf, with its slot.
-      shape: its shape.
-      every: paths of all leaves.
-    """
-    parts = path.split("/")
-    if LAYERS not in parts:
-        return [path]
-    place = parts.index(LAYERS) + 1
-    stack = parts[:place]
-    if not parts[place].isdigit():
-        return ["/".join([*stack, str(i), *parts[place:]]) for i in range(shape[0])]
-    slots = {p[place] for p in (one.split("/") for one in every) if p[:place] == stack}
-    numbers = (int(parts[place]) + len(slots) * repeat for repeat in range(shape[0]))
-    return ["/".join([*stack, str(number), *parts[place + 1 :]]) for number in numbers]
+    """Returns the path of a parameter in each layer that it stacks; see `stacks.own_paths`."""
+    split = (tuple(one.split("/")) for one in every)
+    return ["/".join(own) for own in own_paths(tuple(path.split("/")), shape, split)]
 
 
 def match(
@@ -96,7 +78,7 @@ def match(
     every = leaves(shapes)
     found = {}
     for path, shape in every.items():
-        stacked = LAYERS in path.split("/")
+        stacked = STACK in path.split("/")
         paths = layer_paths(path, shape, every)
         if missing := [p for p in paths if p not in sources]:
             raise UserError(

@@ -205,3 +205,28 @@ def test_a_head_that_is_not_there_is_named(changes, head, message):
     model = model_of(**changes)
     with pytest.raises(UserError, match=message):
         without_heads(random_params(model), model, (head,))
+
+
+def test_encoder_decoders_convert():
+    """Their cross-attention is a stack of its own, without places in a pattern."""
+    tokens, length = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    batch = {"source": tokens, "source_length": length, "inputs": tokens, "targets": tokens}
+
+    def model_of(kv_heads):
+        name = {"name": "encoder_decoder", "num_kv_heads": kv_heads}
+        return make_model(SMALL | name, 16, 8)
+
+    def params_of(model, seed):
+        random = np.random.default_rng(seed)
+        shapes = parameter_shapes(model, batch)
+        return shapes, jax.tree.map(lambda s: random.normal(size=s.shape).astype(s.dtype), shapes)
+
+    many, few = model_of(4), model_of(2)
+    shapes, params = params_of(many, 0)
+    assert_equal(convert(params, many, many, shapes, dict).params, params)
+    wanted = parameter_shapes(few, batch)
+    found = convert(params, many, few, wanted, dict, "first").params
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, wanted)
+    there, here = by_layer(params), by_layer(found)
+    key = ("decoder", "layers", "1", "mixer", "key")
+    np.testing.assert_array_equal(here[key], there[key][:, ::2])
