@@ -140,6 +140,7 @@ def arguments_of(command: str, tmp_path: Path) -> tuple[str, list[str]]:
     places = r"^(--\S+[=:])?(runs|data|gpt2)\b"
     arguments = [re.sub(places, rf"\1{tmp_path}/\2", a) for a in arguments]
     arguments = [f"{tmp_path}/data/0.wav" if a == "recording.wav" else a for a in arguments]
+    arguments = [a.replace("=exported", f"={tmp_path}/exported") for a in arguments]
     arguments = [a.replace("=novel.txt", f"={tmp_path}/data/text.txt") for a in arguments]
     if module == "research.evaluate":
         arguments = [re.sub(r"^--tokens=\d+$", "--tokens=100", a) for a in arguments]

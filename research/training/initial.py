@@ -29,6 +29,7 @@ from research.tasks.task import Task
 from research.tasks.text.tokenizer import FILE, digest_of, from_json
 from research.training.program import Program, make_members
 from research.training.runs import LoadedRun, load_best_params, load_run_config, open_run
+from research.training.schema import resolve
 
 INITIAL = "initial.json"
 TOLD = {
@@ -165,7 +166,7 @@ def _convert(
     return kept, {
         "digest": digest(params),
         "step": source.best["step"],
-        "changed": differences(*({"model": c.model} for c in (source.config, config))),
+        "changed": differences(*({"model": c.model} for c in (source.config, resolve(config)))),
         "fresh": list(found.fresh),
         "unused": list(found.unused),
     }

@@ -76,7 +76,7 @@ def test_activations_by_hand():
         "relu": lambda x: max(x, 0.0),
         "swiglu": lambda x: x / (1 + exp(-x)),
     }
-    by_hand["geglu"] = by_hand["gelu_tanh"]
+    by_hand |= {"geglu": by_hand["gelu_tanh"], "silu": by_hand["swiglu"]}
     assert by_hand.keys() == ACTIVATIONS.keys()
     points = np.linspace(-3, 3, 13)
     for name, f in by_hand.items():
