@@ -15,11 +15,13 @@ encoder of a WMT model change BLEU significantly when they are taken out alone (
 attention that suffers most (section 5). Voita et al. 2019, "Analyzing Multi-Head Self-Attention":
 38 of 48 encoder heads can go for 0.15 BLEU, if the model is trained to do without.
 
-15 runs, about 12 minutes on one core. Expect that of 48 heads (8 a layer: in two layers of an
-encoder, and of a decoder that has cross-attention too) ten can go before accuracy is 1 % worse; of
-24 heads four, of 12 heads one. Two thirds of the 48 matter when they are taken out alone, where
-Michel et al. have a twelfth, and self-attention needs its heads more than cross-attention does: a
-small model of a task that is all order has little to spare.
+15 runs, 14 minutes on one core. Expect, over 5 drawn seeds, that of 48 heads (8 a layer: in two
+layers of an encoder, and of a decoder that has cross-attention too) 11 can go before accuracy is 1
+% worse (24 %; 19 to 27), of 24 heads four (17 %), of 12 heads between one and two (13 %): that more
+heads leave a larger part to spare is supported, 8 against 2. Of the 48, 58 % matter when they are
+taken out alone, where Michel et al. have a twelfth, and self-attention needs its heads rather more
+than cross-attention does; with this spread the other three claims are open. A small model of a task
+that is all order has little to spare.
 """
 
 from research.ablation.claims import Claim, Direction, Threshold
@@ -48,7 +50,7 @@ experiment = Experiment(
         "8 heads": {"model.num_heads": 8},
         "2 heads": {"model.num_heads": 2},
     },
-    seeds=(0, 1, 2, 3, 4),
+    seeds=5,
     outcome=Outcome(metric="removable_heads", split="test", higher_is_better=True),
     claims=(
         Claim(
