@@ -59,7 +59,9 @@ experiment = Experiment(
         Claim(
             text="With one full layer of four, Kimi's delta rule predicts as well.",
             source="Kimi Team 2025 (Kimi Linear), section 5.2: three to one",
-            published="one full layer of four has the best validation loss of 0, 1, 3, 7, 15 to one",
+            published=(
+                "one full layer of four has the best validation loss of 0, 1, 3, 7, 15 to one"
+            ),
             test=Equivalence(a="Kimi delta, 1/4", b="full", margin=0.03),
             within_steps=True,
         ),
