@@ -85,8 +85,10 @@ def test_every_key_can_be_overridden(path):
         assert kind in (bool, int, float, str, tuple), key
 
 
-# Two of them have so many arms that they take as long as all others.
-MANY_ARMS = dict.fromkeys(("attention_type_full", "every_mechanism"), pytest.mark.slow)
+# These have so many arms, or layers that are no repeats, that they take as long as all others.
+MANY_ARMS = dict.fromkeys(
+    ("attention_type_full", "every_mechanism", "hybrids", "hybrids_text"), pytest.mark.slow
+)
 RESOLVED = [pytest.param(p, id=p.stem, marks=MANY_ARMS.get(p.stem, ())) for p in EXPERIMENTS]
 WITH_AXES = [
     pytest.param(p, id=p.stem, marks=pytest.mark.slow)
