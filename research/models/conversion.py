@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float, PyTree
 
 from research.errors import UserError
@@ -27,7 +28,6 @@ from research.models.stacks import (
     Parameters,
     Path,
     by_layer,
-    leaves_by_path,
     own_paths,
     stacked,
 )
@@ -224,8 +224,8 @@ def as_arrays(shapes: PyTree) -> PyTree:
 
 def _axes_by_layer(model: Model, params: PyTree) -> dict[Path, tuple[str, ...]]:
     """Returns the names of the axes of each parameter by path."""
-    described = dict(leaves_by_path(model.parameter_axes(params)))
-    flat, found = dict(leaves_by_path(params)), {}
+    described = flatten_dict(model.parameter_axes(params))
+    flat, found = flatten_dict(params), {}
     for path, leaf in flat.items():
         names = described[path].names
         own = own_paths(path, leaf.shape, flat)

@@ -6,10 +6,9 @@ stack of layers that are alike has no slots ("cross", "layers", "query").
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 STACK = "layers"
@@ -18,12 +17,6 @@ STACK = "layers"
 Path = tuple[str, ...]
 Parameters = dict[Path, np.ndarray]
 """The parameters of a model by path, each layer on its own: ("layers", "3", "mixer", "key")."""
-
-
-def leaves_by_path(tree: PyTree) -> list[tuple[Path, Any]]:
-    """Returns (path, leaf) of a tree of dictionaries."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(tuple(str(key.key) for key in path), leaf) for path, leaf in leaves]
 
 
 def own_paths(path: Path, shape: Sequence[int], every: Iterable[Path]) -> list[Path]:
@@ -47,7 +40,7 @@ def own_paths(path: Path, shape: Sequence[int], every: Iterable[Path]) -> list[P
 
 def by_layer(params: PyTree) -> Parameters:
     """Returns the parameters of a model by path, with the layers of its stacks taken apart."""
-    flat = dict(leaves_by_path(params))
+    flat = flatten_dict(params)
     return {
         own: leaf[repeat] if STACK in path else leaf
         for path, leaf in flat.items()
@@ -57,8 +50,8 @@ def by_layer(params: PyTree) -> Parameters:
 
 def stacked(found: Parameters, like: PyTree) -> PyTree:
     """Inverse of `by_layer`, for a tree of arrays of the same shapes."""
-    flat, leaves = dict(leaves_by_path(like)), []
+    flat, whole = flatten_dict(like), {}
     for path, leaf in flat.items():
         own = own_paths(path, leaf.shape, flat)
-        leaves.append(np.stack([found[one] for one in own]) if STACK in path else found[path])
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        whole[path] = np.stack([found[one] for one in own]) if STACK in path else found[path]
+    return unflatten_dict(whole)

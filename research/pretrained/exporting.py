@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from research.errors import UserError, check_name
-from research.models.stacks import STACK, leaves_by_path
+from research.models.stacks import by_layer
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
 from research.pretrained.files import CONFIG_FILE, write_model
 from research.pretrained.importing import UNREAD_FILE, imported_from
-from research.pretrained.matching import layer_paths, leaves
 from research.pretrained.patterns import layers_of
 from research.pretrained.registry import FAMILIES
 from research.pretrained.special_tokens import IDS
@@ -85,21 +86,12 @@ def _values(run: LoadedRun) -> dict[str, np.ndarray]:
 
     They have the dtypes of the checkpoint that a run was imported from.
     """
-    kept = run.path / UNREAD_FILE
+    kept, own = run.path / UNREAD_FILE, run.path / PARAMETERS
     unread = dict(read_parameters(kept)) if kept.is_file() else {}
-    if (run.path / PARAMETERS).is_file():
-        flat = dict(read_parameters(run.path / PARAMETERS))
-    else:
-        found = leaves_by_path(run.params)
-        flat = {"/".join(path): np.asarray(leaf) for path, leaf in found}
-    shapes, values = {path: array.shape for path, array in flat.items()}, {}
-    for path, array in flat.items():
-        if STACK not in path.split("/"):
-            values[path] = array
-            continue
-        for number, one in enumerate(layer_paths(path, array.shape, shapes)):
-            values[one] = array[number]
-    return values | unread
+    read = unflatten_dict(dict(read_parameters(own)), sep="/") if own.is_file() else run.params
+    # Taken apart on the host: on the device, each shape would compile a program.
+    values = by_layer(jax.tree.map(np.asarray, read))
+    return {"/".join(path): array for path, array in values.items()} | unread
 
 
 def _parts(one: Tensor, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -204,8 +196,8 @@ def _meant(layer: Mapping[str, Any], key: str) -> Any:
 
 def _vocab_size(run: LoadedRun) -> int:
     """Returns the number of rows of the table of embeddings."""
-    shapes = leaves(run.params)
-    return shapes.get("embedding", shapes.get("embed/embedding", (0,)))[0]
+    tables = flatten_dict(run.params, sep="/")
+    return len(tables["embedding"] if "embedding" in tables else tables["embed/embedding"])
 
 
 def _tokens(run: LoadedRun) -> dict[str, Any]:

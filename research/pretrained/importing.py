@@ -1,6 +1,6 @@
 """Makes a run of a Hugging Face model, which every command takes that takes a trained run."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ from research.models.registry import make_model
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
 from research.pretrained.files import GENERATION_FILE, TOKENIZER_FILE, Checkpoint, read_config
-from research.pretrained.matching import Parameter, assembled, lacking, match, repeats
+from research.pretrained.matching import Matched, Parameter, assembled, match
 from research.pretrained.registry import FAMILIES
 from research.pretrained.special_tokens import special_tokens
 from research.pretrained.tensors import UNREAD
-from research.runs.parameters import PARAMETERS, Described, write_parameters
+from research.runs.parameters import PARAMETERS, write_parameters
 from research.runs.store import CONFIG, ENVIRONMENT, read_json, write_json, write_text
 from research.tasks.text.tokenizer import CORPUS, FILE, digest_of, from_json
 from research.training.records.environment import describe_environment
@@ -83,14 +83,8 @@ def import_model(
     config, labels = _config(family, model, length, data), _labels(family, theirs)
     checkpoint = Checkpoint(directory)
     shapes = _shapes(config, vocab_size, len(labels))
-    there = checkpoint.described()
     model = config.model.to_dict() | model | {"length": length}
-    absent = lacking(family, model, there)
-    there |= {
-        name: there[one] if isinstance(one, str) else Described(one.shape, one.dtype.name)
-        for name, one in absent.items()
-    }
-    parameters = match(family, model, shapes, there)
+    matched = match(family, model, shapes, checkpoint.described())
     tokenizer = _tokenizer(directory, vocab_size)
     generation = read_json(directory / GENERATION_FILE) or {}
     known: dict[str, Any] = {"vocab_size": vocab_size}
@@ -105,7 +99,7 @@ def import_model(
         "generation": generation,
     }
     _check_run(run, record)
-    _write_parameters(run, checkpoint, parameters, absent, repeats(family, model, there))
+    _write_parameters(run, checkpoint, matched)
     if tokenizer:
         write_text(run / FILE, tokenizer)
         known["tokenizer"] = digest_of(tokenizer)
@@ -113,35 +107,28 @@ def import_model(
     write_json(run / IMPORTED, record)
     write_json(run / ENVIRONMENT, describe_environment())
     write_json(run / CONFIG, run_record(config))
-    of_model = _files_of(parameters)[PARAMETERS].values()
+    of_model = _files_of(matched.parameters)[PARAMETERS].values()
     number = sum(int(np.prod(one.described.shape)) for one in of_model)
     return Imported(family.name, number, length, trained, bool(tokenizer))
 
 
-def _write_parameters(
-    run: Path,
-    checkpoint: Checkpoint,
-    parameters: Mapping[str, Parameter],
-    absent: Mapping[str, str | np.ndarray],
-    repeated: Sequence[tuple[str, str]],
-) -> None:
+def _write_parameters(run: Path, checkpoint: Checkpoint, matched: Matched) -> None:
     """Writes the parameters of a run, one by one.
 
     Args:
       run: its directory.
       checkpoint: the tensors.
-      parameters: which of them each parameter is.
-      absent: {name of a tensor that the checkpoint lacks: what it is otherwise}.
-      repeated: pairs of tensors that must be equal.
+      matched: which of them each parameter is.
 
-    Raises UserError if they are not.
+    Raises UserError if tensors differ that must be equal.
     """
 
     def tensor(name: str) -> np.ndarray:
-        one = absent.get(name, name)
+        one = matched.absent.get(name, name)
         return checkpoint.read(one) if isinstance(one, str) else one
 
-    for name, other in repeated:
+    parameters = matched.parameters
+    for name, other in matched.repeated:
         if not np.array_equal(tensor(name), tensor(other)):
             raise UserError(
                 f"{name} differs from {other}, which by config.json (tie_word_embeddings) it "

@@ -1,16 +1,17 @@
 """Matches the tensors of a checkpoint with the parameters of a model, before any is read."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from research.errors import UserError
-from research.models.stacks import STACK, leaves_by_path, own_paths
+from research.models.stacks import STACK, own_paths
 from research.pretrained.family import Family
 from research.pretrained.tensors import UNREAD, Tensor
 from research.runs.parameters import NAMES, Described
@@ -40,55 +41,77 @@ class Parameter(NamedTuple):
     stacked: bool
 
 
-def leaves(shapes: Any) -> dict[str, tuple[int, ...]]:
-    """Returns {path: shape} of a tree of parameters; a path is "layers/0/mixer/query"."""
-    return {"/".join(path): tuple(leaf.shape) for path, leaf in leaves_by_path(shapes)}
+class Matched(NamedTuple):
+    """Where a checkpoint has what a model needs.
 
+    Attributes:
+      parameters: {path: parameter} of all parameters. Rows that no model reads are there too, by
+        paths that begin with `UNREAD`.
+      absent: {name of a tensor that the checkpoint lacks and may lack: what it is otherwise}, the
+        name of another tensor or an array.
+      repeated: (name, name of the tensor that it repeats) of tensors that only repeat.
+    """
 
-def layer_paths(path: str, shape: Sequence[int], every: Iterable[str]) -> list[str]:
-    """Returns the path of a parameter in each layer that it stacks; see `stacks.own_paths`."""
-    split = (tuple(one.split("/")) for one in every)
-    return ["/".join(own) for own in own_paths(tuple(path.split("/")), shape, split)]
+    parameters: dict[str, Parameter]
+    absent: dict[str, str | np.ndarray]
+    repeated: list[tuple[str, str]]
 
 
 def match(
-    family: Family,
-    model: Mapping[str, Any],
-    shapes: Any,
-    there: Mapping[str, Described],
-) -> dict[str, Parameter]:
-    """Returns {path: parameter} for all parameters of a model.
+    family: Family, model: Mapping[str, Any], shapes: Any, there: Mapping[str, Described]
+) -> Matched:
+    """Returns where a checkpoint has the parameters of a model.
 
     Args:
       family: the family of the checkpoint.
-      model: our options of the model.
+      model: our options of the model, and "length".
       shapes: tree of the shapes of its parameters.
       there: shape and dtype of every tensor of the checkpoint.
 
-    Rows that no model reads are there too, by paths that begin with `UNREAD`. Raises UserError for
-    a tensor that is missing, superfluous or of another shape.
+    Raises UserError for a tensor that is missing, superfluous or of another shape.
     """
     tensors = [_named(one, family, there) for one in family.tensors(model)]
-    _check_names(family, tensors, there)
+    absent = {
+        one.theirs: one.otherwise
+        for one in tensors
+        if one.otherwise is not None and one.theirs not in there
+    }
+    _check_names(family, tensors, there, absent)
+    every = {
+        name: there[one] if isinstance(one, str) else Described(one.shape, one.dtype.name)
+        for name, one in absent.items()
+    }
+    parameters = _parameters(family, tensors, shapes, {**there, **every})
+    first = {one.ours[0]: one.theirs for one in tensors if not one.repeats}
+    repeated = [
+        (one.theirs, first[one.ours[0]]) for one in tensors if one.repeats and one.theirs in there
+    ]
+    return Matched(parameters, absent, repeated)
+
+
+def _parameters(
+    family: Family, tensors: Sequence[Tensor], shapes: Any, there: Mapping[str, Described]
+) -> dict[str, Parameter]:
+    """Returns {path: parameter} of all parameters; see `match`."""
     sources: dict[str, Source] = {}
     for one in tensors:
         if not one.repeats:
             of_parts = {path: Source(one, part) for part, path in enumerate(one.ours)}
             sources |= of_parts | dict.fromkeys(one.copies, Source(one, 0))
-    every = leaves(shapes)
+    every = {path: tuple(leaf.shape) for path, leaf in flatten_dict(shapes).items()}
     found = {}
     for path, shape in every.items():
-        stacked = STACK in path.split("/")
-        paths = layer_paths(path, shape, every)
+        paths = ["/".join(own) for own in own_paths(path, shape, every)]
         if missing := [p for p in paths if p not in sources]:
             raise UserError(
                 f"nothing of a {family.name} model is our parameter {missing[0]}: the options of "
                 "the model do not fit the family."
             )
         of_layers = tuple(sources.pop(p) for p in paths)
+        stacked = STACK in path
         dtypes = {_described(s, shape[1:] if stacked else shape, there) for s in of_layers}
         dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-        found[path] = Parameter(Described(shape, dtype), of_layers, stacked)
+        found["/".join(path)] = Parameter(Described(shape, dtype), of_layers, stacked)
     for path in [p for p in sources if p.startswith(UNREAD)]:
         source = sources.pop(path)
         shape = _part(source, there)
@@ -107,9 +130,17 @@ def _named(one: Tensor, family: Family, there: Mapping[str, Any]) -> Tensor:
     return replace(one, theirs=short) if one.theirs not in there and short in there else one
 
 
-def _check_names(family: Family, tensors: Sequence[Tensor], there: Mapping[str, Described]) -> None:
+def _check_names(
+    family: Family,
+    tensors: Sequence[Tensor],
+    there: Mapping[str, Described],
+    absent: Mapping[str, Any],
+) -> None:
+    """Raises UserError for tensors that are missing, or that no model of the family has."""
     known = {one.theirs for one in tensors}
-    if missing := [one.theirs for one in tensors if not one.repeats and one.theirs not in there]:
+    needed = [one.theirs for one in tensors if not one.repeats and one.theirs not in absent]
+    needed += [one for one in absent.values() if isinstance(one, str)]
+    if missing := [name for name in needed if name not in there]:
         raise UserError(f"the checkpoint has no tensor {_listed(missing)}, as config.json wants.")
     more = [
         name
@@ -155,35 +186,6 @@ def _part(source: Source, there: Mapping[str, Described]) -> tuple[int, ...]:
         return tuple(jax.eval_shape(one.layout.to_ours, shape)[source.part].shape)
     except (ValueError, TypeError) as error:
         raise UserError(f"{one.theirs} {error}.") from None
-
-
-def lacking(
-    family: Family, model: Mapping[str, Any], there: Mapping[str, Any]
-) -> dict[str, str | np.ndarray]:
-    """Returns {name: what it is otherwise} of the tensors that a checkpoint lacks and may lack.
-
-    Raises UserError if it lacks the other tensor too.
-    """
-    tensors = (_named(one, family, there) for one in family.tensors(model))
-    found = {
-        one.theirs: one.otherwise
-        for one in tensors
-        if one.otherwise is not None and one.theirs not in there
-    }
-    if missing := [n for n in found.values() if isinstance(n, str) and n not in there]:
-        raise UserError(f"the checkpoint has no tensor {_listed(missing)}, as config.json wants.")
-    return found
-
-
-def repeats(
-    family: Family, model: Mapping[str, Any], there: Mapping[str, Any]
-) -> list[tuple[str, str]]:
-    """Returns (name, name of the tensor that it repeats) of the tensors that only repeat."""
-    tensors = [_named(one, family, there) for one in family.tensors(model)]
-    first = {one.ours[0]: one.theirs for one in tensors if not one.repeats}
-    return [
-        (one.theirs, first[one.ours[0]]) for one in tensors if one.repeats and one.theirs in there
-    ]
 
 
 def assembled(parameter: Parameter, read: Any) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -118,14 +119,11 @@ def read_tree(path: Path) -> Any:
 
     Raises UserError if the file is damaged.
     """
-    tree: dict[str, Any] = {}
-    for name, array in read_parameters(path):
-        *parents, leaf = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = jnp.asarray(array.astype(np.float32, copy=False))
-    return tree
+    flat = {
+        name: jnp.asarray(array.astype(np.float32, copy=False))
+        for name, array in read_parameters(path)
+    }
+    return unflatten_dict(flat, sep="/")
 
 
 def open_run(run: Path, config: ConfigDict) -> LoadedRun:
@@ -136,13 +134,12 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
     enable_compilation_cache()
     tokenizer, labels, known = None, (), read_json(run / CORPUS) or {}
     size = config.task.get("vocab_size", 0)
-    if config.task.name == "tokens":  # shards of other projects come without a tokenizer
+    if config.task.name == "tokens" or "vocab_size" in known:
+        # Shards of other projects come without a tokenizer, and so may pretrained models, whose
+        # vocabulary may be larger than that of their tokenizer.
         size = known.get("vocab_size", 0)
         if not size:
             raise UserError(f"{run} has no {CORPUS} with the size of its vocabulary.")
-        tokenizer = load_tokenizer(run) if (run / FILE).is_file() else None
-    elif "vocab_size" in known:  # of a pretrained model, which may have more rows than tokens
-        size = known["vocab_size"]
         tokenizer = load_tokenizer(run) if (run / FILE).is_file() else None
     elif config.task.name not in GENERATED:
         tokenizer = load_tokenizer(run)
