@@ -46,8 +46,6 @@ STREAM = ("window", "sinks", "tokens", "pieces", "input", "recompute", "out")
 """Flags for streaming."""
 STRIDED = ("window", "input", "split")
 """Flags that go with --stride."""
-SPLITS = ("train", "validation", "test")
-"""Splits that can be streamed, besides held-out sets; the last one if the run has it."""
 
 
 def main() -> None:
@@ -58,12 +56,12 @@ def main() -> None:
     streams = strided or any(options[name].present for name in STREAM)
     if streams:
         check(options)
+    from research.inspect.inputs import text_splits
     from research.training.runs import load_run_config, open_run
 
     config = load_run_config(workdir, ("text", "tokens") if streams else ())
     if streams and not options.input:
-        splits = SPLITS if config.task.get("test_fraction") else SPLITS[:-1]
-        check_name("--split", options.split or "validation", (*splits, *held_out_of(config)))
+        check_name("--split", options.split or "validation", text_splits(config))
     sizes = sizes_of(config, options) if streams and not strided else (0, 0)
     opened = open_run(workdir, config)
     tell(f"best step {opened.best['step']:,}")
@@ -107,8 +105,9 @@ def whole(opened: Any, options: flags.FlagValues) -> None:
     import numpy as np
 
     from research.decoding.perplexity import text_loss
+    from research.inspect.inputs import text_of
 
-    text, source = text_of(opened, options)
+    text, source = text_of(opened, options.input, options.split)
     length = options.window or opened.model.config.length
     tokens = np.asarray(text[: len(text)], np.int32)
     tell(f"{len(tokens):,} tokens of {source}, windows of {length:,} every {options.stride:,}")
@@ -148,11 +147,6 @@ def sinks_of(options: flags.FlagValues) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def held_out_of(config: ConfigDict) -> list[str]:
-    """Returns the names of the held-out sets of a run on token shards."""
-    return [one.partition("=")[0] for one in config.task.get("held_out", ())]
-
-
 def sizes_of(config: ConfigDict, options: flags.FlagValues) -> tuple[int, int]:
     """Returns the window and the model's maximum length, in tokens. Raises UserError."""
     window = options.window or config.task.length
@@ -179,33 +173,16 @@ def stream(opened: Any, options: flags.FlagValues, window: int, longest: int) ->
       longest: maximum number of tokens that the model can read at once.
     """
     from research.decoding.stream_curves import stream_models, summaries, text_pieces
+    from research.inspect.inputs import text_of
 
     models = stream_models(opened.model, window, sinks_of(options))
-    text, source = text_of(opened, options)
+    text, source = text_of(opened, options.input, options.split)
     tokens = text_pieces(text, options.tokens, options.pieces)
     tell(f"{len(tokens)} pieces of {options.tokens:,} tokens of {source}, window {window:,}")
     curves = curves_of(opened, models, tokens, window, longest, options.recompute)
     found = summaries(curves, window)
     show(curves, found)
     write(opened, curves, found, tokens, window, source, Path(options.out or opened.path))
-
-
-def text_of(opened: Any, options: flags.FlagValues) -> tuple[Any, str]:
-    """Returns the tokens of the text to stream, and a description of it. Raises UserError."""
-    from research.tasks.corpora import read_file
-    from research.training.runs import load_run_task
-
-    if options.input:
-        if opened.tokenizer is None:
-            raise UserError(
-                f"--input={options.input} needs a tokenizer, and the shards that {opened.path} was "
-                "trained on came without one; give --split."
-            )
-        return opened.tokenizer.encode_start(read_file(Path(options.input))), options.input
-    split = options.split or "validation"
-    task: Any = load_run_task(opened)
-    named = f"the {split} split" if split in SPLITS else f"the held-out set {split}"
-    return task.text(split), named
 
 
 def curves_of(

@@ -43,7 +43,7 @@ def main() -> None:
         table,
         write_heads,
     )
-    from research.tasks.corpora import read_file
+    from research.inspect.inputs import text_of
     from research.training.runs import load_run_config, open_run
 
     opened = open_run(workdir, load_run_config(workdir, ("text", "tokens")))
@@ -56,9 +56,7 @@ def main() -> None:
     repeated = repeated_tokens(size, length, options.sequences, options.seed)
     scores = head_scores(model, opened.params, repeated, ON_REPEATED, "repeated")
     if options.input:
-        if opened.tokenizer is None:
-            raise UserError(f"--input={options.input} needs a tokenizer, and {workdir} has none.")
-        text = opened.tokenizer.encode(read_file(Path(options.input)))
+        text = text_of(opened, options.input)[0]
         pieces = text_pieces(text, length - 1, options.sequences)
         of_text = head_scores(model, opened.params, pieces, ON_TEXT, "text")
         scores = HeadScores(scores.heads, (*scores.columns, *of_text.columns))

@@ -81,14 +81,13 @@ def reader_of(opened: Any, model: Any, streams: bool) -> Any:
     model that was trained here begin.
     """
     from research.decoding.harness import Reader
-    from research.decoding.needle import start_tokens
     from research.pretrained.importing import IMPORTED
     from research.runs.store import read_json
 
     known = (read_json(opened.path / IMPORTED) or {}).get("config", {})
     begin, end = known.get("bos_token_id"), known.get("eos_token_id")
     ends = tuple(end) if isinstance(end, list) else () if end is None else (end,)
-    first = [*start_tokens(opened.tokenizer, "a")][:1] or [
+    first = [*opened.tokenizer.around[0]][:1] or [
         token for token in (begin, *ends) if token is not None
     ]
     prefix = int(first[0] if first else opened.tokenizer.encode("\n")[-1])

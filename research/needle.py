@@ -52,7 +52,6 @@ def main() -> None:
         QUESTION,
         needle_cells,
         needles,
-        start_tokens,
         table,
     )
     from research.inspect.token_probabilities import open_streaming
@@ -78,7 +77,7 @@ def main() -> None:
         drawn,
         lengths,
         depths,
-        start_tokens(opened.tokenizer, options.question or QUESTION),
+        opened.tokenizer.around[0],
         bool(options.window),
         options.seed,
         progress_of(total, "texts"),
@@ -112,17 +111,11 @@ def filler_of(opened: Any, options: flags.FlagValues, length: int) -> tuple[Any,
     import numpy as np
 
     from research.decoding.needle import FILLER, repeated
-    from research.errors import check_name
-    from research.tasks.corpora import read_file
-    from research.training.runs import load_run_task
+    from research.inspect.inputs import text_of
 
-    if options.input:
-        return opened.tokenizer.encode(read_file(Path(options.input))), options.input
-    if options.split:
-        task: Any = load_run_task(opened)
-        check_name("--split", options.split, ("train", *task.splits))
-        text = task.text(options.split)
-        return np.asarray(text[: len(text)], np.int32), f"the {options.split} split"
+    if options.input or options.split:
+        text, source = text_of(opened, options.input, options.split)
+        return np.asarray(text[: len(text)], np.int32), source
     sentences = options.filler or FILLER
     return repeated(opened.tokenizer.encode(sentences), length), "repeated sentences"
 

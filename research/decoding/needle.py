@@ -112,15 +112,6 @@ def needles(
     return found
 
 
-def start_tokens(tokenizer: Tokenizer, text: str = QUESTION) -> Int[np.ndarray, " N"]:
-    """Returns the special tokens that the tokenizer puts before a text; none in most."""
-    if tokenizer.library.post_processor is None:
-        return np.zeros(0, np.int32)
-    own, whole = tokenizer.encode(text), tokenizer.encode_start(text)
-    places = (i for i in range(len(whole)) if np.array_equal(whole[i : i + len(own)], own))
-    return whole[: next(places, 0)]
-
-
 def repeated(tokens: Int[np.ndarray, " S"], length: int) -> Int[np.ndarray, " N"]:
     """Returns the tokens again and again, enough for texts of `length` that begin anywhere."""
     return np.resize(tokens, length + len(tokens))

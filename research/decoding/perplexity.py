@@ -1,21 +1,15 @@
 """Perplexity of a text longer than a model reads at once, by windows that overlap."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
-from research.decoding.streaming import score_tokens
+from research.decoding.continuation_scores import score_continuations
 from research.errors import UserError
 from research.models.decoder import Decoder
-
-TOKENS_PER_DISPATCH = 8_192
-"""Tokens of the windows that are read side by side."""
 
 Progress = Callable[[int], None]
 """Called with the number of tokens that are done."""
@@ -97,26 +91,14 @@ def text_loss(
         raise UserError(f"--stride={stride} must be from 1 to the window of {length} tokens.")
     if len(tokens) < 2:
         raise UserError(f"the text has {len(tokens)} tokens; two are needed to predict one.")
-    every = list(windows(len(tokens), length, stride))
-    together = max(1, TOKENS_PER_DISPATCH // length)
-    total, number = 0.0, 0
-    for first in range(0, len(every), together):
-        some = every[first : first + together]
-        # Whole rows, so that one program is compiled; what fills them up is not counted.
-        rows = np.zeros((together, length), np.int32)
-        counted = np.zeros((together, length - 1), bool)
-        for row, one in enumerate(some):
-            inside = one.stop - one.start
-            rows[row, :inside] = tokens[one.start : one.stop]
-            counted[row, inside - 1 - one.counted : inside - 1] = True
-        losses = np.asarray(_losses(model, params, jnp.asarray(rows)), np.float64)
-        total, number = total + losses[counted].sum(), number + int(counted.sum())
-        progress(some[-1].stop)
-    nats = float(total / number)
+    every = [one for one in windows(len(tokens), length, stride) if one.counted]
+    pairs = []
+    for one in every:
+        begin = one.stop - one.counted
+        pairs.append((tokens[one.start : begin], tokens[begin : one.stop]))
+    found = score_continuations(
+        model, params, pairs, progress=lambda done: progress(done * len(tokens) // len(every))
+    )
+    number = sum(one.counted for one in every)
+    nats = float(-found.log_prob.sum() / number)
     return TextLoss(number, nats, math.exp(nats))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _losses(model: Decoder, params: Any, tokens: Int[Array, "B N"]) -> Float[Array, "B N-1"]:
-    logits = model.apply({"params": params}, tokens[:, :-1])[0]
-    return -score_tokens(logits, tokens[:, 1:]).log_prob

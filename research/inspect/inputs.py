@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from research.decoding.continuation import CHUNK
 from research.decoding.decode import decode_all, static_lengths
 from research.decoding.search import check_model, ctc_share, read_search
 from research.decoding.transcription import frame_lengths, read_features
 from research.errors import UserError, check_name
+from research.tasks.corpora import read_file
 from research.tasks.speech.features import SHIFT_SECONDS
 from research.tasks.task import EOS, Batch
 from research.tasks.text.tokenizer import OPEN, SENTENCE
 from research.training.runs import LoadedRun, load_run_task
 
 SPEECH = "speech"
+SPLITS = ("train", "validation", "test")
+"""Splits of a text; the last one if the run has it."""
 SHOWN = 60
 """Maximum number of characters of a text in a title."""
 
@@ -77,6 +81,36 @@ def text_subject(run: LoadedRun, text: str, target: str = "") -> Subject:
     else:
         pieces = token_texts(run, tokens)
     return Subject(title, _read_alone(run, tokens), pieces, (), lines)
+
+
+def text_of(run: LoadedRun, path: str = "", split: str = "") -> tuple[Any, str]:
+    """Returns the tokens of a text, and its description; they are read where they are sliced.
+
+    Args:
+      run: an opened run of a language model.
+      path: UTF-8 text file; "": a split of the run's data.
+      split: name of the split, or of a held-out set; "": validation.
+
+    Raises UserError for a run without a tokenizer or without data, and an unknown split.
+    """
+    if path:
+        if run.tokenizer is None:
+            raise UserError(
+                f"--input={path} needs a tokenizer, and the shards that {run.path} was trained on "
+                "came without one; give --split."
+            )
+        return run.tokenizer.encode_start(read_file(Path(path))), path
+    split = split or "validation"
+    check_name("--split", split, text_splits(run.config))
+    task: Any = load_run_task(run)
+    named = f"the {split} split" if split in SPLITS else f"the held-out set {split}"
+    return task.text(split), named
+
+
+def text_splits(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the texts that a run of a language model has, held-out sets included."""
+    splits = SPLITS if config.task.get("test_fraction") else SPLITS[:-1]
+    return (*splits, *(one.partition("=")[0] for one in config.task.get("held_out", ())))
 
 
 def generation_subject(run: LoadedRun, prompt: Sequence[int], written: Sequence[int]) -> Subject:

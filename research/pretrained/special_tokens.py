@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import tokenizers
-
 from research.errors import UserError
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.family import Family
+from research.tasks.text.tokenizer import from_json
 
 IDS = {
     "pad_token_id": "pad",
@@ -70,24 +69,11 @@ def special_tokens(
     found["after"] = [found["end"]] if family.task == TRANSLATION else []
     if not tokenizer:
         return found
-    library = tokenizers.Tokenizer.from_str(tokenizer)
-    unknown = library.token_to_id(getattr(library.model, "unk_token", None) or "")
+    read = from_json(tokenizer)
+    unknown = read.library.token_to_id(getattr(read.library.model, "unk_token", None) or "")
     if unknown is not None:
         found["unknown"] = unknown
-    if library.post_processor is None:
+    if read.library.post_processor is None:
         return found
-    before, after = _around(library)
-    return found | {"before": before, "after": after}
-
-
-def _around(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """Returns the ids that a tokenizer puts before and after a text."""
-    library.no_truncation()
-    library.no_padding()
-    added = library.get_added_tokens_decoder()
-    words = (word for word, i in sorted(library.get_vocab().items()) if i not in added)
-    found = library.encode([next(words, "")], is_pretokenized=True)
-    special, ids = found.special_tokens_mask, found.ids
-    first = next((i for i, one in enumerate(special) if not one), 0)
-    last = len(ids) - next((i for i, one in enumerate(reversed(special)) if not one), len(ids))
-    return ids[:first], ids[last:]
+    before, after = read.around
+    return found | {"before": list(before), "after": list(after)}

@@ -14,7 +14,6 @@ from research.decoding.needle import (
     needle_cells,
     needles,
     repeated,
-    start_tokens,
     summary,
     table,
 )
@@ -121,14 +120,14 @@ def test_a_circuit_that_copies_finds_all_and_without_its_head_nothing():
 
 
 def test_special_tokens_of_a_tokenizer_come_first(tokenizer):
-    assert not len(start_tokens(tokenizer))
+    assert tokenizer.around == ((), ())
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     library.add_special_tokens(["<s>"])
     number = library.token_to_id("<s>")
     library.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", number)]
     )
-    assert start_tokens(Tokenizer(library)).tolist() == [number]
+    assert Tokenizer(library).around == ((number,), ())
 
 
 def test_the_table_has_means(tokenizer):

@@ -5,6 +5,7 @@ All that distinguishes them is in the JSON of the library, which a run keeps as 
 
 import codecs
 import contextlib
+import functools
 import hashlib
 import json
 import unicodedata
@@ -80,13 +81,23 @@ class Tokenizer:
         return self.encode_all([text])[0]
 
     def encode_start(self, text: str) -> np.ndarray:
-        """Returns int32 tokens of a text that nothing comes before.
+        """Returns int32 tokens of a text that nothing comes before: `around[0]`, then the text."""
+        return np.concatenate([np.array(self.around[0], np.int32), self.encode(text)])
 
-        Tokenizers of other libraries may put special tokens around it, such as Llama's first token.
+    @functools.cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The special tokens before and after a text, such as Llama's first token; none of ours.
+
+        Tokenizers of other libraries put them there by their post-processor.
         """
         if self.library.post_processor is None:
-            return self.encode(text)
-        return np.array(self.library.encode(text, add_special_tokens=True).ids, np.int32)
+            return (), ()
+        words = (word for word, i in sorted(self._ids.items()) if i not in self._named)
+        found = self.library.encode([next(words, "")], is_pretokenized=True)
+        text = [i for i, one in enumerate(found.special_tokens_mask) if not one]
+        if not text:
+            return tuple(found.ids), ()
+        return tuple(found.ids[: text[0]]), tuple(found.ids[text[-1] + 1 :])
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes each text; much faster than calling `encode` on each."""
