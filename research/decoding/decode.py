@@ -17,7 +17,8 @@ from research.decoding.ancestral import ancestral
 from research.decoding.beam_search import beam_search, encode_sources
 from research.decoding.search import Hypotheses, Search, check_model, ctc_share
 from research.losses.ctc import Labellings, greedy, prefix_beam
-from research.tasks.task import BOS, EOS, PAD, SpecialTokens
+from research.tasks.special_tokens import SpecialTokens
+from research.tasks.task import BOS, EOS, PAD
 from research.tasks.text.encoded_pairs import padded_rows
 
 SHORTEST = 8

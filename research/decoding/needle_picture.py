@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from research.decoding.needle import Cell
-from research.drawing.chart import Chart, styled, write_chart
+from research.drawing.chart import Chart, draw_heat_map, styled, write_chart
 
 PANELS = (("found", "answers that are found"), ("gain", "nats that the fact adds"))
 LEAST_SCALE = 0.1
@@ -32,16 +32,13 @@ def needle_figure(cells: Sequence[Cell], title: str) -> Figure:
             grid[place] = getattr(cell, name).mean()
         # A fact may also make its answer less probable. Differences that are none stay pale.
         most = max(LEAST_SCALE, float(np.abs(grid).max()))
-        scale = ("magma_r", 0, 1) if name == "found" else ("RdBu", -most, most)
-        shown = axes.imshow(grid, cmap=scale[0], vmin=scale[1], vmax=scale[2], aspect="auto")
-        axes.set_title(label, fontsize=8)
+        draw_heat_map(
+            axes, grid, label, ("magma_r", 0, 1) if name == "found" else ("RdBu", -most, most)
+        )
         axes.set_xlabel("tokens", fontsize=7)
         axes.set_ylabel("depth of the fact", fontsize=7)
         axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-        axes.tick_params(labelsize=6, length=0)
-        axes.grid(False)
-        figure.colorbar(shown, ax=axes, shrink=0.8).ax.tick_params(labelsize=6)
     return figure
 
 

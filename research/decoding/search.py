@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from research.decoding.sampling import Sampling
 from research.errors import UserError, read_part
 from research.options import OptionError, Part, option, values_read
-from research.tasks.task import SpecialTokens
+from research.tasks.special_tokens import SpecialTokens
 
 LEAST_COVERAGE = 1e-6
 """Lower bound of a source position's attention in the coverage penalty, which takes its log."""

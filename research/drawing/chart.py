@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
@@ -108,6 +111,29 @@ def tag_artists(artists: Iterable, index: int) -> None:
     """Tags the artists of an arm, so that the page can highlight it."""
     for artist in artists:
         artist.set_gid(f"arm-{index}")
+
+
+def draw_heat_map(
+    axes: Axes,
+    grid: Float[np.ndarray, "rows columns"],
+    title: str,
+    scale: tuple[str, float | None, float | None],
+) -> None:
+    """Draws a small heat map with its colour bar; NaN stays empty.
+
+    Args:
+      axes: where to draw.
+      grid: the values.
+      title: its title.
+      scale: name of the colour map, and the values at its ends; None: those of the grid.
+    """
+    colours, least, most = scale
+    shown = axes.imshow(grid, cmap=colours, vmin=least, vmax=most, aspect="auto")
+    axes.set_title(title, fontsize=8)
+    axes.tick_params(labelsize=6, length=0)
+    axes.grid(False)
+    assert axes.figure is not None
+    axes.figure.colorbar(shown, ax=axes, shrink=0.8).ax.tick_params(labelsize=6)
 
 
 FORMATS = ("png", "svg", "pdf")

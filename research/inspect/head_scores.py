@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from research.drawing.chart import figure_bytes, styled
+from research.drawing.chart import draw_heat_map, figure_bytes, styled
 from research.drawing.templates import fill, source_hash
 from research.inspect.inspection import legible
 from research.interpret.capture import attention_records, record
@@ -140,15 +140,12 @@ def figure(scores: HeadScores) -> Figure:
         grid = np.full((len(names), most), np.nan)
         for value, name, head in zip(column.values, layers, scores.heads, strict=True):
             grid[names.index(name), int(head.rpartition(".")[2])] = value
+        title = f"{column.measure.replace('_', ' ')}\n({column.data})"
         top = 1.0 if column.measure in BOUNDED else None
-        shown = axis.imshow(grid, cmap="magma_r", vmin=0, vmax=top, aspect="auto")
-        axis.set_title(f"{column.measure.replace('_', ' ')}\n({column.data})", fontsize=8)
+        draw_heat_map(axis, grid, title, ("magma_r", 0, top))
         axis.set_xlabel("head", fontsize=7)
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.set_xticks(range(0, most, max(1, most // 8)))
-        axis.tick_params(labelsize=6, length=0)
-        axis.grid(False)
-        drawn.colorbar(shown, ax=axis, shrink=0.8).ax.tick_params(labelsize=6)
     for axis in axes[len(columns) :]:
         axis.set_visible(False)
     return drawn

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from research.errors import UserError, check_name
 from research.interpret import attribution
 from research.models.pooling import ATTENTION
-from research.tasks.task import UNKNOWN, SpecialTokens
+from research.tasks.special_tokens import SpecialTokens
+from research.tasks.task import UNKNOWN
 from research.tasks.text.tokenizer import Tokenizer
 
 LEAVE_ONE_OUT = "leave_one_out"

@@ -18,8 +18,9 @@ from research.models.registry import make_model
 from research.runs.parameters import PARAMETERS, read_parameters
 from research.runs.store import CONFIG, POPULATION, RESULT, read_json, read_result
 from research.tasks.registry import GENERATED, make_task
+from research.tasks.special_tokens import SpecialTokens
 from research.tasks.synthetic.rule import LABELS
-from research.tasks.task import EOS, SpecialTokens, Task
+from research.tasks.task import EOS, Task
 from research.tasks.text.tokenizer import CORPUS, FILE, load_tokenizer
 from research.training.records.checkpoints import load_best
 from research.training.records.data_record import check_same_data

@@ -86,6 +86,38 @@ def as_ours(attention, interleaved, value):
     return found | {"query": turned(array(value(query.weight)).T.reshape(-1, H, D + R))}
 
 
+def equals(row, ours, params, theirs, of_theirs):
+    """Outputs and gradients of a whole sequence, and outputs in pieces, are those of theirs.
+
+    Args:
+      row: of the parity table: our mixer, and the name of their class.
+      ours, params: our mixer and its parameters.
+      theirs: their inputs, their outputs, and the gradient of the outputs.
+      of_theirs: gradients of their parameters, by our names.
+    """
+    x, expected, out_gradient = theirs
+    assert {k: a.shape for k, a in params.items()} == {
+        k: p.shape for k, p in ours.parameters().items()
+    }
+    inputs = array(x)
+    found, pull = jax.vjp(ours, params, inputs)
+    of_params, of_inputs = pull(array(out_gradient))
+    gradients = {name: (of_params[name], one) for name, one in of_theirs.items()}
+    gradients["x"] = of_inputs, x.grad
+
+    state, pieces = ours.init_state(B, T, "float32"), []
+    for start, stop in ((0, 1), (1, 2), (2, 9), (9, T)):
+        state, y = jax.jit(ours.extend)(params, state, inputs[:, start:stop])
+        pieces.append(y)
+    compare(
+        row[0],
+        of(transformers, row[1]),
+        outputs=(found, expected),
+        gradients=gradients,
+        decoded=(jnp.concatenate(pieces, 1), expected),
+    )
+
+
 @pytest.mark.parametrize(
     ("query_rank", "interleaved", "rope", "rotary"),
     [
@@ -104,28 +136,11 @@ def test_latent_attention_of_deepseek_v3(query_rank, interleaved, rope, rotary):
     expected.backward(out_gradient)
 
     ours = LatentAttention(M, H, D, LATENT, query_rank or 0, R, rotary=rotary)
-    params, inputs = as_ours(theirs, interleaved, lambda p: p), array(x)
-    assert {k: a.shape for k, a in params.items()} == {
-        k: p.shape for k, p in ours.parameters().items()
-    }
-    found, pull = jax.vjp(ours, params, inputs)
-    of_params, of_inputs = pull(array(out_gradient))
+    params = as_ours(theirs, interleaved, lambda p: p)
+    row = "mixer=latent, position=rope"
+    row += f", query_latent_width={query_rank}" if query_rank else ""
     of_theirs = as_ours(theirs, interleaved, lambda p: p.grad)
-    gradients = {name: (of_params[name], one) for name, one in of_theirs.items()}
-    gradients["x"] = of_inputs, x.grad
-
-    state, pieces = ours.init_state(B, T, "float32"), []
-    for start, stop in ((0, 1), (1, 2), (2, 9), (9, T)):
-        state, y = jax.jit(ours.extend)(params, state, inputs[:, start:stop])
-        pieces.append(y)
-    compare(
-        "mixer=latent, position=rope"
-        + (f", query_latent_width={query_rank}" if query_rank else ""),
-        of(transformers, "DeepseekV3Attention"),
-        outputs=(found, expected),
-        gradients=gradients,
-        decoded=(jnp.concatenate(pieces, 1), expected),
-    )
+    equals((row, "DeepseekV3Attention"), ours, params, (x, expected, out_gradient), of_theirs)
 
 
 def sparse_theirs():
@@ -175,30 +190,9 @@ def test_sparse_attention_of_deepseek_v32():
         "selection_key_bias": array(own.k_norm.bias),
         "selection_weight": array(own.weights_proj.weight).T,
     }
-    assert {k: a.shape for k, a in params.items()} == {
-        k: p.shape for k, p in ours.parameters().items()
-    }
     selected = ours.attention_trace(params, inputs).weights > 0
     assert (selected == array(weights > 0)).all()
     assert (selected.sum(-1).max(), selected.sum(-1).min()) == (TOP, 1)
-    found, pull = jax.vjp(ours, params, inputs)
-    of_params, of_inputs = pull(array(out_gradient))
+    row = f"mixer=latent, position=rope, query_latent_width={OF_QUERY}, index_top={TOP}"
     of_theirs = as_ours(theirs, True, lambda p: p.grad)
-    gradients = {name: (of_params[name], one) for name, one in of_theirs.items()}
-    gradients["x"] = of_inputs, x.grad
-
-    state, pieces = ours.init_state(B, T, "float32"), []
-    for start, stop in ((0, 1), (1, 2), (2, 9), (9, T)):
-        state, y = jax.jit(ours.extend)(params, state, inputs[:, start:stop])
-        pieces.append(y)
-    compare(
-        f"mixer=latent, position=rope, query_latent_width={OF_QUERY}, index_top={TOP}",
-        of(transformers, "DeepseekV32Attention"),
-        outputs=(found, expected),
-        gradients=gradients,
-        decoded=(jnp.concatenate(pieces, 1), expected),
-    )
-
-
-def test_epsilon_is_theirs():
-    assert theirs_of(OF_QUERY, True, None)[0].q_a_layernorm.variance_epsilon == latent.EPSILON
+    equals((row, "DeepseekV32Attention"), ours, params, (x, expected, out_gradient), of_theirs)

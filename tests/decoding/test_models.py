@@ -9,7 +9,7 @@ import pytest
 from research.decoding.decode import decode, decode_all
 from research.decoding.search import Search, next_log_probs
 from research.models.registry import make_model
-from research.tasks.task import SpecialTokens
+from research.tasks.special_tokens import SpecialTokens
 from tests import small
 from tests.decoding.exhaustive import LENGTH, VOCAB, assert_best, enumerated, recomputed
 from tests.decoding.toy import drawn, sources

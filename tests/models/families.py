@@ -103,21 +103,28 @@ def of_llama(model, head_width):
     return layers, rest
 
 
-def of_neox(model, head_width):
-    """The layers of a GPT-NeoX, and its other parameters."""
-    body, layers = model.gpt_neox, []
-    for block in body.layers:
-        mixer = of_fused(block.attention.query_key_value, head_width)
+def of_fused_blocks(blocks, attention, head_width):
+    """The layers of a GPT-NeoX or a BLOOM, whose attention has this name."""
+    layers = []
+    for block in blocks:
+        module = getattr(block, attention)
         layers.append(
             {
-                "mixer": mixer | merged_of(block.attention.dense, head_width),
+                "mixer": of_fused(module.query_key_value, head_width)
+                | merged_of(module.dense, head_width),
                 "feedforward": linear_of("in", block.mlp.dense_h_to_4h)
                 | linear_of("out", block.mlp.dense_4h_to_h),
                 "norm1": norm_of(block.input_layernorm),
                 "norm2": norm_of(block.post_attention_layernorm),
             }
         )
-    return layers, {
+    return layers
+
+
+def of_neox(model, head_width):
+    """The layers of a GPT-NeoX, and its other parameters."""
+    body = model.gpt_neox
+    return of_fused_blocks(body.layers, "attention", head_width), {
         "embedding": array(body.embed_in.weight),
         "head": array(model.lm_head.weight).T,
         "norm": norm_of(body.final_layer_norm),
@@ -126,19 +133,8 @@ def of_neox(model, head_width):
 
 def of_bloom(model, head_width):
     """The layers of a BLOOM, and its other parameters."""
-    body, layers = model.transformer, []
-    for block in body.h:
-        mixer = of_fused(block.self_attention.query_key_value, head_width)
-        layers.append(
-            {
-                "mixer": mixer | merged_of(block.self_attention.dense, head_width),
-                "feedforward": linear_of("in", block.mlp.dense_h_to_4h)
-                | linear_of("out", block.mlp.dense_4h_to_h),
-                "norm1": norm_of(block.input_layernorm),
-                "norm2": norm_of(block.post_attention_layernorm),
-            }
-        )
-    return layers, {
+    body = model.transformer
+    return of_fused_blocks(body.h, "self_attention", head_width), {
         "embedding": array(body.word_embeddings.weight),
         "embedding_norm": norm_of(body.word_embeddings_layernorm),
         "norm": norm_of(body.ln_f),

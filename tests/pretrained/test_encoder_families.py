@@ -13,7 +13,6 @@ from research.decoding.search import Search
 from research.pretrained.exporting import export_model
 from research.pretrained.importing import import_model
 from research.pretrained.registry import FAMILIES
-from research.training.runs import load_run_config, open_run
 from tests.commands import run_commands
 from tests.pretrained import tiny, tiny_encoders
 
@@ -63,9 +62,7 @@ def imported(request, tmp_path_factory):
     """Returns the name, their model, our run, and the directories of both."""
     home = tmp_path_factory.mktemp(request.param)
     theirs = checkpoint(request.param, home / "there")
-    import_model(home / "there", home / "run")
-    run = open_run(home / "run", load_run_config(home / "run"))
-    return request.param, theirs, run, home
+    return request.param, theirs, tiny.imported(home / "there", home / "run"), home
 
 
 def test_every_family_is_tested():

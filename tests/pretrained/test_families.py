@@ -39,9 +39,7 @@ def imported(request, tmp_path_factory):
     """Returns the name, their model, our run, and the directories of both."""
     home = tmp_path_factory.mktemp(request.param)
     theirs = checkpoint(request.param, home / "there")
-    import_model(home / "there", home / "run")
-    run = open_run(home / "run", load_run_config(home / "run"))
-    return request.param, theirs, run, home
+    return request.param, theirs, tiny.imported(home / "there", home / "run"), home
 
 
 def test_every_family_is_tested():

@@ -1,6 +1,8 @@
-"""Small configurations of every family, of transformers."""
+"""Small configurations of every decoder family of transformers, and what becomes of one."""
 
+from research.pretrained.importing import import_model
 from research.pretrained.registry import FAMILIES
+from research.training.runs import load_run_config, open_run
 
 VOCABULARY, LENGTH = 61, 48
 SPREAD = 0.1
@@ -152,3 +154,9 @@ def family(name):
 def config_json(name, **more):
     """Returns config.json of a name, as far as a family reads it."""
     return {"model_type": family(name).name, "vocab_size": VOCABULARY} | CONFIGS[name][1] | more
+
+
+def imported(directory, run):
+    """Imports a model, and returns the run as commands open it."""
+    import_model(directory, run)
+    return open_run(run, load_run_config(run))
