@@ -141,8 +141,8 @@ def figure(scores: HeadScores) -> Figure:
         for value, name, head in zip(column.values, layers, scores.heads, strict=True):
             grid[names.index(name), int(head.rpartition(".")[2])] = value
         title = f"{column.measure.replace('_', ' ')}\n({column.data})"
-        top = 1.0 if column.measure in BOUNDED else None
-        draw_heat_map(axis, grid, title, ("magma_r", 0, top))
+        ends = (0.0, 1.0) if column.measure in BOUNDED else (None, None)
+        draw_heat_map(axis, grid, title, ("magma_r", *ends))
         axis.set_xlabel("head", fontsize=7)
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.set_xticks(range(0, most, max(1, most // 8)))

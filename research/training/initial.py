@@ -2,8 +2,7 @@
 
 <run>/initial.json has, for each member, the path of the run that it started from, the digest of the
 parameters there, which keys of the model differ from it, and which parameters were not taken from
-it or by it. A run that goes on from a
-checkpoint of its own needs the other run no more.
+it or by it. A run that goes on from a checkpoint of its own needs the other run no more.
 """
 
 import contextlib

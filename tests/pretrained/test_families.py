@@ -11,9 +11,7 @@ from safetensors.numpy import load_file
 from research.decoding.continuation import continuation
 from research.decoding.sampling import Sampling
 from research.pretrained.exporting import export_model
-from research.pretrained.importing import import_model
 from research.pretrained.registry import FAMILIES
-from research.training.runs import load_run_config, open_run
 from tests.pretrained import tiny
 
 pytestmark = pytest.mark.slow
@@ -132,8 +130,7 @@ def test_config_is_written_anew(imported):
 def test_shards_in_bfloat16(tmp_path):
     checkpoint("llama", tmp_path / "a", dtype=torch.bfloat16, max_shard_size="20KB")
     assert len(list((tmp_path / "a").glob("*.safetensors"))) > 2
-    import_model(tmp_path / "a", tmp_path / "run")
-    run = open_run(tmp_path / "run", load_run_config(tmp_path / "run"))
+    run = tiny.imported(tmp_path / "a", tmp_path / "run")
     tokens, load = np.arange(12)[None], transformers.AutoModelForCausalLM.from_pretrained
     theirs = load(tmp_path / "a", dtype=torch.float32).eval()
     with torch.no_grad():
