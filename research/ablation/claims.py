@@ -52,6 +52,8 @@ COLUMNS: Mapping[str, Mapping[str, bool | None]] = {
 
 Directions = Mapping[str, bool | None]
 """{metric: whether higher is better}; None if neither direction is better."""
+Ranges = Mapping[str, tuple[float | None, float | None]]
+"""{metric: lowest and highest possible value}; None where there is none."""
 
 
 def _kind(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""Directions and worst possible values of a run's metrics, as the metrics declare them."""
+"""Directions and ranges of a run's metrics, as the metrics declare them."""
 
 from ml_collections import ConfigDict
 
-from research.ablation.claims import Directions
+from research.ablation.claims import Directions, Ranges
 from research.errors import check_name
 from research.interpret import alignment_measures
 from research.interpret.analyses import FINAL
@@ -27,8 +27,10 @@ def metric_directions(config: ConfigDict) -> Directions:
     return {**found, **task.higher_is_better}
 
 
-def worst_values(config: ConfigDict) -> dict[str, float]:
-    """Returns {metric: its worst possible value} for the metrics that have one."""
+def metric_ranges(config: ConfigDict) -> Ranges:
+    """Returns {metric: its lowest and highest possible value} for the metrics that have either."""
     task = TASKS[config.task.name].task
-    aligned = {n: v for n, v in alignment_measures.WORST.items() if n in task.aligned}
-    return {**aligned, **task.worst}
+    found = {n: v for n, v in alignment_measures.RANGES.items() if n in task.aligned}
+    for name in config.interpret.final:
+        found |= FINAL[name].ranges
+    return {**found, **task.ranges}

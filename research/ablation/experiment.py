@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from research.ablation.claims import Claim, Outcome, claim_from_json
+from research.ablation.claims import Claim, Outcome, Ranges, claim_from_json
 from research.configuration import Deltas
 from research.errors import UserError
 
@@ -52,7 +52,8 @@ class Experiment:
         differ.
       feedforward: {arm: {point: width}}, the widths that `match` found; filled in automatically.
       directions: {metric: whether higher is better}, declared by the runs; filled in automatically.
-      worst: {metric: worst possible value}, declared by the runs; filled in automatically.
+      ranges: {metric: lowest and highest possible value}, None where there is none; declared by the
+        runs, filled in automatically.
       looks: numbers of seeds that the sweep was run with, ascending; filled in automatically.
       against: budget column on the x axis of the figure of outcome against cost, or "".
       ablated: budget columns ("parameters", "flops_per_token", "state_bytes") that the ablation
@@ -77,7 +78,7 @@ class Experiment:
     same: Sequence[Sequence[str]] = ()
     feedforward: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     directions: Mapping[str, bool] = field(default_factory=dict)
-    worst: Mapping[str, float] = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)
     looks: Sequence[int] = ()
     against: str = ""
     ablated: Sequence[str] = ()
@@ -100,6 +101,12 @@ def experiment_from_json(value: Mapping) -> Experiment:
     known["claims"] = [claim_from_json(claim) for claim in known.get("claims", ())]
     # Files from before this field existed come from sweeps that never extended a grid.
     known.setdefault("tune_extend", 0)
+    if "worst" in value:  # Older files have the worst values only.
+        higher = value.get("directions", {})
+        known["ranges"] = {
+            name: (worst, None) if higher.get(name, True) else (None, worst)
+            for name, worst in value["worst"].items()
+        }
     return Experiment(**known)
 
 

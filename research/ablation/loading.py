@@ -160,7 +160,7 @@ def check_parts(experiment: Experiment) -> None:
             f"seeds {sorted(overlap)} are in both seeds and tune_seeds; the reported seeds must be "
             "fresh."
         )
-    for name in ("feedforward", "directions", "worst", "looks"):
+    for name in ("feedforward", "directions", "ranges", "looks"):
         if getattr(experiment, name):
             raise UserError(f"{name} is found by the sweep; leave it out.")
 
@@ -303,22 +303,22 @@ def with_directions(experiment: Experiment, cells: Sequence[Cell]) -> Experiment
     contradicts the declared one.
     """
     # Imported here because it imports jax, which reading an experiment from disk does not need.
-    from research.ablation.directions import metric_directions, worst_values
+    from research.ablation.directions import metric_directions, metric_ranges
 
     known: dict[str, bool | None] = {}
-    worst: dict[str, float] = {}
+    ranges: dict[str, tuple[float | None, float | None]] = {}
     kinds = {
         (c.config.task.name, *c.config.interpret.final, *c.config.interpret.measures): c
         for c in cells
     }
     for cell in kinds.values():
         known |= metric_directions(cell.config)
-        worst |= worst_values(cell.config)
+        ranges |= metric_ranges(cell.config)
     directed = replace(
         experiment,
         outcome=_with_direction(experiment.outcome, known),
         directions={name: higher for name, higher in known.items() if higher is not None},
-        worst=worst,
+        ranges=ranges,
     )
     for claim in experiment.claims:
         _check_direction(directed, claim, known)

@@ -1,5 +1,6 @@
 """One measured quantity for every reported run, indexed by arm, axis point and seed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,7 @@ class Measure:
         absent.
       points: the expected points, in the order of the axes.
       higher_is_better: direction, or None if neither direction is better.
+      ends: lowest and highest possible value, infinite where there is none.
       kind: VALUES, TIMES, COSTS, STOPWATCH or TURNS.
       solved: threshold at which a seed counts as having solved the task, or None. With a threshold,
         claims concern the probability of solving.
@@ -70,6 +72,7 @@ class Measure:
     values: Mapping[tuple[str, Point], Sample]
     points: Sequence[Mapping[str, Any]]
     higher_is_better: bool | None
+    ends: tuple[float, float] = (-math.inf, math.inf)
     kind: str = VALUES
     solved: float | None = None
     chance: float | None = None

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from research.tasks.task import Sums
+from research.tasks.task import FRACTION, Range, Sums
 
 HIGHER_IS_BETTER: Mapping[str, bool | None] = {
     "alignment_error": False,
@@ -22,8 +22,11 @@ HIGHER_IS_BETTER: Mapping[str, bool | None] = {
     "coverage": True,
 }
 """Direction of each measure of `alignment_scores`; None where neither direction is better."""
-WORST: Mapping[str, float] = {"on_span": 0.0, "coverage": 0.0}
-"""Worst possible value of each measure that has one."""
+RANGES: Mapping[str, Range] = {
+    **dict.fromkeys(("alignment_error", "on_span", "coverage"), FRACTION),
+    "entropy": (0.0, None),
+}
+"""Lowest and highest possible value of the measures that have one."""
 
 
 def argmax_links(weights: Float[Array, "*b T S"]) -> Bool[Array, "*b T S"]:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from research.interpret import explanations, rollout
 from research.interpret.head_metrics import MEASURES
-from research.interpret.heads.importance import METRICS, head_importance_findings
+from research.interpret.heads.importance import METRICS, RANGES, head_importance_findings
 from research.interpret.trained import Findings, Trained
 from research.models.model import Model
 from research.options import Part, option
-from research.tasks.task import Batch, Task
+from research.tasks.task import Batch, Range, Task
 
 
 def accept_any_model(model: Model, batch: Batch) -> None:
@@ -29,7 +29,8 @@ class Analysis(NamedTuple):
     Attributes:
       run: runs the analysis.
       metrics: {metric: whether higher is better}; None: neither.
-      rationale_metrics: the same for metrics that exist only if the task marks the tokens that
+      ranges: {metric: lowest and highest possible value}; see `Task.ranges`.
+      rationale_metrics: as `metrics`, those that exist only if the task marks the tokens that
         decide the label ("relevant" in its batches).
       source: the paper, with section or equation.
       check: raises UserError for a model that it does not apply to, given the shapes of a batch.
@@ -37,6 +38,7 @@ class Analysis(NamedTuple):
 
     run: Callable[[Trained], Findings]
     metrics: Mapping[str, bool | None]
+    ranges: Mapping[str, Range]
     source: str
     check: Callable[[Model, Batch], None] = accept_any_model
     rationale_metrics: Mapping[str, bool | None] = MappingProxyType({})
@@ -46,6 +48,7 @@ FINAL: dict[str, Analysis] = {
     "faithfulness": Analysis(
         explanations.faithfulness,
         explanations.METRICS,
+        explanations.RANGES,
         "Jain and Wallace 2019, section 4; Wiegreffe and Pinter 2019, section 3.3; DeYoung et al. "
         "2020, section 4.2",
         explanations.check_pooling,
@@ -54,6 +57,7 @@ FINAL: dict[str, Analysis] = {
     "rollout": Analysis(
         rollout.rollout_agreement,
         rollout.METRICS,
+        rollout.RANGES,
         "Abnar and Zuidema 2020, Tables 1 and 2",
         rollout.check_layers,
         rollout.RATIONALE_METRICS,
@@ -61,6 +65,7 @@ FINAL: dict[str, Analysis] = {
     "head_importance": Analysis(
         head_importance_findings,
         METRICS,
+        RANGES,
         "Michel et al. 2019, sections 3.2 and 4.2",
     ),
 }

@@ -17,6 +17,7 @@ weights. Used as a ranking of its own, the gradient flows through both.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ from research.messages import progress_of
 from research.models.classifier import Classifier
 from research.models.model import Model
 from research.models.pooling import ATTENTION
-from research.tasks.task import UNKNOWN, Batch
+from research.tasks.task import FRACTION, UNKNOWN, Batch, Range
 
 RANKINGS = (ATTENTION, "gradient", "gradient_norm", "integrated_gradients", "random")
 METRICS: Mapping[str, bool | None] = {
@@ -61,6 +62,15 @@ METRICS: Mapping[str, bool | None] = {
 RATIONALE_METRICS: Mapping[str, bool | None] = {
     f"truth_{name}": True for name in (*RANKINGS, "leave_one_out")
 }
+RANGES: Mapping[str, Range] = {
+    # Correlations, and differences of the probability of a class.
+    **dict.fromkeys(METRICS, (-1.0, 1.0)),
+    **dict.fromkeys(("attention_entropy", "permutation_change"), FRACTION),
+    **dict.fromkeys(("gradient_tau_significant", "leave_one_out_tau_significant"), FRACTION),
+    "adversarial_divergence": (0.0, math.log(2)),
+    **dict.fromkeys(RATIONALE_METRICS, FRACTION),
+}
+"""{metric: lowest and highest possible value}."""
 SIGNIFICANT = 0.05
 PERMUTATIONS = 100
 EPSILON = 0.01

@@ -25,7 +25,7 @@ from research.messages import progress_of
 from research.models.classifier import TRANSFORMER, Classifier
 from research.models.model import Model, parameter_shapes
 from research.models.pooling import LAST, OF_FIRST_STATE
-from research.tasks.task import Batch
+from research.tasks.task import FRACTION, Batch, Range
 
 METHODS = ("raw", "rollout", "flow")
 METRICS: Mapping[str, bool | None] = {
@@ -39,6 +39,12 @@ RATIONALE_METRICS: Mapping[str, bool | None] = {
     **{f"truth_{way}": True for way in METHODS},
     "truth_blank_out": True,
 }
+RANGES: Mapping[str, Range] = {
+    **dict.fromkeys(METRICS, (-1.0, 1.0)),
+    **dict.fromkeys(("rollout_beyond_raw", "flow_beyond_raw"), (-2.0, 2.0)),
+    **dict.fromkeys(RATIONALE_METRICS, FRACTION),
+}
+"""{metric: lowest and highest possible value}."""
 FLOW_EXAMPLES = 32
 """Examples to compute flow for: each needs one maximum flow per word, layer and pooled row."""
 

@@ -15,6 +15,7 @@ from research.drawing.chart import Chart, arm_style, tag_artists
 from research.report.arms import arm_indices
 from research.report.facets import Place, arm_panels, panel_chart
 from research.report.formatting import point_text, value_text
+from research.report.judging.measuring import range_of, worst_value
 from research.report.judging.study import WAITING, Run, Study, has_diverged
 
 RATE = "optimizer.learning_rate"
@@ -140,8 +141,8 @@ def _validation(study: Study, run: Run) -> float:
     outcome = study.experiment.outcome
     value = scalar_metric(run.result, outcome.at, "validation", outcome.metric)
     if value is None and has_diverged(run, outcome):
-        value = study.experiment.worst.get(outcome.metric)
-    return math.nan if value is None else value
+        value = worst_value(range_of(study, outcome.metric), outcome.higher_is_better)
+    return math.nan if value is None or math.isinf(value) else value
 
 
 def learning_rate_chart(study: Study) -> Iterator[Chart]:

@@ -34,6 +34,9 @@ WORDS = 3
 UNKNOWN = 1
 """Token of an unknown word in classification tasks; their padding is `PAD` too."""
 
+Range = tuple[float | None, float | None]
+"""Lowest and highest possible value of a metric; None where there is none."""
+FRACTION: Range = (0.0, 1.0)
 
 TEST_OF_SEED = 0x7E57
 """Folded into the key of per-seed test sets, so that no seed trains on the test of another."""
@@ -86,8 +89,8 @@ class Task:
     Attributes:
       higher_is_better: {metric: direction} of every metric, scores included; None if neither
         direction is better. A sliced metric METRIC_by_SLICE has the direction of METRIC.
-      worst: {metric: worst possible value}, for metrics that have one. Reported for diverged runs;
-        a loss has none.
+      ranges: {metric: lowest and highest possible value}, None where there is none. Intervals end
+        there, and the worse end is reported for diverged runs; a loss has none.
       vocab_size: number of distinct tokens, inputs and targets together.
       length: maximum number of tokens of a training sequence.
       batch_size: sequences per batch.
@@ -119,7 +122,7 @@ class Task:
     """
 
     higher_is_better: ClassVar[Mapping[str, bool | None]] = {"loss": False, "accuracy": True}
-    worst: ClassVar[Mapping[str, float]] = {"accuracy": 0.0}
+    ranges: ClassVar[Mapping[str, Range]] = {"loss": (0.0, None), "accuracy": FRACTION}
     vocab_size: int
     length: int
     batch_size: int

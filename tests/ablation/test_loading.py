@@ -371,6 +371,13 @@ def test_reports_of_sweeps_that_said_their_direction_are_readable():
         experiment_from_json(plain)
 
 
+def test_older_files_know_the_worst_values_only():
+    older = Experiment("?", "b", {"a": {}}, Outcome("loss", higher_is_better=False), (0,)).to_json()
+    del older["ranges"]
+    older |= {"worst": {"accuracy": 0.0, "cost": 2.0}, "directions": {"accuracy": True, "cost": 0}}
+    assert experiment_from_json(older).ranges == {"accuracy": (0.0, None), "cost": (None, 2.0)}
+
+
 def test_measures_of_heads_have_no_direction():
     config = small.recall(interpret__measures=tuple(MEASURES))
     assert {metric_directions(config)[name] for name in MEASURES} == {None}

@@ -204,7 +204,7 @@ def test_learning_rate_sensitivity_by_hand(tmp_path):
     assert "| rate sensitivity |" in (workdir / "report.md").read_text()
     assert (workdir / "learning-rates.png").exists()
     # Without a worst value there is nothing to put in the place of a seed that diverged.
-    unknown = replace(load_study(workdir), experiment=replace(grid, worst={}))
+    unknown = replace(load_study(workdir), experiment=replace(grid, ranges={}))
     assert [row.sensitivity is None for row in tuning_table(unknown)] == [False, True]
 
 

@@ -369,3 +369,19 @@ def test_simulated_verdicts_are_rarely_wrong():
 )
 def test_axis_positions(values, positions):
     assert axis_positions(values) == positions
+
+
+@pytest.mark.parametrize(
+    ("test", "ends"),
+    [
+        (Threshold("a", at_least=0.5), (0.0, 1.0)),
+        (Direction("a", "b"), (-1.0, 1.0)),
+    ],
+)
+def test_intervals_end_at_the_possible_values(test, ends):
+    """A t interval of fractions near 1 reaches beyond it; what is cut off is not possible."""
+    values = one_place(a=[1.0, 1.0, 0.7], b=[0.0, 0.0, 0.4])
+    free, cut = (verdict(test, values, **how).checks[0] for how in ({}, {"ends": (0.0, 1.0)}))
+    assert free.high > ends[1] == cut.high
+    assert cut.low == max(free.low, ends[0])
+    assert (cut.quantity.support, cut.verdict) == (free.quantity.support, free.verdict)

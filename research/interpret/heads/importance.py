@@ -25,7 +25,7 @@ from research.interpret.trained import (
     example_metric,
     model_outputs,
 )
-from research.tasks.task import Batch
+from research.tasks.task import FRACTION, Batch, Range
 
 METRICS: Mapping[str, bool | None] = {
     "significant_heads": None,
@@ -34,6 +34,10 @@ METRICS: Mapping[str, bool | None] = {
     "importance_of_self": None,
 }
 """Metrics of every model; None, as needing more or fewer heads is neither better nor worse."""
+RANGES: Mapping[str, Range] = dict.fromkeys(
+    ("significant_heads", "harmful_heads", "removable_heads"), FRACTION
+)
+"""{metric: lowest and highest possible value} of the metrics that have either."""
 DROP = 0.01
 """Largest relative drop in quality that counts a head as removable."""
 SIGNIFICANT = 0.05

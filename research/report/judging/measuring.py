@@ -41,7 +41,8 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
         return _measured_cost(study, metric, higher)
     axis_points = points(study.experiment)
     labels = slice_labels(study, metric)
-    worst = _worst(study, metric, higher)
+    ends = range_of(study, metric)
+    worst = worst_value(ends, higher)
     if labels:
         expanded = [{**p, SLICE: label} for p in axis_points for label in labels[point_key(p)]]
         values = _sliced(runs, outcome, metric, labels, worst)
@@ -53,7 +54,7 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
             for label in labels[point_key(p)]
         }
         going = _progress(study, metric, higher)
-        return Measure(metric, values, expanded, higher, missing=absent, progress=going)
+        return Measure(metric, values, expanded, higher, ends, missing=absent, progress=going)
     group, _, column = metric.partition("/")
     kind = VALUES
     if metric == STEPS:
@@ -77,6 +78,7 @@ def measure(study: Study, metric: str = "", better: str = "") -> Measure:
         grouped,
         axis_points,
         higher,
+        ends,
         kind,
         solved=None if named else outcome.solved,
         chance=outcome.chance if metric == outcome.metric else None,
@@ -103,7 +105,7 @@ def _measured_cost(study: Study, metric: str, higher: bool | None) -> Measure:
         if (arm, point_key(p)) not in values
     }
     kind = TURNS if timed else COSTS
-    return Measure(metric, values, axis_points, higher, kind, missing=absent)
+    return Measure(metric, values, axis_points, higher, kind=kind, missing=absent)
 
 
 def _progress(study: Study, metric: str, higher: bool | None) -> dict[tuple[str, Point], Progress]:
@@ -163,14 +165,16 @@ def _without_curve(study: Study, arm: str, point: Mapping[str, Any], metric: str
     return f"{never} of {len(runs)} seeds of {arm} never solve the task" if never else ""
 
 
-def _worst(study: Study, metric: str, higher: bool | None) -> float:
-    """Returns the value assigned to diverged seeds for a metric, sliced or not."""
-    declared = study.experiment.worst
-    return declared.get(metric, declared.get(metric.partition("_by_")[0], _unbounded(higher)))
+def range_of(study: Study, metric: str) -> tuple[float, float]:
+    """Returns the lowest and the highest possible value of a metric, sliced or not."""
+    declared = study.experiment.ranges
+    low, high = declared.get(metric) or declared.get(metric.partition("_by_")[0]) or (None, None)
+    return -math.inf if low is None else low, math.inf if high is None else high
 
 
-def _unbounded(higher: bool | None) -> float:
-    return math.nan if higher is None else -math.inf if higher else math.inf
+def worst_value(ends: tuple[float, float], higher: bool | None) -> float:
+    """Returns the worse end of a range, which diverged seeds count as; NaN without a direction."""
+    return math.nan if higher is None else ends[0] if higher else ends[1]
 
 
 def _value(run: Run, own: Any, worst: float) -> float | None:

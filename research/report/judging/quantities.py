@@ -156,10 +156,19 @@ def _between(data: Measure, sides, label, what, low, high, paired) -> Quantity:
         obstacle=obstacle,
         items=_numbers(items),
         allowance=_allowance(data, first, second),
+        ends=_ends_of_difference(data),
         raised_by=up if able else None,
         lowered_by=down if able else None,
         counted_at=data.solved,
     )
+
+
+def _ends_of_difference(data: Measure) -> tuple[float, float]:
+    """Returns the lowest and the highest possible difference of the compared statistic."""
+    if data.solved is not None:
+        return -1.0, 1.0
+    low, high = data.ends
+    return low - high, high - low
 
 
 def _more_is_better(data: Measure) -> bool:
@@ -291,6 +300,7 @@ def _reaching(data: Measure, test: Threshold, point: Mapping) -> Quantity:
         obstacle=obstacle,
         items=_numbers(items),
         allowance=_allowance(data, (test.arm, point)),
+        ends=data.ends,
         raised_by=side if data.higher_is_better else None,
         lowered_by=side if data.higher_is_better is False else None,
     )
@@ -314,6 +324,7 @@ def _share(data: Measure, test: Threshold, point: Mapping, sample, obstacle: str
     return Quantity(
         *(_label(point, test.at), what, estimate, share, math.inf, (n,), True, obstacle),
         allowance=_allowance(data, (test.arm, point)),
+        ends=(0.0, 1.0),
         # A better arm has more seeds beyond the border in the better direction, so it raises a
         # share counted in that direction and lowers one counted in the other.
         raised_by=side if higher == at_least else None,

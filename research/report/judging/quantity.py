@@ -30,6 +30,7 @@ class Quantity:
         either side.
       raised_by, lowered_by: the arm that would raise or lower the number if it were better than
         measured; None if there is no such arm.
+      ends: lowest and highest possible value of the number, where intervals end.
       counted_at: threshold of the metric at which a seed counts, if the number counts seeds.
     """
 
@@ -46,6 +47,7 @@ class Quantity:
     raised_by: Side | None = None
     lowered_by: Side | None = None
     counted_at: float | None = None
+    ends: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def support(self) -> float:
@@ -86,7 +88,6 @@ class Quantity:
         if self.estimate is None:
             return math.nan, math.nan
         low, high = self.estimate.interval(2 * level if self.one_sided else level)
-        low, high = low - self.allowance, high + self.allowance
-        if isinstance(self.estimate, Proportion | ProportionDifference):
-            return max(low, 0.0 if isinstance(self.estimate, Proportion) else -1.0), min(high, 1.0)
-        return low, high
+        # What lies beyond the possible values is no part of an interval; coverage is unchanged.
+        lowest, highest = self.ends
+        return max(low - self.allowance, lowest), min(high + self.allowance, highest)

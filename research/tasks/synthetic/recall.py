@@ -31,6 +31,7 @@ from research.options import option
 from research.tasks.bins import bin_index, bin_label, power_of_two_bins
 from research.tasks.options import Generated, WithEvalLengths, check_ascending
 from research.tasks.task import (
+    FRACTION,
     Batch,
     Sums,
     Task,
@@ -114,7 +115,7 @@ class Recall(Task):
         "loss": False,
         **dict.fromkeys(ACCURACIES, True),
     }
-    worst = dict.fromkeys(ACCURACIES, 0.0)
+    ranges = {**Task.ranges, **dict.fromkeys(ACCURACIES, FRACTION)}
     num_pairs: tuple[int, ...]
     gap_power: float
     queries: int = 1

@@ -40,6 +40,7 @@ from research.tasks.options import Generated, check_ascending
 from research.tasks.task import (
     BOS,
     EOS,
+    FRACTION,
     PAD,
     WORDS,
     Batch,
@@ -178,7 +179,10 @@ class Transduction(Task):
         "loss": False,
         **dict.fromkeys(("accuracy", "accuracy_training_lengths", *SCORES), True),
     }
-    worst = dict.fromkeys(("accuracy", "accuracy_training_lengths", *SCORES), 0.0)
+    ranges = {
+        **Task.ranges,
+        **dict.fromkeys(("accuracy_training_lengths", *SCORES), FRACTION),
+    }
     kind: str
     min_length: int
     train_length: int

@@ -26,6 +26,7 @@ from research.tasks.options import TaskOptions
 from research.tasks.task import (
     BOS,
     EOS,
+    FRACTION,
     PAD,
     Batch,
     Scored,
@@ -92,7 +93,11 @@ class Translation(Task):
         **dict.fromkeys(("loss", "objective"), False),
         **dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), True),
     }
-    worst = dict.fromkeys(("accuracy", "bleu", "chrf", "exact_match"), 0.0)
+    ranges = {
+        **Task.ranges,
+        "exact_match": FRACTION,
+        **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)),
+    }
     tokenizer: Tokenizer
     bounds: tuple[Bounds, ...]
     pairs: tuple[int, ...]
