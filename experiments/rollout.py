@@ -11,8 +11,10 @@ token attends to words with what changes when each is blanked out, on the number
 layers: raw attention .69, .10, -.11, -.09, .20, .29 from the first layer to the last, rollout .32,
 .38, .51, .62, .70, .71, flow .32, .44, .70, .70, .71, .70.
 
-About 8 minutes on 2 cores. Expect rollout to correlate by .41 in the last layer, raw attention not
-at all; raw attention agrees less the deeper the layer, as theirs does, rollout not more.
+10 runs, 4 minutes on one core. Expect, over 5 drawn seeds, rollout to correlate by 0.44 in the last
+layer, 0.41 more than raw attention does, and flow by 0.34 more (both supported). That raw attention
+agrees less the deeper the layer, and rollout more, stays open, and so does whether blanking out
+finds the two words (0.86).
 """
 
 from research.ablation.claims import Claim, Threshold, Trend
@@ -39,14 +41,14 @@ experiment = Experiment(
         "model.embedding_stddev": 0.1,
         "optimizer.learning_rate": 3e-3,
         "train.steps": 1000,
-        "train.eval_every": 100,
+        "train.eval_every": 50,
         "train.eval_batches": 8,
         "train.checkpoint_every": 1000,
         "interpret.final": ("rollout",),
         "interpret.examples": 256,
     },
     arms={CLASS_TOKEN: {}, MEAN: {"model.pooling": "mean"}},
-    seeds=(0, 1, 2),
+    seeds=5,
     outcome=Outcome(metric="rollout_correlation"),
     claims=(
         Claim(
