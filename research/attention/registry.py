@@ -23,6 +23,7 @@ from research.attention.mixers.linear.state_space import StateSpaceOptions
 from research.attention.mixers.linformer import LinformerOptions
 from research.attention.mixers.mixer_options import MixerOptions
 from research.attention.mixers.native_sparse import NativeSparseOptions
+from research.attention.mixers.path import PathOptions
 from research.attention.mixers.rnn import GruOptions, LstmOptions
 from research.attention.mixers.sequential.stepwise import (
     CoverageOptions,
@@ -39,6 +40,7 @@ MIXERS: dict[str, type[MixerOptions]] = {
     "differential": DifferentialOptions,
     "native_sparse": NativeSparseOptions,
     "tensor_product": TensorProductOptions,
+    "path": PathOptions,
     "location_aware": LocationAwareOptions,
     "coverage": CoverageOptions,
     "monotonic": MonotonicOptions,

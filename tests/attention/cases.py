@@ -130,6 +130,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "tensor_product": [
         {"position": "rope", "mask": "window", "window": 4, "query_rank": 3, "value_rank": 1}
     ],
+    "path": [
+        {"num_kv_heads": 2, "turn_rank": 2, "implementation": "blockwise"},
+        {"num_kv_heads": 2, "position": "alibi", "forget_gate": True},
+    ],
     "linear": [{"short_convolution": 3}],
     "retention": [{"value_width": 6}],
     "gated_linear": [{"short_convolution": 3}, {"value_width": 3, "head_width": 6}],
@@ -157,6 +161,7 @@ PADDABLE = (
     "latent",
     "differential",
     "tensor_product",
+    "path",
     "location_aware",
     "coverage",
     "monotonic",
