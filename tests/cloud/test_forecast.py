@@ -245,8 +245,12 @@ EXPERIMENT = Experiment(
 )
 
 
-def test_rows_count_the_runs_of_a_sweep():
-    rows = forecast_experiment(EXPERIMENT, parse_target("v5e:1x1"), load_prices(), False, 8)
+@pytest.fixture(scope="module")
+def rows():
+    return forecast_experiment(EXPERIMENT, parse_target("v5e:1x1"), load_prices(), False, 8)
+
+
+def test_rows_count_the_runs_of_a_sweep(rows):
     assert [(r.arm, r.point["task.length"]) for r in rows] == [
         ("a", 16), ("b", 16), ("a", 32), ("b", 32),
     ]  # fmt: skip
@@ -256,11 +260,12 @@ def test_rows_count_the_runs_of_a_sweep():
     assert rows_table("sweep", rows).splitlines()[6].startswith("total")
 
 
-def test_arms_that_run_other_programs_are_named():
-    rows = forecast_experiment(EXPERIMENT, parse_target("v5e:1x1"), {}, False, 8)
+def test_arms_that_run_other_programs_are_named(rows):
     assert "differ in implementation" not in rows_table("sweep", rows)
     arms = {"a": {}, "b": {"model.implementation": "blockwise"}}
-    mixed = dataclasses.replace(EXPERIMENT, arms=arms)
+    mixed = dataclasses.replace(
+        EXPERIMENT, arms=arms, axes={"task.length": (16,)}, tune={}, tune_seeds=3, seeds=(0,)
+    )
     text = rows_table("sweep", forecast_experiment(mixed, parse_target("v5e:1x1"), {}, False, 8))
     assert "Arms differ in implementation (dense: a; blockwise: b): their times" in text
 
