@@ -54,11 +54,14 @@ def arms() -> dict[str, dict]:
     found["score_scale"] = {"model.score_scale": 0.2}
     found["value_width"] = {"model.mixer": "gated_delta", "model.value_width": 32, **FREE}
     biased = {"model.short_convolution": 4, "model.convolution_bias": True}
-    found["convolution_bias"] = {"model.mixer": "state_space", **biased, **FREE}
     delta = {"model.mixer": "gated_delta", **FREE}
     found["num_key_heads"] = {"model.num_key_heads": 1, **delta}
     found["output_norm_gain"] = {"model.output_norm_gain": True, **delta}
-    found["state_groups"] = {"model.mixer": "state_space", "model.state_groups": 2, **FREE}
+    space = {"model.mixer": "state_space", **FREE}
+    found["convolution_bias"] = {**biased, **space}
+    found["state_groups"] = {"model.state_groups": 2, **space}
+    for name in ("trapezoidal", "rotating", "biased_state"):
+        found[name] = {f"model.{name}": True, **space}
     found["share_kv"] = {"model.pattern": ("mask=causal", "share_kv=true")}
     found["pattern"] = {"model.pattern": ("mixer=gated_delta, position=none", "position=alibi")}
     return found

@@ -140,6 +140,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "state_space": [
         {"short_convolution": 3, "convolution_bias": True},
         {"state_groups": 2, "output_norm_gain": True, "output_norm_epsilon": 0.1},
+        {"trapezoidal": True, "rotating": True, "biased_state": True},
     ],
     "delta": [{"short_convolution": 3}, {"value_width": 3}],
     "gated_delta": [

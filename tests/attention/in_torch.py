@@ -9,9 +9,10 @@ import pytest
 from tests.parity import compare, paper
 
 B, T = 2, 11
+HOW = "in PyTorch float64"
 
 
-def equals_torch(name, forms, published, shape, options=None):
+def equals_torch(name, forms, published, shape, options=None, source=""):
     """In float32 against float64, outputs and gradients of every parameter and of the input.
 
     Args:
@@ -20,6 +21,7 @@ def equals_torch(name, forms, published, shape, options=None):
       published: the layer in PyTorch, called with the parameters and the input.
       shape: of the input, (B, T, M).
       options: of the compiler.
+      source: of the equations; "" is that of the mixer.
     """
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
@@ -44,7 +46,7 @@ def equals_torch(name, forms, published, shape, options=None):
         assert out.dtype == np.float32
         compare(
             f"mixer={name}",
-            paper(f"mixer={name}", "in PyTorch float64"),
+            f"{source}; {HOW}" if source else paper(f"mixer={name}", HOW),
             outputs=(out, expected),
             gradients={f"{n} {form}": (g, wide[n].grad) for n, g in grads.items()},
         )

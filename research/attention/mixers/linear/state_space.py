@@ -1,6 +1,7 @@
-"""Selective state spaces with one decay per head and token (Mamba-2)."""
+"""Selective state spaces with one decay per head and token (Mamba-2, and what Mamba-3 adds)."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ from research.attention.mixers.linear.linear_time import (
     check_groups,
 )
 from research.attention.mixers.mixer_options import Context
+from research.attention.mixers.projections import NORM_EPSILON as QK_EPSILON
 from research.attention.mixers.projections import merge_heads
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.part_options import size_option
@@ -63,6 +65,18 @@ def steps(
     return step, -step * jnp.exp(params["log_rate"].astype(dtype))
 
 
+def rms_normalized(x: Float[Array, "*B N"], gain: Float[Array, " N"]) -> Float[Array, "*B N"]:
+    """Returns x divided by the root of its mean square over N, times the gain."""
+    squares = jnp.square(x).mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(squares + QK_EPSILON) * gain.astype(x.dtype)
+
+
+def turned(x: Float[Array, "B T H N"], angle: Float[Array, "B T H N/2"]) -> Float[Array, "B T H N"]:
+    """Rotates the pairs of channels (n, n + N / 2) by angles in radians."""
+    (a, b), cos, sin = jnp.split(x, 2, axis=-1), jnp.cos(angle), jnp.sin(angle)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StateSpace(LinearTime):
     """Selective state space with scalar decays (Dao and Gu 2024, Mamba-2, sections 6 and 7).
@@ -72,8 +86,18 @@ class StateSpace(LinearTime):
     the heads, as in the paper (multi-value attention, section 7.2); A, dt and skip are each head's
     own. H D, the paper's inner width, is the model's width by default (in the paper twice that).
 
+    Three options are Mamba-3's (Lahoti et al. 2026, section 3), without its several inputs and
+    outputs (MIMO) and with A fixed as in Mamba-2.
+
     Attributes:
       state_width: N, the width of B and C.
+      trapezoidal: adds to S_t what the token before put in: S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t
+        B_{t-1} x_{t-1}^T + l_t dt_t B_t x_t^T with a_t = exp(-dt_t A) and l_t = sigmoid(x w), the
+        exponential-trapezoidal rule (section 3.1).
+      rotating: rotates S by angles dt_t x W in N / 2 planes, which is a state of complex numbers
+        (section 3.2); B and C are rotated by the sums of the angles instead.
+      biased_state: B and C are RMS-normalized with gains, and each head adds biases that start at 1
+        (section 3.4).
       convolution_bias: adds a bias to the short convolution, before SiLU, as in the authors' code.
       state_groups: G, groups of heads; each has B and C and a norm of its own (section 8.2).
       output_norm_gain: whether the norm has learned gains. The output projection can absorb them.
@@ -81,6 +105,9 @@ class StateSpace(LinearTime):
     """
 
     state_width: int
+    trapezoidal: bool = False
+    rotating: bool = False
+    biased_state: bool = False
     convolution_bias: bool = False
     state_groups: int = 1
     output_norm_gain: bool = False
@@ -102,7 +129,10 @@ class StateSpace(LinearTime):
 
         Projections "query" and "key" (M, G, N), "value" (M, H, D), "out" (H, D, M), and taps with
         their biases if any; "gate" (M, H, D); "step" (M, H) and "step_bias" (H,) for dt;
-        "log_rate" (H,), which is log A; "skip" (H,); and "norm_scale" (H, D) with a gain.
+        "log_rate" (H,), which is log A; "skip" (H,); and "norm_scale" (H, D) with a gain. With a
+        trapezoidal rule "present" (M, H), which is w; with rotations "angle" (M, N / 2); with
+        biases of the state "query_scale", "key_scale" (N,), "state_query_bias", "state_key_bias"
+        (H, N).
         """
         skip = Parameter((self.num_heads,), Constant(1.0), vector_axes("heads"))
         channels = self._channels() if self.convolution_bias else {}
@@ -114,8 +144,44 @@ class StateSpace(LinearTime):
             **(gain if self.output_norm_gain else {}),
             "gate": gate_parameter(self),
             **step_parameters(self),
+            **self._parameters_of_mamba3(),
             "skip": skip,
         }
+
+    def _parameters_of_mamba3(self) -> dict[str, Parameter]:
+        init, found = matrix_init(self.init_stddev, self.width), {}
+        if self.trapezoidal:
+            shape = (self.width, self.num_heads)
+            found["present"] = Parameter(shape, init, matrix_axes("width", "heads"))
+        if self.rotating:
+            shape = (self.width, self.state_width // 2)
+            found["angle"] = Parameter(shape, init, matrix_axes("width", ""))
+        if self.biased_state:
+            heads, one = (self.num_heads, self.state_width), Constant(1.0)
+            for name in ("query", "key"):
+                scale = Parameter((self.state_width,), one, vector_axes(""))
+                bias = Parameter(heads, one, vector_axes("heads", ""))
+                found |= {f"{name}_scale": scale, f"state_{name}_bias": bias}
+        return found
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """Returns the state of `LinearTime`, and with rotations "angle" (batch, H, N / 2)."""
+        state = super().init_state(batch, length, dtype)
+        if self.rotating:
+            shape = (batch, self.num_heads, self.state_width // 2)
+            state["angle"] = jnp.zeros(shape, at_least_float32(dtype))
+        return state
+
+    def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
+        """Returns S, of zeros; with a trapezoidal rule {"sum": S, "key": B, "value": x}.
+
+        B and x are those of the token before.
+        """
+        memory = super().init_memory(batch, value_width, dtype)
+        if not self.trapezoidal:
+            return memory
+        key, value = jnp.zeros(memory.shape[:-1], memory.dtype), jnp.zeros_like(memory[:, :, 0])
+        return {"sum": memory, "key": key, "value": value}
 
     def prepare(
         self,
@@ -124,14 +190,30 @@ class StateSpace(LinearTime):
         x: Float[Array, "B T M"],
         places: Int[Array, "B T"] | None,
     ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
-        """Returns (C, B, steps, decays), values and new state; see `LinearTime`."""
+        """Returns (C, B, steps, l, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
         heads, inputs = self.project_qkv(params, state["inputs"], x, places)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
-        if self.state_groups > 1:
+        if self.biased_state:
+            q, k = (rms_normalized(y, params[f"{n}_scale"]) for n, y in (("query", q), ("key", k)))
+        # Without groups the heads share B and C, until something of their own is added.
+        if self.state_groups > 1 or self.biased_state or self.rotating:
             each = self.num_heads // self.state_groups
             q, k = jnp.repeat(q, each, axis=2), jnp.repeat(k, each, axis=2)
-        return (q, k, *steps(params, x)), v, {"inputs": inputs}
+        step, decays = steps(params, x)
+        new = {"inputs": inputs}
+        if self.biased_state:
+            q = q + params["state_query_bias"].astype(dtype)
+            k = k + params["state_key_bias"].astype(dtype)
+        if self.rotating:
+            rates = (x @ params["angle"].astype(x.dtype)).astype(dtype)
+            angle = jnp.cumsum(step[..., None] * rates[:, :, None], axis=1)
+            angle = angle + state["angle"][:, None]
+            q, k, new["angle"] = turned(q, angle), turned(k, angle), angle[:, -1]
+        share = None
+        if self.trapezoidal:
+            share = jax.nn.sigmoid((x @ params["present"].astype(x.dtype)).astype(dtype))
+        return (q, k, step, share, decays), v, new
 
     def recur(
         self,
@@ -142,9 +224,12 @@ class StateSpace(LinearTime):
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
         """Runs the recurrence and adds the skip connection; see `LinearTime`."""
-        q, k, step, decays = queries_keys
-        stepped = v * step[..., None]
-        memory, y = decay.FORMS[form](q, k, stepped, decays, memory, **self.form_options(form))
+        q, k, step, share, decays = queries_keys
+        run = functools.partial(decay.FORMS[form], **self.form_options(form))
+        if share is None:
+            memory, y = run(q, k, v * step[..., None], decays, memory)
+        else:
+            memory, y = _trapezoidal(run, q, k, v, step, share, decays, memory)
         return memory, y + params["skip"].astype(y.dtype)[:, None] * v
 
     def merge(
@@ -163,6 +248,23 @@ class StateSpace(LinearTime):
         return merge_heads(params, y.astype(x.dtype))
 
 
+def _trapezoidal(run, q, k, v, step, share, decays, memory):
+    """Runs the recurrence in which a token is put in twice, with itself and with the next one.
+
+    Later tokens read what a token puts in with weight l_t dt_t + (1 - l_{t+1}) dt_{t+1}, times the
+    decays after it: both terms decay by a_{t+1} and by all later ones. So it is one recurrence, but
+    for the token's own output, which does not have the second term yet.
+    """
+    earlier = (1 - share) * step
+    own = jnp.broadcast_to(k, (*k.shape[:2], v.shape[2], k.shape[3]))
+    before = memory["key"][..., :, None] * memory["value"][..., None, :]
+    start = memory["sum"] + earlier[:, 0, :, None, None] * before
+    later = jnp.concatenate([earlier[:, 1:], jnp.zeros_like(earlier[:, :1])], axis=1)
+    total, y = run(q, k, v * (share * step + later)[..., None], decays, start)
+    y = y - (jnp.sum(q * k, axis=-1) * later)[..., None] * v
+    return {"sum": total, "key": own[:, -1], "value": v[:, -1]}, y
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions):
     """S_t = exp(-dt A) S_(t-1) + dt B_t x_t^T, y = norm((S^T C + skip x) swish(z)) W"""
@@ -173,6 +275,21 @@ class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions):
     state = "H N D"
 
     feature_width: int = size_option(0, "N, width of the state; 0: head_width")
+    trapezoidal: bool = option(
+        False,
+        "S also gets what the token before puts in: the exponential-trapezoidal rule",
+        source="Lahoti et al. 2026 (Mamba-3), section 3.1",
+    )
+    rotating: bool = option(
+        False,
+        "rotates S by data-dependent angles, as complex numbers do",
+        source="Lahoti et al. 2026 (Mamba-3), section 3.2",
+    )
+    biased_state: bool = option(
+        False,
+        "normalizes B and C, and adds biases of each head that start at 1",
+        source="Lahoti et al. 2026 (Mamba-3), section 3.4",
+    )
     convolution_bias: bool = option(False, "adds a bias to the short convolution")
     state_groups: int = size_option(
         1, "G, groups of heads that share B and C and are normalized together", least=1
@@ -190,4 +307,9 @@ class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions):
             message = "there is no short convolution to add it to; set short_convolution"
             raise OptionError("convolution_bias", True, message)
         width = self.feature_width or self.sizes(context).head_width
+        if self.rotating and width % 2:
+            name = "feature_width" if self.feature_width else "head_width"
+            raise OptionError(
+                name, width, "rotating turns channels of the state in pairs; make it even"
+            )
         return self.build_from(StateSpace, context, state_width=width)
