@@ -10,11 +10,13 @@ five: "reorder" puts the second word of each last, so that place alone says wher
 to 20 words in training, up to 30 in the test. Beside accuracy there is the alignment error rate
 against the true alignment.
 
-66 runs, 20 minutes on 2 cores. Expect 0.98 to 1.00 on the lengths of training where words decide,
-whatever the attention: location, too, for a bidirectional encoder's state at any word of a clause
-knows the others. But it does not look where the word is: its alignment error is 0.51, that of the
-content scores 0.2 (all supported but concat, whose seeds differ). Where place decides, location is
-best and generalizes best to longer strings among what 1,000 steps teach, but for location_aware.
+110 runs, 69 minutes on one core. Expect, over 5 drawn seeds, 0.96 to 1.00 on the lengths of
+training where words decide, whatever the attention: location, too, for a bidirectional encoder's
+state at any word of a clause knows the others, so that no content score is shown to be more
+accurate. But location does not look where the word is: its alignment error is 0.51, that of the
+content scores 0.17 to 0.25, and all five are shown to align better. That location is best where
+place decides stays open (1.00 against 0.94 of additive). On strings longer than those of training
+location_aware is best (0.98 where location has 0.83 and 0.85, over all lengths).
 
 Luong, Pham and Manning 2015, Table 4 (BLEU) and Table 6 (alignment error rate). Their differences
 between the content scores, 0.5 to 1.5 BLEU of one run each, are within the noise, so no order among
@@ -98,7 +100,7 @@ experiment = Experiment(
         "coverage": {"model.attention": "coverage"},
         "monotonic": {"model.attention": "monotonic"},
     },
-    seeds=(0, 1, 2),
+    seeds=5,
     outcome=Outcome(metric="accuracy", split="test"),
     claims=claims(),
 )
