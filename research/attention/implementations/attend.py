@@ -20,6 +20,7 @@ from research.attention.implementations import (
     fused,
     gather,
     ring,
+    rows,
     sharding,
     splash,
 )
@@ -62,6 +63,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "blockwise": Implementation(
         blockwise.attend, blockwise.unsupported_part, takes_block_size=True, names_residuals=True
     ),
+    "rows": Implementation(rows.attend, rows.unsupported_part, takes_block_size=True),
     "jax_xla": Implementation(fused.attend_xla, fused.unsupported_by_xla, takes_block_size=False),
     "jax_cudnn": Implementation(
         fused.attend_cudnn,
@@ -113,8 +115,9 @@ def choose_implementation(
 
     If the active mesh shards sequences: ring, or gather for mechanisms that ring lacks. Otherwise
     cuDNN on GPUs and splash on TPUs, if they support the mechanism and the dtype is known to be one
-    of theirs; otherwise dense for short sequences and blockwise for long ones. The result works for
-    any statically known positions, and for every dtype if `dtype` is None.
+    of theirs; otherwise dense for short sequences, and for long ones blockwise, or rows where
+    blockwise lacks a part. The result works for any statically known positions, and for every dtype
+    if `dtype` is None.
 
     Args:
       length: the longest sequence.
@@ -137,9 +140,12 @@ def choose_implementation(
         return "jax_cudnn"
     if backend == "tpu" and length % splash.BLOCKS[-1] == 0 and can("splash"):
         return "splash"
-    if length > DENSE_UP_TO and not IMPLEMENTATIONS["blockwise"].unsupported_part(mechanism):
-        return "blockwise"
-    return "dense"
+    if length <= DENSE_UP_TO:
+        return "dense"
+    in_blocks = (
+        b for b in ("blockwise", "rows") if not IMPLEMENTATIONS[b].unsupported_part(mechanism)
+    )
+    return next(in_blocks, "dense")
 
 
 def unsupported_reason(implementation: str, mechanism: Mechanism) -> str:
