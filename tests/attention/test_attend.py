@@ -380,11 +380,11 @@ def test_alibi_and_masks_depend_on_distance_only(implementation):
 def test_blockwise_refuses_what_it_lacks():
     q, k, v = qkv(T, T, HEADS, HEADS)
     assert np.isfinite(jax.jit(lambda q: attend(q, k, v, Mechanism(Distance())))(q)).all()
-    with pytest.raises(Unsupported, match="lacks score Distance .* dense has it"):
+    with pytest.raises(Unsupported, match="lacks score Distance .* dense, rows have it"):
         attend(q, k, v, Mechanism(Distance()), implementation="blockwise")
     other = Mechanism(normalizer=normalizers.Sparsemax())
     assert np.isfinite(jax.jit(lambda q: attend(q, k, v, other))(q)).all()
-    with pytest.raises(Unsupported, match="lacks normalizer 'sparsemax'; dense has it"):
+    with pytest.raises(Unsupported, match="lacks normalizer 'sparsemax'; dense, rows have it"):
         attend(q, k, v, other, implementation="blockwise")
 
 

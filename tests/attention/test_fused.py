@@ -56,7 +56,10 @@ def test_biases_marked_additive_are_those_that_add(name):
 def test_jax_xla_refuses_what_it_lacks():
     q, k, v = qkv(4, 4, HEADS, HEADS)
     for parts, message in (
-        ({"biases": (biases.softcap(2.0),)}, "lacks bias Softcap.*; dense, blockwise has it"),
+        (
+            {"biases": (biases.softcap(2.0),)},
+            "lacks bias Softcap.*; dense, blockwise, rows have it",
+        ),
         ({"normalizer": normalizers.SoftmaxPlusOne()}, "lacks normalizer 'softmax_plus_one'"),
     ):
         with pytest.raises(Unsupported, match=message):
@@ -255,7 +258,7 @@ def test_choose():
     """By length, device, dtype and what each can do."""
     assert choose_implementation(1024, SOFTMAX, backend="cpu") == "dense"
     assert choose_implementation(1025, SOFTMAX, backend="cpu") == "blockwise"
-    assert choose_implementation(4096, Mechanism(normalizer=normalizers.Sparsemax())) == "dense"
+    assert choose_implementation(4096, Mechanism(normalizer=normalizers.Sparsemax())) == "rows"
     known = {"dtype": "bfloat16", "head_width": 64}
     assert choose_implementation(512, SOFTMAX, **known, backend="gpu") == "jax_cudnn"
     assert (
@@ -274,12 +277,13 @@ def test_choose():
 
 
 def test_normalizers_that_each_implementation_takes():
-    """What is registered later is refused by all but dense until its form is known to them."""
+    """What is registered later is refused by all but those that have whole rows of scores."""
     family = {"softmax", "softmax_plus_one", "softmax_sink"}
     expected = {
         "dense": set(NORMALIZERS),
         "blockwise": {*family, "smoothed", "sigmoid", "squared_relu", "softpick"},
         "ring": {*family, "smoothed", "sigmoid", "squared_relu", "softpick"},
+        "rows": set(NORMALIZERS),
         "gather": set(NORMALIZERS),
         "jax_xla": {"softmax"},
         "jax_cudnn": {"softmax"},

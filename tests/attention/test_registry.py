@@ -154,7 +154,7 @@ def test_auto_takes_blocks_for_long_sequences():
     long = {"max_length": 2000}
     assert mixer_spec(**BASE).implementation == "dense"
     assert mixer_spec(**(BASE | long)).implementation == "blockwise"
-    assert mixer_spec(**(BASE | long), score="additive").implementation == "dense"
+    assert mixer_spec(**(BASE | long), score="additive").implementation == "rows"
     assert mixer_spec(**(BASE | long | {"mixer": "linear"})).implementation == "chunkwise"
     assert make_mixer(**(BASE | long)).implementation == "blockwise"
 

@@ -318,10 +318,10 @@ def test_blocks_do_not_have_whole_rows():
         with pytest.raises(Unsupported, match="lacks bias Selection"):
             attend(q, k, v, SELECTING, implementation=name)
     for name in ("ring", "splash"):
-        with pytest.raises(Unsupported, match="lacks content-dependent parts; dense has it"):
+        with pytest.raises(Unsupported, match="lacks content-dependent parts; dense, rows have"):
             attend(q, k, v, counting, implementation=name)
     for name in ("blockwise", "jax_xla", "jax_cudnn"):
-        with pytest.raises(Unsupported, match="lacks normalizer 'stick_breaking'; dense has it"):
+        with pytest.raises(Unsupported, match="lacks normalizer 'stick_breaking'; dense, rows"):
             attend(q, k, v, BREAKING, implementation=name)
     bounded = Mechanism(biases=(softcap(2.0), *counting.biases))
     with pytest.raises(Unsupported, match="ContextualPosition .it needs whole rows of scores"):

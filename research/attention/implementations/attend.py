@@ -165,7 +165,8 @@ def unsupported_reason(implementation: str, mechanism: Mechanism) -> str:
         and platform() in other.platforms
         and not other.unsupported_part(mechanism)
     ]
-    return f"implementation {implementation!r} lacks {missing}; {', '.join(able)} has it"
+    have = "has" if len(able) == 1 else "have"
+    return f"implementation {implementation!r} lacks {missing}; {', '.join(able)} {have} it"
 
 
 def decoding_implementation(implementation: str, length: int) -> str:

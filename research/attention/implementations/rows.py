@@ -65,6 +65,7 @@ def attend(
         return dense.attend(q, k, v, mechanism, q_index=q_index, kv_index=kv_index)
     short = -length % size
     index = np.arange(length) if q_index is None else q_index
+    keys = np.arange(k.shape[1]) if kv_index is None else kv_index
     # Queries that fill the last block are repetitions of the last one, and are dropped.
     index = jnp.pad(jnp.asarray(index), (0, short), mode="edge").reshape(-1, size)
     blocks = jnp.pad(q, ((0, 0), (0, short), (0, 0), (0, 0)), mode="edge")
@@ -73,7 +74,7 @@ def attend(
     @jax.checkpoint
     def step(stored: Any, row: Any) -> tuple[Any, Float[Array, "B C H Dv"]]:
         queries, places = row
-        own, at = mechanism.with_tokens(stored), {"q_index": places, "kv_index": kv_index}
+        own, at = mechanism.with_tokens(stored), {"q_index": places, "kv_index": keys}
         out = dense.attend(queries, k, v, own, **at)
         return dense.stored_after(queries, k, v, own, **at) if stored else stored, out
 
@@ -84,7 +85,7 @@ def attend(
     else:
         # What is stored before the first block is in the mechanism.
         first = jax.tree.map(lambda a: a[0], rows)
-        at = {"q_index": first[1], "kv_index": kv_index}
+        at = {"q_index": first[1], "kv_index": keys}
         stored = dense.stored_after(first[0], k, v, mechanism, **at)
         _, rest = jax.lax.scan(step, stored, jax.tree.map(lambda a: a[1:], rows))
         out = jnp.concatenate([dense.attend(first[0], k, v, mechanism, **at)[None], rest])
