@@ -62,6 +62,7 @@ def arms() -> dict[str, dict]:
     found["state_groups"] = {"model.state_groups": 2, **space}
     for name in ("trapezoidal", "rotating", "biased_state"):
         found[name] = {f"model.{name}": True, **space}
+    found["log_levels"] = {"model.log_levels": 6, **space}
     found["share_kv"] = {"model.pattern": ("mask=causal", "share_kv=true")}
     found["pattern"] = {"model.pattern": ("mixer=gated_delta, position=none", "position=alibi")}
     return found

@@ -141,6 +141,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"short_convolution": 3, "convolution_bias": True},
         {"state_groups": 2, "output_norm_gain": True, "output_norm_epsilon": 0.1},
         {"trapezoidal": True, "rotating": True, "biased_state": True},
+        {"log_levels": 3},
+        {"log_levels": 64, "rotating": True, "state_groups": 2, "short_convolution": 3},
     ],
     "delta": [{"short_convolution": 3}, {"value_width": 3}],
     "gated_delta": [

@@ -83,8 +83,10 @@ MIXERS = (
     "kimi_delta",
     "delta_product",
     "rwkv7",
+    "levels of state_space",
 )
 PARTED = ("gated_linear", "gated_delta", "linear", "kimi_delta", "delta_product", "rwkv7")
+PARTED += ("levels of state_space",)
 
 
 @contextlib.contextmanager
@@ -144,8 +146,14 @@ def equals_dense(implementation: str, case: str, mesh: str) -> None:
     close(found, expected(case), 1e-4)
 
 
+def of_mixer(name: str) -> dict:
+    """The options that a name of ``MIXERS`` stands for."""
+    levels = {"log_levels": 64} if name.startswith("levels") else {}
+    return {"mixer": name.removeprefix("levels of "), **levels}
+
+
 def mixer_run(name: str, implementation: str):
-    options = {"width": 16, "num_heads": 4, "max_length": 29, "mixer": name, "block_size": 3}
+    options = {"width": 16, "num_heads": 4, "max_length": 29, "block_size": 3} | of_mixer(name)
     if name not in ("retention", "rwkv7"):
         options["short_convolution"] = 3
     if name in ("gated_linear", "gated_delta"):
@@ -173,7 +181,8 @@ def sequence(length):
 def mixer_equals_one_device(name: str, mesh: str) -> None:
     """A form for split sequences, with short convolutions that the compiler splits."""
     with on(MESHES[mesh]):
-        assert mixer_spec(width=8, num_heads=1, max_length=8, mixer=name).implementation == ("ring")
+        sizes = {"width": 8, "num_heads": 1, "max_length": 8}
+        assert mixer_spec(**sizes, **of_mixer(name)).implementation == "ring"
         found = mixer_run(name, "ring")
     close(found, mixer_run(name, "chunkwise"), 1e-4)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from research.attention.implementations.sharding import context_size
 from research.attention.mixers.linear import context_parallel
@@ -82,13 +82,13 @@ def chunkwise(
     not be a multiple of `chunk`, and `scan` runs the recurrence between chunks.
     """
     length = q.shape[1]
-    q, k, v = (_split(x, min(chunk, length)) for x in (q, k, v))
+    q, k, v = (split(x, min(chunk, length)) for x in (q, k, v))
     if decay is None:
         y, kept, added, q = _undecayed(q, k, v)
     elif decay.ndim == 3:
-        y, kept, added, q = _decayed_by_head(q, k, v, _split(decay, min(chunk, length)))
+        y, kept, added, q = _decayed_by_head(q, k, v, split(decay, min(chunk, length)))
     else:
-        y, kept, added, q = _decayed_by_channel(q, k, v, _split(decay, min(chunk, length)))
+        y, kept, added, q = _decayed_by_channel(q, k, v, split(decay, min(chunk, length)))
 
     def step(memory, chunk):
         kept, added = chunk
@@ -117,7 +117,7 @@ def ring(
 
     def local(q, k, v, decay, memory):
         def scan(step, memory, chunks):
-            return context_parallel.scan(step, memory, chunks, _whole(chunks[0]), _keep)
+            return context_parallel.scan(step, memory, chunks, whole(chunks[0]), _keep)
 
         return chunkwise(q, k, v, decay, memory, chunk, scan)
 
@@ -130,11 +130,11 @@ def _keep(kept, memory):
     return memory if kept is None else kept * memory
 
 
-def _whole(kept):
-    """Returns the product of the chunks' decay factors."""
+def whole(kept: Any) -> Any:
+    """Returns the product of the chunks' decay factors, (N, ...); None for no decay."""
     if kept is None:
         return None
-    return lax.scan(lambda whole, one: (whole * one, None), jnp.ones_like(kept[0]), kept)[0]
+    return lax.scan(lambda product, one: (product * one, None), jnp.ones_like(kept[0]), kept)[0]
 
 
 def recurrent(
@@ -163,8 +163,8 @@ def recurrent(
 FORMS = {"parallel": parallel, "chunkwise": chunkwise, "recurrent": recurrent, "ring": ring}
 
 
-def _split(x, chunk):
-    """Cuts (B, T, H, ...) into chunks (N, B, H, C, ...); zero padding does not change S."""
+def split(x: Shaped[Array, "B T H *D"], chunk: int) -> Shaped[Array, "N B H C *D"]:
+    """Cuts a sequence into chunks; zero padding does not change S."""
     batch, length, *rest = x.shape
     count = -(-length // chunk)
     if count * chunk > length:

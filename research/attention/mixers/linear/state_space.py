@@ -9,8 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.mixers.linear import decay, short_convolution
+from research.attention.mixers.linear import decay, log_linear, short_convolution
 from research.attention.mixers.linear.gated import gate, gate_parameter
+from research.attention.mixers.linear.level_weights import (
+    LogLinearOptions,
+    level_parameter,
+    level_weights,
+)
 from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
     ConvolvedOptions,
@@ -91,6 +96,8 @@ class StateSpace(LinearTime):
 
     Attributes:
       state_width: N, the width of B and C.
+      log_levels: L, levels of log-linear attention, each with an S and a weight of its own (Guo et
+        al. 2025, section 3.3); see `log_linear`. 0: one S for all of the past.
       trapezoidal: adds to S_t what the token before put in: S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t
         B_{t-1} x_{t-1}^T + l_t dt_t B_t x_t^T with a_t = exp(-dt_t A) and l_t = sigmoid(x w), the
         exponential-trapezoidal rule (section 3.1).
@@ -105,6 +112,7 @@ class StateSpace(LinearTime):
     """
 
     state_width: int
+    log_levels: int = 0
     trapezoidal: bool = False
     rotating: bool = False
     biased_state: bool = False
@@ -132,7 +140,7 @@ class StateSpace(LinearTime):
         "log_rate" (H,), which is log A; "skip" (H,); and "norm_scale" (H, D) with a gain. With a
         trapezoidal rule "present" (M, H), which is w; with rotations "angle" (M, N / 2); with
         biases of the state "query_scale", "key_scale" (N,), "state_query_bias", "state_key_bias"
-        (H, N).
+        (H, N); with levels "level" (M, H, L).
         """
         skip = Parameter((self.num_heads,), Constant(1.0), vector_axes("heads"))
         channels = self._channels() if self.convolution_bias else {}
@@ -144,6 +152,7 @@ class StateSpace(LinearTime):
             **(gain if self.output_norm_gain else {}),
             "gate": gate_parameter(self),
             **step_parameters(self),
+            **({"level": level_parameter(self, self.log_levels)} if self.log_levels else {}),
             **self._parameters_of_mamba3(),
             "skip": skip,
         }
@@ -165,19 +174,26 @@ class StateSpace(LinearTime):
         return found
 
     def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
-        """Returns the state of `LinearTime`, and with rotations "angle" (batch, H, N / 2)."""
+        """Returns the state of `LinearTime`, with rotations "angle" (batch, H, N / 2).
+
+        With levels it also has "step" (), the place of the next token.
+        """
         state = super().init_state(batch, length, dtype)
+        if self.log_levels:
+            state["step"] = jnp.zeros((), jnp.int32)
         if self.rotating:
             shape = (batch, self.num_heads, self.state_width // 2)
             state["angle"] = jnp.zeros(shape, at_least_float32(dtype))
         return state
 
     def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
-        """Returns S, of zeros; with a trapezoidal rule {"sum": S, "key": B, "value": x}.
+        """Returns S, of zeros, (B, H, N, D), or (B, H, L, N, D) with levels.
 
-        B and x are those of the token before.
+        With a trapezoidal rule it is {"sum": S, "key": B, "value": x}, B and x of the token before.
         """
         memory = super().init_memory(batch, value_width, dtype)
+        if self.log_levels:
+            return jnp.repeat(memory[:, :, None], self.log_levels, axis=2)
         if not self.trapezoidal:
             return memory
         key, value = jnp.zeros(memory.shape[:-1], memory.dtype), jnp.zeros_like(memory[:, :, 0])
@@ -190,7 +206,7 @@ class StateSpace(LinearTime):
         x: Float[Array, "B T M"],
         places: Int[Array, "B T"] | None,
     ) -> tuple[tuple[Any, ...], Float[Array, "B T H D"], dict[str, Any]]:
-        """Returns (C, B, steps, l, decays), values and new state; see `LinearTime`."""
+        """Returns (C, B, steps, l, levels, decays), values and new state; see `LinearTime`."""
         dtype = at_least_float32(x.dtype)
         heads, inputs = self.project_qkv(params, state["inputs"], x, places)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
@@ -213,7 +229,11 @@ class StateSpace(LinearTime):
         share = None
         if self.trapezoidal:
             share = jax.nn.sigmoid((x @ params["present"].astype(x.dtype)).astype(dtype))
-        return (q, k, step, share, decays), v, new
+        levels = None
+        if self.log_levels:
+            levels = log_linear.levels_of(level_weights(params, x), state["step"], places)
+            new["step"] = state["step"] + x.shape[1]
+        return (q, k, step, share, levels, decays), v, new
 
     def recur(
         self,
@@ -224,8 +244,12 @@ class StateSpace(LinearTime):
         form: str,
     ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
         """Runs the recurrence and adds the skip connection; see `LinearTime`."""
-        q, k, step, share, decays = queries_keys
+        q, k, step, share, levels, decays = queries_keys
         run = functools.partial(decay.FORMS[form], **self.form_options(form))
+        if levels is not None:
+            run = functools.partial(
+                log_linear.FORMS[form], **self.form_options(form), levels=levels
+            )
         if share is None:
             memory, y = run(q, k, v * step[..., None], decays, memory)
         else:
@@ -266,13 +290,13 @@ def _trapezoidal(run, q, k, v, step, share, decays, memory):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions):
+class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions, LogLinearOptions):
     """S_t = exp(-dt A) S_(t-1) + dt B_t x_t^T, y = norm((S^T C + skip x) swish(z)) W"""
 
     source = "Dao and Gu 2024 (Mamba-2), sections 6 and 7"
     implementations = tuple(decay.FORMS)
     time = "T C N + T N D in chunks of C"
-    state = "H N D"
+    state = "H N D, times L of log_levels"
 
     feature_width: int = size_option(0, "N, width of the state; 0: head_width")
     trapezoidal: bool = option(
@@ -299,8 +323,8 @@ class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions):
         """Returns the mixer.
 
         Raises:
-          OptionError: there is no short convolution to add a bias to, or groups do not divide the
-            heads.
+          OptionError: there is no short convolution to add a bias to, groups do not divide the
+            heads, rotations have an odd state, or levels a trapezoidal rule.
         """
         check_groups("state_groups", self.state_groups, self.sizes(context))
         if self.convolution_bias and not self.short_convolution:
@@ -312,4 +336,9 @@ class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions):
             raise OptionError(
                 name, width, "rotating turns channels of the state in pairs; make it even"
             )
-        return self.build_from(StateSpace, context, state_width=width)
+        if self.trapezoidal and self.log_levels:
+            message = "levels have no trapezoidal rule; set log_levels=0"
+            raise OptionError("trapezoidal", True, message)
+        return self.build_from(
+            StateSpace, context, state_width=width, log_levels=self.levels(context)
+        )
