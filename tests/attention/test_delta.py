@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from research.attention.errors import Unsupported
-from research.attention.mixers.linear.delta import FORMS, DeltaNet, GatedDeltaNet
+from research.attention.mixers.linear.delta import DeltaNet, GatedDeltaNet
+from research.attention.mixers.linear.delta_rule import FORMS
 from research.attention.parts.masks import causal
 
 B, T, H, D, E = 2, 13, 3, 5, 4

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from research.attention.mixers.linear.delta import unit_lower_inverse
+from research.attention.mixers.linear.delta_rule import unit_lower_inverse
 from research.attention.parts.masks import Mask
 
 BLOCK = 64

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.mixers.linear import decay
-from research.attention.mixers.linear.delta import FORMS, DeltaNet, DeltaOptions
+from research.attention.mixers.linear.delta import DeltaNet, DeltaOptions
+from research.attention.mixers.linear.delta_rule import FORMS
 from research.attention.mixers.linear.gated import gate, gate_parameter
 from research.attention.mixers.linear.linear_time import at_least_float32
 from research.attention.mixers.linear.state_space import step_parameters, steps

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from research.attention.implementations.sharding import context_size
 from research.attention.mixers.linear import context_parallel, decay
-from research.attention.mixers.linear.delta import unit_lower_inverse
+from research.attention.mixers.linear.delta_rule import unit_lower_inverse
 
 CHUNK = 32
 
@@ -99,9 +99,9 @@ def chunkwise(
     """Runs the recurrence chunk by chunk, in time linear in T.
 
     What the a of a chunk's tokens read depends on what earlier ones read: a triangular system whose
-    solution is linear in the state at the start of the chunk, as in `delta.chunkwise`. Arguments
-    and results are those of `recurrent`; T need not be a multiple of `chunk`, and `scan` runs the
-    recurrence between chunks.
+    solution is linear in the state at the start of the chunk, as in `delta_rule.chunkwise`.
+    Arguments and results are those of `recurrent`; T need not be a multiple of `chunk`, and `scan`
+    runs the recurrence between chunks.
     """
     length = r.shape[1]
     chunk = min(chunk, length)

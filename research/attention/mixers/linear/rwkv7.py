@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from research.attention.mixers.linear import low_rank_transition, short_convolution
-from research.attention.mixers.linear.delta import unit
+from research.attention.mixers.linear.delta_rule import unit
 from research.attention.mixers.linear.linear_time import (
     LinearTime,
     LinearTimeOptions,
