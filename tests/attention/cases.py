@@ -149,6 +149,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"short_convolution": 3},
         {"short_convolution": 3, "value_width": 6},
         {"num_key_heads": 2, "output_norm_gain": True, "output_norm_epsilon": 0.1},
+        {"log_levels": 64, "num_key_heads": 2, "value_width": 6},
     ],
     "kimi_delta": [{"short_convolution": 3}, {"short_convolution": 3, "value_width": 6}],
     "delta_product": [

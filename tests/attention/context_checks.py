@@ -84,9 +84,10 @@ MIXERS = (
     "delta_product",
     "rwkv7",
     "levels of state_space",
+    "levels of gated_delta",
 )
 PARTED = ("gated_linear", "gated_delta", "linear", "kimi_delta", "delta_product", "rwkv7")
-PARTED += ("levels of state_space",)
+PARTED += ("levels of state_space", "levels of gated_delta")
 
 
 @contextlib.contextmanager

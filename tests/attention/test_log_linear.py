@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from research.attention.mixers.linear.delta import GatedDeltaNet
 from research.attention.mixers.linear.state_space import StateSpace
 from research.attention.mixers.mixer import init_params, state_bytes
 from research.attention.spec import mixer_spec
@@ -34,44 +35,99 @@ def test_buckets_are_those_of_the_figure():
     ]
 
 
-def state_space(torch, p, x, levels):
-    """The output of the layer, with the state of every bucket as a sum over its tokens."""
-    functional, rows = torch.nn.functional, []
+def read(torch, transitions, puts, t, query, weights):
+    """The sum over buckets of w_l S^T q, with S of a bucket as a sum over its tokens."""
+    y = 0
+    for level, places in buckets(t):
+        state = torch.zeros_like(puts[0])
+        for s in places:
+            put = puts[s]
+            for r in range(s + 1, t + 1):
+                put = transitions[r] @ put
+            state = state + put
+        y = y + weights[min(level, len(weights) - 1)] * state.T @ query
+    return y
+
+
+def decays(torch, p, row, h):
+    """Steps and decays of a head, each (T,)."""
+    steps = torch.nn.functional.softplus(row @ p["step"][:, h] + p["step_bias"][h])
+    return steps, torch.exp(-steps * p["log_rate"][h].exp())
+
+
+def in_heads(torch, p, x, of_head, norm):
+    """A layer of heads: (torch, p, row, h) to transitions, puts, queries and what is added."""
+    silu, rows = torch.nn.functional.silu, []
     for row in x:
-        b, c = row @ p["key"][:, 0], row @ p["query"][:, 0]
-        for t, token in enumerate(row):
-            heads = []
-            for h in range(H):
-                steps = functional.softplus(row @ p["step"][:, h] + p["step_bias"][h])
-                decays = torch.exp(-steps * p["log_rate"][h].exp())
-                values = row @ p["value"][:, h]
-                weights = functional.softplus(token @ p["level"][:, h])
-                y = p["skip"][h] * values[t]
-                for level, places in buckets(t):
-                    state = torch.zeros(N, D, dtype=torch.float64)
-                    for s in places:
-                        put = steps[s] * torch.outer(b[s], values[s])
-                        state = state + decays[s + 1 : t + 1].prod() * put
-                    y = y + weights[min(level, levels - 1)] * state.T @ c[t]
-                heads.append(y * functional.silu(token @ p["gate"][:, h]))
-            y = torch.stack(heads)
-            y = y / (y.square().mean() + 1e-6).sqrt()
-            rows.append(torch.einsum("hd,hdm->m", y, p["out"]))
-    return torch.stack(rows).reshape(x.shape)
+        outputs = []
+        for h in range(H):
+            transitions, puts, queries, added = of_head(torch, p, row, h)
+            weights = torch.nn.functional.softplus(row @ p["level"][:, h])
+            found = [
+                read(torch, transitions, puts, t, queries[t], weights[t]) for t in range(len(row))
+            ]
+            outputs.append(torch.stack(found) + added)
+        gates = silu(torch.einsum("tm,mhd->thd", row, p["gate"]))
+        rows.append(torch.einsum("thd,hdm->tm", norm(torch.stack(outputs, 1), gates), p["out"]))
+    return torch.stack(rows)
 
 
-@pytest.mark.parametrize("levels", [5, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_state_space_is_the_paper_in_torch(levels):
+def space_head(torch, p, row, h):
+    steps, kept = decays(torch, p, row, h)
+    values, unit = row @ p["value"][:, h], torch.eye(N, dtype=torch.float64)
+    keys = steps[:, None] * (row @ p["key"][:, 0])
+    puts = [torch.outer(k, v) for k, v in zip(keys, values, strict=True)]
+    return [a * unit for a in kept], puts, row @ p["query"][:, 0], p["skip"][h] * values
+
+
+def space_norm(y, gates):
+    y = y * gates
+    return y / (y.square().mean((-2, -1), keepdims=True) + 1e-6).sqrt()
+
+
+def delta_head(torch, p, row, h):
+    silu, unit = torch.nn.functional.silu, torch.eye(D, dtype=torch.float64)
+    keys, queries = (silu(row @ p[name][:, h]) for name in ("key", "query"))
+    keys, queries = (y / (y.square().sum(-1, True) + 1e-6).sqrt() for y in (keys, queries))
+    values, beta = silu(row @ p["value"][:, h]), torch.sigmoid(row @ p["beta"][:, h])
+    kept = decays(torch, p, row, h)[1]
+    transitions = [
+        a * (unit - b * torch.outer(k, k)) for a, b, k in zip(kept, beta, keys, strict=True)
+    ]
+    puts = [b * torch.outer(k, v) for b, k, v in zip(beta, keys, values, strict=True)]
+    return transitions, puts, queries / D**0.5, 0.0
+
+
+def delta_norm(y, gates):
+    return y / (y.square().mean(-1, keepdims=True) + 1e-6).sqrt() * gates
+
+
+LAYERS = {
+    "state_space": (StateSpace, {"state_width": N}, space_head, space_norm),
+    "gated_delta": (GatedDeltaNet, {}, delta_head, delta_norm),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("state_space", 5),
+        ("gated_delta", 5),
+        pytest.param("state_space", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_the_paper_in_torch(name, levels):
     """In float32 against float64, outputs and gradients of every parameter and of the input.
 
     With as many levels as the length has, as in the paper, and with fewer.
     """
     torch = pytest.importorskip("torch")
-    sizes = {"width": M, "num_heads": H, "head_width": D, "state_width": N}
+    cls, own, of_head, norm = LAYERS[name]
+    sizes = {"width": M, "num_heads": H, "head_width": D, "log_levels": levels, **own}
     equals_torch(
-        f"state_space, log_levels={levels}",
-        in_every_form(StateSpace, sizes | {"log_levels": levels}),
-        lambda p, x: state_space(torch, p, x, levels),
+        f"{name}, log_levels={levels}",
+        in_every_form(cls, sizes),
+        lambda p, x: in_heads(torch, p, x, of_head, norm),
         (B, T, M),
         {"xla_backend_optimization_level": 0},
         PAPER,

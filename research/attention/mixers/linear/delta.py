@@ -8,9 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from research.attention.mixers.linear import decay
+from research.attention.mixers.linear import decay, log_linear, log_linear_delta
 from research.attention.mixers.linear.delta_rule import FORMS, unit
 from research.attention.mixers.linear.gated import gate, gate_parameter
+from research.attention.mixers.linear.level_weights import (
+    LogLinearOptions,
+    level_parameter,
+    level_weights,
+)
 from research.attention.mixers.linear.linear_time import (
     NORM_EPSILON,
     ConvolvedOptions,
@@ -128,9 +133,12 @@ class GatedDeltaNet(DeltaNet):
     Attributes:
       num_key_heads: K, heads of queries and keys; 0 is H. Value heads g H/K .. (g+1) H/K - 1 share
         the g-th (Qwen3-Next).
+      log_levels: L, levels of log-linear attention, each with an S and a weight of its own (Guo et
+        al. 2025, section 3.3); see `log_linear`. 0: one S for all of the past.
     """
 
     num_key_heads: int = 0
+    log_levels: int = 0
 
     @property
     def name(self) -> str:
@@ -155,14 +163,47 @@ class GatedDeltaNet(DeltaNet):
         each = self.num_heads // q.shape[2]
         if each > 1:
             q, k = jnp.repeat(q, each, axis=2), jnp.repeat(k, each, axis=2)
-        return (q, k, *rates), v, inputs
+        if not self.log_levels:
+            return (q, k, *rates), v, inputs
+        beta, decays = rates
+        levels = log_linear.levels_of(level_weights(params, x), state["step"], places)
+        inputs["step"] = state["step"] + x.shape[1]
+        return (q, k, beta, levels, decays), v, inputs
+
+    def recur(
+        self,
+        params: dict[str, Array],
+        queries_keys: Any,
+        v: Float[Array, "B T H Dv"],
+        memory: PyTree,
+        form: str,
+    ) -> tuple[PyTree, Float[Array, "B T H Dv"]]:
+        """Runs the gated delta rule; see `LinearTime`."""
+        if not self.log_levels:
+            return super().recur(params, queries_keys, v, memory, form)
+        q, k, beta, levels, decays = queries_keys
+        run = log_linear_delta.FORMS[form]
+        return run(q, k, v, beta, decays, memory, levels, **self.form_options(form))
+
+    def init_state(self, batch: int, length: int, dtype: Any) -> PyTree:
+        """Returns the state of `LinearTime`; with levels also "step" (), the next token's place."""
+        state = super().init_state(batch, length, dtype)
+        return state | {"step": jnp.zeros((), jnp.int32)} if self.log_levels else state
+
+    def init_memory(self, batch: int, value_width: int, dtype: Any) -> PyTree:
+        """Returns S, of zeros, (B, H, D, Dv), or (B, H, L, D, Dv) with levels."""
+        memory = super().init_memory(batch, value_width, dtype)
+        return log_linear.with_levels(memory, self.log_levels)
 
     def parameters(self) -> dict[str, Parameter]:
         """Returns the parameters of `DeltaNet`, "gate" (M, H, Dv), and those of the decay.
 
-        The decay has "step" (M, H) and "step_bias" (H,), and "log_rate" (H,), which is log A.
+        The decay has "step" (M, H) and "step_bias" (H,), and "log_rate" (H,), which is log A. With
+        levels there is also "level" (M, H, L).
         """
-        return super().parameters() | {"gate": gate_parameter(self), **step_parameters(self)}
+        levels = {"level": level_parameter(self, self.log_levels)} if self.log_levels else {}
+        own = {"gate": gate_parameter(self), **step_parameters(self), **levels}
+        return super().parameters() | own
 
     def log_decay(self, params: dict[str, Array], x: Float[Array, "B T M"]) -> decay.Decay:
         """Returns -A softplus(x W + b)."""
@@ -190,10 +231,11 @@ class DeltaOptions(WideValuesOptions, ConvolvedOptions, NormedOutputOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedDeltaOptions(DeltaOptions):
+class GatedDeltaOptions(DeltaOptions, LogLinearOptions):
     """S_t = S_{t-1} a_t (I - b_t k_t k_t^T) + b_t v_t k_t^T, y_t = S_t q_t / sqrt(D)"""
 
     source = "Yang, Kautz, Hatamizadeh 2024, section 3.1"
+    state = "H D Dv, times L of log_levels"
 
     num_key_heads: int = size_option(
         0, "K, heads of queries and keys, each shared by a group of value heads; 0: num_heads"
@@ -206,4 +248,4 @@ class GatedDeltaOptions(DeltaOptions):
           OptionError: the heads of keys do not divide the heads.
         """
         check_groups("num_key_heads", self.num_key_heads, self.sizes(context))
-        return self.build_from(GatedDeltaNet, context)
+        return self.build_from(GatedDeltaNet, context, log_levels=self.levels(context))

@@ -70,6 +70,11 @@ def level(one: Int[Array, "*#N"], other: Int[Array, "*#N"], levels: int) -> Int[
     return jnp.minimum(digits, levels - 1)
 
 
+def with_levels(memory: Float[Array, "B H D Dv"], levels: int) -> Float[Array, "B H *L D Dv"]:
+    """Returns S of each level, all as given; S itself if there are no levels."""
+    return jnp.repeat(memory[:, :, None], levels, axis=2) if levels else memory
+
+
 def levels_of(
     weights: Float[Array, "B T H L"],
     first: Int[Array, ""],
@@ -125,7 +130,7 @@ def recurrent(
         kept = jnp.exp(log)[..., None, None], level(before, place, depth)
         memory = _keep(kept, memory)
         memory = memory.at[:, :, 0].add(key[..., :, None] * value[..., None, :])
-        return memory, _read(query[..., None, :], weights[..., None, :], memory)[..., 0, :]
+        return memory, read(query[..., None, :], weights[..., None, :], memory)[..., 0, :]
 
     tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, log_decay, levels))
     memory, y = lax.scan(step, memory, tokens)
@@ -255,10 +260,19 @@ def run(
     memory, before = scan(step, memory, ((chunks.kept, since[..., -1]), added))
     # What was at a level before the chunk is at this level or a higher one later.
     later = jnp.maximum(since[..., None], np.arange(depth, dtype=np.int32))
-    y = y + _read(chunks.reads, _weights(weights, later), before)
+    y = y + read(chunks.reads, _weights(weights, later), before)
     # (N, B, H, C, Dv) to (B, T, H, Dv).
     y = jnp.transpose(y, (1, 0, 3, 2, 4))
     return memory, y.reshape(y.shape[0], -1, *y.shape[3:])[:, :length]
+
+
+def read(
+    q: Float[Array, "*#N C D"], weights: Float[Array, "*#N C L"], memory: Float[Array, "*#N L D Dv"]
+) -> Float[Array, "*N C Dv"]:
+    """Returns weighted sums over levels of S^T q, as one product over levels and channels."""
+    q = q[..., None, :] * weights[..., None]
+    joined = memory.reshape(*memory.shape[:-3], -1, memory.shape[-1])
+    return q.reshape(*q.shape[:-2], -1) @ joined
 
 
 def _weights(weights, found):
@@ -268,16 +282,6 @@ def _weights(weights, found):
     """
     each = (jnp.where(found == n, weights[..., n, None], 0) for n in range(weights.shape[-1]))
     return functools.reduce(jnp.add, each)
-
-
-def _read(q, weights, memory):
-    """Returns the sums over levels of S^T q: q (..., C, D), weights (..., C, L), S (..., L, D, Dv).
-
-    One product over levels and channels.
-    """
-    q = q[..., None, :] * weights[..., None]
-    joined = memory.reshape(*memory.shape[:-3], -1, memory.shape[-1])
-    return q.reshape(*q.shape[:-2], -1) @ joined
 
 
 def _padded(x, extra):

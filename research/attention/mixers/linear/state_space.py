@@ -192,8 +192,7 @@ class StateSpace(LinearTime):
         With a trapezoidal rule it is {"sum": S, "key": B, "value": x}, B and x of the token before.
         """
         memory = super().init_memory(batch, value_width, dtype)
-        if self.log_levels:
-            return jnp.repeat(memory[:, :, None], self.log_levels, axis=2)
+        memory = log_linear.with_levels(memory, self.log_levels)
         if not self.trapezoidal:
             return memory
         key, value = jnp.zeros(memory.shape[:-1], memory.dtype), jnp.zeros_like(memory[:, :, 0])
