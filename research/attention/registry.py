@@ -12,6 +12,7 @@ from research.attention.mixers.linear.convolution import GatedConvolutionOptions
 from research.attention.mixers.linear.delta import DeltaOptions, GatedDeltaOptions
 from research.attention.mixers.linear.delta_product import DeltaProductOptions
 from research.attention.mixers.linear.gated import GatedLinearOptions, RetentionOptions
+from research.attention.mixers.linear.hedgehog import HedgehogOptions
 from research.attention.mixers.linear.kernelized import (
     BasedOptions,
     LinearOptions,
@@ -48,6 +49,7 @@ MIXERS: dict[str, type[MixerOptions]] = {
     "linear": LinearOptions,
     "performer": PerformerOptions,
     "based": BasedOptions,
+    "hedgehog": HedgehogOptions,
     "retention": RetentionOptions,
     "gated_linear": GatedLinearOptions,
     "state_space": StateSpaceOptions,

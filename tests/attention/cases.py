@@ -135,6 +135,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_kv_heads": 2, "position": "alibi", "forget_gate": True},
     ],
     "linear": [{"short_convolution": 3}],
+    "hedgehog": [{"window": 3, "position": "rope"}],
     "retention": [{"value_width": 6}],
     "gated_linear": [{"short_convolution": 3}, {"value_width": 3, "head_width": 6}],
     "state_space": [

@@ -139,9 +139,9 @@ class Rotary:
         return 0.1 * math.log(self.factor) + 1.0 if self.scaling == "yarn" else 1.0
 
     def __call__(
-        self, x: Float[Array, "B T H D"], positions: Integer[Array | np.ndarray, " T"]
+        self, x: Float[Array, "B T H D"], positions: Integer[Array | np.ndarray, "*#B T"]
     ) -> Float[Array, "B T H D"]:
-        """Rotates the vectors by their positions and returns them in the dtype of x.
+        """Rotates the vectors by their positions, (T,) or (B, T), in the dtype of x.
 
         Angles are float32 or wider for every dtype of x, because bfloat16 cannot represent large
         positions exactly. Channels that are not rotated are scaled like the others, so that YaRN's
@@ -152,7 +152,7 @@ class Rotary:
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         frequency = jnp.asarray(self.frequencies(x.shape[-1]), dtype)
-        angle = jnp.asarray(positions, dtype)[:, None, None] * frequency
+        angle = jnp.asarray(positions, dtype)[..., None, None] * frequency
         sin, cos = jnp.sin(angle), jnp.cos(angle)
         pairs = frequency.shape[0]
         left, right, rest = jnp.split(x.astype(dtype), [pairs, 2 * pairs], axis=-1)
