@@ -4,8 +4,9 @@ Sites of an attention: "weights" (B, H, T, S); "scores", before the normalizer; 
 (B, S, K, D), which the weights average; "read" (B, T, H, D), the output of each head; "visible"
 (B or 1, T, S), the keys that each query may attend to; and "gap", the relative difference between
 the output of the mixer's implementation and that of the dense form, from which all sites are
-computed. Sites of a layer: "entry" and "exit" (B, T, M), the residual stream before and after it.
-"embeddings" (B, T, M) is a site where the lookup is a module.
+computed. Sites of a layer: "entry" and "exit" (B, T, M), the residual stream before and after it,
+and "mixed" (B, T, M), what its mixer gets. "embeddings" (B, T, M) is a site where the lookup is a
+module.
 
 Recording computes the dense form in addition to the model's own implementation, and holds the
 weights of all layers in memory at once. Everything is traceable by `jax.grad`, `vmap` and `jit`.
@@ -37,7 +38,7 @@ from research.tasks.task import Batch
 RECORDED, GIVEN = "captured", "given"
 OF_ATTENTION = ("weights", "scores", "values", "read", "visible", "gap")
 OF_LAYER = ("entry", "exit")
-SITES = (*OF_ATTENTION, *OF_LAYER, "embeddings")
+SITES = (*OF_ATTENTION, *OF_LAYER, "mixed", "embeddings")
 INTERVENTION_SITES = ("weights", "read", *OF_LAYER, "embeddings")
 
 PLACE = "place"
@@ -318,6 +319,8 @@ def _of_mix(
     y, *others = following(*args, **kwargs)
     x, old, *rest = args
     mask, earlier = (*rest, None, None)[:2]
+    if old is None:
+        _keep(module, sites, mixed=x)
     if old is not None or not _needs_trace(module, sites):
         return y, *others
     at: dict[str, Any] = {"mask": mask}

@@ -6,6 +6,7 @@ it or by it. A run that goes on from a checkpoint of its own needs the other run
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from research.tasks.text.tokenizer import FILE, digest_of, from_json
 from research.training.program import Program, make_members
 from research.training.runs import LoadedRun, load_best_params, load_run_config, open_run
 from research.training.schema import resolve
+from research.training.transfer import make_transfer, taught_layers
 
 INITIAL = "initial.json"
 TOLD = {
@@ -62,8 +64,13 @@ def load_initial(program: Program, configs: Sequence[ConfigDict]) -> Initial | N
     if not configs[0].train.init_from:
         return None
     params, records = [], []
+    # One model is mostly taught to several members.
+    made = functools.cache(functools.partial(make_transfer, program))
     for config, source in zip(configs, _sources(configs), strict=True):
         own, record = _converted(source, program, config, _initial_params(program, config))
+        if steps := config.train.transfer_steps:
+            transfer = made(source.model, steps, config.train.transfer_rate)
+            own, record["transfer"] = transfer(config, own, source.params)
         params.append(own)
         records.append(record)
     return Initial(jax.tree.map(lambda *leaves: np.stack(leaves), *params), records)
@@ -162,6 +169,11 @@ def _convert(
         kept = without_heads(found.params, program.model, taken)
     except UserError as error:
         raise UserError(f"train.init_without_heads={tuple(taken)!r}: {error}") from None
+    if steps := config.train.transfer_steps:
+        try:
+            taught_layers(source.model, program.model)
+        except UserError as error:
+            raise UserError(f"train.transfer_steps={steps}: {error}") from None
     return kept, {
         "digest": digest(params),
         "step": source.best["step"],
@@ -244,3 +256,10 @@ def write_initial(initial: Initial, runs: Sequence[Path]) -> None:
         for what, text in TOLD.items():
             if record[what]:
                 print(f"{text.format(record['source'])}: {', '.join(record[what])}")
+    for record in initial.records:
+        if taught := record.get("transfer"):
+            before, after = (np.mean(taught[when]) for when in ("before", "after"))
+            print(
+                f"taught by {record['source']} in {taught['steps']} steps: mean squared error of "
+                f"the heads' outputs {before:.3g}, then {after:.3g}"
+            )

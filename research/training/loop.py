@@ -229,7 +229,8 @@ def _train(
         if initial is not None:  # it may be the best, and is where learning curves begin
             columns, state = _validate(program, state, step)
             writer.add(step, columns)
-            if not config.steps:
+            # What was taught would be lost with a process that is stopped before the next save.
+            if not config.steps or any("transfer" in one for one in initial.records):
                 writer.sync()
                 saved.save(step, state)
         for target, data in zip(targets, feed, strict=True):

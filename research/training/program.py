@@ -47,7 +47,7 @@ MEMBER_KEYS = (
 )
 """Config keys that may differ between the members of one population."""
 
-HOST_KEYS = ("init_from", "init_heads", "init_without_heads")
+HOST_KEYS = ("init_from", "init_heads", "init_without_heads", "transfer_steps", "transfer_rate")
 """Keys of `config.train` that only the host reads; they may differ between members, too."""
 
 
@@ -291,6 +291,23 @@ def state_structure(model: Model, init: Callable, mesh: Mesh, layout: Layout) ->
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, where))
 
     return jax.tree.map(place_leaf, state, state_specs(model, state, sizes, layout.fsdp))
+
+
+def parameter_shardings(model: Model, params: Any, mesh: Mesh, fsdp: bool) -> Any:
+    """Returns the sharding of each parameter of one model.
+
+    Args:
+      model: the model.
+      params: arrays or shapes, without a member axis.
+      mesh: the mesh.
+      fsdp: whether parameters are sharded over the axis `data`.
+    """
+    sizes = dict(mesh.shape)
+
+    def lies(leaf: Any, axes: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(axes.names, leaf.shape, sizes, fsdp))
+
+    return jax.tree.map(lies, params, model.parameter_axes(params))
 
 
 def state_specs(model: Model, state: State, sizes: dict[str, int], fsdp: bool) -> State:

@@ -102,6 +102,20 @@ class Train(Part):
         unless=RANDOM,
         source="Michel et al. 2019, section 2.3",
     )
+    transfer_steps: int = option(
+        0,
+        "steps before training in which only what the attention of that run lacks learns, to give "
+        "the outputs that it gave; 0: none",
+        least=0,
+        unless=RANDOM,
+        source="Zhang et al. 2024 (LoLCATs), section 3.2",
+    )
+    transfer_rate: float = option(
+        1e-2,
+        "learning rate of these steps, which falls to 0 as a cosine",
+        above=0,
+        unless={"transfer_steps": (0,)},
+    )
 
     def __post_init__(self):
         super().__post_init__()
