@@ -11,6 +11,7 @@ from research.errors import UserError, check_name
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
 from research.pretrained.config_reader import ConfigReader
+from research.pretrained.families.rope import check_length
 from research.pretrained.family import Family
 from research.pretrained.files import GENERATION_FILE, TOKENIZER_FILE, Checkpoint, read_config
 from research.pretrained.matching import Matched, Parameter, assembled, match
@@ -79,6 +80,7 @@ def import_model(
     trained = family.length(read)
     read.check_all_read()
     length = _length(model, length, trained)
+    check_length(theirs, length)
     vocab_size = int(read("vocab_size"))
     config, labels = _config(family, model, length, data), _labels(family, theirs)
     checkpoint = Checkpoint(directory)

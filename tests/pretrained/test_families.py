@@ -141,3 +141,20 @@ def test_shards_in_bfloat16(tmp_path):
     back, whole = (load(tmp_path / d, dtype="auto").state_dict() for d in ("back", "a"))
     assert {value.dtype for value in back.values()} == {torch.bfloat16}
     assert all(torch.equal(whole[key], value) for key, value in back.items())
+
+
+def test_a_rope_that_grows_with_the_length_is_plain_up_to_the_trained_one(tmp_path):
+    checkpoint("llama", tmp_path / "a")
+    file = tmp_path / "a" / "config.json"
+    config = json.loads(file.read_text())
+    base = (config.pop("rope_parameters", None) or config)["rope_theta"]
+    said = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": base}
+    file.write_text(json.dumps(config | {"rope_parameters": said}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a").eval()
+    assert theirs.config.rope_parameters["rope_type"] == "dynamic"
+    run = tiny.imported(tmp_path / "a", tmp_path / "run")
+    tokens = np.random.default_rng(0).integers(0, tiny.VOCABULARY, (2, tiny.LENGTH))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    found = np.asarray(ours(run, tokens))
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)

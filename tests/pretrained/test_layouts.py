@@ -10,7 +10,7 @@ from research.errors import UserError
 from research.models.registry import make_model
 from research.pretrained.config_reader import ConfigReader
 from research.pretrained.exporting import fitting
-from research.pretrained.families.rope import rope_options, write_rope
+from research.pretrained.families.rope import check_length, rope_options, write_rope
 from research.pretrained.importing import family_of
 from research.pretrained.patterns import kinds_of
 from research.pretrained.tensors import Layout
@@ -115,6 +115,19 @@ def test_a_rope_without_the_type_of_a_layer_is_refused():
     read = ConfigReader({"rope_parameters": {"rope_theta": 1.0}})
     with pytest.raises(UserError, match="lacks 'full_attention'"):
         rope_options(read, "full_attention")
+
+
+def test_a_rope_that_grows_with_the_length_is_read_up_to_the_trained_one():
+    said = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0}
+    old = {"rope_theta": 500.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    for config in ({"rope_parameters": said}, old, {"rope_parameters": {"full_attention": said}}):
+        config = config | {"max_position_embeddings": 48}
+        layers = "full_attention" if "full_attention" in str(config) else ""
+        assert rope_options(ConfigReader(config), layers) == DEFAULT
+        check_length(config, 48)
+        with pytest.raises(UserError, match="--length=49: RoPE of type 'dynamic' changes all"):
+            check_length(config, 49)
+    check_length({"rope_scaling": None, "max_position_embeddings": 48}, 49)
 
 
 def without(config, *keys):

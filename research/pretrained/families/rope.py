@@ -50,12 +50,13 @@ def rope_options(
 
 def _scaling(read: ConfigReader, kind: str, said: dict[str, Any]) -> dict[str, Any]:
     """Returns our options of a scaling, and takes what it reads out of `said`."""
-    if kind == "default":
+    if kind in ("default", "dynamic"):  # the same up to the trained length
         said.pop("factor", None)
         return {}
     if kind not in ("linear", "yarn", "llama3"):
         raise UserError(
-            f"config.json has RoPE of type {kind!r}; default, linear, yarn and llama3 can be read."
+            f"config.json has RoPE of type {kind!r}; default, dynamic, linear, yarn and llama3 can "
+            "be read."
         )
     found = {"rope_scaling": kind, "rope_factor": float(said.pop("factor"))}
     if kind == "linear":
@@ -71,6 +72,28 @@ def _scaling(read: ConfigReader, kind: str, said: dict[str, Any]) -> dict[str, A
         if (said.get(key) if said.get(key) is not None else default) == default:
             said.pop(key, None)
     return found
+
+
+def check_length(config: Mapping[str, Any], length: int) -> None:
+    """Raises UserError if RoPE changes with the length before so many positions.
+
+    Of type "dynamic" (Peng et al. 2023 (YaRN), section 3.3) all frequencies fall with each token
+    beyond the trained length. Keys in a cache have turned by those of earlier tokens, so that what
+    is decoded would not be what a whole sequence gives, and no token's outputs would stay the same.
+    """
+    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    longest = config.get("max_position_embeddings")
+    kinds = [one.get("rope_type", one.get("type")) for one in (said, *said.values()) if _maps(one)]
+    if "dynamic" in kinds and longest and length > longest:
+        raise UserError(
+            f"--length={length}: RoPE of type 'dynamic' changes all frequencies with the length "
+            f"beyond {longest:,} positions, which keys in a cache cannot follow; use at most "
+            f"{longest}, and train.init_from with model.rope_scaling='ntk' or 'yarn' for more."
+        )
+
+
+def _maps(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def write_rope(options: Mapping[str, Any]) -> dict[str, Any]:
