@@ -4,10 +4,11 @@
         --workdir=runs/length_extrapolation
     python -m research.report --workdir=runs/length_extrapolation
 
-32 runs, 11 minutes on one core. Needs tiny Shakespeare. Expect, over 8 seeds, 2.10 nats with ALiBi
-at 512 characters, less than at 64, 2.48 without positions, 2.60 with RoPE, which is best at 64
-(2.08), and 3.01 with sines (2.25 at 64). That ALiBi is better than RoPE at 512 is supported; the
-other claims are about trained models, and 600 steps do not train these to the end.
+32 runs, 9 minutes on one core. Needs tiny Shakespeare. Expect, over 8 seeds and within 600 steps,
+2.10 nats with ALiBi at 512 characters, less than at 64 (2.17), 2.47 without positions, 2.51 with
+RoPE, which is best at 64 (2.09), and 2.98 with sines (2.27 at 64). Five claims are supported; that
+no positions do as well as ALiBi at 512 is refuted. The claims were given these words after a look
+at an earlier sweep, and were then tested on seeds that it had not seen.
 
 Press et al. 2022 train at one length and evaluate at longer ones: with ALiBi the loss stays or
 falls, with sinusoidal positions it rises at once, RoPE lies in between. Here a character model is
@@ -31,7 +32,7 @@ experiment = Experiment(
         "model.num_layers": 2,
         "model.feedforward": 256,
         "train.steps": 600,
-        "train.eval_every": 50,
+        "train.eval_every": 60,
         "train.eval_batches": 12,
         "train.checkpoint_every": 600,
         "optimizer.learning_rate": 3e-3,
@@ -46,37 +47,43 @@ experiment = Experiment(
     outcome=Outcome(metric="loss_longest"),
     claims=(
         Claim(
-            text="With ALiBi the loss does not rise beyond the training length.",
+            text="With ALiBi the loss falls beyond the training length.",
             source="Press et al. 2022 (ALiBi), abstract",
             published="1.3 billion parameters: trained at 1,024 and tested at 2,048 tokens, the "
             "perplexity of a sinusoidal model trained at 2,048",
-            test=Trend("ALiBi", "slice", "flat", margin=0.05, metric=BY_LENGTH),
+            test=Trend("ALiBi", "slice", "decreasing", metric=BY_LENGTH),
+            within_steps=True,
         ),
         Claim(
             text="With sinusoidal positions it rises.",
             source=PRESS,
             test=Trend("sinusoidal", "slice", "increasing", margin=0.1, metric=BY_LENGTH),
+            within_steps=True,
         ),
         Claim(
             text="RoPE does not extrapolate either.",
             source=PRESS,
             test=Trend("RoPE", "slice", "increasing", margin=0.1, metric=BY_LENGTH),
+            within_steps=True,
         ),
         Claim(
             text="At eight times the training length ALiBi is better than RoPE.",
             source=PRESS,
             test=Direction(a="ALiBi", b="RoPE", margin=0.1),
+            within_steps=True,
         ),
         Claim(
             text="At the training length RoPE is not worse than ALiBi.",
             test=Direction(
                 a="RoPE", b="ALiBi", at={"slice": "64"}, metric=BY_LENGTH, better="lower"
             ),
+            within_steps=True,
         ),
         Claim(
             text="Without positions the loss at eight times the length is that of ALiBi.",
             source="Kazemnejad et al. 2023: no positions extrapolate best, on reasoning tasks",
             test=Equivalence(a="none", b="ALiBi", margin=0.05),
+            within_steps=True,
         ),
     ),
 )
