@@ -31,6 +31,7 @@ NO_MATRICES = (
     "skip",
     "offset",
     "lambda",
+    "window_gain",
     "value_mix",
     *(f"shift_{name}" for name in ("query", "key", "value", "decay", "rate", "gate")),  # of RWKV-7
     "norm_shift",
