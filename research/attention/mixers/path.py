@@ -63,7 +63,9 @@ class Path(Mixer):
     a matrix H = I - beta w w^T: beta = 2 sigmoid(u . x + b) and w of unit length, which a
     projection of low rank and a short convolution with SiLU compute from the tokens. Key heads have
     matrices of their own. With a forget gate it is the paper's PaTH-FoX. While decoding, each token
-    multiplies the keys in the cache by its matrix.
+    multiplies the keys in the cache by its matrix. The authors' code differs in two ways: where
+    heads share keys the projection of w has its full rank, and the logarithms of forget gates are
+    divided by sqrt(D) too.
 
     Attributes:
       width: M.

@@ -92,7 +92,8 @@ class StateSpace(LinearTime):
     own. H D, the paper's inner width, is the model's width by default (in the paper twice that).
 
     Three options are Mamba-3's (Lahoti et al. 2026, section 3), without its several inputs and
-    outputs (MIMO) and with A fixed as in Mamba-2.
+    outputs (MIMO) and with A fixed as in Mamba-2. In the authors' code A depends on the token,
+    rates of angles are pi tanh(x W), half of the state is rotated, and the output norm is off.
 
     Attributes:
       state_width: N, the width of B and C.
@@ -224,7 +225,9 @@ class StateSpace(LinearTime):
             rates = (x @ params["angle"].astype(x.dtype)).astype(dtype)
             angle = jnp.cumsum(step[..., None] * rates[:, :, None], axis=1)
             angle = angle + state["angle"][:, None]
-            q, k, new["angle"] = turned(q, angle), turned(k, angle), angle[:, -1]
+            q, k = turned(q, angle), turned(k, angle)
+            # A sum of many tokens would round its angle: whole turns take up the digits.
+            new["angle"] = angle[:, -1] % (2 * math.pi)
         share = None
         if self.trapezoidal:
             share = jax.nn.sigmoid((x @ params["present"].astype(x.dtype)).astype(dtype))
