@@ -67,7 +67,8 @@ def convert(
     """Returns the parameters of a model, made of those of another one.
 
     Args:
-      source: parameters of `source_model`.
+      source: parameters of `source_model`. Those that both models have, in the same layers of one
+        stack, are not read, whatever they are.
       source_model: the model that was trained.
       model: the model to start; it has the layers of `source_model`, in another pattern if need be.
       shapes: shapes of its parameters.
@@ -77,7 +78,8 @@ def convert(
     Raises UserError that names the first parameter that does not fit, and both shapes.
     """
     wanted_tree = as_arrays(shapes)
-    there, here = by_layer(source), by_layer(wanted_tree)
+    same = _same(source, wanted_tree, source_model, model)
+    there, here = by_layer(source, same), by_layer(wanted_tree, same)
     axes = _axes_by_layer(model, wanted_tree)
     found: Parameters = {}
     for path, wanted in here.items():
@@ -97,9 +99,26 @@ def convert(
             raise _misfit(path, there[path], None)
     fresh = [path for path in here if path not in found]
     if fresh:
-        ordinary = by_layer(initial())
+        ordinary = by_layer(initial(), same)
         found |= {path: ordinary[path] for path in fresh}
-    return Converted(stacked(found, wanted_tree), _names(fresh, here), _names(unused, there))
+    every = by_layer(wanted_tree), by_layer(as_arrays(source))
+    params = stacked(found, wanted_tree, same)
+    return Converted(params, _names(fresh, every[0]), _names(unused, every[1]))
+
+
+def _same(
+    source: PyTree, wanted: PyTree, source_model: Model, model: Model
+) -> dict[Path, np.ndarray]:
+    """Returns the parameters of the source that are those of the model as they are, by path."""
+    there, here, found = flatten_dict(source), flatten_dict(wanted), {}
+    for path, leaf in there.items():
+        if path in here and tuple(leaf.shape) == here[path].shape:
+            own = own_paths(path, leaf.shape, there)
+            known = dict.fromkeys(own)
+            carried = all(_has_this(one, known, source_model, model) for one in own)
+            if carried and own == own_paths(path, leaf.shape, here):
+                found[path] = leaf
+    return found
 
 
 def _has_this(path: Path, there: Mapping[Path, Any], source_model: Model, model: Model) -> bool:
@@ -199,6 +218,8 @@ def without_heads(params: PyTree, model: Model, taken: Sequence[str]) -> PyTree:
 
     Raises UserError for a layer or a head that the model does not have.
     """
+    if not taken:
+        return params
     flat = by_layer(params)
     axes = _axes_by_layer(model, params)
     for text in taken:

@@ -5,7 +5,8 @@ the pattern, its slot, and its first axis is over the repeats: layer i is in slo
 stack of layers that are alike has no slots ("cross", "layers", "query").
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -38,20 +39,34 @@ def own_paths(path: Path, shape: Sequence[int], every: Iterable[Path]) -> list[P
     return [(*stack, str(number), *path[at + 1 :]) for number in numbers]
 
 
-def by_layer(params: PyTree) -> Parameters:
-    """Returns the parameters of a model by path, with the layers of its stacks taken apart."""
+def by_layer(params: PyTree, without: Collection[Path] = ()) -> Parameters:
+    """Returns the parameters of a model by path, with the layers of its stacks taken apart.
+
+    Args:
+      params: the parameters.
+      without: paths of arrays to leave out.
+    """
     flat = flatten_dict(params)
     return {
-        own: leaf[repeat] if STACK in path else leaf
+        own: leaf[repeat] if STACK in path else leaf[...]
         for path, leaf in flat.items()
+        if path not in without
         for repeat, own in enumerate(own_paths(path, leaf.shape, flat))
     }
 
 
-def stacked(found: Parameters, like: PyTree) -> PyTree:
-    """Inverse of `by_layer`, for a tree of arrays of the same shapes."""
-    flat, whole = flatten_dict(like), {}
+def stacked(found: Parameters, like: PyTree, known: Mapping[Path, Any] | None = None) -> PyTree:
+    """Inverse of `by_layer`, for a tree of arrays of the same shapes.
+
+    Args:
+      found: the parameters.
+      like: a tree of arrays of their shapes.
+      known: arrays that were left out.
+    """
+    flat, whole = flatten_dict(like), dict(known or {})
     for path, leaf in flat.items():
+        if path in whole:
+            continue
         own = own_paths(path, leaf.shape, flat)
         whole[path] = np.stack([found[one] for one in own]) if STACK in path else found[path]
     return unflatten_dict(whole)

@@ -1,12 +1,14 @@
 """Parameters of a run in one file of safetensors, by our names: runs that were imported have it.
 
-Arrays are written and read one by one, so that the file may be nearly as large as the memory.
+Arrays are written and read one by one, or in parts, so that the file may be nearly as large as the
+memory, and larger than that of one device.
 """
 
+import contextlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +80,7 @@ def read_parameters(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
     Raises UserError if it is damaged.
     """
-    try:
+    with _reading(path):
         with safe_open(path, "numpy") as file:
             names = list(file.keys())
         for name in names:
@@ -86,5 +88,53 @@ def read_parameters(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             with safe_open(path, "numpy") as file:
                 array = file.get_tensor(name)
             yield name, array
+
+
+class Stored:
+    """An array of a file that is read in the parts that are asked for, as float32.
+
+    It is no array, so that nothing reads it whole unless asked; `to_global_arrays` puts on each
+    device the part that lies there.
+
+    Attributes:
+      shape, dtype: as of an array.
+    """
+
+    dtype = np.dtype("float32")
+
+    def __init__(self, path: Path, name: str, shape: tuple[int, ...]):
+        self._path, self._name, self.shape = path, name, shape
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Returns a part: `index` is an int, a slice, a tuple of them, or `...`."""
+        index = index if isinstance(index, tuple) else (index,)
+        asked = () if index == (...,) else index
+        # Slices of a file may not end after it, unlike those of arrays.
+        within = tuple(
+            slice(*one.indices(size)) if isinstance(one, slice) else one
+            for one, size in zip(asked, self.shape, strict=False)
+        )
+        with _reading(self._path), safe_open(self._path, "numpy") as file:
+            if within:
+                part = file.get_slice(self._name)[within]
+            else:
+                part = file.get_tensor(self._name)
+        return np.asarray(part).astype(np.float32, copy=False)
+
+
+def stored_parameters(path: Path) -> dict[str, Stored]:
+    """Returns {name: array} of a file of safetensors, of which none is read yet.
+
+    Raises UserError if it is damaged.
+    """
+    with _reading(path), safe_open(path, "numpy") as file:
+        names = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    return {name: Stored(path, name, shape) for name, shape in names.items()}
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Generator[None]:
+    try:
+        yield
     except SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}.") from None

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from research.models.conversion import as_arrays, convert, without_heads
 from research.parallel.parallelize import to_global_arrays
 from research.parallel.processes import fetch, on_first
 from research.runs.bucket import open_workdir
+from research.runs.parameters import Stored
 from research.runs.store import read_json, write_json
 from research.tasks.task import Task
 from research.tasks.text.tokenizer import FILE, digest_of, from_json
@@ -33,6 +35,8 @@ from research.training.schema import resolve
 from research.training.transfer import make_transfer, taught_layers
 
 INITIAL = "initial.json"
+BLOCK = 2**22
+"""Numbers of a parameter that are hashed at a time."""
 TOLD = {
     "changed": "not as in {}",
     "fresh": "at initial values, not from {}",
@@ -45,7 +49,7 @@ class Initial(NamedTuple):
     """What the members of a population start from.
 
     Attributes:
-      params: host arrays with a leading member axis P.
+      params: host arrays with a leading member axis P, or what `to_global_arrays` asks for parts.
       records: content of `INITIAL` for each member.
     """
 
@@ -73,7 +77,24 @@ def load_initial(program: Program, configs: Sequence[ConfigDict]) -> Initial | N
             own, record["transfer"] = transfer(config, own, source.params)
         params.append(own)
         records.append(record)
-    return Initial(jax.tree.map(lambda *leaves: np.stack(leaves), *params), records)
+    return Initial(jax.tree.map(lambda *leaves: _of_members(leaves), *params), records)
+
+
+class _Members:
+    """Parameters of members that are read in parts; see `research.runs.parameters.Stored`."""
+
+    def __init__(self, leaves: Sequence[Any]):
+        self._leaves, self.dtype = leaves, leaves[0].dtype
+        self.shape = (len(leaves), *leaves[0].shape)
+
+    def __getitem__(self, index: tuple) -> np.ndarray:
+        return np.stack([leaf[index[1:]] for leaf in self._leaves[index[0]]])
+
+
+def _of_members(leaves: Sequence[Any]) -> Any:
+    """Returns the parameters of all members, with a leading axis of members."""
+    stored = any(isinstance(leaf, Stored) for leaf in leaves)
+    return _Members(leaves) if stored else np.stack(leaves)
 
 
 def check_initial(asked: Sequence[tuple[str, Program, ConfigDict]]) -> None:
@@ -127,7 +148,7 @@ def _present(configs: Sequence[ConfigDict]) -> list[dict[str, Any]]:
     digests = {config.train.init_from: "" for config in configs}
     for path in digests:
         with contextlib.suppress(UserError):
-            digests[path] = digest(load_best_params(open_workdir(path))[0])
+            digests[path] = digest(load_best_params(open_workdir(path), in_parts=True)[0])
     return [
         {"source": config.train.init_from, "digest": digests[config.train.init_from]}
         for config in configs
@@ -137,7 +158,7 @@ def _present(configs: Sequence[ConfigDict]) -> list[dict[str, Any]]:
 def _open(path: str) -> LoadedRun:
     try:
         run = open_workdir(path)
-        return open_run(run, load_run_config(run))
+        return open_run(run, load_run_config(run), in_parts=True)
     except UserError as error:
         raise UserError(f"train.init_from={path!r}: {error}") from None
 
@@ -161,7 +182,7 @@ def _convert(
     if name != other:
         raise UserError(f"its model is a {other!r}, and model.name={name!r}")
     _check_vocabulary(source, program)
-    params = jax.tree.map(np.asarray, source.params)
+    params = jax.tree.map(lambda a: a if isinstance(a, Stored) else np.asarray(a), source.params)
     shapes = program.parameters
     found = convert(params, source.model, program.model, shapes, initial, config.train.init_heads)
     taken = config.train.init_without_heads
@@ -220,12 +241,15 @@ def _tokenizer_digest(task: Task) -> str:
 def digest(params: PyTree) -> str:
     """Returns the sha256 of names, types, shapes and values of parameters, hexadecimal."""
     found = hashlib.sha256()
-    for path, leaf in sorted(
-        (jax.tree_util.keystr(path), np.asarray(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ):
+    named = {jax.tree_util.keystr(p): a for p, a in jax.tree_util.tree_leaves_with_path(params)}
+    for path in sorted(named):
+        leaf = named[path]
         found.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-        found.update(leaf.tobytes())
+        # In pieces, because it may be read from a file.
+        rows = max(1, BLOCK // max(1, math.prod(leaf.shape[1:])))
+        starts = range(0, leaf.shape[0], rows) if leaf.shape else ()
+        for part in [slice(start, start + rows) for start in starts] or [...]:
+            found.update(np.asarray(leaf[part]).tobytes())
     return found.hexdigest()
 
 

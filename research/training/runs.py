@@ -1,6 +1,7 @@
 """Loads the model, data and config of a finished or running training run."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from research.errors import UserError
 from research.models.model import parameter_shapes
 from research.models.registry import make_model
-from research.runs.parameters import PARAMETERS, read_parameters
+from research.runs.parameters import PARAMETERS, read_parameters, stored_parameters
 from research.runs.store import CONFIG, POPULATION, RESULT, read_json, read_result
 from research.tasks.registry import GENERATED, make_task
 from research.tasks.special_tokens import SpecialTokens
@@ -91,16 +92,19 @@ def load_run_config(run: Path, tasks: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
-def load_best_params(run: Path) -> tuple[Any, dict[str, float]]:
+def load_best_params(run: Path, in_parts: bool = False) -> tuple[Any, dict[str, float]]:
     """Returns the parameters that were best on validation, and their {"value", "step"}.
 
-    Those of an imported run are of step 0, and have no value.
+    Those of an imported run are of step 0, and have no value; `in_parts`, they are `Stored`, so
+    that nothing of them is read.
 
     Raises UserError if there are none, or if they are not the ones that result.json reports, as
     when the last checkpoint is damaged.
     """
     if (run / PARAMETERS).is_file():
-        return read_tree(run / PARAMETERS), {"value": math.nan, "step": 0}
+        path = run / PARAMETERS
+        tree = unflatten_dict(stored_parameters(path), sep="/") if in_parts else read_tree(path)
+        return tree, {"value": math.nan, "step": 0}
     population = read_json(run / POPULATION)
     if population is None:
         raise UserError(f"{run} has no {POPULATION}, so its checkpoints cannot be found.")
@@ -127,8 +131,13 @@ def read_tree(path: Path) -> Any:
     return unflatten_dict(flat, sep="/")
 
 
-def open_run(run: Path, config: ConfigDict) -> LoadedRun:
+def open_run(run: Path, config: ConfigDict, in_parts: bool = False) -> LoadedRun:
     """Loads a run whose config was loaded by `load_run_config`.
+
+    Args:
+      run: its directory.
+      config: its config.
+      in_parts: see `load_best_params`.
 
     Raises UserError if nothing is saved yet, or if the saved files do not match each other.
     """
@@ -152,9 +161,10 @@ def open_run(run: Path, config: ConfigDict) -> LoadedRun:
         if not labels:
             raise UserError(f"{run} has no {CORPUS} with the names of its labels.")
     model = make_model(config.model, size, config.task.length, classes=len(labels))
-    params, best = load_best_params(run)
+    params, best = load_best_params(run, in_parts)
     shapes = parameter_shapes(model, shapes_of_a_batch(config))
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
+    of_shape = operator.attrgetter("shape")
+    if jax.tree.map(of_shape, params) != jax.tree.map(of_shape, shapes):
         kept = f"{FILE} has {size:,} tokens" if tokenizer else CONFIG
         named = f" and {CORPUS} {len(labels)} labels" if known.get("labels") else ""
         raise UserError(

@@ -1,13 +1,22 @@
 """Training on eight devices in every layout, against one device: see tests/eight_devices.py."""
 
 import functools
+import tempfile
+import unittest.mock
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from research.configuration import apply_deltas
 from research.parallel.parallelize import to_global_arrays
+from research.runs.parameters import PARAMETERS, Described, Stored, write_parameters
+from research.runs.store import CONFIG, write_json
+from research.training.initial import load_initial
 from research.training.program import make_members, make_program
+from research.training.schema import resolve, run_record
 from tests import small
 
 MEMBERS, STEPS = 8, 50
@@ -192,6 +201,55 @@ def begins() -> None:
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
+def begins_from_a_file() -> None:
+    """Parameters of a file go to devices in parts: none is read as a whole that lies in parts."""
+    config = apply_deltas(small.recall(), BASE)
+    shapes = flatten_dict(make_program(config).parameters, sep="/")
+    described = {n: Described(tuple(s.shape), "bfloat16") for n, s in shapes.items()}
+    read, found = [], []
+    original = Stored.__getitem__
+
+    def reading(self: Stored, index: object) -> np.ndarray:
+        part = original(self, index)
+        read.append((self.shape, part.size))
+        return part
+
+    with tempfile.TemporaryDirectory() as home:
+        runs = [Path(home) / str(seed) for seed in range(2)]
+        for seed, run in enumerate(runs):
+            random = np.random.default_rng(seed)
+            drawn = {n: 0.3 * random.normal(size=s.shape) for n, s in sorted(shapes.items())}
+            write_parameters(
+                run / PARAMETERS,
+                described,
+                lambda n, drawn=drawn: drawn[n].astype(jnp.bfloat16),
+            )
+            write_json(run / CONFIG, run_record(resolve(config)))
+        for layout in (
+            {"data": 1, "member": 1},
+            {"member": 2, "data": 2, "model": 2, "fsdp": True},
+        ):
+            deltas = {f"parallel.{key}": value for key, value in layout.items()}
+            own = apply_deltas(config, deltas)
+            program = make_program(own, 2)
+            configs = [apply_deltas(own, {"train.init_from": str(run)}) for run in runs]
+            initial = load_initial(program, configs)
+            assert initial is not None
+            read.clear()
+            with unittest.mock.patch.object(Stored, "__getitem__", reading):
+                lies = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
+                placed = to_global_arrays(initial.params, lies)
+            sums = program.evaluate["validation"](placed, program.data).sums
+            found.append((jax.device_get((placed, sums)), [r["digest"] for r in initial.records]))
+    for shape, size in read:
+        whole = np.prod(shape)
+        assert size == whole if whole < 100 else size <= whole / 2, (shape, size)
+    (one, names), (many, others) = found
+    assert names == others and len(set(names)) == 2
+    jax.tree.map(np.testing.assert_array_equal, one[0], many[0])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), one[1], many[1])
+
+
 EVERY = {
     f"{name} {layout}": functools.partial(agrees, name, layout)
     for name in (*MECHANISMS, *PAIRS)
@@ -219,4 +277,4 @@ SLOW = {name: check for name, check in EVERY.items() if name not in FAST} | {
     for layout in ("data=8, fsdp", "member=2 x data=2 x model=2, fsdp")
 }
 CHECKS = {name: EVERY[name] for name in FAST} | {"parts": lies_in_parts, "items": items_agree}
-CHECKS |= {"begins": begins}
+CHECKS |= {"begins": begins, "begins from a file": begins_from_a_file}
