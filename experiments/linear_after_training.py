@@ -68,7 +68,7 @@ experiment = Experiment(
         *(
             Claim(
                 text=f"{when}, {kind} attention is better if it was taught.",
-                source=f"{ZHANG}, section 3.1",
+                source=f"{ZHANG}, section 3",
                 published="training on is easy once linear attention gives the outputs of softmax",
                 test=Direction(a=f"{kind}, taught", b=kind, at=at),
                 within_steps=True,
@@ -79,7 +79,7 @@ experiment = Experiment(
         *(
             Claim(
                 text=f"After {at} steps, taught linear attention is better beside a window.",
-                source=f"{ZHANG}, section 3.3",
+                source=f"{ZHANG}, section 3",
                 published="a window lowers the error of the outputs and the perplexity",
                 test=Direction(a="hybrid, taught", b="learned, taught", at={STEPS: at}),
                 within_steps=True,

@@ -108,7 +108,7 @@ class Train(Part):
         "the outputs that it gave; 0: none",
         least=0,
         unless=RANDOM,
-        source="Zhang et al. 2024 (LoLCATs), section 3.2",
+        source="Zhang et al. 2024 (LoLCATs), section 3",
     )
     transfer_rate: float = option(
         1e-2,

@@ -4,7 +4,7 @@ A model that was converted to another attention (`research.models.conversion`) h
 start at their initial values, such as a feature map. Before it is trained as a whole, these are
 trained alone, each layer by itself, on the vectors that the layer gets in the model that was
 trained: so errors of one layer do not reach the next. What is minimised is the mean square of the
-difference between the heads' outputs (Zhang et al. 2024 (LoLCATs), section 3.2).
+difference between the heads' outputs (Zhang et al. 2024 (LoLCATs), section 3).
 """
 
 import itertools

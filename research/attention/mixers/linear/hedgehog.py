@@ -43,7 +43,7 @@ class Hedgehog(LinearTime):
     for keys (Zhang et al. 2024, "The Hedgehog & the Porcupine", section 4). With a window, the
     latest w keys have the weights gamma exp(q . k / sqrt(D) - m) and the ones before
     phi(q) . phi(k), and all weights are divided by their sum (Zhang et al. 2024, "LoLCATs",
-    section 3.3); gamma = sigmoid of a parameter of each head, and m is the largest score in the
+    section 3); gamma = sigmoid of a parameter of each head, and m is the largest score in the
     window, as in the authors' code: what is added to all scores of a query changes nothing.
 
     Attributes:
@@ -209,7 +209,7 @@ class HedgehogOptions(LinearTimeOptions):
     attention to the latest w keys
     """
 
-    source = "Zhang et al. 2024 (Hedgehog), section 4; Zhang et al. 2024 (LoLCATs), section 3.3"
+    source = "Zhang et al. 2024 (Hedgehog), section 4; Zhang et al. 2024 (LoLCATs), section 3"
     implementations = ("parallel", "chunkwise", "recurrent")
     time = "T C (F + D) + T F D in chunks of C; T (C + w) D more with a window"
     state = "2 H F (D + 1) + 2 w H D"
