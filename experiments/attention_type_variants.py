@@ -18,8 +18,8 @@ turns. The rate of each arm was chosen among 0.001, 0.002 and 0.004 in a pilot o
     linear, short convolution    10   1.00
 
 Most seeds of softmax attention, of Zoology's hybrid and of linear attention behind a short
-convolution solve it (supported); most of sigmoid attention and of linear attention before softmax
-do not (refuted); one shared key head stays open.
+convolution solve it (supported); most of sigmoid attention, which still rises then, and of linear
+attention before softmax do not (refuted); one shared key head stays open.
 """
 
 from research.ablation.claims import Claim, Threshold
