@@ -22,6 +22,14 @@ is evaluated as converted, and after 100 and 200 steps, so that what was taught 
 steps can be compared with what was trained for 200. A window of 8 alone says what the linear part
 is for, and the softmax model goes on for as many steps. The paper trains adapters of low rank; here
 all parameters are trained.
+
+105 runs, 11 minutes on one core, and 4 for the models. Expect, in nats over 5 models, as converted
+and after 200 steps: softmax 1.87 and 1.87, its window 1.89 and 1.88, elu + 1 2.98 and 2.41, the
+learned map 2.90 and 2.26, taught 2.82 and 2.21, the hybrid 2.97 and 2.13, taught 2.18 and 1.90. Six
+claims are supported: teaching helps wherever it was asked but for the learned map as converted
+(open), and the hybrid most. That the taught hybrid is within 0.05 nats of softmax attention stays
+open (0.03). That it is better than its window alone is refuted: these models hardly look further
+back than 8 characters.
 """
 
 from research.ablation.claims import Claim, Direction, Equivalence
