@@ -73,7 +73,7 @@ class Path(Mixer):
       num_kv_heads: K, which divides H.
       head_width: D.
       turn_rank: R, rank of the projection of w.
-      short_convolution: N, taps of its convolution.
+      turn_taps: N, taps of its convolution.
       mechanism: mask, biases and normalizer; its score is not used.
       implementation: "dense", or "blockwise" for softmax without biases.
       block_size: for "blockwise"; 0 chooses.
@@ -87,7 +87,7 @@ class Path(Mixer):
     num_kv_heads: int
     head_width: int
     turn_rank: int = 32
-    short_convolution: int = 3
+    turn_taps: int = 3
     mechanism: Mechanism = CAUSAL
     implementation: str = "dense"
     block_size: int = 0
@@ -109,7 +109,7 @@ class Path(Mixer):
         found = projections(self)
         found[f"{TURN}_in"] = Parameter((self.width, rank), inward, matrix_axes("width", ""))
         found[f"{TURN}_out"] = Parameter((rank, *kv), outward, axes)
-        found |= short_convolution.parameters(self.short_convolution, self._channels)
+        found |= short_convolution.parameters(self.turn_taps, self._channels)
         init = matrix_init(self.init_stddev, self.width)
         found["strength"] = Parameter((self.width, kv[0]), init, matrix_axes("width", "kv_heads"))
         found["strength_bias"] = Parameter(kv[:1], Constant(0.0), vector_axes("kv_heads"))
@@ -159,7 +159,7 @@ class Path(Mixer):
 
         See `cache.empty` and `short_convolution.init_past`.
         """
-        past = short_convolution.init_past(self.short_convolution, self._channels, batch, dtype)
+        past = short_convolution.init_past(self.turn_taps, self._channels, batch, dtype)
 
         def entries(params, x):
             return self._cache_entries(params, x, self._heads(params, x, self._no_past(x))[1])
@@ -219,7 +219,7 @@ class Path(Mixer):
 
     def _no_past(self, x):
         """Returns the convolution's inputs before the first token."""
-        taps = self.short_convolution
+        taps = self.turn_taps
         return short_convolution.init_past(taps, self._channels, x.shape[0], x.dtype)
 
     def _heads(self, params, x, past, mask=None):
@@ -259,7 +259,7 @@ class PathOptions(AttentionOptions):
     )
     num_kv_heads: int = size_option(0, "K, key/value heads; 0: num_heads")
     turn_rank: int = size_option(32, "R, rank of the projection of w", least=1)
-    short_convolution: int = size_option(3, "N, taps of the convolution of w", least=1)
+    turn_taps: int = size_option(3, "N, taps of the convolution of w", least=1)
     forget_gate: bool = option(
         False,
         "scores decay by gates f = sigmoid(w x + b) of the tokens between query and key",
