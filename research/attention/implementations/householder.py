@@ -1,7 +1,7 @@
 """Scores k_j^T H_{j+1} ... H_i q_i with a matrix H_t = I - beta_t w_t w_t^T of each token.
 
 The products of the matrices of a chunk of tokens have a closed form, the UT transform (Joffrin and
-Low 2006; Yang et al. 2025, "PaTH Attention", section 3.1): for the rows q_i, k_j and w_l,
+Low 2006; Yang et al. 2025, "PaTH Attention", section 3): for the rows q_i, k_j and w_l,
 
   scores = Q K^T - tril(Q W^T) T stril(W K^T),  T = (I + diag(beta) stril(W W^T))^-1 diag(beta).
 
@@ -102,7 +102,7 @@ def blockwise(
     mask: Mask,
     block: int = 0,
 ) -> Float[Array, "B T H Dv"]:
-    """Computes causal softmax attention with these scores in blocks, as the paper's section 3.2.
+    """Computes causal softmax attention with these scores in blocks, as the paper does (section 3).
 
     Each block of queries goes back over the blocks of keys, turned by the matrices of every block
     that it has passed. Memory grows with T: the backward pass computes the scores again.
@@ -149,8 +149,6 @@ def blockwise(
 
         mine = jax.tree.map(lambda a: a[n], chunks)
         start = _add(_nothing(mine.scores, values), mine.scores, values[n], allowed(n))
-        if count == 1:
-            return _divided(start)
         (_, sums), _ = jax.lax.scan(step, (mine.queries, start), jnp.arange(1, count))
         return _divided(sums)
 

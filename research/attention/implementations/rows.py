@@ -78,10 +78,9 @@ def attend(
         out = dense.attend(queries, k, v, own, **at)
         return dense.stored_after(queries, k, v, own, **at) if stored else stored, out
 
-    stored: dict[str, Array] = {}
     rows = (blocks, index)
     if not mechanism.changes_tokens:
-        _, out = jax.lax.scan(step, stored, rows)
+        _, out = jax.lax.scan(step, {}, rows)
     else:
         # What is stored before the first block is in the mechanism.
         first = jax.tree.map(lambda a: a[0], rows)

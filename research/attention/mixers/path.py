@@ -25,7 +25,6 @@ from research.attention.parameters import (
     vector_axes,
 )
 from research.attention.parts.biases import Bias
-from research.attention.parts.content_dependent import PerQuery
 from research.attention.parts.forget_gate import forget_gate
 from research.attention.parts.masks import Mask, causal
 from research.attention.parts.mechanism import Mechanism
@@ -33,7 +32,7 @@ from research.attention.parts.normalizers import softmax
 from research.attention.parts.part_options import MechanismPart, Sizes, size_option
 from research.attention.parts.positions import MODEL_POSITIONS
 from research.attention.parts.relative_biases import BIAS_POSITIONS
-from research.attention.parts.scores import NonDotScore
+from research.attention.parts.scores import NonDotScore, unit
 from research.attention.parts.segments import places_in_segments
 from research.options import OptionError, choice, option
 
@@ -48,10 +47,10 @@ class Given(NonDotScore):
     """Scores that were computed before."""
 
     required_projections: ClassVar[tuple[str, ...]] = ()
-    scores: PerQuery  # (B, T, H, S)
+    scores: Any  # (B, H, T, S)
 
     def __call__(self, q: Any, k: Any, q_index: Any, kv_index: Any) -> Float[Array, "B H T S"]:
-        return jnp.swapaxes(self.scores.values, 1, 2)
+        return self.scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +205,7 @@ class Path(Mixer):
           mask: restricts the mixer's own mask further.
         """
         mechanism = self.mechanism.bind(params, mask).with_tokens(seen)
-        given = Given(PerQuery(jnp.swapaxes(scores, 1, 2)))
-        mechanism = dataclasses.replace(mechanism, score=given)
+        mechanism = dataclasses.replace(mechanism, score=Given(scores))
         q = jnp.zeros((*x.shape[:2], self.num_heads, self.head_width), x.dtype)
         at = {"q_index": index, "kv_index": seen["positions"]}
         return attend_fn(q, seen["k"], seen["v"].astype(x.dtype), mechanism, **at)
@@ -231,8 +229,7 @@ class Path(Mixer):
         low = jnp.einsum("btm,mr->btr", x, params[f"{TURN}_in"].astype(x.dtype))
         w = jnp.einsum("btr,rkd->btkd", low, params[f"{TURN}_out"].astype(x.dtype))
         heads, past = short_convolution.activate(params, past, {TURN: w}, places_in_segments(mask))
-        w = heads[TURN].astype(wide)
-        w = w * jax.lax.rsqrt(jnp.sum(w * w, axis=-1, keepdims=True) + 1e-12)
+        w = unit(heads[TURN])
         gate = jnp.einsum("btm,mk->btk", x, params["strength"].astype(x.dtype)).astype(wide)
         beta = 2 * jax.nn.sigmoid(gate + params["strength_bias"].astype(wide))
         q = split_heads(params, "query", x).astype(wide) * self.head_width**-0.5
@@ -263,7 +260,7 @@ class PathOptions(AttentionOptions):
     forget_gate: bool = option(
         False,
         "scores decay by gates f = sigmoid(w x + b) of the tokens between query and key",
-        source="Yang et al. 2025 (PaTH Attention), section 3.3, PaTH-FoX",
+        source="Yang et al. 2025 (PaTH Attention), section 3, PaTH-FoX",
     )
 
     def sizes(self, context: Context) -> Sizes:

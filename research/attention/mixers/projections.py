@@ -102,16 +102,23 @@ def normalize_heads(
     """Returns RMSNorm of y over the channels of each head, or y if it has no gain in `params`.
 
     The gain is `params[name + "_scale"]` (D,), shared by the heads, plus 1 if it is zero-centered.
-    Statistics are float32 or wider; the result has the dtype of y. Source: Zhang and Sennrich 2019,
-    equation 4.
     """
     scale = params.get(f"{name}_scale")
     if scale is None:
         return y
+    gain = 1 + scale if mixer.qk_norm == ZERO_CENTERED else scale
+    return rms_norm(y, gain, mixer.norm_epsilon)
+
+
+def rms_norm(y: Float[Array, "*B D"], gain: Float[Array, " D"], epsilon: float) -> Array:
+    """Returns y over the root of its mean square in the last axis, times the gain.
+
+    Statistics are float32 or wider; the result has the dtype of y. Source: Zhang and Sennrich 2019,
+    equation 4.
+    """
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + mixer.norm_epsilon)
-    scale = 1 + scale if mixer.qk_norm == ZERO_CENTERED else scale
-    return (wide * scale).astype(y.dtype)
+    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)
+    return (wide * gain).astype(y.dtype)
 
 
 def merge_heads(params: dict[str, Array], y: Float[Array, "B T H D"]) -> Float[Array, "B T M"]:

@@ -121,8 +121,8 @@ class Cosine(Score):
     def as_dot(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
     ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S K D"]]:
-        scaled = _unit(q) / jnp.asarray(self.temperature)[..., None]
-        return scaled.astype(q.dtype), _unit(k).astype(k.dtype)
+        scaled = unit(q) / jnp.asarray(self.temperature)[..., None]
+        return scaled.astype(q.dtype), unit(k).astype(k.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -135,11 +135,11 @@ class LearnedCosine(Score):
     def as_dot(
         self, q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]
     ) -> tuple[Float[Array, "B T H D"], Float[Array, "B S K D"]]:
-        scaled = _unit(q) * jnp.exp(self.log_scale)[:, None]
-        return scaled.astype(q.dtype), _unit(k).astype(k.dtype)
+        scaled = unit(q) * jnp.exp(self.log_scale)[:, None]
+        return scaled.astype(q.dtype), unit(k).astype(k.dtype)
 
 
-def _unit(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def unit(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns x / |x| in float32 or wider."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # The epsilon keeps the value and the gradient of a zero vector finite.

@@ -26,7 +26,7 @@ from research.attention.mixers.linear.linear_time import (
 )
 from research.attention.mixers.mixer_options import Context
 from research.attention.mixers.projections import NORM_EPSILON as QK_EPSILON
-from research.attention.mixers.projections import merge_heads
+from research.attention.mixers.projections import merge_heads, rms_norm
 from research.attention.parameters import Constant, Parameter, matrix_axes, matrix_init, vector_axes
 from research.attention.parts.part_options import size_option
 from research.options import OptionError, option
@@ -70,12 +70,6 @@ def steps(
     return step, -step * jnp.exp(params["log_rate"].astype(dtype))
 
 
-def rms_normalized(x: Float[Array, "*B N"], gain: Float[Array, " N"]) -> Float[Array, "*B N"]:
-    """Returns x divided by the root of its mean square over N, times the gain."""
-    squares = jnp.square(x).mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt(squares + QK_EPSILON) * gain.astype(x.dtype)
-
-
 def turned(x: Float[Array, "B T H N"], angle: Float[Array, "B T H N/2"]) -> Float[Array, "B T H N"]:
     """Rotates the pairs of channels (n, n + N / 2) by angles in radians."""
     (a, b), cos, sin = jnp.split(x, 2, axis=-1), jnp.cos(angle), jnp.sin(angle)
@@ -101,11 +95,11 @@ class StateSpace(LinearTime):
         al. 2025, section 3.3); see `log_linear`. 0: one S for all of the past.
       trapezoidal: adds to S_t what the token before put in: S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t
         B_{t-1} x_{t-1}^T + l_t dt_t B_t x_t^T with a_t = exp(-dt_t A) and l_t = sigmoid(x w), the
-        exponential-trapezoidal rule (section 3.1).
+        exponential-trapezoidal rule (section 3).
       rotating: rotates S by angles dt_t x W in N / 2 planes, which is a state of complex numbers
-        (section 3.2); B and C are rotated by the sums of the angles instead.
+        (section 3); B and C are rotated by the sums of the angles instead.
       biased_state: B and C are RMS-normalized with gains, and each head adds biases that start at 1
-        (section 3.4).
+        (section 3).
       convolution_bias: adds a bias to the short convolution, before SiLU, as in the authors' code.
       state_groups: G, groups of heads; each has B and C and a norm of its own (section 8.2).
       output_norm_gain: whether the norm has learned gains. The output projection can absorb them.
@@ -211,7 +205,9 @@ class StateSpace(LinearTime):
         heads, inputs = self.project_qkv(params, state["inputs"], x, places)
         q, k, v = (heads[name].astype(dtype) for name in ("query", "key", "value"))
         if self.biased_state:
-            q, k = (rms_normalized(y, params[f"{n}_scale"]) for n, y in (("query", q), ("key", k)))
+            q, k = (
+                rms_norm(y, params[f"{n}_scale"], QK_EPSILON) for n, y in (("query", q), ("key", k))
+            )
         # Without groups the heads share B and C, until something of their own is added.
         if self.state_groups > 1 or self.biased_state or self.rotating:
             each = self.num_heads // self.state_groups
@@ -249,9 +245,7 @@ class StateSpace(LinearTime):
         q, k, step, share, levels, decays = queries_keys
         run = functools.partial(decay.FORMS[form], **self.form_options(form))
         if levels is not None:
-            run = functools.partial(
-                log_linear.FORMS[form], **self.form_options(form), levels=levels
-            )
+            run = functools.partial(log_linear.FORMS[form], levels=levels, **run.keywords)
         if share is None:
             memory, y = run(q, k, v * step[..., None], decays, memory)
         else:
@@ -304,17 +298,17 @@ class StateSpaceOptions(ConvolvedOptions, NormedOutputOptions, LogLinearOptions)
     trapezoidal: bool = option(
         False,
         "S also gets what the token before puts in: the exponential-trapezoidal rule",
-        source="Lahoti et al. 2026 (Mamba-3), section 3.1",
+        source="Lahoti et al. 2026 (Mamba-3), section 3",
     )
     rotating: bool = option(
         False,
         "rotates S by data-dependent angles, as complex numbers do",
-        source="Lahoti et al. 2026 (Mamba-3), section 3.2",
+        source="Lahoti et al. 2026 (Mamba-3), section 3",
     )
     biased_state: bool = option(
         False,
         "normalizes B and C, and adds biases of each head that start at 1",
-        source="Lahoti et al. 2026 (Mamba-3), section 3.4",
+        source="Lahoti et al. 2026 (Mamba-3), section 3",
     )
     convolution_bias: bool = option(False, "adds a bias to the short convolution")
     state_groups: int = size_option(
