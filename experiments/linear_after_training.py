@@ -96,7 +96,7 @@ experiment = Experiment(
         ),
         Claim(
             text="After 200 steps, a learned feature map that was taught is better than elu + 1.",
-            source=f"{ZHANG}, section 2",
+            source=ZHANG,
             test=Direction(a="learned, taught", b="elu", at=AFTER),
             within_steps=True,
         ),
@@ -107,7 +107,7 @@ experiment = Experiment(
         ),
         Claim(
             text="After 200 steps the taught hybrid is within 0.05 nats of the softmax model.",
-            source=f"{ZHANG}, section 4",
+            source=ZHANG,
             published="most of the gap to the softmax model is closed",
             test=Equivalence("hybrid, taught", "softmax", 0.05, at=AFTER),
             within_steps=True,
